@@ -1,0 +1,35 @@
+"""Alembic's environment: the service hands over its connection, the command line opens one."""
+
+from __future__ import annotations
+
+from alembic import context
+from sqlalchemy import Connection, MetaData
+
+
+def run(connection: Connection, metadata: MetaData | None = None) -> None:
+    context.configure(connection=connection, target_metadata=metadata, compare_server_default=True)
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+def run_from_the_command_line() -> None:
+    """For `alembic check`, `alembic revision --autogenerate` and the like."""
+    from autopack.config import load_settings
+    from autopack.database import open_database
+    from autopack.models.base import Base
+
+    if context.is_offline_mode():
+        context.configure(dialect_name="postgresql", literal_binds=True)
+        with context.begin_transaction():
+            context.run_migrations()
+        return
+    with open_database(load_settings()) as database, database.engine.begin() as connection:
+        run(connection, Base.metadata)
+
+
+# Nothing of ours is imported on this way: the package may be called `src.autopack` here.
+given = context.config.attributes.get("connection")
+if given is not None:
+    run(given)
+else:
+    run_from_the_command_line()

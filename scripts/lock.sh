@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Writes requirements.txt and requirements-dev.txt from pyproject.toml: one file for every platform
+# and Python from 3.11 on, with hashes. `bash scripts/lock.sh --upgrade` moves all pins forward.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+lock() {
+    "${UV:-uv}" pip compile pyproject.toml --quiet --universal --python-version 3.11 \
+        --generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-find-links "$@"
+}
+
+lock "$@" --output-file requirements.txt
+lock "$@" --extra dev --constraint requirements.txt --output-file requirements-dev.txt

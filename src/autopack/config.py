@@ -1,0 +1,166 @@
+"""Settings, read once from the environment and `.env`; nobody else reads `os.environ`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AliasChoices, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from .domain.identifiers import identifier_problem
+
+MEGABYTE = 1_000_000
+
+
+class SettingsError(Exception):
+    """A setting has a wrong value. The message is one line that names it."""
+
+
+class Settings(BaseSettings):
+    """Every knob of the service. The guide's names stand bare, ours begin with AUTOPACK_.
+
+    Relative folders of ours are taken from the top of the repository that is served, so that a
+    start from any folder inside it finds the same data.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="AUTOPACK_",
+        env_file=".env",
+        extra="ignore",
+        frozen=True,
+        populate_by_name=True,
+        env_ignore_empty=True,
+    )
+
+    # First, because `home` and `autonomous_runs_dir` are taken from it.
+    repo_path: Path = Field(default=Path("."), description="The git repository that runs build.")
+    database_url: str | None = Field(
+        default=None,
+        validation_alias=AliasChoices("DATABASE_URL"),
+        description="Postgres connection string; unset: the embedded Postgres.",
+    )
+    autonomous_runs_dir: Path = Field(
+        default=Path(".autonomous_runs"),
+        validation_alias=AliasChoices("AUTONOMOUS_RUNS_DIR"),
+        description="Folder that mirrors every run as files.",
+    )
+    testing: bool = Field(
+        default=False,
+        validation_alias=AliasChoices("TESTING"),
+        description="`1` skips the database's initialisation at start.",
+    )
+
+    home: Path = Field(
+        default=Path(".autopack"), description="Our own data: embedded Postgres, scratch, logs."
+    )
+    project_id: str = Field(default="Autopack", description="Name of the project, in every run.")
+    base_branch: str | None = Field(
+        default=None,
+        description="Branch that runs start from; unset: `main`, else the repository's default.",
+    )
+    auth: Literal["loopback", "disabled"] = Field(
+        default="loopback",
+        description="Who is answered: callers on this machine only, or everybody.",
+    )
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=("localhost", "127.0.0.1", "[::1]"),
+        description="Host names the service answers to, separated by commas.",
+    )
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="Shape of the log lines."
+    )
+    host: str = Field(default="127.0.0.1", description="Address to listen on.")
+    port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on.")
+
+    max_body_bytes: int = Field(default=20 * MEGABYTE, gt=0, description="Largest request body.")
+    max_json_depth: int = Field(default=32, gt=0, description="Deepest nesting of a JSON body.")
+    max_plan_phases: int = Field(default=500, gt=0, description="Most phases in one plan.")
+    max_plan_tiers: int = Field(default=100, gt=0, description="Most tiers in one plan.")
+    max_patch_bytes: int = Field(default=10 * MEGABYTE, gt=0, description="Largest patch.")
+    max_patch_files: int = Field(default=2_000, gt=0, description="Most files in a patch.")
+    max_patch_hunks: int = Field(default=20_000, gt=0, description="Most hunks in a patch.")
+    max_patch_lines: int = Field(default=1_000_000, gt=0, description="Most lines in a patch.")
+    max_patch_line_bytes: int = Field(default=100_000, gt=0, description="Longest line in a patch.")
+    max_path_bytes: int = Field(default=1_000, gt=0, description="Longest path in a patch.")
+    max_path_depth: int = Field(default=60, gt=0, description="Deepest path in a patch.")
+    max_binary_bytes: int = Field(
+        default=50 * MEGABYTE,
+        gt=0,
+        description="Declared size of a patch's binary literals and delta results together.",
+    )
+    git_timeout_seconds: int = Field(default=30, gt=0, description="Longest run of a git process.")
+    git_memory_bytes: int = Field(
+        default=1024**3, gt=0, description="Most memory of a git process."
+    )
+    sql_timeout_seconds: int = Field(default=15, gt=0, description="Longest SQL statement.")
+
+    @field_validator("allowed_hosts", mode="before")
+    @classmethod
+    def _split_hosts(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip().lower() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("database_url")
+    @classmethod
+    def _psycopg2_url(cls, value: str | None) -> str | None:
+        """SQLAlchemy 2.1 reads a bare `postgresql://` as psycopg 3; the app stays on psycopg2."""
+        if value is None:
+            return None
+        scheme, separator, rest = value.partition("://")
+        if not separator or not re.fullmatch(r"postgres(ql)?(\+psycopg2)?", scheme):
+            raise ValueError("must begin with postgresql://")
+        return f"postgresql+psycopg2://{rest}"
+
+    @field_validator("project_id")
+    @classmethod
+    def _project_id(cls, value: str) -> str:
+        problem = identifier_problem(value)
+        if problem:
+            raise ValueError(problem)
+        return value
+
+    @field_validator("repo_path")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @field_validator("autonomous_runs_dir", "home")
+    @classmethod
+    def _from_the_repository(cls, value: Path, info: ValidationInfo) -> Path:
+        repo_path: Path | None = info.data.get("repo_path")
+        if repo_path is None:  # itself wrong, and reported
+            return value
+        return repository_top(repo_path) / value.expanduser()
+
+    @classmethod
+    def variable(cls, field_name: str) -> str:
+        """Return the environment variable that sets a field."""
+        alias = cls.model_fields[field_name].validation_alias
+        if isinstance(alias, AliasChoices):
+            return str(alias.choices[0])
+        return f"{cls.model_config['env_prefix']}{field_name}".upper()
+
+
+def repository_top(folder: Path) -> Path:
+    """Return the nearest folder at or above `folder` that holds `.git`, else `folder` itself."""
+    return next((top for top in (folder, *folder.parents) if (top / ".git").exists()), folder)
+
+
+def load_settings(env_file: Path | None = Path(".env")) -> Settings:
+    """Read the environment and `env_file`. Raises SettingsError, one line for all that is wrong."""
+    try:
+        return Settings(_env_file=env_file)
+    except ValidationError as error:
+        raise SettingsError("; ".join(_problem(item) for item in error.errors())) from error
+
+
+def _problem(item: ErrorDetails) -> str:
+    name = str(item["loc"][0])
+    variable = name if name.isupper() else Settings.variable(name)
+    reason = item["msg"].removeprefix("Value error, ")
+    shown = "" if variable == "DATABASE_URL" else f" ({item['input']!r})"  # it holds a password
+    return f"{variable}{shown}: {reason[0].lower()}{reason[1:]}"

@@ -1,0 +1,203 @@
+"""The one Postgres: engine, sessions, migrations."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.engine import Dialect
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import OperationalError, ProgrammingError
+from sqlalchemy.orm import Session, sessionmaker
+
+from .config import Settings, load_settings
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+    from .embedded_postgres import EmbeddedPostgres
+
+logger = structlog.get_logger(__name__)
+
+Sessions = sessionmaker[Session]
+
+# The server answers on at most 40 threads, and a request that holds a run's lock may use a second
+# connection: 80 at most, below Postgres' default of 100. What is idle beyond 20 is closed.
+POOL_SIZE: Final = 20
+POOL_OVERFLOW: Final = 60
+POOL_WAIT_SECONDS: Final = 10
+CONNECT_SECONDS: Final = 5
+# Any constant number will do; it only has to be the same in every Autopack.
+MIGRATION_LOCK: Final = 4_702_111_234_474_983_745
+
+
+class DatabaseError(Exception):
+    """The database cannot be used. The message is one line that says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """An open database: close it when done, it may own a running Postgres."""
+
+    engine: Engine
+    sessions: Sessions
+    embedded: EmbeddedPostgres | None = None
+
+    def migrate(self) -> None:
+        """Bring the schema to head. Raises DatabaseError."""
+        migrate(self.engine)
+
+    def close(self) -> None:
+        """Close every idle connection and leave the embedded Postgres."""
+        self.engine.dispose()
+        if self.embedded is not None:
+            self.embedded.stop()
+
+    def __enter__(self) -> Database:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_database(settings: Settings) -> Database:
+    """Open DATABASE_URL, or start the embedded Postgres in AUTOPACK_HOME.
+
+    Connects to DATABASE_URL at first use only. Raises DatabaseError.
+    """
+    if settings.database_url is not None:
+        engine = make_engine(settings.database_url, settings.sql_timeout_seconds)
+        return Database(engine, make_sessions(engine))
+    try:
+        # Here, because only those without a DATABASE_URL need it (or have a system that can).
+        from .embedded_postgres import EmbeddedPostgres, EmbeddedPostgresError
+    except ImportError as error:
+        raise DatabaseError(
+            f"The embedded Postgres does not work on this system ({error}): set DATABASE_URL."
+        ) from error
+    embedded = EmbeddedPostgres(settings.home / "postgres")
+    try:
+        url = embedded.start()
+    except EmbeddedPostgresError as error:
+        raise DatabaseError(str(error)) from error
+    engine = make_engine(url, settings.sql_timeout_seconds)
+    _revive_on_connect(engine, embedded)
+    return Database(engine, make_sessions(engine), embedded)
+
+
+def make_engine(url: str | URL, statement_seconds: int) -> Engine:
+    """Return an engine whose every statement ends within `statement_seconds`, in UTC."""
+    address = make_url(url)
+    options = f"-c statement_timeout={statement_seconds * 1000} -c timezone=UTC"
+    given = address.query.get("options")
+    if isinstance(given, str):
+        options = f"{given} {options}"
+    return create_engine(
+        address,
+        pool_size=POOL_SIZE,
+        max_overflow=POOL_OVERFLOW,
+        pool_timeout=POOL_WAIT_SECONDS,
+        pool_pre_ping=True,  # 30 µs of CPU a request; without it a restart of Postgres costs some
+        connect_args={
+            "options": options,
+            "application_name": "autopack",
+            "connect_timeout": CONNECT_SECONDS,
+        },
+    )
+
+
+def make_sessions(engine: Engine) -> Sessions:
+    """Return a factory of sessions whose objects stay readable after a commit."""
+    return sessionmaker(engine, expire_on_commit=False)
+
+
+def init_db(settings: Settings | None = None) -> None:
+    """Migrate DATABASE_URL, or the embedded Postgres, to head. Raises DatabaseError."""
+    with open_database(settings or load_settings()) as database:
+        database.migrate()
+
+
+def migrate(engine: Engine) -> None:
+    """Bring the schema to head, in one transaction, once however many processes start at a time.
+
+    Raises DatabaseError.
+    """
+    from alembic import command
+    from alembic.runtime.migration import MigrationContext
+    from alembic.script import ScriptDirectory
+
+    def revision_of(connection: Connection) -> str | None:
+        return MigrationContext.configure(connection).get_current_revision()
+
+    config = alembic_config()
+    scripts = ScriptDirectory.from_config(config)
+    head = scripts.get_current_head()
+    with _one_line_errors(engine):
+        with engine.connect() as connection:
+            if revision_of(connection) == head:
+                return
+        with engine.begin() as connection:
+            # Migrations, and the wait for whoever migrates right now, may take their time.
+            connection.execute(text("SET LOCAL statement_timeout = 0"))
+            connection.execute(
+                text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK}
+            )
+            revision = revision_of(connection)
+            if revision == head:
+                return
+            if revision not in {None, *(script.revision for script in scripts.walk_revisions())}:
+                raise DatabaseError(
+                    f"The database is at revision {revision}, which this Autopack does not know: "
+                    "it was migrated by a newer one. Update Autopack."
+                )
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+    logger.info("database_migrated", revision=head, was=revision)
+
+
+def alembic_config() -> Config:
+    """Return Alembic's configuration for the migrations that belong to this code.
+
+    They are in `alembic/` of a checkout, and in `autopack/migrations` of an installed package.
+    """
+    from alembic.config import Config
+
+    package = Path(__file__).resolve().parent
+    for folder in (package / "migrations", package.parents[1] / "alembic"):
+        if (folder / "env.py").is_file():
+            config = Config()
+            # The name is interpolated, hence the doubled percent signs.
+            config.set_main_option("script_location", str(folder).replace("%", "%%"))
+            return config
+    raise DatabaseError(f"No migrations beside {package}: this Autopack is incomplete.")
+
+
+@contextlib.contextmanager
+def _one_line_errors(engine: Engine) -> Iterator[None]:
+    """Turn what a wrong address, password or right causes into one line that names it."""
+    try:
+        yield
+    except (OperationalError, ProgrammingError) as error:
+        reason = " ".join(str(error.orig).split())
+        address = engine.url.render_as_string(hide_password=True)
+        raise DatabaseError(f"The database {address} cannot be used: {reason}") from error
+
+
+def _revive_on_connect(engine: Engine, embedded: EmbeddedPostgres) -> None:
+    """Start the embedded Postgres again when it is gone: nobody else would."""
+
+    @event.listens_for(engine, "do_connect")
+    def connect(
+        dialect: Dialect, _entry: object, arguments: list[Any], parameters: dict[str, Any]
+    ) -> DBAPIConnection:
+        try:
+            return dialect.connect(*arguments, **parameters)
+        except dialect.loaded_dbapi.OperationalError:
+            logger.warning("embedded_postgres_revived", folder=str(embedded.folder))
+            embedded.start()
+            return dialect.connect(*arguments, **parameters)

@@ -1,0 +1,321 @@
+"""What tests stand on: a real Postgres, a real git repository, the real application.
+
+One Postgres per session, shared by all workers; one database per worker, copied from a migrated
+template and emptied after each test. Services commit for real, so a rolled-back transaction around
+a test would hide what they do. `AUTOPACK_TEST_DATABASE_URL` names another server to use (its role
+must be allowed to create databases); DATABASE_URL is left alone, it may be somebody's data.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+import psycopg2
+import pytest
+from sqlalchemy import Engine, make_url, text
+
+from autopack.config import Settings
+from autopack.database import init_db, make_engine
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from starlette.testclient import TestClient
+
+ROOT = Path(__file__).resolve().parents[1]
+TEMPLATE_LOCK = 721_001
+
+# The environment of whoever runs the tests must not steer them. TESTING may be set or not.
+for name in list(os.environ):
+    if name in {"DATABASE_URL", "AUTONOMOUS_RUNS_DIR"} or (
+        name.startswith(("AUTOPACK_", "GIT_")) and name != "AUTOPACK_TEST_DATABASE_URL"
+    ):
+        del os.environ[name]
+
+
+@dataclass
+class GitRepo:
+    """A real repository with a fixed identity and a clock of its own: same commits, same ids."""
+
+    path: Path
+    _commits: int = field(default=0, init=False)
+
+    def git(self, *arguments: str, stdin: str | bytes | None = None) -> str:
+        """Run git here and return its output, without the last line's end."""
+        result = subprocess.run(
+            ["git", *arguments],
+            cwd=self.path,
+            env=self._environment(),
+            input=stdin.encode() if isinstance(stdin, str) else stdin,
+            capture_output=True,
+            check=False,
+        )
+        if result.returncode != 0:
+            raise AssertionError(f"git {' '.join(arguments)}: {result.stderr.decode()}")
+        return result.stdout.decode(errors="surrogateescape").removesuffix("\n")
+
+    def commit(self, files: dict[str, str | bytes | None], message: str = "Change files") -> str:
+        """Write files (None: delete), commit them on the branch checked out, return the sha."""
+        for name, content in files.items():
+            path = self.path / name
+            if content is None:
+                path.unlink()
+                continue
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content.encode() if isinstance(content, str) else content)
+        self._commits += 1
+        self.git("add", "--all", "--", *files)
+        self.git("commit", "--quiet", "--allow-empty", "--message", message)
+        return self.git("rev-parse", "HEAD")
+
+    def _environment(self) -> dict[str, str]:
+        date = f"2026-01-01T12:{self._commits // 60 % 60:02}:{self._commits % 60:02}+00:00"
+        return {
+            "PATH": os.environ["PATH"],
+            "HOME": "/nonexistent",
+            "LC_ALL": "C.UTF-8",
+            "GIT_CONFIG_GLOBAL": os.devnull,
+            "GIT_CONFIG_SYSTEM": os.devnull,
+            "GIT_AUTHOR_NAME": "Ada Example",
+            "GIT_AUTHOR_EMAIL": "ada@example.org",
+            "GIT_AUTHOR_DATE": date,
+            "GIT_COMMITTER_NAME": "Ada Example",
+            "GIT_COMMITTER_EMAIL": "ada@example.org",
+            "GIT_COMMITTER_DATE": date,
+        }
+
+
+def make_git_repo(path: Path) -> GitRepo:
+    """Make a repository with one commit on `main`."""
+    path.mkdir(parents=True)
+    repo = GitRepo(path)
+    repo.git("init", "--quiet", "--initial-branch=main")
+    repo.commit({"README.md": "# Sample\n", "src/app.py": "VALUE = 1\n"}, "Start the sample")
+    return repo
+
+
+@pytest.fixture
+def git_repo(tmp_path: Path) -> GitRepo:
+    return make_git_repo(tmp_path / "repo")
+
+
+@pytest.fixture(scope="session")
+def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a server on which the tests may make databases."""
+    given = os.environ.get("AUTOPACK_TEST_DATABASE_URL")
+    if given:
+        yield make_url(given).set(drivername="postgresql").render_as_string(hide_password=False)
+        return
+    from autopack.embedded_postgres import EmbeddedPostgres
+
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    with EmbeddedPostgres(shared / "postgres") as server:
+        url = server.url.replace("+psycopg2", "")
+        # The data are thrown away in a minute: no test may depend on surviving a power cut.
+        _execute(url, "ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")
+        yield url
+
+
+@pytest.fixture(scope="session")
+def template_database(postgres_url: str) -> str:
+    """Name of a database that the migrations brought to head, made by the first worker to come."""
+    name = f"autopack_test_template_{os.environ.get('PYTEST_XDIST_TESTRUNUID', os.getpid())}"
+    connection = psycopg2.connect(postgres_url)
+    connection.autocommit = True
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_advisory_lock(%s)", (TEMPLATE_LOCK,))
+            cursor.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,))
+            if cursor.fetchone() is None:
+                cursor.execute(f'CREATE DATABASE "{name}" TEMPLATE template0')
+                init_db(_database_settings(_with_database(postgres_url, name)))
+    finally:
+        connection.close()
+    return name
+
+
+@pytest.fixture(scope="session")
+def worker_database(
+    postgres_url: str, template_database: str, worker_id: str
+) -> Iterator[tuple[str, Engine]]:
+    """One database for all tests of this worker, and an engine to empty it with."""
+    name = f"{template_database}_{worker_id}"
+    _execute(postgres_url, f'CREATE DATABASE "{name}" TEMPLATE "{template_database}"')
+    url = _with_database(postgres_url, name)
+    engine = make_engine(Settings(_env_file=None, database_url=url).database_url or "", 15)
+    yield url, engine
+    engine.dispose()
+    _execute(postgres_url, f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+@pytest.fixture
+def database_url(worker_database: tuple[str, Engine]) -> Iterator[str]:
+    """Address of a database at head that holds no rows."""
+    url, engine = worker_database
+    yield url
+    with engine.begin() as connection:
+        # A test that left a transaction open must fail here, not hang the next one.
+        connection.execute(text("SET LOCAL lock_timeout = '5s'"))
+        connection.execute(text(EMPTY_ALL_TABLES))
+
+
+@pytest.fixture
+def empty_database_url(postgres_url: str, tmp_path: Path) -> Iterator[str]:
+    """Address of a database without any table, for what migrates."""
+    name = f"autopack_test_empty_{os.getpid()}_{time.monotonic_ns()}"
+    _execute(postgres_url, f'CREATE DATABASE "{name}" TEMPLATE template0')
+    yield _with_database(postgres_url, name)
+    _execute(postgres_url, f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+@pytest.fixture
+def settings(tmp_path: Path, git_repo: GitRepo, database_url: str) -> Settings:
+    """A service of its own: repository, folders, database. The schema is at head already."""
+    return Settings(
+        _env_file=None,
+        testing=True,
+        database_url=database_url,
+        repo_path=git_repo.path,
+        home=tmp_path / "home",
+        autonomous_runs_dir=tmp_path / "runs",
+    )
+
+
+@pytest.fixture
+def app(settings: Settings) -> FastAPI:
+    from autopack.main import create_app
+
+    return create_app(settings)
+
+
+@pytest.fixture
+def client(app: FastAPI) -> Iterator[TestClient]:
+    """A caller on this very machine, with the application's lifespan around it."""
+    from starlette.testclient import TestClient
+
+    with TestClient(app, base_url="http://localhost", client=("127.0.0.1", 50000)) as client:
+        yield client
+
+
+@dataclass
+class LiveServer:
+    """A service in a process of its own, behind a real socket."""
+
+    url: str
+    process: subprocess.Popen[str]
+    log: Path
+
+
+@pytest.fixture
+def live_server(settings: Settings, tmp_path: Path) -> Iterator[LiveServer]:
+    """Start the service as a user would, and wait until it answers."""
+    server = start_server(settings, tmp_path / "server.log")
+    yield server
+    stop_server(server)
+
+
+def start_server(settings: Settings, log: Path) -> LiveServer:
+    port = free_port()
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": os.environ.get("HOME", "/"),
+        "PYTHONPATH": str(ROOT / "src"),
+        "PYTHONUNBUFFERED": "1",
+        "AUTOPACK_REPO_PATH": str(settings.repo_path),
+        "AUTOPACK_HOME": str(settings.home),
+        "AUTONOMOUS_RUNS_DIR": str(settings.autonomous_runs_dir),
+        "AUTOPACK_PORT": str(port),
+    }
+    if settings.database_url is not None:
+        environment["DATABASE_URL"] = settings.database_url
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "autopack", "serve"],
+            cwd=settings.repo_path,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+    server = LiveServer(f"http://127.0.0.1:{port}", process, log)
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            httpx.get(f"{server.url}/health/live", trust_env=False)
+            return server
+        except httpx.TransportError:
+            if process.poll() is not None or time.monotonic() > deadline:
+                stop_server(server)
+                raise AssertionError(f"the server did not start:\n{log.read_text()}") from None
+            time.sleep(0.05)
+
+
+def stop_server(server: LiveServer) -> int:
+    """End the server as a service manager would, and return its exit code."""
+    server.process.terminate()
+    try:
+        return server.process.wait(timeout=30)
+    except subprocess.TimeoutExpired:
+        server.process.kill()
+        server.process.wait()
+        raise AssertionError(f"SIGTERM did not end it:\n{server.log.read_text()}") from None
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+# TRUNCATE costs the same for an empty table as for a full one, so the empty ones are left out.
+EMPTY_ALL_TABLES = """
+DO $$
+DECLARE
+    name regclass;
+    has_rows boolean;
+    dirty text[] := '{}';
+BEGIN
+    FOR name IN
+        SELECT c.oid::regclass FROM pg_class c
+        WHERE c.relkind = 'r' AND c.relnamespace = 'public'::regnamespace
+          AND c.relname <> 'alembic_version'
+    LOOP
+        EXECUTE format('SELECT EXISTS (SELECT FROM %s)', name) INTO has_rows;
+        IF has_rows THEN dirty := dirty || name::text; END IF;
+    END LOOP;
+    IF dirty <> '{}' THEN
+        EXECUTE format('TRUNCATE %s RESTART IDENTITY CASCADE', array_to_string(dirty, ', '));
+    END IF;
+END $$
+"""
+
+
+def _database_settings(url: str) -> Settings:
+    return Settings(_env_file=None, database_url=url)
+
+
+def _with_database(url: str, name: str) -> str:
+    return make_url(url).set(database=name).render_as_string(hide_password=False)
+
+
+def _execute(url: str, *statements: str) -> None:
+    """Run statements that tolerate no transaction around them."""
+    connection = psycopg2.connect(url)
+    connection.autocommit = True
+    try:
+        with connection.cursor() as cursor:
+            for statement in statements:
+                cursor.execute(statement)
+    finally:
+        connection.close()
