@@ -1,0 +1,140 @@
+"""The paths that a patch's header lines name, read as `git apply -p1` reads them.
+
+git's own reading has corners (names cut at a tab or a date, broken quotes taken literally, the
+number of stripped folders guessed from the first names seen). Here a name is either one that git
+cannot read in two ways, or it is refused; so nobody has to trust that both guess alike.
+"""
+
+from __future__ import annotations
+
+import re
+
+# What git puts before the old and the new path: a/ b/, the letters of `diff.mnemonicPrefix`, and
+# the digits of `git diff --no-index`. Without one, `-p1` would cut a real folder off.
+_PREFIX = re.compile(rb"[abciow12]/")
+_PREFIX_LENGTH = 2
+
+_QUOTED = re.compile(rb'"((?:[^"\\]|\\.)*)"')
+_ESCAPE = re.compile(rb"\\([0-3][0-7]{2}|.)", re.DOTALL)
+_ESCAPED = dict(zip(b'abtnvfr"\\', b'\a\b\t\n\v\f\r"\\', strict=True))
+_CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
+# Wider than what git takes for the date after a name; only used to refuse.
+_ENDS_IN_DATE = re.compile(rb"\d\d-\d\d-\d\d[\d :.+-]*$")
+_DATE = re.compile(rb"\d{4}-\d\d-\d\d(?: \d\d:\d\d:\d\d(?:\.\d+)?)?(?: [+-]\d\d:?\d\d)?$")
+
+DEV_NULL = b"/dev/null"
+
+
+class NameProblemError(Exception):
+    """Why a name is refused, as the end of a sentence; the scanner adds the line."""
+
+
+def unquote(text: bytes) -> tuple[bytes, bytes]:
+    """Split a C-quoted name from what follows it.
+
+    Raises NameProblemError for quotes that do not close, unknown escapes, and `\\000`, at which
+    git would silently end the name.
+    """
+    match = _QUOTED.match(text)
+    if match is None:
+        raise NameProblemError("has a quoted name without its closing quote")
+
+    def plain(escape: re.Match[bytes]) -> bytes:
+        code = escape.group(1)
+        if len(code) == 3:
+            byte = int(code, 8)
+            if byte == 0:
+                raise NameProblemError("has \\000 in a quoted name")
+            return bytes([byte])
+        if code[0] not in _ESCAPED:
+            raise NameProblemError(f"has the unknown escape \\{show(code)} in a quoted name")
+        return bytes([_ESCAPED[code[0]]])
+
+    return _ESCAPE.sub(plain, match.group(1)), text[match.end() :]
+
+
+def bare_name(text: bytes) -> bytes:
+    """The name of a `rename` or `copy` line: all of the line, without a prefix."""
+    if text.startswith(b'"'):
+        name, rest = unquote(text)
+        if rest:
+            raise NameProblemError("has something behind the quoted name")
+    else:
+        name = text
+        _check_unquoted(name)
+    return _checked(name)
+
+
+def side_name(text: bytes, *, is_traditional: bool) -> bytes | None:
+    """The name of a `---` or `+++` line, without its prefix; None for /dev/null.
+
+    Without a `diff --git` line git also takes a date after the name off, even behind mere
+    spaces; what could be either is refused.
+    """
+    if text.startswith(b'"'):
+        name, rest = unquote(text)
+        if rest and not rest.startswith(b"\t"):
+            raise NameProblemError("has something behind the quoted name")
+    else:
+        name, _, stamp = text.partition(b"\t")
+        if is_traditional:
+            _check_date(name, stamp)
+        _check_unquoted(name)
+        if name == DEV_NULL:
+            return None
+    return _checked(_without_prefix(name))
+
+
+def common_name(text: bytes) -> bytes | None:
+    """The one name that both halves of a `diff --git` line give, else None.
+
+    git uses that line only where no other one names the file. Renames have two names, which
+    spaces can make ambiguous; their own lines say them clearly.
+    """
+    if text.startswith(b'"'):
+        first, rest = unquote(text)
+        second = rest[1:]
+        if second.startswith(b'"'):
+            second, rest = unquote(second)
+    elif text.endswith(b'"'):
+        first, _, rest = text.partition(b' "')
+        second, _ = unquote(b'"' + rest)
+        _check_unquoted(first)
+    else:
+        middle = len(text) // 2
+        first, second = text[:middle], text[middle + 1 :]
+        if text[middle : middle + 1] != b" ":
+            return None
+        _check_unquoted(text)
+    if first[1:] != second[1:] or not (_PREFIX.match(first) and _PREFIX.match(second)):
+        return None
+    return _checked(first[_PREFIX_LENGTH:])
+
+
+def show(name: bytes) -> str:
+    """A name or line for people, whatever its encoding, cut where it gets long."""
+    text = name.decode(errors="backslashreplace")
+    text = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+    return text if len(text) <= 100 else f"{text[:100]}…"
+
+
+def _check_unquoted(name: bytes) -> None:
+    if _CONTROL.search(name) or name.startswith(b'"') or b' "' in name:
+        raise NameProblemError("has control characters or quotes in a name that is not quoted")
+
+
+def _check_date(name: bytes, stamp: bytes) -> None:
+    if _ENDS_IN_DATE.search(stamp or name) and not _DATE.match(stamp):
+        raise NameProblemError("ends in what may be a date or part of the name")
+
+
+def _without_prefix(name: bytes) -> bytes:
+    if not _PREFIX.match(name):
+        raise NameProblemError(f"names {show(name)}, without the a/ or b/ that git puts before")
+    return name[_PREFIX_LENGTH:]
+
+
+def _checked(name: bytes) -> bytes:
+    if any(part in (b"", b".", b"..") for part in name.split(b"/")):
+        raise NameProblemError(f"names {show(name)}, which is no path inside the repository")
+    return name
