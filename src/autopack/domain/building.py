@@ -1,0 +1,154 @@
+"""What a Builder's result does to its phase. (02 §5)"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from .course import Course, WrongStateError
+from .reviewing import enter_review
+from .run import PhaseState
+from .states import PhaseStatus
+
+
+class BuilderStatus(StrEnum):
+    SUCCESS = "success"
+    FAILED = "failed"
+    NEEDS_REVIEW = "needs_review"
+
+
+class BuilderAction(StrEnum):
+    """What the service has to do with a result before the rules can go on."""
+
+    NOTHING = "nothing"
+    APPLY = "apply"
+    HOLD = "hold"
+
+
+def open_attempt(course: Course, phase_id: str) -> PhaseState:
+    """Make sure that the phase takes a Builder's result now; start it when nobody claimed it."""
+    course.require_live()
+    phase = course.phase(phase_id)
+    if phase.state is PhaseStatus.EXECUTING:
+        return phase
+    if phase.state is not PhaseStatus.QUEUED:
+        raise WrongStateError(
+            f"phase '{phase_id}' is {phase.state}; a builder result is taken only while it is "
+            f"{PhaseStatus.QUEUED} or {PhaseStatus.EXECUTING}",
+            allowed=[PhaseStatus.QUEUED, PhaseStatus.EXECUTING],
+        )
+    course.require_next(phase_id)
+    return course.move_phase(
+        phase_id,
+        PhaseStatus.EXECUTING,
+        "a builder result arrived unclaimed",
+        deadline_at=course.in_minutes(course.run.attempt_minutes),
+        fence=phase.fence + 1,
+    )
+
+
+def weigh_result(
+    course: Course, phase_id: str, status: BuilderStatus, *, tokens: int, has_patch: bool
+) -> BuilderAction:
+    """Count the attempt and its tokens, and say what to do with its patch.
+
+    Tokens come first: a result that passes the run's cap ends the run and applies nothing.
+    """
+    phase = course.phase(phase_id)
+    course.change_phase(phase_id, builder_attempts_used=phase.builder_attempts_used + 1)
+    course.count_tokens(phase_id, tokens)
+    if course.is_over:
+        return BuilderAction.NOTHING
+    if status is BuilderStatus.FAILED:
+        fail_attempt(course, phase_id, "the Builder reported failure")
+        return BuilderAction.NOTHING
+    if has_patch:
+        return BuilderAction.APPLY if phase.auto_apply else BuilderAction.HOLD
+    if status is BuilderStatus.SUCCESS and phase.allow_empty:
+        course.move_phase(phase_id, PhaseStatus.GATE, "the Builder changed nothing, as allowed")
+        pass_gate(course, phase_id)
+    else:
+        fail_attempt(
+            course, phase_id, "the Builder sent no patch and the phase does not allow_empty"
+        )
+    return BuilderAction.NOTHING
+
+
+def take_applied(course: Course, phase_id: str, status: BuilderStatus, commit: str) -> None:
+    """Go on after the Builder's patch became a commit: to review, CI or completion."""
+    course.change_run(head_commit=commit)
+    course.change_phase(phase_id, commit=commit, verdict=None)
+    phase = course.move_phase(
+        phase_id, PhaseStatus.GATE, "the patch was applied", data={"commit": commit}
+    )
+    review = _why_review(course, phase, status)
+    if review:
+        enter_review(course, phase_id, review)
+    else:
+        pass_gate(course, phase_id)
+
+
+def take_held(course: Course, phase_id: str, submission_id: int) -> None:
+    """Hold a patch that applies until the Auditor approves it."""
+    if not course.phase(phase_id).auditor_tries_left:
+        fail_attempt(course, phase_id, "the patch needs a review and no Auditor try is left")
+        return
+    course.move_phase(
+        phase_id,
+        PhaseStatus.GATE,
+        "the patch applies and waits for the Auditor",
+        pending_submission_id=submission_id,
+    )
+    enter_review(course, phase_id, "patches of this task category need the Auditor's approval")
+
+
+def fail_attempt(
+    course: Course, phase_id: str, reason: str, *, signature: str | None = None
+) -> None:
+    """End a Builder's attempt in failure: back to the queue, to the Auditor, or to the end.
+
+    `signature` tells failures that are alike: two in a row spend what Builder tries are left.
+    """
+    phase = course.phase(phase_id)
+    course.note("AttemptFailed", phase_id=phase_id, reason=reason, data={"role": "builder"})
+    if signature is not None and signature == phase.failure_signature:
+        phase = course.change_phase(phase_id, is_builder_spent=True)
+        course.note(
+            "BuilderTriesSpent", phase_id=phase_id, reason="two attempts failed alike: no progress"
+        )
+    phase = course.change_phase(phase_id, failure_signature=signature, failure_reason=reason)
+    if phase.builder_tries_left:
+        course.move_phase(phase_id, PhaseStatus.QUEUED, reason)
+    elif phase.auditor_tries_left:
+        course.move_phase(phase_id, PhaseStatus.GATE, f"Builder tries are spent: {reason}")
+        enter_review(course, phase_id, "Builder tries are spent")
+    else:
+        course.move_phase(phase_id, PhaseStatus.FAILED, reason)
+
+
+def pass_gate(course: Course, phase_id: str) -> None:
+    """Leave the gate: to CI where it is configured, else to completion."""
+    phase = course.phase(phase_id)
+    if phase.has_ci:
+        course.move_phase(
+            phase_id,
+            PhaseStatus.CI_RUNNING,
+            "the gate was passed",
+            deadline_at=course.in_seconds(phase.ci_timeout_seconds),
+        )
+    else:
+        course.move_phase(
+            phase_id,
+            PhaseStatus.COMPLETE,
+            "the gate was passed and no CI is configured",
+            failure_reason=None,
+        )
+
+
+def _why_review(course: Course, phase: PhaseState, status: BuilderStatus) -> str | None:
+    if status is BuilderStatus.NEEDS_REVIEW:
+        return "the Builder asks for a review"
+    if phase.major_issues_count:
+        return f"{phase.major_issues_count} major issues are open in the phase"
+    if phase.is_high_risk and course.run.high_risk_needs_review:
+        return "the phase is high risk and the run safety_critical"
+    return None

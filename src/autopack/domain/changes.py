@@ -1,0 +1,48 @@
+"""What a patch changes, as git sees it: the difference of two trees, never the patch's text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MODE_ABSENT = 0
+MODE_FILE = 0o100644
+MODE_EXECUTABLE = 0o100755
+MODE_LINK = 0o120000
+MODE_SUBMODULE = 0o160000
+
+
+@dataclass(frozen=True, slots=True)
+class FileChange:
+    """One path before and after. A rename is a deletion and an addition.
+
+    `path` holds bytes that are not UTF-8 as surrogate escapes; `shown_path` is for people.
+    An absent side has mode 0 and no object.
+    """
+
+    path: str
+    old_mode: int
+    new_mode: int
+    old_oid: str | None
+    new_oid: str | None
+
+    @property
+    def shown_path(self) -> str:
+        return self.path.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+    @property
+    def is_addition(self) -> bool:
+        return self.old_mode == MODE_ABSENT
+
+    @property
+    def is_deletion(self) -> bool:
+        return self.new_mode == MODE_ABSENT
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """Why policy refuses a change: the file, the rule's stable name, and one sentence."""
+
+    path: str
+    rule: str
+    detail: str
+    line: int | None = None

@@ -1,0 +1,60 @@
+"""Every refusal is a type with a kind; `api/errors.py` turns a kind into a status."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import ClassVar
+
+
+class ErrorKind(StrEnum):
+    INVALID = "invalid"
+    NOT_FOUND = "not_found"
+    CONFLICT = "conflict"
+    FORBIDDEN = "forbidden"
+    TOO_LARGE = "too_large"
+    UNAVAILABLE = "unavailable"
+
+
+class AutopackError(Exception):
+    """A refusal that a client can act on.
+
+    `detail` is one clear sentence that names the offending value and what would be accepted;
+    `extra` holds further members of the problem document, such as `allowed` or `hunks`.
+    """
+
+    kind: ClassVar[ErrorKind] = ErrorKind.INVALID
+    code: ClassVar[str] = "invalid"
+
+    def __init__(self, detail: str, **extra: object) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.extra = extra
+
+
+class InvalidError(AutopackError):
+    """A request that no state of the service would accept."""
+
+
+class NotFoundError(AutopackError):
+    kind = ErrorKind.NOT_FOUND
+    code = "not_found"
+
+
+class ConflictError(AutopackError):
+    kind = ErrorKind.CONFLICT
+    code = "conflict"
+
+
+class ForbiddenError(AutopackError):
+    kind = ErrorKind.FORBIDDEN
+    code = "forbidden"
+
+
+class TooLargeError(AutopackError):
+    kind = ErrorKind.TOO_LARGE
+    code = "too_large"
+
+
+class UnavailableError(AutopackError):
+    kind = ErrorKind.UNAVAILABLE
+    code = "unavailable"

@@ -1,0 +1,137 @@
+"""A plan: what a client posts to start a run, and whether it makes sense. (02 §2, 03)"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from .errors import InvalidError
+from .ruleset import Ruleset
+from .values import (
+    Closed,
+    Complexity,
+    Identifier,
+    IssueKey,
+    Name,
+    PathGlob,
+    PositiveCount,
+    RunScope,
+    SafetyProfile,
+    Text,
+    Word,
+)
+
+DEBT_TIER_ID = "DEBT"
+
+
+class PlanRun(Closed):
+    run_id: Identifier
+    safety_profile: SafetyProfile | None = None
+    run_scope: RunScope | None = None
+    token_cap: PositiveCount | None = None
+    max_phases: PositiveCount | None = None
+    max_duration_minutes: Annotated[int, Field(strict=True, ge=1, le=10_080)] | None = None
+
+
+class PlanTier(Closed):
+    tier_id: Identifier
+    tier_index: Annotated[int, Field(strict=True, ge=0, le=1_000_000)]
+    name: Name
+    description: Text | None = None
+
+
+class PlanPhase(Closed):
+    phase_id: Identifier
+    phase_index: Annotated[int, Field(strict=True, ge=0, le=1_000_000)]
+    tier_id: Identifier
+    name: Name
+    description: Text | None = None
+    task_category: Word | None = None
+    complexity: Complexity | None = None
+    builder_mode: Word | None = None
+    allow_empty: bool = False
+    allowed_paths: Annotated[tuple[PathGlob, ...], Field(max_length=1_000)] | None = None
+    expected_issues: Annotated[tuple[IssueKey, ...], Field(max_length=200)] = ()
+
+
+class Plan(Closed):
+    """A run, its tiers and its phases, as posted."""
+
+    run: PlanRun
+    tiers: tuple[PlanTier, ...]
+    phases: tuple[PlanPhase, ...]
+
+
+class InvalidPlanError(InvalidError):
+    code = "invalid_plan"
+
+
+def check_plan(plan: Plan, ruleset: Ruleset, *, max_tiers: int, max_phases: int) -> None:
+    """Refuse a plan that cannot be run, naming every problem with its field.
+
+    Raises InvalidPlanError with `errors`, each a `loc` and a `message`.
+    """
+    problems = list(_problems(plan, ruleset, max_tiers, max_phases))
+    if problems:
+        first_place, first = problems[0]
+        more = f" (and {len(problems) - 1} more problems)" if len(problems) > 1 else ""
+        raise InvalidPlanError(
+            f"{first_place}: {first}{more}",
+            errors=[{"loc": place, "message": message} for place, message in problems],
+        )
+
+
+def _problems(
+    plan: Plan, ruleset: Ruleset, max_tiers: int, max_phases: int
+) -> Iterable[tuple[str, str]]:
+    if not plan.tiers:
+        yield "tiers", "a plan has at least one tier"
+    if not plan.phases:
+        yield "phases", "a plan has at least one phase"
+    if len(plan.tiers) > max_tiers:
+        yield "tiers", f"{len(plan.tiers)} tiers, at most {max_tiers} are served"
+    if len(plan.phases) > max_phases:
+        yield "phases", f"{len(plan.phases)} phases, at most {max_phases} are served"
+    cap = plan.run.max_phases or ruleset.run.max_phases
+    if len(plan.phases) > cap:
+        runs = -(-len(plan.phases) // cap)
+        yield (
+            "phases",
+            f"{len(plan.phases)} phases are over max_phases {cap}: split the plan into {runs} runs",
+        )
+    scope = plan.run.run_scope or ruleset.default_run_scope
+    if scope is RunScope.SINGLE_TIER and len(plan.tiers) != 1:
+        yield "tiers", f"run_scope single_tier takes exactly one tier, not {len(plan.tiers)}"
+    yield from _duplicates("tiers", "tier_id", plan.tiers, lambda tier: tier.tier_id.lower())
+    yield from _duplicates("tiers", "tier_index", plan.tiers, lambda tier: tier.tier_index)
+    yield from _duplicates("phases", "phase_id", plan.phases, lambda phase: phase.phase_id.lower())
+    yield from _duplicates(
+        "phases", "phase_index", plan.phases, lambda phase: (phase.tier_id, phase.phase_index)
+    )
+    known = {tier.tier_id for tier in plan.tiers}
+    for index, tier in enumerate(plan.tiers):
+        if tier.tier_id.upper() == DEBT_TIER_ID:
+            yield f"tiers[{index}].tier_id", f"'{tier.tier_id}' is reserved for debt cleanup"
+    for index, phase in enumerate(plan.phases):
+        if phase.tier_id not in known:
+            names = ", ".join(sorted(known)[:10]) or "none"
+            yield (
+                f"phases[{index}].tier_id",
+                f"'{phase.tier_id}' is not a tier of the plan (it has: {names})",
+            )
+
+
+def _duplicates(
+    noun: str, field: str, items: Sequence[PlanTier] | Sequence[PlanPhase], key: Callable[[Any], object]
+) -> Iterable[tuple[str, str]]:
+    counts = Counter(key(item) for item in items)
+    seen: set[object] = set()
+    for index, item in enumerate(items):
+        value = key(item)
+        if counts[value] > 1 and value in seen:
+            shown = getattr(item, field)
+            yield f"{noun}[{index}].{field}", f"{shown!r} is used twice (without regard to case)"
+        seen.add(value)

@@ -1,0 +1,54 @@
+"""May a run's branch go to the base branch? (02 §6)"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .run import CompletedBy, FailureCode, RunState, Verdict, in_order
+from .states import Cleanliness, PhaseStatus, RunStatus
+from .values import CiProfile
+
+_BUDGETS = (FailureCode.TOKEN_CAP, FailureCode.DURATION_CAP, FailureCode.MINOR_ISSUE_CAP)
+
+
+@dataclass(frozen=True, slots=True)
+class PromotionVerdict:
+    reasons: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def is_eligible(self) -> bool:
+        return not self.reasons
+
+
+def judge_promotion(run: RunState) -> PromotionVerdict:
+    """Say whether a run is eligible, with every reason against it and what to look at."""
+    reasons = []
+    warnings = []
+    if run.state is not RunStatus.DONE_SUCCESS:
+        reasons.append(f"the run is {run.state}, not DONE_SUCCESS")
+    if run.failure_code in _BUDGETS:
+        reasons.append(f"a budget was exhausted: {run.failure_reason}")
+    if run.is_rolled_back:
+        reasons.append("the branch was rolled back by hand")
+    for tier in sorted(run.tiers, key=lambda tier: tier.tier_index):
+        if tier.cleanliness is Cleanliness.NOT_CLEAN:
+            reasons.append(
+                f"tier '{tier.tier_id}' is not clean: {'; '.join(tier.cleanliness_reasons)}"
+            )
+    if run.minor_issues_count > run.max_minor_issues_total:
+        reasons.append(
+            f"debt_status is excess_minor_issues: {run.minor_issues_count} minor issues, "
+            f"{run.max_minor_issues_total} allowed"
+        )
+    for phase in in_order(run.phases):
+        if phase.completed_by is CompletedBy.HAND:
+            how = "completed" if phase.state is PhaseStatus.COMPLETE else "skipped"
+            reasons.append(f"phase '{phase.phase_id}' was {how} by hand")
+        if phase.verdict is Verdict.GREEN or phase.state is not PhaseStatus.COMPLETE:
+            continue
+        if phase.ci_profile is CiProfile.STRICT:
+            reasons.append(f"strict phase '{phase.phase_id}' has no green verdict")
+        else:
+            warnings.append(f"nothing verified phase '{phase.phase_id}'")
+    return PromotionVerdict(tuple(reasons), tuple(warnings))

@@ -1,0 +1,205 @@
+"""What the files, and people, are told of a run: plain values, read off the tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from datetime import datetime
+from typing import Any, TypeVar
+
+from .issues import BacklogStatus, IssueState, IssueStatus
+from .run import CompletedBy, DebtStatus, FailureCode, Verdict
+from .states import Cleanliness, PhaseStatus, RunStatus, TierStatus
+from .values import CiProfile, Complexity, Role, RunScope, SafetyProfile
+from .work import Outcome
+
+Value = TypeVar("Value")
+
+
+def read_off(kind: type[Value], row: object, **given: Any) -> Value:
+    """Make a dataclass from the attributes of the same names of a row, and from `given`.
+
+    JSON lists become tuples.
+    """
+    values: dict[str, Any] = dict(given)
+    for field in fields(kind):  # type: ignore[arg-type]  # every `kind` here is a dataclass
+        if field.name not in values:
+            value = getattr(row, field.name)
+            values[field.name] = tuple(value) if isinstance(value, list) else value
+    return kind(**values)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptReport:
+    """One submission of a Builder or an Auditor."""
+
+    id: int
+    role: Role
+    attempt: int
+    agent: str | None
+    model: str | None
+    status: str
+    outcome: Outcome
+    reason: str | None
+    tokens_used: int
+    base_commit: str
+    commits: tuple[str, ...]
+    files_changed: tuple[str, ...]
+    notes: str | None
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IssueReportEntry:
+    """One key in one phase."""
+
+    issue_key: str
+    category: str
+    severity: str
+    effective_severity: str
+    source: str
+    task_category: str
+    complexity: Complexity
+    is_expected: bool
+    status: IssueStatus
+    occurrence_count: int
+    first_seen_run: str
+    last_seen_run: str
+    first_seen_at: datetime
+    last_seen_at: datetime
+    evidence_refs: tuple[str, ...]
+    description: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseReport:
+    phase_id: str
+    tier_id: str
+    tier_index: int
+    phase_index: int
+    name: str
+    description: str | None
+    state: PhaseStatus
+    task_category: str
+    complexity: Complexity
+    builder_mode: str | None
+    ci_profile: CiProfile
+    auto_apply: bool
+    allow_empty: bool
+    allowed_paths: tuple[str, ...] | None
+    expected_issues: tuple[str, ...]
+    auditor_profile: str | None
+    max_builder_attempts: int
+    max_auditor_attempts: int
+    builder_attempts_used: int
+    auditor_attempts_used: int
+    incident_token_cap: int
+    tokens_used: int
+    start_commit: str | None
+    commit: str | None
+    snapshot_tag: str | None
+    minor_issues_count: int
+    major_issues_count: int
+    issue_state: IssueState
+    verdict: Verdict | None
+    completed_by: CompletedBy | None
+    failure_reason: str | None
+    deadline_at: datetime | None
+    started_at: datetime | None
+    ended_at: datetime | None
+    attempts: tuple[AttemptReport, ...] = ()
+    issues: tuple[IssueReportEntry, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TierReport:
+    tier_id: str
+    tier_index: int
+    name: str
+    description: str | None
+    state: TierStatus
+    cleanliness: Cleanliness
+    cleanliness_reasons: tuple[str, ...]
+    token_cap: int
+    tokens_used: int
+    ci_run_cap: int
+    ci_runs_count: int
+    minors_tolerated: int
+    majors_tolerated: int
+    minor_issues_count: int
+    major_issues_count: int
+    phases: tuple[PhaseReport, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunReport:
+    """A run as a whole. Phases carry attempts and issues only where they were asked for."""
+
+    run_id: str
+    project_id: str
+    state: RunStatus
+    safety_profile: SafetyProfile
+    run_scope: RunScope
+    strategy_version: int
+    token_cap: int
+    tokens_used: int
+    max_phases: int
+    max_duration_minutes: int
+    max_minor_issues_total: int
+    minor_issues_count: int
+    major_issues_count: int
+    debt_status: DebtStatus
+    failure_code: FailureCode | None
+    failure_reason: str | None
+    promotion_eligible_to_main: bool
+    promotion_reasons: tuple[str, ...]
+    promotion_warnings: tuple[str, ...]
+    base_branch: str
+    base_commit: str
+    branch: str
+    head_commit: str
+    last_snapshot: str | None
+    revision: int
+    created_at: datetime
+    updated_at: datetime
+    deadline_at: datetime
+    ended_at: datetime | None
+    tiers: tuple[TierReport, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexEntry:
+    """One key over all phases of a run."""
+
+    category: str
+    severity: str
+    effective_severity: str
+    status: IssueStatus
+    first_phase_index: int
+    last_phase_index: int
+    occurrence_count: int
+    tiers: tuple[str, ...]
+    phases: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunIndex:
+    run_id: str
+    issues_by_key: Mapping[str, IndexEntry]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BacklogReportEntry:
+    """One key over all runs of the project."""
+
+    issue_key: str
+    category: str
+    base_severity: str
+    status: BacklogStatus
+    age_in_runs: int
+    age_in_tiers: int
+    total_occurrences: int
+    first_seen_run: str
+    last_seen_run: str
+    last_seen_at: datetime
+    tiers: tuple[str, ...]

@@ -1,0 +1,111 @@
+"""What entering a review and an Auditor's result do to a phase. (02 §5)"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+
+from .course import Course, WrongStateError
+from .errors import ConflictError
+from .run import PhaseState, Verdict
+from .states import PhaseStatus
+
+
+class Recommendation(StrEnum):
+    APPROVE = "approve"
+    REVISE = "revise"
+    ESCALATE = "escalate"
+
+
+class NothingToApproveError(ConflictError):
+    code = "nothing_to_approve"
+
+
+def enter_review(course: Course, phase_id: str, reason: str) -> None:
+    """Open the audit of a phase that is in the gate; it has a deadline."""
+    phase = course.phase(phase_id)
+    if not phase.auditor_tries_left:
+        after_failed_review(course, phase_id, f"{reason}, and no Auditor try is left")
+        return
+    await_review(course, phase_id, reason)
+
+
+def await_review(course: Course, phase_id: str, reason: str) -> None:
+    """Give the phase in the gate another audit's time."""
+    course.change_phase(phase_id, deadline_at=course.in_minutes(course.run.audit_minutes))
+    course.note("ReviewOpened", phase_id=phase_id, reason=reason)
+
+
+def require_reviewable(course: Course, phase_id: str) -> PhaseState:
+    """Make sure that the phase takes an Auditor's result now."""
+    course.require_live()
+    phase = course.phase(phase_id)
+    if phase.state is not PhaseStatus.GATE:
+        raise WrongStateError(
+            f"phase '{phase_id}' is {phase.state}; an auditor result is taken only while it is "
+            f"{PhaseStatus.GATE}",
+            allowed=[PhaseStatus.GATE],
+        )
+    return phase
+
+
+def why_not_approvable(phase: PhaseState, own_patches: int) -> str | None:
+    """Say why an approval has nothing to stand on, or None.
+
+    It needs a pending patch, an applied one or the Auditor's own; after a red verdict a new one.
+    """
+    if own_patches or phase.pending_submission_id is not None:
+        return None
+    if phase.verdict is Verdict.RED:
+        return (
+            f"phase '{phase.phase_id}' had a red verdict: approve it with a patch, or revise "
+            "or escalate"
+        )
+    if phase.commit is None:
+        return f"phase '{phase.phase_id}' has no patch to approve: send one, or revise or escalate"
+    return None
+
+
+def take_approval(course: Course, phase_id: str, commits: Sequence[str]) -> None:
+    """Go on after an approval; `commits` are those of the pending and the Auditor's patches."""
+    _take_commits(course, phase_id, commits)
+    course.note("PhaseApproved", phase_id=phase_id, data={"commits": list(commits)})
+
+
+def take_revision(course: Course, phase_id: str, commits: Sequence[str], notes: str) -> None:
+    """Return the phase to the Builder; a pending patch is discarded, fix-ups are kept."""
+    _take_commits(course, phase_id, commits)
+    phase = course.change_phase(phase_id, pending_submission_id=None, failure_signature=None)
+    if phase.builder_tries_left:
+        course.move_phase(phase_id, PhaseStatus.QUEUED, f"the Auditor asks for a revision: {notes}")
+    else:
+        after_failed_review(course, phase_id, "the Auditor asks for a revision, no Builder try left")
+
+
+def take_escalation(course: Course, phase_id: str, notes: str) -> None:
+    """Fail the phase on the Auditor's word."""
+    reason = f"the Auditor escalated: {notes}"
+    course.move_phase(
+        phase_id,
+        PhaseStatus.FAILED,
+        reason,
+        pending_submission_id=None,
+        failure_reason=reason,
+    )
+
+
+def after_failed_review(course: Course, phase_id: str, reason: str) -> None:
+    """End an Auditor's try in failure: another, back to the Builder, or the end."""
+    phase = course.change_phase(phase_id, failure_reason=reason)
+    if phase.auditor_tries_left:
+        await_review(course, phase_id, reason)
+    elif phase.builder_tries_left:
+        course.move_phase(phase_id, PhaseStatus.QUEUED, reason, pending_submission_id=None)
+    else:
+        course.move_phase(phase_id, PhaseStatus.FAILED, reason, pending_submission_id=None)
+
+
+def _take_commits(course: Course, phase_id: str, commits: Sequence[str]) -> None:
+    if commits:
+        course.change_run(head_commit=commits[-1])
+        course.change_phase(phase_id, commit=commits[-1], pending_submission_id=None, verdict=None)

@@ -1,0 +1,228 @@
+"""The operator's policy: a JSON document whose defaults are written here. (02 §4)"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from .values import (
+    CiMode,
+    CiProfile,
+    Closed,
+    Complexity,
+    Count,
+    Identifier,
+    PathGlob,
+    PositiveCount,
+    RunScope,
+    SafetyProfile,
+    Severity,
+    Text,
+    Word,
+)
+
+DEFAULT_CATEGORY = "default"
+Minutes = Annotated[int, Field(strict=True, ge=1, le=10_080)]
+
+
+class CategoryRule(Closed):
+    """What one task category costs at most and how its patches are let in."""
+
+    complexity: Complexity = Complexity.MEDIUM
+    ci_profile: CiProfile = CiProfile.NORMAL
+    max_builder_attempts: Annotated[int, Field(strict=True, ge=1, le=100)] = 3
+    max_auditor_attempts: Annotated[int, Field(strict=True, ge=0, le=100)] = 2
+    incident_token_cap: PositiveCount = 500_000
+    auto_apply: bool = True
+    auditor_profile: Word | None = None
+    default_severity: Severity = Severity.MINOR
+
+    @property
+    def is_high_risk(self) -> bool:
+        """High risk is what an unlabelled issue of the category is: major."""
+        return self.default_severity is Severity.MAJOR
+
+
+class BuilderModeRule(Closed):
+    """Caps that a builder mode puts on top of its category's."""
+
+    max_builder_attempts: Annotated[int, Field(strict=True, ge=1, le=100)] | None = None
+    max_patch_files: PositiveCount | None = None
+
+
+class SafetyRule(Closed):
+    """What a safety profile asks for."""
+
+    every_phase_strict: bool = False
+    minors_tolerated_per_phase: Count = 2
+    cleanup_after_runs: PositiveCount = 3
+    cleanup_after_tiers: PositiveCount = 2
+    minor_cap_ends_run: bool = False
+    any_failure_stops: bool = False
+    high_risk_needs_review: bool = False
+
+
+class RunBudget(Closed):
+    token_cap: PositiveCount = 5_000_000
+    max_phases: PositiveCount = 25
+    max_duration_minutes: Minutes = 120
+    minor_issues_per_phase: Count = 3
+
+
+class TierBudget(Closed):
+    token_cap_factor: PositiveCount = 3
+    ci_runs_per_phase: PositiveCount = 2
+    majors_tolerated: Count = 0
+
+
+class PathRules(Closed):
+    """Globs that no patch may touch, beside the built-in ones, and what a category may open."""
+
+    protected: tuple[PathGlob, ...] = ()
+    opened: Mapping[Word, tuple[PathGlob, ...]] = Field(default_factory=dict)
+
+
+class CiCommand(Closed):
+    command: Text | None = None
+    timeout_seconds: Annotated[int, Field(strict=True, ge=1, le=86_400)] = 1_800
+    retries: Annotated[int, Field(strict=True, ge=0, le=10)] = 1
+    junit: PathGlob | None = None
+
+
+class CiProfiles(Closed):
+    normal: CiCommand = CiCommand()
+    strict: CiCommand = CiCommand()
+
+
+class CiRules(Closed):
+    mode: CiMode = CiMode.NONE
+    profiles: CiProfiles = CiProfiles()
+
+    def command_for(self, profile: CiProfile) -> CiCommand:
+        return self.profiles.strict if profile is CiProfile.STRICT else self.profiles.normal
+
+    @model_validator(mode="after")
+    def _local_needs_a_command(self) -> Self:
+        if self.mode is CiMode.LOCAL:
+            for profile in CiProfile:
+                if not self.command_for(profile).command:
+                    raise ValueError(f"mode local needs profiles.{profile}.command")
+        return self
+
+
+def _high_risk(
+    builder: int, auditor: int, cap: int, auditor_profile: str
+) -> CategoryRule:
+    return CategoryRule(
+        complexity=Complexity.HIGH,
+        ci_profile=CiProfile.STRICT,
+        max_builder_attempts=builder,
+        max_auditor_attempts=auditor,
+        incident_token_cap=cap,
+        auto_apply=False,
+        auditor_profile=auditor_profile,
+        default_severity=Severity.MAJOR,
+    )
+
+
+def _low_risk(builder: int, auditor: int, cap: int) -> CategoryRule:
+    return CategoryRule(
+        complexity=Complexity.LOW,
+        max_builder_attempts=builder,
+        max_auditor_attempts=auditor,
+        incident_token_cap=cap,
+    )
+
+
+DEFAULT_CATEGORIES: Mapping[str, CategoryRule] = {
+    "cross_cutting_refactor": _high_risk(2, 2, 1_000_000, "refactor_review"),
+    "index_registry_change": _high_risk(2, 2, 800_000, "index_review"),
+    "schema_contract_change": _high_risk(2, 3, 1_000_000, "schema_review"),
+    "bulk_multi_file_operation": _high_risk(1, 2, 1_500_000, "bulk_review"),
+    "security_auth_change": _high_risk(2, 3, 800_000, "security_review"),
+    "feature_scaffolding": CategoryRule(),
+    "docs": _low_risk(2, 1, 200_000),
+    "tests": _low_risk(3, 1, 300_000),
+    "debt_cleanup": CategoryRule(
+        max_builder_attempts=2,
+        max_auditor_attempts=1,
+        incident_token_cap=400_000,
+        auto_apply=False,
+        auditor_profile="debt_cleanup_review",
+    ),
+    DEFAULT_CATEGORY: CategoryRule(),
+}
+DEFAULT_ALIASES: Mapping[str, str] = {
+    "schema_change": "schema_contract_change",
+    "security_auth": "security_auth_change",
+    "index_registry_maintenance": "index_registry_change",
+    "bulk_operation": "bulk_multi_file_operation",
+}
+DEFAULT_SAFETY: Mapping[SafetyProfile, SafetyRule] = {
+    SafetyProfile.NORMAL: SafetyRule(),
+    SafetyProfile.SAFETY_CRITICAL: SafetyRule(
+        every_phase_strict=True,
+        minors_tolerated_per_phase=1,
+        cleanup_after_runs=2,
+        cleanup_after_tiers=2,
+        minor_cap_ends_run=True,
+        any_failure_stops=True,
+        high_risk_needs_review=True,
+    ),
+}
+
+
+class Ruleset(Closed):
+    """`project_ruleset_<project_id>.json`: every budget and rule that is not a fact of nature."""
+
+    version: PositiveCount = 1
+    project_id: Identifier
+    default_safety_profile: SafetyProfile = SafetyProfile.NORMAL
+    default_run_scope: RunScope = RunScope.INCREMENTAL
+    categories: Mapping[Word, CategoryRule] = Field(
+        default_factory=lambda: dict(DEFAULT_CATEGORIES)
+    )
+    aliases: Mapping[Word, Word] = Field(default_factory=lambda: dict(DEFAULT_ALIASES))
+    builder_modes: Mapping[Word, BuilderModeRule] = Field(
+        default_factory=lambda: {
+            "tweak_light": BuilderModeRule(max_builder_attempts=2, max_patch_files=2),
+            "scaffolding_heavy": BuilderModeRule(),
+            "refactor_heavy": BuilderModeRule(),
+            "schema_heavy": BuilderModeRule(),
+            "compose": BuilderModeRule(),
+        }
+    )
+    safety_profiles: Mapping[SafetyProfile, SafetyRule] = Field(
+        default_factory=lambda: dict(DEFAULT_SAFETY)
+    )
+    run: RunBudget = RunBudget()
+    tier: TierBudget = TierBudget()
+    attempt_minutes: Minutes = 60
+    audit_minutes: Minutes = 60
+    auto_debt_cleanup: bool = False
+    paths: PathRules = PathRules()
+    ci: CiRules = CiRules()
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if DEFAULT_CATEGORY not in self.categories:
+            raise ValueError(f"categories needs an entry '{DEFAULT_CATEGORY}'")
+        for profile in SafetyProfile:
+            if profile not in self.safety_profiles:
+                raise ValueError(f"safety_profiles needs an entry '{profile}'")
+        for alias, target in self.aliases.items():
+            if target not in self.categories:
+                raise ValueError(f"aliases.{alias} names '{target}', which categories lacks")
+        return self
+
+    def canonical_category(self, category: str) -> str:
+        """Follow the alias of a task category; an unknown one stays as it is."""
+        return self.aliases.get(category, category)
+
+    def rule_for(self, category: str) -> CategoryRule:
+        """Return the rule of a category, after aliases, else the default's."""
+        return self.categories.get(
+            self.canonical_category(category), self.categories[DEFAULT_CATEGORY]
+        )

@@ -1,0 +1,165 @@
+"""A run as the rules see it: plain values, loaded from the tables and written back to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from .states import Cleanliness, PhaseStatus, RunStatus, TierStatus
+from .values import CiProfile, RunScope
+
+
+class FailureCode(StrEnum):
+    """Why a run failed, finer than its state."""
+
+    TOKEN_CAP = "token_cap"  # noqa: S105 - a budget's name, not a secret
+    DURATION_CAP = "duration_cap"
+    MINOR_ISSUE_CAP = "minor_issue_cap"
+    BRANCH_MOVED = "branch_moved"
+    CI_DID_NOT_RUN = "ci_did_not_run"
+    REPOSITORY_UNUSABLE = "repository_unusable"
+    CANCELLED = "cancelled"
+    PHASE_FAILED = "phase_failed"
+    TIER_NOT_CLEAN = "tier_not_clean"
+    MAJOR_ISSUE = "major_issue"
+
+
+FAILURE_STATES = {
+    FailureCode.TOKEN_CAP: RunStatus.DONE_FAILED_BUDGET_EXHAUSTED,
+    FailureCode.DURATION_CAP: RunStatus.DONE_FAILED_BUDGET_EXHAUSTED,
+    FailureCode.MINOR_ISSUE_CAP: RunStatus.DONE_FAILED_BUDGET_EXHAUSTED,
+    FailureCode.BRANCH_MOVED: RunStatus.DONE_FAILED_POLICY_VIOLATION,
+    FailureCode.CI_DID_NOT_RUN: RunStatus.DONE_FAILED_ENVIRONMENT,
+    FailureCode.REPOSITORY_UNUSABLE: RunStatus.DONE_FAILED_ENVIRONMENT,
+    FailureCode.CANCELLED: RunStatus.DONE_FAILED_REQUIRES_HUMAN_REVIEW,
+    FailureCode.PHASE_FAILED: RunStatus.DONE_FAILED_REQUIRES_HUMAN_REVIEW,
+    FailureCode.TIER_NOT_CLEAN: RunStatus.DONE_FAILED_REQUIRES_HUMAN_REVIEW,
+    FailureCode.MAJOR_ISSUE: RunStatus.DONE_FAILED_REQUIRES_HUMAN_REVIEW,
+}
+
+
+class DebtStatus(StrEnum):
+    CLEAN = "clean"
+    HAS_MINOR_ISSUES = "has_minor_issues"
+    EXCESS_MINOR_ISSUES = "excess_minor_issues"
+    HAS_MAJOR_ISSUES = "has_major_issues"
+
+
+class Verdict(StrEnum):
+    GREEN = "green"
+    RED = "red"
+    DID_NOT_RUN = "did_not_run"
+
+
+class CompletedBy(StrEnum):
+    """How a phase came to its end: by the rules, or by an operator's hand."""
+
+    RULES = "rules"
+    HAND = "hand"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseState:
+    phase_id: str
+    tier_id: str
+    tier_index: int
+    phase_index: int
+    state: PhaseStatus
+    ci_profile: CiProfile
+    has_ci: bool
+    ci_timeout_seconds: int
+    max_builder_attempts: int
+    max_auditor_attempts: int
+    incident_token_cap: int
+    auto_apply: bool
+    is_high_risk: bool
+    allow_empty: bool
+    builder_attempts_used: int = 0
+    auditor_attempts_used: int = 0
+    is_builder_spent: bool = False
+    tokens_used: int = 0
+    fence: int = 0
+    deadline_at: datetime | None = None
+    start_commit: str | None = None
+    commit: str | None = None
+    pending_submission_id: int | None = None
+    minor_issues_count: int = 0
+    major_issues_count: int = 0
+    verdict: Verdict | None = None
+    completed_by: CompletedBy | None = None
+    failure_signature: str | None = None
+    failure_reason: str | None = None
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+
+    @property
+    def builder_tries_left(self) -> int:
+        if self.is_builder_spent:
+            return 0
+        return max(0, self.max_builder_attempts - self.builder_attempts_used)
+
+    @property
+    def auditor_tries_left(self) -> int:
+        return max(0, self.max_auditor_attempts - self.auditor_attempts_used)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TierState:
+    tier_id: str
+    tier_index: int
+    state: TierStatus
+    token_cap: int
+    ci_run_cap: int
+    minors_tolerated: int
+    majors_tolerated: int
+    tokens_used: int = 0
+    ci_runs_count: int = 0
+    minor_issues_count: int = 0
+    major_issues_count: int = 0
+    cleanliness: Cleanliness = Cleanliness.CLEAN
+    cleanliness_reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunState:
+    run_id: str
+    state: RunStatus
+    run_scope: RunScope
+    token_cap: int
+    max_minor_issues_total: int
+    max_duration_minutes: int
+    attempt_minutes: int
+    audit_minutes: int
+    deadline_at: datetime
+    minor_cap_ends_run: bool
+    any_failure_stops: bool
+    high_risk_needs_review: bool
+    tokens_used: int = 0
+    minor_issues_count: int = 0
+    major_issues_count: int = 0
+    debt_status: DebtStatus = DebtStatus.CLEAN
+    failure_code: FailureCode | None = None
+    failure_reason: str | None = None
+    promotion_eligible_to_main: bool = False
+    promotion_reasons: tuple[str, ...] = ()
+    promotion_warnings: tuple[str, ...] = ()
+    is_rolled_back: bool = False
+    head_commit: str | None = None
+    ended_at: datetime | None = None
+    tiers: tuple[TierState, ...] = ()
+    phases: tuple[PhaseState, ...] = ()
+
+
+def in_order(phases: Iterable[PhaseState]) -> list[PhaseState]:
+    """Sort phases as the run takes them. (02 §2)"""
+    return sorted(phases, key=lambda phase: (phase.tier_index, phase.phase_index))
+
+
+def next_phase(phases: Iterable[PhaseState]) -> PhaseState | None:
+    """Return the phase that may start now or is under way: the first that is not final.
+
+    The only place that knows what may start when.
+    """
+    return next((phase for phase in in_order(phases) if not phase.state.is_final), None)

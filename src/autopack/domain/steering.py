@@ -1,0 +1,117 @@
+"""What an operator's hand and the clock do to a run. (02 §2, §5)"""
+
+from __future__ import annotations
+
+from .building import fail_attempt
+from .course import Course
+from .reviewing import after_failed_review, await_review
+from .run import CompletedBy, FailureCode, PhaseState
+from .states import IllegalTransitionError, PhaseStatus
+
+
+def set_status(course: Course, phase_id: str, wanted: PhaseStatus) -> None:
+    """Move a phase by hand: legal transitions only; the state it has already is no change."""
+    phase = course.phase(phase_id)
+    if phase.state is wanted:
+        return
+    course.require_live()
+    match wanted:
+        case PhaseStatus.EXECUTING:
+            if phase.state is PhaseStatus.QUEUED:
+                course.require_next(phase_id)
+            course.move_phase(
+                phase_id,
+                wanted,
+                "started by hand",
+                deadline_at=course.in_minutes(course.run.attempt_minutes),
+                fence=phase.fence + 1,
+            )
+        case PhaseStatus.QUEUED:
+            _requeue(course, phase)
+        case PhaseStatus.GATE:
+            course.move_phase(phase_id, wanted, "sent to review by hand")
+            await_review(course, phase_id, "sent to review by hand")
+        case PhaseStatus.CI_RUNNING:
+            course.move_phase(
+                phase_id,
+                wanted,
+                "sent to CI by hand",
+                deadline_at=course.in_seconds(phase.ci_timeout_seconds),
+            )
+        case PhaseStatus.FAILED:
+            course.move_phase(
+                phase_id,
+                wanted,
+                "failed by hand",
+                failure_reason="failed by hand",
+                pending_submission_id=None,
+            )
+        case PhaseStatus.COMPLETE | PhaseStatus.SKIPPED:
+            course.move_phase(
+                phase_id,
+                wanted,
+                "ended by hand",
+                completed_by=CompletedBy.HAND,
+                pending_submission_id=None,
+            )
+
+
+def _requeue(course: Course, phase: PhaseState) -> None:
+    """Return a phase to the queue: what was under way is a try that failed."""
+    is_attempt = phase.state is PhaseStatus.EXECUTING
+    if phase.state in (PhaseStatus.EXECUTING, PhaseStatus.GATE, PhaseStatus.CI_RUNNING):
+        left = phase.builder_tries_left - int(is_attempt)
+        if left <= 0:
+            allowed = [PhaseStatus.GATE, PhaseStatus.FAILED, PhaseStatus.SKIPPED]
+            raise IllegalTransitionError(
+                f"phase '{phase.phase_id}' cannot become QUEUED: no Builder try would be left",
+                allowed=[str(state) for state in allowed if state is not phase.state],
+            )
+    course.move_phase(
+        phase.phase_id,
+        PhaseStatus.QUEUED,
+        "returned to the queue by hand",
+        pending_submission_id=None,
+        builder_attempts_used=phase.builder_attempts_used + int(is_attempt),
+    )
+
+
+def cancel(course: Course, reason: str) -> None:
+    """End the run at the operator's word."""
+    course.require_live()
+    course.end_failed(FailureCode.CANCELLED, f"cancelled: {reason}" if reason else "cancelled")
+
+
+def pass_time(course: Course) -> None:
+    """Let every wait end that has lasted too long: the run's own, attempts, reviews, CI."""
+    if course.is_over:
+        return
+    run = course.run
+    if course.now >= run.deadline_at:
+        course.end_failed(
+            FailureCode.DURATION_CAP,
+            f"max_duration_minutes {run.max_duration_minutes} passed: the run was not done "
+            f"by {run.deadline_at:%Y-%m-%dT%H:%M:%SZ}",
+        )
+        return
+    for phase in run.phases:
+        if phase.deadline_at is None or course.now < phase.deadline_at:
+            continue
+        if phase.state is PhaseStatus.EXECUTING:
+            course.change_phase(
+                phase.phase_id,
+                builder_attempts_used=phase.builder_attempts_used + 1,
+                fence=phase.fence + 1,
+            )
+            fail_attempt(course, phase.phase_id, "the attempt's lease lapsed")
+        elif phase.state is PhaseStatus.GATE:
+            course.change_phase(
+                phase.phase_id, auditor_attempts_used=phase.auditor_attempts_used + 1
+            )
+            after_failed_review(course, phase.phase_id, "the audit's deadline lapsed")
+        elif phase.state is PhaseStatus.CI_RUNNING:
+            reason = "CI gave no verdict in time"
+            course.move_phase(
+                phase.phase_id, PhaseStatus.FAILED, reason, failure_reason=reason
+            )
+            course.end_failed(FailureCode.CI_DID_NOT_RUN, reason)

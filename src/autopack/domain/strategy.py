@@ -1,0 +1,156 @@
+"""The strategy: ruleset and plan compiled into what each run, tier and phase may cost. (02 §4)"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from .plan import Plan, PlanPhase
+from .ruleset import CiRules, PathRules, Ruleset, SafetyRule
+from .values import (
+    CiMode,
+    CiProfile,
+    Closed,
+    Complexity,
+    Count,
+    Identifier,
+    PathGlob,
+    PositiveCount,
+    RunScope,
+    SafetyProfile,
+    Word,
+)
+
+
+class PhaseStrategy(Closed):
+    """What one phase may cost and how it is judged; fixed when the run starts."""
+
+    task_category: Word
+    complexity: Complexity
+    builder_mode: Word | None
+    ci_profile: CiProfile
+    ci_timeout_seconds: PositiveCount
+    max_builder_attempts: Count
+    max_auditor_attempts: Count
+    incident_token_cap: PositiveCount
+    auto_apply: bool
+    auditor_profile: Word | None
+    is_high_risk: bool
+    max_patch_files: PositiveCount | None
+    opened_paths: tuple[PathGlob, ...]
+
+
+class TierStrategy(Closed):
+    token_cap: Count
+    ci_run_cap: Count
+    minors_tolerated: Count
+    majors_tolerated: Count
+
+
+class Strategy(Closed):
+    """All that was decided at the start of a run; nothing of it changes while the run lives."""
+
+    version: PositiveCount
+    ruleset_version: PositiveCount
+    project_id: Identifier
+    safety_profile: SafetyProfile
+    run_scope: RunScope
+    token_cap: PositiveCount
+    max_phases: PositiveCount
+    max_duration_minutes: PositiveCount
+    max_minor_issues_total: Count
+    attempt_minutes: PositiveCount
+    audit_minutes: PositiveCount
+    safety: SafetyRule
+    paths: PathRules
+    ci: CiRules
+    tiers: Mapping[str, TierStrategy]
+    phases: Mapping[str, PhaseStrategy]
+    warnings: tuple[str, ...] = ()
+
+    def has_ci(self, profile: CiProfile) -> bool:
+        """Say whether something will judge commits of this profile."""
+        if self.ci.mode is CiMode.LOCAL:
+            return bool(self.ci.command_for(profile).command)
+        return self.ci.mode is CiMode.EXTERNAL
+
+
+def compile_strategy(ruleset: Ruleset, plan: Plan, *, version: int = 1) -> Strategy:
+    """Compile the strategy of a plan under a ruleset. (02 §4)"""
+    profile = plan.run.safety_profile or ruleset.default_safety_profile
+    safety = ruleset.safety_profiles[profile]
+    phases = {phase.phase_id: _phase_strategy(ruleset, safety, phase) for phase in plan.phases}
+    tiers = {}
+    for tier in plan.tiers:
+        members = [phases[phase.phase_id] for phase in plan.phases if phase.tier_id == tier.tier_id]
+        tiers[tier.tier_id] = TierStrategy(
+            token_cap=ruleset.tier.token_cap_factor
+            * sum(member.incident_token_cap for member in members),
+            ci_run_cap=ruleset.tier.ci_runs_per_phase * len(members),
+            minors_tolerated=safety.minors_tolerated_per_phase * len(members),
+            majors_tolerated=ruleset.tier.majors_tolerated,
+        )
+    strategy = Strategy(
+        version=version,
+        ruleset_version=ruleset.version,
+        project_id=ruleset.project_id,
+        safety_profile=profile,
+        run_scope=plan.run.run_scope or ruleset.default_run_scope,
+        token_cap=plan.run.token_cap or ruleset.run.token_cap,
+        max_phases=plan.run.max_phases or ruleset.run.max_phases,
+        max_duration_minutes=plan.run.max_duration_minutes or ruleset.run.max_duration_minutes,
+        max_minor_issues_total=ruleset.run.minor_issues_per_phase * len(plan.phases),
+        attempt_minutes=ruleset.attempt_minutes,
+        audit_minutes=ruleset.audit_minutes,
+        safety=safety,
+        paths=ruleset.paths,
+        ci=ruleset.ci,
+        tiers=tiers,
+        phases=phases,
+    )
+    return strategy.model_copy(update={"warnings": _warnings(strategy)})
+
+
+def _phase_strategy(ruleset: Ruleset, safety: SafetyRule, phase: PlanPhase) -> PhaseStrategy:
+    category = ruleset.canonical_category(phase.task_category or "default")
+    rule = ruleset.rule_for(category)
+    complexity = phase.complexity or rule.complexity
+    is_strict = (
+        safety.every_phase_strict
+        or complexity is Complexity.HIGH
+        or rule.ci_profile is CiProfile.STRICT
+    )
+    mode = ruleset.builder_modes.get(phase.builder_mode or "")
+    builder_attempts = rule.max_builder_attempts
+    if mode and mode.max_builder_attempts is not None:
+        builder_attempts = min(builder_attempts, mode.max_builder_attempts)
+    ci_profile = CiProfile.STRICT if is_strict else CiProfile.NORMAL
+    return PhaseStrategy(
+        task_category=category,
+        complexity=complexity,
+        builder_mode=phase.builder_mode,
+        ci_profile=ci_profile,
+        ci_timeout_seconds=ruleset.ci.command_for(ci_profile).timeout_seconds,
+        max_builder_attempts=builder_attempts,
+        max_auditor_attempts=rule.max_auditor_attempts,
+        incident_token_cap=rule.incident_token_cap,
+        auto_apply=rule.auto_apply,
+        auditor_profile=rule.auditor_profile,
+        is_high_risk=rule.is_high_risk,
+        max_patch_files=mode.max_patch_files if mode else None,
+        opened_paths=tuple(ruleset.paths.opened.get(category, ())),
+    )
+
+
+def _warnings(strategy: Strategy) -> tuple[str, ...]:
+    strict = [
+        phase_id
+        for phase_id, phase in strategy.phases.items()
+        if phase.ci_profile is CiProfile.STRICT and not strategy.has_ci(CiProfile.STRICT)
+    ]
+    if not strict:
+        return ()
+    return (
+        f"No CI is configured, so the run cannot become eligible for promotion: "
+        f"{len(strict)} of its phases are strict and need a green verdict "
+        f"({', '.join(strict[:5])}{', …' if len(strict) > 5 else ''}).",
+    )

@@ -1,0 +1,94 @@
+"""The types that everything from outside is made of. (05: identifiers, limits)"""
+
+from __future__ import annotations
+
+import unicodedata
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from .identifiers import IDENTIFIER_PATTERN, identifier_problem
+
+MAX_COUNT = 2**53 - 1
+MAX_TEXT = 20_000
+
+
+class SafetyProfile(StrEnum):
+    NORMAL = "normal"
+    SAFETY_CRITICAL = "safety_critical"
+
+
+class RunScope(StrEnum):
+    SINGLE_TIER = "single_tier"
+    INCREMENTAL = "incremental"
+    MULTI_TIER = "multi_tier"
+
+
+class Complexity(StrEnum):
+    LOW = "low"
+    MEDIUM = "medium"
+    HIGH = "high"
+
+
+class CiProfile(StrEnum):
+    NORMAL = "normal"
+    STRICT = "strict"
+
+
+class CiMode(StrEnum):
+    NONE = "none"
+    LOCAL = "local"
+    EXTERNAL = "external"
+
+
+class Severity(StrEnum):
+    MINOR = "minor"
+    MAJOR = "major"
+
+
+class Role(StrEnum):
+    BUILDER = "builder"
+    AUDITOR = "auditor"
+
+
+def _identifier(value: str) -> str:
+    problem = identifier_problem(value)
+    if problem:
+        raise ValueError(problem)
+    return value
+
+
+def _clean_text(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("must hold no NUL character")
+    return value
+
+
+def _printable(value: str) -> str:
+    if any(unicodedata.category(character)[0] == "C" for character in value):
+        raise ValueError("must hold printable characters only, no controls")
+    return value
+
+
+Identifier = Annotated[
+    str,
+    AfterValidator(_identifier),
+    Field(json_schema_extra={"pattern": IDENTIFIER_PATTERN}),
+]
+Text = Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(_clean_text)]
+Name = Annotated[str, Field(min_length=1, max_length=500), AfterValidator(_printable)]
+Word = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_printable)]
+IssueKey = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_printable)]
+Count = Annotated[int, Field(strict=True, ge=0, le=MAX_COUNT)]
+PositiveCount = Annotated[int, Field(strict=True, ge=1, le=MAX_COUNT)]
+Quantity = Annotated[float, Field(ge=0, le=MAX_COUNT, allow_inf_nan=False)]
+PathGlob = Annotated[
+    str, Field(min_length=1, max_length=1_000), AfterValidator(_printable), AfterValidator(_clean_text)
+]
+
+
+class Closed(BaseModel):
+    """A value from outside: unknown fields are refused, and it does not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)

@@ -1,0 +1,38 @@
+"""The closed sets of what comes of agents' work."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Outcome(StrEnum):
+    """What came of a submission."""
+
+    APPLIED = "applied"
+    HELD = "held"
+    EMPTY = "empty"
+    FAILED = "failed"
+    CONFLICT = "conflict"
+    REFUSED = "refused"
+    OVER_BUDGET = "over_budget"
+    LAPSED = "lapsed"
+    APPROVED = "approved"
+    REVISED = "revised"
+    ESCALATED = "escalated"
+    ADVISORY = "advisory"
+
+
+class PatchStatus(StrEnum):
+    APPLIED = "applied"
+    PENDING = "pending"
+    DISCARDED = "discarded"
+    REFUSED = "refused"
+
+
+class CommitKind(StrEnum):
+    """Why the branch moved."""
+
+    PATCH = "patch"
+    UNDO = "undo"
+    ROLLBACK = "rollback"
+    RECORD = "record"

@@ -1,0 +1,26 @@
+"""The tables."""
+
+from .base import Base, metadata
+from .events import EventRow
+from .issues import BacklogEntry, Issue, Sighting
+from .runs import Phase, Run, Tier
+from .work import Audit, CiRun, Commit, Lease, Patch, Reply, Submission
+
+__all__ = [
+    "Audit",
+    "BacklogEntry",
+    "Base",
+    "CiRun",
+    "Commit",
+    "EventRow",
+    "Issue",
+    "Lease",
+    "Patch",
+    "Phase",
+    "Reply",
+    "Run",
+    "Sighting",
+    "Submission",
+    "Tier",
+    "metadata",
+]

@@ -1,0 +1,56 @@
+"""The one metadata of all tables, and the columns that they share."""
+
+from __future__ import annotations
+
+import enum
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Any, ClassVar
+
+from sqlalchemy import BigInteger, CheckConstraint, DateTime, Enum, Identity, MetaData, Text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, mapped_column
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+Id = Annotated[int, mapped_column(BigInteger, Identity(always=True), primary_key=True)]
+Json = Annotated[Any, mapped_column(JSONB)]
+
+
+class Base(DeclarativeBase):
+    """Numbers are 64 bits, times carry their zone, text has no length of the database's own."""
+
+    metadata = metadata
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        int: BigInteger,
+        str: Text,
+        datetime: DateTime(timezone=True),
+        enum.Enum: Enum(
+            enum.Enum,
+            native_enum=False,
+            create_constraint=False,  # `one_of` names its check
+            length=64,
+            values_callable=lambda values: [str(value) for value in values],
+        ),
+    }
+
+
+def one_of(column: str, values: type[StrEnum]) -> CheckConstraint:
+    """Let a text column hold only the values of a closed set."""
+    names = ", ".join(f"'{value}'" for value in values)
+    return CheckConstraint(f"{column} IN ({names})", name=f"{column}_known")
+
+
+def not_negative(*columns: str) -> tuple[CheckConstraint, ...]:
+    """Let number columns never fall below zero."""
+    return tuple(
+        CheckConstraint(f"{column} >= 0", name=f"{column}_not_negative") for column in columns
+    )

@@ -1,0 +1,220 @@
+"""Runs, tiers and phases."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from sqlalchemy import ForeignKey, Index, UniqueConstraint, text
+from sqlalchemy.orm import Mapped, mapped_column, relationship
+
+from ..domain.run import CompletedBy, DebtStatus, FailureCode, Verdict
+from ..domain.states import Cleanliness, PhaseStatus, RunStatus, TierStatus
+from ..domain.values import CiProfile, Complexity, RunScope, SafetyProfile
+from .base import Base, Id, Json, not_negative, one_of
+
+
+class Run(Base):
+    __tablename__ = "runs"
+
+    id: Mapped[Id]
+    project_id: Mapped[str]
+    run_id: Mapped[str]
+    state: Mapped[RunStatus]
+    safety_profile: Mapped[SafetyProfile]
+    run_scope: Mapped[RunScope]
+
+    plan: Mapped[Json]
+    plan_sha256: Mapped[str]
+    strategy: Mapped[Json]
+    strategy_version: Mapped[int]
+
+    token_cap: Mapped[int]
+    max_phases: Mapped[int]
+    max_duration_minutes: Mapped[int]
+    max_minor_issues_total: Mapped[int]
+    attempt_minutes: Mapped[int]
+    audit_minutes: Mapped[int]
+    minor_cap_ends_run: Mapped[bool]
+    any_failure_stops: Mapped[bool]
+    high_risk_needs_review: Mapped[bool]
+
+    tokens_used: Mapped[int] = mapped_column(default=0)
+    tokens_reserved: Mapped[int] = mapped_column(default=0)
+    minor_issues_count: Mapped[int] = mapped_column(default=0)
+    major_issues_count: Mapped[int] = mapped_column(default=0)
+    debt_status: Mapped[DebtStatus] = mapped_column(default=DebtStatus.CLEAN)
+    failure_code: Mapped[FailureCode | None]
+    failure_reason: Mapped[str | None]
+    promotion_eligible_to_main: Mapped[bool] = mapped_column(default=False)
+    promotion_reasons: Mapped[Json] = mapped_column(default=list)
+    promotion_warnings: Mapped[Json] = mapped_column(default=list)
+    is_rolled_back: Mapped[bool] = mapped_column(default=False)
+
+    base_branch: Mapped[str]
+    base_commit: Mapped[str]
+    head_commit: Mapped[str]
+    last_snapshot: Mapped[str | None]
+
+    # `revision` counts what happened; the branch and the files have caught up to
+    # `mirrored_revision`.
+    revision: Mapped[int] = mapped_column(default=1)
+    mirrored_revision: Mapped[int] = mapped_column(default=0)
+    event_sequence: Mapped[int] = mapped_column(default=0)
+    event_hash: Mapped[str]
+
+    created_at: Mapped[datetime]
+    updated_at: Mapped[datetime]
+    deadline_at: Mapped[datetime]
+    ended_at: Mapped[datetime | None]
+
+    tiers: Mapped[list[Tier]] = relationship(
+        back_populates="run", order_by="Tier.tier_index", lazy="raise"
+    )
+
+    __table_args__ = (
+        UniqueConstraint("project_id", "id"),
+        Index("uq_runs_run_id_lower", text("lower(run_id)"), unique=True),
+        Index("ix_runs_created_at_id", "created_at", "id"),
+        Index("ix_runs_state_created_at_id", "state", "created_at", "id"),
+        Index("ix_runs_project_id_created_at_id", "project_id", "created_at", "id"),
+        Index("ix_runs_lagging", "id", postgresql_where=text("mirrored_revision < revision")),
+        Index("ix_runs_live_deadline_at", "deadline_at", postgresql_where=text("ended_at IS NULL")),
+        one_of("state", RunStatus),
+        one_of("safety_profile", SafetyProfile),
+        one_of("run_scope", RunScope),
+        one_of("debt_status", DebtStatus),
+        one_of("failure_code", FailureCode),
+        *not_negative(
+            "token_cap",
+            "tokens_used",
+            "tokens_reserved",
+            "minor_issues_count",
+            "major_issues_count",
+            "mirrored_revision",
+            "event_sequence",
+        ),
+    )
+
+
+class Tier(Base):
+    __tablename__ = "tiers"
+
+    id: Mapped[Id]
+    run_pk: Mapped[int] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))
+    tier_id: Mapped[str]
+    tier_index: Mapped[int]
+    name: Mapped[str]
+    description: Mapped[str | None]
+    state: Mapped[TierStatus]
+    cleanliness: Mapped[Cleanliness] = mapped_column(default=Cleanliness.CLEAN)
+    cleanliness_reasons: Mapped[Json] = mapped_column(default=list)
+    token_cap: Mapped[int]
+    ci_run_cap: Mapped[int]
+    minors_tolerated: Mapped[int]
+    majors_tolerated: Mapped[int]
+    tokens_used: Mapped[int] = mapped_column(default=0)
+    ci_runs_count: Mapped[int] = mapped_column(default=0)
+    minor_issues_count: Mapped[int] = mapped_column(default=0)
+    major_issues_count: Mapped[int] = mapped_column(default=0)
+
+    run: Mapped[Run] = relationship(back_populates="tiers", lazy="raise")
+    phases: Mapped[list[Phase]] = relationship(
+        back_populates="tier", order_by="Phase.phase_index", lazy="raise"
+    )
+
+    __table_args__ = (
+        UniqueConstraint("run_pk", "tier_id"),
+        UniqueConstraint("run_pk", "tier_index"),
+        one_of("state", TierStatus),
+        one_of("cleanliness", Cleanliness),
+        *not_negative(
+            "tokens_used", "ci_runs_count", "minor_issues_count", "major_issues_count"
+        ),
+    )
+
+
+class Phase(Base):
+    __tablename__ = "phases"
+
+    id: Mapped[Id]
+    run_pk: Mapped[int] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))
+    tier_pk: Mapped[int] = mapped_column(ForeignKey("tiers.id", ondelete="CASCADE"), index=True)
+    phase_id: Mapped[str]
+    tier_id: Mapped[str]
+    tier_index: Mapped[int]
+    phase_index: Mapped[int]
+    name: Mapped[str]
+    description: Mapped[str | None]
+    state: Mapped[PhaseStatus]
+
+    task_category: Mapped[str]
+    complexity: Mapped[Complexity]
+    builder_mode: Mapped[str | None]
+    allow_empty: Mapped[bool]
+    allowed_paths: Mapped[Json] = mapped_column(nullable=True)
+    expected_issues: Mapped[Json]
+    issue_key: Mapped[str | None]
+
+    ci_profile: Mapped[CiProfile]
+    has_ci: Mapped[bool]
+    ci_timeout_seconds: Mapped[int]
+    max_builder_attempts: Mapped[int]
+    max_auditor_attempts: Mapped[int]
+    incident_token_cap: Mapped[int]
+    auto_apply: Mapped[bool]
+    is_high_risk: Mapped[bool]
+    auditor_profile: Mapped[str | None]
+    max_patch_files: Mapped[int | None]
+    opened_paths: Mapped[Json]
+
+    builder_attempts_used: Mapped[int] = mapped_column(default=0)
+    auditor_attempts_used: Mapped[int] = mapped_column(default=0)
+    is_builder_spent: Mapped[bool] = mapped_column(default=False)
+    tokens_used: Mapped[int] = mapped_column(default=0)
+    # What agents claimed of themselves; recorded, never believed.
+    builder_attempts_claimed: Mapped[int | None]
+    minor_issues_claimed: Mapped[int | None]
+    major_issues_claimed: Mapped[int | None]
+
+    fence: Mapped[int] = mapped_column(default=0)
+    deadline_at: Mapped[datetime | None]
+    start_commit: Mapped[str | None]
+    commit: Mapped[str | None]
+    snapshot_tag: Mapped[str | None]
+    snapshot_oid: Mapped[str | None]
+    pending_submission_id: Mapped[int | None] = mapped_column(
+        ForeignKey("submissions.id", use_alter=True)
+    )
+    minor_issues_count: Mapped[int] = mapped_column(default=0)
+    major_issues_count: Mapped[int] = mapped_column(default=0)
+    verdict: Mapped[Verdict | None]
+    completed_by: Mapped[CompletedBy | None]
+    failure_signature: Mapped[str | None]
+    failure_reason: Mapped[str | None]
+    started_at: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None]
+
+    tier: Mapped[Tier] = relationship(back_populates="phases", lazy="raise")
+
+    __table_args__ = (
+        UniqueConstraint("run_pk", "phase_id"),
+        UniqueConstraint("tier_pk", "phase_index"),
+        Index(
+            "ix_phases_waiting_deadline_at",
+            "deadline_at",
+            postgresql_where=text("deadline_at IS NOT NULL"),
+        ),
+        one_of("state", PhaseStatus),
+        one_of("complexity", Complexity),
+        one_of("ci_profile", CiProfile),
+        one_of("verdict", Verdict),
+        one_of("completed_by", CompletedBy),
+        *not_negative(
+            "builder_attempts_used",
+            "auditor_attempts_used",
+            "tokens_used",
+            "fence",
+            "minor_issues_count",
+            "major_issues_count",
+        ),
+    )

@@ -1,0 +1,180 @@
+"""What agents do: leases, submissions and their patches, audits, CI runs, commits, replies."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from sqlalchemy import ForeignKey, Index, LargeBinary, UniqueConstraint, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from ..domain.run import Verdict
+from ..domain.values import CiProfile, Role
+from ..domain.work import CommitKind, Outcome, PatchStatus
+from .base import Base, Id, Json, not_negative, one_of
+
+
+class Lease(Base):
+    """An agent's hold on a phase; one at a time, told apart by the fence."""
+
+    __tablename__ = "leases"
+
+    id: Mapped[Id]
+    run_pk: Mapped[int] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), index=True)
+    phase_pk: Mapped[int] = mapped_column(ForeignKey("phases.id", ondelete="CASCADE"))
+    role: Mapped[Role]
+    agent: Mapped[str]
+    fence: Mapped[int]
+    token_sha256: Mapped[str] = mapped_column(unique=True)
+    tokens_reserved: Mapped[int] = mapped_column(default=0)
+    tokens_reported: Mapped[int] = mapped_column(default=0)
+    granted_at: Mapped[datetime]
+    expires_at: Mapped[datetime]
+    ended_at: Mapped[datetime | None]
+    end_reason: Mapped[str | None]
+
+    __table_args__ = (
+        Index(
+            "uq_leases_open_phase_pk",
+            "phase_pk",
+            unique=True,
+            postgresql_where=text("ended_at IS NULL"),
+        ),
+        Index("ix_leases_open_expires_at", "expires_at", postgresql_where=text("ended_at IS NULL")),
+        one_of("role", Role),
+        *not_negative("tokens_reserved", "tokens_reported"),
+    )
+
+
+class Submission(Base):
+    """One result of a Builder or an Auditor: an attempt, as it arrived and what came of it."""
+
+    __tablename__ = "submissions"
+
+    id: Mapped[Id]
+    run_pk: Mapped[int] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), index=True)
+    phase_pk: Mapped[int] = mapped_column(ForeignKey("phases.id", ondelete="CASCADE"))
+    role: Mapped[Role]
+    attempt: Mapped[int]
+    lease_pk: Mapped[int | None] = mapped_column(ForeignKey("leases.id"))
+    agent: Mapped[str | None]
+    model: Mapped[str | None]
+    status: Mapped[str]
+    body: Mapped[Json]
+    tokens_used: Mapped[int] = mapped_column(default=0)
+    outcome: Mapped[Outcome]
+    reason: Mapped[str | None]
+    base_commit: Mapped[str]
+    created_at: Mapped[datetime]
+
+    __table_args__ = (
+        UniqueConstraint("phase_pk", "role", "attempt"),
+        one_of("role", Role),
+        one_of("outcome", Outcome),
+        *not_negative("tokens_used"),
+    )
+
+
+class Patch(Base):
+    """The bytes of a patch; with them the branch can be made again."""
+
+    __tablename__ = "patches"
+
+    id: Mapped[Id]
+    submission_pk: Mapped[int] = mapped_column(ForeignKey("submissions.id", ondelete="CASCADE"))
+    position: Mapped[int]
+    sha256: Mapped[str] = mapped_column(index=True)
+    content: Mapped[bytes] = mapped_column(LargeBinary, deferred=True)
+    description: Mapped[str | None]
+    status: Mapped[PatchStatus]
+    files_changed: Mapped[Json] = mapped_column(default=list)
+
+    __table_args__ = (
+        UniqueConstraint("submission_pk", "position"),
+        one_of("status", PatchStatus),
+    )
+
+
+class Commit(Base):
+    """Every value that the run's branch ever had, in order."""
+
+    __tablename__ = "commits"
+
+    id: Mapped[Id]
+    run_pk: Mapped[int] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))
+    position: Mapped[int]
+    kind: Mapped[CommitKind]
+    sha: Mapped[str]
+    tree: Mapped[str]
+    parent: Mapped[str]
+    message: Mapped[str]
+    committed_at: Mapped[datetime]
+    phase_pk: Mapped[int | None] = mapped_column(ForeignKey("phases.id", ondelete="CASCADE"))
+    patch_pk: Mapped[int | None] = mapped_column(ForeignKey("patches.id"))
+    is_merged: Mapped[bool] = mapped_column(default=False)
+
+    __table_args__ = (
+        UniqueConstraint("run_pk", "position"),
+        UniqueConstraint("run_pk", "sha"),
+        one_of("kind", CommitKind),
+    )
+
+
+class Audit(Base):
+    """A review that was asked for."""
+
+    __tablename__ = "audits"
+
+    id: Mapped[Id]
+    run_pk: Mapped[int] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), index=True)
+    phase_pk: Mapped[int] = mapped_column(ForeignKey("phases.id", ondelete="CASCADE"), index=True)
+    review_focus: Mapped[str | None]
+    auditor_profile: Mapped[str | None]
+    is_advisory: Mapped[bool]
+    requested_at: Mapped[datetime]
+    answered_at: Mapped[datetime | None]
+    submission_pk: Mapped[int | None] = mapped_column(ForeignKey("submissions.id"))
+
+
+class CiRun(Base):
+    """One judgement of one commit by CI."""
+
+    __tablename__ = "ci_runs"
+
+    id: Mapped[Id]
+    run_pk: Mapped[int] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), index=True)
+    phase_pk: Mapped[int] = mapped_column(ForeignKey("phases.id", ondelete="CASCADE"), index=True)
+    commit_sha: Mapped[str]
+    profile: Mapped[CiProfile]
+    attempt: Mapped[int]
+    verdict: Mapped[Verdict | None]
+    is_flaky: Mapped[bool] = mapped_column(default=False)
+    tests: Mapped[Json] = mapped_column(nullable=True)
+    sandbox: Mapped[str | None]
+    log_path: Mapped[str | None]
+    url: Mapped[str | None]
+    reason: Mapped[str | None]
+    requested_at: Mapped[datetime]
+    started_at: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None]
+
+    __table_args__ = (
+        UniqueConstraint("phase_pk", "commit_sha", "attempt"),
+        one_of("profile", CiProfile),
+        one_of("verdict", Verdict),
+    )
+
+
+class Reply(Base):
+    """The first answer to a request, given again when the same request comes again."""
+
+    __tablename__ = "replies"
+
+    id: Mapped[Id]
+    run_pk: Mapped[int] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))
+    scope: Mapped[str]
+    fingerprint: Mapped[str]
+    status: Mapped[int]
+    body: Mapped[Json]
+    created_at: Mapped[datetime]
+
+    __table_args__ = (UniqueConstraint("run_pk", "scope"),)
