@@ -1,9 +1,12 @@
-"""What git can refuse, each reason its own type: a conflict is no lost race, a lost race no outage."""
+"""What git can refuse, each reason its own type: a conflict is no lost race, nor that an outage."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import ClassVar
 
+from ..domain.changes import Violation
 from ..domain.errors import ConflictError, InvalidError, TooLargeError, UnavailableError
 
 
@@ -47,6 +50,14 @@ class PatchPolicyError(InvalidError):
     """The change is one that no patch may make; `violations` names each file and rule."""
 
     code: ClassVar[str] = "patch_policy"
+
+    def __init__(self, violations: Sequence[Violation]) -> None:
+        first, *more = violations
+        also = f" (and {len(more)} more)" if more else ""
+        super().__init__(
+            f"{first.path}: {first.detail}{also}", violations=[asdict(each) for each in violations]
+        )
+        self.violations = tuple(violations)
 
 
 class RefMovedError(ConflictError):

@@ -1,0 +1,164 @@
+"""From a patch to a tree: git applies it in quarantine, and the result is judged, not the text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from ..domain.changes import MODE_ABSENT, FileChange, Violation
+from .errors import (
+    PatchAlreadyAppliedError,
+    PatchEmptyError,
+    PatchMalformedError,
+    PatchPolicyError,
+)
+from .objects import CollisionError, Entry, Loose, TreeDraft, path_bytes, path_text
+from .quarantine import Quarantine
+from .scan import ScannedPatch
+
+_SERIOUS = re.compile(r"^(?:error|fatal): (.*)$", re.MULTILINE)
+_LINE = re.compile(r"(?:at |on )?line (\d+)")
+_UNSAFE = re.compile(r"invalid path '(.*)'|affected file '(.*)' is beyond a symbolic link")
+_MALFORMED = 128  # the status with which git says that it could not read a patch at all
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeSet:
+    """What a patch would change, and the means to look closer."""
+
+    files: tuple[FileChange, ...]
+    _quarantine: Quarantine
+    _result: TreeDraft
+
+    def read(self, oid: str) -> bytes:
+        """Return a file's content, of either side. Raises KeyError for a submodule's commit."""
+        return self._quarantine.read(oid)[1]
+
+    def lookup(self, path: str) -> Entry | None:
+        """Return the mode and id at a path of the resulting tree; a folder has mode 040000."""
+        return self._result.lookup(path_bytes(path))
+
+
+Judge = Callable[[ChangeSet], None]
+
+
+@dataclass(frozen=True, slots=True)
+class AppliedPatch:
+    """A patch that fits and passed its judge. `merged`: it took a three-way merge."""
+
+    tree: str
+    changes: tuple[FileChange, ...]
+    insertions: int
+    deletions: int
+    merged: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Rehearsal:
+    """An applied patch, and the files of the objects that it needs."""
+
+    applied: AppliedPatch
+    loose: Loose
+
+
+class RefusedError(Exception):
+    """git does not take the patch at this head; the text is git's own reason."""
+
+
+def rehearse(
+    quarantine: Quarantine,
+    scanned: ScannedPatch,
+    tree: str,
+    judge: Judge,
+    resolve: Callable[[str], str],
+) -> Rehearsal:
+    """Apply a patch to a tree in quarantine and have the result judged.
+
+    `resolve` is asked for a merged tree where git refuses, with git's reason.
+    """
+    merged = False
+    try:
+        changes, result = _apply(quarantine, scanned, tree)
+    except RefusedError as refusal:
+        merged = True
+        changes = _difference(quarantine, tree, resolve(str(refusal)))
+        result = TreeDraft(tree, lambda oid: quarantine.read(oid)[1])
+        result.edit(changes)
+    if not changes:
+        _refuse_no_change(scanned, merged=merged)
+    root, loose = result.write()
+    judge(ChangeSet(changes, quarantine, result))
+    loose |= quarantine.take({each.new_oid for each in changes if each.new_oid is not None})
+    applied = AppliedPatch(root, changes, scanned.insertions, scanned.deletions, merged)
+    return Rehearsal(applied, loose)
+
+
+def _apply(
+    quarantine: Quarantine, scanned: ScannedPatch, tree: str
+) -> tuple[tuple[FileChange, ...], TreeDraft]:
+    """Let git apply the patch to an index of those files alone that it could touch."""
+    result = TreeDraft(tree, lambda oid: quarantine.read(oid)[1])
+    found = (result.file_on_the_way(path) for path in scanned.paths())
+    before = dict(each for each in found if each is not None)
+    quarantine.write_index(before)
+    outcome = quarantine.git(
+        "apply", "--cached", "--whitespace=nowarn", "-", stdin=scanned.patch, allowed=(0, 1, 128)
+    )
+    if outcome.status:
+        _explain(outcome.status, outcome.stderr)
+    changes = tuple(_compare(before, quarantine.read_index()))
+    try:
+        result.edit(changes)
+    except CollisionError as collision:
+        # git lets a new file cover a folder whose files are not in the index.
+        raise RefusedError(str(collision)) from None
+    return changes, result
+
+
+def _explain(status: int, stderr: str) -> None:
+    reason = "; ".join(_SERIOUS.findall(stderr)) or stderr.strip()
+    unsafe = _UNSAFE.search(reason)
+    if unsafe is not None:
+        path = unsafe.group(1) or unsafe.group(2)
+        raise PatchPolicyError([Violation(path, "path", f"git refuses it: {unsafe.group()}.")])
+    if status == _MALFORMED:
+        line = _LINE.search(reason)
+        raise PatchMalformedError(
+            f"git cannot read the patch: {reason}.", line=int(line.group(1)) if line else None
+        )
+    raise RefusedError(reason)
+
+
+def _compare(before: dict[bytes, Entry], after: dict[bytes, Entry]) -> Iterable[FileChange]:
+    absent = (MODE_ABSENT, None)
+    for path in sorted(before.keys() | after.keys()):
+        old_mode, old_oid = before.get(path, absent)
+        new_mode, new_oid = after.get(path, absent)
+        if (old_mode, old_oid) != (new_mode, new_oid):
+            yield FileChange(path_text(path), old_mode, new_mode, old_oid, new_oid)
+
+
+def _difference(quarantine: Quarantine, old: str, new: str) -> tuple[FileChange, ...]:
+    """Return the changes between two trees, one of them in quarantine."""
+    options = ("-r", "-z", "--raw", "--no-renames", "--no-abbrev", "--end-of-options")
+    words = iter(quarantine.git("diff-tree", *options, old, new).stdout.split(b"\0"))
+    changes = []
+    for head, path in zip(words, words, strict=False):
+        old_mode, new_mode, old_oid, new_oid, _ = head.removeprefix(b":").decode().split(" ")
+        changes.append(
+            FileChange(
+                path_text(path),
+                int(old_mode, 8),
+                int(new_mode, 8),
+                old_oid if int(old_oid, 16) else None,
+                new_oid if int(new_oid, 16) else None,
+            )
+        )
+    return tuple(changes)
+
+
+def _refuse_no_change(scanned: ScannedPatch, *, merged: bool) -> None:
+    if merged or any(file.old_mode != file.new_mode for file in scanned.files):
+        raise PatchAlreadyAppliedError("The branch holds all that this patch changes already.")
+    raise PatchEmptyError("The patch changes nothing: what it adds equals what it takes away.")

@@ -1,0 +1,233 @@
+"""Objects and trees, read and written in-process.
+
+libgit2's object database (and nothing else of libgit2) reads, so no configuration is ever looked
+at and no helper process has to be kept alive. Writing is done here, in a way libgit2 does not
+offer: many objects become durable together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tempfile
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import pygit2
+
+from ..domain.changes import MODE_ABSENT, FileChange
+
+MODE_FOLDER = 0o040000
+EMPTY_TREE = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"
+
+Entry = tuple[int, str]
+Loose = dict[str, bytes]
+
+_FOLDER = b"40000"
+_ENTRY = re.compile(rb"([0-7]+) ([^\0]+)\0(.{20})", re.DOTALL)
+
+
+class CollisionError(Exception):
+    """A file and a folder of one name would stand in one tree."""
+
+
+def path_bytes(path: str) -> bytes:
+    return path.encode(errors="surrogateescape")
+
+
+def path_text(path: bytes) -> str:
+    return path.decode(errors="surrogateescape")
+
+
+def encode_loose(kind: str, data: bytes) -> tuple[str, bytes]:
+    """Return an object's id and the bytes of its loose file."""
+    raw = b"%b %d\0%b" % (kind.encode(), len(data), data)
+    return hashlib.sha1(raw, usedforsecurity=False).hexdigest(), zlib.compress(raw, 1)
+
+
+class Objects:
+    """A repository's object store. Safe for any number of threads."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._database = pygit2.Odb(folder)
+
+    def read(self, oid: str) -> tuple[str, bytes]:
+        """Return an object's kind and content. Raises KeyError when there is none."""
+        try:
+            kind, data = self._database.read(oid)
+        except (KeyError, pygit2.GitError):
+            # libgit2 looks again by itself after a repack, but not for new alternates.
+            self._database = pygit2.Odb(self.folder)
+            kind, data = self._database.read(oid)
+        return kind.name.lower(), data
+
+    def install(self, loose: Mapping[str, bytes]) -> None:
+        """Make objects part of the repository, durably: all are on disk when this returns.
+
+        Nothing is skipped for being there already in a pack: a copy is harmless, while an
+        unreachable old one might be pruned before our ref names it.
+        """
+        written: list[tuple[str, Path]] = []
+        for oid, content in loose.items():
+            target = self.folder / oid[:2] / oid[2:]
+            try:
+                os.utime(target)  # tells `git gc` that it is in use
+                continue
+            except FileNotFoundError:
+                written.append((self._write(target.parent, content), target))
+        for temporary, _ in written:
+            _sync(temporary)
+        for temporary, target in written:
+            os.rename(temporary, target)
+        for folder in {target.parent for _, target in written}:
+            _sync(folder)
+
+    def _write(self, folder: Path, content: bytes) -> str:
+        if not folder.exists():
+            folder.mkdir(exist_ok=True)
+            # What a shared repository grants to its group holds for our folders too.
+            folder.chmod(self.folder.stat().st_mode & 0o7777)
+        # git prunes files of this name should we be killed before the rename.
+        descriptor, name = tempfile.mkstemp(prefix="tmp_obj_", dir=folder)
+        with open(descriptor, "wb") as file:
+            file.write(content)
+            os.fchmod(file.fileno(), 0o444)
+        return name
+
+
+def _sync(path: str | Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class TreeDraft:
+    """A tree that is looked at and then changed in memory, reading only the folders it needs."""
+
+    def __init__(self, root: str, read: Callable[[str], bytes]) -> None:
+        self._read = read
+        self._folders: dict[bytes, dict[bytes, tuple[bytes, bytes]]] = {
+            b"": _parse(read(root)) if root != EMPTY_TREE else {}
+        }
+        self._changed: set[bytes] = set()
+
+    def lookup(self, path: bytes) -> Entry | None:
+        """Return the mode and id of what stands at a path, a folder included."""
+        parent, _, name = path.rpartition(b"/")
+        folder = self._folder(parent)
+        entry = folder.get(name) if folder is not None else None
+        return (int(entry[0], 8), entry[1].hex()) if entry is not None else None
+
+    def file_on_the_way(self, path: bytes) -> tuple[bytes, Entry] | None:
+        """Return the file at a path, or the file which stands where one of its folders would."""
+        end = 0
+        while end >= 0:
+            end = path.find(b"/", end + 1)
+            prefix = path if end < 0 else path[:end]
+            entry = self.lookup(prefix)
+            if entry is None:
+                return None
+            if entry[0] != MODE_FOLDER:
+                return prefix, entry
+        return None
+
+    def edit(self, changes: Iterable[FileChange]) -> None:
+        """Make the changes, removals first so that a file may become a folder and back.
+
+        Raises CollisionError.
+        """
+        pending = list(changes)
+        for change in pending:
+            if change.new_mode == MODE_ABSENT:
+                self._remove(path_bytes(change.path))
+        for change in pending:
+            if change.new_oid is not None:
+                self._put(
+                    path_bytes(change.path), b"%o" % change.new_mode, bytes.fromhex(change.new_oid)
+                )
+
+    def write(self) -> tuple[str, Loose]:
+        """Return the root's id and every tree that is new, bottom up."""
+        loose: Loose = {}
+        root = EMPTY_TREE
+        for path in sorted(self._with_parents(), key=_depth, reverse=True):
+            root, loose_tree = encode_loose("tree", _serialise(self._folders[path]))
+            loose[root] = loose_tree
+            if path:
+                parent, _, name = path.rpartition(b"/")
+                self._folders[parent][name] = (_FOLDER, bytes.fromhex(root))
+        return root, loose
+
+    def _with_parents(self) -> set[bytes]:
+        found = {b""}
+        for path in self._changed:
+            while path not in found:
+                found.add(path)
+                path = path.rpartition(b"/")[0]
+        return found
+
+    def _folder(self, path: bytes) -> dict[bytes, tuple[bytes, bytes]] | None:
+        known = self._folders.get(path)
+        if known is not None:
+            return known
+        parent, _, name = path.rpartition(b"/")
+        above = self._folder(parent)
+        entry = above.get(name) if above is not None else None
+        if entry is None or entry[0] != _FOLDER:
+            return None
+        known = self._folders[path] = _parse(self._read(entry[1].hex()))
+        return known
+
+    def _remove(self, path: bytes) -> None:
+        parent, _, name = path.rpartition(b"/")
+        folder = self._folder(parent)
+        if folder is None or folder.pop(name, None) is None:
+            return
+        self._changed.add(parent)
+        if not folder and parent:
+            self._changed.discard(parent)
+            del self._folders[parent]
+            self._remove(parent)
+
+    def _put(self, path: bytes, mode: bytes, oid: bytes) -> None:
+        parent, _, name = path.rpartition(b"/")
+        folder = self._folder(parent)
+        if folder is None:
+            folder = self._make_folder(parent)
+        if name in folder and folder[name][0] == _FOLDER and mode != _FOLDER:
+            raise CollisionError(f"{path_text(path)} is a folder that keeps other files")
+        folder[name] = (mode, oid)
+        self._changed.add(parent)
+
+    def _make_folder(self, path: bytes) -> dict[bytes, tuple[bytes, bytes]]:
+        parent, _, name = path.rpartition(b"/")
+        above = self._folder(parent)
+        if above is None:
+            above = self._make_folder(parent)
+        if name in above:
+            raise CollisionError(f"{path_text(path)} is a file, not a folder")
+        above[name] = (_FOLDER, b"")  # the id follows in `write`
+        made = self._folders[path] = {}
+        self._changed.add(path)
+        return made
+
+
+def _depth(path: bytes) -> int:
+    return path.count(b"/") + 1 if path else 0
+
+
+def _parse(data: bytes) -> dict[bytes, tuple[bytes, bytes]]:
+    return {name: (mode, oid) for mode, name, oid in _ENTRY.findall(data)}
+
+
+def _serialise(entries: Mapping[bytes, tuple[bytes, bytes]]) -> bytes:
+    # git sorts a folder as if its name ended in a slash.
+    ordered = sorted(
+        entries.items(), key=lambda item: item[0] + b"/" if item[1][0] == _FOLDER else item[0]
+    )
+    return b"".join(b"%b %b\0%b" % (mode, name, oid) for name, (mode, oid) in ordered)

@@ -1,0 +1,115 @@
+"""A throw-away place where git works on a submission; nothing in it is the repository's yet."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import zlib
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from .index import read_index, write_index
+from .objects import Entry, Loose, Objects, encode_loose
+from .process import GitResult, GitRunner
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantine:
+    """An object folder of its own, with the repository's objects behind it, and an index.
+
+    git runs in a git dir of ours, bare and without configuration: of the user's repository it
+    sees the objects alone.
+    """
+
+    folder: Path
+    repository: Objects
+    runner: GitRunner
+    environment: dict[str, str]
+
+    @property
+    def index(self) -> Path:
+        return self.folder / "index"
+
+    def git(
+        self, *arguments: str, stdin: bytes = b"", allowed: Collection[int] = (0,)
+    ) -> GitResult:
+        """Run git here; what it writes stays in quarantine. Raises as `GitRunner.run`."""
+        return self.runner.run(
+            *arguments,
+            folder=self.folder,
+            environment=self.environment,
+            stdin=stdin,
+            allowed=allowed,
+        )
+
+    def write_index(self, entries: dict[bytes, Entry]) -> None:
+        self.index.write_bytes(write_index(entries))
+
+    def read_index(self) -> dict[bytes, Entry]:
+        return read_index(self.index.read_bytes())
+
+    def loose(self, oid: str) -> bytes | None:
+        """Return the file of an object that is new here; None: the repository has it."""
+        try:
+            return (self._objects / oid[:2] / oid[2:]).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def read(self, oid: str) -> tuple[str, bytes]:
+        """Return an object's kind and content. Raises KeyError when there is none."""
+        loose = self.loose(oid)
+        if loose is None:
+            return self.repository.read(oid)
+        head, _, data = zlib.decompress(loose).partition(b"\0")
+        return head.split(b" ")[0].decode(), data
+
+    def write(self, kind: str, data: bytes) -> str:
+        """Write an object into quarantine and return its id."""
+        oid, loose = encode_loose(kind, data)
+        path = self._objects / oid[:2] / oid[2:]
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(loose)
+        return oid
+
+    def take(self, oids: Collection[str]) -> Loose:
+        """Return the files of those objects that are new here, for `Objects.install`."""
+        found = ((oid, self.loose(oid)) for oid in oids)
+        return {oid: loose for oid, loose in found if loose is not None}
+
+    @property
+    def _objects(self) -> Path:
+        return self.folder / "objects"
+
+
+@contextmanager
+def open_quarantine(
+    parent: Path, repository: Objects, runner: GitRunner, environment: dict[str, str]
+) -> Iterator[Quarantine]:
+    """Make a quarantine, fresh every time: a lock left in a reused one would block for ever."""
+    folder = Path(tempfile.mkdtemp(prefix="patch-", dir=parent))
+    try:
+        (folder / "objects").mkdir()
+        yield Quarantine(
+            folder=folder,
+            repository=repository,
+            runner=runner,
+            environment={
+                **environment,
+                "GIT_INDEX_FILE": str(folder / "index"),
+                "GIT_OBJECT_DIRECTORY": str(folder / "objects"),
+                "GIT_ALTERNATE_OBJECT_DIRECTORIES": _alternate(repository.folder),
+            },
+        )
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _alternate(folder: Path) -> str:
+    """Quote a folder for git's list of alternates, which is separated by colons."""
+    text = str(folder)
+    if ":" not in text and not text.startswith('"'):
+        return text
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'

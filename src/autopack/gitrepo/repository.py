@@ -1,0 +1,363 @@
+"""The one git repository that runs build: commits are made beside its checkout, never in it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from ..config import Settings
+from .apply import AppliedPatch, Judge, Rehearsal, rehearse
+from .errors import GitFailedError, PatchConflictError, RepositoryUnusableError
+from .objects import Objects, encode_loose
+from .process import GitResult, GitRunner
+from .quarantine import Quarantine, open_quarantine
+from .refs import PreparedRefs, Refs, RefUpdate
+from .scan import scan_patch
+
+IDENTITY = "Autopack <autopack@localhost>"
+_OLDEST_GIT = (2, 38)  # the first with `merge-tree --write-tree`
+_SCRATCH_LEFT_SECONDS = 3600
+_UNSERVED = r"^(extensions\.(partialclone|refstorage)|remote\..*\.promisor)$"
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """The branch that runs start from, and the commit it is at."""
+
+    branch: str
+    commit: str
+
+
+@dataclass(frozen=True, slots=True)
+class DiffStat:
+    """What differs between two commits: paths, and lines where they are text."""
+
+    files: tuple[str, ...]
+    insertions: int
+    deletions: int
+
+
+@dataclass(frozen=True, slots=True)
+class MergeResult:
+    """Whether two commits merge without a conflict; if not, which paths stand against it."""
+
+    mergeable: bool
+    conflicts: tuple[str, ...]
+
+
+class Repository:
+    """The repository at AUTOPACK_REPO_PATH. One a service; any number of threads may use it.
+
+    The checkout, its index, the configuration and the hooks are neither read for their settings
+    nor written. Every commit id given and returned is 40 hexadecimal digits.
+    """
+
+    @classmethod
+    def open(cls, settings: Settings) -> Repository:
+        """Find the repository and see that it can be served.
+
+        Raises RepositoryUnusableError, which says why it cannot and what to do.
+        """
+        executable = shutil.which("git")
+        if executable is None:
+            raise RepositoryUnusableError("git is not installed: install git 2.38 or newer.")
+        runner = GitRunner(executable, settings.git_timeout_seconds, settings.git_memory_bytes)
+        if not settings.repo_path.is_dir():
+            raise RepositoryUnusableError(
+                f"{settings.repo_path} is no folder: set AUTOPACK_REPO_PATH to a git repository."
+            )
+        _check_version(runner, settings.repo_path)
+        git_dir, is_bare = _discover(runner, settings.repo_path)
+        repository = cls(settings, runner, git_dir, is_bare)
+        repository._prepare_home()
+        repository.check()
+        return repository
+
+    def __init__(self, settings: Settings, runner: GitRunner, git_dir: Path, is_bare: bool) -> None:
+        self.path = settings.repo_path
+        self.git_dir = git_dir  # of a linked work tree, the one it shares with the main one
+        self.is_bare = is_bare
+        self.objects = Objects(git_dir / "objects")
+        self._settings = settings
+        self._runner = runner
+        self._refs = Refs(git_dir, runner)
+        self._shadow = settings.home / "git"
+        self._scratch = settings.home / "scratch"
+
+    def check(self) -> None:
+        """See that the repository is still there and has a base. Raises RepositoryUnusableError."""
+        if not self.objects.folder.is_dir():
+            raise RepositoryUnusableError(f"{self.git_dir} is gone or is no git repository.")
+        self.tree_of(self.base().commit)
+
+    def close(self) -> None:
+        """Let go of what is held: nothing that outlives a call, so far."""
+
+    # Reading
+
+    def base(self) -> Base:
+        """Return where runs start. Raises RepositoryUnusableError when there is no such branch."""
+        wanted = self._settings.base_branch
+        for branch in [wanted] if wanted else ["main", self._default_branch()]:
+            commit = self.read_ref(f"refs/heads/{branch}") if branch else None
+            if branch and commit:
+                return Base(branch, commit)
+        if wanted:
+            raise RepositoryUnusableError(
+                f"{self.git_dir} has no branch {wanted!r}: create it, or set AUTOPACK_BASE_BRANCH."
+            )
+        raise RepositoryUnusableError(
+            f"{self.git_dir} has no commit on `main` or on the branch of its HEAD: make a first"
+            " commit, or set AUTOPACK_BASE_BRANCH."
+        )
+
+    def read_ref(self, ref: str) -> str | None:
+        """Return the commit (or tag object) a ref is at, or None. Reads files alone."""
+        return self._refs.read(ref)
+
+    def has_commit(self, commit: str) -> bool:
+        try:
+            return self.objects.read(commit)[0] == "commit"
+        except (KeyError, ValueError):
+            return False
+
+    def tree_of(self, commit: str) -> str:
+        """Return a commit's tree. Raises RepositoryUnusableError when the commit is missing."""
+        try:
+            kind, data = self.objects.read(commit)
+        except KeyError:
+            raise RepositoryUnusableError(
+                f"Commit {commit} is missing from {self.git_dir}: restore it (`git fetch`)."
+            ) from None
+        if kind != "commit":
+            raise RepositoryUnusableError(f"{commit} in {self.git_dir} is a {kind}, no commit.")
+        return data[5:45].decode()
+
+    def checked_out_in(self, branch: str) -> Path | None:
+        """Return the work tree, main or linked, that has a branch checked out."""
+        head = f"ref: refs/heads/{branch.removeprefix('refs/heads/')}"
+        if not self.is_bare and _says(self.git_dir / "HEAD", head):
+            return self.git_dir.parent if self.git_dir.name == ".git" else self.path
+        for linked in (self.git_dir / "worktrees").glob("*/HEAD"):
+            if _says(linked, head):
+                pointer = linked.with_name("gitdir")
+                folder = Path(pointer.read_text(errors="surrogateescape").strip()).parent
+                if folder.is_dir():
+                    return folder
+        return None
+
+    def diff(self, base: str, head: str) -> bytes:
+        """Return the patch from one commit to another, renames found, binary files included."""
+        options = ("-p", "-M", "--binary", "--full-index", "--no-ext-diff", "--no-textconv")
+        return self._read("diff-tree", "-r", *options, "--end-of-options", base, head).stdout
+
+    def diff_stat(self, base: str, head: str) -> DiffStat:
+        """Return what differs between two commits, a rename as two paths."""
+        options = ("-r", "-z", "--numstat", "--no-renames")
+        output = self._read("diff-tree", *options, "--end-of-options", base, head).stdout
+        rows = [row.split(b"\t", 2) for row in output.split(b"\0") if row]
+        return DiffStat(
+            files=tuple(row[2].decode(errors="surrogateescape") for row in rows),
+            insertions=sum(int(row[0]) for row in rows if row[0] != b"-"),
+            deletions=sum(int(row[1]) for row in rows if row[1] != b"-"),
+        )
+
+    def ahead_behind(self, commit: str, other: str) -> tuple[int, int]:
+        """Return how many commits each of two has that the other lacks."""
+        options = ("--left-right", "--count", "--end-of-options")
+        counts = self._read("rev-list", *options, f"{commit}...{other}").stdout.split()
+        return int(counts[0]), int(counts[1])
+
+    def try_merge(self, ours: str, theirs: str) -> MergeResult:
+        """Merge two commits in memory: nothing is checked out and no object is kept."""
+        options = ("--write-tree", "--name-only", "--no-messages", "-z", "--end-of-options")
+        with self.quarantine() as quarantine:
+            result = quarantine.git("merge-tree", *options, ours, theirs, allowed=(0, 1))
+        _tree, *paths = result.stdout.rstrip(b"\0").split(b"\0")
+        return MergeResult(
+            mergeable=result.status == 0,
+            conflicts=tuple(dict.fromkeys(path.decode(errors="surrogateescape") for path in paths)),
+        )
+
+    # Writing
+
+    def dry_apply(
+        self, head: str, patch: bytes, judge: Judge, *, base_commit: str | None = None
+    ) -> AppliedPatch:
+        """Do all that `apply` does and keep nothing. Raises as `apply`."""
+        with self.quarantine() as quarantine:
+            return self._rehearse(quarantine, head, patch, judge, base_commit).applied
+
+    def apply(
+        self, head: str, patch: bytes, judge: Judge, *, base_commit: str | None = None
+    ) -> AppliedPatch:
+        """Apply a patch to a commit; what it makes is durable when this returns (04).
+
+        `judge` is asked before anything becomes part of the repository. `base_commit` is what
+        the patch was made against, for a three-way merge where it does not fit the head.
+
+        Raises PatchMalformedError, PatchTooLargeError, PatchEmptyError, PatchAlreadyAppliedError,
+        PatchConflictError, whatever `judge` raises, GitTimeoutError.
+        """
+        with self.quarantine() as quarantine:
+            rehearsal = self._rehearse(quarantine, head, patch, judge, base_commit)
+            self.objects.install(rehearsal.loose)
+        return rehearsal.applied
+
+    def write_commit(self, *, parents: Sequence[str], tree: str, message: str, at: datetime) -> str:
+        """Write a commit and return its id: a pure function of the arguments.
+
+        A rollback is a commit on the head with the tree of the snapshot.
+        """
+        lines = [f"tree {tree}", *(f"parent {parent}" for parent in parents)]
+        lines += [f"{role} {_signature(at)}" for role in ("author", "committer")]
+        return self._write("commit", lines, message)
+
+    def write_tag(self, *, name: str, commit: str, message: str, at: datetime) -> str:
+        """Write an annotated tag and return its id: a pure function of the arguments."""
+        lines = [f"object {commit}", "type commit", f"tag {name}", f"tagger {_signature(at)}"]
+        return self._write("tag", lines, message)
+
+    def prepare_refs(self, updates: Sequence[RefUpdate]) -> AbstractContextManager[PreparedRefs]:
+        """Lock and check refs, so that moving them cannot fail after the database's commit.
+
+        Raises RefMovedError, RefNameTakenError, RefLockedError on entering.
+        """
+        return self._refs.prepare(updates)
+
+    def settle_ref(self, ref: str, *, head: str, recorded: Collection[str]) -> None:
+        """Roll a ref forward to the recorded head. Raises RefMovedError when somebody moved it."""
+        self._refs.settle(ref, head=head, recorded=recorded)
+
+    def quarantine(self) -> AbstractContextManager[Quarantine]:
+        """Open a throw-away place for git to work in, with the repository's objects behind it."""
+        return open_quarantine(self._scratch, self.objects, self._runner, self._environment())
+
+    def _rehearse(
+        self,
+        quarantine: Quarantine,
+        head: str,
+        patch: bytes,
+        judge: Judge,
+        base_commit: str | None,
+    ) -> Rehearsal:
+        scanned = scan_patch(patch, self._settings)
+
+        def resolve(reason: str) -> str:
+            raise PatchConflictError(f"The patch does not apply to {head}: {reason}", head=head)
+
+        return rehearse(quarantine, scanned, self.tree_of(head), judge, resolve)
+
+    def _write(self, kind: str, lines: list[str], message: str) -> str:
+        if "\0" in message or any("\n" in line for line in lines):
+            raise ValueError(f"a {kind} cannot hold a NUL, nor its header a newline")
+        text = "\n".join([*lines, "", message.rstrip("\n"), ""])
+        oid, loose = encode_loose(kind, text.encode(errors="surrogateescape"))
+        self.objects.install({oid: loose})
+        return oid
+
+    def _read(self, *arguments: str) -> GitResult:
+        """Run a command that only reads, in our git dir over the repository's objects."""
+        environment = {**self._environment(), "GIT_OBJECT_DIRECTORY": str(self.objects.folder)}
+        return self._runner.run(*arguments, folder=self._shadow, environment=environment)
+
+    def _environment(self) -> dict[str, str]:
+        # Where a shallow clone's history ends is written in the user's git dir, not with the
+        # objects; without it git would take the clone for broken.
+        shallow = self.git_dir / "shallow"
+        return {"GIT_DIR": str(self._shadow), "GIT_SHALLOW_FILE": str(shallow)}
+
+    def _default_branch(self) -> str | None:
+        head = self._refs.read_raw("HEAD") or ""
+        prefix = "ref: refs/heads/"
+        return head.removeprefix(prefix) if head.startswith(prefix) else None
+
+    def _prepare_home(self) -> None:
+        """Make the shadow: a git dir of our own, so that no setting of the user's reaches git."""
+        home = self._settings.home
+        for folder in (self._shadow / "objects", self._shadow / "refs", self._scratch):
+            folder.mkdir(parents=True, exist_ok=True)
+        ignore = home / ".gitignore"
+        if not ignore.exists():
+            ignore.write_text("*\n")
+        (self._shadow / "HEAD").write_text("ref: refs/heads/none\n")
+        (self._shadow / "config").write_text(
+            "[core]\n\trepositoryformatversion = 0\n\tbare = true\n"
+        )
+        for left in self._scratch.iterdir():
+            if left.stat().st_mtime < time.time() - _SCRATCH_LEFT_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def _check_version(runner: GitRunner, folder: Path) -> None:
+    words = runner.run("version", folder=folder, environment={}).stdout.decode().strip()
+    match = re.search(r"(\d+)\.(\d+)", words)
+    if match is None or (int(match[1]), int(match[2])) < _OLDEST_GIT:
+        raise RepositoryUnusableError(f"{words} is too old: install git 2.38 or newer.")
+
+
+def _discover(runner: GitRunner, path: Path) -> tuple[Path, bool]:
+    """Find the git dir as git does, and refuse the sorts of repositories that are not served."""
+    trust = ("-c", "safe.directory=*")  # of another owner: we run none of its hooks
+    try:
+        answer = runner.run(
+            *trust,
+            "rev-parse",
+            "--path-format=absolute",
+            "--is-bare-repository",
+            "--show-object-format",
+            "--git-common-dir",
+            folder=path,
+            environment={},
+        )
+        configured = runner.run(
+            *trust,
+            "config",
+            "--local",
+            "--get-regexp",
+            _UNSERVED,
+            folder=path,
+            environment={},
+            allowed=(0, 1),
+        )
+    except GitFailedError as error:
+        raise RepositoryUnusableError(
+            f"{path} is no git repository that can be served: {error.detail}."
+            " Run `git init` there, or set AUTOPACK_REPO_PATH."
+        ) from error
+    is_bare, object_format, git_dir = answer.stdout.decode(errors="surrogateescape").split("\n", 2)
+    settings = configured.stdout.decode(errors="replace").lower()
+    if object_format != "sha1":
+        raise RepositoryUnusableError(
+            f"{path} is a {object_format.upper()} repository; only SHA-1 ones are served."
+        )
+    if "partialclone" in settings or re.search(r"promisor (true|yes|on|1)?$", settings, re.M):
+        raise RepositoryUnusableError(
+            f"{path} is a partial clone, whose objects may be missing: use a full clone"
+            " (`git fetch --refetch --no-filter`, or clone anew)."
+        )
+    if "reftable" in settings:
+        raise RepositoryUnusableError(
+            f"{path} keeps its refs as a reftable; only the files format is served"
+            " (`git refs migrate --ref-format=files`)."
+        )
+    return Path(git_dir.removesuffix("\n")), is_bare == "true"
+
+
+def _says(path: Path, text: str) -> bool:
+    try:
+        return path.read_text(errors="surrogateescape").strip() == text
+    except OSError:
+        return False
+
+
+def _signature(at: datetime) -> str:
+    if at.tzinfo is None:
+        raise ValueError("a commit's time must say its zone")
+    return f"{IDENTITY} {int(at.timestamp())} +0000"
