@@ -1,4 +1,4 @@
-"""Settings, read once from the environment and `.env`; nobody else reads `os.environ`."""
+"""Settings, read once from the environment and a file; nobody else reads `os.environ`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,6 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_prefix="AUTOPACK_",
-        env_file=".env",
         extra="ignore",
         frozen=True,
         populate_by_name=True,
@@ -146,16 +145,36 @@ class Settings(BaseSettings):
 
 
 def repository_top(folder: Path) -> Path:
-    """Return the nearest folder at or above `folder` that holds `.git`, else `folder` itself."""
-    return next((top for top in (folder, *folder.parents) if (top / ".git").exists()), folder)
+    """Return the repository at or above `folder`, bare ones too, else `folder` itself."""
+    return next((top for top in (folder, *folder.parents) if _is_repository(top)), folder)
 
 
-def load_settings(env_file: Path | None = Path(".env")) -> Settings:
-    """Read the environment and `env_file`. Raises SettingsError, one line for all that is wrong."""
+def settings_file() -> Path:
+    """Return the file that may hold settings: `.env`, if this is Autopack's own folder.
+
+    Elsewhere it is `.autopack/.env`: the `.env` of the project that is built belongs to that
+    project, and so does the DATABASE_URL in it.
+    """
+    top = repository_top(Path.cwd())
+    own = (top / "src" / "autopack" / "config.py").resolve() == Path(__file__).resolve()
+    return top / ".env" if own else top / ".autopack" / ".env"
+
+
+def load_settings(**values: object) -> Settings:
+    """Read the environment and the settings' file; `values` win over both.
+
+    Raises SettingsError, one line for all that is wrong.
+    """
     try:
-        return Settings(_env_file=env_file)
+        return Settings(_env_file=settings_file(), **values)  # type: ignore[arg-type]
     except ValidationError as error:
         raise SettingsError("; ".join(_problem(item) for item in error.errors())) from error
+
+
+def _is_repository(folder: Path) -> bool:
+    return (folder / ".git").exists() or (
+        (folder / "HEAD").is_file() and (folder / "objects").is_dir()
+    )
 
 
 def _problem(item: ErrorDetails) -> str:

@@ -82,8 +82,10 @@ def open_database(settings: Settings) -> Database:
         ) from error
     embedded = EmbeddedPostgres(settings.home / "postgres")
     try:
+        settings.home.mkdir(parents=True, exist_ok=True)
+        (settings.home / ".gitignore").write_text("*\n")  # the user's `git status` stays clean
         url = embedded.start()
-    except EmbeddedPostgresError as error:
+    except (OSError, EmbeddedPostgresError) as error:
         raise DatabaseError(str(error)) from error
     engine = make_engine(url, settings.sql_timeout_seconds)
     _revive_on_connect(engine, embedded)

@@ -1,0 +1,36 @@
+FROM python:3.13-slim-bookworm
+
+# git does all work on the branches; safe.directory is for people who look around in the container.
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends git \
+    && rm -rf /var/lib/apt/lists/* \
+    && git config --system --add safe.directory /repo
+
+WORKDIR /app
+COPY requirements.txt ./
+RUN pip install --no-cache-dir --disable-pip-version-check --require-hashes -r requirements.txt
+
+COPY LICENSE pyproject.toml ./
+COPY alembic ./alembic
+COPY src ./src
+
+# Whoever runs it (compose: AUTOPACK_UID) owns what is written into the mounted repository, so its own
+# data folder is open to any of them.
+RUN useradd --uid 1000 --create-home autopack \
+    && install --directory --mode=1777 /var/lib/autopack
+USER autopack
+
+ENV PYTHONPATH=/app/src \
+    PYTHONUNBUFFERED=1 \
+    AUTOPACK_HOST=0.0.0.0 \
+    AUTOPACK_HOME=/var/lib/autopack \
+    AUTOPACK_REPO_PATH=/repo
+VOLUME /var/lib/autopack
+WORKDIR /repo
+EXPOSE 8000
+
+# By Python, because the image has no curl.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
+    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health', timeout=4)"]
+
+CMD ["python", "-m", "autopack", "serve", "--port", "8000"]

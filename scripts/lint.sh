@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Checks style, types, who imports whom, and that the migrations make what the models say.
+set -euo pipefail
+python=$(bash "$(dirname "$0")/venv.sh" requirements-dev.txt)
+cd "$(dirname "$0")/.."
+bin=$(dirname "$python")
+
+step() { echo "== $*"; "$@"; }
+
+step "$bin/ruff" check .
+step "$bin/black" --check --quiet .
+step "$bin/mypy"
+step "$bin/lint-imports" --no-cache
+
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+migrations() { env -u DATABASE_URL AUTOPACK_HOME="$scratch/home" "$bin/alembic" "$@"; }
+step migrations upgrade head
+step migrations check
+step migrations downgrade base

@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Runs the tests, on all cores; arguments go to pytest. Starts a Postgres of its own.
+set -euo pipefail
+python=$(bash "$(dirname "$0")/venv.sh" requirements-dev.txt)
+cd "$(dirname "$0")/.."
+exec "$python" -m pytest tests/ --numprocesses=auto "$@"
