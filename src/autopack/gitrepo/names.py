@@ -18,8 +18,8 @@ _QUOTED = re.compile(rb'"((?:[^"\\]|\\.)*)"')
 _ESCAPE = re.compile(rb"\\([0-3][0-7]{2}|.)", re.DOTALL)
 _ESCAPED = dict(zip(b'abtnvfr"\\', b'\a\b\t\n\v\f\r"\\', strict=True))
 _CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
-# Wider than what git takes for the date after a name; only used to refuse.
-_ENDS_IN_DATE = re.compile(rb"\d\d-\d\d-\d\d[\d :.+-]*$")
+_DATE_PART = re.compile(rb"\d\d-\d\d-\d\d")
+_DATE_LETTERS = b"0123456789 :.+-"
 _DATE = re.compile(rb"\d{4}-\d\d-\d\d(?: \d\d:\d\d:\d\d(?:\.\d+)?)?(?: [+-]\d\d:?\d\d)?$")
 
 DEV_NULL = b"/dev/null"
@@ -124,7 +124,10 @@ def _check_unquoted(name: bytes) -> None:
 
 
 def _check_date(name: bytes, stamp: bytes) -> None:
-    if _ENDS_IN_DATE.search(stamp or name) and not _DATE.match(stamp):
+    """Refuse whatever git could take for a date at the end, but for one after a single tab."""
+    text = stamp or name
+    end = text[len(text.rstrip(_DATE_LETTERS)) :]
+    if _DATE_PART.search(end) and not _DATE.match(stamp):
         raise NameProblemError("ends in what may be a date or part of the name")
 
 

@@ -106,35 +106,19 @@ def scan_patch(patch: bytes, limits: Settings) -> ScannedPatch:
     """
     _limit(limits, "max_patch_bytes", len(patch), "bytes")
     _limit(limits, "max_patch_lines", patch.count(b"\n"), "lines")
-    text = patch.removeprefix(_BOM)
-    if text.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise PatchMalformedError("The patch is UTF-16; send it as UTF-8 or as raw bytes.", line=1)
-    if text and not text.endswith(b"\n"):
-        text += b"\n"
-    if b"\nGIT binary patch\n" in text and not text.endswith(b"\n\n"):
-        text += b"\n"  # the blank line that ends binary content, trimmed on the way
-    lines = text.split(b"\n")
-    lines.pop()
-    if lines and all(line.endswith(b"\r") for line in lines):
-        _refuse_crlf(1)
-    first = 0
-    if lines:
-        first, last = _inside_fence(lines)
-        if (first, last) != (0, len(lines)):
-            lines = lines[first:last]
-            text = b"".join(line + b"\n" for line in lines)
+    lines, first_number = _diff_lines(patch)
     longest = max(map(len, lines), default=0)
     _limit(limits, "max_patch_line_bytes", longest, "bytes in one line")
-    scanner = _Scanner(lines, first + 1, limits)
+    scanner = _Scanner(lines, first_number, limits)
     files = tuple(scanner.files())
     if not files:
         raise PatchMalformedError(
             "The patch holds no diff; it must have lines like `diff --git a/file b/file`,"
             " `--- a/file`, `+++ b/file` and `@@ -1,3 +1,4 @@`.",
-            line=first + 1,
+            line=first_number,
         )
     return ScannedPatch(
-        patch=text,
+        patch=b"".join([line + b"\n" for line in lines]),
         files=files,
         hunk_count=scanner.hunk_count,
         insertions=scanner.insertions,
@@ -162,29 +146,33 @@ def _refuse_crlf(number: int) -> NoReturn:
     )
 
 
-def _inside_fence(lines: list[bytes]) -> tuple[int, int]:
-    """Where the patch begins and ends, without blank lines and one Markdown fence around it."""
-    filled = [number for number in (_first(lines), _last(lines)) if number is not None]
-    if not filled:
-        return 0, len(lines)
-    opening, closing = filled
-    if not _FENCE.match(lines[opening]):
-        return 0, len(lines)
-    if opening == closing or lines[closing].strip() not in (b"```", b"~~~"):
-        raise PatchMalformedError(
-            "A Markdown fence opens here and does not close at the patch's end:"
-            " send the diff alone, and all of it.",
-            line=opening + 1,
-        )
-    return opening + 1, closing
+def _diff_lines(patch: bytes) -> tuple[list[bytes], int]:
+    """The diff's lines without their newlines, and the number of the first.
 
-
-def _first(lines: list[bytes]) -> int | None:
-    return next((number for number, line in enumerate(lines) if line.strip()), None)
-
-
-def _last(lines: list[bytes]) -> int | None:
-    return next((i for i in range(len(lines) - 1, -1, -1) if lines[i].strip()), None)
+    Taken off is what means nothing: a byte order mark, one Markdown fence around it all. Put back
+    is what was trimmed at the end: a newline, the blank line that ends binary content.
+    """
+    if patch.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise PatchMalformedError("The patch is UTF-16; send it as UTF-8 or as raw bytes.", line=1)
+    lines = patch.removeprefix(_BOM).split(b"\n")
+    if not lines[-1]:
+        lines.pop()
+    if lines and all(line.endswith(b"\r") for line in lines):
+        _refuse_crlf(1)
+    first = 0
+    filled = [at for at, line in enumerate(lines) if line.strip()]
+    if filled and _FENCE.match(lines[filled[0]]):
+        first, last = filled[0] + 1, filled[-1]
+        if first > last or lines[last].strip() not in (b"```", b"~~~"):
+            raise PatchMalformedError(
+                "A Markdown fence opens here and does not close at the patch's end:"
+                " send the diff alone, and all of it.",
+                line=first,
+            )
+        lines = lines[first:last]
+    if lines and lines[-1] and b"GIT binary patch" in lines:
+        lines.append(b"")
+    return lines, first + 1
 
 
 @dataclass(slots=True)
@@ -234,6 +222,7 @@ class _Scanner:
         return self._lines[at] if at < len(self._lines) else b""
 
     def _is_traditional(self, at: int) -> bool:
+        """Whether a pair of `---` and `+++` lines, which need no `diff --git`, begins here."""
         return (
             self._lines[at].startswith(b"--- ")
             and at + 1 < len(self._lines)
@@ -283,7 +272,7 @@ class _Scanner:
         try:
             if is_git:
                 self._git_header(header)
-            if self._at < len(self._lines) and self._lines[self._at].startswith(b"--- "):
+            if self._peek(0).startswith((b"--- ", b"+++ ")):
                 self._sides(header, is_traditional=not is_git)
             old_path, new_path = self._resolve(start, header, is_git=is_git)
         except NameProblemError as problem:
@@ -354,7 +343,7 @@ class _Scanner:
                 )
             for side in _SIDES_OF_MODE[word]:
                 header.modes[side] = int(mode.group(1), 8)
-        elif b"mode " in word or b" " in value and word == b"index ":
+        elif b"mode " in word or (b" " in value and word == b"index "):
             self._refuse(f"`{show(line)}` names no mode, such as 100644.")
         index = _INDEX.match(line)
         if index is not None:
@@ -362,7 +351,7 @@ class _Scanner:
 
     def _sides(self, header: _Header, *, is_traditional: bool) -> None:
         if not self._is_traditional(self._at):
-            self._refuse("A `--- a/file` line must be followed by a `+++ b/file` line.")
+            self._refuse("`--- a/file` and `+++ b/file` lines must come as a pair.")
         for word in (b"--- ", b"+++ "):
             line = self._lines[self._at]
             if line.endswith(b"\r"):
