@@ -37,6 +37,7 @@ START_SECONDS: Final = 60
 ACCOUNT: Final = "autopack-postgres"
 # sockaddr_un holds 108 bytes on Linux and 104 on macOS; `/.s.PGSQL.5432` is part of them.
 LONGEST_SOCKET_FOLDER: Final = 85
+SOCKET: Final = ".s.PGSQL.5432"
 
 CONFIGURATION = """\
 # Written anew at every start by Autopack. Your own settings belong in postgresql.conf, below the
@@ -145,11 +146,11 @@ class EmbeddedPostgres:
             self._wait_until_ready()
             return
         self._wait_for_orphans()
-        # Postgres takes any living process of that number for itself and would refuse to start.
+        # Postgres takes any living process of these files' number for a server, even a zombie.
         (self.data / "postmaster.pid").unlink(missing_ok=True)
+        (self.socket_folder / f"{SOCKET}.lock").unlink(missing_ok=True)
         self._write_configuration()
-        self._run("pg_ctl", "start", "-D", str(self.data), "-w", "-t", str(START_SECONDS),
-                  "-s", "-l", str(self.data / "start.log"))  # fmt: skip
+        self._run("pg_ctl", "start", "-w", "-t", str(START_SECONDS), "-s", "-l", "start.log")
         logger.debug("embedded_postgres_started", folder=str(self.folder))
 
     def _initialise(self) -> None:
@@ -218,8 +219,7 @@ class EmbeddedPostgres:
         if not self._is_running():
             return
         try:
-            self._run("pg_ctl", "stop", "-D", str(self.data), "-m", "fast", "-w", "-s",
-                      "-t", str(START_SECONDS))  # fmt: skip
+            self._run("pg_ctl", "stop", "-w", "-t", str(START_SECONDS), "-s", "-m", "fast")
         except EmbeddedPostgresError as error:
             logger.warning("embedded_postgres_not_stopped", reason=str(error))
         else:
@@ -281,8 +281,11 @@ class EmbeddedPostgres:
         code, output = self._execute(program, *arguments, stdin=stdin)
         if code != 0:
             with contextlib.suppress(OSError):
-                output += (self.data / "start.log").read_text(errors="replace")[-2000:]
+                logs = sorted(self.data.glob("log/*"), key=lambda path: path.stat().st_mtime)
+                for log in (self.data / "start.log", *logs[-1:]):
+                    output += log.read_text(errors="replace")[-2000:]
             lines = [line.strip() for line in output.splitlines() if line.strip()]
+            lines = [line for line in lines if re.search("FATAL|ERROR|PANIC|rror:", line)] or lines
             raise EmbeddedPostgresError(
                 f"The embedded Postgres in {self.folder} failed ({program}): "
                 f"{'; '.join(lines[-3:]) or f'exit code {code}'}"
@@ -294,7 +297,8 @@ class EmbeddedPostgres:
     def _execute(self, program: str, *arguments: str, stdin: str = "") -> tuple[int, str]:
         """Run one of Postgres' programs; as root, as the account that owns the data.
 
-        Its output goes to a file: the server that pg_ctl leaves behind would hold a pipe open.
+        Its output goes to a file: the server that pg_ctl leaves behind would hold a pipe open. The
+        data folder is its working folder, because pg_ctl pastes paths into a shell's command.
         """
         path = _programs() / program
         uid, gid = self._account_ids()
@@ -309,8 +313,8 @@ class EmbeddedPostgres:
                 text=True,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                cwd="/",
-                env={"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"},
+                cwd=self.data if self.data.is_dir() else "/",
+                env={"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC", "PGDATA": "."},
                 start_new_session=True,  # Ctrl-C at the terminal is for us, not for the server
                 check=False,
                 **as_account,  # type: ignore[call-overload]

@@ -1,0 +1,304 @@
+"""The embedded Postgres, the migrations, and connections that heal."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import Engine, create_engine, inspect, text
+from sqlalchemy.exc import OperationalError
+
+from autopack.config import Settings
+from autopack.database import (
+    DatabaseError,
+    alembic_config,
+    init_db,
+    make_engine,
+    migrate,
+    open_database,
+)
+from autopack.embedded_postgres import EmbeddedPostgres, EmbeddedPostgresError
+from autopack.models import Base
+
+pytestmark = pytest.mark.integration
+
+SOURCES = str(Path(__file__).resolve().parents[1] / "src")
+
+
+@pytest.fixture
+def empty_engine(empty_database_url: str) -> Iterator[Engine]:
+    engine = make_engine(_psycopg2(empty_database_url), 15)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A place for a server, which no longer runs when the test is over."""
+    folder = tmp_path / "postgres"
+    yield folder
+    for process in _postgres_in(folder):
+        process.kill()
+
+
+class TestMigrations:
+    def test_an_empty_database_is_brought_to_what_the_models_say(
+        self, empty_engine: Engine
+    ) -> None:
+        migrate(empty_engine)
+        with empty_engine.connect() as connection:
+            context = MigrationContext.configure(
+                connection, opts={"compare_server_default": True, "compare_type": True}
+            )
+            assert compare_metadata(context, Base.metadata) == []
+
+    def test_init_db_migrates_the_database_of_its_settings_and_may_be_called_again(
+        self, empty_database_url: str
+    ) -> None:
+        settings = Settings(_env_file=None, database_url=empty_database_url)
+        init_db(settings)
+        init_db(settings)
+        assert "runs" in _tables(empty_database_url)
+
+    def test_every_migration_can_be_taken_back(self, empty_engine: Engine) -> None:
+        migrate(empty_engine)
+        with empty_engine.begin() as connection:
+            config = alembic_config()
+            config.attributes["connection"] = connection
+            command.downgrade(config, "base")
+        with empty_engine.connect() as connection:
+            assert inspect(connection).get_table_names() == ["alembic_version"]
+        migrate(empty_engine)
+
+    def test_processes_that_start_at_once_migrate_once(self, empty_engine: Engine) -> None:
+        errors: list[BaseException] = []
+
+        def start() -> None:
+            try:
+                migrate(empty_engine)
+            except BaseException as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=start) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert errors == []
+
+    def test_a_database_of_a_newer_autopack_is_refused(self, empty_engine: Engine) -> None:
+        migrate(empty_engine)
+        with empty_engine.begin() as connection:
+            connection.execute(text("UPDATE alembic_version SET version_num = 'from_the_future'"))
+        with pytest.raises(DatabaseError, match=r"from_the_future.*Update Autopack"):
+            migrate(empty_engine)
+
+    def test_an_unreachable_database_is_named_in_one_line_without_its_password(self) -> None:
+        settings = Settings(_env_file=None, database_url="postgresql://me:secret@127.0.0.1:1/some")
+        with pytest.raises(DatabaseError) as caught:
+            init_db(settings)
+        message = str(caught.value)
+        assert "127.0.0.1:1/some" in message
+        assert "secret" not in message
+        assert "\n" not in message
+
+
+class TestConnections:
+    def test_a_statement_past_its_time_is_ended(self, database_url: str) -> None:
+        engine = make_engine(_psycopg2(database_url), 1)
+        with engine.connect() as connection, pytest.raises(OperationalError, match="timeout"):
+            connection.execute(text("SELECT pg_sleep(30)"))
+        engine.dispose()
+
+    def test_options_of_the_address_are_kept(self, database_url: str) -> None:
+        separator = "&" if "?" in database_url else "?"
+        engine = make_engine(f"{_psycopg2(database_url)}{separator}options=-c%20work_mem%3D5MB", 15)
+        with engine.connect() as connection:
+            assert connection.scalar(text("SHOW work_mem")) == "5MB"
+            assert connection.scalar(text("SHOW statement_timeout")) == "15s"
+            assert connection.scalar(text("SHOW timezone")) == "UTC"
+            assert connection.scalar(text("SHOW application_name")) == "autopack"
+        engine.dispose()
+
+    def test_a_connection_that_died_while_idle_is_replaced(self, database_url: str) -> None:
+        engine = make_engine(_psycopg2(database_url), 15)
+        with engine.connect() as connection:
+            backend = connection.scalar(text("SELECT pg_backend_pid()"))
+        killer = create_engine(_psycopg2(database_url))
+        with killer.begin() as connection:
+            connection.execute(text("SELECT pg_terminate_backend(:pid, 5000)"), {"pid": backend})
+        with engine.connect() as connection:
+            assert connection.scalar(text("SELECT 1")) == 1
+        engine.dispose()
+        killer.dispose()
+
+
+class TestEmbeddedPostgres:
+    def test_data_survive_a_stop(self, folder: Path) -> None:
+        with EmbeddedPostgres(folder) as server:
+            _write(server, "kept")
+        assert _postgres_in(folder) == []
+        with EmbeddedPostgres(folder) as server:
+            assert _read(server) == ["kept"]
+
+    def test_it_is_durable_and_listens_to_nobody_else(self, folder: Path) -> None:
+        with EmbeddedPostgres(folder) as server:
+            assert _ask(server, "SHOW fsync") == "on"
+            assert _ask(server, "SHOW listen_addresses") == ""
+            socket = server.socket_folder / ".s.PGSQL.5432"
+            assert stat.S_IMODE(socket.stat().st_mode) == 0o700
+            assert stat.S_IMODE(server.socket_folder.stat().st_mode) == 0o700
+
+    @pytest.mark.parametrize(
+        "name",
+        ["with a space", "quote'comma,\"$(touch hacked)", "Ümläut", "long" * 25],
+        ids=str.split,
+    )
+    def test_any_folder_will_do(self, folder: Path, name: str) -> None:
+        with EmbeddedPostgres(folder / name) as server:
+            assert _ask(server, "SELECT 1") == 1
+
+    def test_the_last_one_to_leave_stops_it(self, folder: Path) -> None:
+        first, second = EmbeddedPostgres(folder), EmbeddedPostgres(folder)
+        first.start()
+        second.start()
+        first.stop()
+        assert _ask(second, "SELECT 1") == 1
+        second.stop()
+        assert _postgres_in(folder) == []
+
+    def test_an_owner_killed_outright_leaves_a_server_that_the_next_one_uses_and_stops(
+        self, folder: Path
+    ) -> None:
+        owner = _start_owner(folder)
+        before = [process.pid for process in _postgres_in(folder)]
+        owner.kill()
+        owner.wait()
+        with EmbeddedPostgres(folder) as server:
+            assert _ask(server, "SELECT 1") == 1
+            assert set(before) & {process.pid for process in _postgres_in(folder)}
+        assert _postgres_in(folder) == []
+
+    @pytest.mark.parametrize("pid", [1, 2**22 - 7, "of this test", "nonsense"])
+    def test_a_stale_pid_file_is_not_believed(self, folder: Path, pid: int | str) -> None:
+        with EmbeddedPostgres(folder) as server:
+            _write(server, "kept")
+        shown = os.getpid() if pid == "of this test" else pid
+        (folder / "data" / "postmaster.pid").write_text(f"{shown}\n{folder}/data\n1\n5432\n")
+        with EmbeddedPostgres(folder) as server:
+            assert _read(server) == ["kept"]
+
+    def test_a_killed_server_is_revived_by_the_next_connection(self, tmp_path: Path) -> None:
+        settings = Settings(_env_file=None, home=tmp_path / "home", repo_path=tmp_path)
+        with open_database(settings) as database:
+            database.migrate()
+            for process in _postgres_in(settings.home / "postgres"):
+                process.kill()
+            deadline = time.monotonic() + 20
+            while True:
+                try:
+                    with database.engine.connect() as connection:
+                        assert connection.scalar(text("SELECT count(*) FROM runs")) == 0
+                    break
+                except OperationalError:  # killed under our hands
+                    assert time.monotonic() < deadline
+        assert _postgres_in(settings.home / "postgres") == []
+        assert (settings.home / ".gitignore").read_text() == "*\n"
+
+    def test_a_folder_of_another_version_is_named(self, folder: Path) -> None:
+        (folder / "data").mkdir(parents=True)
+        (folder / "data" / "PG_VERSION").write_text("9\n")
+        with pytest.raises(EmbeddedPostgresError, match="Postgres 9"):
+            EmbeddedPostgres(folder).start()
+
+    def test_a_folder_that_cannot_be_made_is_named(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("")
+        with pytest.raises(EmbeddedPostgresError, match=r"cannot work in .*file"):
+            EmbeddedPostgres(tmp_path / "file" / "postgres").start()
+
+    def test_folders_that_are_closed_to_others_stay_closed(self, tmp_path: Path) -> None:
+        closed = tmp_path / "closed"
+        closed.mkdir(mode=0o700)
+        with EmbeddedPostgres(closed / "postgres") as server:
+            assert _ask(server, "SELECT 1") == 1
+        assert stat.S_IMODE(closed.stat().st_mode) & stat.S_IRWXO == 0
+
+
+def _psycopg2(url: str) -> str:
+    return url.replace("postgresql://", "postgresql+psycopg2://")
+
+
+def _tables(url: str) -> list[str]:
+    engine = create_engine(_psycopg2(url))
+    try:
+        return inspect(engine).get_table_names()
+    finally:
+        engine.dispose()
+
+
+def _ask(server: EmbeddedPostgres, question: str) -> object:
+    engine = create_engine(server.url)
+    try:
+        with engine.connect() as connection:
+            return connection.scalar(text(question))
+    finally:
+        engine.dispose()
+
+
+def _write(server: EmbeddedPostgres, word: str) -> None:
+    engine = create_engine(server.url)
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE words (word text)"))
+        connection.execute(text("INSERT INTO words VALUES (:word)"), {"word": word})
+    engine.dispose()
+
+
+def _read(server: EmbeddedPostgres) -> list[str]:
+    engine = create_engine(server.url)
+    try:
+        with engine.connect() as connection:
+            return list(connection.scalars(text("SELECT word FROM words")))
+    finally:
+        engine.dispose()
+
+
+def _start_owner(folder: Path) -> subprocess.Popen[str]:
+    """Start another process that owns the server, and wait until it does."""
+    program = (
+        "import sys, pathlib, time; sys.path.insert(0, sys.argv[1])\n"
+        "from autopack.embedded_postgres import EmbeddedPostgres\n"
+        "EmbeddedPostgres(pathlib.Path(sys.argv[2])).start(); print('ready', flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, SOURCES, str(folder)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    while "ready" not in process.stdout.readline():
+        assert process.poll() is None
+    process.stdout.close()
+    return process
+
+
+def _postgres_in(folder: Path) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.name() == "postgres" and Path(process.cwd()) == folder / "data":
+                found.append(process)
+        except (psutil.Error, OSError):
+            continue
+    return found
