@@ -79,7 +79,7 @@ def rehearse(
     """
     merged = False
     try:
-        changes, result = _apply(quarantine, scanned, tree)
+        changes, result = apply_to_tree(quarantine, scanned, tree)
     except RefusedError as refusal:
         merged = True
         changes = _difference(quarantine, tree, resolve(str(refusal)))
@@ -94,10 +94,14 @@ def rehearse(
     return Rehearsal(applied, loose)
 
 
-def _apply(
+def apply_to_tree(
     quarantine: Quarantine, scanned: ScannedPatch, tree: str
 ) -> tuple[tuple[FileChange, ...], TreeDraft]:
-    """Let git apply the patch to an index of those files alone that it could touch."""
+    """Let git apply the patch to an index of those files alone that it could touch.
+
+    Raises RefusedError, PatchMalformedError, and PatchPolicyError for paths that git itself
+    refuses.
+    """
     result = TreeDraft(tree, lambda oid: quarantine.read(oid)[1])
     found = (result.file_on_the_way(path) for path in scanned.paths())
     before = dict(each for each in found if each is not None)

@@ -7,16 +7,14 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from .errors import GitFailedError, GitTimeoutError, PatchTooLargeError
 
-if TYPE_CHECKING:
-    from git import Git
 if sys.platform != "win32":
     import resource
 
@@ -37,6 +35,7 @@ _CONFIG = {
 }
 _OPTIONS = [word for name, value in _CONFIG.items() for word in ("-c", f"{name}={value}")]
 _ENVIRONMENT = {
+    "PATH": os.defpath,
     "GIT_CONFIG_GLOBAL": os.devnull,
     "GIT_CONFIG_SYSTEM": os.devnull,
     "GIT_CONFIG_NOSYSTEM": "1",
@@ -84,52 +83,50 @@ class GitRunner:
         when it ends with a status that is not `allowed`.
         """
         process = self.start(*arguments, folder=folder, environment=environment)
-        try:
-            stdout, stderr_bytes = process.communicate(stdin, self.timeout_seconds)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-            raise self.timed_out(arguments[0]) from None
-        except BaseException:
-            process.kill()
-            process.wait()
-            raise
-        stderr = redact(stderr_bytes)
+        stdout, stderr = self.finish(process, arguments[0], stdin)
         status = process.returncode
-        if status == -getattr(signal, "SIGXCPU", 0):
-            raise self.timed_out(arguments[0])
+        if status and "ut of memory" in stderr:
+            raise PatchTooLargeError(
+                f"git {arguments[0]} would need more than {self.memory_bytes} bytes of memory"
+                " (AUTOPACK_GIT_MEMORY_BYTES)."
+            )
         if status not in allowed:
-            if "ut of memory" in stderr:
-                raise PatchTooLargeError(
-                    f"git {arguments[0]} would need more than {self.memory_bytes} bytes of memory"
-                    " (AUTOPACK_GIT_MEMORY_BYTES)."
-                )
             raise GitFailedError(
                 f"git {arguments[0]} ended with status {status}: {stderr.strip()[:2000]}"
             )
         return GitResult(status, stdout, stderr)
 
+    def finish(
+        self, process: subprocess.Popen[bytes], command: str, stdin: bytes = b""
+    ) -> tuple[bytes, str]:
+        """Await a process's end; return its output and its words. Raises GitTimeoutError."""
+        # Not `communicate(timeout=…)`, which polls for the end in sleeps of milliseconds.
+        # git frees its locks when it is asked to end, so it is not killed.
+        watchdog = threading.Timer(self.timeout_seconds, process.terminate)
+        watchdog.start()
+        try:
+            stdout, stderr = process.communicate(stdin)
+        finally:
+            watchdog.cancel()
+            process.kill()  # only an exception of ours has left it alive
+        if process.returncode in (-signal.SIGTERM, -signal.SIGXCPU):
+            raise self.timed_out(command)
+        return stdout, redact(stderr)
+
     def start(
         self, *arguments: str, folder: Path, environment: Mapping[str, str]
     ) -> subprocess.Popen[bytes]:
-        """Start git with pipes on all three streams; the caller ends it.
-
-        GitPython's `Git` does the spawning, and only that: its own `kill_after_timeout` would
-        start `ps` beside every process, and its check of options is no protection.
-        """
-        # GitPython copies os.environ and can only add to it; what must go (a service started from
-        # within a git hook has GIT_DIR and more) is taken out by `env`, which others never need.
-        ours = {**_ENVIRONMENT, **environment}
-        foreign = [name for name in os.environ if name.startswith("GIT_") and name not in ours]
-        unset = ["env", *(word for name in foreign for word in ("-u", name))] if foreign else []
-        handle = _git(folder).execute(
-            [*unset, self.executable, *_OPTIONS, *arguments],
-            env=ours,
-            istream=subprocess.PIPE,
-            as_process=True,
+        """Start git with pipes on all three streams; `finish` ends it."""
+        # Not through GitPython: it hands down the service's whole environment and can only add to
+        # it, so GIT_* could not be dropped, and it has no say on limits.
+        process = subprocess.Popen(
+            [self.executable, *_OPTIONS, *arguments],
+            cwd=folder,
+            env={**_ENVIRONMENT, **environment},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
-        process: subprocess.Popen[bytes] = handle.proc  # type: ignore[assignment]
-        handle.proc = None  # else the handle would end the process when it is freed
         self._limit(process.pid)
         return process
 
@@ -156,11 +153,3 @@ class GitRunner:
 def redact(output: bytes) -> str:
     """git's own words as text that may go into logs and answers."""
     return _CREDENTIALS.sub("***", output.decode(errors="backslashreplace"))
-
-
-def _git(folder: Path) -> Git:
-    # Imported when first used: GitPython runs git while it is imported, and fails when there is
-    # none, whereas `Repository.open` can say what to do about it.
-    from git import Git
-
-    return Git(folder)

@@ -68,10 +68,15 @@ class Quarantine:
     def write(self, kind: str, data: bytes) -> str:
         """Write an object into quarantine and return its id."""
         oid, loose = encode_loose(kind, data)
-        path = self._objects / oid[:2] / oid[2:]
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(loose)
+        self.store({oid: loose})
         return oid
+
+    def store(self, objects: Loose) -> None:
+        """Write objects into quarantine whose files are made already."""
+        for oid, loose in objects.items():
+            path = self._objects / oid[:2] / oid[2:]
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(loose)
 
     def take(self, oids: Collection[str]) -> Loose:
         """Return the files of those objects that are new here, for `Objects.install`."""

@@ -20,7 +20,7 @@ from .errors import (
     RefNameTakenError,
     RepositoryUnusableError,
 )
-from .process import GitRunner, redact
+from .process import GitRunner
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ class Refs:
         try:
             yield PreparedRefs(process, self._runner)
         finally:
-            _end(process, self._runner)
+            self._runner.finish(process, "update-ref")
 
     def _refuse_symbolic(self, update: RefUpdate) -> None:
         """A symbolic ref of our name was put there by hand, and may lead to any branch."""
@@ -137,7 +137,7 @@ class Refs:
             )
             if _say(process, self._runner, commands, awaited=b"start: ok\nprepare: ok\n"):
                 return process
-            words = _end(process, self._runner)
+            _, words = self._runner.finish(process, "update-ref")
             self._explain(updates)
             if not self._remove_stale_locks(updates):
                 raise GitFailedError(f"git update-ref refused: {words.strip()[:2000]}")
@@ -220,20 +220,10 @@ def _say(
     poll.register(stdout, select.POLLIN | select.POLLHUP)
     while len(answer) < len(awaited):
         if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-            process.kill()
+            process.terminate()
             raise runner.timed_out("update-ref")
         read = stdout.read1(65536)  # type: ignore[attr-defined]
         if not read:
             return False
         answer += read
     return answer == awaited
-
-
-def _end(process: subprocess.Popen[bytes], runner: GitRunner) -> str:
-    """End the process, which lets go of what it has not committed; return its words."""
-    try:
-        _, stderr = process.communicate(timeout=runner.timeout_seconds)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        _, stderr = process.communicate()
-    return redact(stderr)
