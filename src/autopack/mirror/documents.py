@@ -1,0 +1,86 @@
+"""The JSON files: issues of a phase, issues of a run, backlog of a project."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from datetime import datetime
+from typing import Any
+
+from ..domain.events import wire_time
+from ..domain.reports import BacklogReportEntry, PhaseReport, RunIndex, RunReport
+
+# Harmless to parsers, but not to a terminal or an editor that shows the file.
+_UNSHOWN = re.compile(r"[\x7f-\x9f\u2028\u2029\u200e\u200f\u061c\u202a-\u202e\u2066-\u2069]")
+# Identifiers cannot hold a quote, so no name can pretend to be this line.
+_REVISION = re.compile(rb'^  "revision": (\d{1,16}),?$', re.MULTILINE)
+
+
+def phase_issues(run: RunReport, phase: PhaseReport) -> bytes:
+    """Render `issues/phase_<phase_index>_<phase_id>_issues.json`. (02 §3)"""
+    return _encode(
+        {
+            "run_id": run.run_id,
+            "phase_id": phase.phase_id,
+            "phase_index": phase.phase_index,
+            "tier_id": phase.tier_id,
+            "revision": run.revision,
+            "issue_state": phase.issue_state,
+            "minor_issue_count": phase.minor_issues_count,
+            "major_issue_count": phase.major_issues_count,
+            "issues": [asdict(issue) for issue in phase.issues],
+        }
+    )
+
+
+def run_issue_index(run: RunReport, index: RunIndex) -> bytes:
+    """Render `run_issue_index.json`. (02 §3)"""
+    return _encode(
+        {
+            "run_id": run.run_id,
+            "revision": run.revision,
+            "issues_by_key": {
+                key: {field.name: getattr(entry, field.name) for field in fields(entry)}
+                for key, entry in index.issues_by_key.items()
+            },
+        }
+    )
+
+
+def project_backlog(project_id: str, entries: Sequence[BacklogReportEntry]) -> bytes:
+    """Render `project_issue_backlog.json`. (02 §3)"""
+    return _encode(
+        {
+            "project_id": project_id,
+            "issues_by_key": {entry.issue_key: _without_key(entry) for entry in entries},
+        }
+    )
+
+
+def revision_of(head: bytes) -> int | None:
+    """Read the revision from the beginning of a JSON file of a run."""
+    found = _REVISION.search(head)
+    return int(found[1]) if found else None
+
+
+def _without_key(entry: BacklogReportEntry) -> dict[str, Any]:
+    return {
+        field.name: getattr(entry, field.name)
+        for field in fields(entry)
+        if field.name != "issue_key"
+    }
+
+
+def _encode(document: Mapping[str, Any]) -> bytes:
+    text = json.dumps(document, ensure_ascii=False, indent=2, default=_plain)
+    text = _UNSHOWN.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+    # A lone surrogate becomes its own JSON escape, which is what `backslashreplace` writes.
+    return text.encode("utf-8", "backslashreplace") + b"\n"
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, datetime):
+        return wire_time(value)
+    raise TypeError(f"{type(value).__name__} has no place in a JSON file")

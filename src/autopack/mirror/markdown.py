@@ -1,0 +1,91 @@
+"""Markdown out of text that nobody vouches for.
+
+Names, notes and reasons come from agents, which run on what strangers wrote. `inline` and `quote`
+make of any text something that shows as that text: it starts no heading, table, list, link, fence
+or HTML, and no control character reaches a terminal. (05: logs, summaries, page)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+NONE = "-"
+
+_BLANKS = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+_LINES = re.compile(r"\r\n|[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
+# Characters that turn the direction of what follows them, and halves of characters.
+_INVISIBLE = re.compile(r"[\u200e\u200f\u061c\u202a-\u202e\u2066-\u2069\ufeff]")
+_SURROGATES = re.compile(r"[\ud800-\udfff]")
+# An underscore within a word is harmless, and snake_case should stay readable.
+_SPECIAL = re.compile(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])")
+_ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+_LINKS = re.compile(r"(?<=[A-Za-z]):(?=//)|(?<=[Ww]{3})\.")
+_LINE_START = re.compile(r"^(?:[#+\-=:]|\d{1,9}(?=[.)]))")
+
+
+def plain(text: str) -> str:
+    """Make one line of a text: blanks and controls become one space."""
+    text = _SURROGATES.sub("\ufffd", _INVISIBLE.sub("", text))
+    return _BLANKS.sub(" ", text).strip()
+
+
+def inline(text: str, limit: int | None = None) -> str:
+    """Escape a text for the middle or the beginning of a line, cut at `limit` characters."""
+    text = plain(text)
+    if limit is not None and len(text) > limit:
+        text = text[: limit - 1].rstrip() + "…"
+    text = re.sub("[&<>]", lambda match: _ENTITIES[match[0]], text)
+    text = _SPECIAL.sub(lambda match: "\\" + match[0], text)
+    text = _LINKS.sub(lambda match: "\\" + match[0], text)
+    return _LINE_START.sub(_escape_start, text)
+
+
+def _escape_start(match: re.Match[str]) -> str:
+    return match[0] + "\\" if match[0].isdigit() else "\\" + match[0]
+
+
+def code(text: str, limit: int | None = None) -> str:
+    """Show a short text as code, whatever it holds."""
+    text = plain(text)
+    if limit is not None and len(text) > limit:
+        text = text[: limit - 1].rstrip() + "…"
+    if not text:
+        return NONE
+    if "\\|" in text:  # tables do not agree on what that is inside code
+        return inline(text)
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    pad = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{pad}{text}{pad}{fence}"
+
+
+def quote(text: str) -> str:
+    """Show a longer text as a quotation that keeps its lines and paragraphs."""
+    lines = [inline(line) for line in _LINES.split(text.strip())]
+    quoted = []
+    for line, following in zip(lines, [*lines[1:], ""], strict=True):
+        if line:
+            quoted.append(f"> {line}  " if following else f"> {line}")
+        elif quoted and quoted[-1] != ">":
+            quoted.append(">")
+    return "\n".join(quoted)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> str:
+    """Lay out rows of Markdown cells; `right` names the columns of figures."""
+    flushed = set(right)
+    rules = ["---:" if column in flushed else "---" for column in range(len(header))]
+    return "\n".join(_row(cells) for cells in (header, rules, *rows))
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(_cell(cell) for cell in cells) + " |"
+
+
+def _cell(cell: str) -> str:
+    """Escape what is not escaped yet: inside code a pipe still ends a cell."""
+    return re.sub(r"\\\||\|", r"\\|", cell)
+
+
+def bullets(items: Iterable[str]) -> str:
+    return "\n".join(f"- {item}" for item in items)

@@ -1,0 +1,453 @@
+"""The Markdown files: a run, its tiers, its phases, for people who open them on GitHub.
+
+A page is a function of the report alone, with no clock: the same report is the same bytes. What
+agents wrote goes through `markdown.inline`, `code` or `quote`, always.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from ..domain.events import wire_time
+from ..domain.issues import IssueStatus
+from ..domain.reports import AttemptReport, IssueReportEntry, PhaseReport, RunReport, TierReport
+from ..domain.run import CompletedBy, DebtStatus, FailureCode, Verdict
+from ..domain.states import Cleanliness, PhaseStatus, RunStatus, TierStatus
+from .markdown import NONE, bullets, code, inline, quote, table
+
+RUN_WORDS = {
+    RunStatus.PLAN_BOOTSTRAP: "The plan is being written",
+    RunStatus.RUN_CREATED: "Created",
+    RunStatus.PHASE_QUEUEING: "Waiting for a Builder",
+    RunStatus.PHASE_EXECUTION: "A Builder is at work",
+    RunStatus.GATE: "In review",
+    RunStatus.CI_RUNNING: "CI is running",
+    RunStatus.SNAPSHOT_CREATED: "Snapshot taken, more to do",
+    RunStatus.DONE_SUCCESS: "Succeeded",
+    RunStatus.DONE_FAILED_BUDGET_EXHAUSTED: "Failed: a budget was exhausted",
+    RunStatus.DONE_FAILED_POLICY_VIOLATION: "Failed: policy was violated",
+    RunStatus.DONE_FAILED_REQUIRES_HUMAN_REVIEW: "Failed: needs a person's review",
+    RunStatus.DONE_FAILED_ENVIRONMENT: "Failed: the environment is broken",
+}
+PHASE_WORDS = {
+    PhaseStatus.QUEUED: "queued",
+    PhaseStatus.EXECUTING: "executing",
+    PhaseStatus.GATE: "in review",
+    PhaseStatus.CI_RUNNING: "CI running",
+    PhaseStatus.COMPLETE: "complete",
+    PhaseStatus.FAILED: "failed",
+    PhaseStatus.SKIPPED: "skipped",
+}
+TIER_WORDS = {
+    TierStatus.PENDING: "pending",
+    TierStatus.IN_PROGRESS: "in progress",
+    TierStatus.COMPLETE: "complete",
+    TierStatus.FAILED: "failed",
+    TierStatus.SKIPPED: "skipped",
+}
+VERDICT_WORDS = {
+    None: "none yet",
+    Verdict.GREEN: "green",
+    Verdict.RED: "red",
+    Verdict.DID_NOT_RUN: "CI did not run",
+}
+DEBT_WORDS = {
+    DebtStatus.CLEAN: "none",
+    DebtStatus.HAS_MINOR_ISSUES: "minor issues",
+    DebtStatus.EXCESS_MINOR_ISSUES: "more minor issues than allowed",
+    DebtStatus.HAS_MAJOR_ISSUES: "major issues",
+}
+_STAMP = re.compile(rb"\A<!-- autopack revision=(\d{1,16}) created_at=(\S{1,32}) -->\n")
+_SHORT_SHA = 7
+_CELL = 160
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """Which state of which run a page shows; `created_at` tells two runs of one id apart."""
+
+    revision: int
+    created_at: datetime
+
+
+def stamp_of(head: bytes) -> Stamp | None:
+    """Read the stamp off the beginning of a page."""
+    found = _STAMP.match(head)
+    if found is None:
+        return None
+    try:
+        return Stamp(int(found[1]), datetime.fromisoformat(found[2].decode("ascii")))
+    except ValueError:
+        return None
+
+
+def tier_name(tier: TierReport) -> str:
+    return f"tier_{tier.tier_index}_{tier.tier_id}.md"
+
+
+def phase_name(phase: PhaseReport) -> str:
+    return f"phase_{phase.phase_index}_{phase.phase_id}.md"
+
+
+def run_page(run: RunReport) -> bytes:
+    """Render `run_summary.md`."""
+    phases = [phase for tier in run.tiers for phase in tier.phases]
+    done = sum(phase.state is PhaseStatus.COMPLETE for phase in phases)
+    figures = [
+        ("Phases complete", f"{done} of {len(phases)}"),
+        ("Tokens", _share(run.tokens_used, run.token_cap)),
+        ("Duration", _duration_of(run)),
+        ("Minor issues", f"{run.minor_issues_count} of {run.max_minor_issues_total} allowed"),
+        ("Major issues", str(run.major_issues_count)),
+        ("Debt", DEBT_WORDS[run.debt_status]),
+    ]
+    return _page(
+        run,
+        f"# Run {inline(run.run_id)}",
+        f"**{RUN_WORDS[run.state]}** (`{run.state}`)",
+        quote(run.failure_reason) if run.failure_reason else "",
+        "## What next",
+        _next_step(run, phases),
+        "## Figures",
+        table(("", ""), figures),
+        "## Promotion",
+        *_promotion(run),
+        "## Tiers and phases",
+        *(block for tier in run.tiers for block in _tier_overview(tier)),
+        "## Where",
+        table(("", ""), _whereabouts(run)),
+    )
+
+
+def tier_page(run: RunReport, tier: TierReport) -> bytes:
+    """Render `tiers/tier_<tier_index>_<tier_id>.md`."""
+    done = sum(phase.state is PhaseStatus.COMPLETE for phase in tier.phases)
+    figures = [
+        ("Phases complete", f"{done} of {len(tier.phases)}"),
+        ("Tokens", _share(tier.tokens_used, tier.token_cap)),
+        ("CI runs", f"{tier.ci_runs_count} of {tier.ci_run_cap}"),
+        ("Minor issues", f"{tier.minor_issues_count} of {tier.minors_tolerated} tolerated"),
+        ("Major issues", f"{tier.major_issues_count} of {tier.majors_tolerated} tolerated"),
+    ]
+    return _page(
+        run,
+        f"# Tier {inline(tier.tier_id)}: {inline(tier.name)}",
+        f"**{TIER_WORDS[tier.state].capitalize()}** (`{tier.state}`), {_cleanliness(tier)}."
+        f" Part of [run {inline(run.run_id)}](../run_summary.md).",
+        bullets(inline(reason) for reason in tier.cleanliness_reasons),
+        quote(tier.description) if tier.description else "",
+        "## Figures",
+        table(("", ""), figures),
+        "## Phases",
+        _phase_table(tier.phases, "../phases/"),
+    )
+
+
+def phase_page(run: RunReport, tier: TierReport, phase: PhaseReport) -> bytes:
+    """Render `phases/phase_<phase_index>_<phase_id>.md`."""
+    return _page(
+        run,
+        f"# Phase {inline(phase.phase_id)}: {inline(phase.name)}",
+        f"**{PHASE_WORDS[phase.state].capitalize()}** (`{phase.state}`){_by_hand(phase)}."
+        f" Part of [tier {inline(tier.tier_id)}](../tiers/{tier_name(tier)})"
+        f" of [run {inline(run.run_id)}](../run_summary.md).",
+        quote(phase.failure_reason) if phase.failure_reason else "",
+        "## Task",
+        quote(phase.description) if phase.description else "No description.",
+        table(("", ""), _task(phase)),
+        "## What is left" if not phase.state.is_final else "## What was used",
+        table(("", ""), _budget(phase)),
+        "## Attempts",
+        _attempts(phase.attempts),
+        *_notes(phase.attempts),
+        "## Issues",
+        _issues(phase),
+        "## Commits",
+        table(("", ""), _commits(phase)),
+    )
+
+
+def _page(run: RunReport, *blocks: str) -> bytes:
+    stamp = f"<!-- autopack revision={run.revision} created_at={wire_time(run.created_at)} -->"
+    text = "\n\n".join([stamp, *(block for block in blocks if block)]) + "\n"
+    return text.encode("utf-8", "replace")
+
+
+def _next_step(run: RunReport, phases: Sequence[PhaseReport]) -> str:
+    current = next((phase for phase in phases if not phase.state.is_final), None)
+    name = f"phase {_phase_link(current, 'phases/')}" if current else "the next phase"
+    until = f" until {_time(current.deadline_at)}" if current and current.deadline_at else ""
+    match run.state:
+        case RunStatus.PLAN_BOOTSTRAP:
+            return "Nothing: the run starts by itself when its plan is there."
+        case RunStatus.RUN_CREATED | RunStatus.PHASE_QUEUEING | RunStatus.SNAPSHOT_CREATED:
+            return (
+                f"A Builder takes {name}: `POST /runs/{run.run_id}/claim`,"
+                f" or `autopack work --run {run.run_id}`."
+            )
+        case RunStatus.PHASE_EXECUTION:
+            return f"Nothing: a Builder has {name}{until}."
+        case RunStatus.GATE:
+            return (
+                f"An Auditor reviews {name}{until}: `POST /runs/{run.run_id}/claim`"
+                " with the role `auditor`."
+            )
+        case RunStatus.CI_RUNNING:
+            return f"Nothing: CI judges {name}{until}."
+        case RunStatus.DONE_SUCCESS if run.promotion_eligible_to_main:
+            return (
+                f"Review {code(run.branch)} and open a pull request to {code(run.base_branch)}."
+                f" `python scripts/check_promotion.py --run-id {run.run_id}"
+                f" --branch {run.branch}` checks the verdict again, offline."
+            )
+        case RunStatus.DONE_SUCCESS:
+            return (
+                f"{code(run.branch)} is complete, but the reasons below keep it from"
+                f" {code(run.base_branch)}. Settle them in a new run."
+            )
+        case RunStatus.DONE_FAILED_BUDGET_EXHAUSTED:
+            return _after_failure(
+                "raise that budget in the ruleset, or split the plan, and start a new run"
+            )
+        case RunStatus.DONE_FAILED_POLICY_VIOLATION:
+            if run.failure_code is FailureCode.BRANCH_MOVED:
+                return _after_failure(
+                    f"find out who moved {code(run.branch)} (the run left it at"
+                    f" {_sha(run.head_commit)}), and start a new run"
+                )
+            return _after_failure("settle what broke the rules, and start a new run")
+        case RunStatus.DONE_FAILED_ENVIRONMENT:
+            return _after_failure("repair what could not run, and start a new run")
+        case RunStatus.DONE_FAILED_REQUIRES_HUMAN_REVIEW:
+            return _after_failure(
+                "decide what to keep of the branch, change the plan, and start a new run"
+            )
+
+
+def _after_failure(advice: str) -> str:
+    return f"Read [incident.md](incident.md), {advice}."
+
+
+def _promotion(run: RunReport) -> Iterable[str]:
+    if run.promotion_eligible_to_main:
+        yield f"Eligible for {code(run.base_branch)}."
+    elif run.state.is_final:
+        yield f"**Not eligible** for {code(run.base_branch)}:"
+    else:
+        yield f"Judged when the run ends. So far, against {code(run.base_branch)}:"
+    yield bullets(inline(reason) for reason in run.promotion_reasons)
+    if run.promotion_warnings:
+        yield "To look at before merging:"
+        yield bullets(inline(warning) for warning in run.promotion_warnings)
+
+
+def _tier_overview(tier: TierReport) -> Iterable[str]:
+    yield (f"### [{inline(tier.tier_id)}](tiers/{tier_name(tier)}): {inline(tier.name, _CELL)}")
+    yield f"{TIER_WORDS[tier.state].capitalize()}, {_cleanliness(tier)}."
+    yield bullets(inline(reason) for reason in tier.cleanliness_reasons)
+    yield _phase_table(tier.phases, "phases/")
+
+
+def _cleanliness(tier: TierReport) -> str:
+    return "clean" if tier.cleanliness is Cleanliness.CLEAN else "not clean"
+
+
+def _phase_table(phases: Sequence[PhaseReport], place: str) -> str:
+    if not phases:
+        return "No phases."
+    header = ("Phase", "Name", "State", "Attempts", "Tokens", "Issues", "Verdict", "Commit")
+    rows = (
+        (
+            _phase_link(phase, place),
+            inline(phase.name, _CELL),
+            PHASE_WORDS[phase.state] + _by_hand(phase),
+            str(phase.builder_attempts_used + phase.auditor_attempts_used),
+            _number(phase.tokens_used),
+            _issue_counts(phase),
+            VERDICT_WORDS[phase.verdict] if phase.verdict else NONE,
+            _sha(phase.commit),
+        )
+        for phase in phases
+    )
+    return table(header, rows, right=(3, 4))
+
+
+def _phase_link(phase: PhaseReport, place: str) -> str:
+    return f"[{inline(phase.phase_id)}]({place}{phase_name(phase)})"
+
+
+def _by_hand(phase: PhaseReport) -> str:
+    return " by hand" if phase.completed_by is CompletedBy.HAND else ""
+
+
+def _issue_counts(phase: PhaseReport) -> str:
+    counts = ((phase.major_issues_count, "major"), (phase.minor_issues_count, "minor"))
+    return ", ".join(f"{count} {word}" for count, word in counts if count) or NONE
+
+
+def _whereabouts(run: RunReport) -> Iterable[tuple[str, str]]:
+    yield "Project", inline(run.project_id)
+    yield "Branch", code(run.branch)
+    yield "Head", code(run.head_commit)
+    yield "Base", f"{code(run.base_branch)} at {code(run.base_commit)}"
+    yield "Last snapshot", code(run.last_snapshot or "")
+    yield "Profile", f"{_words(run.safety_profile)}, {_words(run.run_scope)}"
+    yield "Strategy", (
+        f"[version {run.strategy_version}]"
+        f"(project_implementation_strategy_v{run.strategy_version}.json)"
+    )
+    yield "Created", _time(run.created_at)
+    yield "Changed", _time(run.updated_at)
+    if run.ended_at:
+        yield "Ended", _time(run.ended_at)
+    else:
+        yield "Deadline", _time(run.deadline_at)
+
+
+def _task(phase: PhaseReport) -> Iterable[tuple[str, str]]:
+    yield "Category", code(phase.task_category)
+    yield "Complexity", phase.complexity
+    yield "Builder mode", code(phase.builder_mode or "")
+    yield "CI profile", phase.ci_profile
+    yield "Patches", "applied at once" if phase.auto_apply else "held for an Auditor"
+    yield "Auditor profile", code(phase.auditor_profile or "")
+    if phase.allow_empty:
+        yield "Empty result", "allowed"
+    if phase.allowed_paths is not None:
+        yield "Allowed paths", ", ".join(map(code, phase.allowed_paths)) or "none"
+    if phase.expected_issues:
+        yield "Expected issues", ", ".join(map(code, phase.expected_issues))
+
+
+def _budget(phase: PhaseReport) -> Iterable[tuple[str, str]]:
+    yield "Builder tries", _left(
+        phase.builder_attempts_used, phase.max_builder_attempts, phase.state
+    )
+    yield "Auditor tries", _left(
+        phase.auditor_attempts_used, phase.max_auditor_attempts, phase.state
+    )
+    yield "Tokens", _share(phase.tokens_used, phase.incident_token_cap)
+    if phase.started_at:
+        yield "Started", _time(phase.started_at)
+    if phase.ended_at:
+        yield "Ended", _time(phase.ended_at)
+    elif phase.deadline_at:
+        yield "Deadline", _time(phase.deadline_at)
+
+
+def _left(used: int, allowed: int, state: PhaseStatus) -> str:
+    if state.is_final:
+        return f"{used} of {allowed} used"
+    return f"{max(0, allowed - used)} of {allowed} left"
+
+
+def _attempts(attempts: Sequence[AttemptReport]) -> str:
+    if not attempts:
+        return "None yet."
+    header = ("#", "Role", "Agent", "Outcome", "Reason", "Files", "Tokens", "Commits", "When")
+    rows = (
+        (
+            str(attempt.attempt),
+            attempt.role.capitalize(),
+            _agent(attempt),
+            _words(attempt.outcome),
+            inline(attempt.reason, _CELL) if attempt.reason else NONE,
+            str(len(attempt.files_changed)),
+            _number(attempt.tokens_used),
+            ", ".join(map(_sha, attempt.commits)) or NONE,
+            _time(attempt.created_at),
+        )
+        for attempt in attempts
+    )
+    return table(header, rows, right=(0, 5, 6))
+
+
+def _agent(attempt: AttemptReport) -> str:
+    names = (attempt.agent, attempt.model)
+    return ", ".join(inline(name, _CELL) for name in names if name) or NONE
+
+
+def _notes(attempts: Sequence[AttemptReport]) -> Iterable[str]:
+    for attempt in attempts:
+        if attempt.notes:
+            yield f"### Notes of {attempt.role.capitalize()} attempt {attempt.attempt}"
+            yield quote(attempt.notes)
+
+
+def _issues(phase: PhaseReport) -> str:
+    if not phase.issues:
+        return "None."
+    header = ("Issue", "Severity", "Status", "Seen", "Source", "Description")
+    rows = (
+        (
+            code(issue.issue_key, _CELL),
+            _severity(issue),
+            "resolved" if issue.status is IssueStatus.RESOLVED else "open",
+            f"{_number(issue.occurrence_count)}x",
+            inline(issue.source, _CELL),
+            inline(issue.description, _CELL) if issue.description else NONE,
+        )
+        for issue in phase.issues
+    )
+    listing = f"../issues/phase_{phase.phase_index}_{phase.phase_id}_issues.json"
+    return f"{table(header, rows, right=(3,))}\n\n[All that was reported]({listing})."
+
+
+def _severity(issue: IssueReportEntry) -> str:
+    if issue.is_expected:
+        return f"{issue.severity}, expected"
+    if issue.effective_severity != issue.severity:
+        return f"{issue.effective_severity}, aged from {issue.severity}"
+    return issue.severity
+
+
+def _commits(phase: PhaseReport) -> Iterable[tuple[str, str]]:
+    yield "Started from", code(phase.start_commit or "")
+    for attempt in phase.attempts:
+        for commit in attempt.commits:
+            yield f"{attempt.role.capitalize()} attempt {attempt.attempt}", code(commit)
+    yield "Ended at", code(phase.commit or "")
+    yield "Snapshot", code(phase.snapshot_tag or "")
+    yield "Verdict", VERDICT_WORDS[phase.verdict]
+
+
+def _sha(commit: str | None) -> str:
+    return code((commit or "")[:_SHORT_SHA])
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _number(count: int) -> str:
+    return f"{count:,}"
+
+
+def _share(used: int, cap: int) -> str:
+    percent = f" ({100 * used // cap}%)" if cap else ""
+    return f"{_number(used)} of {_number(cap)}{percent}"
+
+
+def _duration_of(run: RunReport) -> str:
+    spent = (run.ended_at or run.updated_at) - run.created_at
+    so_far = "" if run.ended_at else ", so far"
+    return f"{_duration(spent)} of {_duration(timedelta(minutes=run.max_duration_minutes))}{so_far}"
+
+
+def _duration(span: timedelta) -> str:
+    seconds = max(0, int(span.total_seconds()))
+    if seconds < 60:
+        return f"{seconds} s"
+    hours, minutes = divmod(seconds // 60, 60)
+    if not hours:
+        return f"{minutes} min"
+    return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+
+
+def _time(moment: datetime | None) -> str:
+    if moment is None:
+        return NONE
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
