@@ -124,7 +124,8 @@ def _announce(settings: Settings, branch: str, url: str, *, is_demo: bool) -> No
     if is_demo:
         from .client.demo import run_demo
 
-        threading.Thread(target=run_demo, args=(url, settings), daemon=True).start()
+        arguments = (url, settings.repo_path, settings.autonomous_runs_dir)
+        threading.Thread(target=run_demo, args=arguments, daemon=True).start()
         return
     print(f"\nNext, start a run:\n\n{NEXT_STEP.format(url=url)}\n\nCtrl-C stops.", flush=True)
 
