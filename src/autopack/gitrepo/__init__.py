@@ -1,6 +1,6 @@
 """PIPE to git: the only code that runs it. A patch goes in, a commit or a refusal comes out."""
 
-from .apply import AppliedPatch, ChangeSet, Judge
+from .apply import AppliedPatch, ChangeSet, Judge, enforce
 from .errors import (
     BranchCheckedOutError,
     GitFailedError,
@@ -42,4 +42,5 @@ __all__ = [
     "RefUpdate",
     "Repository",
     "RepositoryUnusableError",
+    "enforce",
 ]
