@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import stat
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from fcntl import LOCK_EX, flock
 from pathlib import Path
 from typing import ClassVar
@@ -49,12 +52,24 @@ class MirrorUnusableError(UnavailableError):
 
 
 @dataclass(frozen=True, slots=True)
-class NewFile:
-    """A file's whole content, and the open folder that it belongs into."""
+class OpenFolder:
+    """A folder by its descriptor; the path is for messages alone."""
 
-    folder: int
+    descriptor: int
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class NewFile:
+    """A file's whole content, and the folder that it belongs into."""
+
+    folder: OpenFolder
     name: str
     content: bytes
+
+    @property
+    def path(self) -> Path:
+        return self.folder.path / self.name
 
 
 @contextmanager
@@ -67,15 +82,25 @@ def usable(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def open_folder(name: str | Path, parent: int | None = None) -> Iterator[int]:
-    """Open a folder as a descriptor. Below `parent` it is made if absent, and no link followed."""
-    flags = _FOLDER
-    if parent is not None:
-        flags |= os.O_NOFOLLOW
-        with suppress(FileExistsError):
-            os.mkdir(name, dir_fd=parent)
-            sync_folder(parent)
-    descriptor = os.open(name, flags, dir_fd=parent)
+def open_top(path: Path) -> Iterator[OpenFolder]:
+    """Open the runs directory, wherever the operator's links lead. Raises OSError."""
+    with _opened(path, None, 0) as descriptor:
+        yield OpenFolder(descriptor, path)
+
+
+@contextmanager
+def open_folder(parent: OpenFolder, name: str) -> Iterator[OpenFolder]:
+    """Open a folder below another, made if absent; a link is not followed. Raises OSError."""
+    with suppress(FileExistsError):
+        os.mkdir(name, dir_fd=parent.descriptor)
+        sync_folder(parent)
+    with _opened(name, parent.descriptor, os.O_NOFOLLOW) as descriptor:
+        yield OpenFolder(descriptor, parent.path / name)
+
+
+@contextmanager
+def _opened(name: str | Path, parent: int | None, flags: int) -> Iterator[int]:
+    descriptor = os.open(name, _FOLDER | flags, dir_fd=parent)
     try:
         yield descriptor
     finally:
@@ -83,91 +108,122 @@ def open_folder(name: str | Path, parent: int | None = None) -> Iterator[int]:
 
 
 @contextmanager
-def locked_folder(name: str, parent: int) -> Iterator[int]:
-    """Open a folder below `parent`, made if absent, and hold its lock.
+def locked_folder(parent: OpenFolder, name: str) -> Iterator[OpenFolder]:
+    """Open a folder below another, made if absent, and hold its lock. Raises OSError.
 
     A folder that was deleted while we waited for its lock is nobody's to write into: take the next.
     """
     while True:
-        with open_folder(name, parent) as folder:
-            flock(folder, LOCK_EX)
-            if os.fstat(folder).st_nlink:
+        with open_folder(parent, name) as folder:
+            lock(folder)
+            if _stands(folder, parent, name):
                 yield folder
                 return
 
 
-def read_file(folder: int, name: str, limit: int) -> bytes | None:
-    """Read the first `limit` bytes; None for what is absent or no regular file's name."""
+def lock(folder: OpenFolder) -> None:
+    """Wait for the folder's lock and hold it until the folder is closed. Raises OSError."""
+    flock(folder.descriptor, LOCK_EX)
+
+
+def _stands(folder: OpenFolder, parent: OpenFolder, name: str) -> bool:
+    try:
+        found = os.stat(name, dir_fd=parent.descriptor, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(found, os.fstat(folder.descriptor))
+
+
+def read_head(folder: OpenFolder, name: str, limit: int) -> bytes:
+    """Read the first `limit` bytes; nothing of what is absent or no regular file."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        descriptor = os.open(name, flags, dir_fd=folder)
+        descriptor = os.open(name, flags, dir_fd=folder.descriptor)
     except FileNotFoundError:
-        return None
+        return b""
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO):
-            return None
+            return b""
         raise
     try:
-        return os.read(descriptor, limit)
-    except IsADirectoryError:
-        return None
+        return os.read(descriptor, limit) if stat.S_ISREG(os.fstat(descriptor).st_mode) else b""
     finally:
         os.close(descriptor)
 
 
-def remove_leftovers(folder: int) -> None:
+def exists(folder: OpenFolder, name: str) -> bool:
+    try:
+        os.stat(name, dir_fd=folder.descriptor, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def remove_leftovers(folder: OpenFolder) -> None:
     """Remove the temporary files of a writer that crashed. Call with the folder's lock held."""
-    for name in os.listdir(folder):
+    for name in os.listdir(folder.descriptor):
         if name.startswith(".") and name.endswith(TEMPORARY):
-            os.unlink(name, dir_fd=folder)
+            os.unlink(name, dir_fd=folder.descriptor)
 
 
-def replace_files(top: int, path: Path, files: Sequence[NewFile]) -> None:
+def remove_older(folder: OpenFolder, names: re.Pattern[str], moment: datetime) -> None:
+    """Remove the files of such names that were last written before a moment."""
+    for name in os.listdir(folder.descriptor):
+        if names.fullmatch(name):
+            found = os.stat(name, dir_fd=folder.descriptor, follow_symlinks=False)
+            if found.st_mtime < moment.timestamp():
+                os.unlink(name, dir_fd=folder.descriptor)
+
+
+def replace_files(top: OpenFolder, files: Sequence[NewFile]) -> None:
     """Put new files in the place of old ones, in the order given.
 
-    `top` is the locked folder at `path` in which the temporary files are made; the files' folders
+    `top` is the locked folder in which the temporary files are made; the files' folders are it or
     lie within it. All contents are on the disk before the first name changes, so a full disk
     changes nothing. Raises MirrorUnusableError.
     """
-    written: list[str] = []
+    temporaries: list[str] = []
     try:
-        for start in range(0, len(files), _BATCH):
-            _write_batch(top, path, files[start : start + _BATCH], written)
-        with usable(path):
-            for file, temporary in zip(files, tuple(written), strict=True):
-                os.rename(temporary, file.name, src_dir_fd=top, dst_dir_fd=file.folder)
-                written.remove(temporary)
+        with usable(top.path):
+            for start in range(0, len(files), _BATCH):
+                _write_batch(top, files[start : start + _BATCH], temporaries)
+            for file in files:
+                os.rename(
+                    temporaries[0],
+                    file.name,
+                    src_dir_fd=top.descriptor,
+                    dst_dir_fd=file.folder.descriptor,
+                )
+                del temporaries[0]
             for folder in dict.fromkeys(file.folder for file in files):
                 sync_folder(folder)
     finally:
-        for temporary in written:
+        for temporary in temporaries:
             with suppress(OSError):
-                os.unlink(temporary, dir_fd=top)
+                os.unlink(temporary, dir_fd=top.descriptor)
 
 
-def _write_batch(top: int, path: Path, files: Sequence[NewFile], written: list[str]) -> None:
-    descriptors: list[int] = []
-    try:
+def _write_batch(top: OpenFolder, files: Sequence[NewFile], temporaries: list[str]) -> None:
+    with ExitStack() as opened:
+        descriptors = []
         for file in files:
-            with usable(path / file.name):
+            with usable(file.path):
                 temporary = f".{file.name}{TEMPORARY}"
-                descriptors.append(_create(top, temporary))
-                written.append(temporary)
-                _write_all(descriptors[-1], file.content)
-        with usable(path):
-            _sync_all(descriptors)
-    finally:
-        for descriptor in descriptors:
-            os.close(descriptor)
+                descriptor = _create(top, temporary)
+                opened.callback(os.close, descriptor)
+                temporaries.append(temporary)
+                descriptors.append(descriptor)
+                _write_all(descriptor, file.content)
+        _sync_all(descriptors)
 
 
-def _create(folder: int, name: str) -> int:
+def _create(folder: OpenFolder, name: str) -> int:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
-        return os.open(name, flags, 0o644, dir_fd=folder)
+        return os.open(name, flags, 0o644, dir_fd=folder.descriptor)
     except FileExistsError:  # of a writer that crashed: the lock is ours, so nobody uses it
-        os.unlink(name, dir_fd=folder)
-        return os.open(name, flags, 0o644, dir_fd=folder)
+        os.unlink(name, dir_fd=folder.descriptor)
+        return os.open(name, flags, 0o644, dir_fd=folder.descriptor)
 
 
 def _write_all(descriptor: int, content: bytes) -> None:
@@ -191,10 +247,10 @@ def _sync(descriptors: Sequence[int]) -> None:
         os.fsync(descriptor)
 
 
-def sync_folder(folder: int) -> None:
+def sync_folder(folder: OpenFolder) -> None:
     """Make the names of a folder durable, as far as its file system can."""
     try:
-        os.fsync(folder)
+        os.fsync(folder.descriptor)
     except OSError as error:
         if error.errno not in _NO_FOLDER_FSYNC:
             raise

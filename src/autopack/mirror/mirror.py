@@ -4,38 +4,42 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from datetime import datetime, timedelta
-from fcntl import LOCK_EX, flock
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import timedelta
 from functools import partial
-from os import listdir, stat, unlink
 from pathlib import Path
 from threading import Lock
+from typing import NamedTuple
 
 from ..domain.errors import InvalidError
 from ..domain.identifiers import identifier_problem
 from ..domain.reports import BacklogReportEntry, RunIndex, RunReport
-from . import documents
+from . import documents, pages
 from .coalescing import Coalescer
 from .files import (
     NewFile,
+    OpenFolder,
+    exists,
+    lock,
     locked_folder,
     open_folder,
-    read_file,
+    open_top,
+    read_head,
     remove_leftovers,
+    remove_older,
     replace_files,
     usable,
 )
-from .pages import phase_name, phase_page, run_page, stamp_of, tier_name, tier_page
 
 SUMMARY = "run_summary.md"
 ISSUE_INDEX = "run_issue_index.json"
 BACKLOG = "project_issue_backlog.json"
-_IGNORE_ALL = b"*\n"
-# The revision stands within the first lines of every file.
+# Every revision stands within the first lines of its file.
 _HEAD_BYTES = 1_024
-_RESERVED = re.compile(r"(?i)project_(issue_backlog|ruleset_.*)\.json\Z")
+_IGNORE_ALL = b"*\n"
+# Ids that would make a run's folder stand where a file of the project belongs.
+_RESERVED = re.compile(r"project_(issue_backlog|ruleset_.*)\.json", re.IGNORECASE)
 _OURS = re.compile(
     r"run_summary\.md|run_issue_index\.json|run\.json|incident\.(md|json)"
     r"|project_implementation_strategy_v\d+\.json"
@@ -46,7 +50,7 @@ _CLOCK_TOLERANCE = timedelta(seconds=1)
 
 
 class Mirror:
-    """The runs directory. All methods may be called from any thread and any process at once."""
+    """The runs directory. Every method may be called by many threads and processes at once."""
 
     def __init__(self, runs_dir: Path) -> None:
         self.runs_dir = runs_dir
@@ -57,11 +61,10 @@ class Mirror:
         """Make the runs directory, and keep it out of `git status`. Raises MirrorUnusableError."""
         with usable(self.runs_dir):
             self.runs_dir.mkdir(parents=True, exist_ok=True)
-            with open_folder(self.runs_dir) as top:
-                if read_file(top, ".gitignore", 1) is None:
-                    ignore = NewFile(top, ".gitignore", _IGNORE_ALL)
-                    flock(top, LOCK_EX)
-                    replace_files(top, self.runs_dir, [ignore])
+            with open_top(self.runs_dir) as top:
+                lock(top)
+                if not exists(top, ".gitignore"):
+                    replace_files(top, [NewFile(top, ".gitignore", _IGNORE_ALL)])
         self.check()
 
     def check(self) -> None:
@@ -71,17 +74,17 @@ class Mirror:
             probe.flush()
 
     def folder(self, run_id: str) -> Path:
-        """Return the run's folder. Raises InvalidError for an id that cannot be a folder's name."""
+        """Return the run's folder. Raises InvalidError for an id that cannot name one."""
         problem = identifier_problem(run_id)
+        if problem is None and _RESERVED.fullmatch(run_id):
+            problem = f"'{run_id}' is the name of a file beside the runs: choose another run_id"
         if problem:
             raise InvalidError(problem)
-        if _RESERVED.match(run_id):
-            raise InvalidError(f"{run_id!r} cannot be a run's id: a file of the project has it")
         return self.runs_dir / run_id
 
     def phase_issue_file(self, run_id: str, phase_index: int, phase_id: str) -> Path:
-        """Return the phase's issue file, relative to the runs directory."""
-        return Path(run_id, "issues", _issues_name(phase_index, phase_id))
+        """Return the name of the phase's issue file, relative to the runs directory."""
+        return Path(run_id, "issues", pages.issues_name(phase_index, phase_id))
 
     def write_run(
         self,
@@ -92,33 +95,31 @@ class Mirror:
     ) -> None:
         """Write the files of what changed, `run_summary.md` last.
 
-        `phases` names the phases that changed; None writes every file. The phases that are written
-        must carry their attempts and issues. A file of a newer revision stays as it is. Raises
-        MirrorUnusableError, and then the files are as they were.
+        `phases` names the phases that changed, whose reports must carry their attempts and issues;
+        None writes every phase and tier. Each file is judged by itself: one that shows a newer
+        revision, or a later run of the same id, stays as it is. Raises MirrorUnusableError; a
+        disk without room leaves all files as they were.
         """
-        folder = self.folder(report.run_id)
-        with self._locked(report.run_id) as run, usable(folder), ExitStack() as opened:
-            below = {
-                name: opened.enter_context(open_folder(name, run))
-                for name in ("tiers", "phases", "issues")
-            }
-            standing = stamp_of(read_file(run, SUMMARY, _HEAD_BYTES) or b"")
+        with self._locked(report.run_id) as top, usable(top.path), _run_folders(top) as folders:
+            standing = pages.stamp_of(read_head(top, SUMMARY, _HEAD_BYTES))
             if standing is None or standing.created_at != report.created_at:
-                if standing is not None and standing.created_at > report.created_at:
+                if standing and standing.created_at > report.created_at:
                     return
-                _clear_earlier_life((run, *below.values()), report.created_at)
+                # What is older than the run belonged to another one of this id, in a database
+                # that is gone.
+                for folder in folders:
+                    remove_older(folder, _OURS, report.created_at - _CLOCK_TOLERANCE)
             replace_files(
-                run,
-                folder,
+                top,
                 [
-                    NewFile(place, name, render())
-                    for place, name, render in _files(report, phases, index, run, below)
-                    if (_revision(place, name) or 0) <= report.revision
+                    NewFile(folder, name, render())
+                    for folder, name, render in _files(report, phases, index, folders)
+                    if _revision(folder, name) <= report.revision
                 ],
             )
 
     def write_document(self, run_id: str, name: str, content: str | bytes) -> None:
-        """Write another file into the run's folder, such as `incident.md`. Last come wins.
+        """Write another file into the run's folder, such as `incident.md`. The last one wins.
 
         Raises MirrorUnusableError.
         """
@@ -126,8 +127,8 @@ class Mirror:
         if problem or name in (SUMMARY, ISSUE_INDEX):
             raise ValueError(problem or f"{name} is written by write_run alone")
         data = content if isinstance(content, bytes) else content.encode("utf-8", "replace")
-        with self._locked(run_id) as run:
-            replace_files(run, self.folder(run_id), [NewFile(run, name, data)])
+        with self._locked(run_id) as top:
+            replace_files(top, [NewFile(top, name, data)])
 
     def write_backlog(
         self, project_id: str, read: Callable[[], Sequence[BacklogReportEntry]]
@@ -135,24 +136,26 @@ class Mirror:
         """Return once the backlog's file holds at least the state that stood at the call.
 
         `read` is called with the runs directory locked and must look at committed data anew, in a
-        transaction of its own. Callers that come while another one writes share the next write, and
-        then it is one of them whose `read` is called. Raises MirrorUnusableError and what `read`
-        raises.
+        transaction of its own. Callers that come while another one writes share the next write, for
+        which the `read` of one of them is called. Raises MirrorUnusableError, and what `read` does.
         """
         with self._backlogs_guard:
             coalescer = self._backlogs.setdefault(project_id, Coalescer())
-        coalescer.run(lambda: self._write_backlog(project_id, read))
+        coalescer.run(partial(self._write_backlog, project_id, read))
 
     def _write_backlog(
         self, project_id: str, read: Callable[[], Sequence[BacklogReportEntry]]
     ) -> None:
         with self._locked_top() as top:
             content = documents.project_backlog(project_id, read())
-            replace_files(top, self.runs_dir, [NewFile(top, BACKLOG, content)])
+            replace_files(top, [NewFile(top, BACKLOG, content)])
 
     def read_ruleset(self, project_id: str) -> bytes | None:
-        """Return the operator's ruleset as it stands in its file, or None."""
-        path = self._ruleset(project_id)
+        """Return the operator's ruleset as its file holds it, or None without one.
+
+        Raises MirrorUnusableError.
+        """
+        path = self.runs_dir / _ruleset_name(project_id)
         with usable(path):
             try:
                 return path.read_bytes()
@@ -162,101 +165,95 @@ class Mirror:
     def write_ruleset(
         self, project_id: str, content: bytes, *, only_if_absent: bool = False
     ) -> bool:
-        """Write the ruleset's file, and say whether it was written. Raises MirrorUnusableError."""
-        path = self._ruleset(project_id)
+        """Write the operator's ruleset; say whether that was done. Raises MirrorUnusableError."""
+        name = _ruleset_name(project_id)
         with self._locked_top() as top:
-            if only_if_absent and _exists(top, path.name):
+            if only_if_absent and exists(top, name):
                 return False
-            replace_files(top, self.runs_dir, [NewFile(top, path.name, content)])
+            replace_files(top, [NewFile(top, name, content)])
         return True
 
-    def _ruleset(self, project_id: str) -> Path:
-        problem = identifier_problem(project_id)
-        if problem:
-            raise InvalidError(problem)
-        return self.runs_dir / f"project_ruleset_{project_id}.json"
+    @contextmanager
+    def _locked_top(self) -> Iterator[OpenFolder]:
+        with self._top() as top:
+            with usable(self.runs_dir):
+                lock(top)
+            yield top
 
     @contextmanager
-    def _top(self) -> Iterator[int]:
+    def _locked(self, run_id: str) -> Iterator[OpenFolder]:
+        """Hold the lock of the run's folder, swept of what a crash left behind."""
+        path = self.folder(run_id)
+        with self._top() as top, ExitStack() as opened:
+            with usable(path):
+                folder = opened.enter_context(locked_folder(top, run_id))
+                remove_leftovers(folder)
+            yield folder
+
+    @contextmanager
+    def _top(self) -> Iterator[OpenFolder]:
         """Open the runs directory; make it again if somebody removed it."""
         with ExitStack() as opened:
             with usable(self.runs_dir):
                 try:
-                    top = opened.enter_context(open_folder(self.runs_dir))
+                    top = opened.enter_context(open_top(self.runs_dir))
                 except FileNotFoundError:
                     self.prepare()
-                    top = opened.enter_context(open_folder(self.runs_dir))
+                    top = opened.enter_context(open_top(self.runs_dir))
             yield top
 
-    @contextmanager
-    def _locked_top(self) -> Iterator[int]:
-        with self._top() as top:
-            with usable(self.runs_dir):
-                flock(top, LOCK_EX)
-            yield top
 
-    @contextmanager
-    def _locked(self, run_id: str) -> Iterator[int]:
-        """Hold the lock of the run's folder, swept of what a crash left behind."""
-        folder = self.folder(run_id)
-        with ExitStack() as opened:
-            with self._top() as top, usable(folder):
-                run = opened.enter_context(locked_folder(run_id, top))
-                remove_leftovers(run)
-            yield run
+class _RunFolders(NamedTuple):
+    run: OpenFolder
+    tiers: OpenFolder
+    phases: OpenFolder
+    issues: OpenFolder
+
+
+@contextmanager
+def _run_folders(run: OpenFolder) -> Iterator[_RunFolders]:
+    with (
+        open_folder(run, "tiers") as tiers,
+        open_folder(run, "phases") as phases,
+        open_folder(run, "issues") as issues,
+    ):
+        yield _RunFolders(run, tiers, phases, issues)
 
 
 def _files(
     report: RunReport,
     phases: Collection[str] | None,
     index: RunIndex | None,
-    run: int,
-    below: Mapping[str, int],
-) -> Iterator[tuple[int, str, Callable[[], bytes]]]:
-    """Yield folder, name and content of each file to write; the summary vouches for the others."""
+    folders: _RunFolders,
+) -> Iterator[tuple[OpenFolder, str, Callable[[], bytes]]]:
+    """Yield folder, name and content of each file to write, the summary last."""
     for tier in report.tiers:
         chosen = [phase for phase in tier.phases if phases is None or phase.phase_id in phases]
         for phase in chosen:
-            yield below["phases"], phase_name(phase), partial(phase_page, report, tier, phase)
-            name = _issues_name(phase.phase_index, phase.phase_id)
+            name = pages.phase_name(phase)
+            yield folders.phases, name, partial(pages.phase_page, report, tier, phase)
+            name = pages.issues_name(phase.phase_index, phase.phase_id)
             # No file says "no issues" as well, until there was one.
-            if phase.issues or _exists(below["issues"], name):
-                yield below["issues"], name, partial(documents.phase_issues, report, phase)
+            if phase.issues or exists(folders.issues, name):
+                yield folders.issues, name, partial(documents.phase_issues, report, phase)
         if chosen or phases is None:
-            yield below["tiers"], tier_name(tier), partial(tier_page, report, tier)
+            yield folders.tiers, pages.tier_name(tier), partial(pages.tier_page, report, tier)
     if index is not None:
-        yield run, ISSUE_INDEX, partial(documents.run_issue_index, report, index)
-    yield run, SUMMARY, partial(run_page, report)
+        yield folders.run, ISSUE_INDEX, partial(documents.run_issue_index, report, index)
+    yield folders.run, SUMMARY, partial(pages.run_page, report)
 
 
-def _revision(place: int, name: str) -> int | None:
-    head = read_file(place, name, _HEAD_BYTES)
-    if head is None:
-        return None
+def _revision(folder: OpenFolder, name: str) -> int:
+    """Return the revision that a file shows; 0 for none that can be read."""
+    head = read_head(folder, name, _HEAD_BYTES)
     if name.endswith(".json"):
-        return documents.revision_of(head)
-    stamp = stamp_of(head)
-    return stamp.revision if stamp else None
+        return documents.revision_of(head) or 0
+    stamp = pages.stamp_of(head)
+    return stamp.revision if stamp else 0
 
 
-def _clear_earlier_life(folders: Iterable[int], created_at: datetime) -> None:
-    """Remove the files of an earlier run of this id, whose database is gone."""
-    born = (created_at - _CLOCK_TOLERANCE).timestamp()
-    for folder in folders:
-        for name in listdir(folder):
-            if _OURS.fullmatch(name):
-                with suppress(FileNotFoundError):
-                    if stat(name, dir_fd=folder, follow_symlinks=False).st_mtime < born:
-                        unlink(name, dir_fd=folder)
-
-
-def _exists(folder: int, name: str) -> bool:
-    try:
-        stat(name, dir_fd=folder, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def _issues_name(phase_index: int, phase_id: str) -> str:
-    return f"phase_{phase_index}_{phase_id}_issues.json"
+def _ruleset_name(project_id: str) -> str:
+    problem = identifier_problem(project_id)
+    if problem:
+        raise InvalidError(problem)
+    return f"project_ruleset_{project_id}.json"

@@ -92,17 +92,27 @@ def phase_name(phase: PhaseReport) -> str:
     return f"phase_{phase.phase_index}_{phase.phase_id}.md"
 
 
+def issues_name(phase_index: int, phase_id: str) -> str:
+    return f"phase_{phase_index}_{phase_id}_issues.json"
+
+
 def run_page(run: RunReport) -> bytes:
     """Render `run_summary.md`."""
     phases = [phase for tier in run.tiers for phase in tier.phases]
     done = sum(phase.state is PhaseStatus.COMPLETE for phase in phases)
+    spent = (run.ended_at or run.updated_at) - run.created_at
+    allowed = timedelta(minutes=run.max_duration_minutes)
     figures = [
-        ("Phases complete", f"{done} of {len(phases)}"),
-        ("Tokens", _share(run.tokens_used, run.token_cap)),
-        ("Duration", _duration_of(run)),
-        ("Minor issues", f"{run.minor_issues_count} of {run.max_minor_issues_total} allowed"),
-        ("Major issues", str(run.major_issues_count)),
-        ("Debt", DEBT_WORDS[run.debt_status]),
+        _figure("Phases complete", done, len(phases)),
+        _figure("Tokens", run.tokens_used, run.token_cap),
+        (
+            "Duration" if run.ended_at else "Duration so far",
+            _duration(spent),
+            _duration(allowed),
+            _percent(int(spent.total_seconds()), int(allowed.total_seconds())),
+        ),
+        _figure("Minor issues", run.minor_issues_count, run.max_minor_issues_total),
+        ("Major issues", _number(run.major_issues_count), NONE, NONE),
     ]
     return _page(
         run,
@@ -112,13 +122,13 @@ def run_page(run: RunReport) -> bytes:
         "## What next",
         _next_step(run, phases),
         "## Figures",
-        table(("", ""), figures),
+        _figures(figures),
         "## Promotion",
         *_promotion(run),
         "## Tiers and phases",
         *(block for tier in run.tiers for block in _tier_overview(tier)),
-        "## Where",
-        table(("", ""), _whereabouts(run)),
+        "## Details",
+        _facts(_whereabouts(run)),
     )
 
 
@@ -126,11 +136,11 @@ def tier_page(run: RunReport, tier: TierReport) -> bytes:
     """Render `tiers/tier_<tier_index>_<tier_id>.md`."""
     done = sum(phase.state is PhaseStatus.COMPLETE for phase in tier.phases)
     figures = [
-        ("Phases complete", f"{done} of {len(tier.phases)}"),
-        ("Tokens", _share(tier.tokens_used, tier.token_cap)),
-        ("CI runs", f"{tier.ci_runs_count} of {tier.ci_run_cap}"),
-        ("Minor issues", f"{tier.minor_issues_count} of {tier.minors_tolerated} tolerated"),
-        ("Major issues", f"{tier.major_issues_count} of {tier.majors_tolerated} tolerated"),
+        _figure("Phases complete", done, len(tier.phases)),
+        _figure("Tokens", tier.tokens_used, tier.token_cap),
+        _figure("CI runs", tier.ci_runs_count, tier.ci_run_cap),
+        _figure("Minor issues", tier.minor_issues_count, tier.minors_tolerated),
+        _figure("Major issues", tier.major_issues_count, tier.majors_tolerated),
     ]
     return _page(
         run,
@@ -140,7 +150,7 @@ def tier_page(run: RunReport, tier: TierReport) -> bytes:
         bullets(inline(reason) for reason in tier.cleanliness_reasons),
         quote(tier.description) if tier.description else "",
         "## Figures",
-        table(("", ""), figures),
+        _figures(figures),
         "## Phases",
         _phase_table(tier.phases, "../phases/"),
     )
@@ -157,16 +167,17 @@ def phase_page(run: RunReport, tier: TierReport, phase: PhaseReport) -> bytes:
         quote(phase.failure_reason) if phase.failure_reason else "",
         "## Task",
         quote(phase.description) if phase.description else "No description.",
-        table(("", ""), _task(phase)),
-        "## What is left" if not phase.state.is_final else "## What was used",
-        table(("", ""), _budget(phase)),
+        _facts(_task(phase)),
+        "## What was used" if phase.state.is_final else "## What is left",
+        table(("Budget", "Used", "Left", "Allowed"), _budgets(phase), right=(1, 2, 3)),
+        _facts(_times(phase)),
         "## Attempts",
         _attempts(phase.attempts),
         *_notes(phase.attempts),
         "## Issues",
         _issues(phase),
         "## Commits",
-        table(("", ""), _commits(phase)),
+        _facts(_commits(phase)),
     )
 
 
@@ -232,12 +243,13 @@ def _after_failure(advice: str) -> str:
 
 
 def _promotion(run: RunReport) -> Iterable[str]:
+    if not run.state.is_final:
+        yield "Judged when the run ends."
+        return
     if run.promotion_eligible_to_main:
-        yield f"Eligible for {code(run.base_branch)}."
-    elif run.state.is_final:
-        yield f"**Not eligible** for {code(run.base_branch)}:"
+        yield f"**Eligible** for {code(run.base_branch)}."
     else:
-        yield f"Judged when the run ends. So far, against {code(run.base_branch)}:"
+        yield f"**Not eligible** for {code(run.base_branch)}:"
     yield bullets(inline(reason) for reason in run.promotion_reasons)
     if run.promotion_warnings:
         yield "To look at before merging:"
@@ -294,6 +306,7 @@ def _whereabouts(run: RunReport) -> Iterable[tuple[str, str]]:
     yield "Head", code(run.head_commit)
     yield "Base", f"{code(run.base_branch)} at {code(run.base_commit)}"
     yield "Last snapshot", code(run.last_snapshot or "")
+    yield "Debt", DEBT_WORDS[run.debt_status]
     yield "Profile", f"{_words(run.safety_profile)}, {_words(run.run_scope)}"
     yield "Strategy", (
         f"[version {run.strategy_version}]"
@@ -322,26 +335,22 @@ def _task(phase: PhaseReport) -> Iterable[tuple[str, str]]:
         yield "Expected issues", ", ".join(map(code, phase.expected_issues))
 
 
-def _budget(phase: PhaseReport) -> Iterable[tuple[str, str]]:
-    yield "Builder tries", _left(
-        phase.builder_attempts_used, phase.max_builder_attempts, phase.state
-    )
-    yield "Auditor tries", _left(
-        phase.auditor_attempts_used, phase.max_auditor_attempts, phase.state
-    )
-    yield "Tokens", _share(phase.tokens_used, phase.incident_token_cap)
+def _budgets(phase: PhaseReport) -> Iterable[tuple[str, str, str, str]]:
+    for name, used, allowed in (
+        ("Builder tries", phase.builder_attempts_used, phase.max_builder_attempts),
+        ("Auditor tries", phase.auditor_attempts_used, phase.max_auditor_attempts),
+        ("Tokens", phase.tokens_used, phase.incident_token_cap),
+    ):
+        yield name, _number(used), _number(max(0, allowed - used)), _number(allowed)
+
+
+def _times(phase: PhaseReport) -> Iterable[tuple[str, str]]:
     if phase.started_at:
         yield "Started", _time(phase.started_at)
     if phase.ended_at:
         yield "Ended", _time(phase.ended_at)
     elif phase.deadline_at:
         yield "Deadline", _time(phase.deadline_at)
-
-
-def _left(used: int, allowed: int, state: PhaseStatus) -> str:
-    if state.is_final:
-        return f"{used} of {allowed} used"
-    return f"{max(0, allowed - used)} of {allowed} left"
 
 
 def _attempts(attempts: Sequence[AttemptReport]) -> str:
@@ -392,7 +401,7 @@ def _issues(phase: PhaseReport) -> str:
         )
         for issue in phase.issues
     )
-    listing = f"../issues/phase_{phase.phase_index}_{phase.phase_id}_issues.json"
+    listing = f"../issues/{issues_name(phase.phase_index, phase.phase_id)}"
     return f"{table(header, rows, right=(3,))}\n\n[All that was reported]({listing})."
 
 
@@ -426,15 +435,20 @@ def _number(count: int) -> str:
     return f"{count:,}"
 
 
-def _share(used: int, cap: int) -> str:
-    percent = f" ({100 * used // cap}%)" if cap else ""
-    return f"{_number(used)} of {_number(cap)}{percent}"
+def _figures(rows: Iterable[tuple[str, str, str, str]]) -> str:
+    return table(("Figure", "So far", "Allowed", "Share"), rows, right=(1, 2, 3))
 
 
-def _duration_of(run: RunReport) -> str:
-    spent = (run.ended_at or run.updated_at) - run.created_at
-    so_far = "" if run.ended_at else ", so far"
-    return f"{_duration(spent)} of {_duration(timedelta(minutes=run.max_duration_minutes))}{so_far}"
+def _figure(name: str, count: int, allowed: int) -> tuple[str, str, str, str]:
+    return name, _number(count), _number(allowed), _percent(count, allowed)
+
+
+def _facts(facts: Iterable[tuple[str, str]]) -> str:
+    return bullets(f"**{name}:** {value}" for name, value in facts if value != NONE)
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part // whole}%" if whole else NONE
 
 
 def _duration(span: timedelta) -> str:
