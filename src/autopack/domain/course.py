@@ -284,9 +284,7 @@ class Course:
             reasons = _uncleanliness(tier, phases)
             cleanliness = Cleanliness.NOT_CLEAN if reasons else Cleanliness.CLEAN
             if reasons != tier.cleanliness_reasons:
-                self.change_tier(
-                    tier.tier_id, cleanliness=cleanliness, cleanliness_reasons=reasons
-                )
+                self.change_tier(tier.tier_id, cleanliness=cleanliness, cleanliness_reasons=reasons)
             if cleanliness is not tier.cleanliness:
                 self._tier_event(
                     "TierCleanlinessChanged",

@@ -19,11 +19,13 @@ class AutopackError(Exception):
     """A refusal that a client can act on.
 
     `detail` is one clear sentence that names the offending value and what would be accepted;
-    `extra` holds further members of the problem document, such as `allowed` or `hunks`.
+    `extra` holds further members of the problem document, such as `allowed` or `hunks`, all of them
+    JSON. `is_replay`: it was decided before, and the same request came again.
     """
 
     kind: ClassVar[ErrorKind] = ErrorKind.INVALID
     code: ClassVar[str] = "invalid"
+    is_replay: ClassVar[bool] = False
 
     def __init__(self, detail: str, **extra: object) -> None:
         super().__init__(detail)

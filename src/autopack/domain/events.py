@@ -73,9 +73,7 @@ def seal(events: tuple[Event, ...], last_sequence: int, last_hash: str) -> list[
         document = event_document(last_sequence, event, last_hash)
         digest = hashlib.sha256(canonical_json(document)).hexdigest()
         sealed.append(
-            SealedEvent(
-                sequence=last_sequence, event=event, previous_hash=last_hash, hash=digest
-            )
+            SealedEvent(sequence=last_sequence, event=event, previous_hash=last_hash, hash=digest)
         )
         last_hash = digest
     return sealed

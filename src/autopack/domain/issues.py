@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from enum import StrEnum
 from typing import Annotated
 
 from pydantic import Field
 
-from .ruleset import Ruleset
 from .values import Closed, Complexity, IssueKey, Severity, Text, Word
 
 MAX_EVIDENCE_REFS = 100
@@ -44,9 +44,28 @@ class IssueReport(Closed):
     description: Text | None = None
 
 
-def base_severity(report: IssueReport, ruleset: Ruleset) -> Severity:
+def base_severity(report: IssueReport, major_categories: Collection[str]) -> Severity:
     """Return the reported severity, else the category's default."""
-    return report.severity or ruleset.rule_for(report.category).default_severity
+    if report.severity is not None:
+        return report.severity
+    return Severity.MAJOR if report.category in major_categories else Severity.MINOR
+
+
+def needs_cleanup(
+    severity: Severity,
+    *,
+    age_in_runs: int,
+    age_in_tiers: int,
+    after_runs: int,
+    after_tiers: int,
+) -> bool:
+    """Say whether a minor issue has aged so far that it has to be cleaned up. (02 §3)"""
+    return severity is Severity.MINOR and (age_in_runs >= after_runs or age_in_tiers >= after_tiers)
+
+
+def worse(one: Severity, other: Severity) -> Severity:
+    """Return the graver of two severities."""
+    return Severity.MAJOR if Severity.MAJOR in (one, other) else Severity.MINOR
 
 
 def issue_state(minors: int, majors: int) -> IssueState:

@@ -125,7 +125,10 @@ def _problems(
 
 
 def _duplicates(
-    noun: str, field: str, items: Sequence[PlanTier] | Sequence[PlanPhase], key: Callable[[Any], object]
+    noun: str,
+    field: str,
+    items: Sequence[PlanTier] | Sequence[PlanPhase],
+    key: Callable[[Any], object],
 ) -> Iterable[tuple[str, str]]:
     counts = Counter(key(item) for item in items)
     seen: set[object] = set()

@@ -79,7 +79,9 @@ def take_revision(course: Course, phase_id: str, commits: Sequence[str], notes: 
     if phase.builder_tries_left:
         course.move_phase(phase_id, PhaseStatus.QUEUED, f"the Auditor asks for a revision: {notes}")
     else:
-        after_failed_review(course, phase_id, "the Auditor asks for a revision, no Builder try left")
+        after_failed_review(
+            course, phase_id, "the Auditor asks for a revision, no Builder try left"
+        )
 
 
 def take_escalation(course: Course, phase_id: str, notes: str) -> None:

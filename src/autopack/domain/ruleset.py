@@ -112,9 +112,7 @@ class CiRules(Closed):
         return self
 
 
-def _high_risk(
-    builder: int, auditor: int, cap: int, auditor_profile: str
-) -> CategoryRule:
+def _high_risk(builder: int, auditor: int, cap: int, auditor_profile: str) -> CategoryRule:
     return CategoryRule(
         complexity=Complexity.HIGH,
         ci_profile=CiProfile.STRICT,

@@ -94,9 +94,7 @@ PHASE_TRANSITIONS: Mapping[PhaseStatus, frozenset[PhaseStatus]] = {
 
 TIER_TRANSITIONS: Mapping[TierStatus, frozenset[TierStatus]] = {
     TierStatus.PENDING: frozenset({TierStatus.IN_PROGRESS, TierStatus.SKIPPED}),
-    TierStatus.IN_PROGRESS: frozenset(
-        {TierStatus.COMPLETE, TierStatus.FAILED, TierStatus.SKIPPED}
-    ),
+    TierStatus.IN_PROGRESS: frozenset({TierStatus.COMPLETE, TierStatus.FAILED, TierStatus.SKIPPED}),
     TierStatus.COMPLETE: frozenset(),
     TierStatus.FAILED: frozenset(),
     TierStatus.SKIPPED: frozenset(),
@@ -123,7 +121,8 @@ _UNDER_WAY = frozenset(
 # A run's state follows from its phases, so between two changes any state under way may follow
 # any other; what the table forbids is to go back to the start or to leave an end.
 RUN_TRANSITIONS: Mapping[RunStatus, frozenset[RunStatus]] = {
-    RunStatus.PLAN_BOOTSTRAP: frozenset({RunStatus.RUN_CREATED}) | (_DONE - {RunStatus.DONE_SUCCESS}),
+    RunStatus.PLAN_BOOTSTRAP: frozenset({RunStatus.RUN_CREATED})
+    | (_DONE - {RunStatus.DONE_SUCCESS}),
     RunStatus.RUN_CREATED: _UNDER_WAY | _DONE,
     **{state: (_UNDER_WAY - {state}) | _DONE for state in _UNDER_WAY},
     **{state: frozenset() for state in _DONE},

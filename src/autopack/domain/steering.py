@@ -111,7 +111,5 @@ def pass_time(course: Course) -> None:
             after_failed_review(course, phase.phase_id, "the audit's deadline lapsed")
         elif phase.state is PhaseStatus.CI_RUNNING:
             reason = "CI gave no verdict in time"
-            course.move_phase(
-                phase.phase_id, PhaseStatus.FAILED, reason, failure_reason=reason
-            )
+            course.move_phase(phase.phase_id, PhaseStatus.FAILED, reason, failure_reason=reason)
             course.end_failed(FailureCode.CI_DID_NOT_RUN, reason)

@@ -61,6 +61,7 @@ class Strategy(Closed):
     attempt_minutes: PositiveCount
     audit_minutes: PositiveCount
     safety: SafetyRule
+    major_categories: tuple[Word, ...]
     paths: PathRules
     ci: CiRules
     tiers: Mapping[str, TierStrategy]
@@ -102,6 +103,7 @@ def compile_strategy(ruleset: Ruleset, plan: Plan, *, version: int = 1) -> Strat
         attempt_minutes=ruleset.attempt_minutes,
         audit_minutes=ruleset.audit_minutes,
         safety=safety,
+        major_categories=_major_categories(ruleset),
         paths=ruleset.paths,
         ci=ruleset.ci,
         tiers=tiers,
@@ -139,6 +141,12 @@ def _phase_strategy(ruleset: Ruleset, safety: SafetyRule, phase: PlanPhase) -> P
         max_patch_files=mode.max_patch_files if mode else None,
         opened_paths=tuple(ruleset.paths.opened.get(category, ())),
     )
+
+
+def _major_categories(ruleset: Ruleset) -> tuple[str, ...]:
+    """Name the categories, aliases too, whose issues are major when nobody says otherwise."""
+    names = {*ruleset.categories, *ruleset.aliases}
+    return tuple(sorted(name for name in names if ruleset.rule_for(name).is_high_risk))
 
 
 def _warnings(strategy: Strategy) -> tuple[str, ...]:

@@ -84,7 +84,10 @@ Count = Annotated[int, Field(strict=True, ge=0, le=MAX_COUNT)]
 PositiveCount = Annotated[int, Field(strict=True, ge=1, le=MAX_COUNT)]
 Quantity = Annotated[float, Field(ge=0, le=MAX_COUNT, allow_inf_nan=False)]
 PathGlob = Annotated[
-    str, Field(min_length=1, max_length=1_000), AfterValidator(_printable), AfterValidator(_clean_text)
+    str,
+    Field(min_length=1, max_length=1_000),
+    AfterValidator(_printable),
+    AfterValidator(_clean_text),
 ]
 
 

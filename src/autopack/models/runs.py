@@ -7,6 +7,7 @@ from datetime import datetime
 from sqlalchemy import ForeignKey, Index, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
+from ..domain.naming import branch_name
 from ..domain.run import CompletedBy, DebtStatus, FailureCode, Verdict
 from ..domain.states import Cleanliness, PhaseStatus, RunStatus, TierStatus
 from ..domain.values import CiProfile, Complexity, RunScope, SafetyProfile
@@ -23,9 +24,9 @@ class Run(Base):
     safety_profile: Mapped[SafetyProfile]
     run_scope: Mapped[RunScope]
 
-    plan: Mapped[Json]
+    plan: Mapped[Json] = mapped_column(deferred=True)
     plan_sha256: Mapped[str]
-    strategy: Mapped[Json]
+    strategy: Mapped[Json] = mapped_column(deferred=True)
     strategy_version: Mapped[int]
 
     token_cap: Mapped[int]
@@ -37,6 +38,10 @@ class Run(Base):
     minor_cap_ends_run: Mapped[bool]
     any_failure_stops: Mapped[bool]
     high_risk_needs_review: Mapped[bool]
+    cleanup_after_runs: Mapped[int]
+    cleanup_after_tiers: Mapped[int]
+    major_categories: Mapped[Json]
+    protected_paths: Mapped[Json]
 
     tokens_used: Mapped[int] = mapped_column(default=0)
     tokens_reserved: Mapped[int] = mapped_column(default=0)
@@ -48,6 +53,7 @@ class Run(Base):
     promotion_eligible_to_main: Mapped[bool] = mapped_column(default=False)
     promotion_reasons: Mapped[Json] = mapped_column(default=list)
     promotion_warnings: Mapped[Json] = mapped_column(default=list)
+    warnings: Mapped[Json] = mapped_column(default=list)
     is_rolled_back: Mapped[bool] = mapped_column(default=False)
 
     base_branch: Mapped[str]
@@ -70,9 +76,15 @@ class Run(Base):
     tiers: Mapped[list[Tier]] = relationship(
         back_populates="run", order_by="Tier.tier_index", lazy="raise"
     )
+    phases: Mapped[list[Phase]] = relationship(
+        back_populates="run", order_by="Phase.tier_index, Phase.phase_index", lazy="raise"
+    )
+
+    @property
+    def branch(self) -> str:
+        return branch_name(self.run_id)
 
     __table_args__ = (
-        UniqueConstraint("project_id", "id"),
         Index("uq_runs_run_id_lower", text("lower(run_id)"), unique=True),
         Index("ix_runs_created_at_id", "created_at", "id"),
         Index("ix_runs_state_created_at_id", "state", "created_at", "id"),
@@ -127,9 +139,7 @@ class Tier(Base):
         UniqueConstraint("run_pk", "tier_index"),
         one_of("state", TierStatus),
         one_of("cleanliness", Cleanliness),
-        *not_negative(
-            "tokens_used", "ci_runs_count", "minor_issues_count", "major_issues_count"
-        ),
+        *not_negative("tokens_used", "ci_runs_count", "minor_issues_count", "major_issues_count"),
     )
 
 
@@ -194,6 +204,7 @@ class Phase(Base):
     started_at: Mapped[datetime | None]
     ended_at: Mapped[datetime | None]
 
+    run: Mapped[Run] = relationship(back_populates="phases", lazy="raise")
     tier: Mapped[Tier] = relationship(back_populates="phases", lazy="raise")
 
     __table_args__ = (

@@ -173,7 +173,7 @@ class Reply(Base):
     run_pk: Mapped[int] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))
     scope: Mapped[str]
     fingerprint: Mapped[str]
-    status: Mapped[int]
+    error_kind: Mapped[str | None]
     body: Mapped[Json]
     created_at: Mapped[datetime]
 

@@ -1,6 +1,6 @@
 """first tables
 
-Revision: first, after , 2026-11-22 18:58:32.542293+00:00
+Revision: first, after , 2026-11-22 19:14:55.562620+00:00
 """
 
 from __future__ import annotations
@@ -121,6 +121,10 @@ def upgrade() -> None:
         sa.Column("minor_cap_ends_run", sa.Boolean(), nullable=False),
         sa.Column("any_failure_stops", sa.Boolean(), nullable=False),
         sa.Column("high_risk_needs_review", sa.Boolean(), nullable=False),
+        sa.Column("cleanup_after_runs", sa.BigInteger(), nullable=False),
+        sa.Column("cleanup_after_tiers", sa.BigInteger(), nullable=False),
+        sa.Column("major_categories", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
+        sa.Column("protected_paths", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
         sa.Column("tokens_used", sa.BigInteger(), nullable=False),
         sa.Column("tokens_reserved", sa.BigInteger(), nullable=False),
         sa.Column("minor_issues_count", sa.BigInteger(), nullable=False),
@@ -161,6 +165,7 @@ def upgrade() -> None:
         sa.Column("promotion_eligible_to_main", sa.Boolean(), nullable=False),
         sa.Column("promotion_reasons", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
         sa.Column("promotion_warnings", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
+        sa.Column("warnings", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
         sa.Column("is_rolled_back", sa.Boolean(), nullable=False),
         sa.Column("base_branch", sa.Text(), nullable=False),
         sa.Column("base_commit", sa.Text(), nullable=False),
@@ -210,7 +215,6 @@ def upgrade() -> None:
         ),
         sa.CheckConstraint("tokens_used >= 0", name=op.f("ck_runs_tokens_used_not_negative")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_runs")),
-        sa.UniqueConstraint("project_id", "id", name=op.f("uq_runs_project_id_id")),
     )
     op.create_index("ix_runs_created_at_id", "runs", ["created_at", "id"], unique=False)
     op.create_index(
@@ -265,7 +269,7 @@ def upgrade() -> None:
         sa.Column("run_pk", sa.BigInteger(), nullable=False),
         sa.Column("scope", sa.Text(), nullable=False),
         sa.Column("fingerprint", sa.Text(), nullable=False),
-        sa.Column("status", sa.BigInteger(), nullable=False),
+        sa.Column("error_kind", sa.Text(), nullable=True),
         sa.Column("body", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.ForeignKeyConstraint(

@@ -1,0 +1,1 @@
+"""The front door: parse, authorise, call one service, shape the answer."""

@@ -1,0 +1,103 @@
+"""Who is answered: known hosts, no foreign pages, and callers on this machine. (05)"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+
+from starlette.datastructures import Headers
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ..config import Settings
+from .errors import problem_response
+
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+FORWARDING = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
+SECURITY_HEADERS: Mapping[bytes, bytes] = {
+    b"x-content-type-options": b"nosniff",
+    b"referrer-policy": b"no-referrer",
+    b"content-security-policy": b"default-src 'none'; frame-ancestors 'none'",
+}
+
+
+class AccessMiddleware:
+    """Pure ASGI: it refuses before a body is read, and sets the headers every answer has."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self.app = app
+        self.hosts = frozenset(settings.allowed_hosts)
+        self.is_loopback_only = settings.auth == "loopback"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                present = {name.lower() for name, _ in message["headers"]}
+                message["headers"] = [
+                    *message["headers"],
+                    *((k, v) for k, v in SECURITY_HEADERS.items() if k not in present),
+                ]
+            await send(message)
+
+        refusal = self._refusal(scope)
+        await (refusal or self.app)(scope, receive, send_with_headers)
+
+    def _refusal(self, scope: Scope) -> Response | None:
+        headers = Headers(scope=scope)
+        host = headers.get("host", "")
+        if "*" not in self.hosts and _name(host) not in self.hosts:
+            return problem_response(
+                421,
+                "unknown_host",
+                f"this service does not answer to Host {host[:100]!r}; "
+                "AUTOPACK_ALLOWED_HOSTS names those it does",
+            )
+        if self.is_loopback_only and not _is_local(scope, headers):
+            return problem_response(
+                401,
+                "not_local",
+                "only callers on this very machine are answered, without a proxy between; "
+                "AUTOPACK_AUTH=disabled answers everybody",
+                headers={"WWW-Authenticate": "Autopack"},
+            )
+        origin = headers.get("origin")
+        is_changing = scope["type"] == "websocket" or scope["method"] not in SAFE_METHODS
+        if is_changing and origin is not None and not _is_own(origin, host):
+            return problem_response(
+                403,
+                "foreign_origin",
+                f"a page of {origin[:100]!r} may not change anything here",
+            )
+        return None
+
+
+def _name(host: str) -> str:
+    """Return a Host header's name without its port."""
+    if host.startswith("["):
+        return host.partition("]")[0].lower() + "]"
+    return host.partition(":")[0].lower()
+
+
+def _is_local(scope: Scope, headers: Headers) -> bool:
+    """A caller is local by its socket's address; one behind a proxy is not."""
+    if any(name in headers for name in FORWARDING):
+        return False
+    client = scope.get("client")
+    if client is None:  # a Unix socket: its permissions decide
+        return True
+    try:
+        address = ipaddress.ip_address(client[0].partition("%")[0])
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return bool((mapped or address).is_loopback)
+
+
+def _is_own(origin: str, host: str) -> bool:
+    """A page is our own when its origin is exactly what the browser asked for."""
+    scheme, separator, authority = origin.partition("://")
+    return bool(separator) and scheme in ("http", "https") and authority.lower() == host.lower()

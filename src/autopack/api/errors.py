@@ -1,0 +1,223 @@
+"""Every refusal as RFC 9457 problem+json. One table turns a kind into a status."""
+
+from __future__ import annotations
+
+import difflib
+import uuid
+from collections.abc import Sequence
+from typing import Any, get_args
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from starlette.exceptions import HTTPException
+
+from ..domain.errors import AutopackError, ErrorKind
+
+logger = structlog.get_logger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+STATUS_OF_KIND = {
+    ErrorKind.INVALID: 422,
+    ErrorKind.NOT_FOUND: 404,
+    ErrorKind.CONFLICT: 409,
+    ErrorKind.FORBIDDEN: 403,
+    ErrorKind.TOO_LARGE: 413,
+    ErrorKind.UNAVAILABLE: 503,
+}
+TITLES = {
+    400: "Bad request",
+    401: "Not authorised",
+    403: "Forbidden",
+    404: "Not found",
+    405: "Method not allowed",
+    409: "Conflict",
+    413: "Too large",
+    415: "Unsupported media type",
+    421: "Misdirected request",
+    422: "Invalid request",
+    500: "Internal error",
+    503: "Unavailable",
+}
+_CODES = {
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "too_large",
+    422: "invalid_body",
+}
+RETRY_AFTER = {"Retry-After": "1"}
+
+
+class FieldProblem(BaseModel):
+    loc: str
+    message: str
+
+
+class Problem(BaseModel):
+    """RFC 9457. `code` is stable and for machines, `detail` one sentence for people."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    errors: list[FieldProblem] | None = None
+    allowed: list[str] | None = None
+
+
+def problem_response(
+    status: int,
+    code: str,
+    detail: str,
+    extra: dict[str, Any] | None = None,
+    headers: dict[str, str] | None = None,
+) -> JSONResponse:
+    """Make a problem document."""
+    document = {
+        "type": f"urn:autopack:problem:{code}",
+        "title": TITLES.get(status, "Error"),
+        "status": status,
+        "detail": detail,
+        "code": code,
+        **(extra or {}),
+    }
+    return JSONResponse(document, status, headers, media_type=MEDIA_TYPE)
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Describe an operation's refusals for OpenAPI."""
+    return {
+        status: {
+            "model": Problem,
+            "description": TITLES[status],
+            "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        }
+        for status in sorted({*statuses, 401, 403, 421})
+    }
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Turn everything that can go wrong into a problem document."""
+    app.add_exception_handler(AutopackError, _refusal)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(DBAPIError, _database)
+    app.add_exception_handler(PoolTimeoutError, _database)
+    app.add_exception_handler(Exception, _unforeseen)
+
+
+def _refusal(request: Request, error: Exception) -> Response:
+    assert isinstance(error, AutopackError)  # noqa: S101 - for the type checker
+    status = STATUS_OF_KIND[error.kind]
+    headers = dict(RETRY_AFTER) if status == 503 else {}
+    if error.is_replay:
+        headers["Idempotency-Replayed"] = "true"
+    return problem_response(status, error.code, error.detail, error.extra, headers)
+
+
+def _http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101 - for the type checker
+    status = error.status_code
+    detail = str(error.detail)
+    if status == 404 and detail == "Not Found":
+        detail = f"there is nothing at {request.url.path[:200]}"
+    if status == 405:
+        detail = f"{request.method} is not served here"
+    if status == 413:
+        limit = request.app.state.house.settings.max_body_bytes
+        detail = f"the body is larger than {limit} bytes (AUTOPACK_MAX_BODY_BYTES)"
+    code = _CODES.get(status, TITLES.get(status, "error").lower().replace(" ", "_"))
+    return problem_response(status, code, detail, headers=dict(error.headers or {}))
+
+
+def _invalid(request: Request, error: Exception) -> Response:
+    """Name each field and what is wrong with it, never what was sent."""
+    assert isinstance(error, RequestValidationError)  # noqa: S101 - for the type checker
+    model = _body_model(request)
+    found = [
+        {"loc": _place(problem["loc"]), "message": _message(problem, model)}
+        for problem in error.errors()[:50]
+    ]
+    first = found[0]
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    return problem_response(
+        422, "invalid_request", f"{first['loc']}: {first['message']}{more}", {"errors": found}
+    )
+
+
+def _database(request: Request, error: Exception) -> Response:
+    """The database is away, busy or full: try again. Anything else is our own fault."""
+    code = getattr(getattr(error, "orig", None), "pgcode", None) or ""
+    is_ours = isinstance(error, DBAPIError) and not (
+        isinstance(error, OperationalError)
+        or error.connection_invalidated
+        or code[:2] in ("08", "53", "57", "58", "40", "55")
+    )
+    if is_ours:
+        return _unforeseen(request, error)
+    logger.warning("database_unavailable", error=type(error).__name__, pgcode=code)
+    if code == "57014":
+        detail = "the database took too long, perhaps another request holds this run; try again"
+    else:
+        detail = "the database does not answer just now; nothing was changed, try again"
+    return problem_response(503, "database_unavailable", detail, headers=RETRY_AFTER)
+
+
+def _unforeseen(request: Request, error: Exception) -> Response:
+    correlation_id = uuid.uuid4().hex
+    logger.error("unforeseen_error", correlation_id=correlation_id, exc_info=error)
+    return problem_response(
+        500,
+        "internal_error",
+        f"something went wrong here, not with your request; the log knows it as {correlation_id}",
+        {"correlation_id": correlation_id},
+    )
+
+
+def _place(location: Sequence[str | int]) -> str:
+    """Write a field's place as people do: `phases[0].tier_id`."""
+    text = ""
+    for part in location[1:] if location and location[0] in ("body", "path", "query") else location:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text or str(location[0] if location else "body")
+
+
+def _message(problem: dict[str, Any], model: type[BaseModel] | None) -> str:
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if problem["type"] != "extra_forbidden":
+        return message
+    name = str(problem["loc"][-1])
+    known = _fields_at(model, problem["loc"][1:-1])
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    return f"unknown field; the nearest known one is '{near[0]}'" if near else "unknown field"
+
+
+def _body_model(request: Request) -> type[BaseModel] | None:
+    dependant = getattr(request.scope.get("route"), "dependant", None)
+    for parameter in getattr(dependant, "body_params", ()):
+        return _model_in(parameter.field_info.annotation)
+    return None
+
+
+def _fields_at(model: type[BaseModel] | None, location: Sequence[str | int]) -> list[str]:
+    for part in location:
+        if model is None:
+            return []
+        if isinstance(part, str) and part in model.model_fields:
+            model = _model_in(model.model_fields[part].annotation)
+    return list(model.model_fields) if model else []
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """Find the model within `Model | None`, `tuple[Model, ...]` and the like."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in get_args(annotation):
+        found = _model_in(argument)
+        if found is not None:
+            return found
+    return None

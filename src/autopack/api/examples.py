@@ -1,0 +1,74 @@
+"""Examples for the API's pages; each of them works when it is sent, in this order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi.openapi.models import Example
+
+PLAN: dict[str, Any] = {
+    "run": {
+        "run_id": "run-001",
+        "safety_profile": "normal",
+        "run_scope": "incremental",
+        "token_cap": 5_000_000,
+        "max_phases": 25,
+    },
+    "tiers": [
+        {
+            "tier_id": "T1",
+            "tier_index": 0,
+            "name": "Core Features",
+            "description": "Tier 1: Core feature implementation",
+        }
+    ],
+    "phases": [
+        {
+            "phase_id": "P1.1",
+            "phase_index": 0,
+            "tier_id": "T1",
+            "name": "Implement user authentication",
+            "description": "Add JWT-based authentication",
+            "task_category": "feature_scaffolding",
+            "complexity": "medium",
+            "builder_mode": "compose",
+        }
+    ],
+}
+STATUS = {"state": "EXECUTING"}
+ISSUE = {
+    "issue_key": "test_failure__auth_missing",
+    "severity": "minor",
+    "source": "test",
+    "category": "test_failure",
+    "task_category": "feature_scaffolding",
+    "complexity": "medium",
+    "evidence_refs": ["tests/test_auth.py::test_jwt_validation"],
+}
+PATCH = """\
+diff --git a/src/auth.py b/src/auth.py
+new file mode 100644
+--- /dev/null
++++ b/src/auth.py
+@@ -0,0 +1,2 @@
++def is_known(user: str) -> bool:
++    return bool(user)
+"""
+BUILDER_RESULT = {
+    "phase_id": "P1.1",
+    "run_id": "run-001",
+    "patch_content": PATCH,
+    "files_changed": ["src/auth.py"],
+    "lines_added": 2,
+    "lines_removed": 0,
+    "builder_attempts": 1,
+    "tokens_used": 15_000,
+    "duration_minutes": 2.5,
+    "status": "success",
+    "notes": "Implemented JWT authentication with refresh tokens",
+}
+
+
+def example(value: dict[str, Any], summary: str) -> dict[str, Example]:
+    """Wrap one example as OpenAPI wants it."""
+    return {"example": {"summary": summary, "value": value}}

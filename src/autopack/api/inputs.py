@@ -1,0 +1,63 @@
+"""What paths, queries and headers may hold, and how pages are asked for."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from typing import Annotated, Any
+
+from fastapi import Depends, Header, Path, Query, Request
+
+from ..domain.errors import InvalidError
+from ..domain.values import Identifier
+from ..services.house import House
+
+
+def _house(request: Request) -> House:
+    house: House = request.app.state.house
+    return house
+
+
+InHouse = Annotated[House, Depends(_house)]
+RunId = Annotated[Identifier, Path(description="The run's id.", examples=["run-001"])]
+PhaseId = Annotated[Identifier, Path(description="The phase's id.", examples=["P1.1"])]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=200,
+        pattern=r"^[\x21-\x7e]+$",
+        description="The same request with the same key has one effect and one answer.",
+    ),
+]
+PageLimit = Annotated[int, Query(ge=1, le=1_000, description="Most items of a page.")]
+Cursor = Annotated[
+    str | None,
+    Query(max_length=500, description="`next_cursor` of the page before."),
+]
+
+
+class InvalidCursorError(InvalidError):
+    code = "invalid_cursor"
+
+
+def encode_cursor(*position: str | int) -> str:
+    """Write a position in a list so that nobody is tempted to read it."""
+    return base64.urlsafe_b64encode(json.dumps(position).encode()).decode().rstrip("=")
+
+
+def decode_cursor(cursor: str, *kinds: type) -> list[Any]:
+    """Read what `encode_cursor` wrote. Raises InvalidCursorError."""
+    try:
+        position = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+    except (binascii.Error, ValueError):
+        position = None
+    if (
+        not isinstance(position, list)
+        or len(position) != len(kinds)
+        or not all(type(part) is kind for part, kind in zip(position, kinds, strict=True))
+    ):
+        raise InvalidCursorError("cursor: is not a next_cursor of this list")
+    return position

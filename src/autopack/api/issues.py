@@ -1,0 +1,90 @@
+"""Issues: record them, read the run's index and the project's backlog."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Body, Query, Response
+
+from ..domain.issues import BacklogStatus, IssueReport
+from ..domain.values import Severity, Word
+from ..services import issues
+from .bodies import StrictRoute
+from .errors import problems
+from .examples import ISSUE, example
+from .inputs import (
+    Cursor,
+    IdempotencyKey,
+    InHouse,
+    PageLimit,
+    PhaseId,
+    RunId,
+    decode_cursor,
+    encode_cursor,
+)
+from .replay import replayed
+from .schemas.issues import (
+    BacklogAnswer,
+    BacklogEntryAnswer,
+    IssueIndexAnswer,
+    RecordIssueAnswer,
+)
+
+router = APIRouter(tags=["issues"], route_class=StrictRoute)
+
+
+@router.post(
+    "/runs/{run_id}/phases/{phase_id}/record_issue",
+    status_code=201,
+    response_model=RecordIssueAnswer,
+    responses=problems(404, 409, 413, 422, 503),
+    summary="Record an issue",
+)
+def record_issue(
+    house: InHouse,
+    response: Response,
+    run_id: RunId,
+    phase_id: PhaseId,
+    report: Annotated[IssueReport, Body(openapi_examples=example(ISSUE, "A failing test"))],
+    idempotency_key: IdempotencyKey = None,
+) -> object:
+    """Count one report at all three levels: phase, run and project.
+
+    Every report counts; counts of issues are of distinct keys.
+    """
+    answer = issues.record_issue(house, run_id, phase_id, report, idempotency_key)
+    return replayed(response, answer)
+
+
+@router.get(
+    "/runs/{run_id}/issues/index",
+    response_model=IssueIndexAnswer,
+    responses=problems(404, 422, 503),
+    summary="Read a run's issues by key",
+)
+def issue_index(house: InHouse, run_id: RunId) -> object:
+    """Each key once, over all phases of the run."""
+    return issues.issue_index(house, run_id)
+
+
+@router.get(
+    "/project/issues/backlog", responses=problems(422, 503), summary="Read the project's backlog"
+)
+def backlog(
+    house: InHouse,
+    limit: PageLimit = 100,
+    cursor: Cursor = None,
+    status: Annotated[BacklogStatus | None, Query(description="Only these.")] = None,
+    category: Annotated[Word | None, Query(description="Only of this category.")] = None,
+    severity: Annotated[Severity | None, Query(description="Only of this severity.")] = None,
+) -> BacklogAnswer:
+    """Each key once, over all runs, with its age in runs and tiers."""
+    after = decode_cursor(cursor, int)[0] if cursor else 0
+    page, more = issues.backlog(
+        house, limit=limit, after=after, status=status, category=category, severity=severity
+    )
+    return BacklogAnswer(
+        project_id=house.settings.project_id,
+        issues_by_key={entry.issue_key: BacklogEntryAnswer.model_validate(entry) for entry in page},
+        next_cursor=None if more is None else encode_cursor(more),
+    )

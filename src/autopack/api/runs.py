@@ -1,0 +1,91 @@
+"""Runs: start, read, list."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+from fastapi import APIRouter, Body, Query, Response
+
+from ..domain.errors import InvalidError
+from ..domain.plan import Plan
+from ..domain.states import RunStatus
+from ..domain.values import Identifier
+from ..services import runs
+from .bodies import StrictRoute
+from .errors import problems
+from .examples import PLAN, example
+from .inputs import Cursor, InHouse, PageLimit, RunId, decode_cursor, encode_cursor
+from .schemas.runs import RunAnswer, RunPage, RunSummaryAnswer
+
+router = APIRouter(tags=["runs"], route_class=StrictRoute)
+
+
+@router.post(
+    "/runs/start",
+    status_code=201,
+    response_model=RunAnswer,
+    responses={
+        200: {"model": RunAnswer, "description": "The same plan was posted before"},
+        **problems(409, 413, 422, 503),
+    },
+    summary="Start a run",
+)
+def start_run(
+    house: InHouse,
+    response: Response,
+    plan: Annotated[Plan, Body(openapi_examples=example(PLAN, "One tier with one phase"))],
+) -> object:
+    """Check a plan as a whole, compile its strategy and make the branch `autonomous/{run_id}`.
+
+    The same plan posted again answers 200 with the run; another plan of that `run_id` 409.
+    """
+    run, is_new = runs.start_run(house, plan)
+    if not is_new:
+        response.status_code = 200
+    return run
+
+
+@router.get("/runs", response_model=RunPage, responses=problems(422, 503), summary="List runs")
+def list_runs(
+    house: InHouse,
+    limit: PageLimit = 100,
+    cursor: Cursor = None,
+    status: Annotated[RunStatus | None, Query(description="Only runs in this state.")] = None,
+    project_id: Annotated[Identifier | None, Query(description="Only runs of a project.")] = None,
+    text: Annotated[
+        str | None, Query(max_length=64, description="Only runs whose id holds this text.")
+    ] = None,
+) -> RunPage:
+    """Runs, newest first, without their tiers."""
+    before = None
+    if cursor is not None:
+        at, last = decode_cursor(cursor, str, int)
+        try:
+            before = (datetime.fromisoformat(at), last)
+        except ValueError:
+            raise InvalidError("cursor: is not a next_cursor of this list") from None
+    page = runs.list_runs(
+        house,
+        limit=limit + 1,
+        before=before,
+        status=status,
+        project_id=project_id,
+        containing=text,
+    )
+    more = None
+    if len(page) > limit:
+        page = page[:limit]
+        more = encode_cursor(page[-1].created_at.isoformat(), page[-1].id)
+    return RunPage(runs=[RunSummaryAnswer.model_validate(run) for run in page], next_cursor=more)
+
+
+@router.get(
+    "/runs/{run_id}",
+    response_model=RunAnswer,
+    responses=problems(404, 422, 503),
+    summary="Read a run",
+)
+def get_run(house: InHouse, run_id: RunId) -> object:
+    """A run with its tiers and their phases."""
+    return runs.get_run(house, run_id)

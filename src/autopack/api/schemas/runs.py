@@ -1,0 +1,117 @@
+"""Runs, tiers and phases as they are answered."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AliasChoices, Field
+
+from ...domain.run import CompletedBy, DebtStatus, FailureCode, Verdict
+from ...domain.states import Cleanliness, PhaseStatus, RunStatus, TierStatus
+from ...domain.values import CiProfile, Complexity, RunScope, SafetyProfile
+from . import Shape, WireTime
+
+
+class PhaseAnswer(Shape):
+    phase_id: str
+    tier_id: str
+    phase_index: int
+    name: str
+    description: str | None
+    state: PhaseStatus
+    task_category: str
+    complexity: Complexity
+    builder_mode: str | None
+    allow_empty: bool
+    allowed_paths: list[str] | None
+    expected_issues: list[str]
+    ci_profile: CiProfile
+    auto_apply: bool
+    auditor_profile: str | None
+    max_builder_attempts: int
+    builder_attempts_used: int
+    max_auditor_attempts: int
+    auditor_attempts_used: int
+    incident_token_cap: int
+    tokens_used: int
+    minor_issues_count: int
+    major_issues_count: int
+    verdict: Verdict | None
+    completed_by: CompletedBy | None
+    failure_reason: str | None
+    start_commit: str | None
+    commit: str | None
+    snapshot_tag: str | None
+    deadline_at: WireTime | None
+    started_at: WireTime | None
+    ended_at: WireTime | None
+
+
+class TierAnswer(Shape):
+    tier_id: str
+    tier_index: int
+    name: str
+    description: str | None
+    state: TierStatus
+    cleanliness: Cleanliness
+    cleanliness_reasons: list[str]
+    token_cap: int
+    tokens_used: int
+    ci_run_cap: int
+    ci_runs_count: int
+    minors_tolerated: int
+    majors_tolerated: int
+    minor_issues_count: int
+    major_issues_count: int
+    phases: list[PhaseAnswer]
+
+
+class RunSummaryAnswer(Shape):
+    """A run without its tiers, as lists have it."""
+
+    id: Annotated[str, Field(validation_alias=AliasChoices("run_id"))]
+    run_id: str
+    project_id: str
+    state: RunStatus
+    safety_profile: SafetyProfile
+    run_scope: RunScope
+    created_at: WireTime
+    updated_at: WireTime
+    deadline_at: WireTime
+    ended_at: WireTime | None
+    token_cap: int
+    tokens_used: int
+    max_phases: int
+    max_duration_minutes: int
+    max_minor_issues_total: int
+    minor_issues_count: int
+    major_issues_count: int
+    debt_status: DebtStatus
+    promotion_eligible_to_main: bool
+    promotion_reasons: list[str]
+    failure_code: FailureCode | None
+    failure_reason: str | None
+    warnings: list[str]
+    base_branch: str
+    base_commit: str
+    branch: str
+    head_commit: str
+    last_snapshot: str | None
+    strategy_version: int
+    revision: int
+
+
+class RunAnswer(RunSummaryAnswer):
+    """A run as a whole."""
+
+    tiers: list[TierAnswer]
+
+
+class RunPage(Shape):
+    runs: list[RunSummaryAnswer]
+    next_cursor: str | None = None
+
+
+class StatusAnswer(Shape):
+    message: str
+    phase: PhaseAnswer

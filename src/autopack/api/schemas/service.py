@@ -1,0 +1,28 @@
+"""The service about itself."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from . import Shape
+
+
+class ServiceAnswer(Shape):
+    service: Literal["Autopack Supervisor"]
+    version: str
+    description: str
+    links: dict[str, str]
+
+
+class CheckAnswer(Shape):
+    status: Literal["ok", "failed"]
+    detail: str | None = None
+
+
+class HealthAnswer(Shape):
+    status: Literal["healthy", "unhealthy"]
+    checks: dict[str, CheckAnswer]
+
+
+class LiveAnswer(Shape):
+    status: Literal["alive"]

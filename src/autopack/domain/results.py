@@ -1,0 +1,121 @@
+"""What Builders and Auditors post. (02 §5, 03)"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from .building import BuilderStatus
+from .errors import InvalidError
+from .issues import IssueReport
+from .reviewing import Recommendation
+from .values import Closed, Count, Identifier, IssueKey, Quantity, Text, Word
+
+MAX_SUGGESTED_ISSUES = 200
+
+# A patch is bytes with a limit of its own (`max_patch_bytes`), so it is no Text.
+PatchText = str
+FilePath = Annotated[str, Field(min_length=1, max_length=4_096)]
+
+
+class ProbeResult(Closed):
+    """A command that an agent ran to convince itself."""
+
+    probe_type: Word
+    exit_code: Annotated[int, Field(strict=True, ge=-(2**31), le=2**31)] | None = None
+    stdout: Text = ""
+    stderr: Text = ""
+    duration_seconds: Quantity | None = None
+
+
+class BuilderReport(Closed):
+    """A Builder's result: one attempt at a phase."""
+
+    phase_id: Identifier | None = None
+    run_id: Identifier | None = None
+    status: BuilderStatus
+    patch_content: PatchText | None = None
+    patch_content_base64: str | None = None
+    files_changed: Annotated[tuple[FilePath, ...], Field(max_length=10_000)] = ()
+    lines_added: Count | None = None
+    lines_removed: Count | None = None
+    builder_attempts: Count | None = None
+    tokens_used: Count = 0
+    duration_minutes: Quantity | None = None
+    notes: Text | None = None
+    probe_results: Annotated[tuple[ProbeResult, ...], Field(max_length=200)] = ()
+    suggested_issues: Annotated[tuple[IssueReport, ...], Field(max_length=MAX_SUGGESTED_ISSUES)] = (
+        ()
+    )
+    base_commit: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
+    lease_token: Word | None = None
+    agent: Word | None = None
+    model: Word | None = None
+    cost_usd: Quantity | None = None
+
+    def patch(self) -> bytes | None:
+        """Return the patch's bytes, None when there is none. Raises InvalidError."""
+        return _patch_bytes(self.patch_content, self.patch_content_base64)
+
+
+class SuggestedPatch(Closed):
+    """A patch of the Auditor's own."""
+
+    description: Text | None = None
+    patch_content: PatchText | None = None
+    patch_content_base64: str | None = None
+    files_affected: Annotated[tuple[FilePath, ...], Field(max_length=10_000)] = ()
+
+    def patch(self) -> bytes | None:
+        """Return the patch's bytes, None when there is none. Raises InvalidError."""
+        return _patch_bytes(self.patch_content, self.patch_content_base64)
+
+
+class AuditorReport(Closed):
+    """An Auditor's result: one review of a phase."""
+
+    phase_id: Identifier | None = None
+    run_id: Identifier | None = None
+    review_notes: Text | None = None
+    recommendation: Recommendation
+    confidence: Literal["low", "medium", "high"] | None = None
+    issues_found: Annotated[tuple[IssueReport, ...], Field(max_length=MAX_SUGGESTED_ISSUES)] = ()
+    resolved_issues: Annotated[tuple[IssueKey, ...], Field(max_length=MAX_SUGGESTED_ISSUES)] = ()
+    suggested_patches: Annotated[tuple[SuggestedPatch, ...], Field(max_length=100)] = ()
+    auditor_attempts: Count | None = None
+    tokens_used: Count = 0
+    audit_id: Count | None = None
+    lease_token: Word | None = None
+    agent: Word | None = None
+    model: Word | None = None
+    cost_usd: Quantity | None = None
+
+
+def without_patches(report: BuilderReport | AuditorReport) -> dict[str, Any]:
+    """Return what is worth keeping of a report beside its patches, whose bytes have their place.
+
+    A lease token is a secret and is not kept.
+    """
+    document = report.model_dump(
+        mode="json",
+        exclude={"patch_content", "patch_content_base64", "lease_token"},
+        exclude_unset=True,
+    )
+    for suggested in document.get("suggested_patches", ()):
+        suggested.pop("patch_content", None)
+        suggested.pop("patch_content_base64", None)
+    return document
+
+
+def _patch_bytes(text: str | None, encoded: str | None) -> bytes | None:
+    if text and encoded:
+        raise InvalidError("send patch_content or patch_content_base64, not both")
+    if encoded:
+        try:
+            return base64.b64decode(encoded, validate=True)
+        except (binascii.Error, ValueError):
+            raise InvalidError("patch_content_base64 is not valid base64") from None
+    return text.encode() if text else None

@@ -1,0 +1,1 @@
+"""One function is one use case and one transaction."""

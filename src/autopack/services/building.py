@@ -1,0 +1,199 @@
+"""A Builder's result. (02 §5)"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..domain import building
+from ..domain.building import BuilderAction
+from ..domain.course import Course
+from ..domain.errors import AutopackError, InvalidError
+from ..domain.results import BuilderReport, without_patches
+from ..domain.states import PhaseStatus
+from ..domain.values import Role
+from ..domain.work import Outcome, PatchStatus
+from ..models import Commit, Phase, Submission
+from ..store import submissions
+from . import patching
+from .change import RunChange, changing
+from .house import House
+from .issues import note_issues
+from .replies import Answer, key_scope, once
+
+
+def submit_builder_result(
+    house: House,
+    run_id: str,
+    phase_id: str,
+    report: BuilderReport,
+    idempotency_key: str | None = None,
+) -> Answer:
+    """Take one attempt of a Builder; a patch becomes a commit, is held, or is refused.
+
+    A refusal that is the patch's fault uses up a try, which is committed before it is raised.
+    """
+    require_same_names(run_id, phase_id, report.run_id, report.phase_id)
+    patch = report.patch()
+    identity = once(
+        "builder_result",
+        {"phase_id": phase_id, "report": report.model_dump(mode="json")},
+        [key_scope(idempotency_key), f"latest:{phase_id}:{Role.BUILDER}"],
+    )
+    refusal: AutopackError | None = None
+    body: dict[str, Any] = {}
+    with changing(house, run_id) as change:
+        phase = change.phase(phase_id)
+        given = identity.find(change)
+        if given is not None:
+            return given
+        building.open_attempt(change.course, phase_id)
+        if patch is not None:
+            patching.require_free_branch(change)
+        submission, commit, refusal = _take(change, phase, report, patch)
+        change.conclude()
+        body = {
+            "message": _message(submission, phase),
+            "submission_id": submission.id,
+            "commit_sha": commit.sha if commit else None,
+            "phase_state": phase.state,
+            "run_state": change.run.state,
+            "next": what_next(change.course),
+        }
+        identity.keep(change, body if refusal is None else refusal)
+    if refusal is not None:
+        raise refusal
+    return Answer(body)
+
+
+def _take(
+    change: RunChange, phase: Phase, report: BuilderReport, content: bytes | None
+) -> tuple[Submission, Commit | None, AutopackError | None]:
+    """Weigh the result, do what it asks of git, and let the rules go on."""
+    course, phase_id = change.course, phase.phase_id
+    patch = None if content is None else submissions.new_patch(1, content, PatchStatus.REFUSED)
+    submission = submissions.add_submission(
+        change.session,
+        Submission(
+            run_pk=change.run.id,
+            phase_pk=phase.id,
+            role=Role.BUILDER,
+            attempt=submissions.next_attempt(change.session, phase.id, Role.BUILDER),
+            agent=report.agent,
+            model=report.model,
+            status=report.status,
+            body=without_patches(report),
+            tokens_used=report.tokens_used,
+            outcome=Outcome.FAILED,
+            base_commit=change.head,
+            created_at=change.now,
+        ),
+        [patch] if patch else [],
+    )
+    change.touched.add(phase_id)
+    course.note(
+        "BuilderResultReceived",
+        phase_id=phase_id,
+        data={
+            "submission_id": submission.id,
+            "attempt": submission.attempt,
+            "status": report.status,
+            "patch_sha256": patch.sha256 if patch else None,
+        },
+    )
+    note_issues(change, phase, report.suggested_issues)
+    if course.is_over:
+        submission.outcome = Outcome.OVER_BUDGET
+        return submission, None, None
+    action = building.weigh_result(
+        course, phase_id, report.status, tokens=report.tokens_used, has_patch=patch is not None
+    )
+    commit: Commit | None = None
+    if patch is None or action is BuilderAction.NOTHING:
+        submission.outcome = _outcome_without_patch(course, phase_id)
+        submission.reason = course.phase(phase_id).failure_reason
+        return submission, None, None
+    try:
+        if action is BuilderAction.APPLY:
+            commit = patching.apply(
+                change, phase, submission, patch, title=phase.name, base_commit=report.base_commit
+            )
+            submission.outcome, patch.status = Outcome.APPLIED, PatchStatus.APPLIED
+            course.note(
+                "PatchApplied",
+                phase_id=phase_id,
+                data={
+                    "submission_id": submission.id,
+                    "patch_sha256": patch.sha256,
+                    "commit": commit.sha,
+                    "tree": commit.tree,
+                    "parent": commit.parent,
+                },
+            )
+            building.take_applied(course, phase_id, report.status, commit.sha)
+        else:
+            patching.dry_apply(change, phase, patch, report.base_commit)
+            submission.outcome, patch.status = Outcome.HELD, PatchStatus.PENDING
+            building.take_held(course, phase_id, submission.id)
+    except patching.PATCH_FAULTS as error:
+        refuse(submission, error)
+        building.fail_attempt(course, phase_id, error.detail, signature=f"patch:{patch.sha256}")
+        return submission, None, error
+    return submission, commit, None
+
+
+def refuse(submission: Submission, error: AutopackError) -> None:
+    """Note on a submission why its patch was refused."""
+    is_conflict = error.kind.value == "conflict"
+    submission.outcome = Outcome.CONFLICT if is_conflict else Outcome.REFUSED
+    submission.reason = error.detail
+
+
+def require_same_names(
+    run_id: str, phase_id: str, body_run_id: str | None, body_phase_id: str | None
+) -> None:
+    """Refuse a body that names another run or phase than the path. Raises InvalidError."""
+    for field, inside, outside in (
+        ("run_id", body_run_id, run_id),
+        ("phase_id", body_phase_id, phase_id),
+    ):
+        if inside is not None and inside != outside:
+            raise InvalidError(
+                f"{field} is '{inside}' in the body and '{outside}' in the path; they must agree",
+                errors=[{"loc": field, "message": "differs from the path"}],
+            )
+
+
+def what_next(course: Course) -> dict[str, Any]:
+    """Say what the run waits for now."""
+    if course.is_over:
+        return {"action": "none", "phase_id": None, "detail": f"the run is {course.run.state}"}
+    phase = course.next_phase()
+    if phase is None:
+        return {"action": "none", "phase_id": None, "detail": "every phase is done"}
+    action, detail = {
+        PhaseStatus.QUEUED: ("build", "the phase waits for a builder result"),
+        PhaseStatus.EXECUTING: ("build", "the phase waits for its builder result"),
+        PhaseStatus.GATE: ("audit", "the phase waits for an auditor result"),
+        PhaseStatus.CI_RUNNING: ("ci", "the phase waits for CI's verdict"),
+    }[phase.state]
+    return {"action": action, "phase_id": phase.phase_id, "detail": detail}
+
+
+def _outcome_without_patch(course: Course, phase_id: str) -> Outcome:
+    phase = course.phase(phase_id)
+    if phase.state is PhaseStatus.SKIPPED:
+        return Outcome.OVER_BUDGET
+    return Outcome.EMPTY if phase.state in _GOES_ON else Outcome.FAILED
+
+
+_GOES_ON = (PhaseStatus.COMPLETE, PhaseStatus.CI_RUNNING)
+
+
+def _message(submission: Submission, phase: Phase) -> str:
+    what = {
+        Outcome.APPLIED: "the patch was applied",
+        Outcome.HELD: "the patch applies and waits for the Auditor",
+        Outcome.EMPTY: "nothing was to change",
+        Outcome.OVER_BUDGET: "a budget was passed, nothing was applied",
+    }.get(submission.outcome, "the attempt failed")
+    return f"attempt {submission.attempt}: {what}; phase '{phase.phase_id}' is {phase.state}"

@@ -1,0 +1,287 @@
+"""A change of one run: lock, decide, commit, then branch and files. (01)
+
+1. The run's advisory lock spans everything; its row is locked within the transaction.
+2. The rules decide; git objects are written, which nothing names yet.
+3. The refs are locked and checked, then one commit in Postgres: the moment it happened.
+4. The refs move, the files are written, `mirrored_revision` catches up.
+
+A failure before the commit leaves nothing; a failure after it is rolled forward by whoever comes
+next: the next request of the run, the periodic job, or the next start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+
+import structlog
+from sqlalchemy.orm import Session
+
+from ..domain.course import Course
+from ..domain.errors import AutopackError, NotFoundError, UnavailableError
+from ..domain.events import SUPERVISOR
+from ..domain.naming import branch_ref, snapshot_name, snapshot_ref
+from ..domain.run import FailureCode
+from ..domain.states import PhaseStatus
+from ..domain.steering import pass_time
+from ..domain.work import CommitKind
+from ..gitrepo import RefMovedError, RefNameTakenError, RefUpdate
+from ..models import Commit, Phase, Run
+from ..store import runs, submissions
+from .house import House
+from .projection import project, project_backlog, roll_forward
+
+logger = structlog.get_logger(__name__)
+
+
+class ProjectionLaggingError(UnavailableError):
+    """The change is recorded, but branch or files do not show it yet."""
+
+    code = "projection_lagging"
+
+
+class RunChange:
+    """One change of one run, under its lock."""
+
+    def __init__(self, house: House, session: Session, run: Run, actor: str) -> None:
+        self.house = house
+        self.session = session
+        self.run = run
+        self.now = house.now()
+        self.course = Course(runs.read_state(run), self.now, actor)
+        self.phases = runs.phases_of(run)
+        self.touched: set[str] = set()
+        self.is_index_touched = False
+        self.is_backlog_touched = False
+        self._old_head = run.head_commit
+        self._commits: list[Commit] = []
+        self._is_concluded = False
+        self._updates: list[RefUpdate] = []
+        self._revision = run.revision
+
+    def phase(self, phase_id: str) -> Phase:
+        phase = self.phases.get(phase_id)
+        if phase is None:
+            raise NotFoundError(f"run '{self.run.run_id}' has no phase '{phase_id}'")
+        return phase
+
+    @property
+    def head(self) -> str:
+        """The branch's head as this change has it so far."""
+        return self._commits[-1].sha if self._commits else self._old_head
+
+    def add_commit(
+        self,
+        kind: CommitKind,
+        tree: str,
+        message: str,
+        *,
+        phase: Phase | None = None,
+        patch_pk: int | None = None,
+        is_merged: bool = False,
+    ) -> Commit:
+        """Put a commit on the branch as this change will leave it; no ref moves yet."""
+        sha = self.house.repository.write_commit(
+            parents=[self.head], tree=tree, message=message, at=self.now
+        )
+        commit = Commit(
+            run_pk=self.run.id,
+            kind=kind,
+            sha=sha,
+            tree=tree,
+            parent=self.head,
+            message=message,
+            committed_at=self.now,
+            phase_pk=phase.id if phase else None,
+            patch_pk=patch_pk,
+            is_merged=is_merged,
+        )
+        self._commits.append(commit)
+        return commit
+
+    def discard_commits(self, kept: int) -> None:
+        """Forget the commits added past `kept`: of several patches all are applied or none."""
+        del self._commits[kept:]
+
+    @property
+    def commit_count(self) -> int:
+        return len(self._commits)
+
+    def conclude(self) -> None:
+        """Let everything follow from what was decided, and write it to the tables."""
+        if self._is_concluded:
+            return
+        self._is_concluded = True
+        self._undo_failed_phases()
+        before = {phase.phase_id: phase for phase in runs.read_state(self.run).phases}
+        state, events = self.course.finish()
+        self.touched |= {
+            phase.phase_id for phase in state.phases if phase != before[phase.phase_id]
+        }
+        runs.write_state(self.run, state)
+        self._take_snapshots(
+            [
+                self.phases[phase.phase_id]
+                for phase in state.phases
+                if phase.state is PhaseStatus.COMPLETE
+                and before[phase.phase_id].state is not PhaseStatus.COMPLETE
+            ]
+        )
+        if self._commits:
+            position = submissions.next_position(self.session, self.run.id)
+            for offset, commit in enumerate(self._commits):
+                commit.position = position + offset
+            self.session.add_all(self._commits)
+            self.run.head_commit = self._commits[-1].sha
+            self._updates.insert(
+                0, RefUpdate(branch_ref(self.run.run_id), self.run.head_commit, self._old_head)
+            )
+        runs.add_events(self.session, self.run, events)
+        if events or self.touched or self._commits:
+            self.run.revision = self._revision + 1
+            self.run.updated_at = self.now
+
+    def commit(self) -> None:
+        """Commit to Postgres, then let branch and files follow."""
+        self.conclude()
+        self.session.flush()
+        if self._updates:
+            with self.house.repository.prepare_refs(self._updates) as refs:
+                self.session.commit()
+                following(self.run, refs.commit)
+        else:
+            self.session.commit()
+        if self.run.revision != self._revision:
+            following(self.run, self._write_files)
+
+    def _write_files(self) -> None:
+        project(
+            self.house,
+            self.session,
+            self.run,
+            phases=self.touched,
+            with_index=self.is_index_touched,
+        )
+        if self.is_backlog_touched:
+            project_backlog(self.house)
+        runs.mark_mirrored(self.session, self.run.id, self.run.revision)
+
+    def _undo_failed_phases(self) -> None:
+        """Restore the tree that a failed phase started from, by a commit. (02 §2)"""
+        repository = self.house.repository
+        for phase in self.course.run.phases:
+            row = self.phases[phase.phase_id]
+            has_just_failed = (
+                phase.state is PhaseStatus.FAILED and row.state is not PhaseStatus.FAILED
+            )
+            if not has_just_failed or phase.start_commit in (None, self.head):
+                continue
+            tree = repository.tree_of(str(phase.start_commit))
+            if tree == repository.tree_of(self.head):
+                continue
+            message = (
+                f"Undo phase {phase.phase_id}\n\n"
+                f"It failed, so the tree is again that of {phase.start_commit}.\n\n"
+                f"Autopack-Run: {self.run.run_id}\nAutopack-Phase: {phase.phase_id}\n"
+            )
+            commit = self.add_commit(CommitKind.UNDO, tree, message, phase=row)
+            self.course.change_run(head_commit=commit.sha)
+            self.course.note(
+                "PhaseUndone", phase_id=phase.phase_id, data={"commit": commit.sha, "tree": tree}
+            )
+
+    def _take_snapshots(self, completed: Sequence[Phase]) -> None:
+        """Tag the head for each phase that has just completed. (02 §6)"""
+        for phase in completed:
+            name = snapshot_name(self.run.run_id, phase.tier_id, phase.phase_id)
+            phase.snapshot_tag = name
+            phase.snapshot_oid = self.house.repository.write_tag(
+                name=name,
+                commit=self.head,
+                message=f"Phase {phase.phase_id} of run {self.run.run_id} is complete: "
+                f"{phase.name}\n",
+                at=self.now,
+            )
+            self.run.last_snapshot = name
+            self._updates.append(RefUpdate(snapshot_ref(name), phase.snapshot_oid, None))
+
+
+def following(run: Run, step: Callable[[], None]) -> None:
+    """Do a step that comes after the commit: what fails in it is rolled forward later.
+
+    Raises ProjectionLaggingError.
+    """
+    try:
+        step()
+    except AutopackError as error:
+        logger.warning("projection_lags", run_id=run.run_id, why=error.detail)
+        raise ProjectionLaggingError(
+            f"run '{run.run_id}' is recorded at revision {run.revision}, but branch or files do "
+            f"not show it yet ({error.detail}); they will as soon as they can, so do not send "
+            "this again"
+        ) from error
+
+
+@contextmanager
+def locked_session(house: House, run_id: str) -> Iterator[Session]:
+    """Hold a run's lock, whether there is such a run or not."""
+    with (
+        house.engine.connect() as connection,
+        Session(bind=connection, expire_on_commit=False) as session,
+        runs.run_lock(session, run_id),
+    ):
+        yield session
+
+
+@contextmanager
+def changing(house: House, run_id: str, *, actor: str = SUPERVISOR) -> Iterator[RunChange]:
+    """Hold a run's lock, bring the run up to date, and commit what the body decides.
+
+    An exception in the body leaves everything as it was.
+    """
+    with locked_session(house, run_id) as session:
+        run = _up_to_date(house, session, run_id)
+        change = RunChange(house, session, run, actor)
+        yield change
+        try:
+            change.commit()
+        except (RefMovedError, RefNameTakenError) as error:
+            session.rollback()
+            _end_as_moved(house, session, run_id, error.detail)
+            raise
+
+
+def _up_to_date(house: House, session: Session, run_id: str) -> Run:
+    """Roll forward what lags and let time pass; both are changes of their own."""
+    run = runs.lock_run(session, run_id)
+    if run.mirrored_revision < run.revision:
+        try:
+            roll_forward(house, session, run)
+        except RefMovedError as error:
+            session.rollback()
+            _end_as_moved(house, session, run_id, error.detail)
+        run = runs.lock_run(session, run_id)
+    if _is_overdue(run, house.now()):
+        change = RunChange(house, session, run, SUPERVISOR)
+        pass_time(change.course)
+        change.commit()
+        run = runs.lock_run(session, run_id)
+    return run
+
+
+def _is_overdue(run: Run, now: datetime) -> bool:
+    if run.ended_at is not None:
+        return False
+    deadlines = [run.deadline_at]
+    for tier in run.tiers:
+        deadlines += [phase.deadline_at for phase in tier.phases if phase.deadline_at]
+    return min(deadlines) <= now
+
+
+def _end_as_moved(house: House, session: Session, run_id: str, reason: str) -> None:
+    """End a run whose branch or tags a stranger moved; nothing of theirs is overwritten."""
+    run = runs.lock_run(session, run_id)
+    change = RunChange(house, session, run, SUPERVISOR)
+    change.course.end_failed(FailureCode.BRANCH_MOVED, reason)
+    change.commit()

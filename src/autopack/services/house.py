@@ -1,0 +1,31 @@
+"""What every use case works with; `main.py` puts it together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
+
+from ..config import Settings
+from ..gitrepo import Repository
+from ..mirror import Mirror
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class House:
+    settings: Settings
+    engine: Engine
+    repository: Repository
+    mirror: Mirror
+    now: Callable[[], datetime] = utc_now
+
+    def reading(self) -> Session:
+        """Open a session for a use case that changes nothing."""
+        return Session(self.engine, expire_on_commit=False)

@@ -1,0 +1,195 @@
+"""Recording and reading issues, at three levels. (02 §3)"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic_core import to_jsonable_python
+
+from ..domain.issues import (
+    BacklogStatus,
+    IssueReport,
+    IssueStatus,
+    base_severity,
+    needs_cleanup,
+    worse,
+)
+from ..domain.reports import BacklogReportEntry, IndexEntry, RunIndex, read_off
+from ..domain.values import Severity
+from ..models import BacklogEntry, Issue, Phase
+from ..store import issues, runs
+from .change import RunChange, changing
+from .house import House
+from .projection import run_index
+from .replies import Answer, key_scope, once
+
+
+def record_issue(
+    house: House, run_id: str, phase_id: str, report: IssueReport, idempotency_key: str | None
+) -> Answer:
+    """Count one report of an issue in its phase, its run and the project's backlog.
+
+    Every report counts: only an Idempotency-Key makes two of them one.
+    """
+    request = {"phase_id": phase_id, "report": report.model_dump(mode="json")}
+    identity = once("record_issue", request, [key_scope(idempotency_key)])
+    with changing(house, run_id) as change:
+        given = identity.find(change)
+        if given is not None:
+            return given
+        phase = change.phase(phase_id)
+        change.course.require_live()
+        note_issues(change, phase, [report])
+        change.conclude()
+        index = run_index(change.session, change.run).issues_by_key[report.issue_key]
+        entry = issues.find_backlog_entry(change.session, change.run.project_id, report.issue_key)
+        file = house.mirror.phase_issue_file(run_id, phase.phase_index, phase_id)
+        body = {
+            "message": f"issue '{report.issue_key}' is recorded",
+            "phase_file": str(house.mirror.runs_dir / file),
+            "run_index_entry": _document(index),
+            "project_backlog_entry": entry and _document(read_off(BacklogReportEntry, entry)),
+        }
+        identity.keep(change, body)
+    return Answer(body)
+
+
+def note_issues(change: RunChange, phase: Phase, reports: Iterable[IssueReport]) -> None:
+    """Record reports within a change: phase, backlog, counts, events. The one way for all issues.
+
+    Keys are taken in their order, so that two runs that see the same ones never wait for each
+    other crosswise.
+    """
+    seen = False
+    for report in sorted(reports, key=lambda report: report.issue_key):
+        _note_issue(change, phase, report)
+        seen = True
+    if not seen:
+        return
+    change.touched.add(phase.phase_id)
+    change.is_index_touched = True
+    change.session.flush()
+    counts = issues.count_open(change.session, change.run.id)
+    change.course.set_issue_counts(counts.run, counts.tiers, counts.phases)
+
+
+def _note_issue(change: RunChange, phase: Phase, report: IssueReport) -> None:
+    run, now = change.run, change.now
+    severity = base_severity(report, run.major_categories)
+    is_expected = report.expected_fail and report.issue_key in phase.expected_issues
+    effective = severity
+    if not is_expected:
+        entry = issues.sight(
+            change.session,
+            project_id=run.project_id,
+            issue_key=report.issue_key,
+            category=report.category,
+            severity=severity,
+            run_pk=run.id,
+            run_id=run.run_id,
+            tier_id=phase.tier_id,
+            now=now,
+        )
+        effective = _age(change, entry, severity)
+        change.is_backlog_touched = True
+    known = issues.find_issue(change.session, phase.id, report.issue_key)
+    if known is None:
+        known = Issue(
+            run_pk=run.id,
+            phase_pk=phase.id,
+            issue_key=report.issue_key,
+            category=report.category,
+            severity=severity,
+            effective_severity=effective,
+            source=report.source,
+            task_category=report.task_category or phase.task_category,
+            complexity=report.complexity or phase.complexity,
+            is_expected=is_expected,
+            status=IssueStatus.OPEN,
+            occurrence_count=1,
+            first_seen_run=run.run_id,
+            last_seen_run=run.run_id,
+            first_seen_at=now,
+            last_seen_at=now,
+            evidence_refs=list(dict.fromkeys(report.evidence_refs)),
+            description=report.description,
+        )
+        change.session.add(known)
+    else:
+        known.severity = worse(known.severity, severity)
+        known.effective_severity = worse(known.effective_severity, effective)
+        known.is_expected = known.is_expected and is_expected
+        known.status = IssueStatus.OPEN
+        known.occurrence_count += 1
+        known.last_seen_at = now
+        known.evidence_refs = list(dict.fromkeys([*known.evidence_refs, *report.evidence_refs]))
+        known.description = report.description or known.description
+    change.course.note(
+        "IssueRecorded",
+        phase_id=phase.phase_id,
+        data={
+            "issue_key": report.issue_key,
+            "severity": severity,
+            "effective_severity": effective,
+            "source": report.source,
+            "is_expected": is_expected,
+        },
+    )
+
+
+def _age(change: RunChange, entry: BacklogEntry, severity: Severity) -> Severity:
+    """Let an entry age, and return how grave the issue is in this run."""
+    run = change.run
+    was_aged_before = (
+        entry.status is BacklogStatus.NEEDS_CLEANUP
+        and entry.needs_cleanup_at is not None
+        and entry.needs_cleanup_at <= run.created_at
+    )
+    if entry.status is BacklogStatus.OPEN and needs_cleanup(
+        entry.base_severity,
+        age_in_runs=entry.age_in_runs,
+        age_in_tiers=entry.age_in_tiers,
+        after_runs=run.cleanup_after_runs,
+        after_tiers=run.cleanup_after_tiers,
+    ):
+        entry.status = BacklogStatus.NEEDS_CLEANUP
+        entry.needs_cleanup_at = change.now
+    return Severity.MAJOR if was_aged_before else severity
+
+
+def issue_index(house: House, run_id: str) -> RunIndex:
+    """Return the run's issues by key."""
+    with house.reading() as session:
+        return run_index(session, runs.get_run(session, run_id))
+
+
+def backlog(
+    house: House,
+    *,
+    limit: int,
+    after: int,
+    status: BacklogStatus | None,
+    category: str | None,
+    severity: Severity | None,
+) -> tuple[list[BacklogReportEntry], int | None]:
+    """Return a page of the project's backlog, and where the next one begins."""
+    with house.reading() as session:
+        rows = issues.list_backlog(
+            session,
+            house.settings.project_id,
+            limit=limit + 1,
+            after=after,
+            status=status,
+            category=category,
+            severity=severity,
+        )
+    page = rows[:limit]
+    more = page[-1].id if len(rows) > limit else None
+    return [read_off(BacklogReportEntry, row) for row in page], more
+
+
+def _document(entry: IndexEntry | BacklogReportEntry) -> dict[str, Any]:
+    """Write an entry as JSON values."""
+    document: dict[str, Any] = to_jsonable_python(entry)
+    return document

@@ -1,0 +1,95 @@
+"""A patch becomes a commit of a run, or a refusal. (04)"""
+
+from __future__ import annotations
+
+from ..domain.errors import AutopackError
+from ..domain.values import CiProfile
+from ..domain.work import CommitKind
+from ..gitrepo import (
+    BranchCheckedOutError,
+    Judge,
+    PatchAlreadyAppliedError,
+    PatchConflictError,
+    PatchEmptyError,
+    PatchMalformedError,
+    PatchPolicyError,
+)
+from ..models import Commit, Patch, Phase, Submission
+from .change import RunChange
+
+# Refusals that are the patch's own fault: they use up a try. What is too large, or the
+# repository's fault, changes nothing.
+PATCH_FAULTS: tuple[type[AutopackError], ...] = (
+    PatchAlreadyAppliedError,
+    PatchConflictError,
+    PatchEmptyError,
+    PatchMalformedError,
+    PatchPolicyError,
+)
+
+
+def require_free_branch(change: RunChange) -> None:
+    """Pause patches while somebody has the run's branch checked out; no try is used."""
+    branch = change.run.branch
+    folder = change.house.repository.checked_out_in(branch)
+    if folder is not None:
+        raise BranchCheckedOutError(
+            f"branch {branch} is checked out in {folder}; patches wait until it is not"
+        )
+
+
+def judge_for(change: RunChange, phase: Phase) -> Judge:
+    """Return the policy that a patch of this phase has to meet."""
+    return lambda changes: None
+
+
+def dry_apply(change: RunChange, phase: Phase, patch: Patch, base_commit: str | None) -> None:
+    """See that a patch could be applied now, and note which files it changes."""
+    applied = change.house.repository.dry_apply(
+        change.head, patch.content, judge_for(change, phase), base_commit=base_commit
+    )
+    patch.files_changed = [file.shown_path for file in applied.changes]
+
+
+def apply(
+    change: RunChange,
+    phase: Phase,
+    submission: Submission,
+    patch: Patch,
+    *,
+    title: str,
+    base_commit: str | None = None,
+) -> Commit:
+    """Put a patch on the branch as one commit. Raises one of PATCH_FAULTS."""
+    applied = change.house.repository.apply(
+        change.head, patch.content, judge_for(change, phase), base_commit=base_commit
+    )
+    patch.files_changed = [file.shown_path for file in applied.changes]
+    return change.add_commit(
+        CommitKind.PATCH,
+        applied.tree,
+        _message(change, phase, submission, patch, title),
+        phase=phase,
+        patch_pk=patch.id,
+        is_merged=applied.merged,
+    )
+
+
+def _message(
+    change: RunChange, phase: Phase, submission: Submission, patch: Patch, title: str
+) -> str:
+    """Write the commit's message; CI looks for `[strict]` in it."""
+    mark = " [strict]" if phase.ci_profile is CiProfile.STRICT else ""
+    trailers = [
+        f"Autopack-Run: {change.run.run_id}",
+        f"Autopack-Phase: {phase.phase_id}",
+        f"Autopack-Submission: {submission.id}",
+        f"Autopack-Patch-SHA256: {patch.sha256}",
+    ]
+    if submission.agent:
+        name = submission.agent.translate(_NO_ADDRESS_SIGNS).strip() or "agent"
+        trailers.append(f"Co-authored-by: {name} <agent@localhost>")
+    return f"{title}{mark}\n\n" + "\n".join(trailers) + "\n"
+
+
+_NO_ADDRESS_SIGNS = {ord(sign): None for sign in "<>\n\r"}

@@ -1,0 +1,45 @@
+"""The operator's hand on a phase. (02 §5)"""
+
+from __future__ import annotations
+
+from ..domain import steering
+from ..domain.states import PhaseStatus
+from ..domain.values import Closed, Count
+from ..models import Phase
+from .change import changing
+from .house import House
+
+OPERATOR = "operator"
+
+
+class StatusChange(Closed):
+    """What the operator sets; the counts and attempts are claims, recorded and not believed."""
+
+    state: PhaseStatus
+    tokens_used: Count = 0
+    builder_attempts: Count | None = None
+    minor_issues_count: Count | None = None
+    major_issues_count: Count | None = None
+
+
+def update_status(house: House, run_id: str, phase_id: str, wanted: StatusChange) -> Phase:
+    """Move a phase by hand and count its tokens.
+
+    Raises NotFoundError, IllegalTransitionError, PhaseNotNextError, RunOverError.
+    """
+    with changing(house, run_id, actor=OPERATOR) as change:
+        row = change.phase(phase_id)
+        course = change.course
+        if wanted.tokens_used:
+            course.require_live()
+            course.count_tokens(phase_id, wanted.tokens_used)
+        if not course.events or not course.is_over:  # these tokens may have ended the run
+            steering.set_status(course, phase_id, wanted.state)
+        for claim, value in (
+            ("builder_attempts_claimed", wanted.builder_attempts),
+            ("minor_issues_claimed", wanted.minor_issues_count),
+            ("major_issues_claimed", wanted.major_issues_count),
+        ):
+            if value is not None:
+                setattr(row, claim, value)
+    return row

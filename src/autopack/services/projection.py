@@ -1,0 +1,128 @@
+"""Branch, tags and files: projections of what Postgres holds, which can always be made again."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from sqlalchemy.orm import Session
+
+from ..domain.issues import issue_state
+from ..domain.naming import branch_ref, snapshot_ref
+from ..domain.reports import (
+    AttemptReport,
+    BacklogReportEntry,
+    IssueReportEntry,
+    PhaseReport,
+    RunIndex,
+    RunReport,
+    TierReport,
+    read_off,
+)
+from ..domain.run import FailureCode
+from ..models import Phase, Run
+from ..store import issues, runs, submissions
+from .house import House
+
+
+def roll_forward(house: House, session: Session, run: Run) -> None:
+    """Bring branch, tags and every file of a run to what Postgres says.
+
+    Raises RefMovedError when a ref is where this run never put it. A run that ended because of
+    that keeps its hands off the refs for good.
+    """
+    if run.failure_code is not FailureCode.BRANCH_MOVED:
+        recorded = [run.base_commit]
+        recorded += [commit.sha for commit in submissions.list_commits(session, run.id)]
+        house.repository.settle_ref(branch_ref(run.run_id), head=run.head_commit, recorded=recorded)
+        for phase in runs.phases_of(run).values():
+            if phase.snapshot_tag and phase.snapshot_oid:
+                house.repository.settle_ref(
+                    snapshot_ref(phase.snapshot_tag), head=phase.snapshot_oid, recorded=()
+                )
+    project(house, session, run, phases=None, with_index=True)
+    project_backlog(house)
+    runs.mark_mirrored(session, run.id, run.revision)
+
+
+def project(
+    house: House,
+    session: Session,
+    run: Run,
+    *,
+    phases: Collection[str] | None,
+    with_index: bool,
+) -> None:
+    """Write a run's files: of the phases named, or of all, with their tiers and the summary."""
+    index = run_index(session, run) if with_index else None
+    house.mirror.write_run(run_report(session, run, detailed=phases), phases=phases, index=index)
+
+
+def project_backlog(house: House) -> None:
+    """Write the project's backlog as it stands now."""
+    project_id = house.settings.project_id
+
+    def read() -> list[BacklogReportEntry]:
+        with house.reading() as session:
+            rows = issues.list_backlog(session, project_id)
+        return [read_off(BacklogReportEntry, row) for row in rows]
+
+    house.mirror.write_backlog(project_id, read)
+
+
+def run_index(session: Session, run: Run) -> RunIndex:
+    """Return the run's issues by key."""
+    return RunIndex(run_id=run.run_id, issues_by_key=issues.run_index(session, run.id))
+
+
+def run_report(session: Session, run: Run, *, detailed: Collection[str] | None) -> RunReport:
+    """Return a run with attempts and issues of the `detailed` phases, None: of all."""
+    by_name = runs.phases_of(run)
+    wanted = [
+        phase.id
+        for name, phase in by_name.items()
+        if (detailed is None or name in detailed) and run.event_sequence > 1
+    ]
+    attempts: dict[int, list[AttemptReport]] = {}
+    found: dict[int, list[IssueReportEntry]] = {}
+    if wanted:
+        attempts = _attempts(session, wanted)
+        for issue in issues.list_issues(session, wanted):
+            found.setdefault(issue.phase_pk, []).append(read_off(IssueReportEntry, issue))
+    tiers = []
+    for tier in run.tiers:
+        members = tuple(_phase_report(phase, attempts, found) for phase in tier.phases)
+        tiers.append(read_off(TierReport, tier, phases=members))
+    return read_off(RunReport, run, tiers=tuple(tiers))
+
+
+def _phase_report(
+    phase: Phase,
+    attempts: dict[int, list[AttemptReport]],
+    found: dict[int, list[IssueReportEntry]],
+) -> PhaseReport:
+    return read_off(
+        PhaseReport,
+        phase,
+        issue_state=issue_state(phase.minor_issues_count, phase.major_issues_count),
+        attempts=tuple(attempts.get(phase.id, ())),
+        issues=tuple(found.get(phase.id, ())),
+    )
+
+
+def _attempts(session: Session, phase_pks: list[int]) -> dict[int, list[AttemptReport]]:
+    rows = submissions.list_submissions(session, phase_pks)
+    if not rows:
+        return {}
+    files = submissions.list_patch_files(session, [row.id for row in rows])
+    commits = submissions.list_patch_commits(session, phase_pks)
+    attempts: dict[int, list[AttemptReport]] = {}
+    for row in rows:
+        report = read_off(
+            AttemptReport,
+            row,
+            commits=tuple(commits.get(row.id, ())),
+            files_changed=tuple(files.get(row.id, ())),
+            notes=row.body.get("notes") or row.body.get("review_notes"),
+        )
+        attempts.setdefault(row.phase_pk, []).append(report)
+    return attempts

@@ -1,0 +1,210 @@
+"""Starting and reading runs."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import datetime, timedelta
+
+from sqlalchemy.orm import Session
+
+from ..domain.errors import ConflictError
+from ..domain.events import GENESIS_HASH, SUPERVISOR, Event, canonical_json
+from ..domain.naming import branch_ref
+from ..domain.plan import Plan, PlanPhase, check_plan
+from ..domain.states import PhaseStatus, RunStatus, TierStatus
+from ..domain.strategy import Strategy, compile_strategy
+from ..gitrepo import RefUpdate
+from ..models import Phase, Run, Tier
+from ..store import runs
+from .change import changing, following, locked_session
+from .house import House
+from .projection import project
+from .rulesets import read_ruleset
+
+
+class RunExistsError(ConflictError):
+    code = "run_exists"
+
+
+def start_run(house: House, plan: Plan) -> tuple[Run, bool]:
+    """Start a run, or return the one that the same plan started; say whether it is new.
+
+    Raises InvalidPlanError, InvalidRulesetError, RunExistsError, RefNameTakenError.
+    """
+    run_id = plan.run.run_id
+    digest = hashlib.sha256(canonical_json(plan.model_dump(mode="json"))).hexdigest()
+    with locked_session(house, run_id) as session:
+        existing = runs.find_run_by_any_case(session, run_id)
+        if existing is not None:
+            if existing.plan_sha256 == digest and existing.run_id == run_id:
+                return existing, False
+            raise RunExistsError(
+                f"run '{existing.run_id}' exists, with another plan; choose another run_id"
+            )
+        ruleset = read_ruleset(house)
+        check_plan(
+            plan,
+            ruleset,
+            max_tiers=house.settings.max_plan_tiers,
+            max_phases=house.settings.max_plan_phases,
+        )
+        run = _new_run(house, plan, compile_strategy(ruleset, plan), digest)
+        session.add(run)
+        session.flush()  # one statement a table, however many tiers and phases there are
+        _add_first_event(session, run)
+        session.flush()
+        branch = RefUpdate(branch_ref(run_id), run.base_commit, None)
+        with house.repository.prepare_refs([branch]) as refs:
+            session.commit()
+            following(run, refs.commit)
+        following(run, lambda: _write_files(house, session, run))
+    return run, True
+
+
+def get_run(house: House, run_id: str) -> Run:
+    """Return a run with its tiers and phases; one whose time is up ends first."""
+    with house.reading() as session:
+        run = runs.get_run(session, run_id)
+    if run.ended_at is None and run.deadline_at <= house.now():
+        with changing(house, run_id) as change:
+            return change.run
+    return run
+
+
+def list_runs(
+    house: House,
+    *,
+    limit: int,
+    before: tuple[datetime, int] | None,
+    status: RunStatus | None,
+    project_id: str | None,
+    containing: str | None,
+) -> list[Run]:
+    """Return a page of runs, newest first, without their tiers."""
+    with house.reading() as session:
+        return runs.list_runs(
+            session,
+            limit=limit,
+            before=before,
+            status=status,
+            project_id=project_id,
+            containing=containing,
+        )
+
+
+def _write_files(house: House, session: Session, run: Run) -> None:
+    project(house, session, run, phases=None, with_index=True)
+    runs.mark_mirrored(session, run.id, run.revision)
+
+
+def _add_first_event(session: Session, run: Run) -> None:
+    event = Event(
+        kind="RunStarted",
+        actor=SUPERVISOR,
+        at=run.created_at,
+        to_state=RunStatus.RUN_CREATED,
+        reason="a plan was posted",
+        data={
+            "plan_sha256": run.plan_sha256,
+            "base_branch": run.base_branch,
+            "base_commit": run.base_commit,
+            "strategy_version": run.strategy_version,
+        },
+    )
+    runs.add_events(session, run, (event,))
+
+
+def _new_run(house: House, plan: Plan, strategy: Strategy, digest: str) -> Run:
+    now = house.now()
+    base = house.repository.base()
+    safety = strategy.safety
+    phases_by_tier: dict[str, list[PlanPhase]] = {}
+    for phase in plan.phases:
+        phases_by_tier.setdefault(phase.tier_id, []).append(phase)
+    run = Run(
+        project_id=house.settings.project_id,
+        run_id=plan.run.run_id,
+        state=RunStatus.RUN_CREATED,
+        safety_profile=strategy.safety_profile,
+        run_scope=strategy.run_scope,
+        plan=plan.model_dump(mode="json"),
+        plan_sha256=digest,
+        strategy=strategy.model_dump(mode="json"),
+        strategy_version=strategy.version,
+        token_cap=strategy.token_cap,
+        max_phases=strategy.max_phases,
+        max_duration_minutes=strategy.max_duration_minutes,
+        max_minor_issues_total=strategy.max_minor_issues_total,
+        attempt_minutes=strategy.attempt_minutes,
+        audit_minutes=strategy.audit_minutes,
+        minor_cap_ends_run=safety.minor_cap_ends_run,
+        any_failure_stops=safety.any_failure_stops,
+        high_risk_needs_review=safety.high_risk_needs_review,
+        cleanup_after_runs=safety.cleanup_after_runs,
+        cleanup_after_tiers=safety.cleanup_after_tiers,
+        major_categories=list(strategy.major_categories),
+        protected_paths=list(strategy.paths.protected),
+        warnings=list(strategy.warnings),
+        base_branch=base.branch,
+        base_commit=base.commit,
+        head_commit=base.commit,
+        event_sequence=0,
+        event_hash=GENESIS_HASH,
+        revision=1,
+        mirrored_revision=0,
+        created_at=now,
+        updated_at=now,
+        deadline_at=now + timedelta(minutes=strategy.max_duration_minutes),
+        tiers=[
+            Tier(
+                tier_id=tier.tier_id,
+                tier_index=tier.tier_index,
+                name=tier.name,
+                description=tier.description,
+                state=TierStatus.PENDING if tier.tier_id in phases_by_tier else TierStatus.SKIPPED,
+                token_cap=strategy.tiers[tier.tier_id].token_cap,
+                ci_run_cap=strategy.tiers[tier.tier_id].ci_run_cap,
+                minors_tolerated=strategy.tiers[tier.tier_id].minors_tolerated,
+                majors_tolerated=strategy.tiers[tier.tier_id].majors_tolerated,
+                phases=[
+                    _new_phase(phase, tier.tier_index, strategy)
+                    for phase in sorted(
+                        phases_by_tier.get(tier.tier_id, ()), key=lambda phase: phase.phase_index
+                    )
+                ],
+            )
+            for tier in sorted(plan.tiers, key=lambda tier: tier.tier_index)
+        ],
+    )
+    run.phases = [phase for tier in run.tiers for phase in tier.phases]
+    return run
+
+
+def _new_phase(phase: PlanPhase, tier_index: int, strategy: Strategy) -> Phase:
+    mine = strategy.phases[phase.phase_id]
+    return Phase(
+        phase_id=phase.phase_id,
+        tier_id=phase.tier_id,
+        tier_index=tier_index,
+        phase_index=phase.phase_index,
+        name=phase.name,
+        description=phase.description,
+        state=PhaseStatus.QUEUED,
+        task_category=mine.task_category,
+        complexity=mine.complexity,
+        builder_mode=mine.builder_mode,
+        allow_empty=phase.allow_empty,
+        allowed_paths=None if phase.allowed_paths is None else list(phase.allowed_paths),
+        expected_issues=list(phase.expected_issues),
+        ci_profile=mine.ci_profile,
+        has_ci=strategy.has_ci(mine.ci_profile),
+        ci_timeout_seconds=mine.ci_timeout_seconds,
+        max_builder_attempts=mine.max_builder_attempts,
+        max_auditor_attempts=mine.max_auditor_attempts,
+        incident_token_cap=mine.incident_token_cap,
+        auto_apply=mine.auto_apply,
+        is_high_risk=mine.is_high_risk,
+        auditor_profile=mine.auditor_profile,
+        max_patch_files=mine.max_patch_files,
+        opened_paths=list(mine.opened_paths),
+    )

@@ -1,0 +1,45 @@
+"""What is done without being asked: at start, and every few seconds."""
+
+from __future__ import annotations
+
+import structlog
+from sqlalchemy.exc import DBAPIError
+
+from ..domain.errors import AutopackError
+from ..store import runs
+from .change import changing
+from .house import House
+from .projection import project_backlog
+from .rulesets import read_ruleset
+
+logger = structlog.get_logger(__name__)
+
+BATCH = 100
+
+
+def start_up(house: House) -> None:
+    """Lay out the project's files and roll forward whatever lags from before."""
+    house.mirror.prepare()
+    try:
+        read_ruleset(house)
+    except AutopackError as error:
+        logger.warning("ruleset_refused", why=error.detail)  # starts are refused, all else works
+    project_backlog(house)
+    keep_up(house)
+
+
+def keep_up(house: House) -> None:
+    """Roll forward what lags, and end what has waited too long. (01, 02 §2)"""
+    with house.reading() as session:
+        names = dict.fromkeys(
+            [
+                *runs.list_lagging(session, BATCH),
+                *runs.list_overdue(session, house.now(), BATCH),
+            ]
+        )
+    for run_id in names:
+        try:
+            with changing(house, run_id):
+                pass  # to take a run's lock is to bring it up to date
+        except (AutopackError, DBAPIError) as error:
+            logger.warning("upkeep_failed", run_id=run_id, why=str(error))

@@ -1,0 +1,199 @@
+"""Runs with their tiers and phases, and their passage between the tables and the rules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ScalarResult, func, select, text, update
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session, selectinload
+from sqlalchemy.sql import Select
+
+from ..domain.errors import NotFoundError
+from ..domain.events import Event, seal
+from ..domain.reports import read_off
+from ..domain.run import PhaseState, RunState, TierState
+from ..domain.states import RunStatus
+from ..models import EventRow, Phase, Run, Tier
+
+_GRAPH = selectinload(Run.tiers).selectinload(Tier.phases)
+
+
+@contextmanager
+def run_lock(session: Session, run_id: str) -> Iterator[None]:
+    """Hold the run's advisory lock, over any number of transactions of the session's connection.
+
+    The session has to be bound to a connection. The lock goes when the connection does, so a
+    killed service leaves none behind.
+    """
+    key = {"run_id": run_id.lower()}
+    session.execute(text("SELECT pg_advisory_lock(hashtextextended(:run_id, 0))"), key)
+    try:
+        yield
+    except BaseException:
+        session.rollback()  # which expires what was loaded, so only here
+        raise
+    finally:
+        connection = session.connection()
+        try:
+            session.execute(text("SELECT pg_advisory_unlock(hashtextextended(:run_id, 0))"), key)
+            session.commit()
+        except DBAPIError:
+            connection.invalidate()
+
+
+def get_run(session: Session, run_id: str) -> Run:
+    """Return a run with its tiers and phases. Raises NotFoundError."""
+    return _one(session.scalars(_by_name(run_id).options(_GRAPH)), run_id)
+
+
+def lock_run(session: Session, run_id: str) -> Run:
+    """Return a run with its tiers and phases, FOR UPDATE. Raises NotFoundError."""
+    query = _by_name(run_id).options(_GRAPH).with_for_update(of=Run)
+    return _one(session.scalars(query.execution_options(populate_existing=True)), run_id)
+
+
+def find_run_by_any_case(session: Session, run_id: str) -> Run | None:
+    """Return the run whose name is the same but for case."""
+    query = select(Run).where(func.lower(Run.run_id) == run_id.lower()).options(_GRAPH)
+    return session.scalars(query).one_or_none()
+
+
+def list_runs(
+    session: Session,
+    *,
+    limit: int,
+    before: tuple[datetime, int] | None = None,
+    status: RunStatus | None = None,
+    project_id: str | None = None,
+    containing: str | None = None,
+) -> list[Run]:
+    """Return runs, newest first, without their phases. `before` is a (created_at, id) to go on."""
+    query = select(Run).order_by(Run.created_at.desc(), Run.id.desc()).limit(limit)
+    if status is not None:
+        query = query.where(Run.state == status)
+    if project_id is not None:
+        query = query.where(Run.project_id == project_id)
+    if containing:
+        query = query.where(Run.run_id.icontains(containing, autoescape=True))
+    if before is not None:
+        query = query.where(text("(created_at, id) < (:at, :id)")).params(
+            at=before[0], id=before[1]
+        )
+    return list(session.scalars(query))
+
+
+def list_lagging(session: Session, limit: int) -> list[str]:
+    """Return runs whose branch or files have not caught up."""
+    return list(
+        session.scalars(
+            select(Run.run_id)
+            .where(Run.mirrored_revision < Run.revision)
+            .order_by(Run.id)
+            .limit(limit)
+        )
+    )
+
+
+def list_overdue(session: Session, now: datetime, limit: int) -> list[str]:
+    """Return live runs in which some wait has lasted too long."""
+    overdue_runs = select(Run.run_id).where(Run.ended_at.is_(None), Run.deadline_at <= now)
+    overdue_phases = (
+        select(Run.run_id)
+        .join(Phase, Phase.run_pk == Run.id)
+        .where(Run.ended_at.is_(None), Phase.deadline_at.is_not(None), Phase.deadline_at <= now)
+    )
+    return list(session.scalars(overdue_runs.union(overdue_phases).limit(limit)))
+
+
+def mark_mirrored(session: Session, run_pk: int, revision: int) -> None:
+    """Note that branch and files show this revision, and commit."""
+    session.execute(
+        update(Run)
+        .where(Run.id == run_pk, Run.mirrored_revision < revision)
+        .values(mirrored_revision=revision),
+        execution_options={"synchronize_session": False},
+    )
+    session.commit()
+
+
+def phases_of(run: Run) -> dict[str, Phase]:
+    """Return a loaded run's phases by name."""
+    return {phase.phase_id: phase for tier in run.tiers for phase in tier.phases}
+
+
+def read_state(run: Run) -> RunState:
+    """Return a loaded run as the rules see it."""
+    return read_off(
+        RunState,
+        run,
+        tiers=tuple(read_off(TierState, tier) for tier in run.tiers),
+        phases=tuple(read_off(PhaseState, phase) for tier in run.tiers for phase in tier.phases),
+    )
+
+
+def write_state(run: Run, state: RunState) -> None:
+    """Write back what the rules changed."""
+    _write(run, state)
+    tiers = {tier.tier_id: tier for tier in run.tiers}
+    for tier in state.tiers:
+        _write(tiers[tier.tier_id], tier)
+    phases = phases_of(run)
+    for phase in state.phases:
+        _write(phases[phase.phase_id], phase)
+
+
+def add_events(session: Session, run: Run, events: tuple[Event, ...]) -> None:
+    """Append events to the run's chain; the caller holds the run's lock."""
+    sealed = seal(events, run.event_sequence, run.event_hash)
+    if not sealed:
+        return
+    session.add_all(
+        EventRow(
+            run_pk=run.id,
+            sequence=one.sequence,
+            at=one.event.at,
+            actor=one.event.actor,
+            kind=one.event.kind,
+            phase_id=one.event.phase_id,
+            tier_id=one.event.tier_id,
+            from_state=one.event.from_state,
+            to_state=one.event.to_state,
+            reason=one.event.reason,
+            data=dict(one.event.data),
+            previous_hash=one.previous_hash,
+            hash=one.hash,
+        )
+        for one in sealed
+    )
+    run.event_sequence = sealed[-1].sequence
+    run.event_hash = sealed[-1].hash
+
+
+def _by_name(run_id: str) -> Select[Run]:
+    # The index is over lower(run_id); the name itself has to match in full.
+    return select(Run).where(func.lower(Run.run_id) == run_id.lower(), Run.run_id == run_id)
+
+
+def _one(rows: ScalarResult[Run], run_id: str) -> Run:
+    run = rows.one_or_none()
+    if run is None:
+        raise NotFoundError(f"there is no run '{run_id}'")
+    return run
+
+
+_NOT_COLUMNS = frozenset({"tiers", "phases"})
+
+
+def _write(row: object, state: Any) -> None:
+    for field in fields(state):
+        if field.name in _NOT_COLUMNS:
+            continue
+        value = getattr(state, field.name)
+        value = list(value) if type(value) is tuple else value
+        if getattr(row, field.name) != value:
+            setattr(row, field.name, value)
