@@ -21,6 +21,10 @@ _SURROGATES = re.compile(r"[\ud800-\udfff]")
 _SPECIAL = re.compile(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])")
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 _LINKS = re.compile(r"(?<=[A-Za-z]):(?=//)|(?<=[Ww]{3})\.")
+# Most names and reasons are of such characters only, and need no second look.
+_SUSPECT = re.compile(r"^[^A-Za-z]|[^A-Za-z0-9 ,.;()'\"!?%/-]|  | \Z|[Ww]{3}\.")
+_TAME_CODE = re.compile(r"[A-Za-z0-9_./:@-]+")
+_PIPE = re.compile(r"\\\||\|")
 _LINE_START = re.compile(r"^(?:[#+\-=:]|\d{1,9}(?=[.)]))")
 
 
@@ -32,9 +36,9 @@ def plain(text: str) -> str:
 
 def inline(text: str, limit: int | None = None) -> str:
     """Escape a text for the middle or the beginning of a line, cut at `limit` characters."""
-    text = plain(text)
-    if limit is not None and len(text) > limit:
-        text = text[: limit - 1].rstrip() + "…"
+    if not _SUSPECT.search(text) and (limit is None or len(text) <= limit):
+        return text
+    text = _cut(plain(text), limit)
     text = re.sub("[&<>]", lambda match: _ENTITIES[match[0]], text)
     text = _SPECIAL.sub(lambda match: "\\" + match[0], text)
     text = _LINKS.sub(lambda match: "\\" + match[0], text)
@@ -45,11 +49,17 @@ def _escape_start(match: re.Match[str]) -> str:
     return match[0] + "\\" if match[0].isdigit() else "\\" + match[0]
 
 
+def _cut(text: str, limit: int | None) -> str:
+    if limit is None or len(text) <= limit:
+        return text
+    return text[: limit - 1].rstrip() + "…"
+
+
 def code(text: str, limit: int | None = None) -> str:
     """Show a short text as code, whatever it holds."""
-    text = plain(text)
-    if limit is not None and len(text) > limit:
-        text = text[: limit - 1].rstrip() + "…"
+    if _TAME_CODE.fullmatch(text) and (limit is None or len(text) <= limit):
+        return f"`{text}`"
+    text = _cut(plain(text), limit)
     if not text:
         return NONE
     if "\\|" in text:  # tables do not agree on what that is inside code
@@ -84,7 +94,7 @@ def _row(cells: Sequence[str]) -> str:
 
 def _cell(cell: str) -> str:
     """Escape what is not escaped yet: inside code a pipe still ends a cell."""
-    return re.sub(r"\\\||\|", r"\\|", cell)
+    return _PIPE.sub(r"\\|", cell) if "|" in cell else cell
 
 
 def bullets(items: Iterable[str]) -> str:
