@@ -76,15 +76,15 @@ def _serve(options: argparse.Namespace, stack: ExitStack) -> None:
     listener = stack.enter_context(_listen(settings.host, settings.port))
     port = listener.getsockname()[1]
     url = f"http://{_shown_host(settings.host)}:{port}"
-    # Also opened by the application itself; here, so that a wrong one is told in one line.
+    from .main import create_app  # here, so that what is wrong above is told at once
+
+    app = create_app(settings)
+    # Opened by the application too; here, so that a wrong one is told in one line.
     database = stack.enter_context(open_database(settings))
     database.migrate()
-
-    from .main import create_app
-
     server = _Server(
         uvicorn.Config(
-            create_app(settings),
+            app,
             access_log=False,
             log_level="warning",
             timeout_graceful_shutdown=GRACEFUL_SECONDS,

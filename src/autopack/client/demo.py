@@ -97,9 +97,8 @@ def run_demo(url: str, repository: Path, runs_dir: Path) -> bool:
 What to look at, while this server runs (Ctrl-C stops it and removes the sample):
   git -C {repository} log --stat --decorate autonomous/{RUN_ID}
   git -C {repository} diff main...autonomous/{RUN_ID}
-  ls -R {runs_dir / RUN_ID}
+  less {runs_dir / RUN_ID / 'run_summary.md'}
   curl {url}/runs/{RUN_ID}
-  curl {url}/reports/run_summary/{RUN_ID}
   {url}/docs""",
         flush=True,
     )
@@ -147,12 +146,6 @@ class _Story:
         _say(f"The run is over: {run.get('state')}; its branch {verdict} be promoted to main.")
         if run.get("state") != "DONE_SUCCESS":
             raise DemoError(f"{RUN_ID} ended as {run.get('state')}: {run.get('failure_reason')}")
-        status = self._get(f"/runs/{RUN_ID}/integration_status")
-        _say(
-            f"{status.get('commits_ahead_of_main')} commits ahead of main, "
-            f"+{status.get('insertions')} -{status.get('deletions')} lines, "
-            f"{'merges cleanly' if status.get('mergeable') else 'does not merge'}."
-        )
 
     def _build(self, phase_id: str, path: str, content: str, *, comment: str = "") -> None:
         patch = make_patch(path, self._files.get(path), content)

@@ -1,0 +1,227 @@
+"""`python -m autopack serve` as its users meet it: a folder, a terminal, signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+import psutil
+import pytest
+
+if TYPE_CHECKING:
+    from conftest import GitRepo
+
+pytestmark = pytest.mark.e2e
+
+ROOT = Path(__file__).resolve().parents[1]
+PATIENCE_SECONDS = 60
+
+
+@dataclass
+class Service:
+    """A started service, and what it has printed."""
+
+    process: subprocess.Popen[str]
+    output: Path
+
+    @property
+    def text(self) -> str:
+        return self.output.read_text()
+
+    @property
+    def url(self) -> str:
+        return re.findall(r"^  API +(\S+)$", self.text, re.MULTILINE)[0]
+
+    def wait_for(self, words: str) -> None:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while words not in self.text:
+            assert self.process.poll() is None, self.text
+            assert time.monotonic() < deadline, self.text
+            time.sleep(0.05)
+
+    def end(self, number: signal.Signals) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(PATIENCE_SECONDS)
+
+
+Serve = Callable[..., Service]
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Serve]:
+    """Start `python -m autopack serve` in a folder; nothing of it is left after the test."""
+    services: list[Service] = []
+
+    def start(folder: Path, *arguments: str) -> Service:
+        output = tmp_path / f"output-{len(services)}"
+        with output.open("w") as file:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "autopack", "serve", "--port", "0", *arguments],
+                cwd=folder,
+                env=_environment(),
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        services.append(Service(process, output))
+        return services[-1]
+
+    yield start
+    for service in services:
+        if service.process.poll() is None:
+            service.process.kill()
+            service.process.wait()
+    for process in _postgres_below(tmp_path):
+        process.kill()
+
+
+def test_a_service_can_be_used_killed_started_again_and_stopped(
+    serve: Serve, git_repo: GitRepo
+) -> None:
+    folder = git_repo.path / "src"  # anywhere inside the repository will do
+    first = serve(folder)
+    first.wait_for("Ctrl-C stops")
+    assert f"serves {git_repo.path} (base: main)" in first.text
+    assert httpx.get(f"{first.url}/docs").status_code == 200
+
+    method, url, body = _next_step(first.text)
+    answer = httpx.request(method, url, json=body)
+    assert answer.status_code == 201, answer.text
+    assert git_repo.git("status", "--porcelain") == ""
+    assert (git_repo.path / ".autonomous_runs" / "run-001" / "run_summary.md").is_file()
+    assert (git_repo.path / ".autopack" / "postgres").is_dir()
+
+    first.process.kill()
+    first.process.wait()
+    second = serve(git_repo.path)
+    second.wait_for("Ctrl-C stops")
+    assert httpx.get(f"{second.url}/runs/run-001").json()["run_id"] == "run-001"
+
+    assert second.end(signal.SIGTERM) == 0
+    assert _postgres_below(git_repo.path) == []
+    assert "Traceback" not in first.text + second.text
+
+
+def test_ctrl_c_stops_everything_even_while_a_client_is_connected(
+    serve: Serve, git_repo: GitRepo
+) -> None:
+    service = serve(git_repo.path)
+    service.wait_for("Ctrl-C stops")
+    with httpx.Client(base_url=service.url) as client:
+        assert client.get("/health").json()["status"] == "healthy"
+        assert service.end(signal.SIGINT) == 130
+    assert _postgres_below(git_repo.path) == []
+    assert "Traceback" not in service.text
+
+
+def test_the_demonstration_drives_a_whole_run(serve: Serve, tmp_path: Path) -> None:
+    service = serve(tmp_path, "--demo")
+    service.wait_for("What to look at")
+    assert "refused (patch_conflict)" in service.text
+    assert "DONE_SUCCESS" in service.text
+    sample = Path(re.findall(r"serves (\S+)", service.text)[0])
+    log = subprocess.run(
+        ["git", "-C", sample, "log", "--format=%s", "autonomous/demo-001"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert len(log.stdout.splitlines()) == 5
+    assert service.end(signal.SIGTERM) == 0
+    assert not sample.exists()
+
+
+def test_without_a_repository_one_line_says_what_to_do(tmp_path: Path) -> None:
+    assert "git init" in _refusal(tmp_path)
+
+
+def test_without_a_commit_one_line_says_what_to_do(tmp_path: Path) -> None:
+    subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
+    assert "commit" in _refusal(tmp_path)
+
+
+def test_a_wrong_setting_is_named(git_repo: GitRepo) -> None:
+    assert "AUTOPACK_PORT ('x')" in _refusal(git_repo.path, AUTOPACK_PORT="x")
+
+
+def test_an_unreachable_database_is_named(git_repo: GitRepo) -> None:
+    line = _refusal(git_repo.path, DATABASE_URL="postgresql://a:secret@127.0.0.1:1/b")
+    assert "127.0.0.1:1/b" in line
+    assert "secret" not in line
+
+
+def test_the_settings_of_the_project_that_is_built_are_not_ours(git_repo: GitRepo) -> None:
+    (git_repo.path / ".env").write_text("AUTOPACK_PORT=theirs\n")
+    (git_repo.path / ".autopack").mkdir()
+    (git_repo.path / ".autopack" / ".env").write_text("AUTOPACK_PORT=ours\n")
+    assert "AUTOPACK_PORT ('ours')" in _refusal(git_repo.path)
+
+
+def test_a_taken_port_is_named(git_repo: GitRepo) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert f"port {port}" in _refusal(git_repo.path, AUTOPACK_PORT=port)
+
+
+def test_the_table_of_settings_is_in_step_with_the_code() -> None:
+    script = ROOT / "scripts" / "settings_table.py"
+    result = subprocess.run(
+        [sys.executable, script, "--check"], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def _environment(**more: str) -> dict[str, str]:
+    inherited = {
+        name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ
+    }
+    return {**inherited, "PYTHONPATH": str(ROOT / "src"), "PYTHONUNBUFFERED": "1", **more}
+
+
+def _refusal(folder: Path, **environment: str) -> str:
+    """Start where it must not start; return the one line that says why."""
+    result = subprocess.run(
+        [sys.executable, "-m", "autopack", "serve"],
+        cwd=folder,
+        env=_environment(**environment),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE_SECONDS,
+    )
+    assert result.returncode == 2, result.stderr
+    assert result.stdout == ""
+    assert result.stderr.count("\n") == 1, result.stderr
+    assert result.stderr.startswith("autopack: ")
+    return result.stderr
+
+
+def _next_step(text: str) -> tuple[str, str, object]:
+    """Read the curl that a start suggests, as a shell would."""
+    command = text[text.index("curl ") : text.index("Ctrl-C")]
+    words = shlex.split(command)
+    assert words[:2] == ["curl", "-X"]
+    return words[2], words[3], json.loads(words[words.index("-d") + 1])
+
+
+def _postgres_below(folder: Path) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.name() == "postgres" and Path(process.cwd()).is_relative_to(folder):
+                found.append(process)
+        except (psutil.Error, OSError):
+            continue
+    return found
