@@ -20,9 +20,9 @@ HEAD = """\
 Made from the Settings class by `python scripts/settings_table.py`; do not edit by hand.
 
 Settings come from the environment, and from `.env` in Autopack's own folder; to serve another
-repository, from `.autopack/.env` in that one (its own `.env` belongs to the project). The environment
-wins. Relative folders are taken from the top of the repository that is served. A wrong value stops
-the start with one line that names it.
+repository, from `.autopack/.env` in that one (its own `.env` belongs to the project). The
+environment wins. Relative folders are taken from the top of the repository that is served. A wrong
+value stops the start with one line that names it.
 
 | variable | default | meaning |
 |---|---|---|

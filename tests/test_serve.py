@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 if TYPE_CHECKING:
-    from conftest import GitRepo
+    from tests.conftest import GitRepo
 
 pytestmark = pytest.mark.e2e
 
@@ -42,7 +42,7 @@ class Service:
 
     @property
     def url(self) -> str:
-        return re.findall(r"^  API +(\S+)$", self.text, re.MULTILINE)[0]
+        return str(re.findall(r"^  API +(\S+)$", self.text, re.MULTILINE)[0])
 
     def wait_for(self, words: str) -> None:
         deadline = time.monotonic() + PATIENCE_SECONDS
