@@ -1,0 +1,256 @@
+"""Where a hunk stands in a file as it is now: pure functions, without git.
+
+git says only that a patch does not apply. This says of each hunk whether it fits, is there
+already, or else which lines stand where it wants to go.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from functools import cached_property
+
+from .scan import ScannedHunk
+
+# Lines like `}` stand everywhere and tell nothing about a place; looking at them all would make
+# the search quadratic.
+_MOST_CANDIDATES = 100
+_COMMON_LINE = 50
+_REACH = 20  # lines that an edit may have moved parts of a hunk away from each other
+
+
+class HunkStatus(StrEnum):
+    APPLIED = "applied"  # fits as it is
+    ALREADY_APPLIED = "already_applied"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class HunkImages:
+    """A hunk's lines before and after, each with its newline unless the file ends without one."""
+
+    old: tuple[bytes, ...]
+    new: tuple[bytes, ...]
+    must_begin: bool  # git takes it at the file's first line only
+    must_end: bool  # git takes it at the file's last line only
+
+
+@dataclass(frozen=True, slots=True)
+class HunkPlace:
+    """Where a hunk is in a file: lines `start` to `end`, counted from 0, `end` not included.
+
+    Of a refused hunk, the lines that most look like its old ones; None where none do.
+    """
+
+    status: HunkStatus
+    start: int | None = None
+    end: int | None = None
+    reason: str | None = None
+
+
+class FileLines:
+    """A file's lines, and where each of them stands."""
+
+    def __init__(self, lines: Sequence[bytes]) -> None:
+        self.lines = tuple(lines)
+
+    @cached_property
+    def _exact(self) -> dict[bytes, list[int]]:
+        return _index(self.lines)
+
+    @cached_property
+    def _loose_lines(self) -> tuple[bytes, ...]:
+        return tuple(map(_without_whitespace, self.lines))
+
+    @cached_property
+    def _loose(self) -> dict[bytes, list[int]]:
+        return _index(self._loose_lines)
+
+    def find(self, image: Sequence[bytes], near: int) -> list[int]:
+        """Where these very lines stand, the nearest first."""
+        return _find(tuple(image), self.lines, self._exact, near)
+
+    def find_loosely(self, image: Sequence[bytes], near: int) -> list[int]:
+        """Where these lines stand, whitespace set aside."""
+        loose = tuple(map(_without_whitespace, image))
+        return _find(loose, self._loose_lines, self._loose, near)
+
+    def find_traces(self, image: Sequence[bytes], near: int) -> tuple[int, int] | None:
+        """Where the telling lines of an image have most of their like, at one distance."""
+        votes: Counter[int] = Counter()
+        for offset, line in enumerate(image):
+            positions = self._exact.get(line, ())
+            if line.strip() and len(positions) <= _COMMON_LINE:
+                votes.update(position - offset for position in positions)
+        if not votes:
+            return None
+        best = max(votes, key=lambda start: (votes[start], -abs(start - near)))
+        matched = [
+            (offset, at)
+            for offset, line in enumerate(image)
+            if line.strip() and (at := self._nearest(line, best + offset)) is not None
+        ]
+        first, last = matched[0][0], matched[-1][0]
+        start = min(at for _, at in matched) - first
+        end = max(at for _, at in matched) + len(image) - last
+        return max(start, 0), min(end, len(self.lines))
+
+    def _nearest(self, line: bytes, near: int) -> int | None:
+        positions = self._exact.get(line, [])
+        right = bisect_left(positions, near)
+        at = min(
+            positions[max(right - 1, 0) : right + 1], key=lambda at: abs(at - near), default=-1
+        )
+        return at if at >= 0 and abs(at - near) <= _REACH else None
+
+
+def split_lines(content: bytes) -> list[bytes]:
+    """Split a file as git does: at LF alone, each line keeping it."""
+    lines = [line + b"\n" for line in content.split(b"\n")]
+    last = lines.pop().removesuffix(b"\n")
+    return [*lines, last] if last else lines
+
+
+def images(hunk: ScannedHunk) -> HunkImages:
+    old: list[bytes] = []
+    new: list[bytes] = []
+    trailing = 0
+    sides: tuple[list[bytes], ...] = ()
+    for line in hunk.body:
+        mark = line[:1]
+        if mark == b"\\":
+            for side in sides:
+                side[-1] = side[-1].removesuffix(b"\n")
+            continue
+        sides = {b"-": (old,), b"+": (new,)}.get(mark, (old, new))
+        for side in sides:
+            side.append(line[1:] + b"\n")
+        trailing = trailing + 1 if len(sides) == 2 else 0
+    return HunkImages(
+        old=tuple(old),
+        new=tuple(new),
+        must_begin=hunk.old_start <= 1,
+        must_end=trailing == 0,
+    )
+
+
+def with_line_ends_of(image: HunkImages, now: Sequence[bytes]) -> HunkImages:
+    """A hunk as it would read had it been made from a file with these lines' line ends."""
+    is_crlf = _is_crlf(now)
+    if _is_crlf(image.old) == is_crlf:
+        return image
+
+    def fit(line: bytes) -> bytes:
+        bare = line.removesuffix(b"\n").removesuffix(b"\r")
+        return bare + (b"\r\n" if is_crlf else b"\n") if line.endswith(b"\n") else line
+
+    return replace(image, old=tuple(map(fit, image.old)), new=tuple(map(fit, image.new)))
+
+
+def place_hunks(hunks: Iterable[ScannedHunk], file: FileLines) -> list[HunkPlace]:
+    """Place each of a file's hunks, expecting it as far off as the one before it was."""
+    places: list[HunkPlace] = []
+    drift = 0
+    taken: list[tuple[int, int]] = []
+    for hunk in hunks:
+        expected = max(hunk.old_start - 1, 0) + drift
+        place = _place(images(hunk), file, expected, taken)
+        if place.start is not None and place.end is not None:
+            if place.status is not HunkStatus.REFUSED:
+                taken.append((place.start, place.end))
+                drift = place.start - max(hunk.old_start - 1, 0)
+            if place.status is HunkStatus.ALREADY_APPLIED:
+                drift += hunk.new_count - hunk.old_count
+        places.append(place)
+    return places
+
+
+def _place(
+    image: HunkImages, file: FileLines, expected: int, taken: list[tuple[int, int]]
+) -> HunkPlace:
+    def is_free(start: int, length: int) -> bool:
+        return all(start + length <= begin or end <= start for begin, end in taken)
+
+    old, new, count = image.old, image.new, len(image.old)
+    found = [start for start in file.find(old, expected) if is_free(start, count)]
+    for start in found:
+        begins_right = start == 0 or not image.must_begin
+        if begins_right and (start + count == len(file.lines) or not image.must_end):
+            return HunkPlace(HunkStatus.APPLIED, start, start + count)
+    for start in file.find(new, expected):
+        if is_free(start, len(new)):
+            return HunkPlace(HunkStatus.ALREADY_APPLIED, start, start + len(new))
+    if found and old:
+        side, where = ("after", "end") if image.must_end else ("before", "beginning")
+        return HunkPlace(
+            HunkStatus.REFUSED,
+            found[0],
+            found[0] + count,
+            f"The hunk has no line of context {side} its change, so it only fits at the {where}"
+            " of the file; its lines stand elsewhere.",
+        )
+    for start in file.find_loosely(old, expected):
+        return HunkPlace(
+            HunkStatus.REFUSED,
+            start,
+            start + count,
+            _whitespace_reason(old, file.lines[start : start + count]),
+        )
+    traces = file.find_traces(old, expected)
+    if traces is None:
+        return HunkPlace(
+            HunkStatus.REFUSED, reason="None of the hunk's old lines stand in the file."
+        )
+    now = file.lines[traces[0] : traces[1]]
+    missing = next((line for line in old if line not in now), None)
+    reason = "The lines of the hunk stand in another order or number now."
+    if missing is not None:
+        reason = f"The old line {_shown(missing)} does not stand here any more."
+    return HunkPlace(HunkStatus.REFUSED, *traces, reason)
+
+
+def _whitespace_reason(old: Sequence[bytes], now: Sequence[bytes]) -> str:
+    if all(
+        left.rstrip(b"\r\n") == right.rstrip(b"\r\n") for left, right in zip(old, now, strict=True)
+    ):
+        ends = "CRLF" if _is_crlf(now) else "LF, or no newline at its end"
+        return f"The same lines stand here with other line ends: the file has {ends}."
+    return "The same lines stand here, but for their whitespace."
+
+
+def _is_crlf(lines: Sequence[bytes]) -> bool:
+    return sum(line.endswith(b"\r\n") for line in lines) * 2 > len(lines)
+
+
+def _shown(line: bytes) -> str:
+    text = line.rstrip(b"\n").decode(errors="backslashreplace")
+    return repr(text if len(text) <= 80 else f"{text[:80]}…")
+
+
+def _index(lines: Sequence[bytes]) -> dict[bytes, list[int]]:
+    positions: dict[bytes, list[int]] = {}
+    for at, line in enumerate(lines):
+        positions.setdefault(line, []).append(at)
+    return positions
+
+
+def _find(
+    image: tuple[bytes, ...],
+    lines: tuple[bytes, ...],
+    positions: dict[bytes, list[int]],
+    near: int,
+) -> list[int]:
+    """Where an image stands, by its rarest line; an empty one only in an empty file."""
+    if not image:
+        return [0] if not lines else []
+    rarest = min(range(len(image)), key=lambda offset: len(positions.get(image[offset], ())))
+    starts = [at - rarest for at in positions.get(image[rarest], ())]
+    starts = sorted(starts, key=lambda start: abs(start - near))[:_MOST_CANDIDATES]
+    return [at for at in starts if at >= 0 and lines[at : at + len(image)] == image]
+
+
+def _without_whitespace(line: bytes) -> bytes:
+    return b"".join(line.split())

@@ -1,0 +1,170 @@
+"""Carry a patch over to a head that moved on: find what it was made against, and merge.
+
+Not by `git apply -3`, which can write into a work tree in spite of `--cached`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .apply import RefusedError, apply_to_tree
+from .errors import PatchMalformedError, PatchPolicyError
+from .objects import TreeDraft
+from .quarantine import Quarantine
+from .scan import ScannedPatch
+
+# As many changes of the files in question are looked at; an agent's work is no older than that.
+_MOST_COMMITS = 500
+_COMMIT_ID = re.compile(r"[0-9a-f]{7,40}")
+_ABSENT = "0" * 40
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """What became of a merge: the tree where it was clean, else git's words on what was not.
+
+    `base` is the commit that the patch turned out to be made against, if one was found.
+    """
+
+    base: str | None
+    tree: str | None
+    problems: tuple[str, ...]
+
+
+def merge(
+    quarantine: Quarantine, head: str, scanned: ScannedPatch, base_commit: str | None
+) -> Merge:
+    """Merge the patch with the head, in quarantine.
+
+    Its base is the commit of the head's history whose files have the ids on the patch's `index`
+    lines; else `base_commit`, when that is in the head's history.
+    """
+    problems = []
+    by_index = _commit_of_index_lines(quarantine, head, scanned)
+    if by_index is None:
+        problems.append("The ids on its `index` lines name no one commit of the branch's history.")
+    given = _commit_in_history(quarantine, head, base_commit) if base_commit else None
+    if given is None:
+        problems.append(
+            f"base_commit {base_commit} is no commit of the branch's history."
+            if base_commit
+            else "No base_commit was given."
+        )
+    for base in dict.fromkeys(commit for commit in (by_index, given) if commit is not None):
+        try:
+            _, result = apply_to_tree(quarantine, scanned, _tree_of(quarantine, base))
+        except (RefusedError, PatchPolicyError, PatchMalformedError) as error:
+            problems.append(f"The patch does not apply to its base {base} either: {error}")
+            continue
+        theirs, trees = result.write()
+        quarantine.store(trees)
+        return _merge_trees(quarantine, base, _tree_of(quarantine, head), theirs)
+    return Merge(None, None, tuple(problems))
+
+
+def _merge_trees(quarantine: Quarantine, base: str, ours: str, theirs: str) -> Merge:
+    # `merge-tree` wants commits, and finds their base by itself: it gets three with no more
+    # history than that.
+    root = _write_commit(quarantine, _tree_of(quarantine, base))
+    head = _write_commit(quarantine, ours, root)
+    patch = _write_commit(quarantine, theirs, root)
+    result = quarantine.git(
+        "merge-tree", "--write-tree", "--messages", "-z", head, patch, allowed=(0, 1)
+    )
+    tree, _, rest = result.stdout.partition(b"\0")
+    if result.status == 0:
+        return Merge(base, tree.decode(), ())
+    _, _, messages = rest.partition(b"\0\0")
+    texts = messages.decode(errors="backslashreplace").split("\0")
+    problems = (text.strip() for text in texts if text.startswith("CONFLICT"))
+    return Merge(
+        base,
+        None,
+        tuple(text.replace(head, "the branch").replace(patch, "the patch") for text in problems),
+    )
+
+
+def _write_commit(quarantine: Quarantine, tree: str, *parents: str) -> str:
+    lines = [f"tree {tree}", *(f"parent {parent}" for parent in parents)]
+    lines += [f"{role} Autopack <autopack@localhost> 0 +0000" for role in ("author", "committer")]
+    return quarantine.write("commit", "\n".join([*lines, "", "Merge", ""]).encode())
+
+
+def _tree_of(quarantine: Quarantine, commit: str) -> str:
+    return quarantine.read(commit)[1][5:45].decode()
+
+
+def _commit_in_history(quarantine: Quarantine, head: str, commit: str) -> str | None:
+    """The full id of a commit that the head descends from.
+
+    No other may be a base: its content would show in the repair ticket.
+    """
+    if not _COMMIT_ID.fullmatch(commit):
+        return None
+    options = ("--verify", "--quiet", "--end-of-options")
+    found = quarantine.git("rev-parse", *options, f"{commit}^{{commit}}", allowed=(0, 1, 128))
+    if found.status:
+        return None
+    full = found.stdout.decode().strip()
+    ancestry = quarantine.git("merge-base", "--is-ancestor", full, head, allowed=(0, 1, 128))
+    return full if ancestry.status == 0 else None
+
+
+def _commit_of_index_lines(quarantine: Quarantine, head: str, scanned: ScannedPatch) -> str | None:
+    """The latest commit before the head all of whose files are as the patch's headers say.
+
+    An abbreviated id counts only when it fits one single version of its file. New files must be
+    absent.
+    """
+    wanted: dict[bytes, str] = {}
+    for file in scanned.files:
+        path, oid = file.old_path, file.index_old
+        if path is None:
+            path, oid = file.new_path, _ABSENT
+        elif file.hunks and (oid is None or not oid.strip("0")):
+            return None
+        if path is not None and oid is not None and b"\n" not in path:
+            wanted.setdefault(path, oid)  # a later patch of the same file starts from an earlier
+    if not wanted:
+        return None
+    paths = b"".join(path + b"\n" for path in wanted)
+    log = quarantine.git(
+        "--literal-pathspecs",
+        "log",
+        *("--first-parent", "-m", "--raw", "--no-abbrev", "--no-renames", "-z"),
+        *(f"--max-count={_MOST_COMMITS}", "--format=%P", "--stdin"),
+        stdin=head.encode() + b"\n--\n" + paths,
+        allowed=(0, 128),
+    ).stdout
+    at_head = TreeDraft(_tree_of(quarantine, head), lambda oid: quarantine.read(oid)[1])
+    state = {path: (at_head.lookup(path) or (0, _ABSENT))[1] for path in wanted}
+    versions = {path: {oid} for path, oid in state.items()}
+    base = None
+    for parent, changes in _walk(log):
+        for path, old in changes:
+            if path in wanted:  # and not a file beneath it, where it was a folder for a while
+                state[path] = old
+                versions[path].add(old)
+        if base is None and all(state[path].startswith(oid) for path, oid in wanted.items()):
+            base = parent
+    is_unique = all(
+        sum(version.startswith(oid) for version in versions[path]) == 1
+        for path, oid in wanted.items()
+    )
+    return base if is_unique else None
+
+
+def _walk(log: bytes) -> Iterator[tuple[str, list[tuple[bytes, str]]]]:
+    """Each commit of a log: its parent, and the ids that the files it changed had there."""
+    words = iter(log.split(b"\0"))
+    parent: str | None = None
+    changes: list[tuple[bytes, str]] = []
+    for word in words:
+        if word.startswith((b":", b"\n:")):
+            changes.append((next(words), word.split(b" ")[2].decode()))
+            continue
+        if parent:
+            yield parent, changes
+        parent, changes = word.partition(b" ")[0].decode(), []
