@@ -25,7 +25,7 @@ from autopack.domain.values import CiProfile, Complexity, Role, RunScope, Safety
 from autopack.domain.work import Outcome
 from autopack.mirror import Mirror
 
-NOON = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+NOON = datetime(2025, 3, 1, 12, 0, tzinfo=UTC)
 SHA = "0123456789abcdef0123456789abcdef01234567"
 
 MakeRun = Callable[..., RunReport]

@@ -75,7 +75,7 @@ def _encode(document: Mapping[str, Any]) -> bytes:
 
 
 def _encode_by_key(head: Mapping[str, Any], entries: Iterable[tuple[str, Any]]) -> bytes:
-    """Encode with one entry a line: ten times as fast as indenting, and good to search."""
+    """Encode with one entry a line: cheaper than indenting, and good to search."""
     names = ",\n".join(f"  {_LINE.encode(name)}: {_LINE.encode(head[name])}" for name in head)
     lines = ",\n".join(f"    {_LINE.encode(key)}: {_LINE.encode(entry)}" for key, entry in entries)
     by_key = f"{{\n{lines}\n  }}" if lines else "{}"

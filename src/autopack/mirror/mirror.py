@@ -135,9 +135,11 @@ class Mirror:
     ) -> None:
         """Return once the backlog's file holds at least the state that stood at the call.
 
-        `read` is called with the runs directory locked and must look at committed data anew, in a
-        transaction of its own. Callers that come while another one writes share the next write, for
-        which the `read` of one of them is called. Raises MirrorUnusableError, and what `read` does.
+        `read` is called, if at all, in the caller's own thread, with the runs directory locked. It
+        must see what is committed by then, so it needs a new transaction, for which the caller's
+        connection will do: to ask a pool for another while many wait here could take them all.
+        Callers that come while another one writes share the next write, for which the `read` of
+        one of them is called. Raises MirrorUnusableError, and what `read` does.
         """
         with self._backlogs_guard:
             coalescer = self._backlogs.setdefault(project_id, Coalescer())
