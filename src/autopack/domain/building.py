@@ -147,6 +147,8 @@ def pass_gate(course: Course, phase_id: str) -> None:
 def _why_review(course: Course, phase: PhaseState, status: BuilderStatus) -> str | None:
     if status is BuilderStatus.NEEDS_REVIEW:
         return "the Builder asks for a review"
+    if phase.is_review_requested:
+        return "a review was asked for"
     if phase.major_issues_count:
         return f"{phase.major_issues_count} major issues are open in the phase"
     if phase.is_high_risk and course.run.high_risk_needs_review:

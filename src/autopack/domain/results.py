@@ -61,6 +61,16 @@ class BuilderReport(Closed):
         return _patch_bytes(self.patch_content, self.patch_content_base64)
 
 
+class AuditRequest(Closed):
+    """A review is asked for."""
+
+    phase_id: Identifier | None = None
+    run_id: Identifier | None = None
+    tier_id: Identifier | None = None
+    review_focus: Text | None = None
+    auditor_profile: Word | None = None
+
+
 class SuggestedPatch(Closed):
     """A patch of the Auditor's own."""
 

@@ -36,6 +36,43 @@ def await_review(course: Course, phase_id: str, reason: str) -> None:
     course.note("ReviewOpened", phase_id=phase_id, reason=reason)
 
 
+def request_review(course: Course, phase_id: str) -> None:
+    """Note that a review is wanted: the phase will not pass its next gate without one."""
+    course.require_live()
+    course.change_phase(phase_id, is_review_requested=True)
+    course.note("ReviewRequested", phase_id=phase_id)
+
+
+def count_review(course: Course, phase_id: str, tokens: int) -> None:
+    """Count an Auditor's try and its tokens; passing the run's cap ends the run."""
+    phase = course.phase(phase_id)
+    course.change_phase(
+        phase_id,
+        auditor_attempts_used=phase.auditor_attempts_used + 1,
+        is_review_requested=False,
+    )
+    course.count_tokens(phase_id, tokens)
+
+
+def drop_pending(course: Course, phase_id: str, reason: str) -> None:
+    """Discard a pending patch that no longer applies, on the Builder's account.
+
+    The Auditor did nothing wrong, so its try is given back.
+    """
+    phase = course.phase(phase_id)
+    course.change_phase(
+        phase_id,
+        pending_submission_id=None,
+        auditor_attempts_used=phase.auditor_attempts_used - 1,
+        failure_reason=reason,
+    )
+    course.note("PendingPatchDiscarded", phase_id=phase_id, reason=reason)
+    if phase.builder_tries_left:
+        course.move_phase(phase_id, PhaseStatus.QUEUED, reason)
+    else:
+        enter_review(course, phase_id, f"the held patch no longer applies: {reason}")
+
+
 def require_reviewable(course: Course, phase_id: str) -> PhaseState:
     """Make sure that the phase takes an Auditor's result now."""
     course.require_live()

@@ -79,6 +79,7 @@ class PhaseState:
     builder_attempts_used: int = 0
     auditor_attempts_used: int = 0
     is_builder_spent: bool = False
+    is_review_requested: bool = False
     tokens_used: int = 0
     fence: int = 0
     deadline_at: datetime | None = None

@@ -180,6 +180,7 @@ class Phase(Base):
     builder_attempts_used: Mapped[int] = mapped_column(default=0)
     auditor_attempts_used: Mapped[int] = mapped_column(default=0)
     is_builder_spent: Mapped[bool] = mapped_column(default=False)
+    is_review_requested: Mapped[bool] = mapped_column(default=False)
     tokens_used: Mapped[int] = mapped_column(default=0)
     # What agents claimed of themselves; recorded, never believed.
     builder_attempts_claimed: Mapped[int | None]

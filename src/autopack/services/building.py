@@ -7,7 +7,7 @@ from typing import Any
 from ..domain import building
 from ..domain.building import BuilderAction
 from ..domain.course import Course
-from ..domain.errors import AutopackError, InvalidError
+from ..domain.errors import AutopackError
 from ..domain.results import BuilderReport, without_patches
 from ..domain.states import PhaseStatus
 from ..domain.values import Role
@@ -18,6 +18,7 @@ from . import patching
 from .change import RunChange, changing
 from .house import House
 from .issues import note_issues
+from .naming import require_same_names
 from .replies import Answer, key_scope, once
 
 
@@ -118,49 +119,17 @@ def _take(
                 change, phase, submission, patch, title=phase.name, base_commit=report.base_commit
             )
             submission.outcome, patch.status = Outcome.APPLIED, PatchStatus.APPLIED
-            course.note(
-                "PatchApplied",
-                phase_id=phase_id,
-                data={
-                    "submission_id": submission.id,
-                    "patch_sha256": patch.sha256,
-                    "commit": commit.sha,
-                    "tree": commit.tree,
-                    "parent": commit.parent,
-                },
-            )
+            patching.note_applied(change, phase, patch, commit)
             building.take_applied(course, phase_id, report.status, commit.sha)
         else:
             patching.dry_apply(change, phase, patch, report.base_commit)
             submission.outcome, patch.status = Outcome.HELD, PatchStatus.PENDING
             building.take_held(course, phase_id, submission.id)
     except patching.PATCH_FAULTS as error:
-        refuse(submission, error)
+        patching.refuse(submission, error)
         building.fail_attempt(course, phase_id, error.detail, signature=f"patch:{patch.sha256}")
         return submission, None, error
     return submission, commit, None
-
-
-def refuse(submission: Submission, error: AutopackError) -> None:
-    """Note on a submission why its patch was refused."""
-    is_conflict = error.kind.value == "conflict"
-    submission.outcome = Outcome.CONFLICT if is_conflict else Outcome.REFUSED
-    submission.reason = error.detail
-
-
-def require_same_names(
-    run_id: str, phase_id: str, body_run_id: str | None, body_phase_id: str | None
-) -> None:
-    """Refuse a body that names another run or phase than the path. Raises InvalidError."""
-    for field, inside, outside in (
-        ("run_id", body_run_id, run_id),
-        ("phase_id", body_phase_id, phase_id),
-    ):
-        if inside is not None and inside != outside:
-            raise InvalidError(
-                f"{field} is '{inside}' in the body and '{outside}' in the path; they must agree",
-                errors=[{"loc": field, "message": "differs from the path"}],
-            )
 
 
 def what_next(course: Course) -> dict[str, Any]:

@@ -100,13 +100,9 @@ class RunChange:
         self._commits.append(commit)
         return commit
 
-    def discard_commits(self, kept: int) -> None:
-        """Forget the commits added past `kept`: of several patches all are applied or none."""
-        del self._commits[kept:]
-
-    @property
-    def commit_count(self) -> int:
-        return len(self._commits)
+    def discard_commits(self) -> None:
+        """Forget the commits added: of several patches all are applied or none."""
+        self._commits.clear()
 
     def conclude(self) -> None:
         """Let everything follow from what was decided, and write it to the tables."""
@@ -119,6 +115,10 @@ class RunChange:
         self.touched |= {
             phase.phase_id for phase in state.phases if phase != before[phase.phase_id]
         }
+        for phase in state.phases:
+            held = before[phase.phase_id].pending_submission_id
+            if held is not None and held != phase.pending_submission_id:
+                submissions.discard_pending(self.session, held)
         runs.write_state(self.run, state)
         self._take_snapshots(
             [

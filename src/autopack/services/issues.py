@@ -68,6 +68,11 @@ def note_issues(change: RunChange, phase: Phase, reports: Iterable[IssueReport])
     if not seen:
         return
     change.touched.add(phase.phase_id)
+    recount_issues(change)
+
+
+def recount_issues(change: RunChange) -> None:
+    """Let the rules know the counts of open issues as they are now."""
     change.is_index_touched = True
     change.session.flush()
     counts = issues.count_open(change.session, change.run.id)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from ..domain.errors import AutopackError
+from ..domain.errors import AutopackError, ErrorKind
+from ..domain.path_policy import DEFAULT_PROTECTED, PathPolicy, judge
 from ..domain.values import CiProfile
-from ..domain.work import CommitKind
+from ..domain.work import CommitKind, Outcome
 from ..gitrepo import (
     BranchCheckedOutError,
+    ChangeSet,
     Judge,
     PatchAlreadyAppliedError,
     PatchConflictError,
@@ -40,7 +42,22 @@ def require_free_branch(change: RunChange) -> None:
 
 def judge_for(change: RunChange, phase: Phase) -> Judge:
     """Return the policy that a patch of this phase has to meet."""
-    return lambda changes: None
+    settings = change.house.settings
+    policy = PathPolicy(
+        protected=(*DEFAULT_PROTECTED, *change.run.protected_paths),
+        opened=tuple(phase.opened_paths),
+        allowed=None if phase.allowed_paths is None else tuple(phase.allowed_paths),
+        max_files=min(settings.max_patch_files, phase.max_patch_files or settings.max_patch_files),
+        max_path_bytes=settings.max_path_bytes,
+        max_path_depth=settings.max_path_depth,
+    )
+
+    def require_allowed(changes: ChangeSet) -> None:
+        violations = judge(changes, policy)
+        if violations:
+            raise PatchPolicyError(violations)
+
+    return require_allowed
 
 
 def dry_apply(change: RunChange, phase: Phase, patch: Patch, base_commit: str | None) -> None:
@@ -65,7 +82,7 @@ def apply(
         change.head, patch.content, judge_for(change, phase), base_commit=base_commit
     )
     patch.files_changed = [file.shown_path for file in applied.changes]
-    return change.add_commit(
+    commit = change.add_commit(
         CommitKind.PATCH,
         applied.tree,
         _message(change, phase, submission, patch, title),
@@ -73,6 +90,35 @@ def apply(
         patch_pk=patch.id,
         is_merged=applied.merged,
     )
+    return commit
+
+
+def note_applied(change: RunChange, phase: Phase, patch: Patch, commit: Commit) -> None:
+    """Record the event of a patch that is on the branch for good."""
+    change.course.note(
+        "PatchApplied",
+        phase_id=phase.phase_id,
+        data={
+            "submission_id": patch.submission_pk,
+            "patch_sha256": patch.sha256,
+            "commit": commit.sha,
+            "tree": commit.tree,
+            "parent": commit.parent,
+        },
+    )
+
+
+def refuse(submission: Submission, error: AutopackError) -> None:
+    """Note on a submission why its patch was refused."""
+    is_conflict = error.kind is ErrorKind.CONFLICT
+    submission.outcome = Outcome.CONFLICT if is_conflict else Outcome.REFUSED
+    submission.reason = error.detail
+
+
+def title_of(patch: Patch, otherwise: str) -> str:
+    """Return the first line of a patch's description, else what is given."""
+    lines = (patch.description or "").strip().splitlines()
+    return lines[0][:200] if lines else otherwise
 
 
 def _message(

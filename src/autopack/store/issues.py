@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Integer, and_, case, cast, func, select, tuple_
+from sqlalchemy import Integer, and_, case, cast, func, select, tuple_, update
 from sqlalchemy.dialects.postgresql import aggregate_order_by, insert
 from sqlalchemy.orm import Session
 
@@ -39,6 +39,20 @@ def list_issues(session: Session, phase_pks: Iterable[int]) -> list[Issue]:
     return list(
         session.scalars(select(Issue).where(Issue.phase_pk.in_(phase_pks)).order_by(Issue.id))
     )
+
+
+def resolve_in_run(session: Session, run_pk: int, keys: Sequence[str]) -> dict[str, list[str]]:
+    """Resolve keys in all phases of a run; return the phases in which each was seen."""
+    resolve = (
+        update(Issue)
+        .where(Issue.run_pk == run_pk, Issue.issue_key.in_(keys), Phase.id == Issue.phase_pk)
+        .values(status=IssueStatus.RESOLVED)
+        .returning(Issue.issue_key, Phase.phase_id)
+    )
+    phases: dict[str, list[str]] = {}
+    for key, phase_id in session.execute(resolve):
+        phases.setdefault(key, []).append(phase_id)
+    return phases
 
 
 def count_open(session: Session, run_pk: int) -> OpenIssueCounts:

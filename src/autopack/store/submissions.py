@@ -42,6 +42,11 @@ def new_patch(
     )
 
 
+def get_submission(session: Session, submission_pk: int) -> Submission:
+    """Return a submission that is known to be there."""
+    return session.get_one(Submission, submission_pk)
+
+
 def list_submissions(session: Session, phase_pks: Iterable[int]) -> list[Submission]:
     """Return the submissions of phases, oldest first."""
     return list(
@@ -110,9 +115,13 @@ def next_position(session: Session, run_pk: int) -> int:
     return session.scalars(query).one()
 
 
-def set_patch_status(session: Session, submission_pk: int, status: PatchStatus) -> None:
-    """Say what became of a submission's patches."""
-    session.execute(update(Patch).where(Patch.submission_pk == submission_pk).values(status=status))
+def discard_pending(session: Session, submission_pk: int) -> None:
+    """Say that patches which were held will not be applied any more."""
+    session.execute(
+        update(Patch)
+        .where(Patch.submission_pk == submission_pk, Patch.status == PatchStatus.PENDING)
+        .values(status=PatchStatus.DISCARDED)
+    )
 
 
 def find_reply(session: Session, run_pk: int, scopes: Sequence[str]) -> dict[str, Reply]:

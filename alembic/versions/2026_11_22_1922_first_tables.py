@@ -1,6 +1,6 @@
 """first tables
 
-Revision: first, after , 2026-11-22 19:14:55.562620+00:00
+Revision: first, after , 2026-11-22 19:22:40.140268+00:00
 """
 
 from __future__ import annotations
@@ -409,6 +409,7 @@ def upgrade() -> None:
         sa.Column("builder_attempts_used", sa.BigInteger(), nullable=False),
         sa.Column("auditor_attempts_used", sa.BigInteger(), nullable=False),
         sa.Column("is_builder_spent", sa.Boolean(), nullable=False),
+        sa.Column("is_review_requested", sa.Boolean(), nullable=False),
         sa.Column("tokens_used", sa.BigInteger(), nullable=False),
         sa.Column("builder_attempts_claimed", sa.BigInteger(), nullable=True),
         sa.Column("minor_issues_claimed", sa.BigInteger(), nullable=True),
