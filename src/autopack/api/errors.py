@@ -88,6 +88,19 @@ def problem_response(
     return JSONResponse(document, status, headers, media_type=MEDIA_TYPE)
 
 
+def problem_document(error: AutopackError) -> dict[str, Any]:
+    """Write a refusal as the document that it is answered with."""
+    status = STATUS_OF_KIND[error.kind]
+    return {
+        "type": f"urn:autopack:problem:{error.code}",
+        "title": TITLES[status],
+        "status": status,
+        "detail": error.detail,
+        "code": error.code,
+        **error.extra,
+    }
+
+
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Describe an operation's refusals for OpenAPI."""
     return {

@@ -67,6 +67,23 @@ BUILDER_RESULT = {
     "status": "success",
     "notes": "Implemented JWT authentication with refresh tokens",
 }
+AUDITOR_REQUEST = {
+    "phase_id": "P1.1",
+    "run_id": "run-001",
+    "tier_id": "T1",
+    "review_focus": "security",
+    "auditor_profile": "schema_review",
+}
+AUDITOR_RESULT = {
+    "phase_id": "P1.1",
+    "run_id": "run-001",
+    "review_notes": "Security review complete",
+    "recommendation": "approve",
+    "confidence": "high",
+}
+PATCH_CHECK = {"phase_id": "P1.1", "patch_content": PATCH}
+ROLLBACK = {"to_phase": "P1.1", "reason": "the release was postponed"}
+CANCEL = {"reason": "the plan was wrong"}
 
 
 def example(value: dict[str, Any], summary: str) -> dict[str, Example]:

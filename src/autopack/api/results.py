@@ -6,14 +6,20 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body, Response
 
-from ..domain.results import BuilderReport
-from ..services import building
+from ..domain.results import AuditorReport, AuditRequest, BuilderReport
+from ..services import auditing, building, runs
 from .bodies import StrictRoute
 from .errors import problems
-from .examples import BUILDER_RESULT, example
+from .examples import AUDITOR_REQUEST, AUDITOR_RESULT, BUILDER_RESULT, example
 from .inputs import IdempotencyKey, InHouse, PhaseId, RunId
 from .replay import replayed
-from .schemas.results import BuilderResultAnswer
+from .schemas.results import (
+    AttemptAnswer,
+    AttemptsAnswer,
+    AuditorResultAnswer,
+    AuditRequestAnswer,
+    BuilderResultAnswer,
+)
 
 router = APIRouter(tags=["results"], route_class=StrictRoute)
 
@@ -41,3 +47,64 @@ def builder_result(
     """
     answer = building.submit_builder_result(house, run_id, phase_id, report, idempotency_key)
     return replayed(response, answer)
+
+
+@router.post(
+    "/runs/{run_id}/phases/{phase_id}/auditor_request",
+    status_code=202,
+    response_model=AuditRequestAnswer,
+    responses=problems(404, 409, 413, 422, 503),
+    summary="Ask for a review",
+)
+def auditor_request(
+    house: InHouse,
+    response: Response,
+    run_id: RunId,
+    phase_id: PhaseId,
+    request: Annotated[
+        AuditRequest, Body(openapi_examples=example(AUDITOR_REQUEST, "A look at security"))
+    ],
+    idempotency_key: IdempotencyKey = None,
+) -> object:
+    """The phase will not pass its next gate without an Auditor.
+
+    For a phase that is final the request is advisory.
+    """
+    answer = auditing.request_audit(house, run_id, phase_id, request, idempotency_key)
+    return replayed(response, answer)
+
+
+@router.post(
+    "/runs/{run_id}/phases/{phase_id}/auditor_result",
+    response_model=AuditorResultAnswer,
+    responses=problems(404, 409, 413, 422, 503),
+    summary="Submit an Auditor's result",
+)
+def auditor_result(
+    house: InHouse,
+    response: Response,
+    run_id: RunId,
+    phase_id: PhaseId,
+    report: Annotated[AuditorReport, Body(openapi_examples=example(AUDITOR_RESULT, "An approval"))],
+    idempotency_key: IdempotencyKey = None,
+) -> object:
+    """`approve` applies a held patch, then the Auditor's own; `revise` sends the phase back to the
+    Builder; `escalate` fails it. Several patches are applied all or none.
+    """
+    answer = auditing.submit_auditor_result(house, run_id, phase_id, report, idempotency_key)
+    return replayed(response, answer)
+
+
+@router.get(
+    "/runs/{run_id}/phases/{phase_id}/attempts",
+    responses=problems(404, 422, 503),
+    summary="Read what agents posted to a phase",
+)
+def attempts(house: InHouse, run_id: RunId, phase_id: PhaseId) -> AttemptsAnswer:
+    """Each submission of a Builder or an Auditor and what came of it, oldest first."""
+    found = runs.list_attempts(house, run_id, phase_id)
+    return AttemptsAnswer(
+        run_id=run_id,
+        phase_id=phase_id,
+        attempts=[AttemptAnswer.model_validate(attempt) for attempt in found],
+    )

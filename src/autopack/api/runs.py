@@ -10,15 +10,20 @@ from fastapi import APIRouter, Body, Query, Response
 from ..domain.errors import InvalidError
 from ..domain.plan import Plan
 from ..domain.states import RunStatus
-from ..domain.values import Identifier
+from ..domain.values import Closed, Identifier, Text
 from ..services import runs
 from .bodies import StrictRoute
 from .errors import problems
-from .examples import PLAN, example
+from .examples import CANCEL, PLAN, example
 from .inputs import Cursor, InHouse, PageLimit, RunId, decode_cursor, encode_cursor
+from .schemas.events import EventAnswer, EventPage
 from .schemas.runs import RunAnswer, RunPage, RunSummaryAnswer
 
 router = APIRouter(tags=["runs"], route_class=StrictRoute)
+
+
+class Cancellation(Closed):
+    reason: Text = ""
 
 
 @router.post(
@@ -89,3 +94,34 @@ def list_runs(
 def get_run(house: InHouse, run_id: RunId) -> object:
     """A run with its tiers and their phases."""
     return runs.get_run(house, run_id)
+
+
+@router.post(
+    "/runs/{run_id}/cancel",
+    response_model=RunAnswer,
+    responses=problems(404, 409, 413, 422, 503),
+    summary="Cancel a run",
+)
+def cancel_run(
+    house: InHouse,
+    run_id: RunId,
+    wanted: Annotated[Cancellation, Body(openapi_examples=example(CANCEL, "A reason"))],
+) -> object:
+    """End a live run as `DONE_FAILED_REQUIRES_HUMAN_REVIEW`; what is not final is skipped."""
+    return runs.cancel_run(house, run_id, wanted.reason)
+
+
+@router.get(
+    "/runs/{run_id}/events", responses=problems(404, 422, 503), summary="Read a run's events"
+)
+def list_events(
+    house: InHouse, run_id: RunId, limit: PageLimit = 100, cursor: Cursor = None
+) -> EventPage:
+    """What happened, in order; each event carries the hash of the one before it."""
+    after = decode_cursor(cursor, int)[0] if cursor else 0
+    page, more = runs.list_events(house, run_id, after=after, limit=limit)
+    return EventPage(
+        run_id=run_id,
+        events=[EventAnswer.model_validate(event) for event in page],
+        next_cursor=None if more is None else encode_cursor(more),
+    )

@@ -61,6 +61,22 @@ class BuilderReport(Closed):
         return _patch_bytes(self.patch_content, self.patch_content_base64)
 
 
+class PatchCheck(Closed):
+    """A patch that somebody wants to know about before it counts."""
+
+    phase_id: Identifier | None = None
+    patch_content: PatchText | None = None
+    patch_content_base64: str | None = None
+    base_commit: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
+
+    def patch(self) -> bytes:
+        """Return the patch's bytes. Raises InvalidError."""
+        patch = _patch_bytes(self.patch_content, self.patch_content_base64)
+        if patch is None:
+            raise InvalidError("patch_content: send a patch, here or as patch_content_base64")
+        return patch
+
+
 class AuditRequest(Closed):
     """A review is asked for."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .building import fail_attempt
 from .course import Course
+from .errors import ConflictError
 from .reviewing import after_failed_review, await_review
 from .run import CompletedBy, FailureCode, PhaseState
 from .states import IllegalTransitionError, PhaseStatus
@@ -80,6 +81,31 @@ def cancel(course: Course, reason: str) -> None:
     """End the run at the operator's word."""
     course.require_live()
     course.end_failed(FailureCode.CANCELLED, f"cancelled: {reason}" if reason else "cancelled")
+
+
+class RunNotOverError(ConflictError):
+    code = "run_not_over"
+
+
+class BranchNotOursError(ConflictError):
+    code = "branch_moved"
+
+
+def require_rollback(course: Course) -> None:
+    """Only a run that is over can be rolled back, and only where the branch is still its own."""
+    run = course.run
+    if not course.is_over:
+        raise RunNotOverError(f"run '{run.run_id}' is {run.state}; it can be rolled back when over")
+    if run.failure_code is FailureCode.BRANCH_MOVED:
+        raise BranchNotOursError(
+            f"the branch of run '{run.run_id}' was moved by somebody else and is left alone"
+        )
+
+
+def roll_back(course: Course, commit: str, to_phase: str, reason: str) -> None:
+    """Note that the branch was put back to a snapshot: the run is not eligible any more."""
+    course.change_run(is_rolled_back=True, head_commit=commit)
+    course.note("RunRolledBack", phase_id=to_phase, reason=reason, data={"commit": commit})
 
 
 def pass_time(course: Course) -> None:

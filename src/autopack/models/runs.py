@@ -193,6 +193,7 @@ class Phase(Base):
     commit: Mapped[str | None]
     snapshot_tag: Mapped[str | None]
     snapshot_oid: Mapped[str | None]
+    snapshot_commit: Mapped[str | None]
     pending_submission_id: Mapped[int | None] = mapped_column(
         ForeignKey("submissions.id", use_alter=True)
     )

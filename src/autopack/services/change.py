@@ -19,7 +19,7 @@ import structlog
 from sqlalchemy.orm import Session
 
 from ..domain.course import Course
-from ..domain.errors import AutopackError, NotFoundError, UnavailableError
+from ..domain.errors import AutopackError, UnavailableError
 from ..domain.events import SUPERVISOR
 from ..domain.naming import branch_ref, snapshot_name, snapshot_ref
 from ..domain.run import FailureCode
@@ -61,10 +61,7 @@ class RunChange:
         self._revision = run.revision
 
     def phase(self, phase_id: str) -> Phase:
-        phase = self.phases.get(phase_id)
-        if phase is None:
-            raise NotFoundError(f"run '{self.run.run_id}' has no phase '{phase_id}'")
-        return phase
+        return runs.get_phase(self.run, phase_id)
 
     @property
     def head(self) -> str:
@@ -196,6 +193,7 @@ class RunChange:
         for phase in completed:
             name = snapshot_name(self.run.run_id, phase.tier_id, phase.phase_id)
             phase.snapshot_tag = name
+            phase.snapshot_commit = self.head
             phase.snapshot_oid = self.house.repository.write_tag(
                 name=name,
                 commit=self.head,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..config import Settings
 from ..domain.errors import AutopackError, ErrorKind
 from ..domain.path_policy import DEFAULT_PROTECTED, PathPolicy, judge
 from ..domain.values import CiProfile
@@ -16,7 +17,7 @@ from ..gitrepo import (
     PatchMalformedError,
     PatchPolicyError,
 )
-from ..models import Commit, Patch, Phase, Submission
+from ..models import Commit, Patch, Phase, Run, Submission
 from .change import RunChange
 
 # Refusals that are the patch's own fault: they use up a try. What is too large, or the
@@ -40,11 +41,10 @@ def require_free_branch(change: RunChange) -> None:
         )
 
 
-def judge_for(change: RunChange, phase: Phase) -> Judge:
+def judge_for(settings: Settings, run: Run, phase: Phase) -> Judge:
     """Return the policy that a patch of this phase has to meet."""
-    settings = change.house.settings
     policy = PathPolicy(
-        protected=(*DEFAULT_PROTECTED, *change.run.protected_paths),
+        protected=(*DEFAULT_PROTECTED, *run.protected_paths),
         opened=tuple(phase.opened_paths),
         allowed=None if phase.allowed_paths is None else tuple(phase.allowed_paths),
         max_files=min(settings.max_patch_files, phase.max_patch_files or settings.max_patch_files),
@@ -63,7 +63,10 @@ def judge_for(change: RunChange, phase: Phase) -> Judge:
 def dry_apply(change: RunChange, phase: Phase, patch: Patch, base_commit: str | None) -> None:
     """See that a patch could be applied now, and note which files it changes."""
     applied = change.house.repository.dry_apply(
-        change.head, patch.content, judge_for(change, phase), base_commit=base_commit
+        change.head,
+        patch.content,
+        judge_for(change.house.settings, change.run, phase),
+        base_commit=base_commit,
     )
     patch.files_changed = [file.shown_path for file in applied.changes]
 
@@ -79,7 +82,10 @@ def apply(
 ) -> Commit:
     """Put a patch on the branch as one commit. Raises one of PATCH_FAULTS."""
     applied = change.house.repository.apply(
-        change.head, patch.content, judge_for(change, phase), base_commit=base_commit
+        change.head,
+        patch.content,
+        judge_for(change.house.settings, change.run, phase),
+        base_commit=base_commit,
     )
     patch.files_changed = [file.shown_path for file in applied.changes]
     commit = change.add_commit(

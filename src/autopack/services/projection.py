@@ -85,7 +85,7 @@ def run_report(session: Session, run: Run, *, detailed: Collection[str] | None) 
     attempts: dict[int, list[AttemptReport]] = {}
     found: dict[int, list[IssueReportEntry]] = {}
     if wanted:
-        attempts = _attempts(session, wanted)
+        attempts = attempt_reports(session, wanted)
         for issue in issues.list_issues(session, wanted):
             found.setdefault(issue.phase_pk, []).append(read_off(IssueReportEntry, issue))
     tiers = []
@@ -109,7 +109,8 @@ def _phase_report(
     )
 
 
-def _attempts(session: Session, phase_pks: list[int]) -> dict[int, list[AttemptReport]]:
+def attempt_reports(session: Session, phase_pks: list[int]) -> dict[int, list[AttemptReport]]:
+    """Return the submissions to each phase, with the commits that came of them."""
     rows = submissions.list_submissions(session, phase_pks)
     if not rows:
         return {}

@@ -7,18 +7,21 @@ from datetime import datetime, timedelta
 
 from sqlalchemy.orm import Session
 
+from ..domain import steering
 from ..domain.errors import ConflictError
 from ..domain.events import GENESIS_HASH, SUPERVISOR, Event, canonical_json
 from ..domain.naming import branch_ref
 from ..domain.plan import Plan, PlanPhase, check_plan
+from ..domain.reports import AttemptReport
 from ..domain.states import PhaseStatus, RunStatus, TierStatus
 from ..domain.strategy import Strategy, compile_strategy
 from ..gitrepo import RefUpdate
-from ..models import Phase, Run, Tier
+from ..models import EventRow, Phase, Run, Tier
 from ..store import runs
 from .change import changing, following, locked_session
 from .house import House
-from .projection import project
+from .phases import OPERATOR
+from .projection import attempt_reports, project
 from .rulesets import read_ruleset
 
 
@@ -90,6 +93,32 @@ def list_runs(
             project_id=project_id,
             containing=containing,
         )
+
+
+def cancel_run(house: House, run_id: str, reason: str) -> Run:
+    """End a run at the operator's word; a run that is over stays as it is, 409."""
+    with changing(house, run_id, actor=OPERATOR) as change:
+        steering.cancel(change.course, reason)
+    return change.run
+
+
+def list_events(
+    house: House, run_id: str, *, after: int, limit: int
+) -> tuple[list[EventRow], int | None]:
+    """Return a page of a run's events, and where the next one begins."""
+    with house.reading() as session:
+        rows = runs.list_events(
+            session, runs.get_run_pk(session, run_id), after=after, limit=limit + 1
+        )
+    more = rows[limit - 1].sequence if len(rows) > limit else None
+    return rows[:limit], more
+
+
+def list_attempts(house: House, run_id: str, phase_id: str) -> list[AttemptReport]:
+    """Return what Builders and Auditors posted to a phase, and what came of it."""
+    with house.reading() as session:
+        phase = runs.get_phase(runs.get_run(session, run_id), phase_id)
+        return attempt_reports(session, [phase.id]).get(phase.id, [])
 
 
 def _write_files(house: House, session: Session, run: Run) -> None:

@@ -126,6 +126,34 @@ def phases_of(run: Run) -> dict[str, Phase]:
     return {phase.phase_id: phase for tier in run.tiers for phase in tier.phases}
 
 
+def get_phase(run: Run, phase_id: str) -> Phase:
+    """Return a phase of a loaded run. Raises NotFoundError."""
+    phase = phases_of(run).get(phase_id)
+    if phase is None:
+        raise NotFoundError(f"run '{run.run_id}' has no phase '{phase_id}'")
+    return phase
+
+
+def list_events(session: Session, run_pk: int, *, after: int, limit: int) -> list[EventRow]:
+    """Return a run's events in order, after a sequence number."""
+    query = (
+        select(EventRow)
+        .where(EventRow.run_pk == run_pk, EventRow.sequence > after)
+        .order_by(EventRow.sequence)
+        .limit(limit)
+    )
+    return list(session.scalars(query))
+
+
+def get_run_pk(session: Session, run_id: str) -> int:
+    """Return a run's key without loading the run. Raises NotFoundError."""
+    query = select(Run.id).where(func.lower(Run.run_id) == run_id.lower(), Run.run_id == run_id)
+    key = session.scalars(query).one_or_none()
+    if key is None:
+        raise NotFoundError(f"there is no run '{run_id}'")
+    return key
+
+
 def read_state(run: Run) -> RunState:
     """Return a loaded run as the rules see it."""
     return read_off(

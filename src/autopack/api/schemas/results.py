@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
+from ...domain.reviewing import Recommendation
 from ...domain.states import PhaseStatus, RunStatus
-from . import Shape
+from ...domain.values import Role
+from ...domain.work import Outcome
+from . import Shape, WireTime
 
 
 class NextStep(Shape):
@@ -23,3 +26,41 @@ class BuilderResultAnswer(Shape):
     phase_state: PhaseStatus
     run_state: RunStatus
     next: NextStep
+
+
+class AuditRequestAnswer(Shape):
+    message: str
+    audit_id: int
+    review_focus: str | None
+    auditor_profile: str | None
+
+
+class AuditorResultAnswer(Shape):
+    message: str
+    recommendation: Recommendation
+    patches_applied: int
+    commit_shas: list[str]
+    phase_state: PhaseStatus
+
+
+class AttemptAnswer(Shape):
+    id: int
+    role: Role
+    attempt: int
+    agent: str | None
+    model: str | None
+    status: str
+    outcome: Outcome
+    reason: str | None
+    tokens_used: int
+    base_commit: str
+    commits: list[str]
+    files_changed: list[str]
+    notes: str | None
+    created_at: WireTime
+
+
+class AttemptsAnswer(Shape):
+    run_id: str
+    phase_id: str
+    attempts: list[AttemptAnswer]

@@ -1,6 +1,6 @@
 """first tables
 
-Revision: first, after , 2026-11-22 19:22:40.140268+00:00
+Revision: first, after , 2026-11-22 19:25:30.577814+00:00
 """
 
 from __future__ import annotations
@@ -420,6 +420,7 @@ def upgrade() -> None:
         sa.Column("commit", sa.Text(), nullable=True),
         sa.Column("snapshot_tag", sa.Text(), nullable=True),
         sa.Column("snapshot_oid", sa.Text(), nullable=True),
+        sa.Column("snapshot_commit", sa.Text(), nullable=True),
         sa.Column("pending_submission_id", sa.BigInteger(), nullable=True),
         sa.Column("minor_issues_count", sa.BigInteger(), nullable=False),
         sa.Column("major_issues_count", sa.BigInteger(), nullable=False),

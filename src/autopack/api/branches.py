@@ -1,0 +1,95 @@
+"""Branches: where they stand, what they change, what a patch would do, and going back."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Body, Query, Response
+
+from ..domain.errors import AutopackError
+from ..domain.results import PatchCheck
+from ..domain.values import Closed, Identifier, Text
+from ..services import branches
+from .bodies import StrictRoute
+from .errors import problem_document, problems
+from .examples import PATCH_CHECK, ROLLBACK, example
+from .inputs import IdempotencyKey, InHouse, RunId
+from .replay import replayed
+from .schemas.branches import IntegrationStatusAnswer, PatchCheckAnswer, RollbackAnswer
+
+router = APIRouter(tags=["branches"], route_class=StrictRoute)
+
+
+class Rollback(Closed):
+    to_phase: Identifier
+    reason: Text = ""
+
+
+@router.get(
+    "/runs/{run_id}/integration_status",
+    response_model=IntegrationStatusAnswer,
+    responses=problems(404, 422, 503),
+    summary="Compare a run's branch with the base branch",
+)
+def integration_status(house: InHouse, run_id: RunId) -> object:
+    """`mergeable` is what a real merge in memory gave; `conflicts` names what stands against it."""
+    return branches.integration_status(house, run_id)
+
+
+@router.get(
+    "/runs/{run_id}/diff",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "A git patch",
+            "content": {"text/x-diff": {"schema": {"type": "string"}}},
+        },
+        **problems(404, 422, 503),
+    },
+    summary="Read what a run's branch changes",
+)
+def diff(
+    house: InHouse,
+    run_id: RunId,
+    phase_id: Annotated[Identifier | None, Query(description="Only what this phase did.")] = None,
+) -> Response:
+    """The difference from the run's base commit to its head, as a patch that git applies."""
+    return Response(branches.diff(house, run_id, phase_id), media_type="text/x-diff; charset=utf-8")
+
+
+@router.post(
+    "/runs/{run_id}/patch_check",
+    response_model=PatchCheckAnswer,
+    response_model_exclude_none=True,
+    responses=problems(404, 413, 422, 503),
+    summary="Ask what would come of a patch",
+)
+def patch_check(
+    house: InHouse,
+    run_id: RunId,
+    check: Annotated[PatchCheck, Body(openapi_examples=example(PATCH_CHECK, "A new file"))],
+) -> object:
+    """Policy and a dry apply on the branch's head; nothing is recorded and no try is used."""
+    answer = branches.check_patch(house, run_id, check)
+    problem = answer.get("problem")
+    if isinstance(problem, AutopackError):
+        answer["problem"] = problem_document(problem)
+    return answer
+
+
+@router.post(
+    "/runs/{run_id}/rollback",
+    response_model=RollbackAnswer,
+    responses=problems(404, 409, 413, 422, 503),
+    summary="Put a finished run's branch back to a snapshot",
+)
+def rollback(
+    house: InHouse,
+    response: Response,
+    run_id: RunId,
+    wanted: Annotated[Rollback, Body(openapi_examples=example(ROLLBACK, "Back to a phase"))],
+    idempotency_key: IdempotencyKey = None,
+) -> object:
+    """A new commit whose tree is the snapshot's; the run becomes ineligible for promotion."""
+    answer = branches.rollback(house, run_id, wanted.to_phase, wanted.reason, idempotency_key)
+    return replayed(response, answer)

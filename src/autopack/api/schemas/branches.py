@@ -1,0 +1,44 @@
+"""Branches and patches as they are answered."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import Shape
+
+
+class IntegrationStatusAnswer(Shape):
+    run_id: str
+    branch: str
+    exists: bool
+    base_branch: str
+    commits_ahead_of_main: int
+    commits_behind_main: int
+    current_commit: str | None
+    recorded_commit: str
+    last_snapshot: str | None
+    files_changed: list[str]
+    insertions: int
+    deletions: int
+    mergeable: bool
+    conflicts: list[str]
+
+
+class PatchCheckAnswer(Shape):
+    """What would come of a patch. `problem` is what a submission of it would be answered."""
+
+    phase_id: str
+    head: str
+    applies: bool
+    merged: bool = False
+    files_changed: tuple[str, ...] = ()
+    insertions: int = 0
+    deletions: int = 0
+    problem: dict[str, Any] | None = None
+
+
+class RollbackAnswer(Shape):
+    message: str
+    commit_sha: str
+    snapshot: str
+    promotion_eligible_to_main: bool

@@ -1,0 +1,177 @@
+"""The run's branch: where it stands, what it changes, what a patch would do, and going back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..domain import steering
+from ..domain.errors import ConflictError
+from ..domain.naming import branch_ref
+from ..domain.results import PatchCheck
+from ..domain.work import CommitKind
+from ..gitrepo import RepositoryUnusableError
+from ..models import Phase, Run
+from ..store import runs
+from . import patching
+from .change import changing
+from .house import House
+from .phases import OPERATOR
+from .replies import Answer, key_scope, once
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IntegrationStatus:
+    """A branch as it is in git now, beside the base branch as it is now."""
+
+    run_id: str
+    branch: str
+    exists: bool
+    base_branch: str
+    commits_ahead_of_main: int
+    commits_behind_main: int
+    current_commit: str | None
+    recorded_commit: str
+    last_snapshot: str | None
+    files_changed: list[str]
+    insertions: int
+    deletions: int
+    mergeable: bool
+    conflicts: list[str]
+
+
+class NoSnapshotError(ConflictError):
+    code = "no_snapshot"
+
+
+def integration_status(house: House, run_id: str) -> IntegrationStatus:
+    """Compare a run's branch with the base branch, by a real merge in memory."""
+    with house.reading() as session:
+        run = runs.get_run(session, run_id)
+    repository = house.repository
+    current = repository.read_ref(branch_ref(run_id))
+    base = repository.read_ref(f"refs/heads/{run.base_branch}")
+    if base is None:
+        raise RepositoryUnusableError(f"there is no branch '{run.base_branch}' any more")
+    common: dict[str, Any] = {
+        "run_id": run_id,
+        "branch": run.branch,
+        "base_branch": run.base_branch,
+        "current_commit": current,
+        "recorded_commit": run.head_commit,
+        "last_snapshot": run.last_snapshot,
+    }
+    if current is None:
+        return IntegrationStatus(
+            **common,
+            exists=False,
+            commits_ahead_of_main=0,
+            commits_behind_main=0,
+            files_changed=[],
+            insertions=0,
+            deletions=0,
+            mergeable=False,
+            conflicts=[],
+        )
+    ahead, behind = repository.ahead_behind(current, base)
+    difference = repository.diff_stat(run.base_commit, current)
+    merge = repository.try_merge(base, current)
+    return IntegrationStatus(
+        **common,
+        exists=True,
+        commits_ahead_of_main=ahead,
+        commits_behind_main=behind,
+        files_changed=[_shown(path) for path in difference.files],
+        insertions=difference.insertions,
+        deletions=difference.deletions,
+        mergeable=merge.mergeable,
+        conflicts=[_shown(path) for path in merge.conflicts],
+    )
+
+
+def diff(house: House, run_id: str, phase_id: str | None) -> bytes:
+    """Return what a run's branch changes since its base, or what one of its phases changed."""
+    with house.reading() as session:
+        run = runs.get_run(session, run_id)
+    if phase_id is None:
+        return house.repository.diff(run.base_commit, run.head_commit)
+    phase = runs.get_phase(run, phase_id)
+    if phase.start_commit is None or phase.commit is None:
+        return b""
+    return house.repository.diff(phase.start_commit, phase.commit)
+
+
+def check_patch(house: House, run_id: str, check: PatchCheck) -> dict[str, Any]:
+    """Say what would come of a patch, by policy and a dry apply; nothing is recorded.
+
+    A refusal is the answer, with kind, code, detail and all else that a submission would get.
+    """
+    with house.reading() as session:
+        run = runs.get_run(session, run_id)
+    phase = runs.get_phase(run, check.phase_id) if check.phase_id else _next_phase(run)
+    answer: dict[str, Any] = {"phase_id": phase.phase_id, "head": run.head_commit}
+    try:
+        applied = house.repository.dry_apply(
+            run.head_commit,
+            check.patch(),
+            patching.judge_for(house.settings, run, phase),
+            base_commit=check.base_commit,
+        )
+    except patching.PATCH_FAULTS as error:
+        return {**answer, "applies": False, "problem": error}
+    return {
+        **answer,
+        "applies": True,
+        "merged": applied.merged,
+        "files_changed": [file.shown_path for file in applied.changes],
+        "insertions": applied.insertions,
+        "deletions": applied.deletions,
+    }
+
+
+def rollback(
+    house: House, run_id: str, to_phase: str, reason: str, idempotency_key: str | None
+) -> Answer:
+    """Put the branch of a run that is over back to a snapshot, by a new commit.
+
+    History is never rewritten; the run becomes ineligible for promotion.
+    """
+    identity = once("rollback", {"to_phase": to_phase}, [key_scope(idempotency_key)])
+    with changing(house, run_id, actor=OPERATOR) as change:
+        given = identity.find(change)
+        if given is not None:
+            return given
+        phase = change.phase(to_phase)
+        steering.require_rollback(change.course)
+        if phase.snapshot_commit is None:
+            raise NoSnapshotError(
+                f"phase '{to_phase}' has no snapshot: it is {phase.state}, not COMPLETE"
+            )
+        patching.require_free_branch(change)
+        commit = change.add_commit(
+            CommitKind.ROLLBACK,
+            house.repository.tree_of(phase.snapshot_commit),
+            f"Roll back to the snapshot of phase {to_phase}\n\n{reason}\n\n"
+            f"Autopack-Run: {run_id}\nAutopack-Phase: {to_phase}\n",
+            phase=phase,
+        )
+        steering.roll_back(change.course, commit.sha, to_phase, reason)
+        change.conclude()
+        body = {
+            "message": f"branch {change.run.branch} is back at the snapshot of '{to_phase}'",
+            "commit_sha": commit.sha,
+            "snapshot": phase.snapshot_tag,
+            "promotion_eligible_to_main": change.run.promotion_eligible_to_main,
+        }
+        identity.keep(change, body)
+    return Answer(body)
+
+
+def _next_phase(run: Run) -> Phase:
+    phases = [phase for tier in run.tiers for phase in tier.phases]
+    return next((phase for phase in phases if not phase.state.is_final), phases[-1])
+
+
+def _shown(path: str) -> str:
+    """Write a path that may hold bytes of any encoding as text."""
+    return path.encode(errors="surrogateescape").decode(errors="backslashreplace")
