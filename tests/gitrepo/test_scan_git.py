@@ -160,7 +160,7 @@ def sections(draw: st.DrawFn) -> bytes:
 
 
 @settings(
-    max_examples=1_500,
+    max_examples=800,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
