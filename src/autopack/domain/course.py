@@ -382,6 +382,8 @@ class Course:
                 following = RunStatus.SNAPSHOT_CREATED
             elif self._run.state is RunStatus.RUN_CREATED and not self._has_moved:
                 return
+            elif self._run.state is RunStatus.SNAPSHOT_CREATED and not self.events:
+                return  # a request that changes nothing, such as a replayed one, is no change
         self._move_run(following, "follows from its phases", {})
 
     def _move_run(self, to: RunStatus, reason: str, data: Mapping[str, Any]) -> None:
