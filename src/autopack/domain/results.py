@@ -12,13 +12,12 @@ from .building import BuilderStatus
 from .errors import InvalidError
 from .issues import IssueReport
 from .reviewing import Recommendation
-from .values import Closed, Count, Identifier, IssueKey, Quantity, Text, Word
+from .values import Closed, Count, FilePath, Identifier, IssueKey, Quantity, Text, Word
 
 MAX_SUGGESTED_ISSUES = 200
 
 # A patch is bytes with a limit of its own (`max_patch_bytes`), so it is no Text.
 PatchText = str
-FilePath = Annotated[str, Field(min_length=1, max_length=4_096)]
 
 
 class ProbeResult(Closed):

@@ -65,8 +65,12 @@ def _clean_text(value: str) -> str:
     return value
 
 
+def _is_unprintable(category: str) -> bool:
+    return category[0] == "C" or category in ("Zl", "Zp")  # U+2028 and U+2029 break lines too
+
+
 def _printable(value: str) -> str:
-    if any(unicodedata.category(character)[0] == "C" for character in value):
+    if any(_is_unprintable(unicodedata.category(character)) for character in value):
         raise ValueError("must hold printable characters only, no controls")
     return value
 
@@ -82,13 +86,10 @@ Word = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_print
 IssueKey = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_printable)]
 Count = Annotated[int, Field(strict=True, ge=0, le=MAX_COUNT)]
 PositiveCount = Annotated[int, Field(strict=True, ge=1, le=MAX_COUNT)]
-Quantity = Annotated[float, Field(ge=0, le=MAX_COUNT, allow_inf_nan=False)]
-PathGlob = Annotated[
-    str,
-    Field(min_length=1, max_length=1_000),
-    AfterValidator(_printable),
-    AfterValidator(_clean_text),
-]
+Quantity = Annotated[float, Field(strict=True, ge=0, le=MAX_COUNT, allow_inf_nan=False)]
+PathGlob = Annotated[str, Field(min_length=1, max_length=1_000), AfterValidator(_printable)]
+# A file's name as an agent gives it: any sign may stand in one, but NUL in none.
+FilePath = Annotated[str, Field(min_length=1, max_length=4_096), AfterValidator(_clean_text)]
 
 
 class Closed(BaseModel):
