@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from .plan import Plan, PlanPhase
 from .ruleset import CiRules, PathRules, Ruleset, SafetyRule
 from .values import (
+    MAX_COUNT,
     CiMode,
     CiProfile,
     Closed,
@@ -84,10 +85,11 @@ def compile_strategy(ruleset: Ruleset, plan: Plan, *, version: int = 1) -> Strat
     for tier in plan.tiers:
         members = [phases[phase.phase_id] for phase in plan.phases if phase.tier_id == tier.tier_id]
         tiers[tier.tier_id] = TierStrategy(
-            token_cap=ruleset.tier.token_cap_factor
-            * sum(member.incident_token_cap for member in members),
-            ci_run_cap=ruleset.tier.ci_runs_per_phase * len(members),
-            minors_tolerated=safety.minors_tolerated_per_phase * len(members),
+            token_cap=_count(
+                ruleset.tier.token_cap_factor * sum(member.incident_token_cap for member in members)
+            ),
+            ci_run_cap=_count(ruleset.tier.ci_runs_per_phase * len(members)),
+            minors_tolerated=_count(safety.minors_tolerated_per_phase * len(members)),
             majors_tolerated=ruleset.tier.majors_tolerated,
         )
     strategy = Strategy(
@@ -99,7 +101,7 @@ def compile_strategy(ruleset: Ruleset, plan: Plan, *, version: int = 1) -> Strat
         token_cap=plan.run.token_cap or ruleset.run.token_cap,
         max_phases=plan.run.max_phases or ruleset.run.max_phases,
         max_duration_minutes=plan.run.max_duration_minutes or ruleset.run.max_duration_minutes,
-        max_minor_issues_total=ruleset.run.minor_issues_per_phase * len(plan.phases),
+        max_minor_issues_total=_count(ruleset.run.minor_issues_per_phase * len(plan.phases)),
         attempt_minutes=ruleset.attempt_minutes,
         audit_minutes=ruleset.audit_minutes,
         safety=safety,
@@ -110,6 +112,11 @@ def compile_strategy(ruleset: Ruleset, plan: Plan, *, version: int = 1) -> Strat
         phases=phases,
     )
     return strategy.model_copy(update={"warnings": _warnings(strategy)})
+
+
+def _count(product: int) -> int:
+    """Keep a product of caps countable: whoever sets the highest number means no cap at all."""
+    return min(product, MAX_COUNT)
 
 
 def _phase_strategy(ruleset: Ruleset, safety: SafetyRule, phase: PlanPhase) -> PhaseStrategy:
