@@ -122,7 +122,8 @@ def fail_attempt(
         course.move_phase(phase_id, PhaseStatus.GATE, f"Builder tries are spent: {reason}")
         enter_review(course, phase_id, "Builder tries are spent")
     else:
-        course.move_phase(phase_id, PhaseStatus.FAILED, reason)
+        reason = f"{reason}; no try is left ({phase.budgets_text})"
+        course.move_phase(phase_id, PhaseStatus.FAILED, reason, failure_reason=reason)
 
 
 def pass_gate(course: Course, phase_id: str) -> None:

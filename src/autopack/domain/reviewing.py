@@ -141,7 +141,14 @@ def after_failed_review(course: Course, phase_id: str, reason: str) -> None:
     elif phase.builder_tries_left:
         course.move_phase(phase_id, PhaseStatus.QUEUED, reason, pending_submission_id=None)
     else:
-        course.move_phase(phase_id, PhaseStatus.FAILED, reason, pending_submission_id=None)
+        reason = f"{reason}; no try is left ({phase.budgets_text})"
+        course.move_phase(
+            phase_id,
+            PhaseStatus.FAILED,
+            reason,
+            pending_submission_id=None,
+            failure_reason=reason,
+        )
 
 
 def _take_commits(course: Course, phase_id: str, commits: Sequence[str]) -> None:

@@ -105,6 +105,19 @@ class PhaseState:
     def auditor_tries_left(self) -> int:
         return max(0, self.max_auditor_attempts - self.auditor_attempts_used)
 
+    @property
+    def budgets_text(self) -> str:
+        """Name the phase's budgets, their caps and the figures reached. (02 §4)"""
+        figures = [
+            f"{self.builder_attempts_used} of {self.max_builder_attempts} builder tries",
+            f"{self.auditor_attempts_used} of {self.max_auditor_attempts} auditor tries",
+        ]
+        if self.tokens_used > self.incident_token_cap:
+            figures.append(
+                f"incident_token_cap {self.incident_token_cap} passed: {self.tokens_used} tokens"
+            )
+        return ", ".join(figures)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TierState:

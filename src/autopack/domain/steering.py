@@ -7,7 +7,7 @@ from .course import Course
 from .errors import ConflictError
 from .reviewing import after_failed_review, await_review
 from .run import CompletedBy, FailureCode, PhaseState
-from .states import IllegalTransitionError, PhaseStatus
+from .states import PHASE_TRANSITIONS, IllegalTransitionError, PhaseStatus
 
 
 def set_status(course: Course, phase_id: str, wanted: PhaseStatus) -> None:
@@ -38,6 +38,7 @@ def set_status(course: Course, phase_id: str, wanted: PhaseStatus) -> None:
                 wanted,
                 "sent to CI by hand",
                 deadline_at=course.in_seconds(phase.ci_timeout_seconds),
+                pending_submission_id=None,
             )
         case PhaseStatus.FAILED:
             course.move_phase(
@@ -63,10 +64,10 @@ def _requeue(course: Course, phase: PhaseState) -> None:
     if phase.state in (PhaseStatus.EXECUTING, PhaseStatus.GATE, PhaseStatus.CI_RUNNING):
         left = phase.builder_tries_left - int(is_attempt)
         if left <= 0:
-            allowed = [PhaseStatus.GATE, PhaseStatus.FAILED, PhaseStatus.SKIPPED]
+            allowed = PHASE_TRANSITIONS[phase.state] - {PhaseStatus.QUEUED}
             raise IllegalTransitionError(
                 f"phase '{phase.phase_id}' cannot become QUEUED: no Builder try would be left",
-                allowed=[str(state) for state in allowed if state is not phase.state],
+                allowed=sorted(str(state) for state in allowed),
             )
     course.move_phase(
         phase.phase_id,
@@ -74,6 +75,7 @@ def _requeue(course: Course, phase: PhaseState) -> None:
         "returned to the queue by hand",
         pending_submission_id=None,
         builder_attempts_used=phase.builder_attempts_used + int(is_attempt),
+        fence=phase.fence + int(is_attempt),
     )
 
 
@@ -114,10 +116,11 @@ def pass_time(course: Course) -> None:
         return
     run = course.run
     if course.now >= run.deadline_at:
+        late = (course.now - run.deadline_at).total_seconds() / 60
         course.end_failed(
             FailureCode.DURATION_CAP,
-            f"max_duration_minutes {run.max_duration_minutes} passed: the run was not done "
-            f"by {run.deadline_at:%Y-%m-%dT%H:%M:%SZ}",
+            f"max_duration_minutes {run.max_duration_minutes} passed: the run was not done after "
+            f"{run.max_duration_minutes + late:.1f} minutes",
         )
         return
     for phase in run.phases:
