@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -220,6 +222,33 @@ def test_leftover_temporary_files_are_not_in_the_way(
     (mirror.runs_dir / "..gitignore.tmp").unlink()
     write(mirror)
     assert names_below(mirror.runs_dir) == names
+
+
+def test_leftovers_of_files_that_nobody_writes_again_are_removed(
+    mirror: Mirror, a_run: MakeRun
+) -> None:
+    mirror.write_run(a_run())
+    leftover = mirror.folder("run-001") / ".phase_9_P9.9.md.tmp"
+    leftover.write_text("half a fi")
+    mirror.write_run(a_run(revision=2), phases=())
+    assert not leftover.exists()
+
+
+def test_a_folder_deleted_while_its_lock_was_awaited_is_made_again(
+    mirror: Mirror, a_run: MakeRun
+) -> None:
+    mirror.write_run(a_run())
+    folder = mirror.folder("run-001")
+    descriptor = os.open(folder, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(mirror.write_run, a_run(revision=2))
+        with pytest.raises(TimeoutError):
+            writing.result(0.2)  # it waits
+        shutil.rmtree(folder)
+        os.close(descriptor)
+        writing.result(10)
+    assert (folder / "run_summary.md").is_file()
 
 
 def test_a_runs_directory_that_cannot_be_made_says_why(tmp_path: Path) -> None:
