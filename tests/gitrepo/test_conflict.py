@@ -442,7 +442,8 @@ def edit(dice: random.Random, word: str) -> bytes:
     for _ in range(dice.randint(1, 4)):
         at = dice.choice([dice.randrange(len(lines)), dice.randint(24, 38)])
         line = f"    # {word} {dice.randrange(100)}\n"
-        lines[at : at + dice.randrange(2)] = [line] * dice.randrange(2)
+        gone, come = dice.choice([(0, 1), (1, 1), (1, 0)])
+        lines[at : at + gone] = [line] * come
     return "".join([*lines, f"# {word}\n"] if dice.randrange(4) == 0 else lines).encode()
 
 
