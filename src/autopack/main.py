@@ -52,7 +52,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     for module in (service, runs, phases, issues, results, branches):
         app.include_router(module.router)
     mount_docs(app)
-    app.add_middleware(AccessMiddleware, settings=settings)
+    app.add_middleware(
+        AccessMiddleware,
+        hosts=settings.allowed_hosts,
+        is_loopback_only=settings.auth == "loopback",
+    )
     return app
 
 

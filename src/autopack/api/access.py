@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..config import Settings
 from .errors import problem_response
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -24,10 +23,10 @@ SECURITY_HEADERS: Mapping[bytes, bytes] = {
 class AccessMiddleware:
     """Pure ASGI: it refuses before a body is read, and sets the headers every answer has."""
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, *, hosts: Collection[str], is_loopback_only: bool) -> None:
         self.app = app
-        self.hosts = frozenset(settings.allowed_hosts)
-        self.is_loopback_only = settings.auth == "loopback"
+        self.hosts = frozenset(hosts)
+        self.is_loopback_only = is_loopback_only
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):

@@ -12,11 +12,10 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
-from sqlalchemy.exc import DBAPIError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 
 from ..domain.errors import AutopackError, ErrorKind
+from ..services.availability import DATABASE_ERRORS, as_unavailable
 
 logger = structlog.get_logger(__name__)
 
@@ -118,8 +117,8 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(AutopackError, _refusal)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(DBAPIError, _database)
-    app.add_exception_handler(PoolTimeoutError, _database)
+    for kind in DATABASE_ERRORS:
+        app.add_exception_handler(kind, _database)
     app.add_exception_handler(Exception, _unforeseen)
 
 
@@ -163,21 +162,12 @@ def _invalid(request: Request, error: Exception) -> Response:
 
 
 def _database(request: Request, error: Exception) -> Response:
-    """The database is away, busy or full: try again. Anything else is our own fault."""
-    code = getattr(getattr(error, "orig", None), "pgcode", None) or ""
-    is_ours = isinstance(error, DBAPIError) and not (
-        isinstance(error, OperationalError)
-        or error.connection_invalidated
-        or code[:2] in ("08", "53", "57", "58", "40", "55")
-    )
-    if is_ours:
+    """Answer that the database is away; anything else of it is our own fault."""
+    refusal = as_unavailable(error)
+    if refusal is None:
         return _unforeseen(request, error)
-    logger.warning("database_unavailable", error=type(error).__name__, pgcode=code)
-    if code == "57014":
-        detail = "the database took too long, perhaps another request holds this run; try again"
-    else:
-        detail = "the database does not answer just now; nothing was changed, try again"
-    return problem_response(503, "database_unavailable", detail, headers=RETRY_AFTER)
+    logger.warning("database_unavailable", error=type(error).__name__)
+    return _refusal(request, refusal)
 
 
 def _unforeseen(request: Request, error: Exception) -> Response:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from ..domain.errors import AutopackError
+from ..store import runs
 from .house import House
 
 
@@ -22,8 +22,8 @@ def check_health(house: House) -> dict[str, str | None]:
 
 
 def _check_database(house: House) -> None:
-    with house.engine.connect() as connection:
-        connection.execute(text("SELECT 1 FROM runs LIMIT 1"))
+    with house.reading() as session:
+        runs.touch(session)
 
 
 def _failure(check: Callable[[], None]) -> str | None:
