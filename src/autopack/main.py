@@ -44,7 +44,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,
-        max_body_size=settings.max_body_bytes,
     )
     _configure_logging(settings)
     app.state.settings = settings
@@ -56,6 +55,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         AccessMiddleware,
         hosts=settings.allowed_hosts,
         is_loopback_only=settings.auth == "loopback",
+        max_body_bytes=settings.max_body_bytes,
     )
     return app
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Collection, Mapping
 
+from fastapi import HTTPException
 from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -12,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .errors import problem_response
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-FORWARDING = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
+FORWARDING = ("forwarded", "x-real-ip", "x-forwarded-")  # the last: whatever begins so
 SECURITY_HEADERS: Mapping[bytes, bytes] = {
     b"x-content-type-options": b"nosniff",
     b"referrer-policy": b"no-referrer",
@@ -21,12 +22,23 @@ SECURITY_HEADERS: Mapping[bytes, bytes] = {
 
 
 class AccessMiddleware:
-    """Pure ASGI: it refuses before a body is read, and sets the headers every answer has."""
+    """Pure ASGI: it refuses before a body is read, and sets the headers every answer has.
 
-    def __init__(self, app: ASGIApp, *, hosts: Collection[str], is_loopback_only: bool) -> None:
+    It also counts the body as it is read: a larger one is refused as everything else is.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        hosts: Collection[str],
+        is_loopback_only: bool,
+        max_body_bytes: int,
+    ) -> None:
         self.app = app
         self.hosts = frozenset(hosts)
         self.is_loopback_only = is_loopback_only
+        self.max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -42,8 +54,18 @@ class AccessMiddleware:
                 ]
             await send(message)
 
+        received = 0
+
+        async def receive_within_limit() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self.max_body_bytes:
+                raise HTTPException(413, too_large_detail(self.max_body_bytes))
+            return message
+
         refusal = self._refusal(scope)
-        await (refusal or self.app)(scope, receive, send_with_headers)
+        await (refusal or self.app)(scope, receive_within_limit, send_with_headers)
 
     def _refusal(self, scope: Scope) -> Response | None:
         headers = Headers(scope=scope)
@@ -71,7 +93,14 @@ class AccessMiddleware:
                 "foreign_origin",
                 f"a page of {origin[:100]!r} may not change anything here",
             )
+        length = headers.get("content-length", "")
+        if length.isdecimal() and int(length[:20]) > self.max_body_bytes:
+            return problem_response(413, "too_large", too_large_detail(self.max_body_bytes))
         return None
+
+
+def too_large_detail(limit: int) -> str:
+    return f"the body is larger than {limit} bytes (AUTOPACK_MAX_BODY_BYTES)"
 
 
 def _name(host: str) -> str:
@@ -83,7 +112,7 @@ def _name(host: str) -> str:
 
 def _is_local(scope: Scope, headers: Headers) -> bool:
     """A caller is local by its socket's address; one behind a proxy is not."""
-    if any(name in headers for name in FORWARDING):
+    if any(name.startswith(FORWARDING) for name in headers):
         return False
     client = scope.get("client")
     if client is None:  # a Unix socket: its permissions decide

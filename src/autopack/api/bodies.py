@@ -9,9 +9,13 @@ from typing import Any, NoReturn
 
 from fastapi import HTTPException, Request, Response
 from fastapi.routing import APIRoute
+from starlette.concurrency import run_in_threadpool
 
-# A string as a whole, or one bracket: strings are skipped, brackets counted.
-_STRUCTURE = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[{]|[\]}]', re.DOTALL)
+# A string as a whole, or one bracket: strings are skipped, brackets counted. A string that never
+# ends is skipped too: to look for another one at each of its quotes would take hours.
+_STRUCTURE = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
+# What is smaller is read in less time than it takes to hand it to a thread.
+_LARGE_BYTES = 65_536
 
 
 class BodyRefusedError(HTTPException):
@@ -24,17 +28,10 @@ class BodyRefusedError(HTTPException):
 class StrictRequest(Request):
     async def json(self) -> Any:
         body = await self.body()
-        check_depth(body, self.app.state.house.settings.max_json_depth)
-        try:
-            return json.loads(body, parse_constant=_refuse_constant)
-        except json.JSONDecodeError as error:
-            raise BodyRefusedError(
-                f"the body is not JSON: {error.msg} at line {error.lineno} column {error.colno}"
-            ) from None
-        except UnicodeDecodeError:
-            raise BodyRefusedError("the body is not UTF-8") from None
-        except ValueError as error:  # a number of thousands of digits
-            raise BodyRefusedError(f"the body holds a number that is too long: {error}") from None
+        depth = self.app.state.house.settings.max_json_depth
+        if len(body) < _LARGE_BYTES:
+            return parse(body, depth)
+        return await run_in_threadpool(parse, body, depth)
 
 
 class StrictRoute(APIRoute):
@@ -42,11 +39,40 @@ class StrictRoute(APIRoute):
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
+        takes_body = self.body_field is not None
 
         async def handle_strictly(request: Request) -> Response:
+            if takes_body:
+                _require_json(request)
             return await handle(StrictRequest(request.scope, request.receive))
 
         return handle_strictly
+
+
+def _require_json(request: Request) -> None:
+    """Refuse a body of another kind; no body at all is for the endpoint to judge."""
+    headers = request.headers
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    is_json = kind.startswith("application/") and kind.endswith(("/json", "+json"))
+    has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+    if has_body and not is_json:
+        shown = f"not {kind[:100]!r}" if kind else "which is missing"
+        raise HTTPException(415, f"the body must come with Content-Type: application/json, {shown}")
+
+
+def parse(body: bytes, depth: int) -> Any:
+    """Read JSON as RFC 8259 has it, in UTF-8 alone. Raises BodyRefusedError."""
+    check_depth(body, depth)
+    try:
+        return json.loads(body.decode(), parse_constant=_refuse_constant)
+    except json.JSONDecodeError as error:
+        raise BodyRefusedError(
+            f"the body is not JSON: {error.msg} at line {error.lineno} column {error.colno}"
+        ) from None
+    except UnicodeDecodeError:
+        raise BodyRefusedError("the body is not UTF-8") from None
+    except ValueError:
+        raise BodyRefusedError("the body holds a number of thousands of digits") from None
 
 
 def check_depth(body: bytes, limit: int) -> None:

@@ -49,6 +49,7 @@ _CODES = {
     422: "invalid_body",
 }
 RETRY_AFTER = {"Retry-After": "1"}
+_SOURCES = ("body", "path", "query", "header")
 
 
 class FieldProblem(BaseModel):
@@ -101,14 +102,15 @@ def problem_document(error: AutopackError) -> dict[str, Any]:
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Describe an operation's refusals for OpenAPI."""
+    """Describe an operation's refusals for OpenAPI; what takes a body (413) wants JSON (415)."""
+    of_body = {415} if 413 in statuses else set()
     return {
         status: {
             "model": Problem,
             "description": TITLES[status],
             "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
         }
-        for status in sorted({*statuses, 401, 403, 421})
+        for status in sorted({*statuses, *of_body, 401, 403, 421})
     }
 
 
@@ -139,9 +141,6 @@ def _http(request: Request, error: Exception) -> Response:
         detail = f"there is nothing at {request.url.path[:200]}"
     if status == 405:
         detail = f"{request.method} is not served here"
-    if status == 413:
-        limit = request.app.state.house.settings.max_body_bytes
-        detail = f"the body is larger than {limit} bytes (AUTOPACK_MAX_BODY_BYTES)"
     code = _CODES.get(status, TITLES.get(status, "error").lower().replace(" ", "_"))
     return problem_response(status, code, detail, headers=dict(error.headers or {}))
 
@@ -150,12 +149,14 @@ def _invalid(request: Request, error: Exception) -> Response:
     """Name each field and what is wrong with it, never what was sent."""
     assert isinstance(error, RequestValidationError)  # noqa: S101 - for the type checker
     model = _body_model(request)
+    # Unknown fields first: one that is missing is often one that was misspelled.
+    errors = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     found = [
         {"loc": _place(problem["loc"]), "message": _message(problem, model)}
-        for problem in error.errors()[:50]
+        for problem in errors[:50]
     ]
     first = found[0]
-    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     return problem_response(
         422, "invalid_request", f"{first['loc']}: {first['message']}{more}", {"errors": found}
     )
@@ -184,8 +185,9 @@ def _unforeseen(request: Request, error: Exception) -> Response:
 def _place(location: Sequence[str | int]) -> str:
     """Write a field's place as people do: `phases[0].tier_id`."""
     text = ""
-    for part in location[1:] if location and location[0] in ("body", "path", "query") else location:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    for part in location[1:] if location and location[0] in _SOURCES else location:
+        name = str(part)[:100]
+        text += f"[{name}]" if isinstance(part, int) else f".{name}" if text else name
     return text or str(location[0] if location else "body")
 
 
@@ -193,7 +195,7 @@ def _message(problem: dict[str, Any], model: type[BaseModel] | None) -> str:
     message = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] != "extra_forbidden":
         return message
-    name = str(problem["loc"][-1])
+    name = str(problem["loc"][-1])[:100]
     known = _fields_at(model, problem["loc"][1:-1])
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
     return f"unknown field; the nearest known one is '{near[0]}'" if near else "unknown field"

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Header, Path, Query, Request
 
 from ..domain.errors import InvalidError
-from ..domain.values import Identifier
+from ..domain.values import MAX_COUNT, Identifier
 from ..services.house import House
 
 
@@ -49,7 +49,7 @@ def encode_cursor(*position: str | int) -> str:
 
 
 def decode_cursor(cursor: str, *kinds: type) -> list[Any]:
-    """Read what `encode_cursor` wrote. Raises InvalidCursorError."""
+    """Read what `encode_cursor` wrote: numbers are counts. Raises InvalidCursorError."""
     try:
         position = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
     except (binascii.Error, ValueError):
@@ -58,6 +58,7 @@ def decode_cursor(cursor: str, *kinds: type) -> list[Any]:
         not isinstance(position, list)
         or len(position) != len(kinds)
         or not all(type(part) is kind for part, kind in zip(position, kinds, strict=True))
+        or any(isinstance(part, int) and not 0 <= part <= MAX_COUNT for part in position)
     ):
         raise InvalidCursorError("cursor: is not a next_cursor of this list")
     return position

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Query, Response
 
-from ..domain.errors import InvalidError
 from ..domain.plan import Plan
 from ..domain.states import RunStatus
 from ..domain.values import Closed, Identifier, Text
@@ -18,6 +17,8 @@ from .examples import CANCEL, PLAN, example
 from .inputs import Cursor, InHouse, PageLimit, RunId, decode_cursor, encode_cursor
 from .schemas.events import EventAnswer, EventPage
 from .schemas.runs import RunAnswer, RunPage, RunSummaryAnswer
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 router = APIRouter(tags=["runs"], route_class=StrictRoute)
 
@@ -59,17 +60,14 @@ def list_runs(
     status: Annotated[RunStatus | None, Query(description="Only runs in this state.")] = None,
     project_id: Annotated[Identifier | None, Query(description="Only runs of a project.")] = None,
     text: Annotated[
-        str | None, Query(max_length=64, description="Only runs whose id holds this text.")
+        Text | None, Query(max_length=64, description="Only runs whose id holds this text.")
     ] = None,
 ) -> RunPage:
     """Runs, newest first, without their tiers."""
     before = None
     if cursor is not None:
-        at, last = decode_cursor(cursor, str, int)
-        try:
-            before = (datetime.fromisoformat(at), last)
-        except ValueError:
-            raise InvalidError("cursor: is not a next_cursor of this list") from None
+        microseconds, last = decode_cursor(cursor, int, int)
+        before = (EPOCH + timedelta(microseconds=microseconds), last)
     page = runs.list_runs(
         house,
         limit=limit + 1,
@@ -81,7 +79,8 @@ def list_runs(
     more = None
     if len(page) > limit:
         page = page[:limit]
-        more = encode_cursor(page[-1].created_at.isoformat(), page[-1].id)
+        age = page[-1].created_at - EPOCH
+        more = encode_cursor(age // timedelta(microseconds=1), page[-1].id)
     return RunPage(runs=[RunSummaryAnswer.model_validate(run) for run in page], next_cursor=more)
 
 

@@ -6,7 +6,7 @@ import base64
 import binascii
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from .building import BuilderStatus
 from .errors import InvalidError
@@ -16,8 +16,19 @@ from .values import Closed, Count, FilePath, Identifier, IssueKey, Quantity, Tex
 
 MAX_SUGGESTED_ISSUES = 200
 
+
+def _encodable(value: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            "holds half a character (a lone surrogate): send patch_content_base64"
+        ) from None
+    return value
+
+
 # A patch is bytes with a limit of its own (`max_patch_bytes`), so it is no Text.
-PatchText = str
+PatchText = Annotated[str, AfterValidator(_encodable)]
 
 
 class ProbeResult(Closed):
