@@ -419,7 +419,8 @@ def _failed_text(failed: list[PhaseState]) -> str:
 def _tier_state(phases: list[PhaseState]) -> TierStatus:
     states = {phase.state for phase in phases}
     if not states <= {PhaseStatus.COMPLETE, PhaseStatus.FAILED, PhaseStatus.SKIPPED}:
-        return TierStatus.PENDING if states == {PhaseStatus.QUEUED} else TierStatus.IN_PROGRESS
+        has_begun = any(phase.started_at or phase.state.is_final for phase in phases)
+        return TierStatus.IN_PROGRESS if has_begun else TierStatus.PENDING
     if PhaseStatus.FAILED in states:
         return TierStatus.FAILED
     if PhaseStatus.SKIPPED in states or not states:
