@@ -1,0 +1,244 @@
+"""Runs on their way, driven decision by decision as the services drive them, without any of I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from autopack.domain import building, reviewing, steering
+from autopack.domain.building import BuilderAction, BuilderStatus
+from autopack.domain.course import Course
+from autopack.domain.events import Event
+from autopack.domain.run import PhaseState, RunState, TierState, Verdict
+from autopack.domain.states import PhaseStatus, RunStatus, TierStatus
+from autopack.domain.values import CiProfile, RunScope
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+PHASE: Mapping[str, Any] = {
+    "state": PhaseStatus.QUEUED,
+    "ci_profile": CiProfile.NORMAL,
+    "has_ci": False,
+    "ci_timeout_seconds": 1_800,
+    "max_builder_attempts": 3,
+    "max_auditor_attempts": 2,
+    "incident_token_cap": 1_000,
+    "auto_apply": True,
+    "is_high_risk": False,
+    "allow_empty": False,
+}
+RUN: Mapping[str, Any] = {
+    "run_id": "run-1",
+    "state": RunStatus.RUN_CREATED,
+    "run_scope": RunScope.INCREMENTAL,
+    "token_cap": 10_000,
+    "max_duration_minutes": 120,
+    "attempt_minutes": 60,
+    "audit_minutes": 60,
+    "minor_cap_ends_run": False,
+    "any_failure_stops": False,
+    "high_risk_needs_review": False,
+    "head_commit": "0" * 40,
+}
+
+
+@dataclass
+class Drive:
+    """A run, the time, and what happened: each call is one decision, settled before the next."""
+
+    run: RunState
+    now: datetime = NOON
+    events: list[Event] = field(default_factory=list)
+    commits: int = 0
+
+    def phase(self, phase_id: str) -> PhaseState:
+        return next(phase for phase in self.run.phases if phase.phase_id == phase_id)
+
+    def tier(self, tier_id: str) -> TierState:
+        return next(tier for tier in self.run.tiers if tier.tier_id == tier_id)
+
+    def decide(self, step: Callable[[Course], object]) -> RunState:
+        """Take one decision; an exception leaves everything as it was."""
+        course = Course(self.run, self.now)
+        step(course)
+        self.run, events = course.finish()
+        self.events += events
+        return self.run
+
+    def start_phase(self, phase_id: str) -> PhaseState:
+        self.decide(lambda course: building.open_attempt(course, phase_id))
+        return self.phase(phase_id)
+
+    def build(
+        self,
+        phase_id: str = "P1",
+        status: BuilderStatus = BuilderStatus.SUCCESS,
+        *,
+        tokens: int = 0,
+        has_patch: bool = True,
+        conflict: str | None = None,
+    ) -> PhaseState:
+        """Post a Builder's result; `conflict` is the signature of a patch that git refuses."""
+
+        def step(course: Course) -> None:
+            building.open_attempt(course, phase_id)
+            action = building.weigh_result(
+                course, phase_id, status, tokens=tokens, has_patch=has_patch
+            )
+            if action is BuilderAction.NOTHING:
+                return
+            if conflict is not None:
+                building.fail_attempt(course, phase_id, "it conflicts", signature=conflict)
+            elif action is BuilderAction.APPLY:
+                building.take_applied(course, phase_id, status, self._commit())
+            else:
+                building.take_held(course, phase_id, len(self.events) + 1)
+
+        self.decide(step)
+        return self.phase(phase_id)
+
+    def fail(self, phase_id: str = "P1") -> PhaseState:
+        return self.build(phase_id, BuilderStatus.FAILED, has_patch=False)
+
+    def review(
+        self,
+        recommendation: str,
+        phase_id: str = "P1",
+        *,
+        tokens: int = 0,
+        own_patches: int = 0,
+        pending_applies: bool = True,
+    ) -> PhaseState:
+        """Post an Auditor's result."""
+
+        def step(course: Course) -> None:
+            reviewing.require_reviewable(course, phase_id)
+            reviewing.count_review(course, phase_id, tokens)
+            if course.is_over:
+                return
+            phase = course.phase(phase_id)
+            if recommendation == "escalate":
+                reviewing.take_escalation(course, phase_id, "hopeless")
+                return
+            own = [self._commit() for _ in range(own_patches)]
+            if recommendation == "revise":
+                reviewing.take_revision(course, phase_id, own, "do it again")
+                return
+            why_not = reviewing.why_not_approvable(phase, own_patches)
+            if why_not is not None:
+                reviewing.after_failed_review(course, phase_id, why_not)
+                return
+            if phase.pending_submission_id is not None:
+                if not pending_applies:
+                    reviewing.drop_pending(course, phase_id, "it no longer applies")
+                    return
+                own.insert(0, self._commit())
+            reviewing.take_approval(course, phase_id, own)
+            building.pass_gate(course, phase_id)
+
+        self.decide(step)
+        return self.phase(phase_id)
+
+    def set_status(self, wanted: PhaseStatus, phase_id: str = "P1") -> PhaseState:
+        self.decide(lambda course: steering.set_status(course, phase_id, wanted))
+        return self.phase(phase_id)
+
+    def count_issues(self, phase_id: str = "P1", *, minors: int = 0, majors: int = 0) -> RunState:
+        """Let these be the open issues of the run, all in one phase."""
+        counts = (minors, majors)
+        tier_id = self.phase(phase_id).tier_id
+
+        def step(course: Course) -> None:
+            course.note("IssueRecorded", phase_id=phase_id)
+            course.set_issue_counts(counts, {tier_id: counts}, {phase_id: counts})
+
+        return self.decide(step)
+
+    def wait(self, **time: float) -> RunState:
+        """Let time pass, as the background job does."""
+        self.now += timedelta(**time)
+        return self.decide(steering.pass_time)
+
+    def red(self, phase_id: str = "P1", checks: str = "checks:test_a") -> PhaseState:
+        """Let CI find fault."""
+
+        def step(course: Course) -> None:
+            course.change_phase(phase_id, verdict=Verdict.RED)
+            building.fail_attempt(course, phase_id, "CI is red", signature=checks)
+
+        self.decide(step)
+        return self.phase(phase_id)
+
+    def green(self, phase_id: str = "P1") -> PhaseState:
+        """Let CI find none."""
+        self.decide(
+            lambda course: course.move_phase(
+                phase_id, PhaseStatus.COMPLETE, "CI is green", verdict=Verdict.GREEN
+            )
+        )
+        return self.phase(phase_id)
+
+    def _commit(self) -> str:
+        self.commits += 1
+        return f"{self.commits:040x}"
+
+
+Start = Callable[..., Drive]
+
+
+def start(
+    tiers: Mapping[str, tuple[str, ...]] | None = None,
+    *,
+    phase: Mapping[str, Any] | None = None,
+    tier: Mapping[str, Any] | None = None,
+    **run: Any,
+) -> Drive:
+    """Start a run; `phase` and `tier` hold fields of every phase and tier, `run` those of the run.
+
+    By default it has one tier, T1, with one phase, P1, that is applied at once and has no CI.
+    """
+    tiers = tiers or {"T1": ("P1",)}
+    of_phases: dict[str, Any] = {**PHASE, **(phase or {})}
+    phases = tuple(
+        PhaseState(
+            phase_id=phase_id,
+            phase_index=phase_index,
+            tier_id=tier_id,
+            tier_index=tier_index,
+            **of_phases,
+        )
+        for tier_index, (tier_id, members) in enumerate(tiers.items())
+        for phase_index, phase_id in enumerate(members)
+    )
+    of_run: dict[str, Any] = {**RUN, "max_minor_issues_total": 3 * len(phases), **run}
+    return Drive(
+        RunState(
+            deadline_at=NOON + timedelta(minutes=of_run["max_duration_minutes"]),
+            phases=phases,
+            tiers=tuple(
+                _tier(tier_id, tier_index, len(members), dict(tier or {}))
+                for tier_index, (tier_id, members) in enumerate(tiers.items())
+            ),
+            **of_run,
+        )
+    )
+
+
+def _tier(tier_id: str, tier_index: int, size: int, given: dict[str, Any]) -> TierState:
+    fields: dict[str, Any] = {
+        "state": TierStatus.PENDING if size else TierStatus.SKIPPED,
+        "token_cap": 3_000 * size,
+        "ci_run_cap": 2 * size,
+        "minors_tolerated": 2 * size,
+        "majors_tolerated": 0,
+    }
+    return TierState(tier_id=tier_id, tier_index=tier_index, **fields | given)
+
+
+@pytest.fixture(name="start", scope="session")
+def start_fixture() -> Start:
+    return start
