@@ -30,7 +30,7 @@ from ..gitrepo import RefMovedError, RefNameTakenError, RefUpdate
 from ..models import Commit, Phase, Run
 from ..store import runs, submissions
 from .house import House
-from .projection import project, project_backlog, roll_forward
+from .projection import is_branch_elsewhere, project, project_backlog, roll_forward
 
 logger = structlog.get_logger(__name__)
 
@@ -239,31 +239,29 @@ def changing(house: House, run_id: str, *, actor: str = SUPERVISOR) -> Iterator[
     An exception in the body leaves everything as it was.
     """
     with locked_session(house, run_id) as session:
-        run = _up_to_date(house, session, run_id)
+        run = up_to_date(house, session, run_id)
         change = RunChange(house, session, run, actor)
         yield change
-        try:
+        with _ending_if_moved(house, session, run_id, is_raised=True):
             change.commit()
-        except (RefMovedError, RefNameTakenError) as error:
-            session.rollback()
-            _end_as_moved(house, session, run_id, error.detail)
-            raise
 
 
-def _up_to_date(house: House, session: Session, run_id: str) -> Run:
-    """Roll forward what lags and let time pass; both are changes of their own."""
+def up_to_date(house: House, session: Session, run_id: str) -> Run:
+    """Roll forward what lags and let time pass; both are changes of their own.
+
+    Raises RefMovedError when this is how a stranger's hand on the branch is found.
+    """
     run = runs.lock_run(session, run_id)
-    if run.mirrored_revision < run.revision:
-        try:
+    is_lagging = run.mirrored_revision < run.revision
+    if is_lagging or (run.ended_at is None and is_branch_elsewhere(house, run_id, run.head_commit)):
+        with _ending_if_moved(house, session, run_id, is_raised=not is_lagging):
             roll_forward(house, session, run)
-        except RefMovedError as error:
-            session.rollback()
-            _end_as_moved(house, session, run_id, error.detail)
         run = runs.lock_run(session, run_id)
     if _is_overdue(run, house.now()):
         change = RunChange(house, session, run, SUPERVISOR)
         pass_time(change.course)
-        change.commit()
+        with _ending_if_moved(house, session, run_id, is_raised=True):
+            change.commit()
         run = runs.lock_run(session, run_id)
     return run
 
@@ -277,9 +275,19 @@ def _is_overdue(run: Run, now: datetime) -> bool:
     return min(deadlines) <= now
 
 
-def _end_as_moved(house: House, session: Session, run_id: str, reason: str) -> None:
+@contextmanager
+def _ending_if_moved(
+    house: House, session: Session, run_id: str, *, is_raised: bool
+) -> Iterator[None]:
     """End a run whose branch or tags a stranger moved; nothing of theirs is overwritten."""
-    run = runs.lock_run(session, run_id)
-    change = RunChange(house, session, run, SUPERVISOR)
-    change.course.end_failed(FailureCode.BRANCH_MOVED, reason)
-    change.commit()
+    try:
+        yield
+    except (RefMovedError, RefNameTakenError) as error:
+        session.rollback()
+        change = RunChange(house, session, runs.lock_run(session, run_id), SUPERVISOR)
+        change.course.end_failed(FailureCode.BRANCH_MOVED, error.detail)
+        change.touched |= change.phases.keys()  # what lagged before has to be written as well
+        change.is_index_touched = change.is_backlog_touched = True
+        change.commit()
+        if is_raised:
+            raise

@@ -6,6 +6,7 @@ from collections.abc import Collection
 
 from sqlalchemy.orm import Session
 
+from ..domain.errors import AutopackError
 from ..domain.issues import issue_state
 from ..domain.naming import branch_ref, snapshot_ref
 from ..domain.reports import (
@@ -22,6 +23,14 @@ from ..domain.run import FailureCode
 from ..models import Phase, Run
 from ..store import issues, runs, submissions
 from .house import House
+
+
+def is_branch_elsewhere(house: House, run_id: str, head: str) -> bool:
+    """Say whether a run's branch is not at its recorded head. Costs the reading of a file."""
+    try:
+        return house.repository.read_ref(branch_ref(run_id)) != head
+    except AutopackError:  # a ref that cannot be read is met again by whoever has to move it
+        return False
 
 
 def roll_forward(house: House, session: Session, run: Run) -> None:

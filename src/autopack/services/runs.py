@@ -18,7 +18,7 @@ from ..domain.strategy import Strategy, compile_strategy
 from ..gitrepo import RefUpdate
 from ..models import EventRow, Phase, Run, Tier
 from ..store import runs
-from .change import changing, following, locked_session
+from .change import changing, following, locked_session, up_to_date
 from .house import House
 from .phases import OPERATOR
 from .projection import attempt_reports, project
@@ -32,14 +32,18 @@ class RunExistsError(ConflictError):
 def start_run(house: House, plan: Plan) -> tuple[Run, bool]:
     """Start a run, or return the one that the same plan started; say whether it is new.
 
-    Raises InvalidPlanError, InvalidRulesetError, RunExistsError, RefNameTakenError.
+    Raises InvalidPlanError, InvalidRulesetError, RunExistsError, RefNameTakenError, and
+    InvalidError for the name of a file beside the runs.
     """
     run_id = plan.run.run_id
+    house.mirror.folder(run_id)  # refuses names that the project's own files have
     digest = hashlib.sha256(canonical_json(plan.model_dump(mode="json"))).hexdigest()
     with locked_session(house, run_id) as session:
         existing = runs.find_run_by_any_case(session, run_id)
         if existing is not None:
             if existing.plan_sha256 == digest and existing.run_id == run_id:
+                if existing.mirrored_revision < existing.revision:
+                    existing = up_to_date(house, session, run_id)
                 return existing, False
             raise RunExistsError(
                 f"run '{existing.run_id}' exists, with another plan; choose another run_id"

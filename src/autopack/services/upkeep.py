@@ -9,7 +9,7 @@ from ..domain.errors import AutopackError
 from ..store import runs
 from .change import changing
 from .house import House
-from .projection import project_backlog
+from .projection import is_branch_elsewhere, project_backlog
 from .rulesets import read_ruleset
 
 logger = structlog.get_logger(__name__)
@@ -31,13 +31,11 @@ def start_up(house: House) -> None:
 def keep_up(house: House) -> None:
     """Roll forward what lags, and end what has waited too long. (01, 02 §2)"""
     with house.reading() as session:
-        names = dict.fromkeys(
-            [
-                *runs.list_lagging(session, BATCH),
-                *runs.list_overdue(session, house.now(), BATCH),
-            ]
-        )
-    for run_id in names:
+        lagging = runs.list_lagging(session, BATCH)
+        overdue = runs.list_overdue(session, house.now(), BATCH)
+        heads = runs.list_live_heads(session)
+    elsewhere = [run_id for run_id, head in heads if is_branch_elsewhere(house, run_id, head)]
+    for run_id in dict.fromkeys([*lagging, *overdue, *elsewhere]):
         try:
             with changing(house, run_id):
                 pass  # to take a run's lock is to bring it up to date

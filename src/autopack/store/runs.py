@@ -115,6 +115,12 @@ def touch(session: Session) -> None:
     session.execute(select(Run.id).limit(1))
 
 
+def list_live_heads(session: Session) -> list[tuple[str, str]]:
+    """Return the runs that are not over, each with the recorded head of its branch."""
+    rows = session.execute(select(Run.run_id, Run.head_commit).where(Run.ended_at.is_(None)))
+    return [(run_id, head) for run_id, head in rows]
+
+
 def mark_mirrored(session: Session, run_pk: int, revision: int) -> None:
     """Note that branch and files show this revision, and commit."""
     session.execute(
