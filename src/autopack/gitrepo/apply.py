@@ -22,7 +22,9 @@ from .scan import ScannedPatch
 _SERIOUS = re.compile(r"^(?:error|fatal): (.*)$", re.MULTILINE)
 _LINE = re.compile(r"(?:at |on )?line (\d+)")
 _UNSAFE = re.compile(r"invalid path '(.*)'|affected file '(.*)' is beyond a symbolic link")
-_MALFORMED = 128  # the status with which git says that it could not read a patch at all
+# With this status git says that it could not read the patch at all, or a collision of names.
+_MALFORMED = 128
+_COLLISION = re.compile("appears as both a file and as a directory|unable to add cache entry")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,18 +86,18 @@ def rehearse(
     scanned: ScannedPatch,
     tree: str,
     judge: Judge,
-    resolve: Callable[[str], str],
+    merge: Callable[[str], str],
 ) -> Rehearsal:
     """Apply a patch to a tree in quarantine and have the result judged.
 
-    `resolve` is asked for a merged tree where git refuses, with git's reason.
+    `merge` is asked for a merged tree where git refuses, with git's reason.
     """
     merged = False
     try:
         changes, result = apply_to_tree(quarantine, scanned, tree)
     except RefusedError as refusal:
         merged = True
-        changes = _difference(quarantine, tree, resolve(str(refusal)))
+        changes = _difference(quarantine, tree, merge(str(refusal)))
         result = TreeDraft(tree, lambda oid: quarantine.read(oid)[1])
         result.edit(changes)
     if not changes:
@@ -139,7 +141,7 @@ def _explain(status: int, stderr: str) -> None:
     if unsafe is not None:
         path = unsafe.group(1) or unsafe.group(2)
         raise PatchPolicyError([Violation(path, "path", f"git refuses it: {unsafe.group()}.")])
-    if status == _MALFORMED:
+    if status == _MALFORMED and not _COLLISION.search(reason):
         line = _LINE.search(reason)
         raise PatchMalformedError(
             f"git cannot read the patch: {reason}.", line=int(line.group(1)) if line else None

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from ..config import Settings
 from .apply import AppliedPatch, Judge, Rehearsal, rehearse
-from .errors import GitFailedError, PatchConflictError, RepositoryUnusableError
+from .conflict import resolve
+from .errors import GitFailedError, RepositoryUnusableError
 from .objects import Objects, encode_loose
 from .process import GitResult, GitRunner
 from .quarantine import Quarantine, open_quarantine
@@ -45,7 +46,10 @@ class DiffStat:
 
 @dataclass(frozen=True, slots=True)
 class MergeResult:
-    """Whether two commits merge without a conflict; if not, which paths stand against it."""
+    """Whether two commits merge without a conflict; if not, which paths stand against it.
+
+    Two that share no history do not merge, and no path is to blame.
+    """
 
     mergeable: bool
     conflicts: tuple[str, ...]
@@ -178,7 +182,12 @@ class Repository:
         """Merge two commits in memory: nothing is checked out and no object is kept."""
         options = ("--write-tree", "--name-only", "--no-messages", "-z", "--end-of-options")
         with self.quarantine() as quarantine:
-            result = quarantine.git("merge-tree", *options, ours, theirs, allowed=(0, 1))
+            try:
+                result = quarantine.git("merge-tree", *options, ours, theirs, allowed=(0, 1))
+            except GitFailedError as error:
+                if "unrelated histories" in error.detail:
+                    return MergeResult(mergeable=False, conflicts=())
+                raise
         _tree, *paths = result.stdout.rstrip(b"\0").split(b"\0")
         return MergeResult(
             mergeable=result.status == 0,
@@ -249,10 +258,10 @@ class Repository:
     ) -> Rehearsal:
         scanned = scan_patch(patch, self._settings)
 
-        def resolve(reason: str) -> str:
-            raise PatchConflictError(f"The patch does not apply to {head}: {reason}", head=head)
+        def merge(reason: str) -> str:
+            return resolve(quarantine, head, scanned, reason, base_commit)
 
-        return rehearse(quarantine, scanned, self.tree_of(head), judge, resolve)
+        return rehearse(quarantine, scanned, self.tree_of(head), judge, merge)
 
     def _write(self, kind: str, lines: list[str], message: str) -> str:
         if "\0" in message or any("\n" in line for line in lines):
