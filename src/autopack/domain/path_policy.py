@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Protocol
 
 from .changes import (
@@ -178,11 +178,16 @@ def _target_problem(target: bytes) -> str | None:
 
 
 def _judge_contents(changes: Changes) -> Iterator[Violation]:
+    @cache
+    def old_lines() -> frozenset[bytes]:
+        # Of all the files: what a patch moves from one to another, it does not add.
+        olds = {change.old_oid for change in changes.files if change.old_oid is not None}
+        return frozenset(line for oid in olds for line in changes.read(oid).split(b"\n"))
+
     for change in changes.files:
         if change.new_oid is None or change.new_oid == change.old_oid:
             continue
-        old = changes.read(change.old_oid) if change.old_oid is not None else b""
-        for secret in added_secrets(old, changes.read(change.new_oid)):
+        for secret in added_secrets(changes.read(change.new_oid), old_lines):
             detail = f"holds what looks like a {secret.sort} on line {secret.line}"
             yield Violation(change.shown_path, "secret", detail, line=secret.line)
 

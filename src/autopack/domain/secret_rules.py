@@ -8,7 +8,7 @@ weighed: it lacks several of these formats, wants `requests`, and holds its sett
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 _FEWEST_DIFFERENT_BYTES = 8  # `ghp_xxxxxxxx…` is a placeholder
@@ -67,9 +67,11 @@ _FORMATS = (
 )
 
 
-def added_secrets(old: bytes, new: bytes) -> Iterator[FoundSecret]:
-    """Yield the credentials on lines of `new` that `old` does not have."""
-    known: frozenset[bytes] | None = None
+def added_secrets(new: bytes, old_lines: Callable[[], frozenset[bytes]]) -> Iterator[FoundSecret]:
+    """Yield the credentials on lines of `new` that are not among the old lines.
+
+    The old lines are asked for only when there is something to compare.
+    """
     for each in _FORMATS:
         if not any(word in new for word in each.begins):
             continue
@@ -79,6 +81,5 @@ def added_secrets(old: bytes, new: bytes) -> Iterator[FoundSecret]:
                 continue
             start = new.rfind(b"\n", 0, match.start()) + 1
             end = new.find(b"\n", match.start())
-            known = frozenset(old.split(b"\n")) if known is None else known
-            if new[start : end if end >= 0 else len(new)] not in known:
+            if new[start : end if end >= 0 else len(new)] not in old_lines():
                 yield FoundSecret(new.count(b"\n", 0, start) + 1, each.sort)
