@@ -1,0 +1,314 @@
+"""A ref moves from where it was left to where it shall be, or the reason is told apart."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from autopack.gitrepo import (
+    GitFailedError,
+    RefLockedError,
+    RefMovedError,
+    RefNameTakenError,
+    RefUpdate,
+    Repository,
+    RepositoryUnusableError,
+)
+from autopack.gitrepo.refs import _is_ours
+
+if TYPE_CHECKING:
+    from tests.conftest import GitRepo
+
+pytestmark = pytest.mark.integration
+
+BRANCH = "refs/heads/autonomous/run"
+TAG = "refs/tags/autonomous/run/p1"
+
+
+@pytest.fixture
+def commits(git_repo: GitRepo) -> list[str]:
+    return [git_repo.commit({"a": f"{number}\n"}) for number in range(4)]
+
+
+def move(repository: Repository, *updates: RefUpdate) -> None:
+    with repository.prepare_refs(updates) as prepared:
+        prepared.commit()
+
+
+@pytest.mark.parametrize("is_packed", [False, True], ids=["loose", "packed"])
+def test_refs_are_created_and_moved_together(
+    git_repo: GitRepo, repository: Repository, commits: list[str], is_packed: bool
+) -> None:
+    move(repository, RefUpdate(BRANCH, commits[0], None))
+    if is_packed:
+        git_repo.git("pack-refs", "--all")
+    move(repository, RefUpdate(BRANCH, commits[1], commits[0]), RefUpdate(TAG, commits[0], None))
+
+    assert repository.read_ref(BRANCH) == git_repo.git("rev-parse", BRANCH) == commits[1]
+    assert repository.read_ref(TAG) == git_repo.git("rev-parse", TAG) == commits[0]
+    assert repository.read_ref("refs/heads/autonomous/other") is None
+    assert repository.read_ref("refs/heads/autonomous") is None
+    assert repository.read_ref("HEAD") == git_repo.git("rev-parse", "HEAD")
+
+
+def test_leaving_without_a_commit_lets_the_refs_go(
+    repository: Repository, commits: list[str]
+) -> None:
+    update = RefUpdate(BRANCH, commits[0], None)
+    with repository.prepare_refs([update]):
+        assert (repository.git_dir / f"{BRANCH}.lock").exists()
+    with pytest.raises(ZeroDivisionError), repository.prepare_refs([update]):
+        _ = 1 / 0
+    assert repository.read_ref(BRANCH) is None
+    move(repository, update)
+    assert repository.read_ref(BRANCH) == commits[0]
+
+
+def lock(git_dir: Path) -> Path:
+    """Lock our branch as a process would that was killed right now."""
+    path = git_dir / f"{BRANCH}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    return path
+
+
+Prepare = Callable[["GitRepo", list[str]], object]
+FOUND_BEFORE_THE_COMMIT: dict[str, tuple[Prepare, int | None, type[Exception]]] = {
+    "moved": (lambda repo, c: repo.git("update-ref", BRANCH, c[3]), 0, RefMovedError),
+    "moved_back": (lambda repo, c: repo.git("update-ref", BRANCH, c[1]), 2, RefMovedError),
+    "moved_to_the_goal": (lambda repo, c: repo.git("update-ref", BRANCH, c[1]), 0, RefMovedError),
+    "deleted": (lambda repo, c: None, 0, RefMovedError),
+    "squatted": (lambda repo, c: repo.git("update-ref", BRANCH, c[3]), None, RefNameTakenError),
+    "above": (
+        lambda repo, c: repo.git("update-ref", "refs/heads/autonomous", c[0]),
+        None,
+        RefNameTakenError,
+    ),
+    "below": (lambda repo, c: repo.git("update-ref", f"{BRANCH}/x", c[0]), None, RefNameTakenError),
+    "below_packed": (
+        lambda repo, c: (
+            repo.git("update-ref", f"{BRANCH}/x", c[0]),
+            repo.git("pack-refs", "--all", "--prune"),
+        ),
+        None,
+        RefNameTakenError,
+    ),
+    "symbolic": (
+        lambda repo, c: repo.git("symbolic-ref", BRANCH, "refs/heads/main"),
+        3,
+        RefMovedError,
+    ),
+    "locked": (lambda repo, c: lock(repo.path / ".git"), None, RefLockedError),
+}
+
+
+@pytest.mark.parametrize(
+    ("prepare", "old", "error"), FOUND_BEFORE_THE_COMMIT.values(), ids=FOUND_BEFORE_THE_COMMIT
+)
+def test_what_stands_against_a_move_is_found_before_the_database_commits(
+    git_repo: GitRepo,
+    repository: Repository,
+    commits: list[str],
+    prepare: Prepare,
+    old: int | None,
+    error: type[Exception],
+) -> None:
+    prepare(git_repo, commits)
+    before = git_repo.git("for-each-ref")
+
+    updates = [
+        RefUpdate(TAG, commits[0], None),
+        RefUpdate(BRANCH, commits[1], None if old is None else commits[old]),
+    ]
+    with pytest.raises(error) as caught, repository.prepare_refs(updates):
+        pytest.fail("the database would have committed")
+
+    assert caught.type is error
+    assert git_repo.git("for-each-ref") == before
+
+
+def test_a_moved_ref_says_from_where_to_where(repository: Repository, commits: list[str]) -> None:
+    move(repository, RefUpdate(BRANCH, commits[0], None))
+    with (
+        pytest.raises(RefMovedError) as caught,
+        repository.prepare_refs([RefUpdate(BRANCH, commits[2], commits[1])]),
+    ):
+        pass
+    error = caught.value
+    assert (error.ref, error.expected, error.actual) == (BRANCH, commits[1], commits[0])
+
+
+@pytest.mark.parametrize("old_tip", [None, 0], ids=["new", "there"])
+def test_a_stale_lock_of_ours_is_removed(
+    repository: Repository,
+    commits: list[str],
+    caplog: pytest.LogCaptureFixture,
+    old_tip: int | None,
+) -> None:
+    old = None if old_tip is None else commits[old_tip]
+    if old is not None:
+        move(repository, RefUpdate(BRANCH, old, None))
+    left = lock(repository.git_dir)
+    os.utime(left, (time.time() - 61,) * 2)
+
+    with caplog.at_level(logging.WARNING):
+        move(repository, RefUpdate(BRANCH, commits[1], old))
+
+    assert repository.read_ref(BRANCH) == commits[1]
+    assert not left.exists()
+    assert "stale lock" in caplog.text
+
+
+def test_a_lock_that_is_let_go_in_time_is_waited_for(
+    repository: Repository, commits: list[str]
+) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        with repository.prepare_refs([RefUpdate(BRANCH, commits[0], None)]) as prepared:
+            second = pool.submit(
+                move, repository, RefUpdate("refs/heads/autonomous/other", commits[1], None)
+            )
+            second.result()
+            third = pool.submit(move, repository, RefUpdate(BRANCH, commits[1], commits[0]))
+            prepared.commit()
+        third.result()
+    assert repository.read_ref(BRANCH) == commits[1]
+
+
+def test_of_many_that_create_one_ref_one_wins(repository: Repository, commits: list[str]) -> None:
+    together = threading.Barrier(6)
+
+    def race(number: int) -> type[Exception] | None:
+        together.wait()
+        try:
+            move(repository, RefUpdate(BRANCH, commits[number % 4], None))
+        except (RefNameTakenError, RefLockedError) as error:
+            return type(error)
+        return None
+
+    with ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(race, range(6))).count(None) == 1
+
+
+def test_a_process_that_dies_before_the_commit_is_no_success(
+    repository: Repository, commits: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+    popen = subprocess.Popen
+
+    def remember(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        started.append(popen(*arguments, **options))
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", remember)
+    with repository.prepare_refs([RefUpdate(BRANCH, commits[0], None)]) as prepared:
+        started[0].kill()
+        started[0].wait()
+        with pytest.raises(GitFailedError):
+            prepared.commit()
+    assert repository.read_ref(BRANCH) is None
+
+
+@pytest.mark.parametrize("start", ["absent", "recorded", "there"])
+def test_a_ref_that_lags_is_rolled_forward(
+    repository: Repository, commits: list[str], start: str
+) -> None:
+    if start != "absent":
+        at = commits[0] if start == "recorded" else commits[2]
+        move(repository, RefUpdate(BRANCH, at, None))
+    repository.settle_ref(BRANCH, head=commits[2], recorded=commits[:2])
+    assert repository.read_ref(BRANCH) == commits[2]
+
+
+@pytest.mark.safety_critical
+def test_a_ref_that_somebody_moved_is_never_overwritten(
+    repository: Repository, commits: list[str]
+) -> None:
+    move(repository, RefUpdate(BRANCH, commits[3], None))
+    with pytest.raises(RefMovedError):
+        repository.settle_ref(BRANCH, head=commits[2], recorded=commits[:2])
+    assert repository.read_ref(BRANCH) == commits[3]
+
+
+def test_a_damaged_ref_is_named(repository: Repository) -> None:
+    path = repository.git_dir / BRANCH
+    path.parent.mkdir(parents=True)
+    path.write_text("")
+    with pytest.raises(RepositoryUnusableError, match=BRANCH):
+        repository.read_ref(BRANCH)
+
+
+def test_of_many_packed_refs_the_right_one_is_read(
+    git_repo: GitRepo, repository: Repository, commits: list[str]
+) -> None:
+    lines = "".join(f"create refs/heads/b{n} {commits[n % 3]}\n" for n in range(100))
+    git_repo.git("update-ref", "--stdin", stdin=lines)
+    git_repo.git("tag", "-a", "-m", "x", "annotated", commits[3])
+    git_repo.git("pack-refs", "--all")
+    assert repository.read_ref("refs/heads/b10") == commits[1]
+    assert repository.read_ref("refs/heads/b1") == commits[1]
+    assert repository.read_ref("refs/heads/b") is None
+    assert repository.read_ref("refs/tags/annotated") == git_repo.git("rev-parse", "annotated")
+
+
+OUTSIDE = (
+    "refs/heads/main",
+    "refs/heads/autonomous",
+    "refs/heads/autonomous/",
+    "refs/heads/autonomous/../main",
+    "refs/heads/autonomous/a//b",
+    "refs/heads/autonomous/.a",
+    "refs/heads/autonomous/a.lock",
+    "refs/heads/autonomous/a.lock/b",
+    "refs/heads/autonomous/a\nupdate refs/heads/main",
+    "refs/heads/autonomous/a b",
+    "refs/heads/autonomous/a~1",
+    "refs/heads/autonomous/@{1}",
+    "refs/heads/autonomous/a.",
+    "refs/heads/autonomous/a\0",
+    "refs/heads/autonomous-x/a",
+    "refs/tags/v1",
+    "refs/autopack",
+    "HEAD",
+    "",
+)
+
+
+@pytest.mark.safety_critical
+@pytest.mark.parametrize("ref", OUTSIDE)
+def test_no_other_ref_is_ever_moved(repository: Repository, commits: list[str], ref: str) -> None:
+    with (
+        pytest.raises(ValueError, match="is not one of our refs"),
+        repository.prepare_refs([RefUpdate(ref, commits[0], None)]),
+    ):
+        pytest.fail("it was prepared")
+
+
+@pytest.mark.parametrize("oid", ["", "0" * 39, "g" * 40, f"{'0' * 40}\n", "--stdin"])
+def test_a_value_that_is_no_id_is_refused(repository: Repository, oid: str) -> None:
+    with (
+        pytest.raises(ValueError, match="no ids"),
+        repository.prepare_refs([RefUpdate(BRANCH, oid, None)]),
+    ):
+        pytest.fail("it was prepared")
+
+
+@given(st.text(alphabet="abA1.-_/\\ ~^:?*[@{}\n\0ü", max_size=12))
+@example("a..b")
+@example("a.lock")
+def test_whatever_counts_as_ours_git_takes_and_keeps_within_our_folders(name: str) -> None:
+    ref = f"refs/heads/autonomous/{name}"
+    if _is_ours(ref):
+        assert Path(os.path.normpath(ref)) == Path(ref)
+        done = subprocess.run(["git", "check-ref-format", ref], check=False)
+        assert done.returncode == 0
