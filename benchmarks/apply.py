@@ -1,0 +1,253 @@
+"""What a patch costs, from its bytes to the moved ref, beside the bare git plumbing in one run.
+
+    python benchmarks/apply.py [--patches 100]
+
+Each column is a generated repository; each figure the median of milliseconds a patch. The floor
+does what cannot be left out, with everything known beforehand: one `git apply --cached` on the two
+index entries of the patch, the same objects written and fsynced, one compare-and-swap of the ref.
+Put TMPDIR on the file system you care about. `src/autopack` must be importable.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from autopack.config import Settings
+from autopack.domain.path_policy import PathPolicy
+from autopack.gitrepo import RefUpdate, Repository, enforce
+from autopack.gitrepo.index import write_index
+from autopack.gitrepo.objects import encode_loose
+
+AT = datetime(2026, 1, 1, tzinfo=UTC)
+LINES = 40
+TREE_BYTES = 3_600  # a folder of a hundred files
+SLOW_PATCHES = 5
+CLEAN = {"PATH": os.environ["PATH"], "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
+IDENTITY = {
+    f"GIT_{role}_{part}": value
+    for role in ("AUTHOR", "COMMITTER")
+    for part, value in (("NAME", "A"), ("EMAIL", "a@localhost"))
+}
+
+
+def git(folder: Path, *arguments: str, stdin: bytes = b"", **environment: str) -> str:
+    """Start one plain process, as any script would."""
+    done = subprocess.run(
+        ["git", *arguments],
+        cwd=folder,
+        input=stdin,
+        env={**CLEAN, **IDENTITY, **environment},
+        check=True,
+        capture_output=True,
+    )
+    return done.stdout.decode().strip()
+
+
+def path_of(number: int) -> str:
+    return f"part{number // 10_000}/unit{number // 100 % 100:02}/file{number % 100:02}.txt"
+
+
+def content(number: int, revision: int) -> bytes:
+    rows = [f"file {number} line {row}" for row in range(LINES)]
+    rows[LINES // 2] = f"revision {revision}"
+    return ("\n".join(rows) + "\n").encode()
+
+
+def make_repository(folder: Path, files: int, refs: int) -> None:
+    git(folder.parent, "init", "-q", "-b", "main", str(folder))
+    stream = [b"commit refs/heads/main\nmark :1\ncommitter A <a@localhost> 1 +0000\ndata 1\nx\n"]
+    for number in range(files):
+        data = content(number, 0)
+        head = f"M 100644 inline {path_of(number)}\ndata {len(data)}\n"
+        stream += head.encode(), data, b"\n"
+    for number in range(refs):
+        stream.append(f"reset refs/heads/b{number}\nfrom :1\n\n".encode())
+        stream.append(f"reset refs/tags/t{number}\nfrom :1\n\n".encode())
+    git(folder, "fast-import", "--quiet", stdin=b"".join(stream))
+    git(folder, "pack-refs", "--all")
+    git(folder, "reset", "-q", "--hard")
+
+
+@dataclass(frozen=True)
+class Change:
+    path: str
+    old_oid: str
+    new: bytes
+
+
+def patch_of(files: int, step: int) -> tuple[bytes, list[Change]]:
+    """A patch with a hunk in each of two files, and those files before and after."""
+    changed: list[Change] = []
+    parts = []
+    for number in (step % files, (step * 7919 + files // 2) % files):
+        path = path_of(number)
+        if changed and changed[0].path == path:
+            continue
+        old, new = content(number, 0), content(number, step + 1)
+        changed.append(Change(path, encode_loose("blob", old)[0], new))
+        middle = LINES // 2
+        context = old.decode().splitlines()
+        parts += [
+            f"diff --git a/{path} b/{path}",
+            f"--- a/{path}",
+            f"+++ b/{path}",
+            f"@@ -{middle - 2},7 +{middle - 2},7 @@",
+            *(f" {row}" for row in context[middle - 3 : middle]),
+            f"-{context[middle]}",
+            f"+revision {step + 1}",
+            *(f" {row}" for row in context[middle + 1 : middle + 4]),
+        ]
+    return ("\n".join(parts) + "\n").encode(), changed
+
+
+Step = Callable[[bytes, list[Change]], None]
+
+
+def by_checkout(folder: Path, scratch: Path, ref: str) -> Step:
+    head = git(folder, "rev-parse", "main")
+
+    def step(patch: bytes, changed: list[Change]) -> None:
+        git(folder, "checkout", "-q", "--detach", head)
+        git(folder, "apply", "-", stdin=patch)
+        git(folder, "add", "-A")
+        git(folder, "commit", "-q", "-m", "x")
+        git(folder, "update-ref", ref, "HEAD")
+
+    return step
+
+
+def by_full_index(folder: Path, scratch: Path, ref: str) -> Step:
+    head = git(folder, "rev-parse", "main")
+    index = scratch / "full"
+
+    def step(patch: bytes, changed: list[Change]) -> None:
+        git(folder, "read-tree", head, GIT_INDEX_FILE=str(index))
+        git(folder, "apply", "--cached", "-", stdin=patch, GIT_INDEX_FILE=str(index))
+        tree = git(folder, "write-tree", GIT_INDEX_FILE=str(index))
+        git(folder, "update-ref", ref, git(folder, "commit-tree", "-p", head, "-m", "x", tree))
+
+    return step
+
+
+def by_autopack(folder: Path, scratch: Path, ref: str) -> Step:
+    settings = Settings(repo_path=folder, home=scratch / "home", _env_file=None)
+    repository = Repository.open(settings)
+    head = repository.base().commit
+    protect = enforce(PathPolicy())
+
+    def step(patch: bytes, changed: list[Change]) -> None:
+        tree = repository.apply(head, patch, protect).tree
+        commit = repository.write_commit(parents=[head], tree=tree, message="x", at=AT)
+        update = RefUpdate(ref, commit, repository.read_ref(ref))
+        with repository.prepare_refs([update]) as prepared:
+            prepared.commit()
+
+    return step
+
+
+def by_bare_plumbing(folder: Path, scratch: Path, ref: str) -> Step:
+    """The floor: all is known beforehand, nothing is judged, read or refused."""
+    shadow = scratch / "shadow"
+    git(scratch, "init", "-q", "--bare", str(shadow))
+    head = git(folder, "rev-parse", "main")
+    other = git(folder, "commit-tree", "-p", head, "-m", "x", f"{head}^{{tree}}")
+    commits = itertools.cycle([head, other])
+    at = next(commits)
+
+    def step(patch: bytes, changed: list[Change]) -> None:
+        nonlocal at
+        work = Path(tempfile.mkdtemp(dir=scratch))
+        (work / "objects").mkdir()
+        entries = {each.path.encode(): (0o100644, each.old_oid) for each in changed}
+        (work / "index").write_bytes(write_index(entries))
+        git(
+            work,
+            *("apply", "--cached", "--whitespace=nowarn", "-"),
+            stdin=patch,
+            GIT_DIR=str(shadow),
+            GIT_INDEX_FILE=str(work / "index"),
+            GIT_OBJECT_DIRECTORY=str(work / "objects"),
+            GIT_ALTERNATE_OBJECT_DIRECTORIES=str(folder / ".git/objects"),
+        )
+        folders = {str(parent) for each in changed for parent in Path(each.path).parents}
+        contents = [each.new for each in changed] + [os.urandom(TREE_BYTES)] * len(folders)
+        for number, data in enumerate([*contents, b"commit"]):
+            with (work / f"object{number}").open("wb") as file:
+                file.write(zlib.compress(data, 1))
+                file.flush()
+                os.fsync(file.fileno())
+        new = next(commits)
+        git(folder, "update-ref", "--stdin", stdin=f"update {ref} {new} {at}\n".encode())
+        at = new
+        shutil.rmtree(work)
+
+    return step
+
+
+WAYS: dict[str, tuple[int, Callable[[Path, Path, str], Step]]] = {
+    "check out, apply, add, commit": (5, by_checkout),
+    "temporary full index": (5, by_full_index),
+    "Autopack": (2, by_autopack),
+    "floor: the bare plumbing": (2, by_bare_plumbing),
+}
+REPOSITORIES = {  # files, and as many branches as tags
+    "200 files": (200, 0),
+    "80,000 files": (80_000, 0),
+    "and 20,000 refs": (80_000, 10_000),
+}
+
+
+def measure(folder: Path, scratch: Path, files: int, patches: int) -> dict[str, float]:
+    """Return the median of each way, the ways taken in turns so that noise meets all alike."""
+    steps = {}
+    for number, (name, (_, make)) in enumerate(WAYS.items()):
+        own = scratch / str(number)
+        own.mkdir(parents=True)
+        ref = f"refs/heads/autonomous/run{number}"
+        git(folder, "update-ref", ref, "main")
+        steps[name] = make(folder, own, ref)
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(patches):
+        patch, changed = patch_of(files, turn)
+        for name, step in steps.items():
+            if name.startswith(("check", "temporary")) and turn >= SLOW_PATCHES:
+                continue
+            start = time.perf_counter()
+            step(patch, changed)
+            times[name].append((time.perf_counter() - start) * 1000)
+    return {name: statistics.median(each) for name, each in times.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--patches", type=int, default=100)
+    patches = parser.parse_args().patches
+    results = []
+    for files, refs in REPOSITORIES.values():
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary, "repository")
+            make_repository(folder, files, refs)
+            results.append(measure(folder, Path(temporary, "scratch"), files, patches))
+    print(f"{'ms a patch, median':32}{'spawns':>8}", *(f"{each:>16}" for each in REPOSITORIES))
+    for name, (spawns, _) in WAYS.items():
+        print(f"{name:32}{spawns:>8}", *(f"{result[name]:16.1f}" for result in results))
+    ratios = [each["Autopack"] / each["floor: the bare plumbing"] for each in results]
+    print(f"{'Autopack / floor':40}", *(f"{ratio:16.2f}" for ratio in ratios))
+
+
+if __name__ == "__main__":
+    main()
