@@ -283,10 +283,10 @@ def test_a_file_that_is_gone_is_told_by_what_became_of_it(
     assert says in file["reason"]
 
 
-def test_a_file_that_never_was_is_told_as_such(branch: Branch) -> None:
+def test_a_file_that_never_was_is_said_to_be_none(branch: Branch) -> None:
     patch = without_index(branch.patch({STEPS: changed(SOURCE, EDIT)}))
     (file,) = branch.ticket(patch.replace(b"steps.py", b"stops.py"))["files"]
-    assert "never was on the branch" in file["reason"]
+    assert "is not on the branch" in file["reason"]
 
 
 def test_content_that_is_not_utf8_still_makes_a_ticket(branch: Branch) -> None:

@@ -15,8 +15,8 @@ from .objects import TreeDraft
 from .quarantine import Quarantine
 from .scan import ScannedPatch
 
-# As many changes of the files in question are looked at; an agent's work is no older than that.
-_MOST_COMMITS = 500
+# An agent's work is no older than that, and to look at all commits of a long history takes minutes.
+_MOST_COMMITS = 2_000
 _COMMIT_ID = re.compile(r"[0-9a-f]{7,40}")
 _ABSENT = "0" * 40
 
@@ -54,20 +54,31 @@ def merge(
         )
     for base in dict.fromkeys(commit for commit in (by_index, given) if commit is not None):
         try:
-            _, result = apply_to_tree(quarantine, scanned, _tree_of(quarantine, base))
+            _, result = apply_to_tree(quarantine, scanned, tree_of(quarantine, base))
         except (RefusedError, PatchPolicyError, PatchMalformedError) as error:
             problems.append(f"The patch does not apply to its base {base} either: {error}")
             continue
         theirs, trees = result.write()
         quarantine.store(trees)
-        return _merge_trees(quarantine, base, _tree_of(quarantine, head), theirs)
+        return _merge_trees(quarantine, base, tree_of(quarantine, head), theirs)
     return Merge(None, None, tuple(problems))
+
+
+def tree_of(quarantine: Quarantine, commit: str) -> str:
+    return quarantine.read(commit)[1][5:45].decode()
+
+
+def recent_commits(quarantine: Quarantine, head: str) -> list[str]:
+    """The revisions by which git walks a head's later history alone."""
+    options = ("--verify", "--quiet", "--end-of-options")
+    oldest = quarantine.git("rev-parse", *options, f"{head}~{_MOST_COMMITS}", allowed=(0, 1, 128))
+    return [head, f"^{oldest.stdout.decode().strip()}"] if oldest.status == 0 else [head]
 
 
 def _merge_trees(quarantine: Quarantine, base: str, ours: str, theirs: str) -> Merge:
     # `merge-tree` wants commits, and finds their base by itself: it gets three with no more
     # history than that.
-    root = _write_commit(quarantine, _tree_of(quarantine, base))
+    root = _write_commit(quarantine, tree_of(quarantine, base))
     head = _write_commit(quarantine, ours, root)
     patch = _write_commit(quarantine, theirs, root)
     result = quarantine.git(
@@ -90,10 +101,6 @@ def _write_commit(quarantine: Quarantine, tree: str, *parents: str) -> str:
     lines = [f"tree {tree}", *(f"parent {parent}" for parent in parents)]
     lines += [f"{role} Autopack <autopack@localhost> 0 +0000" for role in ("author", "committer")]
     return quarantine.write("commit", "\n".join([*lines, "", "Merge", ""]).encode())
-
-
-def _tree_of(quarantine: Quarantine, commit: str) -> str:
-    return quarantine.read(commit)[1][5:45].decode()
 
 
 def _commit_in_history(quarantine: Quarantine, head: str, commit: str) -> str | None:
@@ -134,11 +141,11 @@ def _commit_of_index_lines(quarantine: Quarantine, head: str, scanned: ScannedPa
         "--literal-pathspecs",
         "log",
         *("--first-parent", "-m", "--raw", "--no-abbrev", "--no-renames", "-z"),
-        *(f"--max-count={_MOST_COMMITS}", "--format=%P", "--stdin"),
-        stdin=head.encode() + b"\n--\n" + paths,
+        *("--format=%P", "--stdin"),
+        stdin="\n".join([*recent_commits(quarantine, head), "--", ""]).encode() + paths,
         allowed=(0, 128),
     ).stdout
-    at_head = TreeDraft(_tree_of(quarantine, head), lambda oid: quarantine.read(oid)[1])
+    at_head = TreeDraft(tree_of(quarantine, head), lambda oid: quarantine.read(oid)[1])
     state = {path: (at_head.lookup(path) or (0, _ABSENT))[1] for path in wanted}
     versions = {path: {oid} for path, oid in state.items()}
     base = None

@@ -20,13 +20,15 @@ from .hunks import (
     split_lines,
     with_line_ends_of,
 )
+from .names import show
 from .objects import MODE_FOLDER, Entry, TreeDraft, path_text
 from .quarantine import Quarantine
 from .scan import ScannedFile, ScannedHunk
+from .threeway import recent_commits, tree_of
 
 # A ticket is read by a model: its whole length is bounded, and each hunk's share of it too.
 _MOST_FILES = 200
-_MOST_HUNKS_IN_FILE = 200
+_MOST_HUNKS = 500
 _MOST_TEXT_BYTES = 300_000
 _MOST_LINES_IN_HUNK = 200
 _MOST_BYTES_IN_HUNK = 30_000
@@ -47,6 +49,12 @@ class Ticket:
 
 def write_ticket(quarantine: Quarantine, head: str, files: Sequence[ScannedFile]) -> Ticket:
     """Compare a patch with the head, file by file and hunk by hunk.
+
+    A file has `path`, `old_path`, `new_path` as the patch says, `path_now` where its content is at
+    the head, `status`, `reason`. A hunk has `line` (in the patch), its counts, `found_start` (in
+    the file, from 1) and `moved_by`; a refused one also the lines `now` from `now_start` on, and
+    `merged` or, with markers for branch, base and patch, `conflict`: these lines with the hunk put
+    in. `is_truncated` where that would be too long. Bytes that are not UTF-8 are escaped.
 
     Takes one process of git a refused hunk, within the bounds above.
     """
@@ -83,14 +91,14 @@ class _FileVerdict:
         return self
 
     def sentence(self) -> str:
-        return f"{_shown(self.new_path or self.old_path)}: {self.reason}"
+        return f"{show(self.new_path or self.old_path or b'')}: {self.reason}"
 
     def as_json(self) -> Json:
         return {
-            "path": _shown(self.new_path or self.old_path),
-            "old_path": _shown(self.old_path),
-            "new_path": _shown(self.new_path),
-            "path_now": _shown(self.path_now),
+            "path": _path(self.new_path or self.old_path),
+            "old_path": _path(self.old_path),
+            "new_path": _path(self.new_path),
+            "path_now": _path(self.path_now),
             "status": self.status,
             "reason": self.reason,
             "hunks": self.hunks,
@@ -102,12 +110,18 @@ class _Writer:
     def __init__(self, quarantine: Quarantine, head: str) -> None:
         self._quarantine = quarantine
         self._head = head
-        tree = quarantine.read(head)[1][5:45].decode()
-        self._tree = TreeDraft(tree, lambda oid: quarantine.read(oid)[1])
+        self._tree = TreeDraft(tree_of(quarantine, head), lambda oid: quarantine.read(oid)[1])
         self._text_left = _MOST_TEXT_BYTES
+        self._hunks_left = _MOST_HUNKS
         self._renames_left = _MOST_RENAMES_FOLLOWED
 
     def file(self, file: ScannedFile) -> _FileVerdict:
+        verdict = self._compare(file)
+        if verdict.omitted_hunks and verdict.status is not HunkStatus.REFUSED:
+            verdict.refuse("It has more hunks than were looked into.")
+        return verdict
+
+    def _compare(self, file: ScannedFile) -> _FileVerdict:
         verdict = _FileVerdict(file.old_path, file.new_path)
         if file.old_path is None:
             assert file.new_path is not None  # noqa: S101 - the scanner gives one of the two
@@ -119,7 +133,7 @@ class _Writer:
                 file.is_copy or self._tree.lookup(file.old_path) is not None
             ):
                 verdict.path_now = file.old_path
-                return verdict.refuse(f"{_shown(file.new_path)} exists already.")
+                return verdict.refuse(f"{show(file.new_path)} exists already.")
             if target is not None:
                 return self._present(verdict, file, file.new_path, target, is_moved=True)
         entry = self._tree.lookup(file.old_path)
@@ -133,13 +147,13 @@ class _Writer:
             blocking = self._tree.file_on_the_way(path)
             if blocking is not None:
                 return verdict.refuse(
-                    f"{_shown(blocking[0])} is a file, so nothing can be made beneath it."
+                    f"{show(blocking[0])} is a file, so nothing can be made beneath it."
                 )
             self._add_hunks(verdict, file, [HunkPlace(HunkStatus.APPLIED)] * len(file.hunks), None)
             return verdict
         verdict.path_now = path
         if not _is_file(entry):
-            return verdict.refuse(f"{_shown(path)} is a folder or a submodule by now.")
+            return verdict.refuse(f"{show(path)} is a folder or a submodule by now.")
         if file.is_binary:
             same = entry[1] == file.index_new
             return verdict.already() if same else verdict.refuse(_binary_reason(entry))
@@ -159,16 +173,16 @@ class _Writer:
     def _missing(self, verdict: _FileVerdict, file: ScannedFile, path: bytes) -> _FileVerdict:
         blocking = self._tree.file_on_the_way(path)
         if blocking is not None:
-            return verdict.refuse(f"{_shown(blocking[0])} is a file by now, and no folder.")
+            return verdict.refuse(f"{show(blocking[0])} is a file by now, and no folder.")
         commit, moved = self._fate(path)
         entry = self._tree.lookup(moved) if moved is not None else None
         if moved is None or entry is None:
             if file.new_path is None:
                 return verdict.already()
-            when = f"was deleted by commit {commit}" if commit else "never was on the branch"
-            return verdict.refuse(f"The file {when}.")
+            gone = f"was deleted by commit {commit}" if commit else "is not on the branch"
+            return verdict.refuse(f"The file {gone}.")
         self._present(verdict, file, moved, entry, is_moved=True)
-        return verdict.refuse(f"The file is {_shown(moved)} since commit {commit}: patch that.")
+        return verdict.refuse(f"The file is {show(moved)} since commit {commit}: patch that.")
 
     def _present(
         self,
@@ -181,7 +195,7 @@ class _Writer:
     ) -> _FileVerdict:
         verdict.path_now = path
         if not _is_file(entry):
-            return verdict.refuse(f"{_shown(path)} is a folder or a submodule by now.")
+            return verdict.refuse(f"{show(path)} is a folder or a submodule by now.")
         if file.is_binary:
             if entry[1] == file.index_new:
                 return verdict.already()
@@ -193,7 +207,7 @@ class _Writer:
         now = FileLines(split_lines(content))
         if file.new_path is None:
             return self._deletion(verdict, file, content, now)
-        places = place_hunks(file.hunks[:_MOST_HUNKS_IN_FILE], now)
+        places = place_hunks(file.hunks[: self._hunks_left], now)
         self._add_hunks(verdict, file, places, now)
         statuses = {place.status for place in places}
         if HunkStatus.REFUSED in statuses:
@@ -232,9 +246,11 @@ class _Writer:
         commit, moved = None, path
         while self._renames_left > 0 and self._tree.lookup(moved) is None:
             self._renames_left -= 1
-            options = ("-1", "--first-parent", "--end-of-options", self._head, "--")
+            revisions = recent_commits(self._quarantine, self._head)
             found = self._quarantine.git(
-                "--literal-pathspecs", "rev-list", *options, path_text(moved), allowed=(0, 128)
+                *("--literal-pathspecs", "rev-list", "-1", "--first-parent", "--end-of-options"),
+                *(*revisions, "--", path_text(moved)),
+                allowed=(0, 128),
             ).stdout.decode()
             if not found:
                 break
@@ -263,8 +279,10 @@ class _Writer:
         places: Sequence[HunkPlace],
         now: FileLines | None,
     ) -> None:
-        verdict.omitted_hunks = max(len(file.hunks) - _MOST_HUNKS_IN_FILE, 0)
-        for hunk, place in zip(file.hunks, places[:_MOST_HUNKS_IN_FILE], strict=False):
+        looked_into = file.hunks[: self._hunks_left]
+        self._hunks_left -= len(looked_into)
+        verdict.omitted_hunks = len(file.hunks) - len(looked_into)
+        for hunk, place in zip(looked_into, places, strict=False):
             verdict.hunks.append(
                 {
                     "line": hunk.line,
@@ -346,7 +364,7 @@ def _binary_reason(entry: Entry) -> str:
     return f"The binary file is {entry[1]} by now: make the patch from that."
 
 
-def _shown(path: bytes | None) -> str | None:
+def _path(path: bytes | None) -> str | None:
     return None if path is None else path.decode(errors="backslashreplace")
 
 
