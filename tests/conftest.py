@@ -9,9 +9,11 @@ must be allowed to create databases); DATABASE_URL is left alone, it may be some
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -39,6 +41,18 @@ for name in list(os.environ):
         name.startswith(("AUTOPACK_", "GIT_")) and name != "AUTOPACK_TEST_DATABASE_URL"
     ):
         del os.environ[name]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Put temporary files into a folder of this session alone.
+
+    Every pytest that starts closes pytest's usual one to others, while Postgres, which as root runs
+    under an account of its own, may just be passing through it.
+    """
+    if config.option.basetemp is None and "PYTEST_XDIST_WORKER" not in os.environ:
+        config.option.basetemp = tempfile.mkdtemp(prefix="autopack-tests-")
+        config.add_cleanup(lambda: shutil.rmtree(config.option.basetemp, ignore_errors=True))
 
 
 @dataclass

@@ -36,7 +36,7 @@ START_SECONDS: Final = 60
 # Postgres refuses to run as root; it then runs as this account, which may do nothing else.
 ACCOUNT: Final = "autopack-postgres"
 # sockaddr_un holds 108 bytes on Linux and 104 on macOS; `/.s.PGSQL.5432` is part of them.
-LONGEST_SOCKET_FOLDER: Final = 85
+LONGEST_SOCKET_FOLDER: Final = 88
 SOCKET: Final = ".s.PGSQL.5432"
 
 CONFIGURATION = """\
@@ -224,6 +224,9 @@ class EmbeddedPostgres:
             logger.warning("embedded_postgres_not_stopped", reason=str(error))
         else:
             logger.debug("embedded_postgres_stopped", folder=str(self.folder))
+            if self.socket_folder != self.data:
+                with contextlib.suppress(OSError):
+                    self.socket_folder.rmdir()
 
     def _write_configuration(self) -> None:
         path = self.data / "autopack.conf"
