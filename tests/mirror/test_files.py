@@ -63,6 +63,8 @@ def test_a_run_has_the_files_of_the_guide_and_no_other(
         "run-001/phases/phase_1_P1.2.md",
         "run-001/phases/phase_2_P2.1.md",
         "run-001/issues/phase_0_P1.1_issues.json",
+        "run-001/issues/phase_1_P1.2_issues.json",
+        "run-001/issues/phase_2_P2.1_issues.json",
     }
     assert (mirror.runs_dir / ".gitignore").read_text() == "*\n"
     issues = mirror.phase_issue_file("run-001", 0, "P1.1")
@@ -92,7 +94,7 @@ def test_only_what_changed_is_written(
 
     monkeypatch.setattr(os, "rename", spy)
     mirror.write_run(run)
-    assert len(renamed) == 25 + 3 + 1
+    assert len(renamed) == 25 + 25 + 3 + 1
     renamed.clear()
     mirror.write_run(replace(run, revision=2), phases={"P2.1"})
     assert renamed == ["phase_9_P2.1.md", "tier_1_T2.md", "run_summary.md"]
@@ -120,8 +122,9 @@ def test_every_content_and_each_folder_once_is_on_the_disk_before_the_answer(
     monkeypatch.setattr(os, "fsync", spy_fsync)
     monkeypatch.setattr(os, "rename", spy_rename)
     mirror.write_run(replace(run, revision=2))
-    folders = 3  # the run's, tiers, phases
-    assert steps == ["fsync"] * 29 + ["rename"] * 29 + ["fsync"] * folders
+    files = 25 + 25 + 3 + 1
+    folders = 4  # the run's, tiers, phases, issues
+    assert steps == ["fsync"] * files + ["rename"] * files + ["fsync"] * folders
 
 
 @pytest.mark.parametrize("call", ["write", "fsync", "open"])

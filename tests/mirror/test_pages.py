@@ -229,7 +229,7 @@ def test_an_issue_shows_what_it_counts_as(
     [
         (RunStatus.PLAN_BOOTSTRAP, {}, "Nothing"),
         (RunStatus.RUN_CREATED, {}, "A Builder takes phase [P1.1]"),
-        (RunStatus.PHASE_QUEUEING, {}, "`POST /runs/run-001/claim`"),
+        (RunStatus.PHASE_QUEUEING, {}, "`POST /runs/run-001/phases/P1.1/builder_result`"),
         (RunStatus.PHASE_EXECUTION, {}, "a Builder has phase [P1.1]"),
         (RunStatus.GATE, {}, "An Auditor reviews phase [P1.1]"),
         (RunStatus.CI_RUNNING, {}, "CI judges phase [P1.1]"),

@@ -96,6 +96,8 @@ def test_a_writer_that_was_overtaken_still_writes_what_the_other_did_not(
         "tier_1_T2.md": 3,
         "phase_0_P1.1.md": 2,
         "phase_1_P2.1.md": 3,
+        "phase_0_P1.1_issues.json": 1,  # no issue has changed since
+        "phase_1_P2.1_issues.json": 1,
     }
 
 
@@ -117,6 +119,7 @@ def test_a_new_database_may_use_the_id_of_a_run_that_the_old_one_had(
         "run_summary.md",
         "tier_0_T1.md",
         "phase_0_P1.1.md",
+        "phase_0_P1.1_issues.json",
         "project_implementation_strategy_v1.json",
         "my notes.md",
     }

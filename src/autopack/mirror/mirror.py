@@ -235,8 +235,7 @@ def _files(
             name = pages.phase_name(phase)
             yield folders.phases, name, partial(pages.phase_page, report, tier, phase)
             name = pages.issues_name(phase.phase_index, phase.phase_id)
-            # No file says "no issues" as well, until there was one.
-            if phase.issues or exists(folders.issues, name):
+            if phases is None or index is not None:  # the index changes whenever issues do
                 yield folders.issues, name, partial(documents.phase_issues, report, phase)
         if chosen or phases is None:
             yield folders.tiers, pages.tier_name(tier), partial(pages.tier_page, report, tier)

@@ -187,6 +187,10 @@ def _page(run: RunReport, *blocks: str) -> bytes:
     return text.encode("utf-8", "replace")
 
 
+def _phase_address(run: RunReport, phase: PhaseReport | None) -> str:
+    return f"/runs/{run.run_id}/phases/{phase.phase_id if phase else '{phase_id}'}"
+
+
 def _next_step(run: RunReport, phases: Sequence[PhaseReport]) -> str:
     current = next((phase for phase in phases if not phase.state.is_final), None)
     name = f"phase {_phase_link(current, 'phases/')}" if current else "the next phase"
@@ -196,24 +200,20 @@ def _next_step(run: RunReport, phases: Sequence[PhaseReport]) -> str:
             return "Nothing: the run starts by itself when its plan is there."
         case RunStatus.RUN_CREATED | RunStatus.PHASE_QUEUEING | RunStatus.SNAPSHOT_CREATED:
             return (
-                f"A Builder takes {name}: `POST /runs/{run.run_id}/claim`,"
-                f" or `autopack work --run {run.run_id}`."
+                f"A Builder takes {name} and posts its result:"
+                f" `POST {_phase_address(run, current)}/builder_result`."
             )
         case RunStatus.PHASE_EXECUTION:
             return f"Nothing: a Builder has {name}{until}."
         case RunStatus.GATE:
             return (
-                f"An Auditor reviews {name}{until}: `POST /runs/{run.run_id}/claim`"
-                " with the role `auditor`."
+                f"An Auditor reviews {name}{until}:"
+                f" `POST {_phase_address(run, current)}/auditor_result`."
             )
         case RunStatus.CI_RUNNING:
             return f"Nothing: CI judges {name}{until}."
         case RunStatus.DONE_SUCCESS if run.promotion_eligible_to_main:
-            return (
-                f"Review {code(run.branch)} and open a pull request to {code(run.base_branch)}."
-                f" `python scripts/check_promotion.py --run-id {run.run_id}"
-                f" --branch {run.branch}` checks the verdict again, offline."
-            )
+            return f"Review {code(run.branch)} and open a pull request to {code(run.base_branch)}."
         case RunStatus.DONE_SUCCESS:
             return (
                 f"{code(run.branch)} is complete, but the reasons below keep it from"
@@ -308,10 +308,7 @@ def _whereabouts(run: RunReport) -> Iterable[tuple[str, str]]:
     yield "Last snapshot", code(run.last_snapshot or "")
     yield "Debt", DEBT_WORDS[run.debt_status]
     yield "Profile", f"{_words(run.safety_profile)}, {_words(run.run_scope)}"
-    yield "Strategy", (
-        f"[version {run.strategy_version}]"
-        f"(project_implementation_strategy_v{run.strategy_version}.json)"
-    )
+    yield "Strategy", f"version {run.strategy_version}"
     yield "Created", _time(run.created_at)
     yield "Changed", _time(run.updated_at)
     if run.ended_at:
