@@ -124,20 +124,20 @@ class Drive:
             if recommendation == "escalate":
                 reviewing.take_escalation(course, phase_id, "hopeless")
                 return
-            own = [self._commit() for _ in range(own_patches)]
             if recommendation == "revise":
+                own = [self._commit() for _ in range(own_patches)]
                 reviewing.take_revision(course, phase_id, own, "do it again")
                 return
             why_not = reviewing.why_not_approvable(phase, own_patches)
             if why_not is not None:
                 reviewing.after_failed_review(course, phase_id, why_not)
                 return
-            if phase.pending_submission_id is not None:
-                if not pending_applies:
-                    reviewing.drop_pending(course, phase_id, "it no longer applies")
-                    return
-                own.insert(0, self._commit())
-            reviewing.take_approval(course, phase_id, own)
+            is_held = phase.pending_submission_id is not None
+            if is_held and not pending_applies:
+                reviewing.drop_pending(course, phase_id, "it no longer applies")
+                return
+            commits = [self._commit() for _ in range(own_patches + is_held)]
+            reviewing.take_approval(course, phase_id, commits)
             building.pass_gate(course, phase_id)
 
         self.decide(step)

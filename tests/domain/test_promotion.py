@@ -1,0 +1,104 @@
+"""Which branch may go to the base branch, and why not. (02 §6)"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from autopack.domain.promotion import judge_promotion
+from autopack.domain.run import CompletedBy, FailureCode, PhaseState, RunState, Verdict
+from autopack.domain.states import Cleanliness, RunStatus
+from autopack.domain.values import CiProfile
+
+if TYPE_CHECKING:
+    from tests.domain.conftest import Start
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture
+def done(start: Start) -> RunState:
+    """A run in which all is well and CI found everything green."""
+    drive = start(phase={"has_ci": True, "ci_profile": CiProfile.STRICT})
+    drive.build()
+    drive.green()
+    return drive.run
+
+
+def with_phase(run: RunState, **changes: object) -> RunState:
+    phase: PhaseState = replace(run.phases[0], **changes)  # type: ignore[arg-type]
+    return replace(run, phases=(phase,))
+
+
+def test_a_clean_green_run_is_eligible_without_a_word(done: RunState) -> None:
+    verdict = judge_promotion(done)
+    assert verdict.is_eligible
+    assert (verdict.reasons, verdict.warnings) == ((), ())
+    assert done.promotion_eligible_to_main
+
+
+def unclean(run: RunState) -> RunState:
+    reasons = ("3 minor issues, 2 allowed",)
+    tier = replace(run.tiers[0], cleanliness=Cleanliness.NOT_CLEAN, cleanliness_reasons=reasons)
+    return replace(run, tiers=(tier,))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (
+            lambda run: replace(run, state=RunStatus.GATE),
+            "the run is GATE, not DONE_SUCCESS",
+        ),
+        (
+            lambda run: replace(run, failure_code=FailureCode.TOKEN_CAP, failure_reason="9 of 8"),
+            "a budget was exhausted: 9 of 8",
+        ),
+        (lambda run: replace(run, is_rolled_back=True), "the branch was rolled back by hand"),
+        (unclean, "tier 'T1' is not clean: 3 minor issues, 2 allowed"),
+        (
+            lambda run: replace(run, minor_issues_count=4),
+            "debt_status is excess_minor_issues: 4 minor issues, 3 allowed",
+        ),
+        (
+            lambda run: with_phase(run, completed_by=CompletedBy.HAND),
+            "phase 'P1' was completed by hand",
+        ),
+        (
+            lambda run: with_phase(run, verdict=None),
+            "strict phase 'P1' has no green verdict",
+        ),
+        (
+            lambda run: with_phase(run, verdict=Verdict.DID_NOT_RUN),
+            "strict phase 'P1' has no green verdict",
+        ),
+        (
+            lambda run: with_phase(run, verdict=Verdict.RED),
+            "strict phase 'P1' has no green verdict",
+        ),
+    ],
+)
+def test_each_thing_that_speaks_against_a_run_is_named(
+    done: RunState, spoil: Callable[[RunState], RunState], reason: str
+) -> None:
+    verdict = judge_promotion(spoil(done))
+    assert not verdict.is_eligible
+    assert verdict.reasons == (reason,)
+
+
+def test_all_reasons_are_named_at_once(done: RunState) -> None:
+    spoilt = replace(unclean(with_phase(done, verdict=None)), is_rolled_back=True)
+    assert len(judge_promotion(spoilt).reasons) == 3
+
+
+def test_minor_issues_within_the_cap_speak_against_nothing(done: RunState) -> None:
+    assert judge_promotion(replace(done, minor_issues_count=3)).is_eligible
+
+
+def test_a_normal_phase_that_nothing_verified_is_allowed_and_named(done: RunState) -> None:
+    verdict = judge_promotion(with_phase(done, ci_profile=CiProfile.NORMAL, verdict=None))
+    assert verdict.is_eligible
+    assert verdict.warnings == ("nothing verified phase 'P1'",)
