@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, SerializeAsAny
 
 from .errors import InvalidError
 from .ruleset import Ruleset
 from .values import (
+    CiMode,
     Closed,
     Complexity,
     Identifier,
@@ -57,12 +58,18 @@ class PlanPhase(Closed):
     expected_issues: Annotated[tuple[IssueKey, ...], Field(max_length=200)] = ()
 
 
+class DebtPhase(PlanPhase):
+    """A phase of our own that cleans up an issue of the backlog; no client posts one."""
+
+    issue_key: IssueKey
+
+
 class Plan(Closed):
     """A run, its tiers and its phases, as posted."""
 
     run: PlanRun
     tiers: tuple[PlanTier, ...]
-    phases: tuple[PlanPhase, ...]
+    phases: tuple[SerializeAsAny[PlanPhase], ...]
 
 
 class InvalidPlanError(InvalidError):
@@ -116,6 +123,8 @@ def _problems(
         if tier.tier_id.upper() == DEBT_TIER_ID:
             yield f"tiers[{index}].tier_id", f"'{tier.tier_id}' is reserved for debt cleanup"
     for index, phase in enumerate(plan.phases):
+        if phase.phase_id.upper().startswith(f"{DEBT_TIER_ID}-"):
+            yield f"phases[{index}].phase_id", f"'{phase.phase_id}' is reserved for debt cleanup"
         if phase.tier_id not in known:
             names = ", ".join(sorted(known)[:10]) or "none"
             yield (
@@ -138,3 +147,39 @@ def _duplicates(
             shown = getattr(item, field)
             yield f"{noun}[{index}].{field}", f"{shown!r} is used twice (without regard to case)"
         seen.add(value)
+
+
+def wants_debt_cleanup(plan: Plan, ruleset: Ruleset) -> bool:
+    """Say whether starting this plan adds phases that clean up aged issues. (02 §3)"""
+    scope = plan.run.run_scope or ruleset.default_run_scope
+    return (
+        ruleset.auto_debt_cleanup
+        and ruleset.ci.mode is not CiMode.NONE
+        and scope is not RunScope.SINGLE_TIER
+    )
+
+
+def with_debt_cleanup(plan: Plan, aged: Sequence[tuple[str, str]]) -> Plan:
+    """Add a last tier with a phase for each aged issue, given as (key, category)."""
+    if not aged:
+        return plan
+    last = max(tier.tier_index for tier in plan.tiers)
+    tier = PlanTier(
+        tier_id=DEBT_TIER_ID,
+        tier_index=last + 1,
+        name="Debt cleanup",
+        description="Issues that have been seen in too many runs",
+    )
+    phases = tuple(
+        DebtPhase(
+            phase_id=f"{DEBT_TIER_ID}-{index + 1}",
+            phase_index=index,
+            tier_id=DEBT_TIER_ID,
+            name=f"Clean up {key}",
+            description=f"Remove the cause of the issue {key} ({category}).",
+            task_category="debt_cleanup",
+            issue_key=key,
+        )
+        for index, (key, category) in enumerate(aged)
+    )
+    return plan.model_copy(update={"tiers": (*plan.tiers, tier), "phases": (*plan.phases, *phases)})

@@ -22,13 +22,13 @@ from ..domain.course import Course
 from ..domain.errors import AutopackError, UnavailableError
 from ..domain.events import SUPERVISOR
 from ..domain.naming import branch_ref, snapshot_name, snapshot_ref
-from ..domain.run import FailureCode
+from ..domain.run import FailureCode, Verdict
 from ..domain.states import PhaseStatus
 from ..domain.steering import pass_time
 from ..domain.work import CommitKind
 from ..gitrepo import RefMovedError, RefNameTakenError, RefUpdate
 from ..models import Commit, Phase, Run
-from ..store import runs, submissions
+from ..store import issues, runs, submissions
 from .house import House
 from .projection import is_branch_elsewhere, project, project_backlog, roll_forward
 
@@ -117,14 +117,14 @@ class RunChange:
             if held is not None and held != phase.pending_submission_id:
                 submissions.discard_pending(self.session, held)
         runs.write_state(self.run, state)
-        self._take_snapshots(
-            [
-                self.phases[phase.phase_id]
-                for phase in state.phases
-                if phase.state is PhaseStatus.COMPLETE
-                and before[phase.phase_id].state is not PhaseStatus.COMPLETE
-            ]
-        )
+        completed = [
+            self.phases[phase.phase_id]
+            for phase in state.phases
+            if phase.state is PhaseStatus.COMPLETE
+            and before[phase.phase_id].state is not PhaseStatus.COMPLETE
+        ]
+        self._take_snapshots(completed)
+        self._resolve_cleaned(completed)
         if self._commits:
             position = submissions.next_position(self.session, self.run.id)
             for offset, commit in enumerate(self._commits):
@@ -187,6 +187,17 @@ class RunChange:
             self.course.note(
                 "PhaseUndone", phase_id=phase.phase_id, data={"commit": commit.sha, "tree": tree}
             )
+
+    def _resolve_cleaned(self, completed: Sequence[Phase]) -> None:
+        """Resolve the aged issues whose cleanup CI has found good. (02 §3)"""
+        keys = [
+            phase.issue_key
+            for phase in completed
+            if phase.issue_key is not None and phase.verdict is Verdict.GREEN
+        ]
+        if keys:
+            issues.resolve_cleaned(self.session, self.run.project_id, keys, self.now)
+            self.is_backlog_touched = True
 
     def _take_snapshots(self, completed: Sequence[Phase]) -> None:
         """Tag the head for each phase that has just completed. (02 §6)"""

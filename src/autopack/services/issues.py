@@ -21,7 +21,7 @@ from ..models import BacklogEntry, Issue, Phase
 from ..store import issues, runs
 from .change import RunChange, changing
 from .house import House
-from .projection import run_index
+from .projection import project_backlog, run_index
 from .replies import Answer, key_scope, once
 
 
@@ -192,6 +192,28 @@ def backlog(
     page = rows[:limit]
     more = page[-1].id if len(rows) > limit else None
     return [read_off(BacklogReportEntry, row) for row in page], more
+
+
+def resolve_backlog_issue(house: House, issue_key: str) -> BacklogReportEntry:
+    """Close an issue of the backlog at the operator's word; a new sighting reopens it."""
+    return _set_backlog_status(house, issue_key, BacklogStatus.RESOLVED)
+
+
+def reopen_backlog_issue(house: House, issue_key: str) -> BacklogReportEntry:
+    """Open a resolved issue of the backlog again; its age stays."""
+    return _set_backlog_status(house, issue_key, BacklogStatus.OPEN)
+
+
+def _set_backlog_status(house: House, issue_key: str, wanted: BacklogStatus) -> BacklogReportEntry:
+    with house.reading() as session:
+        entry = issues.lock_backlog_entry(session, house.settings.project_id, issue_key)
+        if wanted is BacklogStatus.RESOLVED:
+            entry.status, entry.resolved_at = wanted, entry.resolved_at or house.now()
+        elif entry.status is BacklogStatus.RESOLVED:
+            entry.status, entry.resolved_at = wanted, None
+        session.commit()
+    project_backlog(house)
+    return read_off(BacklogReportEntry, entry)
 
 
 def _document(entry: IndexEntry | BacklogReportEntry) -> dict[str, Any]:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from typing import Any
 
 from pydantic import ValidationError
+from sqlalchemy.orm import Session
 
 from ..domain.errors import InvalidError
+from ..domain.events import canonical_json
+from ..domain.plan import Plan, check_plan, wants_debt_cleanup, with_debt_cleanup
 from ..domain.ruleset import Ruleset
+from ..domain.strategy import Strategy, compile_strategy
 from ..domain.values import CiMode
+from ..store import issues, rulesets
 from .house import House
 
 
@@ -57,3 +64,63 @@ def parse_ruleset(content: bytes, project_id: str) -> Ruleset:
             f"{name}: ci.mode: '{ruleset.ci.mode}' is not served yet; use 'none'"
         )
     return ruleset
+
+
+def write_ruleset(house: House, document: dict[str, Any]) -> Ruleset:
+    """Put another ruleset in place for the runs that start from now on.
+
+    Raises InvalidRulesetError that names each field; the file stays as it was then.
+    """
+    project_id = house.settings.project_id
+    ruleset = parse_ruleset(json.dumps(document).encode(), project_id)
+    content = json.dumps(ruleset.model_dump(mode="json"), indent=2) + "\n"
+    house.mirror.write_ruleset(project_id, content.encode())
+    with house.reading() as session:
+        strategy_version(session, house, ruleset)
+        session.commit()
+    return ruleset
+
+
+def strategy_version(session: Session, house: House, ruleset: Ruleset) -> int:
+    """Return the number under which strategies of this ruleset are kept."""
+    document = ruleset.model_dump(mode="json")
+    digest = hashlib.sha256(canonical_json(document)).hexdigest()
+    return rulesets.version_of(session, ruleset.project_id, digest, document, house.now())
+
+
+def plan_under(
+    session: Session, house: House, plan: Plan, ruleset: Ruleset, *, version: int
+) -> tuple[Plan, Strategy]:
+    """Check a plan under a ruleset, add what debt has to be cleaned up, compile its strategy.
+
+    Raises InvalidPlanError.
+    """
+    check_plan(
+        plan,
+        ruleset,
+        max_tiers=house.settings.max_plan_tiers,
+        max_phases=house.settings.max_plan_phases,
+    )
+    if wants_debt_cleanup(plan, ruleset):
+        room = (plan.run.max_phases or ruleset.run.max_phases) - len(plan.phases)
+        aged = issues.list_needing_cleanup(session, ruleset.project_id, limit=max(0, room))
+        plan = with_debt_cleanup(plan, [(entry.issue_key, entry.category) for entry in aged])
+    return plan, compile_strategy(ruleset, plan, version=version)
+
+
+def dry_run(
+    house: House, plan: Plan, ruleset: dict[str, Any] | None
+) -> tuple[Strategy, Strategy | None]:
+    """Compile a plan's strategy without starting anything.
+
+    With a ruleset given, its strategy, and beside it the one that today's ruleset gives.
+    """
+    today = read_ruleset(house)
+    with house.reading() as session:
+        version = strategy_version(session, house, today)
+        _, strategy = plan_under(session, house, plan, today, version=version)
+        if ruleset is None:
+            return strategy, None
+        given = parse_ruleset(json.dumps(ruleset).encode(), house.settings.project_id)
+        _, wanted = plan_under(session, house, plan, given, version=version + 1)
+    return wanted, strategy

@@ -11,10 +11,10 @@ from ..domain import steering
 from ..domain.errors import ConflictError
 from ..domain.events import GENESIS_HASH, SUPERVISOR, Event, canonical_json
 from ..domain.naming import branch_ref
-from ..domain.plan import Plan, PlanPhase, check_plan
+from ..domain.plan import DebtPhase, Plan, PlanPhase
 from ..domain.reports import AttemptReport
 from ..domain.states import PhaseStatus, RunStatus, TierStatus
-from ..domain.strategy import Strategy, compile_strategy
+from ..domain.strategy import Strategy
 from ..gitrepo import RefUpdate
 from ..models import EventRow, Phase, Run, Tier
 from ..store import runs
@@ -22,7 +22,7 @@ from .change import changing, following, locked_session, up_to_date
 from .house import House
 from .phases import OPERATOR
 from .projection import attempt_reports, project
-from .rulesets import read_ruleset
+from .rulesets import plan_under, read_ruleset, strategy_version
 
 
 class RunExistsError(ConflictError):
@@ -49,13 +49,9 @@ def start_run(house: House, plan: Plan) -> tuple[Run, bool]:
                 f"run '{existing.run_id}' exists, with another plan; choose another run_id"
             )
         ruleset = read_ruleset(house)
-        check_plan(
-            plan,
-            ruleset,
-            max_tiers=house.settings.max_plan_tiers,
-            max_phases=house.settings.max_plan_phases,
-        )
-        run = _new_run(house, plan, compile_strategy(ruleset, plan), digest)
+        version = strategy_version(session, house, ruleset)
+        plan, strategy = plan_under(session, house, plan, ruleset, version=version)
+        run = _new_run(house, plan, strategy, digest)
         session.add(run)
         session.flush()  # one statement a table, however many tiers and phases there are
         _add_first_event(session, run)
@@ -240,4 +236,5 @@ def _new_phase(phase: PlanPhase, tier_index: int, strategy: Strategy) -> Phase:
         auditor_profile=mine.auditor_profile,
         max_patch_files=mine.max_patch_files,
         opened_paths=list(mine.opened_paths),
+        issue_key=phase.issue_key if isinstance(phase, DebtPhase) else None,
     )

@@ -10,6 +10,7 @@ from sqlalchemy import Integer, and_, case, cast, func, select, tuple_, update
 from sqlalchemy.dialects.postgresql import aggregate_order_by, insert
 from sqlalchemy.orm import Session
 
+from ..domain.errors import NotFoundError
 from ..domain.issues import BacklogStatus, IssueStatus
 from ..domain.reports import IndexEntry
 from ..domain.values import Severity
@@ -191,6 +192,41 @@ def find_backlog_entry(session: Session, project_id: str, issue_key: str) -> Bac
             BacklogEntry.project_id == project_id, BacklogEntry.issue_key == issue_key
         )
     ).one_or_none()
+
+
+def lock_backlog_entry(session: Session, project_id: str, issue_key: str) -> BacklogEntry:
+    """Return a key of the project's backlog, FOR UPDATE. Raises NotFoundError."""
+    entry = session.scalars(
+        select(BacklogEntry)
+        .where(BacklogEntry.project_id == project_id, BacklogEntry.issue_key == issue_key)
+        .with_for_update()
+    ).one_or_none()
+    if entry is None:
+        raise NotFoundError(f"the backlog of '{project_id}' has no issue {issue_key!r}")
+    return entry
+
+
+def resolve_cleaned(session: Session, project_id: str, keys: Sequence[str], now: datetime) -> None:
+    """Resolve the keys that debt-cleanup phases have cleaned up."""
+    session.execute(
+        update(BacklogEntry)
+        .where(BacklogEntry.project_id == project_id, BacklogEntry.issue_key.in_(keys))
+        .values(status=BacklogStatus.RESOLVED, resolved_at=now)
+    )
+
+
+def list_needing_cleanup(session: Session, project_id: str, *, limit: int) -> list[BacklogEntry]:
+    """Return aged issues, those first that have waited longest."""
+    query = (
+        select(BacklogEntry)
+        .where(
+            BacklogEntry.project_id == project_id,
+            BacklogEntry.status == BacklogStatus.NEEDS_CLEANUP,
+        )
+        .order_by(BacklogEntry.needs_cleanup_at, BacklogEntry.id)
+        .limit(limit)
+    )
+    return list(session.scalars(query))
 
 
 def list_backlog(

@@ -1,0 +1,92 @@
+"""The project: its ruleset, strategies compiled from it, and an operator's word on its issues."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Path
+
+from ..domain.plan import Plan
+from ..domain.ruleset import Ruleset
+from ..domain.strategy import Strategy
+from ..domain.values import IssueKey
+from ..services import issues, rulesets
+from .bodies import StrictRoute
+from .errors import problems
+from .examples import PLAN, RULESET, example
+from .inputs import InHouse
+from .schemas import Shape
+from .schemas.issues import BacklogEntryAnswer
+
+router = APIRouter(tags=["project"], route_class=StrictRoute)
+
+Key = Annotated[
+    IssueKey, Path(description="The issue's key.", examples=["test_failure__auth_missing"])
+]
+
+
+class DryRun(Plan):
+    """A plan, and optionally another ruleset to compile it under."""
+
+    ruleset: dict[str, Any] | None = None
+
+
+class DryRunAnswer(Shape):
+    """`today` is what today's ruleset gives, where another one was asked about."""
+
+    strategy: Strategy
+    today: Strategy | None
+
+
+@router.get("/project/ruleset", responses=problems(422, 503), summary="Read the ruleset")
+def get_ruleset(house: InHouse) -> Ruleset:
+    """The operator's policy as a whole document, as `PUT` takes it."""
+    return rulesets.read_ruleset(house)
+
+
+@router.put("/project/ruleset", responses=problems(413, 422, 503), summary="Replace the ruleset")
+def put_ruleset(
+    house: InHouse,
+    document: Annotated[
+        dict[str, Any], Body(openapi_examples=example(RULESET, "Shorter runs, all else default"))
+    ],
+) -> Ruleset:
+    """Runs that are under way keep the strategy they started with. What is left out is default."""
+    return rulesets.write_ruleset(house, document)
+
+
+@router.post(
+    "/strategy/dry_run",
+    responses=problems(413, 422, 503),
+    summary="Compile a strategy, start nothing",
+)
+def dry_run(
+    house: InHouse,
+    wanted: Annotated[DryRun, Body(openapi_examples=example(PLAN, "One tier with one phase"))],
+) -> DryRunAnswer:
+    """What each phase of a plan would cost at most and how it would be judged."""
+    plan = Plan(run=wanted.run, tiers=wanted.tiers, phases=wanted.phases)
+    strategy, today = rulesets.dry_run(house, plan, wanted.ruleset)
+    return DryRunAnswer(strategy=strategy, today=today)
+
+
+@router.post(
+    "/project/issues/{issue_key:path}/resolve",
+    response_model=BacklogEntryAnswer,
+    responses=problems(404, 422, 503),
+    summary="Close an issue of the backlog",
+)
+def resolve(house: InHouse, issue_key: Key) -> object:
+    """At the operator's word; a new sighting reopens it."""
+    return issues.resolve_backlog_issue(house, issue_key)
+
+
+@router.post(
+    "/project/issues/{issue_key:path}/reopen",
+    response_model=BacklogEntryAnswer,
+    responses=problems(404, 422, 503),
+    summary="Open an issue of the backlog again",
+)
+def reopen(house: InHouse, issue_key: Key) -> object:
+    """A resolved issue is open again, as old as it was."""
+    return issues.reopen_backlog_issue(house, issue_key)

@@ -1,0 +1,48 @@
+"""Versions of the ruleset, counted as the operator changes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import select, text
+from sqlalchemy.orm import Session
+
+from ..models import RulesetVersion
+
+
+def version_of(
+    session: Session, project_id: str, sha256: str, document: Mapping[str, Any], now: datetime
+) -> int:
+    """Return the version of the project's ruleset; one that differs from the last is a new one."""
+    latest = _latest(session, project_id)
+    if latest is not None and latest.sha256 == sha256:
+        return latest.version
+    lock = text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 1))")
+    session.execute(lock, {"name": project_id})
+    latest = _latest(session, project_id)  # somebody else may have come first
+    if latest is not None and latest.sha256 == sha256:
+        return latest.version
+    version = latest.version + 1 if latest is not None else 1
+    session.add(
+        RulesetVersion(
+            project_id=project_id,
+            version=version,
+            sha256=sha256,
+            document=dict(document),
+            created_at=now,
+        )
+    )
+    session.flush()
+    return version
+
+
+def _latest(session: Session, project_id: str) -> RulesetVersion | None:
+    query = (
+        select(RulesetVersion)
+        .where(RulesetVersion.project_id == project_id)
+        .order_by(RulesetVersion.version.desc())
+        .limit(1)
+    )
+    return session.scalars(query).one_or_none()
