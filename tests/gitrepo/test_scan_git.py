@@ -204,3 +204,57 @@ def test_what_git_diff_writes_is_accepted_and_understood(
         assert scan_patch(diff, LIMITS).paths() == expected
         assert file.new_path in (new, None)
         assert git.touched(diff) == expected
+
+
+SEED_PATCHES = [
+    b"diff --git a/x b/x\n--- a/x\n+++ b/x\n" + HUNK,
+    b"diff --git a/x b/n\nrename from x\nrename to n\nindex 1234567..7654321 100644\n"
+    b"--- a/x\n+++ b/n\n" + HUNK,
+    b"diff --git a/n b/n\nnew file mode 100644\n--- /dev/null\n+++ b/n\n" + NEW_HUNK,
+    b"--- a/x\t2026-01-01 00:00:00 +0000\n+++ b/x\t2026-01-01 00:00:00 +0000\n" + HUNK,
+    b'diff --git "a/t\\tb" "b/t\\tb"\nold mode 100644\nnew mode 100755\n',
+    b"From " + b"a" * 40 + b" Mon Sep 17 00:00:00 2001\nSubject: x\n\n---\n"
+    b"diff --git a/x b/x\n--- a/x\n+++ b/x\n" + HUNK + b"-- \n2.39.5\n\n",
+]
+PIECES = [
+    b"\n",
+    b"\r\n",
+    b"\0",
+    b" ",
+    b"\t",
+    b'"',
+    b"\\",
+    b"/",
+    b"..",
+    b"a/",
+    b"b/",
+    b"-",
+    b"+",
+    b"@@ ",
+]
+PIECES += [b"--- ", b"+++ ", b"diff --git ", b"rename to ", b"GIT binary patch\n", b"```\n", b"1"]
+
+
+@settings(
+    max_examples=600,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(data=st.data())
+def test_damaged_patches_are_refused_cleanly_or_seen_as_git_sees_them(
+    git: Git, data: st.DataObject
+) -> None:
+    patch = b"".join(data.draw(st.lists(st.sampled_from(SEED_PATCHES), min_size=1, max_size=2)))
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, len(patch)))
+        gone = data.draw(st.integers(0, 3))
+        patch = patch[:at] + data.draw(st.sampled_from([b"", *PIECES])) + patch[at + gone :]
+    scanned, line = None, 1
+    try:
+        scanned = scan_patch(patch, LIMITS)
+    except PatchMalformedError as error:
+        line = error.line or 0
+    assert 1 <= line <= patch.count(b"\n") + 1
+    touched = git.touched(scanned.patch) if scanned is not None else None
+    event("applied" if touched is not None else "refused")
+    assert scanned is None or touched is None or touched <= scanned.paths()

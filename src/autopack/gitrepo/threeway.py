@@ -44,7 +44,7 @@ def merge(
     problems = []
     by_index = _commit_of_index_lines(quarantine, head, scanned)
     if by_index is None:
-        problems.append("The ids on its `index` lines name no one commit of the branch's history.")
+        problems.append("Its `index` lines, if any, name no one commit of the branch's history.")
     given = _commit_in_history(quarantine, head, base_commit) if base_commit else None
     if given is None:
         problems.append(
