@@ -18,6 +18,7 @@ from .values import (
     PositiveCount,
     RunScope,
     SafetyProfile,
+    Severity,
     Word,
 )
 
@@ -35,7 +36,7 @@ class PhaseStrategy(Closed):
     incident_token_cap: PositiveCount
     auto_apply: bool
     auditor_profile: Word | None
-    is_high_risk: bool
+    default_severity: Severity
     max_patch_files: PositiveCount | None
     opened_paths: tuple[PathGlob, ...]
 
@@ -144,7 +145,7 @@ def _phase_strategy(ruleset: Ruleset, safety: SafetyRule, phase: PlanPhase) -> P
         incident_token_cap=rule.incident_token_cap,
         auto_apply=rule.auto_apply,
         auditor_profile=rule.auditor_profile,
-        is_high_risk=rule.is_high_risk,
+        default_severity=rule.default_severity,
         max_patch_files=mode.max_patch_files if mode else None,
         opened_paths=tuple(ruleset.paths.opened.get(category, ())),
     )

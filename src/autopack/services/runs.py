@@ -15,6 +15,7 @@ from ..domain.plan import DebtPhase, Plan, PlanPhase
 from ..domain.reports import AttemptReport
 from ..domain.states import PhaseStatus, RunStatus, TierStatus
 from ..domain.strategy import Strategy
+from ..domain.values import Severity
 from ..gitrepo import RefUpdate
 from ..models import EventRow, Phase, Run, Tier
 from ..store import runs
@@ -232,7 +233,7 @@ def _new_phase(phase: PlanPhase, tier_index: int, strategy: Strategy) -> Phase:
         max_auditor_attempts=mine.max_auditor_attempts,
         incident_token_cap=mine.incident_token_cap,
         auto_apply=mine.auto_apply,
-        is_high_risk=mine.is_high_risk,
+        is_high_risk=mine.default_severity is Severity.MAJOR,
         auditor_profile=mine.auditor_profile,
         max_patch_files=mine.max_patch_files,
         opened_paths=list(mine.opened_paths),
