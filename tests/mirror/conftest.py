@@ -183,6 +183,7 @@ def make_attempt(**changes: Any) -> AttemptReport:
         commits=("feedc0de" * 5,),
         files_changed=("src/app.py",),
         notes=None,
+        log_tail=None,
         created_at=NOON,
     )
     return replace(attempt, **changes)

@@ -46,6 +46,7 @@ class AttemptReport:
     commits: tuple[str, ...]
     files_changed: tuple[str, ...]
     notes: str | None
+    log_tail: str | None
     created_at: datetime
 
 

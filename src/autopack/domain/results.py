@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
@@ -15,6 +16,7 @@ from .reviewing import Recommendation
 from .values import Closed, Count, FilePath, Identifier, IssueKey, Quantity, Text, Word
 
 MAX_SUGGESTED_ISSUES = 200
+MAX_LOG_TAIL = 4_000
 
 
 def _encodable(value: str) -> str:
@@ -144,6 +146,16 @@ def without_patches(report: BuilderReport | AuditorReport) -> dict[str, Any]:
         suggested.pop("patch_content", None)
         suggested.pop("patch_content_base64", None)
     return document
+
+
+def log_tail(body: Mapping[str, Any]) -> str | None:
+    """Return the last output of an agent's probes, from what was kept of its report."""
+    texts = [
+        f"$ {probe['probe_type']}: exit {probe.get('exit_code')}\n"
+        f"{probe.get('stdout', '')}{probe.get('stderr', '')}"
+        for probe in body.get("probe_results", ())
+    ]
+    return "\n".join(texts)[-MAX_LOG_TAIL:] or None
 
 
 def _patch_bytes(text: str | None, encoded: str | None) -> bytes | None:

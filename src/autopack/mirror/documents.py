@@ -27,7 +27,7 @@ _backlog_values = attrgetter(*_BACKLOG_NAMES)
 
 def phase_issues(run: RunReport, phase: PhaseReport) -> bytes:
     """Render `issues/phase_<phase_index>_<phase_id>_issues.json`. (02 §3)"""
-    return _encode(
+    return encode(
         {
             "run_id": run.run_id,
             "phase_id": phase.phase_id,
@@ -70,7 +70,8 @@ def revision_of(head: bytes) -> int | None:
     return int(found[1]) if found else None
 
 
-def _encode(document: Mapping[str, Any]) -> bytes:
+def encode(document: Mapping[str, Any]) -> bytes:
+    """Write a document as JSON that is harmless to show."""
     return _bytes(json.dumps(document, ensure_ascii=False, indent=2, default=_plain))
 
 

@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 from ..domain.errors import InvalidError
 from ..domain.identifiers import identifier_problem
+from ..domain.incident import incident_pack
 from ..domain.reports import BacklogReportEntry, RunIndex, RunReport
-from . import documents, pages
+from . import documents, incident, pages
 from .coalescing import Coalescer
 from .files import (
     NewFile,
@@ -241,6 +242,10 @@ def _files(
             yield folders.tiers, pages.tier_name(tier), partial(pages.tier_page, report, tier)
     if index is not None:
         yield folders.run, ISSUE_INDEX, partial(documents.run_issue_index, report, index)
+    pack = incident_pack(report) if phases is None else None
+    if pack is not None:
+        yield folders.run, incident.JSON_NAME, partial(incident.incident_json, pack)
+        yield folders.run, incident.PAGE_NAME, partial(incident.incident_page, pack)
     yield folders.run, SUMMARY, partial(pages.run_page, report)
 
 

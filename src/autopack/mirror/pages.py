@@ -308,7 +308,10 @@ def _whereabouts(run: RunReport) -> Iterable[tuple[str, str]]:
     yield "Last snapshot", code(run.last_snapshot or "")
     yield "Debt", DEBT_WORDS[run.debt_status]
     yield "Profile", f"{_words(run.safety_profile)}, {_words(run.run_scope)}"
-    yield "Strategy", f"version {run.strategy_version}"
+    yield "Strategy", (
+        f"[version {run.strategy_version}]"
+        f"(project_implementation_strategy_v{run.strategy_version}.json)"
+    )
     yield "Created", _time(run.created_at)
     yield "Changed", _time(run.updated_at)
     if run.ended_at:

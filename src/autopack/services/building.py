@@ -103,7 +103,7 @@ def _take(
     )
     note_issues(change, phase, report.suggested_issues)
     if course.is_over:
-        submission.outcome = Outcome.OVER_BUDGET
+        submission.outcome, submission.reason = Outcome.OVER_BUDGET, course.run.failure_reason
         return submission, None, None
     action = building.weigh_result(
         course, phase_id, report.status, tokens=report.tokens_used, has_patch=patch is not None
@@ -111,7 +111,7 @@ def _take(
     commit: Commit | None = None
     if patch is None or action is BuilderAction.NOTHING:
         submission.outcome = _outcome_without_patch(course, phase_id)
-        submission.reason = course.phase(phase_id).failure_reason
+        submission.reason = course.run.failure_reason or course.phase(phase_id).failure_reason
         return submission, None, None
     try:
         if action is BuilderAction.APPLY:

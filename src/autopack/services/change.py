@@ -57,6 +57,7 @@ class RunChange:
         self._old_head = run.head_commit
         self._commits: list[Commit] = []
         self._is_concluded = False
+        self._has_ended = False
         self._updates: list[RefUpdate] = []
         self._revision = run.revision
 
@@ -116,6 +117,7 @@ class RunChange:
             held = before[phase.phase_id].pending_submission_id
             if held is not None and held != phase.pending_submission_id:
                 submissions.discard_pending(self.session, held)
+        self._has_ended = state.state.is_final and not self.run.state.is_final
         runs.write_state(self.run, state)
         completed = [
             self.phases[phase.phase_id]
@@ -157,7 +159,7 @@ class RunChange:
             self.house,
             self.session,
             self.run,
-            phases=self.touched,
+            phases=None if self._has_ended else self.touched,
             with_index=self.is_index_touched,
         )
         if self.is_backlog_touched:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 
 from sqlalchemy.orm import Session
@@ -19,6 +20,7 @@ from ..domain.reports import (
     TierReport,
     read_off,
 )
+from ..domain.results import log_tail
 from ..domain.run import FailureCode
 from ..models import Phase, Run
 from ..store import issues, runs, submissions
@@ -64,6 +66,10 @@ def project(
     """Write a run's files: of the phases named, or of all, with their tiers and the summary."""
     index = run_index(session, run) if with_index else None
     house.mirror.write_run(run_report(session, run, detailed=phases), phases=phases, index=index)
+    if phases is None:
+        name = f"project_implementation_strategy_v{run.strategy_version}.json"
+        document = json.dumps(runs.get_strategy(session, run), indent=2) + "\n"
+        house.mirror.write_document(run.run_id, name, document)
 
 
 def project_backlog(house: House) -> None:
@@ -133,6 +139,7 @@ def attempt_reports(session: Session, phase_pks: list[int]) -> dict[int, list[At
             commits=tuple(commits.get(row.id, ())),
             files_changed=tuple(files.get(row.id, ())),
             notes=row.body.get("notes") or row.body.get("review_notes"),
+            log_tail=log_tail(row.body),
         )
         attempts.setdefault(row.phase_pk, []).append(report)
     return attempts

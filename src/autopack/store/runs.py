@@ -145,6 +145,12 @@ def get_phase(run: Run, phase_id: str) -> Phase:
     return phase
 
 
+def get_strategy(session: Session, run: Run) -> dict[str, Any]:
+    """Return the strategy document that was compiled when the run started."""
+    document: dict[str, Any] = session.scalars(select(Run.strategy).where(Run.id == run.id)).one()
+    return document
+
+
 def list_events(session: Session, run_pk: int, *, after: int, limit: int) -> list[EventRow]:
     """Return a run's events in order, after a sequence number."""
     query = (
