@@ -151,6 +151,6 @@ def test_repetitive_files_take_no_more_than_a_second(old: list[str], content: li
     body = "".join(f" {word}\n" for word in old)
     text = f"@@ -7,{len(old)} +7,{len(old) + 1} @@\n{body}+new\n"
     file = FileLines(split_lines(lines(*content).encode()))
-    started = time.perf_counter()
+    started = time.process_time()
     place_hunks(hunks(text) * 20, file)
-    assert time.perf_counter() - started < 1.0
+    assert time.process_time() - started < 1.0

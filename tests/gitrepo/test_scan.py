@@ -358,9 +358,9 @@ def test_a_patch_past_a_limit_is_refused_naming_limit_and_figure(
 
 def test_a_zlib_bomb_is_not_unpacked_past_what_it_declares() -> None:
     bomb = binary(bytes(40_000_000), declared=10)
-    started = time.perf_counter()
+    started = time.process_time()
     assert "does not unpack" in refusal(binary_patch(bomb)).detail
-    assert time.perf_counter() - started < 0.5
+    assert time.process_time() - started < 1.0
 
 
 @pytest.mark.parametrize(
@@ -379,10 +379,10 @@ def test_a_zlib_bomb_is_not_unpacked_past_what_it_declares() -> None:
     ids=["lines", "files", "hunks", "quotes", "spaces", "splits", "dates", "blanks", "counts"],
 )
 def test_the_largest_patches_take_less_than_a_second(patch: bytes) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     with suppress(PatchMalformedError):
         scan(patch)
-    assert time.perf_counter() - started < 1.0
+    assert time.process_time() - started < 1.0
 
 
 def test_nine_megabytes_of_binary_content_take_less_than_a_second() -> None:
@@ -392,9 +392,9 @@ def test_nine_megabytes_of_binary_content_take_less_than_a_second() -> None:
         state = state * 6364136223846793005 + 1442695040888963407 & (1 << 64 * 128) - 1
         noise += state.to_bytes(1024, "big") * 8
     patch = binary_patch(binary(bytes(noise)))
-    started = time.perf_counter()
+    started = time.process_time()
     scan(patch)
-    assert time.perf_counter() - started < 1.0
+    assert time.process_time() - started < 1.0
 
 
 def test_gits_own_mail_and_log_output_is_taken_whole(tmp_path: Path) -> None:
