@@ -25,7 +25,7 @@ from autopack.gitrepo import (
     Repository,
     RepositoryUnusableError,
 )
-from autopack.gitrepo.refs import _is_ours
+from autopack.gitrepo.refs import is_ours
 
 if TYPE_CHECKING:
     from tests.conftest import GitRepo
@@ -204,13 +204,13 @@ def test_a_process_that_dies_before_the_commit_is_no_success(
     repository: Repository, commits: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[subprocess.Popen[bytes]] = []
-    popen = subprocess.Popen
+    start = subprocess.Popen.__init__
 
-    def remember(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
-        started.append(popen(*arguments, **options))
-        return started[-1]
+    def remember(self: Any, *arguments: Any, **options: Any) -> None:
+        started.append(self)
+        start(self, *arguments, **options)
 
-    monkeypatch.setattr(subprocess, "Popen", remember)
+    monkeypatch.setattr(subprocess.Popen, "__init__", remember)
     with repository.prepare_refs([RefUpdate(BRANCH, commits[0], None)]) as prepared:
         started[0].kill()
         started[0].wait()
@@ -308,7 +308,7 @@ def test_a_value_that_is_no_id_is_refused(repository: Repository, oid: str) -> N
 @example("a.lock")
 def test_whatever_counts_as_ours_git_takes_and_keeps_within_our_folders(name: str) -> None:
     ref = f"refs/heads/autonomous/{name}"
-    if _is_ours(ref):
+    if is_ours(ref):
         assert Path(os.path.normpath(ref)) == Path(ref)
         done = subprocess.run(["git", "check-ref-format", ref], check=False)
         assert done.returncode == 0

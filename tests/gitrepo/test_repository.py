@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
+import tempfile
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -93,6 +95,31 @@ def test_a_clone_that_borrows_objects_is_served(
     clone = type(git_repo)(tmp_path / "c: with colon")
     assert clone.git("show", "autonomous/run:d/new") == "hello"
     assert clone.git("fsck", "--strict", "--no-dangling") == ""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_repository_of_another_owner_is_served(
+    git_repo: GitRepo, open_repository: OpenRepository
+) -> None:
+    for path in [git_repo.path, *git_repo.path.rglob("*")]:
+        os.chown(path, 12345, 12345)
+    repository = open_repository(git_repo.path)
+    commit = apply_and_move(repository)
+    assert repository.read_ref("refs/heads/autonomous/run") == commit
+
+
+@pytest.mark.parametrize("place", ["repo/.git/objects", "home/scratch"])
+def test_a_full_disk_is_said_to_be_one(
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    make = tempfile.mkdtemp if place == "home/scratch" else tempfile.mkstemp
+
+    def full(*arguments: Any, **options: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tempfile, make.__name__, full)
+    with pytest.raises(RepositoryUnusableError, match=f"{place}: No space left"):
+        apply_and_move(repository)
 
 
 def unusable(open_repository: OpenRepository, path: Path, **settings: object) -> str:

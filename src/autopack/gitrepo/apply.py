@@ -140,7 +140,7 @@ def _explain(status: int, stderr: str) -> None:
     unsafe = _UNSAFE.search(reason)
     if unsafe is not None:
         path = unsafe.group(1) or unsafe.group(2)
-        raise PatchPolicyError([Violation(path, "path", f"git refuses it: {unsafe.group()}.")])
+        raise PatchPolicyError([Violation(path, "path", f"is refused by git: {unsafe.group()}")])
     if status == _MALFORMED and not _COLLISION.search(reason):
         line = _LINE.search(reason)
         raise PatchMalformedError(

@@ -50,12 +50,14 @@ class PatchPolicyError(InvalidError):
     """The change is one that no patch may make; `violations` names each file and rule."""
 
     code: ClassVar[str] = "patch_policy"
+    most_named: ClassVar[int] = 100
 
     def __init__(self, violations: Sequence[Violation]) -> None:
         first, *more = violations
         also = f" (and {len(more)} more)" if more else ""
         super().__init__(
-            f"{first.path}: {first.detail}{also}", violations=[asdict(each) for each in violations]
+            f"{first.path} {first.detail}{also}.",
+            violations=[asdict(each) for each in violations[: self.most_named]],
         )
         self.violations = tuple(violations)
 
@@ -104,6 +106,33 @@ class RefLockedError(UnavailableError):
     """Another git process holds the ref's lock; the same request may succeed a moment later."""
 
     code: ClassVar[str] = "branch_locked"
+
+
+class RemoteMovedError(ConflictError):
+    """A branch or tag on the remote is not where we left it, so nothing there is overwritten."""
+
+    code: ClassVar[str] = "remote_moved"
+
+    def __init__(self, ref: str, url: str, *, expected: str, actual: str) -> None:
+        super().__init__(
+            f"{ref} is at {actual} on {url}, where Autopack never put it: somebody else moved it,"
+            f" so it is left alone. Move it back, or delete it there, and it is put at {expected}.",
+            ref=ref,
+            expected=expected,
+            actual=actual,
+        )
+
+
+class PushFailedError(UnavailableError):
+    """The remote did not take a branch; the detail is its own words, cleaned of secrets."""
+
+    code: ClassVar[str] = "push_failed"
+
+
+class PushInterruptedError(UnavailableError):
+    """The service stops, so a push was ended; the next one to start takes it up."""
+
+    code: ClassVar[str] = "push_interrupted"
 
 
 class RepositoryUnusableError(UnavailableError):

@@ -13,14 +13,19 @@ import re
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import pygit2
 
 from ..domain.changes import MODE_ABSENT, FileChange
+from .errors import RepositoryUnusableError
 
 MODE_FOLDER = 0o040000
 EMPTY_TREE = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"
+
+# libgit2 would keep up to 256 MB of small objects in memory, for the whole process.
+pygit2.settings.cache_max_size(16 * 1024 * 1024)
 
 Entry = tuple[int, str]
 Loose = dict[str, bytes]
@@ -70,35 +75,54 @@ class Objects:
         Nothing is skipped for being there already in a pack: a copy is harmless, while an
         unreachable old one might be pruned before our ref names it.
         """
-        written: list[tuple[str, Path]] = []
+        try:
+            self._install(loose)
+        except OSError as error:
+            raise RepositoryUnusableError(
+                f"Nothing can be written to {self.folder}: {error.strerror}."
+                " See to space and permissions there, then try again."
+            ) from error
+
+    def _install(self, loose: Mapping[str, bytes]) -> None:
+        written: list[tuple[str, str]] = []
+        folders: set[str] = set()
         for oid, content in loose.items():
-            target = self.folder / oid[:2] / oid[2:]
-            try:
+            folder = f"{self.folder}/{oid[:2]}"
+            target = f"{folder}/{oid[2:]}"
+            with suppress(FileNotFoundError, PermissionError):  # perhaps somebody else's file
                 os.utime(target)  # tells `git gc` that it is in use
                 continue
-            except FileNotFoundError:
-                written.append((self._write(target.parent, content), target))
+            if self._make_folder(folder):
+                folders.add(str(self.folder))
+            folders.add(folder)
+            written.append((_write(folder, content), target))
         for temporary, _ in written:
             _sync(temporary)
         for temporary, target in written:
             os.rename(temporary, target)
-        for folder in {target.parent for _, target in written}:
+        for folder in folders:
             _sync(folder)
 
-    def _write(self, folder: Path, content: bytes) -> str:
-        if not folder.exists():
-            folder.mkdir(exist_ok=True)
-            # What a shared repository grants to its group holds for our folders too.
-            folder.chmod(self.folder.stat().st_mode & 0o7777)
-        # git prunes files of this name should we be killed before the rename.
-        descriptor, name = tempfile.mkstemp(prefix="tmp_obj_", dir=folder)
-        with open(descriptor, "wb") as file:
-            file.write(content)
-            os.fchmod(file.fileno(), 0o444)
-        return name
+    def _make_folder(self, folder: str) -> bool:
+        try:
+            os.mkdir(folder)
+        except FileExistsError:
+            return False
+        # What a shared repository grants to its group holds for our folders too.
+        os.chmod(folder, self.folder.stat().st_mode & 0o7777)
+        return True
 
 
-def _sync(path: str | Path) -> None:
+def _write(folder: str, content: bytes) -> str:
+    # git prunes files of this name should we be killed before the rename.
+    descriptor, name = tempfile.mkstemp(prefix="tmp_obj_", dir=folder)
+    with open(descriptor, "wb") as file:
+        file.write(content)
+        os.fchmod(file.fileno(), 0o444)
+    return name
+
+
+def _sync(path: str) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -61,6 +60,15 @@ class GitResult:
     stderr: str  # cleaned of credentials
 
 
+class _Process(subprocess.Popen[bytes]):
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for the end, however long: with a timeout Popen polls in sleeps of milliseconds.
+
+        `communicate` comes here once the pipes are closed, when git is at its end.
+        """
+        return super().wait()
+
+
 @dataclass(frozen=True, slots=True)
 class GitRunner:
     """Starts git and nothing else. Holds no state, so any number of threads may share it."""
@@ -68,6 +76,10 @@ class GitRunner:
     executable: str
     timeout_seconds: float
     memory_bytes: int
+    timeout_setting: str = "AUTOPACK_GIT_TIMEOUT_SECONDS"
+    # For what starts processes of its own (ssh, git-remote-https): they are stopped with it, or
+    # they would keep its pipes open.
+    has_own_group: bool = False
 
     def run(
         self,
@@ -100,16 +112,15 @@ class GitRunner:
         self, process: subprocess.Popen[bytes], command: str, stdin: bytes = b""
     ) -> tuple[bytes, str]:
         """Await a process's end; return its output and its words. Raises GitTimeoutError."""
-        # Not `communicate(timeout=…)`, which polls for the end in sleeps of milliseconds.
-        # git frees its locks when it is asked to end, so it is not killed.
-        watchdog = threading.Timer(self.timeout_seconds, process.terminate)
-        watchdog.start()
         try:
-            stdout, stderr = process.communicate(stdin)
+            stdout, stderr = process.communicate(stdin, self.timeout_seconds)
+        except subprocess.TimeoutExpired:
+            self.stop(process)
+            process.communicate()
+            raise self.timed_out(command) from None
         finally:
-            watchdog.cancel()
             process.kill()  # only an exception of ours has left it alive
-        if process.returncode in (-signal.SIGTERM, -signal.SIGXCPU):
+        if process.returncode == -signal.SIGXCPU:
             raise self.timed_out(command)
         return stdout, redact(stderr)
 
@@ -119,16 +130,25 @@ class GitRunner:
         """Start git with pipes on all three streams; `finish` ends it."""
         # Not through GitPython: it hands down the service's whole environment and can only add to
         # it, so GIT_* could not be dropped, and it has no say on limits.
-        process = subprocess.Popen(
+        process = _Process(
             [self.executable, *_OPTIONS, *arguments],
             cwd=folder,
             env={**_ENVIRONMENT, **environment},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            process_group=0 if self.has_own_group else None,
         )
         self._limit(process.pid)
         return process
+
+    def stop(self, process: subprocess.Popen[bytes]) -> None:
+        """Ask a process that nobody has awaited yet to end: then git frees its locks."""
+        if self.has_own_group:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+        else:
+            process.terminate()
 
     def _limit(self, pid: int) -> None:
         """Bound what the process may take, also should this service die before it.
@@ -146,7 +166,7 @@ class GitRunner:
     def timed_out(self, command: str) -> GitTimeoutError:
         return GitTimeoutError(
             f"git {command} did not end within {self.timeout_seconds:g} seconds and was stopped"
-            " (AUTOPACK_GIT_TIMEOUT_SECONDS)."
+            f" ({self.timeout_setting})."
         )
 
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from .errors import RepositoryUnusableError
 from .index import read_index, write_index
 from .objects import Entry, Loose, Objects, encode_loose
 from .process import GitResult, GitRunner
@@ -53,7 +54,8 @@ class Quarantine:
     def loose(self, oid: str) -> bytes | None:
         """Return the file of an object that is new here; None: the repository has it."""
         try:
-            return (self._objects / oid[:2] / oid[2:]).read_bytes()
+            with open(f"{self.folder}/objects/{oid[:2]}/{oid[2:]}", "rb") as file:
+                return file.read()
         except FileNotFoundError:
             return None
 
@@ -74,7 +76,7 @@ class Quarantine:
     def store(self, objects: Loose) -> None:
         """Write objects into quarantine whose files are made already."""
         for oid, loose in objects.items():
-            path = self._objects / oid[:2] / oid[2:]
+            path = self.folder / "objects" / oid[:2] / oid[2:]
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(loose)
 
@@ -83,19 +85,21 @@ class Quarantine:
         found = ((oid, self.loose(oid)) for oid in oids)
         return {oid: loose for oid, loose in found if loose is not None}
 
-    @property
-    def _objects(self) -> Path:
-        return self.folder / "objects"
-
 
 @contextmanager
 def open_quarantine(
     parent: Path, repository: Objects, runner: GitRunner, environment: dict[str, str]
 ) -> Iterator[Quarantine]:
     """Make a quarantine, fresh every time: a lock left in a reused one would block for ever."""
-    folder = Path(tempfile.mkdtemp(prefix="patch-", dir=parent))
     try:
+        folder = Path(tempfile.mkdtemp(prefix="patch-", dir=parent))
         (folder / "objects").mkdir()
+    except OSError as error:
+        raise RepositoryUnusableError(
+            f"Nothing can be written to {parent}: {error.strerror}."
+            " See to space and permissions there, then start the service again."
+        ) from error
+    try:
         yield Quarantine(
             folder=folder,
             repository=repository,
