@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
 
 from .course import Course, WrongStateError
-from .reviewing import enter_review
+from .reviewing import enter_review, pass_gate
 from .run import PhaseState
 from .states import PhaseStatus
 
@@ -22,6 +24,56 @@ class BuilderAction(StrEnum):
     NOTHING = "nothing"
     APPLY = "apply"
     HOLD = "hold"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuilderResult:
+    """What the rules have to know of a Builder's result."""
+
+    submission_id: int
+    status: BuilderStatus
+    tokens: int
+    patch_sha256: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class PatchRefusal:
+    """Git or policy does not take a patch, and it is the patch's fault."""
+
+    detail: str
+
+
+# Does to the patch what the rules say, and returns the commit, None for a held one, or the refusal.
+Put = Callable[[BuilderAction], str | PatchRefusal | None]
+
+
+def take_result(course: Course, phase_id: str, result: BuilderResult, put: Put) -> None:
+    """Take one attempt, which `open_attempt` let in: tokens, patch, gate. (02 §5)"""
+    if course.is_over:  # by the issues that came with it
+        return
+    action = weigh_result(
+        course,
+        phase_id,
+        result.status,
+        tokens=result.tokens,
+        has_patch=result.patch_sha256 is not None,
+    )
+    if action is BuilderAction.NOTHING:
+        return
+    outcome = put(action)
+    if isinstance(outcome, PatchRefusal):
+        course.note(
+            "PatchRefused",
+            phase_id=phase_id,
+            reason=outcome.detail,
+            data={"submission_id": result.submission_id},
+        )
+        fail_attempt(course, phase_id, outcome.detail, signature=f"patch:{result.patch_sha256}")
+    elif outcome is None:
+        course.note("PatchHeld", phase_id=phase_id, data={"submission_id": result.submission_id})
+        take_held(course, phase_id, result.submission_id)
+    else:
+        take_applied(course, phase_id, result.status, outcome)
 
 
 def open_attempt(course: Course, phase_id: str) -> PhaseState:
@@ -124,25 +176,6 @@ def fail_attempt(
     else:
         reason = f"{reason}; no try is left ({phase.budgets_text})"
         course.move_phase(phase_id, PhaseStatus.FAILED, reason, failure_reason=reason)
-
-
-def pass_gate(course: Course, phase_id: str) -> None:
-    """Leave the gate: to CI where it is configured, else to completion."""
-    phase = course.phase(phase_id)
-    if phase.has_ci:
-        course.move_phase(
-            phase_id,
-            PhaseStatus.CI_RUNNING,
-            "the gate was passed",
-            deadline_at=course.in_seconds(phase.ci_timeout_seconds),
-        )
-    else:
-        course.move_phase(
-            phase_id,
-            PhaseStatus.COMPLETE,
-            "the gate was passed and no CI is configured",
-            failure_reason=None,
-        )
 
 
 def _why_review(course: Course, phase: PhaseState, status: BuilderStatus) -> str | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 
 from .course import Course, WrongStateError
@@ -19,6 +20,85 @@ class Recommendation(StrEnum):
 
 class NothingToApproveError(ConflictError):
     code = "nothing_to_approve"
+
+
+class NothingToFixError(ConflictError):
+    code = "nothing_to_fix"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Review:
+    """What the rules have to know of an Auditor's result."""
+
+    submission_id: int
+    recommendation: Recommendation
+    tokens: int
+    notes: str
+    own_patches: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReviewRefusal:
+    """Git or policy does not take a patch of a review: the pending one, or one of the Auditor's."""
+
+    detail: str
+    is_pending: bool
+
+
+# Puts all patches on the branch or none, and returns the commits or the refusal.
+PutAll = Callable[[], Sequence[str] | ReviewRefusal]
+
+
+def take_review(course: Course, phase_id: str, review: Review, put: PutAll) -> ConflictError | None:
+    """Take one review, which `require_reviewable` let in. (02 §5)
+
+    Returns the refusal of a review that has nothing to stand on; it cost a try.
+    """
+    count_review(course, phase_id, review.tokens)
+    if course.is_over:
+        return None
+    if review.recommendation is Recommendation.ESCALATE:
+        take_escalation(course, phase_id, review.notes)
+        return None
+    refusal = _why_not(course.phase(phase_id), review)
+    if refusal is not None:
+        _note_refusal(course, phase_id, review, refusal.detail)
+        after_failed_review(course, phase_id, refusal.detail)
+        return refusal
+    outcome = put()
+    if isinstance(outcome, ReviewRefusal):
+        _note_refusal(course, phase_id, review, outcome.detail)
+        if outcome.is_pending:
+            drop_pending(course, phase_id, outcome.detail)
+        else:
+            after_failed_review(course, phase_id, outcome.detail)
+    elif review.recommendation is Recommendation.APPROVE:
+        take_approval(course, phase_id, outcome)
+        pass_gate(course, phase_id)
+    else:
+        take_revision(course, phase_id, outcome, review.notes)
+    return None
+
+
+def _note_refusal(course: Course, phase_id: str, review: Review, detail: str) -> None:
+    course.note(
+        "ReviewRefused",
+        phase_id=phase_id,
+        reason=detail,
+        data={"submission_id": review.submission_id},
+    )
+
+
+def _why_not(phase: PhaseState, review: Review) -> ConflictError | None:
+    if review.recommendation is Recommendation.APPROVE:
+        why_not = why_not_approvable(phase, review.own_patches)
+        return NothingToApproveError(why_not) if why_not else None
+    if review.own_patches and phase.commit is None:
+        return NothingToFixError(
+            f"phase '{phase.phase_id}' has no applied patch that a fix-up could go on; revise "
+            "without patches, or approve with them"
+        )
+    return None
 
 
 def enter_review(course: Course, phase_id: str, reason: str) -> None:
@@ -101,6 +181,25 @@ def why_not_approvable(phase: PhaseState, own_patches: int) -> str | None:
     if phase.commit is None:
         return f"phase '{phase.phase_id}' has no patch to approve: send one, or revise or escalate"
     return None
+
+
+def pass_gate(course: Course, phase_id: str) -> None:
+    """Leave the gate: to CI where it is configured, else to completion."""
+    phase = course.phase(phase_id)
+    if phase.has_ci:
+        course.move_phase(
+            phase_id,
+            PhaseStatus.CI_RUNNING,
+            "the gate was passed",
+            deadline_at=course.in_seconds(phase.ci_timeout_seconds),
+        )
+    else:
+        course.move_phase(
+            phase_id,
+            PhaseStatus.COMPLETE,
+            "the gate was passed and no CI is configured",
+            failure_reason=None,
+        )
 
 
 def take_approval(course: Course, phase_id: str, commits: Sequence[str]) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..domain import building, reviewing
+from ..domain import reviewing
 from ..domain.errors import AutopackError, ConflictError, InvalidError, NotFoundError
 from ..domain.results import AuditorReport, AuditRequest, without_patches
-from ..domain.reviewing import NothingToApproveError, Recommendation
+from ..domain.reviewing import Recommendation, Review, ReviewRefusal
+from ..domain.run import PhaseState
+from ..domain.states import PhaseStatus
 from ..domain.values import Role
 from ..domain.work import Outcome, PatchStatus
 from ..models import Audit, Commit, Patch, Phase, Submission
@@ -26,10 +28,6 @@ class PhaseFinalError(ConflictError):
 
 class AuditAnsweredError(ConflictError):
     code = "audit_answered"
-
-
-class NothingToFixError(ConflictError):
-    code = "nothing_to_fix"
 
 
 def request_audit(
@@ -206,76 +204,61 @@ def _take(
     )
     note_issues(change, phase, report.issues_found)
     _resolve_issues(change, phase, report.resolved_issues)
-    reviewing.count_review(course, phase_id, report.tokens_used)
-    if course.is_over:
-        submission.outcome = Outcome.OVER_BUDGET
-        return [], None
-    notes = report.review_notes or "no notes"
-    match report.recommendation:
-        case Recommendation.ESCALATE:
-            submission.outcome = Outcome.ESCALATED
-            reviewing.take_escalation(course, phase_id, notes)
-            return [], None
-        case Recommendation.APPROVE:
-            return _approve(change, phase, submission, patches)
-        case Recommendation.REVISE:
-            return _revise(change, phase, submission, patches, notes)
+    commits: list[Commit] = []
+    fault: AutopackError | None = None
 
-
-def _approve(
-    change: RunChange, phase: Phase, submission: Submission, patches: list[Patch]
-) -> tuple[list[Commit], AutopackError | None]:
-    course, phase_id = change.course, phase.phase_id
-    why_not = reviewing.why_not_approvable(course.phase(phase_id), len(patches))
-    if why_not is not None:
-        return [], _refuse_review(change, phase, submission, NothingToApproveError(why_not))
-    pending: list[tuple[Patch, Commit]] = []
-    builder_submission: Submission | None = None
-    pending_id = course.phase(phase_id).pending_submission_id
-    if pending_id is not None:
-        builder_submission = submissions.get_submission(change.session, pending_id)
-        held = submissions.list_patches(change.session, pending_id)
+    def put() -> list[str] | ReviewRefusal:
+        nonlocal fault
+        pending: list[tuple[Patch, Commit]] = []
+        held = _held(change, course.phase(phase_id), report.recommendation)
+        is_pending = held is not None
         try:
-            pending = _apply_all(change, phase, builder_submission, held, phase.name)
+            if held is not None:
+                pending = _apply_all(change, phase, held[0], held[1], phase.name)
+            is_pending = False
+            own = _apply_all(change, phase, submission, patches, f"Review of {phase.name}")
         except patching.PATCH_FAULTS as error:
-            builder_submission.outcome = Outcome.CONFLICT
-            builder_submission.reason = error.detail
-            submission.outcome, submission.reason = Outcome.CONFLICT, error.detail
-            reviewing.drop_pending(course, phase_id, error.detail)
-            return [], error
-    try:
-        own = _apply_all(change, phase, submission, patches, f"Review of {phase.name}")
-    except patching.PATCH_FAULTS as error:
-        change.discard_commits()
-        return [], _refuse_review(change, phase, submission, error)
-    submission.outcome = Outcome.APPROVED
-    if builder_submission is not None:
-        builder_submission.outcome = Outcome.APPLIED
-    commits = _note_all(change, phase, [*pending, *own])
-    reviewing.take_approval(course, phase_id, [commit.sha for commit in commits])
-    building.pass_gate(course, phase_id)
-    return commits, None
+            change.discard_commits()
+            fault = error
+            patching.refuse(held[0] if held and is_pending else submission, error)
+            return ReviewRefusal(error.detail, is_pending)
+        if held is not None:
+            held[0].outcome = Outcome.APPLIED
+        commits.extend(_note_all(change, phase, [*pending, *own]))
+        return [commit.sha for commit in commits]
+
+    review = Review(
+        submission_id=submission.id,
+        recommendation=report.recommendation,
+        tokens=report.tokens_used,
+        notes=report.review_notes or "no notes",
+        own_patches=len(patches),
+    )
+    refusal = reviewing.take_review(course, phase_id, review, put) or fault
+    if refusal is not None:
+        patching.refuse(submission, refusal)
+    elif course.is_over and course.phase(phase_id).state is PhaseStatus.SKIPPED:
+        submission.outcome, submission.reason = Outcome.OVER_BUDGET, course.run.failure_reason
+    else:
+        submission.outcome = _OUTCOMES[report.recommendation]
+    return commits, refusal
 
 
-def _revise(
-    change: RunChange, phase: Phase, submission: Submission, patches: list[Patch], notes: str
-) -> tuple[list[Commit], AutopackError | None]:
-    course, phase_id = change.course, phase.phase_id
-    if patches and course.phase(phase_id).commit is None:
-        error = NothingToFixError(
-            f"phase '{phase_id}' has no applied patch that a fix-up could go on; revise without "
-            "patches, or approve with them"
-        )
-        return [], _refuse_review(change, phase, submission, error)
-    try:
-        applied = _apply_all(change, phase, submission, patches, f"Review of {phase.name}")
-    except patching.PATCH_FAULTS as fault:
-        change.discard_commits()
-        return [], _refuse_review(change, phase, submission, fault)
-    submission.outcome = Outcome.REVISED
-    commits = _note_all(change, phase, applied)
-    reviewing.take_revision(course, phase_id, [commit.sha for commit in commits], notes)
-    return commits, None
+_OUTCOMES = {
+    Recommendation.APPROVE: Outcome.APPROVED,
+    Recommendation.REVISE: Outcome.REVISED,
+    Recommendation.ESCALATE: Outcome.ESCALATED,
+}
+
+
+def _held(
+    change: RunChange, phase: PhaseState, recommendation: Recommendation
+) -> tuple[Submission, list[Patch]] | None:
+    """Return the Builder's pending submission with its patches, if this review applies it."""
+    if recommendation is not Recommendation.APPROVE or phase.pending_submission_id is None:
+        return None
+    submission = submissions.get_submission(change.session, phase.pending_submission_id)
+    return submission, submissions.list_patches(change.session, submission.id)
 
 
 def _apply_all(
@@ -288,8 +271,9 @@ def _apply_all(
     """Put patches on the branch one after the other; the caller notes them when all are there."""
     applied = []
     for patch in patches:
-        title = patching.title_of(patch, title)
-        applied.append((patch, patching.apply(change, phase, submission, patch, title=title)))
+        own_title = patching.title_of(patch, title)
+        commit = patching.apply(change, phase, submission, patch, title=own_title)
+        applied.append((patch, commit))
     return applied
 
 
@@ -298,14 +282,6 @@ def _note_all(change: RunChange, phase: Phase, applied: list[tuple[Patch, Commit
         patch.status = PatchStatus.APPLIED
         patching.note_applied(change, phase, patch, commit)
     return [commit for _, commit in applied]
-
-
-def _refuse_review(
-    change: RunChange, phase: Phase, submission: Submission, error: AutopackError
-) -> AutopackError:
-    patching.refuse(submission, error)
-    reviewing.after_failed_review(change.course, phase.phase_id, error.detail)
-    return error
 
 
 def _resolve_issues(change: RunChange, phase: Phase, keys: tuple[str, ...]) -> None:

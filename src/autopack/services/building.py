@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..domain import building
-from ..domain.building import BuilderAction
+from ..domain.building import BuilderAction, BuilderResult, PatchRefusal
 from ..domain.course import Course
 from ..domain.errors import AutopackError
 from ..domain.results import BuilderReport, without_patches
@@ -102,34 +102,39 @@ def _take(
         },
     )
     note_issues(change, phase, report.suggested_issues)
-    if course.is_over:
-        submission.outcome, submission.reason = Outcome.OVER_BUDGET, course.run.failure_reason
-        return submission, None, None
-    action = building.weigh_result(
-        course, phase_id, report.status, tokens=report.tokens_used, has_patch=patch is not None
-    )
     commit: Commit | None = None
-    if patch is None or action is BuilderAction.NOTHING:
-        submission.outcome = _outcome_without_patch(course, phase_id)
-        submission.reason = course.run.failure_reason or course.phase(phase_id).failure_reason
-        return submission, None, None
-    try:
-        if action is BuilderAction.APPLY:
+    refusal: AutopackError | None = None
+
+    def put(action: BuilderAction) -> str | PatchRefusal | None:
+        nonlocal commit, refusal
+        assert patch is not None  # noqa: S101 - for the type checker: there is no action without
+        try:
+            if action is BuilderAction.HOLD:
+                patching.dry_apply(change, phase, patch, report.base_commit)
+                submission.outcome, patch.status = Outcome.HELD, PatchStatus.PENDING
+                return None
             commit = patching.apply(
                 change, phase, submission, patch, title=phase.name, base_commit=report.base_commit
             )
-            submission.outcome, patch.status = Outcome.APPLIED, PatchStatus.APPLIED
-            patching.note_applied(change, phase, patch, commit)
-            building.take_applied(course, phase_id, report.status, commit.sha)
-        else:
-            patching.dry_apply(change, phase, patch, report.base_commit)
-            submission.outcome, patch.status = Outcome.HELD, PatchStatus.PENDING
-            building.take_held(course, phase_id, submission.id)
-    except patching.PATCH_FAULTS as error:
-        patching.refuse(submission, error)
-        building.fail_attempt(course, phase_id, error.detail, signature=f"patch:{patch.sha256}")
-        return submission, None, error
-    return submission, commit, None
+        except patching.PATCH_FAULTS as error:
+            patching.refuse(submission, error)
+            refusal = error
+            return PatchRefusal(error.detail)
+        submission.outcome, patch.status = Outcome.APPLIED, PatchStatus.APPLIED
+        patching.note_applied(change, phase, patch, commit)
+        return commit.sha
+
+    result = BuilderResult(
+        submission_id=submission.id,
+        status=report.status,
+        tokens=report.tokens_used,
+        patch_sha256=patch.sha256 if patch else None,
+    )
+    building.take_result(course, phase_id, result, put)
+    if submission.outcome is Outcome.FAILED:  # nothing was put on the branch, nothing refused
+        submission.outcome = _outcome_without_patch(course, phase_id)
+        submission.reason = course.run.failure_reason or course.phase(phase_id).failure_reason
+    return submission, commit, refusal
 
 
 def what_next(course: Course) -> dict[str, Any]:

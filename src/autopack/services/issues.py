@@ -135,6 +135,8 @@ def _note_issue(change: RunChange, phase: Phase, report: IssueReport) -> None:
         phase_id=phase.phase_id,
         data={
             "issue_key": report.issue_key,
+            "category": report.category,
+            "reported_severity": report.severity,
             "severity": severity,
             "effective_severity": effective,
             "source": report.source,
