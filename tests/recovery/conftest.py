@@ -1,0 +1,165 @@
+"""A service that can be made to kill itself anywhere, and be started again in a moment."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from autopack.config import Settings
+
+from . import consistency
+
+if TYPE_CHECKING:
+    from tests.conftest import GitRepo
+
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE_SECONDS = 60
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Nursery:
+    """The process that starts services, by `killing_server.py`."""
+
+    process: subprocess.Popen[str]
+
+    def ask(self, **command: object) -> int:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(command) + "\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    process = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("killing_server.py"))],
+        env={
+            "PATH": os.environ["PATH"],
+            "HOME": os.environ.get("HOME", "/"),
+            "PYTHONPATH": str(ROOT / "src"),
+        },
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        yield Nursery(process)
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+@dataclass
+class Stage:
+    """One service's database, repository and folders, through its deaths and rebirths."""
+
+    settings: Settings
+    repo: GitRepo
+    nursery: Nursery
+    folder: Path
+    url: str = ""
+    _pid: int = field(default=0, init=False)
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "service.log"
+
+    @property
+    def fate(self) -> Path:
+        return self.folder / "kill_at"
+
+    def start(self) -> None:
+        """Start the service and wait until it is ready."""
+        assert self.settings.database_url is not None
+        self.fate.unlink(missing_ok=True)
+        self.log.write_text("")
+        environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": os.environ.get("HOME", "/"),
+            "AUTOPACK_REPO_PATH": str(self.settings.repo_path),
+            "AUTOPACK_HOME": str(self.settings.home),
+            "AUTONOMOUS_RUNS_DIR": str(self.settings.autonomous_runs_dir),
+            "AUTOPACK_PORT": "0",
+            "DATABASE_URL": self.settings.database_url,
+            "KILL_AT": str(self.fate),
+        }
+        self._pid = self.nursery.ask(start=environment, log=str(self.log))
+        wait_until(lambda: "  API " in self.log.read_text(), self.log.read_text)
+        self.url = self.log.read_text().partition("  API ")[2].split()[0]
+
+    def kill_at(self, step: str, passage: int = 1) -> None:
+        """Let the service kill itself when it passes a step for the n-th time from now."""
+        planned = self.fate.with_name("planned")
+        planned.write_text(f"{step} {passage}")
+        planned.rename(self.fate)
+
+    def kill(self) -> None:
+        """Kill the service here and now."""
+        os.kill(self._pid, signal.SIGKILL)
+        self.await_death()
+
+    def await_death(self) -> None:
+        """Wait for the killed service's end."""
+        status = self.nursery.ask(wait=self._pid)
+        self._pid = 0
+        assert status == -signal.SIGKILL, self.log.read_text()
+
+    def stop(self) -> None:
+        """End the service as a service manager would."""
+        if self._pid:
+            os.kill(self._pid, signal.SIGTERM)
+            self.nursery.ask(wait=self._pid)
+            self._pid = 0
+
+    def call(
+        self, method: str, path: str, body: Json | None = None, key: str = ""
+    ) -> httpx.Response:
+        return httpx.request(
+            method,
+            f"{self.url}{path}",
+            json=body,
+            headers={"Idempotency-Key": key} if key else {},
+            timeout=PATIENCE_SECONDS,
+            trust_env=False,
+        )
+
+    def must(self, method: str, path: str, body: Json | None = None) -> Json:
+        """Send a request that has to be granted."""
+        response = self.call(method, path, body)
+        assert response.is_success, response.text
+        answer: Json = response.json()
+        return answer
+
+    def assert_consistent(self) -> None:
+        consistency.assert_consistent(self.settings)
+
+
+@pytest.fixture
+def stage(
+    settings: Settings, git_repo: GitRepo, nursery: Nursery, tmp_path: Path
+) -> Iterator[Stage]:
+    """A started service; whatever becomes of it, it is gone at the end."""
+    stage = Stage(settings, git_repo, nursery, tmp_path)
+    stage.start()
+    yield stage
+    stage.stop()
+
+
+def wait_until(condition: Callable[[], bool], explain: Callable[[], str]) -> None:
+    """Wait for a condition that is sure to come true. Fails with an explanation."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, explain()
+        time.sleep(0.01)

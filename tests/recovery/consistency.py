@@ -1,0 +1,251 @@
+"""Whether database, branch, tags and files of every run tell one story."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sqlalchemy import Engine, select
+from sqlalchemy.orm import Session, undefer
+
+from autopack.config import Settings
+from autopack.database import make_engine
+from autopack.domain.events import GENESIS_HASH, Event, seal
+from autopack.domain.run import FailureCode
+from autopack.domain.work import CommitKind, PatchStatus
+from autopack.gitrepo import Repository
+from autopack.mirror import Mirror
+from autopack.models import BacklogEntry, Commit, EventRow, Issue, Patch, Phase, Run, Submission
+from autopack.services.house import House
+from autopack.services.projection import project, project_backlog
+from autopack.store import runs
+
+# A page that did not change keeps the revision of its last change.
+_REVISION = re.compile(rb'(?<=<!-- autopack revision=)\d+|(?<=^  "revision": )\d+', re.MULTILINE)
+_COMMIT_FORMAT = "%H%x00%P%x00%T%x00%ct%x00%B"
+
+
+def assert_consistent(settings: Settings) -> None:
+    """See that nothing lags, nothing contradicts, and nothing is left lying about."""
+    assert settings.database_url is not None
+    engine = make_engine(settings.database_url, 15)
+    try:
+        with Session(engine, expire_on_commit=False) as session:
+            names = list(session.scalars(select(Run.run_id).order_by(Run.id)))
+            for name in names:
+                run = runs.get_run(session, name)
+                assert run.mirrored_revision == run.revision, f"{name} lags"
+                _assert_events(session, run)
+                _assert_commits(session, settings, run)
+                _assert_refs(settings, run)
+                _assert_replay(session, settings, run)
+            _assert_counts(session)
+        _assert_no_other_refs(settings, names)
+        _assert_files(engine, settings, names)
+        _assert_no_leftovers(settings)
+    finally:
+        engine.dispose()
+    _git(settings, "fsck", "--strict", "--no-dangling")
+
+
+def _assert_events(session: Session, run: Run) -> None:
+    rows = runs.list_events(session, run.id, after=0, limit=1_000_000)
+    last_hash = GENESIS_HASH
+    for number, row in enumerate(rows, start=1):
+        event = Event(
+            kind=row.kind,
+            actor=row.actor,
+            at=row.at,
+            phase_id=row.phase_id,
+            tier_id=row.tier_id,
+            from_state=row.from_state,
+            to_state=row.to_state,
+            reason=row.reason,
+            data=row.data,
+        )
+        (sealed,) = seal((event,), number - 1, last_hash)
+        assert (row.sequence, row.previous_hash, row.hash) == (number, last_hash, sealed.hash)
+        last_hash = sealed.hash
+    assert (run.event_sequence, run.event_hash) == (len(rows), last_hash)
+    assert [row.kind for row in rows].count("RunStarted") == 1
+
+
+def _assert_commits(session: Session, settings: Settings, run: Run) -> None:
+    """The table of commits and git's own history are the same chain."""
+    chain = _commits(session, run)
+    assert [commit.position for commit in chain] == list(range(1, len(chain) + 1))
+    assert run.head_commit == (chain[-1].sha if chain else run.base_commit)
+    log = _git(
+        settings,
+        *("log", "-z", "--reverse", f"--format={_COMMIT_FORMAT}"),
+        f"{run.base_commit}..{run.head_commit}",
+    ).split("\0")
+    fields = 5
+    found = [tuple(log[at : at + fields]) for at in range(0, len(log) - fields + 1, fields)]
+    parent = run.base_commit
+    expected = []
+    for commit in chain:
+        assert commit.parent == parent
+        at = str(int(commit.committed_at.timestamp()))
+        expected.append((commit.sha, commit.parent, commit.tree, at, commit.message))
+        parent = commit.sha
+    assert found == expected
+
+
+def _assert_refs(settings: Settings, run: Run) -> None:
+    if run.failure_code is FailureCode.BRANCH_MOVED:
+        return
+    assert _git(settings, "rev-parse", f"refs/heads/{run.branch}").strip() == run.head_commit
+    tags = _git(
+        settings,
+        *("for-each-ref", "--format=%(refname:short) %(objectname) %(*objectname)"),
+        f"refs/tags/autonomous/{run.run_id}/",
+    ).splitlines()
+    assert sorted(tags) == sorted(
+        f"{phase.snapshot_tag} {phase.snapshot_oid} {phase.snapshot_commit}"
+        for phase in runs.phases_of(run).values()
+        if phase.snapshot_tag
+    )
+
+
+def _assert_replay(session: Session, settings: Settings, run: Run) -> None:
+    """The accepted patches, put on the base by git itself one by one, give the branch's trees."""
+    chain = _commits(session, run)
+    applied = session.scalars(
+        select(Patch.id)
+        .join(Submission, Submission.id == Patch.submission_pk)
+        .where(Submission.run_pk == run.id, Patch.status == PatchStatus.APPLIED)
+    ).all()
+    assert sorted(applied) == sorted(each.patch_pk for each in chain if each.patch_pk is not None)
+    trees = {run.base_commit: _git(settings, "rev-parse", f"{run.base_commit}^{{tree}}").strip()}
+    with tempfile.TemporaryDirectory() as scratch:
+        for commit in chain:
+            if commit.kind is CommitKind.PATCH and not commit.is_merged:
+                patch = session.get_one(Patch, commit.patch_pk, options=[undefer(Patch.content)])
+                assert hashlib.sha256(patch.content).hexdigest() == patch.sha256
+                assert f"Autopack-Patch-SHA256: {patch.sha256}\n" in commit.message
+                tree = _apply(settings, Path(scratch), trees[commit.parent], patch.content)
+                assert tree == commit.tree
+            elif commit.kind in (CommitKind.UNDO, CommitKind.ROLLBACK):
+                assert commit.tree in trees.values()
+            trees[commit.sha] = commit.tree
+
+
+def _apply(settings: Settings, scratch: Path, tree: str, patch: bytes) -> str:
+    objects = scratch / "objects"
+    objects.mkdir(exist_ok=True)
+    own = {
+        "GIT_INDEX_FILE": str(scratch / "index"),
+        "GIT_OBJECT_DIRECTORY": str(objects),
+        "GIT_ALTERNATE_OBJECT_DIRECTORIES": str(_git_dir(settings) / "objects"),
+    }
+    _git(settings, "read-tree", tree, extra=own)
+    _git(settings, "apply", "--cached", "--whitespace=nowarn", "-", stdin=patch, extra=own)
+    return _git(settings, "write-tree", extra=own).strip()
+
+
+def _assert_counts(session: Session) -> None:
+    """What is counted equals a recount."""
+    for entry in session.scalars(select(BacklogEntry)):
+        issues = session.scalars(
+            select(Issue).where(Issue.issue_key == entry.issue_key, Issue.is_expected.is_(False))
+        ).all()
+        assert entry.total_occurrences == sum(issue.occurrence_count for issue in issues)
+        assert entry.age_in_runs == len({issue.run_pk for issue in issues})
+    for run_pk, recorded in session.execute(select(Run.id, Run.tokens_used)):
+        of_phases = session.scalars(select(Phase.tokens_used).where(Phase.run_pk == run_pk))
+        assert recorded == sum(of_phases)
+    for phase in session.scalars(select(Phase)):
+        attempts = session.execute(
+            select(Submission.role, Submission.attempt)
+            .where(Submission.phase_pk == phase.id)
+            .order_by(Submission.role, Submission.attempt)
+        ).all()
+        for role in {each.role for each in attempts}:
+            numbers = [each.attempt for each in attempts if each.role == role]
+            assert numbers == list(range(1, len(numbers) + 1))
+    for run_pk, recorded in session.execute(select(Run.id, Run.event_sequence)):
+        count = len(session.scalars(select(EventRow.id).where(EventRow.run_pk == run_pk)).all())
+        assert recorded == count
+
+
+def _assert_no_other_refs(settings: Settings, names: list[str]) -> None:
+    heads = _git(settings, "for-each-ref", "--format=%(refname)", "refs/heads/autonomous/")
+    assert sorted(heads.split()) == sorted(f"refs/heads/autonomous/{name}" for name in names)
+
+
+def _assert_files(engine: Engine, settings: Settings, names: list[str]) -> None:
+    """Every file is what writing all of them anew would make of the database."""
+    with tempfile.TemporaryDirectory() as scratch:
+        elsewhere = settings.model_copy(
+            update={"autonomous_runs_dir": Path(scratch), "home": Path(scratch, ".home")}
+        )
+        mirror = Mirror(elsewhere.autonomous_runs_dir)
+        mirror.prepare()
+        repository = Repository.open(elsewhere)
+        house = House(settings, engine, repository, mirror, now=lambda: datetime.now(UTC))
+        with Session(engine) as session:
+            for name in names:
+                project(house, session, runs.get_run(session, name), phases=None, with_index=True)
+        project_backlog(house)
+        repository.close()
+        shutil.rmtree(elsewhere.home)
+        expected, found = _content(Path(scratch)), _content(settings.autonomous_runs_dir)
+    rulesets = {name for name in found if name.startswith("project_ruleset_")}
+    assert found.keys() - rulesets == expected.keys()
+    for name, content in expected.items():
+        assert found[name] == content, name
+
+
+def _content(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): _REVISION.sub(b"0", path.read_bytes())
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def _assert_no_leftovers(settings: Settings) -> None:
+    assert not list(settings.autonomous_runs_dir.rglob("*.tmp"))
+    assert not list(settings.autonomous_runs_dir.rglob(".*.tmp"))
+    assert not list((_git_dir(settings) / "refs").rglob("*.lock"))
+
+
+def _commits(session: Session, run: Run) -> list[Commit]:
+    query = select(Commit).where(Commit.run_pk == run.id).order_by(Commit.position)
+    return list(session.scalars(query))
+
+
+def _git_dir(settings: Settings) -> Path:
+    own = settings.repo_path / ".git"
+    return own if own.is_dir() else settings.repo_path
+
+
+def _git(
+    settings: Settings,
+    *arguments: str,
+    stdin: bytes = b"",
+    extra: Mapping[str, str] | None = None,
+) -> str:
+    done = subprocess.run(
+        ["git", *arguments],
+        cwd=settings.repo_path,
+        env={
+            "PATH": os.environ["PATH"],
+            "GIT_CONFIG_GLOBAL": os.devnull,
+            "GIT_CONFIG_SYSTEM": os.devnull,
+            **(extra or {}),
+        },
+        input=stdin,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode(errors="replace")
+    return done.stdout.decode(errors="surrogateescape")

@@ -1,0 +1,217 @@
+"""Killed at any step of a change, the service starts again as if nothing had happened. (01)"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+if TYPE_CHECKING:
+    from .conftest import Stage
+
+pytestmark = [pytest.mark.e2e, pytest.mark.safety_critical]
+
+Json = dict[str, Any]
+RUN = "run-001"
+
+
+def plan(*phase_ids: str, category: str = "docs") -> Json:
+    return {
+        "run": {"run_id": RUN},
+        "tiers": [{"tier_id": "T1", "tier_index": 0, "name": "First tier"}],
+        "phases": [
+            {
+                "phase_id": phase_id,
+                "phase_index": index,
+                "tier_id": "T1",
+                "name": f"Do {phase_id}",
+                "task_category": category,
+            }
+            for index, phase_id in enumerate(phase_ids)
+        ],
+    }
+
+
+def new_file(path: str) -> str:
+    return (
+        f"diff --git a/{path} b/{path}\nnew file mode 100644\n--- /dev/null\n+++ b/{path}\n"
+        f"@@ -0,0 +1 @@\n+This is {path}.\n"
+    )
+
+
+STALE = (
+    "diff --git a/src/app.py b/src/app.py\n--- a/src/app.py\n+++ b/src/app.py\n"
+    "@@ -1 +1 @@\n-VALUE = 41\n+VALUE = 42\n"
+)
+
+
+def result(phase_id: str, patch: str) -> tuple[str, Json]:
+    body = {"status": "success", "patch_content": patch, "tokens_used": 7}
+    return f"/runs/{RUN}/phases/{phase_id}/builder_result", body
+
+
+def issue() -> tuple[str, Json]:
+    body = {"issue_key": "a_failing_test", "source": "test", "category": "test_failure"}
+    return f"/runs/{RUN}/phases/P1/record_issue", body
+
+
+def started(stage: Stage) -> None:
+    stage.must("POST", "/runs/start", plan("P1", "P2"))
+    stage.must("POST", *issue())  # so that files exist which the next change leaves alone
+
+
+def one_phase_left(stage: Stage) -> None:
+    started(stage)
+    stage.must("POST", *result("P1", new_file("src/one.txt")))
+
+
+def patch_pending(stage: Stage) -> None:
+    stage.must("POST", "/runs/start", plan("P1", "P2", category="schema_contract_change"))
+    stage.must("POST", *result("P1", new_file("src/one.txt")))
+
+
+def ended(stage: Stage) -> None:
+    one_phase_left(stage)
+    stage.must("POST", *result("P2", new_file("src/two.txt")))
+
+
+APPROVAL: Json = {
+    "recommendation": "approve",
+    "issues_found": [{"issue_key": "untidy", "source": "audit", "category": "style"}],
+    "suggested_patches": [{"description": "Tidy up", "patch_content": new_file("src/tidy.txt")}],
+}
+
+
+@dataclass(frozen=True)
+class Change:
+    """A request, what has to be there for it, and the steps at which its work can be cut short.
+
+    Those of `undecided` come before the commit in Postgres, those of `decided` after it.
+    """
+
+    prepare: Callable[[Stage], None]
+    request: tuple[str, Json]
+    status: int
+    undecided: tuple[str, ...]
+    decided: tuple[str, ...]
+    key: str = ""
+
+
+AFTER_REFS = ("committed", "refs_moved", "file_renamed", "file_renamed 2", "projected", "mirrored")
+CHANGES = {
+    "start_run": Change(
+        prepare=lambda stage: None,
+        request=("/runs/start", plan("P1", "P2")),
+        status=201,
+        undecided=("locked", "flushed", "refs_prepared"),
+        decided=AFTER_REFS,
+    ),
+    "patch_applied": Change(
+        prepare=started,
+        request=result("P1", new_file("src/one.txt")),
+        status=200,
+        undecided=("locked", "objects_written", "commit_written", "flushed", "refs_prepared"),
+        decided=AFTER_REFS,
+    ),
+    "patch_refused": Change(
+        prepare=started,
+        request=result("P1", STALE),
+        status=409,
+        undecided=("locked",),
+        decided=("files_begun", "file_renamed", "mirrored"),
+    ),
+    "run_completed": Change(
+        prepare=one_phase_left,
+        request=result("P2", new_file("src/two.txt")),
+        status=200,
+        undecided=("commit_written", "refs_prepared"),
+        decided=("committed", "refs_moved", "file_renamed 3", "mirrored"),
+    ),
+    "pending_patch_approved_with_a_fix_up": Change(
+        prepare=patch_pending,
+        request=(f"/runs/{RUN}/phases/P1/auditor_result", APPROVAL),
+        status=200,
+        undecided=("objects_written 2", "commit_written", "commit_written 2", "refs_prepared"),
+        decided=("committed", "refs_moved", "file_renamed 2", "backlog_written", "mirrored"),
+    ),
+    "issue_recorded": Change(
+        prepare=started,
+        request=issue(),
+        status=201,
+        undecided=("locked",),
+        decided=("files_begun", "file_renamed", "files_written", "backlog_written", "mirrored"),
+        key="issue-1",
+    ),
+    "rolled_back": Change(
+        prepare=ended,
+        request=(f"/runs/{RUN}/rollback", {"to_phase": "P1", "reason": "P2 is wrong"}),
+        status=200,
+        undecided=("commit_written", "refs_prepared"),
+        decided=("committed", "refs_moved", "file_renamed", "mirrored"),
+        key="rollback-1",
+    ),
+}
+
+
+def send(stage: Stage, change: Change) -> httpx.Response:
+    path, body = change.request
+    return stage.call("POST", path, body, change.key)
+
+
+def cut_short(stage: Stage, change: Change, step: str) -> None:
+    """Send the request to a service that dies of it at a step, and start the service again."""
+    change.prepare(stage)
+    name, _, passage = step.partition(" ")
+    stage.kill_at(name, int(passage or 1))
+    with pytest.raises(httpx.TransportError):
+        send(stage, change)
+    stage.await_death()
+    stage.start()
+
+
+def history(stage: Stage) -> list[tuple[Any, ...]]:
+    """What happened, without the times and ids that differ from one telling to the next."""
+    events = stage.must("GET", f"/runs/{RUN}/events?limit=1000")["events"]
+    return [(e["kind"], e["phase_id"], e["from_state"], e["to_state"]) for e in events]
+
+
+@pytest.mark.parametrize(
+    ("name", "step"), [(name, step) for name, change in CHANGES.items() for step in change.decided]
+)
+def test_a_change_cut_short_after_its_commit_is_finished_and_answered_as_the_first_time(
+    stage: Stage, name: str, step: str
+) -> None:
+    change = CHANGES[name]
+    cut_short(stage, change, step)
+    stage.assert_consistent()
+    before = history(stage)
+    answer = send(stage, change)
+    if name == "start_run":  # it says by its status that the run was there
+        assert answer.status_code == 200, answer.text
+    else:
+        assert answer.status_code == change.status, answer.text
+        assert answer.headers["Idempotency-Replayed"] == "true"
+    assert history(stage) == before
+    stage.assert_consistent()
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [(name, step) for name, change in CHANGES.items() for step in change.undecided],
+)
+def test_a_change_cut_short_before_its_commit_leaves_nothing_and_takes_effect_when_sent_again(
+    stage: Stage, name: str, step: str
+) -> None:
+    change = CHANGES[name]
+    cut_short(stage, change, step)
+    stage.assert_consistent()
+    answer = send(stage, change)
+    assert answer.status_code == change.status, answer.text
+    assert "Idempotency-Replayed" not in answer.headers
+    stage.assert_consistent()
+    after = history(stage)
+    assert send(stage, change).json() == answer.json()
+    assert history(stage) == after
