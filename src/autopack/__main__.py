@@ -143,6 +143,7 @@ def _demo_values(stack: ExitStack) -> dict[str, object]:
         "autonomous_runs_dir": folder / "sample" / ".autonomous_runs",
         "base_branch": "main",
         "database_url": None,
+        "git_remote": None,
     }
 
 

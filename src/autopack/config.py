@@ -6,7 +6,14 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AliasChoices, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    AliasChoices,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -68,6 +75,16 @@ class Settings(BaseSettings):
         default=("localhost", "127.0.0.1", "[::1]"),
         description="Host names the service answers to, separated by commas.",
     )
+    git_remote: SecretStr | None = Field(
+        default=None,
+        description="Where runs' branches and tags are pushed: an address, or the name of a remote"
+        " of the repository; unset: nowhere. More in docs/remote.md.",
+    )
+    ssh_auth_sock: Path | None = Field(
+        default=None,
+        validation_alias=AliasChoices("SSH_AUTH_SOCK"),
+        description="Socket of the ssh agent that pushes use, beside the keys in `~/.ssh`.",
+    )
     log_format: Literal["text", "json"] = Field(
         default="text", description="Shape of the log lines."
     )
@@ -91,6 +108,9 @@ class Settings(BaseSettings):
         description="Declared size of a patch's binary literals and delta results together.",
     )
     git_timeout_seconds: int = Field(default=30, gt=0, description="Longest run of a git process.")
+    git_push_timeout_seconds: int = Field(
+        default=600, gt=0, description="Longest push of a branch to the remote."
+    )
     git_memory_bytes: int = Field(
         default=1024**3, gt=0, description="Most memory of a git process."
     )

@@ -19,11 +19,14 @@ from .config import Settings, load_settings
 from .database import open_database
 from .gitrepo import Repository
 from .jobs.periodic import Periodic
+from .jobs.workers import Workers
 from .mirror import Mirror
 from .services.house import House
+from .services.pushes import push_next, take_up_pushes
 from .services.upkeep import keep_up, start_up
 
 UPKEEP_SECONDS = 5.0
+PUSH_WORKERS = 3
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -71,11 +74,24 @@ def _open(settings: Settings, stack: ExitStack) -> House:
     upkeep = Periodic(lambda: keep_up(house), UPKEEP_SECONDS)
     upkeep.start()
     stack.callback(upkeep.stop)
+    _push_branches(house, stack)
     if settings.auth == "disabled":
         structlog.get_logger(__name__).warning(
             "auth_disabled", detail="everybody who reaches this address is answered"
         )
     return house
+
+
+def _push_branches(house: House, stack: ExitStack) -> None:
+    """Let the remote follow from now on, where there is one."""
+    remote = house.repository.remote
+    if remote is None:
+        return
+    take_up_pushes(house)
+    workers = Workers("push", lambda: push_next(house, remote), house.push_bell, PUSH_WORKERS)
+    workers.start()
+    stack.callback(workers.stop)
+    stack.callback(remote.stop)  # first, or a slow remote would hold up the end
 
 
 def _configure_logging(settings: Settings) -> None:

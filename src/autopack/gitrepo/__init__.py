@@ -11,11 +11,15 @@ from .errors import (
     PatchMalformedError,
     PatchPolicyError,
     PatchTooLargeError,
+    PushFailedError,
+    PushInterruptedError,
     RefLockedError,
     RefMovedError,
     RefNameTakenError,
+    RemoteMovedError,
     RepositoryUnusableError,
 )
+from .push import Remote
 from .refs import PreparedRefs, RefUpdate
 from .repository import Base, DiffStat, MergeResult, Repository
 
@@ -36,10 +40,14 @@ __all__ = [
     "PatchPolicyError",
     "PatchTooLargeError",
     "PreparedRefs",
+    "PushFailedError",
+    "PushInterruptedError",
     "RefLockedError",
     "RefMovedError",
     "RefNameTakenError",
     "RefUpdate",
+    "Remote",
+    "RemoteMovedError",
     "Repository",
     "RepositoryUnusableError",
     "enforce",

@@ -50,6 +50,7 @@ _ENVIRONMENT = {
     "XDG_CONFIG_HOME": os.devnull,
     "LC_ALL": "C",
 }
+_GRACE_SECONDS = 5
 _CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 
 
@@ -116,7 +117,11 @@ class GitRunner:
             stdout, stderr = process.communicate(stdin, self.timeout_seconds)
         except subprocess.TimeoutExpired:
             self.stop(process)
-            process.communicate()
+            try:
+                process.communicate(timeout=_GRACE_SECONDS)
+            except subprocess.TimeoutExpired:
+                self.stop(process, signal.SIGKILL)  # or whoever waits for it would hang with it
+                process.communicate()
             raise self.timed_out(command) from None
         finally:
             process.kill()  # only an exception of ours has left it alive
@@ -142,13 +147,15 @@ class GitRunner:
         self._limit(process.pid)
         return process
 
-    def stop(self, process: subprocess.Popen[bytes]) -> None:
+    def stop(
+        self, process: subprocess.Popen[bytes], number: signal.Signals = signal.SIGTERM
+    ) -> None:
         """Ask a process that nobody has awaited yet to end: then git frees its locks."""
         if self.has_own_group:
             with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
+                os.killpg(process.pid, number)
         else:
-            process.terminate()
+            process.send_signal(number)
 
     def _limit(self, pid: int) -> None:
         """Bound what the process may take, also should this service die before it.

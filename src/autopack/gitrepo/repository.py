@@ -17,6 +17,7 @@ from .conflict import resolve
 from .errors import GitFailedError, RepositoryUnusableError
 from .objects import Objects, encode_loose
 from .process import GitResult, GitRunner
+from .push import Remote
 from .quarantine import Quarantine, open_quarantine
 from .refs import PreparedRefs, Refs, RefUpdate
 from .scan import scan_patch
@@ -81,6 +82,7 @@ class Repository:
         repository = cls(settings, runner, git_dir, is_bare)
         repository._prepare_home()
         repository.check()
+        repository.remote = Remote.open(settings, runner, git_dir, repository._reading())
         return repository
 
     def __init__(self, settings: Settings, runner: GitRunner, git_dir: Path, is_bare: bool) -> None:
@@ -88,6 +90,7 @@ class Repository:
         self.git_dir = git_dir  # of a linked work tree, the one it shares with the main one
         self.is_bare = is_bare
         self.objects = Objects(git_dir / "objects")
+        self.remote: Remote | None = None  # where branches are pushed to
         self._settings = settings
         self._runner = runner
         self._refs = Refs(git_dir, runner)
@@ -273,8 +276,10 @@ class Repository:
 
     def _read(self, *arguments: str) -> GitResult:
         """Run a command that only reads, in our git dir over the repository's objects."""
-        environment = {**self._environment(), "GIT_OBJECT_DIRECTORY": str(self.objects.folder)}
-        return self._runner.run(*arguments, folder=self._shadow, environment=environment)
+        return self._runner.run(*arguments, folder=self._shadow, environment=self._reading())
+
+    def _reading(self) -> dict[str, str]:
+        return {**self._environment(), "GIT_OBJECT_DIRECTORY": str(self.objects.folder)}
 
     def _environment(self) -> dict[str, str]:
         # Where a shallow clone's history ends is written in the user's git dir, not with the

@@ -3,6 +3,7 @@
 from .base import Base, metadata
 from .events import EventRow
 from .issues import BacklogEntry, Issue, Sighting
+from .pushes import Push
 from .rulesets import RulesetVersion
 from .runs import Phase, Run, Tier
 from .work import Audit, CiRun, Commit, Lease, Patch, Reply, Submission
@@ -18,6 +19,7 @@ __all__ = [
     "Lease",
     "Patch",
     "Phase",
+    "Push",
     "Reply",
     "RulesetVersion",
     "Run",

@@ -17,6 +17,7 @@ from . import patching
 from .change import changing
 from .house import House
 from .phases import OPERATOR
+from .pushes import RemoteStatus, remote_status
 from .replies import Answer, key_scope, once
 
 
@@ -38,6 +39,7 @@ class IntegrationStatus:
     deletions: int
     mergeable: bool
     conflicts: list[str]
+    remote: RemoteStatus | None
 
 
 class NoSnapshotError(ConflictError):
@@ -48,6 +50,7 @@ def integration_status(house: House, run_id: str) -> IntegrationStatus:
     """Compare a run's branch with the base branch, by a real merge in memory."""
     with house.reading() as session:
         run = runs.get_run(session, run_id)
+        remote = remote_status(house, session, run)
     repository = house.repository
     current = repository.read_ref(branch_ref(run_id))
     base = repository.read_ref(f"refs/heads/{run.base_branch}")
@@ -60,6 +63,7 @@ def integration_status(house: House, run_id: str) -> IntegrationStatus:
         "current_commit": current,
         "recorded_commit": run.head_commit,
         "last_snapshot": run.last_snapshot,
+        "remote": remote,
     }
     if current is None:
         return IntegrationStatus(

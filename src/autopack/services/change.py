@@ -28,7 +28,7 @@ from ..domain.steering import pass_time
 from ..domain.work import CommitKind
 from ..gitrepo import RefMovedError, RefNameTakenError, RefUpdate
 from ..models import Commit, Phase, Run
-from ..store import issues, runs, submissions
+from ..store import issues, pushes, runs, submissions
 from .house import House
 from .projection import is_branch_elsewhere, project, project_backlog, roll_forward
 
@@ -58,6 +58,7 @@ class RunChange:
         self._commits: list[Commit] = []
         self._is_concluded = False
         self._has_ended = False
+        self._is_push_wanted = False
         self._updates: list[RefUpdate] = []
         self._revision = run.revision
 
@@ -140,6 +141,7 @@ class RunChange:
         if events or self.touched or self._commits:
             self.run.revision = self._revision + 1
             self.run.updated_at = self.now
+            self._want_push()
 
     def commit(self) -> None:
         """Commit to Postgres, then let branch and files follow."""
@@ -151,6 +153,8 @@ class RunChange:
                 following(self.run, refs.commit)
         else:
             self.session.commit()
+        if self._is_push_wanted:
+            self.house.push_bell.ring()
         if self.run.revision != self._revision:
             following(self.run, self._write_files)
 
@@ -165,6 +169,20 @@ class RunChange:
         if self.is_backlog_touched:
             project_backlog(self.house)
         runs.mark_mirrored(self.session, self.run.id, self.run.revision)
+
+    def _want_push(self) -> None:
+        """Let the remote follow: at a snapshot, at the end, and when a finished run changes. (06)
+
+        The wish is part of this change; whoever pushes does so after it, elsewhere.
+        """
+        has_snapshot = any(update.ref.startswith("refs/tags/") for update in self._updates)
+        self._is_push_wanted = (
+            self.house.repository.remote is not None
+            and self.run.failure_code is not FailureCode.BRANCH_MOVED
+            and (has_snapshot or self._has_ended or (self.course.is_over and bool(self._commits)))
+        )
+        if self._is_push_wanted:
+            pushes.want_push(self.session, self.run.id, self.run.revision, self.now)
 
     def _undo_failed_phases(self) -> None:
         """Restore the tree that a failed phase started from, by a commit. (02 §2)"""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from sqlalchemy import Engine
@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from ..config import Settings
 from ..gitrepo import Repository
+from ..jobs.workers import Bell
 from ..mirror import Mirror
 
 
@@ -25,6 +26,7 @@ class House:
     repository: Repository
     mirror: Mirror
     now: Callable[[], datetime] = utc_now
+    push_bell: Bell = field(default_factory=Bell)  # rung when a branch is to be pushed
 
     def reading(self) -> Session:
         """Open a session for a use case that changes nothing."""

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import Shape
+from . import Shape, WireTime
+
+
+class RemoteAnswer(Shape):
+    """What the remote has of a run's branch; `attempts` counts since the last success."""
+
+    url: str
+    pushed_commit: str | None
+    pushed_at: WireTime | None
+    is_up_to_date: bool
+    attempts: int
+    last_error: str | None
+    next_try_at: WireTime | None
 
 
 class IntegrationStatusAnswer(Shape):
@@ -22,6 +34,7 @@ class IntegrationStatusAnswer(Shape):
     deletions: int
     mergeable: bool
     conflicts: list[str]
+    remote: RemoteAnswer | None
 
 
 class PatchCheckAnswer(Shape):

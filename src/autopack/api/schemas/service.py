@@ -15,7 +15,7 @@ class ServiceAnswer(Shape):
 
 
 class CheckAnswer(Shape):
-    status: Literal["ok", "failed"]
+    status: Literal["ok", "failed", "degraded"]
     detail: str | None = None
 
 

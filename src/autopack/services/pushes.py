@@ -1,0 +1,167 @@
+"""The remote follows the branches, outside of any request and for as long as it takes. (06)"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+import structlog
+from sqlalchemy.orm import Session
+
+from ..domain.errors import AutopackError, UnavailableError
+from ..domain.naming import branch_ref, snapshot_ref
+from ..gitrepo import PushInterruptedError, Remote
+from ..jobs.workers import LONGEST_REST_SECONDS
+from ..models import Run
+from ..store import pushes
+from ..store.pushes import PushOrder
+from .house import House
+
+logger = structlog.get_logger(__name__)
+
+FIRST_WAIT_SECONDS: Final = 2
+LONGEST_WAIT_SECONDS: Final = 300
+BATCH: Final = 100
+MOVED_HERE: Final = (
+    "somebody moved the run's branch in the repository, so it is not pushed any more"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoteStatus:
+    """What the remote has of a run's branch. `attempts` counts since the last success."""
+
+    url: str
+    pushed_commit: str | None = None
+    pushed_at: datetime | None = None
+    is_up_to_date: bool = False
+    attempts: int = 0
+    last_error: str | None = None
+    next_try_at: datetime | None = None
+
+
+class PushesFailError(UnavailableError):
+    """The remote does not follow; everything else goes on."""
+
+    code = "pushes_fail"
+
+
+def retry_wait(attempts: int) -> timedelta:
+    """Return how long to wait after so many tries that failed: twice as long each time."""
+    doublings = min(attempts - 1, 16)
+    return timedelta(seconds=min(FIRST_WAIT_SECONDS * 2**doublings, LONGEST_WAIT_SECONDS))
+
+
+def take_up_pushes(house: House) -> None:
+    """Let what failed before the start be tried at once: somebody may have put it right."""
+    with house.reading() as session:
+        pushes.hasten(session, house.now())
+        session.commit()
+
+
+def push_next(house: House, remote: Remote) -> float:
+    """Push the branch that has waited longest; return for how many seconds there is no other.
+
+    Any number of threads and processes may do so at once: each takes another run. What a killed
+    one had begun is due again after the usual wait, and finds on the remote what got there.
+    """
+    with (
+        house.engine.connect() as connection,
+        Session(bind=connection, expire_on_commit=False) as session,
+    ):
+        pending = pushes.list_pending(session, BATCH)
+        session.commit()
+        for run_pk, at in pending:
+            wait = (at - house.now()).total_seconds()
+            if wait > 0:
+                return wait
+            with pushes.push_lock(session, run_pk) as is_mine:
+                if is_mine and _push(house, remote, session, run_pk):
+                    return 0.0
+    return LONGEST_REST_SECONDS
+
+
+def remote_status(house: House, session: Session, run: Run) -> RemoteStatus | None:
+    """Return what the remote has of a run's branch; None: there is no remote."""
+    remote = house.repository.remote
+    if remote is None:
+        return None
+    push = pushes.find_push(session, run.id)
+    if push is None:
+        return RemoteStatus(url=remote.url)
+    is_there = push.pushed_to == remote.url
+    return RemoteStatus(
+        url=remote.url,
+        pushed_commit=push.pushed_commit if is_there else None,
+        pushed_at=push.pushed_at if is_there else None,
+        is_up_to_date=(
+            is_there and push.next_try_at is None and push.pushed_commit == run.head_commit
+        ),
+        attempts=push.attempts,
+        last_error=push.last_error,
+        next_try_at=push.next_try_at,
+    )
+
+
+def check_pushes(house: House) -> None:
+    """See that no push fails; one that merely waits or takes its time does not.
+
+    Raises PushesFailError.
+    """
+    with house.reading() as session:
+        failing = pushes.find_failing(session)
+    if failing is not None:
+        count, words = failing
+        waiting = "1 run waits" if count == 1 else f"{count} runs wait"
+        raise PushesFailError(f"{waiting} to be pushed: {words}")
+
+
+def _push(house: House, remote: Remote, session: Session, run_pk: int) -> bool:
+    """Push a run's branch under its push lock; False when there is nothing to do any more."""
+    begun = _begin(house, session, run_pk)
+    if begun is None:
+        return False
+    order, attempts = begun
+    try:
+        remote.push(
+            branch_ref(order.run_id),
+            order.head,
+            recorded=order.recorded,
+            tags={snapshot_ref(name): oid for name, oid in order.snapshots.items()},
+        )
+    except PushInterruptedError:
+        return False  # the next service to start takes it up
+    except AutopackError as error:
+        logger.warning("push_failed", run_id=order.run_id, attempts=attempts, why=error.detail)
+        pushes.mark_failed(session, run_pk, error.detail, house.now() + retry_wait(attempts))
+    else:
+        logger.info("branch_pushed", run_id=order.run_id, commit=order.head, remote=remote.url)
+        pushes.mark_pushed(
+            session,
+            run_pk,
+            revision=order.revision,
+            commit=order.head,
+            url=remote.url,
+            now=house.now(),
+        )
+    session.commit()
+    return True
+
+
+def _begin(house: House, session: Session, run_pk: int) -> tuple[PushOrder, int] | None:
+    """Count the try and put the next one off before this one is made: it may kill the service."""
+    now = house.now()
+    push = pushes.lock_push(session, run_pk)
+    if push.next_try_at is None or push.next_try_at > now:  # somebody else was quicker
+        session.rollback()
+        return None
+    order = pushes.read_order(session, run_pk)
+    if order.is_branch_moved:
+        push.next_try_at, push.last_error = None, MOVED_HERE
+        session.commit()
+        return None
+    push.attempts += 1
+    push.next_try_at = now + retry_wait(push.attempts)
+    session.commit()
+    return order, push.attempts

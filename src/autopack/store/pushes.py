@@ -1,0 +1,149 @@
+"""Pushes that are wanted, and what came of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import case, func, select, text, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+
+from ..domain.run import FailureCode
+from ..models import Commit, Phase, Push, Run
+
+
+@dataclass(frozen=True, slots=True)
+class PushOrder:
+    """A run's branch and tags, as they are recorded at a revision."""
+
+    run_id: str
+    revision: int
+    head: str
+    recorded: frozenset[str]
+    snapshots: dict[str, str]
+    is_branch_moved: bool
+
+
+def want_push(session: Session, run_pk: int, revision: int, now: datetime) -> None:
+    """Let a run's branch be pushed as of a revision; a failing push keeps its time to wait."""
+    statement = insert(Push).values(
+        run_pk=run_pk, wanted_revision=revision, next_try_at=now, attempts=0, pushed_revision=0
+    )
+    session.execute(
+        statement.on_conflict_do_update(
+            index_elements=["run_pk"],
+            set_={
+                "wanted_revision": statement.excluded.wanted_revision,
+                "next_try_at": func.coalesce(Push.next_try_at, statement.excluded.next_try_at),
+            },
+        )
+    )
+
+
+def find_push(session: Session, run_pk: int) -> Push | None:
+    return session.scalars(select(Push).where(Push.run_pk == run_pk)).one_or_none()
+
+
+def list_pending(session: Session, limit: int) -> list[tuple[int, datetime]]:
+    """Return which runs wait for a push and when each may be tried, soonest first."""
+    query = select(Push.run_pk, Push.next_try_at).where(Push.next_try_at.is_not(None))
+    rows = session.execute(query.order_by(Push.next_try_at).limit(limit))
+    return [(run_pk, at) for run_pk, at in rows if at is not None]
+
+
+def find_failing(session: Session) -> tuple[int, str] | None:
+    """Return how many runs' pushes fail, and the words of one of them."""
+    query = select(func.count(), func.max(Push.last_error)).where(
+        Push.next_try_at.is_not(None), Push.last_error.is_not(None)
+    )
+    count, words = session.execute(query).one()
+    return None if words is None else (count, words)
+
+
+@contextmanager
+def push_lock(session: Session, run_pk: int) -> Iterator[bool]:
+    """Try to be the only one who pushes a run's branch, over any number of transactions.
+
+    No row stays locked meanwhile. The session has to be bound to a connection, with which the lock
+    goes: a killed service leaves none behind.
+    """
+    key = {"key": f"push:{run_pk}"}  # no run's name has a colon, so no run's lock is met
+    query = text("SELECT pg_try_advisory_lock(hashtextextended(:key, 0))")
+    is_mine = bool(session.scalars(query, key).one())
+    session.commit()
+    try:
+        yield is_mine
+    finally:
+        if is_mine:
+            session.rollback()
+            connection = session.connection()
+            try:
+                session.execute(text("SELECT pg_advisory_unlock(hashtextextended(:key, 0))"), key)
+                session.commit()
+            except DBAPIError:
+                connection.invalidate()
+
+
+def lock_push(session: Session, run_pk: int) -> Push:
+    """Return a run's push that is known to be there, FOR UPDATE."""
+    query = select(Push).where(Push.run_pk == run_pk).with_for_update()
+    return session.scalars(query.execution_options(populate_existing=True)).one()
+
+
+def read_order(session: Session, run_pk: int) -> PushOrder:
+    """Return what there is to push of a run."""
+    run = session.execute(
+        select(Run.run_id, Run.revision, Run.head_commit, Run.base_commit, Run.failure_code).where(
+            Run.id == run_pk
+        )
+    ).one()
+    commits = session.scalars(select(Commit.sha).where(Commit.run_pk == run_pk))
+    snapshots = session.execute(
+        select(Phase.snapshot_tag, Phase.snapshot_oid).where(
+            Phase.run_pk == run_pk, Phase.snapshot_oid.is_not(None)
+        )
+    )
+    return PushOrder(
+        run_id=run.run_id,
+        revision=run.revision,
+        head=run.head_commit,
+        recorded=frozenset({run.base_commit, *commits}),
+        snapshots={str(name): str(oid) for name, oid in snapshots},
+        is_branch_moved=run.failure_code is FailureCode.BRANCH_MOVED,
+    )
+
+
+def mark_pushed(
+    session: Session, run_pk: int, *, revision: int, commit: str, url: str, now: datetime
+) -> None:
+    """Note that the remote shows a revision; a later one that is wanted by now is due at once."""
+    session.execute(
+        update(Push)
+        .where(Push.run_pk == run_pk)
+        .values(
+            pushed_revision=revision,
+            pushed_commit=commit,
+            pushed_to=url,
+            pushed_at=now,
+            attempts=0,
+            last_error=None,
+            next_try_at=case((Push.wanted_revision > revision, now), else_=None),
+        ),
+        execution_options={"synchronize_session": False},
+    )
+
+
+def mark_failed(session: Session, run_pk: int, error: str, next_try_at: datetime) -> None:
+    session.execute(
+        update(Push).where(Push.run_pk == run_pk).values(last_error=error, next_try_at=next_try_at),
+        execution_options={"synchronize_session": False},
+    )
+
+
+def hasten(session: Session, now: datetime) -> None:
+    """Let whatever waits for its next try be due."""
+    session.execute(update(Push).where(Push.next_try_at > now).values(next_try_at=now))
