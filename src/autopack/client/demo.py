@@ -146,6 +146,12 @@ class _Story:
         _say(f"The run is over: {run.get('state')}; its branch {verdict} be promoted to main.")
         if run.get("state") != "DONE_SUCCESS":
             raise DemoError(f"{RUN_ID} ended as {run.get('state')}: {run.get('failure_reason')}")
+        status = self._get(f"/runs/{RUN_ID}/integration_status")
+        _say(
+            f"The branch is {status.get('commits_ahead_of_main')} commits ahead of main "
+            f"(+{status.get('insertions')} -{status.get('deletions')} lines) and "
+            f"{'merges' if status.get('mergeable') else 'does not merge'} into it."
+        )
 
     def _build(self, phase_id: str, path: str, content: str, *, comment: str = "") -> None:
         patch = make_patch(path, self._files.get(path), content)
