@@ -126,6 +126,13 @@ def test_ctrl_c_stops_everything_even_while_a_client_is_connected(
     assert "Traceback" not in service.text
 
 
+def test_closing_the_terminal_stops_everything(serve: Serve, git_repo: GitRepo) -> None:
+    service = serve(git_repo.path)
+    service.wait_for("Ctrl-C stops")
+    assert service.end(signal.SIGHUP) == 0
+    assert _postgres_below(git_repo.path) == []
+
+
 def test_the_demonstration_drives_a_whole_run(serve: Serve, tmp_path: Path) -> None:
     service = serve(tmp_path, "--demo")
     service.wait_for("What to look at")
