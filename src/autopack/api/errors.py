@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
 import structlog
@@ -122,6 +122,23 @@ def install_error_handlers(app: FastAPI) -> None:
     for kind in DATABASE_ERRORS:
         app.add_exception_handler(kind, _database)
     app.add_exception_handler(Exception, _unforeseen)
+    app.openapi = _with_problems_alone(app.openapi)  # type: ignore[method-assign]
+
+
+def _with_problems_alone(describe: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
+    """Take out of refusals the media type that FastAPI adds for a model: we never send it."""
+
+    def openapi() -> dict[str, Any]:
+        schema = describe()
+        for operations in schema["paths"].values():
+            for operation in operations.values():
+                for response in operation["responses"].values():
+                    content = response.get("content", {})
+                    if MEDIA_TYPE in content:
+                        content.pop("application/json", None)
+        return schema
+
+    return openapi
 
 
 def _refusal(request: Request, error: Exception) -> Response:
