@@ -20,6 +20,7 @@ import tempfile
 import time
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,6 +35,7 @@ AT = datetime(2026, 1, 1, tzinfo=UTC)
 LINES = 40
 TREE_BYTES = 3_600  # a folder of a hundred files
 SLOW_PATCHES = 5
+RUNS = 8
 CLEAN = {"PATH": os.environ["PATH"], "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
 IDENTITY = {
     f"GIT_{role}_{part}": value
@@ -230,6 +232,30 @@ def measure(folder: Path, scratch: Path, files: int, patches: int) -> dict[str, 
     return {name: statistics.median(each) for name, each in times.items()}
 
 
+def throughput(folder: Path, scratch: Path, files: int, patches: int) -> tuple[float, float]:
+    """Return Autopack's patches a second, one run at a time and eight runs at once."""
+    steps = []
+    for number in range(RUNS):
+        ref = f"refs/heads/autonomous/at-once{number}"
+        git(folder, "update-ref", ref, "main")
+        steps.append(by_autopack(folder, scratch, ref))
+    work = [(step, patch_of(files, turn)) for turn in range(patches) for step in steps]
+
+    def run(step: Step) -> None:
+        for own, patch in work:
+            if own is step:
+                step(*patch)
+
+    start = time.perf_counter()
+    for step, patch in work:
+        step(*patch)
+    serial = time.perf_counter() - start
+    with ThreadPoolExecutor(RUNS) as pool:
+        start = time.perf_counter()
+        list(pool.map(run, steps))
+    return len(work) / serial, len(work) / (time.perf_counter() - start)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -237,16 +263,20 @@ def main() -> None:
     parser.add_argument("--patches", type=int, default=100)
     patches = parser.parse_args().patches
     results = []
+    rates = []
     for files, refs in REPOSITORIES.values():
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary, "repository")
             make_repository(folder, files, refs)
             results.append(measure(folder, Path(temporary, "scratch"), files, patches))
+            rates.append(throughput(folder, Path(temporary, "scratch"), files, patches // 4))
     print(f"{'ms a patch, median':32}{'spawns':>8}", *(f"{each:>16}" for each in REPOSITORIES))
     for name, (spawns, _) in WAYS.items():
         print(f"{name:32}{spawns:>8}", *(f"{result[name]:16.1f}" for result in results))
     ratios = [each["Autopack"] / each["floor: the bare plumbing"] for each in results]
     print(f"{'Autopack / floor':40}", *(f"{ratio:16.2f}" for ratio in ratios))
+    print(f"{'Autopack, one run, patches a second':40}", *(f"{one:16.0f}" for one, _ in rates))
+    print(f"{'Autopack, eight runs at once':40}", *(f"{eight:16.0f}" for _, eight in rates))
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ class Refs:
         is found before the database commits. Raises ValueError for a ref that is not ours.
         """
         for update in updates:
-            if not _is_ours(update.ref):
+            if not is_ours(update.ref):
                 raise ValueError(f"{update.ref!r} is not one of our refs")
             if not all(_OID.match(oid) for oid in (update.new, update.old or _NONE)):
                 raise ValueError(f"{update.ref} would be moved between values that are no ids")
@@ -195,7 +195,7 @@ class Refs:
             return None
 
 
-def _is_ours(ref: str) -> bool:
+def is_ours(ref: str) -> bool:
     prefix = next((prefix for prefix in _OURS if ref.startswith(prefix)), None)
     return prefix is not None and all(
         _COMPONENT.match(part) for part in ref.removeprefix(prefix).split("/")
