@@ -54,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _exit)
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # set so by nohup
+    # A closed terminal, unless nohup said to go on without one.
+    if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
     try:
         with ExitStack() as stack:
