@@ -84,6 +84,10 @@ AUDITOR_RESULT = {
 PATCH_CHECK = {"phase_id": "P1.1", "patch_content": PATCH}
 ROLLBACK = {"to_phase": "P1.1", "reason": "the release was postponed"}
 CANCEL = {"reason": "the plan was wrong"}
+BACKTEST = {
+    "ruleset": {"project_id": "Autopack", "run": {"max_duration_minutes": 60}},
+    "limit": 10,
+}
 RULESET = {"project_id": "Autopack", "run": {"max_duration_minutes": 60}}
 
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Path
+from pydantic import Field
 
 from ..domain.plan import Plan
 from ..domain.ruleset import Ruleset
-from ..domain.strategy import Strategy
-from ..domain.values import IssueKey
-from ..services import issues, rulesets
+from ..domain.values import Closed, Identifier, IssueKey
+from ..services import backtests, issues, rulesets
 from .bodies import StrictRoute
 from .errors import problems
-from .examples import PLAN, RULESET, example
+from .examples import BACKTEST, PLAN, RULESET, example
 from .inputs import InHouse
-from .schemas import Shape
 from .schemas.issues import BacklogEntryAnswer
+from .schemas.project import BacktestAnswer, ComparisonAnswer, DryRunAnswer
 
 router = APIRouter(tags=["project"], route_class=StrictRoute)
 
@@ -31,11 +31,12 @@ class DryRun(Plan):
     ruleset: dict[str, Any] | None = None
 
 
-class DryRunAnswer(Shape):
-    """`today` is what today's ruleset gives, where another one was asked about."""
+class Backtest(Closed):
+    """A ruleset to judge finished runs by: those named, else the newest."""
 
-    strategy: Strategy
-    today: Strategy | None
+    ruleset: dict[str, Any]
+    run_ids: Annotated[tuple[Identifier, ...], Field(max_length=1_000)] | None = None
+    limit: Annotated[int, Field(strict=True, ge=1, le=1_000)] = 100
 
 
 @router.get("/project/ruleset", responses=problems(422, 503), summary="Read the ruleset")
@@ -68,6 +69,27 @@ def dry_run(
     plan = Plan(run=wanted.run, tiers=wanted.tiers, phases=wanted.phases)
     strategy, today = rulesets.dry_run(house, plan, wanted.ruleset)
     return DryRunAnswer(strategy=strategy, today=today)
+
+
+@router.post(
+    "/strategy/backtest", responses=problems(404, 413, 422, 503), summary="Judge past runs again"
+)
+def backtest(
+    house: InHouse,
+    wanted: Annotated[
+        Backtest, Body(openapi_examples=example(BACKTEST, "The newest runs, half the time"))
+    ],
+) -> BacktestAnswer:
+    """Replay finished runs under a ruleset; say whose outcome, spend or eligibility changes.
+
+    What git said of each patch stays as it was recorded.
+    """
+    compared = backtests.backtest(house, wanted.ruleset, wanted.run_ids, wanted.limit)
+    return BacktestAnswer(
+        compared_count=len(compared),
+        changed_count=sum(bool(each.changes) for each in compared),
+        runs=[ComparisonAnswer.model_validate(each) for each in compared],
+    )
 
 
 @router.post(

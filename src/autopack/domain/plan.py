@@ -76,12 +76,17 @@ class InvalidPlanError(InvalidError):
     code = "invalid_plan"
 
 
-def check_plan(plan: Plan, ruleset: Ruleset, *, max_tiers: int, max_phases: int) -> None:
+def check_plan(
+    plan: Plan, ruleset: Ruleset, *, max_tiers: int, max_phases: int, is_recorded: bool = False
+) -> None:
     """Refuse a plan that cannot be run, naming every problem with its field.
 
+    A plan that was recorded may hold the reserved names of debt cleanup.
     Raises InvalidPlanError with `errors`, each a `loc` and a `message`.
     """
     problems = list(_problems(plan, ruleset, max_tiers, max_phases))
+    if not is_recorded:
+        problems += _reserved_names(plan)
     if problems:
         first_place, first = problems[0]
         more = f" (and {len(problems) - 1} more problems)" if len(problems) > 1 else ""
@@ -119,18 +124,22 @@ def _problems(
         "phases", "phase_index", plan.phases, lambda phase: (phase.tier_id, phase.phase_index)
     )
     known = {tier.tier_id for tier in plan.tiers}
-    for index, tier in enumerate(plan.tiers):
-        if tier.tier_id.upper() == DEBT_TIER_ID:
-            yield f"tiers[{index}].tier_id", f"'{tier.tier_id}' is reserved for debt cleanup"
     for index, phase in enumerate(plan.phases):
-        if phase.phase_id.upper().startswith(f"{DEBT_TIER_ID}-"):
-            yield f"phases[{index}].phase_id", f"'{phase.phase_id}' is reserved for debt cleanup"
         if phase.tier_id not in known:
             names = ", ".join(sorted(known)[:10]) or "none"
             yield (
                 f"phases[{index}].tier_id",
                 f"'{phase.tier_id}' is not a tier of the plan (it has: {names})",
             )
+
+
+def _reserved_names(plan: Plan) -> Iterable[tuple[str, str]]:
+    for index, tier in enumerate(plan.tiers):
+        if tier.tier_id.upper() == DEBT_TIER_ID:
+            yield f"tiers[{index}].tier_id", f"'{tier.tier_id}' is reserved for debt cleanup"
+    for index, phase in enumerate(plan.phases):
+        if phase.phase_id.upper().startswith(f"{DEBT_TIER_ID}-"):
+            yield f"phases[{index}].phase_id", f"'{phase.phase_id}' is reserved for debt cleanup"
 
 
 def _duplicates(

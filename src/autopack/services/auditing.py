@@ -199,6 +199,7 @@ def _take(
             "submission_id": submission.id,
             "attempt": submission.attempt,
             "recommendation": report.recommendation,
+            "tokens_used": report.tokens_used,
             "patch_sha256s": [patch.sha256 for patch in patches],
         },
     )

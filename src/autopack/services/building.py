@@ -98,6 +98,7 @@ def _take(
             "submission_id": submission.id,
             "attempt": submission.attempt,
             "status": report.status,
+            "tokens_used": report.tokens_used,
             "patch_sha256": patch.sha256 if patch else None,
         },
     )

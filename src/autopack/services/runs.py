@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from sqlalchemy.orm import Session
 
@@ -13,9 +13,9 @@ from ..domain.events import GENESIS_HASH, SUPERVISOR, Event, canonical_json
 from ..domain.naming import branch_ref
 from ..domain.plan import DebtPhase, Plan, PlanPhase
 from ..domain.reports import AttemptReport
-from ..domain.states import PhaseStatus, RunStatus, TierStatus
+from ..domain.starting import starting_state
+from ..domain.states import RunStatus
 from ..domain.strategy import Strategy
-from ..domain.values import Severity
 from ..gitrepo import RefUpdate
 from ..models import EventRow, Phase, Run, Tier
 from ..store import runs
@@ -145,95 +145,61 @@ def _add_first_event(session: Session, run: Run) -> None:
 
 
 def _new_run(house: House, plan: Plan, strategy: Strategy, digest: str) -> Run:
+    """Make the rows: what describes the run from plan and strategy, the rest from its state."""
     now = house.now()
     base = house.repository.base()
-    safety = strategy.safety
-    phases_by_tier: dict[str, list[PlanPhase]] = {}
-    for phase in plan.phases:
-        phases_by_tier.setdefault(phase.tier_id, []).append(phase)
     run = Run(
         project_id=house.settings.project_id,
         run_id=plan.run.run_id,
-        state=RunStatus.RUN_CREATED,
         safety_profile=strategy.safety_profile,
-        run_scope=strategy.run_scope,
         plan=plan.model_dump(mode="json"),
         plan_sha256=digest,
         strategy=strategy.model_dump(mode="json"),
         strategy_version=strategy.version,
-        token_cap=strategy.token_cap,
         max_phases=strategy.max_phases,
-        max_duration_minutes=strategy.max_duration_minutes,
-        max_minor_issues_total=strategy.max_minor_issues_total,
-        attempt_minutes=strategy.attempt_minutes,
-        audit_minutes=strategy.audit_minutes,
-        minor_cap_ends_run=safety.minor_cap_ends_run,
-        any_failure_stops=safety.any_failure_stops,
-        high_risk_needs_review=safety.high_risk_needs_review,
-        cleanup_after_runs=safety.cleanup_after_runs,
-        cleanup_after_tiers=safety.cleanup_after_tiers,
+        cleanup_after_runs=strategy.safety.cleanup_after_runs,
+        cleanup_after_tiers=strategy.safety.cleanup_after_tiers,
         major_categories=list(strategy.major_categories),
         protected_paths=list(strategy.paths.protected),
         warnings=list(strategy.warnings),
         base_branch=base.branch,
         base_commit=base.commit,
-        head_commit=base.commit,
         event_sequence=0,
         event_hash=GENESIS_HASH,
         revision=1,
         mirrored_revision=0,
         created_at=now,
         updated_at=now,
-        deadline_at=now + timedelta(minutes=strategy.max_duration_minutes),
         tiers=[
             Tier(
                 tier_id=tier.tier_id,
-                tier_index=tier.tier_index,
                 name=tier.name,
                 description=tier.description,
-                state=TierStatus.PENDING if tier.tier_id in phases_by_tier else TierStatus.SKIPPED,
-                token_cap=strategy.tiers[tier.tier_id].token_cap,
-                ci_run_cap=strategy.tiers[tier.tier_id].ci_run_cap,
-                minors_tolerated=strategy.tiers[tier.tier_id].minors_tolerated,
-                majors_tolerated=strategy.tiers[tier.tier_id].majors_tolerated,
                 phases=[
-                    _new_phase(phase, tier.tier_index, strategy)
-                    for phase in sorted(
-                        phases_by_tier.get(tier.tier_id, ()), key=lambda phase: phase.phase_index
-                    )
+                    _new_phase(phase, strategy)
+                    for phase in sorted(plan.phases, key=lambda phase: phase.phase_index)
+                    if phase.tier_id == tier.tier_id
                 ],
             )
             for tier in sorted(plan.tiers, key=lambda tier: tier.tier_index)
         ],
     )
     run.phases = [phase for tier in run.tiers for phase in tier.phases]
+    runs.write_state(run, starting_state(plan, strategy, now, base.commit))
     return run
 
 
-def _new_phase(phase: PlanPhase, tier_index: int, strategy: Strategy) -> Phase:
+def _new_phase(phase: PlanPhase, strategy: Strategy) -> Phase:
     mine = strategy.phases[phase.phase_id]
     return Phase(
         phase_id=phase.phase_id,
-        tier_id=phase.tier_id,
-        tier_index=tier_index,
-        phase_index=phase.phase_index,
         name=phase.name,
         description=phase.description,
-        state=PhaseStatus.QUEUED,
         task_category=mine.task_category,
         complexity=mine.complexity,
         builder_mode=mine.builder_mode,
-        allow_empty=phase.allow_empty,
         allowed_paths=None if phase.allowed_paths is None else list(phase.allowed_paths),
         expected_issues=list(phase.expected_issues),
-        ci_profile=mine.ci_profile,
-        has_ci=strategy.has_ci(mine.ci_profile),
-        ci_timeout_seconds=mine.ci_timeout_seconds,
-        max_builder_attempts=mine.max_builder_attempts,
-        max_auditor_attempts=mine.max_auditor_attempts,
-        incident_token_cap=mine.incident_token_cap,
-        auto_apply=mine.auto_apply,
-        is_high_risk=mine.default_severity is Severity.MAJOR,
         auditor_profile=mine.auditor_profile,
         max_patch_files=mine.max_patch_files,
         opened_paths=list(mine.opened_paths),

@@ -145,13 +145,30 @@ def get_phase(run: Run, phase_id: str) -> Phase:
     return phase
 
 
+def list_finished(session: Session, project_id: str, *, limit: int) -> list[Run]:
+    """Return the newest runs that are over, without their tiers."""
+    query = (
+        select(Run)
+        .where(Run.project_id == project_id, Run.ended_at.is_not(None))
+        .order_by(Run.created_at.desc(), Run.id.desc())
+        .limit(limit)
+    )
+    return list(session.scalars(query))
+
+
+def get_plan(session: Session, run: Run) -> dict[str, Any]:
+    """Return the plan as it was taken, debt cleanup included."""
+    document: dict[str, Any] = session.scalars(select(Run.plan).where(Run.id == run.id)).one()
+    return document
+
+
 def get_strategy(session: Session, run: Run) -> dict[str, Any]:
     """Return the strategy document that was compiled when the run started."""
     document: dict[str, Any] = session.scalars(select(Run.strategy).where(Run.id == run.id)).one()
     return document
 
 
-def list_events(session: Session, run_pk: int, *, after: int, limit: int) -> list[EventRow]:
+def list_events(session: Session, run_pk: int, *, after: int, limit: int | None) -> list[EventRow]:
     """Return a run's events in order, after a sequence number."""
     query = (
         select(EventRow)

@@ -1,0 +1,289 @@
+"""A recorded run judged again, under another strategy. (02: every rule can be replayed)
+
+What came from outside is taken from the events: results, issues, an operator's hand, the clock.
+What git said of a patch stays as it was. All else is decided anew, by the very functions that
+decided it the first time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import groupby
+
+from .building import (
+    BuilderAction,
+    BuilderResult,
+    BuilderStatus,
+    PatchRefusal,
+    open_attempt,
+    take_result,
+)
+from .course import Course
+from .errors import AutopackError
+from .events import Event
+from .reviewing import (
+    Recommendation,
+    Review,
+    ReviewRefusal,
+    request_review,
+    require_reviewable,
+    take_review,
+)
+from .run import FailureCode, RunState
+from .states import PhaseStatus, RunStatus
+from .steering import cancel, pass_time, roll_back, set_status
+from .values import Severity
+
+OPERATOR = "operator"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parting:
+    """Where the replay first goes another way than the record."""
+
+    sequence: int
+    at: datetime
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replay:
+    """How a run would have gone."""
+
+    run: RunState
+    parting: Parting | None
+    skipped_inputs: int
+    assumed_patches: int
+
+
+@dataclass(slots=True)
+class _Issue:
+    severity: Severity
+    is_counted: bool
+    is_open: bool = True
+
+
+@dataclass(slots=True)
+class _Record:
+    """The states that the events tell of, as far as they have been read."""
+
+    run: str
+    phases: dict[str, str]
+
+    def read(self, events: Iterable[Event]) -> None:
+        for event in events:
+            if event.to_state is None:
+                continue
+            if event.phase_id is not None:
+                self.phases[event.phase_id] = event.to_state
+            elif event.kind in ("RunStateChanged", "RunEnded"):
+                self.run = event.to_state
+
+
+@dataclass(slots=True)
+class _Replayer:
+    run: RunState
+    major_categories: Collection[str]
+    issues: dict[tuple[str, str], _Issue] = field(default_factory=dict)
+    skipped_inputs: int = 0
+    assumed_patches: int = 0
+
+    def feed(self, events: Sequence[Event]) -> None:
+        """Let time pass, then take what one transaction took from outside."""
+        now = events[0].at
+        ticking = Course(self.run, now)
+        pass_time(ticking)
+        if ticking.events:
+            self.run, _ = ticking.finish()
+        course = Course(self.run, now, events[0].actor)
+        try:
+            self._take(course, events)
+        except AutopackError:
+            self.skipped_inputs += 1  # under these rules it would have been refused
+            return
+        self.run, _ = course.finish()
+
+    def _take(self, course: Course, events: Sequence[Event]) -> None:
+        by_kind = {event.kind: event for event in reversed(events)}  # the first of each kind
+        builder = by_kind.get("BuilderResultReceived")
+        auditor = by_kind.get("AuditorResultReceived")
+        if builder is not None:
+            open_attempt(course, _phase_id(builder))
+        if auditor is not None:
+            require_reviewable(course, _phase_id(auditor))
+        self._take_issues(course, events)
+        if builder is not None:
+            self._take_builder(course, builder, events)
+        elif auditor is not None:
+            self._take_auditor(course, auditor, events)
+        elif "ReviewRequested" in by_kind:
+            request_review(course, _phase_id(by_kind["ReviewRequested"]))
+        elif "RunRolledBack" in by_kind:
+            event = by_kind["RunRolledBack"]
+            roll_back(course, event.data["commit"], _phase_id(event), event.reason or "")
+        elif events[0].actor == OPERATOR:
+            _take_by_hand(course, events)
+        elif "RunEnded" in by_kind and not course.is_over:
+            code = by_kind["RunEnded"].data.get("failure_code")
+            if code == FailureCode.BRANCH_MOVED:
+                course.end_failed(FailureCode.BRANCH_MOVED, by_kind["RunEnded"].reason or "")
+
+    def _take_issues(self, course: Course, events: Sequence[Event]) -> None:
+        touched = False
+        for event in events:
+            if event.kind == "IssueRecorded":
+                self._sight(event)
+                touched = True
+            elif event.kind == "IssueResolved":
+                for (_, key), issue in self.issues.items():
+                    if key == event.data["issue_key"]:
+                        issue.is_open = False
+                touched = True
+        if touched:
+            course.require_live()
+            tiers = {phase.phase_id: phase.tier_id for phase in course.run.phases}
+            course.set_issue_counts(
+                self._count(tiers),
+                {tier: self._count(tiers, tier_id=tier) for tier in set(tiers.values())},
+                {phase: self._count(tiers, phase_id=phase) for phase in tiers},
+            )
+
+    def _sight(self, event: Event) -> None:
+        data = event.data
+        was_aged = data["effective_severity"] != data["severity"]
+        is_major = (
+            data["reported_severity"] == Severity.MAJOR
+            or was_aged
+            or (data["reported_severity"] is None and data["category"] in self.major_categories)
+        )
+        place = (_phase_id(event), data["issue_key"])
+        known = self.issues.get(place)
+        severity = Severity.MAJOR if is_major else Severity.MINOR
+        if known is None:
+            self.issues[place] = _Issue(severity, is_counted=not data["is_expected"])
+            return
+        known.is_open = True
+        known.is_counted = known.is_counted or not data["is_expected"]
+        if is_major:
+            known.severity = severity
+
+    def _count(
+        self, tiers: dict[str, str], *, tier_id: str | None = None, phase_id: str | None = None
+    ) -> tuple[int, int]:
+        minors: set[str] = set()
+        majors: set[str] = set()
+        for (phase, key), issue in self.issues.items():
+            if not (issue.is_open and issue.is_counted):
+                continue
+            if tier_id not in (None, tiers[phase]) or phase_id not in (None, phase):
+                continue
+            (majors if issue.severity is Severity.MAJOR else minors).add(key)
+        return len(minors - majors), len(majors)
+
+    def _take_builder(self, course: Course, event: Event, events: Sequence[Event]) -> None:
+        submission_id = event.data["submission_id"]
+
+        def put(action: BuilderAction) -> str | PatchRefusal | None:
+            for other in events:
+                if other.data.get("submission_id") != submission_id:
+                    continue
+                if other.kind == "PatchRefused":
+                    return PatchRefusal(other.reason or "")
+                if other.kind in ("PatchApplied", "PatchHeld"):
+                    break
+            else:
+                self.assumed_patches += 1  # git was never asked; take it that the patch fits
+            return None if action is BuilderAction.HOLD else f"replayed:{submission_id}"
+
+        result = BuilderResult(
+            submission_id=submission_id,
+            status=BuilderStatus(event.data["status"]),
+            tokens=event.data["tokens_used"],
+            patch_sha256=event.data["patch_sha256"],
+        )
+        take_result(course, _phase_id(event), result, put)
+
+    def _take_auditor(self, course: Course, event: Event, events: Sequence[Event]) -> None:
+        submission_id = event.data["submission_id"]
+
+        def put() -> list[str] | ReviewRefusal:
+            for other in events:
+                if other.kind == "ReviewRefused":
+                    kinds = {each.kind for each in events}
+                    return ReviewRefusal(other.reason or "", "PendingPatchDiscarded" in kinds)
+            return [f"replayed:{submission_id}:{sha}" for sha in event.data["patch_sha256s"]] or (
+                [f"replayed:{submission_id}"]
+                if course.phase(_phase_id(event)).pending_submission_id is not None
+                else []
+            )
+
+        review = Review(
+            submission_id=submission_id,
+            recommendation=Recommendation(event.data["recommendation"]),
+            tokens=event.data["tokens_used"],
+            notes="as recorded",
+            own_patches=len(event.data["patch_sha256s"]),
+        )
+        take_review(course, _phase_id(event), review, put)
+
+
+def replay(
+    run: RunState, events: Sequence[tuple[int, Event]], major_categories: Collection[str]
+) -> Replay:
+    """Judge a recorded run again, from its starting state under another strategy.
+
+    `events` are the record's, each with its sequence, in order.
+    """
+    replayer = _Replayer(run, major_categories)
+    record = _Record(run.state, {phase.phase_id: phase.state for phase in run.phases})
+    parting: Parting | None = None
+    for at, group in groupby(events, key=lambda numbered: numbered[1].at):
+        numbered = list(group)
+        taken = [event for _, event in numbered if event.kind != "RunStarted"]
+        if not taken:
+            continue
+        replayer.feed(taken)
+        record.read(taken)
+        detail = _difference(record, replayer.run)
+        if detail is not None and parting is None:
+            parting = Parting(sequence=numbered[0][0], at=at, detail=detail)
+    return Replay(
+        run=replayer.run,
+        parting=parting,
+        skipped_inputs=replayer.skipped_inputs,
+        assumed_patches=replayer.assumed_patches,
+    )
+
+
+def _take_by_hand(course: Course, events: Sequence[Event]) -> None:
+    ended = next((event for event in events if event.kind == "RunEnded"), None)
+    if ended is not None and ended.data.get("failure_code") == FailureCode.CANCELLED:
+        cancel(course, (ended.reason or "").removeprefix("cancelled").removeprefix(": "))
+        return
+    for event in events:
+        if event.kind == "TokensCounted":
+            course.require_live()
+            course.count_tokens(_phase_id(event), event.data["tokens"])
+        elif event.phase_id is not None and event.to_state is not None:
+            if not course.is_over:
+                set_status(course, event.phase_id, PhaseStatus(event.to_state))
+            return
+
+
+def _difference(record: _Record, run: RunState) -> str | None:
+    for phase in run.phases:
+        recorded = record.phases[phase.phase_id]
+        if recorded != phase.state:
+            why = f" ({phase.failure_reason})" if phase.failure_reason else ""
+            return f"phase '{phase.phase_id}' was {recorded} and would be {phase.state}{why}"
+    if record.run != run.state and RunStatus(record.run).is_final != run.state.is_final:
+        why = f" ({run.failure_reason})" if run.failure_reason else ""
+        return f"the run was {record.run} and would be {run.state}{why}"
+    return None
+
+
+def _phase_id(event: Event) -> str:
+    assert event.phase_id is not None  # noqa: S101 - for the type checker: its kind has one
+    return event.phase_id
