@@ -12,7 +12,7 @@ import os
 import re
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,6 +26,8 @@ EMPTY_TREE = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"
 
 # libgit2 would keep up to 256 MB of small objects in memory, for the whole process.
 pygit2.settings.cache_max_size(16 * 1024 * 1024)
+
+_MANY = 1_000
 
 Entry = tuple[int, str]
 Loose = dict[str, bytes]
@@ -96,12 +98,10 @@ class Objects:
                 folders.add(str(self.folder))
             folders.add(folder)
             written.append((_write(folder, content), target))
-        for temporary, _ in written:
-            _sync(temporary)
+        _sync([temporary for temporary, _ in written])
         for temporary, target in written:
             os.rename(temporary, target)
-        for folder in folders:
-            _sync(folder)
+        _sync(folders)
 
     def _make_folder(self, folder: str) -> bool:
         try:
@@ -122,12 +122,17 @@ def _write(folder: str, content: bytes) -> str:
     return name
 
 
-def _sync(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _sync(paths: Collection[str]) -> None:
+    """Return when files or folders are on disk."""
+    if len(paths) > _MANY:
+        os.sync()  # once for all of them: one by one takes minutes, which a patch could ask for
+        return
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 class TreeDraft:
