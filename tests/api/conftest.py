@@ -1,0 +1,173 @@
+"""A caller who speaks of runs and phases, over the real application."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from autopack.config import Settings
+
+if TYPE_CHECKING:
+    from httpx2 import Response
+    from starlette.testclient import TestClient
+    from tests.conftest import GitRepo
+
+Json = dict[str, Any]
+PROBLEM_MEMBERS = {"type", "title", "status", "detail", "code"}
+
+
+@dataclass
+class Api:
+    """Requests of few words, and what every refusal must look like."""
+
+    client: TestClient
+    repo: GitRepo
+    runs_dir: Path
+
+    def start(self, run_id: str = "run-001", **how: Any) -> Json:
+        """Start a run that must start."""
+        response = self.client.post("/runs/start", json=self.plan(run_id, **how))
+        assert response.status_code == 201, response.text
+        return answer(response)
+
+    def run(self, run_id: str = "run-001") -> Json:
+        response = self.client.get(f"/runs/{run_id}")
+        assert response.status_code == 200, response.text
+        return answer(response)
+
+    def phase(self, run_id: str = "run-001", phase_id: str = "P0.0") -> Json:
+        phases = [phase for tier in self.run(run_id)["tiers"] for phase in tier["phases"]]
+        return next(phase for phase in phases if phase["phase_id"] == phase_id)
+
+    def result(
+        self,
+        run_id: str = "run-001",
+        phase_id: str = "P0.0",
+        patch: str | None = None,
+        key: str | None = None,
+        **fields: Any,
+    ) -> Response:
+        """Post a Builder's result: by default a patch that adds a file of the phase's name."""
+        body = {
+            "status": "success",
+            "patch_content": self.new_file(f"src/{phase_id}.txt") if patch is None else patch,
+            **fields,
+        }
+        headers = {"Idempotency-Key": key} if key else {}
+        return self.client.post(
+            f"/runs/{run_id}/phases/{phase_id}/builder_result", json=body, headers=headers
+        )
+
+    def issue(
+        self,
+        issue_key: str = "a_failing_test",
+        run_id: str = "run-001",
+        phase_id: str = "P0.0",
+        key: str | None = None,
+        **fields: Any,
+    ) -> Response:
+        body = {"issue_key": issue_key, "source": "test", "category": "test_failure", **fields}
+        headers = {"Idempotency-Key": key} if key else {}
+        return self.client.post(
+            f"/runs/{run_id}/phases/{phase_id}/record_issue", json=body, headers=headers
+        )
+
+    def status(
+        self, state: str, run_id: str = "run-001", phase_id: str = "P0.0", **fields: Any
+    ) -> Response:
+        return self.client.post(
+            f"/runs/{run_id}/phases/{phase_id}/update_status", json={"state": state, **fields}
+        )
+
+    def head(self, run_id: str = "run-001") -> str:
+        """Return where the run's branch is in git."""
+        return self.repo.git("rev-parse", f"refs/heads/autonomous/{run_id}")
+
+    def commits(self, run_id: str = "run-001") -> list[str]:
+        """Return the commits of the run's branch, newest first, all parents followed."""
+        return self.repo.git("rev-list", f"main..refs/heads/autonomous/{run_id}").split()
+
+    def file(self, *parts: str) -> str:
+        return self.runs_dir.joinpath(*parts).read_text()
+
+    def document(self, *parts: str) -> Json:
+        return json_object(self.file(*parts))
+
+    @staticmethod
+    def plan(
+        run_id: str = "run-001",
+        *,
+        tiers: int = 1,
+        phases: int = 1,
+        phase: Json | None = None,
+        **run: Any,
+    ) -> Json:
+        """Make a plan: so many tiers `T0`…, each with so many phases `P<tier>.<index>`."""
+        return {
+            "run": {"run_id": run_id, **run},
+            "tiers": [
+                {"tier_id": f"T{tier}", "tier_index": tier, "name": f"Tier {tier}"}
+                for tier in range(tiers)
+            ],
+            "phases": [
+                {
+                    "phase_id": f"P{tier}.{index}",
+                    "phase_index": index,
+                    "tier_id": f"T{tier}",
+                    "name": f"Phase {index} of tier {tier}",
+                    **(phase or {}),
+                }
+                for tier in range(tiers)
+                for index in range(phases)
+            ],
+        }
+
+    @staticmethod
+    def new_file(path: str, *lines: str) -> str:
+        """Write the patch that adds a file."""
+        lines = lines or (f"This is {path}.",)
+        body = "".join(f"+{line}\n" for line in lines)
+        return (
+            f"diff --git a/{path} b/{path}\nnew file mode 100644\n--- /dev/null\n+++ b/{path}\n"
+            f"@@ -0,0 +1,{len(lines)} @@\n{body}"
+        )
+
+    @staticmethod
+    def refused(response: Response, status: int, code: str | None = None, *names: str) -> Json:
+        """Expect a problem document of this status and code whose sentence names these words."""
+        assert response.status_code == status, f"{response.status_code}: {response.text[:500]}"
+        assert response.headers["content-type"] == "application/problem+json"
+        problem = answer(response)
+        assert problem.keys() >= PROBLEM_MEMBERS
+        assert problem["status"] == status
+        assert code is None or problem["code"] == code, problem
+        assert problem["type"].endswith(problem["code"])
+        for name in names:
+            assert name in problem["detail"], problem
+        assert len(response.content) < 20_000  # what was sent is not sent back
+        return problem
+
+
+def answer(response: Response) -> Json:
+    return json_object(response.text)
+
+
+def json_object(text: str) -> Json:
+    value = json.loads(text)
+    assert isinstance(value, dict)
+    return value
+
+
+@pytest.fixture(autouse=True)
+def _no_upkeep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing happens by itself, so that a test sees what requests do."""
+    monkeypatch.setattr("autopack.main.UPKEEP_SECONDS", 3_600.0)
+
+
+@pytest.fixture
+def api(client: TestClient, git_repo: GitRepo, settings: Settings) -> Api:
+    return Api(client, git_repo, settings.autonomous_runs_dir)

@@ -1,0 +1,139 @@
+"""Pages: nothing twice, nothing left out, and no cursor of one's own making."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.api.conftest import Api
+
+pytestmark = pytest.mark.integration
+
+
+def forged(*position: object) -> str:
+    return base64.urlsafe_b64encode(json.dumps(position).encode()).decode().rstrip("=")
+
+
+FORGED_CURSORS = [
+    "",
+    "abc",
+    "\N{GRINNING FACE}",
+    "x" * 600,
+    forged(),
+    forged(1),
+    forged(1, 2, 3),
+    forged("1", "2"),
+    forged(-1, 1),
+    forged(1, -1),
+    forged(2**53, 1),
+    forged(1, 10**40),
+    forged(1.5, 1),
+    forged(True, True),
+    forged(None, None),
+    forged("2026-01-01T00:00:00+23:59", 1),
+    base64.urlsafe_b64encode(b"[" * 300).decode(),
+    base64.urlsafe_b64encode(b"\xff\xfe").decode(),
+]
+
+
+def pages(api: Api, path: str, **params: Any) -> list[dict[str, Any]]:
+    found = []
+    cursor: str | None = None
+    while True:
+        query = params | ({"cursor": cursor} if cursor else {})
+        response = api.client.get(path, params=query)
+        assert response.status_code == 200, response.text
+        found.append(response.json())
+        cursor = found[-1]["next_cursor"]
+        if cursor is None:
+            return found
+
+
+def test_runs_come_newest_first_each_once_whatever_the_page(api: Api) -> None:
+    names = [f"run-{number}" for number in range(7)]
+    for name in names:
+        api.start(name)
+    for limit in (1, 2, 3, 7, 100):
+        found = pages(api, "/runs", limit=limit)
+        assert [run["run_id"] for page in found for run in page["runs"]] == names[::-1]
+        assert all(len(page["runs"]) <= limit for page in found)
+        assert all("tiers" not in run for page in found for run in page["runs"])
+
+
+def test_a_run_started_between_two_pages_moves_nothing(api: Api) -> None:
+    for number in range(4):
+        api.start(f"run-{number}")
+    first = api.client.get("/runs", params={"limit": 2}).json()
+    api.start("late")
+    rest = api.client.get("/runs", params={"limit": 9, "cursor": first["next_cursor"]}).json()
+    assert [run["run_id"] for run in rest["runs"]] == ["run-1", "run-0"]
+
+
+def test_filters_narrow_the_list(api: Api) -> None:
+    for name in ("alpha", "alpine", "beta_1", "beta21"):
+        api.start(name)
+    api.result("alpha")
+
+    def found(**params: str) -> set[str]:
+        return {run["run_id"] for run in api.client.get("/runs", params=params).json()["runs"]}
+
+    assert found(status="DONE_SUCCESS") == {"alpha"}
+    assert found(status="RUN_CREATED") == {"alpine", "beta_1", "beta21"}
+    assert found(text="ALP") == {"alpha", "alpine"}
+    assert found(text="beta_1") == {"beta_1"}  # no wildcard
+    assert found(text="%") == set()
+    assert found(text="ALP", status="RUN_CREATED") == {"alpine"}
+    assert found(project_id="Autopack") == {"alpha", "alpine", "beta_1", "beta21"}
+    assert found(project_id="Other") == set()
+
+
+def test_the_backlog_comes_in_pages_and_filters(api: Api) -> None:
+    api.start()
+    for number in range(5):
+        severity = "major" if number == 3 else "minor"
+        api.issue(f"issue-{number}", severity=severity, category=f"c{number % 2}")
+    for limit in (1, 2, 5):
+        found = pages(api, "/project/issues/backlog", limit=limit)
+        keys = [key for page in found for key in page["issues_by_key"]]
+        assert keys == [f"issue-{number}" for number in range(5)]
+
+    def found_keys(**params: str) -> set[str]:
+        response = api.client.get("/project/issues/backlog", params=params)
+        return set(response.json()["issues_by_key"])
+
+    assert found_keys(severity="major") == {"issue-3"}
+    assert found_keys(category="c0") == {"issue-0", "issue-2", "issue-4"}
+    assert found_keys(status="resolved") == set()
+
+
+def test_a_forged_cursor_is_422(api: Api) -> None:
+    for cursor in FORGED_CURSORS:
+        for path in ("/runs", "/project/issues/backlog"):
+            response = api.client.get(path, params={"cursor": cursor})
+            if path.endswith("backlog") and cursor in ("", forged(1)):
+                continue
+            api.refused(response, 422, None, "cursor")
+
+
+def test_a_wrong_filter_or_limit_is_422_naming_it(api: Api) -> None:
+    for path, params in (
+        ("/runs", {"limit": "0"}),
+        ("/runs", {"limit": "1001"}),
+        ("/runs", {"limit": "many"}),
+        ("/runs", {"limit": "9" * 30}),
+        ("/runs", {"limit": "9" * 5_000}),
+        ("/runs", {"status": "DONE"}),
+        ("/runs", {"status": "\0"}),
+        ("/runs", {"project_id": "--x"}),
+        ("/runs", {"text": "a\0b"}),
+        ("/runs", {"text": "x" * 65}),
+        ("/project/issues/backlog", {"category": "\0"}),
+        ("/project/issues/backlog", {"severity": "huge"}),
+        ("/project/issues/backlog", {"status": "closed"}),
+    ):
+        problem = api.refused(api.client.get(path, params=params), 422)
+        assert problem["detail"].startswith(next(iter(params)))

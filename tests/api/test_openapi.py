@@ -1,0 +1,110 @@
+"""The API's description of itself: valid, complete, and its examples work."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from openapi_spec_validator import OpenAPIV31SpecValidator
+
+if TYPE_CHECKING:
+    from tests.api.conftest import Api
+
+pytestmark = pytest.mark.integration
+
+Operation = tuple[str, str, dict[str, Any]]
+
+
+@pytest.fixture
+def schema(api: Api) -> dict[str, Any]:
+    document: dict[str, Any] = api.client.get("/openapi.json").json()
+    return document
+
+
+def operations(schema: dict[str, Any]) -> list[Operation]:
+    return [
+        (method, path, operation)
+        for path, methods in schema["paths"].items()
+        for method, operation in methods.items()
+    ]
+
+
+def test_the_schema_is_valid_openapi_3_1(schema: dict[str, Any]) -> None:
+    assert schema["openapi"].startswith("3.1")
+    OpenAPIV31SpecValidator(schema).validate()
+
+
+def test_every_operation_says_what_it_does_and_what_can_go_wrong(schema: dict[str, Any]) -> None:
+    ids = set()
+    for method, path, operation in operations(schema):
+        where = f"{method} {path}"
+        assert operation["summary"], where
+        assert operation["tags"], where
+        assert operation["operationId"] not in ids, where
+        ids.add(operation["operationId"])
+        refusals = {code for code in operation["responses"] if code[0] in "45"}
+        assert refusals >= {"401", "403", "421"}, where
+        if "{" in path:
+            assert refusals >= {"404", "422"}, where
+        if "requestBody" in operation:
+            assert refusals >= {"413", "415", "422"}, where
+        for code in refusals - {"503"}:
+            content = operation["responses"][code]["content"]
+            assert list(content) == ["application/problem+json"], f"{where} {code}"
+
+
+def test_every_body_has_an_example_and_each_works_in_its_turn(
+    api: Api, schema: dict[str, Any]
+) -> None:
+    places = {"run_id": "run-001", "phase_id": "P1.1"}
+    tried = []
+    for method, path, operation in operations(schema):
+        body = operation.get("requestBody", {}).get("content", {}).get("application/json")
+        if body is None:
+            continue
+        assert body["examples"], f"{method} {path}"
+        if path not in IN_ORDER:
+            continue
+        tried.append((IN_ORDER.index(path), method, path, body["examples"]))
+    assert len(tried) == len(IN_ORDER)
+    for _, method, path, examples in sorted(tried, key=lambda each: each[0]):
+        for example in examples.values():
+            response = api.client.request(method, path.format(**places), json=example["value"])
+            assert response.status_code in (200, 201, 202), f"{path}: {response.text}"
+
+
+IN_ORDER = [
+    "/runs/start",
+    "/runs/{run_id}/phases/{phase_id}/update_status",
+    "/runs/{run_id}/phases/{phase_id}/record_issue",
+    "/runs/{run_id}/phases/{phase_id}/builder_result",
+]
+
+
+def test_every_documented_path_answers_as_documented(api: Api, schema: dict[str, Any]) -> None:
+    api.start()
+    for method, path, operation in operations(schema):
+        if method != "get" or "stream" in path:
+            continue
+        url = path.format_map(_Places({"run_id": "run-001", "phase_id": "P0.0"}))
+        response = api.client.get(url)
+        assert str(response.status_code) in operation["responses"], f"{path}: {response.text}"
+
+
+class _Places(dict[str, str]):
+    def __missing__(self, key: str) -> str:
+        return "1"
+
+
+@pytest.mark.parametrize("path", ["/docs", "/redoc"])
+def test_the_pages_load_nothing_from_elsewhere(api: Api, path: str) -> None:
+    page = api.client.get(path)
+    assert page.status_code == 200
+    assert page.headers["content-type"].startswith("text/html")
+    assert not re.search(r"""(?:src|href|url)\s*[=:(]\s*['"]?(?:https?:)?//""", page.text)
+    assert "http" not in page.headers["content-security-policy"].replace("https:", "")
+    for reference in re.findall(r"""(?:src|href)=["']([^"']+)["']""", page.text):
+        assert reference.startswith("/")
+        assert api.client.get(reference).status_code == 200
+    assert api.client.get("/openapi.json").status_code == 200

@@ -1,0 +1,367 @@
+"""What comes of a crash, a full disk, a lost database, a stranger's hand."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import create_engine, event, text
+
+from autopack.config import Settings
+from autopack.database import make_engine
+from autopack.main import create_app
+from autopack.mirror.files import MirrorUnusableError
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from starlette.testclient import TestClient
+    from tests.api.conftest import Api, Json
+
+pytestmark = pytest.mark.integration
+
+BRANCH = "refs/heads/autonomous/run-001"
+
+
+@contextmanager
+def restarted(settings: Settings) -> Iterator[TestClient]:
+    """Start the service once more over the same data, as after a crash."""
+    from starlette.testclient import TestClient
+
+    app = create_app(settings)
+    with TestClient(app, base_url="http://localhost", client=("127.0.0.1", 50_000)) as client:
+        yield client
+
+
+def sql(settings: Settings, statement: str) -> None:
+    engine = create_engine(settings.database_url or "")
+    with engine.begin() as connection:
+        connection.execute(text(statement))
+    engine.dispose()
+
+
+@pytest.fixture
+def no_room(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """A runs directory that takes no file until `undo` is called."""
+
+    def refuse(top: Any, files: Any) -> None:
+        raise MirrorUnusableError(top.path, OSError(28, "No space left on device"))
+
+    monkeypatch.setattr("autopack.mirror.mirror.replace_files", refuse)
+    yield monkeypatch
+    monkeypatch.undo()
+
+
+class TestACrashBetweenDatabaseAndBranch:
+    """Postgres is at the new head; the ref and the files are as they were before."""
+
+    @pytest.fixture
+    def crashed(self, api: Api, settings: Settings) -> Json:
+        api.start(phases=3)
+        api.result()
+        run = api.run()
+        summary = api.runs_dir / "run-001" / "run_summary.md"
+        old = summary.read_text()
+        assert api.result(phase_id="P0.1").status_code == 200
+        summary.write_text(old)
+        api.repo.git("update-ref", BRANCH, run["head_commit"])
+        api.repo.git("tag", "-d", "autonomous/run-001/tier-T0/phase-P0.1")
+        sql(settings, f"UPDATE runs SET mirrored_revision = {run['revision']}")
+        return api.run()
+
+    def healed(self, api: Api, crashed: Json) -> None:
+        assert api.head() == crashed["head_commit"] or len(api.commits()) == 3
+        tags = api.repo.git("tag", "--list", "autonomous/run-001/*").split()
+        assert "autonomous/run-001/tier-T0/phase-P0.1" in tags
+
+    def test_is_rolled_forward_at_the_next_start(
+        self, api: Api, settings: Settings, crashed: Json
+    ) -> None:
+        with restarted(settings):
+            assert api.head() == crashed["head_commit"]
+            assert f"revision={crashed['revision']} " in api.file("run-001", "run_summary.md")
+            self.healed(api, crashed)
+
+    def test_is_rolled_forward_by_the_next_result(self, api: Api, crashed: Json) -> None:
+        response = api.result(phase_id="P0.2")
+        assert response.status_code == 200, response.text
+        assert api.repo.git("rev-parse", f"{BRANCH}~1") == crashed["head_commit"]
+        self.healed(api, crashed)
+
+    def test_is_rolled_forward_before_the_lost_answer_is_given_again(
+        self, api: Api, crashed: Json
+    ) -> None:
+        response = api.result(phase_id="P0.1")
+        assert response.headers["idempotency-replayed"] == "true"
+        assert response.json()["commit_sha"] == crashed["head_commit"] == api.head()
+        self.healed(api, crashed)
+
+    def test_is_rolled_forward_by_an_issue_and_by_the_same_plan(
+        self, api: Api, settings: Settings, crashed: Json
+    ) -> None:
+        again = api.client.post("/runs/start", json=api.plan(phases=3))
+        assert again.status_code == 200
+        assert api.head() == crashed["head_commit"]
+        api.repo.git("update-ref", "-d", BRANCH)
+        assert api.issue(phase_id="P0.2").status_code == 201
+        assert api.head() == crashed["head_commit"]
+
+    def test_ends_the_run_when_a_stranger_moved_the_branch_meanwhile(
+        self, api: Api, settings: Settings, crashed: Json
+    ) -> None:
+        theirs = api.repo.git("commit-tree", "-m", "theirs", "main^{tree}")
+        api.repo.git("update-ref", BRANCH, theirs)
+        with restarted(settings):
+            run = api.run()
+        assert run["state"] == "DONE_FAILED_POLICY_VIOLATION"
+        assert api.head() == theirs
+        for name in ("phase_0_P0.0", "phase_1_P0.1", "phase_2_P0.2"):
+            assert f"revision={run['revision']} " in api.file("run-001", "phases", f"{name}.md")
+
+
+class TestABranchAtAnEarlierRecordedHead:
+    """Nothing lags in the tables; the ref alone was lost, as by a power cut."""
+
+    @pytest.fixture
+    def lost(self, api: Api) -> Json:
+        api.start(phases=3)
+        api.result()
+        earlier = api.head()
+        api.result(phase_id="P0.1")
+        api.repo.git("update-ref", BRANCH, earlier)
+        return api.run()
+
+    def test_is_rolled_forward_at_the_next_start(
+        self, api: Api, settings: Settings, lost: Json
+    ) -> None:
+        with restarted(settings):
+            assert api.head() == lost["head_commit"]
+        assert api.run()["ended_at"] is None
+
+    def test_is_rolled_forward_by_the_next_request(self, api: Api, lost: Json) -> None:
+        response = api.result(phase_id="P0.2")
+        assert response.status_code == 200, response.text
+        assert api.repo.git("rev-parse", f"{BRANCH}~1") == lost["head_commit"]
+
+
+class TestAStrangersHand:
+    def test_a_branch_that_was_moved_is_left_alone_and_ends_the_run(self, api: Api) -> None:
+        api.start(phases=2)
+        api.result()
+        theirs = api.repo.git("commit-tree", "-m", "theirs", "-p", api.head(), "main^{tree}")
+        api.repo.git("update-ref", BRANCH, theirs)
+
+        problem = api.refused(api.result(phase_id="P0.1"), 409, "branch_moved", theirs)
+
+        assert problem["actual"] == theirs
+        assert api.head() == theirs
+        run = api.run()
+        assert run["state"] == "DONE_FAILED_POLICY_VIOLATION"
+        assert run["failure_code"] == "branch_moved"
+        assert theirs in run["failure_reason"]
+        assert run["promotion_eligible_to_main"] is False
+        assert "DONE_FAILED_POLICY_VIOLATION" in api.file("run-001", "run_summary.md")
+        api.refused(api.result(phase_id="P0.1"), 409, "run_over")
+        assert api.head() == theirs
+
+    def test_a_symbolic_branch_leads_nowhere(self, api: Api) -> None:
+        api.start(phases=2)
+        main = api.repo.git("rev-parse", "main")
+        api.repo.git("symbolic-ref", BRANCH, "refs/heads/main")
+        api.result()
+        assert api.repo.git("rev-parse", "main") == main
+
+    def test_a_tag_that_was_squatted_is_left_alone_and_ends_the_run(self, api: Api) -> None:
+        api.start()
+        api.repo.git("tag", "autonomous/run-001/tier-T0/phase-P0.0", "main")
+        base = api.head()
+        api.refused(api.result(), 409, None, "phase-P0.0")
+        assert api.head() == base
+        assert api.run()["state"] == "DONE_FAILED_POLICY_VIOLATION"
+
+    def test_a_branch_that_was_deleted_is_made_again(self, api: Api) -> None:
+        api.start(phases=2)
+        first = api.result().json()["commit_sha"]
+        api.repo.git("update-ref", "-d", BRANCH)
+        second = api.result(phase_id="P0.1")
+        assert second.status_code == 200, second.text
+        assert api.repo.git("rev-parse", f"{BRANCH}~1") == first
+
+
+class TestAFullDisk:
+    def test_what_happened_is_recorded_and_shown_when_there_is_room_again(
+        self, api: Api, no_room: pytest.MonkeyPatch
+    ) -> None:
+        no_room.undo()
+        api.start(phases=3)
+        summary = api.file("run-001", "run_summary.md")
+        _fill(no_room)
+
+        first = api.result()
+        problem = api.refused(first, 503, "projection_lagging", "No space left on device")
+        assert "do not send" in problem["detail"]
+        assert first.headers["retry-after"]
+        assert api.phase()["state"] == "COMPLETE"
+        assert len(api.commits()) == 1
+        assert api.file("run-001", "run_summary.md") == summary
+        assert api.client.get("/health").status_code in (200, 503)
+
+        api.refused(api.result(phase_id="P0.1"), 503)
+        assert api.phase(phase_id="P0.1")["state"] == "QUEUED"
+
+        no_room.undo()
+        again = api.result()
+        assert (again.status_code, again.headers["idempotency-replayed"]) == (200, "true")
+        assert api.phase()["state"] in api.file("run-001", "phases", "phase_0_P0.0.md")
+        assert api.result(phase_id="P0.1").status_code == 200
+
+    def test_a_start_without_room_is_there_and_is_shown_later(
+        self, api: Api, no_room: pytest.MonkeyPatch
+    ) -> None:
+        api.refused(api.client.post("/runs/start", json=api.plan()), 503, "projection_lagging")
+        assert api.run()["state"] == "RUN_CREATED"
+        no_room.undo()
+        assert api.client.post("/runs/start", json=api.plan()).status_code == 200
+        assert "RUN_CREATED" in api.file("run-001", "run_summary.md")
+
+    def test_the_upkeep_shows_it_without_being_asked(
+        self, api: Api, no_room: pytest.MonkeyPatch, app: FastAPI
+    ) -> None:
+        from autopack.services.upkeep import keep_up
+
+        api.client.post("/runs/start", json=api.plan())
+        keep_up(app.state.house)
+        no_room.undo()
+        keep_up(app.state.house)
+        assert "RUN_CREATED" in api.file("run-001", "run_summary.md")
+
+
+class TestALostDatabase:
+    def test_no_database_is_503_on_everything_but_the_signs_of_life(
+        self, api: Api, app: FastAPI, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        before = api.start()
+        with socket.socket() as silent:
+            silent.bind(("127.0.0.1", 0))  # nobody listens
+            port = silent.getsockname()[1]
+            house = app.state.house
+            dead = make_engine(f"postgresql+psycopg2://x:hunter2@127.0.0.1:{port}/x", 15)
+            app.state.house = type(house)(
+                house.settings, dead, house.repository, house.mirror, house.now
+            )
+            for response in (
+                api.client.get("/runs"),
+                api.client.get("/runs/run-001"),
+                api.client.post("/runs/start", json=api.plan("other")),
+                api.result(),
+                api.issue(),
+                api.status("EXECUTING"),
+            ):
+                api.refused(response, 503, "database_unavailable")
+                assert response.headers["retry-after"]
+                assert "hunter2" not in response.text
+            health = api.client.get("/health")
+            assert health.status_code == 503
+            assert health.json()["checks"]["database"]["status"] == "failed"
+            assert api.client.get("/health/live").status_code == 200
+            assert api.client.get("/").status_code == 200
+            dead.dispose()
+            app.state.house = house
+        assert api.run() == before
+        assert api.result().status_code == 200
+
+    @pytest.mark.parametrize("moment", ["FROM replies", "INSERT INTO submissions", "UPDATE runs"])
+    def test_a_connection_cut_within_a_request_is_503_and_nothing_happened(
+        self, api: Api, app: FastAPI, settings: Settings, moment: str
+    ) -> None:
+        before = api.start()
+        engine = app.state.house.engine
+        cuts: list[int] = []
+
+        def cut(connection: Any, _cursor: object, statement: str, *_: Any) -> None:
+            if moment in statement and not cuts:
+                pid = connection.connection.driver_connection.info.backend_pid
+                cuts.append(pid)
+                sql(settings, f"SELECT pg_terminate_backend({pid})")
+
+        event.listen(engine, "before_cursor_execute", cut)
+        try:
+            response = api.result()
+        finally:
+            event.remove(engine, "before_cursor_execute", cut)
+        assert cuts
+        api.refused(response, 503, "database_unavailable")
+        assert api.run() == before
+        assert api.commits() == []
+
+        assert api.result().status_code == 200
+        assert len(api.commits()) == 1
+
+    def test_a_connection_cut_after_the_commit_is_rolled_forward(
+        self, api: Api, app: FastAPI, settings: Settings
+    ) -> None:
+        api.start(phases=2)
+        engine = app.state.house.engine
+        cuts: list[int] = []
+
+        def cut(connection: Any, _cursor: object, statement: str, *_: Any) -> None:
+            if "SET mirrored_revision" in statement and not cuts:
+                pid = connection.connection.driver_connection.info.backend_pid
+                cuts.append(pid)
+                sql(settings, f"SELECT pg_terminate_backend({pid})")
+
+        event.listen(engine, "before_cursor_execute", cut)
+        try:
+            response = api.result()
+        finally:
+            event.remove(engine, "before_cursor_execute", cut)
+        assert cuts
+        api.refused(response, 503)
+        again = api.result()
+        assert (again.status_code, len(api.commits())) == (200, 1)
+        assert again.headers["idempotency-replayed"] == "true"
+
+    def test_every_connection_cut_between_requests_costs_nobody_anything(
+        self, api: Api, settings: Settings
+    ) -> None:
+        api.start()
+        sql(
+            settings,
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()",
+        )
+        assert api.result().status_code == 200
+
+    def test_a_run_whose_lock_is_held_for_long_is_503_and_others_go_on(
+        self, api: Api, app: FastAPI, settings: Settings
+    ) -> None:
+        api.start("held")
+        api.start("free")
+        house = app.state.house
+        hasty = make_engine(settings.database_url or "", 1)
+        app.state.house = type(house)(
+            house.settings, hasty, house.repository, house.mirror, house.now
+        )
+        holder = create_engine(settings.database_url or "")
+        with holder.connect() as connection:
+            connection.execute(text("SELECT pg_advisory_lock(hashtextextended('held', 0))"))
+            answers: list[Any] = []
+            waiting = threading.Thread(target=lambda: answers.append(api.result("held")))
+            waiting.start()
+            assert api.result("free").status_code == 200
+            waiting.join(10)
+        holder.dispose()
+        api.refused(answers[0], 503, "database_unavailable", "another request")
+        app.state.house = house
+        hasty.dispose()
+        assert api.result("held").status_code == 200
+
+
+def _fill(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(top: Any, files: Any) -> None:
+        raise MirrorUnusableError(top.path, OSError(28, "No space left on device"))
+
+    monkeypatch.setattr("autopack.mirror.mirror.replace_files", refuse)
