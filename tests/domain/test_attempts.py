@@ -149,6 +149,12 @@ class TestEscalation:
         assert [drive.fail().state for _ in range(3)] == ["QUEUED", "QUEUED", "GATE"]
         assert drive.phase("P1").deadline_at == drive.now + timedelta(minutes=60)
 
+    def test_a_new_patch_has_no_verdict_yet(self, start: Start) -> None:
+        drive = start(phase={"has_ci": True})
+        drive.build()
+        assert drive.red().verdict is Verdict.RED
+        assert drive.build().verdict is None
+
     def test_red_verdict_with_builder_tries_spent_goes_to_the_auditor(self, start: Start) -> None:
         drive = start(phase={"has_ci": True, "max_builder_attempts": 1})
         drive.build()

@@ -66,6 +66,33 @@ def test_a_changed_field_shows(place: int, field: str) -> None:
     assert not is_whole(chain)
 
 
+def test_an_event_is_published_with_all_that_it_says() -> None:
+    happened = Event(
+        kind="PhaseGated",
+        actor="operator",
+        at=AT,
+        phase_id="P1",
+        tier_id="T1",
+        from_state="EXECUTING",
+        to_state="GATE",
+        reason="because",
+        data={"n": 1},
+    )
+    assert event_document(7, happened, "a" * 64) == {
+        "sequence": 7,
+        "at": "2026-01-01T12:00:00.000001Z",
+        "actor": "operator",
+        "kind": "PhaseGated",
+        "phase_id": "P1",
+        "tier_id": "T1",
+        "from_state": "EXECUTING",
+        "to_state": "GATE",
+        "reason": "because",
+        "data": {"n": 1},
+        "previous_hash": "a" * 64,
+    }
+
+
 def test_a_missing_doubled_or_moved_event_shows() -> None:
     one, two, three = published()
     for changed in ([two, three], [one, three], [one, one, two, three], [one, three, two]):
