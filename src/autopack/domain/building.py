@@ -49,8 +49,6 @@ Put = Callable[[BuilderAction], str | PatchRefusal | None]
 
 def take_result(course: Course, phase_id: str, result: BuilderResult, put: Put) -> None:
     """Take one attempt, which `open_attempt` let in: tokens, patch, gate. (02 §5)"""
-    if course.is_over:  # by the issues that came with it
-        return
     action = weigh_result(
         course,
         phase_id,
