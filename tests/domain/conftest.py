@@ -10,9 +10,15 @@ from typing import Any
 import pytest
 
 from autopack.domain import building, reviewing, steering
-from autopack.domain.building import BuilderAction, BuilderStatus
+from autopack.domain.building import (
+    BuilderAction,
+    BuilderResult,
+    BuilderStatus,
+    PatchRefusal,
+)
 from autopack.domain.course import Course
 from autopack.domain.events import Event
+from autopack.domain.reviewing import Recommendation, Review, ReviewRefusal
 from autopack.domain.run import PhaseState, RunState, TierState, Verdict
 from autopack.domain.states import PhaseStatus, RunStatus, TierStatus
 from autopack.domain.values import CiProfile, RunScope
@@ -54,6 +60,7 @@ class Drive:
     now: datetime = NOON
     events: list[Event] = field(default_factory=list)
     commits: int = 0
+    submissions: int = 0
 
     def phase(self, phase_id: str) -> PhaseState:
         return next(phase for phase in self.run.phases if phase.phase_id == phase_id)
@@ -81,22 +88,31 @@ class Drive:
         tokens: int = 0,
         has_patch: bool = True,
         conflict: str | None = None,
+        minors: int = 0,
     ) -> PhaseState:
-        """Post a Builder's result; `conflict` is the signature of a patch that git refuses."""
+        """Post a Builder's result; `conflict` names a patch that git refuses.
+
+        `minors` are the open minor issues of the run after those that the result suggests.
+        """
+
+        def put(action: BuilderAction) -> str | PatchRefusal | None:
+            if conflict is not None:
+                return PatchRefusal("it conflicts")
+            return self._commit() if action is BuilderAction.APPLY else None
 
         def step(course: Course) -> None:
             building.open_attempt(course, phase_id)
-            action = building.weigh_result(
-                course, phase_id, status, tokens=tokens, has_patch=has_patch
+            if minors:
+                counts = (minors, 0)
+                course.set_issue_counts(counts, {}, {phase_id: counts})
+            self.submissions += 1
+            result = BuilderResult(
+                submission_id=self.submissions,
+                status=status,
+                tokens=tokens,
+                patch_sha256=(conflict or f"{self.submissions}") if has_patch else None,
             )
-            if action is BuilderAction.NOTHING:
-                return
-            if conflict is not None:
-                building.fail_attempt(course, phase_id, "it conflicts", signature=conflict)
-            elif action is BuilderAction.APPLY:
-                building.take_applied(course, phase_id, status, self._commit())
-            else:
-                building.take_held(course, phase_id, len(self.events) + 1)
+            building.take_result(course, phase_id, result, put)
 
         self.decide(step)
         return self.phase(phase_id)
@@ -112,33 +128,30 @@ class Drive:
         tokens: int = 0,
         own_patches: int = 0,
         pending_applies: bool = True,
+        own_apply: bool = True,
     ) -> PhaseState:
         """Post an Auditor's result."""
 
         def step(course: Course) -> None:
-            reviewing.require_reviewable(course, phase_id)
-            reviewing.count_review(course, phase_id, tokens)
-            if course.is_over:
-                return
-            phase = course.phase(phase_id)
-            if recommendation == "escalate":
-                reviewing.take_escalation(course, phase_id, "hopeless")
-                return
-            if recommendation == "revise":
-                own = [self._commit() for _ in range(own_patches)]
-                reviewing.take_revision(course, phase_id, own, "do it again")
-                return
-            why_not = reviewing.why_not_approvable(phase, own_patches)
-            if why_not is not None:
-                reviewing.after_failed_review(course, phase_id, why_not)
-                return
-            is_held = phase.pending_submission_id is not None
-            if is_held and not pending_applies:
-                reviewing.drop_pending(course, phase_id, "it no longer applies")
-                return
-            commits = [self._commit() for _ in range(own_patches + is_held)]
-            reviewing.take_approval(course, phase_id, commits)
-            building.pass_gate(course, phase_id)
+            phase = reviewing.require_reviewable(course, phase_id)
+            is_held = phase.pending_submission_id is not None and recommendation == "approve"
+
+            def put() -> list[str] | ReviewRefusal:
+                if is_held and not pending_applies:
+                    return ReviewRefusal("it no longer applies", is_pending=True)
+                if not own_apply:
+                    return ReviewRefusal("the fix-up conflicts", is_pending=False)
+                return [self._commit() for _ in range(own_patches + is_held)]
+
+            self.submissions += 1
+            result = Review(
+                submission_id=self.submissions,
+                recommendation=Recommendation(recommendation),
+                tokens=tokens,
+                notes="hopeless" if recommendation == "escalate" else "do it again",
+                own_patches=own_patches,
+            )
+            reviewing.take_review(course, phase_id, result, put)
 
         self.decide(step)
         return self.phase(phase_id)

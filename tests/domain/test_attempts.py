@@ -305,6 +305,23 @@ class TestReview:
         assert drive.review("approve").state == "GATE"
         assert drive.review("approve").state == "FAILED"
 
+    def test_a_fix_up_that_does_not_apply_costs_the_auditor_and_leaves_the_held_patch(
+        self, start: Start
+    ) -> None:
+        drive = held(start)
+        phase = drive.review("approve", own_patches=1, own_apply=False)
+        assert phase.state == "GATE"
+        assert phase.pending_submission_id is not None
+        assert (phase.builder_attempts_used, phase.auditor_attempts_used) == (1, 1)
+        assert drive.commits == 0
+
+    def test_a_fix_up_needs_an_applied_patch_to_go_on(self, start: Start) -> None:
+        drive = held(start)
+        phase = drive.review("revise", own_patches=1)
+        assert phase.state == "GATE"
+        assert phase.auditor_attempts_used == 1
+        assert drive.commits == 0
+
     def test_an_auditors_tokens_spend_the_incident_cap_too(self, start: Start) -> None:
         drive = held(start)
         assert drive.review("revise", tokens=1_001).state == "GATE"

@@ -322,6 +322,15 @@ class TestBudgets:
         assert [tier.tokens_used for tier in drive.run.tiers] == [7, 8]
         assert drive.run.tokens_used == 15
 
+    def test_tokens_count_even_where_the_issues_of_the_result_end_the_run(
+        self, start: Start
+    ) -> None:
+        drive = start(max_minor_issues_total=2, **SAFETY_CRITICAL)
+        phase = drive.build(tokens=7, minors=3)
+        assert drive.run.failure_code is FailureCode.MINOR_ISSUE_CAP
+        assert phase.commit is None
+        assert drive.run.tokens_used == drive.tier("T1").tokens_used == phase.tokens_used == 7
+
     def test_the_incident_cap_may_be_reached(self, start: Start) -> None:
         drive = start()
         assert drive.build(tokens=1_000, conflict="a").state == "QUEUED"
