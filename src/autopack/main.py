@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
 from . import __version__
-from .api import branches, issues, phases, project, results, runs, service
+from .api import branches, issues, metrics, phases, project, reports, results, runs, service
 from .api.access import AccessMiddleware
 from .api.docs import mount_docs
 from .api.errors import install_error_handlers
@@ -51,7 +51,17 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     _configure_logging(settings)
     app.state.settings = settings
     install_error_handlers(app)
-    for module in (service, runs, phases, issues, results, branches, project):
+    for module in (
+        service,
+        runs,
+        phases,
+        issues,
+        results,
+        branches,
+        project,
+        metrics,
+        reports,
+    ):
         app.include_router(module.router)
     mount_docs(app)
     app.add_middleware(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 from fastapi import Depends, Header, Path, Query, Request
@@ -39,6 +40,10 @@ Cursor = Annotated[
 ]
 
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
 class InvalidCursorError(InvalidError):
     code = "invalid_cursor"
 
@@ -62,3 +67,14 @@ def decode_cursor(cursor: str, *kinds: type) -> list[Any]:
     ):
         raise InvalidCursorError("cursor: is not a next_cursor of this list")
     return position
+
+
+def encode_moment(moment: datetime, key: int) -> str:
+    """Write a position in a list that is ordered by time."""
+    return encode_cursor((moment - _EPOCH) // _MICROSECOND, key)
+
+
+def decode_moment(cursor: str) -> tuple[datetime, int]:
+    """Read what `encode_moment` wrote. Raises InvalidCursorError."""
+    microseconds, key = decode_cursor(cursor, int, int)
+    return _EPOCH + microseconds * _MICROSECOND, key

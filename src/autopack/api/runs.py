@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Query, Response
@@ -14,11 +13,18 @@ from ..services import runs
 from .bodies import StrictRoute
 from .errors import problems
 from .examples import CANCEL, PLAN, example
-from .inputs import Cursor, InHouse, PageLimit, RunId, decode_cursor, encode_cursor
+from .inputs import (
+    Cursor,
+    InHouse,
+    PageLimit,
+    RunId,
+    decode_cursor,
+    decode_moment,
+    encode_cursor,
+    encode_moment,
+)
 from .schemas.events import EventAnswer, EventPage
 from .schemas.runs import RunAnswer, RunPage, RunSummaryAnswer
-
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 router = APIRouter(tags=["runs"], route_class=StrictRoute)
 
@@ -64,14 +70,10 @@ def list_runs(
     ] = None,
 ) -> RunPage:
     """Runs, newest first, without their tiers."""
-    before = None
-    if cursor is not None:
-        microseconds, last = decode_cursor(cursor, int, int)
-        before = (EPOCH + timedelta(microseconds=microseconds), last)
     page = runs.list_runs(
         house,
         limit=limit + 1,
-        before=before,
+        before=None if cursor is None else decode_moment(cursor),
         status=status,
         project_id=project_id,
         containing=text,
@@ -79,8 +81,7 @@ def list_runs(
     more = None
     if len(page) > limit:
         page = page[:limit]
-        age = page[-1].created_at - EPOCH
-        more = encode_cursor(age // timedelta(microseconds=1), page[-1].id)
+        more = encode_moment(page[-1].created_at, page[-1].id)
     return RunPage(runs=[RunSummaryAnswer.model_validate(run) for run in page], next_cursor=more)
 
 

@@ -12,7 +12,7 @@ from .states import Cleanliness, PhaseStatus, RunStatus, TierStatus
 from .values import CiProfile, Complexity, RunScope, SafetyProfile, Severity
 
 
-def utilization(used: float, cap: float) -> float:
+def utilization(used: float, cap: int) -> float:
     """Return the used share of a cap, 0 to n, with four digits.
 
     Some caps may be 0; what is used of one counts as if it were 1, so the answer is always finite.
@@ -26,10 +26,10 @@ class Budget:
 
     name: str
     cap: int
-    used: float
+    used: int | float
 
     @property
-    def left(self) -> float:
+    def left(self) -> int | float:
         return max(0, round(self.cap - self.used, 2))
 
     @property

@@ -2,5 +2,6 @@
 
 from .files import MirrorUnusableError
 from .mirror import Mirror
+from .pull_request import PullRequest, pull_request
 
-__all__ = ["Mirror", "MirrorUnusableError"]
+__all__ = ["Mirror", "MirrorUnusableError", "PullRequest", "pull_request"]

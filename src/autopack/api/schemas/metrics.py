@@ -1,0 +1,128 @@
+"""Figures as they are answered. A utilisation is the used share of a cap: 1.0 is all of it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AliasChoices, Field
+
+from ...domain.run import CompletedBy, DebtStatus, FailureCode, Verdict
+from ...domain.states import Cleanliness, PhaseStatus, RunStatus, TierStatus
+from ...domain.values import CiProfile, Complexity, RunScope, SafetyProfile
+from . import Shape, WireTime
+
+
+class BudgetAnswer(Shape):
+    name: str
+    cap: int
+    used: int | float
+    left: int | float
+    utilization: float
+    is_passed: bool
+
+
+class RunMetricsAnswer(Shape):
+    """One run's usage, counts and times; durations of live runs are those so far."""
+
+    id: Annotated[str, Field(validation_alias=AliasChoices("run_id"))]
+    run_id: str
+    project_id: str
+    state: RunStatus
+    safety_profile: SafetyProfile
+    run_scope: RunScope
+    token_cap: int
+    tokens_used: int
+    token_utilization: float
+    max_duration_minutes: int
+    duration_minutes: float
+    duration_utilization: float
+    max_minor_issues_total: int
+    minor_issues_count: int
+    minor_issue_utilization: float
+    major_issues_count: int
+    debt_status: DebtStatus
+    promotion_eligible_to_main: bool
+    failure_code: FailureCode | None
+    failure_reason: str | None
+    tier_count: int
+    tiers_not_clean: int
+    phase_count: int
+    phases_complete: int
+    phases_failed: int
+    phases_skipped: int
+    builder_attempts_used: int
+    auditor_attempts_used: int
+    ci_runs_count: int
+    created_at: WireTime
+    updated_at: WireTime
+    deadline_at: WireTime
+    ended_at: WireTime | None
+
+
+class RunMetricsPage(Shape):
+    """`total_runs` counts all that the filter lets through, whatever the page's size."""
+
+    total_runs: int
+    runs: list[RunMetricsAnswer]
+    next_cursor: str | None = None
+
+
+class TierMetricsAnswer(Shape):
+    """One tier's figures; `phase_states` counts its phases and names every state."""
+
+    tier_id: str
+    tier_index: int
+    name: str
+    state: TierStatus
+    cleanliness: Cleanliness
+    cleanliness_reasons: list[str]
+    phase_count: int
+    phase_states: dict[PhaseStatus, int]
+    token_cap: int
+    tokens_used: int
+    token_utilization: float
+    ci_run_cap: int
+    ci_runs_count: int
+    ci_run_utilization: float
+    minors_tolerated: int
+    minor_issues_count: int
+    majors_tolerated: int
+    major_issues_count: int
+    builder_attempts_used: int
+    auditor_attempts_used: int
+    started_at: WireTime | None
+    ended_at: WireTime | None
+
+
+class TierMetricsListAnswer(Shape):
+    run_id: str
+    tier_count: int
+    tiers: list[TierMetricsAnswer]
+
+
+class PhaseMetricsAnswer(Shape):
+    phase_id: str
+    tier_id: str
+    tier_index: int
+    phase_index: int
+    name: str
+    state: PhaseStatus
+    task_category: str
+    complexity: Complexity
+    ci_profile: CiProfile
+    verdict: Verdict | None
+    completed_by: CompletedBy | None
+    failure_reason: str | None
+    incident_token_cap: int
+    tokens_used: int
+    token_utilization: float
+    max_builder_attempts: int
+    builder_attempts_used: int
+    max_auditor_attempts: int
+    auditor_attempts_used: int
+    minor_issues_count: int
+    major_issues_count: int
+    commit: str | None
+    snapshot_tag: str | None
+    started_at: WireTime | None
+    ended_at: WireTime | None

@@ -1,0 +1,159 @@
+"""The pull request that proposes a run's branch: its title and its Markdown body.
+
+Like the pages a function of the run alone. A forge acts on more of a text than a reader sees: it
+tells people who are mentioned and closes issues that are named, so words of agents are kept from
+doing either.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from ..domain.metrics import OpenIssue
+from ..domain.reports import PhaseReport, RunReport
+from ..domain.run import CompletedBy, DebtStatus, Verdict
+from ..domain.states import PhaseStatus
+from .markdown import NONE, bullets, code, inline, plain, table
+from .pages import DEBT_WORDS, PHASE_WORDS, RUN_WORDS, VERDICT_WORDS
+
+MAX_TITLE = 120
+MAX_PHASES = 100  # GitHub takes 65,536 characters
+MAX_REASONS = 50
+_NAME = 100
+_REASON = 300
+_TEXT = 150
+_CALLS = re.compile(r"(?<=@)(?=\w)|(?<=#)(?=\d)|(?<=GH-)(?=\d)", re.IGNORECASE)
+_CALL_SIGNS = re.compile(r"@(?=\w)|#(?=\d)|(?<=GH)-(?=\d)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class PullRequest:
+    """What to send to the forge: merge `head` into `base`."""
+
+    title: str
+    body: str
+    head: str
+    base: str
+
+
+def pull_request(
+    run: RunReport,
+    *,
+    reasons: Sequence[str],
+    warnings: Sequence[str],
+    open_issues: Sequence[OpenIssue],
+) -> PullRequest:
+    """Write the pull request of a run; one that may not be merged says so at the top."""
+    phases = [phase for tier in run.tiers for phase in tier.phases]
+    blocks = (
+        _opening(run, phases),
+        "## Verdict",
+        *_verdict(run, reasons, warnings),
+        "## What was done",
+        _phase_table(phases),
+        *_issues(open_issues),
+        "## Figures",
+        bullets(f"**{name}:** {value}" for name, value in _figures(run, phases)),
+        f"---\n\nWritten by Autopack for run {code(run.run_id)}, revision {run.revision}.",
+    )
+    body = "\n\n".join(block for block in blocks if block) + "\n"
+    return PullRequest(_title(run, phases), body, head=run.branch, base=run.base_branch)
+
+
+def _title(run: RunReport, phases: Sequence[PhaseReport]) -> str:
+    """Name what was done; a plan of several phases by its tiers."""
+    parts = [tier.name for tier in run.tiers if tier.phases] if len(phases) > 1 else []
+    names = parts or [phase.name for phase in phases]
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    prefix = f"[{run.run_id}] "
+    name = _CALL_SIGNS.sub("", plain(names[0])) if names else "no phases"
+    room = max(20, MAX_TITLE - len(prefix) - len(more))
+    return prefix + (name if len(name) <= room else name[: room - 1].rstrip() + "…") + more
+
+
+def _opening(run: RunReport, phases: Sequence[PhaseReport]) -> str:
+    done = sum(phase.state is PhaseStatus.COMPLETE for phase in phases)
+    what = f"{done} of {len(phases)} phases complete" if len(phases) != 1 else "1 phase"
+    return (
+        f"Merges {code(run.branch)} into {code(run.base_branch)}: {what}. "
+        f"**{RUN_WORDS[run.state]}** (`{run.state}`)."
+    )
+
+
+def _verdict(run: RunReport, reasons: Sequence[str], warnings: Sequence[str]) -> Iterable[str]:
+    if reasons:
+        yield f"**Not eligible** for {code(run.base_branch)}; do not merge:"
+        yield _listed(reasons)
+    else:
+        yield f"**Eligible** for {code(run.base_branch)}: every rule for promotion is met."
+    if warnings:
+        yield "To look at before merging:"
+        yield _listed(warnings)
+
+
+def _listed(texts: Sequence[str]) -> str:
+    shown = [_tame(text, _REASON) for text in texts[:MAX_REASONS]]
+    if len(texts) > MAX_REASONS:
+        shown.append(f"and {len(texts) - MAX_REASONS} more")
+    return bullets(shown)
+
+
+def _phase_table(phases: Sequence[PhaseReport]) -> str:
+    if not phases:
+        return "No phases."
+    header = ("Phase", "What", "State", "CI", "Attempts", "Commit")
+    rows = (
+        (
+            code(phase.phase_id),
+            _tame(phase.name, _NAME),
+            PHASE_WORDS[phase.state]
+            + (" by hand" if phase.completed_by is CompletedBy.HAND else ""),
+            VERDICT_WORDS[phase.verdict] if phase.verdict else NONE,
+            str(phase.builder_attempts_used + phase.auditor_attempts_used),
+            (phase.commit or NONE)[:12],  # a bare sha becomes a link
+        )
+        for phase in phases[:MAX_PHASES]
+    )
+    listing = table(header, rows, right=(4,))
+    hidden = len(phases) - MAX_PHASES
+    return f"{listing}\n\n{hidden} more phases are not listed." if hidden > 0 else listing
+
+
+def _issues(issues: Sequence[OpenIssue]) -> Iterable[str]:
+    if not issues:
+        return
+    yield "## Open issues"
+    header = ("Issue", "Severity", "Seen", "Phases", "Description")
+    yield table(
+        header,
+        (
+            (
+                code(issue.issue_key, _NAME),
+                issue.effective_severity,
+                f"{issue.occurrence_count}x",
+                ", ".join(map(code, issue.phases[:5])),
+                _tame(issue.description, _TEXT) if issue.description else NONE,
+            )
+            for issue in issues
+        ),
+        right=(2,),
+    )
+
+
+def _figures(run: RunReport, phases: Sequence[PhaseReport]) -> Iterable[tuple[str, str]]:
+    green = sum(phase.verdict is Verdict.GREEN for phase in phases)
+    yield "CI", f"{green} of {len(phases)} phases have a green verdict"
+    yield "Tokens", f"{run.tokens_used:,} of {run.token_cap:,}"
+    if run.debt_status is not DebtStatus.CLEAN:
+        yield "Debt", DEBT_WORDS[run.debt_status]
+    yield "Base commit", run.base_commit
+    yield "Head commit", run.head_commit
+    if run.last_snapshot:
+        yield "Last snapshot", code(run.last_snapshot)
+
+
+def _tame(text: str, limit: int) -> str:
+    """Show a text as it is, without the forge acting on a mention or a reference in it."""
+    return _CALLS.sub("<!-- -->", inline(text, limit))

@@ -1,0 +1,64 @@
+"""Figures over runs, and over the tiers of one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from datetime import datetime
+
+from ..domain.metrics import PhaseMetrics, RunMetrics, TierMetrics
+from ..domain.reports import read_off
+from ..domain.states import PhaseStatus, RunStatus
+from ..models import Phase, Run, Tier
+from ..store import metrics
+from .house import House
+from .reading import one_moment, reading_run
+
+Position = tuple[datetime, int]
+
+
+def run_metrics(
+    house: House, *, limit: int, before: Position | None, status: RunStatus | None
+) -> tuple[int, list[RunMetrics], Position | None]:
+    """Return how many runs there are, a page of their figures, and where the next one begins."""
+    with one_moment(house) as session:
+        total = metrics.count_runs(session, status)
+        rows = metrics.list_run_metrics(
+            session, limit=limit + 1, before=before, status=status, now=house.now()
+        )
+    page = rows[:limit]
+    more = (page[-1][1].created_at, page[-1][0]) if len(rows) > limit else None
+    return total, [row for _, row in page], more
+
+
+def tier_metrics(house: House, run_id: str) -> list[TierMetrics]:
+    """Return the figures of a run's tiers, in their order. Raises NotFoundError."""
+    with reading_run(house, run_id) as (_, run):
+        return tiers_of(run)
+
+
+def tiers_of(run: Run) -> list[TierMetrics]:
+    """Return the figures of a loaded run's tiers."""
+    return [_tier(tier) for tier in run.tiers]
+
+
+def phases_of(run: Run) -> list[PhaseMetrics]:
+    """Return the figures of a loaded run's phases."""
+    return [read_off(PhaseMetrics, phase) for tier in run.tiers for phase in tier.phases]
+
+
+def _tier(tier: Tier) -> TierMetrics:
+    phases: Sequence[Phase] = tier.phases
+    states = Counter(phase.state for phase in phases)
+    started = [phase.started_at for phase in phases if phase.started_at]
+    ended = [phase.ended_at for phase in phases if phase.ended_at]
+    return read_off(
+        TierMetrics,
+        tier,
+        phase_count=len(phases),
+        phase_states={state: states[state] for state in PhaseStatus},
+        builder_attempts_used=sum(phase.builder_attempts_used for phase in phases),
+        auditor_attempts_used=sum(phase.auditor_attempts_used for phase in phases),
+        started_at=min(started, default=None),
+        ended_at=max(ended, default=None) if tier.state.is_final else None,
+    )

@@ -1,0 +1,43 @@
+"""Reading much of a run at one moment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from sqlalchemy.orm import Session
+
+from ..domain.errors import AutopackError
+from ..models import Run
+from ..store import runs
+from .change import changing
+from .house import House
+
+
+@contextmanager
+def one_moment(house: House) -> Iterator[Session]:
+    """Open a session whose statements all see the database as the first of them did."""
+    with house.engine.connect() as connection:
+        connection = connection.execution_options(
+            isolation_level="REPEATABLE READ", postgresql_readonly=True
+        )
+        with Session(connection, expire_on_commit=False) as session:
+            yield session
+
+
+@contextmanager
+def reading_run(house: House, run_id: str) -> Iterator[tuple[Session, Run]]:
+    """Load a run with its tiers and phases, to read more of it at the same moment.
+
+    One whose time is up ends first. Raises NotFoundError.
+    """
+    with one_moment(house) as session:
+        run = runs.get_run(session, run_id)
+        if run.ended_at is not None or house.now() < run.deadline_at:
+            yield session, run
+            return
+    # Whatever keeps the run from ending, or lets it end badly, is no reason not to report on it.
+    with suppress(AutopackError), changing(house, run_id):
+        pass
+    with one_moment(house) as session:
+        yield session, runs.get_run(session, run_id)

@@ -1,0 +1,402 @@
+"""What reports are made of: the backlog as a whole, runs that a budget ended, one run's record."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import BigInteger, Float, and_, cast, func, not_, select, text, true
+from sqlalchemy.dialects.postgresql import aggregate_order_by
+from sqlalchemy.orm import Session
+from sqlalchemy.sql import ColumnElement, FromClause
+from sqlalchemy.sql.selectable import LateralFromClause
+
+from ..domain.issues import BacklogStatus, IssueStatus
+from ..domain.metrics import (
+    AgingIssue,
+    AttemptCounts,
+    AuditorHelp,
+    BacklogCounts,
+    Budget,
+    BudgetFailure,
+    BudgetTotals,
+    CiCounts,
+    IssueCounts,
+    OpenIssue,
+    Spender,
+    utilization,
+)
+from ..domain.reports import read_off
+from ..domain.run import FailureCode, Verdict
+from ..domain.states import PhaseStatus, RunStatus
+from ..domain.values import Role, Severity
+from ..models import BacklogEntry, CiRun, EventRow, Issue, Phase, Run, Submission, Tier
+from .metrics import page_of_runs, total
+
+TOP_SPENDERS = 3
+
+BacklogByCategory = dict[str, BacklogCounts]
+
+
+# The backlog
+
+
+def count_backlog(
+    session: Session, project_id: str, *, limit: int
+) -> tuple[BacklogCounts, BacklogByCategory]:
+    """Count the backlog's keys, in all and in the `limit` categories that have most of them.
+
+    Costs a pass over the project's distinct keys, which is not a matter of how many runs saw them.
+    """
+    is_open = BacklogEntry.status == BacklogStatus.OPEN
+    is_aged = BacklogEntry.status == BacklogStatus.NEEDS_CLEANUP
+    is_resolved = BacklogEntry.status == BacklogStatus.RESOLVED
+    is_major = BacklogEntry.base_severity == Severity.MAJOR
+    counts = {
+        "total": func.count(),
+        "open": func.count().filter(is_open),
+        "needs_cleanup": func.count().filter(is_aged),
+        "resolved": func.count().filter(is_resolved),
+        "minor": func.count().filter(not_(is_resolved), not_(is_major)),
+        "major": func.count().filter(not_(is_resolved), is_major),
+    }
+    query = (
+        select(
+            BacklogEntry.category,
+            *(count.label(name) for name, count in counts.items()),
+            *_over_all(counts),
+        )
+        .where(BacklogEntry.project_id == project_id)
+        .group_by(BacklogEntry.category)
+        .order_by(func.count().desc(), BacklogEntry.category)
+        .limit(limit)
+    )
+    overall = BacklogCounts()
+    by_category = {}
+    for row in session.execute(query).mappings():
+        overall = BacklogCounts(**{name: row[f"all_{name}"] for name in counts})
+        by_category[row["category"]] = BacklogCounts(**{name: row[name] for name in counts})
+    return overall, by_category
+
+
+def list_oldest_issues(session: Session, project_id: str, *, limit: int) -> list[AgingIssue]:
+    """Return the unresolved keys that most runs have seen, then most tiers."""
+    query = (
+        select(BacklogEntry)
+        .where(
+            BacklogEntry.project_id == project_id,
+            BacklogEntry.status != BacklogStatus.RESOLVED,
+        )
+        .order_by(
+            BacklogEntry.age_in_runs.desc(),
+            BacklogEntry.age_in_tiers.desc(),
+            BacklogEntry.id.desc(),
+        )
+        .limit(limit)
+    )
+    return [read_off(AgingIssue, row) for row in session.scalars(query)]
+
+
+def list_issues_to_clean(
+    session: Session, project_id: str, *, limit: int, after: tuple[datetime, int] | None
+) -> list[tuple[int, AgingIssue]]:
+    """Return the aged keys, those first that have waited longest, each with its own key."""
+    query = (
+        select(BacklogEntry)
+        .where(
+            BacklogEntry.project_id == project_id,
+            BacklogEntry.status == BacklogStatus.NEEDS_CLEANUP,
+        )
+        .order_by(BacklogEntry.needs_cleanup_at, BacklogEntry.id)
+        .limit(limit)
+    )
+    if after is not None:
+        query = query.where(text("(needs_cleanup_at, id) > (:at, :id)")).params(
+            at=after[0], id=after[1]
+        )
+    return [(row.id, read_off(AgingIssue, row)) for row in session.scalars(query)]
+
+
+# Runs that a budget ended
+
+
+def total_budget_failures(session: Session) -> BudgetTotals:
+    """Count the runs that a budget ended, by budget, and average what they used of their tokens.
+
+    Costs a pass over an index that holds these runs alone.
+    """
+    used = cast(Run.tokens_used, Float) / func.greatest(Run.token_cap, 1)
+    query = (
+        select(Run.failure_code, func.count(), func.sum(used))
+        .where(Run.state == RunStatus.DONE_FAILED_BUDGET_EXHAUSTED)
+        .group_by(Run.failure_code)
+    )
+    rows = session.execute(query).all()
+    found = sum(count for _, count, _ in rows)
+    return BudgetTotals(
+        total_budget_failures=found,
+        average_token_utilization=utilization(float(sum(share for _, _, share in rows)), found),
+        failures_by_budget={code: count for code, count, _ in rows if code is not None},
+    )
+
+
+def list_budget_failures(
+    session: Session, *, limit: int, before: tuple[datetime, int] | None
+) -> list[tuple[int, BudgetFailure]]:
+    """Return the runs that a budget ended, newest first, each with its key."""
+    page = page_of_runs(limit, before, RunStatus.DONE_FAILED_BUDGET_EXHAUSTED).subquery("page")
+    phases = (
+        select(
+            func.count().label("phase_count"),
+            func.count().filter(Phase.state == PhaseStatus.COMPLETE).label("phases_complete"),
+            func.count().filter(_is_reviewed()).label("phases_reviewed"),
+            func.count()
+            .filter(_is_reviewed(), Phase.state == PhaseStatus.COMPLETE)
+            .label("reviewed_complete"),
+            total(Phase.auditor_attempts_used).label("auditor_attempts"),
+        )
+        .where(Phase.run_pk == page.c.id)
+        .lateral("of_phases")
+    )
+    auditor = (
+        select(total(Submission.tokens_used).label("auditor_tokens"))
+        .where(Submission.run_pk == page.c.id, Submission.role == Role.AUDITOR)
+        .lateral("of_auditor")
+    )
+    tiers, slices = _top_tiers(page), _top_slices(page)
+    query = (
+        select(page, phases, auditor, tiers.c.spenders, slices.c.spenders.label("slices"))
+        .join_from(page, phases, true())
+        .join(auditor, true())
+        .join(tiers, true())
+        .join(slices, true())
+        .order_by(page.c.created_at.desc(), page.c.id.desc())
+    )
+    return [(row["id"], _budget_failure(row)) for row in session.execute(query).mappings()]
+
+
+def _is_reviewed() -> ColumnElement[bool]:
+    return Phase.auditor_attempts_used > 0
+
+
+def _top_tiers(page: FromClause) -> LateralFromClause:
+    top = (
+        select(Tier.tier_id.label("name"), Tier.tokens_used.label("tokens"))
+        .where(Tier.run_pk == page.c.id, Tier.tokens_used > 0)
+        .order_by(Tier.tokens_used.desc(), Tier.tier_index)
+        .limit(TOP_SPENDERS)
+        .correlate(page)
+        .subquery("top_tier")
+    )
+    return _as_list(top, "of_tiers")
+
+
+def _top_slices(page: FromClause) -> LateralFromClause:
+    name = func.concat(Phase.task_category, ":", Phase.complexity)
+    top = (
+        select(name.label("name"), func.sum(Phase.tokens_used).label("tokens"))
+        .where(Phase.run_pk == page.c.id, Phase.tokens_used > 0)
+        .group_by(name)
+        .order_by(func.sum(Phase.tokens_used).desc(), name)
+        .limit(TOP_SPENDERS)
+        .correlate(page)
+        .subquery("top_slice")
+    )
+    return _as_list(top, "of_slices")
+
+
+def _as_list(top: FromClause, name: str) -> LateralFromClause:
+    pair = func.jsonb_build_array(top.c.name, top.c.tokens)
+    ordered = aggregate_order_by(pair, top.c.tokens.desc(), top.c.name)
+    return select(func.jsonb_agg(ordered).label("spenders")).select_from(top).lateral(name)
+
+
+def _budget_failure(row: Any) -> BudgetFailure:
+    used = row["tokens_used"]
+    return BudgetFailure(
+        run_id=row["run_id"],
+        project_id=row["project_id"],
+        failure_code=row["failure_code"],
+        failure_reason=row["failure_reason"],
+        budget=_broken_budget(row),
+        tokens_used=used,
+        token_cap=row["token_cap"],
+        created_at=row["created_at"],
+        ended_at=row["ended_at"],
+        phase_count=row["phase_count"],
+        phases_complete=row["phases_complete"],
+        top_tiers=_spenders(row["spenders"], used),
+        top_slices=_spenders(row["slices"], used),
+        auditor=AuditorHelp(
+            phases_reviewed=row["phases_reviewed"],
+            phases_completed=row["reviewed_complete"],
+            attempts_used=row["auditor_attempts"],
+            tokens_used=row["auditor_tokens"],
+        ),
+    )
+
+
+def _broken_budget(row: Any) -> Budget | None:
+    match row["failure_code"]:
+        case FailureCode.TOKEN_CAP:
+            return Budget("token_cap", row["token_cap"], row["tokens_used"])
+        case FailureCode.DURATION_CAP:
+            lasted = ((row["ended_at"] or row["updated_at"]) - row["created_at"]).total_seconds()
+            return Budget(
+                "max_duration_minutes", row["max_duration_minutes"], round(lasted / 60, 2)
+            )
+        case FailureCode.MINOR_ISSUE_CAP:
+            return Budget(
+                "max_minor_issues_total", row["max_minor_issues_total"], row["minor_issues_count"]
+            )
+    return None
+
+
+def _spenders(pairs: list[tuple[str, int]] | None, used: int) -> tuple[Spender, ...]:
+    return tuple(Spender(name, tokens, utilization(tokens, used)) for name, tokens in pairs or ())
+
+
+# One run's record
+
+
+def count_issues(
+    session: Session, run_pk: int, *, limit: int
+) -> tuple[IssueCounts, dict[str, IssueCounts]]:
+    """Count a run's distinct keys, in all and in the `limit` categories that have most of them."""
+    key = _keys_of(run_pk)
+    counts = {
+        "reported": func.count(),
+        "occurrences": total(key.c.occurrence_count),
+        "open_minor": func.count().filter(key.c.is_counted, not_(key.c.is_effectively_major)),
+        "open_major": func.count().filter(key.c.is_counted, key.c.is_effectively_major),
+        "resolved": func.count().filter(not_(key.c.is_open)),
+        "expected": func.count().filter(key.c.is_expected),
+    }
+    query = (
+        select(
+            key.c.category,
+            *(count.label(name) for name, count in counts.items()),
+            *_over_all(counts),
+        )
+        .group_by(key.c.category)
+        .order_by(func.count().desc(), key.c.category)
+        .limit(limit)
+    )
+    overall = IssueCounts()
+    by_category = {}
+    for row in session.execute(query).mappings():
+        overall = IssueCounts(**{name: row[f"all_{name}"] for name in counts})
+        by_category[row["category"]] = IssueCounts(**{name: row[name] for name in counts})
+    return overall, by_category
+
+
+def list_open_issues(session: Session, run_pk: int, *, limit: int) -> list[OpenIssue]:
+    """Return the keys that are open in a run and count, the gravest first."""
+    key = _keys_of(run_pk)
+    query = (
+        select(key)
+        .where(key.c.is_counted)
+        .order_by(key.c.is_effectively_major.desc(), key.c.first_id)
+        .limit(limit)
+    )
+    return [
+        OpenIssue(
+            issue_key=row.issue_key,
+            category=row.category,
+            severity=_severity(row.is_major),
+            effective_severity=_severity(row.is_effectively_major),
+            occurrence_count=row.occurrence_count,
+            phases=tuple(row.phases),
+            description=row.description,
+        )
+        for row in session.execute(query)
+    ]
+
+
+def count_attempts(session: Session, run_pk: int) -> dict[Role, AttemptCounts]:
+    """Count a run's submissions by role and by what came of them."""
+    query = (
+        select(
+            Submission.role,
+            Submission.outcome,
+            func.count(),
+            total(Submission.tokens_used),
+        )
+        .where(Submission.run_pk == run_pk)
+        .group_by(Submission.role, Submission.outcome)
+        .order_by(Submission.outcome)
+    )
+    rows = session.execute(query).all()
+    counts = {}
+    for role in Role:
+        mine = [(outcome, count, tokens) for whose, outcome, count, tokens in rows if whose == role]
+        counts[role] = AttemptCounts(
+            count=sum(count for _, count, _ in mine),
+            tokens_used=sum(tokens for _, _, tokens in mine),
+            outcomes={outcome: count for outcome, count, _ in mine},
+        )
+    return counts
+
+
+def count_ci_runs(session: Session, run_pk: int) -> CiCounts:
+    """Count the judgements of CI on a run by verdict."""
+    row = session.execute(
+        select(
+            func.count().label("ci_runs_count"),
+            *(func.count().filter(CiRun.verdict == verdict).label(verdict) for verdict in Verdict),
+            func.count().filter(CiRun.verdict.is_(None)).label("under_way"),
+            func.count().filter(CiRun.is_flaky).label("flaky"),
+        ).where(CiRun.run_pk == run_pk)
+    ).one()
+    return CiCounts(**row._mapping)
+
+
+def list_latest_moves(session: Session, run_pk: int, *, limit: int) -> list[EventRow]:
+    """Return the last events that changed a state, oldest first."""
+    query = (
+        select(EventRow)
+        .where(EventRow.run_pk == run_pk, EventRow.to_state.is_not(None))
+        .order_by(EventRow.sequence.desc())
+        .limit(limit)
+    )
+    return list(session.scalars(query))[::-1]
+
+
+def _keys_of(run_pk: int) -> FromClause:
+    """Return a run's issues by key; one that is major where it is open is major. (02 §3)"""
+    is_open = Issue.status == IssueStatus.OPEN
+    is_counted = and_(is_open, Issue.is_expected.is_(False))
+    is_major = Issue.effective_severity == Severity.MAJOR
+    return (
+        select(
+            Issue.issue_key,
+            func.min(Issue.id).label("first_id"),
+            func.min(Issue.category).label("category"),
+            func.bool_or(Issue.severity == Severity.MAJOR).label("is_major"),
+            func.bool_or(is_open).label("is_open"),
+            func.bool_or(is_counted).label("is_counted"),
+            func.bool_or(and_(is_counted, is_major)).label("is_effectively_major"),
+            func.bool_and(Issue.is_expected).label("is_expected"),
+            cast(func.sum(Issue.occurrence_count), BigInteger).label("occurrence_count"),
+            func.array_agg(
+                aggregate_order_by(Phase.phase_id, Phase.tier_index, Phase.phase_index)
+            ).label("phases"),
+            func.max(Issue.description).label("description"),
+        )
+        .join(Phase, Phase.id == Issue.phase_pk)
+        .where(Issue.run_pk == run_pk)
+        .group_by(Issue.issue_key)
+        .subquery("key")
+    )
+
+
+def _over_all(counts: dict[str, Any]) -> list[ColumnElement[int]]:
+    """Return each count's sum over all groups, those beyond the LIMIT included."""
+    return [
+        cast(func.sum(count).over(), BigInteger).label(f"all_{name}")
+        for name, count in counts.items()
+    ]
+
+
+def _severity(is_major: bool) -> Severity:
+    return Severity.MAJOR if is_major else Severity.MINOR
