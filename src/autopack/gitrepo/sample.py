@@ -12,7 +12,10 @@ def create_sample_repository(folder: Path, files: Mapping[str, str]) -> None:
     """Make a repository at `folder` with one commit on `main` that holds `files`."""
     from git import Actor, Repo  # here: 0.2 s to import, and only the sample needs it
 
-    with Repo.init(folder, initial_branch="main", template="") as repository:
+    # No template: whatever hooks a user wants everywhere, the sample is to be the same everywhere.
+    with Repo.init(
+        folder, initial_branch="main", template="", allow_unsafe_options=True
+    ) as repository:
         for name, text in files.items():
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
