@@ -28,11 +28,16 @@ FORWARDING_HEADERS = [
 ]
 
 
-def caller(app: FastAPI, address: str) -> TestClient:
+def caller(app: FastAPI, address: str, *, raise_server_exceptions: bool = True) -> TestClient:
     """Return a client that calls from an address; the application is not started for it."""
     from starlette.testclient import TestClient
 
-    return TestClient(app, base_url="http://localhost", client=(address, 50_000))
+    return TestClient(
+        app,
+        base_url="http://localhost",
+        client=(address, 50_000),
+        raise_server_exceptions=raise_server_exceptions,
+    )
 
 
 class TestLoopback:
@@ -147,3 +152,18 @@ def test_every_answer_carries_the_security_headers(api: Api) -> None:
         policy = answer.headers["content-security-policy"]
         assert "default-src 'none'" in policy
         assert "frame-ancestors 'none'" in policy
+
+
+def test_what_nobody_foresaw_is_a_500_that_tells_a_number_and_no_more(
+    api: Api, app: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("the password is hunter2")
+
+    monkeypatch.setattr("autopack.services.runs.get_run", fail)
+    lenient = caller(app, "127.0.0.1", raise_server_exceptions=False)
+    response = lenient.get("/runs/run-001")
+    problem = api.refused(response, 500, "internal_error")
+    assert problem["correlation_id"] in problem["detail"]
+    assert "hunter2" not in response.text
+    assert response.headers["x-content-type-options"] == "nosniff"

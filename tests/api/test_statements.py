@@ -1,4 +1,4 @@
-"""How many SQL statements a request costs: a number that no plan's size changes.
+"""What a request costs in statements, processes and files: no plan's size changes that.
 
 A failure here is no defect by itself. It says that a request became dearer or cheaper than it was:
 look whether that was meant, then write the new number down.
@@ -7,57 +7,80 @@ look whether that was meant, then write the new number down.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import Engine, event
+from sqlalchemy import event
+
+from autopack.gitrepo.process import GitRunner
+from autopack.mirror.files import NewFile, OpenFolder, replace_files
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
     from httpx2 import Response
+    from starlette.testclient import TestClient
     from tests.api.conftest import Api
 
 pytestmark = pytest.mark.integration
 
+
+@dataclass(frozen=True)
+class Cost:
+    """What a request sends to Postgres, starts of git, and writes as files."""
+
+    statements: int
+    processes: int = 0
+    files: int = 0
+
+
 BUDGETS = {
-    "start": 15,
-    "start again": 5,
-    "read": 3,
-    "list": 1,
-    "update_status": 12,
-    "record_issue, new": 23,
-    "record_issue, known": 19,
-    "issue index": 4,
-    "backlog": 1,
-    "builder_result, refused": 19,
-    "builder_result, applied": 24,
-    "builder_result, replayed": 6,
+    "start": Cost(15, processes=1),
+    "start again": Cost(5),
+    "read": Cost(3),
+    "list": Cost(1),
+    "update_status": Cost(12, files=3),
+    "record_issue, new": Cost(23, files=6),
+    "record_issue, known": Cost(19, files=6),
+    "issue index": Cost(4),
+    "backlog": Cost(1),
+    "builder_result, refused": Cost(19, files=3),
+    "builder_result, applied": Cost(24, processes=2, files=3),
+    "builder_result, replayed": Cost(6),
 }
 
 
-@contextmanager
-def statements(engine: Engine) -> Iterator[list[str]]:
-    """Collect what any thread but the one of upkeep sends to the database."""
-    seen: list[str] = []
+@pytest.fixture
+def counted(app: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Count what the application does from here on, upkeep aside."""
+    counts: Counter[str] = Counter()
 
-    def note(_connection: object, _cursor: object, statement: str, *_: Any) -> None:
+    def count(what: str, number: int = 1) -> None:
         if threading.current_thread().name != "upkeep":
-            seen.append(" ".join(statement.split())[:100])
+            counts[what] += number
 
-    event.listen(engine, "before_cursor_execute", note)
-    try:
-        yield seen
-    finally:
-        event.remove(engine, "before_cursor_execute", note)
+    start, write = GitRunner.start, replace_files
+
+    def start_counted(*args: Any, **kwargs: Any) -> Any:
+        count("processes")
+        return start(*args, **kwargs)
+
+    def write_counted(top: OpenFolder, files: Sequence[NewFile]) -> None:
+        count("files", len(files))
+        write(top, files)
+
+    monkeypatch.setattr(GitRunner, "start", start_counted)
+    monkeypatch.setattr("autopack.mirror.mirror.replace_files", write_counted)
+    event.listen(app.state.house.engine, "before_cursor_execute", lambda *_: count("statements"))
+    return counts
 
 
 @pytest.mark.parametrize(("tiers", "phases"), [(1, 2), (3, 20)])
 def test_each_request_keeps_its_budget_whatever_the_size_of_the_plan(
-    api: Api, app: FastAPI, tiers: int, phases: int
+    api: Api, counted: Counter[str], tiers: int, phases: int
 ) -> None:
-    engine = app.state.house.engine
     plan = api.plan(tiers=tiers, phases=phases, max_phases=60)
     requests: dict[str, Callable[[], Response]] = {
         "start": lambda: api.client.post("/runs/start", json=plan),
@@ -75,8 +98,10 @@ def test_each_request_keeps_its_budget_whatever_the_size_of_the_plan(
     }
     costs = {}
     for name, send in requests.items():
-        with statements(engine) as seen:
-            response = send()
+        counted.clear()
+        response = send()
         assert response.status_code in (200, 201) or name.endswith("refused"), response.text
-        costs[name] = len(seen)
+        if name == "start":
+            del counted["files"]  # some for each tier and phase
+        costs[name] = Cost(**counted)
     assert costs == BUDGETS

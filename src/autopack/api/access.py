@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
 from fastapi import HTTPException
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .errors import problem_response
+from .errors import SECURITY_HEADERS, problem_response
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 FORWARDING = ("forwarded", "x-real-ip", "x-forwarded-")  # the last: whatever begins so
-SECURITY_HEADERS: Mapping[bytes, bytes] = {
-    b"x-content-type-options": b"nosniff",
-    b"referrer-policy": b"no-referrer",
-    b"content-security-policy": b"default-src 'none'; frame-ancestors 'none'",
-}
 
 
 class AccessMiddleware:
@@ -47,11 +42,10 @@ class AccessMiddleware:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                present = {name.lower() for name, _ in message["headers"]}
-                message["headers"] = [
-                    *message["headers"],
-                    *((k, v) for k, v in SECURITY_HEADERS.items() if k not in present),
-                ]
+                present = MutableHeaders(raw=message["headers"])
+                for name, value in SECURITY_HEADERS.items():
+                    present.setdefault(name, value)
+                message["headers"] = present.raw
             await send(message)
 
         received = 0

@@ -49,6 +49,12 @@ _CODES = {
     422: "invalid_body",
 }
 RETRY_AFTER = {"Retry-After": "1"}
+# On every answer, unless it has its own.
+SECURITY_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+}
 _SOURCES = ("body", "path", "query", "header")
 
 
@@ -196,6 +202,7 @@ def _unforeseen(request: Request, error: Exception) -> Response:
         "internal_error",
         f"something went wrong here, not with your request; the log knows it as {correlation_id}",
         {"correlation_id": correlation_id},
+        SECURITY_HEADERS,  # this answer is made outside of what adds them
     )
 
 
