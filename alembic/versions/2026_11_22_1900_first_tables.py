@@ -845,6 +845,7 @@ def upgrade() -> None:
         sa.Column("phase_pk", sa.BigInteger(), nullable=True),
         sa.Column("patch_pk", sa.BigInteger(), nullable=True),
         sa.Column("is_merged", sa.Boolean(), nullable=False),
+        sa.Column("difference", sa.LargeBinary(), nullable=True),
         sa.CheckConstraint(
             "kind IN ('patch', 'undo', 'rollback', 'record')", name=op.f("ck_commits_kind_known")
         ),

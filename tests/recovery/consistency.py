@@ -127,11 +127,13 @@ def _assert_replay(session: Session, settings: Settings, run: Run) -> None:
     trees = {run.base_commit: _git(settings, "rev-parse", f"{run.base_commit}^{{tree}}").strip()}
     with tempfile.TemporaryDirectory() as scratch:
         for commit in chain:
-            if commit.kind is CommitKind.PATCH and not commit.is_merged:
+            if commit.kind is CommitKind.PATCH:
                 patch = session.get_one(Patch, commit.patch_pk, options=[undefer(Patch.content)])
                 assert hashlib.sha256(patch.content).hexdigest() == patch.sha256
                 assert f"Autopack-Patch-SHA256: {patch.sha256}\n" in commit.message
-                tree = _apply(settings, Path(scratch), trees[commit.parent], patch.content)
+                content = commit.difference if commit.is_merged else patch.content
+                assert content is not None
+                tree = _apply(settings, Path(scratch), trees[commit.parent], content)
                 assert tree == commit.tree
             elif commit.kind in (CommitKind.UNDO, CommitKind.ROLLBACK):
                 assert commit.tree in trees.values()
@@ -219,7 +221,12 @@ def _assert_no_leftovers(settings: Settings) -> None:
 
 
 def _commits(session: Session, run: Run) -> list[Commit]:
-    query = select(Commit).where(Commit.run_pk == run.id).order_by(Commit.position)
+    query = (
+        select(Commit)
+        .where(Commit.run_pk == run.id)
+        .order_by(Commit.position)
+        .options(undefer(Commit.difference))
+    )
     return list(session.scalars(query))
 
 

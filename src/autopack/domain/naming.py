@@ -17,3 +17,8 @@ def snapshot_name(run_id: str, tier_id: str, phase_id: str) -> str:
 
 def snapshot_ref(name: str) -> str:
     return f"refs/tags/{name}"
+
+
+def snapshot_message(run_id: str, phase_id: str, title: str) -> str:
+    """Return what a snapshot's tag says; a tag that was lost is made again from it."""
+    return f"Phase {phase_id} of run {run_id} is complete: {title}\n"

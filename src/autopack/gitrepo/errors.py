@@ -141,6 +141,16 @@ class RepositoryUnusableError(UnavailableError):
     code: ClassVar[str] = "repository_unusable"
 
 
+class ObjectMissingError(RepositoryUnusableError, KeyError):
+    """The repository has no such object, or a damaged one."""
+
+    def __init__(self, oid: str) -> None:
+        super().__init__(
+            f"Object {oid} is missing from the repository. If Autopack made it, it is made again"
+            " now, so try again; else restore it (`git fetch`)."
+        )
+
+
 class GitTimeoutError(UnavailableError):
     """A git process ran longer than AUTOPACK_GIT_TIMEOUT_SECONDS and was stopped."""
 

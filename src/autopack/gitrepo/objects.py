@@ -19,7 +19,7 @@ from pathlib import Path
 import pygit2
 
 from ..domain.changes import MODE_ABSENT, FileChange
-from .errors import RepositoryUnusableError
+from .errors import ObjectMissingError, RepositoryUnusableError
 
 MODE_FOLDER = 0o040000
 EMPTY_TREE = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"
@@ -62,14 +62,23 @@ class Objects:
         self._database = pygit2.Odb(folder)
 
     def read(self, oid: str) -> tuple[str, bytes]:
-        """Return an object's kind and content. Raises KeyError when there is none."""
+        """Return an object's kind and content. Raises ObjectMissingError, which is a KeyError."""
         try:
             kind, data = self._database.read(oid)
         except (KeyError, pygit2.GitError):
             # libgit2 looks again by itself after a repack, but not for new alternates.
             self._database = pygit2.Odb(self.folder)
-            kind, data = self._database.read(oid)
+            try:
+                kind, data = self._database.read(oid)
+            except (KeyError, pygit2.GitError) as error:  # or it is there, but damaged
+                raise ObjectMissingError(oid) from error
         return kind.name.lower(), data
+
+    def remove_empty(self) -> None:
+        """Remove files of objects that hold nothing: a power cut leaves them, git stops at them."""
+        for path in self.folder.glob("[0-9a-f][0-9a-f]/*"):
+            if path.stat().st_size == 0:
+                path.unlink(missing_ok=True)
 
     def install(self, loose: Mapping[str, bytes]) -> None:
         """Make objects part of the repository, durably: all are on disk when this returns.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 import time
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
@@ -12,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 
 from ..config import Settings
-from .apply import AppliedPatch, Judge, Rehearsal, rehearse
+from .apply import AppliedPatch, Judge, RefusedError, Rehearsal, apply_to_tree, rehearse
 from .conflict import resolve
 from .errors import GitFailedError, RepositoryUnusableError
 from .objects import Objects, encode_loose
@@ -25,6 +26,12 @@ from .scan import scan_patch
 IDENTITY = "Autopack <autopack@localhost>"
 _OLDEST_GIT = (2, 38)  # the first with `merge-tree --write-tree`
 _SCRATCH_LEFT_SECONDS = 3600
+# What was let in once is not measured again.
+_UNLIMITED = {
+    name: sys.maxsize
+    for name in Settings.model_fields
+    if name.startswith(("max_patch_", "max_path_", "max_binary_"))
+}
 _UNSERVED = r"^(extensions\.(partialclone|refstorage)|remote\..*\.promisor)$"
 
 
@@ -222,6 +229,34 @@ class Repository:
             self.objects.install(rehearsal.loose)
         return rehearsal.applied
 
+    def apply_again(self, head: str, patch: bytes) -> str:
+        """Apply a patch that was accepted once, unjudged and whatever its size; return the tree.
+
+        Raises RepositoryUnusableError when it does not fit any more.
+        """
+        scanned = scan_patch(patch, self._settings.model_copy(update=_UNLIMITED))
+        with self.quarantine() as quarantine:
+            try:
+                changes, result = apply_to_tree(quarantine, scanned, self.tree_of(head))
+            except RefusedError as refusal:
+                raise RepositoryUnusableError(
+                    f"A patch that was applied to {head} does not apply to it again: {refusal}."
+                ) from refusal
+            tree, loose = result.write()
+            loose |= quarantine.take({each.new_oid for each in changes if each.new_oid})
+            self.objects.install(loose)
+        return tree
+
+    def has_objects(self, tips: Sequence[str], *, since: str) -> bool:
+        """Say whether all is there that these commits and tags lead to, beyond an older commit."""
+        options = ("--objects", "--quiet", "--end-of-options")
+        result = self._read("rev-list", *options, *tips, f"^{since}", allowed=(0, 128))
+        return result.status == 0
+
+    def remove_empty_objects(self) -> None:
+        """Remove what a power cut left of objects; only what holds nothing at all."""
+        self.objects.remove_empty()
+
     def write_commit(self, *, parents: Sequence[str], tree: str, message: str, at: datetime) -> str:
         """Write a commit and return its id: a pure function of the arguments.
 
@@ -274,9 +309,11 @@ class Repository:
         self.objects.install({oid: loose})
         return oid
 
-    def _read(self, *arguments: str) -> GitResult:
+    def _read(self, *arguments: str, allowed: Collection[int] = (0,)) -> GitResult:
         """Run a command that only reads, in our git dir over the repository's objects."""
-        return self._runner.run(*arguments, folder=self._shadow, environment=self._reading())
+        return self._runner.run(
+            *arguments, folder=self._shadow, environment=self._reading(), allowed=allowed
+        )
 
     def _reading(self) -> dict[str, str]:
         return {**self._environment(), "GIT_OBJECT_DIRECTORY": str(self.objects.folder)}

@@ -21,16 +21,17 @@ from sqlalchemy.orm import Session
 from ..domain.course import Course
 from ..domain.errors import AutopackError, UnavailableError
 from ..domain.events import SUPERVISOR
-from ..domain.naming import branch_ref, snapshot_name, snapshot_ref
+from ..domain.naming import branch_ref, snapshot_message, snapshot_name, snapshot_ref
 from ..domain.run import FailureCode, Verdict
 from ..domain.states import PhaseStatus
 from ..domain.steering import pass_time
 from ..domain.work import CommitKind
-from ..gitrepo import RefMovedError, RefNameTakenError, RefUpdate
+from ..gitrepo import RefMovedError, RefNameTakenError, RefUpdate, RepositoryUnusableError
 from ..models import Commit, Phase, Run
 from ..store import issues, pushes, runs, submissions
 from .house import House
 from .projection import is_branch_elsewhere, project, project_backlog, roll_forward
+from .rebuilding import require_objects
 
 logger = structlog.get_logger(__name__)
 
@@ -95,6 +96,7 @@ class RunChange:
             phase_pk=phase.id if phase else None,
             patch_pk=patch_pk,
             is_merged=is_merged,
+            difference=self.house.repository.diff(self.head, sha) if is_merged else None,
         )
         self._commits.append(commit)
         return commit
@@ -228,8 +230,7 @@ class RunChange:
             phase.snapshot_oid = self.house.repository.write_tag(
                 name=name,
                 commit=self.head,
-                message=f"Phase {phase.phase_id} of run {self.run.run_id} is complete: "
-                f"{phase.name}\n",
+                message=snapshot_message(self.run.run_id, phase.phase_id, phase.name),
                 at=self.now,
             )
             self.run.last_snapshot = name
@@ -272,7 +273,12 @@ def changing(house: House, run_id: str, *, actor: str = SUPERVISOR) -> Iterator[
     with locked_session(house, run_id) as session:
         run = up_to_date(house, session, run_id)
         change = RunChange(house, session, run, actor)
-        yield change
+        try:
+            yield change
+        except RepositoryUnusableError:
+            session.rollback()
+            _heal(house, session, run_id)
+            raise
         with _ending_if_moved(house, session, run_id, is_raised=True):
             change.commit()
 
@@ -286,7 +292,7 @@ def up_to_date(house: House, session: Session, run_id: str) -> Run:
     is_lagging = run.mirrored_revision < run.revision
     if is_lagging or (run.ended_at is None and is_branch_elsewhere(house, run_id, run.head_commit)):
         with _ending_if_moved(house, session, run_id, is_raised=not is_lagging):
-            roll_forward(house, session, run)
+            _roll_forward(house, session, run, is_needed=is_lagging)
         run = runs.lock_run(session, run_id)
     if _is_overdue(run, house.now()):
         change = RunChange(house, session, run, SUPERVISOR)
@@ -295,6 +301,24 @@ def up_to_date(house: House, session: Session, run_id: str) -> Run:
             change.commit()
         run = runs.lock_run(session, run_id)
     return run
+
+
+def _heal(house: House, session: Session, run_id: str) -> None:
+    """Make lost objects again, so that the request which missed them succeeds when sent again."""
+    try:
+        require_objects(house, session, runs.lock_run(session, run_id))
+    except UnavailableError as error:
+        logger.warning("objects_not_rebuilt", run_id=run_id, why=error.detail)
+
+
+def _roll_forward(house: House, session: Session, run: Run, *, is_needed: bool) -> None:
+    """Roll forward. Where nothing lags, a repository that cannot follow stops no other work."""
+    try:
+        roll_forward(house, session, run)
+    except UnavailableError as error:
+        if is_needed:
+            raise
+        logger.warning("repository_lags", run_id=run.run_id, why=error.detail)
 
 
 def _is_overdue(run: Run, now: datetime) -> bool:

@@ -25,23 +25,29 @@ from ..domain.run import FailureCode
 from ..models import Phase, Run
 from ..store import issues, runs, submissions
 from .house import House
+from .rebuilding import require_objects
 
 
 def is_branch_elsewhere(house: House, run_id: str, head: str) -> bool:
-    """Say whether a run's branch is not at its recorded head. Costs the reading of a file."""
+    """Say whether a run's branch is not at its recorded head, or the head itself is lost.
+
+    Costs the reading of two files.
+    """
+    repository = house.repository
     try:
-        return house.repository.read_ref(branch_ref(run_id)) != head
+        return repository.read_ref(branch_ref(run_id)) != head or not repository.has_commit(head)
     except AutopackError:  # a ref that cannot be read is met again by whoever has to move it
         return False
 
 
 def roll_forward(house: House, session: Session, run: Run) -> None:
-    """Bring branch, tags and every file of a run to what Postgres says.
+    """Bring objects, branch, tags and every file of a run to what Postgres says.
 
     Raises RefMovedError when a ref is where this run never put it. A run that ended because of
     that keeps its hands off the refs for good.
     """
     if run.failure_code is not FailureCode.BRANCH_MOVED:
+        require_objects(house, session, run)
         recorded = [run.base_commit]
         recorded += [commit.sha for commit in submissions.list_commits(session, run.id)]
         house.repository.settle_ref(branch_ref(run.run_id), head=run.head_commit, recorded=recorded)

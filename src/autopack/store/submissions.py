@@ -95,6 +95,17 @@ def list_commits(session: Session, run_pk: int) -> list[Commit]:
     )
 
 
+def find_change(session: Session, commit: Commit) -> bytes | None:
+    """Return the patch from a commit's parent to it, None where there was none."""
+    query = (
+        select(func.coalesce(Commit.difference, Patch.content))
+        .join(Patch, Patch.id == Commit.patch_pk, isouter=True)
+        .where(Commit.id == commit.id)
+    )
+    change = session.scalars(query).one()
+    return None if change is None else bytes(change)
+
+
 def list_patch_commits(session: Session, phase_pks: Iterable[int]) -> dict[int, list[str]]:
     """Return which commits each submission's patches became."""
     commits: dict[int, list[str]] = {}

@@ -1,0 +1,77 @@
+"""Git objects that the repository lost, made again to the same ids. (01)
+
+Postgres keeps the bytes of each accepted patch, and for a merge what the merge made of them. With
+the run's base they give every tree; commits and tags are pure functions of what is recorded.
+"""
+
+from __future__ import annotations
+
+import structlog
+from sqlalchemy.orm import Session
+
+from ..domain.naming import snapshot_message
+from ..gitrepo import RepositoryUnusableError
+from ..models import Commit, Phase, Run
+from ..store import runs, submissions
+from .house import House
+
+logger = structlog.get_logger(__name__)
+
+
+def require_objects(house: House, session: Session, run: Run) -> None:
+    """See that the repository holds all that the run's branch and snapshots need.
+
+    What is missing is made again. Raises RepositoryUnusableError when that cannot be done.
+    """
+    tips = [run.head_commit]
+    tips += [phase.snapshot_oid for phase in _completed(run) if phase.snapshot_oid]
+    if house.repository.has_objects(tips, since=run.base_commit):
+        return
+    logger.warning("objects_missing", run_id=run.run_id, head=run.head_commit)
+    house.repository.remove_empty_objects()
+    for commit in submissions.list_commits(session, run.id):
+        _rebuild_commit(house, session, commit)
+    for phase in _completed(run):
+        _rebuild_tag(house, run, phase)
+    if not house.repository.has_objects(tips, since=run.base_commit):
+        raise RepositoryUnusableError(
+            f"objects of branch {run.branch} are damaged, and not by being lost alone: look at"
+            " them with `git fsck`"
+        )
+    logger.warning("objects_rebuilt", run_id=run.run_id, head=run.head_commit)
+
+
+def _rebuild_commit(house: House, session: Session, commit: Commit) -> None:
+    repository = house.repository
+    tree = commit.tree  # of an undo or a rollback: an earlier one
+    patch = submissions.find_change(session, commit)
+    if patch is not None:
+        tree = repository.apply_again(commit.parent, patch)
+    sha = repository.write_commit(
+        parents=[commit.parent], tree=tree, message=commit.message, at=commit.committed_at
+    )
+    _require_same(f"commit {commit.position} of the branch", commit.sha, sha)
+
+
+def _rebuild_tag(house: House, run: Run, phase: Phase) -> None:
+    if not (phase.snapshot_tag and phase.snapshot_commit and phase.snapshot_oid and phase.ended_at):
+        return
+    oid = house.repository.write_tag(
+        name=phase.snapshot_tag,
+        commit=phase.snapshot_commit,
+        message=snapshot_message(run.run_id, phase.phase_id, phase.name),
+        at=phase.ended_at,
+    )
+    _require_same(f"tag {phase.snapshot_tag}", phase.snapshot_oid, oid)
+
+
+def _require_same(what: str, recorded: str, made: str) -> None:
+    if made != recorded:
+        raise RepositoryUnusableError(
+            f"{what} is missing from the repository and was {recorded}, but made again it is"
+            f" {made}: restore it (`git fetch`)"
+        )
+
+
+def _completed(run: Run) -> list[Phase]:
+    return [phase for phase in runs.phases_of(run).values() if phase.snapshot_tag]
