@@ -476,7 +476,7 @@ def upgrade() -> None:
             sa.Enum("rules", "hand", name="completedby", native_enum=False, length=64),
             nullable=True,
         ),
-        sa.Column("failure_signature", sa.Text(), nullable=True),
+        sa.Column("failure_signatures", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
         sa.Column("failure_reason", sa.Text(), nullable=True),
         sa.Column("started_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("ended_at", sa.DateTime(timezone=True), nullable=True),

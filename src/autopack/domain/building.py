@@ -160,12 +160,14 @@ def fail_attempt(
     """
     phase = course.phase(phase_id)
     course.note("AttemptFailed", phase_id=phase_id, reason=reason, data={"role": "builder"})
-    if signature is not None and signature == phase.failure_signature:
+    if signature in phase.failure_signatures:
         phase = course.change_phase(phase_id, is_builder_spent=True)
         course.note(
             "BuilderTriesSpent", phase_id=phase_id, reason="two attempts failed alike: no progress"
         )
-    phase = course.change_phase(phase_id, failure_signature=signature, failure_reason=reason)
+    elif signature is not None:
+        course.change_phase(phase_id, failure_signatures=(*phase.failure_signatures, signature))
+    phase = course.change_phase(phase_id, failure_reason=reason)
     if phase.builder_tries_left:
         course.move_phase(phase_id, PhaseStatus.QUEUED, reason)
     elif phase.auditor_tries_left:

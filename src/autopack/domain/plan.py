@@ -154,7 +154,8 @@ def _duplicates(
         value = key(item)
         if counts[value] > 1 and value in seen:
             shown = getattr(item, field)
-            yield f"{noun}[{index}].{field}", f"{shown!r} is used twice (without regard to case)"
+            case = " (without regard to case)" if isinstance(shown, str) else ""
+            yield f"{noun}[{index}].{field}", f"{shown!r} is used twice{case}"
         seen.add(value)
 
 

@@ -211,7 +211,7 @@ def take_approval(course: Course, phase_id: str, commits: Sequence[str]) -> None
 def take_revision(course: Course, phase_id: str, commits: Sequence[str], notes: str) -> None:
     """Return the phase to the Builder; a pending patch is discarded, fix-ups are kept."""
     _take_commits(course, phase_id, commits)
-    phase = course.change_phase(phase_id, pending_submission_id=None, failure_signature=None)
+    phase = course.change_phase(phase_id, pending_submission_id=None)
     if phase.builder_tries_left:
         course.move_phase(phase_id, PhaseStatus.QUEUED, f"the Auditor asks for a revision: {notes}")
     else:

@@ -90,7 +90,7 @@ class PhaseState:
     major_issues_count: int = 0
     verdict: Verdict | None = None
     completed_by: CompletedBy | None = None
-    failure_signature: str | None = None
+    failure_signatures: tuple[str, ...] = ()
     failure_reason: str | None = None
     started_at: datetime | None = None
     ended_at: datetime | None = None

@@ -201,7 +201,7 @@ class Phase(Base):
     major_issues_count: Mapped[int] = mapped_column(default=0)
     verdict: Mapped[Verdict | None]
     completed_by: Mapped[CompletedBy | None]
-    failure_signature: Mapped[str | None]
+    failure_signatures: Mapped[Json] = mapped_column(default=list)
     failure_reason: Mapped[str | None]
     started_at: Mapped[datetime | None]
     ended_at: Mapped[datetime | None]
