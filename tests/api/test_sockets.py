@@ -1,0 +1,51 @@
+"""What only a real socket shows."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+from autopack.config import Settings
+
+if TYPE_CHECKING:
+    from tests.api.conftest import Api
+    from tests.conftest import LiveServer
+
+pytestmark = pytest.mark.integration
+
+
+def test_over_a_real_socket_limits_are_answered_and_many_callers_are_served(
+    live_server: LiveServer, api: Api, settings: Settings
+) -> None:
+    headers = {"Content-Type": "application/json"}
+    limits = httpx.Limits(max_connections=30)
+    with httpx.Client(
+        base_url=live_server.url, trust_env=False, timeout=30, limits=limits
+    ) as client:
+        too_much = b" " * (settings.max_body_bytes + 1)
+        announced = client.post("/runs/start", content=too_much, headers=headers)
+        pieces = (too_much[:1_000_000] for _ in range(21))
+        streamed = client.post("/runs/start", content=pieces, headers=headers)
+        for response in (announced, streamed):
+            assert response.status_code == 413
+            assert response.json()["code"] == "too_large"
+
+        started = client.post("/runs/start", json=api.plan(phases=2))
+        assert started.status_code == 201
+        report = {"issue_key": "flaky", "source": "ci", "category": "timing"}
+        path = "/runs/run-001/phases/P0.0/record_issue"
+        with ThreadPoolExecutor(30) as pool:
+            answers = list(pool.map(lambda _: client.post(path, json=report), range(30)))
+        assert Counter(answer.status_code for answer in answers) == {201: 30}
+        index = client.get("/runs/run-001/issues/index").json()["issues_by_key"]
+        assert index["flaky"]["occurrence_count"] == 30
+
+        odd = client.get("/runs/%ff%00")
+        assert (odd.status_code, odd.json()["code"]) == (422, "invalid_request")
+        assert client.get("/health", headers={"Host": "evil.example"}).status_code == 421
+    assert json.loads(api.file("run-001", "run_issue_index.json"))["issues_by_key"] == index
