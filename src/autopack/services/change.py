@@ -50,7 +50,8 @@ class RunChange:
         self.session = session
         self.run = run
         self.now = house.now()
-        self.course = Course(runs.read_state(run), self.now, actor)
+        self._before = runs.read_state(run)
+        self.course = Course(self._before, self.now, actor)
         self.phases = runs.phases_of(run)
         self.touched: set[str] = set()
         self.is_index_touched = False
@@ -111,7 +112,7 @@ class RunChange:
             return
         self._is_concluded = True
         self._undo_failed_phases()
-        before = {phase.phase_id: phase for phase in runs.read_state(self.run).phases}
+        before = {phase.phase_id: phase for phase in self._before.phases}
         state, events = self.course.finish()
         self.touched |= {
             phase.phase_id for phase in state.phases if phase != before[phase.phase_id]
