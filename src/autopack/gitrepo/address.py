@@ -53,7 +53,8 @@ def is_remote_name(text: str) -> bool:
 def parse_address(text: str, top: Path) -> RemoteAddress:
     """Read an address; relative paths are taken from `top`. Raises AddressError."""
     shown = _USERINFO.sub("***@", text)
-    if not text or text.startswith("-") or not text.isprintable():
+    is_helper = re.match(r"[A-Za-z0-9]+::", text)  # `ext::` would run a command
+    if not text or text.startswith("-") or not text.isprintable() or is_helper:
         raise AddressError(f"{shown!r} is no address of a remote: give {ACCEPTED}")
     if "://" in text:
         return _parse_url(text, shown)
