@@ -20,6 +20,7 @@ from typing import Any, TextIO
 
 from autopack import main as _imported  # noqa: F401 - all that a service imports, before the fork
 from autopack.__main__ import main
+from autopack.gitrepo.objects import Objects
 from autopack.gitrepo.refs import PreparedRefs
 from autopack.gitrepo.repository import Repository
 from autopack.mirror import files
@@ -97,6 +98,7 @@ def watch(fate: Fate) -> None:
     """Put a step at each place where a crash leaves something different behind."""
     wrap: list[tuple[object, str, Callable[[Function], Function]]] = [
         (runs, "run_lock", lambda f: within(fate, "asked", "locked", f)),
+        (Objects, "install", lambda f: before(fate, "objects_verified", f)),
         (Repository, "apply", lambda f: after(fate, "objects_written", f)),
         (Repository, "write_commit", lambda f: after(fate, "commit_written", f)),
         (Repository, "prepare_refs", lambda f: within(fate, "flushed", "refs_prepared", f)),

@@ -24,11 +24,15 @@ Json = dict[str, Any]
 RUN = "run-001"
 BRANCH = f"refs/heads/autonomous/{RUN}"
 LINES = [f"line {number}\n" for number in range(1, 21)]
-# Of a power cut: git stops at a file that is there and holds nothing.
-LOSSES: dict[str, Callable[[Path], None]] = {
-    "lost": lambda path: path.unlink(),
-    "emptied": lambda path: (path.chmod(0o644), path.write_bytes(b""))[0],
-}
+
+
+def empty(path: Path) -> None:
+    """Leave what a power cut leaves: git stops at a file that is there and holds nothing."""
+    path.chmod(0o644)
+    path.write_bytes(b"")
+
+
+LOSSES: dict[str, Callable[[Path], None]] = {"lost": Path.unlink, "emptied": empty}
 
 
 def service(settings: Settings) -> TestClient:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
+import time
 import zlib
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 
 from .errors import RepositoryUnusableError
 from .index import read_index, write_index
 from .objects import Entry, Loose, Objects, encode_loose
 from .process import GitResult, GitRunner
+
+# Between a quarantine's making and its locking; its time changes with each file within.
+_YOUNG_SECONDS = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +99,7 @@ def open_quarantine(
     """Make a quarantine, fresh every time: a lock left in a reused one would block for ever."""
     try:
         folder = Path(tempfile.mkdtemp(prefix="patch-", dir=parent))
+        lock = _lock(folder)  # which a crash lets go
         (folder / "objects").mkdir()
     except OSError as error:
         raise RepositoryUnusableError(
@@ -113,6 +120,34 @@ def open_quarantine(
         )
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def remove_leftovers(parent: Path) -> None:
+    """Remove quarantines that nobody works in any more: those of a service that was killed."""
+    with suppress(FileNotFoundError):  # somebody else was faster
+        for left in parent.iterdir():
+            if time.time() - left.stat().st_mtime > _YOUNG_SECONDS:
+                _remove_unlocked(left)
+
+
+def _remove_unlocked(folder: Path) -> None:
+    try:
+        lock = _lock(folder)
+    except BlockingIOError:
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    os.close(lock)
+
+
+def _lock(folder: Path) -> int:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        flock(descriptor, LOCK_EX | LOCK_NB)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def _alternate(folder: Path) -> str:

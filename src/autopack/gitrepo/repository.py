@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import sys
-import time
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -19,13 +18,12 @@ from .errors import GitFailedError, RepositoryUnusableError
 from .objects import Objects, encode_loose
 from .process import GitResult, GitRunner
 from .push import Remote
-from .quarantine import Quarantine, open_quarantine
+from .quarantine import Quarantine, open_quarantine, remove_leftovers
 from .refs import PreparedRefs, Refs, RefUpdate
 from .scan import scan_patch
 
 IDENTITY = "Autopack <autopack@localhost>"
 _OLDEST_GIT = (2, 38)  # the first with `merge-tree --write-tree`
-_SCRATCH_LEFT_SECONDS = 3600
 # What was let in once is not measured again.
 _UNLIMITED = {
     name: sys.maxsize
@@ -341,9 +339,11 @@ class Repository:
         (self._shadow / "config").write_text(
             "[core]\n\trepositoryformatversion = 0\n\tbare = true\n"
         )
-        for left in self._scratch.iterdir():
-            if left.stat().st_mtime < time.time() - _SCRATCH_LEFT_SECONDS:
-                shutil.rmtree(left, ignore_errors=True)
+        self.remove_leftovers()
+
+    def remove_leftovers(self) -> None:
+        """Remove the scratch folders of services that were killed."""
+        remove_leftovers(self._scratch)
 
 
 def _check_version(runner: GitRunner, folder: Path) -> None:

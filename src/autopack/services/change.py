@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from datetime import datetime
 
 import structlog
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from ..domain.course import Course
@@ -40,6 +41,12 @@ class ProjectionLaggingError(UnavailableError):
     """The change is recorded, but branch or files do not show it yet."""
 
     code = "projection_lagging"
+
+
+class OutcomeUnknownError(UnavailableError):
+    """Nobody can say yet whether the change happened."""
+
+    code = "outcome_unknown"
 
 
 class RunChange:
@@ -152,10 +159,10 @@ class RunChange:
         self.session.flush()
         if self._updates:
             with self.house.repository.prepare_refs(self._updates) as refs:
-                self.session.commit()
+                commit_for_good(self.session)
                 following(self.run, refs.commit)
         else:
-            self.session.commit()
+            commit_for_good(self.session)
         if self._is_push_wanted:
             self.house.push_bell.ring()
         if self.run.revision != self._revision:
@@ -245,12 +252,25 @@ def following(run: Run, step: Callable[[], None]) -> None:
     """
     try:
         step()
-    except AutopackError as error:
-        logger.warning("projection_lags", run_id=run.run_id, why=error.detail)
+    except Exception as error:  # whatever it is, the change is recorded
+        why = error.detail if isinstance(error, AutopackError) else type(error).__name__
+        logger.warning("projection_lags", run_id=run.run_id, why=why, exc_info=True)
         raise ProjectionLaggingError(
             f"run '{run.run_id}' is recorded at revision {run.revision}, but branch or files do "
-            f"not show it yet ({error.detail}); they will as soon as they can, so do not send "
-            "this again"
+            f"not show it yet ({why}); they will as soon as they can, so do not send this again"
+        ) from error
+
+
+def commit_for_good(session: Session) -> None:
+    """Commit. Raises OutcomeUnknownError when the database goes away in the midst of it."""
+    try:
+        session.commit()
+    except DBAPIError as error:
+        if not error.connection_invalidated:
+            raise
+        raise OutcomeUnknownError(
+            "the database went away during the commit, so this may be recorded or not; send the "
+            "same request again, with the same Idempotency-Key if it had one"
         ) from error
 
 

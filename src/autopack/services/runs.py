@@ -19,7 +19,7 @@ from ..domain.strategy import Strategy
 from ..gitrepo import RefUpdate
 from ..models import EventRow, Phase, Run, Tier
 from ..store import runs
-from .change import changing, following, locked_session, up_to_date
+from .change import changing, commit_for_good, following, locked_session, up_to_date
 from .house import House
 from .phases import OPERATOR
 from .projection import attempt_reports, project
@@ -59,7 +59,7 @@ def start_run(house: House, plan: Plan) -> tuple[Run, bool]:
         session.flush()
         branch = RefUpdate(branch_ref(run_id), run.base_commit, None)
         with house.repository.prepare_refs([branch]) as refs:
-            session.commit()
+            commit_for_good(session)
             following(run, refs.commit)
         following(run, lambda: _write_files(house, session, run))
     return run, True

@@ -30,6 +30,7 @@ def start_up(house: House) -> None:
 
 def keep_up(house: House) -> None:
     """Roll forward what lags, and end what has waited too long. (01, 02 §2)"""
+    house.repository.remove_leftovers()
     with house.reading() as session:
         lagging = runs.list_lagging(session, BATCH)
         overdue = runs.list_overdue(session, house.now(), BATCH)
@@ -41,3 +42,5 @@ def keep_up(house: House) -> None:
                 pass  # to take a run's lock is to bring it up to date
         except (AutopackError, DBAPIError) as error:
             logger.warning("upkeep_failed", run_id=run_id, why=str(error))
+        except Exception:  # one run's trouble keeps neither the others waiting nor us from starting
+            logger.exception("upkeep_failed", run_id=run_id)

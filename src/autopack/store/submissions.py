@@ -102,8 +102,8 @@ def find_change(session: Session, commit: Commit) -> bytes | None:
         .join(Patch, Patch.id == Commit.patch_pk, isouter=True)
         .where(Commit.id == commit.id)
     )
-    change = session.scalars(query).one()
-    return None if change is None else bytes(change)
+    change: bytes | None = session.scalars(query).one()
+    return None if change is None else bytes(change)  # a memoryview, from some drivers
 
 
 def list_patch_commits(session: Session, phase_pks: Iterable[int]) -> dict[int, list[str]]:
