@@ -188,6 +188,8 @@ class Course:
         if to is PhaseStatus.COMPLETE:
             changes.setdefault("completed_by", CompletedBy.RULES)
             self._has_snapshot = True
+        if "completed_by" in changes:
+            data = {**(data or {}), "completed_by": changes["completed_by"]}
         self._has_moved = True
         moved = replace(phase, state=to, **changes)
         self._phases[phase_id] = moved

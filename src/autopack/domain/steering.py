@@ -132,11 +132,13 @@ def pass_time(course: Course) -> None:
                 builder_attempts_used=phase.builder_attempts_used + 1,
                 fence=phase.fence + 1,
             )
+            course.note("LeaseLapsed", phase_id=phase.phase_id)
             fail_attempt(course, phase.phase_id, "the attempt's lease lapsed")
         elif phase.state is PhaseStatus.GATE:
             course.change_phase(
                 phase.phase_id, auditor_attempts_used=phase.auditor_attempts_used + 1
             )
+            course.note("AuditLapsed", phase_id=phase.phase_id)
             after_failed_review(course, phase.phase_id, "the audit's deadline lapsed")
         elif phase.state is PhaseStatus.CI_RUNNING:
             reason = "CI gave no verdict in time"
