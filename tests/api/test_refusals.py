@@ -477,3 +477,13 @@ def example_of(operation: dict[str, Any]) -> object:
     except KeyError:
         return None
     return next(iter(examples.values()))["value"]
+
+
+def test_a_name_that_comes_twice_in_one_object_is_refused(api: Api) -> None:
+    response = api.client.post(
+        "/runs/start",
+        content='{"run": {"run_id": "a", "run_id": "b"}, "tiers": [], "phases": []}',
+        headers={"Content-Type": "application/json"},
+    )
+    assert response.status_code == 422
+    assert "'run_id' twice" in response.json()["detail"]

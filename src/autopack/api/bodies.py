@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn
 
@@ -64,7 +65,7 @@ def parse(body: bytes, depth: int) -> Any:
     """Read JSON as RFC 8259 has it, in UTF-8 alone. Raises BodyRefusedError."""
     check_depth(body, depth)
     try:
-        return json.loads(body.decode(), parse_constant=_refuse_constant)
+        return json.loads(body.decode(), parse_constant=_refuse_constant, object_pairs_hook=_unique)
     except json.JSONDecodeError as error:
         raise BodyRefusedError(
             f"the body is not JSON: {error.msg} at line {error.lineno} column {error.colno}"
@@ -86,6 +87,15 @@ def check_depth(body: bytes, limit: int) -> None:
                 raise BodyRefusedError(f"the body is nested deeper than {limit} levels")
         elif sign in (b"]", b"}"):
             depth -= 1
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse a name that comes twice in one object: readers disagree which of them counts."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        (twice, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+        raise BodyRefusedError(f"the body has {twice[:100]!r} twice in one object")
+    return found
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -23,6 +23,7 @@ from ..domain.course import Course
 from ..domain.errors import AutopackError, UnavailableError
 from ..domain.events import SUPERVISOR
 from ..domain.naming import branch_ref, snapshot_message, snapshot_name, snapshot_ref
+from ..domain.reports import RunIndex
 from ..domain.run import FailureCode, Verdict
 from ..domain.states import PhaseStatus
 from ..domain.steering import pass_time
@@ -31,7 +32,13 @@ from ..gitrepo import RefMovedError, RefNameTakenError, RefUpdate, RepositoryUnu
 from ..models import Commit, Phase, Run
 from ..store import issues, pushes, runs, submissions
 from .house import House
-from .projection import is_branch_elsewhere, project, project_backlog, roll_forward
+from .projection import (
+    is_branch_elsewhere,
+    project,
+    project_backlog,
+    roll_forward,
+    run_index,
+)
 from .rebuilding import require_objects
 
 logger = structlog.get_logger(__name__)
@@ -62,6 +69,7 @@ class RunChange:
         self.phases = runs.phases_of(run)
         self.touched: set[str] = set()
         self.is_index_touched = False
+        self._index: RunIndex | None = None
         self.is_backlog_touched = False
         self._old_head = run.head_commit
         self._commits: list[Commit] = []
@@ -73,6 +81,12 @@ class RunChange:
 
     def phase(self, phase_id: str) -> Phase:
         return runs.get_phase(self.run, phase_id)
+
+    def index(self) -> RunIndex:
+        """The run's issues by key, as this change leaves them; ask when it is concluded."""
+        if self._index is None:
+            self._index = run_index(self.session, self.run)
+        return self._index
 
     @property
     def head(self) -> str:
@@ -173,8 +187,8 @@ class RunChange:
             self.house,
             self.session,
             self.run,
-            phases=None if self._has_ended else self.touched,
-            with_index=self.is_index_touched,
+            phases=None if self.course.is_over else self.touched,  # an incident tells of all
+            index=self.index() if self.is_index_touched else None,
         )
         if self.is_backlog_touched:
             project_backlog(self.house)

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic_core import to_jsonable_python
 
 from ..domain.issues import (
+    MAX_EVIDENCE_REFS,
     BacklogStatus,
     IssueReport,
     IssueStatus,
@@ -40,10 +41,9 @@ def record_issue(
             return given
         phase = change.phase(phase_id)
         change.course.require_live()
-        note_issues(change, phase, [report])
+        (entry,) = note_issues(change, phase, [report])
         change.conclude()
-        index = run_index(change.session, change.run).issues_by_key[report.issue_key]
-        entry = issues.find_backlog_entry(change.session, change.run.project_id, report.issue_key)
+        index = change.index().issues_by_key[report.issue_key]
         file = house.mirror.phase_issue_file(run_id, phase.phase_index, phase_id)
         body = {
             "message": f"issue '{report.issue_key}' is recorded",
@@ -55,20 +55,22 @@ def record_issue(
     return Answer(body)
 
 
-def note_issues(change: RunChange, phase: Phase, reports: Iterable[IssueReport]) -> None:
+def note_issues(
+    change: RunChange, phase: Phase, reports: Iterable[IssueReport]
+) -> list[BacklogEntry | None]:
     """Record reports within a change: phase, backlog, counts, events. The one way for all issues.
+
+    Returns the backlog's entry of each, in the order of their keys; an expected issue has none.
 
     Keys are taken in their order, so that two runs that see the same ones never wait for each
     other crosswise.
     """
-    seen = False
-    for report in sorted(reports, key=lambda report: report.issue_key):
-        _note_issue(change, phase, report)
-        seen = True
-    if not seen:
-        return
-    change.touched.add(phase.phase_id)
-    recount_issues(change)
+    ordered = sorted(reports, key=lambda report: report.issue_key)
+    entries = [_note_issue(change, phase, report) for report in ordered]
+    if entries:
+        change.touched.add(phase.phase_id)
+        recount_issues(change)
+    return entries
 
 
 def recount_issues(change: RunChange) -> None:
@@ -79,11 +81,12 @@ def recount_issues(change: RunChange) -> None:
     change.course.set_issue_counts(counts.run, counts.tiers, counts.phases)
 
 
-def _note_issue(change: RunChange, phase: Phase, report: IssueReport) -> None:
+def _note_issue(change: RunChange, phase: Phase, report: IssueReport) -> BacklogEntry | None:
     run, now = change.run, change.now
     severity = base_severity(report, run.major_categories)
     is_expected = report.expected_fail and report.issue_key in phase.expected_issues
     effective = severity
+    entry: BacklogEntry | None = None
     if not is_expected:
         entry = issues.sight(
             change.session,
@@ -128,7 +131,8 @@ def _note_issue(change: RunChange, phase: Phase, report: IssueReport) -> None:
         known.status = IssueStatus.OPEN
         known.occurrence_count += 1
         known.last_seen_at = now
-        known.evidence_refs = list(dict.fromkeys([*known.evidence_refs, *report.evidence_refs]))
+        merged = dict.fromkeys([*known.evidence_refs, *report.evidence_refs])
+        known.evidence_refs = list(merged)[-MAX_EVIDENCE_REFS:]  # the newest say most
         known.description = report.description or known.description
     change.course.note(
         "IssueRecorded",
@@ -143,6 +147,7 @@ def _note_issue(change: RunChange, phase: Phase, report: IssueReport) -> None:
             "is_expected": is_expected,
         },
     )
+    return entry
 
 
 def _age(change: RunChange, entry: BacklogEntry, severity: Severity) -> Severity:

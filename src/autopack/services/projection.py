@@ -56,7 +56,7 @@ def roll_forward(house: House, session: Session, run: Run) -> None:
                 house.repository.settle_ref(
                     snapshot_ref(phase.snapshot_tag), head=phase.snapshot_oid, recorded=()
                 )
-    project(house, session, run, phases=None, with_index=True)
+    project(house, session, run, phases=None, index=run_index(session, run))
     project_backlog(house)
     runs.mark_mirrored(session, run.id, run.revision)
 
@@ -67,10 +67,9 @@ def project(
     run: Run,
     *,
     phases: Collection[str] | None,
-    with_index: bool,
+    index: RunIndex | None,
 ) -> None:
     """Write a run's files: of the phases named, or of all, with their tiers and the summary."""
-    index = run_index(session, run) if with_index else None
     house.mirror.write_run(run_report(session, run, detailed=phases), phases=phases, index=index)
     if phases is None:
         name = f"project_implementation_strategy_v{run.strategy_version}.json"

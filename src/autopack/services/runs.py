@@ -22,7 +22,7 @@ from ..store import runs
 from .change import changing, commit_for_good, following, locked_session, up_to_date
 from .house import House
 from .phases import OPERATOR
-from .projection import attempt_reports, project
+from .projection import attempt_reports, project, run_index
 from .rulesets import plan_under, read_ruleset, strategy_version
 
 
@@ -123,7 +123,7 @@ def list_attempts(house: House, run_id: str, phase_id: str) -> list[AttemptRepor
 
 
 def _write_files(house: House, session: Session, run: Run) -> None:
-    project(house, session, run, phases=None, with_index=True)
+    project(house, session, run, phases=None, index=run_index(session, run))
     runs.mark_mirrored(session, run.id, run.revision)
 
 

@@ -185,15 +185,6 @@ def sight(
     return entry
 
 
-def find_backlog_entry(session: Session, project_id: str, issue_key: str) -> BacklogEntry | None:
-    """Return a key of the project's backlog."""
-    return session.scalars(
-        select(BacklogEntry).where(
-            BacklogEntry.project_id == project_id, BacklogEntry.issue_key == issue_key
-        )
-    ).one_or_none()
-
-
 def lock_backlog_entry(session: Session, project_id: str, issue_key: str) -> BacklogEntry:
     """Return a key of the project's backlog, FOR UPDATE. Raises NotFoundError."""
     entry = session.scalars(
