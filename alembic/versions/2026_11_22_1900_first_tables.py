@@ -61,7 +61,21 @@ def upgrade() -> None:
         ),
     )
     op.create_index(
+        "ix_backlog_needs_cleanup_at",
+        "backlog",
+        ["project_id", "needs_cleanup_at", "id"],
+        unique=False,
+        postgresql_where=sa.text("status = 'needs_cleanup'"),
+    )
+    op.create_index(
         "ix_backlog_project_id_status", "backlog", ["project_id", "status", "id"], unique=False
+    )
+    op.create_index(
+        "ix_backlog_unresolved_age",
+        "backlog",
+        ["project_id", "age_in_runs", "age_in_tiers", "id"],
+        unique=False,
+        postgresql_where=sa.text("status <> 'resolved'"),
     )
     op.create_table(
         "ruleset_versions",
@@ -228,6 +242,18 @@ def upgrade() -> None:
         ),
         sa.CheckConstraint("tokens_used >= 0", name=op.f("ck_runs_tokens_used_not_negative")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_runs")),
+        postgresql_with={
+            "autovacuum_vacuum_scale_factor": 0.02,
+            "autovacuum_vacuum_insert_scale_factor": 0.02,
+        },
+    )
+    op.create_index(
+        "ix_runs_budget_exhausted",
+        "runs",
+        ["created_at", "id"],
+        unique=False,
+        postgresql_include=["failure_code", "tokens_used", "token_cap"],
+        postgresql_where=sa.text("state = 'DONE_FAILED_BUDGET_EXHAUSTED'"),
     )
     op.create_index("ix_runs_created_at_id", "runs", ["created_at", "id"], unique=False)
     op.create_index(
@@ -931,8 +957,24 @@ def downgrade() -> None:
         postgresql_where=sa.text("mirrored_revision < revision"),
     )
     op.drop_index("ix_runs_created_at_id", table_name="runs")
+    op.drop_index(
+        "ix_runs_budget_exhausted",
+        table_name="runs",
+        postgresql_include=["failure_code", "tokens_used", "token_cap"],
+        postgresql_where=sa.text("state = 'DONE_FAILED_BUDGET_EXHAUSTED'"),
+    )
     op.drop_table("runs")
     op.drop_table("ruleset_versions")
+    op.drop_index(
+        "ix_backlog_unresolved_age",
+        table_name="backlog",
+        postgresql_where=sa.text("status <> 'resolved'"),
+    )
     op.drop_index("ix_backlog_project_id_status", table_name="backlog")
+    op.drop_index(
+        "ix_backlog_needs_cleanup_at",
+        table_name="backlog",
+        postgresql_where=sa.text("status = 'needs_cleanup'"),
+    )
     op.drop_table("backlog")
     # ### end Alembic commands ###

@@ -33,7 +33,7 @@ def run_metrics(
     A utilisation is the used share of a cap, 1.0 being all of it. `total_runs` is exact and counts
     every run in that state, not the page.
     """
-    before = decode_moment(cursor) if cursor else None
+    before = None if cursor is None else decode_moment(cursor)
     total, page, more = metrics.run_metrics(house, limit=limit, before=before, status=status)
     return RunMetricsPage(
         total_runs=total,

@@ -47,7 +47,7 @@ def issue_backlog_summary(
 
     `limit` and `cursor` page through `needs_cleanup`; the totals are of the whole backlog.
     """
-    after = decode_moment(cursor) if cursor else None
+    after = None if cursor is None else decode_moment(cursor)
     summary, more = reports.issue_backlog_summary(house, limit=limit, after=after)
     totals = summary.totals
     return BacklogSummaryAnswer(
@@ -85,7 +85,7 @@ def budget_analysis(
     and slices (`task_category:complexity`) are the three that spent most. The totals are over all
     such runs, and `average_token_utilization` is the mean of theirs.
     """
-    before = decode_moment(cursor) if cursor else None
+    before = None if cursor is None else decode_moment(cursor)
     totals, page, more = reports.budget_analysis(house, limit=limit, before=before)
     return BudgetAnalysisAnswer(
         total_budget_failures=totals.total_budget_failures,

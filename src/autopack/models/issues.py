@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint
+from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from ..domain.issues import BacklogStatus, IssueStatus
@@ -72,6 +72,21 @@ class BacklogEntry(Base):
     __table_args__ = (
         UniqueConstraint("project_id", "issue_key"),
         Index("ix_backlog_project_id_status", "project_id", "status", "id"),
+        Index(
+            "ix_backlog_unresolved_age",
+            "project_id",
+            "age_in_runs",
+            "age_in_tiers",
+            "id",
+            postgresql_where=text(f"status <> '{BacklogStatus.RESOLVED}'"),
+        ),
+        Index(
+            "ix_backlog_needs_cleanup_at",
+            "project_id",
+            "needs_cleanup_at",
+            "id",
+            postgresql_where=text(f"status = '{BacklogStatus.NEEDS_CLEANUP}'"),
+        ),
         one_of("status", BacklogStatus),
         one_of("base_severity", Severity),
     )
