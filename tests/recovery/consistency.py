@@ -24,7 +24,7 @@ from autopack.gitrepo import Repository
 from autopack.mirror import Mirror
 from autopack.models import BacklogEntry, Commit, EventRow, Issue, Patch, Phase, Run, Submission
 from autopack.services.house import House
-from autopack.services.projection import project, project_backlog
+from autopack.services.projection import project, project_backlog, run_index
 from autopack.store import runs
 
 # A page that did not change keeps the revision of its last change.
@@ -195,7 +195,8 @@ def _assert_files(engine: Engine, settings: Settings, names: list[str]) -> None:
         house = House(settings, engine, repository, mirror, now=lambda: datetime.now(UTC))
         with Session(engine) as session:
             for name in names:
-                project(house, session, runs.get_run(session, name), phases=None, with_index=True)
+                run = runs.get_run(session, name)
+                project(house, session, run, phases=None, index=run_index(session, run))
         project_backlog(house)
         repository.close()
         shutil.rmtree(elsewhere.home)
