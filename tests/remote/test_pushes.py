@@ -55,6 +55,9 @@ def workers() -> int:
 def _workers(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("autopack.main.PUSH_WORKERS", workers)
     monkeypatch.setattr("autopack.main.UPKEEP_SECONDS", 3_600.0)
+    # Nobody looks by himself, so that only the bell calls.
+    monkeypatch.setattr("autopack.jobs.workers.LONGEST_REST_SECONDS", 3_600.0)
+    monkeypatch.setattr("autopack.services.pushes.LONGEST_REST_SECONDS", 3_600.0)
 
 
 @dataclass
@@ -399,10 +402,7 @@ class TestWithWorkers:
         assert desk.status("run-001")["is_up_to_date"] is True
         assert desk.status("run-002")["is_up_to_date"] is True
 
-    def test_a_snapshot_is_pushed_at_once(
-        self, desk: Desk, pushed: Callable[[], None], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr("autopack.jobs.workers.LONGEST_REST_SECONDS", 3_600.0)
+    def test_a_snapshot_is_pushed_at_once(self, desk: Desk, pushed: Callable[[], None]) -> None:
         desk.start()
         desk.build("P0")
         pushed()
