@@ -20,7 +20,10 @@ from ..models import Phase, Run, Tier
 
 
 def count_runs(session: Session, status: RunStatus | None) -> int:
-    """Return how many runs there are, exactly: one pass over the narrowest index."""
+    """Return how many runs there are, exactly, by a pass over an index alone.
+
+    Why nobody keeps count: docs/decisions/counting-runs.md.
+    """
     query = select(func.count()).select_from(Run)
     if status is not None:
         query = query.where(Run.state == status)
