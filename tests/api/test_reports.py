@@ -250,6 +250,16 @@ def test_an_eligible_run_comes_with_the_text_of_its_pull_request(api: Api) -> No
         assert words in request["body"]
 
 
+@pytest.mark.parametrize(
+    ("tiers", "title"),
+    [(1, "[run-001] Tier 0"), (2, "[run-001] Tier 0 and 1 more tier"),
+     (4, "[run-001] Tier 0 and 3 more tiers")],
+)  # fmt: skip
+def test_a_plan_of_several_phases_is_named_by_its_tiers(api: Api, tiers: int, title: str) -> None:
+    api.start(tiers=tiers, phases=2)
+    assert ask(api, "/runs/run-001/promotion")["pull_request"]["title"] == title
+
+
 def test_a_live_run_is_told_what_stands_against_it_now(api: Api) -> None:
     api.start()
     api.issue(severity="major")
@@ -272,7 +282,7 @@ def test_the_text_of_an_ineligible_run_says_not_to_merge(api: Api) -> None:
 
 
 def test_words_of_agents_neither_call_people_nor_close_issues(api: Api) -> None:
-    name = "Ask @everyone and fixes #12, closes GH-7 <img src=x> | **bold**"
+    name = "Ask @@everyone and fixes #12, closes GH-7 <img src=x> | **bold**"
     api.start(phase={"name": name})
     api.issue(description="@team/ops see org/repo#99", severity="major")
     request = ask(api, "/runs/run-001/promotion")["pull_request"]

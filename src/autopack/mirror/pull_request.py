@@ -25,7 +25,7 @@ _NAME = 100
 _REASON = 300
 _TEXT = 150
 _CALLS = re.compile(r"(?<=@)(?=\w)|(?<=#)(?=\d)|(?<=GH-)(?=\d)", re.IGNORECASE)
-_CALL_SIGNS = re.compile(r"@(?=\w)|#(?=\d)|(?<=GH)-(?=\d)", re.IGNORECASE)
+_CALL_SIGNS = re.compile(r"@+(?=\w)|#+(?=\d)|(?<=GH)-(?=\d)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +64,10 @@ def pull_request(
 
 def _title(run: RunReport, phases: Sequence[PhaseReport]) -> str:
     """Name what was done; a plan of several phases by its tiers."""
-    parts = [tier.name for tier in run.tiers if tier.phases] if len(phases) > 1 else []
-    names = parts or [phase.name for phase in phases]
-    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    tiers = [tier.name for tier in run.tiers if tier.phases]
+    names = tiers if len(phases) > 1 else [phase.name for phase in phases]
+    others = len(names) - 1
+    more = f" and {others} more tier{'s' if others > 1 else ''}" if others > 0 else ""
     prefix = f"[{run.run_id}] "
     name = _CALL_SIGNS.sub("", plain(names[0])) if names else "no phases"
     room = max(20, MAX_TITLE - len(prefix) - len(more))
