@@ -158,6 +158,7 @@ def one_of_each(session: Session, phase: Phase) -> dict[str, object]:
         agent="a",
         fence=1,
         token_sha256="a",
+        seconds=900,
         granted_at=NOON,
         expires_at=NOON,
     )
@@ -341,8 +342,8 @@ class TestUnique:
         one_of_each(session, phase)
         again = (
             "INSERT INTO leases (run_pk, phase_pk, role, agent, fence, token_sha256,"
-            " tokens_reserved, tokens_reported, granted_at, expires_at)"
-            " SELECT run_pk, phase_pk, role, agent, fence + 1, :token, 0, 0, granted_at,"
+            " seconds, granted_at, expires_at)"
+            " SELECT run_pk, phase_pk, role, agent, fence + 1, :token, seconds, granted_at,"
             " expires_at FROM leases LIMIT 1"
         )
         name = constraint_of(session, lambda: execute(session, again, token="b"))
@@ -399,7 +400,7 @@ class TestChecks:
             ("phases", "auditor_attempts_used"),
             ("phases", "fence"),
             ("submissions", "tokens_used"),
-            ("leases", "tokens_reserved"),
+            ("leases", "seconds"),
         ],
     )
     def test_a_counter_has_64_bits_and_never_falls_below_zero(

@@ -11,7 +11,18 @@ from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
 from . import __version__
-from .api import branches, issues, metrics, phases, project, reports, results, runs, service
+from .api import (
+    branches,
+    issues,
+    metrics,
+    phases,
+    project,
+    reports,
+    results,
+    runs,
+    service,
+    work,
+)
 from .api.access import AccessMiddleware
 from .api.docs import mount_docs
 from .api.errors import install_error_handlers
@@ -59,6 +70,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         results,
         branches,
         project,
+        work,
         metrics,
         reports,
     ):

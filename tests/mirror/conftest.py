@@ -184,6 +184,7 @@ def make_attempt(**changes: Any) -> AttemptReport:
         files_changed=("src/app.py",),
         notes=None,
         log_tail=None,
+        ticket=None,
         created_at=NOON,
     )
     return replace(attempt, **changes)

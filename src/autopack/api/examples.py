@@ -81,6 +81,8 @@ AUDITOR_RESULT = {
     "recommendation": "approve",
     "confidence": "high",
 }
+CLAIM = {"role": "builder", "agent": "codex@host-3", "lease_seconds": 900}
+HEARTBEAT = {"lease_token": "the token of the lease", "tokens_used": 1_200}
 PATCH_CHECK = {"phase_id": "P1.1", "patch_content": PATCH}
 ROLLBACK = {"to_phase": "P1.1", "reason": "the release was postponed"}
 CANCEL = {"reason": "the plan was wrong"}

@@ -179,6 +179,8 @@ class Course:
         """Move a phase to another state; `deadline_at` is when it must have left it."""
         phase = self.phase(phase_id)
         check_phase_transition(phase_id, phase.state, to)
+        self.release(phase_id)
+        phase = self.phase(phase_id)
         changes["deadline_at"] = deadline_at
         if to is PhaseStatus.EXECUTING and phase.started_at is None:
             changes |= {"started_at": self.now, "start_commit": self._run.head_commit}
@@ -207,6 +209,15 @@ class Course:
             )
         )
         return moved
+
+    def release(self, phase_id: str) -> None:
+        """End the lease on a phase, and what it has reserved."""
+        phase = self.phase(phase_id)
+        if phase.lease_id is not None:
+            self.change_run(tokens_reserved=self._run.tokens_reserved - phase.tokens_reserved)
+            self.change_phase(
+                phase_id, lease_id=None, lease_role=None, tokens_reserved=0, tokens_reported=0
+            )
 
     def count_tokens(self, phase_id: str, tokens: int) -> None:
         """Add tokens to phase, tier and run; passing the run's cap ends it. (02 §4)"""

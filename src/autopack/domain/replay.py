@@ -20,6 +20,7 @@ from .building import (
     open_attempt,
     take_result,
 )
+from .claiming import LeaseLostError, find_claimable, take_claim
 from .course import Course
 from .errors import AutopackError
 from .events import Event
@@ -33,8 +34,8 @@ from .reviewing import (
 )
 from .run import FailureCode, RunState
 from .states import PhaseStatus, RunStatus
-from .steering import cancel, pass_time, roll_back, set_status
-from .values import Severity
+from .steering import cancel, lapse, pass_time, roll_back, set_status
+from .values import Role, Severity
 
 OPERATOR = "operator"
 
@@ -114,7 +115,12 @@ class _Replayer:
         if auditor is not None:
             require_reviewable(course, _phase_id(auditor))
         self._take_issues(course, events)
-        if builder is not None:
+        lapsed = by_kind.get("LeaseLapsed") or by_kind.get("AuditLapsed")
+        if "LeaseGranted" in by_kind:
+            _take_claim(course, by_kind["LeaseGranted"])
+        elif lapsed is not None and lapsed.data.get("lease_id") is not None:
+            lapse(course, _phase_id(lapsed), lapsed.data["tokens_reported"])
+        elif builder is not None:
             self._take_builder(course, builder, events)
         elif auditor is not None:
             self._take_auditor(course, auditor, events)
@@ -255,6 +261,16 @@ def replay(
         skipped_inputs=replayer.skipped_inputs,
         assumed_patches=replayer.assumed_patches,
     )
+
+
+def _take_claim(course: Course, event: Event) -> None:
+    """Take a claim; how long its lease held is taken from the record, which says when it lapsed."""
+    role = Role(event.data["role"])
+    claimable = find_claimable(course, role)
+    if claimable is None or claimable.phase.phase_id != event.phase_id:
+        raise LeaseLostError("there is nothing to claim here")
+    take_claim(course, claimable, role, event.data["agent"], event.data["lease_id"], 0)
+    course.change_phase(claimable.phase.phase_id, deadline_at=None)
 
 
 def _take_by_hand(course: Course, events: Sequence[Event]) -> None:

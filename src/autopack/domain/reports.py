@@ -47,6 +47,7 @@ class AttemptReport:
     files_changed: tuple[str, ...]
     notes: str | None
     log_tail: str | None
+    ticket: Mapping[str, Any] | None
     created_at: datetime
 
 

@@ -54,6 +54,7 @@ def take_review(course: Course, phase_id: str, review: Review, put: PutAll) -> C
 
     Returns the refusal of a review that has nothing to stand on; it cost a try.
     """
+    course.release(phase_id)
     count_review(course, phase_id, review.tokens)
     if course.is_over:
         return None

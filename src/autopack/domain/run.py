@@ -8,7 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from .states import Cleanliness, PhaseStatus, RunStatus, TierStatus
-from .values import CiProfile, RunScope
+from .values import CiProfile, Role, RunScope
 
 
 class FailureCode(StrEnum):
@@ -82,6 +82,10 @@ class PhaseState:
     is_review_requested: bool = False
     tokens_used: int = 0
     fence: int = 0
+    lease_id: int | None = None
+    lease_role: Role | None = None
+    tokens_reserved: int = 0
+    tokens_reported: int = 0
     deadline_at: datetime | None = None
     start_commit: str | None = None
     commit: str | None = None
@@ -151,6 +155,7 @@ class RunState:
     any_failure_stops: bool
     high_risk_needs_review: bool
     tokens_used: int = 0
+    tokens_reserved: int = 0
     minor_issues_count: int = 0
     major_issues_count: int = 0
     debt_status: DebtStatus = DebtStatus.CLEAN

@@ -126,21 +126,42 @@ def pass_time(course: Course) -> None:
     for phase in run.phases:
         if phase.deadline_at is None or course.now < phase.deadline_at:
             continue
-        if phase.state is PhaseStatus.EXECUTING:
-            course.change_phase(
-                phase.phase_id,
-                builder_attempts_used=phase.builder_attempts_used + 1,
-                fence=phase.fence + 1,
-            )
-            course.note("LeaseLapsed", phase_id=phase.phase_id)
-            fail_attempt(course, phase.phase_id, "the attempt's lease lapsed")
-        elif phase.state is PhaseStatus.GATE:
-            course.change_phase(
-                phase.phase_id, auditor_attempts_used=phase.auditor_attempts_used + 1
-            )
-            course.note("AuditLapsed", phase_id=phase.phase_id)
-            after_failed_review(course, phase.phase_id, "the audit's deadline lapsed")
-        elif phase.state is PhaseStatus.CI_RUNNING:
+        if course.phase(phase.phase_id).state is not phase.state:  # an earlier lapse ended the run
+            continue
+        if phase.state is PhaseStatus.CI_RUNNING:
             reason = "CI gave no verdict in time"
             course.move_phase(phase.phase_id, PhaseStatus.FAILED, reason, failure_reason=reason)
             course.end_failed(FailureCode.CI_DID_NOT_RUN, reason)
+        else:
+            lapse(course, phase.phase_id, phase.tokens_reported)
+
+
+def lapse(course: Course, phase_id: str, tokens_reported: int) -> None:
+    """End an attempt or a review that has lasted too long; it used one try of its role.
+
+    Its tokens are settled at what the last heartbeat said.
+    """
+    phase = course.phase(phase_id)
+    data = {"lease_id": phase.lease_id, "tokens_reported": tokens_reported}
+    course.release(phase_id)
+    if phase.state is PhaseStatus.EXECUTING:
+        course.change_phase(
+            phase_id,
+            builder_attempts_used=phase.builder_attempts_used + 1,
+            fence=phase.fence + 1,
+        )
+        course.note("LeaseLapsed", phase_id=phase_id, data=data)
+    else:
+        course.change_phase(
+            phase_id,
+            auditor_attempts_used=phase.auditor_attempts_used + 1,
+            fence=phase.fence + 1,
+        )
+        course.note("AuditLapsed", phase_id=phase_id, data=data)
+    course.count_tokens(phase_id, tokens_reported)
+    if course.is_over:
+        return
+    if phase.state is PhaseStatus.EXECUTING:
+        fail_attempt(course, phase_id, "the attempt's lease lapsed")
+    else:
+        after_failed_review(course, phase_id, "the audit's deadline lapsed")

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Mapped, mapped_column, relationship
 from ..domain.naming import branch_name
 from ..domain.run import CompletedBy, DebtStatus, FailureCode, Verdict
 from ..domain.states import Cleanliness, PhaseStatus, RunStatus, TierStatus
-from ..domain.values import CiProfile, Complexity, RunScope, SafetyProfile
+from ..domain.values import CiProfile, Complexity, Role, RunScope, SafetyProfile
 from .base import Base, Id, Json, not_negative, one_of
 
 
@@ -202,6 +202,10 @@ class Phase(Base):
     major_issues_claimed: Mapped[int | None]
 
     fence: Mapped[int] = mapped_column(default=0)
+    lease_id: Mapped[int | None] = mapped_column(ForeignKey("leases.id", use_alter=True))
+    lease_role: Mapped[Role | None]
+    tokens_reserved: Mapped[int] = mapped_column(default=0)
+    tokens_reported: Mapped[int] = mapped_column(default=0)
     deadline_at: Mapped[datetime | None]
     start_commit: Mapped[str | None]
     commit: Mapped[str | None]
@@ -236,6 +240,7 @@ class Phase(Base):
         one_of("ci_profile", CiProfile),
         one_of("verdict", Verdict),
         one_of("completed_by", CompletedBy),
+        one_of("lease_role", Role),
         *not_negative(
             "builder_attempts_used",
             "auditor_attempts_used",

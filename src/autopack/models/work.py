@@ -25,12 +25,10 @@ class Lease(Base):
     agent: Mapped[str]
     fence: Mapped[int]
     token_sha256: Mapped[str] = mapped_column(unique=True)
-    tokens_reserved: Mapped[int] = mapped_column(default=0)
-    tokens_reported: Mapped[int] = mapped_column(default=0)
+    seconds: Mapped[int]
     granted_at: Mapped[datetime]
     expires_at: Mapped[datetime]
     ended_at: Mapped[datetime | None]
-    end_reason: Mapped[str | None]
 
     __table_args__ = (
         Index(
@@ -41,7 +39,7 @@ class Lease(Base):
         ),
         Index("ix_leases_open_expires_at", "expires_at", postgresql_where=text("ended_at IS NULL")),
         one_of("role", Role),
-        *not_negative("tokens_reserved", "tokens_reported"),
+        *not_negative("seconds"),
     )
 
 
@@ -63,6 +61,7 @@ class Submission(Base):
     tokens_used: Mapped[int] = mapped_column(default=0)
     outcome: Mapped[Outcome]
     reason: Mapped[str | None]
+    ticket: Mapped[Json] = mapped_column(nullable=True)
     base_commit: Mapped[str]
     created_at: Mapped[datetime]
 

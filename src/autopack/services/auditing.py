@@ -16,10 +16,11 @@ from ..models import Audit, Commit, Patch, Phase, Submission
 from ..store import audits, issues, submissions
 from . import patching
 from .change import RunChange, changing
+from .claiming import check_lease
 from .house import House
 from .issues import note_issues, recount_issues
 from .naming import require_same_names
-from .replies import Answer, key_scope, once
+from .replies import Answer, key_scope, lease_scope, once
 
 
 class PhaseFinalError(ConflictError):
@@ -92,7 +93,11 @@ def submit_auditor_result(
     identity = once(
         "auditor_result",
         {"phase_id": phase_id, "report": report.model_dump(mode="json")},
-        [key_scope(idempotency_key), f"latest:{phase_id}:{Role.AUDITOR}"],
+        [
+            key_scope(idempotency_key),
+            lease_scope(report.lease_token),
+            f"latest:{phase_id}:{Role.AUDITOR}",
+        ],
     )
     refusal: AutopackError | None = None
     body: dict[str, Any] = {}
@@ -112,10 +117,12 @@ def submit_auditor_result(
             submission.outcome = Outcome.ADVISORY
             commits: list[Commit] = []
         else:
+            lease_id = check_lease(change, phase, Role.AUDITOR, report.lease_token)
             reviewing.require_reviewable(change.course, phase_id)
             if report.recommendation is not Recommendation.ESCALATE:
                 patching.require_free_branch(change)
             submission = _record(change, phase, report, patches)
+            submission.lease_pk = lease_id
             commits, refusal = _take(change, phase, report, submission, patches)
         if audit is not None:
             audit.answered_at = change.now

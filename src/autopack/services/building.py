@@ -16,10 +16,11 @@ from ..models import Commit, Phase, Submission
 from ..store import submissions
 from . import patching
 from .change import RunChange, changing
+from .claiming import check_lease
 from .house import House
 from .issues import note_issues
 from .naming import require_same_names
-from .replies import Answer, key_scope, once
+from .replies import Answer, key_scope, lease_scope, once
 
 
 def submit_builder_result(
@@ -38,7 +39,11 @@ def submit_builder_result(
     identity = once(
         "builder_result",
         {"phase_id": phase_id, "report": report.model_dump(mode="json")},
-        [key_scope(idempotency_key), f"latest:{phase_id}:{Role.BUILDER}"],
+        [
+            key_scope(idempotency_key),
+            lease_scope(report.lease_token),
+            f"latest:{phase_id}:{Role.BUILDER}",
+        ],
     )
     refusal: AutopackError | None = None
     body: dict[str, Any] = {}
@@ -47,10 +52,12 @@ def submit_builder_result(
         given = identity.find(change)
         if given is not None:
             return given
+        lease_id = check_lease(change, phase, Role.BUILDER, report.lease_token)
         building.open_attempt(change.course, phase_id)
         if patch is not None:
             patching.require_free_branch(change)
         submission, commit, refusal = _take(change, phase, report, patch)
+        submission.lease_pk = lease_id
         change.conclude()
         body = {
             "message": _message(submission, phase),

@@ -30,7 +30,7 @@ from ..domain.steering import pass_time
 from ..domain.work import CommitKind
 from ..gitrepo import RefMovedError, RefNameTakenError, RefUpdate, RepositoryUnusableError
 from ..models import Commit, Phase, Run
-from ..store import issues, pushes, runs, submissions
+from ..store import issues, leases, pushes, runs, submissions
 from .house import House
 from .projection import (
     is_branch_elsewhere,
@@ -138,6 +138,13 @@ class RunChange:
         self.touched |= {
             phase.phase_id for phase in state.phases if phase != before[phase.phase_id]
         }
+        ended = [
+            lease_id
+            for phase in state.phases
+            if (lease_id := before[phase.phase_id].lease_id) and lease_id != phase.lease_id
+        ]
+        if ended:
+            leases.end_leases(self.session, ended, self.now)
         for phase in state.phases:
             held = before[phase.phase_id].pending_submission_id
             if held is not None and held != phase.pending_submission_id:
@@ -289,23 +296,26 @@ def commit_for_good(session: Session) -> None:
 
 
 @contextmanager
-def locked_session(house: House, run_id: str) -> Iterator[Session]:
+def locked_session(house: House, run_id: str, *, is_waiting: bool = True) -> Iterator[Session]:
     """Hold a run's lock, whether there is such a run or not."""
     with (
         house.engine.connect() as connection,
         Session(bind=connection, expire_on_commit=False) as session,
-        runs.run_lock(session, run_id),
+        runs.run_lock(session, run_id, is_waiting=is_waiting),
     ):
         yield session
 
 
 @contextmanager
-def changing(house: House, run_id: str, *, actor: str = SUPERVISOR) -> Iterator[RunChange]:
+def changing(
+    house: House, run_id: str, *, actor: str = SUPERVISOR, is_waiting: bool = True
+) -> Iterator[RunChange]:
     """Hold a run's lock, bring the run up to date, and commit what the body decides.
 
-    An exception in the body leaves everything as it was.
+    An exception in the body leaves everything as it was. Raises RunBusyError when somebody else
+    holds the run and we are not to wait.
     """
-    with locked_session(house, run_id) as session:
+    with locked_session(house, run_id, is_waiting=is_waiting) as session:
         run = up_to_date(house, session, run_id)
         change = RunChange(house, session, run, actor)
         try:

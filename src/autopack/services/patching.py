@@ -119,6 +119,7 @@ def refuse(submission: Submission, error: AutopackError) -> None:
     is_conflict = error.kind is ErrorKind.CONFLICT
     submission.outcome = Outcome.CONFLICT if is_conflict else Outcome.REFUSED
     submission.reason = error.detail
+    submission.ticket = error.extra or None
 
 
 def title_of(patch: Patch, otherwise: str) -> str:

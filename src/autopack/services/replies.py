@@ -11,6 +11,7 @@ from ..domain.errors import AutopackError, ErrorKind, InvalidError
 from ..domain.events import canonical_json
 from ..models import Reply
 from ..store import submissions
+from ..store.leases import hash_token
 from .change import RunChange
 
 
@@ -82,6 +83,11 @@ def once(operation: str, request: Mapping[str, Any], scopes: Sequence[str | None
 
 def key_scope(idempotency_key: str | None) -> str | None:
     return f"key:{idempotency_key}" if idempotency_key else None
+
+
+def lease_scope(token: str | None) -> str | None:
+    """A lease is used once; its token is a secret, so its hash stands for it."""
+    return f"lease:{hash_token(token)}" if token else None
 
 
 def _given_before(reply: Reply) -> Answer:

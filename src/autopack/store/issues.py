@@ -206,14 +206,19 @@ def resolve_cleaned(session: Session, project_id: str, keys: Sequence[str], now:
     )
 
 
-def list_needing_cleanup(session: Session, project_id: str, *, limit: int) -> list[BacklogEntry]:
-    """Return aged issues, those first that have waited longest."""
+def list_needing_cleanup(
+    session: Session, project_id: str, *, limit: int, category: str | None = None
+) -> list[BacklogEntry]:
+    """Return aged issues, of one category or all, those first that have waited longest."""
+    wanted = [
+        BacklogEntry.project_id == project_id,
+        BacklogEntry.status == BacklogStatus.NEEDS_CLEANUP,
+    ]
+    if category is not None:
+        wanted.append(BacklogEntry.category == category)
     query = (
         select(BacklogEntry)
-        .where(
-            BacklogEntry.project_id == project_id,
-            BacklogEntry.status == BacklogStatus.NEEDS_CLEANUP,
-        )
+        .where(*wanted)
         .order_by(BacklogEntry.needs_cleanup_at, BacklogEntry.id)
         .limit(limit)
     )

@@ -8,30 +8,42 @@ from dataclasses import fields
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ScalarResult, func, select, text, update
+from sqlalchemy import ScalarResult, and_, exists, func, select, text, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, selectinload
 from sqlalchemy.sql import Select
 
-from ..domain.errors import NotFoundError
+from ..domain.errors import NotFoundError, UnavailableError
 from ..domain.events import Event, seal
 from ..domain.reports import read_off
 from ..domain.run import PhaseState, RunState, TierState
-from ..domain.states import RunStatus
+from ..domain.states import PhaseStatus, RunStatus
+from ..domain.values import Role
 from ..models import EventRow, Phase, Run, Tier
 
 _GRAPH = selectinload(Run.tiers).selectinload(Tier.phases)
 
 
+class RunBusyError(UnavailableError):
+    code = "run_busy"
+
+
 @contextmanager
-def run_lock(session: Session, run_id: str) -> Iterator[None]:
+def run_lock(session: Session, run_id: str, *, is_waiting: bool = True) -> Iterator[None]:
     """Hold the run's advisory lock, over any number of transactions of the session's connection.
+
+    Raises RunBusyError when somebody else holds it and we are not to wait.
 
     The session has to be bound to a connection. The lock goes when the connection does, so a
     killed service leaves none behind.
     """
     key = {"run_id": run_id.lower()}
-    session.execute(text("SELECT pg_advisory_lock(hashtextextended(:run_id, 0))"), key)
+    if is_waiting:
+        session.execute(text("SELECT pg_advisory_lock(hashtextextended(:run_id, 0))"), key)
+    else:
+        attempt = text("SELECT pg_try_advisory_lock(hashtextextended(:run_id, 0))")
+        if not session.scalar(attempt, key):
+            raise RunBusyError(f"run '{run_id}' is busy; try again")
     try:
         yield
     except BaseException:
@@ -85,6 +97,35 @@ def list_runs(
             at=before[0], id=before[1]
         )
     return list(session.scalars(query))
+
+
+def list_with_work(session: Session, role: Role, limit: int) -> list[str]:
+    """Return live runs in which a phase may wait for an agent of this role, oldest first."""
+    if role is Role.BUILDER:
+        waiting = Phase.state == PhaseStatus.QUEUED
+    else:
+        waiting = and_(Phase.state == PhaseStatus.GATE, Phase.lease_id.is_(None))
+    query = (
+        select(Run.run_id)
+        .where(
+            Run.ended_at.is_(None),
+            exists().where(Phase.run_pk == Run.id, waiting),
+            ~exists().where(
+                Phase.run_pk == Run.id,
+                Phase.state.in_(_BUSY[role]),
+            ),
+        )
+        .order_by(Run.created_at, Run.id)
+        .limit(limit)
+    )
+    return list(session.scalars(query))
+
+
+# A run whose phase is in such a state has nothing for that role: its phases follow each other.
+_BUSY = {
+    Role.BUILDER: (PhaseStatus.EXECUTING, PhaseStatus.GATE, PhaseStatus.CI_RUNNING),
+    Role.AUDITOR: (PhaseStatus.EXECUTING, PhaseStatus.CI_RUNNING),
+}
 
 
 def list_lagging(session: Session, limit: int) -> list[str]:

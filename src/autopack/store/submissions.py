@@ -47,6 +47,17 @@ def get_submission(session: Session, submission_pk: int) -> Submission:
     return session.get_one(Submission, submission_pk)
 
 
+def find_latest(session: Session, phase_pk: int, role: str) -> Submission | None:
+    """Return the last submission of a role to a phase."""
+    query = (
+        select(Submission)
+        .where(Submission.phase_pk == phase_pk, Submission.role == role)
+        .order_by(Submission.attempt.desc())
+        .limit(1)
+    )
+    return session.scalars(query).one_or_none()
+
+
 def list_submissions(session: Session, phase_pks: Iterable[int]) -> list[Submission]:
     """Return the submissions of phases, oldest first."""
     return list(

@@ -1,0 +1,118 @@
+"""Work items and heartbeats as they are answered."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...domain.claiming import Directive
+from ...domain.values import CiProfile, Complexity, Role
+from ...domain.work import Outcome
+from . import Shape, WireTime
+
+
+class LeaseAnswer(Shape):
+    """Send `token` with the result and with each heartbeat; nobody else may have it."""
+
+    token: str
+    fence: int
+    expires_at: WireTime
+    tokens_reserved: int
+
+
+class TaskAnswer(Shape):
+    name: str
+    description: str | None
+    task_category: str
+    complexity: Complexity
+    builder_mode: str | None
+    allow_empty: bool
+    allowed_paths: list[str] | None
+    expected_issues: list[str]
+    issue_key: str | None
+
+
+class RepositoryAnswer(Shape):
+    path: str
+    remote: str | None
+    branch: str
+    base_commit: str
+
+
+class LeftAnswer(Shape):
+    builder_attempts: int
+    auditor_attempts: int
+    phase_tokens: int
+    tier_tokens: int
+    run_tokens: int
+    minutes: int
+
+
+class GateAnswer(Shape):
+    auto_apply: bool
+    protected_paths: list[str]
+    opened_paths: list[str]
+    max_patch_bytes: int
+    max_patch_files: int
+    ci_profile: CiProfile
+    ci_command: str | None
+
+
+class PastAttemptAnswer(Shape):
+    """An earlier attempt; `ticket` says how a refused patch can be repaired."""
+
+    role: Role
+    attempt: int
+    agent: str | None
+    outcome: Outcome
+    reason: str | None
+    notes: str | None
+    log_tail: str | None
+    ticket: dict[str, Any] | None
+    commits: list[str]
+
+
+class OpenIssueAnswer(Shape):
+    issue_key: str
+    category: str
+    effective_severity: str
+    source: str
+    occurrence_count: int
+    evidence_refs: list[str]
+    description: str | None
+
+
+class ReviewAnswer(Shape):
+    """What an Auditor reviews: the held patch, or all that the phase has put on the branch."""
+
+    audit_id: int | None
+    review_focus: str | None
+    auditor_profile: str | None
+    is_pending: bool
+    patch_content: str | None
+    patch_content_base64: str | None
+    notes: str | None
+    probe_results: list[dict[str, Any]]
+
+
+class WorkItemAnswer(Shape):
+    """All that an agent needs; `lease` is null where nothing was claimed."""
+
+    role: Role
+    run_id: str
+    tier_id: str
+    phase_id: str
+    lease: LeaseAnswer | None
+    task: TaskAnswer
+    repository: RepositoryAnswer
+    left: LeftAnswer
+    gate: GateAnswer
+    history: list[PastAttemptAnswer]
+    open_issues: list[OpenIssueAnswer]
+    aged_issues: list[str]
+    review: ReviewAnswer | None
+
+
+class HeartbeatAnswer(Shape):
+    directive: Directive
+    reason: str
+    expires_at: WireTime | None

@@ -1,0 +1,149 @@
+"""All that an agent needs to do its work, and nothing that it would have to ask for. (06)"""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from ..domain.path_policy import DEFAULT_PROTECTED
+from ..domain.reports import AttemptReport, IssueReportEntry, read_off
+from ..domain.run import PhaseState
+from ..domain.values import Role
+from ..models import Phase, Run
+from ..store import audits, issues, runs, submissions
+from .house import House
+from .projection import attempt_reports
+
+AGED_ISSUES = 20
+
+
+def work_item(
+    house: House, session: Session, run: Run, state: PhaseState, role: Role
+) -> dict[str, Any]:
+    """Return a phase as work for an agent; its lease is not part of it."""
+    phase = runs.get_phase(run, state.phase_id)
+    attempts = attempt_reports(session, [phase.id]).get(phase.id, [])
+    item: dict[str, Any] = {
+        "role": role,
+        "run_id": run.run_id,
+        "tier_id": phase.tier_id,
+        "phase_id": phase.phase_id,
+        "lease": None,
+        "task": {
+            "name": phase.name,
+            "description": phase.description,
+            "task_category": phase.task_category,
+            "complexity": phase.complexity,
+            "builder_mode": phase.builder_mode,
+            "allow_empty": phase.allow_empty,
+            "allowed_paths": phase.allowed_paths,
+            "expected_issues": phase.expected_issues,
+            "issue_key": phase.issue_key,
+        },
+        "repository": {
+            "path": str(house.repository.path),
+            "remote": house.repository.remote.url if house.repository.remote else None,
+            "branch": run.branch,
+            "base_commit": run.head_commit,
+        },
+        "left": _left(house, run, phase, state),
+        "gate": _gate(house, session, run, phase),
+        "history": [_attempt(attempt) for attempt in attempts],
+        "open_issues": _open_issues(session, phase),
+        "aged_issues": [
+            entry.issue_key
+            for entry in issues.list_needing_cleanup(
+                session, run.project_id, limit=AGED_ISSUES, category=phase.task_category
+            )
+        ],
+        "review": None,
+    }
+    if role is Role.AUDITOR:
+        item["review"] = _review(house, session, run, phase, state)
+    return item
+
+
+def _left(house: House, run: Run, phase: Phase, state: PhaseState) -> dict[str, int]:
+    tier = next(tier for tier in run.tiers if tier.tier_id == phase.tier_id)
+    minutes = int((run.deadline_at - house.now()).total_seconds() // 60)
+    return {
+        "builder_attempts": state.builder_tries_left,
+        "auditor_attempts": state.auditor_tries_left,
+        "phase_tokens": max(0, phase.incident_token_cap - phase.tokens_used),
+        "tier_tokens": max(0, tier.token_cap - tier.tokens_used),
+        "run_tokens": max(0, run.token_cap - run.tokens_used),
+        "minutes": max(0, minutes),
+    }
+
+
+def _gate(house: House, session: Session, run: Run, phase: Phase) -> dict[str, Any]:
+    settings = house.settings
+    profiles = runs.get_strategy(session, run)["ci"]["profiles"]
+    return {
+        "auto_apply": phase.auto_apply,
+        "protected_paths": [*DEFAULT_PROTECTED, *run.protected_paths],
+        "opened_paths": phase.opened_paths,
+        "max_patch_bytes": settings.max_patch_bytes,
+        "max_patch_files": min(
+            settings.max_patch_files, phase.max_patch_files or settings.max_patch_files
+        ),
+        "ci_profile": phase.ci_profile,
+        "ci_command": profiles[phase.ci_profile]["command"] if phase.has_ci else None,
+    }
+
+
+def _attempt(attempt: AttemptReport) -> dict[str, Any]:
+    return {
+        "role": attempt.role,
+        "attempt": attempt.attempt,
+        "agent": attempt.agent,
+        "outcome": attempt.outcome,
+        "reason": attempt.reason,
+        "notes": attempt.notes,
+        "log_tail": attempt.log_tail,
+        "ticket": attempt.ticket,
+        "commits": list(attempt.commits),
+    }
+
+
+def _open_issues(session: Session, phase: Phase) -> list[IssueReportEntry]:
+    return [
+        read_off(IssueReportEntry, issue)
+        for issue in issues.list_issues(session, [phase.id])
+        if issue.status == "open"
+    ]
+
+
+def _review(
+    house: House, session: Session, run: Run, phase: Phase, state: PhaseState
+) -> dict[str, Any]:
+    """Return what there is to review: the held patch, or what the phase has put on the branch."""
+    audit = audits.find_open_audit(session, phase.id)
+    review: dict[str, Any] = {
+        "audit_id": audit.id if audit else None,
+        "review_focus": audit.review_focus if audit else None,
+        "auditor_profile": (audit.auditor_profile if audit else None) or phase.auditor_profile,
+        "is_pending": state.pending_submission_id is not None,
+        "patch_content": None,
+        "patch_content_base64": None,
+        "notes": None,
+        "probe_results": [],
+    }
+    if state.pending_submission_id is not None:
+        held = submissions.list_patches(session, state.pending_submission_id)
+        content = b"".join(patch.content for patch in held)
+    elif phase.start_commit is not None and phase.commit is not None:
+        content = house.repository.diff(phase.start_commit, phase.commit)
+    else:
+        content = b""
+    try:
+        review["patch_content"] = content.decode()
+    except UnicodeDecodeError:
+        review["patch_content_base64"] = base64.b64encode(content).decode()
+    latest = submissions.find_latest(session, phase.id, Role.BUILDER)
+    if latest is not None:
+        review["notes"] = latest.body.get("notes")
+        review["probe_results"] = latest.body.get("probe_results", [])
+    return review
