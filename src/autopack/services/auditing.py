@@ -12,7 +12,7 @@ from ..domain.run import PhaseState
 from ..domain.states import PhaseStatus
 from ..domain.values import Role
 from ..domain.work import Outcome, PatchStatus
-from ..models import Audit, Commit, Patch, Phase, Submission
+from ..models import Audit, Commit, Lease, Patch, Phase, Submission
 from ..store import audits, issues, submissions
 from . import patching
 from .change import RunChange, changing
@@ -113,18 +113,17 @@ def submit_auditor_result(
                     f"phase '{phase_id}' is {phase.state}: a review of it is advisory and can "
                     "bring no patches"
                 )
-            submission = _record(change, phase, report, [])
+            submission = _record(change, phase, report, [], None)
             submission.outcome = Outcome.ADVISORY
             commits: list[Commit] = []
         else:
-            lease_id = check_lease(change, phase, Role.AUDITOR, report.lease_token)
+            lease = check_lease(change, phase, Role.AUDITOR, report.lease_token)
             reviewing.require_reviewable(change.course, phase_id)
             if report.recommendation is not Recommendation.ESCALATE:
                 patching.require_free_branch(change)
-            submission = _record(change, phase, report, patches)
-            submission.lease_pk = lease_id
+            submission = _record(change, phase, report, patches, lease)
             commits, refusal = _take(change, phase, report, submission, patches)
-        if audit is not None:
+        if audit is not None and refusal is None:  # a refused review may be sent anew
             audit.answered_at = change.now
             audit.submission_pk = submission.id
         change.conclude()
@@ -168,7 +167,11 @@ def _audit(change: RunChange, phase: Phase, audit_id: int | None) -> Audit | Non
 
 
 def _record(
-    change: RunChange, phase: Phase, report: AuditorReport, patches: list[Patch]
+    change: RunChange,
+    phase: Phase,
+    report: AuditorReport,
+    patches: list[Patch],
+    lease: Lease | None,
 ) -> Submission:
     change.touched.add(phase.phase_id)
     return submissions.add_submission(
@@ -178,7 +181,8 @@ def _record(
             phase_pk=phase.id,
             role=Role.AUDITOR,
             attempt=submissions.next_attempt(change.session, phase.id, Role.AUDITOR),
-            agent=report.agent,
+            lease_pk=lease.id if lease else None,
+            agent=report.agent or (lease.agent if lease else None),
             model=report.model,
             status=report.recommendation,
             body=without_patches(report),

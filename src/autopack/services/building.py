@@ -12,7 +12,7 @@ from ..domain.results import BuilderReport, without_patches
 from ..domain.states import PhaseStatus
 from ..domain.values import Role
 from ..domain.work import Outcome, PatchStatus
-from ..models import Commit, Phase, Submission
+from ..models import Commit, Lease, Phase, Submission
 from ..store import submissions
 from . import patching
 from .change import RunChange, changing
@@ -52,12 +52,11 @@ def submit_builder_result(
         given = identity.find(change)
         if given is not None:
             return given
-        lease_id = check_lease(change, phase, Role.BUILDER, report.lease_token)
+        lease = check_lease(change, phase, Role.BUILDER, report.lease_token)
         building.open_attempt(change.course, phase_id)
         if patch is not None:
             patching.require_free_branch(change)
-        submission, commit, refusal = _take(change, phase, report, patch)
-        submission.lease_pk = lease_id
+        submission, commit, refusal = _take(change, phase, report, patch, lease)
         change.conclude()
         body = {
             "message": _message(submission, phase),
@@ -74,7 +73,11 @@ def submit_builder_result(
 
 
 def _take(
-    change: RunChange, phase: Phase, report: BuilderReport, content: bytes | None
+    change: RunChange,
+    phase: Phase,
+    report: BuilderReport,
+    content: bytes | None,
+    lease: Lease | None,
 ) -> tuple[Submission, Commit | None, AutopackError | None]:
     """Weigh the result, do what it asks of git, and let the rules go on."""
     course, phase_id = change.course, phase.phase_id
@@ -86,7 +89,8 @@ def _take(
             phase_pk=phase.id,
             role=Role.BUILDER,
             attempt=submissions.next_attempt(change.session, phase.id, Role.BUILDER),
-            agent=report.agent,
+            lease_pk=lease.id if lease else None,
+            agent=report.agent or (lease.agent if lease else None),
             model=report.model,
             status=report.status,
             body=without_patches(report),

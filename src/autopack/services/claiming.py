@@ -85,14 +85,16 @@ def heartbeat(
     return {"directive": Directive.STOP, "reason": reason, "expires_at": None}
 
 
-def check_lease(change: RunChange, phase: Phase, role: Role, token: str | None) -> int | None:
+def check_lease(change: RunChange, phase: Phase, role: Role, token: str | None) -> Lease | None:
     """Return the lease a result comes with. Raises LeaseLostError, LeaseHeldError."""
     lease = leases.find_lease(change.session, phase.id, token) if token else None
-    lease_id = lease.id if lease is not None else None
     claiming.require_lease(
-        change.course.phase(phase.phase_id), role, lease_id, has_token=token is not None
+        change.course.phase(phase.phase_id),
+        role,
+        lease.id if lease is not None else None,
+        has_token=token is not None,
     )
-    return lease_id
+    return lease
 
 
 def _claim(change: RunChange, role: Role, agent: str, lease_seconds: int) -> dict[str, Any] | None:
