@@ -6,21 +6,21 @@ from typing import Any
 
 from ..domain import reviewing
 from ..domain.errors import AutopackError, ConflictError, InvalidError, NotFoundError
-from ..domain.results import AuditorReport, AuditRequest, without_patches
+from ..domain.results import AuditorReport, AuditRequest
 from ..domain.reviewing import Recommendation, Review, ReviewRefusal
 from ..domain.run import PhaseState
 from ..domain.states import PhaseStatus
 from ..domain.values import Role
 from ..domain.work import Outcome, PatchStatus
-from ..models import Audit, Commit, Lease, Patch, Phase, Submission
+from ..models import Audit, Commit, Patch, Phase, Submission
 from ..store import audits, issues, submissions
 from . import patching
 from .change import RunChange, changing
 from .claiming import check_lease
 from .house import House
 from .issues import note_issues, recount_issues
-from .naming import require_same_names
-from .replies import Answer, key_scope, lease_scope, once
+from .replies import Answer, key_scope, once
+from .submitting import identify, record_submission, require_same_names
 
 
 class PhaseFinalError(ConflictError):
@@ -90,15 +90,7 @@ def submit_auditor_result(
     """
     require_same_names(run_id, phase_id, report.run_id, report.phase_id)
     patches = _own_patches(report)
-    identity = once(
-        "auditor_result",
-        {"phase_id": phase_id, "report": report.model_dump(mode="json")},
-        [
-            key_scope(idempotency_key),
-            lease_scope(report.lease_token),
-            f"latest:{phase_id}:{Role.AUDITOR}",
-        ],
-    )
+    identity = identify(phase_id, Role.AUDITOR, report, idempotency_key)
     refusal: AutopackError | None = None
     body: dict[str, Any] = {}
     with changing(house, run_id) as change:
@@ -113,7 +105,7 @@ def submit_auditor_result(
                     f"phase '{phase_id}' is {phase.state}: a review of it is advisory and can "
                     "bring no patches"
                 )
-            submission = _record(change, phase, report, [], None)
+            submission = record_submission(change, phase, report, [], None)
             submission.outcome = Outcome.ADVISORY
             commits: list[Commit] = []
         else:
@@ -121,7 +113,7 @@ def submit_auditor_result(
             reviewing.require_reviewable(change.course, phase_id)
             if report.recommendation is not Recommendation.ESCALATE:
                 patching.require_free_branch(change)
-            submission = _record(change, phase, report, patches, lease)
+            submission = record_submission(change, phase, report, patches, lease)
             commits, refusal = _take(change, phase, report, submission, patches)
         if audit is not None and refusal is None:  # a refused review may be sent anew
             audit.answered_at = change.now
@@ -164,35 +156,6 @@ def _audit(change: RunChange, phase: Phase, audit_id: int | None) -> Audit | Non
     if audit.answered_at is not None:
         raise AuditAnsweredError(f"audit_id: audit {audit_id} was answered already")
     return audit
-
-
-def _record(
-    change: RunChange,
-    phase: Phase,
-    report: AuditorReport,
-    patches: list[Patch],
-    lease: Lease | None,
-) -> Submission:
-    change.touched.add(phase.phase_id)
-    return submissions.add_submission(
-        change.session,
-        Submission(
-            run_pk=change.run.id,
-            phase_pk=phase.id,
-            role=Role.AUDITOR,
-            attempt=submissions.next_attempt(change.session, phase.id, Role.AUDITOR),
-            lease_pk=lease.id if lease else None,
-            agent=report.agent or (lease.agent if lease else None),
-            model=report.model,
-            status=report.recommendation,
-            body=without_patches(report),
-            tokens_used=report.tokens_used,
-            outcome=Outcome.FAILED,
-            base_commit=change.head,
-            created_at=change.now,
-        ),
-        patches,
-    )
 
 
 def _take(

@@ -8,7 +8,7 @@ from ..domain import building
 from ..domain.building import BuilderAction, BuilderResult, PatchRefusal
 from ..domain.course import Course
 from ..domain.errors import AutopackError
-from ..domain.results import BuilderReport, without_patches
+from ..domain.results import BuilderReport
 from ..domain.states import PhaseStatus
 from ..domain.values import Role
 from ..domain.work import Outcome, PatchStatus
@@ -19,8 +19,8 @@ from .change import RunChange, changing
 from .claiming import check_lease
 from .house import House
 from .issues import note_issues
-from .naming import require_same_names
-from .replies import Answer, key_scope, lease_scope, once
+from .replies import Answer
+from .submitting import identify, record_submission, require_same_names
 
 
 def submit_builder_result(
@@ -36,15 +36,7 @@ def submit_builder_result(
     """
     require_same_names(run_id, phase_id, report.run_id, report.phase_id)
     patch = report.patch()
-    identity = once(
-        "builder_result",
-        {"phase_id": phase_id, "report": report.model_dump(mode="json")},
-        [
-            key_scope(idempotency_key),
-            lease_scope(report.lease_token),
-            f"latest:{phase_id}:{Role.BUILDER}",
-        ],
-    )
+    identity = identify(phase_id, Role.BUILDER, report, idempotency_key)
     refusal: AutopackError | None = None
     body: dict[str, Any] = {}
     with changing(house, run_id) as change:
@@ -82,26 +74,7 @@ def _take(
     """Weigh the result, do what it asks of git, and let the rules go on."""
     course, phase_id = change.course, phase.phase_id
     patch = None if content is None else submissions.new_patch(1, content, PatchStatus.REFUSED)
-    submission = submissions.add_submission(
-        change.session,
-        Submission(
-            run_pk=change.run.id,
-            phase_pk=phase.id,
-            role=Role.BUILDER,
-            attempt=submissions.next_attempt(change.session, phase.id, Role.BUILDER),
-            lease_pk=lease.id if lease else None,
-            agent=report.agent or (lease.agent if lease else None),
-            model=report.model,
-            status=report.status,
-            body=without_patches(report),
-            tokens_used=report.tokens_used,
-            outcome=Outcome.FAILED,
-            base_commit=change.head,
-            created_at=change.now,
-        ),
-        [patch] if patch else [],
-    )
-    change.touched.add(phase_id)
+    submission = record_submission(change, phase, report, [patch] if patch else [], lease)
     course.note(
         "BuilderResultReceived",
         phase_id=phase_id,

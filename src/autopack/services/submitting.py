@@ -1,0 +1,76 @@
+"""What the results of Builders and Auditors have in common: names, identity, the record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..domain.errors import InvalidError
+from ..domain.results import AuditorReport, BuilderReport, without_patches
+from ..domain.values import Role
+from ..domain.work import Outcome
+from ..models import Lease, Patch, Phase, Submission
+from ..store import submissions
+from .change import RunChange
+from .replies import Once, key_scope, lease_scope, once
+
+
+def identify(
+    phase_id: str, role: Role, report: BuilderReport | AuditorReport, idempotency_key: str | None
+) -> Once:
+    """Tell a result from others: by its key, else its lease, else the phase's latest. (01)"""
+    return once(
+        f"{role}_result",
+        {"phase_id": phase_id, "report": report.model_dump(mode="json")},
+        [
+            key_scope(idempotency_key),
+            lease_scope(report.lease_token),
+            f"latest:{phase_id}:{role}",
+        ],
+    )
+
+
+def record_submission(
+    change: RunChange,
+    phase: Phase,
+    report: BuilderReport | AuditorReport,
+    patches: Sequence[Patch],
+    lease: Lease | None,
+) -> Submission:
+    """Store a result as it arrived; its outcome is `failed` until something better is known."""
+    is_builder = isinstance(report, BuilderReport)
+    role = Role.BUILDER if is_builder else Role.AUDITOR
+    change.touched.add(phase.phase_id)
+    return submissions.add_submission(
+        change.session,
+        Submission(
+            run_pk=change.run.id,
+            phase_pk=phase.id,
+            role=role,
+            attempt=submissions.next_attempt(change.session, phase.id, role),
+            lease_pk=lease.id if lease else None,
+            agent=report.agent or (lease.agent if lease else None),
+            model=report.model,
+            status=report.status if is_builder else report.recommendation,
+            body=without_patches(report),
+            tokens_used=report.tokens_used,
+            outcome=Outcome.FAILED,
+            base_commit=change.head,
+            created_at=change.now,
+        ),
+        patches,
+    )
+
+
+def require_same_names(
+    run_id: str, phase_id: str, body_run_id: str | None, body_phase_id: str | None
+) -> None:
+    """Refuse a body that names another run or phase than the path. Raises InvalidError."""
+    for field, inside, outside in (
+        ("run_id", body_run_id, run_id),
+        ("phase_id", body_phase_id, phase_id),
+    ):
+        if inside is not None and inside != outside:
+            raise InvalidError(
+                f"{field} is '{inside}' in the body and '{outside}' in the path; they must agree",
+                errors=[{"loc": field, "message": "differs from the path"}],
+            )
