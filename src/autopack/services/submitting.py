@@ -37,8 +37,10 @@ def record_submission(
     lease: Lease | None,
 ) -> Submission:
     """Store a result as it arrived; its outcome is `failed` until something better is known."""
-    is_builder = isinstance(report, BuilderReport)
-    role = Role.BUILDER if is_builder else Role.AUDITOR
+    if isinstance(report, BuilderReport):
+        role, status = Role.BUILDER, str(report.status)
+    else:
+        role, status = Role.AUDITOR, str(report.recommendation)
     change.touched.add(phase.phase_id)
     return submissions.add_submission(
         change.session,
@@ -50,7 +52,7 @@ def record_submission(
             lease_pk=lease.id if lease else None,
             agent=report.agent or (lease.agent if lease else None),
             model=report.model,
-            status=report.status if is_builder else report.recommendation,
+            status=status,
             body=without_patches(report),
             tokens_used=report.tokens_used,
             outcome=Outcome.FAILED,
