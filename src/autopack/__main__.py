@@ -1,4 +1,7 @@
-"""`python -m autopack serve`: the service on the repository of the current folder."""
+"""`python -m autopack serve`: the service on the repository of the current folder.
+
+`python -m autopack backtest`: what another ruleset would have made of its finished runs.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +54,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
         action="store_true",
         help="serve a throw-away sample repository and drive one whole run on it",
     )
+    backtest_parser = commands.add_parser(
+        "backtest", help="say what another ruleset would have made of finished runs"
+    )
+    backtest_parser.add_argument("--ruleset", required=True, type=Path, help="a ruleset's file")
+    backtest_parser.add_argument(
+        "--run", action="append", default=[], metavar="RUN_ID", help="only this run, or these"
+    )
+    backtest_parser.add_argument("--limit", type=int, help="how many of the newest runs (100)")
+    backtest_parser.add_argument("--json", action="store_true", help="print the whole answer")
+    backtest_parser.add_argument("--url", help="the service (API_URL, http://localhost:8000)")
+    serve_parser.set_defaults(command=_run_service)
+    backtest_parser.set_defaults(command=_backtest)
     options = parser.parse_args(arguments)
+    exit_code: int = options.command(options)
+    return exit_code
+
+
+def _backtest(options: argparse.Namespace) -> int:
+    """Print what would change: 0 when nothing does, 1 when something does, 2 on errors."""
+    from .client.backtest import BacktestError, run_backtest
+
+    try:
+        found = run_backtest(
+            options.ruleset,
+            url=options.url,
+            run_ids=options.run,
+            limit=options.limit,
+            as_json=options.json,
+        )
+    except BacktestError as error:
+        print(f"autopack: {error}", file=sys.stderr)
+        return WRONG_USE
+    print(found.text)
+    return 1 if found.is_changed else 0
+
+
+def _run_service(options: argparse.Namespace) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _exit)
     # A closed terminal, unless nohup said to go on without one.
