@@ -274,6 +274,7 @@ class Walk:
         tokens: str,
         issues: list[Json],
         how: str,
+        *,
         phase_id: str | None = None,
     ) -> Response:
         phase = self._phase(None) if phase_id is None else self._named(phase_id)
@@ -316,6 +317,7 @@ class Walk:
         tokens: str,
         issues: list[Json],
         resolved: list[int],
+        *,
         phase_id: str | None = None,
     ) -> Response:
         phase = self._phase(None) if phase_id is None else self._named(phase_id)
