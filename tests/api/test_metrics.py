@@ -15,6 +15,7 @@ from sqlalchemy import Engine, text
 
 from autopack.domain.metrics import Budget, utilization
 from autopack.domain.states import RunStatus
+from autopack.domain.values import Role
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -229,6 +230,12 @@ def test_pages_and_reports_read_no_growing_table_as_a_whole(
         if path in BUDGETS:
             assert len(statements.sent) == BUDGETS[path], path
         assert statements.tables_read_whole() == set(), path
+    for role in Role:
+        statements.sent.clear()
+        claimed = api.client.post("/claim", json={"role": role, "agent": "codex"})
+        assert claimed.status_code in (200, 204)
+        # There is no commit yet, and an empty table is rightly read as a whole.
+        assert statements.tables_read_whole() <= {"commits"}, role
     with engine.connect() as connection:  # what this would look like
         connection.execute(text("SELECT count(*) FROM events WHERE actor = 'nobody'"))
     assert statements.tables_read_whole() == {"events"}

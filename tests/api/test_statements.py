@@ -46,7 +46,11 @@ BUDGETS = {
     "record_issue, known": Cost(17, files=6),
     "issue index": Cost(4),
     "backlog": Cost(1),
-    "builder_result, refused": Cost(19, files=3),
+    "next_phase": Cost(7),
+    "claim": Cost(17, files=3),
+    "claim, none": Cost(5),
+    "heartbeat": Cost(6),
+    "builder_result, refused": Cost(21, files=3),
     "builder_result, applied": Cost(24, processes=2, files=3),
     "builder_result, replayed": Cost(6),
 }
@@ -82,6 +86,9 @@ def test_each_request_keeps_its_budget_whatever_the_size_of_the_plan(
     api: Api, counted: Counter[str], tiers: int, phases: int
 ) -> None:
     plan = api.plan(tiers=tiers, phases=phases, max_phases=60)
+    agent = {"role": "builder", "agent": "codex"}
+    phase = "/runs/run-001/phases/P0.0"
+    token: list[str] = []
     requests: dict[str, Callable[[], Response]] = {
         "start": lambda: api.client.post("/runs/start", json=plan),
         "start again": lambda: api.client.post("/runs/start", json=plan),
@@ -92,7 +99,11 @@ def test_each_request_keeps_its_budget_whatever_the_size_of_the_plan(
         "record_issue, known": api.issue,
         "issue index": lambda: api.client.get("/runs/run-001/issues/index"),
         "backlog": lambda: api.client.get("/project/issues/backlog"),
-        "builder_result, refused": lambda: api.result(patch="no patch"),
+        "next_phase": lambda: api.client.get("/runs/run-001/next_phase"),
+        "claim": lambda: api.client.post("/claim", json=agent),
+        "claim, none": lambda: api.client.post("/runs/run-001/claim", json=agent),
+        "heartbeat": lambda: api.client.post(f"{phase}/heartbeat", json={"lease_token": token[0]}),
+        "builder_result, refused": lambda: api.result(patch="no patch", lease_token=token[0]),
         "builder_result, applied": lambda: api.result(tokens_used=100),
         "builder_result, replayed": lambda: api.result(tokens_used=100),
     }
@@ -100,7 +111,12 @@ def test_each_request_keeps_its_budget_whatever_the_size_of_the_plan(
     for name, send in requests.items():
         counted.clear()
         response = send()
-        assert response.status_code in (200, 201) or name.endswith("refused"), response.text
+        is_refused = name.endswith(("refused", "none"))
+        assert response.status_code in (200, 201) or is_refused, response.text
+        if name == "claim":
+            token.append(response.json()["lease"]["token"])
+        if name == "update_status":
+            api.status("QUEUED")  # so that the phase can be claimed
         if name == "start":
             del counted["files"]  # some for each tier and phase
         costs[name] = Cost(**counted)

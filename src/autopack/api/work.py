@@ -80,7 +80,7 @@ def next_phase(
 @router.post(
     "/runs/{run_id}/phases/{phase_id}/heartbeat",
     response_model=HeartbeatAnswer,
-    responses=problems(404, 413, 422, 503),
+    responses=problems(404, 409, 413, 422, 503),
     summary="Keep a lease",
 )
 def heartbeat(

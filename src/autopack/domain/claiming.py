@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 
 from .course import Course
@@ -54,13 +55,25 @@ def find_claimable(course: Course, role: Role) -> Claimable | None:
     return None
 
 
+def lease_end(course: Course, seconds: int) -> datetime:
+    """Return until when a lease holds that begins now, or is kept now: no run outlasts its time."""
+    return min(course.in_seconds(seconds), course.run.deadline_at)
+
+
 def take_claim(
-    course: Course, claimable: Claimable, role: Role, agent: str, lease_id: int, seconds: int
+    course: Course,
+    claimable: Claimable,
+    role: Role,
+    agent: str,
+    lease_id: int,
+    deadline: datetime | None,
 ) -> PhaseState:
-    """Give a phase to an agent; a higher fence shuts out whoever held it before."""
+    """Give a phase to an agent; a higher fence shuts out whoever held it before.
+
+    The lease lapses at the deadline; a replay has none, the record says when it lapsed.
+    """
     phase_id = claimable.phase.phase_id
     fence = claimable.phase.fence + 1
-    deadline = course.in_seconds(seconds)
     if role is Role.BUILDER:
         course.move_phase(
             phase_id,
@@ -111,8 +124,12 @@ def require_lease(phase: PhaseState, role: Role, lease_id: int | None, *, has_to
 
 
 def beat(run: RunState, phase: PhaseState, tokens_reported: int) -> tuple[Directive, str]:
-    """Say whether an agent that is at work may go on, and why not."""
-    if run.tokens_used + tokens_reported > run.token_cap:
+    """Say whether an agent that is at work may go on, and why not.
+
+    What others have reserved is not its to spend.
+    """
+    others = run.tokens_reserved - phase.tokens_reserved
+    if run.tokens_used + others + tokens_reported > run.token_cap:
         return Directive.STOP, f"run token_cap {run.token_cap} would be passed"
     if phase.tokens_used + tokens_reported > phase.incident_token_cap:
         return Directive.STOP, (

@@ -119,7 +119,7 @@ class _Replayer:
         if "LeaseGranted" in by_kind:
             _take_claim(course, by_kind["LeaseGranted"])
         elif lapsed is not None and lapsed.data.get("lease_id") is not None:
-            lapse(course, _phase_id(lapsed), lapsed.data["tokens_reported"])
+            _take_lapse(course, lapsed)
         elif builder is not None:
             self._take_builder(course, builder, events)
         elif auditor is not None:
@@ -135,6 +135,9 @@ class _Replayer:
             code = by_kind["RunEnded"].data.get("failure_code")
             if code == FailureCode.BRANCH_MOVED:
                 course.end_failed(FailureCode.BRANCH_MOVED, by_kind["RunEnded"].reason or "")
+            elif code == FailureCode.TOKEN_CAP:  # an agent asked, and nothing was left for it
+                for role in Role:
+                    find_claimable(course, role)
 
     def _take_issues(self, course: Course, events: Sequence[Event]) -> None:
         touched = False
@@ -264,13 +267,20 @@ def replay(
 
 
 def _take_claim(course: Course, event: Event) -> None:
-    """Take a claim; how long its lease held is taken from the record, which says when it lapsed."""
+    """Take a claim; how long its lease held is taken from the record."""
     role = Role(event.data["role"])
     claimable = find_claimable(course, role)
     if claimable is None or claimable.phase.phase_id != event.phase_id:
         raise LeaseLostError("there is nothing to claim here")
-    take_claim(course, claimable, role, event.data["agent"], event.data["lease_id"], 0)
-    course.change_phase(claimable.phase.phase_id, deadline_at=None)
+    take_claim(course, claimable, role, event.data["agent"], event.data["lease_id"], None)
+
+
+def _take_lapse(course: Course, event: Event) -> None:
+    """Let a lease lapse, if it was granted under these rules too and is still held."""
+    phase_id = _phase_id(event)
+    if course.phase(phase_id).lease_id != event.data["lease_id"]:
+        raise LeaseLostError("nobody holds that lease here")
+    lapse(course, phase_id, event.data["tokens_reported"])
 
 
 def _take_by_hand(course: Course, events: Sequence[Event]) -> None:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import secrets
-from datetime import timedelta
 from typing import Any
+
+import structlog
 
 from ..domain import claiming
 from ..domain.claiming import Directive
-from ..domain.course import Course
+from ..domain.course import Course, RunOverError
+from ..domain.errors import AutopackError
+from ..domain.steering import pass_time
 from ..domain.values import Role
 from ..models import Lease, Phase
 from ..store import leases, runs
 from ..store.runs import RunBusyError
-from .change import RunChange, changing
+from .change import ProjectionLaggingError, RunChange, changing
 from .house import House
 from .work_items import work_item
+
+logger = structlog.get_logger(__name__)
 
 CANDIDATES = 50
 
@@ -25,22 +30,29 @@ def claim(
 ) -> dict[str, Any] | None:
     """Give an agent the run's next work item, or None when there is none just now.
 
-    Raises RunOverError when there never will be.
+    Raises RunOverError when there never will be, or when asking has shown that nothing is left.
     """
-    with changing(house, run_id) as change:
+    item, change = _claim(house, run_id, role, agent, lease_seconds, is_waiting=True)
+    if item is None:
         change.course.require_live()
-        return _claim(change, role, agent, lease_seconds)
+    return item
 
 
 def claim_any(house: House, role: Role, agent: str, lease_seconds: int) -> dict[str, Any] | None:
-    """Give an agent the next work item of the oldest run that has one; busy runs are passed by."""
+    """Give an agent the next work item of the oldest run that has one.
+
+    Busy runs are passed by, and so are those that something is wrong with: it is told to whoever
+    asks for that very run.
+    """
     with house.reading() as session:
         names = runs.list_with_work(session, role, CANDIDATES)
     for run_id in names:
         try:
-            with changing(house, run_id, is_waiting=False) as change:
-                item = _claim(change, role, agent, lease_seconds)
-        except RunBusyError:
+            item, _ = _claim(house, run_id, role, agent, lease_seconds, is_waiting=False)
+        except (RunBusyError, RunOverError):
+            continue
+        except AutopackError as error:
+            logger.warning("run_passed_by", run_id=run_id, why=error.detail)
             continue
         if item is not None:
             return item
@@ -48,31 +60,40 @@ def claim_any(house: House, role: Role, agent: str, lease_seconds: int) -> dict[
 
 
 def peek(house: House, run_id: str, role: Role) -> dict[str, Any] | None:
-    """Return what a claim would give now, without a lease; nothing changes."""
+    """Return what a claim would give now, without a lease; nothing changes.
+
+    None too while something is overdue, which is settled by the next request or in a moment.
+    """
     with house.reading() as session:
         run = runs.get_run(session, run_id)
         course = Course(runs.read_state(run), house.now())
+        pass_time(course)
         course.require_live()
         found = claiming.find_claimable(course, role)
-        if found is None:
+        if found is None or course.events:
+            course.require_live()
             return None
-        return work_item(house, session, run, found.phase, role)
+        return work_item(house, session, run, course.run, found.phase, role)
 
 
 def heartbeat(
     house: House, run_id: str, phase_id: str, token: str, tokens_used: int
 ) -> dict[str, Any]:
-    """Extend a lease, unless its agent has to stop; say so either way."""
-    with house.reading() as session:
+    """Extend a lease, unless its agent has to stop; say so either way.
+
+    One that has to stop for its budget's sake keeps the time that it has, to hand in its result.
+    """
+    with house.writing() as session:
         run = runs.lock_run(session, run_id)
         phase = runs.get_phase(run, phase_id)
         lease = leases.find_lease(session, phase.id, token)
         now = house.now()
         if lease is not None and lease.id == phase.lease_id and now < lease.expires_at:
-            state = runs.read_state(run)
-            mine = next(each for each in state.phases if each.phase_id == phase_id)
-            directive, reason = claiming.beat(state, mine, tokens_used)
-            expires_at = min(now + timedelta(seconds=lease.seconds), run.deadline_at)
+            course = Course(runs.read_state(run), now)
+            directive, reason = claiming.beat(course.run, course.phase(phase_id), tokens_used)
+            expires_at = lease.expires_at
+            if directive is Directive.CONTINUE:
+                expires_at = claiming.lease_end(course, lease.seconds)
             leases.extend(session, lease, phase, expires_at, tokens_used)
             session.commit()
             return {"directive": directive, "reason": reason, "expires_at": expires_at}
@@ -86,7 +107,8 @@ def heartbeat(
 
 
 def check_lease(change: RunChange, phase: Phase, role: Role, token: str | None) -> Lease | None:
-    """Return the lease a result comes with. Raises LeaseLostError, LeaseHeldError."""
+    """Return the lease a result comes with. Raises RunOverError, LeaseLostError, LeaseHeldError."""
+    change.course.require_live()  # which ended all leases, and is the better reason
     lease = leases.find_lease(change.session, phase.id, token) if token else None
     claiming.require_lease(
         change.course.phase(phase.phase_id),
@@ -97,8 +119,28 @@ def check_lease(change: RunChange, phase: Phase, role: Role, token: str | None) 
     return lease
 
 
-def _claim(change: RunChange, role: Role, agent: str, lease_seconds: int) -> dict[str, Any] | None:
-    found = claiming.find_claimable(change.course, role)
+def _claim(
+    house: House, run_id: str, role: Role, agent: str, lease_seconds: int, *, is_waiting: bool
+) -> tuple[dict[str, Any] | None, RunChange]:
+    """Give an agent what a run has for it, and return the change that did so.
+
+    A lease that is recorded is handed over even where branch or files lag behind: nobody could ask
+    for it again.
+    """
+    item: dict[str, Any] | None = None
+    try:
+        with changing(house, run_id, is_waiting=is_waiting) as change:
+            change.course.require_live()
+            item = _take(change, role, agent, lease_seconds)
+    except ProjectionLaggingError:
+        if item is None:
+            raise
+    return item, change
+
+
+def _take(change: RunChange, role: Role, agent: str, lease_seconds: int) -> dict[str, Any] | None:
+    course = change.course
+    found = claiming.find_claimable(course, role)
     if found is None:
         return None
     token = secrets.token_urlsafe(32)
@@ -114,12 +156,12 @@ def _claim(change: RunChange, role: Role, agent: str, lease_seconds: int) -> dic
             token_sha256=leases.hash_token(token),
             seconds=lease_seconds,
             granted_at=change.now,
-            expires_at=change.now + timedelta(seconds=lease_seconds),
+            expires_at=claiming.lease_end(course, lease_seconds),
         ),
     )
-    state = claiming.take_claim(change.course, found, role, agent, lease.id, lease_seconds)
+    state = claiming.take_claim(course, found, role, agent, lease.id, lease.expires_at)
     change.conclude()
-    item = work_item(change.house, change.session, change.run, state, role)
+    item = work_item(change.house, change.session, change.run, course.run, state, role)
     item["lease"] = {
         "token": token,
         "fence": lease.fence,

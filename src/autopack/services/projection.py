@@ -124,6 +124,8 @@ def _phase_report(
         PhaseReport,
         phase,
         issue_state=issue_state(phase.minor_issues_count, phase.major_issues_count),
+        # That of a lease moves with each heartbeat, which writes no file.
+        deadline_at=None if phase.lease_id is not None else phase.deadline_at,
         attempts=tuple(attempts.get(phase.id, ())),
         issues=tuple(found.get(phase.id, ())),
     )

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from ..domain.path_policy import DEFAULT_PROTECTED
 from ..domain.reports import AttemptReport, IssueReportEntry, read_off
-from ..domain.run import PhaseState
+from ..domain.run import PhaseState, RunState
 from ..domain.values import Role
 from ..models import Phase, Run
 from ..store import audits, issues, runs, submissions
@@ -20,7 +20,12 @@ AGED_ISSUES = 20
 
 
 def work_item(
-    house: House, session: Session, run: Run, state: PhaseState, role: Role
+    house: House,
+    session: Session,
+    run: Run,
+    run_state: RunState,
+    state: PhaseState,
+    role: Role,
 ) -> dict[str, Any]:
     """Return a phase as work for an agent; its lease is not part of it."""
     phase = runs.get_phase(run, state.phase_id)
@@ -48,7 +53,7 @@ def work_item(
             "branch": run.branch,
             "base_commit": run.head_commit,
         },
-        "left": _left(house, run, phase, state),
+        "left": _left(house, run_state, state),
         "gate": _gate(house, session, run, phase),
         "history": [_attempt(attempt) for attempt in attempts],
         "open_issues": _open_issues(session, phase),
@@ -65,15 +70,17 @@ def work_item(
     return item
 
 
-def _left(house: House, run: Run, phase: Phase, state: PhaseState) -> dict[str, int]:
+def _left(house: House, run: RunState, phase: PhaseState) -> dict[str, int]:
+    """Return what an agent may still spend: what others have reserved is not its."""
     tier = next(tier for tier in run.tiers if tier.tier_id == phase.tier_id)
     minutes = int((run.deadline_at - house.now()).total_seconds() // 60)
+    spoken_for = run.tokens_used + run.tokens_reserved - phase.tokens_reserved
     return {
-        "builder_attempts": state.builder_tries_left,
-        "auditor_attempts": state.auditor_tries_left,
+        "builder_attempts": phase.builder_tries_left,
+        "auditor_attempts": phase.auditor_tries_left,
         "phase_tokens": max(0, phase.incident_token_cap - phase.tokens_used),
         "tier_tokens": max(0, tier.token_cap - tier.tokens_used),
-        "run_tokens": max(0, run.token_cap - run.tokens_used),
+        "run_tokens": max(0, run.token_cap - spoken_for),
         "minutes": max(0, minutes),
     }
 

@@ -12,7 +12,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, undefer
 
 from ..domain.work import PatchStatus
-from ..models import Commit, Patch, Reply, Submission
+from ..models import Commit, Patch, Phase, Reply, Submission
 
 
 def add_submission(
@@ -117,13 +117,16 @@ def find_change(session: Session, commit: Commit) -> bytes | None:
     return None if change is None else bytes(change)  # a memoryview, from some drivers
 
 
-def list_patch_commits(session: Session, phase_pks: Iterable[int]) -> dict[int, list[str]]:
+def list_patch_commits(session: Session, phase_pks: Sequence[int]) -> dict[int, list[str]]:
     """Return which commits each submission's patches became."""
     commits: dict[int, list[str]] = {}
     query = (
         select(Patch.submission_pk, Commit.sha)
         .join(Patch, Patch.id == Commit.patch_pk)
-        .where(Commit.phase_pk.in_(phase_pks))
+        .where(
+            Commit.run_pk.in_(select(Phase.run_pk).where(Phase.id.in_(phase_pks))),  # is indexed
+            Commit.phase_pk.in_(phase_pks),
+        )
         .order_by(Commit.position)
     )
     for submission_pk, sha in session.execute(query):
