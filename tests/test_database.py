@@ -216,6 +216,20 @@ class TestEmbeddedPostgres:
         assert _postgres_in(settings.home / "postgres") == []
         assert (settings.home / ".gitignore").read_text() == "*\n"
 
+    def test_a_server_that_cannot_be_revived_is_away_as_any_other(self, tmp_path: Path) -> None:
+        settings = Settings(_env_file=None, home=tmp_path)
+        with open_database(settings) as database, EmbeddedPostgres(tmp_path / "postgres") as server:
+            database.engine.dispose()
+            server._shut_down()
+            version = server.data / "PG_VERSION"
+            found = version.read_text()
+            version.write_text("1\n")
+            with pytest.raises(OperationalError), database.engine.connect():
+                pass
+            version.write_text(found)
+            with database.engine.connect() as connection:
+                assert connection.scalar(text("SELECT 1")) == 1
+
     def test_a_folder_of_another_version_is_named(self, folder: Path) -> None:
         (folder / "data").mkdir(parents=True)
         (folder / "data" / "PG_VERSION").write_text("9\n")

@@ -192,6 +192,7 @@ def _one_line_errors(engine: Engine) -> Iterator[None]:
 
 def _revive_on_connect(engine: Engine, embedded: EmbeddedPostgres) -> None:
     """Start the embedded Postgres again when it is gone: nobody else would."""
+    from .embedded_postgres import EmbeddedPostgresError
 
     @event.listens_for(engine, "do_connect")
     def connect(
@@ -199,7 +200,11 @@ def _revive_on_connect(engine: Engine, embedded: EmbeddedPostgres) -> None:
     ) -> DBAPIConnection:
         try:
             return dialect.connect(*arguments, **parameters)
-        except dialect.loaded_dbapi.OperationalError:
+        except dialect.loaded_dbapi.OperationalError as error:
+            try:
+                embedded.start()
+            except EmbeddedPostgresError as failure:
+                logger.error("embedded_postgres_not_revived", reason=str(failure))
+                raise error from failure  # the database is away, as with any other server
             logger.warning("embedded_postgres_revived", folder=str(embedded.folder))
-            embedded.start()
             return dialect.connect(*arguments, **parameters)
