@@ -74,6 +74,13 @@ def test_every_body_has_an_example_and_each_works_in_its_turn(
             assert response.status_code in (200, 201, 202), f"{path}: {response.text}"
 
 
+def test_every_place_in_a_path_is_filled_in_by_swagger_ui(schema: dict[str, Any]) -> None:
+    for method, path, operation in operations(schema):
+        for parameter in operation.get("parameters", []):
+            if parameter["in"] == "path":  # a schema's `examples` would be shown, not filled in
+                assert parameter.get("examples"), f"{method} {path} {parameter['name']}"
+
+
 IN_ORDER = [
     "/runs/start",
     "/runs/{run_id}/phases/{phase_id}/update_status",

@@ -21,8 +21,15 @@ def _house(request: Request) -> House:
 
 
 InHouse = Annotated[House, Depends(_house)]
-RunId = Annotated[Identifier, Path(description="The run's id.", examples=["run-001"])]
-PhaseId = Annotated[Identifier, Path(description="The phase's id.", examples=["P1.1"])]
+# `openapi_examples`, since Swagger UI fills in those alone, not a schema's `examples`.
+RunId = Annotated[
+    Identifier,
+    Path(description="The run's id.", openapi_examples={"guide": {"value": "run-001"}}),
+]
+PhaseId = Annotated[
+    Identifier,
+    Path(description="The phase's id.", openapi_examples={"guide": {"value": "P1.1"}}),
+]
 IdempotencyKey = Annotated[
     str | None,
     Header(

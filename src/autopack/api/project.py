@@ -21,7 +21,11 @@ from .schemas.project import BacktestAnswer, ComparisonAnswer, DryRunAnswer
 router = APIRouter(tags=["project"], route_class=StrictRoute)
 
 Key = Annotated[
-    IssueKey, Path(description="The issue's key.", examples=["test_failure__auth_missing"])
+    IssueKey,
+    Path(
+        description="The issue's key.",
+        openapi_examples={"guide": {"value": "test_failure__auth_missing"}},
+    ),
 ]
 
 
