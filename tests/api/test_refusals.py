@@ -185,6 +185,18 @@ class TestStartingARun:
         response = api.client.post("/runs/start", json=api.plan())
         api.refused(response, 409, "branch_exists", "refs/heads/autonomous")
 
+    @pytest.mark.parametrize("left", ["", "/tier-T0/phase-P0.0", "/tier-X/phase-Y"])
+    @pytest.mark.parametrize("is_packed", [False, True])
+    def test_snapshots_of_another_service_are_409_before_the_run_not_at_its_first_phase(
+        self, api: Api, left: str, is_packed: bool
+    ) -> None:
+        api.repo.git("tag", f"autonomous/run-001{left}")
+        if is_packed:
+            api.repo.git("pack-refs", "--all")
+        response = api.client.post("/runs/start", json=api.plan())
+        api.refused(response, 409, "branch_exists", "refs/tags/autonomous/run-001")
+        api.refused(api.client.get("/runs/run-001"), 404)
+
     def test_a_plan_that_cannot_run_is_422_naming_the_field_and_leaves_nothing(
         self, api: Api
     ) -> None:

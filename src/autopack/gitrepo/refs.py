@@ -154,6 +154,12 @@ class Refs:
             if taken_by is not None:
                 raise RefNameTakenError(update.ref, taken_by)
 
+    def require_free(self, ref: str) -> None:
+        """See that no ref is of this name, or within it. Raises RefNameTakenError."""
+        taken_by = ref if self.read_raw(ref) is not None else self._in_the_way(ref)
+        if taken_by is not None:
+            raise RefNameTakenError(ref, taken_by)
+
     def _in_the_way(self, ref: str) -> str | None:
         """Return a ref that is a folder of this name, or within it: git cannot have both."""
         parent = ref.rpartition("/")[0]

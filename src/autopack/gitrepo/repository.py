@@ -276,6 +276,10 @@ class Repository:
         """
         return self._refs.prepare(updates)
 
+    def require_free_ref(self, ref: str) -> None:
+        """See that refs can be made at and within a name. Raises RefNameTakenError."""
+        self._refs.require_free(ref)
+
     def settle_ref(self, ref: str, *, head: str, recorded: Collection[str]) -> None:
         """Roll a ref forward to the recorded head. Raises RefMovedError when somebody moved it."""
         self._refs.settle(ref, head=head, recorded=recorded)
@@ -355,26 +359,28 @@ def _check_version(runner: GitRunner, folder: Path) -> None:
 
 def _discover(runner: GitRunner, path: Path) -> tuple[Path, bool]:
     """Find the git dir as git does, and refuse the sorts of repositories that are not served."""
-    trust = ("-c", "safe.directory=*")  # of another owner: we run none of its hooks
+    trust = {  # of another owner: we run none of its hooks
+        "GIT_CONFIG_COUNT": "1",
+        "GIT_CONFIG_KEY_0": "safe.directory",
+        "GIT_CONFIG_VALUE_0": "*",
+    }
     try:
         answer = runner.run(
-            *trust,
             "rev-parse",
             "--path-format=absolute",
             "--is-bare-repository",
             "--show-object-format",
             "--git-common-dir",
             folder=path,
-            environment={},
+            environment=trust,
         )
         configured = runner.run(
-            *trust,
             "config",
             "--local",
             "--get-regexp",
             _UNSERVED,
             folder=path,
-            environment={},
+            environment=trust,
             allowed=(0, 1),
         )
     except GitFailedError as error:

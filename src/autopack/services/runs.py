@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from ..domain import steering
 from ..domain.errors import ConflictError
 from ..domain.events import GENESIS_HASH, SUPERVISOR, Event, canonical_json
-from ..domain.naming import branch_ref
+from ..domain.naming import branch_name, branch_ref, snapshot_ref
 from ..domain.plan import DebtPhase, Plan, PlanPhase
 from ..domain.reports import AttemptReport
 from ..domain.starting import starting_state
@@ -57,6 +57,8 @@ def start_run(house: House, plan: Plan) -> tuple[Run, bool]:
         session.flush()  # one statement a table, however many tiers and phases there are
         _add_first_event(session, run)
         session.flush()
+        # Tags that another service left, as clones bring them, would end the run at a snapshot.
+        house.repository.require_free_ref(snapshot_ref(branch_name(run_id)))
         branch = RefUpdate(branch_ref(run_id), run.base_commit, None)
         with house.repository.prepare_refs([branch]) as refs:
             commit_for_good(session)
