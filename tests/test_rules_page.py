@@ -1,0 +1,70 @@
+"""The operators' page of rules says what the code does by default."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autopack.domain.ruleset import DEFAULT_ALIASES, DEFAULT_CATEGORIES, DEFAULT_SAFETY, Ruleset
+from autopack.domain.run import FailureCode
+from autopack.domain.states import PhaseStatus, RunStatus
+
+pytestmark = pytest.mark.unit
+
+PAGE = (Path(__file__).resolve().parents[1] / "docs" / "rules.md").read_text()
+# States and reasons that nothing leads to yet.
+NOT_YET = {RunStatus.PLAN_BOOTSTRAP, FailureCode.REPOSITORY_UNUSABLE}
+
+
+def rows_after(heading: str) -> dict[str, list[str]]:
+    """Return the rows of the table whose heading begins so, by their first cell."""
+    table = PAGE.partition(f"\n| {heading} |")[2].partition("\n\n")[0]
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines()[2:]]
+    return {row[0].strip("`"): [cell.strip("`") for cell in row[1:]] for row in rows}
+
+
+def shown(value: Any) -> str:
+    if value in (None, [], {}):
+        return "none"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def flat(document: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Name each field of a ruleset by its path; both CI profiles have the same defaults."""
+    fields: dict[str, str] = {}
+    for name, value in document.items():
+        if isinstance(value, dict) and value:
+            fields |= flat(value, f"{prefix}{name}.")
+        else:
+            path = re.sub(r"profiles\.(normal|strict)", "profiles.*", f"{prefix}{name}")
+            fields[path] = shown(value)
+    return fields
+
+
+def test_every_field_of_the_ruleset_is_there_with_its_default() -> None:
+    document = Ruleset(project_id="any").model_dump(mode="json")
+    for elsewhere in ("project_id", "categories", "aliases", "builder_modes", "safety_profiles"):
+        del document[elsewhere]
+    assert {name: row[0] for name, row in rows_after("field").items()} == flat(document)
+
+
+def test_every_category_and_safety_profile_is_there_with_its_defaults() -> None:
+    categories = {
+        name: [shown(value) for value in rule.model_dump(mode="json").values()]
+        for name, rule in DEFAULT_CATEGORIES.items()
+    }
+    assert rows_after("category") == categories
+    profiles = [rule.model_dump(mode="json") for rule in DEFAULT_SAFETY.values()]
+    assert rows_after("safety profile") == {
+        name: [shown(profile[name]) for profile in profiles] for name in profiles[0]
+    }
+    for alias, category in DEFAULT_ALIASES.items():
+        assert f"`{alias}` → `{category}`" in PAGE
+
+
+def test_every_state_and_every_reason_to_fail_is_there() -> None:
+    for name in {*RunStatus, *PhaseStatus, *FailureCode} - NOT_YET:
+        assert f"`{name}`" in PAGE, name
