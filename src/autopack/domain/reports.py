@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime
+from functools import cache
+from operator import attrgetter
 from typing import Any, TypeVar
 
 from .issues import BacklogStatus, IssueState, IssueStatus
@@ -21,12 +23,21 @@ def read_off(kind: type[Value], row: object, **given: Any) -> Value:
 
     JSON lists become tuples.
     """
-    values: dict[str, Any] = dict(given)
-    for field in fields(kind):  # type: ignore[arg-type]  # every `kind` here is a dataclass
-        if field.name not in values:
-            value = getattr(row, field.name)
-            values[field.name] = tuple(value) if isinstance(value, list) else value
-    return kind(**values)
+    names, read = _reader(kind, tuple(given))  # type: ignore[arg-type]  # a class is hashable
+    values = dict(zip(names, read(row), strict=True))
+    for name, value in values.items():
+        if type(value) is list:
+            values[name] = tuple(value)
+    return kind(**values, **given)
+
+
+@cache
+def _reader(
+    kind: type[Any], given: tuple[str, ...]
+) -> tuple[tuple[str, ...], Callable[[object], tuple[Any, ...]]]:
+    """Return which attributes are read, and a function that reads them all at once."""
+    names = tuple(field.name for field in fields(kind) if field.name not in given)
+    return names, attrgetter(*names)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

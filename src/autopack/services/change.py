@@ -150,7 +150,7 @@ class RunChange:
             if held is not None and held != phase.pending_submission_id:
                 submissions.discard_pending(self.session, held)
         self._has_ended = state.state.is_final and not self.run.state.is_final
-        runs.write_state(self.run, state)
+        runs.write_state(self.run, state, self._before)
         completed = [
             self.phases[phase.phase_id]
             for phase in state.phases

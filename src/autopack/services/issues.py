@@ -212,7 +212,7 @@ def reopen_backlog_issue(house: House, issue_key: str) -> BacklogReportEntry:
 
 
 def _set_backlog_status(house: House, issue_key: str, wanted: BacklogStatus) -> BacklogReportEntry:
-    with house.reading() as session:
+    with house.writing() as session:
         entry = issues.lock_backlog_entry(session, house.settings.project_id, issue_key)
         if wanted is BacklogStatus.RESOLVED:
             entry.status, entry.resolved_at = wanted, entry.resolved_at or house.now()

@@ -55,7 +55,7 @@ def retry_wait(attempts: int) -> timedelta:
 
 def take_up_pushes(house: House) -> None:
     """Let what failed before the start be tried at once: somebody may have put it right."""
-    with house.reading() as session:
+    with house.writing() as session:
         pushes.hasten(session, house.now())
         session.commit()
 
@@ -109,7 +109,7 @@ def check_pushes(house: House) -> None:
 
     Raises PushesFailError.
     """
-    with house.reading() as session:
+    with house.writing() as session:
         failing = pushes.find_failing(session)
     if failing is not None:
         count, words = failing

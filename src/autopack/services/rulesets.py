@@ -75,7 +75,7 @@ def write_ruleset(house: House, document: dict[str, Any]) -> Ruleset:
     ruleset = parse_ruleset(json.dumps(document).encode(), project_id)
     content = json.dumps(ruleset.model_dump(mode="json"), indent=2) + "\n"
     house.mirror.write_ruleset(project_id, content.encode())
-    with house.reading() as session:
+    with house.writing() as session:
         strategy_version(session, house, ruleset)
         session.commit()
     return ruleset
@@ -116,7 +116,7 @@ def dry_run(
     With a ruleset given, its strategy, and beside it the one that today's ruleset gives.
     """
     today = read_ruleset(house)
-    with house.reading() as session:
+    with house.writing() as session:
         version = strategy_version(session, house, today)
         _, strategy = plan_under(session, house, plan, today, version=version)
         if ruleset is None:

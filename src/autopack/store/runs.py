@@ -8,10 +8,10 @@ from dataclasses import fields
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ScalarResult, and_, exists, func, select, text, update
+from sqlalchemy import ScalarResult, and_, bindparam, exists, func, insert, select, text, update
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import Session, selectinload
-from sqlalchemy.sql import Select
+from sqlalchemy.orm import Session
+from sqlalchemy.orm.attributes import set_committed_value
 
 from ..domain.errors import NotFoundError, UnavailableError
 from ..domain.events import Event, seal
@@ -19,9 +19,7 @@ from ..domain.reports import read_off
 from ..domain.run import PhaseState, RunState, TierState
 from ..domain.states import PhaseStatus, RunStatus
 from ..domain.values import Role
-from ..models import EventRow, Phase, Run, Tier
-
-_GRAPH = selectinload(Run.tiers).selectinload(Tier.phases)
+from ..models import Base, EventRow, Phase, Run, Tier
 
 
 class RunBusyError(UnavailableError):
@@ -60,19 +58,18 @@ def run_lock(session: Session, run_id: str, *, is_waiting: bool = True) -> Itera
 
 def get_run(session: Session, run_id: str) -> Run:
     """Return a run with its tiers and phases. Raises NotFoundError."""
-    return _one(session.scalars(_by_name(run_id).options(_GRAPH)), run_id)
+    return _with_graph(session, _one(session.scalars(_BY_NAME, _names(run_id)), run_id))
 
 
 def lock_run(session: Session, run_id: str) -> Run:
     """Return a run with its tiers and phases, FOR UPDATE. Raises NotFoundError."""
-    query = _by_name(run_id).options(_GRAPH).with_for_update(of=Run)
-    return _one(session.scalars(query.execution_options(populate_existing=True)), run_id)
+    return _with_graph(session, _one(session.scalars(_BY_NAME_LOCKED, _names(run_id)), run_id))
 
 
 def find_run_by_any_case(session: Session, run_id: str) -> Run | None:
     """Return the run whose name is the same but for case."""
-    query = select(Run).where(func.lower(Run.run_id) == run_id.lower()).options(_GRAPH)
-    return session.scalars(query).one_or_none()
+    run = session.scalars(_BY_ANY_CASE, {"lower": run_id.lower()}).one_or_none()
+    return run if run is None else _with_graph(session, run)
 
 
 def list_runs(
@@ -163,14 +160,8 @@ def list_live_heads(session: Session) -> list[tuple[str, str]]:
 
 
 def mark_mirrored(session: Session, run_pk: int, revision: int) -> None:
-    """Note that branch and files show this revision, and commit."""
-    session.execute(
-        update(Run)
-        .where(Run.id == run_pk, Run.mirrored_revision < revision)
-        .values(mirrored_revision=revision),
-        execution_options={"synchronize_session": False},
-    )
-    session.commit()
+    """Note that branch and files show this revision; whoever lets go of the lock commits it."""
+    session.connection().execute(_MIRRORED, {"key": run_pk, "shown": revision})
 
 
 def phases_of(run: Run) -> dict[str, Phase]:
@@ -239,15 +230,18 @@ def read_state(run: Run) -> RunState:
     )
 
 
-def write_state(run: Run, state: RunState) -> None:
-    """Write back what the rules changed."""
-    _write(run, state)
+def write_state(run: Run, state: RunState, before: RunState | None = None) -> None:
+    """Write to the rows what the rules changed since `before`; None: write everything."""
+    known: set[int] = {id(each) for each in (*before.tiers, *before.phases)} if before else set()
+    _write(run, state, before)
     tiers = {tier.tier_id: tier for tier in run.tiers}
     for tier in state.tiers:
-        _write(tiers[tier.tier_id], tier)
+        if id(tier) not in known:  # values never change, so what is the same object is the same
+            _write(tiers[tier.tier_id], tier)
     phases = phases_of(run)
     for phase in state.phases:
-        _write(phases[phase.phase_id], phase)
+        if id(phase) not in known:
+            _write(phases[phase.phase_id], phase)
 
 
 def add_events(session: Session, run: Run, events: tuple[Event, ...]) -> None:
@@ -255,31 +249,59 @@ def add_events(session: Session, run: Run, events: tuple[Event, ...]) -> None:
     sealed = seal(events, run.event_sequence, run.event_hash)
     if not sealed:
         return
-    session.add_all(
-        EventRow(
-            run_pk=run.id,
-            sequence=one.sequence,
-            at=one.event.at,
-            actor=one.event.actor,
-            kind=one.event.kind,
-            phase_id=one.event.phase_id,
-            tier_id=one.event.tier_id,
-            from_state=one.event.from_state,
-            to_state=one.event.to_state,
-            reason=one.event.reason,
-            data=dict(one.event.data),
-            previous_hash=one.previous_hash,
-            hash=one.hash,
-        )
+    rows = [
+        {
+            "run_pk": run.id,
+            "sequence": one.sequence,
+            "at": one.event.at,
+            "actor": one.event.actor,
+            "kind": one.event.kind,
+            "phase_id": one.event.phase_id,
+            "tier_id": one.event.tier_id,
+            "from_state": one.event.from_state,
+            "to_state": one.event.to_state,
+            "reason": one.event.reason,
+            "data": dict(one.event.data),
+            "previous_hash": one.previous_hash,
+            "hash": one.hash,
+        }
         for one in sealed
-    )
+    ]
+    # Nobody asks for these rows again, so they need not become objects.
+    session.connection().execute(insert(_EVENTS), rows)
     run.event_sequence = sealed[-1].sequence
     run.event_hash = sealed[-1].hash
 
 
-def _by_name(run_id: str) -> Select[Run]:
-    # The index is over lower(run_id); the name itself has to match in full.
-    return select(Run).where(func.lower(Run.run_id) == run_id.lower(), Run.run_id == run_id)
+# The index is over lower(run_id); the name itself has to match in full. These are made once, since
+# every request needs one of them.
+_BY_ANY_CASE = select(Run).where(func.lower(Run.run_id) == bindparam("lower"))
+_BY_NAME = _BY_ANY_CASE.where(Run.run_id == bindparam("name"))
+_BY_NAME_LOCKED = _BY_NAME.with_for_update(of=Run).execution_options(populate_existing=True)
+_TIERS_AND_PHASES = (
+    select(Tier, Phase)
+    .join(Phase, Phase.tier_pk == Tier.id, isouter=True)
+    .where(Tier.run_pk == bindparam("run_pk"))
+    .order_by(Tier.tier_index, Phase.phase_index)
+    .execution_options(populate_existing=True)
+)
+
+
+def _names(run_id: str) -> dict[str, str]:
+    return {"lower": run_id.lower(), "name": run_id}
+
+
+def _with_graph(session: Session, run: Run) -> Run:
+    """Load a run's tiers and phases: one statement, where eager loading takes two."""
+    phases: dict[Tier, list[Phase]] = {}
+    for tier, phase in session.execute(_TIERS_AND_PHASES, {"run_pk": run.id}):
+        members = phases.setdefault(tier, [])
+        if phase is not None:
+            members.append(phase)
+    for tier, members in phases.items():
+        set_committed_value(tier, "phases", members)
+    set_committed_value(run, "tiers", list(phases))
+    return run
 
 
 def _one(rows: ScalarResult[Run], run_id: str) -> Run:
@@ -289,14 +311,22 @@ def _one(rows: ScalarResult[Run], run_id: str) -> Run:
     return run
 
 
+_RUNS = Base.metadata.tables["runs"]
+_EVENTS = Base.metadata.tables["events"]
+_MIRRORED = (
+    update(_RUNS)
+    .where(_RUNS.c.id == bindparam("key"), _RUNS.c.mirrored_revision < bindparam("shown"))
+    .values(mirrored_revision=bindparam("shown"))
+)
 _NOT_COLUMNS = frozenset({"tiers", "phases"})
 
 
-def _write(row: object, state: Any) -> None:
+def _write(row: object, state: Any, before: Any = None) -> None:
     for field in fields(state):
         if field.name in _NOT_COLUMNS:
             continue
         value = getattr(state, field.name)
-        value = list(value) if type(value) is tuple else value
-        if getattr(row, field.name) != value:
-            setattr(row, field.name, value)
+        known = getattr(before or row, field.name)
+        if value is known or value == known:
+            continue
+        setattr(row, field.name, list(value) if type(value) is tuple else value)
