@@ -1,0 +1,302 @@
+"""The probes pass against the service as it is, and name the first thing that is not true."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from autopack.config import Settings
+
+if TYPE_CHECKING:
+    from tests.conftest import LiveServer
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.skipif(
+        not (shutil.which("bash") and shutil.which("curl") and shutil.which("python3")),
+        reason="the probes need bash, curl and python3",
+    ),
+]
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+PROBES = ("run_state", "issues", "strategy", "builder_auditor")
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Lie:
+    """What a service would answer, or leave undone, that is not true; and who must notice."""
+
+    probe: str
+    name: str  # a part of the line that the probe must end with
+    method: str
+    path: str
+    tell: Callable[[Json], object] = lambda body: None
+    status: int | None = None
+    removes: str | None = None  # a file of the runs directory; {run} is the run in the path
+
+
+def put(place: str, value: object, was: object = None) -> Callable[[Json], object]:
+    """Make the lie that sets a value at a place such as `tiers.0.state`, if it is `was` there."""
+
+    def tell(body: Json) -> None:
+        *steps, last = place.split(".")
+        inner: Any = body
+        for step in steps:
+            inner = inner[int(step) if step.isdigit() else step]
+        assert inner[last] != value
+        assert was in (None, inner[last])
+        inner[last] = value
+
+    return tell
+
+
+RUN = r"/runs/[^/]+"
+LIES = [
+    Lie("run_state", "the service is healthy", "GET", "/health", put("status", "unhealthy")),
+    Lie("run_state", "a run starts", "POST", "/runs/start", put("state", "DONE"), status=200),
+    Lie("run_state", "the run starts with its cap", "POST", "/runs/start", put("token_cap", 999)),
+    Lie(
+        "run_state",
+        "after the start: the run: state is 'GATE'",
+        "GET",
+        RUN,
+        put("state", "GATE"),
+    ),
+    Lie(
+        "run_state",
+        "the file {run}/tiers/tier_0_T1.md is missing",
+        "POST",
+        "/runs/start",
+        removes="{run}/tiers/tier_0_T1.md",
+    ),
+    Lie("run_state", "allowed", "POST", f"{RUN}/phases/P1.1/update_status", put("allowed", [])),
+    Lie("run_state", "breaks the hash chain", "GET", f"{RUN}/events", put("events.3.actor", "x")),
+    Lie(
+        "issues",
+        "after one report: in the run: minor_issues_count is '0' instead of '1'",
+        "GET",
+        f"{RUN}-1",
+        put("minor_issues_count", 0),
+    ),
+    Lie(
+        "issues",
+        "the first sighting: project_backlog_entry.age_in_runs",
+        "POST",
+        f"{RUN}-1/phases/P1/record_issue",
+        put("project_backlog_entry.age_in_runs", 2),
+    ),
+    Lie(
+        "issues",
+        "the file project_issue_backlog.json is missing",
+        "POST",
+        f"{RUN}/phases/P1/record_issue",
+        removes="project_issue_backlog.json",
+    ),
+    Lie(
+        "issues",
+        "a report counts: run_index_entry.occurrence_count",
+        "POST",
+        f"{RUN}-1/phases/P1/record_issue",
+        put("run_index_entry.occurrence_count", 7),
+    ),
+    Lie(
+        "strategy",
+        "cross_cutting_refactor: strategy.phases.P1.max_builder_attempts",
+        "POST",
+        "/strategy/dry_run",
+        put("strategy.phases.P1.max_builder_attempts", 9),
+    ),
+    Lie(
+        "strategy",
+        "the file project_ruleset_Autopack.json is missing",
+        "GET",
+        "/project/ruleset",
+        removes="project_ruleset_Autopack.json",
+    ),
+    Lie("strategy", "a ruleset with a wrong value", "POST", "/strategy/dry_run", put("code", "")),
+    Lie(
+        "builder_auditor",
+        "with nothing on it: commits_ahead_of_main",
+        "GET",
+        f"{RUN}/integration_status",
+        put("commits_ahead_of_main", 1),
+    ),
+    Lie(
+        "builder_auditor",
+        "a malformed patch is refused",
+        "POST",
+        f"{RUN}/phases/P1/builder_result",
+        put("code", "patch_conflict", was="patch_malformed"),
+        status=200,
+    ),
+    Lie(
+        "builder_auditor",
+        "costs a try: Builder tries",
+        "GET",
+        RUN,
+        put("tiers.0.phases.0.builder_attempts_used", 0, was=1),
+    ),
+    Lie(
+        "builder_auditor",
+        "both patches are applied: patches_applied",
+        "POST",
+        f"{RUN}/phases/P2/auditor_result",
+        put("patches_applied", 1),
+    ),
+]
+
+
+@dataclass
+class Proxy:
+    """Stands between a probe and the service, and tells one lie wherever it can."""
+
+    target: str
+    runs_dir: Path
+    lie: Lie
+    url: str = ""
+    told: int = field(default=0)
+
+    def answer(self, method: str, path: str, headers: Any, body: bytes) -> tuple[int, str, bytes]:
+        passed_on = {
+            name: value
+            for name, value in headers.items()
+            if name.lower() in ("content-type", "idempotency-key")
+        }
+        response = httpx.request(
+            method, self.target + path, headers=passed_on, content=body, trust_env=False, timeout=60
+        )
+        status, content = response.status_code, response.content
+        bare = path.partition("?")[0]
+        if method == self.lie.method and re.fullmatch(self.lie.path, bare):
+            status, content = self._lie(bare, status, content)
+        return status, response.headers["content-type"], content
+
+    def _lie(self, path: str, status: int, content: bytes) -> tuple[int, bytes]:
+        document = json.loads(content)
+        try:
+            self.lie.tell(document)
+        except (KeyError, IndexError, AssertionError):
+            return status, content  # nothing to lie about in this answer
+        self.told += 1
+        if self.lie.removes:
+            name = document.get("run_id") or path.split("/")[2]
+            (self.runs_dir / self.lie.removes.format(run=name)).unlink(missing_ok=True)
+        return self.lie.status or status, json.dumps(document).encode()
+
+
+@contextmanager
+def lying(server: LiveServer, runs_dir: Path, lie: Lie) -> Iterator[Proxy]:
+    proxy = Proxy(server.url, runs_dir, lie)
+
+    class Handler(BaseHTTPRequestHandler):
+        def _serve(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            status, kind, content = proxy.answer(self.command, self.path, self.headers, body)
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_GET = do_POST = _serve  # noqa: N815  the names that the library asks for
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            """Say nothing."""
+
+    listener = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=listener.serve_forever)
+    thread.start()
+    proxy.url = f"http://127.0.0.1:{listener.server_address[1]}"
+    try:
+        yield proxy
+    finally:
+        listener.shutdown()
+        thread.join()
+        listener.server_close()
+
+
+def probe(name: str, url: str, runs_dir: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", SCRIPTS / f"autonomous_probe_{name}.sh"],
+        env={
+            "PATH": os.environ["PATH"],
+            "API_URL": url,
+            "AUTONOMOUS_RUNS_DIR": str(runs_dir),
+            "no_proxy": "127.0.0.1",
+            **more,
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_a_probe_passes_again_and_again_against_the_service_as_it_is(
+    live_server: LiveServer, settings: Settings, name: str
+) -> None:
+    done = probe(name, live_server.url, settings.autonomous_runs_dir)
+    assert done.returncode == 0, done.stderr + done.stdout[-2_000:]
+    assert done.stderr == ""
+    *checks, last = done.stdout.splitlines()
+    assert all(line.startswith("ok ") for line in checks)
+    assert last.startswith("PASS ")
+    assert f"{len(checks)} checks" in last
+    without = probe(name, live_server.url, Path("/nowhere"), PROBE_FILES="skip")
+    assert without.returncode == 0, without.stderr
+    assert "skip  " in without.stdout
+    assert re.search(r"[1-9]\d* checks of files skipped", without.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_a_probe_names_the_first_thing_that_is_not_true(
+    live_server: LiveServer, settings: Settings, name: str
+) -> None:
+    for lie in LIES:
+        if lie.probe != name:
+            continue
+        with lying(live_server, settings.autonomous_runs_dir, lie) as proxy:
+            done = probe(name, proxy.url, settings.autonomous_runs_dir)
+        assert proxy.told, f"{lie.name}: the lie was never told"
+        assert done.returncode == 1, f"{lie.name}: {done.stdout[-1_000:]}"
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("FAIL  ")
+        head, _, tail = lie.name.partition("{run}")
+        assert head in line, line
+        assert tail in line, line
+        assert "PASS" not in done.stdout
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_a_probe_that_cannot_ask_says_so_and_passes_nothing(name: str, tmp_path: Path) -> None:
+    done = probe(name, "http://127.0.0.1:9", tmp_path)
+    assert done.returncode == 2
+    assert "127.0.0.1:9" in done.stderr
+    assert "PASS" not in done.stdout
+
+
+def test_files_that_cannot_be_reached_are_no_silent_pass(
+    live_server: LiveServer, tmp_path: Path
+) -> None:
+    done = probe("run_state", live_server.url, tmp_path / "elsewhere")
+    assert done.returncode == 2
+    assert "AUTONOMOUS_RUNS_DIR" in done.stderr
+    assert "PROBE_FILES=skip" in done.stderr
+    wrong = probe("run_state", live_server.url, tmp_path, PROBE_FILES="maybe")
+    assert wrong.returncode == 2
+    assert "maybe" in wrong.stderr
