@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import HealthCheck, event, given, settings
+from hypothesis import HealthCheck, event, example, given, settings
 from hypothesis import strategies as st
 
 from ..recovery import consistency
@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.safety_critical]
 Json = dict[str, Any]
 NOTES = "notes.txt"
 LINES = [f"line {number}\n" for number in range(24)]
-KEYS = ("flaky", "slow", "wrong", "missing", "odd")
+KEYS = ("flaky", "slow", "odd")
 SECRET = "AKIA" + "Q3EGRTW5ZX7YV2BN"
 PHASE_STATES = (
     "EXECUTING",
@@ -174,8 +174,14 @@ OTHERS = st.one_of(
 STEPS = st.builds(
     lambda choice, work, other: work if choice > 1 else other, st.integers(0, 4), WORK, OTHERS
 )
+SIGHTINGS = st.lists(st.tuples(st.just("issues"), ELSEWHERE, ISSUES), max_size=3)
 WALKS = st.lists(
-    st.tuples(PLANS, st.lists(STEPS, min_size=12, max_size=30)), min_size=1, max_size=3
+    st.tuples(
+        PLANS,
+        st.builds(list.__add__, SIGHTINGS, st.lists(STEPS, min_size=12, max_size=30)),
+    ),
+    min_size=1,
+    max_size=4,
 )
 AFTERWARDS: list[Any] = [
     ("build", "success", "new", 0, "7", [], ""),
@@ -187,6 +193,44 @@ AFTERWARDS: list[Any] = [
     ("cancel",),
     ("rollback", 0),
     ("upkeep",),
+]
+
+
+# What chance meets too seldom, for sure: issues that grow old from run to run, agents who never
+# come, fix-ups, merges, and a way back.
+PLAIN_RULES: Json = {
+    "docs": None,
+    "default": None,
+    "minors_tolerated_per_phase": 3,
+    "majors_tolerated": 2,
+    "minor_issues_per_phase": 3,
+    "token_cap_factor": 3,
+    "audit_minutes": 60,
+}
+PLAIN_PLAN: Json = {
+    "tiers": [[{"task_category": "tests"}, {"task_category": "x"}], [{"task_category": "docs"}]],
+    "run_scope": "multi_tier",
+    "safety_profile": "normal",
+    "token_cap": None,
+    "max_duration_minutes": 400,
+}
+OLD_ISSUE = {"issue_key": "flaky", "severity": None, "category": "docs", "expected_fail": False}
+TOUR: list[Any] = [
+    ("issues", 0, [OLD_ISSUE]),
+    ("issues", 2, [OLD_ISSUE]),
+    ("lapse", True),
+    ("build", "needs_review", "edit", 3, "7", [], "key"),
+    ("build", "success", None, 0, "7", [], "again"),
+    ("lapse", False),
+    ("review", "revise", ["edit"], 20, "7", [OLD_ISSUE], [0]),
+    ("build", "success", "new", 0, "7", [], ""),
+    ("review", "approve", ["new"], 0, "7", [], []),
+    ("build", "success", "stale", 11, "7", [], ""),
+    ("review", "approve", [], 0, "7", [], []),
+    ("build", "success", "conflict", 3, "7", [], ""),
+    ("build", "success", "new", 0, "7", [], ""),
+    ("review", "approve", [], 0, "7", [], []),
+    ("rollback", 0),
 ]
 
 
@@ -752,7 +796,7 @@ def check_backtest(api: Api, ruleset: Json, run_ids: list[str]) -> None:
 # By default always the same walks, so that the suite fails for what was changed and nothing else.
 EXAMPLES = int(os.environ.get("WALKS", "0"))
 LIMITS = settings(
-    max_examples=EXAMPLES or 30,
+    max_examples=EXAMPLES or 20,
     deadline=None,
     derandomize=not EXAMPLES,
     database=None,
@@ -771,6 +815,7 @@ def test_every_walk_ends_and_its_events_tell_all(
 
     @LIMITS
     @given(rules=RULESETS, drawn=WALKS)
+    @example(rules=PLAIN_RULES, drawn=[(PLAIN_PLAN, TOUR)] * 3)
     def walk_and_count(rules: Json, drawn: list[tuple[Json, list[Any]]]) -> None:
         example = next(numbers)
         response = api.client.put("/project/ruleset", json=make_ruleset(defaults, rules))
