@@ -37,11 +37,11 @@ class Cost:
 
 
 BUDGETS = {
-    "start": Cost(15, processes=1),
+    "start": Cost(12, processes=1),
     "start again": Cost(4),
     "read": Cost(2),
     "list": Cost(1),
-    "update_status": Cost(11, files=3),
+    "update_status": Cost(10, files=3),
     "record_issue, new": Cost(20, files=6),
     "record_issue, known": Cost(16, files=6),
     "issue index": Cost(3),

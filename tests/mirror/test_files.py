@@ -46,8 +46,8 @@ def test_a_run_has_the_files_of_the_guide_and_no_other(
         a_phase("P1.2", index=1),
         a_phase("P2.1", tier=1, index=2),
     ]
-    mirror.write_run(a_run(phases))
-    mirror.write_document("run-001", "project_implementation_strategy_v1.json", "{}\n")
+    strategy = {"project_implementation_strategy_v1.json": b"{}\n"}
+    mirror.write_run(a_run(phases), documents=strategy)
     mirror.write_backlog("Autopack", list)
     mirror.write_ruleset("Autopack", b"{}")
 
@@ -211,7 +211,6 @@ with open_top(Path(sys.argv[1])) as top, locked_folder(top, "run-001") as run:
     [
         lambda mirror: mirror.write_ruleset("Autopack", b"new"),
         lambda mirror: mirror.write_backlog("Autopack", list),
-        lambda mirror: mirror.write_document("run-001", "incident.md", "new"),
     ],
 )
 def test_leftover_temporary_files_are_not_in_the_way(
@@ -311,14 +310,6 @@ def test_a_link_planted_in_a_run_leads_nowhere(
 def test_an_id_that_cannot_be_a_folder_is_refused(mirror: Mirror, run_id: str) -> None:
     with pytest.raises(InvalidError):
         mirror.folder(run_id)
-
-
-@pytest.mark.parametrize("name", ["run_summary.md", "../x", "tiers/x.md", ".gitignore"])
-def test_documents_stay_in_the_folder_and_off_the_files_of_write_run(
-    mirror: Mirror, name: str
-) -> None:
-    with pytest.raises(ValueError, match=r"identifier|write_run alone"):
-        mirror.write_document("run-001", name, "x")
 
 
 def test_a_ruleset_is_written_once_if_only_absent(mirror: Mirror) -> None:

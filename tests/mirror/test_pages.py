@@ -151,9 +151,7 @@ def test_the_summary_tells_a_person_what_happened_and_what_to_do(
 
 
 def test_every_link_of_the_pages_leads_to_a_file(mirror: Mirror, failed_run: RunReport) -> None:
-    mirror.write_run(failed_run)
-    mirror.write_document("run-001", "incident.md", "")
-    mirror.write_document("run-001", "project_implementation_strategy_v1.json", "")
+    mirror.write_run(failed_run, documents={"project_implementation_strategy_v1.json": b""})
     pages = list(mirror.folder("run-001").rglob("*.md"))
     links = [
         (path, link) for path in pages for link in re.findall(r"\]\((.+?)\)", path.read_text())

@@ -105,16 +105,15 @@ def test_a_new_database_may_use_the_id_of_a_run_that_the_old_one_had(
     mirror: Mirror, a_run: MakeRun, a_phase: MakePhase, an_issue: MakeIssue
 ) -> None:
     old = a_run([a_phase("Old", index=7, issues=(an_issue(),)), a_phase("P1.1")], revision=40)
-    mirror.write_run(old, index=RunIndex(run_id="run-001", issues_by_key={}))
-    mirror.write_document("run-001", "incident.md", "of the old run")
+    index = RunIndex(run_id="run-001", issues_by_key={})
+    mirror.write_run(old, index=index, documents={"incident.md": b"of the old run"})
     folder = mirror.folder("run-001")
     (folder / "my notes.md").write_text("the operator's")
     for path in folder.rglob("*.*"):
         os.utime(path, (old.created_at.timestamp(), old.created_at.timestamp()))
-    mirror.write_document("run-001", "project_implementation_strategy_v1.json", "of the new run")
 
     new = a_run(revision=1, created_at=old.created_at + timedelta(days=1))
-    mirror.write_run(new)
+    mirror.write_run(new, documents={"project_implementation_strategy_v1.json": b"of the new run"})
     assert {path.name for path in folder.rglob("*.*")} == {
         "run_summary.md",
         "tier_0_T1.md",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from functools import partial
@@ -93,11 +93,13 @@ class Mirror:
         *,
         phases: Collection[str] | None = None,
         index: RunIndex | None = None,
+        documents: Mapping[str, bytes] | None = None,
     ) -> None:
         """Write the files of what changed, `run_summary.md` last.
 
         `phases` names the phases that changed, whose reports must carry their attempts and issues;
-        None writes every phase and tier. Each file is judged by itself: one that shows a newer
+        None writes every phase and tier. `documents` are further files of the run's folder, by
+        name; the last one wins. Each file is judged by itself: one that shows a newer
         revision, or a later run of the same id, stays as it is. Raises MirrorUnusableError; a
         disk without room leaves all files as they were.
         """
@@ -110,26 +112,16 @@ class Mirror:
                 # that is gone.
                 for folder in folders:
                     remove_older(folder, _OURS, report.created_at - _CLOCK_TOLERANCE)
+            others = [NewFile(top, name, data) for name, data in (documents or {}).items()]
             replace_files(
                 top,
-                [
+                others
+                + [
                     NewFile(folder, name, render())
                     for folder, name, render in _files(report, phases, index, folders)
                     if _revision(folder, name) <= report.revision
                 ],
             )
-
-    def write_document(self, run_id: str, name: str, content: str | bytes) -> None:
-        """Write another file into the run's folder, such as `incident.md`. The last one wins.
-
-        Raises MirrorUnusableError.
-        """
-        problem = identifier_problem(name)
-        if problem or name in (SUMMARY, ISSUE_INDEX):
-            raise ValueError(problem or f"{name} is written by write_run alone")
-        data = content if isinstance(content, bytes) else content.encode("utf-8", "replace")
-        with self._locked(run_id) as top:
-            replace_files(top, [NewFile(top, name, data)])
 
     def write_backlog(
         self, project_id: str, read: Callable[[], Sequence[BacklogReportEntry]]

@@ -70,11 +70,13 @@ def project(
     index: RunIndex | None,
 ) -> None:
     """Write a run's files: of the phases named, or of all, with their tiers and the summary."""
-    house.mirror.write_run(run_report(session, run, detailed=phases), phases=phases, index=index)
+    documents: dict[str, bytes] = {}
     if phases is None:
         name = f"project_implementation_strategy_v{run.strategy_version}.json"
-        document = json.dumps(runs.get_strategy(session, run), indent=2) + "\n"
-        house.mirror.write_document(run.run_id, name, document)
+        text = json.dumps(runs.get_strategy(session, run), indent=2) + "\n"
+        documents[name] = text.encode()
+    report = run_report(session, run, detailed=phases)
+    house.mirror.write_run(report, phases=phases, index=index, documents=documents)
 
 
 def project_backlog(house: House) -> None:
@@ -98,21 +100,25 @@ def run_report(session: Session, run: Run, *, detailed: Collection[str] | None) 
     """Return a run with attempts and issues of the `detailed` phases, None: of all."""
     by_name = runs.phases_of(run)
     wanted = [
-        phase.id
+        phase
         for name, phase in by_name.items()
         if (detailed is None or name in detailed) and run.event_sequence > 1
     ]
-    attempts: dict[int, list[AttemptReport]] = {}
+    tried = [phase.id for phase in wanted if phase.state.is_final or _was_tried(phase)]
+    attempts = attempt_reports(session, tried) if tried else {}
     found: dict[int, list[IssueReportEntry]] = {}
     if wanted:
-        attempts = attempt_reports(session, wanted)
-        for issue in issues.list_issues(session, wanted):
+        for issue in issues.list_issues(session, [phase.id for phase in wanted]):
             found.setdefault(issue.phase_pk, []).append(read_off(IssueReportEntry, issue))
     tiers = []
     for tier in run.tiers:
         members = tuple(_phase_report(phase, attempts, found) for phase in tier.phases)
         tiers.append(read_off(TierReport, tier, phases=members))
     return read_off(RunReport, run, tiers=tuple(tiers))
+
+
+def _was_tried(phase: Phase) -> bool:
+    return phase.builder_attempts_used + phase.auditor_attempts_used > 0
 
 
 def _phase_report(

@@ -12,7 +12,7 @@ from ..domain.errors import ConflictError
 from ..domain.events import GENESIS_HASH, SUPERVISOR, Event, canonical_json
 from ..domain.naming import branch_name, branch_ref, snapshot_ref
 from ..domain.plan import DebtPhase, Plan, PlanPhase
-from ..domain.reports import AttemptReport
+from ..domain.reports import AttemptReport, RunIndex
 from ..domain.starting import starting_state
 from ..domain.states import RunStatus
 from ..domain.strategy import Strategy
@@ -22,7 +22,7 @@ from ..store import runs
 from .change import changing, commit_for_good, following, locked_session, up_to_date
 from .house import House
 from .phases import OPERATOR
-from .projection import attempt_reports, project, run_index
+from .projection import attempt_reports, project
 from .rulesets import plan_under, read_ruleset, strategy_version
 
 
@@ -54,9 +54,7 @@ def start_run(house: House, plan: Plan) -> tuple[Run, bool]:
         plan, strategy = plan_under(session, house, plan, ruleset, version=version)
         run = _new_run(house, plan, strategy, digest)
         session.add(run)
-        session.flush()  # one statement a table, however many tiers and phases there are
-        _add_first_event(session, run)
-        session.flush()
+        _add_first_event(session, run)  # one statement a table, however large the plan is
         # Tags that another service left, as clones bring them, would end the run at a snapshot.
         house.repository.require_free_ref(snapshot_ref(branch_name(run_id)))
         branch = RefUpdate(branch_ref(run_id), run.base_commit, None)
@@ -125,7 +123,7 @@ def list_attempts(house: House, run_id: str, phase_id: str) -> list[AttemptRepor
 
 
 def _write_files(house: House, session: Session, run: Run) -> None:
-    project(house, session, run, phases=None, index=run_index(session, run))
+    project(house, session, run, phases=None, index=RunIndex(run_id=run.run_id, issues_by_key={}))
     runs.mark_mirrored(session, run.id, run.revision)
 
 

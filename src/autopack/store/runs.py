@@ -196,8 +196,8 @@ def get_plan(session: Session, run: Run) -> dict[str, Any]:
 
 def get_strategy(session: Session, run: Run) -> dict[str, Any]:
     """Return the strategy document that was compiled when the run started."""
-    document: dict[str, Any] = session.scalars(select(Run.strategy).where(Run.id == run.id)).one()
-    return document
+    document: dict[str, Any] | None = run.__dict__.get("strategy")  # a new run still has it
+    return document or session.scalars(select(Run.strategy).where(Run.id == run.id)).one()
 
 
 def list_events(session: Session, run_pk: int, *, after: int, limit: int | None) -> list[EventRow]:
@@ -249,6 +249,10 @@ def add_events(session: Session, run: Run, events: tuple[Event, ...]) -> None:
     sealed = seal(events, run.event_sequence, run.event_hash)
     if not sealed:
         return
+    run.event_sequence = sealed[-1].sequence
+    run.event_hash = sealed[-1].hash
+    if run in session.new:
+        session.flush()  # a new run gets its key, with the chain's end in the same statement
     rows = [
         {
             "run_pk": run.id,
@@ -269,8 +273,6 @@ def add_events(session: Session, run: Run, events: tuple[Event, ...]) -> None:
     ]
     # Nobody asks for these rows again, so they need not become objects.
     session.connection().execute(insert(_EVENTS), rows)
-    run.event_sequence = sealed[-1].sequence
-    run.event_hash = sealed[-1].hash
 
 
 # The index is over lower(run_id); the name itself has to match in full. These are made once, since
