@@ -73,7 +73,8 @@ def project(
     documents: dict[str, bytes] = {}
     if phases is None:
         name = f"project_implementation_strategy_v{run.strategy_version}.json"
-        text = json.dumps(runs.get_strategy(session, run), indent=2) + "\n"
+        strategy = runs.get_strategy(session, run)
+        text = json.dumps(strategy, indent=2, sort_keys=True) + "\n"  # Postgres keeps no order
         documents[name] = text.encode()
     report = run_report(session, run, detailed=phases)
     house.mirror.write_run(report, phases=phases, index=index, documents=documents)
