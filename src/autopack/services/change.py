@@ -338,12 +338,14 @@ def up_to_date(house: House, session: Session, run_id: str) -> Run:
     if is_lagging or (run.ended_at is None and is_branch_elsewhere(house, run_id, run.head_commit)):
         with _ending_if_moved(house, session, run_id, is_raised=not is_lagging):
             _roll_forward(house, session, run, is_needed=is_lagging)
+        session.commit()  # whatever the request comes to, this is done
         run = runs.lock_run(session, run_id)
     if _is_overdue(run, house.now()):
         change = RunChange(house, session, run, SUPERVISOR)
         pass_time(change.course)
         with _ending_if_moved(house, session, run_id, is_raised=True):
             change.commit()
+        session.commit()
         run = runs.lock_run(session, run_id)
     return run
 
@@ -389,5 +391,6 @@ def _ending_if_moved(
         change.touched |= change.phases.keys()  # what lagged before has to be written as well
         change.is_index_touched = change.is_backlog_touched = True
         change.commit()
+        session.commit()
         if is_raised:
             raise
