@@ -93,7 +93,7 @@ def _open(settings: Settings, stack: ExitStack) -> House:
     stack.callback(repository.close)
     house = House(settings, database.engine, repository, Mirror(settings.autonomous_runs_dir))
     start_up(house)
-    upkeep = Periodic(lambda: keep_up(house), UPKEEP_SECONDS)
+    upkeep = Periodic(lambda: keep_up(house), UPKEEP_SECONDS, house.pulse)
     upkeep.start()
     stack.callback(upkeep.stop)
     _push_branches(house, stack)

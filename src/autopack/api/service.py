@@ -40,7 +40,7 @@ def root() -> ServiceAnswer:
     summary="Is everything there?",
 )
 def health(house: InHouse, response: Response) -> HealthAnswer:
-    """Database, repository and runs directory; 503 names what failed.
+    """Database, repository, runs directory and background jobs; 503 names what failed.
 
     Where branches are pushed to a remote, `remote` is `degraded` while a push fails; that stops
     nothing, so the answer stays 200.

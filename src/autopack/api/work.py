@@ -89,5 +89,8 @@ def heartbeat(
     phase_id: PhaseId,
     beat: Annotated[Heartbeat, Body(openapi_examples=example(HEARTBEAT, "Still at it"))],
 ) -> object:
-    """`stop` when the run ended, the budget is gone or the lease was lost."""
+    """`stop` when the run ended, the budget is gone or the lease was lost.
+
+    The token in the example is nobody's, so it is answered `stop`.
+    """
     return claiming.heartbeat(house, run_id, phase_id, beat.lease_token, beat.tokens_used)

@@ -29,6 +29,7 @@ def check_health(house: House) -> dict[str, Check]:
         "runs_directory": house.mirror.check,
     }
     found = {name: Check(_failure(check)) for name, check in checks.items()}
+    found["jobs"] = Check(house.pulse.problem())
     if house.repository.remote is not None:
         found["remote"] = Check(_failure(lambda: check_pushes(house)), is_vital=False)
     return found

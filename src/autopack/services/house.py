@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from ..config import Settings
 from ..gitrepo import Repository
+from ..jobs.periodic import Pulse
 from ..jobs.workers import Bell
 from ..mirror import Mirror
 
@@ -26,6 +27,7 @@ class House:
     repository: Repository
     mirror: Mirror
     now: Callable[[], datetime] = utc_now
+    pulse: Pulse = field(default_factory=Pulse)  # beats while background work gets done
     push_bell: Bell = field(default_factory=Bell)  # rung when a branch is to be pushed
     _reader: Engine = field(init=False, repr=False)
 
