@@ -426,3 +426,27 @@ def test_gits_own_mail_and_log_output_is_taken_whole(tmp_path: Path) -> None:
     ):
         paths = scan(output).paths()
         assert {b"text", "odd näme".encode(), b"empty", b"blob"} == paths
+
+
+MAKE = b"""diff --git a/n b/n
+new file mode 100644
+--- /dev/null
++++ b/n
+@@ -0,0 +1 @@
++one
+"""
+REMOVE = b"""diff --git a/n b/n
+deleted file mode 100644
+--- a/n
++++ /dev/null
+@@ -1 +0,0 @@
+-one
+"""
+
+
+def test_a_file_that_is_created_twice_is_refused_and_one_made_anew_is_not() -> None:
+    limits = Settings(_env_file=None)
+    with pytest.raises(PatchMalformedError, match="n is created twice") as refused:
+        scan_patch(MAKE + MAKE, limits)
+    assert refused.value.extra["line"] == 7
+    assert len(scan_patch(MAKE + REMOVE + MAKE, limits).files) == 3

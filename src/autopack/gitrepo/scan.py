@@ -9,7 +9,7 @@ hide a hunk whose header was lost, and a change half applied is worse than none.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -117,6 +117,7 @@ def scan_patch(patch: bytes, limits: Settings) -> ScannedPatch:
             " `--- a/file`, `+++ b/file` and `@@ -1,3 +1,4 @@`.",
             line=first_number,
         )
+    _refuse_created_twice(files)
     return ScannedPatch(
         patch=b"".join([line + b"\n" for line in lines]),
         files=files,
@@ -124,6 +125,21 @@ def scan_patch(patch: bytes, limits: Settings) -> ScannedPatch:
         insertions=scanner.insertions,
         deletions=scanner.deletions,
     )
+
+
+def _refuse_created_twice(files: Iterable[ScannedFile]) -> None:
+    """Refuse a file that is made twice: git takes that, and one of the two is lost."""
+    created: set[bytes] = set()
+    for file in files:
+        if file.old_path not in (None, file.new_path) and not file.is_copy:
+            created.discard(file.old_path)  # deleted, or renamed away
+        if file.old_path is None and file.new_path is not None:
+            if file.new_path in created:
+                raise PatchMalformedError(
+                    f"{show(file.new_path)} is created twice; a patch makes a file once.",
+                    line=file.line,
+                )
+            created.add(file.new_path)
 
 
 def _limit(limits: Settings, name: str, figure: int, what: str) -> None:
