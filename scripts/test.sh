@@ -3,4 +3,4 @@
 set -euo pipefail
 python=$(bash "$(dirname "$0")/venv.sh" requirements-dev.txt)
 cd "$(dirname "$0")/.."
-exec "$python" -m pytest tests/ --numprocesses=auto "$@"
+exec "$python" -m pytest tests/ --numprocesses=auto --dist=worksteal "$@"

@@ -459,7 +459,8 @@ def children() -> list[psutil.Process]:
     found = []
     for child in psutil.Process().children(recursive=True):
         try:
-            if child.status() != psutil.STATUS_ZOMBIE and "http-backend" not in child.cmdline():
+            is_git = child.name().startswith("git") and "http-backend" not in child.cmdline()
+            if is_git and child.status() != psutil.STATUS_ZOMBIE:
                 found.append(child)
         except psutil.NoSuchProcess:
             continue

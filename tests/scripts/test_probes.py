@@ -247,7 +247,7 @@ def probe(name: str, url: str, runs_dir: Path, **more: str) -> subprocess.Comple
 
 
 @pytest.mark.parametrize("name", PROBES)
-def test_a_probe_passes_again_and_again_against_the_service_as_it_is(
+def test_a_probe_passes_against_the_service_as_it_is(
     live_server: LiveServer, settings: Settings, name: str
 ) -> None:
     done = probe(name, live_server.url, settings.autonomous_runs_dir)
@@ -257,7 +257,14 @@ def test_a_probe_passes_again_and_again_against_the_service_as_it_is(
     assert all(line.startswith("ok ") for line in checks)
     assert last.startswith("PASS ")
     assert f"{len(checks)} checks" in last
-    without = probe(name, live_server.url, Path("/nowhere"), PROBE_FILES="skip")
+
+
+def test_a_probe_run_again_where_the_files_are_out_of_reach_says_what_it_skipped(
+    live_server: LiveServer, settings: Settings
+) -> None:
+    done = probe("run_state", live_server.url, settings.autonomous_runs_dir)
+    assert done.returncode == 0, done.stderr
+    without = probe("run_state", live_server.url, Path("/nowhere"), PROBE_FILES="skip")
     assert without.returncode == 0, without.stderr
     assert "skip  " in without.stdout
     assert re.search(r"[1-9]\d* checks of files skipped", without.stdout.splitlines()[-1])
