@@ -13,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from . import __version__
 from .api import (
     branches,
+    ci,
     issues,
     metrics,
     phases,
@@ -68,6 +69,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         phases,
         issues,
         results,
+        ci,
         branches,
         project,
         work,

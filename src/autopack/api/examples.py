@@ -83,6 +83,13 @@ AUDITOR_RESULT = {
 }
 CLAIM = {"role": "builder", "agent": "codex@host-3", "lease_seconds": 900}
 HEARTBEAT = {"lease_token": "the token of the lease", "tokens_used": 1_200}
+CI_RESULT = {
+    "commit_sha": "0123456789abcdef0123456789abcdef01234567",
+    "profile": "normal",
+    "verdict": "green",
+    "tests": {"total": 12, "passed": 12},
+    "url": "https://ci.example.org/builds/17",
+}
 PATCH_CHECK = {"phase_id": "P1.1", "patch_content": PATCH}
 ROLLBACK = {"to_phase": "P1.1", "reason": "the release was postponed"}
 CANCEL = {"reason": "the plan was wrong"}

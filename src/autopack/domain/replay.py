@@ -24,6 +24,7 @@ from .claiming import LeaseLostError, find_claimable, take_claim
 from .course import Course
 from .errors import AutopackError
 from .events import Event
+from .judging import Judgement, require_judged_commit, take_verdict
 from .reviewing import (
     Recommendation,
     Review,
@@ -32,7 +33,7 @@ from .reviewing import (
     require_reviewable,
     take_review,
 )
-from .run import FailureCode, RunState
+from .run import FailureCode, RunState, Verdict
 from .states import PhaseStatus, RunStatus
 from .steering import cancel, lapse, pass_time, roll_back, set_status
 from .values import Role, Severity
@@ -124,6 +125,8 @@ class _Replayer:
             self._take_builder(course, builder, events)
         elif auditor is not None:
             self._take_auditor(course, auditor, events)
+        elif "CiVerdictReceived" in by_kind:
+            _take_verdict(course, by_kind["CiVerdictReceived"])
         elif "ReviewRequested" in by_kind:
             request_review(course, _phase_id(by_kind["ReviewRequested"]))
         elif "RunRolledBack" in by_kind:
@@ -281,6 +284,19 @@ def _take_lapse(course: Course, event: Event) -> None:
     if course.phase(phase_id).lease_id != event.data["lease_id"]:
         raise LeaseLostError("nobody holds that lease here")
     lapse(course, phase_id, event.data["tokens_reported"])
+
+
+def _take_verdict(course: Course, event: Event) -> None:
+    """Take CI's verdict where the phase waits for one; the commit is another in a replay."""
+    phase_id = _phase_id(event)
+    phase = course.phase(phase_id)
+    require_judged_commit(course, phase_id, phase.commit or course.head_commit or "", None)
+    judgement = Judgement(
+        verdict=Verdict(event.data["verdict"]),
+        reason=event.reason or "",
+        failing_checks=event.data["failing_checks"],
+    )
+    take_verdict(course, phase_id, judgement)
 
 
 def _take_by_hand(course: Course, events: Sequence[Event]) -> None:

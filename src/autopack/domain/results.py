@@ -13,7 +13,19 @@ from .building import BuilderStatus
 from .errors import InvalidError
 from .issues import IssueReport
 from .reviewing import Recommendation
-from .values import Closed, Count, FilePath, Identifier, IssueKey, Quantity, Text, Word
+from .run import Verdict
+from .values import (
+    CiProfile,
+    Closed,
+    Count,
+    FilePath,
+    Identifier,
+    IssueKey,
+    Name,
+    Quantity,
+    Text,
+    Word,
+)
 
 MAX_SUGGESTED_ISSUES = 200
 MAX_LOG_TAIL = 4_000
@@ -87,6 +99,37 @@ class PatchCheck(Closed):
         if patch is None:
             raise InvalidError("patch_content: send a patch, here or as patch_content_base64")
         return patch
+
+
+class CheckCounts(Closed):
+    """What a run of CI counted."""
+
+    total: Count
+    passed: Count = 0
+    failed: Count = 0
+    skipped: Count = 0
+
+
+class CiReport(Closed):
+    """What a run of CI came to."""
+
+    phase_id: Identifier | None = None
+    run_id: Identifier | None = None
+    commit_sha: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+    profile: CiProfile | None = None
+    verdict: Verdict
+    tests: CheckCounts | None = None
+    failing_checks: Annotated[tuple[Name, ...], Field(max_length=200)] = ()
+    flaky: bool = False
+    url: Annotated[str, Field(max_length=2_000, pattern=r"^https?://[!-~]+$")] | None = None
+    summary: Text | None = None
+
+    def judged(self) -> tuple[Verdict, str]:
+        """Return the verdict as it counts, and why: a run of zero tests is never green."""
+        if self.verdict is Verdict.GREEN and self.tests is not None and not self.tests.total:
+            return Verdict.RED, "it ran no test"
+        checks = ", ".join(self.failing_checks[:5])
+        return self.verdict, self.summary or checks or f"reported as {self.verdict}"
 
 
 class AuditRequest(Closed):

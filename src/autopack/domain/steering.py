@@ -5,8 +5,9 @@ from __future__ import annotations
 from .building import fail_attempt
 from .course import Course
 from .errors import ConflictError
+from .judging import Judgement, take_verdict
 from .reviewing import after_failed_review, await_review
-from .run import CompletedBy, FailureCode, PhaseState
+from .run import CompletedBy, FailureCode, PhaseState, Verdict
 from .states import PHASE_TRANSITIONS, IllegalTransitionError, PhaseStatus
 
 
@@ -129,9 +130,8 @@ def pass_time(course: Course) -> None:
         if course.phase(phase.phase_id).state is not phase.state:  # an earlier lapse ended the run
             continue
         if phase.state is PhaseStatus.CI_RUNNING:
-            reason = "CI gave no verdict in time"
-            course.move_phase(phase.phase_id, PhaseStatus.FAILED, reason, failure_reason=reason)
-            course.end_failed(FailureCode.CI_DID_NOT_RUN, reason)
+            judgement = Judgement(verdict=Verdict.DID_NOT_RUN, reason="it gave no verdict in time")
+            take_verdict(course, phase.phase_id, judgement)
         else:
             lapse(course, phase.phase_id, phase.tokens_reported)
 

@@ -75,6 +75,7 @@ class RunChange:
         self._commits: list[Commit] = []
         self._is_concluded = False
         self._has_ended = False
+        self._is_ci_waiting = False
         self._is_push_wanted = False
         self._updates: list[RefUpdate] = []
         self._revision = run.revision
@@ -150,6 +151,11 @@ class RunChange:
             if held is not None and held != phase.pending_submission_id:
                 submissions.discard_pending(self.session, held)
         self._has_ended = state.state.is_final and not self.run.state.is_final
+        self._is_ci_waiting = any(
+            phase.state is PhaseStatus.CI_RUNNING
+            and before[phase.phase_id].state is not PhaseStatus.CI_RUNNING
+            for phase in state.phases
+        )
         runs.write_state(self.run, state, self._before)
         completed = [
             self.phases[phase.phase_id]
@@ -210,7 +216,12 @@ class RunChange:
         self._is_push_wanted = (
             self.house.repository.remote is not None
             and self.run.failure_code is not FailureCode.BRANCH_MOVED
-            and (has_snapshot or self._has_ended or (self.course.is_over and bool(self._commits)))
+            and (
+                has_snapshot
+                or self._has_ended
+                or self._is_ci_waiting
+                or (self.course.is_over and bool(self._commits))
+            )
         )
         if self._is_push_wanted:
             pushes.want_push(self.session, self.run.id, self.run.revision, self.now)

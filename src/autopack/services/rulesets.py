@@ -59,9 +59,9 @@ def parse_ruleset(content: bytes, project_id: str) -> Ruleset:
         raise InvalidRulesetError(
             f"{name}: project_id: is '{ruleset.project_id}', but this service serves '{project_id}'"
         )
-    if ruleset.ci.mode is not CiMode.NONE:
+    if ruleset.ci.mode is CiMode.LOCAL:
         raise InvalidRulesetError(
-            f"{name}: ci.mode: '{ruleset.ci.mode}' is not served yet; use 'none'"
+            f"{name}: ci.mode: '{ruleset.ci.mode}' is not served yet; use 'none' or 'external'"
         )
     return ruleset
 
@@ -95,6 +95,11 @@ def plan_under(
 
     Raises InvalidPlanError.
     """
+    if ruleset.ci.mode is CiMode.EXTERNAL and house.repository.remote is None:
+        raise InvalidRulesetError(
+            "ci.mode: 'external' needs a remote from which CI can fetch the branch: set "
+            "AUTOPACK_GIT_REMOTE"
+        )
     check_plan(
         plan,
         ruleset,

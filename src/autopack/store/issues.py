@@ -56,6 +56,17 @@ def resolve_in_run(session: Session, run_pk: int, keys: Sequence[str]) -> dict[s
     return phases
 
 
+def resolve_of_source(session: Session, phase_pk: int, source: str) -> list[str]:
+    """Resolve a phase's open issues that came from one source; return their keys."""
+    resolve = (
+        update(Issue)
+        .where(Issue.phase_pk == phase_pk, Issue.source == source, Issue.status == IssueStatus.OPEN)
+        .values(status=IssueStatus.RESOLVED)
+        .returning(Issue.issue_key)
+    )
+    return sorted(session.scalars(resolve))
+
+
 def count_open(session: Session, run_pk: int) -> OpenIssueCounts:
     """Count a run's open issues by distinct key: a key that is major anywhere is major."""
     key = Issue.issue_key

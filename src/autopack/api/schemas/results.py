@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from ...domain.reviewing import Recommendation
+from ...domain.run import Verdict
 from ...domain.states import PhaseStatus, RunStatus
 from ...domain.values import Role
 from ...domain.work import Outcome
@@ -41,6 +42,16 @@ class AuditorResultAnswer(Shape):
     patches_applied: int
     commit_shas: list[str]
     phase_state: PhaseStatus
+
+
+class CiResultAnswer(Shape):
+    """`verdict` is the one that counts: a green run of zero tests is red."""
+
+    message: str
+    ci_run_id: int
+    verdict: Verdict
+    phase_state: PhaseStatus
+    run_state: RunStatus
 
 
 class AttemptAnswer(Shape):

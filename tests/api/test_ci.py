@@ -1,0 +1,207 @@
+"""Verdicts from an external CI: what they complete, what they cost, what they resolve."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from pydantic import SecretStr
+
+from autopack.config import Settings
+
+if TYPE_CHECKING:
+    from httpx2 import Response
+    from tests.api.conftest import Api
+
+pytestmark = pytest.mark.integration
+
+OTHER_COMMIT = "0" * 40
+
+
+@pytest.fixture
+def settings(settings: Settings, tmp_path: Path) -> Settings:
+    bare = tmp_path / "remote.git"
+    subprocess.run(["git", "init", "--quiet", "--bare", str(bare)], check=True)
+    return settings.model_copy(update={"git_remote": SecretStr(str(bare))})
+
+
+@pytest.fixture
+def api(api: Api) -> Api:
+    """A service whose ruleset lets an external CI judge."""
+    rule(api)
+    return api
+
+
+def rule(api: Api, **changes: Any) -> None:
+    document = {"project_id": "Autopack", "ci": {"mode": "external"}, **changes}
+    response = api.client.put("/project/ruleset", json=document)
+    assert response.status_code == 200, response.text
+
+
+def verdict(
+    api: Api,
+    verdict: str,
+    run_id: str = "run-001",
+    phase_id: str = "P0.0",
+    commit: str | None = None,
+    **fields: Any,
+) -> Response:
+    body = {"commit_sha": commit or api.head(run_id), "verdict": verdict, **fields}
+    return api.client.post(f"/runs/{run_id}/phases/{phase_id}/ci_result", json=body)
+
+
+def test_green_completes_the_phase_and_makes_the_run_eligible(api: Api) -> None:
+    api.start(phase={"complexity": "high"})  # strict: without a verdict it could not be eligible
+    assert api.result().json()["phase_state"] == "CI_RUNNING"
+    assert api.run()["state"] == "CI_RUNNING"
+    answer = verdict(api, "green", profile="strict", tests={"total": 3, "passed": 3})
+    assert answer.json()["phase_state"] == "COMPLETE", answer.text
+    run = api.run()
+    assert run["state"] == "DONE_SUCCESS"
+    assert run["promotion_eligible_to_main"], run["promotion_reasons"]
+    assert run["tiers"][0]["ci_runs_count"] == 1
+    assert api.phase()["verdict"] == "green"
+    assert verdict(api, "green", profile="strict", tests={"total": 3, "passed": 3}).headers[
+        "Idempotency-Replayed"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "code"),
+    [
+        ({"commit": OTHER_COMMIT}, 409, "wrong_commit"),
+        ({"profile": "strict"}, 409, "wrong_profile"),
+        ({"url": "file:///etc/passwd"}, 422, "invalid_request"),
+        ({"phase_id": "P9"}, 404, "not_found"),
+    ],
+)
+def test_a_verdict_that_is_not_for_this_changes_nothing(
+    api: Api, fields: dict[str, Any], status: int, code: str
+) -> None:
+    api.start()
+    api.result()
+    api.refused(verdict(api, "green", **fields), status, code)
+    assert api.phase()["state"] == "CI_RUNNING"
+    assert api.run()["tiers"][0]["ci_runs_count"] == 0
+
+
+def test_a_verdict_before_there_is_anything_to_judge_is_refused(api: Api) -> None:
+    api.start()
+    api.refused(verdict(api, "green"), 409, "wrong_state")
+
+
+def test_red_costs_a_try_and_the_next_green_completes_on_top(api: Api) -> None:
+    api.start()
+    api.result()
+    api.issue("ci_lint", source="ci", category="lint")
+    answer = verdict(api, "red", failing_checks=["test_login"], summary="1 failed")
+    assert answer.json()["phase_state"] == "QUEUED"
+    assert "1 failed" in api.phase()["failure_reason"]
+    assert api.result(patch=api.new_file("src/fix.txt")).json()["phase_state"] == "CI_RUNNING"
+    assert len(api.commits()) == 2
+    assert verdict(api, "green").json()["phase_state"] == "COMPLETE"
+    index = api.client.get("/runs/run-001/issues/index").json()["issues_by_key"]
+    assert index["ci_lint"]["status"] == "resolved"
+
+
+def test_the_same_failing_checks_twice_are_no_progress_and_go_to_the_auditor(api: Api) -> None:
+    rule(api, tier={"ci_runs_per_phase": 3})
+    api.start()
+    for name in ("one", "two"):
+        api.result(patch=api.new_file(f"src/{name}.txt"))
+        answer = verdict(api, "red", failing_checks=["test_b", "test_a"])
+    assert answer.json()["phase_state"] == "GATE"
+    review = "/runs/run-001/phases/P0.0/auditor_result"
+    api.refused(
+        api.client.post(review, json={"recommendation": "approve"}), 409, "nothing_to_approve"
+    )
+    fix_up = {"patch_content": api.new_file("src/three.txt")}
+    answer = api.client.post(
+        review, json={"recommendation": "approve", "suggested_patches": [fix_up]}
+    )
+    assert answer.json()["phase_state"] == "CI_RUNNING", answer.text
+    assert verdict(api, "green").json()["run_state"] == "DONE_SUCCESS"
+
+
+def test_a_green_run_of_zero_tests_is_red(api: Api) -> None:
+    api.start()
+    api.result()
+    answer = verdict(api, "green", tests={"total": 0}).json()
+    assert (answer["verdict"], answer["phase_state"]) == ("red", "QUEUED")
+
+
+def test_what_did_not_run_ends_the_run_as_the_environments_fault(api: Api) -> None:
+    api.start()
+    api.result()
+    answer = verdict(api, "did_not_run", summary="no runner").json()
+    assert answer["run_state"] == "DONE_FAILED_ENVIRONMENT"
+    run = api.run()
+    assert run["failure_code"] == "ci_did_not_run"
+    assert "no runner" in run["failure_reason"]
+    assert run["tiers"][0]["ci_runs_count"] == 0
+    assert "no runner" in api.file("run-001", "incident.md")
+
+
+def test_a_flaky_green_leaves_a_minor_issue_of_each_check(api: Api) -> None:
+    api.start(phases=2)
+    api.result()
+    verdict(api, "green", flaky=True, failing_checks=["test_clock"])
+    index = api.client.get("/runs/run-001/issues/index").json()["issues_by_key"]
+    assert index["ci_flaky__test_clock"]["severity"] == "minor"
+
+
+def test_a_tier_over_its_ci_runs_is_not_clean(api: Api) -> None:
+    rule(api, tier={"ci_runs_per_phase": 1})
+    api.start(run_scope="multi_tier")
+    for name in ("one", "two"):
+        api.result(patch=api.new_file(f"src/{name}.txt"))
+        verdict(api, "red" if name == "one" else "green", failing_checks=[name])
+    run = api.run()
+    assert run["state"] == "DONE_SUCCESS"
+    assert run["tiers"][0]["cleanliness_reasons"] == ["2 CI runs, 1 allowed"]
+    assert not run["promotion_eligible_to_main"]
+
+
+def test_the_branch_is_on_its_way_to_the_remote_when_ci_is_to_judge_it(api: Api) -> None:
+    api.start()
+    api.result()
+    remote = api.client.get("/runs/run-001/integration_status").json()["remote"]
+    assert remote is not None
+    assert remote["last_error"] is None
+
+
+def test_aged_issues_are_cleaned_up_by_phases_of_their_own(api: Api) -> None:
+    rule(api, auto_debt_cleanup=True)
+    for number in range(3):
+        run_id = f"age-{number}"
+        api.start(run_id)
+        api.issue("old_debt", run_id=run_id)
+    backlog = api.client.get("/project/issues/backlog").json()["issues_by_key"]
+    assert backlog["old_debt"]["status"] == "needs_cleanup"
+
+    run = api.start("clean", run_scope="multi_tier")
+    assert run["tiers"][-1]["tier_id"] == "DEBT"
+    (phase,) = run["tiers"][-1]["phases"]
+    assert (phase["phase_id"], phase["task_category"]) == ("DEBT-1", "debt_cleanup")
+    assert not api.start("single", run_scope="single_tier")["tiers"][1:]
+
+    api.result("clean")
+    verdict(api, "green", "clean")
+    api.result("clean", "DEBT-1", patch=api.new_file("src/debt.txt"))
+    review = "/runs/clean/phases/DEBT-1/auditor_result"
+    api.client.post(review, json={"recommendation": "approve"})
+    answer = verdict(api, "green", "clean", "DEBT-1")
+    assert answer.json()["run_state"] == "DONE_SUCCESS", answer.text
+    backlog = api.client.get("/project/issues/backlog").json()["issues_by_key"]
+    assert backlog["old_debt"]["status"] == "resolved"
+    document = {"project_id": "Autopack", "ci": {"mode": "external"}, "auto_debt_cleanup": True}
+    compared = api.client.post("/strategy/backtest", json={"ruleset": document}).json()
+    assert [run for run in compared["runs"] if run["changes"] or run["parted_at"]] == []
+
+
+def test_external_ci_without_a_remote_refuses_new_runs(api: Api) -> None:
+    api.client.app.state.house.repository.remote = None  # type: ignore[attr-defined]
+    response = api.client.post("/runs/start", json=api.plan())
+    api.refused(response, 422, "invalid_ruleset", "AUTOPACK_GIT_REMOTE")
