@@ -26,6 +26,11 @@ class RunBusyError(UnavailableError):
     code = "run_busy"
 
 
+_LOCK = text("SELECT pg_advisory_lock(hashtextextended(:run_id, 0))")
+_TRY_LOCK = text("SELECT pg_try_advisory_lock(hashtextextended(:run_id, 0))")
+_UNLOCK = text("SELECT pg_advisory_unlock(hashtextextended(:run_id, 0))")
+
+
 @contextmanager
 def run_lock(session: Session, run_id: str, *, is_waiting: bool = True) -> Iterator[None]:
     """Hold the run's advisory lock, over any number of transactions of the session's connection.
@@ -37,10 +42,9 @@ def run_lock(session: Session, run_id: str, *, is_waiting: bool = True) -> Itera
     """
     key = {"run_id": run_id.lower()}
     if is_waiting:
-        session.execute(text("SELECT pg_advisory_lock(hashtextextended(:run_id, 0))"), key)
+        session.connection().execute(_LOCK, key)
     else:
-        attempt = text("SELECT pg_try_advisory_lock(hashtextextended(:run_id, 0))")
-        if not session.scalar(attempt, key):
+        if not session.connection().scalar(_TRY_LOCK, key):
             raise RunBusyError(f"run '{run_id}' is busy; try again")
     try:
         yield
@@ -50,7 +54,7 @@ def run_lock(session: Session, run_id: str, *, is_waiting: bool = True) -> Itera
     finally:
         connection = session.connection()
         try:
-            session.execute(text("SELECT pg_advisory_unlock(hashtextextended(:run_id, 0))"), key)
+            connection.execute(_UNLOCK, key)
             session.commit()
         except DBAPIError:
             connection.invalidate()
