@@ -186,6 +186,7 @@ def load_settings(**values: object) -> Settings:
     Raises SettingsError, one line for all that is wrong.
     """
     try:
+        # The values are of any kind on purpose: to check them is what happens here.
         return Settings(_env_file=settings_file(), **values)  # type: ignore[arg-type]
     except ValidationError as error:
         raise SettingsError("; ".join(_problem(item) for item in error.errors())) from error

@@ -320,7 +320,7 @@ class EmbeddedPostgres:
                 env={"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC", "PGDATA": "."},
                 start_new_session=True,  # Ctrl-C at the terminal is for us, not for the server
                 check=False,
-                **as_account,  # type: ignore[call-overload]
+                **as_account,  # type: ignore[call-overload]  # user and groups, or nothing
             )
             output.seek(0)
             return result.returncode, output.read()

@@ -128,6 +128,7 @@ def install_error_handlers(app: FastAPI) -> None:
     for kind in DATABASE_ERRORS:
         app.add_exception_handler(kind, _database)
     app.add_exception_handler(Exception, _unforeseen)
+    # To replace the method is how FastAPI has its document changed.
     app.openapi = _with_problems_alone(app.openapi)  # type: ignore[method-assign]
 
 

@@ -228,6 +228,7 @@ def _say(
         if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
             process.terminate()
             raise runner.timed_out("update-ref")
+        # A pipe's end is a BufferedReader, which its declared type does not say.
         read = stdout.read1(65536)  # type: ignore[attr-defined]
         if not read:
             return False
