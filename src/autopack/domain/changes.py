@@ -29,14 +29,6 @@ class FileChange:
     def shown_path(self) -> str:
         return self.path.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
-    @property
-    def is_addition(self) -> bool:
-        return self.old_mode == MODE_ABSENT
-
-    @property
-    def is_deletion(self) -> bool:
-        return self.new_mode == MODE_ABSENT
-
 
 @dataclass(frozen=True, slots=True)
 class Violation:

@@ -47,11 +47,6 @@ class ConflictError(AutopackError):
     code = "conflict"
 
 
-class ForbiddenError(AutopackError):
-    kind = ErrorKind.FORBIDDEN
-    code = "forbidden"
-
-
 class TooLargeError(AutopackError):
     kind = ErrorKind.TOO_LARGE
     code = "too_large"

@@ -40,10 +40,6 @@ class PhaseStatus(StrEnum):
     def is_final(self) -> bool:
         return not PHASE_TRANSITIONS[self]
 
-    @property
-    def is_active(self) -> bool:
-        return self in _ACTIVE
-
 
 class TierStatus(StrEnum):
     PENDING = "PENDING"
@@ -61,8 +57,6 @@ class Cleanliness(StrEnum):
     CLEAN = "clean"
     NOT_CLEAN = "not_clean"
 
-
-_ACTIVE = (PhaseStatus.EXECUTING, PhaseStatus.GATE, PhaseStatus.CI_RUNNING)
 
 PHASE_TRANSITIONS: Mapping[PhaseStatus, frozenset[PhaseStatus]] = {
     PhaseStatus.QUEUED: frozenset({PhaseStatus.EXECUTING, PhaseStatus.SKIPPED}),
