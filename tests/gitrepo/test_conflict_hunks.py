@@ -11,6 +11,8 @@ from autopack.gitrepo.hunks import FileLines, HunkPlace, HunkStatus, place_hunks
 from autopack.gitrepo.scan import ScannedHunk, scan_patch
 
 pytestmark = pytest.mark.unit
+# No measurement: a second is enough, coverage makes it three, and what is not linear takes hours.
+HANGING_SECONDS = 30
 
 LIMITS = Settings(_env_file=None)
 
@@ -147,10 +149,10 @@ def test_lines_are_split_at_lf_alone(content: bytes, expected: list[bytes]) -> N
         ([f"{n}" for n in range(1000)], [f"{n * 2 % 3001}" for n in range(100_000)]),
     ],
 )
-def test_repetitive_files_take_no_more_than_a_second(old: list[str], content: list[str]) -> None:
+def test_repetitive_files_do_not_hang(old: list[str], content: list[str]) -> None:
     body = "".join(f" {word}\n" for word in old)
     text = f"@@ -7,{len(old)} +7,{len(old) + 1} @@\n{body}+new\n"
     file = FileLines(split_lines(lines(*content).encode()))
     started = time.process_time()
     place_hunks(hunks(text) * 20, file)
-    assert time.process_time() - started < 1.0
+    assert time.process_time() - started < HANGING_SECONDS

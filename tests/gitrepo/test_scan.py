@@ -16,6 +16,8 @@ from autopack.gitrepo.errors import PatchMalformedError, PatchTooLargeError
 from autopack.gitrepo.scan import ScannedFile, ScannedPatch, scan_patch
 
 pytestmark = pytest.mark.unit
+# No measurement: a second is enough, coverage makes it three, and what is not linear takes hours.
+HANGING_SECONDS = 30
 
 LIMITS = Settings(_env_file=None)
 HEADER = b"diff --git a/x b/x\n--- a/x\n+++ b/x\n"
@@ -360,7 +362,7 @@ def test_a_zlib_bomb_is_not_unpacked_past_what_it_declares() -> None:
     bomb = binary(bytes(40_000_000), declared=10)
     started = time.process_time()
     assert "does not unpack" in refusal(binary_patch(bomb)).detail
-    assert time.process_time() - started < 1.0
+    assert time.process_time() - started < HANGING_SECONDS
 
 
 @pytest.mark.parametrize(
@@ -378,14 +380,14 @@ def test_a_zlib_bomb_is_not_unpacked_past_what_it_declares() -> None:
     ],
     ids=["lines", "files", "hunks", "quotes", "spaces", "splits", "dates", "blanks", "counts"],
 )
-def test_the_largest_patches_take_less_than_a_second(patch: bytes) -> None:
+def test_the_largest_patches_do_not_hang(patch: bytes) -> None:
     started = time.process_time()
     with suppress(PatchMalformedError):
         scan(patch)
-    assert time.process_time() - started < 1.0
+    assert time.process_time() - started < HANGING_SECONDS
 
 
-def test_nine_megabytes_of_binary_content_take_less_than_a_second() -> None:
+def test_nine_megabytes_of_binary_content_do_not_hang() -> None:
     state = 1
     noise = bytearray()
     for _ in range(900):
@@ -394,7 +396,7 @@ def test_nine_megabytes_of_binary_content_take_less_than_a_second() -> None:
     patch = binary_patch(binary(bytes(noise)))
     started = time.process_time()
     scan(patch)
-    assert time.process_time() - started < 1.0
+    assert time.process_time() - started < HANGING_SECONDS
 
 
 def test_gits_own_mail_and_log_output_is_taken_whole(tmp_path: Path) -> None:
