@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from autopack import main as _imported  # noqa: F401 - all that a service imports, before the fork
-from autopack.__main__ import main
+from autopack.cli.app import main
 from autopack.gitrepo.objects import Objects
 from autopack.gitrepo.refs import PreparedRefs
 from autopack.gitrepo.repository import Repository

@@ -1,0 +1,90 @@
+"""The command line's front: the register of commands, and how they end."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Annotated, Any, Final
+
+import typer
+from typer.core import TyperGroup
+from typer.exceptions import TyperException
+from typer.main import get_command
+
+from .. import __version__
+from .command import FINE, WRONG_USE, CommandError
+
+# Each is the Typer `app` of the module of that name beside this one, imported when it is called:
+# what one command needs slows no other down.
+COMMANDS: Final = {
+    "serve": "Serve the HTTP API on the git repository of the current folder.",
+    "backtest": "Say what another ruleset would have made of finished runs.",
+}
+
+
+class _Register(TyperGroup):
+    """Lists the register and imports the one command that is called."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        if name is not None:
+            command = get_command(import_module(f".{name}", __package__).app)
+        return name, command, rest
+
+
+app = typer.Typer(
+    name="autopack",
+    cls=_Register,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line. Returns the exit code; docs/cli.md names them."""
+    command = get_command(app)
+    try:
+        result = command.main(arguments, prog_name="autopack", standalone_mode=False)
+    except CommandError as error:
+        print(f"autopack: {error}", file=sys.stderr)
+        return error.exit_code
+    except TyperException as error:
+        _tell_wrong_use(error)
+        return WRONG_USE
+    return result if isinstance(result, int) else FINE
+
+
+def _tell_wrong_use(error: TyperException) -> None:
+    """Print one line; where a command was left out, all that there are."""
+    text = error.format_message()
+    if "\n" in text:
+        print(text, file=sys.stderr)
+        return
+    context = getattr(error, "ctx", None)
+    where = context.command_path if context else "autopack"
+    print(f"autopack: {text} See {where} --help.", file=sys.stderr)
+
+
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        print(f"autopack {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print it.")
+    ] = False,
+) -> None:
+    """Supervise autonomous builds."""
+
+
+def _called_by_its_module() -> None:
+    """Stand in the list for a command that is not imported yet."""
+
+
+for _name, _help in COMMANDS.items():
+    app.command(_name, help=_help)(_called_by_its_module)

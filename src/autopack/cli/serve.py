@@ -1,0 +1,182 @@
+"""`autopack serve`: the service on the repository of the current folder."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import uvicorn
+
+from .. import __version__
+from ..config import Settings, SettingsError, load_settings, repository_top
+from ..database import DatabaseError, open_database
+from ..gitrepo.errors import RepositoryUnusableError
+from ..gitrepo.repository import Repository
+from .command import CommandError, command_app
+
+app = command_app()
+
+# Open streams would keep a stopping server waiting for ever.
+GRACEFUL_SECONDS = 5
+
+NEXT_STEP = """\
+curl -X POST {url}/runs/start -H 'Content-Type: application/json' -d '{{
+  "run": {{"run_id": "run-001"}},
+  "tiers": [{{"tier_id": "T1", "tier_index": 0, "name": "First tier"}}],
+  "phases": [{{"phase_id": "P1.1", "phase_index": 0, "tier_id": "T1", "name": "First phase",
+              "task_category": "docs", "complexity": "low"}}]
+}}'"""
+
+
+@app.command()
+def serve(
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on (AUTOPACK_HOST, 127.0.0.1).")
+    ] = None,
+    port: Annotated[
+        str | None, typer.Option(help="Port to listen on, 0 for any (AUTOPACK_PORT, 8000).")
+    ] = None,
+    demo: Annotated[
+        bool,
+        typer.Option("--demo", help="Serve a sample repository and drive one whole run on it."),
+    ] = False,
+) -> None:
+    """Serve the HTTP API on the git repository of the current folder."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _exit)
+    # A closed terminal, unless nohup said to go on without one.
+    if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
+    try:
+        with ExitStack() as stack:
+            _serve(stack, host=host, port=port, is_demo=demo)
+    except (SettingsError, DatabaseError, RepositoryUnusableError) as error:
+        raise CommandError(str(error)) from error
+
+
+def _serve(stack: ExitStack, *, host: str | None, port: str | None, is_demo: bool) -> None:
+    """Check what can be wrong, each with one line, then serve until a signal comes."""
+    given = {"host": host, "port": port}
+    values: dict[str, object] = {name: value for name, value in given.items() if value is not None}
+    if is_demo:
+        values |= _demo_values(stack)
+    settings = load_settings(**values)
+    repository = Repository.open(settings)
+    branch = repository.base().branch
+    repository.close()
+    listener = stack.enter_context(_listen(settings.host, settings.port))
+    url = f"http://{_shown_host(settings.host)}:{listener.getsockname()[1]}"
+    from ..main import create_app  # here, so that what is wrong above is told at once
+
+    app = create_app(settings)
+    # Opened by the application too; here, so that a wrong one is told in one line.
+    database = stack.enter_context(open_database(settings))
+    database.migrate()
+    server = _Server(
+        uvicorn.Config(
+            app,
+            access_log=False,
+            log_level="warning",
+            timeout_graceful_shutdown=GRACEFUL_SECONDS,
+            server_header=False,
+            # Loopback callers are trusted by their address: no header may make up another one.
+            proxy_headers=False,
+        ),
+        on_started=lambda: _announce(settings, branch, url, is_demo=is_demo),
+    )
+    server.run(sockets=[listener])
+    if not server.started:
+        raise CommandError("the service could not start: the reason stands above.")
+
+
+class _Server(uvicorn.Server):
+    """Tells when it answers."""
+
+    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_started = on_started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._on_started()
+
+
+def _announce(settings: Settings, branch: str, url: str, *, is_demo: bool) -> None:
+    database = "the embedded Postgres" if settings.database_url is None else "DATABASE_URL"
+    print(
+        f"Autopack {__version__} serves {repository_top(settings.repo_path)} (base: {branch})\n"
+        f"  API      {url}\n"
+        f"  Docs     {url}/docs and {url}/redoc\n"
+        f"  Data     {database}; {settings.home}; {settings.autonomous_runs_dir}",
+        flush=True,
+    )
+    if is_demo:
+        from ..client.demo import run_demo
+
+        arguments = (url, settings.repo_path, settings.autonomous_runs_dir)
+        threading.Thread(target=run_demo, args=arguments, daemon=True).start()
+        return
+    print(f"\nNext, start a run:\n\n{NEXT_STEP.format(url=url)}\n\nCtrl-C stops.", flush=True)
+
+
+def _demo_values(stack: ExitStack) -> dict[str, object]:
+    """Lay out a sample repository, with everything of ours beside it, for as long as we run."""
+    from ..client.demo import SAMPLE_FILES
+    from ..gitrepo.sample import create_sample_repository
+
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="autopack-demo-")))
+    create_sample_repository(folder / "sample", SAMPLE_FILES)
+    return {
+        "repo_path": folder / "sample",
+        "home": folder / "home",
+        "autonomous_runs_dir": folder / "sample" / ".autonomous_runs",
+        "base_branch": "main",
+        "database_url": None,
+        "git_remote": None,
+    }
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Take the port before anything else starts. Raises CommandError."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise CommandError(f"cannot listen on {host}: {error.strerror}.") from error
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        raise CommandError(
+            f"cannot listen on {host} port {port}: {error.strerror}. "
+            "Choose another by --port or AUTOPACK_PORT."
+        ) from error
+    return listener
+
+
+def _shown_host(host: str) -> str:
+    """Return a host that works in an address: nobody can call 0.0.0.0."""
+    if host in {"0.0.0.0", "::"}:  # noqa: S104  compared, not bound
+        return "localhost"
+    return f"[{host}]" if ":" in host else host
+
+
+def _exit(number: int, _frame: object) -> None:
+    """Leave through every `finally`, so that the embedded Postgres stops too.
+
+    uvicorn raises the signal again when it is done; the default would end the process on the spot.
+    """
+    raise SystemExit(0 if number == signal.SIGTERM else 128 + number)
