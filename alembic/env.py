@@ -7,9 +7,19 @@ from sqlalchemy import Connection, MetaData
 
 
 def run(connection: Connection, metadata: MetaData | None = None) -> None:
-    context.configure(connection=connection, target_metadata=metadata, compare_server_default=True)
+    context.configure(
+        connection=connection,
+        target_metadata=metadata,
+        compare_server_default=True,
+        include_name=is_ours,
+    )
     with context.begin_transaction():
         context.run_migrations()
+
+
+def is_ours(name: str | None, _kind: str, _parents: object) -> bool:
+    """Leave the job engine's own tables out of what is compared with the models."""
+    return name is None or not name.startswith("procrastinate_")
 
 
 def run_from_the_command_line() -> None:
