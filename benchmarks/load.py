@@ -42,16 +42,34 @@ RUNS_A_KEY = 20
 EVENTS_A_RUN = 12
 # Everything that has a row or more for each run.
 GROWING = frozenset(
-    {"runs", "tiers", "phases", "issues", "sightings", "events", "submissions", "commits"}
+    {
+        "backlog",
+        "ci_runs",
+        "commits",
+        "events",
+        "issues",
+        "leases",
+        "phases",
+        "runs",
+        "sightings",
+        "submissions",
+        "tiers",
+    }
 )
 ENDPOINTS = (
     "/runs",
     "/runs?status=DONE_FAILED_ENVIRONMENT&limit=3",
     "/runs?text=9&limit=3",
+    "/runs?text=nowhere&limit=3",
     "/runs/{run_id}",
     "/runs/{run_id}/events",
     "/runs/{run_id}/issues/index",
+    "/runs/{run_id}/phases/P0/attempts",
+    "/runs/live-1/next_phase",
     "/project/issues/backlog?limit=20",
+    "/project/issues/backlog?status=needs_cleanup&limit=5",
+    "/project/issues/backlog?category=category-3&limit=1",
+    "/project/issues/backlog?severity=major&limit=2",
     "/metrics/runs",
     "/metrics/runs?limit=10",
     "/metrics/runs?limit=10&cursor=*",
@@ -196,13 +214,31 @@ def fill(connection: Connection, runs: int) -> None:
             "age_in_tiers": "n % 5",
         },
     )
-    sightings = text(
+    for statement in (
         f"INSERT INTO sightings (backlog_pk, run_pk, tier_id)"
-        f" SELECT {first['backlog']} + n % {values['keys']}, {run}, 'T0'"
-        f" FROM generate_series(1, {runs}) n"
-    )
-    connection.execute(sightings)
+        f" SELECT {first['backlog']} + n % {values['keys']}, {run}, 'T0'",
+        "INSERT INTO leases (run_pk, phase_pk, role, agent, fence, token_sha256, seconds,"
+        " granted_at, expires_at, ended_at)"
+        f" SELECT {run}, {phase}, 'builder', 'load', 1, sha256(n::text::bytea), 900,"
+        " now(), now(), now()",
+        "INSERT INTO ci_runs (run_pk, phase_pk, commit_sha, profile, attempt, verdict, is_flaky,"
+        " requested_at, ended_at)"
+        f" SELECT {run}, {phase}, sha256(n::text::bytea), 'normal', 1, 'green', false,"
+        " now(), now()",
+    ):
+        connection.execute(text(f"{statement} FROM generate_series(1, {runs}) n"))
     if is_superuser:
+        # What the triggers would have written, added up.
+        for statement in (
+            "INSERT INTO run_counts SELECT state, failure_code, count(*), CASE state"
+            " WHEN 'DONE_FAILED_BUDGET_EXHAUSTED'"
+            " THEN sum(tokens_used::numeric / greatest(token_cap, 1)) ELSE 0 END"
+            f" FROM runs WHERE id > {first['runs']} GROUP BY state, failure_code",
+            "INSERT INTO backlog_counts SELECT project_id, category, status, base_severity,"
+            f" count(*) FROM backlog WHERE id >= {first['backlog']}"
+            " GROUP BY project_id, category, status, base_severity",
+        ):
+            connection.execute(text(statement))
         connection.execute(text("SET LOCAL session_replication_role = DEFAULT"))
     for table in first:
         connection.execute(

@@ -91,6 +91,18 @@ def test_filters_narrow_the_list(api: Api) -> None:
     assert found(project_id="Other") == set()
 
 
+def test_a_text_is_found_page_by_page_however_rare(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autopack.store.runs.RUNS_SEARCHED", 2)
+    for name in ("needle-1", "hay-1", "hay-2", "hay-3", "needle-2", "needle-3", "hay-4"):
+        api.start(name)
+    found = pages(api, "/runs", text="needle", limit=1)
+    names = [[run["run_id"] for run in page["runs"]] for page in found]
+    assert [name for page in names for name in page] == ["needle-3", "needle-2", "needle-1"]
+    assert [] in names[:-1]
+
+
 def test_the_backlog_comes_in_pages_and_filters(api: Api) -> None:
     api.start()
     for number in range(5):

@@ -69,20 +69,22 @@ def list_runs(
         Text | None, Query(max_length=64, description="Only runs whose id holds this text.")
     ] = None,
 ) -> RunPage:
-    """Runs, newest first, without their tiers."""
-    page = runs.list_runs(
+    """Runs, newest first, without their tiers.
+
+    Each page looks for `text` in 5,000 runs, so it may hold few or none while there are more pages.
+    """
+    page, more = runs.list_runs(
         house,
-        limit=limit + 1,
+        limit=limit,
         before=None if cursor is None else decode_moment(cursor),
         status=status,
         project_id=project_id,
         containing=text,
     )
-    more = None
-    if len(page) > limit:
-        page = page[:limit]
-        more = encode_moment(page[-1].created_at, page[-1].id)
-    return RunPage(runs=[RunSummaryAnswer.model_validate(run) for run in page], next_cursor=more)
+    return RunPage(
+        runs=[RunSummaryAnswer.model_validate(run) for run in page],
+        next_cursor=None if more is None else encode_moment(*more),
+    )
 
 
 @router.get(

@@ -1,6 +1,7 @@
 """The tables."""
 
 from .base import Base, metadata
+from .counts import backlog_counts, run_counts
 from .events import EventRow
 from .issues import BacklogEntry, Issue, Sighting
 from .pushes import Push
@@ -26,5 +27,7 @@ __all__ = [
     "Sighting",
     "Submission",
     "Tier",
+    "backlog_counts",
     "metadata",
+    "run_counts",
 ]

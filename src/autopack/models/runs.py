@@ -91,13 +91,6 @@ class Run(Base):
         Index("ix_runs_project_id_created_at_id", "project_id", "created_at", "id"),
         Index("ix_runs_lagging", "id", postgresql_where=text("mirrored_revision < revision")),
         Index("ix_runs_live_deadline_at", "deadline_at", postgresql_where=text("ended_at IS NULL")),
-        Index(
-            "ix_runs_budget_exhausted",
-            "created_at",
-            "id",
-            postgresql_include=["failure_code", "tokens_used", "token_cap"],
-            postgresql_where=text(f"state = '{RunStatus.DONE_FAILED_BUDGET_EXHAUSTED}'"),
-        ),
         one_of("state", RunStatus),
         one_of("safety_profile", SafetyProfile),
         one_of("run_scope", RunScope),
@@ -112,13 +105,6 @@ class Run(Base):
             "mirrored_revision",
             "event_sequence",
         ),
-        # Runs are counted by index alone, which takes a vacuum that comes by in time.
-        {
-            "postgresql_with": {
-                "autovacuum_vacuum_scale_factor": 0.02,
-                "autovacuum_vacuum_insert_scale_factor": 0.02,
-            }
-        },
     )
 
 

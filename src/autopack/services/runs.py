@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from datetime import datetime
 
 from sqlalchemy.orm import Session
 
@@ -79,12 +78,12 @@ def list_runs(
     house: House,
     *,
     limit: int,
-    before: tuple[datetime, int] | None,
+    before: runs.Position | None,
     status: RunStatus | None,
     project_id: str | None,
     containing: str | None,
-) -> list[Run]:
-    """Return a page of runs, newest first, without their tiers."""
+) -> tuple[list[Run], runs.Position | None]:
+    """Return a page of runs, newest first, without their tiers, and where the next one begins."""
     with house.reading() as session:
         return runs.list_runs(
             session,

@@ -6,7 +6,7 @@ import structlog
 from sqlalchemy.exc import DBAPIError
 
 from ..domain.errors import AutopackError
-from ..store import runs
+from ..store import counts, runs
 from .change import changing
 from .house import House
 from .projection import is_branch_elsewhere, project_backlog
@@ -29,8 +29,11 @@ def start_up(house: House) -> None:
 
 
 def keep_up(house: House) -> None:
-    """Roll forward what lags, and end what has waited too long. (01, 02 §2)"""
+    """Roll forward what lags, end what has waited too long, add up counts. (01, 02 §2)"""
     house.repository.remove_leftovers()
+    with house.writing() as session:
+        counts.fold_counts(session)
+        session.commit()
     with house.reading() as session:
         lagging = runs.list_lagging(session, BATCH)
         overdue = runs.list_overdue(session, house.now(), BATCH)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, Float, and_, cast, func, not_, select, text, true
+from sqlalchemy import BigInteger, and_, case, cast, func, not_, select, text, true
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.orm import Session
 from sqlalchemy.sql import ColumnElement, FromClause
@@ -30,7 +30,17 @@ from ..domain.reports import read_off
 from ..domain.run import FailureCode, Verdict
 from ..domain.states import PhaseStatus, RunStatus
 from ..domain.values import Role, Severity
-from ..models import BacklogEntry, CiRun, EventRow, Issue, Phase, Run, Submission, Tier
+from ..models import (
+    BacklogEntry,
+    CiRun,
+    EventRow,
+    Issue,
+    Phase,
+    Submission,
+    Tier,
+    backlog_counts,
+    run_counts,
+)
 from .metrics import page_of_runs, total
 
 TOP_SPENDERS = 3
@@ -46,29 +56,29 @@ def count_backlog(
 ) -> tuple[BacklogCounts, BacklogByCategory]:
     """Count the backlog's keys, in all and in the `limit` categories that have most of them.
 
-    Costs a pass over the project's distinct keys, which is not a matter of how many runs saw them.
+    Costs a pass over the kinds of keys that there are, however many keys.
     """
-    is_open = BacklogEntry.status == BacklogStatus.OPEN
-    is_aged = BacklogEntry.status == BacklogStatus.NEEDS_CLEANUP
-    is_resolved = BacklogEntry.status == BacklogStatus.RESOLVED
-    is_major = BacklogEntry.base_severity == Severity.MAJOR
+    kind = backlog_counts.c
+    is_resolved = kind.status == BacklogStatus.RESOLVED
+    is_major = kind.base_severity == Severity.MAJOR
     counts = {
-        "total": func.count(),
-        "open": func.count().filter(is_open),
-        "needs_cleanup": func.count().filter(is_aged),
-        "resolved": func.count().filter(is_resolved),
-        "minor": func.count().filter(not_(is_resolved), not_(is_major)),
-        "major": func.count().filter(not_(is_resolved), is_major),
+        "total": total(kind.entries),
+        "open": _keys(kind.status == BacklogStatus.OPEN),
+        "needs_cleanup": _keys(kind.status == BacklogStatus.NEEDS_CLEANUP),
+        "resolved": _keys(is_resolved),
+        "minor": _keys(not_(is_resolved), not_(is_major)),
+        "major": _keys(not_(is_resolved), is_major),
     }
     query = (
         select(
-            BacklogEntry.category,
+            kind.category,
             *(count.label(name) for name, count in counts.items()),
             *_over_all(counts),
         )
-        .where(BacklogEntry.project_id == project_id)
-        .group_by(BacklogEntry.category)
-        .order_by(func.count().desc(), BacklogEntry.category)
+        .where(kind.project_id == project_id)
+        .group_by(kind.category)
+        .having(counts["total"] > 0)
+        .order_by(counts["total"].desc(), kind.category)
         .limit(limit)
     )
     overall = BacklogCounts()
@@ -77,6 +87,10 @@ def count_backlog(
         overall = BacklogCounts(**{name: row[f"all_{name}"] for name in counts})
         by_category[row["category"]] = BacklogCounts(**{name: row[name] for name in counts})
     return overall, by_category
+
+
+def _keys(*conditions: ColumnElement[bool]) -> ColumnElement[int]:
+    return total(case((and_(*conditions), backlog_counts.c.entries), else_=0))
 
 
 def list_oldest_issues(session: Session, project_id: str, *, limit: int) -> list[AgingIssue]:
@@ -121,15 +135,13 @@ def list_issues_to_clean(
 
 
 def total_budget_failures(session: Session) -> BudgetTotals:
-    """Count the runs that a budget ended, by budget, and average what they used of their tokens.
-
-    Costs a pass over an index that holds these runs alone.
-    """
-    used = cast(Run.tokens_used, Float) / func.greatest(Run.token_cap, 1)
+    """Count the runs that a budget ended, by budget, and average what they used of their tokens."""
+    kind = run_counts.c
     query = (
-        select(Run.failure_code, func.count(), func.sum(used))
-        .where(Run.state == RunStatus.DONE_FAILED_BUDGET_EXHAUSTED)
-        .group_by(Run.failure_code)
+        select(kind.failure_code, total(kind.runs), func.sum(kind.token_shares))
+        .where(kind.state == RunStatus.DONE_FAILED_BUDGET_EXHAUSTED)
+        .group_by(kind.failure_code)
+        .having(total(kind.runs) > 0)
     )
     rows = session.execute(query).all()
     found = sum(count for _, count, _ in rows)

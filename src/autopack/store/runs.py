@@ -6,9 +6,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import ScalarResult, and_, bindparam, exists, func, insert, select, text, update
+from sqlalchemy import (
+    ColumnElement,
+    ScalarResult,
+    TextClause,
+    and_,
+    bindparam,
+    exists,
+    func,
+    insert,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.attributes import set_committed_value
@@ -20,6 +32,10 @@ from ..domain.run import PhaseState, RunState, TierState
 from ..domain.states import PhaseStatus, RunStatus
 from ..domain.values import Role
 from ..models import Base, EventRow, Phase, Run, Tier
+
+Position = tuple[datetime, int]
+
+RUNS_SEARCHED: Final = 5_000
 
 
 class RunBusyError(UnavailableError):
@@ -80,24 +96,40 @@ def list_runs(
     session: Session,
     *,
     limit: int,
-    before: tuple[datetime, int] | None = None,
+    before: Position | None = None,
     status: RunStatus | None = None,
     project_id: str | None = None,
     containing: str | None = None,
-) -> list[Run]:
-    """Return runs, newest first, without their phases. `before` is a (created_at, id) to go on."""
-    query = select(Run).order_by(Run.created_at.desc(), Run.id.desc()).limit(limit)
+) -> tuple[list[Run], Position | None]:
+    """Return runs, newest first, without their phases, and where to go on, if there may be more.
+
+    Text is looked for in a limited number of runs at a time, so that a rare one costs no more.
+    """
+    newest_first = (Run.created_at.desc(), Run.id.desc())
+    wanted: list[ColumnElement[bool] | TextClause] = []
     if status is not None:
-        query = query.where(Run.state == status)
+        wanted.append(Run.state == status)
     if project_id is not None:
-        query = query.where(Run.project_id == project_id)
-    if containing:
-        query = query.where(Run.run_id.icontains(containing, autoescape=True))
+        wanted.append(Run.project_id == project_id)
     if before is not None:
-        query = query.where(text("(created_at, id) < (:at, :id)")).params(
-            at=before[0], id=before[1]
-        )
-    return list(session.scalars(query))
+        after = text("(created_at, id) < (:at, :id)").bindparams(at=before[0], id=before[1])
+        wanted.append(after)
+    query = select(Run).order_by(*newest_first)
+    if containing:
+        names = select(Run.id, Run.created_at, Run.run_id).where(*wanted).order_by(*newest_first)
+        name = names.limit(RUNS_SEARCHED).subquery("name").c
+        found = select(name.id).where(name.run_id.icontains(containing, autoescape=True))
+        found = found.order_by(name.created_at.desc(), name.id.desc()).limit(limit + 1)
+        page = list(session.scalars(query.where(Run.id.in_(found))))
+    else:
+        page = list(session.scalars(query.where(*wanted).limit(limit + 1)))
+    if len(page) > limit:
+        page.pop()
+        return page, (page[-1].created_at, page[-1].id)
+    if containing:
+        last = session.execute(names.offset(RUNS_SEARCHED - 1).limit(1)).one_or_none()
+        return page, last and (last.created_at, last.id)
+    return page, None
 
 
 def list_with_work(session: Session, role: Role, limit: int) -> list[str]:
