@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "run_counts"
-down_revision = "first"
+down_revision = "job_engine"
 branch_labels = None
 depends_on = None
 
