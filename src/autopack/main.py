@@ -27,6 +27,7 @@ from .api import (
 from .api.access import AccessMiddleware
 from .api.docs import mount_docs
 from .api.errors import install_error_handlers
+from .api.mcp.endpoint import mount_mcp
 from .config import Settings, load_settings
 from .database import open_database
 from .gitrepo import Repository
@@ -49,7 +50,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         with ExitStack() as stack:
             app.state.house = await run_in_threadpool(_open, settings, stack)
-            yield
+            async with mcp.running():
+                yield
             await run_in_threadpool(stack.close)
 
     app = FastAPI(
@@ -78,6 +80,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     ):
         app.include_router(module.router)
     mount_docs(app)
+    mcp = mount_mcp(app)
     app.add_middleware(
         AccessMiddleware,
         hosts=settings.allowed_hosts,

@@ -44,13 +44,13 @@ class StrictRoute(APIRoute):
 
         async def handle_strictly(request: Request) -> Response:
             if takes_body:
-                _require_json(request)
+                require_json(request)
             return await handle(StrictRequest(request.scope, request.receive))
 
         return handle_strictly
 
 
-def _require_json(request: Request) -> None:
+def require_json(request: Request) -> None:
     """Refuse a body of another kind; no body at all is for the endpoint to judge."""
     headers = request.headers
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
 import structlog
@@ -82,28 +82,57 @@ def problem_response(
     extra: dict[str, Any] | None = None,
     headers: dict[str, str] | None = None,
 ) -> JSONResponse:
-    """Make a problem document."""
-    document = {
+    """Answer with a problem document."""
+    document = _document(status, code, detail, extra)
+    return JSONResponse(document, status, headers, media_type=MEDIA_TYPE)
+
+
+def problem_document(error: AutopackError) -> dict[str, Any]:
+    """Write a refusal as the document that it is answered with."""
+    return _document(STATUS_OF_KIND[error.kind], error.code, error.detail, error.extra)
+
+
+def invalid_document(
+    errors: Sequence[Mapping[str, Any]], model: type[BaseModel] | None
+) -> dict[str, Any]:
+    """Name each field and what is wrong with it, never what was sent."""
+    # Unknown fields first: one that is missing is often one that was misspelled.
+    ordered = sorted(errors, key=lambda problem: problem["type"] != "extra_forbidden")
+    found = [
+        {"loc": _place(problem["loc"]), "message": _message(problem, model)}
+        for problem in ordered[:50]
+    ]
+    first = found[0]
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    detail = f"{first['loc']}: {first['message']}{more}"
+    return _document(422, "invalid_request", detail, {"errors": found})
+
+
+def failure_document(error: Exception) -> dict[str, Any]:
+    """Write whatever a use case raised; what nobody foresaw is logged, and told by a number."""
+    refusal = as_unavailable(error) if isinstance(error, DATABASE_ERRORS) else error
+    if isinstance(refusal, AutopackError):
+        return problem_document(refusal)
+    correlation_id = uuid.uuid4().hex
+    logger.error("unforeseen_error", correlation_id=correlation_id, exc_info=error)
+    return _document(
+        500,
+        "internal_error",
+        f"something went wrong here, not with your request; the log knows it as {correlation_id}",
+        {"correlation_id": correlation_id},
+    )
+
+
+def _document(
+    status: int, code: str, detail: str, extra: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    return {
         "type": f"urn:autopack:problem:{code}",
         "title": TITLES.get(status, "Error"),
         "status": status,
         "detail": detail,
         "code": code,
         **(extra or {}),
-    }
-    return JSONResponse(document, status, headers, media_type=MEDIA_TYPE)
-
-
-def problem_document(error: AutopackError) -> dict[str, Any]:
-    """Write a refusal as the document that it is answered with."""
-    status = STATUS_OF_KIND[error.kind]
-    return {
-        "type": f"urn:autopack:problem:{error.code}",
-        "title": TITLES[status],
-        "status": status,
-        "detail": error.detail,
-        "code": error.code,
-        **error.extra,
     }
 
 
@@ -170,20 +199,10 @@ def _http(request: Request, error: Exception) -> Response:
 
 
 def _invalid(request: Request, error: Exception) -> Response:
-    """Name each field and what is wrong with it, never what was sent."""
+    """Answer which fields are wrong, and how."""
     assert isinstance(error, RequestValidationError)  # noqa: S101 - for the type checker
-    model = _body_model(request)
-    # Unknown fields first: one that is missing is often one that was misspelled.
-    errors = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
-    found = [
-        {"loc": _place(problem["loc"]), "message": _message(problem, model)}
-        for problem in errors[:50]
-    ]
-    first = found[0]
-    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return problem_response(
-        422, "invalid_request", f"{first['loc']}: {first['message']}{more}", {"errors": found}
-    )
+    document = invalid_document(error.errors(), _body_model(request))
+    return JSONResponse(document, 422, media_type=MEDIA_TYPE)
 
 
 def _database(request: Request, error: Exception) -> Response:
@@ -196,15 +215,8 @@ def _database(request: Request, error: Exception) -> Response:
 
 
 def _unforeseen(request: Request, error: Exception) -> Response:
-    correlation_id = uuid.uuid4().hex
-    logger.error("unforeseen_error", correlation_id=correlation_id, exc_info=error)
-    return problem_response(
-        500,
-        "internal_error",
-        f"something went wrong here, not with your request; the log knows it as {correlation_id}",
-        {"correlation_id": correlation_id},
-        SECURITY_HEADERS,  # this answer is made outside of what adds them
-    )
+    # This answer is made outside of what adds the headers.
+    return JSONResponse(failure_document(error), 500, SECURITY_HEADERS, media_type=MEDIA_TYPE)
 
 
 def _place(location: Sequence[str | int]) -> str:
@@ -216,7 +228,7 @@ def _place(location: Sequence[str | int]) -> str:
     return text or str(location[0] if location else "body")
 
 
-def _message(problem: dict[str, Any], model: type[BaseModel] | None) -> str:
+def _message(problem: Mapping[str, Any], model: type[BaseModel] | None) -> str:
     message = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] != "extra_forbidden":
         return message

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 from fastapi import Depends, Header, Path, Query, Request
+from pydantic import Field
 
 from ..domain.errors import InvalidError
 from ..domain.values import MAX_COUNT, Identifier
@@ -30,16 +31,9 @@ PhaseId = Annotated[
     Identifier,
     Path(description="The phase's id.", openapi_examples={"guide": {"value": "P1.1"}}),
 ]
-IdempotencyKey = Annotated[
-    str | None,
-    Header(
-        alias="Idempotency-Key",
-        min_length=1,
-        max_length=200,
-        pattern=r"^[\x21-\x7e]+$",
-        description="The same request with the same key has one effect and one answer.",
-    ),
-]
+KEY_MEANING = "The same request with the same key has one effect and one answer."
+KeyText = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[\x21-\x7e]+$")]
+IdempotencyKey = Annotated[KeyText | None, Header(alias="Idempotency-Key", description=KEY_MEANING)]
 PageLimit = Annotated[int, Query(ge=1, le=1_000, description="Most items of a page.")]
 Cursor = Annotated[
     str | None,

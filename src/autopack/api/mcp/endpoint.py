@@ -1,0 +1,86 @@
+"""`POST /mcp`: Streamable HTTP, which begins with the first agent that asks.
+
+The SDK takes 0.6 s and 30 MB to import: a service that no MCP client calls goes without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import anyio
+from anyio.abc import TaskGroup, TaskStatus
+from fastapi import FastAPI
+from starlette.concurrency import run_in_threadpool
+from starlette.routing import Route
+from starlette.types import Message, Receive, Scope, Send
+
+from ...services.house import House
+from ..bodies import StrictRequest, require_json
+
+if TYPE_CHECKING:
+    from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+
+
+class McpEndpoint:
+    """An ASGI application; `running` is its lifespan."""
+
+    def __init__(self) -> None:
+        self._starting = anyio.Lock()
+        self._tasks: TaskGroup | None = None
+        self._manager: StreamableHTTPSessionManager | None = None
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        async with anyio.create_task_group() as tasks:
+            self._tasks = tasks
+            yield
+            tasks.cancel_scope.cancel()
+        self._tasks = self._manager = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Read the body as every other one is read, then let the SDK have it."""
+        request = StrictRequest(scope, receive)
+        require_json(request)
+        await request.json()
+        body = await request.body()
+        is_read = False
+
+        async def receive_again() -> Message:
+            nonlocal is_read
+            if is_read:
+                return await receive()
+            is_read = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        manager = await self._started(scope["app"].state.house)
+        await manager.handle_request(scope, receive_again, send)
+
+    async def _started(self, house: House) -> StreamableHTTPSessionManager:
+        async with self._starting:
+            if self._manager is None:
+                assert self._tasks is not None  # noqa: S101 - requests come within the lifespan
+                self._manager = await self._tasks.start(_serve, house)
+            return self._manager
+
+
+def mount_mcp(app: FastAPI) -> McpEndpoint:
+    """Serve `/mcp`; the caller's lifespan has to enter `running`."""
+    endpoint = McpEndpoint()
+    # A route, not a mount: a wrong method stays 405, and nothing else below /mcp is taken.
+    app.router.routes.append(Route("/mcp", endpoint, methods=["POST"], include_in_schema=False))
+    return endpoint
+
+
+async def _serve(house: House, *, task_status: TaskStatus[StreamableHTTPSessionManager]) -> None:
+    manager = await run_in_threadpool(_make_manager, house)
+    async with manager.run():
+        task_status.started(manager)
+        await anyio.sleep_forever()
+
+
+def _make_manager(house: House) -> StreamableHTTPSessionManager:
+    from .server import make_manager
+
+    return make_manager(house)

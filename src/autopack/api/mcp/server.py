@@ -1,0 +1,244 @@
+"""What the official SDK is told: tools, resources, prompts. Imported when the first agent asks.
+
+The SDK's upper layer (`MCPServer`) is not used: it lets unknown arguments pass, and would make a
+sentence of a refusal.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import mcp_types as types
+from mcp.server import Server, ServerRequestContext
+from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+from mcp.server.transport_security import TransportSecuritySettings
+from mcp.shared.exceptions import MCPError
+from pydantic import TypeAdapter, ValidationError
+from starlette.concurrency import run_in_threadpool
+
+from ... import __version__
+from ...domain.errors import AutopackError
+from ...services import branches, runs
+from ...services.house import House
+from ...services.replies import Answer
+from ..errors import Problem, failure_document, invalid_document
+from ..reports import run_summary
+from ..runs import list_runs
+from .prompts import PROMPTS, SERVER_INSTRUCTIONS
+from .tools import TOOLS, GetRun, Tool
+
+Context = ServerRequestContext[Any]
+ResultT = TypeVar("ResultT")
+
+LISTED_RUNS = 50
+RUN_RESOURCES = {
+    "summary": ("application/json", "the run as a whole: budgets, issues, tiers, phases, timeline"),
+    "diff": ("text/x-diff", "what the run's branch changes, as a patch that git applies"),
+}
+_RESOURCE = re.compile(r"autopack://runs/([^/]+)/(summary|diff)\Z")
+
+
+def make_manager(house: House) -> StreamableHTTPSessionManager:
+    """Serve a house by Streamable HTTP, without sessions: every request stands alone."""
+    calls = _Calls(house)
+    server = Server(
+        "autopack",
+        version=__version__,
+        title="Autopack Supervisor",
+        instructions=SERVER_INSTRUCTIONS,
+        get_tool_input_schema=calls.input_schema,
+        on_list_tools=calls.list_tools,
+        on_call_tool=calls.call_tool,
+        on_list_resources=calls.list_resources,
+        on_list_resource_templates=_list_resource_templates,
+        on_read_resource=calls.read_resource,
+        on_list_prompts=_list_prompts,
+        on_get_prompt=calls.get_prompt,
+    )
+    return StreamableHTTPSessionManager(
+        server,
+        json_response=True,
+        stateless=True,
+        # AccessMiddleware has judged Host, Origin and size already, for all that is served here.
+        security_settings=TransportSecuritySettings(enable_dns_rebinding_protection=False),
+        max_request_body_size=house.settings.max_body_bytes,
+    )
+
+
+class _Calls:
+    """What needs the house; its use cases block, so they run in threads."""
+
+    def __init__(self, house: House) -> None:
+        self.house = house
+        self.tools = {name: _described(name, tool) for name, tool in TOOLS.items()}
+
+    def input_schema(self, name: str) -> dict[str, Any] | None:
+        """Spare the SDK to list all tools for each call."""
+        return self.tools[name].input_schema if name in self.tools else None
+
+    async def list_tools(
+        self, context: Context, params: types.PaginatedRequestParams | None
+    ) -> types.ListToolsResult:
+        return types.ListToolsResult(tools=list(self.tools.values()))
+
+    async def call_tool(
+        self, context: Context, params: types.CallToolRequestParams
+    ) -> types.CallToolResult:
+        tool = TOOLS.get(params.name)
+        if tool is None:
+            raise _invalid(f"there is no tool {params.name[:100]!r}", {"allowed": list(TOOLS)})
+        return await run_in_threadpool(self._call, tool, params.arguments or {})
+
+    def _call(self, tool: Tool, arguments: dict[str, Any]) -> types.CallToolResult:
+        try:
+            given = tool.run(self.house, tool.call.model_validate(arguments))
+            body = given.body if isinstance(given, Answer) else given
+            document = tool.answer.model_validate(body).model_dump(mode="json")
+        except Exception as error:
+            is_replay = isinstance(error, AutopackError) and error.is_replay
+            return _result(_problem(error, tool), is_replay=is_replay, is_error=True)
+        return _result(document, is_replay=isinstance(given, Answer) and given.is_replay)
+
+    async def list_resources(
+        self, context: Context, params: types.PaginatedRequestParams | None
+    ) -> types.ListResourcesResult:
+        cursor = params.cursor if params else None
+        page = await _in_thread(lambda: list_runs(self.house, limit=LISTED_RUNS, cursor=cursor))
+        return types.ListResourcesResult(
+            next_cursor=page.next_cursor,
+            resources=[
+                types.Resource(
+                    uri=f"autopack://runs/{run.run_id}/{name}",
+                    name=f"{run.run_id} {name}",
+                    description=f"Run '{run.run_id}' ({run.state}): {meaning}",
+                    mime_type=mime_type,
+                )
+                for run in page.runs
+                for name, (mime_type, meaning) in RUN_RESOURCES.items()
+            ],
+        )
+
+    async def read_resource(
+        self, context: Context, params: types.ReadResourceRequestParams
+    ) -> types.ReadResourceResult:
+        content = await _in_thread(lambda: self._read(params.uri))
+        return types.ReadResourceResult(contents=[content])
+
+    def _read(self, uri: str) -> types.TextResourceContents | types.BlobResourceContents:
+        match = _RESOURCE.match(uri)
+        if match is None:
+            raise _invalid(
+                f"there is no resource {uri[:200]!r}",
+                {"allowed": [f"autopack://runs/{{run_id}}/{name}" for name in RUN_RESOURCES]},
+            )
+        run_id, name = match.groups()
+        mime_type, _ = RUN_RESOURCES[name]
+        run_id = GetRun.model_validate({"run_id": run_id}).run_id
+        if name == "summary":
+            text = run_summary(self.house, run_id).model_dump_json()
+            return types.TextResourceContents(uri=uri, mime_type=mime_type, text=text)
+        diff = branches.diff(self.house, run_id, None)
+        try:
+            return types.TextResourceContents(uri=uri, mime_type=mime_type, text=diff.decode())
+        except UnicodeDecodeError:
+            blob = base64.b64encode(diff).decode()
+            return types.BlobResourceContents(uri=uri, mime_type=mime_type, blob=blob)
+
+    async def get_prompt(
+        self, context: Context, params: types.GetPromptRequestParams
+    ) -> types.GetPromptResult:
+        prompt = PROMPTS.get(params.name)
+        if prompt is None:
+            raise _invalid(f"there is no prompt {params.name[:100]!r}", {"allowed": list(PROMPTS)})
+        run_id = await _in_thread(lambda: self._known_run(params.arguments or {}))
+        text = types.TextContent(text=prompt.text.format(run_id=run_id))
+        return types.GetPromptResult(
+            description=prompt.description,
+            messages=[types.PromptMessage(role="user", content=text)],
+        )
+
+    def _known_run(self, arguments: dict[str, str]) -> str:
+        return runs.get_run(self.house, GetRun.model_validate(arguments).run_id).run_id
+
+
+async def _list_resource_templates(
+    context: Context, params: types.PaginatedRequestParams | None
+) -> types.ListResourceTemplatesResult:
+    return types.ListResourceTemplatesResult(
+        resource_templates=[
+            types.ResourceTemplate(
+                uri_template=f"autopack://runs/{{run_id}}/{name}",
+                name=f"run {name}",
+                description=meaning.capitalize(),
+                mime_type=mime_type,
+            )
+            for name, (mime_type, meaning) in RUN_RESOURCES.items()
+        ]
+    )
+
+
+async def _list_prompts(
+    context: Context, params: types.PaginatedRequestParams | None
+) -> types.ListPromptsResult:
+    run_id = types.PromptArgument(name="run_id", description="The run to work on.", required=True)
+    return types.ListPromptsResult(
+        prompts=[
+            types.Prompt(name=name, description=prompt.description, arguments=[run_id])
+            for name, prompt in PROMPTS.items()
+        ]
+    )
+
+
+def _described(name: str, tool: Tool) -> types.Tool:
+    # Some clients hold an error's content to the schema too, so the schema allows a problem.
+    either: Any = tool.answer | Problem
+    return types.Tool(
+        name=name,
+        description=tool.description,
+        input_schema=tool.call.model_json_schema(),
+        output_schema={"type": "object", **TypeAdapter(either).json_schema(mode="serialization")},
+        annotations=types.ToolAnnotations(
+            read_only_hint=tool.is_read_only,
+            destructive_hint=False,
+            open_world_hint=False,
+        ),
+    )
+
+
+def _result(
+    document: dict[str, Any], *, is_replay: bool, is_error: bool = False
+) -> types.CallToolResult:
+    return types.CallToolResult(
+        content=[types.TextContent(text=json.dumps(document, ensure_ascii=False))],
+        structured_content=document,
+        is_error=is_error,
+        meta={"idempotency_replayed": True} if is_replay else None,
+    )
+
+
+async def _in_thread(use_case: Callable[[], ResultT]) -> ResultT:
+    """Run what blocks. A refusal becomes an error of the protocol, whose data are the problem."""
+    try:
+        return await run_in_threadpool(use_case)
+    except MCPError:
+        raise
+    except Exception as error:
+        problem = _problem(error)
+        is_ours = problem["status"] >= 500
+        code = types.INTERNAL_ERROR if is_ours else types.INVALID_PARAMS
+        raise MCPError(code, problem["detail"], problem) from None
+
+
+def _problem(error: Exception, tool: Tool | None = None) -> dict[str, Any]:
+    """Write what went wrong as HTTP would answer it."""
+    if isinstance(error, ValidationError):
+        return invalid_document(error.errors(), tool.call if tool else None)
+    return failure_document(error)
+
+
+def _invalid(detail: str, data: dict[str, Any]) -> MCPError:
+    return MCPError(types.INVALID_PARAMS, detail, data)

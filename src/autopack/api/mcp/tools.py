@@ -1,0 +1,192 @@
+"""The tools: what agents may call. Their arguments are what HTTP takes, by the same names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, Field
+
+from ...domain.issues import BacklogStatus, IssueReport
+from ...domain.results import AuditorReport, BuilderReport, PatchCheck
+from ...domain.values import Closed, Identifier, Severity, Word
+from ...services import auditing, building, claiming, runs
+from ...services import issues as issue_services
+from ...services.house import House
+from .. import branches, issues
+from ..inputs import KEY_MEANING, KeyText
+from ..schemas import Shape
+from ..schemas.branches import PatchCheckAnswer
+from ..schemas.issues import BacklogAnswer, RecordIssueAnswer
+from ..schemas.results import AuditorResultAnswer, BuilderResultAnswer
+from ..schemas.runs import RunAnswer
+from ..schemas.work import HeartbeatAnswer, WorkItemAnswer
+from ..work import Claim, Heartbeat
+
+RequestT = TypeVar("RequestT", bound=BaseModel)
+
+RunId = Annotated[Identifier, Field(description="The run's id.")]
+PhaseId = Annotated[Identifier, Field(description="The phase's id, as the work item has it.")]
+Key = Annotated[KeyText | None, Field(description=KEY_MEANING)]
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A use case with the models of its arguments and its answer; the docstring is for agents."""
+
+    call: type[BaseModel]
+    answer: type[BaseModel]
+    run: Callable[[House, Any], object]
+    is_read_only: bool = False
+
+    @property
+    def description(self) -> str:
+        return self.run.__doc__ or ""
+
+
+class ClaimWork(Claim):
+    run_id: Annotated[Identifier | None, Field(description="Only work of this run.")] = None
+
+
+class ClaimAnswer(Shape):
+    """`work` is null when there is nothing to do just now."""
+
+    work: WorkItemAnswer | None
+    message: str
+
+
+class KeepLease(Heartbeat):
+    run_id: RunId
+    phase_id: PhaseId
+
+
+class CheckPatch(PatchCheck):
+    run_id: RunId
+
+
+class SubmitBuilderResult(BuilderReport):
+    run_id: RunId
+    phase_id: PhaseId
+    idempotency_key: Key = None
+
+
+class SubmitAuditorResult(AuditorReport):
+    run_id: RunId
+    phase_id: PhaseId
+    idempotency_key: Key = None
+
+
+class RecordIssue(IssueReport):
+    run_id: RunId
+    phase_id: PhaseId
+    idempotency_key: Key = None
+
+
+class GetRun(Closed):
+    run_id: RunId
+
+
+class GetBacklog(Closed):
+    limit: Annotated[int, Field(strict=True, ge=1, le=1_000)] = 100
+    cursor: Annotated[str, Field(max_length=500)] | None = None
+    status: BacklogStatus | None = None
+    category: Word | None = None
+    severity: Severity | None = None
+
+
+def claim_work(house: House, call: ClaimWork) -> object:
+    """Take the next work item, of one run or of any, with a lease on it.
+
+    The item holds all there is to know: task, repository and base commit, what is left of the
+    budgets, the gate, earlier attempts, open issues, and for an auditor the patch under review.
+    Send `work.lease.token` as `lease_token` from then on. `work` is null when there is nothing to
+    do just now: ask again in some seconds. An error `run_over` means that there never will be.
+    """
+    if call.run_id is None:
+        item = claiming.claim_any(house, call.role, call.agent, call.lease_seconds)
+    else:
+        item = claiming.claim(house, call.run_id, call.role, call.agent, call.lease_seconds)
+    if item is None:
+        return {"work": None, "message": "nothing to do just now; ask again in some seconds"}
+    return {"work": item, "message": f"phase '{item['phase_id']}' of run '{item['run_id']}'"}
+
+
+def heartbeat(house: House, call: KeepLease) -> object:
+    """Keep a lease while working, and learn whether to go on.
+
+    `stop`: the run ended, the budget is gone or the lease was lost.
+    """
+    return claiming.heartbeat(house, call.run_id, call.phase_id, call.lease_token, call.tokens_used)
+
+
+def check_patch(house: House, call: CheckPatch) -> object:
+    """Ask what a submission of this patch would be answered; nothing is recorded, no try is used.
+
+    `problem` says what to mend: for a conflict, hunk by hunk, with the lines that stand there now.
+    """
+    return branches.patch_check(house, call.run_id, _part(call, PatchCheck))
+
+
+def submit_builder_result(house: House, call: SubmitBuilderResult) -> object:
+    """Submit one attempt at a phase. `patch_content` is one `git diff --binary` against the base.
+
+    It becomes a commit on the run's branch, or waits for the Auditor. A patch that conflicts, is
+    malformed or against policy uses up one try and ends the lease: claim again, mend, submit.
+    """
+    report = _part(call, BuilderReport)
+    return building.submit_builder_result(
+        house, call.run_id, call.phase_id, report, call.idempotency_key
+    )
+
+
+def submit_auditor_result(house: House, call: SubmitAuditorResult) -> object:
+    """Submit one review. `approve` lets the patch under review in, then `suggested_patches`;
+    `revise` sends the phase back with `review_notes`; `escalate` fails it for good.
+    """
+    report = _part(call, AuditorReport)
+    return auditing.submit_auditor_result(
+        house, call.run_id, call.phase_id, report, call.idempotency_key
+    )
+
+
+def record_issue(house: House, call: RecordIssue) -> object:
+    """Record a problem you saw, in its phase, its run and the project's backlog.
+
+    Use the same `issue_key` for the same problem each time. Every report counts.
+    """
+    report = _part(call, IssueReport)
+    return issue_services.record_issue(
+        house, call.run_id, call.phase_id, report, call.idempotency_key
+    )
+
+
+def get_run(house: House, call: GetRun) -> object:
+    """Read a run with its tiers and phases: states, budgets, counts, branch and head."""
+    return runs.get_run(house, call.run_id)
+
+
+def get_backlog(house: House, call: GetBacklog) -> object:
+    """Read the project's issues over all runs, each with its age in runs and tiers."""
+    return issues.backlog(house, **dict(call))
+
+
+TOOLS = {
+    tool.run.__name__: tool
+    for tool in (
+        Tool(ClaimWork, ClaimAnswer, claim_work),
+        Tool(KeepLease, HeartbeatAnswer, heartbeat),
+        Tool(CheckPatch, PatchCheckAnswer, check_patch, is_read_only=True),
+        Tool(SubmitBuilderResult, BuilderResultAnswer, submit_builder_result),
+        Tool(SubmitAuditorResult, AuditorResultAnswer, submit_auditor_result),
+        Tool(RecordIssue, RecordIssueAnswer, record_issue),
+        Tool(GetRun, RunAnswer, get_run, is_read_only=True),
+        Tool(GetBacklog, BacklogAnswer, get_backlog, is_read_only=True),
+    )
+}
+
+
+def _part(call: BaseModel, kind: type[RequestT]) -> RequestT:
+    """Return the part of a call that HTTP takes as a body; it was validated with the call."""
+    given = call.model_fields_set & kind.model_fields.keys()
+    return kind.model_construct(given, **{name: getattr(call, name) for name in given})
