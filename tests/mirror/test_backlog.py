@@ -16,6 +16,8 @@ import pytest
 from autopack.domain.reports import BacklogReportEntry
 from autopack.mirror import Mirror
 
+pytestmark = pytest.mark.integration
+
 MIRROR_TESTS = Path(__file__).resolve().parent
 SOURCE = MIRROR_TESTS.parents[1] / "src"
 MakeEntry = Callable[..., BacklogReportEntry]

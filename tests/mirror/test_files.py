@@ -20,6 +20,8 @@ from autopack.domain.errors import ErrorKind, InvalidError
 from autopack.domain.reports import IssueReportEntry, PhaseReport, RunReport
 from autopack.mirror import Mirror, MirrorUnusableError
 
+pytestmark = pytest.mark.integration
+
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 MakeRun = Callable[..., RunReport]
 MakePhase = Callable[..., PhaseReport]

@@ -6,6 +6,8 @@ import pytest
 
 from autopack.mirror.markdown import code, inline, quote, table
 
+pytestmark = pytest.mark.unit
+
 
 @pytest.mark.parametrize(
     ("text", "shown"),

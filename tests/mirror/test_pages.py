@@ -26,6 +26,8 @@ from autopack.domain.values import Role
 from autopack.domain.work import Outcome
 from autopack.mirror import Mirror
 
+pytestmark = pytest.mark.unit
+
 MakeRun = Callable[..., RunReport]
 MakePhase = Callable[..., PhaseReport]
 MakeAttempt = Callable[..., AttemptReport]

@@ -19,6 +19,8 @@ import pytest
 from autopack.domain.reports import IssueReportEntry, PhaseReport, RunIndex, RunReport
 from autopack.mirror import Mirror
 
+pytestmark = pytest.mark.integration
+
 MIRROR_TESTS = Path(__file__).resolve().parent
 SOURCE = MIRROR_TESTS.parents[1] / "src"
 MakeRun = Callable[..., RunReport]
