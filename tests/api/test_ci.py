@@ -52,9 +52,15 @@ def verdict(
     return api.client.post(f"/runs/{run_id}/phases/{phase_id}/ci_result", json=body)
 
 
+def subject(api: Api) -> str:
+    """Return the first line of the branch's last message, where CI looks for its profile."""
+    return api.repo.git("log", "-1", "--format=%s", api.head())
+
+
 def test_green_completes_the_phase_and_makes_the_run_eligible(api: Api) -> None:
     api.start(phase={"complexity": "high"})  # strict: without a verdict it could not be eligible
     assert api.result().json()["phase_state"] == "CI_RUNNING"
+    assert subject(api).endswith(" [strict]")
     assert api.run()["state"] == "CI_RUNNING"
     answer = verdict(api, "green", profile="strict", tests={"total": 3, "passed": 3})
     assert answer.json()["phase_state"] == "COMPLETE", answer.text
@@ -117,11 +123,13 @@ def test_the_same_failing_checks_twice_are_no_progress_and_go_to_the_auditor(api
     api.refused(
         api.client.post(review, json={"recommendation": "approve"}), 409, "nothing_to_approve"
     )
-    fix_up = {"patch_content": api.new_file("src/three.txt")}
+    assert "[strict]" not in subject(api)
+    fix_up = {"patch_content": api.new_file("src/three.txt"), "description": "Mend it [Skip CI]"}
     answer = api.client.post(
         review, json={"recommendation": "approve", "suggested_patches": [fix_up]}
     )
     assert answer.json()["phase_state"] == "CI_RUNNING", answer.text
+    assert subject(api) == "Mend it (Skip CI)"
     assert verdict(api, "green").json()["run_state"] == "DONE_SUCCESS"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from ..config import Settings
 from ..domain.errors import AutopackError, ErrorKind
 from ..domain.path_policy import DEFAULT_PROTECTED, PathPolicy, judge
@@ -142,7 +144,10 @@ def _message(
     if submission.agent:
         name = submission.agent.translate(_NO_ADDRESS_SIGNS).strip() or "agent"
         trailers.append(f"Co-authored-by: {name} <agent@localhost>")
-    return f"{title}{mark}\n\n" + "\n".join(trailers) + "\n"
+    subject = _SKIPS_CI.sub(r"(\1)", title)
+    return f"{subject}{mark}\n\n" + "\n".join(trailers) + "\n"
 
 
 _NO_ADDRESS_SIGNS = {ord(sign): None for sign in "<>\n\r"}
+# An agent's title must not keep CI from looking at its commit.
+_SKIPS_CI = re.compile(r"\[((?:skip|no)[ -](?:ci|actions)|(?:ci|actions)[ -]skip)\]", re.IGNORECASE)
