@@ -1,0 +1,114 @@
+"""Tell the Autopack service what CI made of a run's commit: the last step of the preflight jobs.
+
+Stands alone, and takes everything from the environment:
+  AUTOPACK_URL     where the service is: https://autopack.example.org
+  AUTOPACK_KEY     sent as `Authorization: Bearer`, where it is set
+  COMMIT           the commit that was judged
+  COMMIT_MESSAGE   its message, whose trailers name run and phase
+  NORMAL, STRICT   the `needs` of the two preflight jobs, as JSON; a skipped STRICT does not count
+  PAGE             the address of the log
+
+Exit codes: 0 told, or nobody waits for it; 1 the service cannot be told.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import sys
+import time
+from typing import Any
+from urllib.parse import urlsplit
+
+TRIES = 5
+FIRST_WAIT_SECONDS = 2.0
+TIMEOUT_SECONDS = 30
+_TRAILER = re.compile(r"^Autopack-(Run|Phase): ([A-Za-z0-9][A-Za-z0-9._-]{0,63})$", re.MULTILINE)
+
+
+def names(message: str) -> tuple[str, str] | None:
+    """Return run and phase of a commit, by its message's last paragraph; None: it has none."""
+    found = dict(_TRAILER.findall(message.replace("\r", "").strip().rpartition("\n\n")[2]))
+    return (found["Run"], found["Phase"]) if len(found) == 2 else None
+
+
+def outcome(profile: str, job: dict[str, Any]) -> dict[str, Any]:
+    """Return what a preflight job came to, in the words of `ci_result`.
+
+    The gate's own report, unless the gate failed without one (it hung) or was never reached.
+    """
+    outputs = job.get("outputs", {})
+    gate = outputs.get("gate")
+    report: dict[str, Any] = {}
+    try:
+        report = dict(json.loads(outputs.get("report") or "{}"))
+    except (ValueError, TypeError):
+        report = {}
+    if report.get("verdict") == "green" and gate != "success":
+        report = {}
+    if "verdict" not in report:
+        if gate == "failure":
+            report = {"verdict": "red", "summary": "the gate ended without a report"}
+        else:
+            report = {"verdict": "did_not_run", "summary": "the gate was not reached"}
+    return {**report, "profile": profile}
+
+
+def post(url: str, key: str, path: str, body: bytes) -> tuple[int, str]:
+    """Send the verdict once; redirects are not followed. Raises OSError."""
+    address = urlsplit(url)
+    kind = http.client.HTTPSConnection if address.scheme == "https" else http.client.HTTPConnection
+    connection = kind(address.hostname or "", address.port, timeout=TIMEOUT_SECONDS)
+    headers = {"Content-Type": "application/json"}
+    if key:
+        headers["Authorization"] = f"Bearer {key}"
+    try:
+        connection.request("POST", address.path.rstrip("/") + path, body, headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read(2_000).decode(errors="replace")
+    except http.client.HTTPException as error:
+        raise OSError(f"it does not answer in HTTP: {error!r}") from error
+    finally:
+        connection.close()
+
+
+def main() -> int:
+    environment = os.environ
+    url = environment["AUTOPACK_URL"]
+    if not re.fullmatch(r"https?://[!-~]+", url):
+        print(f"AUTOPACK_URL is no address: {url!r}")
+        return 1
+    named = names(environment["COMMIT_MESSAGE"])
+    if named is None:
+        print("The commit names no phase: nobody waits for its verdict.")
+        return 0
+    strict = json.loads(environment["STRICT"])
+    if strict["result"] == "skipped":
+        report = outcome("normal", json.loads(environment["NORMAL"]))
+    else:
+        report = outcome("strict", strict)
+    report |= {"commit_sha": environment["COMMIT"], "url": environment["PAGE"]}
+    body = json.dumps(report).encode()
+    path = "/runs/{}/phases/{}/ci_result".format(*named)
+    for attempt in range(1, TRIES + 1):
+        try:
+            status, text = post(url, environment.get("AUTOPACK_KEY", ""), path, body)
+        except OSError as error:
+            status, text = 0, str(error)
+        print(f"POST {path}: {status or 'no answer'} {json.dumps(text)}")
+        if 200 <= status < 300:
+            return 0
+        if status == 409:
+            print("The service does not wait for this verdict (any more).")
+            return 0
+        if status and status < 500 and status != 429:
+            return 1
+        if attempt < TRIES:
+            time.sleep(FIRST_WAIT_SECONDS * 2 ** (attempt - 1))
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
