@@ -36,9 +36,9 @@ def command(*arguments: object, **environment: str) -> subprocess.CompletedProce
     )
 
 
-def refusal(*arguments: object, **environment: str) -> str:
+def refusal(*arguments: object, exit_code: int = 2, **environment: str) -> str:
     done = command(*arguments, **environment)
-    assert done.returncode == 2, done.stdout
+    assert done.returncode == exit_code, done.stdout
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
     assert line.startswith("autopack: ")
@@ -161,15 +161,17 @@ def test_a_file_that_is_no_ruleset_is_one_line(tmp_path: Path) -> None:
     file.write_text("{")
     assert "not JSON" in refusal("--ruleset", file)
     file.write_text("[]")
-    assert "no ruleset" in refusal("--ruleset", file)
+    assert "no object" in refusal("--ruleset", file)
     file.write_bytes(b"\xff\xfe\x00")
-    assert "not JSON" in refusal("--ruleset", file)
+    assert "not UTF-8" in refusal("--ruleset", file)
 
 
 def test_a_service_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     file = tmp_path / "rules.json"
     file.write_text("{}")
-    assert "127.0.0.1:9" in refusal("--ruleset", file, API_URL="http://127.0.0.1:9")
+    away = refusal("--ruleset", file, exit_code=3, API_URL="http://127.0.0.1:9")
+    assert "127.0.0.1:9" in away
+    assert "autopack serve" in away
     assert "nonsense" in refusal("--ruleset", file, "--url", "nonsense")
 
 
@@ -177,7 +179,7 @@ def test_a_service_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     ("status", "body", "named"),
     [
         (200, b"<html>", "no JSON"),
-        (200, b'{"runs": 1}', "not a backtest"),
+        (200, b'{"runs": 1}', "no BacktestAnswer"),
         (503, b'{"detail": "the database\\nis away"}', "the database is away (503)"),
         (502, b'["x"]', "502"),
     ],
@@ -203,5 +205,5 @@ def test_an_answer_that_is_none_is_one_line(
         thread = Thread(target=listener.handle_request)
         thread.start()
         url = f"http://127.0.0.1:{listener.server_address[1]}"
-        assert named in refusal("--ruleset", file, "--url", url)
+        assert named in refusal("--ruleset", file, "--url", url, exit_code=3)
         thread.join()

@@ -14,6 +14,7 @@ from typer.main import get_command
 
 from .. import __version__
 from .command import FINE, WRONG_USE, CommandError
+from .terminal import shown
 
 # Each is the Typer `app` of the module of that name beside this one, imported when it is called:
 # what one command needs slows no other down.
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         result = command.main(arguments, prog_name="autopack", standalone_mode=False)
     except CommandError as error:
-        print(f"autopack: {error}", file=sys.stderr)
+        print(f"autopack: {shown(str(error))}", file=sys.stderr)
         return error.exit_code
     except TyperException as error:
         _tell_wrong_use(error)
@@ -64,7 +65,7 @@ def _tell_wrong_use(error: TyperException) -> None:
         return
     context = getattr(error, "ctx", None)
     where = context.command_path if context else "autopack"
-    print(f"autopack: {text} See {where} --help.", file=sys.stderr)
+    print(f"autopack: {shown(text)} See {where} --help.", file=sys.stderr)
 
 
 def _print_version(is_wanted: bool) -> None:

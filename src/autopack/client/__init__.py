@@ -1,1 +1,8 @@
 """What speaks to the service over HTTP."""
+
+from __future__ import annotations
+
+from .autopack import Autopack
+from .errors import ApiError, ClientError, UnreachableError
+
+__all__ = ["ApiError", "Autopack", "ClientError", "UnreachableError"]

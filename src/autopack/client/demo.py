@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import httpx
+from .autopack import Autopack
+from .errors import ApiError, ClientError
 
 RUN_ID: Final = "demo-001"
 GREET: Final = "greeter/greet.py"
@@ -81,15 +82,15 @@ PLAN: Final[Mapping[str, Any]] = {
 
 
 class DemoError(Exception):
-    """The service did not answer as the demonstration expects."""
+    """The run took another course than the demonstration tells."""
 
 
 def run_demo(url: str, repository: Path, runs_dir: Path) -> bool:
     """Drive the run, print what happens and what to look at next. False when it went wrong."""
     try:
-        with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
+        with Autopack(url) as client:
             _Story(client).tell()
-    except (DemoError, httpx.HTTPError) as error:
+    except (DemoError, ClientError) as error:
         print(f"The demonstration stopped: {error}", file=sys.stderr, flush=True)
         return False
     print(
@@ -106,84 +107,78 @@ What to look at, while this server runs (Ctrl-C stops it and removes the sample)
 
 
 class _Story:
-    def __init__(self, client: httpx.Client) -> None:
+    def __init__(self, client: Autopack) -> None:
         self._client = client
         self._files = dict(SAMPLE_FILES)
 
     def tell(self) -> None:
-        run = self._post("/runs/start", PLAN, 201)
+        started = self._client.start_run(PLAN)
         tiers, phases = len(PLAN["tiers"]), len(PLAN["phases"])
-        _say(f"Started {RUN_ID}: {tiers} tiers, {phases} phases, {run.get('state')}.")
-        _say(f"      It builds on autonomous/{RUN_ID}; main stays as it is.")
+        _say(f"Started {RUN_ID}: {tiers} tiers, {phases} phases, {started.state}.")
+        _say(f"      It builds on {started.branch}; main stays as it is.")
 
         self._build("P1.1", GREET, AFTER_P1_1)
 
-        self._post(
-            f"/runs/{RUN_ID}/phases/P1.2/record_issue",
-            {
-                "issue_key": "test_failure__blanks_in_names",
-                "severity": "minor",
-                "source": "test",
-                "category": "test_failure",
-                "evidence_refs": [f"{TEST}::test_names_are_stripped"],
-            },
-            201,
-        )
+        issue = {
+            "issue_key": "test_failure__blanks_in_names",
+            "severity": "minor",
+            "source": "test",
+            "category": "test_failure",
+            "evidence_refs": [f"{TEST}::test_names_are_stripped"],
+        }
+        self._client.record_issue(RUN_ID, "P1.2", issue)
         _say("P1.2  an issue is recorded: blanks around names are kept (minor).")
 
         outdated = make_patch(GREET, SAMPLE_FILES[GREET], OUTDATED_P1_2)
-        refusal = self._post(self._result_path("P1.2"), self._result("P1.2", GREET, outdated), 409)
-        _say(f"P1.2  a Builder sends a patch made before P1.1: refused ({refusal.get('code')}).")
-        _say(f"      {refusal.get('detail')}")
+        refused = self._refused("P1.2", GREET, outdated)
+        _say(f"P1.2  a Builder sends a patch made before P1.1: refused ({refused.code}).")
+        _say(f"      {refused.detail}")
         _say("      Nothing of it is on the branch; one of the phase's tries is used up.")
         self._build("P1.2", GREET, AFTER_P1_2, comment="made anew on the branch's head: ")
 
         self._build("P2.1", TEST, AFTER_P2_1)
         self._build("P2.2", README, AFTER_P2_2)
 
-        run = self._get(f"/runs/{RUN_ID}")
-        verdict = "may" if run.get("promotion_eligible_to_main") else "may not"
-        _say(f"The run is over: {run.get('state')}; its branch {verdict} be promoted to main.")
-        if run.get("state") != "DONE_SUCCESS":
-            raise DemoError(f"{RUN_ID} ended as {run.get('state')}: {run.get('failure_reason')}")
-        status = self._get(f"/runs/{RUN_ID}/integration_status")
+        run = self._client.get_run(RUN_ID)
+        verdict = "may" if run.promotion_eligible_to_main else "may not"
+        _say(f"The run is over: {run.state}; its branch {verdict} be promoted to main.")
+        if run.state != "DONE_SUCCESS":
+            raise DemoError(f"{RUN_ID} ended as {run.state}: {run.failure_reason}")
+        status = self._client.integration_status(RUN_ID)
         _say(
-            f"The branch is {status.get('commits_ahead_of_main')} commits ahead of main "
-            f"(+{status.get('insertions')} -{status.get('deletions')} lines) and "
-            f"{'merges' if status.get('mergeable') else 'does not merge'} into it."
+            f"The branch is {status.commits_ahead_of_main} commits ahead of main "
+            f"(+{status.insertions} -{status.deletions} lines) and "
+            f"{'merges' if status.mergeable else 'does not merge'} into it."
         )
 
     def _build(self, phase_id: str, path: str, content: str, *, comment: str = "") -> None:
         patch = make_patch(path, self._files.get(path), content)
-        answer = self._post(self._result_path(phase_id), self._result(phase_id, path, patch), 200)
+        answer = self._client.submit_builder_result(RUN_ID, phase_id, _result(path, patch))
         self._files[path] = content
-        commit = str(answer.get("commit_sha"))[:10]
-        _say(f"{phase_id}  {comment}applied as commit {commit}: {answer.get('phase_state')}")
+        commit = str(answer.commit_sha)[:10]
+        _say(f"{phase_id}  {comment}applied as commit {commit}: {answer.phase_state}")
 
-    def _result_path(self, phase_id: str) -> str:
-        return f"/runs/{RUN_ID}/phases/{phase_id}/builder_result"
+    def _refused(self, phase_id: str, path: str, patch: str) -> ApiError:
+        try:
+            self._client.submit_builder_result(RUN_ID, phase_id, _result(path, patch))
+        except ApiError as refusal:
+            return refusal
+        raise DemoError(f"{phase_id} took a patch that was made on an older state")
 
-    def _result(self, phase_id: str, path: str, patch: str) -> Mapping[str, object]:
-        lines = patch.splitlines()
-        return {
-            "phase_id": phase_id,
-            "run_id": RUN_ID,
-            "patch_content": patch,
-            "files_changed": [path],
-            "lines_added": sum(line.startswith("+") and line[:3] != "+++" for line in lines),
-            "lines_removed": sum(line.startswith("-") and line[:3] != "---" for line in lines),
-            "builder_attempts": 1,
-            "tokens_used": 4_000,
-            "duration_minutes": 0.5,
-            "status": "success",
-            "notes": "From the demonstration.",
-        }
 
-    def _post(self, path: str, body: Mapping[str, Any], expected: int) -> Mapping[str, Any]:
-        return _checked(self._client.post(path, json=body), expected)
-
-    def _get(self, path: str) -> Mapping[str, Any]:
-        return _checked(self._client.get(path), 200)
+def _result(path: str, patch: str) -> Mapping[str, object]:
+    lines = patch.splitlines()
+    return {
+        "patch_content": patch,
+        "files_changed": [path],
+        "lines_added": sum(line.startswith("+") and line[:3] != "+++" for line in lines),
+        "lines_removed": sum(line.startswith("-") and line[:3] != "---" for line in lines),
+        "builder_attempts": 1,
+        "tokens_used": 4_000,
+        "duration_minutes": 0.5,
+        "status": "success",
+        "notes": "From the demonstration.",
+    }
 
 
 def make_patch(path: str, before: str | None, after: str) -> str:
@@ -198,17 +193,6 @@ def make_patch(path: str, before: str | None, after: str) -> str:
         f"b/{path}",
     )
     return header + "".join(lines)
-
-
-def _checked(response: httpx.Response, expected: int) -> Mapping[str, Any]:
-    request = response.request
-    if response.status_code != expected:
-        raise DemoError(
-            f"{request.method} {request.url.path} answered {response.status_code} instead of "
-            f"{expected}: {response.text[:500]}"
-        )
-    answer: Mapping[str, Any] = response.json()
-    return answer
 
 
 def _say(line: str) -> None:

@@ -1,0 +1,42 @@
+"""What commands need that ask the service: a client, and files to send."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..client import ApiError, Autopack, ClientError, UnreachableError
+from ..client.documents import DocumentError, parse_document
+from .command import UNAVAILABLE, WRONG_USE, CommandError
+
+
+@contextmanager
+def asking(url: str | None, *, retries: int = 0) -> Iterator[Autopack]:
+    """Open a client; what it raises ends the command. Raises CommandError."""
+    try:
+        with Autopack(url, retries=retries) as client:
+            yield client
+    except ClientError as error:
+        raise CommandError(str(error), _exit_code(error)) from error
+
+
+def read_document(file: Path) -> dict[str, Any]:
+    """Read a JSON or YAML file. Raises CommandError."""
+    try:
+        return parse_document(file.read_bytes().decode())
+    except OSError as error:
+        raise CommandError(f"{file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise CommandError(f"{file} is not UTF-8") from error
+    except DocumentError as error:
+        raise CommandError(f"{file} {error}") from error
+
+
+def _exit_code(error: ClientError) -> int:
+    """A refusal is wrong use; a service that is ill, or is none, is as good as none."""
+    if isinstance(error, ApiError):
+        is_ill = error.status >= 500 or error.code == "unreadable_answer"
+        return UNAVAILABLE if is_ill else WRONG_USE
+    return UNAVAILABLE if isinstance(error, UnreachableError) else WRONG_USE

@@ -1,0 +1,386 @@
+"""The service's operations as methods: one each, by the names of the HTTP API. (03)"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar
+from urllib.parse import quote
+
+import httpx
+from pydantic import ValidationError
+
+from ..api.schemas import Shape
+from ..api.schemas.branches import IntegrationStatusAnswer, PatchCheckAnswer, RollbackAnswer
+from ..api.schemas.events import EventAnswer, EventPage
+from ..api.schemas.issues import (
+    BacklogAnswer,
+    BacklogEntryAnswer,
+    IssueIndexAnswer,
+    RecordIssueAnswer,
+)
+from ..api.schemas.metrics import RunMetricsPage, TierMetricsListAnswer
+from ..api.schemas.project import BacktestAnswer, DryRunAnswer
+from ..api.schemas.reports import (
+    BacklogSummaryAnswer,
+    BudgetAnalysisAnswer,
+    PromotionAnswer,
+    RunReportAnswer,
+)
+from ..api.schemas.results import (
+    AttemptsAnswer,
+    AuditorResultAnswer,
+    AuditRequestAnswer,
+    BuilderResultAnswer,
+    CiResultAnswer,
+)
+from ..api.schemas.runs import RunAnswer, RunPage, StatusAnswer
+from ..api.schemas.service import HealthAnswer, LiveAnswer, ServiceAnswer
+from ..api.schemas.work import HeartbeatAnswer, WorkItemAnswer
+from .connection import RETRIES, TIMEOUT_SECONDS, Body, Connection, new_key, unreadable
+from .documents import parse_document
+
+BACKTEST_SECONDS = 600.0  # a thousand long runs take their time
+EVENTS_A_PAGE = 1_000
+
+Role = Literal["builder", "auditor"]
+Answer = TypeVar("Answer", bound=Shape)
+
+
+class Autopack:
+    """A client of the service, to be closed or used by `with`.
+
+    `url` is API_URL's when it is not given, else http://localhost:8000; `api_key`
+    AUTOPACK_API_KEY's. Bodies are mappings, or models that write themselves as JSON. A request that
+    may be sent twice is sent again, up to `retries` times and ever more slowly, when it got no
+    answer or 503; what takes an Idempotency-Key gets one for that.
+
+    Every method raises ApiError for a refusal and UnreachableError when nobody answers.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        api_key: str | None = None,
+        timeout: float = TIMEOUT_SECONDS,
+        retries: int = RETRIES,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self._connection = Connection(
+            url, api_key=api_key, timeout=timeout, retries=retries, transport=transport
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._connection.close()
+
+    @property
+    def address(self) -> str:
+        """Where the service is asked."""
+        return self._connection.address
+
+    # The service itself
+
+    def service(self) -> ServiceAnswer:
+        return self._get(ServiceAnswer, "/")
+
+    def health(self) -> HealthAnswer:
+        """Return what is well and what is not; an unhealthy service is no error here."""
+        response = self._connection.send("GET", "/health", expected=(503,))
+        return _read(HealthAnswer, response)
+
+    def live(self) -> LiveAnswer:
+        return self._get(LiveAnswer, "/health/live")
+
+    # Runs
+
+    def start_run(self, plan: Body | str) -> RunAnswer:
+        """Start a run; the same plan again returns the run that it started.
+
+        A plan may be a file's text, JSON or YAML. Raises DocumentError too.
+        """
+        body = parse_document(plan) if isinstance(plan, str) else plan
+        return self._post(RunAnswer, "/runs/start", body, is_repeatable=True)
+
+    def list_runs(
+        self,
+        *,
+        status: str | None = None,
+        project_id: str | None = None,
+        text: str | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> RunPage:
+        query = {"status": status, "project_id": project_id, "text": text}
+        return self._get(RunPage, "/runs", **query, limit=limit, cursor=cursor)
+
+    def get_run(self, run_id: str) -> RunAnswer:
+        return self._get(RunAnswer, _run(run_id))
+
+    def cancel(self, run_id: str, reason: str = "") -> RunAnswer:
+        return self._post(RunAnswer, f"{_run(run_id)}/cancel", {"reason": reason})
+
+    def rollback(
+        self, run_id: str, to_phase: str, reason: str = "", *, idempotency_key: str | None = None
+    ) -> RollbackAnswer:
+        body = {"to_phase": to_phase, "reason": reason}
+        return self._post_once(RollbackAnswer, f"{_run(run_id)}/rollback", body, idempotency_key)
+
+    def events(
+        self, run_id: str, *, after: int = 0, cursor: str | None = None
+    ) -> Iterator[EventAnswer]:
+        """Yield a run's events of now, in order, those after a sequence number."""
+        while True:
+            page = self.event_page(run_id, limit=EVENTS_A_PAGE, cursor=cursor)
+            yield from (event for event in page.events if event.sequence > after)
+            if page.next_cursor is None:
+                return
+            cursor = page.next_cursor
+
+    def event_page(self, run_id: str, *, limit: int = 100, cursor: str | None = None) -> EventPage:
+        return self._get(EventPage, f"{_run(run_id)}/events", limit=limit, cursor=cursor)
+
+    # Work
+
+    def claim(
+        self, role: Role, agent: str, *, run_id: str | None = None, lease_seconds: int = 900
+    ) -> WorkItemAnswer | None:
+        """Take the next work item, of one run or of any; None when there is none just now."""
+        path = "/claim" if run_id is None else f"{_run(run_id)}/claim"
+        body = {"role": role, "agent": agent, "lease_seconds": lease_seconds}
+        return _read_any(WorkItemAnswer, self._connection.send("POST", path, body=body))
+
+    def next_phase(self, run_id: str, role: Role = "builder") -> WorkItemAnswer | None:
+        """Return what a claim would give, None when there is nothing just now."""
+        response = self._connection.send(
+            "GET", f"{_run(run_id)}/next_phase", query={"role": role}, is_repeatable=True
+        )
+        return _read_any(WorkItemAnswer, response)
+
+    def heartbeat(
+        self, run_id: str, phase_id: str, lease_token: str, tokens_used: int = 0
+    ) -> HeartbeatAnswer:
+        body = {"lease_token": lease_token, "tokens_used": tokens_used}
+        path = f"{_phase(run_id, phase_id)}/heartbeat"
+        return self._post(HeartbeatAnswer, path, body, is_repeatable=True)
+
+    # Results
+
+    def submit_builder_result(
+        self, run_id: str, phase_id: str, report: Body, *, idempotency_key: str | None = None
+    ) -> BuilderResultAnswer:
+        path = f"{_phase(run_id, phase_id)}/builder_result"
+        return self._post_once(BuilderResultAnswer, path, report, idempotency_key)
+
+    def request_audit(
+        self,
+        run_id: str,
+        phase_id: str,
+        request: Body | None = None,
+        *,
+        idempotency_key: str | None = None,
+    ) -> AuditRequestAnswer:
+        path = f"{_phase(run_id, phase_id)}/auditor_request"
+        return self._post_once(AuditRequestAnswer, path, request or {}, idempotency_key)
+
+    def submit_auditor_result(
+        self, run_id: str, phase_id: str, report: Body, *, idempotency_key: str | None = None
+    ) -> AuditorResultAnswer:
+        path = f"{_phase(run_id, phase_id)}/auditor_result"
+        return self._post_once(AuditorResultAnswer, path, report, idempotency_key)
+
+    def submit_ci_result(
+        self, run_id: str, phase_id: str, report: Body, *, idempotency_key: str | None = None
+    ) -> CiResultAnswer:
+        path = f"{_phase(run_id, phase_id)}/ci_result"
+        return self._post_once(CiResultAnswer, path, report, idempotency_key)
+
+    def attempts(self, run_id: str, phase_id: str) -> AttemptsAnswer:
+        return self._get(AttemptsAnswer, f"{_phase(run_id, phase_id)}/attempts")
+
+    def update_status(self, run_id: str, phase_id: str, change: Body) -> StatusAnswer:
+        path = f"{_phase(run_id, phase_id)}/update_status"
+        return self._post(StatusAnswer, path, change)
+
+    # Issues
+
+    def record_issue(
+        self, run_id: str, phase_id: str, issue: Body, *, idempotency_key: str | None = None
+    ) -> RecordIssueAnswer:
+        path = f"{_phase(run_id, phase_id)}/record_issue"
+        return self._post_once(RecordIssueAnswer, path, issue, idempotency_key)
+
+    def issue_index(self, run_id: str) -> IssueIndexAnswer:
+        return self._get(IssueIndexAnswer, f"{_run(run_id)}/issues/index")
+
+    def backlog(
+        self,
+        *,
+        status: str | None = None,
+        category: str | None = None,
+        severity: str | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> BacklogAnswer:
+        query = {"status": status, "category": category, "severity": severity}
+        return self._get(
+            BacklogAnswer, "/project/issues/backlog", **query, limit=limit, cursor=cursor
+        )
+
+    def resolve_issue(self, issue_key: str) -> BacklogEntryAnswer:
+        path = f"/project/issues/{_quoted(issue_key)}/resolve"
+        return self._post(BacklogEntryAnswer, path, is_repeatable=True)
+
+    def reopen_issue(self, issue_key: str) -> BacklogEntryAnswer:
+        path = f"/project/issues/{_quoted(issue_key)}/reopen"
+        return self._post(BacklogEntryAnswer, path, is_repeatable=True)
+
+    # Branches
+
+    def integration_status(self, run_id: str) -> IntegrationStatusAnswer:
+        return self._get(IntegrationStatusAnswer, f"{_run(run_id)}/integration_status")
+
+    def diff(self, run_id: str, phase_id: str | None = None) -> bytes:
+        """Return what a run, or one phase of it, changes, as a patch that git applies."""
+        response = self._connection.send(
+            "GET", f"{_run(run_id)}/diff", query={"phase_id": phase_id}, is_repeatable=True
+        )
+        return response.content
+
+    def patch_check(self, run_id: str, check: Body) -> PatchCheckAnswer:
+        path = f"{_run(run_id)}/patch_check"
+        return self._post(PatchCheckAnswer, path, check, is_repeatable=True)
+
+    def promotion(self, run_id: str) -> PromotionAnswer:
+        return self._get(PromotionAnswer, f"{_run(run_id)}/promotion")
+
+    # Policy
+
+    def get_ruleset(self) -> dict[str, Any]:
+        """Return the project's ruleset as `put_ruleset` takes it."""
+        return _document(self._connection.send("GET", "/project/ruleset", is_repeatable=True))
+
+    def put_ruleset(self, ruleset: Body) -> dict[str, Any]:
+        """Replace the whole ruleset; what is left out is the default."""
+        return _document(
+            self._connection.send("PUT", "/project/ruleset", body=ruleset, is_repeatable=True)
+        )
+
+    def dry_run(
+        self, plan: Mapping[str, Any], ruleset: Mapping[str, Any] | None = None
+    ) -> DryRunAnswer:
+        """Compile a plan's strategy, under another ruleset if one is given; start nothing."""
+        body = dict(plan) if ruleset is None else {**plan, "ruleset": ruleset}
+        return self._post(DryRunAnswer, "/strategy/dry_run", body, is_repeatable=True)
+
+    def backtest(
+        self,
+        ruleset: Mapping[str, Any],
+        *,
+        run_ids: Sequence[str] = (),
+        limit: int | None = None,
+    ) -> BacktestAnswer:
+        """Ask what a ruleset would have made of finished runs: these, else the newest."""
+        body: dict[str, Any] = {"ruleset": ruleset}
+        if run_ids:
+            body["run_ids"] = list(run_ids)
+        if limit is not None:
+            body["limit"] = limit
+        response = self._connection.send(
+            "POST", "/strategy/backtest", body=body, is_repeatable=True, timeout=BACKTEST_SECONDS
+        )
+        return _read(BacktestAnswer, response)
+
+    # Figures and reports
+
+    def metrics_runs(
+        self, *, status: str | None = None, limit: int = 100, cursor: str | None = None
+    ) -> RunMetricsPage:
+        return self._get(RunMetricsPage, "/metrics/runs", status=status, limit=limit, cursor=cursor)
+
+    def metrics_tiers(self, run_id: str) -> TierMetricsListAnswer:
+        return self._get(TierMetricsListAnswer, f"/metrics/tiers/{_quoted(run_id)}")
+
+    def issue_backlog_summary(
+        self, *, limit: int = 100, cursor: str | None = None
+    ) -> BacklogSummaryAnswer:
+        path = "/reports/issue_backlog_summary"
+        return self._get(BacklogSummaryAnswer, path, limit=limit, cursor=cursor)
+
+    def budget_analysis(
+        self, *, limit: int = 100, cursor: str | None = None
+    ) -> BudgetAnalysisAnswer:
+        return self._get(
+            BudgetAnalysisAnswer, "/reports/budget_analysis", limit=limit, cursor=cursor
+        )
+
+    def run_summary(self, run_id: str) -> RunReportAnswer:
+        return self._get(RunReportAnswer, f"/reports/run_summary/{_quoted(run_id)}")
+
+    def _get(self, shape: type[Answer], path: str, **query: str | int | None) -> Answer:
+        return _read(shape, self._connection.send("GET", path, query=query, is_repeatable=True))
+
+    def _post(
+        self,
+        shape: type[Answer],
+        path: str,
+        body: Body | None = None,
+        *,
+        is_repeatable: bool = False,
+    ) -> Answer:
+        response = self._connection.send("POST", path, body=body, is_repeatable=is_repeatable)
+        return _read(shape, response)
+
+    def _post_once(
+        self, shape: type[Answer], path: str, body: Body, idempotency_key: str | None
+    ) -> Answer:
+        """Post what has one effect however often it is sent."""
+        key = idempotency_key or new_key()
+        response = self._connection.send("POST", path, body=body, key=key, is_repeatable=True)
+        return _read(shape, response)
+
+
+def _run(run_id: str) -> str:
+    return f"/runs/{_quoted(run_id)}"
+
+
+def _phase(run_id: str, phase_id: str) -> str:
+    return f"{_run(run_id)}/phases/{_quoted(phase_id)}"
+
+
+def _quoted(name: str) -> str:
+    """Return a name as one part of a path, whatever it holds; dots alone would climb."""
+    return quote(name, safe="") if name.strip(".") else name.replace(".", "%2E")
+
+
+def _read(shape: type[Answer], response: httpx.Response) -> Answer:
+    document = _document(response)
+    try:
+        return shape.model_validate(document)
+    except ValidationError as error:
+        raise unreadable(response, f"that is no {shape.__name__}: {error}") from error
+
+
+def _read_any(shape: type[Answer], response: httpx.Response) -> Answer | None:
+    return None if response.status_code == 204 else _read(shape, response)
+
+
+def _document(response: httpx.Response) -> dict[str, Any]:
+    try:
+        document = response.json()
+    except ValueError:
+        raise unreadable(response, "no JSON") from None
+    if not isinstance(document, dict):
+        raise unreadable(response, "no JSON object")
+    return document

@@ -1,0 +1,156 @@
+"""One HTTP connection to the service: requests, retries, and refusals as errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import uuid
+from collections.abc import Mapping
+from typing import Any, Final
+
+import httpx
+from pydantic import BaseModel
+
+from .errors import ApiError, ClientError, UnreachableError
+
+DEFAULT_URL: Final = "http://localhost:8000"
+TIMEOUT_SECONDS: Final = 60.0
+CONNECT_SECONDS: Final = 5.0
+RETRIES: Final = 3
+FIRST_PAUSE_SECONDS: Final = 0.25  # doubled for each further try
+_MOST_SHOWN: Final = 1_000
+
+Body = Mapping[str, Any] | BaseModel
+
+
+class Connection:
+    """Asks the service. What may be sent twice is sent again when it got no answer."""
+
+    def __init__(
+        self,
+        url: str | None,
+        *,
+        api_key: str | None,
+        timeout: float,
+        retries: int,
+        transport: httpx.BaseTransport | None,
+    ) -> None:
+        given = url or os.environ.get("API_URL") or DEFAULT_URL
+        key = api_key or os.environ.get("AUTOPACK_API_KEY")
+        try:
+            self._url = httpx.URL(given.rstrip("/"))
+        except httpx.InvalidURL as error:
+            raise ClientError(_one_line(f"{given!r} is no address: {error}")) from error
+        if self._url.scheme not in ("http", "https") or not self._url.host:
+            raise ClientError(_one_line(f"{given!r} is no address: http://HOST:PORT is."))
+        if key is not None and not (key.isascii() and key.isprintable()):
+            raise ClientError("AUTOPACK_API_KEY holds what no header may hold.")
+        self._retries = retries
+        self._http = httpx.Client(
+            base_url=self._url,
+            headers={"Authorization": f"Bearer {key}"} if key else None,
+            timeout=httpx.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS)),
+            transport=transport,
+            trust_env=False,
+            verify=self._url.scheme == "https",  # to load certificates takes 35 ms
+        )
+
+    @property
+    def address(self) -> str:
+        """The service's address without a password that may be in it."""
+        port = "" if self._url.port is None else f":{self._url.port}"
+        host = f"[{self._url.host}]" if ":" in self._url.host else self._url.host
+        return f"{self._url.scheme}://{host}{port}{self._url.path.rstrip('/')}"
+
+    def close(self) -> None:
+        self._http.close()
+
+    def send(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str | int | None] | None = None,
+        body: Body | None = None,
+        key: str | None = None,
+        is_repeatable: bool = False,
+        expected: tuple[int, ...] = (),
+        timeout: float | None = None,
+    ) -> httpx.Response:
+        """Send a request and return its answer: a success, or a status that is `expected`.
+
+        A request that never left is sent again; one that may have arrived only if it
+        `is_repeatable`. Raises ApiError, UnreachableError.
+        """
+        request = self._http.build_request(
+            method,
+            path,
+            params={name: value for name, value in (query or {}).items() if value is not None},
+            headers=_headers(body, key),
+            content=None if body is None else _encoded(body),
+            **({} if timeout is None else {"timeout": timeout}),  # type: ignore[arg-type]
+        )
+        tries_left, pause = self._retries, FIRST_PAUSE_SECONDS
+        while True:
+            try:
+                response = self._http.send(request)
+            except httpx.RequestError as error:
+                may_repeat = is_repeatable or isinstance(error, httpx.ConnectError)
+                if not (tries_left and may_repeat):
+                    raise self._unreachable(error) from error
+            else:
+                if response.is_success or response.status_code in expected:
+                    return response
+                if not (tries_left and is_repeatable and response.status_code == 503):
+                    raise refusal(response)
+            time.sleep(pause)
+            tries_left, pause = tries_left - 1, pause * 2
+
+    def _unreachable(self, error: httpx.RequestError) -> UnreachableError:
+        if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+            hint = "`autopack serve` starts it; --url or API_URL names another."
+            return UnreachableError(_one_line(f"no service at {self.address} ({error}). {hint}"))
+        reason = str(error) or type(error).__name__
+        return UnreachableError(_one_line(f"{self.address} gave no answer: {reason}"))
+
+
+def new_key() -> str:
+    """Return a new Idempotency-Key: however often the request is sent, it has one effect."""
+    return uuid.uuid4().hex
+
+
+def refusal(response: httpx.Response) -> ApiError:
+    """Read a refusal, whoever wrote it: a proxy's page has no problem document."""
+    try:
+        problem = response.json()
+    except ValueError:
+        problem = None
+    if not isinstance(problem, dict) or not isinstance(problem.get("code"), str):
+        detail = problem.get("detail") if isinstance(problem, dict) else None
+        text = _one_line(str(detail or response.text) or "no reason was given")
+        problem = {"status": response.status_code, "code": str(response.status_code)}
+        problem["detail"] = text
+    detail = _one_line(str(problem.get("detail", "")))
+    return ApiError(response.status_code, problem["code"], detail, problem)
+
+
+def unreadable(response: httpx.Response, what: str) -> ApiError:
+    """Say that a success is none: another service answers there, or another version."""
+    detail = _one_line(f"{response.request.url.path} answered {response.status_code}, and {what}")
+    return ApiError(response.status_code, "unreadable_answer", detail, {})
+
+
+def _headers(body: Body | None, key: str | None) -> dict[str, str]:
+    headers = {} if body is None else {"Content-Type": "application/json"}
+    return headers if key is None else {**headers, "Idempotency-Key": key}
+
+
+def _encoded(body: Body) -> bytes:
+    if isinstance(body, BaseModel):
+        return body.model_dump_json(exclude_unset=True).encode()
+    return json.dumps(body, allow_nan=False).encode()
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:_MOST_SHOWN]

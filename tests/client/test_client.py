@@ -1,0 +1,214 @@
+"""The typed client: one method an operation, refusals as errors, retries that do nothing twice."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+from autopack.client import ApiError, Autopack, ClientError, UnreachableError
+from autopack.client.documents import parse_document
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from starlette.testclient import TestClient
+
+PLAN = """
+run: {run_id: run-001}
+tiers: [{tier_id: T1, tier_index: 0, name: First}]
+phases:
+  - {phase_id: P1, phase_index: 0, tier_id: T1, name: 2026-11-24, task_category: docs}
+"""
+PATCH = """\
+diff --git a/docs/a.md b/docs/a.md
+new file mode 100644
+--- /dev/null
++++ b/docs/a.md
+@@ -0,0 +1 @@
++Hello
+"""
+# What no program asks by this client.
+LEFT_OUT: set[tuple[str, str]] = set()
+
+
+class InProcess(httpx.BaseTransport):
+    """Hands requests to the application without a socket."""
+
+    def __init__(self, client: TestClient) -> None:
+        self._client = client
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        answer = self._client.request(
+            request.method, str(request.url), content=request.read(), headers=dict(request.headers)
+        )
+        return httpx.Response(
+            answer.status_code, headers=dict(answer.headers), content=answer.content
+        )
+
+
+@pytest.fixture
+def autopack(client: TestClient) -> Iterator[Autopack]:
+    with Autopack("http://localhost", transport=InProcess(client)) as autopack:
+        yield autopack
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    found: list[float] = []
+    monkeypatch.setattr(time, "sleep", found.append)
+    return found
+
+
+def answering(answer: Callable[[httpx.Request], httpx.Response]) -> Autopack:
+    return Autopack("http://localhost", transport=httpx.MockTransport(answer))
+
+
+@pytest.mark.unit
+def test_every_operation_of_the_api_has_its_method(app: FastAPI) -> None:
+    asked: set[tuple[str, str]] = set()
+
+    def note(request: httpx.Request) -> httpx.Response:
+        asked.add((request.method, request.url.path))
+        return httpx.Response(200, text="[]")
+
+    client = answering(note)
+    for name, method in inspect.getmembers(Autopack, inspect.isfunction):
+        if name.startswith("_") or name == "close":
+            continue
+        parameters = list(inspect.signature(method).parameters.values())[1:]
+        required = [each for each in parameters if each.default is inspect.Parameter.empty]
+        for given in (required, parameters):
+            arguments = {each.name: made_up(each) for each in given}
+            with contextlib.suppress(ApiError):
+                found = getattr(client, name)(**arguments)
+                if inspect.isgenerator(found):
+                    next(found)
+    operations = {
+        (verb.upper(), path) for path, verbs in app.openapi()["paths"].items() for verb in verbs
+    }
+    assert asked == operations - LEFT_OUT
+
+
+def made_up(parameter: inspect.Parameter) -> object:
+    """Return an argument; names stand for themselves, so that the path asked is the template."""
+    kind = parameter.annotation.partition(" ")[0].partition("[")[0]
+    return {"int": 1, "Body": {}, "Mapping": {}, "Sequence": ()}.get(kind, f"{{{parameter.name}}}")
+
+
+@pytest.mark.integration
+def test_a_run_is_driven_from_its_plan_to_its_promotion(autopack: Autopack) -> None:
+    run = autopack.start_run(PLAN)
+    assert run.tiers[0].phases[0].name == "2026-11-24"
+    assert autopack.start_run(PLAN).run_id == "run-001"
+    assert [run.run_id for run in autopack.list_runs(status=run.state).runs] == ["run-001"]
+
+    item = autopack.claim("builder", "tests@here")
+    assert item is not None
+    assert item.lease is not None
+    assert autopack.claim("builder", "another@here", run_id="run-001") is None
+    beat = autopack.heartbeat("run-001", "P1", item.lease.token, 10)
+    assert beat.directive == "continue"
+    assert autopack.patch_check("run-001", {"patch_content": PATCH}).applies
+
+    report = {"status": "success", "patch_content": PATCH, "lease_token": item.lease.token}
+    done = autopack.submit_builder_result("run-001", "P1", report)
+    assert done.run_state == "DONE_SUCCESS"
+    assert autopack.diff("run-001").decode().startswith("diff --git a/docs/a.md")
+    assert autopack.promotion("run-001").eligible
+    sequences = [event.sequence for event in autopack.events("run-001", after=2)]
+    assert sequences == list(range(3, 3 + len(sequences)))
+    assert len(sequences) > 2
+    assert autopack.health().status == "healthy"
+
+
+@pytest.mark.integration
+def test_a_refusal_is_an_error_with_its_code(autopack: Autopack) -> None:
+    with pytest.raises(ApiError, match=r"nobody.*\(not_found\)") as refusal:
+        autopack.get_run("nobody")
+    assert refusal.value.status == 404
+    assert refusal.value.problem["title"] == "Not found"
+    with pytest.raises(ApiError) as odd:
+        autopack.get_run("../project/ruleset")
+    assert odd.value.status in (404, 422)
+    ruleset = autopack.get_ruleset()
+    assert autopack.put_ruleset(ruleset) == ruleset
+    assert autopack.dry_run(parse_document(PLAN), ruleset).today is not None
+
+
+@pytest.mark.unit
+def test_what_may_be_sent_twice_is_sent_again_with_one_key(pauses: list[float]) -> None:
+    keys: list[str] = []
+    audit = {"message": "", "audit_id": 1, "review_focus": None, "auditor_profile": None}
+
+    def fail_twice(request: httpx.Request) -> httpx.Response:
+        keys.append(request.headers["Idempotency-Key"])
+        if len(keys) == 1:
+            raise httpx.ReadError("cut off")
+        if len(keys) == 2:
+            return httpx.Response(503, json={"code": "database_unavailable", "detail": "away"})
+        return httpx.Response(202, json=audit)
+
+    assert answering(fail_twice).request_audit("run-001", "P1").audit_id == 1
+    assert len(set(keys)) == 1
+    assert pauses == [0.25, 0.5]
+
+
+@pytest.mark.unit
+def test_what_may_have_arrived_and_has_no_key_is_not_sent_again() -> None:
+    asked: list[httpx.Request] = []
+
+    def cut_off(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        raise httpx.ReadError("cut off")
+
+    with pytest.raises(UnreachableError, match="cut off"):
+        answering(cut_off).claim("builder", "me")
+    assert len(asked) == 1
+
+
+@pytest.mark.unit
+def test_nobody_there_is_told_with_what_to_do(pauses: list[float]) -> None:
+    def refuse(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("Connection refused")
+
+    client = Autopack("http://me:secret@far:1", transport=httpx.MockTransport(refuse))
+    with pytest.raises(UnreachableError, match=r"http://far:1 .*autopack serve") as away:
+        client.claim("builder", "me")
+    assert "secret" not in str(away.value)
+    assert len(pauses) == 3
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (httpx.Response(502, text="<b>Bad\nGateway</b>"), "<b>Bad Gateway</b> (502)"),
+        (httpx.Response(500, json={"code": 7}), "(500)"),
+        (httpx.Response(200, text="<html>"), "no JSON (unreadable_answer)"),
+        (httpx.Response(200, json={"status": "well"}), "no LiveAnswer"),
+        (httpx.Response(307, headers={"Location": "http://elsewhere"}), "(307)"),
+    ],
+)
+def test_an_answer_of_something_else_is_an_error(answer: httpx.Response, told: str) -> None:
+    with pytest.raises(ApiError) as error:
+        answering(lambda _: answer).live()
+    assert told in str(error.value)
+
+
+@pytest.mark.unit
+def test_the_key_goes_into_the_header_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOPACK_API_KEY", "ap_key")
+
+    def live(request: httpx.Request) -> httpx.Response:
+        assert request.headers["Authorization"] == "Bearer ap_key"
+        assert "ap_key" not in str(request.url)
+        return httpx.Response(200, json={"status": "alive"})
+
+    assert answering(live).live().status == "alive"
+    with pytest.raises(ClientError, match="header"):
+        Autopack(api_key="a\nb")
