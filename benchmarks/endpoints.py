@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -310,6 +311,13 @@ class Work:
         run_id = self.new_run()
         return [self.server.client.build_request("GET", f"/runs/{run_id}")] * count
 
+    def reads_by_mcp(self, count: int) -> list[httpx.Request]:
+        call = {"name": "get_run", "arguments": {"run_id": self.new_run()}}
+        message = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": call}
+        request = self.post("/mcp", message)
+        request.headers["Accept"] = "application/json, text/event-stream"
+        return [request] * count
+
     def starts(self, count: int) -> list[httpx.Request]:
         return [self.post("/runs/start", plan(f"start-{next(self.numbers)}")) for _ in range(count)]
 
@@ -349,14 +357,22 @@ class Work:
 class Operation:
     name: str
     requests: Callable[[Work, int], list[httpx.Request]]
-    floor: str | None  # the operation of the floor that it is compared with
+    floor: str  # the operation of the floor that it is compared with
     goal: float
+
+    @property
+    def has_floor(self) -> bool:
+        """Say whether the floor does the same."""
+        return self.floor == self.name
 
 
 OPERATIONS = (
     Operation("GET /runs/{id}, 25 phases", Work.reads, "GET /runs/{id}, 25 phases", 1.5),
+    Operation(
+        "get_run by MCP, 25 phases", Work.reads_by_mcp, "GET /runs/{id}, 25 phases", math.inf
+    ),
     Operation("update_status", Work.statuses, "update_status", 2.0),
-    Operation("record_issue", Work.issues, None, 2.5),
+    Operation("record_issue", Work.issues, "update_status", 2.5),
     Operation("POST /runs/start, 25 phases", Work.starts, "POST /runs/start, 25 phases", 1.6),
     Operation("builder_result with a patch", Work.results, "builder_result with a patch", 1.5),
 )
@@ -366,12 +382,12 @@ def measure(ours: Server, floor: Server, requests: int) -> None:
     works = [Work(ours), Work(floor)]
     for operation in OPERATIONS:
         for work in works:
-            if work.server is ours or operation.floor:
+            if work.server is ours or operation.has_floor:
                 for request in operation.requests(work, 5):  # warm
                     work.server.client.send(request)
         for _ in range(max(1, requests // BLOCK)):
             for work in works:
-                if work.server is ours or operation.floor:
+                if work.server is ours or operation.has_floor:
                     work.server.block(operation.name, operation.requests(work, BLOCK))
 
 
@@ -401,13 +417,12 @@ def report(ours: Server, floor: Server, requests: int) -> None:
     count = max(1, requests // BLOCK) * BLOCK
     for operation in OPERATIONS:
         own = ours.cpu[operation.name] / count * 1e3
-        against = operation.floor or "update_status"
-        least = floor.cpu[against] / count * 1e3
+        least = floor.cpu[operation.floor] / count * 1e3
         verdict = "" if own <= operation.goal * least else "  over"
         print(
             f"{operation.name:32}{own:8.2f}{least:8.2f}{own / least:8.2f}{operation.goal:7.1f}"
             f"{verdict:6}{statistics.median(ours.wall[operation.name]):12.1f}"
-            f"{statistics.median(floor.wall[against]):8.1f}"
+            f"{statistics.median(floor.wall[operation.floor]):8.1f}"
         )
 
 

@@ -1,0 +1,78 @@
+"""What the page for agents tells people to paste works when it is pasted."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from autopack.api.examples import PATCH, PLAN
+from autopack.api.mcp.tools import TOOLS
+
+if TYPE_CHECKING:
+    from tests.conftest import GitRepo, LiveServer
+
+PAGE = (Path(__file__).resolve().parents[1] / "docs" / "agents.md").read_text()
+ADDRESS = "http://localhost:8000"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+
+
+def run_code(code: str, names: dict[str, Any]) -> None:
+    exec(code, names)  # noqa: S102 - the page's own
+
+
+@pytest.mark.unit
+def test_every_client_is_told_the_same_address() -> None:
+    (cursor,), (codex,) = blocks("json"), blocks("toml")
+    assert json.loads(cursor)["mcpServers"]["autopack"]["url"] == f"{ADDRESS}/mcp"
+    assert tomllib.loads(codex)["mcp_servers"]["autopack"]["url"] == f"{ADDRESS}/mcp"
+    assert f"--transport http autopack {ADDRESS}/mcp" in blocks("bash")[0]
+
+
+@pytest.mark.unit
+def test_every_tool_is_named() -> None:
+    table = PAGE.partition("\n| tool |")[2].partition("\n\n")[0]
+    named = [name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row)]
+    assert [name for name in named if name in TOOLS] == list(TOOLS)
+
+
+@pytest.mark.e2e
+def test_the_python_examples_work_as_they_stand(live_server: LiveServer, git_repo: GitRepo) -> None:
+    builder, cursor, codex = (block.replace(ADDRESS, live_server.url) for block in blocks("python"))
+    with httpx.Client(base_url=live_server.url, timeout=60) as client:
+        for run_id in ("run-001", "run-002"):
+            plan = {**PLAN, "run": {**PLAN["run"], "run_id": run_id}}
+            assert client.post("/runs/start", json=plan).status_code == 201
+
+        names: dict[str, Any] = {"diff_output": PATCH}
+        run_code(cursor, names)
+        run_code(codex, names)
+        answers = [names[name].status_code for name in ("response", "requested", "reviewed")]
+        assert answers == [200, 202, 200]
+
+        def edit(work: dict[str, Any], folder: Path) -> int:
+            if not work["history"]:  # a first try that policy refuses
+                (folder / ".github").mkdir()
+                (folder / ".github" / "CODEOWNERS").write_text("* @me\n")
+            (folder / "logo.bin").write_bytes(b"\0\xff")
+            (folder / "src" / "app.py").unlink()
+            return 1_200
+
+        run_code(builder, names)
+        names["build"]("run-002", edit)
+        names["api"].close()
+        run = client.get("/runs/run-002").json()
+    assert (run["state"], run["tokens_used"]) == ("DONE_SUCCESS", 2_400)
+    assert git_repo.git("diff", "--name-status", "main", "autonomous/run-002").split() == [
+        *("A", "logo.bin"),
+        *("D", "src/app.py"),
+    ]
+    assert len(git_repo.git("worktree", "list").splitlines()) == 1
