@@ -83,7 +83,7 @@ class Remote:
         self._folder = Path(environment["GIT_DIR"])
         self._environment = {
             **environment,
-            **_access(address, str(settings.ssh_auth_sock) if settings.ssh_auth_sock else None),
+            **access(address, str(settings.ssh_auth_sock) if settings.ssh_auth_sock else None),
         }
         self._lock = threading.Lock()
         self._running: dict[subprocess.Popen[bytes], GitRunner] = {}
@@ -202,7 +202,7 @@ def _configured_url(name: str, runner: GitRunner, git_dir: Path) -> str:
     )
 
 
-def _access(address: RemoteAddress, ssh_auth_sock: str | None) -> dict[str, str]:
+def access(address: RemoteAddress, ssh_auth_sock: str | None) -> dict[str, str]:
     """Return the environment in which git reaches this address, and no other kind.
 
     Nothing of it stands on a command line, where every user of the machine could read it.

@@ -83,7 +83,7 @@ class Repository:
                 f"{settings.repo_path} is no folder: set AUTOPACK_REPO_PATH to a git repository."
             )
         _check_version(runner, settings.repo_path)
-        git_dir, is_bare = _discover(runner, settings.repo_path)
+        git_dir, is_bare = discover(runner, settings.repo_path)
         repository = cls(settings, runner, git_dir, is_bare)
         repository._prepare_home()
         repository.check()
@@ -357,7 +357,7 @@ def _check_version(runner: GitRunner, folder: Path) -> None:
         raise RepositoryUnusableError(f"{words} is too old: install git 2.38 or newer.")
 
 
-def _discover(runner: GitRunner, path: Path) -> tuple[Path, bool]:
+def discover(runner: GitRunner, path: Path) -> tuple[Path, bool]:
     """Find the git dir as git does, and refuse the sorts of repositories that are not served."""
     trust = {  # of another owner: we run none of its hooks
         "GIT_CONFIG_COUNT": "1",

@@ -1,0 +1,290 @@
+"""Private work trees of one commit for an agent's command, and what it changed there as a patch.
+
+The agent gets a repository of its own to look around and commit in. What counts is read through a
+second git dir that it does not see: neither its index, configuration and hooks nor its commits have
+a say, only the files as they lie there against the commit that was laid out.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+import shlex
+import shutil
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..domain.errors import AutopackError
+from .address import AddressError, RemoteAddress, parse_address
+from .errors import GitFailedError, RepositoryUnusableError
+from .process import GitResult, GitRunner
+from .push import access
+from .repository import discover
+
+FETCH_SECONDS = 1800
+MEMORY_BYTES = 1024**3
+# Files are laid out as the commit holds them and read back so: what no agent touched, no conversion
+# of line ends changes. `!diff`: text is sent as text.
+_ATTRIBUTES = "* -text -filter -ident -working-tree-encoding !diff\n"
+# git's own measure of when to tidy up, which is off wherever we serve.
+_TIDY = ("-c", "gc.auto=6700", "-c", "gc.autoPackLimit=50", "-c", "gc.autoDetach=false")
+_COMMIT = re.compile(r"[0-9a-f]{40}\Z")
+_NAMED_FOLDERS = 3
+
+
+class WorkspaceError(Exception):
+    """A work tree could not be laid out or read. The message is one line."""
+
+
+class FetchError(WorkspaceError):
+    """The commit could not be fetched now; it may be on its way, or the network be away."""
+
+
+class TooMuchChangedError(WorkspaceError):
+    """More was changed than one patch may hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the service takes as one patch."""
+
+    files: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Harvest:
+    """What was changed: a patch, empty when nothing was.
+
+    `nested` are the repositories within the tree that are not part of it, as folders.
+    """
+
+    patch: bytes
+    nested: tuple[str, ...] = ()
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a file's lock, which ends with the process at the latest."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+class ObjectCache:
+    """Copies of repositories in one folder, which any number of workers on a machine share."""
+
+    def __init__(self, folder: Path, ssh_auth_sock: str | None = None) -> None:
+        executable = shutil.which("git")
+        if executable is None:
+            raise WorkspaceError("git is not installed: install git 2.38 or newer.")
+        self._folder = folder
+        self._ssh_auth_sock = ssh_auth_sock
+        self._runner = GitRunner(executable, FETCH_SECONDS, MEMORY_BYTES, has_own_group=True)
+
+    def lay_out(
+        self,
+        folder: Path,
+        *,
+        sources: Sequence[str],
+        branch: str,
+        commit: str,
+        staged: bytes | None = None,
+    ) -> Workspace:
+        """Lay out a commit of a branch in an empty folder, from the first source that has it.
+
+        A source is a path or an address, which may hold credentials. `staged` is a patch to lie on
+        the commit, where it applies; it is no part of what is changed later.
+
+        Raises FetchError when it may be there in a moment, else WorkspaceError.
+        """
+        if not _COMMIT.match(commit):
+            raise ValueError(f"{commit!r} is no commit's id")
+        problems: list[Exception] = []
+        for source in sources:
+            try:
+                copy = self._fetch(source, branch, commit)
+            except (AddressError, WorkspaceError) as error:
+                problems.append(error)
+                continue
+            try:
+                return _lay_out(self._runner, copy, folder, branch, commit, staged)
+            except AutopackError as error:
+                raise WorkspaceError(" ".join(error.detail.split())) from error
+        is_passing = any(isinstance(problem, FetchError) for problem in problems)
+        kind = FetchError if is_passing else WorkspaceError
+        raise kind(" ".join("; ".join(map(str, problems)).split()))
+
+    def _fetch(self, source: str, branch: str, commit: str) -> Path:
+        """See that the commit and all it leads to is in this source's copy; return the copy."""
+        address = parse_address(source, Path.cwd())
+        url, options = self._reach(address)
+        copy = self._folder / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}.git"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with locked(copy.with_suffix(".lock")):
+            if not (copy / "HEAD").exists():
+                self._run(copy, "init", "--quiet", "--bare", "--template=")
+            try:
+                # By its id, as a branch is pushed later than it is made; by the branch, where a
+                # server gives out no more than that.
+                for wanted in (commit, f"refs/heads/{branch}"):
+                    spec = f"+{wanted}:refs/heads/{branch}"
+                    is_last = wanted != commit
+                    fetched = self._run(
+                        copy,
+                        *("fetch", "--quiet", "--no-tags", "--no-write-fetch-head"),
+                        *("--update-shallow", *options, "--end-of-options", url, spec),
+                        environment=access(address, self._ssh_auth_sock),
+                        allowed=(0,) if is_last else (0, 1, 128),
+                    )
+                    if not fetched.status:
+                        break
+            except AutopackError as error:
+                raise FetchError(error.detail) from error
+            self._run(copy, *_TIDY, "gc", "--auto", "--quiet")
+        asked = self._run(copy, "cat-file", "-e", f"{commit}^{{commit}}", allowed=(0, 1, 128))
+        if asked.status:
+            raise FetchError(f"{url} has no commit {commit}")
+        return copy
+
+    def _reach(self, address: RemoteAddress) -> tuple[str, list[str]]:
+        """Return what git is to fetch from, and how."""
+        if address.protocol != "file":
+            return address.url, []
+        url = address.url
+        if "://" not in url:
+            if not Path(url).is_dir():
+                raise WorkspaceError(f"there is no folder {url} on this machine")
+            try:
+                url = str(discover(self._runner, Path(url))[0])
+            except RepositoryUnusableError as error:
+                raise WorkspaceError(f"{url} holds no git repository that can be read") from error
+        git = shlex.quote(self._runner.executable)
+        # It may be another owner's: what runs there is git and none of its hooks.
+        return url, [f"--upload-pack={git} -c 'safe.directory=*' upload-pack"]
+
+    def _run(
+        self,
+        copy: Path,
+        *arguments: str,
+        environment: dict[str, str] | None = None,
+        allowed: Collection[int] = (0,),
+    ) -> GitResult:
+        return self._runner.run(
+            *arguments,
+            folder=self._folder,
+            environment={"GIT_DIR": str(copy), **(environment or {})},
+            allowed=allowed,
+        )
+
+
+class Workspace:
+    """One agent's work tree. `is_staged`: the patch that came with the commit lies there."""
+
+    def __init__(self, runner: GitRunner, tree: Path, git_dir: Path, *, is_staged: bool) -> None:
+        self.tree = tree
+        self.is_staged = is_staged
+        self._runner = runner
+        self._git_dir = git_dir
+        self._base = self._run("write-tree").stdout.decode().strip()
+
+    def harvest(self, limits: Limits) -> Harvest:
+        """Return what was changed: files made, changed and deleted, but none that git ignores.
+
+        Commits that the agent made count as the files that they left. A repository of its own
+        within the tree is left out. Raises TooMuchChangedError, WorkspaceError.
+        """
+        try:
+            return self._harvest(limits)
+        except GitFailedError as error:
+            raise WorkspaceError(" ".join(error.detail.split())) from error
+        except AutopackError as error:  # git ran out of its time or memory
+            raise TooMuchChangedError(error.detail) from error
+
+    def _harvest(self, limits: Limits) -> Harvest:
+        if not self.tree.is_dir():
+            raise WorkspaceError("the work tree is gone")
+        made = self._paths("ls-files", "--others", "--exclude-standard", "-z")
+        nested = tuple(path.removesuffix("/") for path in made if path.endswith("/"))
+        self._require_few(made, limits)
+        specs = [":/", *(f":(top,exclude,literal){path}" for path in nested)]
+        self._run(
+            *("add", "--all", "--pathspec-from-file=-", "--pathspec-file-nul"),
+            stdin="\0".join(specs).encode(errors="surrogateescape"),
+        )
+        against = ("diff-index", "--cached", "--no-renames")
+        self._require_few(self._paths(*against, "--name-only", "-z", self._base), limits)
+        # To a file: how much it comes to is known when it is there, not before.
+        output = self._git_dir / "patch"
+        self._run(
+            *(*against, "--patch", "--binary", "--full-index", f"--output={output}", self._base)
+        )
+        size = output.stat().st_size
+        if size > limits.bytes:
+            raise TooMuchChangedError(
+                f"what was changed comes to a patch of {size} bytes; the service takes"
+                f" {limits.bytes}"
+            )
+        return Harvest(output.read_bytes(), nested)
+
+    def _require_few(self, paths: Sequence[str], limits: Limits) -> None:
+        if len(paths) <= limits.files:
+            return
+        tops = [path.partition("/")[0] for path in paths]
+        most = sorted(set(tops), key=tops.count, reverse=True)[:_NAMED_FOLDERS]
+        raise TooMuchChangedError(
+            f"{len(paths)} files were changed, most of them in {', '.join(most)!a}; a patch may"
+            f" hold {limits.files}. What is not to be sent belongs into .gitignore"
+        )
+
+    def _paths(self, *arguments: str) -> list[str]:
+        output = self._run(*arguments).stdout.decode(errors="surrogateescape")
+        return [path for path in output.split("\0") if path]
+
+    def _run(self, *arguments: str, stdin: bytes = b"") -> GitResult:
+        environment = _places(self._git_dir, self.tree)
+        return self._runner.run(*arguments, folder=self.tree, environment=environment, stdin=stdin)
+
+
+def _lay_out(
+    runner: GitRunner, copy: Path, folder: Path, branch: str, commit: str, staged: bytes | None
+) -> Workspace:
+    tree, git_dir = folder / "tree", folder / "git"
+    tree.mkdir()
+    ours, theirs = _places(git_dir, tree), _places(tree / ".git", tree)
+    for places in (ours, theirs):
+        runner.run("init", "--quiet", "--template=", folder=tree, environment=places)
+        own = Path(places["GIT_DIR"])
+        (own / "info").mkdir(exist_ok=True)
+        (own / "info" / "attributes").write_text(_ATTRIBUTES)
+        # The second sees the first's objects too: those of the staged patch are there.
+        known = "\n".join(str(each / "objects") for each in (copy, git_dir) if each != own)
+        (own / "objects" / "info" / "alternates").write_text(f"{known}\n")
+        if (copy / "shallow").exists():
+            shutil.copyfile(copy / "shallow", own / "shallow")
+    runner.run("read-tree", "-u", "--reset", commit, folder=tree, environment=ours)
+    is_staged = staged is not None and not (
+        runner.run(
+            *("apply", "--index", "--whitespace=nowarn", "-"),
+            folder=tree,
+            environment=ours,
+            stdin=staged,
+            allowed=(0, 1, 128),
+        ).status
+    )
+    head = f"refs/heads/{branch}"
+    runner.run("update-ref", head, commit, folder=tree, environment=theirs)
+    runner.run("symbolic-ref", "HEAD", head, folder=tree, environment=theirs)
+    shutil.copyfile(git_dir / "index", tree / ".git" / "index")
+    return Workspace(runner, tree, git_dir, is_staged=is_staged)
+
+
+def _places(git_dir: Path, tree: Path) -> dict[str, str]:
+    return {"GIT_DIR": str(git_dir), "GIT_WORK_TREE": str(tree)}
