@@ -20,6 +20,7 @@ from .terminal import shown
 # what one command needs slows no other down.
 COMMANDS: Final = {
     "serve": "Serve the HTTP API on the git repository of the current folder.",
+    "work": "Let agents' commands build and review what runs have to do.",
     "backtest": "Say what another ruleset would have made of finished runs.",
 }
 

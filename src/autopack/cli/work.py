@@ -1,0 +1,152 @@
+"""`autopack work`: agents' commands at work on runs. (06)"""
+
+from __future__ import annotations
+
+import json as jsons
+import os
+import shlex
+import shutil
+import signal
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .command import FINE, NO, CommandError, command_app
+from .service import asking
+from .terminal import UrlOption, shown
+
+if TYPE_CHECKING:
+    from ..worker.worker import Agent, Ending, Orders, Role, Step, Tell
+
+INTERRUPTED = 130
+_LONGEST_NAME = 100
+
+app = command_app()
+
+
+@app.command()
+def work(
+    builder: Annotated[
+        str | None, typer.Option(metavar="COMMAND", help="Builds, such as 'codex exec -'.")
+    ] = None,
+    auditor: Annotated[
+        str | None, typer.Option(metavar="COMMAND", help="Reviews, such as 'claude -p'.")
+    ] = None,
+    run: Annotated[
+        str | None, typer.Option(metavar="RUN_ID", help="Work on this run, until it is over.")
+    ] = None,
+    once: Annotated[bool, typer.Option("--once", help="Do one work item.")] = False,
+    agent: Annotated[
+        str | None, typer.Option(metavar="NAME", help="How runs know this worker (PROGRAM@HOST).")
+    ] = None,
+    lease_seconds: Annotated[
+        int, typer.Option(min=1, max=86_400, help="After how long a lost worker is replaced.")
+    ] = 300,
+    timeout_minutes: Annotated[
+        float, typer.Option(min=0.01, help="After how long a command is stopped.")
+    ] = 60,
+    poll_seconds: Annotated[
+        float, typer.Option(min=0.05, help="How often to ask while there is nothing to do.")
+    ] = 2,
+    remote: Annotated[
+        str | None,
+        typer.Option(
+            envvar="AUTOPACK_GIT_REMOTE",
+            help="Where to fetch the repository, if not from where the service says.",
+        ),
+    ] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="AUTOPACK_WORKER_HOME",
+            help="Where work trees and copies of repositories are (~/.cache/autopack-worker).",
+        ),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+    url: UrlOption = None,
+) -> int:
+    """Let commands build and review what runs have to do.
+
+    A command gets its task on standard input and works in a folder of its own; what it changes
+    there is handed in as a patch. Ends with 0 when the run ended well, 1 when it failed. Without
+    --run it works on any run until it is stopped. More in docs/worker.md.
+    """
+    from ..worker.worker import Orders
+
+    given: dict[Role, str | None] = {"auditor": auditor, "builder": builder}  # reviews first
+    agents = {role: _agent(role, text, agent) for role, text in given.items() if text is not None}
+    if not agents:
+        raise CommandError("--builder or --auditor, or both, say what is to be done")
+    orders = Orders(
+        agents=agents,
+        run_id=run,
+        is_once=once,
+        lease_seconds=lease_seconds,
+        timeout_seconds=timeout_minutes * 60,
+        poll_seconds=poll_seconds,
+        remote=remote,
+    )
+    home = (folder or Path("~/.cache/autopack-worker")).expanduser().absolute()
+    ending = _work(orders, home, url, _print_json if json else _print)
+    if ending == "interrupted":
+        # To be stopped is how work on any run ends; a run is not at its end.
+        return INTERRUPTED if run or once else FINE
+    return FINE if ending == "success" else NO
+
+
+def _work(orders: Orders, home: Path, url: str | None, tell: Tell) -> Ending:
+    from ..gitrepo.workspace import ObjectCache, WorkspaceError
+    from ..worker import rooms
+    from ..worker.mailbox import Mail, Mailbox
+    from ..worker.worker import Worker, WorkerError
+
+    mailbox = Mailbox()
+
+    def interrupt(number: int, _frame: object) -> None:
+        mailbox.post(Mail.INTERRUPTED)
+        signal.signal(number, signal.SIG_DFL)  # who asks twice does not want to wait
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup goes on without its terminal
+            signal.signal(number, interrupt)
+    try:
+        with asking(url) as service, rooms.enter(home) as room:
+            cache = ObjectCache(home / "repositories", os.environ.get("SSH_AUTH_SOCK"))
+            worker = Worker(service, orders, room, cache, mailbox, os.environ, tell)
+            return worker.work()
+    except (WorkerError, WorkspaceError) as error:
+        raise CommandError(str(error)) from error
+    except OSError as error:
+        raise CommandError(f"{error.filename or home}: {error.strerror}") from error
+
+
+def _agent(role: Role, text: str, name: str | None) -> Agent:
+    """Split a command as a shell would, and see that there is such a program."""
+    from ..worker.worker import Agent
+
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise CommandError(f"--{role} {text!r}: {error}") from error
+    program = shutil.which(words[0]) if words else None
+    if program is None:
+        raise CommandError(f"--{role} {text!r}: there is no such program")
+    name = name or f"{Path(program).name}@{socket.gethostname()}"[:_LONGEST_NAME]
+    # The command runs in another folder than this one.
+    return Agent(name, [os.path.abspath(program), *words[1:]])
+
+
+def _print(step: Step) -> None:
+    item = step.item
+    where = f"{item.run_id}/{item.phase_id}  " if item else ""
+    print(shown(f"{where}{step.text}"), flush=True)
+
+
+def _print_json(step: Step) -> None:
+    document: dict[str, object] = {"event": step.kind, "detail": step.text}
+    if step.item is not None:
+        of_item = step.item.model_dump(mode="json", include={"run_id", "phase_id", "role"})
+        document |= of_item
+    print(jsons.dumps(document), flush=True)

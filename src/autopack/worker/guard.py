@@ -1,0 +1,98 @@
+"""Runs one command and sees that no process of it is left: a script of its own beside the worker.
+
+`guard.py CONTROL GRACE COMMAND…`: CONTROL is a pipe's file descriptor. When its other end closes,
+because the worker asks for it or because it died, the command is ended, with GRACE seconds between
+SIGTERM and SIGKILL. On Linux this process adopts what the command leaves behind or put into a
+session of its own, so that nobody slips away. It ends as the command did, as a shell says it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+
+import psutil
+
+_NOT_FOUND, _NOT_RUNNABLE, _BY_SIGNAL = 127, 126, 128
+_KILLING_SECONDS = 10.0
+_POLL_SECONDS = 0.02
+_SET_PDEATHSIG, _SET_CHILD_SUBREAPER = 1, 36
+
+
+def main(control: int, grace_seconds: float, command: list[str]) -> int:
+    """Run the command to its end, or to the control pipe's."""
+    _process_control(_SET_CHILD_SUBREAPER, 1)
+    woken = _wake_on_signals()
+    try:
+        # Nothing here runs in threads, so a step between fork and exec is safe.
+        process = subprocess.Popen(command, process_group=0, preexec_fn=_die_with_the_guard)
+    except OSError as error:
+        sys.stderr.write(f"autopack: {command[0]}: {error.strerror}\n")
+        return _NOT_FOUND if isinstance(error, FileNotFoundError) else _NOT_RUNNABLE
+    status = None
+    while status is None:
+        readable, _, _ = select.select([control, woken], [], [])
+        if control in readable:
+            break
+        os.read(woken, 4096)
+        status = process.poll()
+    _end_all(process, grace_seconds)
+    status = process.wait()
+    return status if status >= 0 else _BY_SIGNAL - status
+
+
+def _end_all(process: subprocess.Popen[bytes], grace_seconds: float) -> None:
+    """End the command and all that it started: asked first, then killed."""
+    deadline = time.monotonic() + grace_seconds
+    for other in _family(process):
+        with suppress(psutil.Error):
+            other.terminate()
+    while _family(process) and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
+    deadline = time.monotonic() + _KILLING_SECONDS
+    while (left := _family(process)) and time.monotonic() < deadline:
+        for other in left:  # and again: each may just have started another
+            with suppress(psutil.Error):
+                other.kill()
+        time.sleep(_POLL_SECONDS)
+
+
+def _family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """Return the processes that the command started and that still run; reap those that ended."""
+    process.poll()
+    found = []
+    for other in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error, ChildProcessError):
+            if other.status() != psutil.STATUS_ZOMBIE:
+                found.append(other)
+            elif other.pid != process.pid and other.ppid() == os.getpid():
+                os.waitpid(other.pid, os.WNOHANG)
+    return found
+
+
+def _wake_on_signals() -> int:
+    """Return a pipe that can be read when a child has ended or somebody asks us to."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    return reading
+
+
+def _die_with_the_guard() -> None:
+    _process_control(_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _process_control(option: int, value: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3:]))

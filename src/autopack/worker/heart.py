@@ -1,0 +1,78 @@
+"""Keeps a lease while its work is done, and hears from the service when to stop. (06)"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from ..api.schemas.work import WorkItemAnswer
+from ..client import ApiError, Autopack, UnreachableError
+from ..domain.claiming import Directive
+from .mailbox import Mail, Mailbox
+
+BEATS_A_LEASE = 3
+_AGAIN_SECONDS = 5.0  # after a beat that nobody answered
+
+
+class Heart:
+    """Beats in a thread of its own from `with` to its end."""
+
+    def __init__(
+        self,
+        service: Autopack,
+        item: WorkItemAnswer,
+        lease_seconds: int,
+        mailbox: Mailbox,
+        tokens_used: Callable[[], int],
+    ) -> None:
+        assert item.lease is not None  # noqa: S101 - for the type checker: it was claimed
+        self.about = item.lease.token
+        self.reason = ""  # why the service said stop
+        self._service = service
+        self._item = item
+        self._pause = lease_seconds / BEATS_A_LEASE
+        self._mailbox = mailbox
+        self._tokens_used = tokens_used
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._is_over.set()  # a beat under way may take its time: it does no harm
+
+    def _beat(self) -> None:
+        pause = self._pause
+        while not self._is_over.wait(pause):
+            pause = self._pause
+            try:
+                answer = self._service.heartbeat(
+                    self._item.run_id, self._item.phase_id, self.about, self._tokens_used()
+                )
+            except UnreachableError:
+                pause = min(self._pause, _AGAIN_SECONDS)
+                continue
+            except ApiError as error:
+                if error.status >= 500:
+                    pause = min(self._pause, _AGAIN_SECONDS)
+                    continue
+                self._stop(Mail.LOST, error.detail)
+                return
+            if answer.directive is Directive.STOP:
+                # While the lease runs on, the result may still be handed in.
+                has_lease = answer.expires_at is not None
+                self._stop(Mail.OUT_OF_BUDGET if has_lease else Mail.LOST, answer.reason)
+                return
+
+    def _stop(self, mail: Mail, reason: str) -> None:
+        self.reason = reason
+        self._mailbox.post(mail, self.about)

@@ -1,0 +1,77 @@
+"""Where a worker works: a folder of its own, which the next worker removes should it be killed."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..gitrepo.workspace import locked
+
+
+@dataclass(frozen=True, slots=True)
+class WorkRoom:
+    """A worker's folder. `lock` is held by whoever may still be at work there."""
+
+    folder: Path
+    lock: int
+
+    @contextmanager
+    def desk(self) -> Iterator[Path]:
+        """A folder for one work item; nothing of it is left afterwards."""
+        folder = Path(tempfile.mkdtemp(dir=self.folder))
+        try:
+            yield folder
+        finally:
+            remove(folder)
+
+
+@contextmanager
+def enter(home: Path) -> Iterator[WorkRoom]:
+    """Take a folder below the workers' home, and clear those of workers that were killed."""
+    rooms = home / "work"
+    rooms.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with locked(home / "lock"):  # nobody takes a folder for left whose lock is just to be taken
+        _clear(rooms)
+        folder = Path(tempfile.mkdtemp(dir=rooms))
+        lock = os.open(_lock_of(folder), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        yield WorkRoom(folder, lock)
+    finally:
+        remove(folder)
+        _lock_of(folder).unlink(missing_ok=True)
+        os.close(lock)
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder, also what an agent made read-only there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        for parent, _, _ in os.walk(folder):
+            with suppress(OSError):
+                os.chmod(parent, 0o700)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _clear(rooms: Path) -> None:
+    for lock in rooms.glob("*.lock"):
+        descriptor = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            continue
+        else:
+            remove(lock.with_suffix(""))
+            lock.unlink()
+        finally:
+            os.close(descriptor)
+
+
+def _lock_of(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.lock")

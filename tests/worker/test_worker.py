@@ -1,0 +1,112 @@
+"""What a worker does when things do not go as they should. (06)"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+from autopack.gitrepo.workspace import ObjectCache, WorkspaceError
+from autopack.worker.worker import Ending, WorkerError
+
+if TYPE_CHECKING:
+    from .conftest import Workshop
+
+pytestmark = pytest.mark.integration
+
+
+def test_a_result_whose_answer_is_lost_counts_once(workshop: Workshop) -> None:
+    workshop.start()
+    lost: list[str] = []
+
+    def lose(request: httpx.Request) -> None:
+        if request.url.path.endswith("builder_result") and not lost:
+            lost.append(request.headers["Idempotency-Key"])
+            raise httpx.ReadError("the cable", request=request)
+
+    workshop.transport.interfere = lose
+    assert workshop.work("echo more >> README.md") is Ending.SUCCESS
+    assert workshop.kinds == ["claimed", "waiting", "handed_in"]
+    assert [attempt.outcome for attempt in workshop.attempts()] == ["applied"]
+
+
+def test_a_run_that_is_cancelled_stops_its_command(workshop: Workshop, tmp_path: Path) -> None:
+    workshop.start()
+    begun = tmp_path / "begun"
+
+    def cancel(request: httpx.Request) -> None:
+        if request.url.path.endswith("heartbeat") and begun.exists():
+            workshop.transport.interfere = lambda request: None
+            workshop.service.cancel("run-001", "changed our mind")
+
+    workshop.transport.interfere = cancel
+    ending = workshop.work(f"touch {begun}; sleep 1000", lease_seconds=1, is_once=False)
+    assert ending is Ending.FAILURE
+    assert workshop.kinds == ["claimed", "dropped", "run_over"]
+    assert list((workshop.home / "work").iterdir()) == []
+
+
+def test_what_no_patch_can_hold_is_a_failed_try_with_its_reason(workshop: Workshop) -> None:
+    workshop.start(builder_mode="tweak_light")  # two files at most
+    assert workshop.work("touch a b c") is Ending.FAILURE
+    (attempt,) = workshop.attempts()
+    assert (attempt.status, attempt.outcome) == ("failed", "failed")
+    assert "3 files were changed" in attempt.notes
+    assert ".gitignore" in attempt.notes
+
+
+@pytest.mark.parametrize(
+    ("command", "notes"),
+    [
+        ("echo half > README.md; echo 'not today' >&2; exit 3", "exit code 3"),
+        ("true", "changed nothing"),
+        ("echo '{' > $AUTOPACK_RESULT; kill -9 $$", "exit code 137"),
+        ("git init -q sub; touch sub/x", "Left out, as repositories of their own: sub"),
+    ],
+)
+def test_a_command_that_fails_is_a_failed_try(workshop: Workshop, command: str, notes: str) -> None:
+    workshop.start()
+    assert workshop.work(command) is Ending.FAILURE
+    (attempt,) = workshop.attempts()
+    assert attempt.outcome == "failed"
+    assert notes in attempt.notes
+
+
+def test_a_command_over_its_time_is_stopped(workshop: Workshop) -> None:
+    workshop.start()
+    assert workshop.work("sleep 1000", timeout_seconds=0.2) is Ending.FAILURE
+    assert "did not end within" in workshop.attempts()[0].notes
+
+
+def test_a_worker_that_is_stopped_returns_its_work(workshop: Workshop) -> None:
+    workshop.start()
+    workshop.transport.interfere = lambda request: (
+        workshop.interrupt() if request.url.path.endswith("/claim") else None
+    )
+    assert workshop.work("sleep 1000", is_once=False) is Ending.INTERRUPTED
+    assert workshop.attempts()[0].notes == "The worker was stopped."
+    assert workshop.service.get_run("run-001").tiers[0].phases[0].state == "QUEUED"
+
+
+def test_a_worker_that_cannot_reach_the_repository_ends_and_says_so(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workshop.start()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise WorkspaceError("there is no folder /srv/project on this machine")
+
+    monkeypatch.setattr(ObjectCache, "lay_out", refuse)
+    with pytest.raises(WorkerError, match=r"/srv/project.*--remote"):
+        workshop.work(is_once=False)
+    assert [attempt.outcome for attempt in workshop.attempts()] == ["failed"]
+
+
+def test_an_auditor_without_a_verdict_hands_in_nothing(workshop: Workshop) -> None:
+    workshop.start(task_category="debt_cleanup")
+    assert workshop.work("echo more >> README.md") is Ending.SUCCESS
+    assert workshop.work(auditor="echo 'I approve of this.'") is Ending.FAILURE
+    assert workshop.kinds[-1] == "no_verdict"
+    assert [attempt.role for attempt in workshop.attempts()] == ["builder"]
