@@ -95,12 +95,16 @@ class _Calls:
 
     def _call(self, tool: Tool, arguments: dict[str, Any]) -> types.CallToolResult:
         try:
-            given = tool.run(self.house, tool.call.model_validate(arguments))
+            call = tool.call.model_validate(arguments)
+        except ValidationError as error:
+            return _result(invalid_document(error.errors(), tool.call), is_error=True)
+        try:
+            given = tool.run(self.house, call)
             body = given.body if isinstance(given, Answer) else given
             document = tool.answer.model_validate(body).model_dump(mode="json")
         except Exception as error:
             is_replay = isinstance(error, AutopackError) and error.is_replay
-            return _result(_problem(error, tool), is_replay=is_replay, is_error=True)
+            return _result(failure_document(error), is_replay=is_replay, is_error=True)
         return _result(document, is_replay=isinstance(given, Answer) and given.is_replay)
 
     async def list_resources(
@@ -135,9 +139,8 @@ class _Calls:
                 f"there is no resource {uri[:200]!r}",
                 {"allowed": [f"autopack://runs/{{run_id}}/{name}" for name in RUN_RESOURCES]},
             )
-        run_id, name = match.groups()
+        run_id, name = _run_id({"run_id": match[1]}), match[2]
         mime_type, _ = RUN_RESOURCES[name]
-        run_id = GetRun.model_validate({"run_id": run_id}).run_id
         if name == "summary":
             text = run_summary(self.house, run_id).model_dump_json()
             return types.TextResourceContents(uri=uri, mime_type=mime_type, text=text)
@@ -162,7 +165,7 @@ class _Calls:
         )
 
     def _known_run(self, arguments: dict[str, str]) -> str:
-        return runs.get_run(self.house, GetRun.model_validate(arguments).run_id).run_id
+        return runs.get_run(self.house, _run_id(arguments)).run_id
 
 
 async def _list_resource_templates(
@@ -210,7 +213,7 @@ def _described(name: str, tool: Tool) -> types.Tool:
 
 
 def _result(
-    document: dict[str, Any], *, is_replay: bool, is_error: bool = False
+    document: dict[str, Any], *, is_replay: bool = False, is_error: bool = False
 ) -> types.CallToolResult:
     return types.CallToolResult(
         content=[types.TextContent(text=json.dumps(document, ensure_ascii=False))],
@@ -227,17 +230,18 @@ async def _in_thread(use_case: Callable[[], ResultT]) -> ResultT:
     except MCPError:
         raise
     except Exception as error:
-        problem = _problem(error)
+        problem = failure_document(error)
         is_ours = problem["status"] >= 500
         code = types.INTERNAL_ERROR if is_ours else types.INVALID_PARAMS
         raise MCPError(code, problem["detail"], problem) from None
 
 
-def _problem(error: Exception, tool: Tool | None = None) -> dict[str, Any]:
-    """Write what went wrong as HTTP would answer it."""
-    if isinstance(error, ValidationError):
-        return invalid_document(error.errors(), tool.call if tool else None)
-    return failure_document(error)
+def _run_id(arguments: dict[str, str]) -> str:
+    try:
+        return GetRun.model_validate(arguments).run_id
+    except ValidationError as error:
+        problem = invalid_document(error.errors(), GetRun)
+        raise _invalid(problem["detail"], problem) from None
 
 
 def _invalid(detail: str, data: dict[str, Any]) -> MCPError:
