@@ -25,6 +25,7 @@ COMMANDS: Final = {
     "issues": "List the project's backlog, resolve and reopen issues.",
     "strategy": "Show and change the policy, see what it makes of a plan.",
     "promote": "Say whether a run's branch may be merged, and start that.",
+    "db": "Upgrade the database, look at it, open a shell on it.",
     "backtest": "Say what another ruleset would have made of finished runs.",
 }
 

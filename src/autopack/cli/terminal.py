@@ -6,6 +6,7 @@ What the service says may come from an agent: nothing of it may steer a terminal
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -50,6 +51,16 @@ def print_json(answer: BaseModel | Any, *, is_line: bool = False) -> None:
     """Print a document as the service has it, in ASCII; on one line where more will follow."""
     document = answer if isinstance(answer, dict | list) else answer.model_dump(mode="json")
     print(json.dumps(document, indent=None if is_line else 2), flush=is_line)
+
+
+def log_warnings_alone() -> None:
+    """Keep standard output for answers: logs go to standard error, and only grave ones."""
+    import structlog  # here, as most commands run nothing that logs
+
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
 
 
 def make_console() -> Console:
