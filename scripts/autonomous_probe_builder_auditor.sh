@@ -143,7 +143,7 @@ ask "a late result is refused" POST "/runs/$RUN/phases/P3/auditor_result" 409 \
     "{\"recommendation\": \"approve\", \"suggested_patches\": [{\"patch_content\": $THREE}]}"
 ask "the operator goes back to a snapshot" POST "/runs/$RUN/rollback" 200 \
     '{"to_phase": "P1", "reason": "the probe tries it"}'
-branch_is "going back is a commit" 6
+branch_is "going back is a commit, and so is the record of each end" 8
 expect "one file is left" files_changed "[\"$FOLDER/one.txt\"]"
 expect_chain "the events" "$RUN"
 finish "builder and auditor"

@@ -114,8 +114,9 @@ expect "the budget is named" failure_code token_cap
 expect_text "the cap is named" failure_reason 1000
 expect_text "the figure is named" failure_reason 1001
 expect "the tokens are counted" tokens_used 1001
-expect "nothing was applied" head_commit "$(value_at "the run" base_commit)"
 expect "it may not be promoted" promotion_eligible_to_main false
+ask "nothing was applied" GET "/runs/$RUN/integration_status" 200
+expect "nothing was applied" files_changed "[]"
 expect_file "it leaves an incident" "$RUN/incident.md" token_cap
 expect_chain "the events" "$RUN"
 

@@ -72,6 +72,7 @@ RUN: dict[str, Any] = {
     "base_branch": "main",
     "base_commit": SHA,
     "head_commit": SHA,
+    "work_commit": SHA,
     "event_hash": GENESIS_HASH,
     "created_at": NOON,
     "updated_at": NOON,

@@ -145,7 +145,7 @@ def test_the_demonstration_drives_a_whole_run(serve: Serve, tmp_path: Path) -> N
         text=True,
         check=True,
     )
-    assert len(log.stdout.splitlines()) == 5
+    assert len(log.stdout.splitlines()) == 6  # the first commit, four phases, the record
     assert service.end(signal.SIGTERM) == 0
     assert not sample.exists()
 

@@ -85,6 +85,11 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("SSH_AUTH_SOCK"),
         description="Socket of the ssh agent that pushes use, beside the keys in `~/.ssh`.",
     )
+    commit_run_record: bool = Field(
+        default=True,
+        description="Whether a run that ends is recorded by a commit on its branch. More in"
+        " docs/promotion.md.",
+    )
     log_format: Literal["text", "json"] = Field(
         default="text", description="Shape of the log lines."
     )

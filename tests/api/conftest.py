@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tests.conftest import GitRepo
 
 Json = dict[str, Any]
+NO_RECORD = ("--invert-grep", "--grep=^Autopack-Record-SHA256: ")
 PROBLEM_MEMBERS = {"type", "title", "status", "detail", "code"}
 
 
@@ -84,12 +85,13 @@ class Api:
         )
 
     def head(self, run_id: str = "run-001") -> str:
-        """Return where the run's branch is in git."""
-        return self.repo.git("rev-parse", f"refs/heads/autonomous/{run_id}")
+        """Return the last commit of the run's branch in git, its record aside."""
+        return self.repo.git("rev-list", "-1", *NO_RECORD, f"refs/heads/autonomous/{run_id}")
 
     def commits(self, run_id: str = "run-001") -> list[str]:
-        """Return the commits of the run's branch, newest first, all parents followed."""
-        return self.repo.git("rev-list", f"main..refs/heads/autonomous/{run_id}").split()
+        """Return the commits of the run's branch, newest first, all but its record."""
+        branch = f"main..refs/heads/autonomous/{run_id}"
+        return self.repo.git("rev-list", *NO_RECORD, branch).split()
 
     def file(self, *parts: str) -> str:
         return self.runs_dir.joinpath(*parts).read_text()

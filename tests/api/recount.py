@@ -282,6 +282,7 @@ class Recount:
         """Return what GET /runs/{run_id} must say, of all that events decide."""
         minors, majors = self.count()
         run = {**self.run, **_counts(minors, majors), "debt_status": self._debt(minors, majors)}
+        del run["head_commit"]  # of a finished run it is that of its record
         tiers = []
         for fixed in self.started["tiers"]:
             tier_id = fixed["tier_id"]
@@ -384,19 +385,34 @@ def assert_same(expected: Any, found: Any, place: str = "run") -> None:
         assert found == expected, f"{place} is {found!r}, and {expected!r} by the events"
 
 
-def check_branch(repo: GitRepo, recount: Recount, patches: dict[str, bytes]) -> None:
-    """See that git holds what the events say, and that replaying the patches gives its trees."""
+def check_branch(
+    repo: GitRepo, recount: Recount, patches: dict[str, bytes], head: str, records: int
+) -> None:
+    """See that git holds what the events say, and that replaying the patches gives its trees.
+
+    A finished run has a record after its end, and after each rollback.
+    """
     started = recount.started
     name = started["branch"]
-    head = repo.git("rev-parse", f"refs/heads/{name}")
-    assert head == recount.run["head_commit"]
-    log = repo.git("log", "--reverse", "--format=%H %P %T", f"{started['base_commit']}..{head}")
-    found = [line.split() for line in log.splitlines()]
-    assert [line[0] for line in found] == [commit["commit"] for commit in recount.commits]
+    assert head == repo.git("rev-parse", f"refs/heads/{name}")
+    found = _log(repo, started["base_commit"], head)
+    marked = _log(repo, started["base_commit"], head, "--grep=^Autopack-Record-SHA256: ")
+    assert len(marked) == records
+    assert found[-1:] == marked[-1:] or not records
+    work = [line for line in found if line not in marked]
+    assert [line[0] for line in work] == [commit["commit"] for commit in recount.commits]
     parent = started["base_commit"]
     trees = {parent: repo.git("rev-parse", f"{parent}^{{tree}}")}
-    for (sha, *parents, tree), commit in zip(found, recount.commits, strict=True):
+    commits = iter(recount.commits)
+    for line in found:
+        sha, *parents, tree = line
         assert parents == [parent], "the branch is linear"
+        if line in marked:
+            paths = repo.git("diff-tree", "-r", "--name-only", parent, sha).splitlines()
+            assert all(path.startswith(f".autonomous_runs/{started['run_id']}/") for path in paths)
+            trees[sha], parent = tree, sha
+            continue
+        commit = next(commits)
         match commit["kind"]:
             case "PatchApplied":
                 assert (commit["parent"], commit["tree"]) == (parent, tree)
@@ -412,6 +428,11 @@ def check_branch(repo: GitRepo, recount: Recount, patches: dict[str, bytes]) -> 
         "for-each-ref", "--format=%(refname:short) %(*objectname)", f"refs/tags/{name}/"
     )
     assert dict(line.split() for line in tags.splitlines()) == recount.snapshots
+
+
+def _log(repo: GitRepo, base: str, head: str, *options: str) -> list[list[str]]:
+    log = repo.git("log", "--reverse", "--format=%H %P %T", *options, f"{base}..{head}")
+    return [line.split() for line in log.splitlines()]
 
 
 def _apply(repo: GitRepo, tree: str, patch: bytes) -> str:

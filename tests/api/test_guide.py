@@ -240,7 +240,7 @@ def test_the_guides_python_works_in_its_order(
     assert [answer.status_code for answer in answers] == [200, 202, 200]
     assert answers[2].json()["patches_applied"] == waits_for_the_auditor
     assert api.run()["state"] == "DONE_SUCCESS"
-    assert "token = user[::-1]" in api.repo.git("show", "autonomous/run-001:src/auth.py")
+    assert len(api.commits()) == 1
 
 
 def test_the_page_of_the_guide_answers_who_this_is(guide: TestClient) -> None:

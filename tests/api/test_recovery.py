@@ -88,7 +88,7 @@ class TestACrashBetweenDatabaseAndBranch:
     def test_is_rolled_forward_by_the_next_result(self, api: Api, crashed: Json) -> None:
         response = api.result(phase_id="P0.2")
         assert response.status_code == 200, response.text
-        assert api.repo.git("rev-parse", f"{BRANCH}~1") == crashed["head_commit"]
+        assert api.repo.git("rev-parse", f"{api.head()}~1") == crashed["head_commit"]
         self.healed(api, crashed)
 
     def test_is_rolled_forward_before_the_lost_answer_is_given_again(
@@ -144,7 +144,7 @@ class TestABranchAtAnEarlierRecordedHead:
     def test_is_rolled_forward_by_the_next_request(self, api: Api, lost: Json) -> None:
         response = api.result(phase_id="P0.2")
         assert response.status_code == 200, response.text
-        assert api.repo.git("rev-parse", f"{BRANCH}~1") == lost["head_commit"]
+        assert api.repo.git("rev-parse", f"{api.head()}~1") == lost["head_commit"]
 
 
 class TestAStrangersHand:
@@ -188,7 +188,7 @@ class TestAStrangersHand:
         api.repo.git("update-ref", "-d", BRANCH)
         second = api.result(phase_id="P0.1")
         assert second.status_code == 200, second.text
-        assert api.repo.git("rev-parse", f"{BRANCH}~1") == first
+        assert api.repo.git("rev-parse", f"{api.head()}~1") == first
 
 
 class TestAFullDisk:

@@ -280,9 +280,8 @@ class Walk:
             self.answered(response)
         self.run = self.api.run(self.run_id)
         if before["state"].startswith("DONE"):
-            same = {**self.run, "head_commit": before["head_commit"]}
             for name in ("state", "tokens_used", "ended_at", "failure_reason", "tiers"):
-                assert same[name] == before[name], name
+                assert self.run[name] == before[name], name
 
     def answered(self, response: Response) -> None:
         status = response.status_code
@@ -716,7 +715,9 @@ def check_run(api: Api, walk: Walk, events: list[Json]) -> None:
     index = api.client.get(f"/runs/{walk.run_id}/issues/index").json()["issues_by_key"]
     assert index == counted.index()
     check_attempts(api, walk, counted)
-    recount.check_branch(api.repo, counted, walk.patches)
+    rollbacks = [event for event in events if event["kind"] == "RunRolledBack"]
+    records = 1 + len(rollbacks) if walk.is_over else 0
+    recount.check_branch(api.repo, counted, walk.patches, run["head_commit"], records)
     check_files(api, run, index)
 
 

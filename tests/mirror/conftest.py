@@ -90,6 +90,7 @@ def make_run(phases: list[PhaseReport] | None = None, **changes: Any) -> RunRepo
         promotion_eligible_to_main=False,
         promotion_reasons=(),
         promotion_warnings=(),
+        is_rolled_back=False,
         base_branch="main",
         base_commit=SHA,
         branch="autonomous/run-001",

@@ -135,7 +135,12 @@ def _assert_replay(session: Session, settings: Settings, run: Run) -> None:
                 assert content is not None
                 tree = _apply(settings, Path(scratch), trees[commit.parent], content)
                 assert tree == commit.tree
-            elif commit.kind in (CommitKind.UNDO, CommitKind.ROLLBACK):
+            elif commit.kind is CommitKind.RECORD:
+                content = commit.difference
+                assert content is not None
+                tree = _apply(settings, Path(scratch), trees[commit.parent], content)
+                assert tree == commit.tree
+            else:
                 assert commit.tree in trees.values()
             trees[commit.sha] = commit.tree
 

@@ -19,6 +19,19 @@ def snapshot_ref(name: str) -> str:
     return f"refs/tags/{name}"
 
 
+def record_folder(run_id: str) -> str:
+    """Return where a run's record stands on its branch, wherever the runs directory is."""
+    return f".autonomous_runs/{run_id}"
+
+
+def record_message(run_id: str, state: str, record_sha256: str) -> str:
+    """Return what the commit of a run's record says."""
+    return (
+        f"Record run {run_id}: {state}\n\n"
+        f"Autopack-Run: {run_id}\nAutopack-Record-SHA256: {record_sha256}\n"
+    )
+
+
 def snapshot_message(run_id: str, phase_id: str, title: str) -> str:
     """Return what a snapshot's tag says; a tag that was lost is made again from it."""
     return f"Phase {phase_id} of run {run_id} is complete: {title}\n"

@@ -13,7 +13,7 @@ from .issues import BacklogStatus, IssueState, IssueStatus
 from .run import CompletedBy, DebtStatus, FailureCode, Verdict
 from .states import Cleanliness, PhaseStatus, RunStatus, TierStatus
 from .values import CiProfile, Complexity, Role, RunScope, SafetyProfile
-from .work import Outcome
+from .work import CommitKind, Outcome
 
 Value = TypeVar("Value")
 
@@ -146,7 +146,11 @@ class TierReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunReport:
-    """A run as a whole. Phases carry attempts and issues only where they were asked for."""
+    """A run as a whole. Phases carry attempts and issues only where they were asked for.
+
+    `head_commit` is the last commit of the work: the commit of the run's record holds what is made
+    of this, and cannot name itself.
+    """
 
     run_id: str
     project_id: str
@@ -167,6 +171,7 @@ class RunReport:
     promotion_eligible_to_main: bool
     promotion_reasons: tuple[str, ...]
     promotion_warnings: tuple[str, ...]
+    is_rolled_back: bool
     base_branch: str
     base_commit: str
     branch: str
@@ -178,6 +183,33 @@ class RunReport:
     deadline_at: datetime
     ended_at: datetime | None
     tiers: tuple[TierReport, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommitReport:
+    """One value of the run's branch, and the patch that it came of."""
+
+    sha: str
+    tree: str
+    parent: str
+    kind: CommitKind
+    phase_id: str | None
+    patch_sha256: str | None
+    is_merged: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CiRunReport:
+    """One judgement of one commit by CI."""
+
+    commit_sha: str
+    profile: CiProfile
+    attempt: int
+    verdict: Verdict | None
+    is_flaky: bool
+    tests: Mapping[str, Any] | None
+    url: str | None
+    reason: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,6 +19,7 @@ from .errors import (
     RemoteMovedError,
     RepositoryUnusableError,
 )
+from .objects import CollisionError
 from .push import Remote
 from .refs import PreparedRefs, RefUpdate
 from .repository import Base, DiffStat, MergeResult, Repository
@@ -28,6 +29,7 @@ __all__ = [
     "Base",
     "BranchCheckedOutError",
     "ChangeSet",
+    "CollisionError",
     "DiffStat",
     "GitFailedError",
     "GitTimeoutError",

@@ -5,17 +5,25 @@ from __future__ import annotations
 import re
 import shutil
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from ..config import Settings
+from ..domain.changes import MODE_ABSENT, MODE_FILE, FileChange
 from .apply import AppliedPatch, Judge, RefusedError, Rehearsal, apply_to_tree, rehearse
 from .conflict import resolve
 from .errors import GitFailedError, RepositoryUnusableError
-from .objects import Objects, encode_loose
+from .objects import (
+    EMPTY_TREE,
+    MODE_FOLDER,
+    Loose,
+    Objects,
+    TreeDraft,
+    encode_loose,
+)
 from .process import GitResult, GitRunner
 from .push import Remote
 from .quarantine import Quarantine, open_quarantine, remove_leftovers
@@ -30,7 +38,6 @@ _UNLIMITED = {
     for name in Settings.model_fields
     if name.startswith(("max_patch_", "max_path_", "max_binary_"))
 }
-_ON_BRANCH = "ref: refs/heads/"
 _UNSERVED = r"^(extensions\.(partialclone|refstorage)|remote\..*\.promisor)$"
 
 
@@ -154,22 +161,16 @@ class Repository:
 
     def checked_out_in(self, branch: str) -> Path | None:
         """Return the work tree, main or linked, that has a branch checked out."""
-        return self.checked_out().get(branch.removeprefix("refs/heads/"))
-
-    def checked_out(self) -> dict[str, Path]:
-        """Return the branches that work trees have checked out, and where."""
-        found = {}
+        head = f"ref: refs/heads/{branch.removeprefix('refs/heads/')}"
+        if not self.is_bare and _says(self.git_dir / "HEAD", head):
+            return self.git_dir.parent if self.git_dir.name == ".git" else self.path
         for linked in (self.git_dir / "worktrees").glob("*/HEAD"):
-            branch = _branch_of(linked)
-            pointer = linked.with_name("gitdir")
-            if branch and pointer.is_file():
+            if _says(linked, head):
+                pointer = linked.with_name("gitdir")
                 folder = Path(pointer.read_text(errors="surrogateescape").strip()).parent
                 if folder.is_dir():
-                    found[branch] = folder
-        branch = None if self.is_bare else _branch_of(self.git_dir / "HEAD")
-        if branch:
-            found[branch] = self.git_dir.parent if self.git_dir.name == ".git" else self.path
-        return found
+                    return folder
+        return None
 
     def diff(self, base: str, head: str) -> bytes:
         """Return the patch from one commit to another, renames found, binary files included."""
@@ -233,6 +234,30 @@ class Repository:
             rehearsal = self._rehearse(quarantine, head, patch, judge, base_commit)
             self.objects.install(rehearsal.loose)
         return rehearsal.applied
+
+    def put_folder(self, head: str, path: str, files: Mapping[str, bytes]) -> str:
+        """Return the tree of a commit with these files, and no others, in one of its folders.
+
+        What it makes is durable when this returns. Raises CollisionError where a file stands in
+        the folder's way.
+        """
+        folder, root = TreeDraft(EMPTY_TREE, self._tree), TreeDraft(self.tree_of(head), self._tree)
+        loose: Loose = {}
+        changes = []
+        for name, content in files.items():
+            oid, loose_blob = encode_loose("blob", content)
+            loose[oid] = loose_blob
+            changes.append(FileChange(name, MODE_ABSENT, MODE_FILE, None, oid))
+        folder.edit(changes)
+        inner, trees = folder.write()
+        loose |= trees
+        root.edit([FileChange(path, MODE_ABSENT, MODE_FOLDER, None, inner)])
+        tree, trees = root.write()
+        self.objects.install(loose | trees)
+        return tree
+
+    def _tree(self, oid: str) -> bytes:
+        return self.objects.read(oid)[1]
 
     def apply_again(self, head: str, patch: bytes) -> str:
         """Apply a patch that was accepted once, unjudged and whatever its size; return the tree.
@@ -414,13 +439,11 @@ def discover(runner: GitRunner, path: Path) -> tuple[Path, bool]:
     return Path(git_dir.removesuffix("\n")), is_bare == "true"
 
 
-def _branch_of(head: Path) -> str | None:
-    """Return the branch that a HEAD is on, if it is on one."""
+def _says(path: Path, text: str) -> bool:
     try:
-        text = head.read_text(errors="surrogateescape").strip()
+        return path.read_text(errors="surrogateescape").strip() == text
     except OSError:
-        return None
-    return text.removeprefix(_ON_BRANCH) if text.startswith(_ON_BRANCH) else None
+        return False
 
 
 def _signature(at: datetime) -> str:

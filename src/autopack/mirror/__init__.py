@@ -1,7 +1,19 @@
 """The files that mirror runs for people: the only code that writes under AUTONOMOUS_RUNS_DIR."""
 
 from .files import MirrorUnusableError
-from .mirror import Mirror
-from .pull_request import PullRequest, pull_request
+from .mirror import Mirror, render_run
+from .pull_request import PULL_REQUEST, PullRequest, pull_request, pull_request_page
+from .record import RECORD, patch_name, run_record
 
-__all__ = ["Mirror", "MirrorUnusableError", "PullRequest", "pull_request"]
+__all__ = [
+    "PULL_REQUEST",
+    "RECORD",
+    "Mirror",
+    "MirrorUnusableError",
+    "PullRequest",
+    "patch_name",
+    "pull_request",
+    "pull_request_page",
+    "render_run",
+    "run_record",
+]

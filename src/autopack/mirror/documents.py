@@ -75,6 +75,15 @@ def encode(document: Mapping[str, Any]) -> bytes:
     return _bytes(json.dumps(document, ensure_ascii=False, indent=2, default=_plain))
 
 
+def encode_with_lines(head: Mapping[str, Any], lists: Mapping[str, Iterable[Any]]) -> bytes:
+    """Encode a document whose long lists follow its other members, with one entry a line."""
+    text = json.dumps(head, ensure_ascii=False, indent=2, default=_plain).removesuffix("\n}")
+    for name, entries in lists.items():
+        lines = ",\n".join(f"    {_LINE.encode(entry)}" for entry in entries)
+        text += f",\n  {_LINE.encode(name)}: " + (f"[\n{lines}\n  ]" if lines else "[]")
+    return _bytes(text + "\n}")
+
+
 def _encode_by_key(head: Mapping[str, Any], entries: Iterable[tuple[str, Any]]) -> bytes:
     """Encode with one entry a line: cheaper than indenting, and good to search."""
     names = ",\n".join(f"  {_LINE.encode(name)}: {_LINE.encode(head[name])}" for name in head)

@@ -10,7 +10,6 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import NamedTuple
 
 from ..domain.errors import InvalidError
 from ..domain.identifiers import identifier_problem
@@ -42,7 +41,7 @@ _IGNORE_ALL = b"*\n"
 # Ids that would make a run's folder stand where a file of the project belongs.
 _RESERVED = re.compile(r"project_(issue_backlog|ruleset_.*)\.json", re.IGNORECASE)
 _OURS = re.compile(
-    r"run_summary\.md|run_issue_index\.json|run\.json|incident\.(md|json)"
+    r"run_summary\.md|run_issue_index\.json|run\.json|pull_request\.md|incident\.(md|json)"
     r"|project_implementation_strategy_v\d+\.json"
     r"|tier_\d+_.+\.md|phase_\d+_.+\.md|phase_\d+_.+_issues\.json"
 )
@@ -103,6 +102,10 @@ class Mirror:
         revision, or a later run of the same id, stays as it is. Raises MirrorUnusableError; a
         disk without room leaves all files as they were.
         """
+        self.write_files(report, {**(documents or {}), **render_run(report, phases, index)})
+
+    def write_files(self, report: RunReport, files: Mapping[str, bytes]) -> None:
+        """Write files of the run's folder, by name, in this order; else as `write_run`."""
         with self._locked(report.run_id) as top, usable(top.path), _run_folders(top) as folders:
             standing = pages.stamp_of(read_head(top, SUMMARY, _HEAD_BYTES))
             if standing is None or standing.created_at != report.created_at:
@@ -110,15 +113,14 @@ class Mirror:
                     return
                 # What is older than the run belonged to another one of this id, in a database
                 # that is gone.
-                for folder in folders:
+                for folder in folders.values():
                     remove_older(folder, _OURS, report.created_at - _CLOCK_TOLERANCE)
-            others = [NewFile(top, name, data) for name, data in (documents or {}).items()]
+            places = [(*_place(path, folders), content) for path, content in files.items()]
             replace_files(
                 top,
-                others
-                + [
-                    NewFile(folder, name, render())
-                    for folder, name, render in _files(report, phases, index, folders)
+                [
+                    NewFile(folder, name, content)
+                    for folder, name, content in places
                     if _revision(folder, name) <= report.revision
                 ],
             )
@@ -198,47 +200,43 @@ class Mirror:
             yield top
 
 
-class _RunFolders(NamedTuple):
-    run: OpenFolder
-    tiers: OpenFolder
-    phases: OpenFolder
-    issues: OpenFolder
+_FOLDERS = ("tiers", "phases", "issues")
 
 
 @contextmanager
-def _run_folders(run: OpenFolder) -> Iterator[_RunFolders]:
-    with (
-        open_folder(run, "tiers") as tiers,
-        open_folder(run, "phases") as phases,
-        open_folder(run, "issues") as issues,
-    ):
-        yield _RunFolders(run, tiers, phases, issues)
+def _run_folders(run: OpenFolder) -> Iterator[dict[str, OpenFolder]]:
+    """Open a run's folders, by name; its own has none."""
+    with ExitStack() as opened:
+        yield {"": run, **{name: opened.enter_context(open_folder(run, name)) for name in _FOLDERS}}
 
 
-def _files(
-    report: RunReport,
-    phases: Collection[str] | None,
-    index: RunIndex | None,
-    folders: _RunFolders,
-) -> Iterator[tuple[OpenFolder, str, Callable[[], bytes]]]:
-    """Yield folder, name and content of each file to write, the summary last."""
+def _place(path: str, folders: Mapping[str, OpenFolder]) -> tuple[OpenFolder, str]:
+    folder, _, name = path.rpartition("/")
+    return folders[folder], name
+
+
+def render_run(
+    report: RunReport, phases: Collection[str] | None, index: RunIndex | None
+) -> dict[str, bytes]:
+    """Render the files of what changed, by name, the summary last; as `Mirror.write_run`."""
+    files: dict[str, bytes] = {}
     for tier in report.tiers:
         chosen = [phase for phase in tier.phases if phases is None or phase.phase_id in phases]
         for phase in chosen:
-            name = pages.phase_name(phase)
-            yield folders.phases, name, partial(pages.phase_page, report, tier, phase)
-            name = pages.issues_name(phase.phase_index, phase.phase_id)
+            files[f"phases/{pages.phase_name(phase)}"] = pages.phase_page(report, tier, phase)
             if phases is None or index is not None:  # the index changes whenever issues do
-                yield folders.issues, name, partial(documents.phase_issues, report, phase)
+                name = pages.issues_name(phase.phase_index, phase.phase_id)
+                files[f"issues/{name}"] = documents.phase_issues(report, phase)
         if chosen or phases is None:
-            yield folders.tiers, pages.tier_name(tier), partial(pages.tier_page, report, tier)
+            files[f"tiers/{pages.tier_name(tier)}"] = pages.tier_page(report, tier)
     if index is not None:
-        yield folders.run, ISSUE_INDEX, partial(documents.run_issue_index, report, index)
+        files[ISSUE_INDEX] = documents.run_issue_index(report, index)
     pack = incident_pack(report) if phases is None else None
     if pack is not None:
-        yield folders.run, incident.JSON_NAME, partial(incident.incident_json, pack)
-        yield folders.run, incident.PAGE_NAME, partial(incident.incident_page, pack)
-    yield folders.run, SUMMARY, partial(pages.run_page, report)
+        files[incident.JSON_NAME] = incident.incident_json(pack)
+        files[incident.PAGE_NAME] = incident.incident_page(pack)
+    files[SUMMARY] = pages.run_page(report)
+    return files
 
 
 def _revision(folder: OpenFolder, name: str) -> int:

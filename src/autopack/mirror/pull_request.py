@@ -18,6 +18,7 @@ from ..domain.states import PhaseStatus
 from .markdown import NONE, bullets, code, inline, plain, table
 from .pages import DEBT_WORDS, PHASE_WORDS, RUN_WORDS, VERDICT_WORDS
 
+PULL_REQUEST = "pull_request.md"
 MAX_TITLE = 120
 MAX_PHASES = 100  # GitHub takes 65,536 characters
 MAX_REASONS = 50
@@ -60,6 +61,11 @@ def pull_request(
     )
     body = "\n\n".join(block for block in blocks if block) + "\n"
     return PullRequest(_title(run, phases), body, head=run.branch, base=run.base_branch)
+
+
+def pull_request_page(request: PullRequest) -> bytes:
+    """Render `pull_request.md`: the title as its heading, then the body."""
+    return f"# {request.title}\n\n{request.body}".encode("utf-8", "replace")
 
 
 def _title(run: RunReport, phases: Sequence[PhaseReport]) -> str:

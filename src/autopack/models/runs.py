@@ -59,6 +59,8 @@ class Run(Base):
     base_branch: Mapped[str]
     base_commit: Mapped[str]
     head_commit: Mapped[str]
+    # The last commit of the work: beyond it is only the commit of the run's record.
+    work_commit: Mapped[str]
     last_snapshot: Mapped[str | None]
 
     # `revision` counts what happened; the branch and the files have caught up to

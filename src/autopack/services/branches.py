@@ -78,7 +78,9 @@ def integration_status(house: House, run_id: str) -> IntegrationStatus:
             conflicts=[],
         )
     ahead, behind = repository.ahead_behind(current, base)
-    difference = repository.diff_stat(run.base_commit, current)
+    # What a reader asks for is the work, without the record of it.
+    changed = run.work_commit if current == run.head_commit else current
+    difference = repository.diff_stat(run.base_commit, changed)
     merge = repository.try_merge(base, current)
     return IntegrationStatus(
         **common,
@@ -98,7 +100,7 @@ def diff(house: House, run_id: str, phase_id: str | None) -> bytes:
     with house.reading() as session:
         run = runs.get_run(session, run_id)
     if phase_id is None:
-        return house.repository.diff(run.base_commit, run.head_commit)
+        return house.repository.diff(run.base_commit, run.work_commit)
     phase = runs.get_phase(run, phase_id)
     if phase.start_commit is None or phase.commit is None:
         return b""

@@ -11,9 +11,11 @@ next: the next request of the run, the periodic job, or the next start.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from typing import Final
 
 import structlog
 from sqlalchemy.exc import DBAPIError
@@ -22,17 +24,32 @@ from sqlalchemy.orm import Session
 from ..domain.course import Course
 from ..domain.errors import AutopackError, UnavailableError
 from ..domain.events import SUPERVISOR
-from ..domain.naming import branch_ref, snapshot_message, snapshot_name, snapshot_ref
-from ..domain.reports import RunIndex
+from ..domain.naming import (
+    branch_ref,
+    record_folder,
+    record_message,
+    snapshot_message,
+    snapshot_name,
+    snapshot_ref,
+)
+from ..domain.reports import RunIndex, RunReport
 from ..domain.run import FailureCode, Verdict
-from ..domain.states import PhaseStatus
+from ..domain.states import PhaseStatus, RunStatus
 from ..domain.steering import pass_time
 from ..domain.work import CommitKind
-from ..gitrepo import RefMovedError, RefNameTakenError, RefUpdate, RepositoryUnusableError
+from ..gitrepo import (
+    CollisionError,
+    RefMovedError,
+    RefNameTakenError,
+    RefUpdate,
+    RepositoryUnusableError,
+)
+from ..mirror import RECORD, patch_name
 from ..models import Commit, Phase, Run
 from ..store import issues, leases, pushes, runs, submissions
 from .house import House
 from .projection import (
+    finished_files,
     is_branch_elsewhere,
     project,
     project_backlog,
@@ -42,6 +59,9 @@ from .projection import (
 from .rebuilding import require_objects
 
 logger = structlog.get_logger(__name__)
+
+# Patches on the branch beyond this are in the record by their hash alone.
+MAX_RECORDED_PATCH_BYTES: Final = 16_000_000
 
 
 class ProjectionLaggingError(UnavailableError):
@@ -77,6 +97,7 @@ class RunChange:
         self._has_ended = False
         self._is_ci_waiting = False
         self._is_push_wanted = False
+        self._files: tuple[RunReport, Mapping[str, bytes]] | None = None
         self._updates: list[RefUpdate] = []
         self._revision = run.revision
 
@@ -104,7 +125,10 @@ class RunChange:
         patch_pk: int | None = None,
         is_merged: bool = False,
     ) -> Commit:
-        """Put a commit on the branch as this change will leave it; no ref moves yet."""
+        """Put a commit on the branch as this change will leave it; no ref moves yet.
+
+        What no patch that was submitted gives is kept as its difference, to be made again.
+        """
         sha = self.house.repository.write_commit(
             parents=[self.head], tree=tree, message=message, at=self.now
         )
@@ -119,7 +143,11 @@ class RunChange:
             phase_pk=phase.id if phase else None,
             patch_pk=patch_pk,
             is_merged=is_merged,
-            difference=self.house.repository.diff(self.head, sha) if is_merged else None,
+            difference=(
+                self.house.repository.diff(self.head, sha)
+                if is_merged or kind is CommitKind.RECORD
+                else None
+            ),
         )
         self._commits.append(commit)
         return commit
@@ -165,20 +193,17 @@ class RunChange:
         ]
         self._take_snapshots(completed)
         self._resolve_cleaned(completed)
-        if self._commits:
-            position = submissions.next_position(self.session, self.run.id)
-            for offset, commit in enumerate(self._commits):
-                commit.position = position + offset
-            self.session.add_all(self._commits)
-            self.run.head_commit = self._commits[-1].sha
-            self._updates.insert(
-                0, RefUpdate(branch_ref(self.run.run_id), self.run.head_commit, self._old_head)
-            )
+        self._place_commits(self._commits)
         runs.add_events(self.session, self.run, events)
         if events or self.touched or self._commits:
             self.run.revision = self._revision + 1
             self.run.updated_at = self.now
+            if self._has_ended or (self.course.is_over and self._commits):
+                self._record()
             self._want_push()
+        if self._commits:
+            branch = branch_ref(self.run.run_id)
+            self._updates.insert(0, RefUpdate(branch, self.head, self._old_head))
 
     def commit(self) -> None:
         """Commit to Postgres, then let branch and files follow."""
@@ -196,16 +221,22 @@ class RunChange:
             following(self.run, self._write_files)
 
     def _write_files(self) -> None:
+        if self._files is not None:
+            self.house.mirror.write_files(*self._files)
+        else:
+            self._project()
+        if self.is_backlog_touched:
+            project_backlog(self.house)
+        runs.mark_mirrored(self.session, self.run.id, self.run.revision)
+
+    def _project(self) -> None:
         project(
             self.house,
             self.session,
             self.run,
-            phases=None if self.course.is_over else self.touched,  # an incident tells of all
+            phases=self.touched,
             index=self.index() if self.is_index_touched else None,
         )
-        if self.is_backlog_touched:
-            project_backlog(self.house)
-        runs.mark_mirrored(self.session, self.run.id, self.run.revision)
 
     def _want_push(self) -> None:
         """Let the remote follow: at a snapshot, at the end, and when a finished run changes. (06)
@@ -225,6 +256,45 @@ class RunChange:
         )
         if self._is_push_wanted:
             pushes.want_push(self.session, self.run.id, self.run.revision, self.now)
+
+    def _place_commits(self, commits: Sequence[Commit]) -> None:
+        if not commits:
+            return
+        position = submissions.next_position(self.session, self.run.id)
+        for offset, commit in enumerate(commits):
+            commit.position = position + offset
+        self.session.add_all(commits)
+        self.run.head_commit = commits[-1].sha
+        if commits[-1].kind is not CommitKind.RECORD:
+            self.run.work_commit = self.run.head_commit
+
+    def _record(self) -> None:
+        """Let the branch end in a commit of the run's files. (06)
+
+        It is what may be promoted, so a run succeeds with it or not at all; a failed one may end
+        where no commit can be made. A branch that somebody else moved gets none.
+        """
+        run, repository = self.run, self.house.repository
+        if (
+            not self.house.settings.commit_run_record
+            or run.failure_code is FailureCode.BRANCH_MOVED
+        ):
+            return
+        self.session.flush()
+        report, files = finished_files(self.session, run, self.index())
+        patches = submissions.list_accepted_patches(self.session, run.id, MAX_RECORDED_PATCH_BYTES)
+        recorded = {**files, **{patch_name(name): content for name, content in patches.items()}}
+        message = record_message(run.run_id, run.state, hashlib.sha256(files[RECORD]).hexdigest())
+        try:
+            tree = repository.put_folder(self.head, record_folder(run.run_id), recorded)
+            commit = self.add_commit(CommitKind.RECORD, tree, message)
+        except (RepositoryUnusableError, CollisionError) as error:
+            if isinstance(error, RepositoryUnusableError) and run.state is RunStatus.DONE_SUCCESS:
+                raise
+            logger.warning("run_not_recorded", run_id=run.run_id, why=str(error))
+            return
+        self._place_commits([commit])
+        self._files = report, files
 
     def _undo_failed_phases(self) -> None:
         """Restore the tree that a failed phase started from, by a commit. (02 §2)"""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
+from typing import Any, Final
 
 from sqlalchemy.orm import Session
 
 from ..domain.errors import AutopackError
+from ..domain.events import Event, event_document
 from ..domain.issues import issue_state
 from ..domain.naming import branch_ref, snapshot_ref
 from ..domain.reports import (
@@ -22,10 +24,13 @@ from ..domain.reports import (
 )
 from ..domain.results import log_tail
 from ..domain.run import FailureCode
-from ..models import Phase, Run
-from ..store import issues, runs, submissions
+from ..mirror import PULL_REQUEST, RECORD, pull_request, pull_request_page, render_run, run_record
+from ..models import EventRow, Phase, Run
+from ..store import ci_runs, issues, reports, runs, submissions
 from .house import House
 from .rebuilding import require_objects
+
+TOP_OPEN_ISSUES: Final = 50
 
 
 def is_branch_elsewhere(house: House, run_id: str, head: str) -> bool:
@@ -69,15 +74,52 @@ def project(
     phases: Collection[str] | None,
     index: RunIndex | None,
 ) -> None:
-    """Write a run's files: of the phases named, or of all, with their tiers and the summary."""
-    documents: dict[str, bytes] = {}
-    if phases is None:
-        name = f"project_implementation_strategy_v{run.strategy_version}.json"
-        strategy = runs.get_strategy(session, run)
-        text = json.dumps(strategy, indent=2, sort_keys=True) + "\n"  # Postgres keeps no order
-        documents[name] = text.encode()
+    """Write a run's files: of the phases named, or of all, with their tiers and the summary.
+
+    A run that is over has all of them written, its record included.
+    """
+    if run.ended_at is not None:
+        house.mirror.write_files(*finished_files(session, run, index or run_index(session, run)))
+        return
     report = run_report(session, run, detailed=phases)
+    documents = _strategy(session, run) if phases is None else {}
     house.mirror.write_run(report, phases=phases, index=index, documents=documents)
+
+
+def finished_files(
+    session: Session, run: Run, index: RunIndex
+) -> tuple[RunReport, dict[str, bytes]]:
+    """Return all files of a run that is over, by name, and the report that they were made of."""
+    report = run_report(session, run, detailed=None)
+    files = _strategy(session, run)
+    request = pull_request(
+        report,
+        reasons=report.promotion_reasons,
+        warnings=report.promotion_warnings,
+        open_issues=reports.list_open_issues(session, run.id, limit=TOP_OPEN_ISSUES),
+    )
+    files[PULL_REQUEST] = pull_request_page(request)
+    files |= render_run(report, None, index)
+    record = run_record(
+        report,
+        commits=submissions.list_recorded_commits(session, run.id),
+        ci_runs=ci_runs.list_of_run(session, run.id),
+        events=map(_event, runs.list_events(session, run.id, after=0, limit=None)),
+        files=files,
+    )
+    return report, {RECORD: record, **files}  # the summary stays the last
+
+
+def _strategy(session: Session, run: Run) -> dict[str, bytes]:
+    name = f"project_implementation_strategy_v{run.strategy_version}.json"
+    strategy = runs.get_strategy(session, run)
+    text = json.dumps(strategy, indent=2, sort_keys=True) + "\n"  # Postgres keeps no order
+    return {name: text.encode()}
+
+
+def _event(row: EventRow) -> dict[str, Any]:
+    event = read_off(Event, row)
+    return {**event_document(row.sequence, event, row.previous_hash), "hash": row.hash}
 
 
 def project_backlog(house: House) -> None:
@@ -115,7 +157,7 @@ def run_report(session: Session, run: Run, *, detailed: Collection[str] | None) 
     for tier in run.tiers:
         members = tuple(_phase_report(phase, attempts, found) for phase in tier.phases)
         tiers.append(read_off(TierReport, tier, phases=members))
-    return read_off(RunReport, run, tiers=tuple(tiers))
+    return read_off(RunReport, run, tiers=tuple(tiers), head_commit=run.work_commit)
 
 
 def _was_tried(phase: Phase) -> bool:

@@ -26,12 +26,11 @@ from ..models import EventRow, Run
 from ..store import reports, runs
 from .house import House
 from .metrics import Position, phases_of, tiers_of
-from .projection import run_report
+from .projection import TOP_OPEN_ISSUES, run_report
 from .reading import one_moment, reading_run
 
 TOP_AGING_ISSUES = 10
 TOP_CATEGORIES = 100
-TOP_OPEN_ISSUES = 50
 TIMELINE_EVENTS = 500
 
 

@@ -163,6 +163,7 @@ def _new_run(house: House, plan: Plan, strategy: Strategy, digest: str) -> Run:
         warnings=list(strategy.warnings),
         base_branch=base.branch,
         base_commit=base.commit,
+        work_commit=base.commit,
         event_sequence=0,
         event_hash=GENESIS_HASH,
         revision=1,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from ..models import CiRun
+from ..domain.reports import CiRunReport, read_off
+from ..models import CiRun, Phase
 
 
 def add_ci_run(session: Session, run: CiRun) -> CiRun:
@@ -13,6 +16,21 @@ def add_ci_run(session: Session, run: CiRun) -> CiRun:
     session.add(run)
     session.flush()
     return run
+
+
+def list_of_run(session: Session, run_pk: int) -> dict[str, list[CiRunReport]]:
+    """Return a run's judgements by phase, oldest first."""
+    columns = [getattr(CiRun, field.name) for field in fields(CiRunReport)]
+    query = (
+        select(Phase.phase_id, *columns)
+        .join(Phase, Phase.id == CiRun.phase_pk)
+        .where(CiRun.run_pk == run_pk)
+        .order_by(CiRun.id)
+    )
+    found: dict[str, list[CiRunReport]] = {}
+    for row in session.execute(query):
+        found.setdefault(row.phase_id, []).append(read_off(CiRunReport, row))
+    return found
 
 
 def next_attempt(session: Session, phase_pk: int, commit: str) -> int:

@@ -11,7 +11,8 @@ from sqlalchemy import func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, undefer
 
-from ..domain.work import PatchStatus
+from ..domain.reports import CommitReport
+from ..domain.work import CommitKind, PatchStatus
 from ..models import Commit, Patch, Phase, Reply, Submission
 
 
@@ -115,6 +116,41 @@ def find_change(session: Session, commit: Commit) -> bytes | None:
     )
     change: bytes | None = session.scalars(query).one()
     return None if change is None else bytes(change)  # a memoryview, from some drivers
+
+
+def list_recorded_commits(session: Session, run_pk: int) -> list[CommitReport]:
+    """Return every value the run's branch had, oldest first, up to its last commit of work."""
+    query = (
+        select(
+            *(Commit.sha, Commit.tree, Commit.parent, Commit.kind, Commit.is_merged),
+            *(Phase.phase_id, Patch.sha256.label("patch_sha256")),
+        )
+        .join(Phase, Phase.id == Commit.phase_pk, isouter=True)
+        .join(Patch, Patch.id == Commit.patch_pk, isouter=True)
+        .where(Commit.run_pk == run_pk)
+        .order_by(Commit.position)
+    )
+    commits = [CommitReport(**row._asdict()) for row in session.execute(query)]
+    while commits and commits[-1].kind is CommitKind.RECORD:
+        commits.pop()  # a record cannot name itself
+    return commits
+
+
+def list_accepted_patches(session: Session, run_pk: int, max_bytes: int) -> dict[str, bytes]:
+    """Return the patches on the branch by their SHA-256, the first ones that fit into so much."""
+    so_far = func.sum(func.octet_length(Patch.content)).over(order_by=Commit.position)
+    sizes = (
+        select(Patch.id, so_far.label("so_far"))
+        .join(Commit, Commit.patch_pk == Patch.id)
+        .where(Commit.run_pk == run_pk)
+        .subquery()
+    )
+    query = (
+        select(Patch.sha256, Patch.content)
+        .join(sizes, sizes.c.id == Patch.id)
+        .where(sizes.c.so_far <= max_bytes)
+    )
+    return {sha256: bytes(content) for sha256, content in session.execute(query)}
 
 
 def list_patch_commits(session: Session, phase_pks: Sequence[int]) -> dict[int, list[str]]:

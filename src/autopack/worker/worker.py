@@ -239,10 +239,7 @@ class Worker:
             nested=harvest.nested,
             failure=failure,
         )
-        report = self._report(item, ended, result)
-        if report is not None:
-            report["tokens_used"] = max(report["tokens_used"], heart.tokens_used)
-        return report
+        return self._report(item, ended, result)
 
     def _lay_out(self, item: WorkItemAnswer, desk: Path) -> Workspace:
         """Lay out the work tree; what was just committed may be on its way to a remote still."""

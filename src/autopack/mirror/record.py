@@ -1,0 +1,136 @@
+"""`run.json`: a finished run as a whole, for `scripts/check_promotion.py` to judge anew. (06)
+
+Everything that is told of the run elsewhere in its folder is named here by its SHA-256, and
+every commit of its branch by its ids; so whoever has this one file's hash has them all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from ..domain.reports import CiRunReport, CommitReport, PhaseReport, RunReport
+from .documents import encode_with_lines
+
+RECORD = "run.json"
+SCHEMA_VERSION = 1
+
+_RUN = (
+    "run_id",
+    "revision",
+    "project_id",
+    "branch",
+    "base_branch",
+    "base_commit",
+    "head_commit",
+    "last_snapshot",
+    "state",
+    "failure_code",
+    "failure_reason",
+    "is_rolled_back",
+    "run_scope",
+    "safety_profile",
+    "strategy_version",
+    "created_at",
+    "ended_at",
+)
+_BUDGETS = (
+    "token_cap",
+    "tokens_used",
+    "max_phases",
+    "max_duration_minutes",
+    "max_minor_issues_total",
+    "minor_issues_count",
+    "major_issues_count",
+    "debt_status",
+)
+_TIER = (
+    "tier_id",
+    "tier_index",
+    "name",
+    "state",
+    "cleanliness",
+    "cleanliness_reasons",
+    "token_cap",
+    "tokens_used",
+    "ci_run_cap",
+    "ci_runs_count",
+    "minors_tolerated",
+    "minor_issues_count",
+    "majors_tolerated",
+    "major_issues_count",
+)
+_PHASE = (
+    "phase_id",
+    "tier_id",
+    "tier_index",
+    "phase_index",
+    "name",
+    "task_category",
+    "complexity",
+    "state",
+    "ci_profile",
+    "verdict",
+    "completed_by",
+    "max_builder_attempts",
+    "builder_attempts_used",
+    "max_auditor_attempts",
+    "auditor_attempts_used",
+    "incident_token_cap",
+    "tokens_used",
+    "minor_issues_count",
+    "major_issues_count",
+    "start_commit",
+    "commit",
+    "snapshot_tag",
+    "failure_reason",
+)
+
+
+def patch_name(sha256: str) -> str:
+    """Return where the record keeps the bytes of a patch."""
+    return f"patches/{sha256}.patch"
+
+
+def run_record(
+    run: RunReport,
+    *,
+    commits: Sequence[CommitReport],
+    ci_runs: Mapping[str, Sequence[CiRunReport]],
+    events: Iterable[Mapping[str, Any]],
+    files: Mapping[str, bytes],
+) -> bytes:
+    """Render `run.json`; `files` are all others of the run's folder."""
+    phases = [phase for tier in run.tiers for phase in tier.phases]
+    return encode_with_lines(
+        {
+            "schema_version": SCHEMA_VERSION,
+            **_read(run, _RUN),
+            "budgets": _read(run, _BUDGETS),
+            "promotion": {
+                "eligible": run.promotion_eligible_to_main,
+                "reasons": run.promotion_reasons,
+                "warnings": run.promotion_warnings,
+            },
+        },
+        {
+            "tiers": [_read(tier, _TIER) for tier in run.tiers],
+            "phases": [_phase(phase, ci_runs.get(phase.phase_id, ())) for phase in phases],
+            "commits": [asdict(commit) for commit in commits],
+            "files": [
+                {"path": name, "sha256": hashlib.sha256(files[name]).hexdigest()}
+                for name in sorted(files)
+            ],
+            "events": events,
+        },
+    )
+
+
+def _phase(phase: PhaseReport, ci_runs: Sequence[CiRunReport]) -> dict[str, Any]:
+    return {**_read(phase, _PHASE), "ci_runs": [asdict(run) for run in ci_runs]}
+
+
+def _read(source: object, names: Sequence[str]) -> dict[str, Any]:
+    return {name: getattr(source, name) for name in names}
