@@ -8,6 +8,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.testclient import TestClient
 
 from autopack.config import Settings
@@ -225,6 +226,13 @@ class TestTools:
         response = agent.send("prompts/get", name="builder", arguments=RUN)
         assert response.json()["error"]["data"]["code"] == "internal_error"
         assert "hunter2" not in f"{problem} {response.text}"
+
+        def be_away(*_: object, **__: object) -> None:
+            raise PoolTimeoutError
+
+        monkeypatch.setattr("autopack.services.runs.get_run", be_away)
+        problem = agent.refused("get_run", RUN)
+        assert (problem["status"], problem["code"]) == (503, "database_unavailable")
 
 
 def test_what_does_not_exist_is_refused_with_what_does(agent: Agent, api: Api) -> None:

@@ -112,6 +112,8 @@ def failure_document(error: Exception) -> dict[str, Any]:
     """Write whatever a use case raised; what nobody foresaw is logged, and told by a number."""
     refusal = as_unavailable(error) if isinstance(error, DATABASE_ERRORS) else error
     if isinstance(refusal, AutopackError):
+        if refusal is not error:
+            logger.warning("database_unavailable", error=type(error).__name__)
         return problem_document(refusal)
     correlation_id = uuid.uuid4().hex
     logger.error("unforeseen_error", correlation_id=correlation_id, exc_info=error)
@@ -207,11 +209,10 @@ def _invalid(request: Request, error: Exception) -> Response:
 
 def _database(request: Request, error: Exception) -> Response:
     """Answer that the database is away; anything else of it is our own fault."""
-    refusal = as_unavailable(error)
-    if refusal is None:
-        return _unforeseen(request, error)
-    logger.warning("database_unavailable", error=type(error).__name__)
-    return _refusal(request, refusal)
+    document = failure_document(error)
+    status = document["status"]
+    headers = RETRY_AFTER if status == 503 else SECURITY_HEADERS
+    return JSONResponse(document, status, headers, media_type=MEDIA_TYPE)
 
 
 def _unforeseen(request: Request, error: Exception) -> Response:
