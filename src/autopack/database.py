@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -41,6 +42,21 @@ class DatabaseError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class DatabaseStatus:
+    """Where the schema is and where this code wants it; `now` is the server's clock."""
+
+    revision: str | None
+    head: str | None
+    server_version: str
+    size_bytes: int
+    now: datetime
+
+    @property
+    def is_current(self) -> bool:
+        return self.revision == self.head
+
+
+@dataclass(frozen=True, slots=True)
 class Database:
     """An open database: close it when done, it may own a running Postgres."""
 
@@ -51,6 +67,20 @@ class Database:
     def migrate(self) -> None:
         """Bring the schema to head. Raises DatabaseError."""
         migrate(self.engine)
+
+    def status(self) -> DatabaseStatus:
+        """Look at the database without changing it. Raises DatabaseError."""
+        from alembic.script import ScriptDirectory
+
+        head = ScriptDirectory.from_config(alembic_config()).get_current_head()
+        with _one_line_errors(self.engine), self.engine.connect() as connection:
+            version, size, now = connection.execute(
+                text(
+                    "SELECT current_setting('server_version'),"
+                    " pg_database_size(current_database()), clock_timestamp()"
+                )
+            ).one()
+            return DatabaseStatus(_revision_of(connection), head, version, size, now)
 
     def close(self) -> None:
         """Close every idle connection and leave the embedded Postgres."""
@@ -130,18 +160,14 @@ def migrate(engine: Engine) -> None:
     Raises DatabaseError.
     """
     from alembic import command
-    from alembic.runtime.migration import MigrationContext
     from alembic.script import ScriptDirectory
-
-    def revision_of(connection: Connection) -> str | None:
-        return MigrationContext.configure(connection).get_current_revision()
 
     config = alembic_config()
     scripts = ScriptDirectory.from_config(config)
     head = scripts.get_current_head()
     with _one_line_errors(engine):
         with engine.connect() as connection:
-            if revision_of(connection) == head:
+            if _revision_of(connection) == head:
                 return
         with engine.begin() as connection:
             # Migrations, and the wait for whoever migrates right now, may take their time.
@@ -149,7 +175,7 @@ def migrate(engine: Engine) -> None:
             connection.execute(
                 text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK}
             )
-            revision = revision_of(connection)
+            revision = _revision_of(connection)
             if revision == head:
                 return
             if revision not in {None, *(script.revision for script in scripts.walk_revisions())}:
@@ -160,6 +186,12 @@ def migrate(engine: Engine) -> None:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
     logger.info("database_migrated", revision=head, was=revision)
+
+
+def _revision_of(connection: Connection) -> str | None:
+    from alembic.runtime.migration import MigrationContext
+
+    return MigrationContext.configure(connection).get_current_revision()
 
 
 def alembic_config() -> Config:

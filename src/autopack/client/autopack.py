@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
@@ -42,6 +43,7 @@ from .documents import parse_document
 
 BACKTEST_SECONDS = 600.0  # a thousand long runs take their time
 EVENTS_A_PAGE = 1_000
+POLL_SECONDS = 1.0
 
 Role = Literal["builder", "auditor"]
 Answer = TypeVar("Answer", bound=Shape)
@@ -150,6 +152,24 @@ class Autopack:
 
     def event_page(self, run_id: str, *, limit: int = 100, cursor: str | None = None) -> EventPage:
         return self._get(EventPage, f"{_run(run_id)}/events", limit=limit, cursor=cursor)
+
+    def follow(self, run_id: str, *, after: int = 0) -> Iterator[EventAnswer]:
+        """Yield a run's events as they happen; ends when the run is over and all are told."""
+        cursor = None
+        is_over = False
+        while True:
+            page = self.event_page(run_id, limit=EVENTS_A_PAGE, cursor=cursor)
+            for event in page.events:
+                if event.sequence > after:
+                    after = event.sequence
+                    yield event
+            if page.next_cursor is not None:
+                cursor = page.next_cursor
+            elif is_over:
+                return
+            else:
+                is_over = self.get_run(run_id).state.is_final
+                time.sleep(0 if is_over else POLL_SECONDS)
 
     # Work
 

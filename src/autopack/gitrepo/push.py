@@ -94,6 +94,10 @@ class Remote:
         """The address without credentials."""
         return self._address.url
 
+    def check(self) -> None:
+        """See that the remote answers. Raises PushFailedError."""
+        self._list({"refs/heads/autopack"})  # of any name: what it has does not matter
+
     def push(
         self, branch: str, head: str, *, recorded: Collection[str], tags: Mapping[str, str]
     ) -> None:

@@ -38,6 +38,7 @@ _UNLIMITED = {
     for name in Settings.model_fields
     if name.startswith(("max_patch_", "max_path_", "max_binary_"))
 }
+_ON_BRANCH = "ref: refs/heads/"
 _UNSERVED = r"^(extensions\.(partialclone|refstorage)|remote\..*\.promisor)$"
 
 
@@ -161,16 +162,22 @@ class Repository:
 
     def checked_out_in(self, branch: str) -> Path | None:
         """Return the work tree, main or linked, that has a branch checked out."""
-        head = f"ref: refs/heads/{branch.removeprefix('refs/heads/')}"
-        if not self.is_bare and _says(self.git_dir / "HEAD", head):
-            return self.git_dir.parent if self.git_dir.name == ".git" else self.path
+        return self.checked_out().get(branch.removeprefix("refs/heads/"))
+
+    def checked_out(self) -> dict[str, Path]:
+        """Return the branches that work trees have checked out, and where."""
+        found = {}
         for linked in (self.git_dir / "worktrees").glob("*/HEAD"):
-            if _says(linked, head):
-                pointer = linked.with_name("gitdir")
+            branch = _branch_of(linked)
+            pointer = linked.with_name("gitdir")
+            if branch and pointer.is_file():
                 folder = Path(pointer.read_text(errors="surrogateescape").strip()).parent
                 if folder.is_dir():
-                    return folder
-        return None
+                    found[branch] = folder
+        branch = None if self.is_bare else _branch_of(self.git_dir / "HEAD")
+        if branch:
+            found[branch] = self.git_dir.parent if self.git_dir.name == ".git" else self.path
+        return found
 
     def diff(self, base: str, head: str) -> bytes:
         """Return the patch from one commit to another, renames found, binary files included."""
@@ -439,11 +446,13 @@ def discover(runner: GitRunner, path: Path) -> tuple[Path, bool]:
     return Path(git_dir.removesuffix("\n")), is_bare == "true"
 
 
-def _says(path: Path, text: str) -> bool:
+def _branch_of(head: Path) -> str | None:
+    """Return the branch that a HEAD is on, if it is on one."""
     try:
-        return path.read_text(errors="surrogateescape").strip() == text
+        text = head.read_text(errors="surrogateescape").strip()
     except OSError:
-        return False
+        return None
+    return text.removeprefix(_ON_BRANCH) if text.startswith(_ON_BRANCH) else None
 
 
 def _signature(at: datetime) -> str:

@@ -30,11 +30,12 @@ class Heart:
         assert item.lease is not None  # noqa: S101 - for the type checker: it was claimed
         self.about = item.lease.token
         self.reason = ""  # why the service said stop
+        self.tokens_used = 0  # the most that was reported: a file may just be written anew
         self._service = service
         self._item = item
         self._pause = lease_seconds / BEATS_A_LEASE
         self._mailbox = mailbox
-        self._tokens_used = tokens_used
+        self._read_tokens = tokens_used
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
@@ -54,9 +55,10 @@ class Heart:
         pause = self._pause
         while not self._is_over.wait(pause):
             pause = self._pause
+            self.tokens_used = max(self.tokens_used, self._read_tokens())
             try:
                 answer = self._service.heartbeat(
-                    self._item.run_id, self._item.phase_id, self.about, self._tokens_used()
+                    self._item.run_id, self._item.phase_id, self.about, self.tokens_used
                 )
             except UnreachableError:
                 pause = min(self._pause, _AGAIN_SECONDS)

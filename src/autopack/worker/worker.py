@@ -239,7 +239,10 @@ class Worker:
             nested=harvest.nested,
             failure=failure,
         )
-        return self._report(item, ended, result)
+        report = self._report(item, ended, result)
+        if report is not None:
+            report["tokens_used"] = max(report["tokens_used"], heart.tokens_used)
+        return report
 
     def _lay_out(self, item: WorkItemAnswer, desk: Path) -> Workspace:
         """Lay out the work tree; what was just committed may be on its way to a remote still."""

@@ -1,0 +1,131 @@
+"""`autopack db`: the one Postgres, embedded or not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from ..config import Settings, SettingsError, load_settings
+from ..database import Database, DatabaseError, DatabaseStatus, open_database
+from .command import FINE, NO, UNAVAILABLE, CommandError, command_app
+from .terminal import JsonOption, log_warnings_alone, print_json, print_table
+
+app = command_app()
+
+
+@app.command()
+def upgrade() -> None:
+    """Bring the schema to this version's; `autopack serve` does so too."""
+    with _opened() as database:
+        database.migrate()
+        print(f"The database is at revision {database.status().revision}.")
+
+
+@app.command()
+def status(json: JsonOption = False) -> int:
+    """Say where the database is and whether its schema is this version's.
+
+    Ends with 0 when it is, 1 when it is not.
+    """
+    with _opened(must_exist=True) as database:
+        found = database.status()
+        url = database.engine.url.set(drivername="postgresql")
+        address = url.render_as_string(hide_password=True)
+    if json:
+        print_json(
+            {
+                "database": address,
+                "is_current": found.is_current,
+                **asdict(found),
+                "now": found.now.isoformat(),
+            }
+        )
+    else:
+        print_table(("database", address), _rows(found))
+    return FINE if found.is_current else NO
+
+
+@app.command()
+def shell(
+    command: Annotated[
+        str | None, typer.Option("--command", "-c", help="Run this SQL and leave.")
+    ] = None,
+) -> int:
+    """Open psql on the database; the embedded one runs as long as that is open."""
+    with _opened(must_exist=True) as database:
+        url = database.engine.url.set(drivername="postgresql")
+        address = url.set(password=None).render_as_string(hide_password=False)
+        environment = dict(os.environ)
+        if url.password is not None:
+            environment["PGPASSWORD"] = str(url.password)  # not where `ps` shows it
+        words = [_psql(), "--dbname", address]
+        # Ctrl-C is for psql, which ends a statement by it.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            done = subprocess.run(
+                [*words, "--command", command] if command else words,
+                env=environment,
+                check=False,
+                preexec_fn=_take_interrupts,
+            )
+        finally:
+            signal.signal(signal.SIGINT, before)
+    return done.returncode
+
+
+def _take_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _rows(found: DatabaseStatus) -> Iterator[tuple[str, str]]:
+    revision = found.revision or "none: it is empty"
+    yield "schema", revision if found.is_current else f"{revision}; this version's: {found.head}"
+    yield "Postgres", found.server_version
+    yield "size", f"{found.size_bytes / 1_000_000:,.1f} MB"
+
+
+@contextmanager
+def _opened(*, must_exist: bool = False) -> Iterator[Database]:
+    """Open the database that the service uses. Raises CommandError."""
+    log_warnings_alone()
+    try:
+        settings = load_settings()
+        if must_exist and not exists(settings):
+            raise CommandError(
+                f"{settings.home} holds no database yet: `autopack serve` makes one there;"
+                " DATABASE_URL names another.",
+                NO,
+            )
+        with open_database(settings) as database:
+            yield database
+    except SettingsError as error:
+        raise CommandError(str(error)) from error
+    except DatabaseError as error:
+        raise CommandError(str(error), UNAVAILABLE) from error
+
+
+def exists(settings: Settings) -> bool:
+    """Say whether there is a database to look at: to look must not make one."""
+    is_made = (settings.home / "postgres" / "data" / "PG_VERSION").exists()
+    return settings.database_url is not None or is_made
+
+
+def _psql() -> str:
+    """Return the system's psql, else the one that comes along. Raises CommandError."""
+    found = shutil.which("psql")
+    if found is not None:
+        return found
+    try:
+        from ..embedded_postgres import EmbeddedPostgresError, programs
+
+        return str(programs() / "psql")
+    except (ImportError, EmbeddedPostgresError) as error:
+        raise CommandError(f"psql is not installed, and none comes along here: {error}") from error

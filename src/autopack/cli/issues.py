@@ -1,0 +1,134 @@
+"""`autopack issues`: the project's backlog, and an operator's word on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated
+
+import typer
+
+from ..api.schemas.issues import BacklogEntryAnswer
+from ..client import Autopack
+from .command import NO, CommandError, command_app
+from .service import asking
+from .terminal import JsonOption, UrlOption, print_json, print_table, shown
+
+PAGE = 1_000
+
+app = command_app()
+
+Key = Annotated[str, typer.Argument(metavar="ISSUE_KEY", help="The issue's key.")]
+
+
+@app.command("list")
+def list_issues(
+    run: Annotated[
+        str | None, typer.Option(metavar="RUN_ID", help="The issues of a run, not the backlog.")
+    ] = None,
+    status: Annotated[
+        str | None, typer.Option(help="Only these: open, needs_cleanup or resolved.")
+    ] = None,
+    category: Annotated[str | None, typer.Option(help="Only of this category.")] = None,
+    severity: Annotated[str | None, typer.Option(help="Only these: minor or major.")] = None,
+    limit: Annotated[int, typer.Option(help="How many.")] = 100,
+    cursor: Annotated[str | None, typer.Option(help="Go on after the page before.")] = None,
+    json: JsonOption = False,
+    url: UrlOption = None,
+) -> None:
+    """List the backlog, or what a run has seen."""
+    if run is not None:
+        if status or category or severity or cursor:
+            raise CommandError("--run takes no filter: a run's issues come all at once.")
+        _list_of_run(run, as_json=json, url=url)
+        return
+    with asking(url) as client:
+        page = client.backlog(
+            status=status, category=category, severity=severity, limit=limit, cursor=cursor
+        )
+    if json:
+        print_json(page)
+        return
+    print_table(HEADINGS, (_row(entry) for entry in page.issues_by_key.values()))
+    if page.next_cursor:
+        print(f"There are more: --cursor {shown(page.next_cursor)}")
+
+
+@app.command()
+def show(issue_key: Key, json: JsonOption = False, url: UrlOption = None) -> None:
+    """Show an issue of the backlog."""
+    with asking(url) as client:
+        entry = next((each for each in _backlog(client) if each.issue_key == issue_key), None)
+    if entry is None:
+        raise CommandError(f"there is no issue {issue_key!r} in the backlog", NO)
+    _print_entry(entry, as_json=json)
+
+
+@app.command()
+def resolve(issue_key: Key, json: JsonOption = False, url: UrlOption = None) -> None:
+    """Close an issue; a new sighting opens it again."""
+    with asking(url) as client:
+        entry = client.resolve_issue(issue_key)
+    _print_entry(entry, as_json=json)
+
+
+@app.command()
+def reopen(issue_key: Key, json: JsonOption = False, url: UrlOption = None) -> None:
+    """Open a closed issue again, as old as it was."""
+    with asking(url) as client:
+        entry = client.reopen_issue(issue_key)
+    _print_entry(entry, as_json=json)
+
+
+HEADINGS = ("issue", "status", "severity", "category", "runs", "tiers", "seen", "last seen in")
+
+
+def _row(entry: BacklogEntryAnswer) -> tuple[object, ...]:
+    return (
+        entry.issue_key,
+        entry.status,
+        entry.base_severity,
+        entry.category,
+        entry.age_in_runs,
+        entry.age_in_tiers,
+        entry.total_occurrences,
+        entry.last_seen_run,
+    )
+
+
+def _print_entry(entry: BacklogEntryAnswer, *, as_json: bool) -> None:
+    if as_json:
+        print_json(entry)
+    else:
+        print_table(HEADINGS, [_row(entry)])
+
+
+def _list_of_run(run_id: str, *, as_json: bool, url: str | None) -> None:
+    with asking(url) as client:
+        index = client.issue_index(run_id)
+    if as_json:
+        print_json(index)
+        return
+    headings = ("issue", "status", "severity", "counts as", "category", "seen", "phases")
+    rows = [
+        (
+            key,
+            entry.status,
+            entry.severity,
+            entry.effective_severity,
+            entry.category,
+            entry.occurrence_count,
+            ", ".join(entry.phases),
+        )
+        for key, entry in index.issues_by_key.items()
+    ]
+    print_table(headings, rows)
+
+
+def _backlog(client: Autopack) -> Iterator[BacklogEntryAnswer]:
+    cursor = None
+    while True:
+        page = client.backlog(limit=PAGE, cursor=cursor)
+        yield from page.issues_by_key.values()
+        cursor = page.next_cursor
+        if cursor is None:
+            return

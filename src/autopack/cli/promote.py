@@ -1,0 +1,83 @@
+"""`autopack promote`: may a run's branch be merged, and if so, ask for it."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import subprocess
+from typing import Annotated
+
+import typer
+
+from ..api.schemas.reports import PromotionAnswer
+from .command import FINE, NO, CommandError, command_app
+from .service import asking
+from .terminal import JsonOption, UrlOption, print_json, shown
+
+WORKFLOW = "promotion.yml"
+START_SECONDS = 60
+
+app = command_app()
+
+
+@app.command()
+def promote(
+    run_id: Annotated[str, typer.Argument(metavar="RUN_ID", help="The run's id.")],
+    is_opening: Annotated[
+        bool, typer.Option("--open", help="Start the promotion workflow on GitHub by `gh`.")
+    ] = False,
+    json: JsonOption = False,
+    url: UrlOption = None,
+) -> int:
+    """Say whether a run's branch may be merged, with every reason against it.
+
+    Ends with 0 when it may, 1 when it may not.
+    """
+    with asking(url) as client:
+        answer = client.promotion(run_id)
+    if json:
+        print_json(answer)
+    else:
+        _tell(answer)
+    if not answer.eligible:
+        return NO
+    if is_opening:
+        _open(answer)
+        if not json:
+            print(f"{WORKFLOW} is started: `gh run list --workflow {WORKFLOW}` shows it.")
+    return FINE
+
+
+def _tell(answer: PromotionAnswer) -> None:
+    print(shown(f"{answer.run_id} is {'' if answer.eligible else 'not '}eligible for promotion."))
+    for reason in answer.reasons:
+        print(shown(f"  against it: {reason}"))
+    for warning in answer.warnings:
+        print(shown(f"  look at: {warning}"))
+
+
+def _open(answer: PromotionAnswer) -> None:
+    """Start the workflow in the repository of the current folder. Raises CommandError."""
+    request = answer.pull_request
+    command = ["gh", "workflow", "run", WORKFLOW]
+    command += ["-f", f"run_id={answer.run_id}", "-f", f"integration_branch={request.head}"]
+    by_hand = shlex.join(command)
+    if shutil.which("gh") is None:
+        raise CommandError(
+            f"gh is not installed: install it (https://cli.github.com), or run {WORKFLOW} from the"
+            f" repository's Actions page; what was to be run: {by_hand}"
+        )
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=START_SECONDS,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise CommandError(f"gh did not end within {START_SECONDS} s: {by_hand}") from error
+    if done.returncode != 0:
+        reason = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+        raise CommandError(f"gh could not start {WORKFLOW}: {reason}")

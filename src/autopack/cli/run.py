@@ -1,0 +1,239 @@
+"""`autopack run`: start runs, look at them, steer them."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+from pathlib import Path
+from queue import Empty, Queue
+from threading import Thread
+from typing import Annotated
+
+import typer
+
+from ..api.schemas.events import EventAnswer
+from ..api.schemas.runs import RunAnswer
+from ..client import Autopack, ClientError
+from .command import FINE, NO, command_app
+from .service import asking, read_document
+from .terminal import JsonOption, UrlOption, make_console, print_json, print_table, shown
+
+# About half a minute: a watcher lives through a restart of the service.
+PATIENT_RETRIES = 7
+REFRESH_SECONDS = 0.5
+
+app = command_app()
+
+RunId = Annotated[str, typer.Argument(metavar="RUN_ID", help="The run's id.")]
+
+
+@app.command()
+def start(
+    plan: Annotated[Path, typer.Argument(help="A plan's file, JSON or YAML.")],
+    watch: Annotated[bool, typer.Option("--watch", help="Then watch it to its end.")] = False,
+    json: JsonOption = False,
+    url: UrlOption = None,
+) -> int:
+    """Start a run; the same plan again is the same run."""
+    document = read_document(plan)
+    with asking(url) as client:
+        run = client.start_run(document)
+    if watch:
+        return _watch(run.run_id, url, after=0, as_json=json)
+    _print_run(run, as_json=json)
+    return FINE
+
+
+@app.command("list")
+def list_runs(
+    status: Annotated[str | None, typer.Option(help="Only runs in this state.")] = None,
+    text: Annotated[str | None, typer.Option(help="Only runs whose id holds this text.")] = None,
+    limit: Annotated[int, typer.Option(help="How many.")] = 100,
+    cursor: Annotated[str | None, typer.Option(help="Go on after the page before.")] = None,
+    json: JsonOption = False,
+    url: UrlOption = None,
+) -> None:
+    """List runs, newest first."""
+    with asking(url) as client:
+        page = client.list_runs(status=status, text=text, limit=limit, cursor=cursor)
+    if json:
+        print_json(page)
+        return
+    headings = ("run", "state", "tokens", "of", "issues", "started", "promotion")
+    rows = [
+        (
+            run.run_id,
+            run.state,
+            f"{run.tokens_used:,}",
+            f"{run.token_cap:,}",
+            run.minor_issues_count + run.major_issues_count,
+            f"{run.created_at:%Y-%m-%d %H:%M}",
+            "eligible" if run.promotion_eligible_to_main else "",
+        )
+        for run in page.runs
+    ]
+    print_table(headings, rows)
+    if page.next_cursor:
+        print(f"There are more: --cursor {shown(page.next_cursor)}")
+
+
+@app.command()
+def show(run_id: RunId, json: JsonOption = False, url: UrlOption = None) -> None:
+    """Show a run with its tiers and phases."""
+    with asking(url) as client:
+        run = client.get_run(run_id)
+    _print_run(run, as_json=json)
+
+
+@app.command()
+def watch(
+    run_id: RunId,
+    after: Annotated[int, typer.Option(help="Only events after this number.")] = 0,
+    json: JsonOption = False,
+    url: UrlOption = None,
+) -> int:
+    """Watch a run until it is over.
+
+    A live view in a terminal, else one line an event; with --json each event as JSON on a line.
+    Ends with 0 when the run succeeded, 1 when it failed.
+    """
+    return _watch(run_id, url, after=after, as_json=json)
+
+
+@app.command()
+def events(
+    run_id: RunId,
+    after: Annotated[int, typer.Option(help="Only events after this number.")] = 0,
+    json: JsonOption = False,
+    url: UrlOption = None,
+) -> None:
+    """List what happened in a run; with --json each event as JSON on a line."""
+    with asking(url) as client:
+        for event in client.events(run_id, after=after):
+            _print_event(event, as_json=json)
+
+
+@app.command()
+def cancel(
+    run_id: RunId,
+    reason: Annotated[str, typer.Option(help="Why, for those who look later.")] = "",
+    json: JsonOption = False,
+    url: UrlOption = None,
+) -> None:
+    """End a run now; what is on its branch stays."""
+    with asking(url) as client:
+        run = client.cancel(run_id, reason)
+    _print_run(run, as_json=json)
+
+
+@app.command()
+def rollback(
+    run_id: RunId,
+    to: Annotated[str, typer.Option(metavar="PHASE_ID", help="The phase to go back to.")],
+    reason: Annotated[str, typer.Option(help="Why, for those who look later.")] = "",
+    json: JsonOption = False,
+    url: UrlOption = None,
+) -> None:
+    """Put a finished run's branch back to the snapshot of a phase, by a new commit."""
+    with asking(url) as client:
+        answer = client.rollback(run_id, to, reason)
+    if json:
+        print_json(answer)
+    else:
+        print(shown(answer.message))
+
+
+@app.command()
+def diff(
+    run_id: RunId,
+    phase: Annotated[
+        str | None, typer.Option(metavar="PHASE_ID", help="Only what this phase did.")
+    ] = None,
+    url: UrlOption = None,
+) -> None:
+    """Print what a run changes, as a patch that git applies."""
+    with asking(url) as client:
+        patch = client.diff(run_id, phase)
+    if sys.stdout.isatty():
+        for line in patch.decode(errors="backslashreplace").splitlines():
+            print("\t".join(shown(part) for part in line.split("\t")))
+    else:
+        sys.stdout.buffer.write(patch)
+
+
+def _watch(run_id: str, url: str | None, *, after: int, as_json: bool) -> int:
+    with asking(url, retries=PATIENT_RETRIES) as client:
+        if as_json or not sys.stdout.isatty():
+            for event in client.follow(run_id, after=after):
+                _print_event(event, as_json=as_json)
+            run = client.get_run(run_id)
+        else:
+            run = _watch_live(client, run_id)
+    return FINE if run.state == "DONE_SUCCESS" else NO
+
+
+def _watch_live(client: Autopack, run_id: str) -> RunAnswer:
+    """Keep a view of the run on the screen until it is over, and return it as it then is."""
+    from rich.live import Live
+
+    from .view import run_view
+
+    run = client.get_run(run_id)
+    happened: Queue[EventAnswer | ClientError | None] = Queue()
+    Thread(target=_follow, args=(client, run_id, happened), daemon=True).start()
+    with Live(run_view(run), console=make_console(), vertical_overflow="visible") as live:
+        is_over = False
+        while not is_over:
+            news = _drain(happened)
+            for each in news:
+                if isinstance(each, ClientError):
+                    raise each
+            is_over = None in news
+            if news:
+                run = client.get_run(run_id)
+            live.update(run_view(run), refresh=True)  # without news too: minutes pass
+    return run
+
+
+def _follow(
+    client: Autopack, run_id: str, happened: Queue[EventAnswer | ClientError | None]
+) -> None:
+    """Hand over each event, and at last None, or what went wrong."""
+    try:
+        for event in client.follow(run_id):
+            happened.put(event)
+    except ClientError as error:
+        happened.put(error)
+    else:
+        happened.put(None)
+
+
+def _drain(
+    happened: Queue[EventAnswer | ClientError | None],
+) -> list[EventAnswer | ClientError | None]:
+    """Wait a moment, then take all that is there: a burst costs one look at the run."""
+    news = []
+    with suppress(Empty):
+        news.append(happened.get(timeout=REFRESH_SECONDS))
+        while True:
+            news.append(happened.get_nowait())
+    return news
+
+
+def _print_run(run: RunAnswer, *, as_json: bool) -> None:
+    if as_json:
+        print_json(run)
+        return
+    from .view import run_view
+
+    make_console().print(run_view(run))
+
+
+def _print_event(event: EventAnswer, *, as_json: bool) -> None:
+    if as_json:
+        print_json(event, is_line=True)
+        return
+    where = event.phase_id or event.tier_id or ""
+    move = f"{event.from_state or ''} -> {event.to_state}" if event.to_state else ""
+    words = (str(event.sequence), f"{event.at:%H:%M:%S}", event.kind, where, move, event.reason)
+    print("  ".join(shown(word) for word in words if word), flush=True)
