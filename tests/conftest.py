@@ -194,7 +194,10 @@ def empty_database_url(postgres_url: str, tmp_path: Path) -> Iterator[str]:
 
 @pytest.fixture
 def settings(tmp_path: Path, git_repo: GitRepo, database_url: str) -> Settings:
-    """A service of its own: repository, folders, database. The schema is at head already."""
+    """A service of its own: repository, folders, database. The schema is at head already.
+
+    Nothing happens by itself, so that a test sees what requests do.
+    """
     return Settings(
         _env_file=None,
         testing=True,
@@ -202,6 +205,7 @@ def settings(tmp_path: Path, git_repo: GitRepo, database_url: str) -> Settings:
         repo_path=git_repo.path,
         home=tmp_path / "home",
         autonomous_runs_dir=tmp_path / "runs",
+        jobs="outside",
     )
 
 

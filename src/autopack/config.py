@@ -90,6 +90,16 @@ class Settings(BaseSettings):
         description="Whether a run that ends is recorded by a commit on its branch. More in"
         " docs/promotion.md.",
     )
+    jobs: Literal["inside", "outside"] = Field(
+        default="inside",
+        description="Where background work is done: in the service's own process, or in processes"
+        " of their own, `autopack jobs`.",
+    )
+    ci_workers: int | None = Field(
+        default=None,
+        gt=0,
+        description="Most CI runs of a process at a time; unset: one for every two cores.",
+    )
     log_format: Literal["text", "json"] = Field(
         default="text", description="Shape of the log lines."
     )

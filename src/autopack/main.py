@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from dataclasses import replace
+from functools import partial
 
 import structlog
 from fastapi import FastAPI
@@ -28,17 +30,18 @@ from .api.access import AccessMiddleware
 from .api.docs import mount_docs
 from .api.errors import install_error_handlers
 from .api.mcp.endpoint import mount_mcp
-from .config import Settings, load_settings
+from .config import Settings, SettingsError, load_settings
 from .database import open_database
 from .gitrepo import Repository
-from .jobs.periodic import Periodic
-from .jobs.workers import Workers
+from .jobs.worker import Queue, Workers
 from .mirror import Mirror
+from .services import pushes
 from .services.house import House
-from .services.pushes import push_next, take_up_pushes
-from .services.upkeep import keep_up, start_up
+from .services.pushes import push_branch, take_up_pushes
+from .services.upkeep import keep_up_alone, start_up
 
-UPKEEP_SECONDS = 5.0
+UPKEEP = "upkeep"
+UPKEEP_SECONDS = 5
 PUSH_WORKERS = 3
 
 
@@ -90,18 +93,25 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     return app
 
 
+@contextmanager
+def open_house(settings: Settings) -> Iterator[House]:
+    """Open what every use case works with, and roll forward whatever lags from before."""
+    with ExitStack() as stack:
+        database = stack.enter_context(open_database(settings))
+        if not settings.testing:
+            database.migrate()
+        repository = Repository.open(settings)
+        stack.callback(repository.close)
+        yield House(settings, database.engine, repository, Mirror(settings.autonomous_runs_dir))
+
+
 def _open(settings: Settings, stack: ExitStack) -> House:
-    database = stack.enter_context(open_database(settings))
-    if not settings.testing:
-        database.migrate()
-    repository = Repository.open(settings)
-    stack.callback(repository.close)
-    house = House(settings, database.engine, repository, Mirror(settings.autonomous_runs_dir))
+    house = stack.enter_context(open_house(settings))
     start_up(house)
-    upkeep = Periodic(lambda: keep_up(house), UPKEEP_SECONDS, house.pulse)
-    upkeep.start()
-    stack.callback(upkeep.stop)
-    _push_branches(house, stack)
+    if house.repository.remote is not None:
+        take_up_pushes(house)
+    if settings.jobs == "inside":
+        stack.enter_context(working(house, queues_of(house)))
     if settings.auth == "disabled":
         structlog.get_logger(__name__).warning(
             "auth_disabled", detail="everybody who reaches this address is answered"
@@ -109,16 +119,70 @@ def _open(settings: Settings, stack: ExitStack) -> House:
     return house
 
 
-def _push_branches(house: House, stack: ExitStack) -> None:
-    """Let the remote follow from now on, where there is one."""
+@contextmanager
+def jobs_process(
+    settings: Settings, names: Collection[str], concurrency: int | None
+) -> Iterator[list[str]]:
+    """Be a process that does background work alone; give the names of its queues.
+
+    Raises SettingsError for a queue that is not worked on with these settings.
+    """
+    _configure_logging(settings)
+    with open_house(settings) as house:
+        queues = {queue.name: queue for queue in queues_of(house)}
+        missing = sorted(set(names) - queues.keys())
+        if missing:
+            raise SettingsError(
+                f"no work for the queue {missing[0]!r}; with these settings there are: "
+                f"{', '.join(queues)}"
+            )
+        chosen = [
+            replace(queue, concurrency=concurrency or queue.concurrency)
+            for queue in queues.values()
+            if not names or queue.name in names
+        ]
+        if UPKEEP in {queue.name for queue in chosen}:
+            start_up(house)
+        if pushes.QUEUE in {queue.name for queue in chosen}:
+            take_up_pushes(house)
+        with working(house, chosen):
+            yield [queue.name for queue in chosen]
+
+
+def queues_of(house: House) -> list[Queue]:
+    """Return what background work there is."""
+    queues = [
+        # Two, so that jobs of dead workers are taken up while the upkeep takes its time.
+        Queue(
+            name=UPKEEP,
+            concurrency=2,
+            every={"keep_up": (UPKEEP_SECONDS, partial(keep_up_alone, house))},
+        ),
+    ]
     remote = house.repository.remote
-    if remote is None:
-        return
-    take_up_pushes(house)
-    workers = Workers("push", lambda: push_next(house, remote), house.push_bell, PUSH_WORKERS)
+    if remote is not None:
+        queues.append(
+            Queue(
+                name=pushes.QUEUE,
+                concurrency=PUSH_WORKERS,
+                tasks={pushes.TASK: partial(push_branch, house, remote)},
+            )
+        )
+    return queues
+
+
+@contextmanager
+def working(house: House, queues: Sequence[Queue]) -> Iterator[None]:
+    """Do background work, from now on until the end."""
+    workers = Workers(house.engine, queues)
     workers.start()
-    stack.callback(workers.stop)
-    stack.callback(remote.stop)  # first, or a slow remote would hold up the end
+    try:
+        yield
+    finally:
+        house.stopping.set()
+        if house.repository.remote is not None:
+            house.repository.remote.stop()  # or a slow one would hold up the end
+        workers.stop()
 
 
 def _configure_logging(settings: Settings) -> None:

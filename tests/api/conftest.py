@@ -164,12 +164,6 @@ def json_object(text: str) -> Json:
     return value
 
 
-@pytest.fixture(autouse=True)
-def _no_upkeep(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing happens by itself, so that a test sees what requests do."""
-    monkeypatch.setattr("autopack.main.UPKEEP_SECONDS", 3_600.0)
-
-
 @pytest.fixture
 def api(client: TestClient, git_repo: GitRepo, settings: Settings) -> Api:
     return Api(client, git_repo, settings.autonomous_runs_dir)

@@ -6,7 +6,6 @@ look whether that was meant, then write the new number down.
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -58,12 +57,11 @@ BUDGETS = {
 
 @pytest.fixture
 def counted(app: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Count what the application does from here on, upkeep aside."""
+    """Count what the application does from here on."""
     counts: Counter[str] = Counter()
 
     def count(what: str, number: int = 1) -> None:
-        if threading.current_thread().name != "upkeep":
-            counts[what] += number
+        counts[what] += number
 
     start, write = GitRunner.start, replace_files
 

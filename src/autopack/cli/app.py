@@ -20,6 +20,7 @@ from .terminal import shown
 # what one command needs slows no other down.
 COMMANDS: Final = {
     "serve": "Serve the HTTP API on the git repository of the current folder.",
+    "jobs": "Do background work until a signal comes.",
     "work": "Let agents' commands build and review what runs have to do.",
     "run": "Start runs, look at them, steer them.",
     "issues": "List the project's backlog, resolve and reopen issues.",

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import signal
 import socket
-import sys
 import tempfile
 import threading
 from collections.abc import Callable
@@ -21,6 +19,7 @@ from ..database import DatabaseError, open_database
 from ..gitrepo.errors import RepositoryUnusableError
 from ..gitrepo.repository import Repository
 from .command import CommandError, command_app
+from .signals import leave_on_signals
 
 app = command_app()
 
@@ -50,11 +49,7 @@ def serve(
     ] = False,
 ) -> None:
     """Serve the HTTP API on the git repository of the current folder."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _exit)
-    # A closed terminal, unless nohup said to go on without one.
-    if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
+    leave_on_signals()
     try:
         with ExitStack() as stack:
             _serve(stack, host=host, port=port, is_demo=demo)
@@ -172,11 +167,3 @@ def _shown_host(host: str) -> str:
     if host in {"0.0.0.0", "::"}:  # noqa: S104  compared, not bound
         return "localhost"
     return f"[{host}]" if ":" in host else host
-
-
-def _exit(number: int, _frame: object) -> None:
-    """Leave through every `finally`, so that the embedded Postgres stops too.
-
-    uvicorn raises the signal again when it is done; the default would end the process on the spot.
-    """
-    raise SystemExit(0 if number == signal.SIGTERM else 128 + number)

@@ -23,6 +23,14 @@ _DEFER: Final = text("""
              WHEN EXCLUDED.scheduled_at IS NOT NULL THEN queued.scheduled_at END
 """)
 
+_SILENCE: Final = text(
+    "SELECT extract(epoch FROM now() - max(last_heartbeat)) FROM procrastinate_workers"
+)
+
+
+class TryAgainError(Exception):
+    """A job was stopped, as its process ends: it is to be done again at once, elsewhere."""
+
 
 def defer(
     session: Session,
@@ -50,3 +58,9 @@ def defer(
             "at": at,
         },
     )
+
+
+def workers_silence(session: Session) -> float | None:
+    """Return how many seconds ago any worker anywhere was alive; None: there is none."""
+    seconds = session.connection().scalar(_SILENCE)
+    return None if seconds is None else float(seconds)

@@ -4,6 +4,7 @@ from .base import Base, metadata
 from .counts import backlog_counts, run_counts
 from .events import EventRow
 from .issues import BacklogEntry, Issue, Sighting
+from .pulses import Pulse
 from .pushes import Push
 from .rulesets import RulesetVersion
 from .runs import Phase, Run, Tier
@@ -20,6 +21,7 @@ __all__ = [
     "Lease",
     "Patch",
     "Phase",
+    "Pulse",
     "Push",
     "Reply",
     "RulesetVersion",

@@ -46,7 +46,7 @@ from ..gitrepo import (
 )
 from ..mirror import RECORD, patch_name
 from ..models import Commit, Phase, Run
-from ..store import issues, leases, pushes, runs, submissions
+from ..store import issues, leases, runs, submissions
 from .house import House
 from .projection import (
     finished_files,
@@ -56,6 +56,7 @@ from .projection import (
     roll_forward,
     run_index,
 )
+from .pushes import want_push
 from .rebuilding import require_objects
 
 logger = structlog.get_logger(__name__)
@@ -96,7 +97,6 @@ class RunChange:
         self._is_concluded = False
         self._has_ended = False
         self._is_ci_waiting = False
-        self._is_push_wanted = False
         self._files: tuple[RunReport, Mapping[str, bytes]] | None = None
         self._updates: list[RefUpdate] = []
         self._revision = run.revision
@@ -215,8 +215,6 @@ class RunChange:
                 following(self.run, refs.commit)
         else:
             commit_for_good(self.session)
-        if self._is_push_wanted:
-            self.house.push_bell.ring()
         if self.run.revision != self._revision:
             following(self.run, self._write_files)
 
@@ -244,7 +242,7 @@ class RunChange:
         The wish is part of this change; whoever pushes does so after it, elsewhere.
         """
         has_snapshot = any(update.ref.startswith("refs/tags/") for update in self._updates)
-        self._is_push_wanted = (
+        is_wanted = (
             self.house.repository.remote is not None
             and self.run.failure_code is not FailureCode.BRANCH_MOVED
             and (
@@ -254,8 +252,8 @@ class RunChange:
                 or (self.course.is_over and bool(self._commits))
             )
         )
-        if self._is_push_wanted:
-            pushes.want_push(self.session, self.run.id, self.run.revision, self.now)
+        if is_wanted:
+            want_push(self.session, self.run, self.now)
 
     def _place_commits(self, commits: Sequence[Commit]) -> None:
         if not commits:

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from ..domain.errors import AutopackError
-from ..store import runs
+from ..domain.errors import AutopackError, UnavailableError
+from ..jobs.queue import workers_silence
+from ..store import pulses, runs
 from .house import House
 from .pushes import check_pushes
+from .upkeep import PULSE
+
+# Of background work, which comes to an end every few seconds. A dead worker's is taken up in 45.
+PATIENCE_SECONDS: Final = 70
+
+
+class BackgroundWorkError(UnavailableError):
+    """Nobody does what is to be done without being asked."""
+
+    code = "background_work_stopped"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +39,9 @@ def check_health(house: House) -> dict[str, Check]:
         "database": lambda: _check_database(house),
         "repository": house.repository.check,
         "runs_directory": house.mirror.check,
+        "jobs": lambda: _check_jobs(house),
     }
     found = {name: Check(_failure(check)) for name, check in checks.items()}
-    found["jobs"] = Check(house.pulse.problem())
     if house.repository.remote is not None:
         found["remote"] = Check(_failure(lambda: check_pushes(house)), is_vital=False)
     return found
@@ -38,6 +50,24 @@ def check_health(house: House) -> dict[str, Check]:
 def _check_database(house: House) -> None:
     with house.reading() as session:
         runs.touch(session)
+
+
+def _check_jobs(house: House) -> None:
+    """See that the upkeep comes to its end, whichever process does it."""
+    with house.reading() as session:
+        silence = pulses.silence(session, PULSE)
+        if silence is not None and silence <= PATIENCE_SECONDS:
+            return
+        heard = workers_silence(session)
+    if heard is None or heard > PATIENCE_SECONDS:
+        cure = "start one: `autopack jobs`"
+        if house.settings.jobs == "inside":
+            cure = "this service should have one: see its log"
+        raise BackgroundWorkError(f"no job worker is alive; {cure}")
+    since = "yet" if silence is None else f"for {silence:.0f} seconds"
+    raise BackgroundWorkError(
+        f"background work has not come to an end {since}, though a worker is alive; see its log"
+    )
 
 
 def _failure(check: Callable[[], None]) -> str | None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from threading import Event
 
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from ..config import Settings
 from ..gitrepo import Repository
-from ..jobs.periodic import Pulse
-from ..jobs.workers import Bell
 from ..mirror import Mirror
 
 
@@ -27,8 +26,7 @@ class House:
     repository: Repository
     mirror: Mirror
     now: Callable[[], datetime] = utc_now
-    pulse: Pulse = field(default_factory=Pulse)  # beats while background work gets done
-    push_bell: Bell = field(default_factory=Bell)  # rung when a branch is to be pushed
+    stopping: Event = field(default_factory=Event)  # set when the process is to end
     _reader: Engine = field(init=False, repr=False)
 
     def __post_init__(self) -> None:

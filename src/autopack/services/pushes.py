@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from ..domain.errors import AutopackError, UnavailableError
 from ..domain.naming import branch_ref, snapshot_ref
 from ..gitrepo import PushInterruptedError, Remote
-from ..jobs.workers import LONGEST_REST_SECONDS
+from ..jobs.queue import defer
 from ..models import Run
 from ..store import pushes
 from ..store.pushes import PushOrder
@@ -22,7 +22,8 @@ logger = structlog.get_logger(__name__)
 
 FIRST_WAIT_SECONDS: Final = 2
 LONGEST_WAIT_SECONDS: Final = 300
-BATCH: Final = 100
+QUEUE: Final = "pushes"
+TASK: Final = "push_branch"
 MOVED_HERE: Final = (
     "somebody moved the run's branch in the repository, so it is not pushed any more"
 )
@@ -56,30 +57,34 @@ def retry_wait(attempts: int) -> timedelta:
 def take_up_pushes(house: House) -> None:
     """Let what failed before the start be tried at once: somebody may have put it right."""
     with house.writing() as session:
-        pushes.hasten(session, house.now())
+        for run_pk in pushes.hasten(session, house.now()):
+            _queue(session, run_pk)
         session.commit()
 
 
-def push_next(house: House, remote: Remote) -> float:
-    """Push the branch that has waited longest; return for how many seconds there is no other.
+def want_push(session: Session, run: Run, now: datetime) -> None:
+    """Let a run's branch be pushed as it will be once this transaction is committed."""
+    at = pushes.want_push(session, run.id, run.revision, now)
+    _queue(session, run.id, at if at > now else None)
 
-    Any number of threads and processes may do so at once: each takes another run. What a killed
-    one had begun is due again after the usual wait, and finds on the remote what got there.
+
+def push_branch(house: House, remote: Remote, run_pk: int) -> None:
+    """Push a run's branch, if that is due, and again for as long as more has come meanwhile.
+
+    Any number of workers may do so at once: one pushes, others are put off. What a killed one had
+    begun is due again after the usual wait, and finds on the remote what got there.
     """
     with (
         house.engine.connect() as connection,
         Session(bind=connection, expire_on_commit=False) as session,
+        pushes.push_lock(session, run_pk) as is_mine,
     ):
-        pending = pushes.list_pending(session, BATCH)
-        session.commit()
-        for run_pk, at in pending:
-            wait = (at - house.now()).total_seconds()
-            if wait > 0:
-                return wait
-            with pushes.push_lock(session, run_pk) as is_mine:
-                if is_mine and _push(house, remote, session, run_pk):
-                    return 0.0
-    return LONGEST_REST_SECONDS
+        if not is_mine:  # who pushes may have looked before that was wanted which we are called for
+            _queue(session, run_pk, house.now() + retry_wait(1))
+            session.commit()
+            return
+        while _push(house, remote, session, run_pk):
+            pass
 
 
 def remote_status(house: House, session: Session, run: Run) -> RemoteStatus | None:
@@ -117,8 +122,19 @@ def check_pushes(house: House) -> None:
         raise PushesFailError(f"{waiting} to be pushed: {words}")
 
 
+def _queue(session: Session, run_pk: int, at: datetime | None = None) -> None:
+    defer(
+        session,
+        TASK,
+        queue=QUEUE,
+        arguments={"run_pk": run_pk},
+        queueing_lock=f"push:{run_pk}",
+        at=at,
+    )
+
+
 def _push(house: House, remote: Remote, session: Session, run_pk: int) -> bool:
-    """Push a run's branch under its push lock; False when there is nothing to do any more."""
+    """Push a run's branch under its push lock; tell whether that may have to be done again."""
     begun = _begin(house, session, run_pk)
     if begun is None:
         return False
@@ -131,20 +147,25 @@ def _push(house: House, remote: Remote, session: Session, run_pk: int) -> bool:
             tags={snapshot_ref(name): oid for name, oid in order.snapshots.items()},
         )
     except PushInterruptedError:
-        return False  # the next service to start takes it up
+        _queue(session, run_pk)  # another process may go on
+        session.commit()
+        return False
     except AutopackError as error:
         logger.warning("push_failed", run_id=order.run_id, attempts=attempts, why=error.detail)
-        pushes.mark_failed(session, run_pk, error.detail, house.now() + retry_wait(attempts))
-    else:
-        logger.info("branch_pushed", run_id=order.run_id, commit=order.head, remote=remote.url)
-        pushes.mark_pushed(
-            session,
-            run_pk,
-            revision=order.revision,
-            commit=order.head,
-            url=remote.url,
-            now=house.now(),
-        )
+        next_try_at = house.now() + retry_wait(attempts)
+        pushes.mark_failed(session, run_pk, error.detail, next_try_at)
+        _queue(session, run_pk, next_try_at)
+        session.commit()
+        return False
+    logger.info("branch_pushed", run_id=order.run_id, commit=order.head, remote=remote.url)
+    pushes.mark_pushed(
+        session,
+        run_pk,
+        revision=order.revision,
+        commit=order.head,
+        url=remote.url,
+        now=house.now(),
+    )
     session.commit()
     return True
 
@@ -153,8 +174,12 @@ def _begin(house: House, session: Session, run_pk: int) -> tuple[PushOrder, int]
     """Count the try and put the next one off before this one is made: it may kill the service."""
     now = house.now()
     push = pushes.lock_push(session, run_pk)
-    if push.next_try_at is None or push.next_try_at > now:  # somebody else was quicker
+    if push.next_try_at is None:
         session.rollback()
+        return None
+    if push.next_try_at > now:  # somebody else was quicker
+        _queue(session, run_pk, push.next_try_at)
+        session.commit()
         return None
     order = pushes.read_order(session, run_pk)
     if order.is_branch_moved:

@@ -6,7 +6,7 @@ import structlog
 from sqlalchemy.exc import DBAPIError
 
 from ..domain.errors import AutopackError
-from ..store import counts, runs
+from ..store import counts, pulses, runs
 from .change import changing
 from .house import House
 from .projection import is_branch_elsewhere, project_backlog
@@ -15,6 +15,7 @@ from .rulesets import read_ruleset
 logger = structlog.get_logger(__name__)
 
 BATCH = 100
+PULSE = "upkeep"
 
 
 def start_up(house: House) -> None:
@@ -26,6 +27,13 @@ def start_up(house: House) -> None:
         logger.warning("ruleset_refused", why=error.detail)  # starts are refused, all else works
     project_backlog(house)
     keep_up(house)
+
+
+def keep_up_alone(house: House) -> None:
+    """Keep up, unless somebody else is at it; who is killed at it keeps nobody waiting."""
+    with house.writing() as session:
+        if pulses.try_turn(session, PULSE):
+            keep_up(house)
 
 
 def keep_up(house: House) -> None:
@@ -47,3 +55,6 @@ def keep_up(house: House) -> None:
             logger.warning("upkeep_failed", run_id=run_id, why=str(error))
         except Exception:  # one run's trouble keeps neither the others waiting nor us from starting
             logger.exception("upkeep_failed", run_id=run_id)
+    with house.writing() as session:
+        pulses.beat(session, PULSE)
+        session.commit()

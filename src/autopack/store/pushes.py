@@ -28,31 +28,26 @@ class PushOrder:
     is_branch_moved: bool
 
 
-def want_push(session: Session, run_pk: int, revision: int, now: datetime) -> None:
-    """Let a run's branch be pushed as of a revision; a failing push keeps its time to wait."""
+def want_push(session: Session, run_pk: int, revision: int, now: datetime) -> datetime:
+    """Let a run's branch be pushed as of a revision; return when that may be tried.
+
+    A failing push keeps its time to wait.
+    """
     statement = insert(Push).values(
         run_pk=run_pk, wanted_revision=revision, next_try_at=now, attempts=0, pushed_revision=0
     )
-    session.execute(
-        statement.on_conflict_do_update(
-            index_elements=["run_pk"],
-            set_={
-                "wanted_revision": statement.excluded.wanted_revision,
-                "next_try_at": func.coalesce(Push.next_try_at, statement.excluded.next_try_at),
-            },
-        )
+    wanted = statement.on_conflict_do_update(
+        index_elements=["run_pk"],
+        set_={
+            "wanted_revision": statement.excluded.wanted_revision,
+            "next_try_at": func.coalesce(Push.next_try_at, statement.excluded.next_try_at),
+        },
     )
+    return session.execute(wanted.returning(Push.next_try_at)).scalar_one() or now
 
 
 def find_push(session: Session, run_pk: int) -> Push | None:
     return session.scalars(select(Push).where(Push.run_pk == run_pk)).one_or_none()
-
-
-def list_pending(session: Session, limit: int) -> list[tuple[int, datetime]]:
-    """Return which runs wait for a push and when each may be tried, soonest first."""
-    query = select(Push.run_pk, Push.next_try_at).where(Push.next_try_at.is_not(None))
-    rows = session.execute(query.order_by(Push.next_try_at).limit(limit))
-    return [(run_pk, at) for run_pk, at in rows if at is not None]
 
 
 def find_failing(session: Session) -> tuple[int, str] | None:
@@ -144,6 +139,8 @@ def mark_failed(session: Session, run_pk: int, error: str, next_try_at: datetime
     )
 
 
-def hasten(session: Session, now: datetime) -> None:
-    """Let whatever waits for its next try be due."""
-    session.execute(update(Push).where(Push.next_try_at > now).values(next_try_at=now))
+def hasten(session: Session, now: datetime) -> list[int]:
+    """Let whatever waits for its next try be due; return the runs that a push is due of."""
+    pending = update(Push).where(Push.next_try_at.is_not(None))
+    due = pending.values(next_try_at=func.least(Push.next_try_at, now))
+    return list(session.scalars(due.returning(Push.run_pk)))

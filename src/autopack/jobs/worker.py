@@ -1,0 +1,223 @@
+"""Workers that do what is queued: in the service's own process, or in one of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Final
+
+import structlog
+from procrastinate import App, PsycopgConnector
+from procrastinate.exceptions import UniqueViolation
+from procrastinate.jobs import Job, Status
+from procrastinate.retry import BaseRetryStrategy, RetryDecision
+from procrastinate.utils import utcnow
+from psycopg import AsyncConnection
+from psycopg_pool import AsyncConnectionPool
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from .queue import TryAgainError
+
+logger = structlog.get_logger(__name__)
+
+Task = Callable[..., None]
+
+# A worker that was silent for so long is dead. It beats, and looks for dead ones, every third of
+# that; every sixth it looks for jobs that were put off: new ones Postgres announces by itself.
+STALLED_SECONDS: Final = 30
+KEPT_HOURS: Final = 7 * 24
+RESTART_SECONDS: Final = 1.0
+LONGEST_WAIT_SECONDS: Final = 300
+POOL_SIZE: Final = 4
+CONNECT_SECONDS: Final = 5
+POOL_WAIT_SECONDS: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Queue:
+    """Jobs that are done so many at a time, each in a thread, whatever happens in other queues.
+
+    A task of `every` is called, without arguments, each so many seconds (below 60), by one of all
+    processes that work on the queue.
+    """
+
+    name: str
+    concurrency: int
+    tasks: Mapping[str, Task] = field(default_factory=dict)
+    every: Mapping[str, tuple[int, Callable[[], None]]] = field(default_factory=dict)
+
+
+class Workers:
+    """One worker a queue, on a thread with a loop of its own, until they are stopped."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        queues: Sequence[Queue],
+        *,
+        stalled_seconds: int = STALLED_SECONDS,
+    ) -> None:
+        self._engine = engine
+        self._queues = queues
+        self._stalled_seconds = stalled_seconds
+        self._thread = threading.Thread(target=self._run, name="jobs", daemon=True)
+        self._has_loop = threading.Event()
+
+    def start(self) -> None:
+        _hand_on_logs()
+        self._thread.start()
+        self._has_loop.wait()
+
+    def stop(self) -> None:
+        """Take nothing more, and wait for what is under way."""
+        self._loop.call_soon_threadsafe(self._stopping.set)
+        self._thread.join()
+
+    def _run(self) -> None:
+        asyncio.run(self._work())
+
+    async def _work(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stopping = asyncio.Event()
+        self._has_loop.set()
+        # The default one has six threads on two cores; two are for the engine's own look-ups.
+        threads = sum(queue.concurrency for queue in self._queues) + 2
+        self._loop.set_default_executor(ThreadPoolExecutor(threads, thread_name_prefix="job"))
+        pool = AsyncConnectionPool(
+            self._engine.url.set(drivername="postgresql").render_as_string(hide_password=False),
+            kwargs={"application_name": "autopack jobs", "connect_timeout": CONNECT_SECONDS},
+            configure=_without_transactions,
+            check=AsyncConnectionPool.check_connection,
+            min_size=1,
+            max_size=POOL_SIZE,
+            timeout=POOL_WAIT_SECONDS,
+            open=False,
+        )
+        async with pool:
+            connector = PsycopgConnector()
+            await connector.open_async(pool)
+            workers = [
+                asyncio.create_task(self._keep(queue, self._app(queue, connector)))
+                for queue in self._queues
+            ]
+            await self._stopping.wait()
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+
+    async def _keep(self, queue: Queue, app: App) -> None:
+        """Run a queue's worker, and another after it: one ends when its database goes away."""
+        while True:
+            try:
+                await app.run_worker_async(
+                    queues=[queue.name],
+                    name=queue.name,
+                    concurrency=queue.concurrency,
+                    fetch_job_polling_interval=self._stalled_seconds / 6,
+                    delete_jobs="successful",
+                    install_signal_handlers=False,
+                    update_heartbeat_interval=self._stalled_seconds / 3,
+                    stalled_worker_timeout=self._stalled_seconds,
+                )
+            except Exception as error:
+                logger.warning("job_worker_failed", queue=queue.name, why=str(error))
+            logger.warning("job_worker_restarts", queue=queue.name)
+            await asyncio.sleep(RESTART_SECONDS)
+            await asyncio.to_thread(self._revive)
+
+    def _revive(self) -> None:
+        """Connect once, which starts an embedded Postgres that is gone."""
+        try:
+            self._engine.connect().close()
+        except SQLAlchemyError as error:
+            logger.warning("database_away", why=type(error).__name__)
+
+    def _app(self, queue: Queue, connector: PsycopgConnector) -> App:
+        app = App(connector=connector)
+        for name, task in queue.tasks.items():
+            app.task(name=name, queue=queue.name, retry=_Retrying())(task)
+        for name, (seconds, call) in queue.every.items():
+            timed = app.task(name=name, queue=queue.name, queueing_lock=name)(_timed(name, call))
+            app.periodic(cron=f"* * * * * */{seconds}")(timed)
+        if queue.every:
+            self._look_after_jobs(app, queue)
+        return app
+
+    def _look_after_jobs(self, app: App, queue: Queue) -> None:
+        """Let one of all processes take up dead workers' jobs, and remove what is long done."""
+        manager = app.job_manager
+
+        # No `lock`: its own job, left by a dead worker, would keep it from being taken up.
+        @app.periodic(cron=f"* * * * * */{self._stalled_seconds // 3}")
+        @app.task(name="reap_jobs", queue=queue.name, queueing_lock="reap_jobs")
+        async def reap_jobs(timestamp: int) -> None:
+            await manager.prune_stalled_workers(self._stalled_seconds)
+            for job in await manager.get_stalled_jobs(
+                seconds_since_heartbeat=self._stalled_seconds
+            ):
+                logger.warning("job_taken_up", task=job.task_name, arguments=job.task_kwargs)
+                try:
+                    await manager.retry_job(job)
+                except UniqueViolation:  # the same waits already
+                    await manager.finish_job(job, Status.FAILED, delete_job=True)
+
+        @app.periodic(cron="0 * * * *")
+        @app.task(name="forget_jobs", queue=queue.name, queueing_lock="forget_jobs")
+        async def forget_jobs(timestamp: int) -> None:
+            await manager.delete_old_jobs(
+                KEPT_HOURS, include_failed=True, include_cancelled=True, include_aborted=True
+            )
+
+
+class _Retrying(BaseRetryStrategy):
+    """Whatever fails is done again, ever less often: what is queued is never given up."""
+
+    def get_retry_decision(self, *, exception: BaseException, job: Job) -> RetryDecision:
+        if isinstance(exception, TryAgainError):
+            return RetryDecision(retry_at=utcnow())
+        wait = timedelta(seconds=min(2 ** min(job.attempts + 1, 16), LONGEST_WAIT_SECONDS))
+        logger.warning(
+            "job_failed",
+            task=job.task_name,
+            arguments=job.task_kwargs,
+            attempts=job.attempts + 1,
+            exc_info=exception,
+        )
+        return RetryDecision(retry_at=utcnow() + wait)
+
+
+def _timed(name: str, call: Callable[[], None]) -> Callable[[int], None]:
+    """Make a task of what the clock calls: a failure is logged, and soon it is called again."""
+
+    def run(timestamp: int) -> None:
+        try:
+            call()
+        except Exception:
+            logger.exception("periodic_work_failed", task=name)
+
+    return run
+
+
+async def _without_transactions(connection: AsyncConnection[Any]) -> None:
+    """The engine's every query is a transaction, so none needs a BEGIN and a COMMIT."""
+    await connection.set_autocommit(True)
+
+
+class _HandOn(logging.Handler):
+    """Hands the engine's own warnings to our log."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        logger.warning("job_engine", detail=record.getMessage(), exc_info=record.exc_info)
+
+
+def _hand_on_logs() -> None:
+    for name in ("procrastinate", "psycopg.pool"):
+        theirs = logging.getLogger(name)
+        theirs.propagate = False
+        theirs.handlers = [_HandOn(logging.WARNING)]
