@@ -33,7 +33,7 @@ new file mode 100644
 +Hello
 """
 # What no program asks by this client.
-LEFT_OUT: set[tuple[str, str]] = set()
+LEFT_OUT = {("GET", "/metrics"), ("GET", "/events/stream")}
 
 
 class InProcess(httpx.BaseTransport):

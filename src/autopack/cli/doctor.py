@@ -1,0 +1,277 @@
+"""`autopack doctor`: what is wrong with a set-up, and how to mend it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ValidationError
+
+from ..client import Autopack, ClientError
+from ..config import Settings, SettingsError, load_settings, repository_top, settings_file
+from ..database import DatabaseError, open_database
+from ..domain.errors import AutopackError
+from ..domain.ruleset import Ruleset
+from ..domain.values import CiMode
+from ..gitrepo.errors import RepositoryUnusableError
+from ..gitrepo.repository import Repository
+from .command import FINE, NO, command_app
+from .db import exists
+from .terminal import JsonOption, UrlOption, log_warnings_alone, print_json, print_table
+
+LITTLE_SPACE = 1_000_000_000
+NO_SPACE = 100_000_000
+CLOCK_SECONDS = 5.0
+PROBE_SECONDS = 10.0
+RUN_BRANCHES = "autonomous/"
+LAID_OUT = (
+    "scripts/preflight_gate.sh",
+    "scripts/check_promotion.py",
+    ".github/workflows/promotion.yml",
+)
+
+app = command_app()
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one look came to; `mend` says what to do about it."""
+
+    check: str
+    status: Literal["ok", "warn", "fail"]
+    detail: str
+    mend: str = ""
+
+
+@app.command()
+def doctor(json: JsonOption = False, url: UrlOption = None) -> int:
+    """Find what is wrong with the set-up of the current folder, and say how to mend it.
+
+    Changes nothing. Ends with 0 when the service can work, 1 when something keeps it from that.
+    """
+    log_warnings_alone()
+    findings = list(_examine(url))
+    if json:
+        print_json({"findings": [asdict(finding) for finding in findings]})
+    else:
+        print_table(
+            ("check", "", "what was found", "what to do"),
+            ((each.check, each.status, each.detail, each.mend) for each in findings),
+        )
+    return NO if any(each.status == "fail" for each in findings) else FINE
+
+
+def _examine(url: str | None) -> Iterator[Finding]:
+    yield Finding("python", "ok", f"{platform.python_version()} at {sys.executable}")
+    try:
+        settings = load_settings()
+    except SettingsError as error:
+        yield Finding("settings", "fail", str(error), f"Put it right in {_where_settings_are()}.")
+        return
+    yield Finding("settings", "ok", f"read from {_where_settings_are()}")
+    yield from _door(settings)
+    yield from _repository(settings)
+    yield from _database(settings)
+    yield from _folders(settings)
+    yield from _ruleset(settings)
+    yield from _laid_out(settings)
+    yield from _service(settings, url)
+
+
+def _where_settings_are() -> str:
+    file = settings_file()
+    return f"the environment and {file}" if file.is_file() else "the environment"
+
+
+def _door(settings: Settings) -> Iterator[Finding]:
+    is_local = settings.host in {"127.0.0.1", "::1", "localhost"}
+    if settings.auth == "disabled" and not is_local:
+        yield Finding(
+            "access",
+            "warn",
+            f"everybody who reaches {settings.host} is answered",
+            "Set AUTOPACK_AUTH=loopback, or let only trusted callers reach it.",
+        )
+
+
+def _repository(settings: Settings) -> Iterator[Finding]:
+    # A home of its own, for what is looked at must not change.
+    with tempfile.TemporaryDirectory(prefix="autopack-doctor-") as home:
+        try:
+            repository = Repository.open(settings.model_copy(update={"home": Path(home)}))
+            base = repository.base()
+        except RepositoryUnusableError as error:
+            problem, _, mend = str(error).partition(": ")
+            yield Finding("repository", "fail", problem, mend or "See docs/settings.md.")
+            return
+        yield Finding("repository", "ok", f"{repository.path}, base {base.branch}")
+        yield from _checked_out(repository)
+        if repository.remote is None:
+            yield Finding("remote", "ok", "none: branches stay here (AUTOPACK_GIT_REMOTE)")
+            return
+        try:
+            repository.remote.check()
+        except AutopackError as error:
+            yield Finding("remote", "fail", error.detail, "See docs/remote.md: address, keys.")
+        else:
+            yield Finding("remote", "ok", repository.remote.url)
+
+
+def _checked_out(repository: Repository) -> Iterator[Finding]:
+    for branch, folder in repository.checked_out().items():
+        if branch.startswith(RUN_BRANCHES):
+            yield Finding(
+                "checkout",
+                "fail",
+                f"{branch} is checked out in {folder}, so its run cannot go on",
+                f"git -C {folder} switch --detach",
+            )
+
+
+def _database(settings: Settings) -> Iterator[Finding]:
+    if not exists(settings):
+        yield Finding("database", "ok", f"the first start makes one in {settings.home}")
+        return
+    try:
+        with open_database(settings) as database:
+            status = database.status()
+    except DatabaseError as error:
+        yield Finding(
+            "database", "fail", str(error), "Start it, or put DATABASE_URL right; see docs."
+        )
+        return
+    if status.is_current:
+        yield Finding("database", "ok", f"Postgres {status.server_version}, {status.revision}")
+    else:
+        yield Finding(
+            "database",
+            "warn",
+            f"its schema is at {status.revision}, this version's is {status.head}",
+            "autopack db upgrade (autopack serve does it, too)",
+        )
+    apart = abs((status.now - datetime.now(UTC)).total_seconds())
+    if apart > CLOCK_SECONDS:
+        yield Finding(
+            "clock",
+            "warn",
+            f"this machine and the database are {apart:.0f} s apart",
+            "Let both follow a time server: leases and budgets go by the clock.",
+        )
+
+
+def _folders(settings: Settings) -> Iterator[Finding]:
+    folders = {"runs directory": settings.autonomous_runs_dir, "home": settings.home}
+    variables = {"runs directory": "autonomous_runs_dir", "home": "home"}
+    for name, folder in folders.items():
+        place = next(path for path in (folder, *folder.parents) if path.exists())
+        free = shutil.disk_usage(place).free
+        variable = Settings.variable(variables[name])
+        if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+            mend = f"Make it writable for this account, or set {variable}."
+            yield Finding(name, "fail", f"{place} cannot be written to", mend)
+        elif free < LITTLE_SPACE:
+            status: Literal["warn", "fail"] = "fail" if free < NO_SPACE else "warn"
+            detail = f"{free / 1_000_000:,.0f} MB are left on the disk of {place}"
+            yield Finding(name, status, detail, f"Make room, or set {variable} to another disk.")
+        else:
+            yield Finding(name, "ok", f"{folder}, {free / 1_000_000_000:,.0f} GB free")
+
+
+def _ruleset(settings: Settings) -> Iterator[Finding]:
+    file = settings.autonomous_runs_dir / f"project_ruleset_{settings.project_id}.json"
+    try:
+        ruleset = Ruleset.model_validate_json(file.read_bytes())
+    except FileNotFoundError:
+        yield Finding("ruleset", "ok", "the defaults; the first start writes them")
+        return
+    except OSError as error:
+        yield Finding("ruleset", "fail", f"{file}: {error.strerror}", "Make it readable.")
+        return
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        yield Finding(
+            "ruleset",
+            "fail",
+            f"{file}: {where} {first['msg']}".replace("\n", " "),
+            "Put it right, or move it away to have the defaults again.",
+        )
+        return
+    yield Finding("ruleset", "ok", f"{file}, version {ruleset.version}, CI {ruleset.ci.mode}")
+    if ruleset.ci.mode is CiMode.LOCAL:
+        yield _sandbox()
+    if ruleset.ci.mode is CiMode.EXTERNAL and settings.git_remote is None:
+        yield Finding(
+            "ci", "fail", "CI is external and there is no remote", "Set AUTOPACK_GIT_REMOTE."
+        )
+
+
+def _sandbox() -> Finding:
+    """Try what local CI needs: a process of its own in spaces of its own."""
+    program = shutil.which("bwrap")
+    if program is None:
+        return Finding(
+            "sandbox", "warn", "bubblewrap is not installed", "Debian: apt install bubblewrap"
+        )
+    command = [program, "--ro-bind", "/", "/", "--unshare-all", "--die-with-parent", "true"]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=PROBE_SECONDS, check=False)
+        reason = " ".join(done.stderr.decode(errors="replace").split()) if done.returncode else ""
+    except (OSError, subprocess.TimeoutExpired) as error:
+        reason = str(error)
+    if reason:
+        mend = "Allow unprivileged user namespaces here; until then CI runs without a sandbox."
+        return Finding("sandbox", "warn", f"bubblewrap does not work: {reason}", mend)
+    return Finding("sandbox", "ok", program)
+
+
+def _laid_out(settings: Settings) -> Iterator[Finding]:
+    top = repository_top(settings.repo_path)
+    missing = [name for name in LAID_OUT if not (top / name).is_file()]
+    if missing:
+        detail = f"not in the repository: {', '.join(missing)}"
+        yield Finding("promotion", "warn", detail, "autopack init, then commit what it wrote.")
+    else:
+        yield Finding("promotion", "ok", "gate, checker and workflow are in the repository")
+
+
+def _service(settings: Settings, url: str | None) -> Iterator[Finding]:
+    """See who is at the port: nobody, us, or somebody else."""
+    host = settings.host if settings.host not in {"0.0.0.0", "::"} else "localhost"  # noqa: S104
+    shown_host = f"[{host}]" if ":" in host else host
+    address = url or f"http://{shown_host}:{settings.port}"
+    if url is None and not _answers(host, settings.port):
+        yield Finding("service", "ok", f"not running; port {settings.port} is free")
+        return
+    try:
+        with Autopack(address, retries=0, timeout=PROBE_SECONDS) as client:
+            client.service()
+            health = client.health()
+    except ClientError as error:
+        mend = "End that, or choose another port by --port or AUTOPACK_PORT."
+        yield Finding("service", "fail", f"{address} is not Autopack's: {error}", mend)
+        return
+    yield Finding("service", "ok", f"runs at {address}")
+    for name, check in health.checks.items():
+        status: dict[str, Literal["ok", "warn", "fail"]] = {"ok": "ok", "degraded": "warn"}
+        mend = "" if check.status == "ok" else "Its log says more."
+        found = status.get(check.status, "fail")
+        yield Finding(f"service: {name}", found, check.detail or "well", mend)
+
+
+def _answers(host: str, port: int) -> bool:
+    try:
+        with socket.create_connection((host, port), timeout=PROBE_SECONDS):
+            return True
+    except OSError:
+        return False
