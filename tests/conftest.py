@@ -225,6 +225,27 @@ def client(app: FastAPI) -> Iterator[TestClient]:
         yield client
 
 
+class InProcess(httpx.BaseTransport):
+    """Hands requests to the application without a socket."""
+
+    def __init__(self, client: TestClient) -> None:
+        self._client = client
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        answer = self._client.request(
+            request.method, str(request.url), content=request.read(), headers=dict(request.headers)
+        )
+        return httpx.Response(
+            answer.status_code, headers=dict(answer.headers), content=answer.content
+        )
+
+
+@pytest.fixture
+def in_process(client: TestClient) -> InProcess:
+    """What `Autopack` reaches the application by."""
+    return InProcess(client)
+
+
 @dataclass
 class LiveServer:
     """A service in a process of its own, behind a real socket."""

@@ -16,7 +16,6 @@ from autopack.client.documents import parse_document
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
-    from starlette.testclient import TestClient
 
 PLAN = """
 run: {run_id: run-001}
@@ -36,24 +35,9 @@ new file mode 100644
 LEFT_OUT = {("GET", "/metrics"), ("GET", "/events/stream")}
 
 
-class InProcess(httpx.BaseTransport):
-    """Hands requests to the application without a socket."""
-
-    def __init__(self, client: TestClient) -> None:
-        self._client = client
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        answer = self._client.request(
-            request.method, str(request.url), content=request.read(), headers=dict(request.headers)
-        )
-        return httpx.Response(
-            answer.status_code, headers=dict(answer.headers), content=answer.content
-        )
-
-
 @pytest.fixture
-def autopack(client: TestClient) -> Iterator[Autopack]:
-    with Autopack("http://localhost", transport=InProcess(client)) as autopack:
+def autopack(in_process: httpx.BaseTransport) -> Iterator[Autopack]:
+    with Autopack("http://localhost", transport=in_process) as autopack:
         yield autopack
 
 

@@ -17,7 +17,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from ..client import Autopack, ClientError
+from ..client import Autopack, ClientError, UnreachableError
 from ..config import Settings, SettingsError, load_settings, repository_top, settings_file
 from ..database import DatabaseError, open_database
 from ..domain.errors import AutopackError
@@ -257,6 +257,9 @@ def _service(settings: Settings, url: str | None) -> Iterator[Finding]:
         with Autopack(address, retries=0, timeout=PROBE_SECONDS) as client:
             client.service()
             health = client.health()
+    except UnreachableError as error:
+        yield Finding("service", "fail", str(error), "Start it, or name another by --url.")
+        return
     except ClientError as error:
         mend = "End that, or choose another port by --port or AUTOPACK_PORT."
         yield Finding("service", "fail", f"{address} is not Autopack's: {error}", mend)

@@ -1,0 +1,311 @@
+"""The command line as people and scripts use it: answers, exit codes, refusals of one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+from typer.core import TyperGroup
+from typer.main import get_command
+
+from autopack.cli import service
+from autopack.cli.app import COMMANDS, main
+from autopack.cli.terminal import cell, print_table, shown
+from autopack.client import Autopack
+
+if TYPE_CHECKING:
+    from tests.conftest import GitRepo
+
+    from autopack.config import Settings
+
+ROOT = Path(__file__).resolve().parents[2]
+HOSTILE = "\x1b[2J[red]a[/red]\u202e\x9b\n"
+PLAN = """
+run: {run_id: run-001}
+tiers: [{tier_id: T1, tier_index: 0, name: "First [red]tier"}]
+phases:
+  - {phase_id: P1, phase_index: 0, tier_id: T1, name: One, task_category: docs, allow_empty: true}
+"""
+
+
+class Terminal:
+    """Calls commands and gives back what they printed."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+
+    def run(self, *arguments: object, exit_code: int = 0) -> str:
+        self._capsys.readouterr()
+        code = main([str(argument) for argument in arguments])
+        out, err = self._capsys.readouterr()
+        assert code == exit_code, out + err
+        return out if code in (0, 1) and out else err
+
+    def json(self, *arguments: object, exit_code: int = 0) -> Any:
+        return json.loads(self.run(*arguments, "--json", exit_code=exit_code))
+
+
+@pytest.fixture
+def terminal(capsys: pytest.CaptureFixture[str]) -> Terminal:
+    return Terminal(capsys)
+
+
+@pytest.fixture
+def autopack(
+    in_process: httpx.BaseTransport, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Autopack]:
+    """The application in this process, which commands ask too."""
+
+    def connect(url: str | None, *, retries: int) -> Autopack:
+        return Autopack("http://localhost", retries=retries, transport=in_process)
+
+    monkeypatch.setattr(service, "Autopack", connect)
+    with connect(None, retries=0) as autopack:
+        yield autopack
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Path:
+    file = tmp_path / "plan.yaml"
+    file.write_text(PLAN)
+    return file
+
+
+@pytest.mark.integration
+def test_a_run_is_started_watched_and_promoted(
+    terminal: Terminal, autopack: Autopack, plan: Path
+) -> None:
+    assert "RUN_CREATED" in terminal.run("run", "start", plan)
+    assert terminal.json("run", "start", plan)["run_id"] == "run-001"
+    assert terminal.json("promote", "run-001", exit_code=1)["reasons"]
+    autopack.submit_builder_result("run-001", "P1", {"status": "success", "tokens_used": 100})
+
+    watched = terminal.run("run", "watch", "run-001").splitlines()
+    assert "DONE_SUCCESS" in watched[-1]
+    events = [
+        json.loads(line) for line in terminal.run("run", "events", "run-001", "--json").splitlines()
+    ]
+    assert len(events) == len(watched)
+    assert terminal.json("run", "show", "run-001") == autopack.get_run("run-001").model_dump(
+        mode="json"
+    )
+    screen = terminal.run("run", "show", "run-001")
+    assert "First [red]tier" in screen
+    assert "100 of 200,000 tokens" in screen
+    assert "run-001" in terminal.run("run", "list", "--status", "DONE_SUCCESS")
+    assert terminal.run("run", "diff", "run-001") == ""
+    assert "is eligible" in terminal.run("promote", "run-001")
+    assert "is over" in terminal.run("run", "cancel", "run-001", exit_code=2)
+
+
+@pytest.mark.integration
+def test_a_failed_run_ends_its_watch_with_no(
+    terminal: Terminal, autopack: Autopack, plan: Path
+) -> None:
+    terminal.run("run", "start", plan)
+    cancelled = terminal.json("run", "cancel", "run-001", "--reason", "enough")
+    assert cancelled["state"] == "DONE_FAILED_REQUIRES_HUMAN_REVIEW"
+    last = terminal.run("run", "watch", "run-001", "--json", exit_code=1).splitlines()[-1]
+    assert json.loads(last)["kind"] == "RunEnded"
+
+
+@pytest.mark.integration
+def test_issues_and_policy_are_in_an_operators_hand(
+    terminal: Terminal, autopack: Autopack, plan: Path, tmp_path: Path
+) -> None:
+    terminal.run("run", "start", plan)
+    issue = {"issue_key": "ci__x", "severity": "minor", "source": "test", "category": "ci"}
+    autopack.record_issue("run-001", "P1", issue)
+    assert "ci__x" in terminal.run("issues", "list")
+    assert list(terminal.json("issues", "list", "--run", "run-001")["issues_by_key"]) == ["ci__x"]
+    assert terminal.json("issues", "resolve", "ci__x")["status"] == "resolved"
+    assert "resolved" in terminal.run("issues", "show", "ci__x")
+    assert terminal.json("issues", "reopen", "ci__x")["status"] == "open"
+    assert "nothing" in terminal.run("issues", "show", "nothing", exit_code=1)
+
+    ruleset = json.loads(terminal.run("strategy", "ruleset", "get"))
+    ruleset["categories"]["docs"]["incident_token_cap"] = 777
+    file = tmp_path / "ruleset.json"
+    file.write_text(json.dumps(ruleset))
+    compared = terminal.json("strategy", "dry-run", plan, "--ruleset", file)
+    caps = [compared[each]["phases"]["P1"]["incident_token_cap"] for each in ("today", "strategy")]
+    assert caps == [200_000, 777]
+    terminal.run("strategy", "ruleset", "put", file)
+    assert "777" in terminal.run("strategy", "show")
+
+
+@pytest.mark.integration
+def test_promotion_is_started_by_gh_for_an_eligible_run_alone(
+    terminal: Terminal,
+    autopack: Autopack,
+    plan: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gh = tmp_path / "bin" / "gh"
+    gh.parent.mkdir()
+    gh.write_text(f'#!/bin/sh\nprintf "%s " "$@" >{tmp_path}/asked\n')
+    gh.chmod(0o755)
+    path = os.environ["PATH"]
+    monkeypatch.setenv("PATH", f"{gh.parent}:{path}")
+    terminal.run("run", "start", plan)
+    terminal.run("promote", "run-001", "--open", exit_code=1)
+    assert not (tmp_path / "asked").exists()
+    autopack.submit_builder_result("run-001", "P1", {"status": "success"})
+    assert "is started" in terminal.run("promote", "run-001", "--open")
+    asked = "workflow run promotion.yml -f run_id=run-001 -f integration_branch=autonomous/run-001"
+    assert (tmp_path / "asked").read_text().strip() == asked
+    gh.write_text("#!/bin/sh\necho no such workflow >&2\nexit 1\n")
+    assert "no such workflow" in terminal.run("promote", "run-001", "--open", exit_code=2)
+
+
+@pytest.mark.integration
+def test_what_is_wrong_is_one_line_and_a_code(
+    terminal: Terminal, autopack: Autopack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "plan"
+    file.write_text("{]")
+    for code, told, arguments in (
+        (2, "not_found", ("run", "show", "nobody")),
+        (2, "not JSON", ("run", "start", file)),
+        (2, "none.yaml", ("run", "start", "none.yaml")),
+        (2, "No such command", ("runs",)),
+        (2, "Missing argument", ("run", "show")),
+        (2, "PLAN_BOOTSTRAP", ("run", "list", "--status", "odd")),
+    ):
+        line = terminal.run(*arguments, exit_code=code)
+        assert told in line
+        assert line.startswith("autopack: ")
+        assert line.count("\n") == 1
+    monkeypatch.setattr(service, "Autopack", Autopack)
+    away = terminal.run("run", "list", "--url", "http://127.0.0.1:9", exit_code=3)
+    assert "autopack serve" in away
+
+
+@pytest.mark.unit
+def test_nothing_that_the_service_says_steers_the_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    harmless = r"\x1b[2J[red]a[/red]\u202e\x9b\n"
+    assert shown(HOSTILE) == harmless
+    assert cell(HOSTILE).plain == harmless
+    print_table(("name",), [(HOSTILE,)])
+    assert capsys.readouterr().out.split() == ["name", harmless]
+
+
+@pytest.mark.integration
+def test_the_doctor_finds_what_is_wrong_and_says_how_to_mend_it(
+    terminal: Terminal,
+    settings: Settings,
+    git_repo: GitRepo,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def examine(exit_code: int) -> dict[str, dict[str, str]]:
+        found = terminal.json("doctor", exit_code=exit_code)
+        return {each["check"]: each for each in found["findings"]}
+
+    configure(monkeypatch, settings)
+    well = examine(0)
+    assert {each["status"] for each in well.values()} == {"ok", "warn"}
+    assert "autopack init" in well["promotion"]["mend"]
+    assert not settings.home.exists()
+
+    git_repo.git("switch", "--quiet", "--create", "autonomous/run-001")
+    settings.autonomous_runs_dir.mkdir()
+    file = settings.autonomous_runs_dir / f"project_ruleset_{settings.project_id}.json"
+    file.write_text('{"project_id": "Autopack", "run": {"token_cap": -1}}')
+    monkeypatch.setenv("AUTOPACK_GIT_REMOTE", "./gone.git")
+    ill = examine(1)
+    failed = {name for name, each in ill.items() if each["status"] == "fail"}
+    assert failed == {"checkout", "ruleset", "remote"}
+    assert "switch --detach" in ill["checkout"]["mend"]
+    assert "run.token_cap" in ill["ruleset"]["detail"]
+
+    monkeypatch.setenv("AUTOPACK_BASE_BRANCH", "gone")
+    assert examine(1)["repository"]["mend"].startswith("create it")
+    monkeypatch.setenv("AUTOPACK_PORT", "x")
+    assert "AUTOPACK_PORT" in examine(1)["settings"]["detail"]
+
+
+@pytest.mark.integration
+def test_the_database_is_looked_at_and_upgraded(
+    terminal: Terminal,
+    settings: Settings,
+    empty_database_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    configure(monkeypatch, settings)
+    monkeypatch.setenv("DATABASE_URL", empty_database_url)
+    assert terminal.json("db", "status", exit_code=1)["revision"] is None
+    terminal.run("db", "upgrade")
+    status = terminal.json("db", "status")
+    assert status["revision"] == status["head"]
+    monkeypatch.delenv("DATABASE_URL")
+    assert "no database yet" in terminal.run("db", "status", exit_code=1)
+    assert not settings.home.exists()
+
+
+@pytest.mark.unit
+def test_every_command_is_in_the_docs_and_each_that_is_there_exists() -> None:
+    page = (ROOT / "docs" / "cli.md").read_text()
+    documented = re.findall(r"^\| `autopack ((?:[a-z-]+ ?)+)", page, re.MULTILINE)
+    assert {words.strip() for words in documented} == set(_commands())
+
+
+@pytest.mark.e2e
+def test_help_and_completion_come_at_once() -> None:
+    """Measured by what is imported, not by the clock."""
+    asked = "import sys; from autopack.cli.app import main; main({}); print(*sys.modules)"
+    heavy = {"fastapi", "sqlalchemy", "uvicorn", "pygit2", "mcp"}
+    for arguments, too in (([], {"httpx", "rich", "pydantic"}), (["run"], set())):
+        code = asked.format([*arguments, "--help"])
+        modules = set(_python("-c", code).split())
+        assert modules & (heavy | too) == set()
+    completed = _python(
+        *("-m", "autopack"),
+        _AUTOPACK_COMPLETE="complete_bash",
+        COMP_WORDS="autopack run w",
+        COMP_CWORD="2",
+    )
+    assert completed.split() == ["watch"]
+
+
+def configure(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> None:
+    """Have commands read these settings from the environment."""
+    monkeypatch.setenv("AUTOPACK_REPO_PATH", str(settings.repo_path))
+    monkeypatch.setenv("AUTOPACK_HOME", str(settings.home))
+    monkeypatch.setenv("AUTONOMOUS_RUNS_DIR", str(settings.autonomous_runs_dir))
+    monkeypatch.setenv("DATABASE_URL", str(settings.database_url))
+    monkeypatch.setenv("AUTOPACK_PORT", "1")  # nobody's
+
+
+def _commands() -> Iterator[str]:
+    for name in COMMANDS:
+        yield from _named(name, get_command(import_module(f"autopack.cli.{name}").app))
+
+
+def _named(name: str, command: Any) -> Iterator[str]:
+    if not isinstance(command, TyperGroup):
+        yield name
+        return
+    for below, each in command.commands.items():
+        yield from _named(f"{name} {below}", each)
+
+
+def _python(*arguments: str, **environment: str) -> str:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT / "src"), **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
