@@ -69,6 +69,8 @@ def test_green_completes_the_phase_and_makes_the_run_eligible(api: Api) -> None:
     assert run["promotion_eligible_to_main"], run["promotion_reasons"]
     assert run["tiers"][0]["ci_runs_count"] == 1
     assert api.phase()["verdict"] == "green"
+    last = api.repo.git("log", "-1", "--format=%s", run["branch"])
+    assert last == "Record run run-001: DONE_SUCCESS [strict]"
     assert verdict(api, "green", profile="strict", tests={"total": 3, "passed": 3}).headers[
         "Idempotency-Replayed"
     ]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Final
+
+STRICT_MARK: Final = "[strict]"  # in a commit's subject, for CI: judge it by the strict profile
+
 
 def branch_name(run_id: str) -> str:
     return f"autonomous/{run_id}"
@@ -24,10 +28,11 @@ def record_folder(run_id: str) -> str:
     return f".autonomous_runs/{run_id}"
 
 
-def record_message(run_id: str, state: str, record_sha256: str) -> str:
-    """Return what the commit of a run's record says."""
+def record_message(run_id: str, state: str, record_sha256: str, *, is_strict: bool) -> str:
+    """Return what the commit of a run's record says; CI looks for the mark of strict phases."""
+    mark = f" {STRICT_MARK}" if is_strict else ""
     return (
-        f"Record run {run_id}: {state}\n\n"
+        f"Record run {run_id}: {state}{mark}\n\n"
         f"Autopack-Run: {run_id}\nAutopack-Record-SHA256: {record_sha256}\n"
     )
 

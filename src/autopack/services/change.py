@@ -36,6 +36,7 @@ from ..domain.reports import RunIndex, RunReport
 from ..domain.run import FailureCode, Verdict
 from ..domain.states import PhaseStatus, RunStatus
 from ..domain.steering import pass_time
+from ..domain.values import CiProfile
 from ..domain.work import CommitKind
 from ..gitrepo import (
     CollisionError,
@@ -282,7 +283,16 @@ class RunChange:
         report, files = finished_files(self.session, run, self.index())
         patches = submissions.list_accepted_patches(self.session, run.id, MAX_RECORDED_PATCH_BYTES)
         recorded = {**files, **{patch_name(name): content for name, content in patches.items()}}
-        message = record_message(run.run_id, run.state, hashlib.sha256(files[RECORD]).hexdigest())
+        message = record_message(
+            run.run_id,
+            run.state,
+            hashlib.sha256(files[RECORD]).hexdigest(),
+            # It is the head that a push of several commits shows to CI.
+            is_strict=any(
+                phase.ci_profile is CiProfile.STRICT and phase.state is PhaseStatus.COMPLETE
+                for phase in self.course.run.phases
+            ),
+        )
         try:
             tree = repository.put_folder(self.head, record_folder(run.run_id), recorded)
             commit = self.add_commit(CommitKind.RECORD, tree, message)

@@ -6,6 +6,7 @@ import re
 
 from ..config import Settings
 from ..domain.errors import AutopackError, ErrorKind
+from ..domain.naming import STRICT_MARK
 from ..domain.path_policy import DEFAULT_PROTECTED, PathPolicy, judge
 from ..domain.values import CiProfile
 from ..domain.work import CommitKind, Outcome
@@ -134,7 +135,7 @@ def _message(
     change: RunChange, phase: Phase, submission: Submission, patch: Patch, title: str
 ) -> str:
     """Write the commit's message; CI looks for `[strict]` in it."""
-    mark = " [strict]" if phase.ci_profile is CiProfile.STRICT else ""
+    mark = f" {STRICT_MARK}" if phase.ci_profile is CiProfile.STRICT else ""
     trailers = [
         f"Autopack-Run: {change.run.run_id}",
         f"Autopack-Phase: {phase.phase_id}",
