@@ -1,0 +1,151 @@
+"""The checker that needs no service comes to the verdict that the service gave."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from pydantic import SecretStr
+
+from autopack.config import Settings
+
+if TYPE_CHECKING:
+    from tests.api.conftest import Api
+
+pytestmark = [pytest.mark.integration, pytest.mark.safety_critical]
+
+CHECKER = Path(__file__).resolve().parents[2] / "scripts" / "check_promotion.py"
+Json = dict[str, Any]
+
+
+@pytest.fixture
+def settings(settings: Settings, tmp_path: Path) -> Settings:
+    bare = tmp_path / "remote.git"
+    subprocess.run(["git", "init", "--quiet", "--bare", str(bare)], check=True)
+    return settings.model_copy(update={"git_remote": SecretStr(str(bare))})
+
+
+def checked(api: Api, run_id: str) -> tuple[int, Json]:
+    """Run the checker as the promotion workflow does: isolated, on a clone's branches."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-I", str(CHECKER), f"--run-id={run_id}"),
+            *(f"--branch=autonomous/{run_id}", f"--repository={api.repo.path}", "--json"),
+        ],
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    assert done.stderr == ""
+    verdict: Json = json.loads(done.stdout)
+    return done.returncode, verdict
+
+
+def verdict(api: Api, run_id: str, said: str, phase_id: str = "P0.0") -> None:
+    body = {"commit_sha": api.head(run_id), "verdict": said}
+    answer = api.client.post(f"/runs/{run_id}/phases/{phase_id}/ci_result", json=body)
+    assert answer.status_code == 200, answer.text
+
+
+def green(api: Api, run_id: str) -> None:
+    api.start(run_id, phase={"complexity": "high"})
+    api.issue("odd", run_id=run_id, source="ci", severity="minor")
+    api.result(run_id, patch="no patch")
+    api.result(run_id)
+    verdict(api, run_id, "red")
+    api.result(run_id, patch=api.new_file("src/fix.txt"))
+    verdict(api, run_id, "green")
+
+
+def rolled_back(api: Api, run_id: str) -> None:
+    green(api, run_id)
+    body = {"to_phase": "P0.0", "reason": "no good"}
+    assert api.client.post(f"/runs/{run_id}/rollback", json=body).status_code == 200
+
+
+def red(api: Api, run_id: str) -> None:
+    """Fails with a commit on the branch, which is undone."""
+    api.start(run_id, phases=2, phase={"task_category": "docs"})
+    for number in range(2):
+        api.result(run_id, patch=api.new_file(f"docs/{number}.md"))
+        verdict(api, run_id, "red")
+    review = {"recommendation": "escalate", "review_notes": "no"}
+    path = f"/runs/{run_id}/phases/P0.0/auditor_result"
+    assert api.client.post(path, json=review).status_code == 200
+    api.result(run_id, "P0.1", patch="")
+    assert api.client.post(f"/runs/{run_id}/cancel", json={"reason": "no"}).status_code == 200
+
+
+def unable(api: Api, run_id: str) -> None:
+    api.start(run_id)
+    api.result(run_id)
+    verdict(api, run_id, "did_not_run")
+
+
+def by_hand(api: Api, run_id: str) -> None:
+    api.start(run_id, phases=2, phase={"complexity": "high"})
+    api.result(run_id)
+    assert api.status("COMPLETE", run_id).status_code == 200
+    assert api.status("SKIPPED", run_id, "P0.1").status_code == 200
+
+
+def unclean(api: Api, run_id: str) -> None:
+    """Ends with more issues than its tier tolerates, one of them resolved again."""
+    api.start(run_id, run_scope="multi_tier", tiers=2, phases=1)
+    for number in range(8):
+        api.issue(f"minor_{number}", run_id=run_id, severity="minor")
+    api.issue("major", run_id=run_id, severity="major")
+    api.result(run_id)
+    review = {"recommendation": "approve", "resolved_issues": ["minor_0"]}
+    path = f"/runs/{run_id}/phases/P0.0/auditor_result"
+    answer = api.client.post(path, json=review)
+    assert answer.status_code == 200, answer.text
+    verdict(api, run_id, "green")
+    api.result(run_id, "P1.0")
+    verdict(api, run_id, "green", "P1.0")
+
+
+def cancelled(api: Api, run_id: str) -> None:
+    api.start(run_id)
+    assert api.client.post(f"/runs/{run_id}/cancel", json={"reason": "no"}).status_code == 200
+
+
+def over_budget(api: Api, run_id: str) -> None:
+    api.start(run_id, token_cap=1_000)
+    api.result(run_id, tokens_used=1_001)
+
+
+FAMILY: dict[Callable[[Api, str], None], tuple[bool, str]] = {
+    green: (True, ""),
+    rolled_back: (False, "the branch was rolled back by hand"),
+    red: (False, "the run is DONE_FAILED_REQUIRES_HUMAN_REVIEW, not DONE_SUCCESS"),
+    unable: (False, "the run is DONE_FAILED_ENVIRONMENT, not DONE_SUCCESS"),
+    by_hand: (False, "strict phase 'P0.0' has no green verdict"),
+    unclean: (False, "tier 'T0' is not clean: "),
+    cancelled: (False, "the run is DONE_FAILED_REQUIRES_HUMAN_REVIEW, not DONE_SUCCESS"),
+    over_budget: (False, "a budget was exhausted: "),
+}
+
+
+def test_the_checker_comes_to_the_verdict_of_the_service(api: Api) -> None:
+    ruleset = {"project_id": "Autopack", "ci": {"mode": "external"}}
+    assert api.client.put("/project/ruleset", json=ruleset).status_code == 200
+    for drive in FAMILY:
+        drive(api, drive.__name__)
+    for drive, (is_eligible, reason) in FAMILY.items():
+        given = api.client.get(f"/runs/{drive.__name__}/promotion").json()
+        code, found = checked(api, drive.__name__)
+        assert found["reasons"] == given["reasons"], drive
+        assert found["warnings"] == given["warnings"], drive
+        assert (found["eligible"], code) == (is_eligible, 0 if is_eligible else 1), drive
+        assert given["eligible"] is is_eligible
+        assert any(each.startswith(reason) for each in given["reasons"]) or not reason, drive
+        request = given["pull_request"]
+        for name in ("title", "body", "head", "base"):
+            assert found[name] == request[name]
+        assert found["commits"][-1] == api.run(drive.__name__)["head_commit"]
