@@ -129,6 +129,7 @@ class Settings(BaseSettings):
     git_memory_bytes: int = Field(
         default=1024**3, gt=0, description="Most memory of a git process."
     )
+    max_streams: int = Field(default=1_000, gt=0, description="Most event streams at a time.")
     sql_timeout_seconds: int = Field(default=15, gt=0, description="Longest SQL statement.")
 
     @field_validator("allowed_hosts", mode="before")

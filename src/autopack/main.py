@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+import signal
+import threading
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
 from functools import partial
+from types import FrameType
 
 import structlog
 from fastapi import FastAPI
@@ -16,6 +20,7 @@ from . import __version__
 from .api import (
     branches,
     ci,
+    events,
     issues,
     metrics,
     phases,
@@ -36,6 +41,7 @@ from .gitrepo import Repository
 from .jobs.worker import Queue, Workers
 from .mirror import Mirror
 from .services import pushes
+from .services.feed import Feed
 from .services.house import House
 from .services.pushes import push_branch, take_up_pushes
 from .services.upkeep import keep_up_alone, start_up
@@ -53,7 +59,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         with ExitStack() as stack:
             app.state.house = await run_in_threadpool(_open, settings, stack)
-            async with mcp.running():
+            app.state.feed = Feed(app.state.house.engine, settings.max_streams)
+            async with mcp.running(), _ending_streams(app.state.feed):
                 yield
             await run_in_threadpool(stack.close)
 
@@ -71,6 +78,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     for module in (
         service,
         runs,
+        events,
         phases,
         issues,
         results,
@@ -183,6 +191,30 @@ def working(house: House, queues: Sequence[Queue]) -> Iterator[None]:
         if house.repository.remote is not None:
             house.repository.remote.stop()  # or a slow one would hold up the end
         workers.stop()
+
+
+@asynccontextmanager
+async def _ending_streams(feed: Feed) -> AsyncIterator[None]:
+    """End open streams when a signal ends the service: the server waits for them, then tells us."""
+    loop = asyncio.get_running_loop()
+    before: dict[signal.Signals, Callable[[int, FrameType | None], object]] = {}
+
+    def end(number: int, frame: FrameType | None) -> None:
+        loop.call_soon_threadsafe(feed.end)
+        before[signal.Signals(number)](number, frame)
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            handler = signal.getsignal(number)
+            if callable(handler):
+                before[number] = handler
+                signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        await feed.close()
 
 
 def _configure_logging(settings: Settings) -> None:

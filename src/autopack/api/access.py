@@ -80,12 +80,11 @@ class AccessMiddleware:
                 headers={"WWW-Authenticate": "Autopack"},
             )
         origin = headers.get("origin")
-        is_changing = scope["type"] == "websocket" or scope["method"] not in SAFE_METHODS
-        if is_changing and origin is not None and not _is_own(origin, host):
+        if origin is not None and _is_guarded(scope, headers) and not _is_own(origin, host):
             return problem_response(
                 403,
                 "foreign_origin",
-                f"a page of {origin[:100]!r} may not change anything here",
+                f"a page of {origin[:100]!r} may not change or follow anything here",
             )
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length[:20]) > self.max_body_bytes:
@@ -117,6 +116,13 @@ def _is_local(scope: Scope, headers: Headers) -> bool:
         return False
     mapped = getattr(address, "ipv4_mapped", None)
     return bool((mapped or address).is_loopback)
+
+
+def _is_guarded(scope: Scope, headers: Headers) -> bool:
+    """Tell whether a page of elsewhere is kept from this: changes and streams."""
+    if scope["type"] == "websocket" or scope["method"] not in SAFE_METHODS:
+        return True
+    return "text/event-stream" in headers.get("accept", "") or scope["path"].endswith("/stream")
 
 
 def _is_own(origin: str, host: str) -> bool:

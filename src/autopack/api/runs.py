@@ -18,12 +18,9 @@ from .inputs import (
     InHouse,
     PageLimit,
     RunId,
-    decode_cursor,
     decode_moment,
-    encode_cursor,
     encode_moment,
 )
-from .schemas.events import EventAnswer, EventPage
 from .schemas.runs import RunAnswer, RunPage, RunSummaryAnswer
 
 router = APIRouter(tags=["runs"], route_class=StrictRoute)
@@ -111,19 +108,3 @@ def cancel_run(
 ) -> object:
     """End a live run as `DONE_FAILED_REQUIRES_HUMAN_REVIEW`; what is not final is skipped."""
     return runs.cancel_run(house, run_id, wanted.reason)
-
-
-@router.get(
-    "/runs/{run_id}/events", responses=problems(404, 422, 503), summary="Read a run's events"
-)
-def list_events(
-    house: InHouse, run_id: RunId, limit: PageLimit = 100, cursor: Cursor = None
-) -> EventPage:
-    """What happened, in order; each event carries the hash of the one before it."""
-    after = decode_cursor(cursor, int)[0] if cursor else 0
-    page, more = runs.list_events(house, run_id, after=after, limit=limit)
-    return EventPage(
-        run_id=run_id,
-        events=[EventAnswer.model_validate(event) for event in page],
-        next_cursor=None if more is None else encode_cursor(more),
-    )

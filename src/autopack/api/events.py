@@ -1,0 +1,123 @@
+"""What happened: a run's events in pages, and events as they happen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
+
+from ..domain.values import MAX_COUNT
+from ..services import runs
+from ..services.feed import AllView, Feed, Over, RunView, View
+from .errors import problems
+from .inputs import Cursor, InHouse, PageLimit, RunId, decode_cursor, encode_cursor
+from .schemas.events import EventAnswer, EventPage
+
+router = APIRouter(tags=["events"])
+
+MEDIA_TYPE = "text/event-stream"
+RETRY_MILLISECONDS = 1_000
+# As FastAPI sends them with streams that it writes itself: no proxy may hold events back.
+_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+_EXAMPLE = (
+    'id: 2\ndata: {"actor":"builder","kind":"PhaseStarted","run_id":"run-001","sequence":2}\n\n'
+    'event: end\ndata: {"run_id": "run-001", "state": "DONE_SUCCESS"}\n\n'
+)
+_STREAM: dict[str, Any] = {MEDIA_TYPE: {"schema": {"type": "string"}, "example": _EXAMPLE}}
+
+
+def _feed(request: Request) -> Feed:
+    feed: Feed = request.app.state.feed
+    return feed
+
+
+def _wants_stream(request: Request) -> bool:
+    return MEDIA_TYPE in request.headers.get("accept", "")
+
+
+InFeed = Annotated[Feed, Depends(_feed)]
+After = Annotated[
+    int | None, Query(ge=0, le=MAX_COUNT, description="Only events after the one of this number.")
+]
+LastEventId = Annotated[
+    int | None,
+    Header(ge=0, le=MAX_COUNT, description="What a browser sends to go on; it wins over `after`."),
+]
+
+
+@router.get(
+    "/runs/{run_id}/events",
+    response_model=EventPage,
+    responses={
+        200: {"description": "A page, or a stream where that is accepted", "content": _STREAM},
+        **problems(404, 422, 503),
+    },
+    summary="Read a run's events",
+)
+def list_events(
+    house: InHouse,
+    feed: InFeed,
+    run_id: RunId,
+    wants_stream: Annotated[bool, Depends(_wants_stream)],
+    limit: PageLimit = 100,
+    cursor: Cursor = None,
+    after: After = None,
+    last_event_id: LastEventId = None,
+) -> object:
+    """What happened, in order; each event carries the hash of the one before it.
+
+    With `Accept: text/event-stream` a live stream, whose ids are the events' sequence numbers. It
+    ends with an event named `end` once the run is over.
+    """
+    if wants_stream:
+        feed.require_room()
+        start = last_event_id if last_event_id is not None else after or 0
+        return _stream(feed, RunView(house, run_id), start, run_id)
+    position = decode_cursor(cursor, int)[0] if cursor else after or 0
+    page, more = runs.list_events(house, run_id, after=position, limit=limit)
+    return EventPage(
+        run_id=run_id,
+        events=[EventAnswer.model_validate(event) for event in page],
+        next_cursor=None if more is None else encode_cursor(more),
+    )
+
+
+@router.get(
+    "/events/stream",
+    response_class=Response,
+    responses={200: {"description": "A stream", "content": _STREAM}, **problems(422, 503)},
+    summary="Follow the events of all runs",
+)
+def stream_events(
+    house: InHouse, feed: InFeed, after: After = None, last_event_id: LastEventId = None
+) -> EventSourceResponse:
+    """Events of all runs from now on, or after the id of one, none lost and none twice.
+
+    The ids are positions among the events of all runs, in the order in which streams tell them.
+    """
+    feed.require_room()
+    start = last_event_id if last_event_id is not None else after
+    return _stream(feed, AllView(house, feed), start, None)
+
+
+def _stream(feed: Feed, view: View, start: int | None, run_id: str | None) -> EventSourceResponse:
+    return EventSourceResponse(_lines(feed, view, start, run_id), headers=_HEADERS)
+
+
+async def _lines(
+    feed: Feed, view: View, start: int | None, run_id: str | None
+) -> AsyncIterator[bytes]:
+    yield format_sse_event(retry=RETRY_MILLISECONDS)
+    async with aclosing(feed.follow(view, start)) as events:
+        async for event in events:
+            if event is None:
+                yield KEEPALIVE_COMMENT
+            elif isinstance(event, Over):
+                end = json.dumps({"run_id": run_id, "state": event.state})
+                yield format_sse_event(event="end", data_str=end)
+            else:
+                yield format_sse_event(id=str(view.number(event)), data_str=event.document)

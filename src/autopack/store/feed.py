@@ -1,0 +1,142 @@
+"""All runs' events as one sequence that grows at its end only.
+
+Ids are given out before the commit, so an event may become visible after one with a higher id. The
+trigger `announce_events` therefore leaves a lock that says from which id on its transaction
+writes; it is gone when the transaction is. Up to the lowest of these nothing can come any more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlalchemy import Engine, Row, select, text
+from sqlalchemy.orm import Session
+
+from ..domain.events import Event
+from ..domain.reports import read_off
+from ..domain.states import RunStatus
+from ..models import EventRow, Run
+
+PAGE: Final = 500
+
+# The newest id first: who has no lock when we look at the locks writes after it.
+_NEWEST = text("SELECT last_value - (NOT is_called)::int FROM events_id_seq")
+_LOCKED = text(
+    "SELECT min((classid::bigint - 1635087000) << 31 | objid::bigint) FROM pg_locks"
+    " WHERE locktype = 'advisory' AND objsubid = 2"
+    " AND classid::bigint BETWEEN 1635087000 AND 1635087999"
+    " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+)
+_EVENTS = select(
+    EventRow.id,
+    EventRow.run_pk,
+    Run.run_id,
+    EventRow.sequence,
+    EventRow.previous_hash,
+    EventRow.hash,
+    EventRow.at,
+    EventRow.actor,
+    EventRow.kind,
+    EventRow.phase_id,
+    EventRow.tier_id,
+    EventRow.from_state,
+    EventRow.to_state,
+    EventRow.reason,
+    EventRow.data,
+).join(Run, Run.id == EventRow.run_pk)
+
+
+@dataclass(frozen=True, slots=True)
+class FeedEvent:
+    """An event with its place among those of its run, and among those of all runs."""
+
+    position: int
+    run_pk: int
+    run_id: str
+    sequence: int
+    event: Event
+    previous_hash: str
+    hash: str
+
+
+def find_settled(session: Session) -> tuple[int, bool]:
+    """Return up to which position no event can come any more, and whether all ids are below."""
+    newest: int = session.execute(_NEWEST).scalar_one()
+    locked: int | None = session.execute(_LOCKED).scalar_one()
+    settled = newest if locked is None else min(newest, locked)
+    return settled, settled == newest
+
+
+def list_after(session: Session, position: int, settled: int) -> list[FeedEvent]:
+    """Return a page of all runs' events after a position."""
+    query = _EVENTS.where(EventRow.id > position, EventRow.id <= settled).order_by(EventRow.id)
+    return [_feed_event(row) for row in session.execute(query.limit(PAGE))]
+
+
+def list_of_run(session: Session, run_pk: int, sequence: int) -> list[FeedEvent]:
+    """Return a page of a run's events after a sequence number."""
+    query = _EVENTS.where(EventRow.run_pk == run_pk, EventRow.sequence > sequence)
+    query = query.order_by(EventRow.sequence).limit(PAGE)
+    return [_feed_event(row) for row in session.execute(query)]
+
+
+def find_end(session: Session, run_pk: int) -> tuple[RunStatus, int] | None:
+    """Return the state in which a run ended and its last sequence number, None while it lives."""
+    query = select(Run.state, Run.event_sequence).where(Run.id == run_pk, Run.ended_at.is_not(None))
+    row = session.execute(query).one_or_none()
+    return row and (row.state, row.event_sequence)
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """Events after a position, and the position up to which they are all there are."""
+
+    events: list[FeedEvent]
+    position: int
+    is_more: bool  # in the tables already
+    is_settled: bool  # no transaction under way holds lower ids than others have used
+
+
+class Listener:
+    """A connection beside the pool that is told of new events, and reads them."""
+
+    def __init__(self, engine: Engine) -> None:
+        connection = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        raw: Any = connection.connection.dbapi_connection
+        self.file_number: int = raw.fileno()  # cannot be asked once the connection is dead
+        self._raw = raw
+        connection.detach()
+        self._connection = connection
+        connection.execute(text("SET application_name = 'autopack events'"))
+        connection.execute(text("LISTEN autopack_events"))
+
+    def read(self, position: int | None) -> News:
+        """Return a page of what came after a position; None: nothing, but where to begin."""
+        with Session(self._connection) as session:
+            settled, is_settled = find_settled(session)
+            events = [] if position is None else list_after(session, position, settled)
+        is_more = len(events) == PAGE
+        return News(events, events[-1].position if is_more else settled, is_more, is_settled)
+
+    def has_heard(self) -> bool:
+        """Take what has been said since; some of it may have come with an answer to a query."""
+        self._raw.poll()
+        heard = bool(self._raw.notifies)
+        self._raw.notifies.clear()
+        return heard
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def _feed_event(row: Row[*tuple[Any, ...]]) -> FeedEvent:
+    return FeedEvent(
+        position=row.id,
+        run_pk=row.run_pk,
+        run_id=row.run_id,
+        sequence=row.sequence,
+        event=read_off(Event, row),
+        previous_hash=row.previous_hash,
+        hash=row.hash,
+    )
