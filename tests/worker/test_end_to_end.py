@@ -1,0 +1,233 @@
+"""From a plan to a branch that may be promoted, by commands alone: nobody lends a hand. (06)"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+from pydantic import SecretStr
+from tests.conftest import start_server, stop_server
+
+from autopack.api.schemas.events import EventAnswer
+from autopack.api.schemas.runs import RunAnswer
+from autopack.client import Autopack
+from autopack.config import Settings
+
+if TYPE_CHECKING:
+    from tests.conftest import GitRepo
+
+pytestmark = [pytest.mark.e2e, pytest.mark.safety_critical]
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+PATIENCE_SECONDS = 90
+BUILDER, AUDITOR = (
+    shlex.join([sys.executable, str(HERE / name)]) for name in ("builder.py", "auditor.py")
+)
+SAMPLE = {
+    "greeter.py": "def greet(name):\n    raise NotImplementedError\n",
+    "test_greeter.py": (
+        "import unittest\n\nfrom greeter import greet\n\n\n"
+        "class Greeting(unittest.TestCase):\n"
+        "    def test_people_are_greeted_by_their_name(self):\n"
+        '        self.assertEqual(greet("Ada"), "Hello, Ada!")\n'
+    ),
+}
+
+
+@dataclass
+class Ci:
+    """A CI outside, by script: tests each pushed commit that waits, and posts its verdict."""
+
+    service: Autopack
+    remote: Path
+    folder: Path
+    is_over: threading.Event = field(default_factory=threading.Event)
+    thread: threading.Thread = field(init=False)
+
+    def __enter__(self) -> Ci:
+        self.thread = threading.Thread(target=self._judge)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.is_over.set()
+        self.thread.join()
+
+    def _judge(self) -> None:
+        while not self.is_over.wait(0.1):
+            for summary in self.service.list_runs(status="CI_RUNNING").runs:
+                run = self.service.get_run(summary.run_id)
+                for phase in run.tiers[0].phases:
+                    if phase.state == "CI_RUNNING" and phase.commit and self._has(phase.commit):
+                        self._test(run.run_id, phase.phase_id, phase.commit)
+
+    def _has(self, commit: str) -> bool:
+        """Say whether a commit was pushed: a phase waits for CI a moment before it is."""
+        asked = ["git", "-C", str(self.remote), "cat-file", "-e", commit]
+        return subprocess.run(asked, capture_output=True).returncode == 0
+
+    def _test(self, run_id: str, phase_id: str, commit: str) -> None:
+        tree = self.folder / commit
+        run("git", "clone", "--quiet", "--no-checkout", str(self.remote), str(tree))
+        run("git", "checkout", "--quiet", commit, folder=tree)
+        tests = subprocess.run(
+            [sys.executable, "-m", "unittest"], cwd=tree, capture_output=True, text=True
+        )
+        verdict = "green" if tests.returncode == 0 else "red"
+        report = {"commit_sha": commit, "verdict": verdict, "summary": tests.stderr[-500:]}
+        self.service.submit_ci_result(run_id, phase_id, report)
+
+
+@dataclass
+class Stage:
+    service: Autopack
+    repo: GitRepo
+    folder: Path
+    workers: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    def start(self) -> None:
+        """Start the run that the documentation shows."""
+        page = (ROOT / "docs" / "worker.md").read_text()
+        (plan,) = re.findall(r"^```yaml\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+        file = self.folder / "plan.yaml"
+        file.write_text(plan)
+        assert "run-001" in run(*self.command("run", "start", str(file)))
+
+    def work(self, *options: str, **environment: str) -> subprocess.Popen[str]:
+        """Start a worker that builds and reviews."""
+        command = self.command("work", "--run", "run-001", "--json", "--poll-seconds", "0.1")
+        command += ["--builder", BUILDER, "--auditor", AUDITOR, *options]
+        process = subprocess.Popen(
+            command,
+            env=_environment(HOME=str(self.folder), **environment),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.workers.append(process)
+        return process
+
+    def command(self, *words: str) -> list[str]:
+        return [sys.executable, "-m", "autopack", *words, "--url", self.service.address]
+
+    def run(self) -> RunAnswer:
+        return self.service.get_run("run-001")
+
+    def events(self) -> Iterator[EventAnswer]:
+        return self.service.events("run-001")
+
+
+@pytest.fixture
+def settings(settings: Settings, tmp_path: Path) -> Settings:
+    remote = tmp_path / "remote.git"
+    run("git", "init", "--quiet", "--bare", str(remote))
+    return settings.model_copy(update={"git_remote": SecretStr(str(remote))})
+
+
+@pytest.fixture
+def stage(settings: Settings, git_repo: GitRepo, tmp_path: Path) -> Iterator[Stage]:
+    """A service in a process of its own, over a project whose tests fail."""
+    git_repo.commit(dict(SAMPLE), "Say what greetings shall be")
+    server = start_server(settings, tmp_path / "service.log")
+    try:
+        with Autopack(server.url) as service:
+            service.put_ruleset({"project_id": "Autopack", "ci": {"mode": "external"}})
+            stage = Stage(service, git_repo, tmp_path)
+            with Ci(service, tmp_path / "remote.git", tmp_path / "ci"):
+                yield stage
+            for worker in stage.workers:
+                worker.kill()
+                worker.communicate()
+    finally:
+        stop_server(server)
+
+
+def test_a_plan_becomes_a_branch_that_may_be_promoted(stage: Stage) -> None:
+    stage.start()
+    said, errors = stage.work().communicate(timeout=PATIENCE_SECONDS)
+    events = [json.loads(line) for line in said.splitlines()]
+    assert stage.workers[0].returncode == 0, said + errors
+    steps = [(event.get("phase_id"), event.get("role"), event["event"]) for event in events]
+    assert [step for step in steps if step[2] == "handed_in"] == [
+        ("P1.1", "builder", "handed_in"),
+        ("P1.1", "builder", "handed_in"),
+        ("P1.2", "builder", "handed_in"),
+        ("P1.2", "auditor", "handed_in"),
+    ]
+    assert_promotable(stage)
+    judged = [event for event in stage.events() if event.from_state == "CI_RUNNING"]
+    phases = [(event.phase_id, event.to_state) for event in judged if event.phase_id]
+    assert phases == [("P1.1", "QUEUED"), ("P1.1", "COMPLETE"), ("P1.2", "COMPLETE")]
+    assert stage.run().tokens_used == 3 * 1200
+
+
+def test_a_worker_that_is_killed_amid_its_work_loses_nothing(stage: Stage) -> None:
+    stage.start()
+    stall = stage.folder / "stall"
+    victim = stage.work("--lease-seconds", "2", STALL=str(stall))
+    wait_until(stall.exists, "the victim took no work")
+    survivor = stage.work()
+    wait_until(lambda: len(list(rooms(stage))) == 2, "the survivor did not start")
+    victim.send_signal(signal.SIGKILL)
+    assert survivor.wait(PATIENCE_SECONDS) == 0
+    assert_promotable(stage)
+    assert [event.phase_id for event in stage.events() if event.kind == "LeaseLapsed"] == ["P1.1"]
+    # Its command did not outlive it; its folder goes when the next worker comes.
+    assert not psutil.pid_exists(int(stall.read_text()))
+    assert len(list(rooms(stage))) == 1
+    assert stage.work().wait(PATIENCE_SECONDS) == 0
+    assert list(rooms(stage)) == []
+
+
+def assert_promotable(stage: Stage) -> None:
+    """See the end of the run: state, tags, tests, record, and what the checker says of it."""
+    finished = stage.run()
+    assert finished.state == "DONE_SUCCESS"
+    assert finished.promotion_eligible_to_main, finished.promotion_reasons
+    branch = "autonomous/run-001"
+    for phase in finished.tiers[0].phases:
+        tag = f"autonomous/run-001/tier-T1/phase-{phase.phase_id}"
+        assert stage.repo.git("rev-parse", f"{tag}^{{commit}}") == phase.commit
+    tree = stage.folder / "promoted"
+    run("git", "clone", "--quiet", "--branch", branch, str(stage.repo.path), str(tree))
+    run(sys.executable, "-m", "unittest", folder=tree)
+    words = ["--run-id", "run-001", "--branch", branch]
+    run(sys.executable, str(ROOT / "scripts" / "check_promotion.py"), *words, folder=tree)
+    assert stage.repo.git("status", "--porcelain") == ""
+
+
+def rooms(stage: Stage) -> Iterator[Path]:
+    return (stage.folder / ".cache" / "autopack-worker" / "work").glob("*.lock")
+
+
+def wait_until(condition: Callable[[], bool], problem: str) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, problem
+        time.sleep(0.05)
+
+
+def run(*command: str, folder: Path | None = None) -> str:
+    result = subprocess.run(
+        command, cwd=folder, env=_environment(), capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def _environment(**more: str) -> dict[str, str]:
+    return {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT / "src"), "HOME": "/none", **more}
