@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final
 
+import psycopg
 import structlog
 from procrastinate import App, PsycopgConnector
 from procrastinate.exceptions import UniqueViolation
 from procrastinate.jobs import Job, Status
 from procrastinate.retry import BaseRetryStrategy, RetryDecision
 from procrastinate.utils import utcnow
-from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
@@ -114,6 +114,7 @@ class Workers:
     async def _keep(self, queue: Queue, app: App) -> None:
         """Run a queue's worker, and another after it: one ends when its database goes away."""
         while True:
+            why = "a part of it ended"  # and said so itself
             try:
                 await app.run_worker_async(
                     queues=[queue.name],
@@ -126,8 +127,8 @@ class Workers:
                     stalled_worker_timeout=self._stalled_seconds,
                 )
             except Exception as error:
-                logger.warning("job_worker_failed", queue=queue.name, why=str(error))
-            logger.warning("job_worker_restarts", queue=queue.name)
+                why = _one_line(error)
+            logger.warning("job_worker_restarts", queue=queue.name, why=why)
             await asyncio.sleep(RESTART_SECONDS)
             await asyncio.to_thread(self._revive)
 
@@ -204,20 +205,33 @@ def _timed(name: str, call: Callable[[], None]) -> Callable[[int], None]:
     return run
 
 
-async def _without_transactions(connection: AsyncConnection[Any]) -> None:
+async def _without_transactions(connection: psycopg.AsyncConnection[Any]) -> None:
     """The engine's every query is a transaction, so none needs a BEGIN and a COMMIT."""
     await connection.set_autocommit(True)
 
 
 class _HandOn(logging.Handler):
-    """Hands the engine's own warnings to our log."""
+    """Hands the engine's own warnings to our log; a database that is away needs no traceback."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        logger.warning("job_engine", detail=record.getMessage(), exc_info=record.exc_info)
+        error = record.exc_info[1] if record.exc_info else None
+        if error is None or isinstance(_root(error), psycopg.Error):
+            logger.warning("job_engine", detail=_one_line(error or record.getMessage()))
+        else:
+            logger.warning("job_engine", detail=record.getMessage(), exc_info=error)
 
 
 def _hand_on_logs() -> None:
-    for name in ("procrastinate", "psycopg.pool"):
+    for name, level in (("procrastinate", logging.WARNING), ("psycopg.pool", logging.ERROR)):
         theirs = logging.getLogger(name)
         theirs.propagate = False
-        theirs.handlers = [_HandOn(logging.WARNING)]
+        theirs.handlers = [_HandOn(level)]
+
+
+def _root(error: BaseException) -> BaseException:
+    return _root(error.__cause__) if error.__cause__ else error
+
+
+def _one_line(what: BaseException | str) -> str:
+    words = str(_root(what)) if isinstance(what, BaseException) else what
+    return " ".join(words.split())
