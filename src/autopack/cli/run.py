@@ -181,7 +181,8 @@ def _watch_live(client: Autopack, run_id: str) -> RunAnswer:
     run = client.get_run(run_id)
     happened: Queue[EventAnswer | ClientError | None] = Queue()
     Thread(target=_follow, args=(client, run_id, happened), daemon=True).start()
-    with Live(run_view(run), console=make_console(), vertical_overflow="visible") as live:
+    console = make_console()
+    with Live(run_view(run, console.height), console=console) as live:
         is_over = False
         while not is_over:
             news = _drain(happened)
@@ -191,7 +192,10 @@ def _watch_live(client: Autopack, run_id: str) -> RunAnswer:
             is_over = None in news
             if news:
                 run = client.get_run(run_id)
-            live.update(run_view(run), refresh=True)  # without news too: minutes pass
+            live.update(
+                run_view(run, console.height), refresh=True
+            )  # without news too: minutes pass
+        live.update(run_view(run))
     return run
 
 

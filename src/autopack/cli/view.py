@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
 from rich.console import Group, RenderableType
@@ -10,19 +10,22 @@ from rich.table import Table
 from rich.text import Text
 
 from ..api.schemas.runs import PhaseAnswer, RunAnswer, TierAnswer
+from ..domain.states import TierStatus
 from .terminal import cell
 
 BAR_WIDTH = 24
+HEAD_LINES = 10
 NEARLY = 0.9
 BLANK = Text("")
 
 
-def run_view(run: RunAnswer) -> RenderableType:
-    """Return all that a screen should hold of a run."""
-    return Group(*_parts(run))
+def run_view(run: RunAnswer, height: int | None = None) -> RenderableType:
+    """Return what is worth a look; in a window of that many lines only tiers at work unfold."""
+    lines = HEAD_LINES + sum(len(tier.phases) + 2 for tier in run.tiers)
+    return Group(*_parts(run, is_folded=height is not None and lines > height))
 
 
-def _parts(run: RunAnswer) -> Iterator[RenderableType]:
+def _parts(run: RunAnswer, *, is_folded: bool) -> Iterator[RenderableType]:
     yield Text.assemble(
         cell(run.run_id, "bold"),
         "  ",
@@ -36,9 +39,8 @@ def _parts(run: RunAnswer) -> Iterator[RenderableType]:
         yield cell(f"warning: {warning}", "yellow")
     yield BLANK
     yield _budgets(run)
-    for tier in run.tiers:
-        yield BLANK
-        yield _tier(tier)
+    yield BLANK
+    yield _tiers(run.tiers, is_folded=is_folded)
     if run.ended_at is not None:
         verdict = "eligible" if run.promotion_eligible_to_main else "not eligible"
         yield BLANK
@@ -62,10 +64,21 @@ def _budgets(run: RunAnswer) -> Table:
     return grid
 
 
-def _tier(tier: TierAnswer) -> Table:
-    done = sum(phase.state.is_final for phase in tier.phases)
+def _tiers(tiers: Sequence[TierAnswer], *, is_folded: bool) -> Table:
     table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
-    table.add_row(
+    for number, tier in enumerate(tiers):
+        is_open = not is_folded or tier.state in (TierStatus.IN_PROGRESS, TierStatus.FAILED)
+        if number and not is_folded:
+            table.add_row()
+        table.add_row(*_tier(tier))
+        for phase in tier.phases if is_open else ():
+            table.add_row(*_phase(phase))
+    return table
+
+
+def _tier(tier: TierAnswer) -> tuple[Text, ...]:
+    done = sum(phase.state.is_final for phase in tier.phases)
+    return (
         cell(tier.tier_id, "bold"),
         cell(tier.state),
         cell(tier.name, "bold"),
@@ -73,12 +86,9 @@ def _tier(tier: TierAnswer) -> Table:
         cell(f"{done} of {len(tier.phases)} phases"),
         cell(f"{tier.tokens_used:,} of {tier.token_cap:,} tokens"),
     )
-    for phase in tier.phases:
-        table.add_row(*_phase(phase))
-    return table
 
 
-def _phase(phase: PhaseAnswer) -> tuple[RenderableType, ...]:
+def _phase(phase: PhaseAnswer) -> tuple[Text, ...]:
     tries = f"{phase.builder_attempts_used} of {phase.max_builder_attempts} tries"
     return (
         cell(f"  {phase.phase_id}"),
