@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import json
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
@@ -140,6 +141,33 @@ def test_what_may_be_sent_twice_is_sent_again_with_one_key(pauses: list[float]) 
     assert answering(fail_twice).request_audit("run-001", "P1").audit_id == 1
     assert len(set(keys)) == 1
     assert pauses == [0.25, 0.5]
+
+
+@pytest.mark.unit
+def test_a_stream_that_breaks_goes_on_where_it_was(pauses: list[float]) -> None:
+    def message(sequence: int) -> str:
+        event = {"sequence": sequence, "at": "2026-11-24T19:00:00Z", "kind": "K", "data": {}}
+        names = ("phase_id", "tier_id", "from_state", "to_state", "reason")
+        words = ("actor", "previous_hash", "hash")
+        event |= dict.fromkeys(names) | dict.fromkeys(words, "")
+        return f"id: {sequence}\ndata: {json.dumps(event)}\n\n"
+
+    asked = []
+
+    def stream(request: httpx.Request) -> httpx.Response:
+        assert request.headers["Accept"] == "text/event-stream"
+        asked.append(request.headers["Last-Event-ID"])
+        if len(asked) == 2:
+            raise httpx.ReadError("cut off")
+        whole = {1: message(1) + ": ping\n\n" + message(2) + "data: half", 3: message(3)}
+        end = "event: end\ndata: {}\n\n" if len(asked) == 3 else ""
+        headers = {"Content-Type": "text/event-stream; charset=utf-8"}
+        return httpx.Response(200, headers=headers, text=whole[len(asked)] + end)
+
+    events = answering(stream).follow("run-001")
+    assert [event.sequence for event in events] == [1, 2, 3]
+    assert asked == ["0", "2", "2"]
+    assert pauses == [0.5]
 
 
 @pytest.mark.unit

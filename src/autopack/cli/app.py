@@ -27,6 +27,7 @@ COMMANDS: Final = {
     "issues": "List the project's backlog, resolve and reopen issues.",
     "strategy": "Show and change the policy, see what it makes of a plan.",
     "promote": "Say whether a run's branch may be merged, and start that.",
+    "verify": "Check a run's branch against its own record, without the service.",
     "db": "Upgrade the database, look at it, open a shell on it.",
     "doctor": "Find what is wrong with a set-up, and say how to mend it.",
     "backtest": "Say what another ruleset would have made of finished runs.",

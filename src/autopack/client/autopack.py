@@ -38,8 +38,18 @@ from ..api.schemas.results import (
 from ..api.schemas.runs import RunAnswer, RunPage, StatusAnswer
 from ..api.schemas.service import HealthAnswer, LiveAnswer, ServiceAnswer
 from ..api.schemas.work import HeartbeatAnswer, WorkItemAnswer
-from .connection import RETRIES, TIMEOUT_SECONDS, Body, Connection, new_key, unreadable
+from .connection import (
+    FIRST_PAUSE_SECONDS,
+    RETRIES,
+    TIMEOUT_SECONDS,
+    Body,
+    Connection,
+    new_key,
+    unreadable,
+)
 from .documents import parse_document
+from .errors import ApiError, UnreachableError
+from .messages import MEDIA_TYPE, Message, read_messages
 
 BACKTEST_SECONDS = 600.0  # a thousand long runs take their time
 EVENTS_A_PAGE = 1_000
@@ -154,7 +164,36 @@ class Autopack:
         return self._get(EventPage, f"{_run(run_id)}/events", limit=limit, cursor=cursor)
 
     def follow(self, run_id: str, *, after: int = 0) -> Iterator[EventAnswer]:
-        """Yield a run's events as they happen; ends when the run is over and all are told."""
+        """Yield a run's events as they happen; ends when the run is over and all are told.
+
+        Goes on where it was when the connection breaks. A service without room for one more stream
+        is asked again and again instead.
+        """
+        failures = 0  # since the last event
+        while failures <= self._connection.retries:
+            if failures:
+                time.sleep(FIRST_PAUSE_SECONDS * 2**failures)
+            failures += 1
+            headers = {"Accept": MEDIA_TYPE, "Last-Event-ID": str(after)}
+            try:
+                with self._connection.stream(f"{_run(run_id)}/events", headers) as response:
+                    if not response.headers.get("Content-Type", "").startswith(MEDIA_TYPE):
+                        break
+                    for message in read_messages(response.iter_lines()):
+                        if message.event == "end":
+                            return
+                        event = _read_event(message, response)
+                        after, failures = event.sequence, 0
+                        yield event
+            except ApiError as error:
+                if error.status != 503:
+                    raise
+                break
+            except UnreachableError:
+                continue
+        yield from self._poll(run_id, after)
+
+    def _poll(self, run_id: str, after: int) -> Iterator[EventAnswer]:
         cursor = None
         is_over = False
         while True:
@@ -390,6 +429,13 @@ def _read(shape: type[Answer], response: httpx.Response) -> Answer:
         return shape.model_validate(document)
     except ValidationError as error:
         raise unreadable(response, f"that is no {shape.__name__}: {error}") from error
+
+
+def _read_event(message: Message, response: httpx.Response) -> EventAnswer:
+    try:
+        return EventAnswer.model_validate_json(message.data)
+    except ValidationError as error:
+        raise unreadable(response, f"a message that is no event: {error}") from error
 
 
 def _read_any(shape: type[Answer], response: httpx.Response) -> Answer | None:

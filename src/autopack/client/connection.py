@@ -6,7 +6,8 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final
 
 import httpx
@@ -46,7 +47,7 @@ class Connection:
             raise ClientError(_one_line(f"{given!r} is no address: http://HOST:PORT is."))
         if key is not None and not (key.isascii() and key.isprintable()):
             raise ClientError("AUTOPACK_API_KEY holds what no header may hold.")
-        self._retries = retries
+        self.retries = retries
         self._http = httpx.Client(
             base_url=self._url,
             headers={"Authorization": f"Bearer {key}"} if key else None,
@@ -91,7 +92,7 @@ class Connection:
             content=None if body is None else _encoded(body),
             **({} if timeout is None else {"timeout": timeout}),  # type: ignore[arg-type]
         )
-        tries_left, pause = self._retries, FIRST_PAUSE_SECONDS
+        tries_left, pause = self.retries, FIRST_PAUSE_SECONDS
         while True:
             try:
                 response = self._http.send(request)
@@ -106,6 +107,21 @@ class Connection:
                     raise refusal(response)
             time.sleep(pause)
             tries_left, pause = tries_left - 1, pause * 2
+
+    @contextmanager
+    def stream(self, path: str, headers: Mapping[str, str]) -> Iterator[httpx.Response]:
+        """Open an answer that is read as it comes.
+
+        Raises ApiError, and UnreachableError while it is read, too.
+        """
+        try:
+            with self._http.stream("GET", path, headers=dict(headers)) as response:
+                if not response.is_success:
+                    response.read()
+                    raise refusal(response)
+                yield response
+        except httpx.RequestError as error:
+            raise self._unreachable(error) from error
 
     def _unreachable(self, error: httpx.RequestError) -> UnreachableError:
         if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
