@@ -82,7 +82,11 @@ def plan(tmp_path: Path) -> Path:
 
 @pytest.mark.integration
 def test_a_run_is_started_watched_and_promoted(
-    terminal: Terminal, autopack: Autopack, plan: Path
+    terminal: Terminal,
+    autopack: Autopack,
+    plan: Path,
+    git_repo: GitRepo,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert "RUN_CREATED" in terminal.run("run", "start", plan)
     assert terminal.json("run", "start", plan)["run_id"] == "run-001"
@@ -104,6 +108,10 @@ def test_a_run_is_started_watched_and_promoted(
     assert "run-001" in terminal.run("run", "list", "--status", "DONE_SUCCESS")
     assert terminal.run("run", "diff", "run-001") == ""
     assert "is eligible" in terminal.run("promote", "run-001")
+    monkeypatch.chdir(git_repo.path)
+    terminal.run("verify", "run-001")
+    git_repo.git("branch", "--force", "autonomous/run-001", "main")
+    terminal.run("verify", "run-001", exit_code=1)
     assert "is over" in terminal.run("run", "cancel", "run-001", exit_code=2)
 
 

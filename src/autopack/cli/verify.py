@@ -24,6 +24,7 @@ def verify(
     branch: Annotated[
         str | None, typer.Option(help="Where it was built, if not on its own branch.")
     ] = None,
+    base: Annotated[str, typer.Option(help="Where it is to go.")] = "main",
     json: JsonOption = False,
 ) -> int:
     """Check a run's branch against its record, in the repository of the current folder.
@@ -31,7 +32,7 @@ def verify(
     Needs no service. Ends with 0 when the branch may be merged, else with each reason and 1.
     """
     command = [sys.executable, "-I", str(_checker()), "--run-id", run_id]
-    command += ["--branch", branch or branch_name(run_id)]
+    command += ["--branch", branch or branch_name(run_id), "--base", base]
     return subprocess.run([*command, "--json"] if json else command, check=False).returncode
 
 
