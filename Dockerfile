@@ -13,6 +13,9 @@ RUN pip install --no-cache-dir --disable-pip-version-check --require-hashes -r r
 COPY LICENSE pyproject.toml ./
 COPY alembic ./alembic
 COPY src ./src
+# What `autopack init` copies.
+COPY .github ./.github
+COPY scripts ./scripts
 
 # Whoever runs it (compose: AUTOPACK_UID) owns what is written into the mounted repository, so its own
 # data folder is open to any of them.

@@ -11,7 +11,8 @@ step "$bin/ruff" check .
 step "$bin/black" --check --quiet .
 step "$bin/mypy"
 step "$bin/lint-imports" --no-cache
-step "$bin/check-jsonschema" --builtin-schema vendor.github-workflows .github/workflows/*.yml
+step "$bin/check-jsonschema" --builtin-schema vendor.github-workflows .github/workflows/*.yml \
+    src/autopack/setup/files/.github/workflows/*.yml
 
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT

@@ -2,7 +2,7 @@
 
 Stands alone, and takes everything from the environment:
   AUTOPACK_URL     where the service is: https://autopack.example.org
-  AUTOPACK_KEY     sent as `Authorization: Bearer`, where it is set
+  AUTOPACK_API_KEY     sent as `Authorization: Bearer`, where it is set
   COMMIT           the commit that was judged
   COMMIT_MESSAGE   its message, whose trailers name run and phase
   NORMAL, STRICT   the `needs` of the two preflight jobs, as JSON; a skipped STRICT does not count
@@ -94,7 +94,7 @@ def main() -> int:
     path = "/runs/{}/phases/{}/ci_result".format(*named)
     for attempt in range(1, TRIES + 1):
         try:
-            status, text = post(url, environment.get("AUTOPACK_KEY", ""), path, body)
+            status, text = post(url, environment.get("AUTOPACK_API_KEY", ""), path, body)
         except OSError as error:
             status, text = 0, str(error)
         print(f"POST {path}: {status or 'no answer'} {json.dumps(text)}")

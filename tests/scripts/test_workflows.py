@@ -25,7 +25,8 @@ pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / ".github" / "workflows"
-WORKFLOWS = sorted(FOLDER.glob("*.yml"))
+TEMPLATE = ROOT / "src" / "autopack" / "setup" / "files" / ".github" / "workflows" / "preflight.yml"
+WORKFLOWS = [*sorted(FOLDER.glob("*.yml")), TEMPLATE]
 HOSTILE = [
     "'; touch pwned; '",
     '"; touch pwned; "',
@@ -65,8 +66,17 @@ def test_ci_runs_where_the_guide_says() -> None:
     assert ci.jobs["preflight-normal"]["if"] == on_our_branches
     strict = "contains(github.event.head_commit.message, '[strict]')"
     assert ci.jobs["preflight-strict"]["if"] == f"{on_our_branches} && {strict}"
-    # A push must not cancel what still judges the commit before it.
-    assert "autonomous/" in ci.document["concurrency"]["cancel-in-progress"]
+
+
+def test_projects_get_the_same_gate_as_we_have() -> None:
+    ours, theirs = (Workflow.read(path).jobs for path in (FOLDER / "ci.yml", TEMPLATE))
+    for name in ("preflight-normal", "preflight-strict"):
+        gate, outcome = ours[name]["steps"][-2:]
+        gate["env"].pop("PYTEST_ADDOPTS")
+        assert theirs[name]["steps"][-2:] == [gate, outcome]
+        assert theirs[name]["outputs"] == ours[name]["outputs"]
+    ours["report"]["steps"][0]["with"]["ref"] = "${{ env.BASE }}"
+    assert theirs["report"] == ours["report"]
 
 
 class Promotion:
@@ -220,7 +230,7 @@ def report(url: str, normal: object, strict: object, **contexts: str) -> tuple[i
         "report",
         {
             "vars.AUTOPACK_URL": url,
-            "secrets.AUTOPACK_KEY": "",
+            "secrets.AUTOPACK_API_KEY": "",
             "github.sha": "1" * 40,
             "github.event.head_commit.message": MESSAGE,
             "toJSON(needs.preflight-normal)": json.dumps(normal),
@@ -271,7 +281,7 @@ def test_the_service_is_told_what_the_profile_of_the_commit_came_to(
 
 def test_a_key_goes_into_the_header_and_a_refusal_fails_the_job() -> None:
     with service(401) as (url, came):
-        code, said = report(url, job(), SKIPPED, **{"secrets.AUTOPACK_KEY": "s3cret"})
+        code, said = report(url, job(), SKIPPED, **{"secrets.AUTOPACK_API_KEY": "s3cret"})
     assert code == 1
     assert came[0][1] == "Bearer s3cret"
     assert "s3cret" not in said

@@ -31,6 +31,7 @@ COMMANDS: Final = {
     "db": "Upgrade the database, look at it, open a shell on it.",
     "doctor": "Find what is wrong with a set-up, and say how to mend it.",
     "backtest": "Say what another ruleset would have made of finished runs.",
+    "init": "Set the git repository of the current folder up for runs, CI and promotion.",
 }
 
 

@@ -1,0 +1,51 @@
+"""`autopack init`: a project's repository, ready for runs, CI and promotion."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ..config import SettingsError, load_settings
+from ..domain.errors import AutopackError
+from ..domain.values import CiMode
+from ..gitrepo.errors import RepositoryUnusableError
+from ..setup import SetUp, SetUpError, set_up
+from .command import CommandError, command_app
+
+app = command_app()
+
+
+@app.command()
+def init(
+    ci: Annotated[
+        CiMode, typer.Option(help="Who judges runs' commits: the service itself, a CI outside.")
+    ] = CiMode.EXTERNAL,
+    ci_command: Annotated[
+        str | None,
+        typer.Option(help="What runs the project's checks; unset: found by what lies there."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, write nothing.")
+    ] = False,
+) -> None:
+    """Set the git repository of the current folder up for runs, CI and promotion.
+
+    Overwrites nothing, and says what is left to do.
+    """
+    try:
+        found = set_up(load_settings(), mode=ci, command=ci_command, is_dry_run=dry_run)
+    except (SettingsError, SetUpError, RepositoryUnusableError, AutopackError) as error:
+        raise CommandError(str(error)) from error
+    print(_shown(found, is_dry_run=dry_run))
+
+
+def _shown(found: SetUp, *, is_dry_run: bool) -> str:
+    checks = f"checks by {found.checks.name}" if found.checks else "no checks found"
+    lines = [f"{found.top} (base: {found.base_branch}, {checks})"]
+    if is_dry_run:
+        lines.append("This is a dry run: nothing is written.")
+    lines += [f"  {action:<13} {name}" for name, action in found.done.items()]
+    lines += ["", "Left to do:"]
+    lines += [f"{number}. {step}" for number, step in enumerate(found.left_to_do, start=1)]
+    return "\n".join(lines)
