@@ -513,7 +513,7 @@ class Check:
         commits[base] = self.git.commit(base)
         trees = [commits[base].tree]
         for each in record["commits"]:
-            if each["sha"] not in commits:
+            if each["sha"] not in commits or each["sha"] == base:
                 continue
             commit = commits[each["sha"]]
             self.expect(
@@ -525,7 +525,8 @@ class Check:
                 f"commit {each['sha']} follows {commit.parents[0]}, the record says"
                 f" {each['parent']}",
             )
-            self._check_content(each, commits[commit.parents[0]], commit, trees)
+            if commit.parents[0] in commits:
+                self._check_content(each, commits[commit.parents[0]], commit, trees)
             trees.append(commit.tree)
         if len(commits[head].parents) == 1:
             self._check_record_alone(head, commits[commits[head].parents[0]], commits[head])

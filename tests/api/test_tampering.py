@@ -1,0 +1,431 @@
+"""One byte of a recorded run changed, and its branch is refused with a reason that fits.
+
+Each case takes a copy of one recorded run. `Forger` makes it easy on purpose: whatever a forger
+without the signing key can make right again, it makes right.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from pydantic import SecretStr
+
+from autopack.config import Settings
+
+if TYPE_CHECKING:
+    from tests.api.conftest import Api
+    from tests.conftest import GitRepo
+
+pytestmark = [pytest.mark.integration, pytest.mark.safety_critical]
+
+RUN = "run-001"
+BRANCH = f"autonomous/{RUN}"
+FOLDER = f".autonomous_runs/{RUN}"
+CHECKER = Path(__file__).resolve().parents[2] / "scripts" / "check_promotion.py"
+Json = dict[str, Any]
+
+
+def load_checker() -> Any:
+    spec = importlib.util.spec_from_file_location("check_promotion", CHECKER)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+check = load_checker().check
+
+
+class Forger:
+    """A copy of the repository, and somebody who may write to it."""
+
+    def __init__(self, repo: GitRepo) -> None:
+        self.git = repo.git
+        self.path = repo.path
+        self.head = self.git("rev-parse", BRANCH)
+        self.record: Json = json.loads(self.git("show", f"{BRANCH}:{FOLDER}/run.json"))
+        self.named = [each["sha"] for each in self.record["commits"]]
+
+    def commit(self, like: str, **changes: str) -> str:
+        """Write a commit like another one, with some of its header lines changed."""
+        head, _, message = self.git("cat-file", "commit", like).partition("\n\n")
+        lines = []
+        for line in head.split("\n"):
+            name = line.partition(" ")[0]
+            lines.append(f"{name} {changes.pop(name)}" if name in changes else line)
+        message = changes.pop("message", message)
+        lines += [f"{name} {value}" for name, value in changes.items()]
+        text = "\n".join([*lines, "", message])
+        if not text.endswith("\n"):
+            text += "\n"
+        options = ("-t", "commit", "-w", "--stdin")
+        return self.git("hash-object", *options, stdin=text.encode(errors="surrogateescape"))
+
+    def move(self, commit: str, branch: str = BRANCH) -> None:
+        self.git("update-ref", f"refs/heads/{branch}", commit)
+
+    def rebase(self, commits: list[str], onto: str) -> str:
+        """Put commits on another one as they are, trees and all."""
+        for commit in commits:
+            onto = self.commit(commit, parent=onto)
+        return onto
+
+    def tree(self, of: str, **files: bytes | str | None) -> str:
+        """Return a commit's tree with files changed; a path is written with `__` for `/`."""
+        self.git("read-tree", of)
+        for name, content in files.items():
+            self.set(name.replace("__", "/"), content)
+        return self.git("write-tree")
+
+    def set(self, path: str, content: bytes | str | None, mode: str = "100644") -> None:
+        if content is None:
+            self.git("rm", "--quiet", "--cached", "--", path)
+            return
+        blob = self.git("hash-object", "-w", "--stdin", stdin=content)
+        self.git("update-index", "--add", "--cacheinfo", f"{mode},{blob},{path}")
+
+    def amend(self, path: str, content: bytes | str | None, mode: str = "100644") -> None:
+        """Change a file of the record in the record's own commit, and say nothing."""
+        self.git("read-tree", BRANCH)
+        self.set(f"{FOLDER}/{path}", content, mode)
+        self.head = self.commit(self.head, tree=self.git("write-tree"))
+        self.move(self.head)
+
+    def file(self, path: str) -> bytes:
+        return self.git("show", f"{BRANCH}:{FOLDER}/{path}").encode(errors="surrogateescape")
+
+    def rewrite(self, content: bytes | None = None, parent: str | None = None) -> None:
+        """Put another `run.json` into the record, with a commit that fits it."""
+        content = json.dumps(self.record).encode() if content is None else content
+        self.amend("run.json", content)
+        message = self.git("cat-file", "commit", self.head).partition("\n\n")[2]
+        trailer = "Autopack-Record-SHA256: "
+        sealed = message.partition(trailer)[2][:64]
+        message = message.replace(sealed, hashlib.sha256(content).hexdigest())
+        changes = {"parent": parent} if parent else {}
+        self.move(self.commit(self.head, message=message, **changes))
+
+    def reseal(self) -> None:
+        """Seal the events anew, so that their chain is whole again."""
+        previous = "0" * 64
+        for event in self.record["events"]:
+            event["previous_hash"] = previous
+            document = {name: value for name, value in event.items() if name != "hash"}
+            text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+            event["hash"] = previous = hashlib.sha256(text.encode()).hexdigest()
+
+    def event(self, kind: str) -> Json:
+        found: Json = next(each for each in self.record["events"] if each["kind"] == kind)
+        return found
+
+
+def another_message(forger: Forger) -> None:
+    first = forger.commit(forger.named[0], message="Another message\n")
+    forger.move(forger.rebase([*forger.named[1:], forger.head], first))
+
+
+def another_author(forger: Forger) -> None:
+    first = forger.commit(forger.named[0], author="Eve <eve@localhost> 1 +0000")
+    forger.move(forger.rebase([*forger.named[1:], forger.head], first))
+
+
+def another_tree(forger: Forger) -> None:
+    first = forger.commit(forger.named[0], tree=forger.tree(forger.named[0], evil="evil\n"))
+    forger.move(forger.rebase([*forger.named[1:], forger.head], first))
+
+
+def another_tree_throughout(forger: Forger) -> None:
+    """All that names the last commit of the work is made to name the forged one."""
+    last = forger.record["commits"][-1]
+    before = last["sha"]
+    tree = forger.tree(before, evil="evil\n")
+    after = forger.commit(before, tree=tree)
+    text = json.dumps(forger.record).replace(before, after).replace(last["tree"], tree)
+    forger.record = json.loads(text)
+    forger.reseal()
+    content = json.dumps(forger.record)
+    forger.set("evil", "evil\n")
+    forger.git("read-tree", forger.head)
+    forger.set("evil", "evil\n")
+    forger.head = forger.commit(forger.head, tree=forger.git("write-tree"))
+    forger.move(forger.head)
+    forger.rewrite(content.encode(), parent=after)
+
+
+def a_patch(forger: Forger) -> None:
+    name = f"patches/{forger.record['commits'][0]['patch_sha256']}.patch"
+    forger.amend(name, forger.file(name).replace(b"This", b"THis") + b"\n")
+
+
+def a_patch_throughout(forger: Forger) -> None:
+    old = forger.record["commits"][0]["patch_sha256"]
+    content = forger.file(f"patches/{old}.patch").replace(b"This", b"THis") + b"\n"
+    new = hashlib.sha256(content).hexdigest()
+    forger.record = json.loads(json.dumps(forger.record).replace(old, new))
+    forger.reseal()
+    forger.amend(f"patches/{old}.patch", None)
+    forger.amend(f"patches/{new}.patch", content)
+    forger.rewrite()
+
+
+def a_page(forger: Forger) -> None:
+    forger.amend("run_summary.md", forger.file("run_summary.md") + b"And all is well.\n")
+
+
+def a_figure(forger: Forger) -> None:
+    forger.record["budgets"]["tokens_used"] += 1
+    forger.amend("run.json", json.dumps(forger.record))
+
+
+def a_figure_throughout(forger: Forger) -> None:
+    forger.record["budgets"]["tokens_used"] += 1
+    forger.rewrite()
+
+
+def an_event(forger: Forger) -> None:
+    forger.event("PhaseCompleted")["reason"] += "!"
+    forger.rewrite()
+
+
+def no_event(forger: Forger) -> None:
+    forger.record["events"].remove(forger.event("PatchApplied"))
+    forger.rewrite()
+
+
+def a_verdict(forger: Forger) -> None:
+    forger.record["phases"][0]["verdict"] = "red"
+    forger.rewrite()
+
+
+def a_verdict_in_the_events(forger: Forger) -> None:
+    forger.event("CiVerdictReceived")["data"]["verdict"] = "red"
+    forger.reseal()
+    forger.rewrite()
+
+
+def a_move_that_no_rule_allows(forger: Forger) -> None:
+    events = forger.record["events"]
+    forger.event("PhaseGated")["to_state"] = "COMPLETE"
+    for number, event in enumerate(events, start=1):
+        event["sequence"] = number
+    forger.reseal()
+    forger.rewrite()
+
+
+def the_verdict_of_the_record(forger: Forger) -> None:
+    forger.record["promotion"] = {"eligible": False, "reasons": ["because"], "warnings": []}
+    forger.rewrite()
+
+
+def a_commit_too_many(forger: Forger) -> None:
+    extra = forger.commit(forger.named[-1], parent=forger.named[-1], message="Slip in\n")
+    forger.move(forger.commit(forger.head, parent=extra))
+
+
+def a_commit_too_few(forger: Forger) -> None:
+    forger.move(forger.rebase([forger.named[0], forger.head], forger.record["base_commit"]))
+
+
+def another_order(forger: Forger) -> None:
+    forger.record["commits"].reverse()
+    forger.rewrite()
+
+
+def a_commit_after_the_record(forger: Forger) -> None:
+    tree = forger.tree(forger.head, evil="evil\n")
+    forger.move(forger.commit(forger.head, parent=forger.head, tree=tree, message="Add\n"))
+
+
+def a_second_record(forger: Forger) -> None:
+    forger.move(forger.commit(forger.head, parent=forger.head))
+
+
+def a_record_edited_later(forger: Forger) -> None:
+    before = forger.head
+    forger.record["failure_reason"] = None
+    forger.rewrite()
+    forged = forger.git("rev-parse", BRANCH)
+    forger.move(forger.commit(forged, parent=before))
+
+
+def a_merge(forger: Forger) -> None:
+    parents = f"{forger.named[-1]}\nparent {forger.record['base_commit']}"
+    forger.move(forger.commit(forger.head, parent=parents))
+
+
+def a_record_with_more(forger: Forger) -> None:
+    forger.move(forger.commit(forger.head, tree=forger.tree(forger.head, evil="evil\n")))
+
+
+def a_file_too_many(forger: Forger) -> None:
+    forger.amend("evil.md", "evil\n")
+
+
+def a_file_too_few(forger: Forger) -> None:
+    forger.amend("run_summary.md", None)
+
+
+def a_link_for_a_file(forger: Forger) -> None:
+    forger.amend("run_summary.md", "/etc/passwd", "120000")
+
+
+def replaced(forger: Forger) -> None:
+    """git would show the true record in the place of the forged one."""
+    a_commit_after_the_record(forger)
+    forger.git("replace", BRANCH, forger.head)
+
+
+def grafted(forger: Forger) -> None:
+    a_commit_too_many(forger)
+    head = forger.git("rev-parse", BRANCH)
+    grafts = forger.path / ".git" / "info" / "grafts"
+    grafts.parent.mkdir(exist_ok=True)
+    grafts.write_text(f"{head} {forger.named[-1]}\n")
+
+
+def a_base_rewritten(forger: Forger) -> None:
+    base = forger.git("rev-parse", "main")
+    tree = forger.git("rev-parse", "main^{tree}")
+    forger.git("update-ref", "refs/heads/main", forger.commit(base, tree=tree, message="New\n"))
+
+
+def another_base(forger: Forger) -> None:
+    forger.record["base_commit"] = forger.named[0]
+    forger.rewrite()
+
+
+def no_text(forger: Forger) -> None:
+    forger.rewrite(b"\xff{}")
+
+
+def nested(forger: Forger) -> None:
+    forger.rewrite(b"[" * 200_000 + b"]" * 200_000)
+
+
+def a_huge_number(forger: Forger) -> None:
+    forger.rewrite(b'{"schema_version": 1' + b"0" * 100_000 + b"}")
+
+
+def said_twice(forger: Forger) -> None:
+    forger.rewrite(b'{"run_id": "run-001", "run_id": "run-002"}')
+
+
+def of_another_kind(forger: Forger) -> None:
+    forger.record["phases"][0]["state"] = {"-x": ["--evil"]}
+    forger.rewrite()
+
+
+def options_for_names(forger: Forger) -> None:
+    forger.record["base_commit"] = forger.record["commits"][0]["sha"] = "--upload-pack=evil"
+    forger.rewrite()
+
+
+def events_of_nothing(forger: Forger) -> None:
+    forger.event("PhaseCompleted")["phase_id"] = "P9"
+    forger.reseal()
+    forger.rewrite()
+
+
+CASES: dict[Callable[[Forger], None], str] = {
+    another_message: "which the record names, is not on the branch",
+    another_author: "which the record names, is not on the branch",
+    another_tree: "is on the branch, but the record does not name it",
+    another_tree_throughout: "does not give its tree",
+    a_patch: ".patch of the record was changed",
+    a_patch_throughout: "does not give its tree",
+    a_page: "run_summary.md of the record was changed",
+    a_figure: "run.json is not what the record's commit says",
+    a_figure_throughout: "the run: tokens_used is 21 in the record, 20 by its events",
+    an_event: "(PhaseCompleted) was changed: the chain of hashes breaks there",
+    no_event: "is missing, or out of its place",
+    a_verdict: "phase 'P0.0': verdict is red in the record, green by its events",
+    a_verdict_in_the_events: "phase 'P0.0': verdict is green in the record, red by its events",
+    a_move_that_no_rule_allows: "from EXECUTING to COMPLETE, which no rule allows",
+    the_verdict_of_the_record: "the record's own verdict is not what its figures give",
+    a_commit_too_many: "is on the branch, but the record does not name it",
+    a_commit_too_few: "which the record names, is not on the branch",
+    another_order: "the record names the branch's commits in another order",
+    a_commit_after_the_record: "something was committed after it",
+    a_second_record: "is on the branch, but the record does not name it",
+    a_record_edited_later: "is on the branch, but the record does not name it",
+    a_merge: "has 2 parents: the branch has to be one line",
+    a_record_with_more: f"changes more than the record's folder {FOLDER}",
+    a_file_too_many: "the record does not name its file evil.md",
+    a_file_too_few: "run_summary.md is missing from the record",
+    a_link_for_a_file: "run_summary.md of the record is no plain file",
+    replaced: "something was committed after it",
+    grafted: "is on the branch, but the record does not name it",
+    a_base_rewritten: "which is not in the history of 'main'",
+    another_base: "the events tell of a run from another base",
+    no_text: "run.json cannot be read: 'utf-8' codec",
+    nested: "run.json cannot be read: maximum recursion depth",
+    a_huge_number: "run.json cannot be read: it has a number of too many digits",
+    said_twice: "run.json cannot be read: it names a member twice",
+    of_another_kind: "run.json: phases[0]: state is",
+    options_for_names: "does not lead back to the recorded base --upload-pack=evil",
+    events_of_nothing: "the events cannot be replayed: KeyError('P9')",
+}
+
+
+@pytest.fixture
+def settings(settings: Settings, tmp_path: Path) -> Settings:
+    bare = tmp_path / "remote.git"
+    subprocess.run(["git", "init", "--quiet", "--bare", str(bare)], check=True)
+    return settings.model_copy(update={"git_remote": SecretStr(str(bare))})
+
+
+@pytest.fixture
+def recorded(api: Api) -> GitRepo:
+    """A repository with the branch of a run that is eligible."""
+    ruleset = {"project_id": "Autopack", "ci": {"mode": "external"}}
+    assert api.client.put("/project/ruleset", json=ruleset).status_code == 200
+    api.start(RUN, phases=2, phase={"complexity": "high"})
+    for phase_id in ("P0.0", "P0.1"):
+        assert api.result(RUN, phase_id, tokens_used=10).status_code == 200
+        body = {"commit_sha": api.head(), "verdict": "green"}
+        answer = api.client.post(f"/runs/{RUN}/phases/{phase_id}/ci_result", json=body)
+        assert answer.status_code == 200, answer.text
+    return api.repo
+
+
+def test_each_tampering_is_refused_with_its_reason(
+    recorded: GitRepo, tmp_path: Path, subtests: pytest.Subtests
+) -> None:
+    verdict = check(str(recorded.path), RUN, BRANCH, "main")
+    assert verdict["eligible"], verdict["reasons"]
+    assert verdict["warnings"] == []
+    for number, (tamper, reason) in enumerate(CASES.items()):
+        with subtests.test(tamper.__name__):
+            copy = replace(recorded, path=tmp_path / f"case-{number}")
+            shutil.copytree(recorded.path / ".git", copy.path / ".git")
+            tamper(Forger(copy))
+            verdict = check(str(copy.path), RUN, BRANCH, "main")
+            assert not verdict["eligible"]
+            assert any(reason in each for each in verdict["reasons"]), verdict["reasons"]
+            assert not any("cannot be checked" in each for each in verdict["reasons"])
+
+
+def test_a_record_is_of_its_own_run_branch_and_base_alone(recorded: GitRepo) -> None:
+    path = str(recorded.path)
+    recorded.git("branch", "autonomous/run-002", BRANCH)
+    for run_id, branch, base, reason in (
+        ("run-002", "autonomous/run-002", "main", "holds no record of run 'run-002'"),
+        (RUN, "autonomous/run-002", "main", "the record is of branch 'autonomous/run-001'"),
+        (RUN, BRANCH, BRANCH, "the run started from 'main', not from 'autonomous/run-001'"),
+        (RUN, "autonomous/none", "main", "there is no branch 'autonomous/none'"),
+        (RUN, "--help", "main", "there is no branch '--help'"),
+        (RUN, "a..b", "main", "there is no branch 'a..b'"),
+        ("../..", BRANCH, "main", "'../..' is no run id"),
+    ):
+        reasons = check(path, run_id, branch, base)["reasons"]
+        assert any(reason in each for each in reasons), reasons
