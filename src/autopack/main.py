@@ -23,6 +23,7 @@ from .api import (
     events,
     issues,
     metrics,
+    monitoring,
     phases,
     project,
     reports,
@@ -35,6 +36,7 @@ from .api.access import AccessMiddleware
 from .api.docs import mount_docs
 from .api.errors import install_error_handlers
 from .api.mcp.endpoint import mount_mcp
+from .api.monitoring import Traffic, TrafficMiddleware
 from .config import Settings, SettingsError, load_settings
 from .database import open_database
 from .gitrepo import Repository
@@ -87,6 +89,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         project,
         work,
         metrics,
+        monitoring,
         reports,
     ):
         app.include_router(module.router)
@@ -98,6 +101,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         is_loopback_only=settings.auth == "loopback",
         max_body_bytes=settings.max_body_bytes,
     )
+    app.state.traffic = Traffic()
+    app.add_middleware(TrafficMiddleware, traffic=app.state.traffic)  # what is refused counts too
     return app
 
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+
+import structlog
 
 from ..domain.metrics import PhaseMetrics, RunMetrics, TierMetrics
 from ..domain.reports import read_off
 from ..domain.states import PhaseStatus, RunStatus
 from ..models import Phase, Run, Tier
 from ..store import metrics
+from ..store.gauges import GAUGES, Gauge
+from .availability import DATABASE_ERRORS
 from .house import House
 from .reading import one_moment, reading_run
+
+logger = structlog.get_logger(__name__)
 
 Position = tuple[datetime, int]
 
@@ -62,3 +68,12 @@ def _tier(tier: Tier) -> TierMetrics:
         started_at=min(started, default=None),
         ended_at=max(ended, default=None) if tier.state.is_final else None,
     )
+
+
+def gauges(house: House) -> Iterator[tuple[Gauge, Mapping[tuple[str, ...], float]]]:
+    """Read how things stand, for monitoring; nothing while the database is away."""
+    try:
+        with house.reading() as session:
+            yield from [(gauge, gauge.read(session)) for gauge in GAUGES]
+    except DATABASE_ERRORS as error:
+        logger.warning("gauges_unread", why=str(error))

@@ -1,0 +1,117 @@
+"""Figures for Prometheus: requests as this process answers them, and how things stand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from time import perf_counter
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request, Response
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ..services import metrics
+from ..services.house import House
+from .errors import problems
+from .inputs import InHouse
+
+router = APIRouter(tags=["metrics"])
+
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+
+class Traffic:
+    """Counts requests. No label comes from outside, so their number is fixed."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self.requests = Counter(
+            "autopack_http_requests",
+            "Requests by route, method and status.",
+            ["route", "method", "status"],
+            registry=self.registry,
+        )
+        self.seconds = Histogram(
+            "autopack_http_request_seconds",
+            "Time until an answer begins, by route and method.",
+            ["route", "method"],
+            buckets=BUCKETS,
+            registry=self.registry,
+        )
+        self.under_way = Gauge(
+            "autopack_http_requests_in_flight",
+            "Requests under way, open streams included.",
+            registry=self.registry,
+        )
+
+
+class TrafficMiddleware:
+    """Pure ASGI: notes each answer when it begins."""
+
+    def __init__(self, app: ASGIApp, *, traffic: Traffic) -> None:
+        self.app = app
+        self.traffic = traffic
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        began = perf_counter()
+
+        async def send_noted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                route = getattr(scope.get("route"), "path", "none")
+                method = scope["method"] if scope["method"] in METHODS else "other"
+                self.traffic.requests.labels(route, method, message["status"]).inc()
+                self.traffic.seconds.labels(route, method).observe(perf_counter() - began)
+            await send(message)
+
+        with self.traffic.under_way.track_inprogress():
+            await self.app(scope, receive, send_noted)
+
+
+class _Everything(Collector):
+    """What one scrape tells."""
+
+    def __init__(self, traffic: Traffic, house: House) -> None:
+        self._traffic = traffic
+        self._house = house
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._traffic.registry.collect()
+        for gauge, figures in metrics.gauges(self._house):
+            family = GaugeMetricFamily(gauge.name, gauge.text, labels=gauge.labels)
+            for labels, value in figures.items():
+                family.add_metric(labels, value)
+            yield family
+
+
+def _traffic(request: Request) -> Traffic:
+    traffic: Traffic = request.app.state.traffic
+    return traffic
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={
+        200: {"description": "Figures", "content": {"text/plain": {"schema": {"type": "string"}}}},
+        **problems(),
+    },
+    summary="Read figures for Prometheus",
+)
+def prometheus(
+    request: Request, house: InHouse, traffic: Annotated[Traffic, Depends(_traffic)]
+) -> Response:
+    """Prometheus text, or OpenMetrics where that is accepted.
+
+    Requests are those of this process; runs, phases, leases, jobs and pushes those of the database,
+    which are left out while it is away.
+    """
+    encode, media_type = choose_encoder(request.headers.get("accept", ""))
+    return Response(encode(_Everything(traffic, house)), media_type=media_type)

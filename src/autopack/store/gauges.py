@@ -1,0 +1,104 @@
+"""How things stand, for monitoring: one cheap statement each, whatever the number of runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+from sqlalchemy import Executable, case, func, select, text
+from sqlalchemy.orm import Session
+
+from ..domain.states import PhaseStatus, RunStatus
+from ..domain.values import Role
+from ..models import Lease, Phase, Push, Run, run_counts
+from .metrics import total
+
+WAITING: Final = [status for status in PhaseStatus if not status.is_final]
+
+
+class PushState(StrEnum):
+    WAITING = "waiting"
+    FAILING = "failing"
+
+
+@dataclass(frozen=True, slots=True)
+class Gauge:
+    """A figure by labels; `known` are the values of the first label that are told when 0 too."""
+
+    name: str
+    text: str
+    query: Executable
+    labels: tuple[str, ...] = ()
+    known: Iterable[str] = ()
+
+    def read(self, session: Session) -> Mapping[tuple[str, ...], float]:
+        """Return the figure by the values of its labels."""
+        found: dict[tuple[str, ...], float] = {(value,): 0.0 for value in self.known}
+        rows: Any = session.execute(self.query)
+        return found | {tuple(labels): float(value) for *labels, value in rows}
+
+
+_LAGGING = Run.mirrored_revision < Run.revision
+GAUGES: Final = (
+    Gauge(
+        "autopack_runs",
+        "Runs by state.",
+        select(run_counts.c.state, total(run_counts.c.runs)).group_by(run_counts.c.state),
+        ("state",),
+        RunStatus,
+    ),
+    Gauge(
+        "autopack_live_phases",
+        "Phases of live runs that are not final, by state.",
+        select(Phase.state, func.count())
+        .join(Run, Run.id == Phase.run_pk)
+        .where(Run.ended_at.is_(None), Phase.state.in_(WAITING))
+        .group_by(Phase.state),
+        ("state",),
+        WAITING,
+    ),
+    Gauge(
+        "autopack_leases",
+        "Phases that an agent holds, by role.",
+        select(Lease.role, func.count()).where(Lease.ended_at.is_(None)).group_by(Lease.role),
+        ("role",),
+        Role,
+    ),
+    Gauge(
+        "autopack_jobs",
+        "Background jobs that wait (todo) or run (doing), by queue.",
+        text(
+            "SELECT queue_name, status::text, count(*) FROM procrastinate_jobs"
+            " WHERE status IN ('todo', 'doing') GROUP BY queue_name, status"
+        ),
+        ("queue", "status"),
+    ),
+    Gauge(
+        "autopack_pushes",
+        "Runs whose branch is to be pushed, by whether the last try failed.",
+        select(
+            case((Push.last_error.is_(None), PushState.WAITING), else_=PushState.FAILING).label(
+                "state"
+            ),
+            func.count(),
+        )
+        .where(Push.next_try_at.is_not(None))
+        .group_by(text("state")),
+        ("state",),
+        PushState,
+    ),
+    Gauge(
+        "autopack_lagging_runs",
+        "Runs whose branch or files do not show yet what is recorded.",
+        select(func.count()).where(_LAGGING),
+    ),
+    Gauge(
+        "autopack_lag_seconds",
+        "Since when the longest of them lags.",
+        select(
+            func.coalesce(func.extract("epoch", func.now() - func.min(Run.updated_at)), 0)
+        ).where(_LAGGING),
+    ),
+)
