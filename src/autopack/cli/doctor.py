@@ -25,6 +25,7 @@ from ..domain.ruleset import Ruleset
 from ..domain.values import CiMode
 from ..gitrepo.errors import RepositoryUnusableError
 from ..gitrepo.repository import Repository
+from ..setup.project import PROMOTION, SCRIPTS
 from .command import FINE, NO, command_app
 from .db import exists
 from .terminal import JsonOption, UrlOption, log_warnings_alone, print_json, print_table
@@ -34,11 +35,6 @@ NO_SPACE = 100_000_000
 CLOCK_SECONDS = 5.0
 PROBE_SECONDS = 10.0
 RUN_BRANCHES = "autonomous/"
-LAID_OUT = (
-    "scripts/preflight_gate.sh",
-    "scripts/check_promotion.py",
-    ".github/workflows/promotion.yml",
-)
 
 app = command_app()
 
@@ -237,7 +233,7 @@ def _sandbox() -> Finding:
 
 def _laid_out(settings: Settings) -> Iterator[Finding]:
     top = repository_top(settings.repo_path)
-    missing = [name for name in LAID_OUT if not (top / name).is_file()]
+    missing = [name for name in (*SCRIPTS, PROMOTION) if not (top / name).is_file()]
     if missing:
         detail = f"not in the repository: {', '.join(missing)}"
         yield Finding("promotion", "warn", detail, "autopack init, then commit what it wrote.")
