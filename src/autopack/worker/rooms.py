@@ -35,7 +35,8 @@ class WorkRoom:
 def enter(home: Path) -> Iterator[WorkRoom]:
     """Take a folder below the workers' home, and clear those of workers that were killed."""
     rooms = home / "work"
-    rooms.mkdir(parents=True, exist_ok=True, mode=0o700)
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)  # copies of repositories are there too
+    rooms.mkdir(exist_ok=True)
     with locked(home / "lock"):  # nobody takes a folder for left whose lock is just to be taken
         _clear(rooms)
         folder = Path(tempfile.mkdtemp(dir=rooms))
