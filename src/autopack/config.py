@@ -130,6 +130,31 @@ class Settings(BaseSettings):
         default=1024**3, gt=0, description="Most memory of a git process."
     )
     max_streams: int = Field(default=1_000, gt=0, description="Most event streams at a time.")
+    ci_sandbox: Literal["auto", "required", "none"] = Field(
+        default="auto",
+        description="Whether CI commands run in bubblewrap: where it can be had, always (else they"
+        " do not run), or never.",
+    )
+    ci_readable_paths: Annotated[tuple[Path, ...], NoDecode] = Field(
+        default=(),
+        description="Folders that CI commands may read beside `/usr` and `/opt`, separated by"
+        " commas; their `bin` comes first on the PATH.",
+    )
+    ci_memory_bytes: int = Field(
+        default=4 * 1024**3, gt=0, description="Most memory of a CI command, all its processes."
+    )
+    ci_processes: int = Field(
+        default=512, gt=2, description="Most processes of a CI command at one time."
+    )
+    ci_disk_bytes: int = Field(
+        default=4 * 1024**3, gt=0, description="Most that a CI command's work tree may come to."
+    )
+    ci_log_bytes: int = Field(
+        default=5 * MEGABYTE,
+        gt=0,
+        description="Longest log of a CI command that is kept whole; of a longer one its beginning"
+        " and end are.",
+    )
     sql_timeout_seconds: int = Field(default=15, gt=0, description="Longest SQL statement.")
 
     @field_validator("allowed_hosts", mode="before")
@@ -138,6 +163,21 @@ class Settings(BaseSettings):
         if isinstance(value, str):
             return tuple(part.strip().lower() for part in value.split(",") if part.strip())
         return value
+
+    @field_validator("ci_readable_paths", mode="before")
+    @classmethod
+    def _split_paths(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("ci_readable_paths")
+    @classmethod
+    def _absolute_paths(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
+        paths = tuple(path.expanduser() for path in value)
+        if not all(path.is_absolute() and len(path.parts) > 1 for path in paths):
+            raise ValueError("must be absolute paths, none of them /")
+        return paths
 
     @field_validator("database_url")
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
@@ -43,6 +44,8 @@ from .gitrepo import Repository
 from .jobs.worker import Queue, Workers
 from .mirror import Mirror
 from .services import pushes
+from .services.change import CI_QUEUE, CI_TASK
+from .services.ci import run_ci
 from .services.feed import Feed
 from .services.house import House
 from .services.pushes import push_branch, take_up_pushes
@@ -172,6 +175,10 @@ def queues_of(house: House) -> list[Queue]:
             every={"keep_up": (UPKEEP_SECONDS, partial(keep_up_alone, house))},
         ),
     ]
+    ci_workers = house.settings.ci_workers or max(1, (os.cpu_count() or 1) // 2)
+    queues.append(
+        Queue(name=CI_QUEUE, concurrency=ci_workers, tasks={CI_TASK: partial(run_ci, house)})
+    )
     remote = house.repository.remote
     if remote is not None:
         queues.append(

@@ -1,19 +1,19 @@
-"""CI: verdicts from outside."""
+"""CI: verdicts from outside, and what our own runs came to."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Response
+from fastapi import APIRouter, Body, Path, Query, Response
 
 from ..domain.results import CiReport
-from ..services import judging
+from ..services import ci, judging
 from .bodies import StrictRoute
 from .errors import problems
 from .examples import CI_RESULT, example
 from .inputs import IdempotencyKey, InHouse, PhaseId, RunId
 from .replay import replayed
-from .schemas.results import CiResultAnswer
+from .schemas.results import CiResultAnswer, CiRunsAnswer
 
 router = APIRouter(tags=["ci"], route_class=StrictRoute)
 
@@ -40,3 +40,72 @@ def ci_result(
     return replayed(
         response, judging.submit_ci_result(house, run_id, phase_id, report, idempotency_key)
     )
+
+
+@router.get(
+    "/runs/{run_id}/ci",
+    response_model=CiRunsAnswer,
+    responses=problems(404, 422, 503),
+    summary="List a run's CI runs",
+)
+def ci_runs(house: InHouse, run_id: RunId) -> object:
+    """Every judgement of every phase, in order, each attempt by itself."""
+    return {
+        "run_id": run_id,
+        "ci_runs": [
+            {
+                "id": run.id,
+                "phase_id": phase_id,
+                "commit_sha": run.commit_sha,
+                "profile": run.profile,
+                "attempt": run.attempt,
+                "verdict": run.verdict,
+                "flaky": run.is_flaky,
+                "reason": run.reason,
+                "tests": run.tests,
+                "failing_checks": run.failing_checks,
+                "sandbox": run.sandbox,
+                "url": run.url,
+                "log": f"/runs/{run_id}/ci/{run.id}/log" if run.sandbox else None,
+                "requested_at": run.requested_at,
+                "started_at": run.started_at,
+                "ended_at": run.ended_at,
+            }
+            for run, phase_id in ci.list_ci_runs(house, run_id)
+        ],
+    }
+
+
+@router.get(
+    "/runs/{run_id}/ci/{ci_run_id}/log",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "What the command printed",
+            "content": {"text/plain": {"schema": {"type": "string"}}},
+        },
+        **problems(404, 422, 503),
+    },
+    summary="Read a CI run's log",
+)
+def ci_log(
+    house: InHouse,
+    run_id: RunId,
+    ci_run_id: Annotated[
+        int,
+        Path(
+            ge=1,
+            le=2**63 - 1,
+            description="From the list of CI runs.",
+            openapi_examples={"first": {"value": 1}},
+        ),
+    ],
+    tail: Annotated[
+        int | None, Query(ge=1, le=100_000, description="Only so many lines, the last ones.")
+    ] = None,
+) -> Response:
+    """The whole log of a run of our own CI; past the limit its beginning and its end."""
+    log = ci.read_log(house, run_id, ci_run_id)
+    if tail is not None:
+        log = b"".join(log.splitlines(keepends=True)[-tail:])
+    return Response(log, media_type="text/plain; charset=utf-8")

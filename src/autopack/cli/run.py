@@ -161,6 +161,50 @@ def diff(
         sys.stdout.buffer.write(patch)
 
 
+@app.command()
+def ci(
+    run_id: RunId,
+    log: Annotated[
+        int | None, typer.Option(metavar="ID", help="Print the whole log of this run of CI.")
+    ] = None,
+    tail: Annotated[
+        int | None, typer.Option(metavar="LINES", help="Of the log, only so many last lines.")
+    ] = None,
+    json: JsonOption = False,
+    url: UrlOption = None,
+) -> None:
+    """Show what CI said of a run's phases, or print one log."""
+    with asking(url) as client:
+        if log is not None:
+            text = client.ci_log(run_id, log, tail=tail)
+            if sys.stdout.isatty():
+                for line in text.decode(errors="backslashreplace").splitlines():
+                    print(shown(line))
+            else:
+                sys.stdout.buffer.write(text)
+            return
+        answer = client.ci_runs(run_id)
+    if json:
+        print_json(answer)
+        return
+    print_table(
+        ("Id", "Phase", "Commit", "Profile", "Try", "Verdict", "Tests", "Why"),
+        [
+            (
+                str(run.id),
+                run.phase_id,
+                run.commit_sha[:12],
+                run.profile,
+                str(run.attempt),
+                ("flaky " if run.flaky else "") + (run.verdict or "under way"),
+                f"{run.tests.passed} of {run.tests.total}" if run.tests else "",
+                run.reason or "",
+            )
+            for run in answer.ci_runs
+        ],
+    )
+
+
 def _watch(run_id: str, url: str | None, *, after: int, as_json: bool) -> int:
     with asking(url, retries=PATIENT_RETRIES) as client:
         if as_json or not sys.stdout.isatty():

@@ -34,6 +34,7 @@ from ..api.schemas.results import (
     AuditRequestAnswer,
     BuilderResultAnswer,
     CiResultAnswer,
+    CiRunsAnswer,
 )
 from ..api.schemas.runs import RunAnswer, RunPage, StatusAnswer
 from ..api.schemas.service import HealthAnswer, LiveAnswer, ServiceAnswer
@@ -316,6 +317,14 @@ class Autopack:
             "GET", f"{_run(run_id)}/diff", query={"phase_id": phase_id}, is_repeatable=True
         )
         return response.content
+
+    def ci_runs(self, run_id: str) -> CiRunsAnswer:
+        return self._get(CiRunsAnswer, f"{_run(run_id)}/ci")
+
+    def ci_log(self, run_id: str, ci_run_id: int, *, tail: int | None = None) -> bytes:
+        """Return what a run of CI printed, or its last lines."""
+        path = f"{_run(run_id)}/ci/{ci_run_id}/log"
+        return self._connection.send("GET", path, query={"tail": tail}, is_repeatable=True).content
 
     def patch_check(self, run_id: str, check: Body) -> PatchCheckAnswer:
         path = f"{_run(run_id)}/patch_check"

@@ -1,16 +1,24 @@
-"""What CI's verdict does to a phase. (02 §2, 06)"""
+"""Runs of CI, and what a verdict does to a phase. (02 §2, 06)"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final
 
 from .building import fail_attempt
 from .course import Course, WrongStateError
 from .errors import ConflictError
 from .run import FailureCode, PhaseState, Verdict
 from .states import PhaseStatus
+
+# Checking out and reading reports, beside the time that the command has.
+GRACE_SECONDS: Final = 300
+# A run that could not be made is made again so often, and then so much later.
+ENVIRONMENT_TRIES: Final = 3
+_ENVIRONMENT_WAITS: Final = (timedelta(seconds=5), timedelta(seconds=30))
 
 
 class WrongCommitError(ConflictError):
@@ -28,6 +36,38 @@ class Judgement:
     verdict: Verdict
     reason: str
     failing_checks: Sequence[str] = ()
+
+
+def request_run(course: Course, phase_id: str, ci_run_id: int, attempt: int) -> None:
+    """Note that a run of CI waits for a worker, until when the phase does; the run's end ends it.
+
+    Only of our own CI: one elsewhere tells nothing but its verdict.
+    """
+    course.change_phase(phase_id, deadline_at=None)
+    course.note("CiRequested", phase_id=phase_id, data={"ci_run_id": ci_run_id, "attempt": attempt})
+
+
+def begin_run(course: Course, phase_id: str, ci_run_id: int) -> None:
+    """Let a run of CI begin: from now on its time runs."""
+    phase = course.phase(phase_id)
+    course.change_phase(
+        phase_id, deadline_at=course.in_seconds(phase.ci_timeout_seconds + GRACE_SECONDS)
+    )
+    course.note("CiStarted", phase_id=phase_id, data={"ci_run_id": ci_run_id})
+
+
+def retry_wait(verdict: Verdict, attempts: Sequence[Verdict], retries: int) -> timedelta | None:
+    """Say when a run of CI is made again on the same commit, None: its verdict stands.
+
+    `attempts` are the verdicts of the earlier runs. Red is tried again as often as the profile
+    says, for it may be flaky; what did not run at all, for the environment's sake.
+    """
+    earlier = [each for each in attempts if each is verdict]
+    if verdict is Verdict.RED and len(earlier) < retries:
+        return timedelta()
+    if verdict is Verdict.DID_NOT_RUN and len(earlier) < ENVIRONMENT_TRIES - 1:
+        return _ENVIRONMENT_WAITS[len(earlier)]
+    return None
 
 
 def require_judged_commit(
@@ -59,10 +99,7 @@ def take_verdict(course: Course, phase_id: str, judgement: Judgement) -> None:
 
     A run that could not be made does not count against the tier's cap.
     """
-    phase = course.phase(phase_id)
-    if judgement.verdict is not Verdict.DID_NOT_RUN:
-        tier = course.tier(phase.tier_id)
-        course.change_tier(phase.tier_id, ci_runs_count=tier.ci_runs_count + 1)
+    count_run(course, phase_id, judgement.verdict)
     course.change_phase(phase_id, verdict=judgement.verdict)
     match judgement.verdict:
         case Verdict.GREEN:
@@ -78,6 +115,13 @@ def take_verdict(course: Course, phase_id: str, judgement: Judgement) -> None:
             reason = f"CI did not run: {judgement.reason}"
             course.move_phase(phase_id, PhaseStatus.FAILED, reason, failure_reason=reason)
             course.end_failed(FailureCode.CI_DID_NOT_RUN, reason)
+
+
+def count_run(course: Course, phase_id: str, verdict: Verdict) -> None:
+    """Count a run of CI against its tier's cap: one that could not be made is none."""
+    if verdict is not Verdict.DID_NOT_RUN:
+        tier = course.tier(course.phase(phase_id).tier_id)
+        course.change_tier(tier.tier_id, ci_runs_count=tier.ci_runs_count + 1)
 
 
 def _signature(failing_checks: Sequence[str]) -> str | None:

@@ -232,3 +232,8 @@ def _matches(names: Iterable[str], pattern: str) -> bool:
 def _stands_above(names: tuple[str, ...], pattern: str) -> bool:
     """Whether a path is a folder that the pattern spells out on its way to what it protects."""
     return _names(pattern)[: len(names)] == names
+
+
+def matches(path: str, pattern: str) -> bool:
+    """Whether a path is one that a glob means; case does not matter."""
+    return _matches(_names(path), pattern)

@@ -24,7 +24,14 @@ from .claiming import LeaseLostError, find_claimable, take_claim
 from .course import Course
 from .errors import AutopackError
 from .events import Event
-from .judging import Judgement, require_judged_commit, take_verdict
+from .judging import (
+    Judgement,
+    begin_run,
+    count_run,
+    request_run,
+    require_judged_commit,
+    take_verdict,
+)
 from .reviewing import (
     Recommendation,
     Review,
@@ -105,6 +112,7 @@ class _Replayer:
         except AutopackError:
             self.skipped_inputs += 1  # under these rules it would have been refused
             return
+        _take_ci_runs(course, events)
         self.run, _ = course.finish()
 
     def _take(self, course: Course, events: Sequence[Event]) -> None:
@@ -291,12 +299,29 @@ def _take_verdict(course: Course, event: Event) -> None:
     phase_id = _phase_id(event)
     phase = course.phase(phase_id)
     require_judged_commit(course, phase_id, phase.commit or course.head_commit or "", None)
+    if event.data.get("is_repeated"):
+        count_run(course, phase_id, Verdict(event.data["verdict"]))
+        return
     judgement = Judgement(
         verdict=Verdict(event.data["verdict"]),
         reason=event.reason or "",
         failing_checks=event.data["failing_checks"],
     )
     take_verdict(course, phase_id, judgement)
+
+
+def _take_ci_runs(course: Course, events: Sequence[Event]) -> None:
+    """Let our own CI wait and begin where it did, if the phase is in CI under these rules too."""
+    for event in events:
+        if event.kind not in ("CiRequested", "CiStarted"):
+            continue
+        phase_id, ci_run_id = _phase_id(event), event.data["ci_run_id"]
+        if course.phase(phase_id).state is not PhaseStatus.CI_RUNNING:
+            continue
+        if event.kind == "CiRequested":
+            request_run(course, phase_id, ci_run_id, event.data["attempt"])
+        else:
+            begin_run(course, phase_id, ci_run_id)
 
 
 def _take_by_hand(course: Course, events: Sequence[Event]) -> None:

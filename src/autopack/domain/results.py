@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
@@ -191,14 +191,14 @@ def without_patches(report: BuilderReport | AuditorReport) -> dict[str, Any]:
     return document
 
 
-def log_tail(body: Mapping[str, Any]) -> str | None:
-    """Return the last output of an agent's probes, from what was kept of its report."""
+def log_tail(body: Mapping[str, Any], ci_tails: Sequence[str] = ()) -> str | None:
+    """Return the last output of an agent's probes, as kept of its report, and of CI after it."""
     texts = [
         f"$ {probe['probe_type']}: exit {probe.get('exit_code')}\n"
         f"{probe.get('stdout', '')}{probe.get('stderr', '')}"
         for probe in body.get("probe_results", ())
     ]
-    return "\n".join(texts)[-MAX_LOG_TAIL:] or None
+    return "\n".join([*texts, *ci_tails])[-MAX_LOG_TAIL:] or None
 
 
 def _patch_bytes(text: str | None, encoded: str | None) -> bytes | None:

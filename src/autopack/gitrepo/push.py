@@ -73,7 +73,7 @@ class Remote:
         runner: GitRunner,
         environment: Mapping[str, str],
     ) -> None:
-        self._address = address
+        self.address = address
         self._asking = replace(runner, has_own_group=True)
         self._pushing = replace(
             self._asking,
@@ -92,7 +92,7 @@ class Remote:
     @property
     def url(self) -> str:
         """The address without credentials."""
-        return self._address.url
+        return self.address.url
 
     def check(self) -> None:
         """See that the remote answers. Raises PushFailedError."""
@@ -178,7 +178,7 @@ class Remote:
     def _one_line(self, texts: list[str]) -> str:
         """Write what git and the remote said as one line: it may hold anything."""
         lines = [" ".join(line.split()) for text in texts for line in text.splitlines()]
-        line = self._address.clean("; ".join(line for line in lines if line))
+        line = self.address.clean("; ".join(line for line in lines if line))
         return "".join(sign if sign.isprintable() else "?" for sign in line)[:_LONGEST_ERROR]
 
 

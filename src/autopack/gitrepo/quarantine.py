@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fcntl import LOCK_EX, LOCK_NB, flock
@@ -99,7 +99,7 @@ def open_quarantine(
     """Make a quarantine, fresh every time: a lock left in a reused one would block for ever."""
     try:
         folder = Path(tempfile.mkdtemp(prefix="patch-", dir=parent))
-        lock = _lock(folder)  # which a crash lets go
+        lock = lock_folder(folder)  # which a crash lets go
         (folder / "objects").mkdir()
     except OSError as error:
         raise RepositoryUnusableError(
@@ -123,24 +123,29 @@ def open_quarantine(
         os.close(lock)
 
 
-def remove_leftovers(parent: Path) -> None:
-    """Remove quarantines that nobody works in any more: those of a service that was killed."""
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_leftovers(parent: Path, remove: Callable[[Path], None] = _remove) -> None:
+    """Remove folders that nobody works in any more: those of a process that was killed."""
     with suppress(FileNotFoundError):  # somebody else was faster
         for left in parent.iterdir():
             if time.time() - left.stat().st_mtime > _YOUNG_SECONDS:
-                _remove_unlocked(left)
+                _remove_unlocked(left, remove)
 
 
-def _remove_unlocked(folder: Path) -> None:
+def _remove_unlocked(folder: Path, remove: Callable[[Path], None]) -> None:
     try:
-        lock = _lock(folder)
+        lock = lock_folder(folder)
     except BlockingIOError:
         return
-    shutil.rmtree(folder, ignore_errors=True)
+    remove(folder)
     os.close(lock)
 
 
-def _lock(folder: Path) -> int:
+def lock_folder(folder: Path) -> int:
+    """Hold a folder until the descriptor is closed, or the process ends."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
         flock(descriptor, LOCK_EX | LOCK_NB)

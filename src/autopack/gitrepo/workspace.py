@@ -93,7 +93,7 @@ class ObjectCache:
         self,
         folder: Path,
         *,
-        sources: Sequence[str],
+        sources: Sequence[str | RemoteAddress],
         branch: str,
         commit: str,
         staged: bytes | None = None,
@@ -122,9 +122,9 @@ class ObjectCache:
         kind = FetchError if is_passing else WorkspaceError
         raise kind(" ".join("; ".join(map(str, problems)).split()))
 
-    def _fetch(self, source: str, branch: str, commit: str) -> Path:
+    def _fetch(self, source: str | RemoteAddress, branch: str, commit: str) -> Path:
         """See that the commit and all it leads to is in this source's copy; return the copy."""
-        address = parse_address(source, Path.cwd())
+        address = parse_address(source, Path.cwd()) if isinstance(source, str) else source
         url, options = self._reach(address)
         copy = self._folder / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}.git"
         self._folder.mkdir(parents=True, exist_ok=True)

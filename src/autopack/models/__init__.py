@@ -8,12 +8,13 @@ from .pulses import Pulse
 from .pushes import Push
 from .rulesets import RulesetVersion
 from .runs import Phase, Run, Tier
-from .work import Audit, CiRun, Commit, Lease, Patch, Reply, Submission
+from .work import Audit, CiLog, CiRun, Commit, Lease, Patch, Reply, Submission
 
 __all__ = [
     "Audit",
     "BacklogEntry",
     "Base",
+    "CiLog",
     "CiRun",
     "Commit",
     "EventRow",

@@ -150,8 +150,9 @@ class CiRun(Base):
     verdict: Mapped[Verdict | None]
     is_flaky: Mapped[bool] = mapped_column(default=False)
     tests: Mapped[Json] = mapped_column(nullable=True)
+    failing_checks: Mapped[Json] = mapped_column(default=list, server_default=text("'[]'"))
     sandbox: Mapped[str | None]
-    log_path: Mapped[str | None]
+    log_tail: Mapped[str | None]
     url: Mapped[str | None]
     reason: Mapped[str | None]
     requested_at: Mapped[datetime]
@@ -163,6 +164,17 @@ class CiRun(Base):
         one_of("profile", CiProfile),
         one_of("verdict", Verdict),
     )
+
+
+class CiLog(Base):
+    """All that a run of CI printed, so that any process on any machine can show it."""
+
+    __tablename__ = "ci_logs"
+
+    ci_run_pk: Mapped[int] = mapped_column(
+        ForeignKey("ci_runs.id", ondelete="CASCADE"), primary_key=True
+    )
+    compressed: Mapped[bytes] = mapped_column(LargeBinary)
 
 
 class Reply(Base):

@@ -21,6 +21,7 @@ import structlog
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
+from ..domain import judging
 from ..domain.course import Course
 from ..domain.errors import AutopackError, UnavailableError
 from ..domain.events import SUPERVISOR
@@ -36,7 +37,7 @@ from ..domain.reports import RunIndex, RunReport
 from ..domain.run import FailureCode, Verdict
 from ..domain.states import PhaseStatus, RunStatus
 from ..domain.steering import pass_time
-from ..domain.values import CiProfile
+from ..domain.values import CiMode, CiProfile
 from ..domain.work import CommitKind
 from ..gitrepo import (
     CollisionError,
@@ -45,9 +46,10 @@ from ..gitrepo import (
     RefUpdate,
     RepositoryUnusableError,
 )
+from ..jobs.queue import defer
 from ..mirror import RECORD, patch_name
-from ..models import Commit, Phase, Run
-from ..store import issues, leases, runs, submissions
+from ..models import CiRun, Commit, Phase, Run
+from ..store import ci_runs, issues, leases, runs, submissions
 from .house import House
 from .projection import (
     finished_files,
@@ -64,6 +66,8 @@ logger = structlog.get_logger(__name__)
 
 # Patches on the branch beyond this are in the record by their hash alone.
 MAX_RECORDED_PATCH_BYTES: Final = 16_000_000
+CI_QUEUE: Final = "ci"
+CI_TASK: Final = "run_ci"
 
 
 class ProjectionLaggingError(UnavailableError):
@@ -164,7 +168,10 @@ class RunChange:
         self._is_concluded = True
         self._undo_failed_phases()
         before = {phase.phase_id: phase for phase in self._before.phases}
+        in_ci = {name for name, phase in before.items() if phase.state is PhaseStatus.CI_RUNNING}
+        in_ci |= self._request_ci(in_ci)
         state, events = self.course.finish()
+        self._give_up_ci(in_ci)
         self.touched |= {
             phase.phase_id for phase in state.phases if phase != before[phase.phase_id]
         }
@@ -338,6 +345,58 @@ class RunChange:
         if keys:
             issues.resolve_cleaned(self.session, self.run.project_id, keys, self.now)
             self.is_backlog_touched = True
+
+    def request_ci_run(self, phase_id: str, *, at: datetime | None = None) -> None:
+        """Let our own CI judge what a phase waits to have judged, in a worker, after this change.
+
+        Not before `at`.
+        """
+        phase = self.course.phase(phase_id)
+        row = self.phases[phase_id]
+        commit = phase.commit or self.head
+        run = ci_runs.add_ci_run(
+            self.session,
+            CiRun(
+                run_pk=self.run.id,
+                phase_pk=row.id,
+                commit_sha=commit,
+                profile=phase.ci_profile,
+                attempt=ci_runs.next_attempt(self.session, row.id, commit),
+                requested_at=self.now,
+            ),
+        )
+        judging.request_run(self.course, phase_id, run.id, run.attempt)
+        defer(
+            self.session,
+            CI_TASK,
+            queue=CI_QUEUE,
+            arguments={"ci_run_id": run.id},
+            queueing_lock=f"{CI_TASK}:{run.id}",
+            at=at,
+        )
+
+    def _request_ci(self, judged: set[str]) -> set[str]:
+        """Have judged what has just come to CI, where CI is our own; return those phases."""
+        come = {
+            phase.phase_id
+            for phase in self.course.run.phases
+            if phase.state is PhaseStatus.CI_RUNNING and phase.phase_id not in judged
+        }
+        if come and runs.get_strategy(self.session, self.run)["ci"]["mode"] == CiMode.LOCAL:
+            for phase_id in come:
+                self.request_ci_run(phase_id)
+        return come
+
+    def _give_up_ci(self, phase_ids: set[str]) -> None:
+        """End the runs of CI of those phases that wait for none any more."""
+        left = [
+            self.phases[phase_id].id
+            for phase_id in phase_ids
+            if self.course.phase(phase_id).state is not PhaseStatus.CI_RUNNING
+        ]
+        if left:
+            for run in ci_runs.list_under_way(self.session, left):
+                run.ended_at, run.reason = self.now, "nobody waits for it any more"
 
     def _take_snapshots(self, completed: Sequence[Phase]) -> None:
         """Tag the head for each phase that has just completed. (02 §6)"""

@@ -1,18 +1,20 @@
-"""A verdict of CI, from outside. (06)"""
+"""CI's verdicts. (06)"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from ..domain import judging
+from ..domain.errors import ConflictError
 from ..domain.issues import IssueReport
 from ..domain.judging import Judgement
 from ..domain.results import CiReport
 from ..domain.run import Verdict
-from ..domain.values import Severity
-from ..models import CiRun
-from ..store import ci_runs, issues
-from .change import changing
+from ..domain.values import CiMode, Severity
+from ..models import CiRun, Phase
+from ..store import ci_runs, issues, runs
+from .change import RunChange, changing
 from .house import House
 from .issues import note_issues, recount_issues
 from .replies import Answer, key_scope, once
@@ -21,12 +23,16 @@ from .submitting import require_same_names
 CI_SOURCE = "ci"
 
 
+class CiIsOursError(ConflictError):
+    code = "ci_is_local"
+
+
 def submit_ci_result(
     house: House, run_id: str, phase_id: str, report: CiReport, idempotency_key: str | None = None
 ) -> Answer:
     """Take one verdict on the commit that a phase waits to have judged.
 
-    Raises WrongStateError, WrongCommitError, WrongProfileError, RunOverError.
+    Raises WrongStateError, WrongCommitError, WrongProfileError, RunOverError, CiIsOursError.
     """
     require_same_names(run_id, phase_id, report.run_id, report.phase_id)
     identity = once(
@@ -41,8 +47,12 @@ def submit_ci_result(
             return given
         course = change.course
         judging.require_judged_commit(course, phase_id, report.commit_sha, report.profile)
+        if runs.get_strategy(change.session, change.run)["ci"]["mode"] == CiMode.LOCAL:
+            raise CiIsOursError(
+                f"phase '{phase_id}' is judged by this service's own CI (ci.mode 'local'); no "
+                "verdict is taken from outside"
+            )
         verdict, reason = report.judged()
-        change.touched.add(phase_id)
         run = ci_runs.add_ci_run(
             change.session,
             CiRun(
@@ -54,36 +64,14 @@ def submit_ci_result(
                 verdict=verdict,
                 is_flaky=report.flaky,
                 tests=report.tests.model_dump(mode="json") if report.tests else None,
+                failing_checks=list(report.failing_checks),
                 url=report.url,
                 reason=reason,
                 requested_at=change.now,
-                started_at=None,
                 ended_at=change.now,
             ),
         )
-        course.note(
-            "CiVerdictReceived",
-            phase_id=phase_id,
-            reason=reason,
-            data={
-                "ci_run_id": run.id,
-                "commit": report.commit_sha,
-                "verdict": verdict,
-                "failing_checks": list(report.failing_checks),
-                "flaky": report.flaky,
-            },
-        )
-        if verdict is Verdict.GREEN:
-            for key in issues.resolve_of_source(change.session, phase.id, CI_SOURCE):
-                course.note("IssueResolved", phase_id=phase_id, data={"issue_key": key})
-                recount_issues(change)
-        if report.flaky and verdict is Verdict.GREEN:
-            note_issues(change, phase, [_flaky(check) for check in report.failing_checks])
-        if not course.is_over:
-            judgement = Judgement(
-                verdict=verdict, reason=reason, failing_checks=report.failing_checks
-            )
-            judging.take_verdict(course, phase_id, judgement)
+        give_verdict(change, phase, run, flaky_checks=report.failing_checks if report.flaky else ())
         change.conclude()
         body: dict[str, Any] = {
             "message": f"CI of phase '{phase_id}' is {verdict}; the phase is {phase.state}",
@@ -94,6 +82,47 @@ def submit_ci_result(
         }
         identity.keep(change, body)
     return Answer(body)
+
+
+def give_verdict(
+    change: RunChange,
+    phase: Phase,
+    run: CiRun,
+    *,
+    flaky_checks: Sequence[str] = (),
+    is_repeated: bool = False,
+) -> None:
+    """Let the verdict of a run of CI do what it does; one that is repeated only counts."""
+    course, verdict = change.course, run.verdict
+    assert verdict is not None  # noqa: S101 - for the type checker: it has just been given
+    change.touched.add(phase.phase_id)
+    course.note(
+        "CiVerdictReceived",
+        phase_id=phase.phase_id,
+        reason=run.reason,
+        data={
+            "ci_run_id": run.id,
+            "commit": run.commit_sha,
+            "verdict": verdict,
+            "failing_checks": run.failing_checks,
+            "flaky": run.is_flaky,
+        }
+        | ({"is_repeated": True} if is_repeated else {}),
+    )
+    if is_repeated:
+        judging.count_run(course, phase.phase_id, verdict)
+        return
+    if verdict is Verdict.GREEN:
+        for key in issues.resolve_of_source(change.session, phase.id, CI_SOURCE):
+            course.note("IssueResolved", phase_id=phase.phase_id, data={"issue_key": key})
+            recount_issues(change)
+        if flaky_checks:
+            note_issues(change, phase, [_flaky(check) for check in flaky_checks])
+    if not course.is_over:
+        judgement = Judgement(
+            verdict=verdict, reason=run.reason or "", failing_checks=run.failing_checks
+        )
+        judging.take_verdict(course, phase.phase_id, judgement)
 
 
 def _flaky(check: str) -> IssueReport:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, Final
 
 from sqlalchemy.orm import Session
@@ -147,7 +147,7 @@ def run_report(session: Session, run: Run, *, detailed: Collection[str] | None) 
         for name, phase in by_name.items()
         if (detailed is None or name in detailed) and run.event_sequence > 1
     ]
-    tried = [phase.id for phase in wanted if phase.state.is_final or _was_tried(phase)]
+    tried = [phase for phase in wanted if phase.state.is_final or _was_tried(phase)]
     attempts = attempt_reports(session, tried) if tried else {}
     found: dict[int, list[IssueReportEntry]] = {}
     if wanted:
@@ -180,22 +180,26 @@ def _phase_report(
     )
 
 
-def attempt_reports(session: Session, phase_pks: list[int]) -> dict[int, list[AttemptReport]]:
-    """Return the submissions to each phase, with the commits that came of them."""
+def attempt_reports(session: Session, phases: Sequence[Phase]) -> dict[int, list[AttemptReport]]:
+    """Return the submissions to each phase, with the commits and CI's logs that came of them."""
+    phase_pks = [phase.id for phase in phases]
     rows = submissions.list_submissions(session, phase_pks)
     if not rows:
         return {}
+    judged = [phase.id for phase in phases if phase.has_ci]
+    ci_tails = ci_runs.list_tails(session, judged) if judged else {}
     files = submissions.list_patch_files(session, [row.id for row in rows])
     commits = submissions.list_patch_commits(session, phase_pks)
     attempts: dict[int, list[AttemptReport]] = {}
     for row in rows:
+        mine = commits.get(row.id, ())
         report = read_off(
             AttemptReport,
             row,
-            commits=tuple(commits.get(row.id, ())),
+            commits=tuple(mine),
             files_changed=tuple(files.get(row.id, ())),
             notes=row.body.get("notes") or row.body.get("review_notes"),
-            log_tail=log_tail(row.body),
+            log_tail=log_tail(row.body, [tail for sha in mine for tail in ci_tails.get(sha, ())]),
         )
         attempts.setdefault(row.phase_pk, []).append(report)
     return attempts

@@ -59,10 +59,6 @@ def parse_ruleset(content: bytes, project_id: str) -> Ruleset:
         raise InvalidRulesetError(
             f"{name}: project_id: is '{ruleset.project_id}', but this service serves '{project_id}'"
         )
-    if ruleset.ci.mode is CiMode.LOCAL:
-        raise InvalidRulesetError(
-            f"{name}: ci.mode: '{ruleset.ci.mode}' is not served yet; use 'none' or 'external'"
-        )
     return ruleset
 
 

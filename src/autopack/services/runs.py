@@ -15,10 +15,12 @@ from ..domain.reports import AttemptReport, RunIndex
 from ..domain.starting import starting_state
 from ..domain.states import RunStatus
 from ..domain.strategy import Strategy
+from ..domain.values import CiMode
 from ..gitrepo import RefUpdate
 from ..models import EventRow, Phase, Run, Tier
 from ..store import runs
 from .change import changing, commit_for_good, following, locked_session, up_to_date
+from .ci import checks_of
 from .house import House
 from .phases import OPERATOR
 from .projection import attempt_reports, project
@@ -118,7 +120,7 @@ def list_attempts(house: House, run_id: str, phase_id: str) -> list[AttemptRepor
     """Return what Builders and Auditors posted to a phase, and what came of it."""
     with house.reading() as session:
         phase = runs.get_phase(runs.get_run(session, run_id), phase_id)
-        return attempt_reports(session, [phase.id]).get(phase.id, [])
+        return attempt_reports(session, [phase]).get(phase.id, [])
 
 
 def _write_files(house: House, session: Session, run: Run) -> None:
@@ -143,6 +145,17 @@ def _add_first_event(session: Session, run: Run) -> None:
     runs.add_events(session, run, (event,))
 
 
+def _sandbox_warning(house: House, strategy: Strategy) -> list[str]:
+    """Say what our own CI will lack on this machine; workers may be on others."""
+    if strategy.ci.mode is not CiMode.LOCAL:
+        return []
+    checks = checks_of(house.settings)
+    if checks.sandbox == "bubblewrap":
+        return []
+    what = "does not run" if checks.is_refused else "runs without a sandbox"
+    return [f"CI {what} on this machine: {checks.sandbox.removeprefix('none: ')}"]
+
+
 def _new_run(house: House, plan: Plan, strategy: Strategy, digest: str) -> Run:
     """Make the rows: what describes the run from plan and strategy, the rest from its state."""
     now = house.now()
@@ -160,7 +173,7 @@ def _new_run(house: House, plan: Plan, strategy: Strategy, digest: str) -> Run:
         cleanup_after_tiers=strategy.safety.cleanup_after_tiers,
         major_categories=list(strategy.major_categories),
         protected_paths=list(strategy.paths.protected),
-        warnings=list(strategy.warnings),
+        warnings=[*strategy.warnings, *_sandbox_warning(house, strategy)],
         base_branch=base.branch,
         base_commit=base.commit,
         work_commit=base.commit,

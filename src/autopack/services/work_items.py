@@ -29,7 +29,7 @@ def work_item(
 ) -> dict[str, Any]:
     """Return a phase as work for an agent; its lease is not part of it."""
     phase = runs.get_phase(run, state.phase_id)
-    attempts = attempt_reports(session, [phase.id]).get(phase.id, [])
+    attempts = attempt_reports(session, [phase]).get(phase.id, [])
     item: dict[str, Any] = {
         "role": role,
         "run_id": run.run_id,

@@ -356,7 +356,7 @@ def count_ci_runs(session: Session, run_pk: int) -> CiCounts:
         select(
             func.count().label("ci_runs_count"),
             *(func.count().filter(CiRun.verdict == verdict).label(verdict) for verdict in Verdict),
-            func.count().filter(CiRun.verdict.is_(None)).label("under_way"),
+            func.count().filter(CiRun.ended_at.is_(None)).label("under_way"),
             func.count().filter(CiRun.is_flaky).label("flaky"),
         ).where(CiRun.run_pk == run_pk)
     ).one()

@@ -7,7 +7,7 @@ from typing import Literal
 from ...domain.reviewing import Recommendation
 from ...domain.run import Verdict
 from ...domain.states import PhaseStatus, RunStatus
-from ...domain.values import Role
+from ...domain.values import CiProfile, Role
 from ...domain.work import Outcome
 from . import Shape, WireTime
 
@@ -52,6 +52,39 @@ class CiResultAnswer(Shape):
     verdict: Verdict
     phase_state: PhaseStatus
     run_state: RunStatus
+
+
+class CiCounts(Shape):
+    total: int
+    passed: int
+    failed: int
+    skipped: int
+
+
+class CiRunAnswer(Shape):
+    """One run of CI over one commit; `verdict` and `ended_at` are null while it is under way."""
+
+    id: int
+    phase_id: str
+    commit_sha: str
+    profile: CiProfile
+    attempt: int
+    verdict: Verdict | None
+    flaky: bool
+    reason: str | None
+    tests: CiCounts | None
+    failing_checks: list[str]
+    sandbox: str | None
+    url: str | None
+    log: str | None
+    requested_at: WireTime
+    started_at: WireTime | None
+    ended_at: WireTime | None
+
+
+class CiRunsAnswer(Shape):
+    run_id: str
+    ci_runs: list[CiRunAnswer]
 
 
 class AttemptAnswer(Shape):

@@ -1,0 +1,5 @@
+"""PIPE to CI commands: the only code that runs a project's own code."""
+
+from .checks import CheckRunner, Job, Outcome, StoppedError
+
+__all__ = ["CheckRunner", "Job", "Outcome", "StoppedError"]

@@ -1,0 +1,406 @@
+"""One run of a CI command: started, watched, ended with all it has started, and judged."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from io import RawIOBase
+from pathlib import Path
+from typing import Final
+
+from ..config import Settings
+from ..domain.results import CheckCounts
+from ..domain.run import Verdict
+from .junit import Marks, ReportError, TestCounts, count_tests, mark_reports
+from .sandbox import OBJECTS, Limits, Sandbox, Start
+
+WATCH_SECONDS: Final = 0.25
+# The disk is looked at so rarely that it takes a twentieth of the time at most.
+DISK_SHARE: Final = 20
+END_SECONDS: Final = 10
+CHUNK: Final = 65_536
+# A machine that has no more than this left is no place to run anything.
+FREE_BYTES: Final = 128 * 1024 * 1024
+MARKER: Final = "AUTOPACK_CI_RUN"
+_CANNOT_START: Final = (126, 127)
+
+
+class StoppedError(Exception):
+    """The run of CI was ended from outside, so it has no verdict."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What is to be run: a shell command in a work tree whose history lies in `objects`."""
+
+    tree: Path
+    objects: Path
+    command: str
+    timeout_seconds: float
+    environment: Mapping[str, str]
+    junit: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a run of CI came to."""
+
+    verdict: Verdict
+    reason: str
+    sandbox: str
+    log: bytes = b""
+    tests: CheckCounts | None = None
+    failing_checks: tuple[str, ...] = ()
+
+
+class Log:
+    """A command's output: all of it, or its beginning and its end."""
+
+    def __init__(self, limit: int) -> None:
+        self._half = max(1, limit // 2)
+        self._head = bytearray()
+        self._tail = bytearray()
+        self._dropped = 0
+
+    def add(self, data: bytes) -> None:
+        room = self._half - len(self._head)
+        self._head += data[:room]
+        self._tail += data[room:] if room > 0 else data
+        if len(self._tail) > 2 * self._half:
+            self._dropped += len(self._tail) - self._half
+            del self._tail[: -self._half]
+
+    def content(self) -> bytes:
+        dropped = self._dropped + max(0, len(self._tail) - self._half)
+        if not dropped:
+            return bytes(self._head + self._tail)
+        marker = f"\n[… {dropped} bytes left out by AUTOPACK_CI_LOG_BYTES …]\n".encode()
+        return bytes(self._head + marker + self._tail[-self._half :])
+
+
+class CheckRunner:
+    """Runs CI commands on this machine; any number of threads may."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._sandbox = Sandbox(settings)
+        self._is_required = settings.ci_sandbox == "required"
+        self._log_bytes = settings.ci_log_bytes
+        self._limits = Limits(
+            memory_bytes=settings.ci_memory_bytes,
+            disk_bytes=settings.ci_disk_bytes,
+            processes=settings.ci_processes,
+        )
+
+    @property
+    def sandbox(self) -> str:
+        """How commands are contained here, and if not, why."""
+        problem = self._sandbox.problem
+        return "bubblewrap" if problem is None else f"none: {problem}"
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether there is no sandbox, and the operator forbids to go without."""
+        return self._is_required and self._sandbox.problem is not None
+
+    def run(self, job: Job, should_stop: Callable[[], bool]) -> Outcome:
+        """Run a command to its end, whatever it does. Raises StoppedError."""
+        if self.is_refused:
+            return self._did_not_run(
+                f"AUTOPACK_CI_SANDBOX is required, and {self._sandbox.problem}", b""
+            )
+        try:
+            marks = mark_reports(job.tree, job.junit) if job.junit else {}
+        except ReportError as error:
+            return self._red(str(error), b"", None)
+        reading, writing = os.pipe()
+        try:
+            start = self._start(job, writing)
+            process = subprocess.Popen(
+                start.words,
+                cwd=start.folder,
+                env=dict(start.environment),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                pass_fds=(writing,) if start.is_contained else (),
+                start_new_session=True,
+            )
+        except OSError as error:
+            os.close(reading)
+            return self._did_not_run(f"the command could not be started: {error}", b"")
+        finally:
+            os.close(writing)
+        with os.fdopen(reading, "rb", buffering=0) as report:
+            # The first line tells of the sandbox's first process, or there is none.
+            first = _document(_line(report)).get("child-pid") if start.is_contained else None
+            watched = _Watched(process, first, start, job, self._limits, Log(self._log_bytes))
+            try:
+                stopped = watched.run(should_stop)
+            finally:
+                watched.end()
+            status = _status(report.read(), process, is_contained=start.is_contained)
+        return self._judge(job, marks, stopped, status, watched.log.content())
+
+    def _start(self, job: Job, status: int) -> Start:
+        alternates = job.tree / ".git" / "objects" / "info" / "alternates"
+        if self._sandbox.problem is not None:
+            environment = {**job.environment, MARKER: str(job.tree)}
+            return self._sandbox.outside(job.command, job.tree, environment, self._limits)
+        if alternates.exists():
+            alternates.write_text(f"{OBJECTS}\n")
+        return self._sandbox.inside(
+            job.command, job.tree, job.objects, job.environment, self._limits, status
+        )
+
+    def _judge(
+        self, job: Job, marks: Marks, stopped: str | None, status: int | None, log: bytes
+    ) -> Outcome:
+        counts: TestCounts | None = None
+        unread: str | None = None
+        if job.junit:
+            try:
+                counts = count_tests(job.tree, job.junit, marks)
+            except ReportError as error:
+                unread = str(error)
+        if stopped is not None:
+            return self._red(stopped, log, counts)
+        if status is None:
+            last = log.decode(errors="replace").strip().splitlines()[-1:]
+            return self._did_not_run(f"the sandbox broke: {' '.join(last)[:500]}", log)
+        has_run = counts is not None and counts.passed + counts.failed > 0
+        if status in _CANNOT_START and not has_run:
+            return self._did_not_run(
+                f"exit {status}: the command was not found or is not executable", log
+            )
+        if status:
+            return self._red(f"exit {status}{_names(counts)}", log, counts)
+        if unread is not None:
+            return self._red(unread, log, counts)
+        if counts is not None and counts.failed:
+            return self._red(f"exit 0, but tests failed{_names(counts)}", log, counts)
+        if counts is not None and not has_run:
+            return self._red(f"it ran no test: none is counted in {job.junit!r}", log, counts)
+        return Outcome(
+            verdict=Verdict.GREEN,
+            reason="exit 0",
+            sandbox=self.sandbox,
+            log=log,
+            tests=counts.counts() if counts else None,
+        )
+
+    def _red(self, reason: str, log: bytes, counts: TestCounts | None) -> Outcome:
+        return Outcome(
+            verdict=Verdict.RED,
+            reason=reason,
+            sandbox=self.sandbox,
+            log=log,
+            tests=counts.counts() if counts else None,
+            failing_checks=tuple(counts.failing) if counts else (),
+        )
+
+    def _did_not_run(self, reason: str, log: bytes) -> Outcome:
+        return Outcome(verdict=Verdict.DID_NOT_RUN, reason=reason, sandbox=self.sandbox, log=log)
+
+
+class _Watched:
+    """A command under way, and every process that came of it."""
+
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        first: int | None,
+        start: Start,
+        job: Job,
+        limits: Limits,
+        log: Log,
+    ) -> None:
+        self.log = log
+        self._process = process
+        self._first = None
+        if first is not None:
+            with suppress(ProcessLookupError):
+                self._first = os.pidfd_open(first)
+        self._start = start
+        self._job = job
+        self._limits = limits
+        self._disk_due = 0.0
+
+    def run(self, should_stop: Callable[[], bool]) -> str | None:
+        """Await the end; say why it was brought about, None: the command ended by itself."""
+        output = self._process.stdout
+        assert output is not None  # noqa: S101 - for the type checker: it is a pipe
+        deadline = time.monotonic() + self._job.timeout_seconds
+        due = 0.0
+        is_open = True
+        while is_open or self._process.poll() is None:
+            if is_open and select.select([output], [], [], WATCH_SECONDS)[0]:
+                data = os.read(output.fileno(), CHUNK)
+                self.log.add(data)
+                is_open = bool(data)
+            elif not is_open:
+                with suppress(subprocess.TimeoutExpired):
+                    self._process.wait(WATCH_SECONDS)
+            now = time.monotonic()
+            if self._process.poll() is not None and is_open:
+                self._drain(output.fileno())
+                return None
+            if now < due:
+                continue
+            due = now + WATCH_SECONDS
+            if should_stop():
+                raise StoppedError
+            if now > deadline:
+                return f"it was not done after {self._job.timeout_seconds:g} seconds"
+            problem = self._problem(now)
+            if problem is not None:
+                return problem
+        return None
+
+    def end(self) -> None:
+        """Kill whatever is left, and see it gone."""
+        if self._first is not None:  # in a pid space of its own: its end is everybody's
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._first, signal.SIGKILL)
+            select.select([self._first], [], [], END_SECONDS)
+            os.close(self._first)
+        deadline = time.monotonic() + END_SECONDS
+        while left := self._processes():
+            for pid in left:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            if self._process.poll() is None:
+                with suppress(subprocess.TimeoutExpired):
+                    self._process.wait(WATCH_SECONDS)
+            if time.monotonic() > deadline:
+                break
+        self._process.wait(END_SECONDS)
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+
+    def _drain(self, descriptor: int) -> None:
+        """Take what is still in the pipe, not what those write that the command left behind."""
+        while select.select([descriptor], [], [], 0)[0]:
+            data = os.read(descriptor, CHUNK)
+            self.log.add(data)
+            if len(data) < CHUNK:
+                return
+
+    def _problem(self, now: float) -> str | None:
+        processes = self._processes()
+        if len(processes) >= self._limits.processes:
+            return f"it started {len(processes)} processes (AUTOPACK_CI_PROCESSES)"
+        memory = sum(map(_resident, processes))
+        if memory > self._limits.memory_bytes:
+            return f"it took {memory} bytes of memory (AUTOPACK_CI_MEMORY_BYTES)"
+        if now < self._disk_due:
+            return None
+        used = _disk_usage(self._job.tree, self._limits.disk_bytes)
+        took = time.monotonic() - now
+        self._disk_due = now + max(WATCH_SECONDS, DISK_SHARE * took)
+        if used > self._limits.disk_bytes:
+            return f"it wrote {used} bytes (AUTOPACK_CI_DISK_BYTES)"
+        volume = os.statvfs(self._job.tree)
+        if volume.f_bavail * volume.f_frsize < FREE_BYTES:
+            return "the disk is full"
+        return None
+
+    def _processes(self) -> set[int]:
+        """Find what came of the command: its descendants; without a sandbox, who has its mark too.
+
+        In a pid space of its own, who loses its parent comes to the first process there.
+        """
+        parents = dict(_parents())
+        found = {self._process.pid}
+        grown = True
+        while grown:
+            more = {pid for pid, parent in parents.items() if parent in found} - found
+            found |= more
+            grown = bool(more)
+        if not self._start.is_contained:
+            mark = f"{MARKER}={self._job.tree}\0".encode()
+            found |= {pid for pid in parents if pid not in found and mark in _environ(pid)}
+        return found & parents.keys()
+
+
+def _parents() -> Iterator[tuple[int, int]]:
+    """Every process on this machine that lives, with its parent."""
+    with suppress(OSError):
+        for name in os.listdir("/proc"):
+            if name.isdigit():
+                with suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:
+                    state, parent, *_ = file.read().rpartition(b")")[2].split()
+                    if state != b"Z":
+                        yield int(name), int(parent)
+
+
+def _environ(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes() + b"\0"
+    except OSError:
+        return b""
+
+
+def _resident(pid: int) -> int:
+    try:
+        pages = Path(f"/proc/{pid}/statm").read_bytes().split()[1]
+    except (OSError, IndexError):
+        return 0
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _disk_usage(tree: Path, limit: int) -> int:
+    """Add up what lies in a folder, until it passes the limit; no link is followed."""
+    used = 0
+    folders = [os.fspath(tree)]
+    while folders and used <= limit:
+        with suppress(OSError), os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                with suppress(OSError):
+                    # A file takes at least one block, an empty one its place in the folder.
+                    used += max(512, entry.stat(follow_symlinks=False).st_blocks * 512)
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.path)
+    return used
+
+
+def _status(report: bytes, process: subprocess.Popen[bytes], *, is_contained: bool) -> int | None:
+    """Return the command's exit status; None when the sandbox broke before there was one."""
+    if not is_contained:
+        status = process.wait(END_SECONDS)
+        return status if status >= 0 else 128 - status
+    for line in report.splitlines():
+        code = _document(line).get("exit-code")
+        if code is not None:
+            return code
+    return None
+
+
+def _line(report: RawIOBase) -> bytes:
+    """Read a line sign by sign: what follows is left for later."""
+    line = b""
+    while (sign := report.read(1)) and sign != b"\n":
+        line += sign
+    return line
+
+
+def _document(line: bytes) -> dict[str, int]:
+    """Read a line of bubblewrap's report, whose values are numbers."""
+    try:
+        document = json.loads(line)
+    except ValueError:
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _names(counts: TestCounts | None) -> str:
+    if counts is None or not counts.failing:
+        return ""
+    more = f" and {counts.failed - 5} more" if counts.failed > 5 else ""
+    return f": {', '.join(counts.failing[:5])}{more}"

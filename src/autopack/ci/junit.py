@@ -1,0 +1,154 @@
+"""Counting tests by the JUnit reports that a CI command left: written by hostile code, perhaps."""
+
+from __future__ import annotations
+
+import os
+import stat
+import xml.parsers.expat
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from ..domain.path_policy import matches
+from ..domain.results import CheckCounts
+
+MAX_REPORTS: Final = 200
+MAX_REPORT_BYTES: Final = 20_000_000
+MAX_FAILING: Final = 200
+MAX_NAME: Final = 160
+MAX_DEPTH: Final = 50
+MAX_ENTRIES: Final = 200_000
+
+Marks = Mapping[str, tuple[int, int, int]]
+
+
+class ReportError(Exception):
+    """A report cannot be read. The message is one line."""
+
+
+@dataclass(slots=True)
+class TestCounts:
+    """What the reports say, all of them together."""
+
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+    failing: list[str] = field(default_factory=list)
+
+    def add(self, name: str, outcome: str) -> None:
+        match outcome:
+            case "failed":
+                self.failed += 1
+                if len(self.failing) < MAX_FAILING and name not in self.failing:
+                    self.failing.append(name)
+            case "skipped":
+                self.skipped += 1
+            case _:
+                self.passed += 1
+
+    def counts(self) -> CheckCounts:
+        return CheckCounts(
+            total=self.passed + self.failed + self.skipped,
+            passed=self.passed,
+            failed=self.failed,
+            skipped=self.skipped,
+        )
+
+
+def mark_reports(tree: Path, pattern: str) -> Marks:
+    """Note which reports the commit itself brought: they tell of no run."""
+    return {path: _mark(entry) for path, entry in _reports(tree, pattern)}
+
+
+def count_tests(tree: Path, pattern: str, before: Marks) -> TestCounts:
+    """Count the tests of the reports that were written since `before`. Raises ReportError."""
+    counts = TestCounts()
+    written = [path for path, entry in _reports(tree, pattern) if before.get(path) != _mark(entry)]
+    if len(written) > MAX_REPORTS:
+        raise ReportError(f"{len(written)} JUnit reports match {pattern!r}, {MAX_REPORTS} allowed")
+    for path in written:
+        _count(tree / path, path, counts)
+    return counts
+
+
+def _reports(tree: Path, pattern: str) -> Iterator[tuple[str, os.stat_result]]:
+    """Find the regular files that match, following no link."""
+    folders = [""]
+    seen = 0
+    while folders:
+        folder = folders.pop()
+        with suppress(OSError), os.scandir(tree / folder) as entries:
+            for entry in entries:
+                seen += 1
+                if seen > MAX_ENTRIES:
+                    raise ReportError(f"the work tree holds more than {MAX_ENTRIES} files")
+                path = f"{folder}/{entry.name}" if folder else entry.name
+                if entry.is_dir(follow_symlinks=False):
+                    if path != ".git":
+                        folders.append(path)
+                elif entry.is_file(follow_symlinks=False) and matches(path, pattern):
+                    yield path, entry.stat(follow_symlinks=False)
+
+
+def _mark(entry: os.stat_result) -> tuple[int, int, int]:
+    return entry.st_ino, entry.st_mtime_ns, entry.st_size
+
+
+def _count(file: Path, shown: str, counts: TestCounts) -> None:
+    # Nobody is left who could put another file in its place, yet a link is followed by no means.
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise ReportError(f"{shown!a}: {error.strerror}") from error
+    with os.fdopen(descriptor, "rb") as stream:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise ReportError(f"{shown!a} is no file")
+        if status.st_size > MAX_REPORT_BYTES:
+            raise ReportError(f"{shown!a} is larger than {MAX_REPORT_BYTES} bytes")
+        try:
+            _Reader(counts).read(stream.read(MAX_REPORT_BYTES))
+        except (xml.parsers.expat.ExpatError, ValueError, LookupError) as error:
+            raise ReportError(f"{shown!a} is no JUnit report: {error}") from error
+
+
+class _Reader:
+    """Reads one report as it streams by: no tree is built."""
+
+    def __init__(self, counts: TestCounts) -> None:
+        self._counts = counts
+        self._depth = 0
+        self._case: str | None = None
+        self._outcome = "passed"
+
+    def read(self, content: bytes) -> None:
+        parser = xml.parsers.expat.ParserCreate()
+        parser.StartDoctypeDeclHandler = self._refuse
+        parser.StartElementHandler = self._start
+        parser.EndElementHandler = self._end
+        parser.Parse(content, True)
+
+    def _refuse(self, *_: object) -> None:
+        raise ValueError("it has a DOCTYPE")
+
+    def _start(self, tag: str, attributes: Mapping[str, str]) -> None:
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise ValueError("it is nested too deeply")
+        if tag == "testcase":
+            parts = (attributes.get("classname", ""), attributes.get("name", ""))
+            name = ".".join(part for part in parts if part)
+            printable = "".join(sign if sign.isprintable() else "?" for sign in name)
+            self._case, self._outcome = printable[-MAX_NAME:] or "unnamed", "passed"
+        elif self._case is not None and tag in ("failure", "error"):
+            self._outcome = "failed"
+        elif self._case is not None and tag == "skipped" and self._outcome == "passed":
+            self._outcome = "skipped"
+
+    def _end(self, tag: str) -> None:
+        self._depth -= 1
+        if tag == "testcase" and self._case is not None:
+            self._counts.add(self._case, self._outcome)
+            self._case = None

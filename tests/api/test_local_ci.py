@@ -1,0 +1,202 @@
+"""The service's own CI: commands in a checkout of the commit, and what their ends lead to."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import text
+
+from autopack.services import ci
+from autopack.services.house import House
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from tests.api.conftest import Api
+
+pytestmark = pytest.mark.integration
+
+NEEDS_GOOD = "test -f src/good.txt || { echo 'no good.txt'; exit 1; }"
+
+
+@pytest.fixture
+def house(app: FastAPI, api: Api) -> House:
+    house = app.state.house
+    assert isinstance(house, House)
+    return house
+
+
+def rule(api: Api, command: str, **profile: Any) -> None:
+    each = {"command": command, "timeout_seconds": 60, "retries": 0, **profile}
+    document = {
+        "project_id": "Autopack",
+        "ci": {"mode": "local", "profiles": {"normal": each, "strict": each}},
+    }
+    response = api.client.put("/project/ruleset", json=document)
+    assert response.status_code == 200, response.text
+
+
+def waiting(house: House) -> list[int]:
+    """Return the runs of CI that wait in the queue, whenever they are due."""
+    with house.reading() as session:
+        query = text(
+            "SELECT (args->>'ci_run_id')::bigint FROM procrastinate_jobs"
+            " WHERE queue_name = 'ci' AND status = 'todo' ORDER BY id"
+        )
+        return list(session.scalars(query))
+
+
+def work(house: House) -> int:
+    """Do what a worker would: one queued run of CI. Return its id."""
+    [ci_run_id] = waiting(house)
+    with house.writing() as session:
+        session.execute(text("UPDATE procrastinate_jobs SET status = 'doing'"))
+        session.commit()
+    ci.run_ci(house, ci_run_id)
+    return ci_run_id
+
+
+def runs_of_ci(api: Api) -> list[dict[str, Any]]:
+    runs: list[dict[str, Any]] = api.client.get("/runs/run-001/ci").json()["ci_runs"]
+    return runs
+
+
+def backtest_changes(api: Api) -> list[str]:
+    """Return what today's ruleset would have changed of the run: nothing, as it is the same."""
+    ruleset = api.client.get("/project/ruleset").json()
+    answer = api.client.post("/strategy/backtest", json={"ruleset": ruleset}).json()
+    changes: list[str] = [change for run in answer["runs"] for change in run["changes"]]
+    return changes
+
+
+def test_red_sends_the_phase_back_with_the_log_and_green_completes_it(
+    api: Api, house: House
+) -> None:
+    rule(api, NEEDS_GOOD)
+    api.start(phase={"complexity": "high"})  # strict: without a verdict it could not be eligible
+    assert api.result(patch=api.new_file("src/bad.txt")).json()["phase_state"] == "CI_RUNNING"
+    work(house)
+    assert api.phase()["state"] == "QUEUED"
+    item = api.client.post("/runs/run-001/claim", json={"role": "builder", "agent": "a"}).json()
+    assert "no good.txt" in item["history"][0]["log_tail"]
+    token = item["lease"]["token"]
+    api.result(patch=api.new_file("src/good.txt"), lease_token=token)
+    ci_run_id = work(house)
+    run = api.run()
+    assert run["state"] == "DONE_SUCCESS"
+    assert run["promotion_eligible_to_main"], run["promotion_reasons"]
+    assert run["tiers"][0]["ci_runs_count"] == 2
+    red, green = runs_of_ci(api)
+    assert (red["verdict"], green["verdict"]) == ("red", "green")
+    assert green["id"] == ci_run_id
+    log = api.client.get(red["log"])
+    assert log.text == "no good.txt\n"
+    assert log.headers["content-type"] == "text/plain; charset=utf-8"
+    assert backtest_changes(api) == []
+
+
+def test_the_command_sees_the_commit_and_which_it_is(api: Api, house: House) -> None:
+    rule(api, 'echo "$CI_PROFILE $AUTOPACK_COMMIT" && git rev-parse HEAD && git status --short')
+    api.start()
+    api.result()
+    judged = api.head()
+    work(house)
+    [run] = runs_of_ci(api)
+    assert run["commit_sha"] == judged
+    log = api.client.get(run["log"], params={"tail": 1}).text
+    assert log == f"{judged}\n"
+    assert api.client.get(run["log"]).text == f"normal {judged}\n{judged}\n"
+
+
+def test_red_then_green_on_a_retry_is_green_flaky_and_an_issue(api: Api, house: House) -> None:
+    rule(api, '[ "$AUTOPACK_CI_ATTEMPT" = 2 ]', retries=1)
+    api.start()
+    api.result()
+    work(house)
+    assert api.phase()["state"] == "CI_RUNNING"
+    work(house)
+    assert api.phase()["state"] == "COMPLETE"
+    assert [run["flaky"] for run in runs_of_ci(api)] == [False, True]
+    assert api.run()["tiers"][0]["ci_runs_count"] == 2
+    index = api.client.get("/runs/run-001/issues/index").json()["issues_by_key"]
+    assert list(index) == ["ci_flaky__profile_normal"]
+    assert backtest_changes(api) == []
+
+
+def test_a_retry_that_is_red_too_costs_one_try(api: Api, house: House) -> None:
+    rule(api, "false", retries=1)
+    api.start()
+    api.result()
+    work(house)
+    work(house)
+    assert waiting(house) == []
+    phase = api.phase()
+    assert (phase["state"], phase["builder_attempts_used"]) == ("QUEUED", 1)
+
+
+def test_a_command_that_is_not_there_is_tried_again_and_then_ends_the_run(
+    api: Api, house: House
+) -> None:
+    rule(api, "no-such-command-anywhere")
+    api.start()
+    api.result()
+    for _ in range(3):
+        assert api.run()["state"] == "CI_RUNNING"
+        work(house)
+    run = api.run()
+    assert run["state"] == "DONE_FAILED_ENVIRONMENT"
+    assert run["failure_code"] == "ci_did_not_run"
+    assert "no-such-command-anywhere" in api.client.get(runs_of_ci(api)[0]["log"]).text
+    assert run["tiers"][0]["ci_runs_count"] == 0
+    assert {each["verdict"] for each in runs_of_ci(api)} == {"did_not_run"}
+    assert backtest_changes(api) == []
+
+
+def test_a_verdict_counts_once_however_many_workers_bring_it(api: Api, house: House) -> None:
+    rule(api, "true")
+    api.start()
+    api.result()
+    [ci_run_id] = waiting(house)
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda _: ci.run_ci(house, ci_run_id), range(3)))
+    assert api.run()["state"] == "DONE_SUCCESS"
+    assert api.run()["tiers"][0]["ci_runs_count"] == 1
+    kinds = [event["kind"] for event in api.client.get("/runs/run-001/events").json()["events"]]
+    assert kinds.count("CiVerdictReceived") == 1
+
+
+def test_the_end_of_a_run_stops_its_ci(api: Api, house: House) -> None:
+    rule(api, "sleep 60")
+    api.start()
+    api.result()
+    with ThreadPoolExecutor(1) as pool:
+        working = pool.submit(work, house)
+        while not runs_of_ci(api)[0]["started_at"]:
+            pass
+        cancelled = api.client.post("/runs/run-001/cancel", json={"reason": "enough"})
+        assert cancelled.status_code == 200, cancelled.text
+        working.result(timeout=30)
+    [run] = runs_of_ci(api)
+    assert (run["verdict"], run["reason"]) == (None, "nobody waits for it any more")
+    assert run["ended_at"]
+
+
+def test_a_verdict_from_outside_is_refused(api: Api, house: House) -> None:
+    rule(api, "true")
+    api.start()
+    api.result()
+    body = {"commit_sha": api.head(), "verdict": "green"}
+    answer = api.client.post("/runs/run-001/phases/P0.0/ci_result", json=body)
+    api.refused(answer, 409, "ci_is_local")
+    assert api.phase()["state"] == "CI_RUNNING"
+
+
+def test_a_log_that_is_not_there_is_named(api: Api, house: House) -> None:
+    rule(api, "true")
+    api.start()
+    api.result()
+    [run] = runs_of_ci(api)
+    assert run["log"] is None
+    api.refused(api.client.get(f"/runs/run-001/ci/{run['id']}/log"), 404, "not_found", "not done")
+    api.refused(api.client.get("/runs/run-001/ci/999/log"), 404, "not_found", "999")
