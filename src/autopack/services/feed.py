@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 import structlog
-from psycopg2 import Error as Psycopg2Error
 from sqlalchemy import Engine
 
 from ..domain.errors import UnavailableError
@@ -33,7 +32,6 @@ KEEP_ALIVE_SECONDS: Final = 15.0
 # While a transaction is under way that holds lower ids: if it fails, nobody tells.
 SETTLING_SECONDS: Final = 0.03
 RETRY_SECONDS: Final = 1.0
-AWAY: Final[tuple[type[Exception], ...]] = (*DATABASE_ERRORS, Psycopg2Error)
 
 
 class TooManyStreamsError(UnavailableError):
@@ -169,8 +167,11 @@ class Feed:
                     await self._tell_from(listener)
                 finally:
                     await asyncio.to_thread(listener.close)
-            except AWAY as error:
+            except DATABASE_ERRORS as error:
                 logger.warning("event_feed_interrupted", why=str(error))
+                await asyncio.sleep(RETRY_SECONDS)
+            except Exception:  # streams that hear nothing would never know
+                logger.exception("event_feed_failed")
                 await asyncio.sleep(RETRY_SECONDS)
         self._listening = None
         self._position = None

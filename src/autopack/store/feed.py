@@ -10,7 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
+import psycopg2
 from sqlalchemy import Engine, Row, select, text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from ..domain.events import Event
@@ -121,7 +123,10 @@ class Listener:
 
     def has_heard(self) -> bool:
         """Take what has been said since; some of it may have come with an answer to a query."""
-        self._raw.poll()
+        try:
+            self._raw.poll()
+        except psycopg2.Error as error:
+            raise OperationalError("LISTEN", None, error) from error
         heard = bool(self._raw.notifies)
         self._raw.notifies.clear()
         return heard
