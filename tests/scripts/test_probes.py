@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+from pydantic import SecretStr
 
 from autopack.config import Settings
 
@@ -32,7 +34,9 @@ pytestmark = [
 ]
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-PROBES = ("run_state", "issues", "strategy", "builder_auditor")
+PROBES = ("run_state", "issues", "strategy", "builder_auditor", "ci_promotion")
+# A service each; the groups take about the same time.
+GROUPS = [("run_state", "strategy"), ("issues", "builder_auditor", "ci_promotion")]
 Json = dict[str, Any]
 
 
@@ -47,6 +51,7 @@ class Lie:
     tell: Callable[[Json], object] = lambda body: None
     status: int | None = None
     removes: str | None = None  # a file of the runs directory; {run} is the run in the path
+    resets: bool = False  # the run's branch to where it began
 
 
 def put(place: str, value: object, was: object = None) -> Callable[[Json], object]:
@@ -157,6 +162,35 @@ LIES = [
         f"{RUN}/phases/P2/auditor_result",
         put("patches_applied", 1),
     ),
+    Lie(
+        "ci_promotion",
+        "a run that goes on is not eligible: eligible is 'true'",
+        "GET",
+        f"{RUN}-normal/promotion",
+        put("eligible", True),
+    ),
+    Lie(
+        "ci_promotion",
+        "nobody waits for a verdict",
+        "POST",
+        f"{RUN}-normal/phases/P1/ci_result",
+        status=200,
+    ),
+    Lie(
+        "ci_promotion",
+        "is eligible: the checker ended with 1",
+        "GET",
+        f"{RUN}-normal/promotion",
+        lambda body: body["warnings"][0],  # only once it is eligible
+        resets=True,
+    ),
+    Lie(
+        "ci_promotion",
+        "a strict phase without a verdict is not eligible: eligible is 'true'",
+        "GET",
+        f"{RUN}-strict/promotion",
+        put("eligible", True),
+    ),
 ]
 
 
@@ -165,7 +199,7 @@ class Proxy:
     """Stands between a probe and the service, and tells one lie wherever it can."""
 
     target: str
-    runs_dir: Path
+    settings: Settings
     lie: Lie
     url: str = ""
     told: int = field(default=0)
@@ -194,13 +228,18 @@ class Proxy:
         self.told += 1
         if self.lie.removes:
             name = document.get("run_id") or path.split("/")[2]
-            (self.runs_dir / self.lie.removes.format(run=name)).unlink(missing_ok=True)
+            runs_dir = self.settings.autonomous_runs_dir
+            (runs_dir / self.lie.removes.format(run=name)).unlink(missing_ok=True)
+        if self.lie.resets:
+            branch = f"refs/heads/autonomous/{path.split('/')[2]}"
+            move = ["git", "-C", str(self.settings.repo_path), "update-ref", branch, "main"]
+            subprocess.run(move, check=True)
         return self.lie.status or status, json.dumps(document).encode()
 
 
 @contextmanager
-def lying(server: LiveServer, runs_dir: Path, lie: Lie) -> Iterator[Proxy]:
-    proxy = Proxy(server.url, runs_dir, lie)
+def lying(server: LiveServer, settings: Settings, lie: Lie) -> Iterator[Proxy]:
+    proxy = Proxy(server.url, settings, lie)
 
     class Handler(BaseHTTPRequestHandler):
         def _serve(self) -> None:
@@ -218,7 +257,7 @@ def lying(server: LiveServer, runs_dir: Path, lie: Lie) -> Iterator[Proxy]:
             """Say nothing."""
 
     listener = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=listener.serve_forever)
+    thread = threading.Thread(target=listener.serve_forever, args=(0.01,))
     thread.start()
     proxy.url = f"http://127.0.0.1:{listener.server_address[1]}"
     try:
@@ -229,16 +268,11 @@ def lying(server: LiveServer, runs_dir: Path, lie: Lie) -> Iterator[Proxy]:
         listener.server_close()
 
 
-def probe(name: str, url: str, runs_dir: Path, **more: str) -> subprocess.CompletedProcess[str]:
+def probe(*names: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run probes by the one that runs them all."""
     return subprocess.run(
-        ["bash", SCRIPTS / f"autonomous_probe_{name}.sh"],
-        env={
-            "PATH": os.environ["PATH"],
-            "API_URL": url,
-            "AUTONOMOUS_RUNS_DIR": str(runs_dir),
-            "no_proxy": "127.0.0.1",
-            **more,
-        },
+        ["bash", SCRIPTS / "autonomous_probe_complete.sh", *names],
+        env={"PATH": os.environ["PATH"], "no_proxy": "127.0.0.1", **environment},
         capture_output=True,
         text=True,
         check=False,
@@ -246,41 +280,62 @@ def probe(name: str, url: str, runs_dir: Path, **more: str) -> subprocess.Comple
     )
 
 
-@pytest.mark.parametrize("name", PROBES)
-def test_a_probe_passes_against_the_service_as_it_is(
-    live_server: LiveServer, settings: Settings, name: str
-) -> None:
-    done = probe(name, live_server.url, settings.autonomous_runs_dir)
-    assert done.returncode == 0, done.stderr + done.stdout[-2_000:]
-    assert done.stderr == ""
-    *checks, last = done.stdout.splitlines()
-    assert all(line.startswith("ok ") for line in checks)
-    assert last.startswith("PASS ")
-    assert f"{len(checks)} checks" in last
+def of(server: LiveServer | Proxy, settings: Settings) -> dict[str, str]:
+    """Tell a probe where the service is, and where its files are."""
+    return {
+        "API_URL": server.url,
+        "AUTONOMOUS_RUNS_DIR": str(settings.autonomous_runs_dir),
+        "AUTOPACK_REPO_PATH": str(settings.repo_path),
+    }
 
 
-def test_a_probe_run_again_where_the_files_are_out_of_reach_says_what_it_skipped(
+def test_the_probes_pass_against_the_service_as_it_is(
     live_server: LiveServer, settings: Settings
 ) -> None:
-    done = probe("run_state", live_server.url, settings.autonomous_runs_dir)
-    assert done.returncode == 0, done.stderr
-    without = probe("run_state", live_server.url, Path("/nowhere"), PROBE_FILES="skip")
+    done = probe(**of(live_server, settings))
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(PROBES)
+    assert all(re.fullmatch(r"PASS  .*: \d{2,} checks of http://.*", line) for line in lines)
+
+    unreachable = of(live_server, settings) | {"AUTONOMOUS_RUNS_DIR": "/nowhere"}
+    done = probe("run_state", **unreachable)
+    assert done.returncode == 2
+    assert "AUTONOMOUS_RUNS_DIR" in done.stderr
+    assert "PROBE_FILES=skip" in done.stderr
+    wrong = probe("run_state", **unreachable, PROBE_FILES="maybe")
+    assert wrong.returncode == 2
+    assert "maybe" in wrong.stderr
+
+    # Again, where the files are out of reach, and with a CI outside that judges.
+    outside = {"project_id": "Autopack", "ci": {"mode": "external"}}
+    url = f"{live_server.url}/project/ruleset"
+    assert httpx.put(url, json=outside, trust_env=False).status_code == 200
+    without = probe("ci_promotion", **unreachable, PROBE_FILES="skip")
     assert without.returncode == 0, without.stderr
-    assert "skip  " in without.stdout
-    assert re.search(r"[1-9]\d* checks of files skipped", without.stdout.splitlines()[-1])
+    assert re.search(r"[1-9]\d* checks of files skipped", without.stdout)
 
 
-@pytest.mark.parametrize("name", PROBES)
+@pytest.fixture
+def settings(settings: Settings, tmp_path: Path) -> Settings:
+    """Runs that a CI outside judges start where there is a remote alone."""
+    host = tmp_path / "host.git"
+    subprocess.run(["git", "init", "--quiet", "--bare", str(host)], check=True)
+    return settings.model_copy(update={"git_remote": SecretStr(str(host))})
+
+
+@pytest.mark.parametrize("names", GROUPS, ids="-".join)
 def test_a_probe_names_the_first_thing_that_is_not_true(
-    live_server: LiveServer, settings: Settings, name: str
+    live_server: LiveServer, settings: Settings, names: tuple[str, ...]
 ) -> None:
     for lie in LIES:
-        if lie.probe != name:
+        if lie.probe not in names:
             continue
-        with lying(live_server, settings.autonomous_runs_dir, lie) as proxy:
-            done = probe(name, proxy.url, settings.autonomous_runs_dir)
+        with lying(live_server, settings, lie) as proxy:
+            done = probe(lie.probe, **of(proxy, settings))
         assert proxy.told, f"{lie.name}: the lie was never told"
-        assert done.returncode == 1, f"{lie.name}: {done.stdout[-1_000:]}"
+        assert done.returncode == 1, f"{lie.name}: {done.stdout[-1_000:]}{done.stderr}"
         (line,) = done.stderr.splitlines()
         assert line.startswith("FAIL  ")
         head, _, tail = lie.name.partition("{run}")
@@ -289,21 +344,26 @@ def test_a_probe_names_the_first_thing_that_is_not_true(
         assert "PASS" not in done.stdout
 
 
-@pytest.mark.parametrize("name", PROBES)
-def test_a_probe_that_cannot_ask_says_so_and_passes_nothing(name: str, tmp_path: Path) -> None:
-    done = probe(name, "http://127.0.0.1:9", tmp_path)
+def test_probes_without_a_service_are_given_one_that_is_thrown_away(tmp_path: Path) -> None:
+    environment = {
+        "PYTHON": sys.executable,
+        "PYTHONPATH": str(SCRIPTS.parent / "src"),
+        "HOME": str(tmp_path),
+        "TMPDIR": str(tmp_path),
+        "DATABASE_URL": "postgresql://nobody@127.0.0.1:9/somebodys",
+        "AUTOPACK_REPO_PATH": "/nowhere",
+    }
+    done = probe("ci_promotion", **environment)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "PASS  CI and promotion: " in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_probe_that_cannot_ask_says_so_and_passes_nothing(tmp_path: Path) -> None:
+    done = probe(API_URL="http://127.0.0.1:9", AUTONOMOUS_RUNS_DIR=str(tmp_path))
     assert done.returncode == 2
-    assert "127.0.0.1:9" in done.stderr
+    assert done.stderr.count("127.0.0.1:9") >= len(PROBES)
     assert "PASS" not in done.stdout
-
-
-def test_files_that_cannot_be_reached_are_no_silent_pass(
-    live_server: LiveServer, tmp_path: Path
-) -> None:
-    done = probe("run_state", live_server.url, tmp_path / "elsewhere")
-    assert done.returncode == 2
-    assert "AUTONOMOUS_RUNS_DIR" in done.stderr
-    assert "PROBE_FILES=skip" in done.stderr
-    wrong = probe("run_state", live_server.url, tmp_path, PROBE_FILES="maybe")
-    assert wrong.returncode == 2
-    assert "maybe" in wrong.stderr
+    unknown = probe("../no_such")
+    assert unknown.returncode == 2
+    assert "../no_such" in unknown.stderr
