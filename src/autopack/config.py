@@ -100,6 +100,11 @@ class Settings(BaseSettings):
         gt=0,
         description="Most CI runs of a process at a time; unset: one for every two cores.",
     )
+    signing_key: Path | None = Field(
+        default=None,
+        description="File of the private SSH key that signs records and snapshots; unset: they are"
+        " not signed.",
+    )
     log_format: Literal["text", "json"] = Field(
         default="text", description="Shape of the log lines."
     )
@@ -203,11 +208,11 @@ class Settings(BaseSettings):
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().absolute()
 
-    @field_validator("autonomous_runs_dir", "home")
+    @field_validator("autonomous_runs_dir", "home", "signing_key")
     @classmethod
-    def _from_the_repository(cls, value: Path, info: ValidationInfo) -> Path:
+    def _from_the_repository(cls, value: Path | None, info: ValidationInfo) -> Path | None:
         repo_path: Path | None = info.data.get("repo_path")
-        if repo_path is None:  # itself wrong, and reported
+        if repo_path is None or value is None:  # it is itself wrong, and reported
             return value
         return repository_top(repo_path) / value.expanduser()
 

@@ -52,6 +52,7 @@ BUDGETS = {
     "builder_result, refused": Cost(20, files=3),
     "builder_result, applied": Cost(23, processes=2, files=3),
     "builder_result, replayed": Cost(5),
+    "end": Cost(23, processes=2),
 }
 
 
@@ -104,6 +105,7 @@ def test_each_request_keeps_its_budget_whatever_the_size_of_the_plan(
         "builder_result, refused": lambda: api.result(patch="no patch", lease_token=token[0]),
         "builder_result, applied": lambda: api.result(tokens_used=100),
         "builder_result, replayed": lambda: api.result(tokens_used=100),
+        "end": lambda: api.client.post("/runs/run-001/cancel", json={"reason": "enough"}),
     }
     costs = {}
     for name, send in requests.items():
@@ -111,7 +113,7 @@ def test_each_request_keeps_its_budget_whatever_the_size_of_the_plan(
         response = send()
         is_refused = name.endswith(("refused", "none"))
         assert response.status_code in (200, 201) or is_refused, response.text
-        if name == "start":
+        if name in ("start", "end"):
             del counted["files"]  # some for each tier and phase
         costs[name] = Cost(**counted)
         if name == "claim":

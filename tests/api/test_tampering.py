@@ -20,8 +20,12 @@ import pytest
 from pydantic import SecretStr
 
 from autopack.config import Settings
+from autopack.gitrepo import Repository, RepositoryUnusableError
+from autopack.services.rebuilding import require_objects
+from autopack.store import runs
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
     from tests.api.conftest import Api
     from tests.conftest import GitRepo
 
@@ -30,6 +34,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.safety_critical]
 RUN = "run-001"
 BRANCH = f"autonomous/{RUN}"
 FOLDER = f".autonomous_runs/{RUN}"
+SIGNERS = ".github/autopack_allowed_signers"
 CHECKER = Path(__file__).resolve().parents[2] / "scripts" / "check_promotion.py"
 Json = dict[str, Any]
 
@@ -377,11 +382,20 @@ CASES: dict[Callable[[Forger], None], str] = {
 }
 
 
+def make_key(folder: Path, name: str) -> Path:
+    command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)]
+    subprocess.run(command, check=True)
+    return folder / name
+
+
 @pytest.fixture
 def settings(settings: Settings, tmp_path: Path) -> Settings:
     bare = tmp_path / "remote.git"
     subprocess.run(["git", "init", "--quiet", "--bare", str(bare)], check=True)
-    return settings.model_copy(update={"git_remote": SecretStr(str(bare))})
+    key = make_key(tmp_path, "key")
+    return settings.model_copy(
+        update={"git_remote": SecretStr(str(bare)), "signing_key": key},
+    )
 
 
 @pytest.fixture
@@ -429,3 +443,56 @@ def test_a_record_is_of_its_own_run_branch_and_base_alone(recorded: GitRepo) -> 
     ):
         reasons = check(path, run_id, branch, base)["reasons"]
         assert any(reason in each for each in reasons), reasons
+
+
+def test_a_signature_is_what_the_base_branch_asks_for(
+    recorded: GitRepo, app: FastAPI, tmp_path: Path
+) -> None:
+    signers = tmp_path / "signers"
+    key = " ".join((tmp_path / "key.pub").read_text().split()[:2])
+    stranger = " ".join(make_key(tmp_path, "other").with_suffix(".pub").read_text().split()[:2])
+    signers.write_text(f"autopack@localhost {key}\n")
+    trusting = ("-c", f"gpg.ssh.allowedSignersFile={signers}")
+    recorded.git(*trusting, "verify-commit", BRANCH)
+    recorded.git(*trusting, "verify-tag", f"{BRANCH}/tier-T0/phase-P0.0")
+
+    def ask(allowed: str) -> Json:
+        recorded.commit({SIGNERS: f"autopack@localhost {allowed}\n"})
+        verdict: Json = check(str(recorded.path), RUN, BRANCH, "main")
+        return verdict
+
+    assert ask(key)["eligible"]
+    (reason,) = ask(stranger)["reasons"]
+    assert f"the record's signature is not by one of {SIGNERS} of 'main'" in reason
+    ask(key)
+    signed = recorded.git("rev-parse", BRANCH)
+    Forger(recorded).rewrite()  # which leaves the signature as it was
+    (reason,) = check(str(recorded.path), RUN, BRANCH, "main")["reasons"]
+    assert "the record's signature is not by one of" in reason
+    head, _, message = recorded.git("cat-file", "commit", signed).partition("\n\n")
+    unsigned = f"{head.partition(chr(10) + 'gpgsig ')[0]}\n\n{message}\n"
+    options = ("hash-object", "-t", "commit", "-w", "--stdin")
+    Forger(recorded).move(recorded.git(*options, stdin=unsigned))
+    (reason,) = check(str(recorded.path), RUN, BRANCH, "main")["reasons"]
+    assert reason == f"the record is not signed, and 'main' asks for it by {SIGNERS}"
+
+    # Made again, a signed commit and a signed tag are the same, whatever becomes of the key.
+    (tmp_path / "key").unlink()
+    tag = recorded.git("rev-parse", f"{BRANCH}/tier-T0/phase-P0.0")
+    for oid in (signed, tag):
+        (recorded.path / ".git" / "objects" / oid[:2] / oid[2:]).unlink()
+    house = app.state.house
+    with house.reading() as session:
+        require_objects(house, session, runs.get_run(session, RUN))
+    assert recorded.git("cat-file", "-t", signed) == "commit"
+    assert recorded.git("cat-file", "-t", tag) == "tag"
+
+
+def test_a_key_that_cannot_sign_stops_the_start(settings: Settings, tmp_path: Path) -> None:
+    locked = tmp_path / "locked"
+    subprocess.run(
+        ["ssh-keygen", "-q", "-t", "ed25519", "-N", "secret", "-f", str(locked)], check=True
+    )
+    for key in (tmp_path / "none", locked):
+        with pytest.raises(RepositoryUnusableError, match=r"AUTOPACK_SIGNING_KEY: .* cannot sign"):
+            Repository.open(settings.model_copy(update={"signing_key": key}))

@@ -127,7 +127,7 @@ CHANGES = {
         prepare=one_phase_left,
         request=result("P2", new_file("src/two.txt")),
         status=200,
-        undecided=("commit_written", "refs_prepared"),
+        undecided=("commit_written", "commit_written 2", "refs_prepared"),  # the second: the record
         decided=("committed", "refs_moved", "file_renamed 3", "mirrored"),
     ),
     "pending_patch_approved_with_a_fix_up": Change(

@@ -29,6 +29,7 @@ from .push import Remote
 from .quarantine import Quarantine, open_quarantine, remove_leftovers
 from .refs import PreparedRefs, Refs, RefUpdate
 from .scan import scan_patch
+from .signing import Signer
 
 IDENTITY = "Autopack <autopack@localhost>"
 _OLDEST_GIT = (2, 38)  # the first with `merge-tree --write-tree`
@@ -96,6 +97,7 @@ class Repository:
         repository = cls(settings, runner, git_dir, is_bare)
         repository._prepare_home()
         repository.check()
+        repository.signer = Signer.open(settings)
         repository.remote = Remote.open(settings, runner, git_dir, repository._reading())
         return repository
 
@@ -105,6 +107,7 @@ class Repository:
         self.is_bare = is_bare
         self.objects = Objects(git_dir / "objects")
         self.remote: Remote | None = None  # where branches are pushed to
+        self.signer: Signer | None = None  # of records and snapshots
         self._settings = settings
         self._runner = runner
         self._refs = Refs(git_dir, runner)
@@ -294,19 +297,43 @@ class Repository:
         """Remove what a power cut left of objects; only what holds nothing at all."""
         self.objects.remove_empty()
 
-    def write_commit(self, *, parents: Sequence[str], tree: str, message: str, at: datetime) -> str:
+    def write_commit(
+        self,
+        *,
+        parents: Sequence[str],
+        tree: str,
+        message: str,
+        at: datetime,
+        signature: str | None = None,
+    ) -> str:
         """Write a commit and return its id: a pure function of the arguments.
 
         A rollback is a commit on the head with the tree of the snapshot.
         """
-        lines = [f"tree {tree}", *(f"parent {parent}" for parent in parents)]
-        lines += [f"{role} {_signature(at)}" for role in ("author", "committer")]
+        lines = _commit_lines(parents, tree, at)
+        if signature:
+            lines += f"gpgsig {signature}".rstrip("\n").replace("\n", "\n ").split("\n")
         return self._write("commit", lines, message)
 
-    def write_tag(self, *, name: str, commit: str, message: str, at: datetime) -> str:
+    def sign_commit(
+        self, *, parents: Sequence[str], tree: str, message: str, at: datetime
+    ) -> str | None:
+        """Return the signature of a commit that is to be written; None where nobody signs.
+
+        Raises RepositoryUnusableError.
+        """
+        return self._sign(_commit_lines(parents, tree, at), message)
+
+    def write_tag(
+        self, *, name: str, commit: str, message: str, at: datetime, signature: str | None = None
+    ) -> str:
         """Write an annotated tag and return its id: a pure function of the arguments."""
-        lines = [f"object {commit}", "type commit", f"tag {name}", f"tagger {_signature(at)}"]
-        return self._write("tag", lines, message)
+        signed = message.rstrip("\n") + "\n" + (signature or "")
+        return self._write("tag", _tag_lines(name, commit, at), signed)
+
+    def sign_tag(self, *, name: str, commit: str, message: str, at: datetime) -> str | None:
+        """Return the signature of a tag that is to be written; as `sign_commit`."""
+        return self._sign(_tag_lines(name, commit, at), message)
 
     def prepare_refs(self, updates: Sequence[RefUpdate]) -> AbstractContextManager[PreparedRefs]:
         """Lock and check refs, so that moving them cannot fail after the database's commit.
@@ -342,11 +369,13 @@ class Repository:
 
         return rehearse(quarantine, scanned, self.tree_of(head), judge, merge)
 
+    def _sign(self, lines: list[str], message: str) -> str | None:
+        return self.signer.sign(_object_text(lines, message)) if self.signer else None
+
     def _write(self, kind: str, lines: list[str], message: str) -> str:
         if "\0" in message or any("\n" in line for line in lines):
             raise ValueError(f"a {kind} cannot hold a NUL, nor its header a newline")
-        text = "\n".join([*lines, "", message.rstrip("\n"), ""])
-        oid, loose = encode_loose(kind, text.encode(errors="surrogateescape"))
+        oid, loose = encode_loose(kind, _object_text(lines, message))
         self.objects.install({oid: loose})
         return oid
 
@@ -453,6 +482,20 @@ def _branch_of(head: Path) -> str | None:
     except OSError:
         return None
     return text.removeprefix(_ON_BRANCH) if text.startswith(_ON_BRANCH) else None
+
+
+def _commit_lines(parents: Sequence[str], tree: str, at: datetime) -> list[str]:
+    lines = [f"tree {tree}", *(f"parent {parent}" for parent in parents)]
+    return [*lines, *(f"{role} {_signature(at)}" for role in ("author", "committer"))]
+
+
+def _tag_lines(name: str, commit: str, at: datetime) -> list[str]:
+    return [f"object {commit}", "type commit", f"tag {name}", f"tagger {_signature(at)}"]
+
+
+def _object_text(lines: list[str], message: str) -> bytes:
+    text = "\n".join([*lines, "", message.rstrip("\n"), ""])
+    return text.encode(errors="surrogateescape")
 
 
 def _signature(at: datetime) -> str:

@@ -200,6 +200,7 @@ class Phase(Base):
     snapshot_tag: Mapped[str | None]
     snapshot_oid: Mapped[str | None]
     snapshot_commit: Mapped[str | None]
+    snapshot_signature: Mapped[str | None]
     pending_submission_id: Mapped[int | None] = mapped_column(
         ForeignKey("submissions.id", use_alter=True)
     )

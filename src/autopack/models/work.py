@@ -110,6 +110,7 @@ class Commit(Base):
     phase_pk: Mapped[int | None] = mapped_column(ForeignKey("phases.id", ondelete="CASCADE"))
     patch_pk: Mapped[int | None] = mapped_column(ForeignKey("patches.id"))
     is_merged: Mapped[bool] = mapped_column(default=False)
+    signature: Mapped[str | None]
     # The patch from the parent, where the bytes that were submitted do not give it: of a merge.
     difference: Mapped[bytes | None] = mapped_column(LargeBinary, deferred=True)
 

@@ -134,8 +134,14 @@ class RunChange:
 
         What no patch that was submitted gives is kept as its difference, to be made again.
         """
-        sha = self.house.repository.write_commit(
-            parents=[self.head], tree=tree, message=message, at=self.now
+        repository, parents = self.house.repository, [self.head]
+        signature = None
+        if kind is CommitKind.RECORD:
+            signature = repository.sign_commit(
+                parents=parents, tree=tree, message=message, at=self.now
+            )
+        sha = repository.write_commit(
+            parents=parents, tree=tree, message=message, at=self.now, signature=signature
         )
         commit = Commit(
             run_pk=self.run.id,
@@ -148,10 +154,9 @@ class RunChange:
             phase_pk=phase.id if phase else None,
             patch_pk=patch_pk,
             is_merged=is_merged,
+            signature=signature,
             difference=(
-                self.house.repository.diff(self.head, sha)
-                if is_merged or kind is CommitKind.RECORD
-                else None
+                repository.diff(self.head, sha) if is_merged or kind is CommitKind.RECORD else None
             ),
         )
         self._commits.append(commit)
@@ -402,13 +407,14 @@ class RunChange:
         """Tag the head for each phase that has just completed. (02 §6)"""
         for phase in completed:
             name = snapshot_name(self.run.run_id, phase.tier_id, phase.phase_id)
+            message = snapshot_message(self.run.run_id, phase.phase_id, phase.name)
+            repository, head = self.house.repository, self.head
+            signature = repository.sign_tag(name=name, commit=head, message=message, at=self.now)
             phase.snapshot_tag = name
-            phase.snapshot_commit = self.head
-            phase.snapshot_oid = self.house.repository.write_tag(
-                name=name,
-                commit=self.head,
-                message=snapshot_message(self.run.run_id, phase.phase_id, phase.name),
-                at=self.now,
+            phase.snapshot_commit = head
+            phase.snapshot_signature = signature
+            phase.snapshot_oid = repository.write_tag(
+                name=name, commit=head, message=message, at=self.now, signature=signature
             )
             self.run.last_snapshot = name
             self._updates.append(RefUpdate(snapshot_ref(name), phase.snapshot_oid, None))

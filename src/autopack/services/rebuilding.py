@@ -48,7 +48,11 @@ def _rebuild_commit(house: House, session: Session, commit: Commit) -> None:
     if patch is not None:
         tree = repository.apply_again(commit.parent, patch)
     sha = repository.write_commit(
-        parents=[commit.parent], tree=tree, message=commit.message, at=commit.committed_at
+        parents=[commit.parent],
+        tree=tree,
+        message=commit.message,
+        at=commit.committed_at,
+        signature=commit.signature,
     )
     _require_same(f"commit {commit.position} of the branch", commit.sha, sha)
 
@@ -61,6 +65,7 @@ def _rebuild_tag(house: House, run: Run, phase: Phase) -> None:
         commit=phase.snapshot_commit,
         message=snapshot_message(run.run_id, phase.phase_id, phase.name),
         at=phase.ended_at,
+        signature=phase.snapshot_signature,
     )
     _require_same(f"tag {phase.snapshot_tag}", phase.snapshot_oid, oid)
 

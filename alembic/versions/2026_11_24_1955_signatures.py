@@ -1,0 +1,24 @@
+"""signatures
+
+Keep the signatures of records and snapshots, so that lost ones are made again to the same ids.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "signatures"
+down_revision = "ci_logs"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.add_column("commits", sa.Column("signature", sa.Text(), nullable=True))
+    op.add_column("phases", sa.Column("snapshot_signature", sa.Text(), nullable=True))
+
+
+def downgrade() -> None:
+    op.drop_column("phases", "snapshot_signature")
+    op.drop_column("commits", "signature")
