@@ -76,10 +76,10 @@ def test_what_is_there_stays_and_a_second_time_changes_nothing(git_repo: GitRepo
     git_repo.commit({"scripts/preflight_gate.sh": "mine\n", ".gitignore": "/build"})
     head = git_repo.git("rev-parse", "HEAD")
     settings = _settings(git_repo)
-    planned = set_up(settings, mode=CiMode.LOCAL, command="sh it's.sh", is_dry_run=True)
+    planned = set_up(settings, command="sh it's.sh", is_dry_run=True)
     assert git_repo.git("status", "--porcelain", "--ignored") == ""
 
-    done = set_up(settings, mode=CiMode.LOCAL, command="sh it's.sh")
+    done = set_up(settings, command="sh it's.sh")
     assert done == planned
     assert done.done["scripts/preflight_gate.sh"] is Action.DIFFERS
     assert (git_repo.path / "scripts/preflight_gate.sh").read_text() == "mine\n"
@@ -99,7 +99,7 @@ def test_what_is_there_stays_and_a_second_time_changes_nothing(git_repo: GitRepo
     assert "you may want instead: scripts/preflight_gate.sh" in todo
 
     before = {path: path.read_bytes() for path in git_repo.path.rglob("*") if path.is_file()}
-    again = set_up(settings, mode=CiMode.LOCAL, command="sh it's.sh")
+    again = set_up(settings, command="sh it's.sh")
     assert set(again.done.values()) == {Action.KEPT, Action.DIFFERS}
     assert not any(step.startswith("On main: git add") for step in again.left_to_do)
     after = {path: path.read_bytes() for path in git_repo.path.rglob("*") if path.is_file()}

@@ -20,7 +20,7 @@ app = command_app()
 def init(
     ci: Annotated[
         CiMode, typer.Option(help="Who judges runs' commits: the service itself, a CI outside.")
-    ] = CiMode.EXTERNAL,
+    ] = CiMode.LOCAL,
     ci_command: Annotated[
         str | None,
         typer.Option(help="What runs the project's checks; unset: found by what lies there."),

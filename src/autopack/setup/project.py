@@ -54,7 +54,7 @@ class SetUp:
 def set_up(
     settings: Settings,
     *,
-    mode: CiMode = CiMode.EXTERNAL,
+    mode: CiMode = CiMode.LOCAL,
     command: str | None = None,
     is_dry_run: bool = False,
 ) -> SetUp:
@@ -218,7 +218,10 @@ def _to_configure(ruleset: Ruleset, name: str, action: Action) -> Iterator[str]:
             f" {json.dumps(wanted)}"
         )
     if ruleset.ci.mode is CiMode.LOCAL:
-        yield "Install what the checks need where the service runs: they have no network there."
+        yield (
+            "Install what the checks need where the service runs: there they have no network, and"
+            " see of the machine what AUTOPACK_CI_READABLE_PATHS names beside the system."
+        )
 
 
 def _to_host(settings: Settings, base_branch: str, mode: CiMode) -> Iterator[str]:
