@@ -224,3 +224,6 @@ def test_the_key_goes_into_the_header_alone(monkeypatch: pytest.MonkeyPatch) -> 
     assert answering(live).live().status == "alive"
     with pytest.raises(ClientError, match="header"):
         Autopack(api_key="a\nb")
+    with pytest.raises(ClientError, match="no address") as odd:
+        Autopack("ftp://me:secret@there")
+    assert "secret" not in str(odd.value)

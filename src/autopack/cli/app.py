@@ -79,7 +79,7 @@ def _tell_wrong_use(error: TyperException) -> None:
         return
     context = getattr(error, "ctx", None)
     where = context.command_path if context else "autopack"
-    print(f"autopack: {shown(text)} See {where} --help.", file=sys.stderr)
+    print(f"autopack: {shown(text.rstrip('.'))}. See {where} --help.", file=sys.stderr)
 
 
 def _print_version(is_wanted: bool) -> None:

@@ -49,7 +49,7 @@ from .connection import (
     unreadable,
 )
 from .documents import parse_document
-from .errors import ApiError, UnreachableError
+from .errors import ApiError, ClientError, UnreachableError
 from .messages import MEDIA_TYPE, Message, read_messages
 
 BACKTEST_SECONDS = 600.0  # a thousand long runs take their time
@@ -150,19 +150,21 @@ class Autopack:
         body = {"to_phase": to_phase, "reason": reason}
         return self._post_once(RollbackAnswer, f"{_run(run_id)}/rollback", body, idempotency_key)
 
-    def events(
-        self, run_id: str, *, after: int = 0, cursor: str | None = None
-    ) -> Iterator[EventAnswer]:
+    def events(self, run_id: str, *, after: int = 0) -> Iterator[EventAnswer]:
         """Yield a run's events of now, in order, those after a sequence number."""
-        while True:
-            page = self.event_page(run_id, limit=EVENTS_A_PAGE, cursor=cursor)
-            yield from (event for event in page.events if event.sequence > after)
-            if page.next_cursor is None:
-                return
-            cursor = page.next_cursor
+        is_last = False
+        while not is_last:
+            page = self.event_page(run_id, limit=EVENTS_A_PAGE, after=after)
+            for event in page.events:
+                after = event.sequence
+                yield event
+            is_last = page.next_cursor is None
 
-    def event_page(self, run_id: str, *, limit: int = 100, cursor: str | None = None) -> EventPage:
-        return self._get(EventPage, f"{_run(run_id)}/events", limit=limit, cursor=cursor)
+    def event_page(
+        self, run_id: str, *, limit: int = 100, cursor: str | None = None, after: int | None = None
+    ) -> EventPage:
+        path = f"{_run(run_id)}/events"
+        return self._get(EventPage, path, limit=limit, cursor=cursor, after=after)
 
     def follow(self, run_id: str, *, after: int = 0) -> Iterator[EventAnswer]:
         """Yield a run's events as they happen; ends when the run is over and all are told.
@@ -195,21 +197,15 @@ class Autopack:
         yield from self._poll(run_id, after)
 
     def _poll(self, run_id: str, after: int) -> Iterator[EventAnswer]:
-        cursor = None
         is_over = False
         while True:
-            page = self.event_page(run_id, limit=EVENTS_A_PAGE, cursor=cursor)
-            for event in page.events:
-                if event.sequence > after:
-                    after = event.sequence
-                    yield event
-            if page.next_cursor is not None:
-                cursor = page.next_cursor
-            elif is_over:
+            for event in self.events(run_id, after=after):
+                after = event.sequence
+                yield event
+            if is_over:
                 return
-            else:
-                is_over = self.get_run(run_id).state.is_final
-                time.sleep(0 if is_over else POLL_SECONDS)
+            is_over = self.get_run(run_id).state.is_final  # whose last events are then read
+            time.sleep(0 if is_over else POLL_SECONDS)
 
     # Work
 
@@ -428,7 +424,12 @@ def _phase(run_id: str, phase_id: str) -> str:
 
 
 def _quoted(name: str) -> str:
-    """Return a name as one part of a path, whatever it holds; dots alone would climb."""
+    """Return a name as one part of a path, whatever it holds; dots alone would climb.
+
+    Raises ClientError for none.
+    """
+    if not name:
+        raise ClientError("an id is empty")
     return quote(name, safe="") if name.strip(".") else name.replace(".", "%2E")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -38,13 +39,14 @@ class Connection:
         transport: httpx.BaseTransport | None,
     ) -> None:
         given = url or os.environ.get("API_URL") or DEFAULT_URL
+        shown = re.sub(r"(?<=://).*@", "***@", given)  # a password may be in it
         key = api_key or os.environ.get("AUTOPACK_API_KEY")
         try:
             self._url = httpx.URL(given.rstrip("/"))
         except httpx.InvalidURL as error:
-            raise ClientError(_one_line(f"{given!r} is no address: {error}")) from error
+            raise ClientError(_one_line(f"{shown!r} is no address: {error}")) from error
         if self._url.scheme not in ("http", "https") or not self._url.host:
-            raise ClientError(_one_line(f"{given!r} is no address: http://HOST:PORT is."))
+            raise ClientError(_one_line(f"{shown!r} is no address: http://HOST:PORT is."))
         if key is not None and not (key.isascii() and key.isprintable()):
             raise ClientError("AUTOPACK_API_KEY holds what no header may hold.")
         self.retries = retries
