@@ -82,7 +82,9 @@ def test_every_operation_of_the_api_has_its_method(app: FastAPI) -> None:
 def made_up(parameter: inspect.Parameter) -> object:
     """Return an argument; names stand for themselves, so that the path asked is the template."""
     kind = parameter.annotation.partition(" ")[0].partition("[")[0]
-    return {"int": 1, "Body": {}, "Mapping": {}, "Sequence": ()}.get(kind, f"{{{parameter.name}}}")
+    is_number = kind == "int" and parameter.default is not inspect.Parameter.empty
+    own = f"{{{parameter.name}}}"
+    return 1 if is_number else {"Body": {}, "Mapping": {}, "Sequence": ()}.get(kind, own)
 
 
 @pytest.mark.integration

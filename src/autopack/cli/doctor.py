@@ -6,7 +6,6 @@ import os
 import platform
 import shutil
 import socket
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
+from ..ci.sandbox import Sandbox
 from ..client import Autopack, ClientError, UnreachableError
 from ..config import Settings, SettingsError, load_settings, repository_top, settings_file
 from ..database import DatabaseError, open_database
@@ -205,30 +205,26 @@ def _ruleset(settings: Settings) -> Iterator[Finding]:
         return
     yield Finding("ruleset", "ok", f"{file}, version {ruleset.version}, CI {ruleset.ci.mode}")
     if ruleset.ci.mode is CiMode.LOCAL:
-        yield _sandbox()
+        yield _sandbox(settings)
     if ruleset.ci.mode is CiMode.EXTERNAL and settings.git_remote is None:
         yield Finding(
             "ci", "fail", "CI is external and there is no remote", "Set AUTOPACK_GIT_REMOTE."
         )
 
 
-def _sandbox() -> Finding:
-    """Try what local CI needs: a process of its own in spaces of its own."""
-    program = shutil.which("bwrap")
-    if program is None:
-        return Finding(
-            "sandbox", "warn", "bubblewrap is not installed", "Debian: apt install bubblewrap"
-        )
-    command = [program, "--ro-bind", "/", "/", "--unshare-all", "--die-with-parent", "true"]
-    try:
-        done = subprocess.run(command, capture_output=True, timeout=PROBE_SECONDS, check=False)
-        reason = " ".join(done.stderr.decode(errors="replace").split()) if done.returncode else ""
-    except (OSError, subprocess.TimeoutExpired) as error:
-        reason = str(error)
-    if reason:
-        mend = "Allow unprivileged user namespaces here; until then CI runs without a sandbox."
-        return Finding("sandbox", "warn", f"bubblewrap does not work: {reason}", mend)
-    return Finding("sandbox", "ok", program)
+def _sandbox(settings: Settings) -> Finding:
+    problem = Sandbox(settings).problem
+    if problem is None:
+        return Finding("sandbox", "ok", "CI commands run in bubblewrap")
+    if settings.ci_sandbox == "none":
+        return Finding("sandbox", "ok", "CI commands run without one, as AUTOPACK_CI_SANDBOX says")
+    is_required = settings.ci_sandbox == "required"
+    return Finding(
+        "sandbox",
+        "fail" if is_required else "warn",
+        f"CI commands {'cannot run' if is_required else 'run without one'}: {problem}",
+        "Install bubblewrap and util-linux, and allow user namespaces to this account.",
+    )
 
 
 def _laid_out(settings: Settings) -> Iterator[Finding]:

@@ -16,7 +16,15 @@ from ..api.schemas.runs import RunAnswer
 from ..client import Autopack, ClientError
 from .command import FINE, NO, command_app
 from .service import asking, read_document
-from .terminal import JsonOption, UrlOption, make_console, print_json, print_table, shown
+from .terminal import (
+    JsonOption,
+    UrlOption,
+    make_console,
+    print_json,
+    print_table,
+    print_text,
+    shown,
+)
 
 # About half a minute: a watcher lives through a restart of the service.
 PATIENT_RETRIES = 7
@@ -154,11 +162,7 @@ def diff(
     """Print what a run changes, as a patch that git applies."""
     with asking(url) as client:
         patch = client.diff(run_id, phase)
-    if sys.stdout.isatty():
-        for line in patch.decode(errors="backslashreplace").splitlines():
-            print("\t".join(shown(part) for part in line.split("\t")))
-    else:
-        sys.stdout.buffer.write(patch)
+    print_text(patch)
 
 
 @app.command()
@@ -176,19 +180,14 @@ def ci(
     """Show what CI said of a run's phases, or print one log."""
     with asking(url) as client:
         if log is not None:
-            text = client.ci_log(run_id, log, tail=tail)
-            if sys.stdout.isatty():
-                for line in text.decode(errors="backslashreplace").splitlines():
-                    print(shown(line))
-            else:
-                sys.stdout.buffer.write(text)
+            print_text(client.ci_log(run_id, log, tail=tail))
             return
         answer = client.ci_runs(run_id)
     if json:
         print_json(answer)
         return
     print_table(
-        ("Id", "Phase", "Commit", "Profile", "Try", "Verdict", "Tests", "Why"),
+        ("id", "phase", "commit", "profile", "try", "verdict", "tests", "why"),
         [
             (
                 str(run.id),
@@ -236,9 +235,8 @@ def _watch_live(client: Autopack, run_id: str) -> RunAnswer:
             is_over = None in news
             if news:
                 run = client.get_run(run_id)
-            live.update(
-                run_view(run, console.height), refresh=True
-            )  # without news too: minutes pass
+            # Without news too: minutes pass.
+            live.update(run_view(run, console.height), refresh=True)
         live.update(run_view(run))
     return run
 

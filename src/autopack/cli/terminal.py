@@ -47,6 +47,16 @@ def shown(text: str) -> str:
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
+def print_text(text: bytes) -> None:
+    """Print a patch or a log as it is; to a terminal only what cannot steer it."""
+    if not sys.stdout.isatty():
+        sys.stdout.flush()
+        sys.stdout.buffer.write(text)
+        return
+    for line in text.decode(errors="backslashreplace").splitlines():
+        print("\t".join(shown(part) for part in line.split("\t")))
+
+
 def print_json(answer: BaseModel | Any, *, is_line: bool = False) -> None:
     """Print a document as the service has it, in ASCII; on one line where more will follow."""
     document = answer if isinstance(answer, dict | list) else answer.model_dump(mode="json")
