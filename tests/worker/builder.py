@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 
 item = json.loads(Path(os.environ["AUTOPACK_WORK_ITEM"]).read_text())
-assert item["task"]["description"] in sys.stdin.read()
+prompt = sys.stdin.read()
+assert item["task"]["description"] in prompt
 
 stall = os.environ.get("STALL")
 if stall:  # somebody is about to kill us
@@ -16,6 +17,8 @@ if stall:  # somebody is about to kill us
 
 greet = 'def greet(name):\n    return f"Hello {name}"\n'
 was_judged = any(attempt["outcome"] == "applied" for attempt in item["history"])
+if was_judged:
+    assert "AssertionError: 'Hello Ada' != 'Hello, Ada!'" in prompt, "CI's last words are missing"
 if was_judged or item["phase_id"] == "P1.2":
     greet = 'def greet(name):\n    return f"Hello, {name}!"\n'
 if item["phase_id"] == "P1.2":

@@ -9,7 +9,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -18,7 +17,6 @@ from typing import TYPE_CHECKING
 
 import psutil
 import pytest
-from pydantic import SecretStr
 from tests.conftest import start_server, stop_server
 
 from autopack.api.schemas.events import EventAnswer
@@ -29,6 +27,8 @@ from autopack.config import Settings
 if TYPE_CHECKING:
     from tests.conftest import GitRepo
 
+    from autopack.config import Settings
+
 pytestmark = [pytest.mark.e2e, pytest.mark.safety_critical]
 
 HERE = Path(__file__).parent
@@ -37,6 +37,8 @@ PATIENCE_SECONDS = 90
 BUILDER, AUDITOR = (
     shlex.join([sys.executable, str(HERE / name)]) for name in ("builder.py", "auditor.py")
 )
+PROFILE = {"command": "python3 -m unittest", "timeout_seconds": 60, "retries": 0}
+CI = {"mode": "local", "profiles": {"normal": PROFILE, "strict": PROFILE}}
 SAMPLE = {
     "greeter.py": "def greet(name):\n    raise NotImplementedError\n",
     "test_greeter.py": (
@@ -46,50 +48,6 @@ SAMPLE = {
         '        self.assertEqual(greet("Ada"), "Hello, Ada!")\n'
     ),
 }
-
-
-@dataclass
-class Ci:
-    """A CI outside, by script: tests each pushed commit that waits, and posts its verdict."""
-
-    service: Autopack
-    remote: Path
-    folder: Path
-    is_over: threading.Event = field(default_factory=threading.Event)
-    thread: threading.Thread = field(init=False)
-
-    def __enter__(self) -> Ci:
-        self.thread = threading.Thread(target=self._judge)
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.is_over.set()
-        self.thread.join()
-
-    def _judge(self) -> None:
-        while not self.is_over.wait(0.1):
-            for summary in self.service.list_runs(status="CI_RUNNING").runs:
-                run = self.service.get_run(summary.run_id)
-                for phase in run.tiers[0].phases:
-                    if phase.state == "CI_RUNNING" and phase.commit and self._has(phase.commit):
-                        self._test(run.run_id, phase.phase_id, phase.commit)
-
-    def _has(self, commit: str) -> bool:
-        """Say whether a commit was pushed: a phase waits for CI a moment before it is."""
-        asked = ["git", "-C", str(self.remote), "cat-file", "-e", commit]
-        return subprocess.run(asked, capture_output=True).returncode == 0
-
-    def _test(self, run_id: str, phase_id: str, commit: str) -> None:
-        tree = self.folder / commit
-        run("git", "clone", "--quiet", "--no-checkout", str(self.remote), str(tree))
-        run("git", "checkout", "--quiet", commit, folder=tree)
-        tests = subprocess.run(
-            [sys.executable, "-m", "unittest"], cwd=tree, capture_output=True, text=True
-        )
-        verdict = "green" if tests.returncode == 0 else "red"
-        report = {"commit_sha": commit, "verdict": verdict, "summary": tests.stderr[-500:]}
-        self.service.submit_ci_result(run_id, phase_id, report)
 
 
 @dataclass
@@ -132,23 +90,15 @@ class Stage:
 
 
 @pytest.fixture
-def settings(settings: Settings, tmp_path: Path) -> Settings:
-    remote = tmp_path / "remote.git"
-    run("git", "init", "--quiet", "--bare", str(remote))
-    return settings.model_copy(update={"git_remote": SecretStr(str(remote))})
-
-
-@pytest.fixture
 def stage(settings: Settings, git_repo: GitRepo, tmp_path: Path) -> Iterator[Stage]:
     """A service in a process of its own, over a project whose tests fail."""
     git_repo.commit(dict(SAMPLE), "Say what greetings shall be")
     server = start_server(settings, tmp_path / "service.log")
     try:
         with Autopack(server.url) as service:
-            service.put_ruleset({"project_id": "Autopack", "ci": {"mode": "external"}})
+            service.put_ruleset({"project_id": "Autopack", "ci": CI})
             stage = Stage(service, git_repo, tmp_path)
-            with Ci(service, tmp_path / "remote.git", tmp_path / "ci"):
-                yield stage
+            yield stage
             for worker in stage.workers:
                 worker.kill()
                 worker.communicate()
