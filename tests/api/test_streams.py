@@ -15,6 +15,7 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
+from autopack.services.feed import Feed
 from autopack.store.feed import find_settled, list_after
 
 if TYPE_CHECKING:
@@ -185,3 +186,11 @@ def test_what_is_committed_late_is_not_passed_by(api: Api, app: FastAPI) -> None
     with engine.connect() as failing:
         failing.execute(add, {"run": "nobody"})
         assert look()[:2] == (4, True)
+
+
+def test_beyond_the_limit_a_stream_is_refused(api: Api, app: FastAPI) -> None:
+    app.state.feed = Feed(app.state.house.engine, 0)
+    api.start()
+    for path in ("/runs/run-001/events", "/events/stream"):
+        response = api.client.get(path, headers=STREAM)
+        api.refused(response, 503, "too_many_streams", "AUTOPACK_MAX_STREAMS")
