@@ -5,13 +5,20 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from datetime import datetime
 from operator import attrgetter
 from typing import Any
 
 from ..domain.events import wire_time
-from ..domain.reports import BacklogReportEntry, IndexEntry, PhaseReport, RunIndex, RunReport
+from ..domain.reports import (
+    BacklogReportEntry,
+    IndexEntry,
+    IssueReportEntry,
+    PhaseReport,
+    RunIndex,
+    RunReport,
+)
 
 # Harmless to parsers, but not to a terminal or an editor that shows the file.
 _UNSHOWN = re.compile(r"[\x7f-\x9f\u2028\u2029\u200e\u200f\u061c\u202a-\u202e\u2066-\u2069]")
@@ -21,8 +28,10 @@ _INDEX_NAMES = tuple(field.name for field in fields(IndexEntry))
 _BACKLOG_NAMES = tuple(
     field.name for field in fields(BacklogReportEntry) if field.name != "issue_key"
 )
+_ISSUE_NAMES = tuple(field.name for field in fields(IssueReportEntry))
 _index_values = attrgetter(*_INDEX_NAMES)
 _backlog_values = attrgetter(*_BACKLOG_NAMES)
+_issue_values = attrgetter(*_ISSUE_NAMES)
 
 
 def phase_issues(run: RunReport, phase: PhaseReport) -> bytes:
@@ -37,7 +46,9 @@ def phase_issues(run: RunReport, phase: PhaseReport) -> bytes:
             "issue_state": phase.issue_state,
             "minor_issue_count": phase.minor_issues_count,
             "major_issue_count": phase.major_issues_count,
-            "issues": [asdict(issue) for issue in phase.issues],
+            "issues": [
+                dict(zip(_ISSUE_NAMES, _issue_values(issue), strict=True)) for issue in phase.issues
+            ],
         }
     )
 
