@@ -27,11 +27,6 @@ class House:
     mirror: Mirror
     now: Callable[[], datetime] = utc_now
     stopping: Event = field(default_factory=Event)  # set when the process is to end
-    _reader: Engine = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        reader = self.engine.execution_options(isolation_level="AUTOCOMMIT")
-        object.__setattr__(self, "_reader", reader)
 
     def reading(self) -> Session:
         """Open a session for a use case that changes nothing.
