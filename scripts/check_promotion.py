@@ -676,6 +676,7 @@ class Replay:
                 "verdict": None,
                 "awaited": None,
                 "completed_by": None,
+                "commit": None,
             }
             for phase in record["phases"]
         }
@@ -756,8 +757,9 @@ class Replay:
         if kind == "TokensCounted":
             phase["tokens_used"] += data["tokens"]
         elif kind == "CiVerdictReceived":
-            phase["awaited"] = data["verdict"]
+            self._take_verdict(phase, event, data)
         elif kind == "PatchApplied":
+            phase["commit"] = data["commit"]
             commit = (data["commit"], data["tree"], data["parent"], data["patch_sha256"])
             self.commits.append(("patch", *commit))
         elif kind == "PhaseUndone":
@@ -776,6 +778,18 @@ class Replay:
             for (_, key), seen in self.issues.items():
                 if key == data["issue_key"]:
                     seen["is_open"] = False
+
+    def _take_verdict(self, phase: Json, event: Json, data: Json) -> None:
+        head = self.commits[-1][1] if self.commits else self.record["base_commit"]
+        self.check.expect(
+            data["commit"] == (phase["commit"] or head),
+            f"event {event['sequence']}: CI judged {data['commit']}, which is not the commit of"
+            f" phase '{event['phase_id']}'",
+        )
+        if not data.get("is_repeated"):
+            phase["awaited"] = data["verdict"]
+        elif data["verdict"] != "did_not_run":  # it is made again, and counts all the same
+            self.tiers[phase["tier_id"]]["ci_runs_count"] += 1
 
     def _count(self, tier_id: str | None = None) -> tuple[int, int]:
         """Count the open issues of the run or a tier by distinct keys: minor, major."""

@@ -134,6 +134,19 @@ class Forger:
         return found
 
 
+def red_before_green(forger: Forger) -> None:
+    """What the service itself records where its CI is green at the second try."""
+    events = forger.record["events"]
+    green = forger.event("CiVerdictReceived")
+    red = {**green, "data": {**green["data"], "verdict": "red", "is_repeated": True}}
+    events.insert(events.index(green), red)
+    for number, event in enumerate(events, start=1):
+        event["sequence"] = number
+    forger.record["tiers"][0]["ci_runs_count"] += 1
+    forger.reseal()
+    forger.rewrite()
+
+
 def another_message(forger: Forger) -> None:
     first = forger.commit(forger.named[0], message="Another message\n")
     forger.move(forger.rebase([*forger.named[1:], forger.head], first))
@@ -214,6 +227,12 @@ def a_verdict(forger: Forger) -> None:
 
 def a_verdict_in_the_events(forger: Forger) -> None:
     forger.event("CiVerdictReceived")["data"]["verdict"] = "red"
+    forger.reseal()
+    forger.rewrite()
+
+
+def a_verdict_on_another_commit(forger: Forger) -> None:
+    forger.event("CiVerdictReceived")["data"]["commit"] = forger.named[1]
     forger.reseal()
     forger.rewrite()
 
@@ -355,6 +374,7 @@ CASES: dict[Callable[[Forger], None], str] = {
     no_event: "is missing, or out of its place",
     a_verdict: "phase 'P0.0': verdict is red in the record, green by its events",
     a_verdict_in_the_events: "phase 'P0.0': verdict is green in the record, red by its events",
+    a_verdict_on_another_commit: "which is not the commit of phase 'P0.0'",
     a_move_that_no_rule_allows: "from EXECUTING to COMPLETE, which no rule allows",
     the_verdict_of_the_record: "the record's own verdict is not what its figures give",
     a_commit_too_many: "is on the branch, but the record does not name it",
@@ -427,6 +447,11 @@ def test_each_tampering_is_refused_with_its_reason(
             assert not verdict["eligible"]
             assert any(reason in each for each in verdict["reasons"]), verdict["reasons"]
             assert not any("cannot be checked" in each for each in verdict["reasons"])
+
+
+def test_a_run_that_was_green_at_the_second_try_is_eligible(recorded: GitRepo) -> None:
+    red_before_green(Forger(recorded))
+    assert check(str(recorded.path), RUN, BRANCH, "main")["reasons"] == []
 
 
 def test_a_record_is_of_its_own_run_branch_and_base_alone(recorded: GitRepo) -> None:
