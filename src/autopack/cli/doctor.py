@@ -24,7 +24,7 @@ from ..domain.errors import AutopackError
 from ..domain.ruleset import Ruleset
 from ..domain.values import CiMode
 from ..gitrepo.errors import RepositoryUnusableError
-from ..gitrepo.repository import Repository
+from ..gitrepo.repository import Base, Repository
 from ..setup.project import PROMOTION, SCRIPTS
 from .command import FINE, NO, command_app
 from .db import exists
@@ -80,7 +80,6 @@ def _examine(url: str | None) -> Iterator[Finding]:
     yield from _database(settings)
     yield from _folders(settings)
     yield from _ruleset(settings)
-    yield from _laid_out(settings)
     yield from _service(settings, url)
 
 
@@ -112,6 +111,7 @@ def _repository(settings: Settings) -> Iterator[Finding]:
             return
         yield Finding("repository", "ok", f"{repository.path}, base {base.branch}")
         yield from _checked_out(repository)
+        yield from _laid_out(repository, base)
         if repository.remote is None:
             yield Finding("remote", "ok", "none: branches stay here (AUTOPACK_GIT_REMOTE)")
             return
@@ -227,14 +227,21 @@ def _sandbox(settings: Settings) -> Finding:
     )
 
 
-def _laid_out(settings: Settings) -> Iterator[Finding]:
-    top = repository_top(settings.repo_path)
-    missing = [name for name in (*SCRIPTS, PROMOTION) if not (top / name).is_file()]
-    if missing:
-        detail = f"not in the repository: {', '.join(missing)}"
-        yield Finding("promotion", "warn", detail, "autopack init, then commit what it wrote.")
+def _laid_out(repository: Repository, base: Base) -> Iterator[Finding]:
+    """See that runs start with what `autopack init` lays out."""
+    wanted = (*SCRIPTS, PROMOTION)
+    missing = sorted({*wanted} - repository.files_in(base.commit, wanted))
+    uncommitted = [name for name in missing if (repository_top(repository.path) / name).is_file()]
+    if not missing:
+        detail = f"gate, checker and workflow are on {base.branch}"
+        yield Finding("promotion", "ok", detail)
+    elif missing == uncommitted:
+        detail = f"not committed on {base.branch}: {', '.join(missing)}"
+        mend = f"git add {' '.join(missing)} && git commit: runs start from there."
+        yield Finding("promotion", "warn", detail, mend)
     else:
-        yield Finding("promotion", "ok", "gate, checker and workflow are in the repository")
+        detail = f"not on {base.branch}: {', '.join(missing)}"
+        yield Finding("promotion", "warn", detail, "autopack init, then commit what it wrote.")
 
 
 def _service(settings: Settings, url: str | None) -> Iterator[Finding]:

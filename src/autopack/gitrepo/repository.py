@@ -163,6 +163,12 @@ class Repository:
             raise RepositoryUnusableError(f"{commit} in {self.git_dir} is a {kind}, no commit.")
         return data[5:45].decode()
 
+    def files_in(self, commit: str, paths: Collection[str]) -> set[str]:
+        """Return those of these paths at which a commit has a file."""
+        options = ("--name-only", "--full-tree", "-z", "--end-of-options")
+        output = self._read("ls-tree", *options, commit, *paths).stdout
+        return {path.decode(errors="surrogateescape") for path in output.split(b"\0") if path}
+
     def checked_out_in(self, branch: str) -> Path | None:
         """Return the work tree, main or linked, that has a branch checked out."""
         return self.checked_out().get(branch.removeprefix("refs/heads/"))
