@@ -232,14 +232,15 @@ def test_the_doctor_finds_what_is_wrong_and_says_how_to_mend_it(
     file = settings.autonomous_runs_dir / f"project_ruleset_{settings.project_id}.json"
     file.write_text('{"project_id": "Autopack", "run": {"token_cap": -1}}')
     monkeypatch.setenv("AUTOPACK_GIT_REMOTE", "./gone.git")
+    monkeypatch.setenv("AUTOPACK_SIGNING_KEY", "README.md")
     ill = examine(1)
     failed = {name for name, each in ill.items() if each["status"] == "fail"}
-    assert failed == {"checkout", "ruleset", "remote"}
+    assert failed == {"checkout", "ruleset", "remote", "signing"}
     assert "switch --detach" in ill["checkout"]["mend"]
     assert "run.token_cap" in ill["ruleset"]["detail"]
 
     monkeypatch.setenv("AUTOPACK_BASE_BRANCH", "gone")
-    assert examine(1)["repository"]["mend"].startswith("create it")
+    assert "create it" in examine(1)["repository"]["detail"]
     monkeypatch.setenv("AUTOPACK_PORT", "x")
     assert "AUTOPACK_PORT" in examine(1)["settings"]["detail"]
 

@@ -25,6 +25,7 @@ from ..domain.ruleset import Ruleset
 from ..domain.values import CiMode
 from ..gitrepo.errors import RepositoryUnusableError
 from ..gitrepo.repository import Base, Repository
+from ..gitrepo.signing import Signer
 from ..setup.project import PROMOTION, SCRIPTS
 from .command import FINE, NO, command_app
 from .db import exists
@@ -102,25 +103,40 @@ def _door(settings: Settings) -> Iterator[Finding]:
 def _repository(settings: Settings) -> Iterator[Finding]:
     # A home of its own, for what is looked at must not change.
     with tempfile.TemporaryDirectory(prefix="autopack-doctor-") as home:
+        alone = {"home": Path(home), "git_remote": None, "signing_key": None}
         try:
-            repository = Repository.open(settings.model_copy(update={"home": Path(home)}))
+            repository = Repository.open(settings.model_copy(update=alone))
             base = repository.base()
         except RepositoryUnusableError as error:
-            problem, _, mend = str(error).partition(": ")
-            yield Finding("repository", "fail", problem, mend or "See docs/settings.md.")
+            mend = "AUTOPACK_REPO_PATH and AUTOPACK_BASE_BRANCH say which it is."
+            yield Finding("repository", "fail", str(error), mend)
             return
         yield Finding("repository", "ok", f"{repository.path}, base {base.branch}")
         yield from _checked_out(repository)
         yield from _laid_out(repository, base)
-        if repository.remote is None:
-            yield Finding("remote", "ok", "none: branches stay here (AUTOPACK_GIT_REMOTE)")
-            return
-        try:
-            repository.remote.check()
-        except AutopackError as error:
-            yield Finding("remote", "fail", error.detail, "See docs/remote.md: address, keys.")
-        else:
-            yield Finding("remote", "ok", repository.remote.url)
+        yield _remote(settings.model_copy(update={"home": Path(home), "signing_key": None}))
+    if settings.signing_key is not None:
+        yield _signing(settings)
+
+
+def _remote(settings: Settings) -> Finding:
+    try:
+        remote = Repository.open(settings).remote
+        if remote is None:
+            return Finding("remote", "ok", "none: branches stay here (AUTOPACK_GIT_REMOTE)")
+        remote.check()
+    except AutopackError as error:
+        return Finding("remote", "fail", error.detail, "See docs/remote.md: address, keys.")
+    return Finding("remote", "ok", remote.url)
+
+
+def _signing(settings: Settings) -> Finding:
+    try:
+        Signer.open(settings)
+    except RepositoryUnusableError as error:
+        mend = "ssh-keygen -t ed25519 -N '' -f FILE makes such a key."
+        return Finding("signing", "fail", str(error), mend)
+    return Finding("signing", "ok", f"{settings.signing_key} signs")
 
 
 def _checked_out(repository: Repository) -> Iterator[Finding]:
