@@ -96,6 +96,8 @@ PROTECTED = (
     ".github/work\u200cflows/ci.yml",
     ".github/workflows::$DATA",
     ".github/actions/x/action.yml",
+    ".github/autopack_allowed_signers",
+    "Scripts/Check_Promotion.py",
     "CODEOWNERS",
     "codeowners",
     "docs/CODEOWNERS",

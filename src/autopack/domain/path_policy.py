@@ -23,6 +23,8 @@ from .secret_rules import added_secrets
 DEFAULT_PROTECTED = (
     ".github/workflows/**",
     ".github/actions/**",
+    ".github/autopack_allowed_signers",  # whose records count, and what judges them
+    "scripts/check_promotion.py",
     "CODEOWNERS",
     "docs/CODEOWNERS",
     ".github/CODEOWNERS",
