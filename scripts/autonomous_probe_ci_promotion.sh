@@ -82,10 +82,11 @@ promotion_is() { # name, run id, eligible, how many reasons, how many warnings
     expect "$1: the pull request's branch" pull_request.head "autonomous/$2"
 }
 
-checker_says() { # name, run id, exit code, text that it must print
+checker_says() { # name, run id, exit code, text that it must print; after promotion_is
     has_files "$1" || return 0
-    local code=0
-    (cd "$REPO" && "$PYTHON" -I "$CHECKER" --run-id "$2" --branch "autonomous/$2") \
+    local code=0 base
+    base=$(value_at "$1" pull_request.base)
+    (cd "$REPO" && "$PYTHON" -I "$CHECKER" --run-id "$2" --branch "autonomous/$2" --base "$base") \
         >"$SCRATCH/checked" 2>&1 || code=$?
     [ "$code" = "$3" ] ||
         failed "$1" "the checker ended with $code: $(head -c 500 "$SCRATCH/checked")"

@@ -153,7 +153,7 @@ def test_promotion_opens_a_pull_request_and_updates_it_the_next_time(promotion: 
         "body": "# Summary\n`touch pwned`\n\n",
     }
     asked = json.loads((promotion.checkout / "asked.json").read_text())
-    assert asked == ["run-001", "autonomous/run-001", ["--json"]]
+    assert asked == ["run-001", "autonomous/run-001", ["--base=main", "--json"]]
 
     promotion.offer("autonomous/run-001", title="Anew", body="Other", warnings=["look\n::error::x"])
     code, said = promotion.run("run-001", "autonomous/run-001")
@@ -182,7 +182,7 @@ def test_what_somebody_types_in_is_never_code(promotion: Promotion) -> None:
         code, said = promotion.run(value, "autonomous/run-001")
         assert code != 0, said
         asked = json.loads((promotion.checkout / "asked.json").read_text())
-        assert asked == [value, "autonomous/run-001", ["--json"]]
+        assert asked == [value, "autonomous/run-001", ["--base=main", "--json"]]
     assert pull_requests(promotion.bin) == []
     assert promotion.is_untouched()
 

@@ -66,8 +66,9 @@ def settings(settings: Settings, tmp_path: Path) -> Settings:
 def git_repo(git_repo: GitRepo, tmp_path: Path) -> GitRepo:
     """The project, and its host."""
     git_repo.git("rm", "--quiet", "-r", ".")
+    git_repo.git("branch", "--move", "trunk")
     git_repo.commit(PROJECT, "Start the widget")
-    git_repo.git("init", "--quiet", "--bare", "--initial-branch=main", str(tmp_path / "host.git"))
+    git_repo.git("init", "--quiet", "--bare", "--initial-branch=trunk", str(tmp_path / "host.git"))
     git_repo.git("remote", "add", "origin", str(tmp_path / "host.git"))
     return git_repo
 
@@ -87,7 +88,7 @@ def test_from_init_to_a_pull_request(
     todo = next(line for line in capsys.readouterr().out.splitlines() if "git add" in line)
     git_repo.git(*todo.partition("git ")[2].partition(" && ")[0].split())
     git_repo.git("commit", "--quiet", "--message", "Set Autopack up")
-    git_repo.git("push", "--quiet", "origin", "main")
+    git_repo.git("push", "--quiet", "origin", "trunk")
 
     client: TestClient = request.getfixturevalue("client")  # from here on, the service
     _post(client, "/runs/start", PLAN)
@@ -134,7 +135,7 @@ def test_from_init_to_a_pull_request(
     code, said = promote(RUN)
     assert code == 0, said
     (opened,) = pull_requests(tmp_path / "bin")
-    assert (opened["base"], opened["head"]) == ("main", BRANCH)
+    assert (opened["base"], opened["head"]) == ("trunk", BRANCH)
     served = client.get(f"/runs/{RUN}/promotion").json()["pull_request"]
     assert opened["title"] == served["title"]
     assert RUN in opened["body"]
