@@ -45,13 +45,12 @@ from .jobs.worker import Queue, Workers
 from .mirror import Mirror
 from .services import pushes
 from .services.change import CI_QUEUE, CI_TASK
-from .services.ci import run_ci
+from .services.ci import BEGIN_TASK, TAKE_TASK, begin_ci_run, run_ci, take_ci_outcome
 from .services.feed import Feed
 from .services.house import House
 from .services.pushes import push_branch, take_up_pushes
-from .services.upkeep import keep_up_alone, start_up
+from .services.upkeep import UPKEEP_QUEUE, keep_up_alone, start_up
 
-UPKEEP = "upkeep"
 UPKEEP_SECONDS = 5
 PUSH_WORKERS = 3
 
@@ -157,7 +156,7 @@ def jobs_process(
             for queue in queues.values()
             if not names or queue.name in names
         ]
-        if UPKEEP in {queue.name for queue in chosen}:
+        if UPKEEP_QUEUE in {queue.name for queue in chosen}:
             start_up(house)
         if pushes.QUEUE in {queue.name for queue in chosen}:
             take_up_pushes(house)
@@ -168,11 +167,15 @@ def jobs_process(
 def queues_of(house: House) -> list[Queue]:
     """Return what background work there is."""
     queues = [
-        # Two, so that jobs of dead workers are taken up while the upkeep takes its time.
+        # More than one, so that nothing waits while the upkeep takes its time.
         Queue(
-            name=UPKEEP,
-            concurrency=2,
+            name=UPKEEP_QUEUE,
+            concurrency=3,
             every={"keep_up": (UPKEEP_SECONDS, partial(keep_up_alone, house))},
+            tasks={
+                BEGIN_TASK: partial(begin_ci_run, house),
+                TAKE_TASK: partial(take_ci_outcome, house),
+            },
         ),
     ]
     ci_workers = house.settings.ci_workers or max(1, (os.cpu_count() or 1) // 2)

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from pydantic import SecretStr
 from sqlalchemy import text
 
+from autopack.config import Settings
+from autopack.gitrepo import Repository
+from autopack.mirror import Mirror
 from autopack.services import ci
 from autopack.services.house import House
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
     from tests.api.conftest import Api
+    from tests.conftest import GitRepo
 
 pytestmark = pytest.mark.integration
 
@@ -54,7 +62,25 @@ def work(house: House) -> int:
         session.execute(text("UPDATE procrastinate_jobs SET status = 'doing'"))
         session.commit()
     ci.run_ci(house, ci_run_id)
+    take(house)
     return ci_run_id
+
+
+def take(house: House) -> None:
+    """Do what the upkeep's worker would: let runs of CI begin, and take their verdicts."""
+    tasks: dict[str, Callable[..., None]] = {
+        ci.BEGIN_TASK: ci.begin_ci_run,
+        ci.TAKE_TASK: ci.take_ci_outcome,
+    }
+    with house.writing() as session:
+        query = text(
+            "DELETE FROM procrastinate_jobs WHERE queue_name = 'upkeep'"
+            " RETURNING id, task_name, args"
+        )
+        jobs = sorted(session.execute(query))
+        session.commit()
+    for _, name, arguments in jobs:
+        tasks[name](house, **arguments)
 
 
 def runs_of_ci(api: Api) -> list[dict[str, Any]]:
@@ -160,10 +186,42 @@ def test_a_verdict_counts_once_however_many_workers_bring_it(api: Api, house: Ho
     [ci_run_id] = waiting(house)
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(lambda _: ci.run_ci(house, ci_run_id), range(3)))
+    take(house)
     assert api.run()["state"] == "DONE_SUCCESS"
     assert api.run()["tiers"][0]["ci_runs_count"] == 1
     kinds = [event["kind"] for event in api.client.get("/runs/run-001/events").json()["events"]]
     assert kinds.count("CiVerdictReceived") == 1
+
+
+def test_a_worker_with_a_clone_of_its_own_fetches_what_it_judges_and_writes_nothing(
+    api: Api, house: House, settings: Settings, git_repo: GitRepo, tmp_path: Path
+) -> None:
+    there = tmp_path / "there"
+    git_repo.git("clone", "--quiet", str(git_repo.path), str(there / "repo"))
+    elsewhere = settings.model_copy(
+        update={
+            "repo_path": there / "repo",
+            "home": there / "home",
+            "autonomous_runs_dir": there / "runs",
+            "git_remote": SecretStr(str(git_repo.path)),
+        }
+    )
+    refs = git_repo.git("-C", str(there / "repo"), "show-ref")
+    rule(api, "test -f src/P0.0.txt")
+    api.start()
+    api.result()
+    [ci_run_id] = waiting(house)
+    with ExitStack() as stack:
+        repository = Repository.open(elsewhere)
+        stack.callback(repository.close)
+        other = House(elsewhere, house.engine, repository, Mirror(elsewhere.autonomous_runs_dir))
+        ci.run_ci(other, ci_run_id)
+    assert api.phase()["state"] == "CI_RUNNING"
+    take(house)
+    assert api.run()["state"] == "DONE_SUCCESS"
+    assert "phase-P0.0" in git_repo.git("tag", "--list")
+    assert git_repo.git("-C", str(there / "repo"), "show-ref") == refs
+    assert not elsewhere.autonomous_runs_dir.exists()
 
 
 def test_the_end_of_a_run_stops_its_ci(api: Api, house: House) -> None:

@@ -2,14 +2,19 @@
 
 At least once: a worker may be killed at any point, and another does it again. A verdict is taken
 once, under the run's lock, and only while the phase waits for that very run of CI.
+
+Such a worker may be on another machine, with a clone of its own. So it changes no run: what moves
+refs and writes files is a job for those who work on the upkeep, which is where these are.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, Final
 
 import structlog
+from sqlalchemy.orm import Session
 
 from ..ci import CheckRunner, Job, Outcome, StoppedError
 from ..config import Settings
@@ -21,14 +26,18 @@ from ..domain.run import Verdict
 from ..domain.values import CiProfile
 from ..gitrepo.checkout import checked_out
 from ..gitrepo.workspace import WorkspaceError
-from ..jobs.queue import TryAgainError
-from ..models import CiRun
+from ..jobs.queue import TryAgainError, defer
+from ..models import CiRun, Run
 from ..store import ci_runs, runs
-from .change import RunChange, changing
+from .change import changing
 from .house import House
 from .judging import give_verdict
+from .upkeep import UPKEEP_QUEUE
 
 logger = structlog.get_logger(__name__)
+
+BEGIN_TASK: Final = "begin_ci_run"
+TAKE_TASK: Final = "take_ci_outcome"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +55,7 @@ class Order:
 
 
 def run_ci(house: House, ci_run_id: int) -> None:
-    """Make a run of CI and take its verdict, if anybody still waits for it.
+    """Make a run of CI and hand in its outcome, if anybody still waits for it.
 
     Raises TryAgainError when the process is to end: another one makes it.
     """
@@ -55,7 +64,7 @@ def run_ci(house: House, ci_run_id: int) -> None:
         return
     outcome = _make(house, order)
     if outcome is not None:
-        _take(house, order, outcome)
+        _hand_over(house, ci_run_id, outcome)
     elif house.stopping.is_set():
         raise TryAgainError
 
@@ -78,28 +87,47 @@ def read_log(house: House, run_id: str, ci_run_id: int) -> bytes:
         return ci_runs.get_log(session, runs.get_run_pk(session, run_id), ci_run_id)
 
 
-def _begin(house: House, ci_run_id: int) -> Order | None:
-    with house.reading() as session:
-        place = ci_runs.find_place(session, ci_run_id)
-    if place is None:  # its run was deleted by hand
-        return None
+def begin_ci_run(house: House, ci_run_id: int) -> None:
+    """Let a phase's time for its run of CI begin."""
+    place = _find_place(house, ci_run_id)
+    if place is None:
+        return
     run_id, phase_id = place
     with changing(house, run_id) as change:
-        run = ci_runs.get_ci_run(change.session, ci_run_id)
+        if ci_runs.get_ci_run(change.session, ci_run_id).ended_at is None:
+            judging.begin_run(change.course, phase_id, ci_run_id)
+
+
+def _find_place(house: House, ci_run_id: int) -> tuple[str, str] | None:
+    """Return the names of run and phase; None: the run was deleted by hand."""
+    with house.reading() as session:
+        return ci_runs.find_place(session, ci_run_id)
+
+
+def _begin(house: House, ci_run_id: int) -> Order | None:
+    place = _find_place(house, ci_run_id)
+    if place is None:
+        return None
+    run_id, phase_id = place
+    with house.writing() as session:
+        run = ci_runs.get_ci_run(session, ci_run_id)
         if run.ended_at is not None:
             return None
-        run.started_at = change.now
-        judging.begin_run(change.course, phase_id, ci_run_id)
-        return Order(
+        whole = runs.get_run(session, run_id)
+        order = Order(
             ci_run_id=ci_run_id,
             run_id=run_id,
             phase_id=phase_id,
-            branch=change.run.branch,
+            branch=whole.branch,
             commit=run.commit_sha,
             profile=run.profile,
             attempt=run.attempt,
-            rules=_rules(change, run),
+            rules=_rules(session, whole, run),
         )
+        run.started_at = house.now()
+        _queue(session, BEGIN_TASK, ci_run_id)
+        session.commit()
+    return order
 
 
 def _make(house: House, order: Order) -> Outcome | None:
@@ -133,10 +161,54 @@ def _make(house: House, order: Order) -> Outcome | None:
     return outcome
 
 
-def _take(house: House, order: Order, outcome: Outcome) -> None:
-    with changing(house, order.run_id) as change:
-        run = ci_runs.get_ci_run(change.session, order.ci_run_id)
-        if run.ended_at is not None:  # another worker was quicker, or the phase went on
+def _hand_over(house: House, ci_run_id: int, outcome: Outcome) -> None:
+    """Keep what was printed, and let the verdict be taken where branch and files are."""
+    tail = outcome.log[-4 * MAX_LOG_TAIL :].decode(errors="replace")[-MAX_LOG_TAIL:]
+    with house.writing() as session:
+        ci_runs.add_log(session, ci_run_id, outcome.log)
+        _queue(
+            session,
+            TAKE_TASK,
+            ci_run_id,
+            verdict=outcome.verdict,
+            reason=outcome.reason,
+            sandbox=outcome.sandbox,
+            tests=outcome.tests.model_dump(mode="json") if outcome.tests else None,
+            failing_checks=outcome.failing_checks,
+            log_tail=tail.replace("\0", "\ufffd") or None,
+        )
+        session.commit()
+
+
+def _queue(session: Session, task: str, ci_run_id: int, **arguments: object) -> None:
+    defer(
+        session,
+        task,
+        queue=UPKEEP_QUEUE,
+        arguments={"ci_run_id": ci_run_id, **arguments},
+        lock=f"ci:{ci_run_id}",  # begun before it is taken
+    )
+
+
+def take_ci_outcome(
+    house: House,
+    ci_run_id: int,
+    *,
+    verdict: str,
+    reason: str,
+    sandbox: str,
+    tests: dict[str, Any] | None,
+    failing_checks: list[str],
+    log_tail: str | None,
+) -> None:
+    """Take the verdict of a run of CI, unless another was taken or the phase went on."""
+    place = _find_place(house, ci_run_id)
+    if place is None:
+        return
+    run_id, phase_id = place
+    with changing(house, run_id) as change:
+        run = ci_runs.get_ci_run(change.session, ci_run_id)
+        if run.ended_at is not None:
             return
         earlier = ci_runs.list_earlier(change.session, run)
         red_before = tuple(
@@ -147,26 +219,25 @@ def _take(house: House, order: Order, outcome: Outcome) -> None:
                 for check in each.failing_checks or [f"profile_{each.profile}"]
             )
         )
-        is_flaky = outcome.verdict is Verdict.GREEN and bool(red_before)
-        run.verdict, run.reason, run.is_flaky = outcome.verdict, outcome.reason, is_flaky
-        run.sandbox, run.ended_at = outcome.sandbox, change.now
-        run.failing_checks = list(outcome.failing_checks)
-        run.tests = outcome.tests.model_dump(mode="json") if outcome.tests else None
-        run.log_tail = outcome.log[-4 * MAX_LOG_TAIL :].decode(errors="replace")[-MAX_LOG_TAIL:]
-        run.log_tail = run.log_tail.replace("\0", "\ufffd") or None
-        ci_runs.add_log(change.session, run.id, outcome.log)
+        run.verdict = Verdict(verdict)
+        is_flaky = run.verdict is Verdict.GREEN and bool(red_before)
+        run.reason, run.is_flaky, run.sandbox = reason, is_flaky, sandbox
+        run.failing_checks, run.tests, run.log_tail = failing_checks, tests, log_tail
+        run.ended_at = change.now
         wait = judging.retry_wait(
-            outcome.verdict, ci_runs.verdicts(earlier), _rules(change, run).retries
+            run.verdict,
+            ci_runs.verdicts(earlier),
+            _rules(change.session, change.run, run).retries,
         )
         give_verdict(
             change,
-            change.phase(order.phase_id),
+            change.phase(phase_id),
             run,
             flaky_checks=red_before if is_flaky else (),
             is_repeated=wait is not None,
         )
         if wait is not None and not change.course.is_over:
-            change.request_ci_run(order.phase_id, at=change.now + wait if wait else None)
+            change.request_ci_run(phase_id, at=change.now + wait if wait else None)
 
 
 def _is_wanted(house: House, ci_run_id: int) -> bool:
@@ -176,8 +247,8 @@ def _is_wanted(house: House, ci_run_id: int) -> bool:
         return ci_runs.is_awaited(session, ci_run_id)
 
 
-def _rules(change: RunChange, run: CiRun) -> CiCommand:
-    strategy = runs.get_strategy(change.session, change.run)
+def _rules(session: Session, whole: Run, run: CiRun) -> CiCommand:
+    strategy = runs.get_strategy(session, whole)
     return CiCommand.model_validate(strategy["ci"]["profiles"][run.profile])
 
 

@@ -16,6 +16,7 @@ logger = structlog.get_logger(__name__)
 
 BATCH = 100
 PULSE = "upkeep"
+UPKEEP_QUEUE = "upkeep"  # of those who have the repository and the runs' folder
 
 
 def start_up(house: House) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import fields
 
 from sqlalchemy import func, select
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from ..domain.errors import NotFoundError
@@ -113,7 +114,9 @@ def list_tails(session: Session, phase_pks: Collection[int]) -> dict[str, list[s
 
 
 def add_log(session: Session, ci_run_id: int, log: bytes) -> None:
-    session.add(CiLog(ci_run_pk=ci_run_id, compressed=zlib.compress(log)))
+    """Keep what a run of CI printed, unless another worker was quicker."""
+    statement = insert(CiLog).values(ci_run_pk=ci_run_id, compressed=zlib.compress(log))
+    session.execute(statement.on_conflict_do_nothing())
 
 
 def get_log(session: Session, run_pk: int, ci_run_id: int) -> bytes:
