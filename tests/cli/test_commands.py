@@ -107,6 +107,7 @@ def test_a_run_is_started_watched_and_promoted(
     assert "100 of 200,000 tokens" in screen
     assert "run-001" in terminal.run("run", "list", "--status", "DONE_SUCCESS")
     assert terminal.run("run", "diff", "run-001") == ""
+    assert terminal.json("run", "ci", "run-001") == {"run_id": "run-001", "ci_runs": []}
     assert "is eligible" in terminal.run("promote", "run-001")
     monkeypatch.chdir(git_repo.path)
     terminal.run("verify", "run-001")
@@ -255,7 +256,7 @@ def test_the_database_is_looked_at_and_upgraded(
     configure(monkeypatch, settings)
     monkeypatch.setenv("DATABASE_URL", empty_database_url)
     assert terminal.json("db", "status", exit_code=1)["revision"] is None
-    terminal.run("db", "upgrade")
+    assert terminal.json("db", "upgrade")["is_current"]
     status = terminal.json("db", "status")
     assert status["revision"] == status["head"]
     monkeypatch.delenv("DATABASE_URL")

@@ -6,15 +6,15 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ..config import Settings, SettingsError, load_settings
-from ..database import Database, DatabaseError, DatabaseStatus, open_database
+from ..database import Database, DatabaseError, open_database
 from .command import FINE, NO, UNAVAILABLE, CommandError, command_app
 from .terminal import JsonOption, log_warnings_alone, print_json, print_table
 
@@ -22,11 +22,15 @@ app = command_app()
 
 
 @app.command()
-def upgrade() -> None:
+def upgrade(json: JsonOption = False) -> None:
     """Bring the schema to this version's; `autopack serve` does so too."""
     with _opened() as database:
         database.migrate()
-        print(f"The database is at revision {database.status().revision}.")
+        found = _look(database)
+    if json:
+        print_json(found)
+    else:
+        print(f"The database is at revision {found['revision']}.")
 
 
 @app.command()
@@ -36,21 +40,12 @@ def status(json: JsonOption = False) -> int:
     Ends with 0 when it is, 1 when it is not.
     """
     with _opened(must_exist=True) as database:
-        found = database.status()
-        url = database.engine.url.set(drivername="postgresql")
-        address = url.render_as_string(hide_password=True)
+        found = _look(database)
     if json:
-        print_json(
-            {
-                "database": address,
-                "is_current": found.is_current,
-                **asdict(found),
-                "now": found.now.isoformat(),
-            }
-        )
+        print_json(found)
     else:
-        print_table(("database", address), _rows(found))
-    return FINE if found.is_current else NO
+        print_table(("database", found["database"]), _rows(found))
+    return FINE if found["is_current"] else NO
 
 
 @app.command()
@@ -85,11 +80,23 @@ def _take_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def _rows(found: DatabaseStatus) -> Iterator[tuple[str, str]]:
-    revision = found.revision or "none: it is empty"
-    yield "schema", revision if found.is_current else f"{revision}; this version's: {found.head}"
-    yield "Postgres", found.server_version
-    yield "size", f"{found.size_bytes / 1_000_000:,.1f} MB"
+def _look(database: Database) -> dict[str, Any]:
+    status = database.status()
+    url = database.engine.url.set(drivername="postgresql")
+    return {
+        "database": url.render_as_string(hide_password=True),
+        "is_current": status.is_current,
+        **asdict(status),
+        "now": status.now.isoformat(),
+    }
+
+
+def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    revision = found["revision"] or "none: it is empty"
+    wanted = "" if found["is_current"] else f"; this version's: {found['head']}"
+    yield "schema", f"{revision}{wanted}"
+    yield "Postgres", found["server_version"]
+    yield "size", f"{found['size_bytes'] / 1_000_000:,.1f} MB"
 
 
 @contextmanager
