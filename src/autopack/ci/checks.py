@@ -22,8 +22,8 @@ from .junit import Marks, ReportError, TestCounts, count_tests, mark_reports
 from .sandbox import OBJECTS, Limits, Sandbox, Start
 
 WATCH_SECONDS: Final = 0.25
-# The disk is looked at so rarely that it takes a twentieth of the time at most.
-DISK_SHARE: Final = 20
+# The disk is looked at so rarely that it takes a sixth of the time at most.
+DISK_SHARE: Final = 5
 END_SECONDS: Final = 10
 CHUNK: Final = 65_536
 # A machine that has no more than this left is no place to run anything.
@@ -363,8 +363,8 @@ def _disk_usage(tree: Path, limit: int) -> int:
         with suppress(OSError), os.scandir(folders.pop()) as entries:
             for entry in entries:
                 with suppress(OSError):
-                    # A file takes at least one block, an empty one its place in the folder.
-                    used += max(512, entry.stat(follow_symlinks=False).st_blocks * 512)
+                    # An empty file is not for nothing either: of those too there is an end.
+                    used += max(4_096, entry.stat(follow_symlinks=False).st_blocks * 512)
                     if entry.is_dir(follow_symlinks=False):
                         folders.append(entry.path)
     return used

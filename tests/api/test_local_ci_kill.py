@@ -1,0 +1,115 @@
+"""A worker that is killed in the middle of CI: another does it again, and it counts once."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from autopack.config import Settings
+from autopack.jobs.worker import Workers
+from autopack.main import queues_of
+from autopack.services.ci import checks_of
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from tests.api.conftest import Api
+
+pytestmark = [pytest.mark.integration, pytest.mark.safety_critical]
+
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE_SECONDS = 60
+STALLED_SECONDS = 3
+WORKER = f"""\
+import sys
+from autopack.config import load_settings
+from autopack.config import Settings
+from autopack.jobs.worker import Workers
+from autopack.main import open_house, queues_of
+with open_house(load_settings()) as house:
+    Workers(house.engine, queues_of(house), stalled_seconds={STALLED_SECONDS}).start()
+    sys.stdin.read()
+"""
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def processes_of(token: str) -> list[int]:
+    """Return what runs, here or in a sandbox, with a word on its command line."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            if token.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(int(pid))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.fixture
+def settings(settings: Settings, tmp_path: Path) -> Settings:
+    lent = tmp_path / "lent"
+    lent.mkdir()
+    return settings.model_copy(update={"ci_readable_paths": (lent,)})
+
+
+def test_a_killed_workers_ci_ends_with_it_and_is_done_again_by_another(
+    api: Api, app: FastAPI, settings: Settings
+) -> None:
+    (lent,) = settings.ci_readable_paths
+    nap = f"600.{secrets.randbelow(10**9)}"
+    profile = {"command": f"[ -e {lent}/go_on ] || sleep {nap}", "timeout_seconds": 700}
+    document = {
+        "project_id": "Autopack",
+        "ci": {"mode": "local", "profiles": {"normal": profile, "strict": profile}},
+    }
+    assert api.client.put("/project/ruleset", json=document).status_code == 200
+    api.start()
+    api.result()
+    environment = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(ROOT / "src"),
+        "AUTOPACK_REPO_PATH": str(settings.repo_path),
+        "AUTOPACK_HOME": str(settings.home),
+        "AUTONOMOUS_RUNS_DIR": str(settings.autonomous_runs_dir),
+        "AUTOPACK_CI_READABLE_PATHS": str(lent),
+        "DATABASE_URL": str(settings.database_url),
+        "TESTING": "1",
+    }
+    try:
+        with subprocess.Popen(
+            [sys.executable, "-c", WORKER], env=environment, stdin=subprocess.PIPE
+        ) as process:
+            wait_until(lambda: bool(processes_of(f"sleep\0{nap}")))
+            process.kill()
+        if checks_of(settings).sandbox == "bubblewrap":
+            wait_until(lambda: not processes_of(nap))
+    finally:
+        for pid in processes_of(nap):  # without a sandbox they outlive a worker that is killed
+            os.kill(pid, signal.SIGKILL)
+    (lent / "go_on").touch()
+    house = app.state.house
+    workers = Workers(house.engine, queues_of(house), stalled_seconds=STALLED_SECONDS)
+    workers.start()
+    try:
+        wait_until(lambda: bool(api.run()["ended_at"]))
+    finally:
+        workers.stop()
+    assert api.run()["state"] == "DONE_SUCCESS"
+    assert api.run()["tiers"][0]["ci_runs_count"] == 1
+    events = api.client.get("/runs/run-001/events", params={"limit": 100}).json()["events"]
+    kinds = [event["kind"] for event in events]
+    assert (kinds.count("CiStarted"), kinds.count("CiVerdictReceived")) == (2, 1)

@@ -1,0 +1,106 @@
+"""What a command's end and its reports come to; without a sandbox, so everywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from autopack.ci import CheckRunner, Job, Outcome
+from autopack.config import Settings
+from autopack.domain.run import Verdict
+
+pytestmark = pytest.mark.unit
+
+GREEN, RED, DID_NOT_RUN = Verdict.GREEN, Verdict.RED, Verdict.DID_NOT_RUN
+PASS = '<testcase classname="a" name="one"/>'
+FAIL = '<testcase classname="a" name="two"><failure>no</failure></testcase>'
+SKIP = '<testcase classname="a" name="three"><skipped/></testcase>'
+BOMB = '<!DOCTYPE x [<!ENTITY a "ha"><!ENTITY b "&a;&a;">]><testsuite>&b;</testsuite>'
+OUTSIDE = '<!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/passwd">]><testcase name="&a;"/>'
+
+
+def run(tree: Path, command: str, junit: str | None = None) -> Outcome:
+    tree.mkdir(exist_ok=True)
+    runner = CheckRunner(Settings(_env_file=None, repo_path=tree, ci_sandbox="none"))
+    job = Job(
+        tree=tree,
+        objects=tree,
+        command=command,
+        timeout_seconds=20,
+        environment={},
+        junit=junit,
+    )
+    return runner.run(job, lambda: False)
+
+
+@pytest.mark.parametrize(
+    ("command", "verdict", "reason"),
+    [
+        ("true", GREEN, "exit 0"),
+        ("exit 3", RED, "exit 3"),
+        ("kill -9 $$", RED, "exit 137"),
+        ("no-such-command", DID_NOT_RUN, "exit 127"),
+        ("./not-executable", DID_NOT_RUN, "exit 126"),
+    ],
+)
+def test_the_exit_decides(tmp_path: Path, command: str, verdict: Verdict, reason: str) -> None:
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "not-executable").touch(0o644)
+    outcome = run(tmp_path / "tree", command)
+    assert (outcome.verdict, outcome.sandbox) == (verdict, "none: AUTOPACK_CI_SANDBOX is none")
+    assert outcome.reason.startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("report", "status", "verdict", "reason"),
+    [
+        (f"<testsuite>{PASS}{SKIP}</testsuite>", 0, GREEN, "exit 0"),
+        (f"<testsuites><testsuite>{PASS}{FAIL}</testsuite></testsuites>", 1, RED, "exit 1: a.two"),
+        (f"<testsuite>{FAIL}</testsuite>", 0, RED, "exit 0, but tests failed: a.two"),
+        (f"<testsuite>{SKIP}</testsuite>", 0, RED, "it ran no test"),
+        ("<testsuite/>", 0, RED, "it ran no test"),
+        (f"<testsuite>{PASS}</testsuite>", 127, RED, "exit 127"),
+        ("not xml", 0, RED, "is no JUnit report"),
+        (BOMB, 0, RED, "it has a DOCTYPE"),
+        (OUTSIDE, 0, RED, "it has a DOCTYPE"),
+        ("<a>" * 1000 + "</a>" * 1000, 0, RED, "it is nested too deeply"),
+    ],
+)
+def test_reports_count_the_tests(
+    tmp_path: Path, report: str, status: int, verdict: Verdict, reason: str
+) -> None:
+    (tmp_path / "report").write_text(report)
+    command = f"mkdir out; cp {tmp_path}/report out/r.xml; exit {status}"
+    outcome = run(tmp_path / "tree", command, "out/**/*.xml")
+    assert outcome.verdict is verdict
+    assert reason in outcome.reason
+
+
+@pytest.mark.parametrize(
+    "trick",
+    [
+        "ln -s {outside}/report.xml r.xml",
+        "ln -s {outside} out",
+        "mkfifo r.xml",
+        "mkdir r.xml",
+        "true",  # the report that the commit brought along
+    ],
+)
+def test_no_report_but_one_that_was_written_in_the_work_tree_is_read(
+    tmp_path: Path, trick: str
+) -> None:
+    tree, outside = tmp_path / "tree", tmp_path / "outside"
+    for folder in (tree, outside):
+        folder.mkdir()
+        (folder / "report.xml").write_text(f"<testsuite>{PASS}</testsuite>")
+    outcome = run(tree, trick.format(outside=outside), "**/*.xml")
+    assert outcome.verdict is RED
+    assert "it ran no test" in outcome.reason
+
+
+def test_what_is_left_running_ends_without_a_sandbox_too(tmp_path: Path) -> None:
+    outcome = run(tmp_path / "tree", "setsid sleep 600 & echo $! > pid")
+    assert outcome.verdict is GREEN
+    pid = int((tmp_path / "tree" / "pid").read_text())
+    assert not Path(f"/proc/{pid}/exe").exists()  # a dead one has none, reaped or not
