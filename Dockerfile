@@ -1,8 +1,8 @@
 FROM python:3.13-slim-bookworm
 
-# git does all work on the branches, ssh reaches a remote that needs it; safe.directory is for people who look around in the container.
+# git does all work on the branches, ssh reaches a remote that needs it, bubblewrap holds CI commands; safe.directory is for people who look around in the container.
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends git openssh-client \
+    && apt-get install --yes --no-install-recommends bubblewrap git openssh-client \
     && rm -rf /var/lib/apt/lists/* \
     && git config --system --add safe.directory /repo
 

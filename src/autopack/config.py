@@ -143,7 +143,7 @@ class Settings(BaseSettings):
     ci_readable_paths: Annotated[tuple[Path, ...], NoDecode] = Field(
         default=(),
         description="Folders that CI commands may read beside `/usr` and `/opt`, separated by"
-        " commas; their `bin` comes first on the PATH.",
+        " commas; their `bin` comes first on the PATH. More in docs/ci.md.",
     )
     ci_memory_bytes: int = Field(
         default=4 * 1024**3, gt=0, description="Most memory of a CI command, all its processes."
