@@ -277,6 +277,8 @@ def start_server(settings: Settings, log: Path) -> LiveServer:
     }
     if settings.database_url is not None:
         environment["DATABASE_URL"] = settings.database_url
+    if settings.git_remote is not None:
+        environment["AUTOPACK_GIT_REMOTE"] = settings.git_remote.get_secret_value()
     with log.open("w") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "autopack", "serve"],
