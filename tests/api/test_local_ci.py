@@ -193,6 +193,18 @@ def test_a_verdict_counts_once_however_many_workers_bring_it(api: Api, house: Ho
     assert kinds.count("CiVerdictReceived") == 1
 
 
+def test_runs_are_judged_at_once_each_by_its_own_commit(api: Api, house: House) -> None:
+    rule(api, 'test -f "src/$AUTOPACK_RUN_ID.txt" && [ "$(ls src | wc -l)" = 2 ]')
+    run_ids = [f"run-{number}" for number in range(4)]
+    for run_id in run_ids:
+        api.start(run_id)
+        api.result(run_id, patch=api.new_file(f"src/{run_id}.txt"))
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda ci_run_id: ci.run_ci(house, ci_run_id), waiting(house)))
+    take(house)
+    assert {api.run(run_id)["state"] for run_id in run_ids} == {"DONE_SUCCESS"}
+
+
 def test_a_worker_with_a_clone_of_its_own_fetches_what_it_judges_and_writes_nothing(
     api: Api, house: House, settings: Settings, git_repo: GitRepo, tmp_path: Path
 ) -> None:

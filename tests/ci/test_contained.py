@@ -151,11 +151,15 @@ def test_the_log_of_one_who_prints_for_ever_is_its_beginning_and_end(stage: Stag
     assert len(outcome.log) < 10_200
 
 
+@pytest.mark.parametrize("is_all_lent", [False, True])
 def test_no_environment_and_no_file_of_the_service_is_seen(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, is_all_lent: bool
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", SECRET)
     settings = stage.settings
+    if is_all_lent:  # the folder above, by an operator who did not think of what lies within
+        lent = {"ci_readable_paths": (stage.folder,)}
+        stage.runner = CheckRunner(settings.model_copy(update=lent))
     places = (settings.home, settings.autonomous_runs_dir, settings.repo_path, "/root", "/home")
     outcome = stage.run(
         "env; cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline; echo; ls /proc/self/fd | wc -w;"

@@ -172,8 +172,9 @@ class CheckRunner:
         if stopped is not None:
             return self._red(stopped, log, counts)
         if status is None:
-            last = log.decode(errors="replace").strip().splitlines()[-1:]
-            return self._did_not_run(f"the sandbox broke: {' '.join(last)[:500]}", log)
+            last = "".join(log.decode(errors="replace").strip().splitlines()[-1:])
+            words = "".join(sign if sign.isprintable() else "?" for sign in last)
+            return self._did_not_run(f"the sandbox broke: {words[:500]}", log)
         has_run = counts is not None and counts.passed + counts.failed > 0
         if status in _CANNOT_START and not has_run:
             return self._did_not_run(
@@ -225,7 +226,7 @@ class _Watched:
         self._process = process
         self._first = None
         if first is not None:
-            with suppress(ProcessLookupError):
+            with suppress(OSError):  # it has ended already
                 self._first = os.pidfd_open(first)
         self._start = start
         self._job = job
@@ -240,7 +241,7 @@ class _Watched:
         due = 0.0
         is_open = True
         while is_open or self._process.poll() is None:
-            if is_open and select.select([output], [], [], WATCH_SECONDS)[0]:
+            if is_open and _is_ready(output.fileno(), WATCH_SECONDS):
                 data = os.read(output.fileno(), CHUNK)
                 self.log.add(data)
                 is_open = bool(data)
@@ -268,7 +269,7 @@ class _Watched:
         if self._first is not None:  # in a pid space of its own: its end is everybody's
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._first, signal.SIGKILL)
-            select.select([self._first], [], [], END_SECONDS)
+            _is_ready(self._first, END_SECONDS)
             os.close(self._first)
         deadline = time.monotonic() + END_SECONDS
         while left := self._processes():
@@ -286,7 +287,7 @@ class _Watched:
 
     def _drain(self, descriptor: int) -> None:
         """Take what is still in the pipe, not what those write that the command left behind."""
-        while select.select([descriptor], [], [], 0)[0]:
+        while _is_ready(descriptor, 0):
             data = os.read(descriptor, CHUNK)
             self.log.add(data)
             if len(data) < CHUNK:
@@ -327,6 +328,13 @@ class _Watched:
             mark = f"{MARKER}={self._job.tree}\0".encode()
             found |= {pid for pid in parents if pid not in found and mark in _environ(pid)}
         return found & parents.keys()
+
+
+def _is_ready(descriptor: int, seconds: float) -> bool:
+    """Wait until there is something to read; of any descriptor, where `select` knows but 1024."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(seconds * 1_000))
 
 
 def _parents() -> Iterator[tuple[int, int]]:
