@@ -83,8 +83,11 @@ class EmbeddedPostgres:
         path = str(self.data)
         if len(path.encode()) <= LONGEST_SOCKET_FOLDER and re.fullmatch(r"[\w./+@-]+", path, re.A):
             return self.data
-        name = hashlib.sha256(path.encode()).hexdigest()[:16]
-        return Path(tempfile.gettempdir()) / f"autopack-{os.geteuid()}-{name}"
+        name = f"autopack-{os.geteuid()}-{hashlib.sha256(path.encode()).hexdigest()[:16]}"
+        folder = Path(tempfile.gettempdir(), name)
+        if len(os.fsencode(folder)) <= LONGEST_SOCKET_FOLDER:
+            return folder
+        return Path("/tmp", name)  # noqa: S108 - ours alone, and refused if it is not
 
     @property
     def url(self) -> str:

@@ -6,9 +6,10 @@ import asyncio
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from types import FrameType
@@ -232,6 +233,17 @@ async def _ending_streams(feed: Feed) -> AsyncIterator[None]:
         await feed.close()
 
 
+class _Output:
+    """Writes log lines; one that nobody takes (a closed pipe, a full disk) stops no work."""
+
+    def msg(self, message: str) -> None:
+        with suppress(OSError, ValueError):
+            sys.stdout.write(f"{message}\n")
+            sys.stdout.flush()
+
+    debug = info = warning = error = critical = exception = msg
+
+
 def _configure_logging(settings: Settings) -> None:
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer()
@@ -246,6 +258,7 @@ def _configure_logging(settings: Settings) -> None:
             structlog.processors.format_exc_info,
             renderer,
         ],
+        logger_factory=lambda *_: _Output(),
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
     )
 

@@ -54,7 +54,8 @@ def assert_files_are_true(api: Api, run_id: str = "run-001") -> None:
     assert {key: entry["total_occurrences"] for key, entry in file.items()} == {
         key: entry["total_occurrences"] for key, entry in backlog.items()
     }
-    assert api.head(run_id) == run["head_commit"]
+    branch = f"refs/heads/autonomous/{run_id}"
+    assert api.repo.git("rev-parse", branch) == run["head_commit"]
 
 
 def test_a_run_writes_exactly_the_files_of_the_guide(api: Api) -> None:

@@ -305,7 +305,7 @@ def test_credentials_reach_the_remote_and_no_command_line_answer_or_log(
     assert bare.refs() == {BRANCH: commits[3]}
     assert set(server.authorizations) == {basic("ada", SECRET)}
     assert remote.url == f"{server.url}/bare.git"
-    assert SECRET not in repr(vars(remote)["_address"])
+    assert SECRET not in repr(remote.address)
 
 
 def test_wrong_credentials_are_refused_without_being_shown(
