@@ -50,10 +50,13 @@ def main(control: int, grace_seconds: float, command: list[str]) -> int:
 def _end_all(process: subprocess.Popen[bytes], grace_seconds: float) -> None:
     """End the command and all that it started: asked first, then killed."""
     deadline = time.monotonic() + grace_seconds
-    for other in _family(process):
-        with suppress(psutil.Error):
-            other.terminate()
-    while _family(process) and time.monotonic() < deadline:
+    asked: set[psutil.Process] = set()
+    while (left := _family(process)) and time.monotonic() < deadline:
+        for other in left:  # each once: one may just have been started
+            if other not in asked:
+                asked.add(other)
+                with suppress(psutil.Error):
+                    other.terminate()
         time.sleep(_POLL_SECONDS)
     deadline = time.monotonic() + _KILLING_SECONDS
     while (left := _family(process)) and time.monotonic() < deadline:
