@@ -164,7 +164,9 @@ def test_a_wrong_setting_is_named(git_repo: GitRepo) -> None:
 
 
 def test_an_unreachable_database_is_named(git_repo: GitRepo) -> None:
-    line = _refusal(git_repo.path, DATABASE_URL="postgresql://a:secret@127.0.0.1:1/b")
+    line = _refusal(
+        git_repo.path, DATABASE_URL="postgresql://a:secret@127.0.0.1:1/b", AUTOPACK_PORT="0"
+    )
     assert "127.0.0.1:1/b" in line
     assert "secret" not in line
 
