@@ -41,7 +41,6 @@ FAILURES = {
     "minor_issue_cap": "DONE_FAILED_BUDGET_EXHAUSTED",
     "branch_moved": "DONE_FAILED_POLICY_VIOLATION",
     "ci_did_not_run": "DONE_FAILED_ENVIRONMENT",
-    "repository_unusable": "DONE_FAILED_ENVIRONMENT",
     "cancelled": "DONE_FAILED_REQUIRES_HUMAN_REVIEW",
     "phase_failed": "DONE_FAILED_REQUIRES_HUMAN_REVIEW",
     "tier_not_clean": "DONE_FAILED_REQUIRES_HUMAN_REVIEW",

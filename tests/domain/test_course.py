@@ -413,7 +413,7 @@ class TestTheEnd:
     def test_completed_and_failed_phases_stay_as_they_are(self, start: Start) -> None:
         drive = start(TWO_TIERS)
         drive.build("P1")
-        drive.decide(lambda course: course.end_failed(FailureCode.REPOSITORY_UNUSABLE, "gone"))
+        drive.decide(lambda course: course.end_failed(FailureCode.CI_DID_NOT_RUN, "gone"))
         assert [phase.state for phase in drive.run.phases] == ["COMPLETE", "SKIPPED", "SKIPPED"]
         assert drive.run.state == "DONE_FAILED_ENVIRONMENT"
 

@@ -168,7 +168,6 @@ def _next_steps(run: RunReport) -> tuple[str, ...]:
         FailureCode.BRANCH_MOVED: f"Find out who moved {run.branch}; this run left it at "
         f"{run.head_commit} and will not touch it again.",
         FailureCode.CI_DID_NOT_RUN: "Make the CI command run again; the branch was not judged.",
-        FailureCode.REPOSITORY_UNUSABLE: "Repair the repository or its remote.",
         FailureCode.CANCELLED: "Nothing, unless what is on the branch should be kept.",
         FailureCode.PHASE_FAILED: "Read the last attempts below, then change the phase's task, "
         "its category or its budgets.",

@@ -19,7 +19,6 @@ class FailureCode(StrEnum):
     MINOR_ISSUE_CAP = "minor_issue_cap"
     BRANCH_MOVED = "branch_moved"
     CI_DID_NOT_RUN = "ci_did_not_run"
-    REPOSITORY_UNUSABLE = "repository_unusable"
     CANCELLED = "cancelled"
     PHASE_FAILED = "phase_failed"
     TIER_NOT_CLEAN = "tier_not_clean"
@@ -32,7 +31,6 @@ FAILURE_STATES = {
     FailureCode.MINOR_ISSUE_CAP: RunStatus.DONE_FAILED_BUDGET_EXHAUSTED,
     FailureCode.BRANCH_MOVED: RunStatus.DONE_FAILED_POLICY_VIOLATION,
     FailureCode.CI_DID_NOT_RUN: RunStatus.DONE_FAILED_ENVIRONMENT,
-    FailureCode.REPOSITORY_UNUSABLE: RunStatus.DONE_FAILED_ENVIRONMENT,
     FailureCode.CANCELLED: RunStatus.DONE_FAILED_REQUIRES_HUMAN_REVIEW,
     FailureCode.PHASE_FAILED: RunStatus.DONE_FAILED_REQUIRES_HUMAN_REVIEW,
     FailureCode.TIER_NOT_CLEAN: RunStatus.DONE_FAILED_REQUIRES_HUMAN_REVIEW,

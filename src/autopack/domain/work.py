@@ -15,7 +15,6 @@ class Outcome(StrEnum):
     CONFLICT = "conflict"
     REFUSED = "refused"
     OVER_BUDGET = "over_budget"
-    LAPSED = "lapsed"
     APPROVED = "approved"
     REVISED = "revised"
     ESCALATED = "escalated"
