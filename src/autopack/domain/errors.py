@@ -10,7 +10,6 @@ class ErrorKind(StrEnum):
     INVALID = "invalid"
     NOT_FOUND = "not_found"
     CONFLICT = "conflict"
-    FORBIDDEN = "forbidden"
     TOO_LARGE = "too_large"
     UNAVAILABLE = "unavailable"
 
