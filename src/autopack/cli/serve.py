@@ -25,6 +25,8 @@ app = command_app()
 
 # Open streams would keep a stopping server waiting for ever.
 GRACEFUL_SECONDS = 5
+# A client that takes nothing of what was sent to it for so long is let go, or would never be.
+STALLED_SECONDS = 60
 
 NEXT_STEP = """\
 curl -X POST {url}/runs/start -H 'Content-Type: application/json' -d '{{
@@ -151,6 +153,10 @@ def _listen(host: str, port: int) -> socket.socket:
         raise CommandError(f"cannot listen on {host}: {error.strerror}.") from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # connections inherit it
+            listener.setsockopt(
+                socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STALLED_SECONDS * 1_000
+            )
         listener.bind(address)
         listener.listen(2048)
     except OSError as error:
