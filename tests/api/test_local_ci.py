@@ -262,6 +262,19 @@ def test_a_verdict_from_outside_is_refused(api: Api, house: House) -> None:
     assert api.phase()["state"] == "CI_RUNNING"
 
 
+def test_what_judges_a_patch_is_no_patch_s_to_change(api: Api, git_repo: GitRepo) -> None:
+    git_repo.commit({"scripts/gate.sh": "false\n", "check": "false\n", "data.txt": "a\n"})
+    rule(api, "A=b timeout 5 bash -e ./scripts/gate.sh data.txt && sh -c 'check' | tee data.txt")
+    api.start()
+    for path in ("scripts/gate.sh", "check"):
+        patch = f"--- a/{path}\n+++ b/{path}\n@@ -1 +1 @@\n-false\n+true\n"
+        checked = api.client.post("/runs/run-001/patch_check", json={"patch_content": patch})
+        assert "protected" in checked.text, checked.text
+    patch = "--- a/data.txt\n+++ b/data.txt\n@@ -1 +1 @@\n-a\n+b\n"
+    checked = api.client.post("/runs/run-001/patch_check", json={"patch_content": patch})
+    assert "protected" not in checked.text, checked.text
+
+
 def test_a_log_that_is_not_there_is_named(api: Api, house: House) -> None:
     rule(api, "true")
     api.start()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Self
+import posixpath
+import re
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Final, Self
 
 from pydantic import Field, model_validator
 
@@ -25,6 +27,14 @@ from .values import (
 
 DEFAULT_CATEGORY = "default"
 Minutes = Annotated[int, Field(strict=True, ge=1, le=10_080)]
+# What ends a shell's simple command, quotes too: `bash -c 'scripts/check.sh'`.
+_SHELL_SIGNS: Final = re.compile(r"[\n;&|(){}`'\"]+")
+# Values, options, numbers, and words after which a program is named.
+_BEFORE_A_PROGRAM: Final = re.compile(
+    r"\w+=.*|-.*|[.$]|[\d.]+[smh]?|!|if|then|elif|else|while|until|do|time|timeout|nice|exec|env|source"
+    r"|(\S*/)?((ba|da|z|k)?sh|python[\d.]*|node|perl|ruby)"
+)
+_PATH: Final = re.compile(r"[\w.][\w./+@-]*")
 
 
 class CategoryRule(Closed):
@@ -89,6 +99,14 @@ class CiCommand(Closed):
     timeout_seconds: Annotated[int, Field(strict=True, ge=1, le=86_400)] = 1_800
     retries: Annotated[int, Field(strict=True, ge=0, le=10)] = 1
     junit: PathGlob | None = None
+
+    def programs(self) -> Iterator[str]:
+        """Yield what the command calls, as far as its text shows: paths, if files are there."""
+        for part in _SHELL_SIGNS.split(self.command or ""):
+            words = (word for word in part.split() if not _BEFORE_A_PROGRAM.fullmatch(word))
+            program = posixpath.normpath(next(words, "."))
+            if _PATH.fullmatch(program) and program != "." and not program.startswith(".."):
+                yield program
 
 
 class CiProfiles(Closed):

@@ -165,9 +165,14 @@ class Repository:
 
     def files_in(self, commit: str, paths: Collection[str]) -> set[str]:
         """Return those of these paths at which a commit has a file."""
-        options = ("--name-only", "--full-tree", "-z", "--end-of-options")
+        options = ("--full-tree", "-z", "--end-of-options")
         output = self._read("ls-tree", *options, commit, *paths).stdout
-        return {path.decode(errors="surrogateescape") for path in output.split(b"\0") if path}
+        entries = (entry.partition(b"\t") for entry in output.split(b"\0"))
+        return {
+            path.decode(errors="surrogateescape")
+            for what, _, path in entries
+            if path and b" tree " not in what
+        }
 
     def checked_out_in(self, branch: str) -> Path | None:
         """Return the work tree, main or linked, that has a branch checked out."""

@@ -15,7 +15,7 @@ from ..domain.reports import AttemptReport, RunIndex
 from ..domain.starting import starting_state
 from ..domain.states import RunStatus
 from ..domain.strategy import Strategy
-from ..domain.values import CiMode
+from ..domain.values import CiMode, CiProfile
 from ..gitrepo import RefUpdate
 from ..models import EventRow, Phase, Run, Tier
 from ..store import runs
@@ -156,6 +156,14 @@ def _sandbox_warning(house: House, strategy: Strategy) -> list[str]:
     return [f"CI {what} on this machine: {checks.sandbox.removeprefix('none: ')}"]
 
 
+def _gates(house: House, strategy: Strategy, commit: str) -> list[str]:
+    """Return what CI's commands call that lies in the repository: no agent writes its own judge."""
+    profiles = (strategy.ci.command_for(profile) for profile in CiProfile)
+    named = {name for profile in profiles for name in profile.programs()}
+    known = set(strategy.paths.protected)
+    return sorted(house.repository.files_in(commit, named) - known) if named else []
+
+
 def _new_run(house: House, plan: Plan, strategy: Strategy, digest: str) -> Run:
     """Make the rows: what describes the run from plan and strategy, the rest from its state."""
     now = house.now()
@@ -172,7 +180,7 @@ def _new_run(house: House, plan: Plan, strategy: Strategy, digest: str) -> Run:
         cleanup_after_runs=strategy.safety.cleanup_after_runs,
         cleanup_after_tiers=strategy.safety.cleanup_after_tiers,
         major_categories=list(strategy.major_categories),
-        protected_paths=list(strategy.paths.protected),
+        protected_paths=[*strategy.paths.protected, *_gates(house, strategy, base.commit)],
         warnings=[*strategy.warnings, *_sandbox_warning(house, strategy)],
         base_branch=base.branch,
         base_commit=base.commit,
