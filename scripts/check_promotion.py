@@ -788,8 +788,6 @@ class Replay:
         )
         if not data.get("is_repeated"):
             phase["awaited"] = data["verdict"]
-        elif data["verdict"] != "did_not_run":  # it is made again, and counts all the same
-            self.tiers[phase["tier_id"]]["ci_runs_count"] += 1
 
     def _count(self, tier_id: str | None = None) -> tuple[int, int]:
         """Count the open issues of the run or a tier by distinct keys: minor, major."""

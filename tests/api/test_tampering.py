@@ -142,7 +142,6 @@ def red_before_green(forger: Forger) -> None:
     events.insert(events.index(green), red)
     for number, event in enumerate(events, start=1):
         event["sequence"] = number
-    forger.record["tiers"][0]["ci_runs_count"] += 1
     forger.reseal()
     forger.rewrite()
 

@@ -97,9 +97,13 @@ def require_judged_commit(
 def take_verdict(course: Course, phase_id: str, judgement: Judgement) -> None:
     """Let a verdict complete the phase, cost it a try, or end the run. Nothing but green is green.
 
-    A run that could not be made does not count against the tier's cap.
+    It counts against the tier's cap, however often the run was made for it: retries are the
+    profile's own choice. One that could not be made does not.
     """
-    count_run(course, phase_id, judgement.verdict)
+    phase = course.phase(phase_id)
+    if judgement.verdict is not Verdict.DID_NOT_RUN:
+        tier = course.tier(phase.tier_id)
+        course.change_tier(phase.tier_id, ci_runs_count=tier.ci_runs_count + 1)
     course.change_phase(phase_id, verdict=judgement.verdict)
     match judgement.verdict:
         case Verdict.GREEN:
@@ -115,13 +119,6 @@ def take_verdict(course: Course, phase_id: str, judgement: Judgement) -> None:
             reason = f"CI did not run: {judgement.reason}"
             course.move_phase(phase_id, PhaseStatus.FAILED, reason, failure_reason=reason)
             course.end_failed(FailureCode.CI_DID_NOT_RUN, reason)
-
-
-def count_run(course: Course, phase_id: str, verdict: Verdict) -> None:
-    """Count a run of CI against its tier's cap: one that could not be made is none."""
-    if verdict is not Verdict.DID_NOT_RUN:
-        tier = course.tier(course.phase(phase_id).tier_id)
-        course.change_tier(tier.tier_id, ci_runs_count=tier.ci_runs_count + 1)
 
 
 def _signature(failing_checks: Sequence[str]) -> str | None:

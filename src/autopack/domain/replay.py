@@ -27,7 +27,6 @@ from .events import Event
 from .judging import (
     Judgement,
     begin_run,
-    count_run,
     request_run,
     require_judged_commit,
     take_verdict,
@@ -299,8 +298,7 @@ def _take_verdict(course: Course, event: Event) -> None:
     phase_id = _phase_id(event)
     phase = course.phase(phase_id)
     require_judged_commit(course, phase_id, phase.commit or course.head_commit or "", None)
-    if event.data.get("is_repeated"):
-        count_run(course, phase_id, Verdict(event.data["verdict"]))
+    if event.data.get("is_repeated"):  # another one followed, whose verdict stands
         return
     judgement = Judgement(
         verdict=Verdict(event.data["verdict"]),

@@ -92,7 +92,7 @@ def give_verdict(
     flaky_checks: Sequence[str] = (),
     is_repeated: bool = False,
 ) -> None:
-    """Let the verdict of a run of CI do what it does; one that is repeated only counts."""
+    """Let the verdict of a run of CI do what it does; one that is repeated is only recorded."""
     course, verdict = change.course, run.verdict
     assert verdict is not None  # noqa: S101 - for the type checker: it has just been given
     change.touched.add(phase.phase_id)
@@ -110,7 +110,6 @@ def give_verdict(
         | ({"is_repeated": True} if is_repeated else {}),
     )
     if is_repeated:
-        judging.count_run(course, phase.phase_id, verdict)
         return
     if verdict is Verdict.GREEN:
         for key in issues.resolve_of_source(change.session, phase.id, CI_SOURCE):
