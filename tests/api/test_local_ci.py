@@ -283,3 +283,19 @@ def test_a_log_that_is_not_there_is_named(api: Api, house: House) -> None:
     assert run["log"] is None
     api.refused(api.client.get(f"/runs/run-001/ci/{run['id']}/log"), 404, "not_found", "not done")
     api.refused(api.client.get("/runs/run-001/ci/999/log"), 404, "not_found", "999")
+
+
+def test_whatever_a_command_prints_is_kept_as_it_is_and_harms_nothing(
+    api: Api, house: House
+) -> None:
+    rule(api, r"printf 'a\000b\033[31m\377\n'; head -c 300000 /dev/zero | tr '\0' x; exit 1")
+    api.start()
+    api.result()
+    work(house)
+    [run] = runs_of_ci(api)
+    assert run["verdict"] == "red"
+    log = api.client.get(run["log"]).content
+    assert log == b"a\0b\x1b[31m\xff\n" + 300_000 * b"x"
+    item = api.client.get("/runs/run-001/next_phase").json()
+    assert item["history"][0]["log_tail"].endswith("xxx")
+    assert "\x1b" not in api.file("run-001", "phases", "phase_0_P0.0.md")
