@@ -213,10 +213,7 @@ def _next_step(run: RunReport, phases: Sequence[PhaseReport]) -> str:
         case RunStatus.CI_RUNNING:
             return f"Nothing: CI judges {name}{until}."
         case RunStatus.DONE_SUCCESS if run.promotion_eligible_to_main:
-            command = (
-                f"python scripts/check_promotion.py --run-id {run.run_id} --branch {run.branch}"
-                f" --base {run.base_branch}"
-            )
+            command = f"autopack verify {run.run_id} --base {run.base_branch}"
             return (
                 f"Review {code(run.branch)}, check its record ({code(command)}) and open a pull"
                 f" request to {code(run.base_branch)} of [pull_request.md](pull_request.md)."
