@@ -262,7 +262,9 @@ class Git:
         data = pipes[1].read(size + 1)[:-1]
         if found != kind:
             raise RefusedError(f"{oid} is a {found}, no {kind}")
-        if hashlib.sha1(b"%b %d\0%b" % (words[1], size, data)).hexdigest() != oid:  # noqa: S324
+        if (
+            hashlib.sha1(b"%b %d\0%b" % (words[1], size, data)).hexdigest() != oid
+        ):  # noqa: S324 - git's own
             raise RefusedError(f"{kind} {oid} is damaged: its content is not what its id says")
         return data
 

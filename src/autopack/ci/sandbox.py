@@ -91,7 +91,7 @@ class Sandbox:
         inner = {
             **self._environment(),
             "HOME": _HOME,
-            "TMPDIR": "/tmp",  # noqa: S108
+            "TMPDIR": "/tmp",  # noqa: S108 - within the sandbox
             **environment,
         }
         return Start(words, inner, tree, is_contained=True)
