@@ -262,9 +262,8 @@ class Git:
         data = pipes[1].read(size + 1)[:-1]
         if found != kind:
             raise RefusedError(f"{oid} is a {found}, no {kind}")
-        if (
-            hashlib.sha1(b"%b %d\0%b" % (words[1], size, data)).hexdigest() != oid
-        ):  # noqa: S324 - git's own
+        content = b"%b %d\0%b" % (words[1], size, data)
+        if hashlib.sha1(content).hexdigest() != oid:  # noqa: S324 - it is git's
             raise RefusedError(f"{kind} {oid} is damaged: its content is not what its id says")
         return data
 

@@ -262,9 +262,8 @@ def _laid_out(repository: Repository, base: Base) -> Iterator[Finding]:
 
 def _service(settings: Settings, url: str | None) -> Iterator[Finding]:
     """See who is at the port: nobody, us, or somebody else."""
-    host = (
-        settings.host if settings.host not in {"0.0.0.0", "::"} else "localhost"
-    )  # noqa: S104 - compared, not bound
+    is_any = settings.host in {"0.0.0.0", "::"}  # noqa: S104 - compared, not bound
+    host = "localhost" if is_any else settings.host
     shown_host = f"[{host}]" if ":" in host else host
     address = url or f"http://{shown_host}:{settings.port}"
     if url is None and not _answers(host, settings.port):
