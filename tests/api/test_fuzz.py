@@ -60,7 +60,7 @@ ODD_VALUES: list[Any] = [
     {"a": {"b": []}},
 ]
 SEED = 20_261_122
-REQUESTS = 700
+REQUESTS = 400
 
 
 def places_in(value: Any, place: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:

@@ -797,7 +797,7 @@ def check_backtest(api: Api, ruleset: Json, run_ids: list[str]) -> None:
 # By default always the same walks, so that the suite fails for what was changed and nothing else.
 EXAMPLES = int(os.environ.get("WALKS", "0"))
 LIMITS = settings(
-    max_examples=EXAMPLES or 14,
+    max_examples=EXAMPLES or 8,
     deadline=None,
     derandomize=not EXAMPLES,
     database=None,

@@ -267,7 +267,7 @@ def take(drive: Drive, step: Step) -> None:
 
 
 LIMITS = settings(
-    max_examples=150,
+    max_examples=80,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow],

@@ -160,7 +160,7 @@ def sections(draw: st.DrawFn) -> bytes:
 
 
 @settings(
-    max_examples=800,
+    max_examples=300,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
@@ -236,7 +236,7 @@ PIECES += [b"--- ", b"+++ ", b"diff --git ", b"rename to ", b"GIT binary patch\n
 
 
 @settings(
-    max_examples=600,
+    max_examples=300,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
