@@ -170,6 +170,6 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _shown_host(host: str) -> str:
     """Return a host that works in an address: nobody can call 0.0.0.0."""
-    if host in {"0.0.0.0", "::"}:  # noqa: S104  compared, not bound
+    if host in {"0.0.0.0", "::"}:  # noqa: S104 - compared, not bound
         return "localhost"
     return f"[{host}]" if ":" in host else host

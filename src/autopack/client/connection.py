@@ -92,7 +92,7 @@ class Connection:
             params={name: value for name, value in (query or {}).items() if value is not None},
             headers=_headers(body, key),
             content=None if body is None else _encoded(body),
-            **({} if timeout is None else {"timeout": timeout}),  # type: ignore[arg-type]
+            timeout=httpx.USE_CLIENT_DEFAULT if timeout is None else timeout,
         )
         tries_left, pause = self.retries, FIRST_PAUSE_SECONDS
         while True:
