@@ -88,6 +88,70 @@ def test_a_key_outlives_later_attempts(api: Api) -> None:
     assert api.phase()["builder_attempts_used"] == 2
 
 
+def test_a_new_key_is_a_new_request_however_alike_its_body(api: Api) -> None:
+    api.start(phase={"task_category": "schema_change"})
+    path = "/runs/run-001/phases/P0.0/auditor_result"
+    review = {"recommendation": "revise", "review_notes": "again"}
+    for number in range(2):
+        api.result(patch=api.new_file(f"src/{number}.txt"))
+        sent = api.client.post(path, json=review, headers={"Idempotency-Key": f"review-{number}"})
+        assert (sent.status_code, is_replay(sent)) == (200, False)
+    phase = api.phase()
+    assert (phase["builder_attempts_used"], phase["auditor_attempts_used"]) == (2, 2)
+
+
+def test_a_new_lease_is_a_new_request_however_alike_its_body(api: Api) -> None:
+    api.start()
+    for attempt in range(2):
+        claim = {"role": "builder", "agent": "one"}
+        token = api.client.post("/runs/run-001/claim", json=claim).json()["lease"]["token"]
+        first = api.result(patch="", status="failed", lease_token=token)
+        again = api.result(patch="", status="failed", lease_token=token)
+        assert (first.status_code, is_replay(first), is_replay(again)) == (200, False, True)
+        api.refused(api.result(lease_token=token, patch="other"), 409, "lease_lost")
+        assert api.phase()["builder_attempts_used"] == attempt + 1
+
+
+def test_a_result_with_a_key_is_known_by_its_body_when_sent_again_without_one(api: Api) -> None:
+    api.start()
+    first = api.result(patch="", status="failed", key="try-1")
+    again = api.result(patch="", status="failed")
+    assert (is_replay(first), is_replay(again), again.json()) == (False, True, first.json())
+
+
+def test_a_key_gets_its_refusal_again_when_state_and_lease_have_moved_on(api: Api) -> None:
+    """A refusal that changed nothing is an answer too: only a new key asks anew."""
+    api.start(phases=2)
+    early = api.result(phase_id="P0.1", key="early")
+    problem = api.refused(early, 409, "phase_not_next")
+    assert not is_replay(early)
+    api.result()
+    again = api.result(phase_id="P0.1", key="early")
+    assert (again.status_code, is_replay(again), again.json()) == (409, True, problem)
+    assert api.result(phase_id="P0.1", key="anew").status_code == 200
+    again = api.result(phase_id="P0.1", key="early")
+    assert (again.status_code, is_replay(again), again.json()) == (409, True, problem)
+
+
+def test_a_refused_request_changes_nothing_but_its_own_key(api: Api) -> None:
+    api.start(phases=2)
+    before = api.run()
+    api.refused(api.result(phase_id="P0.1", key="early", suggested_issues=[]), 409)
+    other = api.result(phase_id="P0.1", key="early", notes="another body")
+    api.refused(other, 422, "idempotency_key_reused", "early")
+    assert api.run() == before
+
+
+def test_a_rollback_for_another_reason_is_another_request(api: Api) -> None:
+    api.start()
+    api.result()
+    for reason, status in (("no good", 200), ("no good", 200), ("worse", 422)):
+        body = {"to_phase": "P0.0", "reason": reason}
+        path = "/runs/run-001/rollback"
+        sent = api.client.post(path, json=body, headers={"Idempotency-Key": "back"})
+        assert sent.status_code == status, sent.text
+
+
 def test_keys_of_two_runs_do_not_meet(api: Api) -> None:
     for run_id in ("run-a", "run-b"):
         api.start(run_id)

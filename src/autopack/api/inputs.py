@@ -31,7 +31,9 @@ PhaseId = Annotated[
     Identifier,
     Path(description="The phase's id.", openapi_examples={"guide": {"value": "P1.1"}}),
 ]
-KEY_MEANING = "The same request with the same key has one effect and one answer."
+KEY_MEANING = (
+    "The same request with the same key has one effect and one answer; a new key is a new request."
+)
 KeyText = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[\x21-\x7e]+$")]
 IdempotencyKey = Annotated[KeyText | None, Header(alias="Idempotency-Key", description=KEY_MEANING)]
 PageLimit = Annotated[int, Query(ge=1, le=1_000, description="Most items of a page.")]

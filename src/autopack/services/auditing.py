@@ -43,7 +43,7 @@ def request_audit(
     identity = once(
         "auditor_request", {"phase_id": phase_id, "request": document}, [key_scope(idempotency_key)]
     )
-    with changing(house, run_id) as change:
+    with changing(house, run_id) as change, identity.keeping_refusals(change):
         given = identity.find(change)
         if given is not None:
             return given
@@ -93,7 +93,7 @@ def submit_auditor_result(
     identity = identify(phase_id, Role.AUDITOR, report, idempotency_key)
     refusal: AutopackError | None = None
     body: dict[str, Any] = {}
-    with changing(house, run_id) as change:
+    with changing(house, run_id) as change, identity.keeping_refusals(change):
         phase = change.phase(phase_id)
         given = identity.find(change)
         if given is not None:

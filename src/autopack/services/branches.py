@@ -142,8 +142,9 @@ def rollback(
 
     History is never rewritten; the run becomes ineligible for promotion.
     """
-    identity = once("rollback", {"to_phase": to_phase}, [key_scope(idempotency_key)])
-    with changing(house, run_id, actor=OPERATOR) as change:
+    request = {"to_phase": to_phase, "reason": reason}
+    identity = once("rollback", request, [key_scope(idempotency_key)])
+    with changing(house, run_id, actor=OPERATOR) as change, identity.keeping_refusals(change):
         given = identity.find(change)
         if given is not None:
             return given

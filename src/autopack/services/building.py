@@ -39,7 +39,7 @@ def submit_builder_result(
     identity = identify(phase_id, Role.BUILDER, report, idempotency_key)
     refusal: AutopackError | None = None
     body: dict[str, Any] = {}
-    with changing(house, run_id) as change:
+    with changing(house, run_id) as change, identity.keeping_refusals(change):
         phase = change.phase(phase_id)
         given = identity.find(change)
         if given is not None:

@@ -35,7 +35,7 @@ def record_issue(
     """
     request = {"phase_id": phase_id, "report": report.model_dump(mode="json")}
     identity = once("record_issue", request, [key_scope(idempotency_key)])
-    with changing(house, run_id) as change:
+    with changing(house, run_id) as change, identity.keeping_refusals(change):
         given = identity.find(change)
         if given is not None:
             return given

@@ -40,7 +40,7 @@ def submit_ci_result(
         {"phase_id": phase_id, "report": report.model_dump(mode="json")},
         [key_scope(idempotency_key), f"latest:{phase_id}:{CI_SOURCE}"],
     )
-    with changing(house, run_id) as change:
+    with changing(house, run_id) as change, identity.keeping_refusals(change):
         phase = change.phase(phase_id)
         given = identity.find(change)
         if given is not None:

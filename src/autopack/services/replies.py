@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from datetime import datetime
+from typing import Any, Final
+
+from sqlalchemy.orm import Session
 
 from ..domain.errors import AutopackError, ErrorKind, InvalidError
 from ..domain.events import canonical_json
@@ -13,6 +17,8 @@ from ..models import Reply
 from ..store import submissions
 from ..store.leases import hash_token
 from .change import RunChange
+
+_KEY: Final = "key:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +35,12 @@ class IdempotencyKeyReusedError(InvalidError):
 
 @dataclass(frozen=True, slots=True)
 class Once:
-    """A request's identity: where its answer is kept, and the hash of what it asks."""
+    """A request's identity: where its answer is kept, and the hash of what it asks.
+
+    Only the first scope says whether the request came before: a new key, or a new lease, is a new
+    request, however much its body is like the last one's. Answers are kept in every scope, so that
+    a request sent again without its key is still known by its lease or by its body.
+    """
 
     scopes: tuple[str, ...]
     fingerprint: str
@@ -41,23 +52,55 @@ class Once:
         """
         if not self.scopes:
             return None
-        known = submissions.find_reply(change.session, change.run.id, self.scopes)
-        for scope in self.scopes:
-            reply = known.get(scope)
-            if reply is None:
-                continue
-            if reply.fingerprint == self.fingerprint:
-                return _given_before(reply)
-            if scope.startswith("key:"):
-                raise IdempotencyKeyReusedError(
-                    f"Idempotency-Key '{scope.removeprefix('key:')}' was used for another request "
-                    f"of run '{change.run.run_id}'; take a new key for a new request"
-                )
+        reply = submissions.find_reply(change.session, change.run.id, self.scopes[0])
+        if reply is None:
+            return None
+        if reply.fingerprint == self.fingerprint:
+            return _given_before(reply)
+        if self._key is not None:
+            raise IdempotencyKeyReusedError(
+                f"Idempotency-Key '{self._key}' was used for another request of run "
+                f"'{change.run.run_id}'; take a new key for a new request"
+            )
         return None
+
+    @contextmanager
+    def keeping_refusals(self, change: RunChange) -> Iterator[None]:
+        """Keep a refusal under the request's key, though the refused request changes nothing.
+
+        Without this the same key would get one answer now and another one later, when lease or
+        state have moved on. What the service is unable to do (503) is no answer, and not kept.
+        """
+        run_pk, now = change.run.id, change.now  # a rollback forgets them
+        try:
+            yield
+        except AutopackError as refusal:
+            is_answer = refusal.kind is not ErrorKind.UNAVAILABLE
+            is_known = refusal.is_replay or isinstance(refusal, IdempotencyKeyReusedError)
+            if self._key is not None and is_answer and not is_known:
+                change.session.rollback()
+                self._keep(change.session, run_pk, self.scopes[:1], refusal, now)
+                change.session.commit()
+            raise
 
     def keep(self, change: RunChange, answer: Mapping[str, Any] | AutopackError) -> None:
         """Keep the answer in the transaction that it speaks of."""
-        if not self.scopes:
+        self._keep(change.session, change.run.id, self.scopes, answer, change.now)
+
+    @property
+    def _key(self) -> str | None:
+        first = self.scopes[0] if self.scopes else ""
+        return first.removeprefix(_KEY) if first.startswith(_KEY) else None
+
+    def _keep(
+        self,
+        session: Session,
+        run_pk: int,
+        scopes: Sequence[str],
+        answer: Mapping[str, Any] | AutopackError,
+        now: datetime,
+    ) -> None:
+        if not scopes:
             return
         if isinstance(answer, AutopackError):
             kind: str | None = answer.kind
@@ -65,13 +108,13 @@ class Once:
         else:
             kind, body = None, dict(answer)
         submissions.keep_reply(
-            change.session,
-            change.run.id,
-            self.scopes,
+            session,
+            run_pk,
+            scopes,
             fingerprint=self.fingerprint,
             error_kind=kind,
             body=body,
-            now=change.now,
+            now=now,
         )
 
 
@@ -82,7 +125,7 @@ def once(operation: str, request: Mapping[str, Any], scopes: Sequence[str | None
 
 
 def key_scope(idempotency_key: str | None) -> str | None:
-    return f"key:{idempotency_key}" if idempotency_key else None
+    return f"{_KEY}{idempotency_key}" if idempotency_key else None
 
 
 def lease_scope(token: str | None) -> str | None:

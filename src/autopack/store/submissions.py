@@ -185,10 +185,10 @@ def discard_pending(session: Session, submission_pk: int) -> None:
     )
 
 
-def find_reply(session: Session, run_pk: int, scopes: Sequence[str]) -> dict[str, Reply]:
-    """Return the answers that were given in these scopes."""
-    query = select(Reply).where(Reply.run_pk == run_pk, Reply.scope.in_(scopes))
-    return {reply.scope: reply for reply in session.scalars(query)}
+def find_reply(session: Session, run_pk: int, scope: str) -> Reply | None:
+    """Return the answer that was given in a scope."""
+    query = select(Reply).where(Reply.run_pk == run_pk, Reply.scope == scope)
+    return session.scalars(query).one_or_none()
 
 
 def keep_reply(
