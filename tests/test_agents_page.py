@@ -13,6 +13,7 @@ import pytest
 
 from autopack.api.examples import PATCH, PLAN
 from autopack.api.mcp.tools import TOOLS
+from autopack.domain.changes import DIFF_COMMAND
 
 if TYPE_CHECKING:
     from tests.conftest import GitRepo, LiveServer
@@ -44,8 +45,23 @@ def test_every_tool_is_named() -> None:
     assert [name for name in named if name in TOOLS] == list(TOOLS)
 
 
+@pytest.mark.unit
+def test_the_builder_on_the_page_makes_its_patch_with_the_command_of_the_prompts() -> None:
+    names: dict[str, Any] = {}
+    run_code(blocks("python")[0].partition("\n\n\n")[0], names)
+    names["api"].close()
+    assert " ".join(("git", *names["DIFF"])) == f"{DIFF_COMMAND} --cached --binary --full-index"
+
+
 @pytest.mark.e2e
-def test_the_python_examples_work_as_they_stand(live_server: LiveServer, git_repo: GitRepo) -> None:
+def test_the_python_examples_work_as_they_stand_whatever_git_is_set_to(
+    live_server: LiveServer, git_repo: GitRepo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hostile = {"diff.noprefix": "true", "color.ui": "always", "diff.external": "false"}
+    monkeypatch.setenv("GIT_CONFIG_COUNT", str(len(hostile)))
+    for index, (key, value) in enumerate(hostile.items()):
+        monkeypatch.setenv(f"GIT_CONFIG_KEY_{index}", key)
+        monkeypatch.setenv(f"GIT_CONFIG_VALUE_{index}", value)
     builder, cursor, codex = (block.replace(ADDRESS, live_server.url) for block in blocks("python"))
     with httpx.Client(base_url=live_server.url, timeout=60) as client:
         for run_id in ("run-001", "run-002"):

@@ -10,6 +10,10 @@ MODE_EXECUTABLE = 0o100755
 MODE_LINK = 0o120000
 MODE_SUBMODULE = 0o160000
 
+# What a `git diff` must be told so that no setting of its caller (an external differ, colours,
+# `diff.noprefix`, `diff.context`) changes the patch. Every prompt and message takes it from here.
+DIFF_COMMAND = "git diff --no-ext-diff --no-color --no-textconv --src-prefix=a/ --dst-prefix=b/ -U3"
+
 
 @dataclass(frozen=True, slots=True)
 class FileChange:

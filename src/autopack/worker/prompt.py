@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from ..api.schemas.work import OpenIssueAnswer, PastAttemptAnswer, ReviewAnswer, WorkItemAnswer
+from ..domain.changes import DIFF_COMMAND
 from ..domain.values import Role
 
 MOST_PATCH = 60_000
@@ -111,7 +112,7 @@ def _where(review: ReviewAnswer | None, is_staged: bool) -> str:
     if not review.is_pending:
         return "The patch under review is part of it."
     if is_staged:
-        return "The patch under review lies on it, not yet committed (`git diff HEAD`)."
+        return f"The patch under review lies on it, not yet committed (`{DIFF_COMMAND} HEAD`)."
     return "The patch under review does not lie there: read it below."
 
 

@@ -129,7 +129,8 @@ def check_patch(house: House, call: CheckPatch) -> object:
 
 
 def submit_builder_result(house: House, call: SubmitBuilderResult) -> object:
-    """Submit one attempt at a phase. `patch_content` is one `git diff --binary` against the base.
+    """Submit one attempt at a phase. `patch_content` is one patch against the base, as `git diff`
+    writes it (the prompt `builder` has the command).
 
     It becomes a commit on the run's branch, or waits for the Auditor. A patch that conflicts, is
     malformed or against policy uses up one try and ends the lease: claim again, mend, submit.
