@@ -120,6 +120,11 @@ class Settings(BaseSettings):
     max_patch_hunks: int = Field(default=20_000, gt=0, description="Most hunks in a patch.")
     max_patch_lines: int = Field(default=1_000_000, gt=0, description="Most lines in a patch.")
     max_patch_line_bytes: int = Field(default=100_000, gt=0, description="Longest line in a patch.")
+    max_patch_steps: int = Field(
+        default=1_000_000_000,
+        gt=0,
+        description="Most steps of git to apply a patch: lines compared, bytes copied.",
+    )
     max_path_bytes: int = Field(default=1_000, gt=0, description="Longest path in a patch.")
     max_path_depth: int = Field(default=60, gt=0, description="Deepest path in a patch.")
     max_binary_bytes: int = Field(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import subprocess
 import threading
 from collections.abc import Callable
@@ -121,6 +122,28 @@ def test_every_kind_of_change_gives_the_tree_that_git_has(
     assert [each.path for each in applied.changes] == raw.split("\0")[1:-1:2]
     assert judged[0].files == applied.changes
     history.repo.git("fsck", "--strict", "--full", "--no-dangling")
+
+
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "declares less": lambda patch: patch.replace(b"literal 5120", b"literal 5119"),
+    "declares more": lambda patch: patch.replace(b"literal 5120", b"literal 5121"),
+    "is another alphabet": lambda patch: patch.replace(b"zc", b'z"', 1),
+    "has a letter less": lambda patch: patch.replace(b"zc", b"z", 1),
+    "has a line less": lambda patch: re.sub(rb"(literal 5120\n)z.*\n", rb"\1", patch),
+    "has a damaged way back": lambda patch: patch.replace(b"literal 0\n", b"literal 9\n"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_patch_with_a_corrupt_binary_part_is_refused_as_a_whole(
+    history: History, repository: Repository, damage: Callable[[bytes], bytes]
+) -> None:
+    """git ends its reading there, with a message, and applies what stands before it."""
+    old = history.commit({"a": TEXT})
+    patch = history.patch(old, history.commit({"a": CHANGED, "b": BINARY}))
+    assert damage(patch) != patch
+    with pytest.raises(PatchMalformedError, match="corrupt binary patch"):
+        repository.dry_apply(old, damage(patch), allow)
 
 
 NAMES = ("a", "b", "a/b", "a/c", "a-b", "d/e/f", "d/e", "d", "ü/x y")

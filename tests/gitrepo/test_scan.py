@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import subprocess
 import time
+import tracemalloc
 import zlib
 from contextlib import suppress
 from pathlib import Path
@@ -305,11 +306,9 @@ def test_no_newline_markers_do_not_count() -> None:
         (b"diff --git a/x b/x\nBinary files a/x and b/x differ\n", 2, "--binary"),
         (b"diff --git a/x b/x\nindex 12345..54321\nGIT binary patch\n", 3, "full object ids"),
         (binary_patch(), 4, "must follow"),
-        (binary_patch(b"literal 4\nxxxx\n\n"), 5, "base-85"),
-        (binary_patch(binary(b"abc", declared=4)), 5, "does not unpack"),
-        (binary_patch(binary(b"abcde", declared=4)), 5, "does not unpack"),
+        (binary_patch(b'delta 4\nx"""""\n\n'), 5, "damaged"),
+        (binary_patch(b"delta 4\nE00000\n\n"), 5, "damaged"),
         (binary_patch(binary(b"", method=b"delta")), 5, "no readable head"),
-        (binary_patch(binary(b"abc"), b"literal 3\nD~~~~~\n\n"), 8, "no base-85"),
         # Merges
         (b"diff --cc x\nindex 1,2..3\n--- a/x\n+++ b/x\n@@@ -1,1 -1,1 +1,1 @@@\n", 1, "merge"),
     ],
@@ -358,11 +357,13 @@ def test_a_patch_past_a_limit_is_refused_naming_limit_and_figure(
     assert f"AUTOPACK_{limit.upper()}" in error.detail
 
 
-def test_a_zlib_bomb_is_not_unpacked_past_what_it_declares() -> None:
-    bomb = binary(bytes(40_000_000), declared=10)
-    started = time.process_time()
-    assert "does not unpack" in refusal(binary_patch(bomb)).detail
-    assert time.process_time() - started < HANGING_SECONDS
+def test_of_a_delta_no_more_is_unpacked_than_its_head() -> None:
+    bomb = binary(b"\x05\x06" + bytes(40_000_000), method=b"delta", declared=10)
+    tracemalloc.start()
+    scan(binary_patch(bomb))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 1_000_000
 
 
 @pytest.mark.parametrize(
@@ -384,18 +385,6 @@ def test_the_largest_patches_do_not_hang(patch: bytes) -> None:
     started = time.process_time()
     with suppress(PatchMalformedError):
         scan(patch)
-    assert time.process_time() - started < HANGING_SECONDS
-
-
-def test_nine_megabytes_of_binary_content_do_not_hang() -> None:
-    state = 1
-    noise = bytearray()
-    for _ in range(900):
-        state = state * 6364136223846793005 + 1442695040888963407 & (1 << 64 * 128) - 1
-        noise += state.to_bytes(1024, "big") * 8
-    patch = binary_patch(binary(bytes(noise)))
-    started = time.process_time()
-    scan(patch)
     assert time.process_time() - started < HANGING_SECONDS
 
 

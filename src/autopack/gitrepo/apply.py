@@ -24,6 +24,7 @@ _LINE = re.compile(r"(?:at |on )?line (\d+)")
 _UNSAFE = re.compile(r"invalid path '(.*)'|affected file '(.*)' is beyond a symbolic link")
 # With this status git says that it could not read the patch at all, or a collision of names.
 _MALFORMED = 128
+_CORRUPT = re.compile(r"^error: corrupt binary patch", re.MULTILINE)
 _COLLISION = re.compile("appears as both a file and as a directory|unable to add cache entry")
 
 
@@ -98,7 +99,7 @@ def rehearse(
     except RefusedError as refusal:
         merged = True
         changes = _difference(quarantine, tree, merge(str(refusal)))
-        result = TreeDraft(tree, lambda oid: quarantine.read(oid)[1])
+        result = quarantine.draft(tree)
         result.edit(changes)
     if not changes:
         _refuse_no_change(scanned, merged=merged)
@@ -117,15 +118,17 @@ def apply_to_tree(
     Raises RefusedError, PatchMalformedError, and PatchPolicyError for paths that git itself
     refuses.
     """
-    result = TreeDraft(tree, lambda oid: quarantine.read(oid)[1])
+    result = quarantine.draft(tree)
     found = (result.file_on_the_way(path) for path in scanned.paths())
     before = dict(each for each in found if each is not None)
     quarantine.write_index(before)
     outcome = quarantine.git(
         "apply", "--cached", "--whitespace=nowarn", "-", stdin=scanned.patch, allowed=(0, 1, 128)
     )
-    if outcome.status:
-        _explain(outcome.status, outcome.stderr)
+    # A corrupt binary part ends git's reading with a message, and it still applies, with status
+    # 0, the files before it.
+    if outcome.status or _CORRUPT.search(outcome.stderr):
+        _explain(outcome.status or _MALFORMED, outcome.stderr)
     changes = tuple(_compare(before, quarantine.read_index()))
     try:
         result.edit(changes)

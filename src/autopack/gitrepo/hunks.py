@@ -6,7 +6,7 @@ already, or else which lines stand where it wants to go.
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -71,12 +71,12 @@ class FileLines:
 
     def find(self, image: Sequence[bytes], near: int) -> list[int]:
         """Where these very lines stand, the nearest first."""
-        return _find(tuple(image), self.lines, self._exact, near)
+        return find_image(tuple(image), self.lines, self._exact, near)
 
     def find_loosely(self, image: Sequence[bytes], near: int) -> list[int]:
         """Where these lines stand, whitespace set aside."""
         loose = tuple(map(_without_whitespace, image))
-        return _find(loose, self._loose_lines, self._loose, near)
+        return find_image(loose, self._loose_lines, self._loose, near)
 
     def find_traces(self, image: Sequence[bytes], near: int) -> tuple[int, int] | None:
         """Where the telling lines of an image have most of their like, at one distance."""
@@ -154,13 +154,13 @@ def place_hunks(hunks: Iterable[ScannedHunk], file: FileLines) -> list[HunkPlace
     """Place each of a file's hunks, expecting it as far off as the one before it was."""
     places: list[HunkPlace] = []
     drift = 0
-    taken: list[tuple[int, int]] = []
+    taken = _Taken()
     for hunk in hunks:
         expected = max(hunk.old_start - 1, 0) + drift
         place = _place(images(hunk), file, expected, taken)
         if place.start is not None and place.end is not None:
             if place.status is not HunkStatus.REFUSED:
-                taken.append((place.start, place.end))
+                taken.add(place.start, place.end)
                 drift = place.start - max(hunk.old_start - 1, 0)
             if place.status is HunkStatus.ALREADY_APPLIED:
                 drift += hunk.new_count - hunk.old_count
@@ -168,20 +168,31 @@ def place_hunks(hunks: Iterable[ScannedHunk], file: FileLines) -> list[HunkPlace
     return places
 
 
-def _place(
-    image: HunkImages, file: FileLines, expected: int, taken: list[tuple[int, int]]
-) -> HunkPlace:
-    def is_free(start: int, length: int) -> bool:
-        return all(start + length <= begin or end <= start for begin, end in taken)
+class _Taken:
+    """The parts of a file that hunks have, none over another."""
 
+    def __init__(self) -> None:
+        self._parts: list[tuple[int, int]] = []
+
+    def add(self, start: int, end: int) -> None:
+        insort(self._parts, (start, end))
+
+    def leaves(self, start: int, length: int) -> bool:
+        """Whether lines are free. Only the neighbours can be in the way."""
+        right = bisect_left(self._parts, (start, start))
+        neighbours = self._parts[max(right - 1, 0) : right + 1]
+        return all(start + length <= begin or end <= start for begin, end in neighbours)
+
+
+def _place(image: HunkImages, file: FileLines, expected: int, taken: _Taken) -> HunkPlace:
     old, new, count = image.old, image.new, len(image.old)
-    found = [start for start in file.find(old, expected) if is_free(start, count)]
+    found = [start for start in file.find(old, expected) if taken.leaves(start, count)]
     for start in found:
         begins_right = start == 0 or not image.must_begin
         if begins_right and (start + count == len(file.lines) or not image.must_end):
             return HunkPlace(HunkStatus.APPLIED, start, start + count)
     for start in file.find(new, expected):
-        if is_free(start, len(new)):
+        if taken.leaves(start, len(new)):
             return HunkPlace(HunkStatus.ALREADY_APPLIED, start, start + len(new))
     if found and old:
         side, where = ("after", "end") if image.must_end else ("before", "beginning")
@@ -205,7 +216,8 @@ def _place(
             HunkStatus.REFUSED, reason="None of the hunk's old lines stand in the file."
         )
     now = file.lines[traces[0] : traces[1]]
-    missing = next((line for line in old if line not in now), None)
+    present = set(now)
+    missing = next((line for line in old if line not in present), None)
     reason = "The lines of the hunk stand in another order or number now."
     if missing is not None:
         reason = f"The old line {_shown(missing)} does not stand here any more."
@@ -237,7 +249,7 @@ def _index(lines: Sequence[bytes]) -> dict[bytes, list[int]]:
     return positions
 
 
-def _find(
+def find_image(
     image: tuple[bytes, ...],
     lines: tuple[bytes, ...],
     positions: dict[bytes, list[int]],
@@ -247,9 +259,19 @@ def _find(
     if not image:
         return [0] if not lines else []
     rarest = min(range(len(image)), key=lambda offset: len(positions.get(image[offset], ())))
-    starts = [at - rarest for at in positions.get(image[rarest], ())]
-    starts = sorted(starts, key=lambda start: abs(start - near))[:_MOST_CANDIDATES]
+    starts = _nearest(positions.get(image[rarest], ()), near + rarest, rarest)
     return [at for at in starts if at >= 0 and lines[at : at + len(image)] == image]
+
+
+def _nearest(positions: Sequence[int], near: int, offset: int) -> list[int]:
+    """The starts that these sorted positions of a line at an offset give, the nearest first.
+
+    Looks at so many around the place alone: a line may stand at every second one of a file.
+    """
+    middle = bisect_left(positions, near)
+    around = positions[max(middle - _MOST_CANDIDATES, 0) : middle + _MOST_CANDIDATES]
+    nearest = sorted(around, key=lambda at: abs(at - near))[:_MOST_CANDIDATES]
+    return [at - offset for at in nearest]
 
 
 def _without_whitespace(line: bytes) -> bytes:

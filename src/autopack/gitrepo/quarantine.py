@@ -15,7 +15,7 @@ from pathlib import Path
 
 from .errors import RepositoryUnusableError
 from .index import read_index, write_index
-from .objects import Entry, Loose, Objects, encode_loose
+from .objects import Entry, Loose, Objects, TreeDraft, encode_loose
 from .process import GitResult, GitRunner
 
 # Between a quarantine's making and its locking; its time changes with each file within.
@@ -72,6 +72,10 @@ class Quarantine:
             return self.repository.read(oid)
         head, _, data = zlib.decompress(loose).partition(b"\0")
         return head.split(b" ")[0].decode(), data
+
+    def draft(self, tree: str) -> TreeDraft:
+        """Return a tree that can be looked at, and changed in memory."""
+        return TreeDraft(tree, lambda oid: self.read(oid)[1])
 
     def write(self, kind: str, data: bytes) -> str:
         """Write an object into quarantine and return its id."""

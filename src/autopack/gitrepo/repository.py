@@ -15,7 +15,9 @@ from ..config import Settings
 from ..domain.changes import MODE_ABSENT, MODE_FILE, FileChange
 from .apply import AppliedPatch, Judge, RefusedError, Rehearsal, apply_to_tree, rehearse
 from .conflict import resolve
+from .cost import require_few_steps
 from .errors import GitFailedError, RepositoryUnusableError
+from .head import HeadFiles
 from .objects import (
     EMPTY_TREE,
     MODE_FOLDER,
@@ -374,11 +376,13 @@ class Repository:
         base_commit: str | None,
     ) -> Rehearsal:
         scanned = scan_patch(patch, self._settings)
+        tree = self.tree_of(head)
+        require_few_steps(scanned.files, HeadFiles(quarantine, tree), self._settings)
 
         def merge(reason: str) -> str:
             return resolve(quarantine, head, scanned, reason, base_commit)
 
-        return rehearse(quarantine, scanned, self.tree_of(head), judge, merge)
+        return rehearse(quarantine, scanned, tree, judge, merge)
 
     def _sign(self, lines: list[str], message: str) -> str | None:
         return self.signer.sign(_object_text(lines, message)) if self.signer else None

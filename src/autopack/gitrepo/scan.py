@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 
 from ..config import Settings
-from .binary import BinaryProblemError, find_hunk, unpacked_size
+from .binary import BinaryProblemError, delta_result_size, find_hunk
 from .errors import PatchMalformedError, PatchTooLargeError
 from .names import NameProblemError, bare_name, common_name, show, side_name
 
@@ -565,9 +565,8 @@ class _Scanner:
         if hunk is None:
             return False
         self._count_binary(hunk.size)
-        result_size = unpacked_size(self._lines, hunk)
         if hunk.is_delta:
-            self._count_binary(result_size)
+            self._count_binary(delta_result_size(self._lines, hunk))
         self._at = hunk.end + 1
         return True
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from .apply import RefusedError, apply_to_tree
 from .errors import PatchMalformedError, PatchPolicyError
-from .objects import TreeDraft
 from .quarantine import Quarantine
 from .scan import ScannedPatch
 
@@ -145,7 +144,7 @@ def _commit_of_index_lines(quarantine: Quarantine, head: str, scanned: ScannedPa
         stdin="\n".join([*recent_commits(quarantine, head), "--", ""]).encode() + paths,
         allowed=(0, 128),
     ).stdout
-    at_head = TreeDraft(tree_of(quarantine, head), lambda oid: quarantine.read(oid)[1])
+    at_head = quarantine.draft(tree_of(quarantine, head))
     state = {path: (at_head.lookup(path) or (0, _ABSENT))[1] for path in wanted}
     versions = {path: {oid} for path, oid in state.items()}
     base = None

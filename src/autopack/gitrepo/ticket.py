@@ -21,7 +21,7 @@ from .hunks import (
     with_line_ends_of,
 )
 from .names import show
-from .objects import MODE_FOLDER, Entry, TreeDraft, path_text
+from .objects import MODE_FOLDER, Entry, path_text
 from .quarantine import Quarantine
 from .scan import ScannedFile, ScannedHunk
 from .threeway import recent_commits, tree_of
@@ -35,6 +35,7 @@ _MOST_BYTES_IN_HUNK = 30_000
 _LARGEST_FILE = 10_000_000
 _CONTEXT = 3
 _MOST_RENAMES_FOLLOWED = 10
+_MOST_MERGES = 100  # each a process of git
 
 Json = dict[str, object]
 
@@ -56,7 +57,7 @@ def write_ticket(quarantine: Quarantine, head: str, files: Sequence[ScannedFile]
     `merged` or, with markers for branch, base and patch, `conflict`: these lines with the hunk put
     in. `is_truncated` where that would be too long. Bytes that are not UTF-8 are escaped.
 
-    Takes one process of git a refused hunk, within the bounds above.
+    Takes one process of git for each of the first refused hunks, within the bounds above.
     """
     writer = _Writer(quarantine, head)
     verdicts = [writer.file(file) for file in files[:_MOST_FILES]]
@@ -110,10 +111,11 @@ class _Writer:
     def __init__(self, quarantine: Quarantine, head: str) -> None:
         self._quarantine = quarantine
         self._head = head
-        self._tree = TreeDraft(tree_of(quarantine, head), lambda oid: quarantine.read(oid)[1])
+        self._tree = quarantine.draft(tree_of(quarantine, head))
         self._text_left = _MOST_TEXT_BYTES
         self._hunks_left = _MOST_HUNKS
         self._renames_left = _MOST_RENAMES_FOLLOWED
+        self._merges_left = _MOST_MERGES
 
     def file(self, file: ScannedFile) -> _FileVerdict:
         verdict = self._compare(file)
@@ -336,8 +338,9 @@ class _Writer:
             "base": b"".join([*before, *image.old, *after]),
             "patch": b"".join([*before, *image.new, *after]),
         }
-        if any(b"\0" in content for content in sides.values()):
+        if self._merges_left == 0 or any(b"\0" in content for content in sides.values()):
             return None  # git would not merge what it takes for binary
+        self._merges_left -= 1
         for name, content in sides.items():
             (self._quarantine.folder / name).write_bytes(content)
         result = self._quarantine.git(

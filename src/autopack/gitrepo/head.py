@@ -1,0 +1,43 @@
+"""The files of a commit, as a patch that is to be applied to it needs to see them."""
+
+from __future__ import annotations
+
+from .objects import MODE_FOLDER, Entry, TreeDraft
+from .quarantine import Quarantine
+
+
+class HeadFiles:
+    """The files of one tree, each read once."""
+
+    def __init__(self, quarantine: Quarantine, tree: str) -> None:
+        self._quarantine = quarantine
+        self._tree: TreeDraft = quarantine.draft(tree)
+        self._contents: dict[bytes, bytes | None] = {}
+
+    def lookup(self, path: bytes) -> Entry | None:
+        """Return the mode and id of what stands at a path, a folder included."""
+        return self._tree.lookup(path)
+
+    def has_file(self, path: bytes) -> bool:
+        entry = self.lookup(path)
+        return entry is not None and entry[0] != MODE_FOLDER
+
+    def has_folder(self, path: bytes) -> bool:
+        entry = self.lookup(path)
+        return entry is not None and entry[0] == MODE_FOLDER
+
+    def read(self, path: bytes) -> bytes | None:
+        """Return a file's content, a link's target included; None where there is no such file."""
+        if path not in self._contents:
+            self._contents[path] = self._read(path)
+        return self._contents[path]
+
+    def _read(self, path: bytes) -> bytes | None:
+        entry = self.lookup(path)
+        if entry is None:
+            return None
+        try:
+            kind, data = self._quarantine.read(entry[1])
+        except KeyError:
+            return None  # a submodule's commit, which is in another repository
+        return data if kind == "blob" else None
