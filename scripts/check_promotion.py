@@ -668,7 +668,9 @@ class Replay:
         self.ended_at: str | None = None
         self.is_rolled_back = False
         self.commits: list[tuple[str, ...]] = []
-        self.issues: dict[tuple[str, str], Json] = {}
+        self.issues: dict[tuple[str, str], Json] = {}  # by phase and key
+        self.is_review = False  # the latest that came from outside: a review, or something else
+        self.judged: tuple[str, str] | None = None  # the latest verdict: of which phase, what
         self.phases: dict[str, Json] = {
             phase["phase_id"]: {
                 "state": "QUEUED",
@@ -755,12 +757,15 @@ class Replay:
 
     def _note(self, phase: Json, event: Json, data: Json) -> None:
         kind = event["kind"]
+        if kind in ("AuditorResultReceived", "BuilderResultReceived", "CiVerdictReceived"):
+            self.is_review = kind == "AuditorResultReceived"
         if kind == "TokensCounted":
             phase["tokens_used"] += data["tokens"]
         elif kind == "CiVerdictReceived":
             self._take_verdict(phase, event, data)
         elif kind == "PatchApplied":
             phase["commit"] = data["commit"]
+            phase["verdict"] = None  # it was on another commit
             commit = (data["commit"], data["tree"], data["parent"], data["patch_sha256"])
             self.commits.append(("patch", *commit))
         elif kind == "PhaseUndone":
@@ -769,16 +774,42 @@ class Replay:
             self.is_rolled_back = True
             self.commits.append(("rollback", data["commit"]))
         elif kind == "IssueRecorded":
-            seen = self.issues.setdefault(
-                (event["phase_id"], data["issue_key"]), {"is_major": False, "is_expected": True}
-            )
-            seen["is_major"] |= data["effective_severity"] == "major"
-            seen["is_expected"] &= data["is_expected"]
-            seen["is_open"] = True
+            self._sight(event["phase_id"], data)
         elif kind == "IssueResolved":
-            for (_, key), seen in self.issues.items():
-                if key == data["issue_key"]:
-                    seen["is_open"] = False
+            self._resolve(event, data)
+
+    def _sight(self, phase_id: str, data: Json) -> None:
+        seen = self.issues.setdefault(
+            (phase_id, data["issue_key"]),
+            {"is_major": False, "is_expected": True, "is_open": False, "source": "ci"},
+        )
+        if not seen["is_open"] or seen["source"] == "ci":  # what others saw too is not CI's alone
+            seen["source"] = data["source"]
+        seen["is_major"] |= data["effective_severity"] == "major"
+        seen["is_expected"] &= data["is_expected"]
+        seen["is_open"] = True
+
+    def _resolve(self, event: Json, data: Json) -> None:
+        """Resolve one key in one phase; an older review's event means every phase of the run."""
+        number, phase_id, key = event["sequence"], event["phase_id"], data["issue_key"]
+        what = f"event {number} resolves {show(key)} in phase '{phase_id}'"
+        if "cause" not in data and self.is_review:
+            places = [place for place in self.issues if place[1] == key]
+        else:
+            places = [place for place in self.issues if place == (phase_id, key)]
+        self.check.expect(places, f"{what}, where it was never seen")
+        if data.get("cause") == "green_verdict":
+            self.check.expect(
+                self.judged == (phase_id, "green")
+                and all(self.issues[place]["source"] == "ci" for place in places),
+                f"{what}, where CI did not raise it, or is not green",
+            )
+        elif "cause" in data:
+            self.check.expect(
+                data["cause"] == "auditor" and self.is_review, f"{what}, and no review says so"
+            )
+        for place in places:
+            self.issues[place]["is_open"] = False
 
     def _take_verdict(self, phase: Json, event: Json, data: Json) -> None:
         head = self.commits[-1][1] if self.commits else self.record["base_commit"]
@@ -787,6 +818,7 @@ class Replay:
             f"event {event['sequence']}: CI judged {data['commit']}, which is not the commit of"
             f" phase '{event['phase_id']}'",
         )
+        self.judged = event["phase_id"], data["verdict"]
         if not data.get("is_repeated"):
             phase["awaited"] = data["verdict"]
 

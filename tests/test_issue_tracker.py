@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from autopack.config import Settings
-from autopack.domain.issues import IssueReport, base_severity, issue_state, needs_cleanup, worse
+from autopack.domain.issues import IssueReport, base_severity, issue_state, needs_cleanup
 from autopack.domain.plan import (
     DEBT_TIER_ID,
     DebtPhase,
@@ -23,6 +23,7 @@ from autopack.domain.plan import (
     with_debt_cleanup,
 )
 from autopack.domain.ruleset import DEFAULT_ALIASES, DEFAULT_CATEGORIES, Ruleset
+from autopack.domain.sightings import worse
 from autopack.domain.strategy import compile_strategy
 from autopack.domain.values import RunScope, Severity
 

@@ -71,6 +71,7 @@ class Seen:
     """An issue in a phase, as its sightings tell of it."""
 
     category: str
+    source: str
     severity: str
     effective_severity: str
     is_expected: bool
@@ -95,6 +96,8 @@ class Recount:
     submissions: dict[int, Json] = field(default_factory=dict)
     snapshots: dict[str, str] = field(default_factory=dict)
     has_rollback: bool = False
+    unresolved: set[tuple[str, str]] = field(default_factory=set)  # what has to be resolved next
+    awaited: dict[str, str] = field(default_factory=dict)  # verdicts that are to take effect
 
     def __post_init__(self) -> None:
         self.run = {
@@ -111,6 +114,7 @@ class Recount:
             self.tiers[tier["tier_id"]] = {
                 "state": "PENDING" if tier["phases"] else "SKIPPED",
                 "cleanliness": "clean",
+                "ci_runs_count": 0,
             }
             for phase in tier["phases"]:
                 self.phases[phase["phase_id"]] = {
@@ -135,6 +139,7 @@ class Recount:
 
     def _read(self, event: Json) -> None:
         kind, data = event["kind"], event["data"]
+        assert kind == "IssueResolved" or not self.unresolved, "each pair of phase and key is named"
         if event["phase_id"] is not None:
             phase = self.phases[event["phase_id"]]
             assert event["tier_id"] == phase["tier_id"]
@@ -170,6 +175,8 @@ class Recount:
         assert before == phase["state"]
         assert after in PHASE_MOVES[before]
         phase["state"] = after
+        if before == "CI_RUNNING" and after != "SKIPPED":
+            self._judge(phase, event)
         if after == "EXECUTING" and phase["started_at"] is None:
             phase |= {"started_at": event["at"], "start_commit": self.run["head_commit"]}
         if after == "QUEUED" and before == "EXECUTING" and event["actor"] == "operator":
@@ -183,6 +190,19 @@ class Recount:
             name += f"/phase-{event['phase_id']}"
             phase["snapshot_tag"] = self.run["last_snapshot"] = name
             self.snapshots[name] = self.run["head_commit"]
+
+    def _judge(self, phase: Json, event: Json) -> None:
+        """Let the verdict that came be the phase's; none in time is none that CI could give."""
+        verdict = self.awaited.pop(event["phase_id"], None)
+        if verdict is None and event["actor"] == "supervisor":
+            assert event["to_state"] == "FAILED"
+            verdict = "did_not_run"
+        if verdict is None:
+            return
+        phase["verdict"] = verdict
+        if verdict != "did_not_run":
+            self.tiers[phase["tier_id"]]["ci_runs_count"] += 1
+        assert (event["to_state"] == "COMPLETE") is (verdict == "green")
 
     def _note(self, phase: Json, event: Json) -> None:
         kind, data = event["kind"], event["data"]
@@ -212,15 +232,38 @@ class Recount:
             self.commits.append({"kind": kind, "phase": dict(phase), **data})
             self.has_rollback |= kind == "RunRolledBack"
             if kind == "PatchApplied":
-                phase["commit"] = data["commit"]
+                phase["commit"], phase["verdict"] = data["commit"], None
                 self.submissions[data["submission_id"]]["commits"].append(data["commit"])
         elif kind == "IssueRecorded":
             self._sight(event["phase_id"], data)
         elif kind == "IssueResolved":
-            known = [seen for (_, key), seen in self.issues.items() if key == data["issue_key"]]
-            assert known
-            for seen in known:
-                seen.is_open = False
+            place = (event["phase_id"], data["issue_key"])
+            if data["cause"] == "auditor":
+                if not self.unresolved:
+                    self.unresolved = self._open_places(key=data["issue_key"])
+                elif place not in self.unresolved:
+                    self.unresolved |= self._open_places(key=data["issue_key"])
+            else:
+                assert data["cause"] == "green_verdict"
+            self.unresolved.remove(place)
+            self.issues[place].is_open = False
+        elif kind == "CiVerdictReceived":
+            assert data["commit"] == (phase["commit"] or self.run["head_commit"])
+            self.awaited[event["phase_id"]] = data["verdict"]
+            if data["verdict"] == "green":
+                self.unresolved = self._open_places(phase_id=event["phase_id"], source="ci")
+
+    def _open_places(
+        self, *, key: str | None = None, phase_id: str | None = None, source: str | None = None
+    ) -> set[tuple[str, str]]:
+        return {
+            place
+            for place, seen in self.issues.items()
+            if seen.is_open
+            and phase_id in (None, place[0])
+            and key in (None, place[1])
+            and source in (None, seen.source)
+        }
 
     def _sight(self, phase_id: str, data: Json) -> None:
         place = (phase_id, data["issue_key"])
@@ -228,11 +271,14 @@ class Recount:
         if seen is None:
             self.issues[place] = Seen(
                 data["category"],
+                data["source"],
                 data["severity"],
                 data["effective_severity"],
                 data["is_expected"],
             )
             return
+        if not seen.is_open or seen.source == "ci":
+            seen.source = data["source"]
         seen.severity = _worse(seen.severity, data["severity"])
         seen.effective_severity = _worse(seen.effective_severity, data["effective_severity"])
         seen.is_expected = seen.is_expected and data["is_expected"]
@@ -262,8 +308,10 @@ class Recount:
         for key in dict.fromkeys(key for _, key in self.issues):
             mine = {phase: seen for (phase, known), seen in self.issues.items() if known == key}
             places = sorted(mine, key=lambda phase: order[phase])
-            severities = {seen.severity for seen in mine.values()}
-            effective = {seen.effective_severity for seen in mine.values()}
+            told = [seen for seen in mine.values() if seen.counts]
+            told = told or [seen for seen in mine.values() if seen.is_open] or list(mine.values())
+            severities = {seen.severity for seen in told}
+            effective = {seen.effective_severity for seen in told}
             entries[key] = {
                 "category": next(iter(mine.values())).category,
                 "severity": "major" if "major" in severities else "minor",
@@ -330,6 +378,7 @@ class Recount:
             ("minor issues", tier["minor_issues_count"], fixed["minors_tolerated"]),
             ("major issues", tier["major_issues_count"], fixed["majors_tolerated"]),
             ("tokens", tier["tokens_used"], fixed["token_cap"]),
+            ("CI runs", tier["ci_runs_count"], fixed["ci_run_cap"]),
         ):
             if figure > cap:
                 reasons.append(f"{figure} {noun}, {cap} allowed")
@@ -365,7 +414,8 @@ class Recount:
             if phase["completed_by"] == "hand":
                 how = "completed" if phase["state"] == "COMPLETE" else "skipped"
                 reasons.append(f"phase '{phase_id}' was {how} by hand")
-            if phase["state"] == "COMPLETE" and profiles[phase_id] == "strict":
+            is_green = phase["verdict"] == "green"
+            if phase["state"] == "COMPLETE" and profiles[phase_id] == "strict" and not is_green:
                 reasons.append(f"strict phase '{phase_id}' has no green verdict")
         return reasons
 

@@ -52,6 +52,12 @@ def verdict(api: Api, run_id: str, said: str, phase_id: str = "P0.0") -> None:
     assert answer.status_code == 200, answer.text
 
 
+def review(api: Api, run_id: str, phase_id: str = "P0.0", **body: Any) -> None:
+    path = f"/runs/{run_id}/phases/{phase_id}/auditor_result"
+    answer = api.client.post(path, json={"review_notes": "seen", **body})
+    assert answer.status_code == 200, answer.text
+
+
 def green(api: Api, run_id: str) -> None:
     api.start(run_id, phase={"complexity": "high"})
     api.issue("odd", run_id=run_id, source="ci", severity="minor")
@@ -74,9 +80,7 @@ def red(api: Api, run_id: str) -> None:
     for number in range(2):
         api.result(run_id, patch=api.new_file(f"docs/{number}.md"))
         verdict(api, run_id, "red")
-    review = {"recommendation": "escalate", "review_notes": "no"}
-    path = f"/runs/{run_id}/phases/P0.0/auditor_result"
-    assert api.client.post(path, json=review).status_code == 200
+    review(api, run_id, recommendation="escalate")
     api.result(run_id, "P0.1", patch="")
     assert api.client.post(f"/runs/{run_id}/cancel", json={"reason": "no"}).status_code == 200
 
@@ -101,10 +105,7 @@ def unclean(api: Api, run_id: str) -> None:
         api.issue(f"minor_{number}", run_id=run_id, severity="minor")
     api.issue("major", run_id=run_id, severity="major")
     api.result(run_id)
-    review = {"recommendation": "approve", "resolved_issues": ["minor_0"]}
-    path = f"/runs/{run_id}/phases/P0.0/auditor_result"
-    answer = api.client.post(path, json=review)
-    assert answer.status_code == 200, answer.text
+    review(api, run_id, recommendation="approve", resolved_issues=["minor_0"])
     verdict(api, run_id, "green")
     api.result(run_id, "P1.0")
     verdict(api, run_id, "green", "P1.0")
@@ -120,6 +121,60 @@ def over_budget(api: Api, run_id: str) -> None:
     api.result(run_id, tokens_used=1_001)
 
 
+def seen_in_two_phases(api: Api, run_id: str) -> None:
+    """One minor issue in two phases, of which CI raised one: green there leaves the other open."""
+    api.start(run_id, phases=2)
+    api.issue("two", run_id=run_id, source="test")
+    api.issue("two", run_id=run_id, phase_id="P0.1", source="ci")
+    for phase_id in ("P0.0", "P0.1"):
+        api.result(run_id, phase_id)
+        verdict(api, run_id, "green", phase_id)
+    run = api.run(run_id)
+    assert (run["minor_issues_count"], run["debt_status"]) == (1, "has_minor_issues")
+
+
+def grave_where_it_is_closed(api: Api, run_id: str) -> None:
+    """A key that is major in one phase and minor in another counts by where it is open."""
+    api.start(run_id, phases=2, run_scope="multi_tier")
+    api.issue("both", run_id=run_id, source="ci", severity="major")
+    api.result(run_id)
+    review(api, run_id, recommendation="approve")
+    verdict(api, run_id, "green")
+    api.issue("both", run_id=run_id, phase_id="P0.1", severity="minor")
+    api.result(run_id, "P0.1")
+    verdict(api, run_id, "green", "P0.1")
+    run = api.run(run_id)
+    assert (run["minor_issues_count"], run["major_issues_count"]) == (1, 0)
+
+
+def resolved_in_every_phase(api: Api, run_id: str) -> None:
+    api.start(run_id, phases=2, phase={"task_category": "schema_change", "complexity": "low"})
+    for phase_id in ("P0.0", "P0.1"):
+        api.issue("all", run_id=run_id, phase_id=phase_id, severity="major")
+    for phase_id in ("P0.0", "P0.1"):
+        api.result(run_id, phase_id)
+        review(api, run_id, phase_id, recommendation="approve", resolved_issues=["all"])
+        verdict(api, run_id, "green", phase_id)
+
+
+def red_then_a_new_patch(api: Api, run_id: str) -> None:
+    """The red verdict is not of what the phase has in the end, so it has none."""
+    api.start(run_id, phase={"complexity": "high"})
+    api.result(run_id)
+    verdict(api, run_id, "red")
+    api.result(run_id, patch=api.new_file("src/fix.txt"))
+    assert api.client.post(f"/runs/{run_id}/cancel", json={"reason": "no"}).status_code == 200
+    assert api.phase(run_id)["verdict"] is None
+
+
+def red_then_by_hand(api: Api, run_id: str) -> None:
+    api.start(run_id, phase={"complexity": "high"})
+    api.result(run_id)
+    verdict(api, run_id, "red")
+    api.result(run_id, patch=api.new_file("src/fix.txt"))
+    assert api.status("COMPLETE", run_id).status_code == 200
+
+
 FAMILY: dict[Callable[[Api, str], None], tuple[bool, str]] = {
     green: (True, ""),
     rolled_back: (False, "the branch was rolled back by hand"),
@@ -129,6 +184,11 @@ FAMILY: dict[Callable[[Api, str], None], tuple[bool, str]] = {
     unclean: (False, "tier 'T0' is not clean: "),
     cancelled: (False, "the run is DONE_FAILED_REQUIRES_HUMAN_REVIEW, not DONE_SUCCESS"),
     over_budget: (False, "a budget was exhausted: "),
+    seen_in_two_phases: (True, ""),
+    grave_where_it_is_closed: (True, ""),
+    resolved_in_every_phase: (True, ""),
+    red_then_a_new_patch: (False, "the run is DONE_FAILED_REQUIRES_HUMAN_REVIEW"),
+    red_then_by_hand: (False, "phase 'P0.0' was completed by hand"),
 }
 
 
@@ -149,3 +209,6 @@ def test_the_checker_comes_to_the_verdict_of_the_service(api: Api) -> None:
         for name in ("title", "body", "head", "base"):
             assert found[name] == request[name]
         assert found["commits"][-1] == api.run(drive.__name__)["head_commit"]
+    body = {"ruleset": ruleset, "run_ids": [drive.__name__ for drive in FAMILY]}
+    for compared in api.client.post("/strategy/backtest", json=body).json()["runs"]:
+        assert (compared["changes"], compared["parted_at"]) == ([], None), compared

@@ -10,23 +10,29 @@ import difflib
 import hashlib
 import os
 import re
+import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import HealthCheck, event, example, given, settings
+from hypothesis import HealthCheck, event, example, given
+from hypothesis import settings as walking
 from hypothesis import strategies as st
+from pydantic import SecretStr
+
+from autopack.config import Settings
 
 from ..recovery import consistency
 from . import recount
+from .test_tampering import check
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
     from httpx2 import Response
     from tests.api.conftest import Api
-
-    from autopack.config import Settings
 
 pytestmark = [pytest.mark.integration, pytest.mark.safety_critical]
 
@@ -34,6 +40,7 @@ Json = dict[str, Any]
 NOTES = "notes.txt"
 LINES = [f"line {number}\n" for number in range(24)]
 KEYS = ("flaky", "slow", "odd")
+SOURCES = ("test", "probe", "ci", "ci", "static_check", "cursor_self_doubt", "auditor")
 SECRET = "AKIA" + "Q3EGRTW5ZX7YV2BN"
 PHASE_STATES = (
     "EXECUTING",
@@ -82,6 +89,7 @@ RULESETS = st.fixed_dictionaries(
         "minor_issues_per_phase": st.integers(0, 3),
         "token_cap_factor": st.sampled_from([1, 3]),
         "audit_minutes": st.sampled_from([30, 60]),
+        "ci_mode": st.sampled_from(["none", "external"]),
     }
 )
 PHASES = st.fixed_dictionaries(
@@ -124,6 +132,7 @@ ISSUES = st.lists(
             "issue_key": st.sampled_from(KEYS),
             "severity": st.sampled_from([None, "minor", "minor", "major"]),
             "category": ISSUE_CATEGORIES,
+            "source": st.sampled_from(SOURCES),
             "expected_fail": st.booleans(),
         }
     ),
@@ -155,7 +164,12 @@ REVIEWS = st.tuples(
     st.one_of(st.just([]), st.just([]), ISSUES),
     st.one_of(st.just([]), st.lists(st.integers(0, 7), max_size=2)),
 )
-WORK = st.tuples(st.just("work"), BUILDS, REVIEWS)
+VERDICTS = st.tuples(
+    st.just("verdict"),
+    st.sampled_from(["green", "green", "green", "red", "red", "flaky", "no tests", "did_not_run"]),
+    st.sampled_from(["", "test_a", "test_b"]),
+)
+WORK = st.tuples(st.just("work"), BUILDS, REVIEWS, VERDICTS)
 ELSEWHERE = st.one_of(st.none(), st.integers(0, 8))  # which phase: None is the one at hand
 OTHERS = st.one_of(
     st.tuples(st.just("at"), ELSEWHERE, BUILDS),
@@ -166,6 +180,11 @@ OTHERS = st.one_of(
     st.tuples(st.just("hand"), st.integers(0, 4)),
     st.tuples(st.just("hand"), st.integers(0, 4)),
     st.tuples(st.just("lapse"), st.booleans()),
+    st.tuples(st.just("claim"), st.integers(1, 3_000)),
+    st.tuples(st.just("claim"), st.integers(1, 3_000)),
+    st.tuples(st.just("heartbeat"), TOKENS),
+    st.tuples(st.just("heartbeat"), TOKENS),
+    st.tuples(st.just("at"), ELSEWHERE, VERDICTS),
     st.tuples(st.just("request_review"), ELSEWHERE),
     st.tuples(st.just("wait"), st.sampled_from(["1", "29", "61", "deadline", "run"])),
     st.tuples(st.just("backlog"), st.sampled_from(KEYS), st.sampled_from(["resolve", "reopen"])),
@@ -193,6 +212,8 @@ AFTERWARDS: list[Any] = [
     ("cancel",),
     ("rollback", 0),
     ("upkeep",),
+    ("claim", 900),
+    ("verdict", "green", ""),
 ]
 
 
@@ -206,6 +227,7 @@ PLAIN_RULES: Json = {
     "minor_issues_per_phase": 3,
     "token_cap_factor": 3,
     "audit_minutes": 60,
+    "ci_mode": "none",
 }
 PLAIN_PLAN: Json = {
     "tiers": [[{"task_category": "tests"}, {"task_category": "x"}], [{"task_category": "docs"}]],
@@ -214,7 +236,14 @@ PLAIN_PLAN: Json = {
     "token_cap": None,
     "max_duration_minutes": 400,
 }
-OLD_ISSUE = {"issue_key": "flaky", "severity": None, "category": "docs", "expected_fail": False}
+OLD_ISSUE = {
+    "issue_key": "flaky",
+    "severity": None,
+    "category": "docs",
+    "source": "test",
+    "expected_fail": False,
+}
+CI_ISSUE = {**OLD_ISSUE, "issue_key": "odd", "source": "ci"}
 TOUR: list[Any] = [
     ("issues", 0, [OLD_ISSUE]),
     ("issues", 2, [OLD_ISSUE]),
@@ -230,6 +259,30 @@ TOUR: list[Any] = [
     ("build", "success", "conflict", 3, "7", [], ""),
     ("build", "success", "new", 0, "7", [], ""),
     ("review", "approve", [], 0, "7", [], []),
+    ("rollback", 0),
+]
+# One key in three phases, of which CI raised two: a green verdict resolves that of its phase alone,
+# a review every one; a red verdict is gone with the next patch; agents come with leases.
+CI_RULES: Json = {**PLAIN_RULES, "ci_mode": "external"}
+CI_TOUR: list[Any] = [
+    ("issues", 0, [CI_ISSUE]),
+    ("issues", 1, [CI_ISSUE]),
+    ("issues", 2, [{**CI_ISSUE, "source": "test", "severity": "major"}]),
+    ("claim", 900),
+    ("heartbeat", "7"),
+    ("build", "success", "new", 0, "7", [], ""),
+    ("verdict", "red", "test_a"),
+    ("build", "success", "new", 0, "7", [], ""),
+    ("verdict", "flaky", "test_b"),
+    ("build", "needs_review", "new", 0, "7", [], ""),
+    ("claim", 900),
+    ("review", "revise", [], 0, "7", [CI_ISSUE], [0, 1]),
+    ("build", "success", "new", 0, "7", [CI_ISSUE], ""),
+    ("verdict", "green", ""),
+    ("build", "success", "new", 0, "7", [], ""),
+    ("verdict", "red", "test_a"),
+    ("build", "needs_review", "new", 0, "7", [], ""),
+    ("hand", 1),
     ("rollback", 0),
 ]
 
@@ -248,6 +301,7 @@ class Walk:
     patches: dict[str, bytes] = field(default_factory=dict)
     operator: list[tuple[str, str, str]] = field(default_factory=list)
     seen: set[str] = field(default_factory=set)
+    lease: Json | None = None
     _last_patch: bytes | None = None
     _last_result: tuple[str, Json, Json] | None = None
     _step: int = 0
@@ -301,13 +355,56 @@ class Walk:
 
     # Steps
 
-    def _work(self, build: Any, review: Any) -> Response:
-        return self._at(None, review if self._at_hand()["state"] == "GATE" else build)
+    def _work(self, build: Any, review: Any, verdict: Any) -> Response:
+        steps = {"GATE": review, "CI_RUNNING": verdict}
+        return self._at(None, steps.get(self._at_hand()["state"], build))
 
     def _at(self, index: int | None, step: Any) -> Response:
         phase_id = self._phase(index)["phase_id"]
-        act = self._review if step[0] == "review" else self._build
-        return act(*step[1:], phase_id=phase_id)
+        acts: dict[str, Callable[..., Response]] = {
+            "review": self._review,
+            "build": self._build,
+            "verdict": self._verdict,
+        }
+        return acts[step[0]](*step[1:], phase_id=phase_id)
+
+    def _verdict(self, said: str, check: str, *, phase_id: str | None = None) -> Response:
+        phase = self._phase(None) if phase_id is None else self._named(phase_id)
+        body: Json = {
+            "commit_sha": phase["commit"] or self.run["head_commit"],
+            "verdict": said if said in ("red", "did_not_run") else "green",
+            "failing_checks": [self.prefix + check] if check else [],
+            "flaky": said == "flaky",
+        }
+        if said == "no tests":
+            body["tests"] = {"total": 0}
+        path = f"/runs/{self.run_id}/phases/{phase['phase_id']}/ci_result"
+        key = f"verdict-{self._step}"  # two of the same words are two verdicts
+        return self.api.client.post(path, json=body, headers={"Idempotency-Key": key})
+
+    def _claim(self, seconds: int) -> Response:
+        role = "auditor" if self._at_hand()["state"] == "GATE" else "builder"
+        body = {"role": role, "agent": "walker", "lease_seconds": seconds}
+        response = self.api.client.post(f"/runs/{self.run_id}/claim", json=body)
+        if response.status_code == 200:
+            item = response.json()
+            self.lease = {"phase_id": item["phase_id"], "token": item["lease"]["token"]}
+        return response
+
+    def _heartbeat(self, tokens: str) -> Response | None:
+        if self.lease is None:
+            return None
+        phase = self._named(self.lease["phase_id"])
+        body = {"lease_token": self.lease["token"], "tokens_used": self._tokens(tokens, phase)}
+        path = f"/runs/{self.run_id}/phases/{phase['phase_id']}/heartbeat"
+        return self.api.client.post(path, json=body)
+
+    def _with_lease(self, body: Json, phase: Json) -> Json:
+        """Let a result come with the lease that was taken for it; a lease is used once."""
+        if self.lease is None or self.lease["phase_id"] != phase["phase_id"]:
+            return body
+        body["lease_token"], self.lease = self.lease["token"], None
+        return body
 
     def _build(
         self,
@@ -336,6 +433,7 @@ class Walk:
             body["patch_content_base64"] = base64.b64encode(patch).decode()
             if kind == "stale":
                 body["base_commit"] = self.started["base_commit"]
+        body = self._with_lease(body, phase)
         headers = {"Idempotency-Key": f"key-{self._step}"} if how == "key" else {}
         response = self.api.client.post(path, json=body, headers=headers)
         if how == "key":
@@ -381,7 +479,7 @@ class Walk:
             ],
         }
         path = f"/runs/{self.run_id}/phases/{phase['phase_id']}/auditor_result"
-        return self.api.client.post(path, json=body)
+        return self.api.client.post(path, json=self._with_lease(body, phase))
 
     def _issues(self, index: int | None, issues: list[Json]) -> None:
         phase_id = self._phase(index)["phase_id"]
@@ -483,7 +581,6 @@ class Walk:
             {
                 **issue,
                 "issue_key": self.prefix + issue["issue_key"],
-                "source": "test",
                 "evidence_refs": [f"step {self._step}"],
             }
             for issue in issues
@@ -599,6 +696,7 @@ def make_ruleset(ruleset: Json, drawn: Json) -> Json:
             "token_cap_factor": drawn["token_cap_factor"],
         },
         "audit_minutes": drawn["audit_minutes"],
+        "ci": {**ruleset["ci"], "mode": drawn["ci_mode"]},
     }
 
 
@@ -719,6 +817,15 @@ def check_run(api: Api, walk: Walk, events: list[Json]) -> None:
     records = 1 + len(rollbacks) if walk.is_over else 0
     recount.check_branch(api.repo, counted, walk.patches, run["head_commit"], records)
     check_files(api, run, index)
+    check_offline(api, walk.run_id)
+
+
+def check_offline(api: Api, run_id: str) -> None:
+    """The checker, which has nothing but the branch, comes to the verdict of the service."""
+    given = api.client.get(f"/runs/{run_id}/promotion").json()
+    found = check(str(api.repo.path), run_id, f"autonomous/{run_id}", "main")
+    assert found["reasons"] == given["reasons"], run_id
+    assert found["warnings"] == given["warnings"], run_id
 
 
 def check_attempts(api: Api, walk: Walk, counted: recount.Recount) -> None:
@@ -796,13 +903,21 @@ def check_backtest(api: Api, ruleset: Json, run_ids: list[str]) -> None:
 
 # By default always the same walks, so that the suite fails for what was changed and nothing else.
 EXAMPLES = int(os.environ.get("WALKS", "0"))
-LIMITS = settings(
+LIMITS = walking(
     max_examples=EXAMPLES or 8,
     deadline=None,
     derandomize=not EXAMPLES,
     database=None,
     suppress_health_check=list(HealthCheck),
 )
+
+
+@pytest.fixture
+def settings(settings: Settings, tmp_path: Path) -> Settings:
+    """Have a remote, without which no run starts whose CI is elsewhere."""
+    bare = tmp_path / "remote.git"
+    subprocess.run(["git", "init", "--quiet", "--bare", str(bare)], check=True)
+    return settings.model_copy(update={"git_remote": SecretStr(str(bare))})
 
 
 def test_every_walk_ends_and_its_events_tell_all(
@@ -817,6 +932,7 @@ def test_every_walk_ends_and_its_events_tell_all(
     @LIMITS
     @given(rules=RULESETS, drawn=WALKS)
     @example(rules=PLAIN_RULES, drawn=[(PLAIN_PLAN, TOUR)] * 3)
+    @example(rules=CI_RULES, drawn=[(PLAIN_PLAN, CI_TOUR)])
     def walk_and_count(rules: Json, drawn: list[tuple[Json, list[Any]]]) -> None:
         example = next(numbers)
         response = api.client.put("/project/ruleset", json=make_ruleset(defaults, rules))

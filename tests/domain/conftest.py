@@ -20,6 +20,7 @@ from autopack.domain.course import Course
 from autopack.domain.events import Event
 from autopack.domain.reviewing import Recommendation, Review, ReviewRefusal
 from autopack.domain.run import PhaseState, RunState, TierState, Verdict
+from autopack.domain.sightings import Counts, OpenIssueCounts
 from autopack.domain.states import PhaseStatus, RunStatus, TierStatus
 from autopack.domain.values import CiProfile, RunScope
 
@@ -103,8 +104,8 @@ class Drive:
         def step(course: Course) -> None:
             building.open_attempt(course, phase_id)
             if minors:
-                counts = (minors, 0)
-                course.set_issue_counts(counts, {}, {phase_id: counts})
+                counts = Counts(minors)
+                course.set_issue_counts(OpenIssueCounts(counts, {}, {phase_id: counts}))
             self.submissions += 1
             result = BuilderResult(
                 submission_id=self.submissions,
@@ -162,12 +163,12 @@ class Drive:
 
     def count_issues(self, phase_id: str = "P1", *, minors: int = 0, majors: int = 0) -> RunState:
         """Let these be the open issues of the run, all in one phase."""
-        counts = (minors, majors)
+        counts = Counts(minors, majors)
         tier_id = self.phase(phase_id).tier_id
 
         def step(course: Course) -> None:
             course.note("IssueRecorded", phase_id=phase_id)
-            course.set_issue_counts(counts, {tier_id: counts}, {phase_id: counts})
+            course.set_issue_counts(OpenIssueCounts(counts, {tier_id: counts}, {phase_id: counts}))
 
         return self.decide(step)
 

@@ -26,6 +26,7 @@ from .run import (
     in_order,
     next_phase,
 )
+from .sightings import Counts, OpenIssueCounts
 from .states import (
     Cleanliness,
     PhaseStatus,
@@ -245,20 +246,13 @@ class Course:
                 f"{phase.tokens_used} tokens used by the phase",
             )
 
-    def set_issue_counts(
-        self,
-        run: tuple[int, int],
-        tiers: Mapping[str, tuple[int, int]],
-        phases: Mapping[str, tuple[int, int]],
-    ) -> None:
-        """Take over recounted open issues, each (minor, major), of distinct keys."""
-        self.change_run(minor_issues_count=run[0], major_issues_count=run[1])
+    def set_issue_counts(self, counts: OpenIssueCounts) -> None:
+        """Take over the recounted open issues."""
+        self.change_run(**_fields(counts.run))
         for tier_id in self._tiers:
-            minors, majors = tiers.get(tier_id, (0, 0))
-            self.change_tier(tier_id, minor_issues_count=minors, major_issues_count=majors)
+            self.change_tier(tier_id, **_fields(counts.tiers.get(tier_id, Counts())))
         for phase_id in self._phases:
-            minors, majors = phases.get(phase_id, (0, 0))
-            self.change_phase(phase_id, minor_issues_count=minors, major_issues_count=majors)
+            self.change_phase(phase_id, **_fields(counts.phases.get(phase_id, Counts())))
         state = self._run
         if state.minor_cap_ends_run and state.minor_issues_count > state.max_minor_issues_total:
             self.end_failed(
@@ -416,6 +410,10 @@ class Course:
                 data=data,
             )
         )
+
+
+def _fields(counts: Counts) -> dict[str, int]:
+    return {"minor_issues_count": counts.minors, "major_issues_count": counts.majors}
 
 
 def _has_failed(phase: PhaseState) -> bool:

@@ -63,11 +63,6 @@ def needs_cleanup(
     return severity is Severity.MINOR and (age_in_runs >= after_runs or age_in_tiers >= after_tiers)
 
 
-def worse(one: Severity, other: Severity) -> Severity:
-    """Return the graver of two severities."""
-    return Severity.MAJOR if Severity.MAJOR in (one, other) else Severity.MINOR
-
-
 def issue_state(minors: int, majors: int) -> IssueState:
     """Name the state of a phase's counts."""
     if majors:

@@ -8,7 +8,7 @@ decided it the first time.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import groupby
 
@@ -40,6 +40,7 @@ from .reviewing import (
     take_review,
 )
 from .run import FailureCode, RunState, Verdict
+from .sightings import Sighting, count_open, resolved_by_event, sight
 from .states import PhaseStatus, RunStatus
 from .steering import cancel, lapse, pass_time, roll_back, set_status
 from .values import Role, Severity
@@ -67,13 +68,6 @@ class Replay:
 
 
 @dataclass(slots=True)
-class _Issue:
-    severity: Severity
-    is_counted: bool
-    is_open: bool = True
-
-
-@dataclass(slots=True)
 class _Record:
     """The states that the events tell of, as far as they have been read."""
 
@@ -94,7 +88,7 @@ class _Record:
 class _Replayer:
     run: RunState
     major_categories: Collection[str]
-    issues: dict[tuple[str, str], _Issue] = field(default_factory=dict)
+    issues: dict[tuple[str, str], Sighting] = field(default_factory=dict)
     skipped_inputs: int = 0
     assumed_patches: int = 0
 
@@ -122,6 +116,9 @@ class _Replayer:
             open_attempt(course, _phase_id(builder))
         if auditor is not None:
             require_reviewable(course, _phase_id(auditor))
+        verdict = by_kind.get("CiVerdictReceived")
+        if verdict is not None:
+            _require_judged(course, verdict)
         self._take_issues(course, events)
         lapsed = by_kind.get("LeaseLapsed") or by_kind.get("AuditLapsed")
         if "LeaseGranted" in by_kind:
@@ -132,8 +129,9 @@ class _Replayer:
             self._take_builder(course, builder, events)
         elif auditor is not None:
             self._take_auditor(course, auditor, events)
-        elif "CiVerdictReceived" in by_kind:
-            _take_verdict(course, by_kind["CiVerdictReceived"])
+        elif verdict is not None:
+            if not course.is_over:
+                _take_verdict(course, verdict)
         elif "ReviewRequested" in by_kind:
             request_review(course, _phase_id(by_kind["ReviewRequested"]))
         elif "RunRolledBack" in by_kind:
@@ -150,56 +148,48 @@ class _Replayer:
                     find_claimable(course, role)
 
     def _take_issues(self, course: Course, events: Sequence[Event]) -> None:
-        touched = False
-        for event in events:
-            if event.kind == "IssueRecorded":
-                self._sight(event)
-                touched = True
-            elif event.kind == "IssueResolved":
-                for (_, key), issue in self.issues.items():
-                    if key == event.data["issue_key"]:
-                        issue.is_open = False
-                touched = True
-        if touched:
-            course.require_live()
-            tiers = {phase.phase_id: phase.tier_id for phase in course.run.phases}
-            course.set_issue_counts(
-                self._count(tiers),
-                {tier: self._count(tiers, tier_id=tier) for tier in set(tiers.values())},
-                {phase: self._count(tiers, phase_id=phase) for phase in tiers},
-            )
+        """Take what was reported and resolved; count after each batch, as it was done then."""
+        is_review = any(event.kind == "AuditorResultReceived" for event in events)
+        tier_of = {phase.phase_id: phase.tier_id for phase in course.run.phases}
+        is_first = True
+        for kind, batch in groupby(events, key=lambda event: event.kind):
+            if kind == "IssueRecorded":
+                for event in batch:
+                    self._sight(event)
+            elif kind == "IssueResolved":
+                for event in batch:
+                    self._resolve(event, is_review=is_review)
+            else:
+                continue
+            if is_first:
+                course.require_live()  # what follows in the batch is taken with it
+                is_first = False
+            course.set_issue_counts(count_open(tuple(self.issues.values()), tier_of))
 
     def _sight(self, event: Event) -> None:
         data = event.data
         was_aged = data["effective_severity"] != data["severity"]
-        is_major = (
-            data["reported_severity"] == Severity.MAJOR
-            or was_aged
-            or (data["reported_severity"] is None and data["category"] in self.major_categories)
+        is_major = data["reported_severity"] == Severity.MAJOR or (
+            data["reported_severity"] is None and data["category"] in self.major_categories
         )
         place = (_phase_id(event), data["issue_key"])
-        known = self.issues.get(place)
         severity = Severity.MAJOR if is_major else Severity.MINOR
-        if known is None:
-            self.issues[place] = _Issue(severity, is_counted=not data["is_expected"])
-            return
-        known.is_open = True
-        known.is_counted = known.is_counted or not data["is_expected"]
-        if is_major:
-            known.severity = severity
+        self.issues[place] = sight(
+            self.issues.get(place),
+            Sighting(
+                phase_id=place[0],
+                issue_key=place[1],
+                source=data["source"],
+                severity=severity,
+                effective_severity=Severity.MAJOR if was_aged else severity,
+                is_expected=data["is_expected"],
+            ),
+        )
 
-    def _count(
-        self, tiers: dict[str, str], *, tier_id: str | None = None, phase_id: str | None = None
-    ) -> tuple[int, int]:
-        minors: set[str] = set()
-        majors: set[str] = set()
-        for (phase, key), issue in self.issues.items():
-            if not (issue.is_open and issue.is_counted):
-                continue
-            if tier_id not in (None, tiers[phase]) or phase_id not in (None, phase):
-                continue
-            (majors if issue.severity is Severity.MAJOR else minors).add(key)
-        return len(minors - majors), len(majors)
+    def _resolve(self, event: Event, *, is_review: bool) -> None:
+        phase_id, known = _phase_id(event), tuple(self.issues.values())
+        for each in resolved_by_event(known, phase_id, event.data, is_review=is_review):
+            self.issues[each.phase_id, each.issue_key] = replace(each, is_open=False)
 
     def _take_builder(self, course: Course, event: Event, events: Sequence[Event]) -> None:
         submission_id = event.data["submission_id"]
@@ -293,11 +283,16 @@ def _take_lapse(course: Course, event: Event) -> None:
     lapse(course, phase_id, event.data["tokens_reported"])
 
 
+def _require_judged(course: Course, event: Event) -> None:
+    """See that the phase waits for a verdict; the commit is another in a replay."""
+    phase = course.phase(_phase_id(event))
+    commit = phase.commit or course.head_commit or ""
+    require_judged_commit(course, phase.phase_id, commit, None)
+
+
 def _take_verdict(course: Course, event: Event) -> None:
-    """Take CI's verdict where the phase waits for one; the commit is another in a replay."""
+    """Take CI's verdict on what the phase waits to have judged."""
     phase_id = _phase_id(event)
-    phase = course.phase(phase_id)
-    require_judged_commit(course, phase_id, phase.commit or course.head_commit or "", None)
     if event.data.get("is_repeated"):  # another one followed, whose verdict stands
         return
     judgement = Judgement(

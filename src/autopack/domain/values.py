@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from .identifiers import IDENTIFIER_PATTERN, identifier_problem
+from .terms import Severity as Severity
 
 MAX_COUNT = 2**53 - 1
 MAX_TEXT = 20_000
@@ -40,11 +41,6 @@ class CiMode(StrEnum):
     NONE = "none"
     LOCAL = "local"
     EXTERNAL = "external"
-
-
-class Severity(StrEnum):
-    MINOR = "minor"
-    MAJOR = "major"
 
 
 class Role(StrEnum):

@@ -9,16 +9,17 @@ from ..domain.errors import AutopackError, ConflictError, InvalidError, NotFound
 from ..domain.results import AuditorReport, AuditRequest
 from ..domain.reviewing import Recommendation, Review, ReviewRefusal
 from ..domain.run import PhaseState
+from ..domain.sightings import Cause, resolved_by_auditor
 from ..domain.states import PhaseStatus
 from ..domain.values import Role
 from ..domain.work import Outcome, PatchStatus
 from ..models import Audit, Commit, Patch, Phase, Submission
-from ..store import audits, issues, submissions
+from ..store import audits, submissions
 from . import patching
 from .change import RunChange, changing
 from .claiming import check_lease
 from .house import House
-from .issues import note_issues, recount_issues
+from .issues import note_issues, resolve_issues
 from .replies import Answer, key_scope, once
 from .submitting import identify, record_submission, require_same_names
 
@@ -262,14 +263,14 @@ def _note_all(change: RunChange, phase: Phase, applied: list[tuple[Patch, Commit
 def _resolve_issues(change: RunChange, phase: Phase, keys: tuple[str, ...]) -> None:
     if not keys:
         return
-    change.session.flush()
-    touched = issues.resolve_in_run(change.session, change.run.id, keys)
-    unknown = sorted(set(keys) - touched.keys())
+    unknown = sorted(set(keys) - {issue.issue_key for issue in change.issues()})
     if unknown:
         raise InvalidError(
             f"resolved_issues: run '{change.run.run_id}' has no issue {unknown[0]!r}"
         )
-    change.touched |= {phase_id for phases in touched.values() for phase_id in phases}
-    for key in keys:
-        change.course.note("IssueResolved", phase_id=phase.phase_id, data={"issue_key": key})
-    recount_issues(change)
+    resolve_issues(
+        change,
+        lambda issues: resolved_by_auditor(issues, keys),
+        Cause.AUDITOR,
+        f"the Auditor of phase '{phase.phase_id}' says so",
+    )

@@ -35,6 +35,7 @@ from ..domain.naming import (
 )
 from ..domain.reports import RunIndex, RunReport
 from ..domain.run import FailureCode, Verdict
+from ..domain.run_issues import RunIssue, index_of
 from ..domain.states import PhaseStatus, RunStatus
 from ..domain.steering import pass_time
 from ..domain.values import CiMode, CiProfile
@@ -57,7 +58,6 @@ from .projection import (
     project,
     project_backlog,
     roll_forward,
-    run_index,
 )
 from .pushes import want_push
 from .rebuilding import require_objects
@@ -95,7 +95,7 @@ class RunChange:
         self.phases = runs.phases_of(run)
         self.touched: set[str] = set()
         self.is_index_touched = False
-        self._index: RunIndex | None = None
+        self._issues: list[RunIssue] | None = None
         self.is_backlog_touched = False
         self._old_head = run.head_commit
         self._commits: list[Commit] = []
@@ -111,9 +111,18 @@ class RunChange:
 
     def index(self) -> RunIndex:
         """The run's issues by key, as this change leaves them; ask when it is concluded."""
-        if self._index is None:
-            self._index = run_index(self.session, self.run)
-        return self._index
+        return RunIndex(run_id=self.run.run_id, issues_by_key=index_of(self.issues()))
+
+    def issues(self) -> list[RunIssue]:
+        """The run's issues as this change has them so far, read once."""
+        if self._issues is None:
+            self.session.flush()
+            self._issues = issues.list_run_issues(self.session, self.run.id)
+        return self._issues
+
+    def forget_issues(self) -> None:
+        """Read the issues anew when they are asked for: they were changed."""
+        self._issues = None
 
     @property
     def head(self) -> str:
@@ -292,7 +301,7 @@ class RunChange:
         ):
             return
         self.session.flush()
-        report, files = finished_files(self.session, run, self.index())
+        report, files = finished_files(self.session, run)
         patches = submissions.list_accepted_patches(self.session, run.id, MAX_RECORDED_PATCH_BYTES)
         recorded = {**files, **{patch_name(name): content for name, content in patches.items()}}
         message = record_message(

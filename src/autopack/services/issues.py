@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from pydantic_core import to_jsonable_python
@@ -14,9 +14,10 @@ from ..domain.issues import (
     IssueStatus,
     base_severity,
     needs_cleanup,
-    worse,
 )
 from ..domain.reports import BacklogReportEntry, IndexEntry, RunIndex, read_off
+from ..domain.run_issues import RunIssue
+from ..domain.sightings import Cause, Sighting, count_open, sight
 from ..domain.values import Severity
 from ..models import BacklogEntry, Issue, Phase
 from ..store import issues, runs
@@ -69,16 +70,39 @@ def note_issues(
     entries = [_note_issue(change, phase, report) for report in ordered]
     if entries:
         change.touched.add(phase.phase_id)
-        recount_issues(change)
+        _recount(change)
     return entries
 
 
-def recount_issues(change: RunChange) -> None:
+def resolve_issues(
+    change: RunChange,
+    chosen: Callable[[Sequence[RunIssue]], Sequence[RunIssue]],
+    cause: Cause,
+    reason: str,
+) -> None:
+    """Resolve the issues of the run that are chosen of all: one event for each phase and key."""
+    resolved = chosen(change.issues())
+    if not resolved:
+        return
+    issues.resolve(change.session, [each.id for each in resolved])
+    for each in resolved:
+        change.touched.add(each.phase_id)
+        change.course.note(
+            "IssueResolved",
+            phase_id=each.phase_id,
+            reason=reason,
+            data={"issue_key": each.issue_key, "cause": cause},
+        )
+    _recount(change)
+
+
+def _recount(change: RunChange) -> None:
     """Let the rules know the counts of open issues as they are now."""
     change.is_index_touched = True
-    change.session.flush()
-    counts = issues.count_open(change.session, change.run.id)
-    change.course.set_issue_counts(counts.run, counts.tiers, counts.phases)
+    change.forget_issues()
+    found = change.issues()
+    tier_of = {each.phase_id: each.tier_id for each in found}
+    change.course.set_issue_counts(count_open(found, tier_of))
 
 
 def _note_issue(change: RunChange, phase: Phase, report: IssueReport) -> BacklogEntry | None:
@@ -125,10 +149,20 @@ def _note_issue(change: RunChange, phase: Phase, report: IssueReport) -> Backlog
         )
         change.session.add(known)
     else:
-        known.severity = worse(known.severity, severity)
-        known.effective_severity = worse(known.effective_severity, effective)
-        known.is_expected = known.is_expected and is_expected
-        known.status = IssueStatus.OPEN
+        seen = sight(
+            _sighting(phase.phase_id, known),
+            Sighting(
+                phase_id=phase.phase_id,
+                issue_key=report.issue_key,
+                source=report.source,
+                severity=severity,
+                effective_severity=effective,
+                is_expected=is_expected,
+            ),
+        )
+        known.source = seen.source
+        known.severity, known.effective_severity = seen.severity, seen.effective_severity
+        known.is_expected, known.status = seen.is_expected, IssueStatus.OPEN
         known.occurrence_count += 1
         known.last_seen_at = now
         merged = dict.fromkeys([*known.evidence_refs, *report.evidence_refs])
@@ -148,6 +182,18 @@ def _note_issue(change: RunChange, phase: Phase, report: IssueReport) -> Backlog
         },
     )
     return entry
+
+
+def _sighting(phase_id: str, row: Issue) -> Sighting:
+    return Sighting(
+        phase_id=phase_id,
+        issue_key=row.issue_key,
+        source=row.source,
+        severity=row.severity,
+        effective_severity=row.effective_severity,
+        is_expected=row.is_expected,
+        is_open=row.status is IssueStatus.OPEN,
+    )
 
 
 def _age(change: RunChange, entry: BacklogEntry, severity: Severity) -> Severity:

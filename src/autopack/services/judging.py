@@ -11,16 +11,15 @@ from ..domain.issues import IssueReport
 from ..domain.judging import Judgement
 from ..domain.results import CiReport
 from ..domain.run import Verdict
+from ..domain.sightings import CI_SOURCE, Cause, resolved_by_green
 from ..domain.values import CiMode, Severity
 from ..models import CiRun, Phase
-from ..store import ci_runs, issues, runs
+from ..store import ci_runs, runs
 from .change import RunChange, changing
 from .house import House
-from .issues import note_issues, recount_issues
+from .issues import note_issues, resolve_issues
 from .replies import Answer, key_scope, once
 from .submitting import require_same_names
-
-CI_SOURCE = "ci"
 
 
 class CiIsOursError(ConflictError):
@@ -112,9 +111,12 @@ def give_verdict(
     if is_repeated:
         return
     if verdict is Verdict.GREEN:
-        for key in issues.resolve_of_source(change.session, phase.id, CI_SOURCE):
-            course.note("IssueResolved", phase_id=phase.phase_id, data={"issue_key": key})
-            recount_issues(change)
+        resolve_issues(
+            change,
+            lambda issues: resolved_by_green(issues, phase.phase_id),
+            Cause.GREEN_VERDICT,
+            "CI raised it, and is green",
+        )
         if flaky_checks:
             note_issues(change, phase, [_flaky(check) for check in flaky_checks])
     if not course.is_over:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from sqlalchemy.orm import Session
 
+from ..domain import run_issues
 from ..domain.errors import AutopackError
 from ..domain.events import Event, event_document
 from ..domain.issues import issue_state
+from ..domain.metrics import OpenIssue
 from ..domain.naming import branch_ref, snapshot_ref
 from ..domain.reports import (
     AttemptReport,
@@ -24,9 +27,10 @@ from ..domain.reports import (
 )
 from ..domain.results import log_tail
 from ..domain.run import FailureCode
+from ..domain.run_issues import RunIssue, index_of
 from ..mirror import PULL_REQUEST, RECORD, pull_request, pull_request_page, render_run, run_record
 from ..models import EventRow, Phase, Run
-from ..store import ci_runs, issues, reports, runs, submissions
+from ..store import ci_runs, issues, runs, submissions
 from .house import House
 from .rebuilding import require_objects
 
@@ -79,27 +83,26 @@ def project(
     A run that is over has all of them written, its record included.
     """
     if run.ended_at is not None:
-        house.mirror.write_files(*finished_files(session, run, index or run_index(session, run)))
+        house.mirror.write_files(*finished_files(session, run))
         return
     report = run_report(session, run, detailed=phases)
     documents = _strategy(session, run) if phases is None else {}
     house.mirror.write_run(report, phases=phases, index=index, documents=documents)
 
 
-def finished_files(
-    session: Session, run: Run, index: RunIndex
-) -> tuple[RunReport, dict[str, bytes]]:
+def finished_files(session: Session, run: Run) -> tuple[RunReport, dict[str, bytes]]:
     """Return all files of a run that is over, by name, and the report that they were made of."""
     report = run_report(session, run, detailed=None)
     files = _strategy(session, run)
+    found = issues.list_run_issues(session, run.id)
     request = pull_request(
         report,
         reasons=report.promotion_reasons,
         warnings=report.promotion_warnings,
-        open_issues=reports.list_open_issues(session, run.id, limit=TOP_OPEN_ISSUES),
+        open_issues=open_issues(session, run, found),
     )
     files[PULL_REQUEST] = pull_request_page(request)
-    files |= render_run(report, None, index)
+    files |= render_run(report, None, _index(run, found))
     record = run_record(
         report,
         commits=submissions.list_recorded_commits(session, run.id),
@@ -136,7 +139,24 @@ def project_backlog(house: House) -> None:
 
 def run_index(session: Session, run: Run) -> RunIndex:
     """Return the run's issues by key."""
-    return RunIndex(run_id=run.run_id, issues_by_key=issues.run_index(session, run.id))
+    return _index(run, issues.list_run_issues(session, run.id))
+
+
+def _index(run: Run, found: Sequence[RunIssue]) -> RunIndex:
+    return RunIndex(run_id=run.run_id, issues_by_key=index_of(found))
+
+
+def open_issues(
+    session: Session, run: Run, found: Sequence[RunIssue] | None = None
+) -> list[OpenIssue]:
+    """Return the gravest keys that are open in a run, with what was said of them."""
+    found = issues.list_run_issues(session, run.id) if found is None else found
+    gravest = run_issues.open_issues(found, limit=TOP_OPEN_ISSUES)
+    if not gravest:
+        return []
+    keys = [issue.issue_key for issue in gravest]
+    texts = issues.list_descriptions(session, run.id, keys)
+    return [replace(issue, description=texts.get(issue.issue_key)) for issue in gravest]
 
 
 def run_report(session: Session, run: Run, *, detailed: Collection[str] | None) -> RunReport:

@@ -20,13 +20,14 @@ from ..domain.metrics import (
     TierMetrics,
 )
 from ..domain.promotion import PromotionVerdict, judge_promotion
+from ..domain.run_issues import issue_figures
 from ..domain.values import Role
 from ..mirror import PullRequest, pull_request
 from ..models import EventRow, Run
-from ..store import reports, runs
+from ..store import issues, reports, runs
 from .house import House
 from .metrics import Position, phases_of, tiers_of
-from .projection import TOP_OPEN_ISSUES, run_report
+from .projection import open_issues, run_report
 from .reading import one_moment, reading_run
 
 TOP_AGING_ISSUES = 10
@@ -126,7 +127,8 @@ def run_summary(house: House, run_id: str) -> RunSummary:
     """Return a run as a whole. Raises NotFoundError."""
     now = house.now()
     with reading_run(house, run_id) as (session, run):
-        totals, by_category = reports.count_issues(session, run.id, limit=TOP_CATEGORIES)
+        found = issues.list_run_issues(session, run.id)
+        totals, by_category = issue_figures(found, limit=TOP_CATEGORIES)
         return RunSummary(
             run=run,
             duration_minutes=_minutes(run, now),
@@ -134,7 +136,7 @@ def run_summary(house: House, run_id: str) -> RunSummary:
             issues=IssueSummary(
                 totals=totals,
                 by_category=by_category,
-                open_issues=reports.list_open_issues(session, run.id, limit=TOP_OPEN_ISSUES),
+                open_issues=open_issues(session, run, found),
             ),
             tiers=tiers_of(run),
             phases=phases_of(run),
@@ -153,7 +155,7 @@ def promotion(house: House, run_id: str) -> PromotionPlan:
     """
     with reading_run(house, run_id) as (session, run):
         verdict = _promotion(run)
-        open_issues = reports.list_open_issues(session, run.id, limit=TOP_OPEN_ISSUES)
+        found = open_issues(session, run)
         report = run_report(session, run, detailed=())
     return PromotionPlan(
         run_id=verdict.run_id,
@@ -161,7 +163,7 @@ def promotion(house: House, run_id: str) -> PromotionPlan:
         reasons=verdict.reasons,
         warnings=verdict.warnings,
         pull_request=pull_request(
-            report, reasons=verdict.reasons, warnings=verdict.warnings, open_issues=open_issues
+            report, reasons=verdict.reasons, warnings=verdict.warnings, open_issues=found
         ),
     )
 

@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 
-from sqlalchemy import Integer, and_, case, cast, func, select, tuple_, update
-from sqlalchemy.dialects.postgresql import aggregate_order_by, insert
+from sqlalchemy import and_, case, func, select, update
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from ..domain.errors import NotFoundError
 from ..domain.issues import BacklogStatus, IssueStatus
-from ..domain.reports import IndexEntry
+from ..domain.run_issues import RunIssue
 from ..domain.values import Severity
 from ..models import BacklogEntry, Issue, Phase, Sighting
-
-Counts = tuple[int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class OpenIssueCounts:
-    """Open issues by (minor, major): of distinct keys, at each of three levels."""
-
-    run: Counts
-    tiers: dict[str, Counts]
-    phases: dict[str, Counts]
 
 
 def find_issue(session: Session, phase_pk: int, issue_key: str) -> Issue | None:
@@ -42,94 +30,37 @@ def list_issues(session: Session, phase_pks: Iterable[int]) -> list[Issue]:
     )
 
 
-def resolve_in_run(session: Session, run_pk: int, keys: Sequence[str]) -> dict[str, list[str]]:
-    """Resolve keys in all phases of a run; return the phases in which each was seen."""
-    resolve = (
-        update(Issue)
-        .where(Issue.run_pk == run_pk, Issue.issue_key.in_(keys), Phase.id == Issue.phase_pk)
-        .values(status=IssueStatus.RESOLVED)
-        .returning(Issue.issue_key, Phase.phase_id)
-    )
-    phases: dict[str, list[str]] = {}
-    for key, phase_id in session.execute(resolve):
-        phases.setdefault(key, []).append(phase_id)
-    return phases
-
-
-def resolve_of_source(session: Session, phase_pk: int, source: str) -> list[str]:
-    """Resolve a phase's open issues that came from one source; return their keys."""
-    resolve = (
-        update(Issue)
-        .where(Issue.phase_pk == phase_pk, Issue.source == source, Issue.status == IssueStatus.OPEN)
-        .values(status=IssueStatus.RESOLVED)
-        .returning(Issue.issue_key)
-    )
-    return sorted(session.scalars(resolve))
-
-
-def count_open(session: Session, run_pk: int) -> OpenIssueCounts:
-    """Count a run's open issues by distinct key: a key that is major anywhere is major."""
-    key = Issue.issue_key
-    majors = func.count(key.distinct()).filter(Issue.effective_severity == Severity.MAJOR)
-    level = func.grouping(Phase.tier_id, Phase.phase_id)
-    query = (
-        select(level, Phase.tier_id, Phase.phase_id, func.count(key.distinct()) - majors, majors)
-        .join(Phase, Phase.id == Issue.phase_pk)
-        .where(
-            Issue.run_pk == run_pk,
-            Issue.status == IssueStatus.OPEN,
-            Issue.is_expected.is_(False),
-        )
-        .group_by(func.grouping_sets(tuple_(), tuple_(Phase.tier_id), tuple_(Phase.phase_id)))
-    )
-    run: Counts = (0, 0)
-    tiers: dict[str, Counts] = {}
-    phases: dict[str, Counts] = {}
-    for grouped, tier_id, phase_id, minor, major in session.execute(query):
-        if grouped == 3:  # neither column: the run
-            run = (minor, major)
-        elif grouped == 1:
-            tiers[tier_id] = (minor, major)
-        else:
-            phases[phase_id] = (minor, major)
-    return OpenIssueCounts(run, tiers, phases)
-
-
-def run_index(session: Session, run_pk: int) -> dict[str, IndexEntry]:
-    """Return the run's issues by key, over all its phases."""
-    is_major = Issue.effective_severity == Severity.MAJOR
+def list_run_issues(session: Session, run_pk: int) -> list[RunIssue]:
+    """Return a run's issues in the order in which they were first seen."""
     query = (
         select(
-            Issue.issue_key,
-            func.array_agg(aggregate_order_by(Issue.category, Issue.id)),
-            func.bool_or(Issue.severity == Severity.MAJOR),
-            func.bool_or(is_major),
-            func.bool_or(Issue.status == IssueStatus.OPEN),
-            func.min(Phase.phase_index),
-            func.max(Phase.phase_index),
-            cast(func.sum(Issue.occurrence_count), Integer),
-            func.array_agg(aggregate_order_by(Phase.tier_id, Phase.tier_index)),
-            func.array_agg(aggregate_order_by(Phase.phase_id, Phase.tier_index, Phase.phase_index)),
+            *(Issue.id, Issue.issue_key, Issue.source, Issue.category, Issue.occurrence_count),
+            *(Issue.severity, Issue.effective_severity, Issue.is_expected),
+            (Issue.status == IssueStatus.OPEN).label("is_open"),
+            *(Phase.phase_id, Phase.phase_index, Phase.tier_id, Phase.tier_index),
         )
         .join(Phase, Phase.id == Issue.phase_pk)
         .where(Issue.run_pk == run_pk)
-        .group_by(Issue.issue_key)
-        .order_by(func.min(Issue.id))
+        .order_by(Issue.id)
     )
-    return {
-        row[0]: IndexEntry(
-            category=row[1][0],
-            severity=_severity(row[2]),
-            effective_severity=_severity(row[3]),
-            status=IssueStatus.OPEN if row[4] else IssueStatus.RESOLVED,
-            first_phase_index=row[5],
-            last_phase_index=row[6],
-            occurrence_count=row[7],
-            tiers=tuple(dict.fromkeys(row[8])),
-            phases=tuple(dict.fromkeys(row[9])),
-        )
-        for row in session.execute(query)
-    }
+    return [RunIssue(**row._mapping) for row in session.execute(query)]
+
+
+def resolve(session: Session, issue_pks: Collection[int]) -> None:
+    """Resolve issues of phases."""
+    session.execute(
+        update(Issue).where(Issue.id.in_(issue_pks)).values(status=IssueStatus.RESOLVED)
+    )
+
+
+def list_descriptions(session: Session, run_pk: int, keys: Collection[str]) -> dict[str, str]:
+    """Return the latest description of each key that has one."""
+    query = (
+        select(Issue.issue_key, Issue.description)
+        .where(Issue.run_pk == run_pk, Issue.issue_key.in_(keys), Issue.description.is_not(None))
+        .order_by(Issue.last_seen_at, Issue.id)
+    )
+    return {key: description or "" for key, description in session.execute(query)}
 
 
 def sight(
@@ -256,7 +187,3 @@ def list_backlog(
         wanted.append(BacklogEntry.base_severity == severity)
     query = select(BacklogEntry).where(and_(*wanted)).order_by(BacklogEntry.id).limit(limit)
     return list(session.scalars(query))
-
-
-def _severity(is_major: bool) -> Severity:
-    return Severity.MAJOR if is_major else Severity.MINOR

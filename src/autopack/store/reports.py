@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.sql import ColumnElement, FromClause
 from sqlalchemy.sql.selectable import LateralFromClause
 
-from ..domain.issues import BacklogStatus, IssueStatus
+from ..domain.issues import BacklogStatus
 from ..domain.metrics import (
     AgingIssue,
     AttemptCounts,
@@ -21,8 +21,6 @@ from ..domain.metrics import (
     BudgetFailure,
     BudgetTotals,
     CiCounts,
-    IssueCounts,
-    OpenIssue,
     Spender,
     utilization,
 )
@@ -34,7 +32,6 @@ from ..models import (
     BacklogEntry,
     CiRun,
     EventRow,
-    Issue,
     Phase,
     Submission,
     Tier,
@@ -271,60 +268,6 @@ def _spenders(pairs: list[tuple[str, int]] | None, used: int) -> tuple[Spender, 
 # One run's record
 
 
-def count_issues(
-    session: Session, run_pk: int, *, limit: int
-) -> tuple[IssueCounts, dict[str, IssueCounts]]:
-    """Count a run's distinct keys, in all and in the `limit` categories that have most of them."""
-    key = _keys_of(run_pk)
-    counts = {
-        "reported": func.count(),
-        "occurrences": total(key.c.occurrence_count),
-        "open_minor": func.count().filter(key.c.is_counted, not_(key.c.is_effectively_major)),
-        "open_major": func.count().filter(key.c.is_counted, key.c.is_effectively_major),
-        "resolved": func.count().filter(not_(key.c.is_open)),
-        "expected": func.count().filter(key.c.is_expected),
-    }
-    query = (
-        select(
-            key.c.category,
-            *(count.label(name) for name, count in counts.items()),
-            *_over_all(counts),
-        )
-        .group_by(key.c.category)
-        .order_by(func.count().desc(), key.c.category)
-        .limit(limit)
-    )
-    overall = IssueCounts()
-    by_category = {}
-    for row in session.execute(query).mappings():
-        overall = IssueCounts(**{name: row[f"all_{name}"] for name in counts})
-        by_category[row["category"]] = IssueCounts(**{name: row[name] for name in counts})
-    return overall, by_category
-
-
-def list_open_issues(session: Session, run_pk: int, *, limit: int) -> list[OpenIssue]:
-    """Return the keys that are open in a run and count, the gravest first."""
-    key = _keys_of(run_pk)
-    query = (
-        select(key)
-        .where(key.c.is_counted)
-        .order_by(key.c.is_effectively_major.desc(), key.c.first_id)
-        .limit(limit)
-    )
-    return [
-        OpenIssue(
-            issue_key=row.issue_key,
-            category=row.category,
-            severity=_severity(row.is_major),
-            effective_severity=_severity(row.is_effectively_major),
-            occurrence_count=row.occurrence_count,
-            phases=tuple(row.phases),
-            description=row.description,
-        )
-        for row in session.execute(query)
-    ]
-
-
 def count_attempts(session: Session, run_pk: int) -> dict[Role, AttemptCounts]:
     """Count a run's submissions by role and by what came of them."""
     query = (
@@ -374,41 +317,9 @@ def list_latest_moves(session: Session, run_pk: int, *, limit: int) -> list[Even
     return list(session.scalars(query))[::-1]
 
 
-def _keys_of(run_pk: int) -> FromClause:
-    """Return a run's issues by key; one that is major where it is open is major. (02 §3)"""
-    is_open = Issue.status == IssueStatus.OPEN
-    is_counted = and_(is_open, Issue.is_expected.is_(False))
-    is_major = Issue.effective_severity == Severity.MAJOR
-    return (
-        select(
-            Issue.issue_key,
-            func.min(Issue.id).label("first_id"),
-            func.min(Issue.category).label("category"),
-            func.bool_or(Issue.severity == Severity.MAJOR).label("is_major"),
-            func.bool_or(is_open).label("is_open"),
-            func.bool_or(is_counted).label("is_counted"),
-            func.bool_or(and_(is_counted, is_major)).label("is_effectively_major"),
-            func.bool_and(Issue.is_expected).label("is_expected"),
-            cast(func.sum(Issue.occurrence_count), BigInteger).label("occurrence_count"),
-            func.array_agg(
-                aggregate_order_by(Phase.phase_id, Phase.tier_index, Phase.phase_index)
-            ).label("phases"),
-            func.max(Issue.description).label("description"),
-        )
-        .join(Phase, Phase.id == Issue.phase_pk)
-        .where(Issue.run_pk == run_pk)
-        .group_by(Issue.issue_key)
-        .subquery("key")
-    )
-
-
 def _over_all(counts: dict[str, Any]) -> list[ColumnElement[int]]:
     """Return each count's sum over all groups, those beyond the LIMIT included."""
     return [
         cast(func.sum(count).over(), BigInteger).label(f"all_{name}")
         for name, count in counts.items()
     ]
-
-
-def _severity(is_major: bool) -> Severity:
-    return Severity.MAJOR if is_major else Severity.MINOR

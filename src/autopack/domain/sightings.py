@@ -1,0 +1,158 @@
+"""An issue's life inside one run: seen in a phase, seen again, resolved, counted.
+
+The one meaning of "open", "resolved" and "major" (docs/rules.md, "Issues and aging"): counts,
+index, reports, files and backtest all ask here. `scripts/check_promotion.py` says the same in its
+own words. Standard library alone, so that the checker can be made from this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any, TypeVar
+
+from .terms import Severity
+
+CI_SOURCE = "ci"
+
+
+class Cause(StrEnum):
+    """Who resolved an issue inside a run."""
+
+    AUDITOR = "auditor"
+    GREEN_VERDICT = "green_verdict"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sighting:
+    """One key in one phase. `effective_severity` is major for a minor issue that has aged."""
+
+    phase_id: str
+    issue_key: str
+    source: str
+    severity: Severity
+    effective_severity: Severity
+    is_expected: bool = False
+    is_open: bool = True
+
+    @property
+    def is_counted(self) -> bool:
+        """An expected issue is kept, but neither counted nor aged."""
+        return self.is_open and not self.is_expected
+
+
+Seen = TypeVar("Seen", bound=Sighting)
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Open issues by distinct keys."""
+
+    minors: int = 0
+    majors: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class OpenIssueCounts:
+    """Open issues at each of three levels; what is not named has none."""
+
+    run: Counts
+    tiers: Mapping[str, Counts]
+    phases: Mapping[str, Counts]
+
+
+def worse(one: Severity, other: Severity) -> Severity:
+    """Return the graver of two severities."""
+    return Severity.MAJOR if Severity.MAJOR in (one, other) else Severity.MINOR
+
+
+def sight(known: Sighting | None, seen: Sighting) -> Sighting:
+    """Return a key's entry in a phase after one more report; a resolved one opens again.
+
+    What another source has seen as well is no longer CI's alone, and no green verdict resolves it.
+    """
+    if known is None:
+        return seen
+    is_whose = not known.is_open or known.source == CI_SOURCE
+    return replace(
+        known,
+        source=seen.source if is_whose else known.source,
+        severity=worse(known.severity, seen.severity),
+        effective_severity=worse(known.effective_severity, seen.effective_severity),
+        is_expected=known.is_expected and seen.is_expected,
+        is_open=True,
+    )
+
+
+def resolved_by_auditor(sightings: Iterable[Seen], keys: Collection[str]) -> list[Seen]:
+    """Return the entries that a review's `resolved_issues` resolve: in every phase of the run."""
+    return [each for each in sightings if each.is_open and each.issue_key in keys]
+
+
+def resolved_by_green(sightings: Iterable[Seen], phase_id: str) -> list[Seen]:
+    """Return the entries that a green verdict resolves: what CI raised in that very phase."""
+    return [
+        each
+        for each in sightings
+        if each.is_open and each.phase_id == phase_id and each.source == CI_SOURCE
+    ]
+
+
+def resolved_by_event(
+    sightings: Iterable[Seen], phase_id: str, data: Mapping[str, Any], *, is_review: bool
+) -> list[Seen]:
+    """Return the entries that an `IssueResolved` resolves: one pair of phase and key.
+
+    Events of older versions name no cause. Then that of a review (`is_review`: it follows an
+    AuditorResultReceived) stands for every phase of the run, and names the one under review.
+    """
+    is_everywhere = "cause" not in data and is_review
+    return [
+        each
+        for each in sightings
+        if each.issue_key == data["issue_key"] and (is_everywhere or each.phase_id == phase_id)
+    ]
+
+
+def telling(sightings: Sequence[Seen]) -> Sequence[Seen]:
+    """Return those of a key's entries that say how grave it is: the open ones, where any is."""
+    return (
+        [each for each in sightings if each.is_counted]
+        or [each for each in sightings if each.is_open]
+        or sightings
+    )
+
+
+def gravest(severities: Iterable[Severity]) -> Severity:
+    """Return the gravest of severities."""
+    return Severity.MAJOR if Severity.MAJOR in severities else Severity.MINOR
+
+
+def by_key(sightings: Iterable[Seen]) -> dict[str, list[Seen]]:
+    """Group entries by their keys, in the order in which those were first seen."""
+    found: dict[str, list[Seen]] = {}
+    for each in sightings:
+        found.setdefault(each.issue_key, []).append(each)
+    return found
+
+
+def count(sightings: Iterable[Sighting]) -> Counts:
+    """Count the keys that are open, each by its gravest open entry."""
+    counted = by_key(each for each in sightings if each.is_counted).values()
+    found = [gravest([each.effective_severity for each in entries]) for entries in counted]
+    return Counts(found.count(Severity.MINOR), found.count(Severity.MAJOR))
+
+
+def count_open(sightings: Sequence[Sighting], tier_of: Mapping[str, str]) -> OpenIssueCounts:
+    """Count what is open in a run, in its tiers and in its phases; `tier_of` has every phase."""
+    by_tier: dict[str, list[Sighting]] = {}
+    by_phase: dict[str, list[Sighting]] = {}
+    for each in sightings:
+        by_tier.setdefault(tier_of[each.phase_id], []).append(each)
+        by_phase.setdefault(each.phase_id, []).append(each)
+    return OpenIssueCounts(
+        count(sightings),
+        {tier_id: count(entries) for tier_id, entries in by_tier.items()},
+        {phase_id: count(entries) for phase_id, entries in by_phase.items()},
+    )
