@@ -334,7 +334,7 @@ class Recount:
         for fixed in self.started["tiers"]:
             tier_id = fixed["tier_id"]
             tier = {"tier_id": tier_id, **self.tiers[tier_id]}
-            tier |= _counts(*self.count(tier_id=tier_id))
+            tier |= _state(*self.count(tier_id=tier_id))
             mine = [self.phases[phase["phase_id"]] for phase in fixed["phases"]]
             tier["tokens_used"] = sum(phase["tokens_used"] for phase in mine)
             tier["cleanliness_reasons"] = self._uncleanliness(fixed, tier)
@@ -343,7 +343,7 @@ class Recount:
                 {
                     "phase_id": phase["phase_id"],
                     **self.phases[phase["phase_id"]],
-                    **_counts(*self.count(phase_id=phase["phase_id"])),
+                    **_state(*self.count(phase_id=phase["phase_id"])),
                 }
                 for phase in fixed["phases"]
             ]
@@ -518,6 +518,11 @@ def _apply(repo: GitRepo, tree: str, patch: bytes) -> str:
 
 def _counts(minors: int, majors: int) -> Json:
     return {"minor_issues_count": minors, "major_issues_count": majors}
+
+
+def _state(minors: int, majors: int) -> Json:
+    state = "has_major_issues" if majors else "has_minor_issues" if minors else "no_issues"
+    return {**_counts(minors, majors), "issue_state": state}
 
 
 def _worse(one: str, other: str) -> str:

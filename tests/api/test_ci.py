@@ -195,6 +195,8 @@ def test_aged_issues_are_cleaned_up_by_phases_of_their_own(api: Api) -> None:
     assert run["tiers"][-1]["tier_id"] == "DEBT"
     (phase,) = run["tiers"][-1]["phases"]
     assert (phase["phase_id"], phase["task_category"]) == ("DEBT-1", "debt_cleanup")
+    assert phase["issue_key"] == "old_debt"
+    assert api.phase("clean")["issue_key"] is None
     assert not api.start("single", run_scope="single_tier")["tiers"][1:]
 
     api.result("clean")

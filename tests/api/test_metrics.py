@@ -34,7 +34,7 @@ BUDGETS = {
     "/reports/issue_backlog_summary": 3,
     "/reports/budget_analysis": 2,
     "/reports/run_summary/{run_id}": 7,
-    "/runs/{run_id}/promotion": 3,
+    "/runs/{run_id}/promotion": 4,
 }
 
 

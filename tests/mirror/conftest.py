@@ -159,6 +159,7 @@ def make_phase(
         minor_issues_count=0,
         major_issues_count=0,
         issue_state=IssueState.NO_ISSUES,
+        issue_key=None,
         verdict=None,
         completed_by=None,
         failure_reason=None,

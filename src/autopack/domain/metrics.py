@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from .issues import BacklogStatus
+from .issues import BacklogStatus, IssueState
 from .run import CompletedBy, DebtStatus, FailureCode, Verdict
 from .states import Cleanliness, PhaseStatus, RunStatus, TierStatus
 from .values import CiProfile, Complexity, RunScope, SafetyProfile, Severity
@@ -110,6 +110,7 @@ class PhaseMetrics:
     auditor_attempts_used: int
     minor_issues_count: int
     major_issues_count: int
+    issue_state: IssueState
     commit: str | None
     snapshot_tag: str | None
     started_at: datetime | None
@@ -140,6 +141,7 @@ class TierMetrics:
     minor_issues_count: int
     majors_tolerated: int
     major_issues_count: int
+    issue_state: IssueState
     builder_attempts_used: int
     auditor_attempts_used: int
     started_at: datetime | None

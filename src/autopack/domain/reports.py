@@ -101,6 +101,7 @@ class PhaseReport:
     allow_empty: bool
     allowed_paths: tuple[str, ...] | None
     expected_issues: tuple[str, ...]
+    issue_key: str | None
     auditor_profile: str | None
     max_builder_attempts: int
     max_auditor_attempts: int

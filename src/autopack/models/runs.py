@@ -7,6 +7,7 @@ from datetime import datetime
 from sqlalchemy import ForeignKey, Index, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
+from ..domain.issues import IssueState, issue_state
 from ..domain.naming import branch_name
 from ..domain.run import CompletedBy, DebtStatus, FailureCode, Verdict
 from ..domain.states import Cleanliness, PhaseStatus, RunStatus, TierStatus
@@ -110,7 +111,18 @@ class Run(Base):
     )
 
 
-class Tier(Base):
+class HasIssues:
+    """What counts open issues, and says so in a word. (docs/rules.md, "Issues and aging")"""
+
+    minor_issues_count: Mapped[int] = mapped_column(default=0)
+    major_issues_count: Mapped[int] = mapped_column(default=0)
+
+    @property
+    def issue_state(self) -> IssueState:
+        return issue_state(self.minor_issues_count, self.major_issues_count)
+
+
+class Tier(HasIssues, Base):
     __tablename__ = "tiers"
 
     id: Mapped[Id]
@@ -128,8 +140,6 @@ class Tier(Base):
     majors_tolerated: Mapped[int]
     tokens_used: Mapped[int] = mapped_column(default=0)
     ci_runs_count: Mapped[int] = mapped_column(default=0)
-    minor_issues_count: Mapped[int] = mapped_column(default=0)
-    major_issues_count: Mapped[int] = mapped_column(default=0)
 
     run: Mapped[Run] = relationship(back_populates="tiers", lazy="raise")
     phases: Mapped[list[Phase]] = relationship(
@@ -145,7 +155,7 @@ class Tier(Base):
     )
 
 
-class Phase(Base):
+class Phase(HasIssues, Base):
     __tablename__ = "phases"
 
     id: Mapped[Id]
@@ -204,8 +214,6 @@ class Phase(Base):
     pending_submission_id: Mapped[int | None] = mapped_column(
         ForeignKey("submissions.id", use_alter=True)
     )
-    minor_issues_count: Mapped[int] = mapped_column(default=0)
-    major_issues_count: Mapped[int] = mapped_column(default=0)
     verdict: Mapped[Verdict | None]
     completed_by: Mapped[CompletedBy | None]
     failure_signatures: Mapped[Json] = mapped_column(default=list)

@@ -12,7 +12,6 @@ from sqlalchemy.orm import Session
 from ..domain import run_issues
 from ..domain.errors import AutopackError
 from ..domain.events import Event, event_document
-from ..domain.issues import issue_state
 from ..domain.metrics import OpenIssue
 from ..domain.naming import branch_ref, snapshot_ref
 from ..domain.reports import (
@@ -192,7 +191,6 @@ def _phase_report(
     return read_off(
         PhaseReport,
         phase,
-        issue_state=issue_state(phase.minor_issues_count, phase.major_issues_count),
         # That of a lease moves with each heartbeat, which writes no file.
         deadline_at=None if phase.lease_id is not None else phase.deadline_at,
         attempts=tuple(attempts.get(phase.id, ())),

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import AliasChoices, Field
 
+from ...domain.issues import IssueState
 from ...domain.run import CompletedBy, DebtStatus, FailureCode, Verdict
 from ...domain.states import Cleanliness, PhaseStatus, RunStatus, TierStatus
 from ...domain.values import CiProfile, Complexity, RunScope, SafetyProfile
@@ -88,6 +89,7 @@ class TierMetricsAnswer(Shape):
     minor_issues_count: int
     majors_tolerated: int
     major_issues_count: int
+    issue_state: IssueState
     builder_attempts_used: int
     auditor_attempts_used: int
     started_at: WireTime | None
@@ -122,6 +124,7 @@ class PhaseMetricsAnswer(Shape):
     auditor_attempts_used: int
     minor_issues_count: int
     major_issues_count: int
+    issue_state: IssueState
     commit: str | None
     snapshot_tag: str | None
     started_at: WireTime | None

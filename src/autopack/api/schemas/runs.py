@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import AliasChoices, Field
 
+from ...domain.issues import IssueState
 from ...domain.run import CompletedBy, DebtStatus, FailureCode, Verdict
 from ...domain.states import Cleanliness, PhaseStatus, RunStatus, TierStatus
 from ...domain.values import CiProfile, Complexity, RunScope, SafetyProfile
@@ -25,6 +26,7 @@ class PhaseAnswer(Shape):
     allow_empty: bool
     allowed_paths: list[str] | None
     expected_issues: list[str]
+    issue_key: Annotated[str | None, Field(description="The aged issue that it cleans up.")]
     ci_profile: CiProfile
     auto_apply: bool
     auditor_profile: str | None
@@ -36,6 +38,7 @@ class PhaseAnswer(Shape):
     tokens_used: int
     minor_issues_count: int
     major_issues_count: int
+    issue_state: IssueState
     verdict: Verdict | None
     completed_by: CompletedBy | None
     failure_reason: str | None
@@ -63,6 +66,7 @@ class TierAnswer(Shape):
     majors_tolerated: int
     minor_issues_count: int
     major_issues_count: int
+    issue_state: IssueState
     phases: list[PhaseAnswer]
 
 
