@@ -627,7 +627,19 @@ def judge(record: Json) -> tuple[list[str], list[str]]:
         if phase["completed_by"] == "hand":
             how = "completed" if phase["state"] == "COMPLETE" else "skipped"
             reasons.append(f"phase '{phase['phase_id']}' was {how} by hand")
-        if phase["verdict"] == "green" or phase["state"] != "COMPLETE":
+        if phase["state"] != "COMPLETE":
+            continue
+        if phase["verdict"] == "green":
+            # A record of an earlier version says nothing of the sandbox.
+            if phase.get("sandbox") != "bubblewrap" and record.get("is_sandbox_required"):
+                reasons.append(
+                    f"the green verdict of phase '{phase['phase_id']}' was not made in a sandbox,"
+                    " which ci.require_sandbox asks for"
+                )
+            elif phase.get("sandbox") == "none":
+                warnings.append(
+                    f"the green verdict of phase '{phase['phase_id']}' was made without a sandbox"
+                )
             continue
         if phase["ci_profile"] == "strict":
             reasons.append(f"strict phase '{phase['phase_id']}' has no green verdict")
@@ -677,6 +689,7 @@ class Replay:
                 "tier_id": phase["tier_id"],
                 "tokens_used": 0,
                 "verdict": None,
+                "sandbox": None,
                 "awaited": None,
                 "completed_by": None,
                 "commit": None,
@@ -717,6 +730,11 @@ class Replay:
                 and event["data"]["base_branch"] == self.record["base_branch"],
                 "the events tell of a run from another base",
             )
+            self.check.expect(
+                event["data"].get("is_sandbox_required", False)
+                is self.record.get("is_sandbox_required", False),
+                "the events tell another tale of whether a sandbox is required",
+            )
         elif kind in ("RunStateChanged", "RunEnded"):
             self._take("the run", self.state, event["from_state"], event)
             self.state = event["to_state"]
@@ -746,11 +764,12 @@ class Replay:
         )
         phase["state"] = after
         if phase["awaited"] is not None and after != "SKIPPED":
-            phase["verdict"] = phase["awaited"]
+            phase["verdict"], phase["sandbox"] = phase["awaited"], phase["awaited_sandbox"]
             if phase["awaited"] != "did_not_run":
                 self.tiers[phase["tier_id"]]["ci_runs_count"] += 1
         elif before == "CI_RUNNING" and after == "FAILED" and event["actor"] == "supervisor":
-            phase["verdict"] = "did_not_run"  # it gave no verdict in time
+            # It gave no verdict in time.
+            phase["verdict"], phase["sandbox"] = "did_not_run", None
         phase["awaited"] = None
         if after in ("COMPLETE", "FAILED", "SKIPPED"):
             phase["completed_by"] = event["data"].get("completed_by")
@@ -765,7 +784,7 @@ class Replay:
             self._take_verdict(phase, event, data)
         elif kind == "PatchApplied":
             phase["commit"] = data["commit"]
-            phase["verdict"] = None  # it was on another commit
+            phase["verdict"] = phase["sandbox"] = None  # it was on another commit
             commit = (data["commit"], data["tree"], data["parent"], data["patch_sha256"])
             self.commits.append(("patch", *commit))
         elif kind == "PhaseUndone":
@@ -820,7 +839,7 @@ class Replay:
         )
         self.judged = event["phase_id"], data["verdict"]
         if not data.get("is_repeated"):
-            phase["awaited"] = data["verdict"]
+            phase["awaited"], phase["awaited_sandbox"] = data["verdict"], data.get("sandbox")
 
     def _count(self, tier_id: str | None = None) -> tuple[int, int]:
         """Count the open issues of the run or a tier by distinct keys: minor, major."""
@@ -848,6 +867,7 @@ class Replay:
             name, told = f"phase '{phase['phase_id']}'", self.phases[phase["phase_id"]]
             for figure in ("state", "verdict", "completed_by", "tokens_used"):
                 self._same(name, figure, told[figure], phase)
+            self._same(name, "sandbox", told["sandbox"], {"sandbox": None, **phase})
         for tier in record["tiers"]:
             self._compare_tier(tier, self.tiers[tier["tier_id"]])
         self._compare_commits()

@@ -94,6 +94,35 @@ class TestMigrations:
             assert inspect(connection).get_table_names() == ["alembic_version"]
         migrate(empty_engine)
 
+    def test_verdicts_of_earlier_versions_say_where_they_were_made(
+        self, empty_engine: Engine
+    ) -> None:
+        config = alembic_config()
+        with empty_engine.begin() as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, "known_codes")
+            # Other columns and keys do not matter here.
+            connection.execute(text("SET session_replication_role = replica"))
+            for id, sandbox, verdict, started in (
+                (1, "bubblewrap", "green", "now()"),
+                (2, "none: bwrap is not installed", "red", "now()"),
+                (3, None, "green", "NULL"),
+                (4, None, None, "NULL"),
+            ):
+                connection.execute(
+                    text(
+                        "INSERT INTO ci_runs (run_pk, phase_pk, commit_sha, profile, attempt,"
+                        " is_flaky, sandbox, verdict, requested_at, started_at)"
+                        f" VALUES (1, 1, :sha, 'normal', 1, false, :sandbox, :verdict, now(),"
+                        f" {started})"
+                    ),
+                    {"sha": str(id), "sandbox": sandbox, "verdict": verdict},
+                )
+            command.upgrade(config, "head")
+            found = connection.scalars(text("SELECT sandbox FROM ci_runs ORDER BY commit_sha"))
+            assert list(found) == ["bubblewrap", "none", "external", None]
+            command.downgrade(config, "known_codes")
+
     def test_processes_that_start_at_once_migrate_once(self, empty_engine: Engine) -> None:
         errors: list[BaseException] = []
 

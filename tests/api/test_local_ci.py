@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,11 +39,11 @@ def house(app: FastAPI, api: Api) -> House:
     return house
 
 
-def rule(api: Api, command: str, **profile: Any) -> None:
+def rule(api: Api, command: str, *, ci: dict[str, Any] | None = None, **profile: Any) -> None:
     each = {"command": command, "timeout_seconds": 60, "retries": 0, **profile}
     document = {
         "project_id": "Autopack",
-        "ci": {"mode": "local", "profiles": {"normal": each, "strict": each}},
+        "ci": {"mode": "local", "profiles": {"normal": each, "strict": each}, **(ci or {})},
     }
     response = api.client.put("/project/ruleset", json=document)
     assert response.status_code == 200, response.text
@@ -299,3 +303,39 @@ def test_whatever_a_command_prints_is_kept_as_it_is_and_harms_nothing(
     item = api.client.get("/runs/run-001/next_phase").json()
     assert item["history"][0]["log_tail"].endswith("xxx")
     assert "\x1b" not in api.file("run-001", "phases", "phase_0_P0.0.md")
+
+
+@pytest.mark.parametrize("is_required", [False, True])
+def test_an_unconfined_green_is_told_wherever_the_verdict_is_and_may_be_refused(
+    api: Api, house: House, is_required: bool
+) -> None:
+    rule(api, "true", ci={"require_sandbox": is_required})
+    api.start(phase={"complexity": "high"})
+    api.result()
+    work(replace(house, settings=house.settings.model_copy(update={"ci_sandbox": "none"})))
+    assert api.phase()["sandbox"] == runs_of_ci(api)[0]["sandbox"] == "none"
+    told = api.client.get("/runs/run-001/promotion").json()
+    [word] = told["reasons"] if is_required else told["warnings"]
+    assert word.startswith("the green verdict of phase 'P0.0' was")
+    assert told["eligible"] is not is_required
+    folder = house.settings.autonomous_runs_dir / "run-001"
+    [event] = [
+        event
+        for event in api.client.get("/runs/run-001/events").json()["events"]
+        if event["kind"] == "CiVerdictReceived"
+    ]
+    assert event["data"]["sandbox"] == "none"
+    page = (folder / "phases" / "phase_0_P0.0.md").read_text()
+    assert "green, without a sandbox" in page
+    checker = Path(__file__).resolve().parents[2] / "scripts" / "check_promotion.py"
+    words = [sys.executable, "-I", str(checker), "--run-id=run-001", "--json"]
+    words += ["--branch=autonomous/run-001", f"--repository={api.repo.path}"]
+    found = json.loads(subprocess.run(words, capture_output=True, check=False).stdout)
+    assert (found["reasons"], found["warnings"]) == (told["reasons"], told["warnings"])
+
+
+def test_a_sandbox_of_ours_cannot_be_required_of_ci_elsewhere(api: Api) -> None:
+    document = {"project_id": "Autopack", "ci": {"mode": "external", "require_sandbox": True}}
+    answer = api.client.put("/project/ruleset", json=document)
+    assert answer.status_code == 422
+    assert "require_sandbox needs mode local" in answer.text

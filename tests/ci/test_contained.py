@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from autopack.ci import CheckRunner, Job, Outcome, StoppedError
+from autopack.ci import CheckRunner, Job, Outcome, StoppedError, checks, usage
 from autopack.config import Settings
 from autopack.domain.run import Verdict
 from autopack.gitrepo import Repository
@@ -98,8 +98,8 @@ def stage(tmp_path: Path, git_repo: GitRepo) -> Stage:
         folder.mkdir(exist_ok=True)
         (folder / "secret").write_text(SECRET)
     runner = CheckRunner(settings)
-    if runner.sandbox != "bubblewrap":
-        pytest.skip(f"no sandbox on this machine: {runner.sandbox}")
+    if runner.problem is not None:
+        pytest.skip(f"no sandbox on this machine: {runner.problem}")
     return Stage(settings, tmp_path, runner)
 
 
@@ -141,6 +141,144 @@ def test_memory_has_an_end_in_one_process_or_many(stage: Stage) -> None:
     assert outcome.verdict is Verdict.RED
     assert "AUTOPACK_CI_MEMORY_BYTES" in outcome.reason
     assert stage.run("head -c 15000000000 /dev/zero | tail -c 15000000000").verdict is Verdict.RED
+
+
+HOLD = "; sleep 600"
+
+
+@pytest.fixture
+def narrow(stage: Stage) -> Stage:
+    """A stage where disk is plenty and memory is not."""
+    limits = {"ci_disk_bytes": 1_000_000_000, "ci_memory_bytes": 60_000_000}
+    stage.runner = CheckRunner(stage.settings.model_copy(update=limits))
+    return stage
+
+
+PYTHON = "/usr/bin/python3 -c"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "head -c 40000000 /dev/zero > /tmp/a; head -c 40000000 /dev/zero > /dev/shm/b",
+        "cd /tmp; seq 100000 | xargs touch",  # empty files are not for nothing in memory either
+        "exec 3> /tmp/a 4> /dev/shm/b; rm /tmp/a /dev/shm/b; head -c 40000000 /dev/zero >&3;"
+        " head -c 40000000 /dev/zero >&4",
+        "unshare -Urm sh -c 'mount -t tmpfs -o size=1g x /tmp;"
+        " head -c 90000000 /dev/zero > /tmp/a; sleep 600'",
+        "unshare -Urm sh -c 'mount -t tmpfs x /tmp; cd /tmp; mount --bind /usr /tmp; sleep 600'",
+        "unshare -Urm sh -c 'mount -t ramfs x /tmp; sleep 600'",
+    ],
+)
+def test_what_lies_in_a_file_system_in_memory_is_memory(narrow: Stage, command: str) -> None:
+    outcome = narrow.run(command + HOLD)
+    if b"unshare failed" in outcome.log:
+        pytest.skip("this machine lets nobody make namespaces in a sandbox")
+    assert outcome.verdict is Verdict.RED, outcome
+    assert "AUTOPACK_CI_MEMORY_BYTES" in outcome.reason or "mounted" in outcome.reason, outcome
+
+
+FILL = "[os.write(f, b'x' * 1000000) for f in fs for _ in range(15)]"
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        f"import os, time; fs = [os.memfd_create('a') for _ in range(6)]; {FILL}",
+        # Mapped, then closed: no process has it open any more, nor its pages in use.
+        f"import mmap, os, time; fs = [os.memfd_create('a') for _ in range(6)]; {FILL};"
+        " ms = [mmap.mmap(f, 15000000) for f in fs]; os.closerange(3, 3 + len(fs))",
+        "import ctypes, time; c = ctypes.CDLL(None, use_errno=True); c.shmat.restype ="
+        " ctypes.c_void_p; [(lambda i: (ctypes.memset(c.shmat(i, None, 0), 1, 15000000)))"
+        "(c.shmget(0, 15000000, 0o1600)) for _ in range(10)]",
+    ],
+)
+def test_memory_that_no_process_maps_is_counted(narrow: Stage, program: str) -> None:
+    if not Path("/usr/bin/python3").exists():
+        pytest.skip("the system has no Python")
+    outcome = narrow.run(f'{PYTHON} "{program}; time.sleep(600)"')
+    assert (outcome.verdict, outcome.reason[-26:]) == (
+        Verdict.RED,
+        "(AUTOPACK_CI_MEMORY_BYTES)",
+    ), outcome
+
+
+def test_a_deleted_file_that_is_still_open_is_disk(stage: Stage) -> None:
+    files = "".join(f"exec {n}> f{n}; rm f{n}; head -c 9000000 /dev/zero >&{n};" for n in (3, 4, 5))
+    outcome = stage.run(f"{files} sleep 600")
+    assert outcome.verdict is Verdict.RED
+    assert "AUTOPACK_CI_DISK_BYTES" in outcome.reason, outcome
+
+
+def test_a_tree_too_deep_to_look_at_is_red_and_goes_away(stage: Stage) -> None:
+    outcome = stage.run(
+        "d=$(printf 'd%.0s' $(seq 200)); for i in $(seq 40); do mkdir $d; cd -P $d; done;"
+        f" head -c 9000000 /dev/zero > big{HOLD}"
+    )
+    assert (outcome.verdict, outcome.reason) == (
+        Verdict.RED,
+        "it made a path that is too long to look at",
+    )
+
+
+class TestAMachineThatIsShort:
+    """What fails for want of this machine's disk or memory says nothing of the commit."""
+
+    def test_a_full_disk_is_no_red(self, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(checks, "FREE_DISK_BYTES", 1 << 60)
+        outcome = stage.run(f"sleep {stage.token}")
+        assert (outcome.verdict, outcome.reason) == (
+            Verdict.DID_NOT_RUN,
+            "this machine's disk is full",
+        )
+
+    def test_what_fails_at_once_on_a_full_disk_is_no_red(
+        self, stage: Stage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(checks, "FREE_DISK_BYTES", 1 << 60)
+        outcome = stage.run("echo no space left >&2; exit 1")
+        assert outcome.verdict is Verdict.DID_NOT_RUN
+        assert outcome.reason.startswith("this machine's disk is full")
+
+    def test_no_memory_is_no_red(self, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(checks, "FREE_MEMORY_BYTES", 1 << 60)
+        outcome = stage.run(f"sleep {stage.token}")
+        assert (outcome.verdict, outcome.reason) == (
+            Verdict.DID_NOT_RUN,
+            "this machine is out of memory",
+        )
+
+    def test_who_passes_his_own_limit_is_red_on_a_full_machine_too(
+        self, stage: Stage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(checks, "FREE_DISK_BYTES", 1 << 60)
+        monkeypatch.setattr(checks, "WATCH_SECONDS", 3.0)
+        outcome = stage.run(
+            "for i in 1 2 3; do head -c 9000000 /dev/zero > f$i; done; exec >&- 2>&-; sleep 600"
+        )
+        assert outcome.verdict is Verdict.RED
+        assert "AUTOPACK_CI_DISK_BYTES" in outcome.reason
+
+    @pytest.mark.parametrize(
+        ("command", "verdict"),
+        [("exit 1", Verdict.DID_NOT_RUN), ("true", Verdict.GREEN)],
+    )
+    def test_what_fails_while_the_kernel_kills_for_memory_is_no_red(
+        self, stage: Stage, monkeypatch: pytest.MonkeyPatch, command: str, verdict: Verdict
+    ) -> None:
+        vmstat = stage.folder / "vmstat"
+        vmstat.write_text("nr_free_pages 1\noom_kill 4\n")
+        monkeypatch.setattr(usage, "VMSTAT", vmstat)
+
+        def kill() -> bool:
+            vmstat.write_text("nr_free_pages 1\noom_kill 6\n")
+            (stage.folder / "run" / "tree" / "go").touch()
+            return False
+
+        outcome = stage.run(f"until [ -e go ]; do sleep 0.01; done; {command}", should_stop=kill)
+        assert outcome.verdict is verdict
+        if verdict is Verdict.DID_NOT_RUN:
+            assert "the kernel killed 2 processes: exit 1" in outcome.reason
 
 
 def test_the_log_of_one_who_prints_for_ever_is_its_beginning_and_end(stage: Stage) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from autopack.domain.promotion import judge_promotion
-from autopack.domain.run import CompletedBy, FailureCode, PhaseState, RunState, Verdict
+from autopack.domain.run import CompletedBy, FailureCode, PhaseState, RunState, Sandbox, Verdict
 from autopack.domain.states import Cleanliness, RunStatus
 from autopack.domain.values import CiProfile
 
@@ -102,3 +102,26 @@ def test_a_normal_phase_that_nothing_verified_is_allowed_and_named(done: RunStat
     verdict = judge_promotion(with_phase(done, ci_profile=CiProfile.NORMAL, verdict=None))
     assert verdict.is_eligible
     assert verdict.warnings == ("nothing verified phase 'P1'",)
+
+
+@pytest.mark.parametrize(
+    ("sandbox", "is_required", "said"),
+    [
+        (Sandbox.BUBBLEWRAP, False, ""),
+        (Sandbox.BUBBLEWRAP, True, ""),
+        (Sandbox.EXTERNAL, False, ""),
+        (None, False, ""),  # of a version that did not say
+        (Sandbox.NONE, False, "warning: the green verdict of phase 'P1' was made without a"),
+        (Sandbox.NONE, True, "reason: the green verdict of phase 'P1' was not made in a sandbox"),
+        (None, True, "reason: the green verdict of phase 'P1' was not made in a sandbox"),
+    ],
+)
+def test_a_green_without_a_sandbox_is_told_and_refused_where_one_is_required(
+    done: RunState, sandbox: Sandbox | None, is_required: bool, said: str
+) -> None:
+    run = with_phase(replace(done, is_sandbox_required=is_required), sandbox=sandbox)
+    verdict = judge_promotion(run)
+    told = [f"reason: {each}" for each in verdict.reasons]
+    told += [f"warning: {each}" for each in verdict.warnings]
+    assert len(told) == bool(said)
+    assert all(each.startswith(said) for each in told)

@@ -19,7 +19,7 @@ from autopack.domain.reports import (
     RunReport,
     TierReport,
 )
-from autopack.domain.run import DebtStatus
+from autopack.domain.run import DebtStatus, Sandbox
 from autopack.domain.states import Cleanliness, PhaseStatus, RunStatus, TierStatus
 from autopack.domain.values import CiProfile, Complexity, Role, RunScope, SafetyProfile
 from autopack.domain.work import Outcome
@@ -91,6 +91,7 @@ def make_run(phases: list[PhaseReport] | None = None, **changes: Any) -> RunRepo
         promotion_reasons=(),
         promotion_warnings=(),
         is_rolled_back=False,
+        is_sandbox_required=False,
         base_branch="main",
         base_commit=SHA,
         branch="autonomous/run-001",
@@ -161,6 +162,7 @@ def make_phase(
         issue_state=IssueState.NO_ISSUES,
         issue_key=None,
         verdict=None,
+        sandbox=Sandbox.BUBBLEWRAP,
         completed_by=None,
         failure_reason=None,
         deadline_at=None,

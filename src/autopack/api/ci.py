@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Path, Query, Response
 
 from ..domain.results import CiReport
+from ..domain.run import Sandbox
 from ..services import ci, judging
 from .bodies import StrictRoute
 from .errors import problems
@@ -66,7 +67,11 @@ def ci_runs(house: InHouse, run_id: RunId) -> object:
                 "failing_checks": run.failing_checks,
                 "sandbox": run.sandbox,
                 "url": run.url,
-                "log": f"/runs/{run_id}/ci/{run.id}/log" if run.sandbox else None,
+                "log": (
+                    f"/runs/{run_id}/ci/{run.id}/log"
+                    if run.sandbox not in (None, Sandbox.EXTERNAL)
+                    else None
+                ),
                 "requested_at": run.requested_at,
                 "started_at": run.started_at,
                 "ended_at": run.ended_at,

@@ -8,7 +8,7 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from io import RawIOBase
@@ -17,17 +17,22 @@ from typing import Final
 
 from ..config import Settings
 from ..domain.results import CheckCounts
+from ..domain.run import Sandbox as Place
 from ..domain.run import Verdict
+from . import usage
 from .junit import Marks, ReportError, TestCounts, count_tests, mark_reports
 from .sandbox import OBJECTS, Limits, Sandbox, Start
+from .usage import UnmeasurableError
 
 WATCH_SECONDS: Final = 0.25
-# The disk is looked at so rarely that it takes a sixth of the time at most.
-DISK_SHARE: Final = 5
+# What takes long to count is counted so rarely that it takes a sixth of the time at most.
+SLOW_SHARE: Final = 5
 END_SECONDS: Final = 10
 CHUNK: Final = 65_536
+MAX_LINE: Final = 500
 # A machine that has no more than this left is no place to run anything.
-FREE_BYTES: Final = 128 * 1024 * 1024
+FREE_DISK_BYTES: Final = 128 * 1024 * 1024
+FREE_MEMORY_BYTES: Final = 64 * 1024 * 1024
 MARKER: Final = "AUTOPACK_CI_RUN"
 _CANNOT_START: Final = (126, 127)
 
@@ -54,10 +59,18 @@ class Outcome:
 
     verdict: Verdict
     reason: str
-    sandbox: str
+    sandbox: Place
     log: bytes = b""
     tests: CheckCounts | None = None
     failing_checks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Why a command was ended: it passed a limit of its own, or this machine ran short."""
+
+    reason: str
+    is_ours: bool = False
 
 
 class Log:
@@ -99,10 +112,14 @@ class CheckRunner:
         )
 
     @property
-    def sandbox(self) -> str:
-        """How commands are contained here, and if not, why."""
-        problem = self._sandbox.problem
-        return "bubblewrap" if problem is None else f"none: {problem}"
+    def sandbox(self) -> Place:
+        """Where commands run here."""
+        return Place.BUBBLEWRAP if self.problem is None else Place.NONE
+
+    @property
+    def problem(self) -> str | None:
+        """Why there is no sandbox here; None: there is one."""
+        return self._sandbox.problem
 
     @property
     def is_refused(self) -> bool:
@@ -143,10 +160,20 @@ class CheckRunner:
             watched = _Watched(process, first, start, job, self._limits, Log(self._log_bytes))
             try:
                 stopped = watched.run(should_stop)
+                shortage = watched.shortage_at_end()  # before its files are gone
             finally:
                 watched.end()
             status = _status(report.read(), process, is_contained=start.is_contained)
-        return self._judge(job, marks, stopped, status, watched.log.content())
+        if stopped is not None and stopped.is_ours:
+            return self._did_not_run(stopped.reason, watched.log.content())
+        outcome = self._judge(
+            job, marks, stopped.reason if stopped else None, status, watched.log.content()
+        )
+        is_own_limit = stopped is not None and not watched.is_overdue
+        if outcome.verdict is Verdict.RED and shortage is not None and not is_own_limit:
+            # What fails while the machine is short says nothing of the commit.
+            return self._did_not_run(f"{shortage}: {outcome.reason}", outcome.log)
+        return outcome
 
     def _start(self, job: Job, status: int) -> Start:
         alternates = job.tree / ".git" / "objects" / "info" / "alternates"
@@ -172,16 +199,14 @@ class CheckRunner:
         if stopped is not None:
             return self._red(stopped, log, counts)
         if status is None:
-            last = "".join(log.decode(errors="replace").strip().splitlines()[-1:])
-            words = "".join(sign if sign.isprintable() else "?" for sign in last)
-            return self._did_not_run(f"the sandbox broke: {words[:500]}", log)
+            return self._did_not_run(f"the sandbox broke: {last_line(log)}", log)
         has_run = counts is not None and counts.passed + counts.failed > 0
         if status in _CANNOT_START and not has_run:
-            return self._did_not_run(
-                f"exit {status}: the command was not found or is not executable", log
-            )
+            why = last_line(log) or "the command was not found or is not executable"
+            return self._did_not_run(f"{why} (exit {status})", log)
         if status:
-            return self._red(f"exit {status}{_names(counts)}", log, counts)
+            names = _names(counts) or (f": {line}" if (line := last_line(log)) else "")
+            return self._red(f"exit {status}{names}", log, counts)
         if unread is not None:
             return self._red(unread, log, counts)
         if counts is not None and counts.failed:
@@ -224,6 +249,7 @@ class _Watched:
     ) -> None:
         self.log = log
         self._process = process
+        self._first_pid = first
         self._first = None
         if first is not None:
             with suppress(OSError):  # it has ended already
@@ -231,9 +257,12 @@ class _Watched:
         self._start = start
         self._job = job
         self._limits = limits
-        self._disk_due = 0.0
+        self._slow_due = 0.0
+        self._held_memory = 0
+        self._killed_before = usage.killed_for_memory()
+        self.is_overdue = False
 
-    def run(self, should_stop: Callable[[], bool]) -> str | None:
+    def run(self, should_stop: Callable[[], bool]) -> Stop | None:
         """Await the end; say why it was brought about, None: the command ended by itself."""
         output = self._process.stdout
         assert output is not None  # noqa: S101 - for the type checker: it is a pipe
@@ -258,7 +287,8 @@ class _Watched:
             if should_stop():
                 raise StoppedError
             if now > deadline:
-                return f"it was not done after {self._job.timeout_seconds:g} seconds"
+                self.is_overdue = True
+                return Stop(f"it was not done after {self._job.timeout_seconds:g} seconds")
             problem = self._problem(now)
             if problem is not None:
                 return problem
@@ -293,23 +323,57 @@ class _Watched:
             if len(data) < CHUNK:
                 return
 
-    def _problem(self, now: float) -> str | None:
+    def _shortage(self) -> str | None:
+        """Say what this machine is out of."""
+        if usage.free_disk_bytes(self._job.tree) < FREE_DISK_BYTES:
+            return "this machine's disk is full"
+        free = usage.free_memory_bytes()
+        if free is not None and free < FREE_MEMORY_BYTES:
+            return "this machine is out of memory"
+        return None
+
+    def shortage_at_end(self) -> str | None:
+        """Say what this machine was out of while the command ran, as far as that still shows."""
+        killed = usage.killed_for_memory() - self._killed_before
+        if killed > 0:
+            return f"this machine ran out of memory, and the kernel killed {killed} processes"
+        return self._shortage()
+
+    def _problem(self, now: float) -> Stop | None:
+        """Look at the command's own limits first: who passes them is red on a full machine too."""
+        try:
+            shortage = self._shortage()
+            passed = self._passed_limit(now, is_thorough=shortage is not None)
+        except UnmeasurableError as error:
+            return Stop(str(error))
+        if passed is not None:
+            return Stop(passed)
+        return Stop(shortage, is_ours=True) if shortage is not None else None
+
+    def _passed_limit(self, now: float, *, is_thorough: bool) -> str | None:
+        limits = self._limits
         processes = self._processes()
-        if len(processes) >= self._limits.processes:
+        if len(processes) >= limits.processes:
             return f"it started {len(processes)} processes (AUTOPACK_CI_PROCESSES)"
-        memory = sum(map(_resident, processes))
-        if memory > self._limits.memory_bytes:
+        used = 0
+        is_slow = now >= self._slow_due or is_thorough
+        if is_slow:
+            held = usage.held(processes, self._job.tree)
+            segments = usage.shared_segments(self._first_pid)
+            used = held.disk + usage.tree_bytes(self._job.tree, limits.disk_bytes)
+            self._held_memory = held.memory + segments
+            took = time.monotonic() - now
+            self._slow_due = now + max(WATCH_SECONDS, SLOW_SHARE * took)
+        own, shared = usage.resident(processes)
+        spaces = 0
+        if self._start.is_contained:
+            spaces = usage.tmpfs_bytes(processes, self._first_pid)
+        # Shared pages are of files in memory for the most part: not counted twice.
+        memory = own + max(shared, spaces + self._held_memory)
+        if memory > limits.memory_bytes:
             return f"it took {memory} bytes of memory (AUTOPACK_CI_MEMORY_BYTES)"
-        if now < self._disk_due:
-            return None
-        used = _disk_usage(self._job.tree, self._limits.disk_bytes)
-        took = time.monotonic() - now
-        self._disk_due = now + max(WATCH_SECONDS, DISK_SHARE * took)
-        if used > self._limits.disk_bytes:
+        if used > limits.disk_bytes:
             return f"it wrote {used} bytes (AUTOPACK_CI_DISK_BYTES)"
-        volume = os.statvfs(self._job.tree)
-        if volume.f_bavail * volume.f_frsize < FREE_BYTES:
-            return "the disk is full"
         return None
 
     def _processes(self) -> set[int]:
@@ -317,7 +381,7 @@ class _Watched:
 
         In a pid space of its own, who loses its parent comes to the first process there.
         """
-        parents = dict(_parents())
+        parents = dict(usage.parents())
         found = {self._process.pid}
         grown = True
         while grown:
@@ -326,7 +390,7 @@ class _Watched:
             grown = bool(more)
         if not self._start.is_contained:
             mark = f"{MARKER}={self._job.tree}\0".encode()
-            found |= {pid for pid in parents if pid not in found and mark in _environ(pid)}
+            found |= {pid for pid in parents if pid not in found and mark in usage.environ(pid)}
         return found & parents.keys()
 
 
@@ -337,45 +401,11 @@ def _is_ready(descriptor: int, seconds: float) -> bool:
     return bool(poll.poll(seconds * 1_000))
 
 
-def _parents() -> Iterator[tuple[int, int]]:
-    """Every process on this machine that lives, with its parent."""
-    with suppress(OSError):
-        for name in os.listdir("/proc"):
-            if name.isdigit():
-                with suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:
-                    state, parent, *_ = file.read().rpartition(b")")[2].split()
-                    if state != b"Z":
-                        yield int(name), int(parent)
-
-
-def _environ(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/environ").read_bytes() + b"\0"
-    except OSError:
-        return b""
-
-
-def _resident(pid: int) -> int:
-    try:
-        pages = Path(f"/proc/{pid}/statm").read_bytes().split()[1]
-    except (OSError, IndexError):
-        return 0
-    return int(pages) * os.sysconf("SC_PAGE_SIZE")
-
-
-def _disk_usage(tree: Path, limit: int) -> int:
-    """Add up what lies in a folder, until it passes the limit; no link is followed."""
-    used = 0
-    folders = [os.fspath(tree)]
-    while folders and used <= limit:
-        with suppress(OSError), os.scandir(folders.pop()) as entries:
-            for entry in entries:
-                with suppress(OSError):
-                    # An empty file is not for nothing either: of those too there is an end.
-                    used += max(4_096, entry.stat(follow_symlinks=False).st_blocks * 512)
-                    if entry.is_dir(follow_symlinks=False):
-                        folders.append(entry.path)
-    return used
+def last_line(log: bytes) -> str:
+    """Return the last line of an output that says something, as one harmless line."""
+    lines = log[-8 * MAX_LINE :].decode(errors="replace").splitlines()
+    line = next((line for line in reversed(lines) if line.strip()), "").strip()
+    return "".join(sign if sign.isprintable() else "?" for sign in line[-MAX_LINE:])
 
 
 def _status(report: bytes, process: subprocess.Popen[bytes], *, is_contained: bool) -> int | None:

@@ -187,7 +187,7 @@ def ci(
         print_json(answer)
         return
     print_table(
-        ("id", "phase", "commit", "profile", "try", "verdict", "tests", "why"),
+        ("id", "phase", "commit", "profile", "try", "verdict", "sandbox", "tests", "why"),
         [
             (
                 str(run.id),
@@ -196,6 +196,7 @@ def ci(
                 run.profile,
                 str(run.attempt),
                 ("flaky " if run.flaky else "") + (run.verdict or "under way"),
+                run.sandbox or "",
                 f"{run.tests.passed} of {run.tests.total}" if run.tests else "",
                 run.reason or "",
             )

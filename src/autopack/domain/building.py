@@ -126,7 +126,7 @@ def weigh_result(
 def take_applied(course: Course, phase_id: str, status: BuilderStatus, commit: str) -> None:
     """Go on after the Builder's patch became a commit: to review, CI or completion."""
     course.change_run(head_commit=commit)
-    course.change_phase(phase_id, commit=commit, verdict=None)
+    course.change_phase(phase_id, commit=commit, verdict=None, sandbox=None)
     phase = course.move_phase(
         phase_id, PhaseStatus.GATE, "the patch was applied", data={"commit": commit}
     )

@@ -11,7 +11,7 @@ from typing import Final
 from .building import fail_attempt
 from .course import Course, WrongStateError
 from .errors import ConflictError
-from .run import FailureCode, PhaseState, Verdict
+from .run import FailureCode, PhaseState, Sandbox, Verdict
 from .states import PhaseStatus
 
 # Checking out and reading reports, beside the time that the command has.
@@ -36,6 +36,7 @@ class Judgement:
     verdict: Verdict
     reason: str
     failing_checks: Sequence[str] = ()
+    sandbox: Sandbox | None = None
 
 
 def request_run(course: Course, phase_id: str, ci_run_id: int, attempt: int) -> None:
@@ -104,7 +105,7 @@ def take_verdict(course: Course, phase_id: str, judgement: Judgement) -> None:
     if judgement.verdict is not Verdict.DID_NOT_RUN:
         tier = course.tier(phase.tier_id)
         course.change_tier(phase.tier_id, ci_runs_count=tier.ci_runs_count + 1)
-    course.change_phase(phase_id, verdict=judgement.verdict)
+    course.change_phase(phase_id, verdict=judgement.verdict, sandbox=judgement.sandbox)
     match judgement.verdict:
         case Verdict.GREEN:
             course.move_phase(phase_id, PhaseStatus.COMPLETE, "CI is green", failure_reason=None)

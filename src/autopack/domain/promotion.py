@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .run import CompletedBy, FailureCode, RunState, Verdict, in_order
+from .run import CompletedBy, FailureCode, RunState, Sandbox, Verdict, in_order
 from .states import Cleanliness, PhaseStatus, RunStatus
 from .values import CiProfile
 
@@ -45,7 +45,18 @@ def judge_promotion(run: RunState) -> PromotionVerdict:
         if phase.completed_by is CompletedBy.HAND:
             how = "completed" if phase.state is PhaseStatus.COMPLETE else "skipped"
             reasons.append(f"phase '{phase.phase_id}' was {how} by hand")
-        if phase.verdict is Verdict.GREEN or phase.state is not PhaseStatus.COMPLETE:
+        if phase.state is not PhaseStatus.COMPLETE:
+            continue
+        if phase.verdict is Verdict.GREEN:
+            if phase.sandbox is not Sandbox.BUBBLEWRAP and run.is_sandbox_required:
+                reasons.append(
+                    f"the green verdict of phase '{phase.phase_id}' was not made in a sandbox,"
+                    " which ci.require_sandbox asks for"
+                )
+            elif phase.sandbox is Sandbox.NONE:
+                warnings.append(
+                    f"the green verdict of phase '{phase.phase_id}' was made without a sandbox"
+                )
             continue
         if phase.ci_profile is CiProfile.STRICT:
             reasons.append(f"strict phase '{phase.phase_id}' has no green verdict")

@@ -39,7 +39,7 @@ from .reviewing import (
     require_reviewable,
     take_review,
 )
-from .run import FailureCode, RunState, Verdict
+from .run import FailureCode, RunState, Sandbox, Verdict
 from .sightings import Sighting, count_open, resolved_by_event, sight
 from .states import PhaseStatus, RunStatus
 from .steering import cancel, lapse, pass_time, roll_back, set_status
@@ -299,6 +299,7 @@ def _take_verdict(course: Course, event: Event) -> None:
         verdict=Verdict(event.data["verdict"]),
         reason=event.reason or "",
         failing_checks=event.data["failing_checks"],
+        sandbox=Sandbox(made) if (made := event.data.get("sandbox")) else None,
     )
     take_verdict(course, phase_id, judgement)
 

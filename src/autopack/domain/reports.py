@@ -10,7 +10,7 @@ from operator import attrgetter
 from typing import Any, TypeVar
 
 from .issues import BacklogStatus, IssueState, IssueStatus
-from .run import CompletedBy, DebtStatus, FailureCode, Verdict
+from .run import CompletedBy, DebtStatus, FailureCode, Sandbox, Verdict
 from .states import Cleanliness, PhaseStatus, RunStatus, TierStatus
 from .values import CiProfile, Complexity, Role, RunScope, SafetyProfile
 from .work import CommitKind, Outcome
@@ -116,6 +116,7 @@ class PhaseReport:
     major_issues_count: int
     issue_state: IssueState
     verdict: Verdict | None
+    sandbox: Sandbox | None
     completed_by: CompletedBy | None
     failure_reason: str | None
     deadline_at: datetime | None
@@ -173,6 +174,7 @@ class RunReport:
     promotion_reasons: tuple[str, ...]
     promotion_warnings: tuple[str, ...]
     is_rolled_back: bool
+    is_sandbox_required: bool
     base_branch: str
     base_commit: str
     branch: str
@@ -207,6 +209,7 @@ class CiRunReport:
     profile: CiProfile
     attempt: int
     verdict: Verdict | None
+    sandbox: Sandbox | None
     is_flaky: bool
     tests: Mapping[str, Any] | None
     url: str | None

@@ -254,4 +254,10 @@ def after_failed_review(course: Course, phase_id: str, reason: str) -> None:
 def _take_commits(course: Course, phase_id: str, commits: Sequence[str]) -> None:
     if commits:
         course.change_run(head_commit=commits[-1])
-        course.change_phase(phase_id, commit=commits[-1], pending_submission_id=None, verdict=None)
+        course.change_phase(
+            phase_id,
+            commit=commits[-1],
+            pending_submission_id=None,
+            verdict=None,
+            sandbox=None,
+        )

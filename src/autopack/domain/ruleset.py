@@ -116,13 +116,19 @@ class CiProfiles(Closed):
 
 class CiRules(Closed):
     mode: CiMode = CiMode.NONE
+    # Whether promotion asks of each green verdict that it was made in our own sandbox.
+    require_sandbox: bool = False
     profiles: CiProfiles = CiProfiles()
 
     def command_for(self, profile: CiProfile) -> CiCommand:
         return self.profiles.strict if profile is CiProfile.STRICT else self.profiles.normal
 
     @model_validator(mode="after")
-    def _local_needs_a_command(self) -> Self:
+    def _is_possible(self) -> Self:
+        if self.mode is CiMode.EXTERNAL and self.require_sandbox:
+            raise ValueError(
+                "require_sandbox needs mode local: CI elsewhere has no sandbox of ours"
+            )
         if self.mode is CiMode.LOCAL:
             for profile in CiProfile:
                 if not self.command_for(profile).command:

@@ -51,6 +51,14 @@ class Verdict(StrEnum):
     DID_NOT_RUN = "did_not_run"
 
 
+class Sandbox(StrEnum):
+    """Where a verdict was made: confined on our machine, unconfined there, or by a CI elsewhere."""
+
+    BUBBLEWRAP = "bubblewrap"
+    NONE = "none"
+    EXTERNAL = "external"
+
+
 class CompletedBy(StrEnum):
     """How a phase came to its end: by the rules, or by an operator's hand."""
 
@@ -91,6 +99,7 @@ class PhaseState:
     minor_issues_count: int = 0
     major_issues_count: int = 0
     verdict: Verdict | None = None
+    sandbox: Sandbox | None = None
     completed_by: CompletedBy | None = None
     failure_signatures: tuple[str, ...] = ()
     failure_reason: str | None = None
@@ -152,6 +161,7 @@ class RunState:
     minor_cap_ends_run: bool
     any_failure_stops: bool
     high_risk_needs_review: bool
+    is_sandbox_required: bool = False
     tokens_used: int = 0
     tokens_reserved: int = 0
     minor_issues_count: int = 0

@@ -28,6 +28,7 @@ def starting_state(plan: Plan, strategy: Strategy, now: datetime, base_commit: s
         minor_cap_ends_run=safety.minor_cap_ends_run,
         any_failure_stops=safety.any_failure_stops,
         high_risk_needs_review=safety.high_risk_needs_review,
+        is_sandbox_required=strategy.ci.require_sandbox,
         head_commit=base_commit,
         tiers=tuple(_tier(tier, plan, strategy) for tier in plan.tiers),
         phases=tuple(_phase(phase, tiers[phase.tier_id], strategy) for phase in plan.phases),

@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from ..domain.events import wire_time
 from ..domain.issues import IssueStatus
 from ..domain.reports import AttemptReport, IssueReportEntry, PhaseReport, RunReport, TierReport
-from ..domain.run import CompletedBy, DebtStatus, FailureCode, Verdict
+from ..domain.run import CompletedBy, DebtStatus, FailureCode, Sandbox, Verdict
 from ..domain.states import Cleanliness, PhaseStatus, RunStatus, TierStatus
 from .markdown import NONE, bullets, code, inline, quote, table
 
@@ -94,6 +94,12 @@ def phase_name(phase: PhaseReport) -> str:
 
 def issues_name(phase_index: int, phase_id: str) -> str:
     return f"phase_{phase_index}_{phase_id}_issues.json"
+
+
+def verdict_words(phase: PhaseReport) -> str:
+    """Name a phase's verdict, and that its CI was confined by nothing."""
+    words = VERDICT_WORDS[phase.verdict]
+    return f"{words}, without a sandbox" if phase.sandbox is Sandbox.NONE else words
 
 
 def run_page(run: RunReport) -> bytes:
@@ -283,7 +289,7 @@ def _phase_table(phases: Sequence[PhaseReport], place: str) -> str:
             str(phase.builder_attempts_used + phase.auditor_attempts_used),
             _number(phase.tokens_used),
             _issue_counts(phase),
-            VERDICT_WORDS[phase.verdict] if phase.verdict else NONE,
+            verdict_words(phase) if phase.verdict else NONE,
             _sha(phase.commit),
         )
         for phase in phases
@@ -424,7 +430,7 @@ def _commits(phase: PhaseReport) -> Iterable[tuple[str, str]]:
             yield f"{attempt.role.capitalize()} attempt {attempt.attempt}", code(commit)
     yield "Ended at", code(phase.commit or "")
     yield "Snapshot", code(phase.snapshot_tag or "")
-    yield "Verdict", VERDICT_WORDS[phase.verdict]
+    yield "Verdict", verdict_words(phase)
 
 
 def _sha(commit: str | None) -> str:

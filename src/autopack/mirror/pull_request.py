@@ -16,7 +16,7 @@ from ..domain.reports import PhaseReport, RunReport
 from ..domain.run import CompletedBy, DebtStatus, Verdict
 from ..domain.states import PhaseStatus
 from .markdown import NONE, bullets, code, inline, plain, table
-from .pages import DEBT_WORDS, PHASE_WORDS, RUN_WORDS, VERDICT_WORDS
+from .pages import DEBT_WORDS, PHASE_WORDS, RUN_WORDS, verdict_words
 
 PULL_REQUEST = "pull_request.md"
 MAX_TITLE = 120
@@ -117,7 +117,7 @@ def _phase_table(phases: Sequence[PhaseReport]) -> str:
             _tame(phase.name, _NAME),
             PHASE_WORDS[phase.state]
             + (" by hand" if phase.completed_by is CompletedBy.HAND else ""),
-            VERDICT_WORDS[phase.verdict] if phase.verdict else NONE,
+            verdict_words(phase) if phase.verdict else NONE,
             str(phase.builder_attempts_used + phase.auditor_attempts_used),
             (phase.commit or NONE)[:12],  # a bare sha becomes a link
         )

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from ..domain.issues import IssueState, issue_state
 from ..domain.naming import branch_name
-from ..domain.run import CompletedBy, DebtStatus, FailureCode, Verdict
+from ..domain.run import CompletedBy, DebtStatus, FailureCode, Sandbox, Verdict
 from ..domain.states import Cleanliness, PhaseStatus, RunStatus, TierStatus
 from ..domain.values import CiProfile, Complexity, Role, RunScope, SafetyProfile
 from .base import Base, Id, Json, not_negative, one_of
@@ -39,6 +39,7 @@ class Run(Base):
     minor_cap_ends_run: Mapped[bool]
     any_failure_stops: Mapped[bool]
     high_risk_needs_review: Mapped[bool]
+    is_sandbox_required: Mapped[bool] = mapped_column(default=False)
     cleanup_after_runs: Mapped[int]
     cleanup_after_tiers: Mapped[int]
     major_categories: Mapped[Json]
@@ -215,6 +216,7 @@ class Phase(HasIssues, Base):
         ForeignKey("submissions.id", use_alter=True)
     )
     verdict: Mapped[Verdict | None]
+    sandbox: Mapped[Sandbox | None]
     completed_by: Mapped[CompletedBy | None]
     failure_signatures: Mapped[Json] = mapped_column(default=list)
     failure_reason: Mapped[str | None]
@@ -236,6 +238,7 @@ class Phase(HasIssues, Base):
         one_of("complexity", Complexity),
         one_of("ci_profile", CiProfile),
         one_of("verdict", Verdict),
+        one_of("sandbox", Sandbox),
         one_of("completed_by", CompletedBy),
         one_of("lease_role", Role),
         *not_negative(

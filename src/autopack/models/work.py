@@ -7,7 +7,7 @@ from datetime import datetime
 from sqlalchemy import ForeignKey, Index, LargeBinary, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from ..domain.run import Verdict
+from ..domain.run import Sandbox, Verdict
 from ..domain.values import CiProfile, Role
 from ..domain.work import CommitKind, Outcome, PatchStatus
 from .base import Base, Id, Json, not_negative, one_of
@@ -152,7 +152,7 @@ class CiRun(Base):
     is_flaky: Mapped[bool] = mapped_column(default=False)
     tests: Mapped[Json] = mapped_column(nullable=True)
     failing_checks: Mapped[Json] = mapped_column(default=list, server_default=text("'[]'"))
-    sandbox: Mapped[str | None]
+    sandbox: Mapped[Sandbox | None]
     log_tail: Mapped[str | None]
     url: Mapped[str | None]
     reason: Mapped[str | None]
@@ -164,6 +164,7 @@ class CiRun(Base):
         UniqueConstraint("phase_pk", "commit_sha", "attempt"),
         one_of("profile", CiProfile),
         one_of("verdict", Verdict),
+        one_of("sandbox", Sandbox),
     )
 
 

@@ -22,7 +22,7 @@ from ..domain import judging
 from ..domain.errors import AutopackError
 from ..domain.results import MAX_LOG_TAIL
 from ..domain.ruleset import CiCommand
-from ..domain.run import Verdict
+from ..domain.run import Sandbox, Verdict
 from ..domain.values import CiProfile
 from ..gitrepo.checkout import checked_out
 from ..gitrepo.workspace import WorkspaceError
@@ -155,7 +155,7 @@ def _make(house: House, order: Order) -> Outcome | None:
         outcome = Outcome(
             verdict=Verdict.DID_NOT_RUN,
             reason=f"the commit could not be checked out: {why}",
-            sandbox="none",
+            sandbox=checks_of(house.settings).sandbox,
         )
     log.info("ci_ended", verdict=outcome.verdict, reason=outcome.reason)
     return outcome
@@ -221,7 +221,8 @@ def take_ci_outcome(
         )
         run.verdict = Verdict(verdict)
         is_flaky = run.verdict is Verdict.GREEN and bool(red_before)
-        run.reason, run.is_flaky, run.sandbox = reason, is_flaky, sandbox
+        run.reason, run.is_flaky = reason, is_flaky
+        run.sandbox = Sandbox(sandbox.partition(":")[0])  # an earlier version gave the reason too
         run.failing_checks, run.tests, run.log_tail = failing_checks, tests, log_tail
         run.ended_at = change.now
         wait = judging.retry_wait(

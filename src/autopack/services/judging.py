@@ -10,7 +10,7 @@ from ..domain.errors import ConflictError
 from ..domain.issues import IssueReport
 from ..domain.judging import Judgement
 from ..domain.results import CiReport
-from ..domain.run import Verdict
+from ..domain.run import Sandbox, Verdict
 from ..domain.sightings import CI_SOURCE, Cause, resolved_by_green
 from ..domain.values import CiMode, Severity
 from ..models import CiRun, Phase
@@ -61,6 +61,7 @@ def submit_ci_result(
                 profile=phase.ci_profile,
                 attempt=ci_runs.next_attempt(change.session, phase.id, report.commit_sha),
                 verdict=verdict,
+                sandbox=Sandbox.EXTERNAL,
                 is_flaky=report.flaky,
                 tests=report.tests.model_dump(mode="json") if report.tests else None,
                 failing_checks=list(report.failing_checks),
@@ -103,6 +104,7 @@ def give_verdict(
             "ci_run_id": run.id,
             "commit": run.commit_sha,
             "verdict": verdict,
+            "sandbox": run.sandbox,
             "failing_checks": run.failing_checks,
             "flaky": run.is_flaky,
         }
@@ -121,7 +123,10 @@ def give_verdict(
             note_issues(change, phase, [_flaky(check) for check in flaky_checks])
     if not course.is_over:
         judgement = Judgement(
-            verdict=verdict, reason=run.reason or "", failing_checks=run.failing_checks
+            verdict=verdict,
+            reason=run.reason or "",
+            failing_checks=run.failing_checks,
+            sandbox=run.sandbox,
         )
         judging.take_verdict(course, phase.phase_id, judgement)
 

@@ -140,6 +140,7 @@ def _add_first_event(session: Session, run: Run) -> None:
             "base_branch": run.base_branch,
             "base_commit": run.base_commit,
             "strategy_version": run.strategy_version,
+            "is_sandbox_required": run.is_sandbox_required,
         },
     )
     runs.add_events(session, run, (event,))
@@ -150,10 +151,11 @@ def _sandbox_warning(house: House, strategy: Strategy) -> list[str]:
     if strategy.ci.mode is not CiMode.LOCAL:
         return []
     checks = checks_of(house.settings)
-    if checks.sandbox == "bubblewrap":
+    if checks.problem is None:
         return []
     what = "does not run" if checks.is_refused else "runs without a sandbox"
-    return [f"CI {what} on this machine: {checks.sandbox.removeprefix('none: ')}"]
+    required = "; the ruleset requires one for promotion" if strategy.ci.require_sandbox else ""
+    return [f"CI {what} on this machine: {checks.problem}{required}"]
 
 
 def _gates(house: House, strategy: Strategy, commit: str) -> list[str]:

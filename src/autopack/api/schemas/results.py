@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from ...domain.reviewing import Recommendation
-from ...domain.run import Verdict
+from ...domain.run import Sandbox, Verdict
 from ...domain.states import PhaseStatus, RunStatus
 from ...domain.values import CiProfile, Role
 from ...domain.work import Outcome
@@ -74,7 +74,7 @@ class CiRunAnswer(Shape):
     reason: str | None
     tests: CiCounts | None
     failing_checks: list[str]
-    sandbox: str | None
+    sandbox: Sandbox | None
     url: str | None
     log: str | None
     requested_at: WireTime

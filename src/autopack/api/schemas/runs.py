@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import AliasChoices, Field
 
 from ...domain.issues import IssueState
-from ...domain.run import CompletedBy, DebtStatus, FailureCode, Verdict
+from ...domain.run import CompletedBy, DebtStatus, FailureCode, Sandbox, Verdict
 from ...domain.states import Cleanliness, PhaseStatus, RunStatus, TierStatus
 from ...domain.values import CiProfile, Complexity, RunScope, SafetyProfile
 from . import Shape, WireTime
@@ -40,6 +40,7 @@ class PhaseAnswer(Shape):
     major_issues_count: int
     issue_state: IssueState
     verdict: Verdict | None
+    sandbox: Sandbox | None
     completed_by: CompletedBy | None
     failure_reason: str | None
     start_commit: str | None
