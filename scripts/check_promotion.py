@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import IO, Any
 
@@ -41,7 +42,7 @@ OID = re.compile(r"[0-9a-f]{40}\Z")
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 RECORD_TRAILER = re.compile(r"^Autopack-Record-SHA256: ([0-9a-f]{64})$", re.MULTILINE)
 SSH_SIGNATURE = b"\ngpgsig -----BEGIN SSH SIGNATURE-----\n"
-BUDGETS = ("token_cap", "duration_cap", "minor_issue_cap")
+BUDGETS = ("token_cap", "cost_cap", "duration_cap", "minor_issue_cap")
 PHASE_MOVES = {
     "QUEUED": {"EXECUTING", "SKIPPED"},
     "EXECUTING": {"GATE", "QUEUED", "FAILED", "SKIPPED"},
@@ -688,6 +689,7 @@ class Replay:
                 "state": "QUEUED",
                 "tier_id": phase["tier_id"],
                 "tokens_used": 0,
+                "cost_usd": Decimal(0),
                 "verdict": None,
                 "sandbox": None,
                 "awaited": None,
@@ -711,7 +713,7 @@ class Replay:
             for event in self.record["events"]:
                 self._read(event)
             self._compare()
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, InvalidOperation) as error:
             self.check.reasons.append(f"the events cannot be replayed: {error!r} is out of place")
 
     def _read(self, event: Json) -> None:
@@ -780,6 +782,7 @@ class Replay:
             self.is_review = kind == "AuditorResultReceived"
         if kind == "TokensCounted":
             phase["tokens_used"] += data["tokens"]
+            phase["cost_usd"] += Decimal(data.get("cost_usd", "0"))
         elif kind == "CiVerdictReceived":
             self._take_verdict(phase, event, data)
         elif kind == "PatchApplied":
@@ -859,6 +862,9 @@ class Replay:
         self._same("the run", "ended_at", self.ended_at, record)
         self._same("the run", "is_rolled_back", self.is_rolled_back, record)
         spent = sum(phase["tokens_used"] for phase in self.phases.values())
+        cost = sum((phase["cost_usd"] for phase in self.phases.values()), Decimal(0))
+        if "cost_usd" in record["budgets"]:  # records from before money was counted have none
+            self._same("the run", "cost_usd", f"{cost:.6f}", record["budgets"])
         minors, majors = self._count()
         self._same("the run", "tokens_used", spent, record["budgets"])
         self._same("the run", "minor_issues_count", minors, record["budgets"])

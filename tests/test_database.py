@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
@@ -17,9 +18,11 @@ import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from procrastinate.schema import SchemaManager
-from sqlalchemy import Engine, create_engine, inspect, text
+from sqlalchemy import Connection, Engine, MetaData, create_engine, insert, inspect, text
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
 
 from autopack.config import Settings
 from autopack.database import (
@@ -32,6 +35,7 @@ from autopack.database import (
 )
 from autopack.embedded_postgres import EmbeddedPostgres, EmbeddedPostgresError
 from autopack.models import Base
+from autopack.store import runs, submissions
 
 pytestmark = pytest.mark.integration
 
@@ -123,6 +127,32 @@ class TestMigrations:
             assert list(found) == ["bubblewrap", "none", "external", None]
             command.downgrade(config, "known_codes")
 
+    def test_runs_of_an_earlier_release_are_kept_on_the_way_up_and_down(
+        self, empty_engine: Engine
+    ) -> None:
+        """Up: what was not counted then is zero or unknown. Down: no new word is left behind."""
+        _migrate_to(empty_engine, "known_codes")
+        with empty_engine.begin() as connection:
+            _insert(connection, "runs", run_id="old", state="DONE_SUCCESS")
+            _insert(connection, "tiers", run_pk=1, state="COMPLETE")
+            _insert(connection, "phases", run_pk=1, tier_pk=1, state="COMPLETE")
+            _insert(connection, "submissions", run_pk=1, phase_pk=1, tokens_used=5)
+        migrate(empty_engine)
+        with Session(empty_engine) as session:
+            state = runs.read_state(runs.get_run(session, "old"))
+            assert state.cost_usd == 0
+            assert state.cost_cap_usd is None
+            assert state.phases[0].unavailable_reason is None
+            (attempt,) = submissions.list_submissions(session, [1])
+            assert (attempt.tokens_used, attempt.cost_usd) == (5, None)
+        with empty_engine.begin() as connection:
+            connection.execute(text("UPDATE runs SET failure_code = 'agents_unavailable'"))
+            connection.execute(text("UPDATE submissions SET outcome = 'unavailable'"))
+        _migrate_to(empty_engine, "known_codes")
+        with empty_engine.connect() as connection:
+            assert connection.scalar(text("SELECT failure_code FROM runs")) == "ci_did_not_run"
+            assert connection.scalar(text("SELECT outcome FROM submissions")) == "failed"
+
     def test_processes_that_start_at_once_migrate_once(self, empty_engine: Engine) -> None:
         errors: list[BaseException] = []
 
@@ -154,6 +184,45 @@ class TestMigrations:
         assert "127.0.0.1:1/some" in message
         assert "secret" not in message
         assert "\n" not in message
+
+
+def _migrate_to(engine: Engine, revision: str) -> None:
+    with engine.begin() as connection:
+        config = alembic_config()
+        config.attributes["connection"] = connection
+        heads = [script.revision for script in ScriptDirectory.from_config(config).walk_revisions()]
+        context = MigrationContext.configure(connection)
+        current = context.get_current_revision()
+        is_up = current is None or heads.index(revision) < heads.index(current)
+        (command.upgrade if is_up else command.downgrade)(config, revision)
+
+
+# What a column holds that must hold something, in tables of any revision.
+_LIKELY = {
+    "safety_profile": "normal",
+    "run_scope": "incremental",
+    "ci_profile": "normal",
+    "complexity": "low",
+    "role": "builder",
+    "outcome": "applied",
+    "debt_status": "clean",
+    "cleanliness": "clean",
+}
+
+
+def _insert(connection: Connection, table: str, **given: object) -> None:
+    """Add a row to a table as it is at this revision."""
+    rows = MetaData()
+    rows.reflect(connection, only=[table], resolve_fks=False)
+    values: dict[str, object] = {}
+    for column in rows.tables[table].columns:
+        if column.name in given:
+            values[column.name] = given[column.name]
+        elif not column.nullable and column.server_default is None and column.identity is None:
+            kind = column.type.python_type
+            likely = {str: "x", int: 1, bool: False, datetime: datetime.now(UTC), object: []}
+            values[column.name] = _LIKELY.get(column.name, likely[kind])
+    connection.execute(insert(rows.tables[table]).values(values))
 
 
 class TestConnections:

@@ -44,7 +44,14 @@ def flat(document: dict[str, Any], prefix: str = "") -> dict[str, str]:
 
 def test_every_field_of_the_ruleset_is_there_with_its_default() -> None:
     document = Ruleset(project_id="any").model_dump(mode="json")
-    for elsewhere in ("project_id", "categories", "aliases", "builder_modes", "safety_profiles"):
+    for elsewhere in (
+        "project_id",
+        "categories",
+        "aliases",
+        "builder_modes",
+        "safety_profiles",
+        "unavailable_messages",
+    ):
         del document[elsewhere]
     assert {name: row[0] for name, row in rows_after("field").items()} == flat(document)
 

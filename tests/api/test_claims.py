@@ -5,21 +5,18 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import Engine, text
 
 from autopack.domain.path_policy import DEFAULT_PROTECTED
+from autopack.domain.ruleset import DEFAULT_UNAVAILABLE_MESSAGES
 from autopack.mirror.files import MirrorUnusableError
-from autopack.services.upkeep import keep_up
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
-    from httpx2 import Response
-    from tests.api.conftest import Api
+    from tests.api.conftest import Agents, Api
 
 pytestmark = pytest.mark.integration
 
@@ -30,95 +27,6 @@ STALE = (
     "@@ -1 +1 @@\n-VALUE = 41\n+VALUE = 42\n"
 )
 HELD = {"task_category": "debt_cleanup"}  # its patches wait for an Auditor
-
-
-@dataclass
-class Agents:
-    """Builders and Auditors at their work, and a clock that waits for them."""
-
-    api: Api
-    app: FastAPI
-    now: datetime = field(default_factory=lambda: datetime.now(UTC))
-    tokens: list[str] = field(default_factory=list)
-
-    def clock(self) -> datetime:
-        self.now += timedelta(milliseconds=1)
-        return self.now
-
-    def wait(self, **time: float) -> None:
-        self.now += timedelta(**time)
-
-    def upkeep(self) -> None:
-        keep_up(self.app.state.house)
-
-    def ask(self, role: str = "builder", run_id: str | None = "run-001", **fields: Any) -> Response:
-        """Ask a run for work, None: any run."""
-        path = "/claim" if run_id is None else f"/runs/{run_id}/claim"
-        body = {"role": role, "agent": f"{role}@host-1", "lease_seconds": SECONDS, **fields}
-        return self.api.client.post(path, json=body)
-
-    def claim(self, role: str = "builder", run_id: str | None = "run-001", **fields: Any) -> Json:
-        """Claim work that must be there."""
-        response = self.ask(role, run_id, **fields)
-        assert response.status_code == 200, response.text
-        item: Json = response.json()
-        self.tokens.append(item["lease"]["token"])
-        return item
-
-    def nothing_for(self, role: str = "builder", run_id: str | None = "run-001") -> None:
-        response = self.ask(role, run_id)
-        assert response.status_code == 204, response.text
-        assert response.content == b""
-
-    def peek(self, role: str = "builder", run_id: str = "run-001") -> Response:
-        return self.api.client.get(f"/runs/{run_id}/next_phase", params={"role": role})
-
-    def beat(self, item: Json, tokens_used: int = 0) -> Json:
-        path = f"/runs/{item['run_id']}/phases/{item['phase_id']}/heartbeat"
-        body = {"lease_token": item["lease"]["token"], "tokens_used": tokens_used}
-        response = self.api.client.post(path, json=body)
-        assert response.status_code == 200, response.text
-        answer: Json = response.json()
-        return answer
-
-    def build(self, item: Json, **fields: Any) -> Response:
-        """Hand in a result under a lease."""
-        return self.api.result(
-            item["run_id"], item["phase_id"], lease_token=item["lease"]["token"], **fields
-        )
-
-    def review(
-        self, recommendation: str = "approve", token: str | None = None, **where: str
-    ) -> Response:
-        run_id = where.get("run_id", "run-001")
-        phase_id = where.get("phase_id", "P0.0")
-        body = {"recommendation": recommendation, "review_notes": "seen"}
-        body |= {"lease_token": token} if token else {}
-        return self.api.client.post(f"/runs/{run_id}/phases/{phase_id}/auditor_result", json=body)
-
-    def reserved(self, run_id: str = "run-001") -> tuple[int, int]:
-        """Return what the run and its phases have reserved, as the tables have it."""
-        with self.app.state.house.engine.connect() as connection:
-            row = connection.execute(
-                text(
-                    "SELECT r.tokens_reserved, (SELECT sum(p.tokens_reserved) FROM phases p"
-                    " WHERE p.run_pk = r.id) FROM runs r WHERE r.run_id = :run_id"
-                ),
-                {"run_id": run_id},
-            ).one()
-        return int(row[0]), int(row[1])
-
-    def events(self, run_id: str = "run-001") -> list[Json]:
-        page = self.api.client.get(f"/runs/{run_id}/events", params={"limit": 1000}).json()
-        events: list[Json] = page["events"]
-        return events
-
-
-@pytest.fixture
-def agents(api: Api, app: FastAPI) -> Agents:
-    agents = Agents(api, app)
-    app.state.house = replace(app.state.house, now=agents.clock)
-    return agents
 
 
 @pytest.fixture
@@ -527,6 +435,9 @@ class TestWorkItem:
             },
             "aged_issues": ["worn"],
             "review": None,
+            "unavailable_messages": {
+                agent: list(messages) for agent, messages in DEFAULT_UNAVAILABLE_MESSAGES.items()
+            },
         }
         assert left.pop("minutes") in (119, 120)
         assert left == {
@@ -535,6 +446,7 @@ class TestWorkItem:
             "phase_tokens": 199_000,
             "tier_tokens": 1_200_000 - 41_000,
             "run_tokens": 259_000,
+            "run_cost_usd": None,
         }
         assert set(DEFAULT_PROTECTED) <= set(gate["protected_paths"])
         assert (gate["auto_apply"], gate["max_patch_files"]) == (True, 2)

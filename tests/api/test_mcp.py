@@ -140,6 +140,7 @@ class TestTools:
         for tool, method, path in (
             ("claim_work", "post", "/runs/{run_id}/claim"),
             ("heartbeat", "post", f"{phase}/heartbeat"),
+            ("release_work", "post", f"{phase}/release"),
             ("check_patch", "post", "/runs/{run_id}/patch_check"),
             ("submit_builder_result", "post", f"{phase}/builder_result"),
             ("submit_auditor_result", "post", f"{phase}/auditor_result"),
@@ -172,6 +173,8 @@ class TestTools:
             ("claim_work", {}, {**claim, "lease_second": 5}, "/claim"),
             ("heartbeat", PHASE, {"lease_token": "x", "tokens_used": 1.5}, "heartbeat"),
             ("heartbeat", {**RUN, "phase_id": "P9"}, {"lease_token": "x"}, "../P9/heartbeat"),
+            ("release_work", PHASE, {"lease_token": "x", "retry_at": "soon"}, "release"),
+            ("release_work", PHASE, {"lease_token": "x"}, "release"),
             ("check_patch", RUN, {}, patch_check),
             ("check_patch", RUN, {"patch_content": "x", "base_commit": "y"}, patch_check),
             ("submit_builder_result", PHASE, {"status": "done"}, "builder_result"),

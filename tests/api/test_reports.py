@@ -205,9 +205,12 @@ def test_the_summary_agrees_with_the_run_its_events_and_itself(api: Api) -> None
     assert summary["tiers"] == ask(api, "/metrics/tiers/run-001")["tiers"]
     assert [phase["phase_id"] for phase in summary["phases"]] == ["P0.0", "P0.1", "P1.0", "P1.1"]
     assert summary["attempts"]["builder"] == {
-        "count": 2, "tokens_used": 10_000, "outcomes": {"applied": 1, "failed": 1},
+        "count": 2, "tokens_used": 10_000, "cost_usd": "0.000000",
+            "outcomes": {"applied": 1, "failed": 1},
     }  # fmt: skip
-    assert summary["attempts"]["auditor"] == {"count": 0, "tokens_used": 0, "outcomes": {}}
+    assert summary["attempts"]["auditor"] == {
+        "count": 0, "tokens_used": 0, "cost_usd": "0.000000", "outcomes": {},
+    }  # fmt: skip
     assert set(summary["ci"].values()) == {0}
     events = ask(api, "/runs/run-001/events", limit=1_000)["events"]
     moves = [event["sequence"] for event in events if event["to_state"]]

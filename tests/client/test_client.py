@@ -7,6 +7,7 @@ import inspect
 import json
 import time
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
 import httpx
@@ -94,11 +95,16 @@ def test_a_run_is_driven_from_its_plan_to_its_promotion(autopack: Autopack) -> N
     assert autopack.start_run(PLAN).run_id == "run-001"
     assert [run.run_id for run in autopack.list_runs(status=run.state).runs] == ["run-001"]
 
+    item = autopack.claim("builder", "tests@here", account="mine")
+    assert item is not None
+    assert item.lease is not None
+    given_back = {"lease_token": item.lease.token, "reason": "a quota is used up"}
+    assert autopack.release("run-001", "P1", given_back).phase_state == "QUEUED"
     item = autopack.claim("builder", "tests@here")
     assert item is not None
     assert item.lease is not None
     assert autopack.claim("builder", "another@here", run_id="run-001") is None
-    beat = autopack.heartbeat("run-001", "P1", item.lease.token, 10)
+    beat = autopack.heartbeat("run-001", "P1", item.lease.token, 10, Decimal("0.01"))
     assert beat.directive == "continue"
     assert autopack.patch_check("run-001", {"patch_content": PATCH}).applies
 

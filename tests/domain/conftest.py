@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from autopack.domain.building import (
 )
 from autopack.domain.course import Course
 from autopack.domain.events import Event
+from autopack.domain.money import ZERO_USD
 from autopack.domain.reviewing import Recommendation, Review, ReviewRefusal
 from autopack.domain.run import PhaseState, RunState, TierState, Verdict
 from autopack.domain.sightings import Counts, OpenIssueCounts
@@ -87,6 +89,7 @@ class Drive:
         status: BuilderStatus = BuilderStatus.SUCCESS,
         *,
         tokens: int = 0,
+        cost: Decimal = ZERO_USD,
         has_patch: bool = True,
         conflict: str | None = None,
         minors: int = 0,
@@ -111,6 +114,7 @@ class Drive:
                 submission_id=self.submissions,
                 status=status,
                 tokens=tokens,
+                cost=cost,
                 patch_sha256=(conflict or f"{self.submissions}") if has_patch else None,
             )
             building.take_result(course, phase_id, result, put)

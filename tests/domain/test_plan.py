@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from autopack.domain.errors import ErrorKind
-from autopack.domain.plan import InvalidPlanError, Plan, check_plan
+from autopack.domain.plan import InvalidPlanError, Plan, PlanRun, check_plan
 from autopack.domain.ruleset import Ruleset
 
 pytestmark = pytest.mark.unit
@@ -208,3 +208,15 @@ def test_a_value_outside_its_limits_is_refused_naming_the_field(
         Plan.model_validate(given)
     (error,) = refusal.value.errors()
     assert error["loc"][: len(path)] == path
+
+
+def test_a_plan_without_a_cap_of_money_has_the_document_that_it_always_had() -> None:
+    """Its hash tells a plan that was sent before, also to an earlier release."""
+    run = {"run_id": "run-1", "token_cap": 5}
+    plain = PlanRun.model_validate(run).model_dump(mode="json")
+    assert set(plain) == {
+        *("run_id", "safety_profile", "run_scope"),
+        *("token_cap", "max_phases", "max_duration_minutes"),
+    }
+    capped = PlanRun.model_validate({**run, "cost_cap_usd": "2.5"}).model_dump(mode="json")
+    assert capped == {**plain, "cost_cap_usd": "2.500000"}

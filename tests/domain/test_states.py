@@ -108,10 +108,12 @@ def test_a_state_is_final_when_nothing_may_follow(
 def test_each_failure_code_ends_the_run_as_the_spec_says() -> None:
     assert {code.value: state.value for code, state in FAILURE_STATES.items()} == {
         "token_cap": "DONE_FAILED_BUDGET_EXHAUSTED",
+        "cost_cap": "DONE_FAILED_BUDGET_EXHAUSTED",
         "duration_cap": "DONE_FAILED_BUDGET_EXHAUSTED",
         "minor_issue_cap": "DONE_FAILED_BUDGET_EXHAUSTED",
         "branch_moved": "DONE_FAILED_POLICY_VIOLATION",
         "ci_did_not_run": "DONE_FAILED_ENVIRONMENT",
+        "agents_unavailable": "DONE_FAILED_ENVIRONMENT",
         "cancelled": "DONE_FAILED_REQUIRES_HUMAN_REVIEW",
         "phase_failed": "DONE_FAILED_REQUIRES_HUMAN_REVIEW",
         "tier_not_clean": "DONE_FAILED_REQUIRES_HUMAN_REVIEW",

@@ -234,6 +234,7 @@ class TestRuleset:
             *("version", "project_id", "default_safety_profile", "default_run_scope"),
             *("categories", "aliases", "builder_modes", "safety_profiles", "run", "tier"),
             *("attempt_minutes", "audit_minutes", "auto_debt_cleanup", "paths", "ci"),
+            *("prices", "unavailable_messages"),
         }
 
     @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from autopack.domain.issues import BacklogStatus, IssueState, IssueStatus
+from autopack.domain.money import ZERO_USD
 from autopack.domain.reports import (
     AttemptReport,
     BacklogReportEntry,
@@ -79,6 +80,8 @@ def make_run(phases: list[PhaseReport] | None = None, **changes: Any) -> RunRepo
         strategy_version=1,
         token_cap=5_000_000,
         tokens_used=0,
+        cost_cap_usd=None,
+        cost_usd=ZERO_USD,
         max_phases=25,
         max_duration_minutes=120,
         max_minor_issues_total=3 * len(phases),
@@ -118,6 +121,7 @@ def make_tier(index: int, phases: list[PhaseReport]) -> TierReport:
         cleanliness_reasons=(),
         token_cap=1_500_000,
         tokens_used=0,
+        cost_usd=ZERO_USD,
         ci_run_cap=2,
         ci_runs_count=0,
         minors_tolerated=2,
@@ -154,6 +158,10 @@ def make_phase(
         auditor_attempts_used=0,
         incident_token_cap=500_000,
         tokens_used=0,
+        cost_usd=ZERO_USD,
+        unavailable_reason=None,
+        retry_at=None,
+        retry_account=None,
         start_commit=None,
         commit=None,
         snapshot_tag=None,
@@ -183,6 +191,13 @@ def make_attempt(**changes: Any) -> AttemptReport:
         outcome=Outcome.APPLIED,
         reason=None,
         tokens_used=12_000,
+        input_tokens=None,
+        output_tokens=None,
+        cached_tokens=None,
+        cost_usd=None,
+        price=None,
+        account=None,
+        retry_at=None,
         base_commit=SHA,
         commits=("feedc0de" * 5,),
         files_changed=("src/app.py",),

@@ -140,9 +140,9 @@ def test_the_summary_tells_a_person_what_happened_and_what_to_do(
         "- tier 'T1' is not clean: P1.2 failed",
         "- nothing verified phase 'P1.1'",
         "### [T1](tiers/tier_0_T1.md): Foundations",
-        "| [P1.1](phases/phase_0_P1.1.md) | Add the login form | complete | 1 | 120,000 "
+        "| [P1.1](phases/phase_0_P1.1.md) | Add the login form | complete | 1 | 120,000 | $0.00 "
         "| 1 minor | green | `aaaaaaa` |",
-        "| [P1.2](phases/phase_1_P1.2.md) | Refuse weak passwords | failed | 2 | 300,000 "
+        "| [P1.2](phases/phase_1_P1.2.md) | Refuse weak passwords | failed | 2 | 300,000 | $0.00 "
         "| - | red | - |",
         f"- **Head:** `{SECOND}`",
         "- **Branch:** `autonomous/run-001`",
@@ -184,7 +184,7 @@ def test_a_phase_page_tells_each_attempt_and_what_became_of_it(
     complete = page(mirror, "phases/phase_0_P1.1.md")
     for expected in (
         "> Users sign in.\n>\n> Keep the old page.",
-        "| 1 | Builder | codex@host-3 | applied | - | 1 | 120,000 | `aaaaaaa` "
+        "| 1 | Builder | codex@host-3 | applied | - | 1 | 120,000 | - | `aaaaaaa` "
         "| 2025-03-01T12:00:00Z |",
         "| `flaky_login_test` | minor | open | 2x | test | Sometimes it fails. |",
         "- **Snapshot:** `autonomous/run-001/tier-T1/phase-P1.1`",

@@ -46,6 +46,7 @@ def work_item(role: str, *, allow_empty: bool = False, is_pending: bool = True) 
                 "fence": 1,
                 "expires_at": datetime(2026, 1, 1, tzinfo=UTC),
                 "tokens_reserved": 1,
+                "cost_reserved_usd": "0",
             },
             "task": {
                 "name": "Do it",
@@ -71,6 +72,7 @@ def work_item(role: str, *, allow_empty: bool = False, is_pending: bool = True) 
                     "phase_tokens",
                     "tier_tokens",
                     "run_tokens",
+                    "run_cost_usd",
                     "minutes",
                 ),
                 2,
@@ -88,6 +90,7 @@ def work_item(role: str, *, allow_empty: bool = False, is_pending: bool = True) 
             "open_issues": [],
             "aged_issues": [],
             "review": review if role == "auditor" else None,
+            "unavailable_messages": {},
         }
     )
 

@@ -81,8 +81,14 @@ AUDITOR_RESULT = {
     "recommendation": "approve",
     "confidence": "high",
 }
-CLAIM = {"role": "builder", "agent": "codex@host-3", "lease_seconds": 900}
+CLAIM = {"role": "builder", "agent": "codex@host-3", "lease_seconds": 900, "account": "openai-team"}
 HEARTBEAT = {"lease_token": "the token of the lease", "tokens_used": 1_200}
+RELEASE = {
+    "lease_token": "the token of the lease",
+    "reason": "usage limit reached",
+    "retry_at": "2026-11-26T18:00:00Z",
+    "account": "openai-team",
+}
 CI_RESULT = {
     "commit_sha": "0123456789abcdef0123456789abcdef01234567",
     "profile": "normal",

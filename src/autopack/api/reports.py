@@ -150,6 +150,8 @@ def _budget_failure(failure: BudgetFailure) -> BudgetFailureAnswer:
         broken_budget=BudgetAnswer.model_validate(failure.budget) if failure.budget else None,
         token_cap=failure.token_cap,
         tokens_used=failure.tokens_used,
+        cost_cap_usd=failure.cost_cap_usd,
+        cost_usd=failure.cost_usd,
         token_utilization=failure.token_utilization,
         phase_count=failure.phase_count,
         phases_complete=failure.phases_complete,

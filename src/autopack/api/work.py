@@ -7,28 +7,27 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Query, Response
 from pydantic import Field
 
-from ..domain.values import Closed, Count, Role, Word
+from ..domain.money import ZERO_USD
+from ..domain.results import ACCOUNT_MEANING, TOKENS_MEANING
+from ..domain.values import Closed, Count, Role, Usd, Word
 from ..services import claiming
+from ..services.claiming import Claim, Release
 from .bodies import StrictRoute
 from .errors import problems
-from .examples import CLAIM, HEARTBEAT, example
-from .inputs import InHouse, PhaseId, RunId
-from .schemas.work import HeartbeatAnswer, WorkItemAnswer
+from .examples import CLAIM, HEARTBEAT, RELEASE, example
+from .inputs import IdempotencyKey, InHouse, PhaseId, RunId
+from .replay import replayed
+from .schemas.work import HeartbeatAnswer, ReleaseAnswer, WorkItemAnswer
 
 router = APIRouter(tags=["work"], route_class=StrictRoute)
 
 NOTHING: dict[int | str, dict[str, Any]] = {204: {"description": "Nothing to do just now"}}
 
 
-class Claim(Closed):
-    role: Role
-    agent: Word
-    lease_seconds: Annotated[int, Field(strict=True, ge=1, le=86_400)] = 900
-
-
 class Heartbeat(Closed):
     lease_token: Word
-    tokens_used: Count = 0
+    tokens_used: Annotated[Count, Field(description=TOKENS_MEANING)] = 0
+    cost_usd: Annotated[Usd, Field(description="What this attempt cost so far.")] = ZERO_USD
 
 
 ClaimBody = Annotated[Claim, Body(openapi_examples=example(CLAIM, "A Builder asks for work"))]
@@ -45,7 +44,7 @@ def claim(house: InHouse, run_id: RunId, wanted: ClaimBody) -> object:
 
     409 `run_over` when there never will be.
     """
-    item = claiming.claim(house, run_id, wanted.role, wanted.agent, wanted.lease_seconds)
+    item = claiming.claim(house, run_id, wanted)
     return item if item is not None else Response(status_code=204)
 
 
@@ -57,7 +56,7 @@ def claim(house: InHouse, run_id: RunId, wanted: ClaimBody) -> object:
 )
 def claim_any(house: InHouse, wanted: ClaimBody) -> object:
     """Over all live runs, the oldest first; any number of agents may ask at once."""
-    item = claiming.claim_any(house, wanted.role, wanted.agent, wanted.lease_seconds)
+    item = claiming.claim_any(house, wanted)
     return item if item is not None else Response(status_code=204)
 
 
@@ -71,9 +70,10 @@ def next_phase(
     house: InHouse,
     run_id: RunId,
     role: Annotated[Role, Query(description="Who would claim.")] = Role.BUILDER,
+    account: Annotated[Word | None, Query(description=ACCOUNT_MEANING)] = None,
 ) -> object:
     """The same work item without a lease; nothing changes."""
-    item = claiming.peek(house, run_id, role)
+    item = claiming.peek(house, run_id, role, account)
     return item if item is not None else Response(status_code=204)
 
 
@@ -93,4 +93,31 @@ def heartbeat(
 
     The token in the example is nobody's, so it is answered `stop`.
     """
-    return claiming.heartbeat(house, run_id, phase_id, beat.lease_token, beat.tokens_used)
+    return claiming.heartbeat(
+        house, run_id, phase_id, beat.lease_token, beat.tokens_used, beat.cost_usd
+    )
+
+
+@router.post(
+    "/runs/{run_id}/phases/{phase_id}/release",
+    response_model=ReleaseAnswer,
+    responses=problems(404, 409, 413, 422, 503),
+    summary="Give a lease back",
+)
+def release(
+    house: InHouse,
+    response: Response,
+    run_id: RunId,
+    phase_id: PhaseId,
+    given_back: Annotated[
+        Release, Body(openapi_examples=example(RELEASE, "The account's quota is used up"))
+    ],
+    idempotency_key: IdempotencyKey = None,
+) -> object:
+    """For an agent that cannot do the work: no try is used, and the phase waits until `retry_at`.
+
+    Agents that claim with another `account` need not wait. The token in the example is nobody's, so
+    it is refused.
+    """
+    answer = claiming.release(house, run_id, phase_id, given_back, idempotency_key)
+    return replayed(response, answer)

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..api.schemas.runs import PhaseAnswer, RunAnswer, TierAnswer
+from ..domain.money import short_usd
 from ..domain.states import TierStatus
 from .terminal import cell
 
@@ -61,6 +62,11 @@ def _budgets(run: RunAnswer) -> Table:
         ("minor issues", run.minor_issues_count, run.max_minor_issues_total),
     ):
         grid.add_row(name, _bar(used, cap), f"{used:,} of {cap:,}")
+    if run.cost_cap_usd is None:
+        grid.add_row("cost", BLANK, short_usd(run.cost_usd))
+    else:
+        of = f"{short_usd(run.cost_usd)} of {short_usd(run.cost_cap_usd)}"
+        grid.add_row("cost", _bar(float(run.cost_usd), float(run.cost_cap_usd)), of)
     return grid
 
 
@@ -85,6 +91,7 @@ def _tier(tier: TierAnswer) -> tuple[Text, ...]:
         _bar(done, len(tier.phases), "green"),
         cell(f"{done} of {len(tier.phases)} phases"),
         cell(f"{tier.tokens_used:,} of {tier.token_cap:,} tokens"),
+        cell(short_usd(tier.cost_usd) if tier.cost_usd else ""),
     )
 
 
@@ -93,14 +100,23 @@ def _phase(phase: PhaseAnswer) -> tuple[Text, ...]:
     return (
         cell(f"  {phase.phase_id}"),
         cell(phase.state),
-        cell(f"{phase.name}: {phase.failure_reason}" if phase.failure_reason else phase.name),
+        cell(f"{phase.name}: {why}" if (why := _why(phase)) else phase.name),
         _bar(phase.tokens_used, phase.incident_token_cap),
         cell(tries),
         cell(f"{phase.tokens_used:,} of {phase.incident_token_cap:,} tokens"),
+        cell(short_usd(phase.cost_usd) if phase.cost_usd else ""),
     )
 
 
-def _bar(used: int, cap: int, style: str = "") -> Text:
+def _why(phase: PhaseAnswer) -> str | None:
+    """Say what a phase waits for, else why its last try failed."""
+    if phase.unavailable_reason is None:
+        return phase.failure_reason
+    until = f" until {phase.retry_at:%Y-%m-%d %H:%M UTC}" if phase.retry_at else ""
+    return f"waits for an agent{until}: {phase.unavailable_reason}"
+
+
+def _bar(used: float, cap: float, style: str = "") -> Text:
     """Draw the used share of a cap; a budget turns yellow near its end and red past it."""
     share = min(used / cap, 1.0) if cap else float(used > 0)
     if not style:

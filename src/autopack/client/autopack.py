@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 from urllib.parse import quote
@@ -38,7 +39,7 @@ from ..api.schemas.results import (
 )
 from ..api.schemas.runs import RunAnswer, RunPage, StatusAnswer
 from ..api.schemas.service import HealthAnswer, LiveAnswer, ServiceAnswer
-from ..api.schemas.work import HeartbeatAnswer, WorkItemAnswer
+from ..api.schemas.work import HeartbeatAnswer, ReleaseAnswer, WorkItemAnswer
 from .connection import (
     FIRST_PAUSE_SECONDS,
     RETRIES,
@@ -210,11 +211,22 @@ class Autopack:
     # Work
 
     def claim(
-        self, role: Role, agent: str, *, run_id: str | None = None, lease_seconds: int = 900
+        self,
+        role: Role,
+        agent: str,
+        *,
+        run_id: str | None = None,
+        lease_seconds: int = 900,
+        account: str | None = None,
     ) -> WorkItemAnswer | None:
-        """Take the next work item, of one run or of any; None when there is none just now."""
+        """Take the next work item, of one run or of any; None when there is none just now.
+
+        `account`: a label of whose limits the agent works under.
+        """
         path = "/claim" if run_id is None else f"{_run(run_id)}/claim"
-        body = {"role": role, "agent": agent, "lease_seconds": lease_seconds}
+        body: dict[str, str | int] = {"role": role, "agent": agent, "lease_seconds": lease_seconds}
+        if account is not None:
+            body["account"] = account
         return _read_any(WorkItemAnswer, self._connection.send("POST", path, body=body))
 
     def next_phase(self, run_id: str, role: Role = "builder") -> WorkItemAnswer | None:
@@ -225,11 +237,26 @@ class Autopack:
         return _read_any(WorkItemAnswer, response)
 
     def heartbeat(
-        self, run_id: str, phase_id: str, lease_token: str, tokens_used: int = 0
+        self,
+        run_id: str,
+        phase_id: str,
+        lease_token: str,
+        tokens_used: int = 0,
+        cost_usd: Decimal | None = None,
     ) -> HeartbeatAnswer:
-        body = {"lease_token": lease_token, "tokens_used": tokens_used}
+        """Keep a lease; both figures are what this attempt used since its claim."""
+        body: dict[str, str | int] = {"lease_token": lease_token, "tokens_used": tokens_used}
+        if cost_usd is not None:
+            body["cost_usd"] = str(cost_usd)
         path = f"{_phase(run_id, phase_id)}/heartbeat"
         return self._post(HeartbeatAnswer, path, body, is_repeatable=True)
+
+    def release(
+        self, run_id: str, phase_id: str, release: Body, *, idempotency_key: str | None = None
+    ) -> ReleaseAnswer:
+        """Give a lease back without a try: `lease_token`, `reason`, `retry_at`, `account`."""
+        path = f"{_phase(run_id, phase_id)}/release"
+        return self._post_once(ReleaseAnswer, path, release, idempotency_key)
 
     # Results
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import Decimal
 from enum import StrEnum
 
 from .course import Course, WrongStateError
+from .money import ZERO_USD
 from .reviewing import enter_review, pass_gate
 from .run import PhaseState
 from .states import PhaseStatus
@@ -16,6 +18,7 @@ class BuilderStatus(StrEnum):
     SUCCESS = "success"
     FAILED = "failed"
     NEEDS_REVIEW = "needs_review"
+    UNAVAILABLE = "unavailable"  # it could not work: no attempt
 
 
 class BuilderAction(StrEnum):
@@ -33,6 +36,7 @@ class BuilderResult:
     submission_id: int
     status: BuilderStatus
     tokens: int
+    cost: Decimal = ZERO_USD
     patch_sha256: str | None
 
 
@@ -54,6 +58,7 @@ def take_result(course: Course, phase_id: str, result: BuilderResult, put: Put) 
         phase_id,
         result.status,
         tokens=result.tokens,
+        cost=result.cost,
         has_patch=result.patch_sha256 is not None,
     )
     if action is BuilderAction.NOTHING:
@@ -97,7 +102,13 @@ def open_attempt(course: Course, phase_id: str) -> PhaseState:
 
 
 def weigh_result(
-    course: Course, phase_id: str, status: BuilderStatus, *, tokens: int, has_patch: bool
+    course: Course,
+    phase_id: str,
+    status: BuilderStatus,
+    *,
+    tokens: int,
+    cost: Decimal = ZERO_USD,
+    has_patch: bool,
 ) -> BuilderAction:
     """Count the attempt and its tokens, and say what to do with its patch.
 
@@ -105,7 +116,7 @@ def weigh_result(
     """
     phase = course.phase(phase_id)
     course.change_phase(phase_id, builder_attempts_used=phase.builder_attempts_used + 1)
-    course.count_tokens(phase_id, tokens)
+    course.count_tokens(phase_id, tokens, cost)
     if course.is_over:
         return BuilderAction.NOTHING
     if status is BuilderStatus.FAILED:
@@ -167,7 +178,13 @@ def fail_attempt(
         )
     elif signature is not None:
         course.change_phase(phase_id, failure_signatures=(*phase.failure_signatures, signature))
-    phase = course.change_phase(phase_id, failure_reason=reason)
+    course.change_phase(phase_id, failure_reason=reason)
+    requeue(course, phase_id, reason)
+
+
+def requeue(course: Course, phase_id: str, reason: str) -> None:
+    """Return a phase to the queue while Builder tries are left, else to the Auditor or its end."""
+    phase = course.phase(phase_id)
     if phase.builder_tries_left:
         course.move_phase(phase_id, PhaseStatus.QUEUED, reason)
     elif phase.auditor_tries_left:

@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any
+from decimal import Decimal
+from typing import Any, Final
 
 from .errors import ConflictError, NotFoundError
 from .events import SUPERVISOR, Event
+from .money import ZERO_USD, cost_entry, usd_text
 from .promotion import judge_promotion
 from .run import (
     FAILURE_STATES,
@@ -59,6 +61,14 @@ _PHASE_EVENTS = {
     PhaseStatus.COMPLETE: "PhaseCompleted",
     PhaseStatus.FAILED: "PhaseFailed",
     PhaseStatus.SKIPPED: "PhaseSkipped",
+}
+
+
+# Whatever moves a phase on ends its wait for an agent's capacity.
+_WAITS_FOR_NO_CAPACITY: Final[Mapping[str, None]] = {
+    "unavailable_reason": None,
+    "retry_at": None,
+    "retry_account": None,
 }
 
 
@@ -182,7 +192,7 @@ class Course:
         check_phase_transition(phase_id, phase.state, to)
         self.release(phase_id)
         phase = self.phase(phase_id)
-        changes["deadline_at"] = deadline_at
+        changes = {**_WAITS_FOR_NO_CAPACITY, **changes, "deadline_at": deadline_at}
         if to is PhaseStatus.EXECUTING and phase.started_at is None:
             changes |= {"started_at": self.now, "start_commit": self._run.head_commit}
         if to.is_final:
@@ -211,29 +221,59 @@ class Course:
         )
         return moved
 
+    def end_wait(self, phase_id: str) -> None:
+        """Let a phase wait for no agent's capacity any more."""
+        self.change_phase(phase_id, **_WAITS_FOR_NO_CAPACITY)
+
     def release(self, phase_id: str) -> None:
         """End the lease on a phase, and what it has reserved."""
         phase = self.phase(phase_id)
         if phase.lease_id is not None:
-            self.change_run(tokens_reserved=self._run.tokens_reserved - phase.tokens_reserved)
+            self.change_run(
+                tokens_reserved=self._run.tokens_reserved - phase.tokens_reserved,
+                cost_reserved_usd=self._run.cost_reserved_usd - phase.cost_reserved_usd,
+            )
             self.change_phase(
-                phase_id, lease_id=None, lease_role=None, tokens_reserved=0, tokens_reported=0
+                phase_id,
+                lease_id=None,
+                lease_role=None,
+                tokens_reserved=0,
+                tokens_reported=0,
+                cost_reserved_usd=ZERO_USD,
+                cost_reported_usd=ZERO_USD,
             )
 
-    def count_tokens(self, phase_id: str, tokens: int) -> None:
-        """Add tokens to phase, tier and run; passing the run's cap ends it. (02 §4)"""
-        if not tokens:
+    def count_tokens(self, phase_id: str, tokens: int, cost: Decimal = ZERO_USD) -> None:
+        """Add an attempt's tokens and cost to phase, tier and run; passing a run's cap ends it.
+
+        (docs/rules.md §3.1)
+        """
+        if not tokens and not cost:
             return
         phase = self.phase(phase_id)
         tier = self._tiers[phase.tier_id]
-        self.change_phase(phase_id, tokens_used=phase.tokens_used + tokens)
-        self.change_tier(phase.tier_id, tokens_used=tier.tokens_used + tokens)
-        self.change_run(tokens_used=self._run.tokens_used + tokens)
-        self.note("TokensCounted", phase_id=phase_id, data={"tokens": tokens})
+        self.change_phase(
+            phase_id, tokens_used=phase.tokens_used + tokens, cost_usd=phase.cost_usd + cost
+        )
+        self.change_tier(
+            phase.tier_id, tokens_used=tier.tokens_used + tokens, cost_usd=tier.cost_usd + cost
+        )
+        self.change_run(
+            tokens_used=self._run.tokens_used + tokens, cost_usd=self._run.cost_usd + cost
+        )
+        data = {"tokens": tokens, **cost_entry(cost)}
+        self.note("TokensCounted", phase_id=phase_id, data=data)
         if self._run.tokens_used > self._run.token_cap:
             self.end_failed(
                 FailureCode.TOKEN_CAP,
                 f"run token_cap {self._run.token_cap} passed: {self._run.tokens_used} tokens used",
+            )
+            return
+        if self._run.cost_cap_usd is not None and self._run.cost_usd > self._run.cost_cap_usd:
+            self.end_failed(
+                FailureCode.COST_CAP,
+                f"run cost_cap_usd {usd_text(self._run.cost_cap_usd)} passed: "
+                f"{usd_text(self._run.cost_usd)} USD spent",
             )
             return
         phase = self.phase(phase_id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 
 from .issues import IssueStatus
 from .reports import AttemptReport, IssueReportEntry, PhaseReport, RunReport
@@ -19,8 +20,8 @@ class Budget:
     """A cap and the figure reached; a cap may be reached, not passed."""
 
     name: str
-    cap: int
-    used: int
+    cap: int | Decimal
+    used: int | Decimal
     is_passed: bool
 
 
@@ -133,7 +134,7 @@ def _open_issue(phase: PhaseReport, issue: IssueReportEntry) -> OpenIssue:
 def _budgets(run: RunReport) -> tuple[Budget, ...]:
     """Every budget of the run and its tiers, and those of phases that were used up."""
     minutes = int(((run.ended_at or run.updated_at) - run.created_at).total_seconds() // 60)
-    rows = [
+    rows: list[tuple[str, int, int]] = [
         ("run token_cap", run.token_cap, run.tokens_used),
         ("run max_minor_issues_total", run.max_minor_issues_total, run.minor_issues_count),
     ]
@@ -152,9 +153,21 @@ def _budgets(run: RunReport) -> tuple[Budget, ...]:
     budgets = [
         Budget(name=name, cap=cap, used=used, is_passed=used > cap) for name, cap, used in rows
     ]
+    cost = (
+        []
+        if run.cost_cap_usd is None
+        else [
+            Budget(
+                name="run cost_cap_usd",
+                cap=run.cost_cap_usd,
+                used=run.cost_usd,
+                is_passed=run.cost_usd > run.cost_cap_usd,
+            )
+        ]
+    )
     return tuple(
         budget
-        for budget in (budgets[0], duration, *budgets[1:])
+        for budget in (budgets[0], *cost, duration, *budgets[1:])
         if budget.is_passed or not budget.name.startswith("phase ")
     )
 
@@ -162,12 +175,16 @@ def _budgets(run: RunReport) -> tuple[Budget, ...]:
 def _next_steps(run: RunReport) -> tuple[str, ...]:
     steps = {
         FailureCode.TOKEN_CAP: "Raise run.token_cap in the ruleset or the plan, or split the plan.",
+        FailureCode.COST_CAP: "Raise run.cost_cap_usd in the ruleset or the plan, or "
+        "split the plan.",
         FailureCode.DURATION_CAP: "Raise run.max_duration_minutes, or split the plan.",
         FailureCode.MINOR_ISSUE_CAP: "Resolve the open minor issues, or raise "
         "run.minor_issues_per_phase in the ruleset.",
         FailureCode.BRANCH_MOVED: f"Find out who moved {run.branch}; this run left it at "
         f"{run.head_commit} and will not touch it again.",
         FailureCode.CI_DID_NOT_RUN: "Make the CI command run again; the branch was not judged.",
+        FailureCode.AGENTS_UNAVAILABLE: "Give the agents capacity again (quota, login, program), "
+        "or name a second one: autopack work --fallback.",
         FailureCode.CANCELLED: "Nothing, unless what is on the branch should be kept.",
         FailureCode.PHASE_FAILED: "Read the last attempts below, then change the phase's task, "
         "its category or its budgets.",

@@ -5,32 +5,40 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
+from typing import cast
 
 from .issues import BacklogStatus, IssueState
+from .money import ZERO_USD
 from .run import CompletedBy, DebtStatus, FailureCode, Verdict
 from .states import Cleanliness, PhaseStatus, RunStatus, TierStatus
 from .values import CiProfile, Complexity, RunScope, SafetyProfile, Severity
 
 
-def utilization(used: float, cap: int) -> float:
+def utilization(used: float | Decimal, cap: int | Decimal) -> float:
     """Return the used share of a cap, 0 to n, with four digits.
 
     Some caps may be 0; what is used of one counts as if it were 1, so the answer is always finite.
     """
-    return round(used / max(cap, 1), 4)
+    return round(float(used) / float(cap or 1), 4)
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """A cap and how much of it is used. Reaching a cap exactly is allowed, passing it is not."""
+    """A cap and how much of it is used: numbers, or USD as decimals.
+
+    Reaching a cap exactly is allowed, passing it is not.
+    """
 
     name: str
-    cap: int
-    used: int | float
+    cap: int | Decimal
+    used: int | float | Decimal
 
     @property
-    def left(self) -> int | float:
-        return max(0, round(self.cap - self.used, 2))
+    def left(self) -> int | float | Decimal:
+        if isinstance(self.cap, Decimal):
+            return max(ZERO_USD, self.cap - Decimal(self.used))
+        return max(0, round(self.cap - cast("int | float", self.used), 2))
 
     @property
     def utilization(self) -> float:
@@ -58,6 +66,8 @@ class RunMetrics:
     max_duration_minutes: int
     token_cap: int
     tokens_used: int
+    cost_cap_usd: Decimal | None
+    cost_usd: Decimal
     max_minor_issues_total: int
     minor_issues_count: int
     major_issues_count: int
@@ -104,6 +114,7 @@ class PhaseMetrics:
     failure_reason: str | None
     incident_token_cap: int
     tokens_used: int
+    cost_usd: Decimal
     max_builder_attempts: int
     builder_attempts_used: int
     max_auditor_attempts: int
@@ -135,6 +146,7 @@ class TierMetrics:
     phase_states: Mapping[PhaseStatus, int]
     token_cap: int
     tokens_used: int
+    cost_usd: Decimal
     ci_run_cap: int
     ci_runs_count: int
     minors_tolerated: int
@@ -194,6 +206,8 @@ class BudgetFailure:
     budget: Budget | None
     tokens_used: int
     token_cap: int
+    cost_usd: Decimal
+    cost_cap_usd: Decimal | None
     created_at: datetime
     ended_at: datetime | None
     phase_count: int
@@ -277,6 +291,7 @@ class AttemptCounts:
 
     count: int = 0
     tokens_used: int = 0
+    cost_usd: Decimal = ZERO_USD
     outcomes: Mapping[str, int]
 
 

@@ -19,6 +19,7 @@ from .values import (
     Name,
     PathGlob,
     PositiveCount,
+    PositiveUsd,
     RunScope,
     SafetyProfile,
     Text,
@@ -33,6 +34,8 @@ class PlanRun(Closed):
     safety_profile: SafetyProfile | None = None
     run_scope: RunScope | None = None
     token_cap: PositiveCount | None = None
+    # Left out of the document where it is not given, whose hash tells a plan that was sent before.
+    cost_cap_usd: Annotated[PositiveUsd | None, Field(exclude_if=lambda cap: cap is None)] = None
     max_phases: PositiveCount | None = None
     max_duration_minutes: Annotated[int, Field(strict=True, ge=1, le=10_080)] | None = None
 

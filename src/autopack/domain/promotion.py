@@ -8,7 +8,12 @@ from .run import CompletedBy, FailureCode, RunState, Sandbox, Verdict, in_order
 from .states import Cleanliness, PhaseStatus, RunStatus
 from .values import CiProfile
 
-_BUDGETS = (FailureCode.TOKEN_CAP, FailureCode.DURATION_CAP, FailureCode.MINOR_ISSUE_CAP)
+_BUDGETS = (
+    FailureCode.TOKEN_CAP,
+    FailureCode.COST_CAP,
+    FailureCode.DURATION_CAP,
+    FailureCode.MINOR_ISSUE_CAP,
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from decimal import Decimal
 from itertools import groupby
 
 from .building import (
@@ -20,6 +21,7 @@ from .building import (
     open_attempt,
     take_result,
 )
+from .capacity import Unavailable, take_unavailable
 from .claiming import LeaseLostError, find_claimable, take_claim
 from .course import Course
 from .errors import AutopackError
@@ -125,6 +127,8 @@ class _Replayer:
             _take_claim(course, by_kind["LeaseGranted"])
         elif lapsed is not None and lapsed.data.get("lease_id") is not None:
             _take_lapse(course, lapsed)
+        elif "AgentUnavailable" in by_kind:
+            _take_unavailable(course, by_kind["AgentUnavailable"])
         elif builder is not None:
             self._take_builder(course, builder, events)
         elif auditor is not None:
@@ -143,7 +147,10 @@ class _Replayer:
             code = by_kind["RunEnded"].data.get("failure_code")
             if code == FailureCode.BRANCH_MOVED:
                 course.end_failed(FailureCode.BRANCH_MOVED, by_kind["RunEnded"].reason or "")
-            elif code == FailureCode.TOKEN_CAP:  # an agent asked, and nothing was left for it
+            elif code in (
+                FailureCode.TOKEN_CAP,
+                FailureCode.COST_CAP,
+            ):  # an agent asked, and nothing was left for it
                 for role in Role:
                     find_claimable(course, role)
 
@@ -210,6 +217,7 @@ class _Replayer:
             submission_id=submission_id,
             status=BuilderStatus(event.data["status"]),
             tokens=event.data["tokens_used"],
+            cost=_cost(event),
             patch_sha256=event.data["patch_sha256"],
         )
         take_result(course, _phase_id(event), result, put)
@@ -232,6 +240,7 @@ class _Replayer:
             submission_id=submission_id,
             recommendation=Recommendation(event.data["recommendation"]),
             tokens=event.data["tokens_used"],
+            cost=_cost(event),
             notes="as recorded",
             own_patches=len(event.data["patch_sha256s"]),
         )
@@ -269,10 +278,11 @@ def replay(
 def _take_claim(course: Course, event: Event) -> None:
     """Take a claim; how long its lease held is taken from the record."""
     role = Role(event.data["role"])
-    claimable = find_claimable(course, role)
+    account = event.data.get("account")
+    claimable = find_claimable(course, role, account)
     if claimable is None or claimable.phase.phase_id != event.phase_id:
         raise LeaseLostError("there is nothing to claim here")
-    take_claim(course, claimable, role, event.data["agent"], event.data["lease_id"], None)
+    take_claim(course, claimable, role, event.data["agent"], event.data["lease_id"], None, account)
 
 
 def _take_lapse(course: Course, event: Event) -> None:
@@ -280,7 +290,22 @@ def _take_lapse(course: Course, event: Event) -> None:
     phase_id = _phase_id(event)
     if course.phase(phase_id).lease_id != event.data["lease_id"]:
         raise LeaseLostError("nobody holds that lease here")
-    lapse(course, phase_id, event.data["tokens_reported"])
+    cost = Decimal(event.data.get("cost_reported_usd", 0))
+    lapse(course, phase_id, event.data["tokens_reported"], cost)
+
+
+def _take_unavailable(course: Course, event: Event) -> None:
+    """Let an agent say that it could not work, if it holds the phase under these rules too."""
+    phase_id, data = _phase_id(event), event.data
+    if course.phase(phase_id).lease_id != data["lease_id"]:
+        raise LeaseLostError("nobody holds that lease here")
+    why = Unavailable(
+        reason=event.reason or "",
+        retry_at=datetime.fromisoformat(data["retry_at"]) if data["retry_at"] else None,
+        account=data["account"],
+    )
+    cost = Decimal(data["cost_usd"])
+    take_unavailable(course, phase_id, Role(data["role"]), why, tokens=data["tokens"], cost=cost)
 
 
 def _require_judged(course: Course, event: Event) -> None:
@@ -326,7 +351,7 @@ def _take_by_hand(course: Course, events: Sequence[Event]) -> None:
     for event in events:
         if event.kind == "TokensCounted":
             course.require_live()
-            course.count_tokens(_phase_id(event), event.data["tokens"])
+            course.count_tokens(_phase_id(event), event.data["tokens"], _cost(event))
         elif event.phase_id is not None and event.to_state is not None:
             if not course.is_over:
                 set_status(course, event.phase_id, PhaseStatus(event.to_state))
@@ -343,6 +368,11 @@ def _difference(record: _Record, run: RunState) -> str | None:
         why = f" ({run.failure_reason})" if run.failure_reason else ""
         return f"the run was {record.run} and would be {run.state}{why}"
     return None
+
+
+def _cost(event: Event) -> Decimal:
+    """Read what an event says of money; records from before it was counted say nothing."""
+    return Decimal(event.data.get("cost_usd", 0))
 
 
 def _phase_id(event: Event) -> str:

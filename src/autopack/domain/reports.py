@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime
+from decimal import Decimal
 from functools import cache
 from operator import attrgetter
 from typing import Any, TypeVar
@@ -53,6 +54,13 @@ class AttemptReport:
     outcome: Outcome
     reason: str | None
     tokens_used: int
+    input_tokens: int | None
+    output_tokens: int | None
+    cached_tokens: int | None
+    cost_usd: Decimal | None
+    price: Mapping[str, Any] | None
+    account: str | None
+    retry_at: datetime | None
     base_commit: str
     commits: tuple[str, ...]
     files_changed: tuple[str, ...]
@@ -109,6 +117,10 @@ class PhaseReport:
     auditor_attempts_used: int
     incident_token_cap: int
     tokens_used: int
+    cost_usd: Decimal
+    unavailable_reason: str | None
+    retry_at: datetime | None
+    retry_account: str | None
     start_commit: str | None
     commit: str | None
     snapshot_tag: str | None
@@ -137,6 +149,7 @@ class TierReport:
     cleanliness_reasons: tuple[str, ...]
     token_cap: int
     tokens_used: int
+    cost_usd: Decimal
     ci_run_cap: int
     ci_runs_count: int
     minors_tolerated: int
@@ -162,6 +175,8 @@ class RunReport:
     strategy_version: int
     token_cap: int
     tokens_used: int
+    cost_cap_usd: Decimal | None
+    cost_usd: Decimal
     max_phases: int
     max_duration_minutes: int
     max_minor_issues_total: int

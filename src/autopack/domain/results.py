@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, AwareDatetime, Field, model_validator
 
 from .building import BuilderStatus
+from .capacity import Unavailable
 from .errors import InvalidError
 from .issues import IssueReport
 from .reviewing import Recommendation
@@ -24,11 +25,20 @@ from .values import (
     Name,
     Quantity,
     Text,
+    Usd,
     Word,
 )
 
 MAX_SUGGESTED_ISSUES = 200
 MAX_LOG_TAIL = 4_000
+UNAVAILABLE: Final = "unavailable"  # a Builder's status, an Auditor's recommendation
+TOKENS_MEANING: Final = (
+    "LLM tokens that this attempt used since its claim, all kinds together; never a running total "
+    "over attempts. A later figure of the same attempt replaces an earlier one."
+)
+ACCOUNT_MEANING: Final = (
+    "A short label of the account whose limits the agent shares, such as `openai-team`."
+)
 
 
 def _encodable(value: str) -> str:
@@ -55,7 +65,53 @@ class ProbeResult(Closed):
     duration_seconds: Quantity | None = None
 
 
-class BuilderReport(Closed):
+class AgentReport(Closed):
+    """What results of both roles say: who worked, at what price, and why not, where not."""
+
+    lease_token: Word | None = None
+    agent: Word | None = None
+    model: Word | None = None
+    tokens_used: Annotated[Count, Field(description=TOKENS_MEANING)] = 0
+    input_tokens: Annotated[Count | None, Field(description="Of these, read by the model.")] = None
+    output_tokens: Annotated[Count | None, Field(description="Written by the model.")] = None
+    cached_tokens: Annotated[
+        Count | None, Field(description="Read from a cache; not among `input_tokens`.")
+    ] = None
+    cost_usd: Annotated[
+        Usd | None,
+        Field(description="What this attempt cost; left out, the ruleset's `prices` make it."),
+    ] = None
+    reason: Annotated[
+        Text | None, Field(description="Why the agent was `unavailable`: a limit, a provider.")
+    ] = None
+    retry_at: Annotated[
+        AwareDatetime | None, Field(description="When an `unavailable` agent can work again.")
+    ] = None
+    account: Annotated[Word | None, Field(description=ACCOUNT_MEANING)] = None
+
+    @property
+    def tokens(self) -> int:
+        """What the attempt used: the figure given, else the sum of the kinds."""
+        if "tokens_used" in self.model_fields_set:
+            return self.tokens_used
+        return (self.input_tokens or 0) + (self.output_tokens or 0) + (self.cached_tokens or 0)
+
+    def unavailable(self, notes: str | None) -> Unavailable:
+        """Say why the agent could not work; `notes` stand in for a reason."""
+        reason = self.reason or notes or "no reason was given"
+        return Unavailable(reason=reason, retry_at=self.retry_at, account=self.account)
+
+    @model_validator(mode="after")
+    def _waits_only_where_unavailable(self) -> Self:
+        status = getattr(self, "status", None) or getattr(self, "recommendation", None)
+        if status != UNAVAILABLE:
+            for name in ("reason", "retry_at"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name} is for results that are '{UNAVAILABLE}'")
+        return self
+
+
+class BuilderReport(AgentReport):
     """A Builder's result: one attempt at a phase."""
 
     phase_id: Identifier | None = None
@@ -67,7 +123,6 @@ class BuilderReport(Closed):
     lines_added: Count | None = None
     lines_removed: Count | None = None
     builder_attempts: Count | None = None
-    tokens_used: Count = 0
     duration_minutes: Quantity | None = None
     notes: Text | None = None
     probe_results: Annotated[tuple[ProbeResult, ...], Field(max_length=200)] = ()
@@ -75,10 +130,6 @@ class BuilderReport(Closed):
         ()
     )
     base_commit: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
-    lease_token: Word | None = None
-    agent: Word | None = None
-    model: Word | None = None
-    cost_usd: Quantity | None = None
 
     def patch(self) -> bytes | None:
         """Return the patch's bytes, None when there is none. Raises InvalidError."""
@@ -155,7 +206,7 @@ class SuggestedPatch(Closed):
         return _patch_bytes(self.patch_content, self.patch_content_base64)
 
 
-class AuditorReport(Closed):
+class AuditorReport(AgentReport):
     """An Auditor's result: one review of a phase."""
 
     phase_id: Identifier | None = None
@@ -167,12 +218,7 @@ class AuditorReport(Closed):
     resolved_issues: Annotated[tuple[IssueKey, ...], Field(max_length=MAX_SUGGESTED_ISSUES)] = ()
     suggested_patches: Annotated[tuple[SuggestedPatch, ...], Field(max_length=100)] = ()
     auditor_attempts: Count | None = None
-    tokens_used: Count = 0
     audit_id: Count | None = None
-    lease_token: Word | None = None
-    agent: Word | None = None
-    model: Word | None = None
-    cost_usd: Quantity | None = None
 
 
 def without_patches(report: BuilderReport | AuditorReport) -> dict[str, Any]:

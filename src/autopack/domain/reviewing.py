@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
+from decimal import Decimal
 from enum import StrEnum
 
 from .course import Course, WrongStateError
 from .errors import ConflictError
+from .money import ZERO_USD
 from .run import PhaseState, Verdict
 from .states import PhaseStatus
 
@@ -16,6 +19,7 @@ class Recommendation(StrEnum):
     APPROVE = "approve"
     REVISE = "revise"
     ESCALATE = "escalate"
+    UNAVAILABLE = "unavailable"  # it could not work: no review
 
 
 class NothingToApproveError(ConflictError):
@@ -33,6 +37,7 @@ class Review:
     submission_id: int
     recommendation: Recommendation
     tokens: int
+    cost: Decimal = ZERO_USD
     notes: str
     own_patches: int
 
@@ -55,7 +60,7 @@ def take_review(course: Course, phase_id: str, review: Review, put: PutAll) -> C
     Returns the refusal of a review that has nothing to stand on; it cost a try.
     """
     course.release(phase_id)
-    count_review(course, phase_id, review.tokens)
+    count_review(course, phase_id, review.tokens, review.cost)
     if course.is_over:
         return None
     if review.recommendation is Recommendation.ESCALATE:
@@ -111,9 +116,14 @@ def enter_review(course: Course, phase_id: str, reason: str) -> None:
     await_review(course, phase_id, reason)
 
 
-def await_review(course: Course, phase_id: str, reason: str) -> None:
-    """Give the phase in the gate another audit's time."""
-    course.change_phase(phase_id, deadline_at=course.in_minutes(course.run.audit_minutes))
+def await_review(
+    course: Course, phase_id: str, reason: str, *, not_before: datetime | None = None
+) -> None:
+    """Give the phase in the gate another audit's time, from when the audit can be made."""
+    course.end_wait(phase_id)
+    opens = max(course.now, not_before) if not_before else course.now
+    audit = timedelta(minutes=course.run.audit_minutes)
+    course.change_phase(phase_id, deadline_at=min(opens, course.run.deadline_at) + audit)
     course.note("ReviewOpened", phase_id=phase_id, reason=reason)
 
 
@@ -124,15 +134,15 @@ def request_review(course: Course, phase_id: str) -> None:
     course.note("ReviewRequested", phase_id=phase_id)
 
 
-def count_review(course: Course, phase_id: str, tokens: int) -> None:
-    """Count an Auditor's try and its tokens; passing the run's cap ends the run."""
+def count_review(course: Course, phase_id: str, tokens: int, cost: Decimal = ZERO_USD) -> None:
+    """Count an Auditor's try, its tokens and cost; passing a cap of the run ends it."""
     phase = course.phase(phase_id)
     course.change_phase(
         phase_id,
         auditor_attempts_used=phase.auditor_attempts_used + 1,
         is_review_requested=False,
     )
-    course.count_tokens(phase_id, tokens)
+    course.count_tokens(phase_id, tokens, cost)
 
 
 def drop_pending(course: Course, phase_id: str, reason: str) -> None:

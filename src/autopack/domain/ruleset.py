@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import posixpath
 import re
 from collections.abc import Iterator, Mapping
@@ -18,14 +19,17 @@ from .values import (
     Identifier,
     PathGlob,
     PositiveCount,
+    PositiveUsd,
     RunScope,
     SafetyProfile,
     Severity,
     Text,
+    Usd,
     Word,
 )
 
 DEFAULT_CATEGORY = "default"
+Message = Annotated[Text, Field(min_length=8)]  # shorter ones stand in ordinary output too
 Minutes = Annotated[int, Field(strict=True, ge=1, le=10_080)]
 # What ends a shell's simple command, quotes too: `bash -c 'scripts/check.sh'`.
 _SHELL_SIGNS: Final = re.compile(r"[\n;&|(){}`'\"]+")
@@ -76,9 +80,22 @@ class SafetyRule(Closed):
 
 class RunBudget(Closed):
     token_cap: PositiveCount = 5_000_000
+    cost_cap_usd: PositiveUsd | None = None
     max_phases: PositiveCount = 25
     max_duration_minutes: Minutes = 120
     minor_issues_per_phase: Count = 3
+
+
+class Price(Closed):
+    """What a model costs: USD per million tokens of each kind, as of a date.
+
+    `cached`: tokens read from a cache; None: as `input`.
+    """
+
+    input: Usd
+    output: Usd
+    cached: Usd | None = None
+    date: datetime.date
 
 
 class TierBudget(Closed):
@@ -182,6 +199,42 @@ DEFAULT_ALIASES: Mapping[str, str] = {
     "index_registry_maintenance": "index_registry_change",
     "bulk_operation": "bulk_multi_file_operation",
 }
+# What known agents print last when they could not work: parts of a line, in any case.
+DEFAULT_UNAVAILABLE_MESSAGES: Mapping[str, tuple[str, ...]] = {
+    "aider": (
+        "litellm.RateLimitError",
+        "litellm.ServiceUnavailableError",
+        "litellm.InternalServerError",
+        "litellm.AuthenticationError",
+    ),
+    "claude": (
+        "usage limit reached",
+        "You've hit your limit",
+        "You've hit your session limit",
+        "Credit balance is too low",
+        "API Error: 429",
+        "API Error: 529",
+        "Please run /login",
+    ),
+    "codex": (
+        "You've hit your usage limit",
+        "exceeded retry limit, last status: 429",
+        "Quota exceeded. Check your plan and billing details",
+        "We're currently experiencing high demand",
+        "unexpected status 401 Unauthorized",
+    ),
+    "gemini": (
+        "RESOURCE_EXHAUSTED",
+        "exhausted your capacity",
+        "exhausted your daily quota",
+        "Please set an Auth method",
+    ),
+    "opencode": (
+        "Rate limit exceeded",
+        "Too Many Requests",
+        "insufficient_quota",
+    ),
+}
 DEFAULT_SAFETY: Mapping[SafetyProfile, SafetyRule] = {
     SafetyProfile.NORMAL: SafetyRule(),
     SafetyProfile.SAFETY_CRITICAL: SafetyRule(
@@ -224,6 +277,10 @@ class Ruleset(Closed):
     attempt_minutes: Minutes = 60
     audit_minutes: Minutes = 60
     auto_debt_cleanup: bool = False
+    prices: Mapping[Word, Price] = Field(default_factory=dict)
+    unavailable_messages: Mapping[Word, tuple[Message, ...]] = Field(
+        default_factory=lambda: dict(DEFAULT_UNAVAILABLE_MESSAGES)
+    )
     paths: PathRules = PathRules()
     ci: CiRules = CiRules()
 

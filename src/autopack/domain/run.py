@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 from enum import StrEnum
 
+from .money import ZERO_USD
 from .states import Cleanliness, PhaseStatus, RunStatus, TierStatus
 from .values import CiProfile, Role, RunScope
 
@@ -15,10 +17,12 @@ class FailureCode(StrEnum):
     """Why a run failed, finer than its state."""
 
     TOKEN_CAP = "token_cap"  # noqa: S105 - a budget's name, not a secret
+    COST_CAP = "cost_cap"
     DURATION_CAP = "duration_cap"
     MINOR_ISSUE_CAP = "minor_issue_cap"
     BRANCH_MOVED = "branch_moved"
     CI_DID_NOT_RUN = "ci_did_not_run"
+    AGENTS_UNAVAILABLE = "agents_unavailable"
     CANCELLED = "cancelled"
     PHASE_FAILED = "phase_failed"
     TIER_NOT_CLEAN = "tier_not_clean"
@@ -27,10 +31,12 @@ class FailureCode(StrEnum):
 
 FAILURE_STATES = {
     FailureCode.TOKEN_CAP: RunStatus.DONE_FAILED_BUDGET_EXHAUSTED,
+    FailureCode.COST_CAP: RunStatus.DONE_FAILED_BUDGET_EXHAUSTED,
     FailureCode.DURATION_CAP: RunStatus.DONE_FAILED_BUDGET_EXHAUSTED,
     FailureCode.MINOR_ISSUE_CAP: RunStatus.DONE_FAILED_BUDGET_EXHAUSTED,
     FailureCode.BRANCH_MOVED: RunStatus.DONE_FAILED_POLICY_VIOLATION,
     FailureCode.CI_DID_NOT_RUN: RunStatus.DONE_FAILED_ENVIRONMENT,
+    FailureCode.AGENTS_UNAVAILABLE: RunStatus.DONE_FAILED_ENVIRONMENT,
     FailureCode.CANCELLED: RunStatus.DONE_FAILED_REQUIRES_HUMAN_REVIEW,
     FailureCode.PHASE_FAILED: RunStatus.DONE_FAILED_REQUIRES_HUMAN_REVIEW,
     FailureCode.TIER_NOT_CLEAN: RunStatus.DONE_FAILED_REQUIRES_HUMAN_REVIEW,
@@ -87,11 +93,17 @@ class PhaseState:
     is_builder_spent: bool = False
     is_review_requested: bool = False
     tokens_used: int = 0
+    cost_usd: Decimal = ZERO_USD
     fence: int = 0
     lease_id: int | None = None
     lease_role: Role | None = None
     tokens_reserved: int = 0
     tokens_reported: int = 0
+    cost_reserved_usd: Decimal = ZERO_USD
+    cost_reported_usd: Decimal = ZERO_USD
+    unavailable_reason: str | None = None
+    retry_at: datetime | None = None
+    retry_account: str | None = None
     deadline_at: datetime | None = None
     start_commit: str | None = None
     commit: str | None = None
@@ -140,6 +152,7 @@ class TierState:
     minors_tolerated: int
     majors_tolerated: int
     tokens_used: int = 0
+    cost_usd: Decimal = ZERO_USD
     ci_runs_count: int = 0
     minor_issues_count: int = 0
     major_issues_count: int = 0
@@ -162,8 +175,11 @@ class RunState:
     any_failure_stops: bool
     high_risk_needs_review: bool
     is_sandbox_required: bool = False
+    cost_cap_usd: Decimal | None = None
     tokens_used: int = 0
     tokens_reserved: int = 0
+    cost_usd: Decimal = ZERO_USD
+    cost_reserved_usd: Decimal = ZERO_USD
     minor_issues_count: int = 0
     major_issues_count: int = 0
     debt_status: DebtStatus = DebtStatus.CLEAN

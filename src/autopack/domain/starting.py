@@ -20,6 +20,7 @@ def starting_state(plan: Plan, strategy: Strategy, now: datetime, base_commit: s
         state=RunStatus.RUN_CREATED,
         run_scope=strategy.run_scope,
         token_cap=strategy.token_cap,
+        cost_cap_usd=strategy.cost_cap_usd,
         max_minor_issues_total=strategy.max_minor_issues_total,
         max_duration_minutes=strategy.max_duration_minutes,
         attempt_minutes=strategy.attempt_minutes,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+
 from .building import fail_attempt
 from .course import Course
 from .errors import ConflictError
 from .judging import Judgement, take_verdict
+from .money import ZERO_USD, usd_text
 from .reviewing import after_failed_review, await_review
 from .run import CompletedBy, FailureCode, PhaseState, Verdict
 from .states import PHASE_TRANSITIONS, IllegalTransitionError, PhaseStatus
@@ -117,12 +120,7 @@ def pass_time(course: Course) -> None:
         return
     run = course.run
     if course.now >= run.deadline_at:
-        late = (course.now - run.deadline_at).total_seconds() / 60
-        course.end_failed(
-            FailureCode.DURATION_CAP,
-            f"max_duration_minutes {run.max_duration_minutes} passed: the run was not done after "
-            f"{run.max_duration_minutes + late:.1f} minutes",
-        )
+        _end_overdue(course)
         return
     for phase in run.phases:
         if phase.deadline_at is None or course.now < phase.deadline_at:
@@ -133,16 +131,39 @@ def pass_time(course: Course) -> None:
             judgement = Judgement(verdict=Verdict.DID_NOT_RUN, reason="it gave no verdict in time")
             take_verdict(course, phase.phase_id, judgement)
         else:
-            lapse(course, phase.phase_id, phase.tokens_reported)
+            lapse(course, phase.phase_id, phase.tokens_reported, phase.cost_reported_usd)
 
 
-def lapse(course: Course, phase_id: str, tokens_reported: int) -> None:
+def _end_overdue(course: Course) -> None:
+    """End a run whose time is up; one that waits for agents' capacity failed for lack of it."""
+    run = course.run
+    late = (course.now - run.deadline_at).total_seconds() / 60
+    passed = (
+        f"max_duration_minutes {run.max_duration_minutes} passed: the run was not done after "
+        f"{run.max_duration_minutes + late:.1f} minutes"
+    )
+    waiting = next((phase for phase in run.phases if phase.unavailable_reason is not None), None)
+    if waiting is None:
+        course.end_failed(FailureCode.DURATION_CAP, passed)
+    else:
+        course.end_failed(
+            FailureCode.AGENTS_UNAVAILABLE,
+            f"no agent was available for phase '{waiting.phase_id}': "
+            f"{waiting.unavailable_reason}; {passed}",
+        )
+
+
+def lapse(
+    course: Course, phase_id: str, tokens_reported: int, cost_reported: Decimal = ZERO_USD
+) -> None:
     """End an attempt or a review that has lasted too long; it used one try of its role.
 
-    Its tokens are settled at what the last heartbeat said.
+    Its tokens and cost are settled at what the last heartbeat said.
     """
     phase = course.phase(phase_id)
-    data = {"lease_id": phase.lease_id, "tokens_reported": tokens_reported}
+    data: dict[str, object] = {"lease_id": phase.lease_id, "tokens_reported": tokens_reported}
+    if cost_reported:
+        data["cost_reported_usd"] = usd_text(cost_reported)
     course.release(phase_id)
     if phase.state is PhaseStatus.EXECUTING:
         course.change_phase(
@@ -158,7 +179,7 @@ def lapse(course: Course, phase_id: str, tokens_reported: int) -> None:
             fence=phase.fence + 1,
         )
         course.note("AuditLapsed", phase_id=phase_id, data=data)
-    course.count_tokens(phase_id, tokens_reported)
+    course.count_tokens(phase_id, tokens_reported, cost_reported)
     if course.is_over:
         return
     if phase.state is PhaseStatus.EXECUTING:

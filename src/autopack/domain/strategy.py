@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from pydantic import Field
+
 from .plan import Plan, PlanPhase
-from .ruleset import CiRules, PathRules, Ruleset, SafetyRule
+from .ruleset import CiRules, Message, PathRules, Price, Ruleset, SafetyRule
 from .values import (
     MAX_COUNT,
     CiMode,
@@ -16,6 +18,7 @@ from .values import (
     Identifier,
     PathGlob,
     PositiveCount,
+    PositiveUsd,
     RunScope,
     SafetyProfile,
     Severity,
@@ -57,6 +60,7 @@ class Strategy(Closed):
     safety_profile: SafetyProfile
     run_scope: RunScope
     token_cap: PositiveCount
+    cost_cap_usd: PositiveUsd | None = None
     max_phases: PositiveCount
     max_duration_minutes: PositiveCount
     max_minor_issues_total: Count
@@ -66,6 +70,8 @@ class Strategy(Closed):
     major_categories: tuple[Word, ...]
     paths: PathRules
     ci: CiRules
+    prices: Mapping[Word, Price] = Field(default_factory=dict)
+    unavailable_messages: Mapping[Word, tuple[Message, ...]] = Field(default_factory=dict)
     tiers: Mapping[str, TierStrategy]
     phases: Mapping[str, PhaseStrategy]
     warnings: tuple[str, ...] = ()
@@ -100,6 +106,9 @@ def compile_strategy(ruleset: Ruleset, plan: Plan, *, version: int = 1) -> Strat
         safety_profile=profile,
         run_scope=plan.run.run_scope or ruleset.default_run_scope,
         token_cap=plan.run.token_cap or ruleset.run.token_cap,
+        cost_cap_usd=(
+            ruleset.run.cost_cap_usd if plan.run.cost_cap_usd is None else plan.run.cost_cap_usd
+        ),
         max_phases=plan.run.max_phases or ruleset.run.max_phases,
         max_duration_minutes=plan.run.max_duration_minutes or ruleset.run.max_duration_minutes,
         max_minor_issues_total=_count(ruleset.run.minor_issues_per_phase * len(plan.phases)),
@@ -109,6 +118,8 @@ def compile_strategy(ruleset: Ruleset, plan: Plan, *, version: int = 1) -> Strat
         major_categories=_major_categories(ruleset),
         paths=ruleset.paths,
         ci=ruleset.ci,
+        prices=ruleset.prices,
+        unavailable_messages=ruleset.unavailable_messages,
         tiers=tiers,
         phases=phases,
     )

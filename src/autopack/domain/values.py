@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import unicodedata
+from decimal import Decimal
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer
 
 from .identifiers import IDENTIFIER_PATTERN, identifier_problem
+from .money import MAX_USD, usd, usd_text
 from .terms import Severity as Severity
 
 MAX_COUNT = 2**53 - 1
@@ -83,6 +85,14 @@ IssueKey = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_p
 Count = Annotated[int, Field(strict=True, ge=0, le=MAX_COUNT)]
 PositiveCount = Annotated[int, Field(strict=True, ge=1, le=MAX_COUNT)]
 Quantity = Annotated[float, Field(strict=True, ge=0, le=MAX_COUNT, allow_inf_nan=False)]
+# US dollars: a JSON number or a decimal string comes in, a string with six places goes out.
+Usd = Annotated[
+    Decimal,
+    Field(ge=0, le=MAX_USD),
+    AfterValidator(usd),
+    PlainSerializer(usd_text, return_type=str, when_used="json-unless-none"),
+]
+PositiveUsd = Annotated[Usd, Field(gt=0)]
 PathGlob = Annotated[str, Field(min_length=1, max_length=1_000), AfterValidator(_printable)]
 # A file's name as an agent gives it: any sign may stand in one, but NUL in none.
 FilePath = Annotated[str, Field(min_length=1, max_length=4_096), AfterValidator(_clean_text)]

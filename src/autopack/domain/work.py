@@ -19,6 +19,7 @@ class Outcome(StrEnum):
     REVISED = "revised"
     ESCALATED = "escalated"
     ADVISORY = "advisory"
+    UNAVAILABLE = "unavailable"
 
 
 class PatchStatus(StrEnum):

@@ -7,10 +7,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from datetime import datetime
+from decimal import Decimal
 from operator import attrgetter
 from typing import Any
 
 from ..domain.events import wire_time
+from ..domain.money import usd_text
 from ..domain.reports import (
     BacklogReportEntry,
     IndexEntry,
@@ -110,6 +112,8 @@ def _bytes(text: str) -> bytes:
 
 
 def _plain(value: object) -> str:
+    if isinstance(value, Decimal):
+        return usd_text(value)
     if isinstance(value, datetime):
         return wire_time(value)
     raise TypeError(f"{type(value).__name__} has no place in a JSON file")

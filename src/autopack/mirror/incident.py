@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from decimal import Decimal
 
 from ..domain.incident import IncidentPack, TroubledPhase
+from ..domain.money import short_usd
 from .documents import encode
 from .markdown import NONE, bullets, code, inline, quote, table
 
@@ -34,8 +36,8 @@ def incident_page(pack: IncidentPack) -> bytes:
             (
                 (
                     inline(budget.name),
-                    f"{budget.used:,}",
-                    f"{budget.cap:,}",
+                    _amount(budget.used),
+                    _amount(budget.cap),
                     "passed" if budget.is_passed else "",
                 )
                 for budget in pack.budgets
@@ -75,6 +77,10 @@ def incident_page(pack: IncidentPack) -> bytes:
     return ("\n\n".join(block for block in blocks if block) + "\n").encode("utf-8", "replace")
 
 
+def _amount(figure: int | Decimal) -> str:
+    return short_usd(figure) if isinstance(figure, Decimal) else f"{figure:,}"
+
+
 def _phase(phase: TroubledPhase) -> list[str]:
     blocks = [
         f"### {inline(phase.phase_id)}: {inline(phase.name)}",
@@ -85,10 +91,11 @@ def _phase(phase: TroubledPhase) -> list[str]:
         who = ", ".join(inline(name) for name in (attempt.agent, attempt.model) if name)
         blocks.append(
             f"**{attempt.role.capitalize()} attempt {attempt.attempt}**"
-            f"{f' ({who})' if who else ''}: {attempt.outcome}, {attempt.tokens_used:,} tokens."
+            f"{f' ({who})' if who else ''}: {attempt.outcome}, {attempt.tokens_used:,} tokens"
+            f"{f', {short_usd(attempt.cost_usd)}' if attempt.cost_usd else ''}."
         )
         blocks += [quote(text) for text in (attempt.reason, attempt.notes) if text]
         if attempt.log_tail:
-            blocks.append("The last that its probes said:")
+            blocks.append("Its last output:")
             blocks.append(quote(attempt.log_tail))
     return blocks

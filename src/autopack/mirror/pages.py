@@ -10,9 +10,11 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 
 from ..domain.events import wire_time
 from ..domain.issues import IssueStatus
+from ..domain.money import short_usd
 from ..domain.reports import AttemptReport, IssueReportEntry, PhaseReport, RunReport, TierReport
 from ..domain.run import CompletedBy, DebtStatus, FailureCode, Sandbox, Verdict
 from ..domain.states import Cleanliness, PhaseStatus, RunStatus, TierStatus
@@ -111,6 +113,7 @@ def run_page(run: RunReport) -> bytes:
     figures = [
         _figure("Phases complete", done, len(phases)),
         _figure("Tokens", run.tokens_used, run.token_cap),
+        _cost(run.cost_usd, run.cost_cap_usd),
         (
             "Duration" if run.ended_at else "Duration so far",
             _duration(spent),
@@ -144,6 +147,7 @@ def tier_page(run: RunReport, tier: TierReport) -> bytes:
     figures = [
         _figure("Phases complete", done, len(tier.phases)),
         _figure("Tokens", tier.tokens_used, tier.token_cap),
+        _cost(tier.cost_usd, None),
         _figure("CI runs", tier.ci_runs_count, tier.ci_run_cap),
         _figure("Minor issues", tier.minor_issues_count, tier.minors_tolerated),
         _figure("Major issues", tier.major_issues_count, tier.majors_tolerated),
@@ -280,7 +284,7 @@ def _cleanliness(tier: TierReport) -> str:
 def _phase_table(phases: Sequence[PhaseReport], place: str) -> str:
     if not phases:
         return "No phases."
-    header = ("Phase", "Name", "State", "Attempts", "Tokens", "Issues", "Verdict", "Commit")
+    header = ("Phase", "Name", "State", "Attempts", "Tokens", "Cost", "Issues", "Verdict", "Commit")
     rows = (
         (
             _phase_link(phase, place),
@@ -288,13 +292,14 @@ def _phase_table(phases: Sequence[PhaseReport], place: str) -> str:
             PHASE_WORDS[phase.state] + _by_hand(phase),
             str(phase.builder_attempts_used + phase.auditor_attempts_used),
             _number(phase.tokens_used),
+            short_usd(phase.cost_usd),
             _issue_counts(phase),
             verdict_words(phase) if phase.verdict else NONE,
             _sha(phase.commit),
         )
         for phase in phases
     )
-    return table(header, rows, right=(3, 4))
+    return table(header, rows, right=(3, 4, 5))
 
 
 def _phase_link(phase: PhaseReport, place: str) -> str:
@@ -359,6 +364,9 @@ def _times(phase: PhaseReport) -> Iterable[tuple[str, str]]:
         yield "Started", _time(phase.started_at)
     if phase.ended_at:
         yield "Ended", _time(phase.ended_at)
+    elif phase.unavailable_reason is not None:
+        until = f" until {_time(phase.retry_at)}" if phase.retry_at else ""
+        yield "Waits", f"for an agent{until}: {inline(phase.unavailable_reason)}"
     elif phase.deadline_at:
         yield "Deadline", _time(phase.deadline_at)
 
@@ -366,7 +374,18 @@ def _times(phase: PhaseReport) -> Iterable[tuple[str, str]]:
 def _attempts(attempts: Sequence[AttemptReport]) -> str:
     if not attempts:
         return "None yet."
-    header = ("#", "Role", "Agent", "Outcome", "Reason", "Files", "Tokens", "Commits", "When")
+    header = (
+        "#",
+        "Role",
+        "Agent",
+        "Outcome",
+        "Reason",
+        "Files",
+        "Tokens",
+        "Cost",
+        "Commits",
+        "When",
+    )
     rows = (
         (
             str(attempt.attempt),
@@ -376,12 +395,13 @@ def _attempts(attempts: Sequence[AttemptReport]) -> str:
             inline(attempt.reason, _CELL) if attempt.reason else NONE,
             str(len(attempt.files_changed)),
             _number(attempt.tokens_used),
+            NONE if attempt.cost_usd is None else short_usd(attempt.cost_usd),
             ", ".join(map(_sha, attempt.commits)) or NONE,
             _time(attempt.created_at),
         )
         for attempt in attempts
     )
-    return table(header, rows, right=(0, 5, 6))
+    return table(header, rows, right=(0, 5, 6, 7))
 
 
 def _agent(attempt: AttemptReport) -> str:
@@ -391,9 +411,13 @@ def _agent(attempt: AttemptReport) -> str:
 
 def _notes(attempts: Sequence[AttemptReport]) -> Iterable[str]:
     for attempt in attempts:
+        who = f"{attempt.role.capitalize()} attempt {attempt.attempt}"
         if attempt.notes:
-            yield f"### Notes of {attempt.role.capitalize()} attempt {attempt.attempt}"
+            yield f"### Notes of {who}"
             yield quote(attempt.notes)
+        if attempt.log_tail:
+            yield f"### Last output of {who}"
+            yield quote(attempt.log_tail)
 
 
 def _issues(phase: PhaseReport) -> str:
@@ -451,6 +475,12 @@ def _figures(rows: Iterable[tuple[str, str, str, str]]) -> str:
 
 def _figure(name: str, count: int, allowed: int) -> tuple[str, str, str, str]:
     return name, _number(count), _number(allowed), _percent(count, allowed)
+
+
+def _cost(spent: Decimal, cap: Decimal | None) -> tuple[str, str, str, str]:
+    if cap is None:
+        return "Cost", short_usd(spent), NONE, NONE
+    return "Cost", short_usd(spent), short_usd(cap), f"{int(100 * spent / cap)}%"
 
 
 def _facts(facts: Iterable[tuple[str, str]]) -> str:

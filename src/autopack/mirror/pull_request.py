@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..domain.metrics import OpenIssue
+from ..domain.money import short_usd
 from ..domain.reports import PhaseReport, RunReport
 from ..domain.run import CompletedBy, DebtStatus, Verdict
 from ..domain.states import PhaseStatus
@@ -153,6 +154,8 @@ def _figures(run: RunReport, phases: Sequence[PhaseReport]) -> Iterable[tuple[st
     green = sum(phase.verdict is Verdict.GREEN for phase in phases)
     yield "CI", f"{green} of {len(phases)} phases have a green verdict"
     yield "Tokens", f"{run.tokens_used:,} of {run.token_cap:,}"
+    if run.cost_usd:
+        yield "Cost", short_usd(run.cost_usd)
     if run.debt_status is not DebtStatus.CLEAN:
         yield "Debt", DEBT_WORDS[run.debt_status]
     yield "Base commit", run.base_commit

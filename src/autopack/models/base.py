@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import enum
 from datetime import datetime
+from decimal import Decimal
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar
 
-from sqlalchemy import BigInteger, CheckConstraint, DateTime, Enum, Identity, MetaData, Text
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    Enum,
+    Identity,
+    MetaData,
+    Numeric,
+    Text,
+    text,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, mapped_column
+
+from ..domain.money import ZERO_USD
 
 metadata = MetaData(
     naming_convention={
@@ -22,6 +35,8 @@ metadata = MetaData(
 )
 
 Id = Annotated[int, mapped_column(BigInteger, Identity(always=True), primary_key=True)]
+# Money that has been counted: none at first, also in rows of a release that knows no such column.
+Cost = Annotated[Decimal, mapped_column(Numeric(20, 6), default=ZERO_USD, server_default=text("0"))]
 Json = Annotated[Any, mapped_column(JSONB)]
 
 
@@ -33,6 +48,7 @@ class Base(DeclarativeBase):
         int: BigInteger,
         str: Text,
         datetime: DateTime(timezone=True),
+        Decimal: Numeric(20, 6),
         enum.Enum: Enum(
             enum.Enum,
             native_enum=False,

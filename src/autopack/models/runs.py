@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from decimal import Decimal
 
 from sqlalchemy import ForeignKey, Index, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
@@ -12,7 +13,7 @@ from ..domain.naming import branch_name
 from ..domain.run import CompletedBy, DebtStatus, FailureCode, Sandbox, Verdict
 from ..domain.states import Cleanliness, PhaseStatus, RunStatus, TierStatus
 from ..domain.values import CiProfile, Complexity, Role, RunScope, SafetyProfile
-from .base import Base, Id, Json, not_negative, one_of
+from .base import Base, Cost, Id, Json, not_negative, one_of
 
 
 class Run(Base):
@@ -31,6 +32,7 @@ class Run(Base):
     strategy_version: Mapped[int]
 
     token_cap: Mapped[int]
+    cost_cap_usd: Mapped[Decimal | None]
     max_phases: Mapped[int]
     max_duration_minutes: Mapped[int]
     max_minor_issues_total: Mapped[int]
@@ -47,6 +49,8 @@ class Run(Base):
 
     tokens_used: Mapped[int] = mapped_column(default=0)
     tokens_reserved: Mapped[int] = mapped_column(default=0)
+    cost_usd: Mapped[Cost]
+    cost_reserved_usd: Mapped[Cost]
     minor_issues_count: Mapped[int] = mapped_column(default=0)
     major_issues_count: Mapped[int] = mapped_column(default=0)
     debt_status: Mapped[DebtStatus] = mapped_column(default=DebtStatus.CLEAN)
@@ -140,6 +144,7 @@ class Tier(HasIssues, Base):
     minors_tolerated: Mapped[int]
     majors_tolerated: Mapped[int]
     tokens_used: Mapped[int] = mapped_column(default=0)
+    cost_usd: Mapped[Cost]
     ci_runs_count: Mapped[int] = mapped_column(default=0)
 
     run: Mapped[Run] = relationship(back_populates="tiers", lazy="raise")
@@ -195,6 +200,7 @@ class Phase(HasIssues, Base):
     is_builder_spent: Mapped[bool] = mapped_column(default=False)
     is_review_requested: Mapped[bool] = mapped_column(default=False)
     tokens_used: Mapped[int] = mapped_column(default=0)
+    cost_usd: Mapped[Cost]
     # What agents claimed of themselves; recorded, never believed.
     builder_attempts_claimed: Mapped[int | None]
     minor_issues_claimed: Mapped[int | None]
@@ -205,6 +211,12 @@ class Phase(HasIssues, Base):
     lease_role: Mapped[Role | None]
     tokens_reserved: Mapped[int] = mapped_column(default=0)
     tokens_reported: Mapped[int] = mapped_column(default=0)
+    cost_reserved_usd: Mapped[Cost]
+    cost_reported_usd: Mapped[Cost]
+    # Why the last agent could not work, and until when the phase waits for that account's limit.
+    unavailable_reason: Mapped[str | None]
+    retry_at: Mapped[datetime | None]
+    retry_account: Mapped[str | None]
     deadline_at: Mapped[datetime | None]
     start_commit: Mapped[str | None]
     commit: Mapped[str | None]

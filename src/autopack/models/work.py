@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from decimal import Decimal
 
 from sqlalchemy import ForeignKey, Index, LargeBinary, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
@@ -23,6 +24,7 @@ class Lease(Base):
     phase_pk: Mapped[int] = mapped_column(ForeignKey("phases.id", ondelete="CASCADE"))
     role: Mapped[Role]
     agent: Mapped[str]
+    account: Mapped[str | None]
     fence: Mapped[int]
     token_sha256: Mapped[str] = mapped_column(unique=True)
     seconds: Mapped[int]
@@ -59,6 +61,14 @@ class Submission(Base):
     status: Mapped[str]
     body: Mapped[Json]
     tokens_used: Mapped[int] = mapped_column(default=0)
+    input_tokens: Mapped[int | None]
+    output_tokens: Mapped[int | None]
+    cached_tokens: Mapped[int | None]
+    # None: not known. `price` is that of the ruleset which made it, None: the agent named the cost.
+    cost_usd: Mapped[Decimal | None]
+    price: Mapped[Json] = mapped_column(nullable=True)
+    retry_at: Mapped[datetime | None]
+    account: Mapped[str | None]
     outcome: Mapped[Outcome]
     reason: Mapped[str | None]
     ticket: Mapped[Json] = mapped_column(nullable=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from ..domain import reviewing
+from ..domain.capacity import take_unavailable
 from ..domain.errors import AutopackError, ConflictError, InvalidError, NotFoundError
+from ..domain.money import ZERO_USD, cost_entry
 from ..domain.results import AuditorReport, AuditRequest
 from ..domain.reviewing import Recommendation, Review, ReviewRefusal
 from ..domain.run import PhaseState
@@ -21,7 +23,7 @@ from .claiming import check_lease
 from .house import House
 from .issues import note_issues, resolve_issues
 from .replies import Answer, key_scope, once
-from .submitting import identify, record_submission, require_same_names
+from .submitting import identify, record_submission, require_same_names, settle_unavailable
 
 
 class PhaseFinalError(ConflictError):
@@ -91,6 +93,9 @@ def submit_auditor_result(
     """
     require_same_names(run_id, phase_id, report.run_id, report.phase_id)
     patches = _own_patches(report)
+    is_unavailable = report.recommendation is Recommendation.UNAVAILABLE
+    if patches and is_unavailable:
+        raise InvalidError("suggested_patches: an Auditor that was unavailable has none")
     identity = identify(phase_id, Role.AUDITOR, report, idempotency_key)
     refusal: AutopackError | None = None
     body: dict[str, Any] = {}
@@ -112,11 +117,12 @@ def submit_auditor_result(
         else:
             lease = check_lease(change, phase, Role.AUDITOR, report.lease_token)
             reviewing.require_reviewable(change.course, phase_id)
-            if report.recommendation is not Recommendation.ESCALATE:
+            if report.recommendation not in _WITHOUT_PATCHES:
                 patching.require_free_branch(change)
             submission = record_submission(change, phase, report, patches, lease)
             commits, refusal = _take(change, phase, report, submission, patches)
-        if audit is not None and refusal is None:  # a refused review may be sent anew
+        if audit is not None and refusal is None and not is_unavailable:
+            # A refused review, or one that could not be made, may be sent anew.
             audit.answered_at = change.now
             audit.submission_pk = submission.id
         change.conclude()
@@ -174,7 +180,8 @@ def _take(
             "submission_id": submission.id,
             "attempt": submission.attempt,
             "recommendation": report.recommendation,
-            "tokens_used": report.tokens_used,
+            "tokens_used": submission.tokens_used,
+            **cost_entry(submission.cost_usd),
             "patch_sha256s": [patch.sha256 for patch in patches],
         },
     )
@@ -203,10 +210,19 @@ def _take(
         commits.extend(_note_all(change, phase, [*pending, *own]))
         return [commit.sha for commit in commits]
 
+    cost = submission.cost_usd or ZERO_USD
+    if report.recommendation is Recommendation.UNAVAILABLE:
+        why = report.unavailable(report.review_notes)
+        take_unavailable(
+            course, phase_id, Role.AUDITOR, why, tokens=submission.tokens_used, cost=cost
+        )
+        settle_unavailable(submission, why)
+        return commits, None
     review = Review(
         submission_id=submission.id,
         recommendation=report.recommendation,
-        tokens=report.tokens_used,
+        tokens=submission.tokens_used,
+        cost=cost,
         notes=report.review_notes or "no notes",
         own_patches=len(patches),
     )
@@ -220,6 +236,7 @@ def _take(
     return commits, refusal
 
 
+_WITHOUT_PATCHES = (Recommendation.ESCALATE, Recommendation.UNAVAILABLE)
 _OUTCOMES = {
     Recommendation.APPROVE: Outcome.APPROVED,
     Recommendation.REVISE: Outcome.REVISED,

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from ..domain import building
-from ..domain.building import BuilderAction, BuilderResult, PatchRefusal
+from ..domain.building import BuilderAction, BuilderResult, BuilderStatus, PatchRefusal
+from ..domain.capacity import take_unavailable
 from ..domain.course import Course
-from ..domain.errors import AutopackError
+from ..domain.errors import AutopackError, InvalidError
+from ..domain.money import ZERO_USD, cost_entry
 from ..domain.results import BuilderReport
 from ..domain.states import PhaseStatus
 from ..domain.values import Role
@@ -20,7 +22,7 @@ from .claiming import check_lease
 from .house import House
 from .issues import note_issues
 from .replies import Answer
-from .submitting import identify, record_submission, require_same_names
+from .submitting import identify, record_submission, require_same_names, settle_unavailable
 
 
 def submit_builder_result(
@@ -36,6 +38,8 @@ def submit_builder_result(
     """
     require_same_names(run_id, phase_id, report.run_id, report.phase_id)
     patch = report.patch()
+    if patch is not None and report.status is BuilderStatus.UNAVAILABLE:
+        raise InvalidError("patch_content: a Builder that was unavailable has no patch to submit")
     identity = identify(phase_id, Role.BUILDER, report, idempotency_key)
     refusal: AutopackError | None = None
     body: dict[str, Any] = {}
@@ -82,7 +86,8 @@ def _take(
             "submission_id": submission.id,
             "attempt": submission.attempt,
             "status": report.status,
-            "tokens_used": report.tokens_used,
+            "tokens_used": submission.tokens_used,
+            **cost_entry(submission.cost_usd),
             "patch_sha256": patch.sha256 if patch else None,
         },
     )
@@ -109,10 +114,19 @@ def _take(
         patching.note_applied(change, phase, patch, commit)
         return commit.sha
 
+    cost = submission.cost_usd or ZERO_USD
+    if report.status is BuilderStatus.UNAVAILABLE:
+        why = report.unavailable(report.notes)
+        take_unavailable(
+            course, phase_id, Role.BUILDER, why, tokens=submission.tokens_used, cost=cost
+        )
+        settle_unavailable(submission, why)
+        return submission, None, None
     result = BuilderResult(
         submission_id=submission.id,
         status=report.status,
-        tokens=report.tokens_used,
+        tokens=submission.tokens_used,
+        cost=cost,
         patch_sha256=patch.sha256 if patch else None,
     )
     building.take_result(course, phase_id, result, put)
@@ -135,6 +149,9 @@ def what_next(course: Course) -> dict[str, Any]:
         PhaseStatus.GATE: ("audit", "the phase waits for an auditor result"),
         PhaseStatus.CI_RUNNING: ("ci", "the phase waits for CI's verdict"),
     }[phase.state]
+    if phase.unavailable_reason is not None:
+        until = f" until {phase.retry_at:%Y-%m-%dT%H:%M:%SZ}" if phase.retry_at else ""
+        detail += f"; the last agent was unavailable{until}: {phase.unavailable_reason}"
     return {"action": action, "phase_id": phase.phase_id, "detail": detail}
 
 
@@ -153,6 +170,7 @@ def _message(submission: Submission, phase: Phase) -> str:
         Outcome.APPLIED: "the patch was applied",
         Outcome.HELD: "the patch applies and waits for the Auditor",
         Outcome.EMPTY: "nothing was to change",
+        Outcome.UNAVAILABLE: "the Builder was unavailable, no try is used",
         Outcome.OVER_BUDGET: "a budget was passed, nothing was applied",
     }.get(submission.outcome, "the attempt failed")
     return f"attempt {submission.attempt}: {what}; phase '{phase.phase_id}' is {phase.state}"

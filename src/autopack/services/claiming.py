@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import secrets
-from typing import Any
+from decimal import Decimal
+from typing import Annotated, Any
 
 import structlog
+from pydantic import AwareDatetime, Field
 
 from ..domain import claiming
+from ..domain.capacity import Unavailable, take_unavailable
 from ..domain.claiming import Directive
 from ..domain.course import Course, RunOverError
 from ..domain.errors import AutopackError
+from ..domain.events import wire_time
+from ..domain.money import ZERO_USD
+from ..domain.results import ACCOUNT_MEANING
 from ..domain.steering import pass_time
-from ..domain.values import Role
+from ..domain.values import Closed, Role, Text, Word
 from ..models import Lease, Phase
 from ..store import leases, runs
 from ..store.runs import RunBusyError
 from .change import ProjectionLaggingError, RunChange, changing
 from .house import House
+from .replies import Answer, key_scope, lease_scope, once
 from .work_items import work_item
 
 logger = structlog.get_logger(__name__)
@@ -25,30 +32,50 @@ logger = structlog.get_logger(__name__)
 CANDIDATES = 50
 
 
-def claim(
-    house: House, run_id: str, role: Role, agent: str, lease_seconds: int
-) -> dict[str, Any] | None:
+class Claim(Closed):
+    """An agent asks for work."""
+
+    role: Role
+    agent: Word
+    lease_seconds: Annotated[int, Field(strict=True, ge=1, le=86_400)] = 900
+    account: Annotated[Word | None, Field(description=ACCOUNT_MEANING)] = None
+
+
+class Release(Closed):
+    """An agent gives its lease back: it cannot do the work, and no try is used."""
+
+    lease_token: Word
+    reason: Text | None = None
+    retry_at: Annotated[
+        AwareDatetime | None, Field(description="When the agent can work again.")
+    ] = None
+    account: Annotated[Word | None, Field(description=ACCOUNT_MEANING)] = None
+
+
+def claim(house: House, run_id: str, wanted: Claim) -> dict[str, Any] | None:
     """Give an agent the run's next work item, or None when there is none just now.
 
     Raises RunOverError when there never will be, or when asking has shown that nothing is left.
     """
-    item, change = _claim(house, run_id, role, agent, lease_seconds, is_waiting=True)
+    item, change = _claim(house, run_id, wanted, is_waiting=True)
     if item is None:
         change.course.require_live()
     return item
 
 
-def claim_any(house: House, role: Role, agent: str, lease_seconds: int) -> dict[str, Any] | None:
+def claim_any(house: House, wanted: Claim) -> dict[str, Any] | None:
     """Give an agent the next work item of the oldest run that has one.
 
     Busy runs are passed by, and so are those that something is wrong with: it is told to whoever
     asks for that very run.
     """
     with house.reading() as session:
-        names = runs.list_with_work(session, role, CANDIDATES)
+        names = runs.list_with_work(
+            session, wanted.role, CANDIDATES, account=wanted.account, now=house.now()
+        )
     for run_id in names:
         try:
-            item, _ = _claim(house, run_id, role, agent, lease_seconds, is_waiting=False)
+            item, _ = _claim(house, run_id, wanted, is_waiting=False)
         except (RunBusyError, RunOverError):
             continue
         except AutopackError as error:
@@ -59,7 +86,9 @@ def claim_any(house: House, role: Role, agent: str, lease_seconds: int) -> dict[
     return None
 
 
-def peek(house: House, run_id: str, role: Role) -> dict[str, Any] | None:
+def peek(
+    house: House, run_id: str, role: Role, account: str | None = None
+) -> dict[str, Any] | None:
     """Return what a claim would give now, without a lease; nothing changes.
 
     None too while something is overdue, which is settled by the next request or in a moment.
@@ -69,7 +98,7 @@ def peek(house: House, run_id: str, role: Role) -> dict[str, Any] | None:
         course = Course(runs.read_state(run), house.now())
         pass_time(course)
         course.require_live()
-        found = claiming.find_claimable(course, role)
+        found = claiming.find_claimable(course, role, account)
         if found is None or course.events:
             course.require_live()
             return None
@@ -77,7 +106,12 @@ def peek(house: House, run_id: str, role: Role) -> dict[str, Any] | None:
 
 
 def heartbeat(
-    house: House, run_id: str, phase_id: str, token: str, tokens_used: int
+    house: House,
+    run_id: str,
+    phase_id: str,
+    token: str,
+    tokens_used: int,
+    cost_usd: Decimal = ZERO_USD,
 ) -> dict[str, Any]:
     """Extend a lease, unless its agent has to stop; say so either way.
 
@@ -90,11 +124,13 @@ def heartbeat(
         now = house.now()
         if lease is not None and lease.id == phase.lease_id and now < lease.expires_at:
             course = Course(runs.read_state(run), now)
-            directive, reason = claiming.beat(course.run, course.phase(phase_id), tokens_used)
+            directive, reason = claiming.beat(
+                course.run, course.phase(phase_id), tokens_used, cost_usd
+            )
             expires_at = lease.expires_at
             if directive is Directive.CONTINUE:
                 expires_at = claiming.lease_end(course, lease.seconds)
-            leases.extend(session, lease, phase, expires_at, tokens_used)
+            leases.extend(session, lease, phase, expires_at, tokens_used, cost_usd)
             session.commit()
             return {"directive": directive, "reason": reason, "expires_at": expires_at}
     with changing(house, run_id) as change:  # lets the lease lapse, if it is that
@@ -104,6 +140,54 @@ def heartbeat(
             else "the lease was lost: it lapsed, was used, or the phase went on"
         )
     return {"directive": Directive.STOP, "reason": reason, "expires_at": None}
+
+
+def release(
+    house: House,
+    run_id: str,
+    phase_id: str,
+    given_back: Release,
+    idempotency_key: str | None = None,
+) -> Answer:
+    """Take a lease back from an agent that cannot do the work; no try is used.
+
+    What the last heartbeat said of tokens and cost is counted. Raises LeaseLostError, RunOverError.
+    """
+    identity = once(
+        "release",
+        {"phase_id": phase_id, "release": given_back.model_dump(mode="json")},
+        [key_scope(idempotency_key), lease_scope(given_back.lease_token)],
+    )
+    with changing(house, run_id) as change:
+        phase = change.phase(phase_id)
+        given = identity.find(change)
+        if given is not None:
+            return given
+        state = change.course.phase(phase_id)
+        role = state.lease_role or Role.BUILDER
+        lease = check_lease(change, phase, role, given_back.lease_token)
+        why = Unavailable(
+            reason=given_back.reason or "the lease was given back",
+            retry_at=given_back.retry_at,
+            account=given_back.account or (lease.account if lease else None),
+        )
+        take_unavailable(
+            change.course,
+            phase_id,
+            role,
+            why,
+            tokens=state.tokens_reported,
+            cost=state.cost_reported_usd,
+        )
+        change.conclude()
+        body = {
+            "message": f"the lease was given back, no try is used; phase '{phase_id}' is "
+            f"{phase.state}",
+            "phase_state": phase.state,
+            "retry_at": phase.retry_at and wire_time(phase.retry_at),
+        }
+        identity.keep(change, body)
+    return Answer(body)
 
 
 def check_lease(change: RunChange, phase: Phase, role: Role, token: str | None) -> Lease | None:
@@ -120,7 +204,7 @@ def check_lease(change: RunChange, phase: Phase, role: Role, token: str | None) 
 
 
 def _claim(
-    house: House, run_id: str, role: Role, agent: str, lease_seconds: int, *, is_waiting: bool
+    house: House, run_id: str, wanted: Claim, *, is_waiting: bool
 ) -> tuple[dict[str, Any] | None, RunChange]:
     """Give an agent what a run has for it, and return the change that did so.
 
@@ -131,16 +215,16 @@ def _claim(
     try:
         with changing(house, run_id, is_waiting=is_waiting) as change:
             change.course.require_live()
-            item = _take(change, role, agent, lease_seconds)
+            item = _take(change, wanted)
     except ProjectionLaggingError:
         if item is None:
             raise
     return item, change
 
 
-def _take(change: RunChange, role: Role, agent: str, lease_seconds: int) -> dict[str, Any] | None:
-    course = change.course
-    found = claiming.find_claimable(course, role)
+def _take(change: RunChange, wanted: Claim) -> dict[str, Any] | None:
+    course, role = change.course, wanted.role
+    found = claiming.find_claimable(course, role, wanted.account)
     if found is None:
         return None
     token = secrets.token_urlsafe(32)
@@ -151,15 +235,18 @@ def _take(change: RunChange, role: Role, agent: str, lease_seconds: int) -> dict
             run_pk=change.run.id,
             phase_pk=phase.id,
             role=role,
-            agent=agent,
+            agent=wanted.agent,
+            account=wanted.account,
             fence=found.phase.fence + 1,
             token_sha256=leases.hash_token(token),
-            seconds=lease_seconds,
+            seconds=wanted.lease_seconds,
             granted_at=change.now,
-            expires_at=claiming.lease_end(course, lease_seconds),
+            expires_at=claiming.lease_end(course, wanted.lease_seconds),
         ),
     )
-    state = claiming.take_claim(course, found, role, agent, lease.id, lease.expires_at)
+    state = claiming.take_claim(
+        course, found, role, wanted.agent, lease.id, lease.expires_at, wanted.account
+    )
     change.conclude()
     item = work_item(change.house, change.session, change.run, course.run, state, role)
     item["lease"] = {
@@ -167,5 +254,6 @@ def _take(change: RunChange, role: Role, agent: str, lease_seconds: int) -> dict
         "fence": lease.fence,
         "expires_at": lease.expires_at,
         "tokens_reserved": found.tokens,
+        "cost_reserved_usd": found.cost,
     }
     return item

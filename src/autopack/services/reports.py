@@ -183,8 +183,12 @@ def _promotion(run: Run) -> Promotion:
 
 
 def _budgets(run: Run, now: datetime) -> list[Budget]:
+    cost = (
+        [] if run.cost_cap_usd is None else [Budget("cost_cap_usd", run.cost_cap_usd, run.cost_usd)]
+    )
     return [
         Budget("token_cap", run.token_cap, run.tokens_used),
+        *cost,
         Budget("max_duration_minutes", run.max_duration_minutes, _minutes(run, now)),
         Budget("max_phases", run.max_phases, sum(len(tier.phases) for tier in run.tiers)),
         Budget("max_minor_issues_total", run.max_minor_issues_total, run.minor_issues_count),

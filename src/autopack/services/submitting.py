@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any
 
+from ..domain.capacity import Unavailable
 from ..domain.errors import InvalidError
+from ..domain.money import cost_at
 from ..domain.results import AuditorReport, BuilderReport, without_patches
 from ..domain.values import Role
 from ..domain.work import Outcome
 from ..models import Lease, Patch, Phase, Submission
-from ..store import submissions
+from ..store import runs, submissions
 from .change import RunChange
 from .replies import Once, key_scope, lease_scope, once
 
@@ -42,6 +46,7 @@ def record_submission(
     else:
         role, status = Role.AUDITOR, str(report.recommendation)
     change.touched.add(phase.phase_id)
+    cost, price = _cost(change, report)
     return submissions.add_submission(
         change.session,
         Submission(
@@ -54,13 +59,48 @@ def record_submission(
             model=report.model,
             status=status,
             body=without_patches(report),
-            tokens_used=report.tokens_used,
+            tokens_used=report.tokens,
+            input_tokens=report.input_tokens,
+            output_tokens=report.output_tokens,
+            cached_tokens=report.cached_tokens,
+            cost_usd=cost,
+            price=price,
+            retry_at=report.retry_at,
+            account=report.account or (lease.account if lease else None),
             outcome=Outcome.FAILED,
             base_commit=change.head,
             created_at=change.now,
         ),
         patches,
     )
+
+
+def settle_unavailable(submission: Submission, why: Unavailable) -> None:
+    """Record that a submission is no attempt: its agent could not work."""
+    submission.outcome, submission.reason = Outcome.UNAVAILABLE, why.reason
+
+
+def _cost(
+    change: RunChange, report: BuilderReport | AuditorReport
+) -> tuple[Decimal | None, dict[str, Any] | None]:
+    """Return what an attempt cost, and the price that made it where the agent named no cost.
+
+    Prices are those of the run's strategy, which stay as they were when it started.
+    """
+    if report.cost_usd is not None or report.model is None or not report.tokens:
+        return report.cost_usd, None
+    prices = runs.get_strategy(change.session, change.run).get("prices", {})
+    if report.model not in prices:
+        return None, None
+    price = {"model": report.model, **prices[report.model]}
+    cost = cost_at(
+        price,
+        tokens_used=report.tokens,
+        input_tokens=report.input_tokens or 0,
+        output_tokens=report.output_tokens or 0,
+        cached_tokens=report.cached_tokens or 0,
+    )
+    return cost, price
 
 
 def require_same_names(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+from decimal import Decimal
 from typing import Any
 
 from sqlalchemy.orm import Session
 
+from ..domain.money import ZERO_USD
 from ..domain.path_policy import DEFAULT_PROTECTED
 from ..domain.reports import AttemptReport, IssueReportEntry, read_off
 from ..domain.run import PhaseState, RunState
@@ -29,6 +31,7 @@ def work_item(
 ) -> dict[str, Any]:
     """Return a phase as work for an agent; its lease is not part of it."""
     phase = runs.get_phase(run, state.phase_id)
+    strategy = runs.get_strategy(session, run)
     attempts = attempt_reports(session, [phase]).get(phase.id, [])
     item: dict[str, Any] = {
         "role": role,
@@ -54,7 +57,7 @@ def work_item(
             "base_commit": run.head_commit,
         },
         "left": _left(house, run_state, state),
-        "gate": _gate(house, session, run, phase),
+        "gate": _gate(house, strategy, run, phase),
         "history": [_attempt(attempt) for attempt in attempts],
         "open_issues": _open_issues(session, phase),
         "aged_issues": [
@@ -64,13 +67,14 @@ def work_item(
             )
         ],
         "review": None,
+        "unavailable_messages": strategy.get("unavailable_messages", {}),
     }
     if role is Role.AUDITOR:
         item["review"] = _review(house, session, run, phase, state)
     return item
 
 
-def _left(house: House, run: RunState, phase: PhaseState) -> dict[str, int]:
+def _left(house: House, run: RunState, phase: PhaseState) -> dict[str, int | Decimal | None]:
     """Return what an agent may still spend: what others have reserved is not its."""
     tier = next(tier for tier in run.tiers if tier.tier_id == phase.tier_id)
     minutes = int((run.deadline_at - house.now()).total_seconds() // 60)
@@ -81,13 +85,21 @@ def _left(house: House, run: RunState, phase: PhaseState) -> dict[str, int]:
         "phase_tokens": max(0, phase.incident_token_cap - phase.tokens_used),
         "tier_tokens": max(0, tier.token_cap - tier.tokens_used),
         "run_tokens": max(0, run.token_cap - spoken_for),
+        "run_cost_usd": _cost_left(run, phase),
         "minutes": max(0, minutes),
     }
 
 
-def _gate(house: House, session: Session, run: Run, phase: Phase) -> dict[str, Any]:
+def _cost_left(run: RunState, phase: PhaseState) -> Decimal | None:
+    if run.cost_cap_usd is None:
+        return None
+    spoken_for = run.cost_usd + run.cost_reserved_usd - phase.cost_reserved_usd
+    return max(ZERO_USD, run.cost_cap_usd - spoken_for)
+
+
+def _gate(house: House, strategy: dict[str, Any], run: Run, phase: Phase) -> dict[str, Any]:
     settings = house.settings
-    profiles = runs.get_strategy(session, run)["ci"]["profiles"]
+    profiles = strategy["ci"]["profiles"]
     return {
         "auto_apply": phase.auto_apply,
         "protected_paths": [*DEFAULT_PROTECTED, *run.protected_paths],

@@ -67,6 +67,25 @@ GAUGES: Final = (
         Role,
     ),
     Gauge(
+        "autopack_phases_without_capacity",
+        "Phases of live runs whose last agent was unavailable (rate limit, quota), by state.",
+        select(Phase.state, func.count())
+        .join(Run, Run.id == Phase.run_pk)
+        .where(Run.ended_at.is_(None), Phase.unavailable_reason.is_not(None))
+        .group_by(Phase.state),
+        ("state",),
+    ),
+    Gauge(
+        "autopack_live_tokens_used",
+        "LLM tokens that live runs have used so far.",
+        select(func.coalesce(func.sum(Run.tokens_used), 0)).where(Run.ended_at.is_(None)),
+    ),
+    Gauge(
+        "autopack_live_cost_usd",
+        "What live runs have cost so far, in US dollars, as far as it is known.",
+        select(func.coalesce(func.sum(Run.cost_usd), 0)).where(Run.ended_at.is_(None)),
+    ),
+    Gauge(
         "autopack_jobs",
         "Background jobs that wait (todo) or run (doing), by queue.",
         text(

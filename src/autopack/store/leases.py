@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from datetime import datetime
+from decimal import Decimal
 
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
@@ -38,10 +39,16 @@ def end_leases(session: Session, lease_ids: Iterable[int], now: datetime) -> Non
 
 
 def extend(
-    session: Session, lease: Lease, phase: Phase, expires_at: datetime, tokens_reported: int
+    session: Session,
+    lease: Lease,
+    phase: Phase,
+    expires_at: datetime,
+    tokens_reported: int,
+    cost_reported: Decimal,
 ) -> None:
-    """Let a lease hold longer, and note what its agent says it has spent."""
+    """Let a lease hold longer, and note what its agent says it has spent so far."""
     lease.expires_at = expires_at
     phase.deadline_at = expires_at
     phase.tokens_reported = tokens_reported
+    phase.cost_reported_usd = cost_reported
     session.flush()

@@ -90,6 +90,8 @@ def page_of_runs(
             Run.max_duration_minutes,
             Run.token_cap,
             Run.tokens_used,
+            Run.cost_cap_usd,
+            Run.cost_usd,
             Run.max_minor_issues_total,
             Run.minor_issues_count,
             Run.major_issues_count,

@@ -24,6 +24,7 @@ from ..domain.metrics import (
     Spender,
     utilization,
 )
+from ..domain.money import ZERO_USD
 from ..domain.reports import read_off
 from ..domain.run import FailureCode, Verdict
 from ..domain.states import PhaseStatus, RunStatus
@@ -230,6 +231,8 @@ def _budget_failure(row: Any) -> BudgetFailure:
         budget=_broken_budget(row),
         tokens_used=used,
         token_cap=row["token_cap"],
+        cost_usd=row["cost_usd"],
+        cost_cap_usd=row["cost_cap_usd"],
         created_at=row["created_at"],
         ended_at=row["ended_at"],
         phase_count=row["phase_count"],
@@ -249,6 +252,8 @@ def _broken_budget(row: Any) -> Budget | None:
     match row["failure_code"]:
         case FailureCode.TOKEN_CAP:
             return Budget("token_cap", row["token_cap"], row["tokens_used"])
+        case FailureCode.COST_CAP:
+            return Budget("cost_cap_usd", row["cost_cap_usd"], row["cost_usd"])
         case FailureCode.DURATION_CAP:
             lasted = ((row["ended_at"] or row["updated_at"]) - row["created_at"]).total_seconds()
             return Budget(
@@ -274,8 +279,9 @@ def count_attempts(session: Session, run_pk: int) -> dict[Role, AttemptCounts]:
         select(
             Submission.role,
             Submission.outcome,
-            func.count(),
-            total(Submission.tokens_used),
+            func.count().label("submissions"),
+            total(Submission.tokens_used).label("tokens"),
+            func.coalesce(func.sum(Submission.cost_usd), ZERO_USD).label("cost"),
         )
         .where(Submission.run_pk == run_pk)
         .group_by(Submission.role, Submission.outcome)
@@ -284,11 +290,12 @@ def count_attempts(session: Session, run_pk: int) -> dict[Role, AttemptCounts]:
     rows = session.execute(query).all()
     counts = {}
     for role in Role:
-        mine = [(outcome, count, tokens) for whose, outcome, count, tokens in rows if whose == role]
+        mine = [row for row in rows if row.role == role]
         counts[role] = AttemptCounts(
-            count=sum(count for _, count, _ in mine),
-            tokens_used=sum(tokens for _, _, tokens in mine),
-            outcomes={outcome: count for outcome, count, _ in mine},
+            count=sum(row.submissions for row in mine),
+            tokens_used=sum(row.tokens for row in mine),
+            cost_usd=sum((row.cost for row in mine), ZERO_USD),
+            outcomes={row.outcome: row.submissions for row in mine},
         )
     return counts
 

@@ -17,6 +17,7 @@ from sqlalchemy import (
     exists,
     func,
     insert,
+    or_,
     select,
     text,
     update,
@@ -132,12 +133,21 @@ def list_runs(
     return page, None
 
 
-def list_with_work(session: Session, role: Role, limit: int) -> list[str]:
-    """Return live runs in which a phase may wait for an agent of this role, oldest first."""
+def list_with_work(
+    session: Session, role: Role, limit: int, *, account: str | None, now: datetime
+) -> list[str]:
+    """Return live runs in which a phase may wait for an agent of this role, oldest first.
+
+    A run that waits for the capacity of the agent's own account is none of them.
+    """
     if role is Role.BUILDER:
         waiting = Phase.state == PhaseStatus.QUEUED
     else:
         waiting = and_(Phase.state == PhaseStatus.GATE, Phase.lease_id.is_(None))
+    lacks_capacity = Phase.retry_at > now
+    if account is not None:
+        is_theirs = or_(Phase.retry_account.is_(None), Phase.retry_account == account)
+        lacks_capacity = and_(lacks_capacity, is_theirs)
     query = (
         select(Run.run_id)
         .where(
@@ -145,7 +155,7 @@ def list_with_work(session: Session, role: Role, limit: int) -> list[str]:
             exists().where(Phase.run_pk == Run.id, waiting),
             ~exists().where(
                 Phase.run_pk == Run.id,
-                Phase.state.in_(_BUSY[role]),
+                or_(Phase.state.in_(_BUSY[role]), lacks_capacity),
             ),
         )
         .order_by(Run.created_at, Run.id)

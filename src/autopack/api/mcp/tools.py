@@ -13,6 +13,7 @@ from ...domain.results import AuditorReport, BuilderReport, PatchCheck
 from ...domain.values import Closed, Identifier, Severity, Word
 from ...services import auditing, building, claiming, runs
 from ...services import issues as issue_services
+from ...services.claiming import Claim, Release
 from ...services.house import House
 from .. import branches, issues
 from ..inputs import KEY_MEANING, KeyText
@@ -21,8 +22,8 @@ from ..schemas.branches import PatchCheckAnswer
 from ..schemas.issues import BacklogAnswer, RecordIssueAnswer
 from ..schemas.results import AuditorResultAnswer, BuilderResultAnswer
 from ..schemas.runs import RunAnswer
-from ..schemas.work import HeartbeatAnswer, WorkItemAnswer
-from ..work import Claim, Heartbeat
+from ..schemas.work import HeartbeatAnswer, ReleaseAnswer, WorkItemAnswer
+from ..work import Heartbeat
 
 RequestT = TypeVar("RequestT", bound=BaseModel)
 
@@ -59,6 +60,12 @@ class ClaimAnswer(Shape):
 class KeepLease(Heartbeat):
     run_id: RunId
     phase_id: PhaseId
+
+
+class ReleaseWork(Release):
+    run_id: RunId
+    phase_id: PhaseId
+    idempotency_key: Key = None
 
 
 class CheckPatch(PatchCheck):
@@ -104,9 +111,9 @@ def claim_work(house: House, call: ClaimWork) -> object:
     do just now: ask again in some seconds. An error `run_over` means that there never will be.
     """
     if call.run_id is None:
-        item = claiming.claim_any(house, call.role, call.agent, call.lease_seconds)
+        item = claiming.claim_any(house, call)
     else:
-        item = claiming.claim(house, call.run_id, call.role, call.agent, call.lease_seconds)
+        item = claiming.claim(house, call.run_id, call)
     if item is None:
         return {"work": None, "message": "nothing to do just now; ask again in some seconds"}
     return {"work": item, "message": f"phase '{item['phase_id']}' of run '{item['run_id']}'"}
@@ -117,7 +124,20 @@ def heartbeat(house: House, call: KeepLease) -> object:
 
     `stop`: the run ended, the budget is gone or the lease was lost.
     """
-    return claiming.heartbeat(house, call.run_id, call.phase_id, call.lease_token, call.tokens_used)
+    return claiming.heartbeat(
+        house, call.run_id, call.phase_id, call.lease_token, call.tokens_used, call.cost_usd
+    )
+
+
+def release_work(house: House, call: ReleaseWork) -> object:
+    """Give a lease back when you cannot work (rate limit, quota, missing program): no try is used.
+
+    The phase waits until `retry_at`; agents that claim with another `account` need not wait. What
+    you tried and could not solve is no such case: submit it as failed.
+    """
+    return claiming.release(
+        house, call.run_id, call.phase_id, _part(call, Release), call.idempotency_key
+    )
 
 
 def check_patch(house: House, call: CheckPatch) -> object:
@@ -177,6 +197,7 @@ TOOLS = {
     for tool in (
         Tool(ClaimWork, ClaimAnswer, claim_work),
         Tool(KeepLease, HeartbeatAnswer, heartbeat),
+        Tool(ReleaseWork, ReleaseAnswer, release_work),
         Tool(CheckPatch, PatchCheckAnswer, check_patch, is_read_only=True),
         Tool(SubmitBuilderResult, BuilderResultAnswer, submit_builder_result),
         Tool(SubmitAuditorResult, AuditorResultAnswer, submit_auditor_result),

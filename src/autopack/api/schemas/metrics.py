@@ -9,15 +9,17 @@ from pydantic import AliasChoices, Field
 from ...domain.issues import IssueState
 from ...domain.run import CompletedBy, DebtStatus, FailureCode, Verdict
 from ...domain.states import Cleanliness, PhaseStatus, RunStatus, TierStatus
-from ...domain.values import CiProfile, Complexity, RunScope, SafetyProfile
+from ...domain.values import CiProfile, Complexity, RunScope, SafetyProfile, Usd
 from . import Shape, WireTime
 
 
 class BudgetAnswer(Shape):
+    """`cap`, `used` and `left` are numbers; of money they are decimal strings."""
+
     name: str
-    cap: int
-    used: int | float
-    left: int | float
+    cap: int | Usd
+    used: int | float | Usd
+    left: int | float | Usd
     utilization: float
     is_passed: bool
 
@@ -33,6 +35,8 @@ class RunMetricsAnswer(Shape):
     run_scope: RunScope
     token_cap: int
     tokens_used: int
+    cost_cap_usd: Usd | None
+    cost_usd: Usd
     token_utilization: float
     max_duration_minutes: int
     duration_minutes: float
@@ -81,6 +85,7 @@ class TierMetricsAnswer(Shape):
     phase_states: dict[PhaseStatus, int]
     token_cap: int
     tokens_used: int
+    cost_usd: Usd
     token_utilization: float
     ci_run_cap: int
     ci_runs_count: int
@@ -117,6 +122,7 @@ class PhaseMetricsAnswer(Shape):
     failure_reason: str | None
     incident_token_cap: int
     tokens_used: int
+    cost_usd: Usd
     token_utilization: float
     max_builder_attempts: int
     builder_attempts_used: int

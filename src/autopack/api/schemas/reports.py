@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...domain.issues import BacklogStatus
 from ...domain.run import FailureCode
-from ...domain.values import Role, Severity
+from ...domain.values import Role, Severity, Usd
 from . import Shape, WireTime
 from .issues import BacklogEntryAnswer
 from .metrics import BudgetAnswer, PhaseMetricsAnswer, TierMetricsAnswer
@@ -78,6 +78,8 @@ class BudgetFailureAnswer(Shape):
     broken_budget: BudgetAnswer | None
     token_cap: int
     tokens_used: int
+    cost_cap_usd: Usd | None
+    cost_usd: Usd
     token_utilization: float
     phase_count: int
     phases_complete: int
@@ -130,6 +132,7 @@ class IssueSummaryAnswer(Shape):
 class AttemptCountsAnswer(Shape):
     count: int
     tokens_used: int
+    cost_usd: Usd
     outcomes: dict[str, int]
 
 

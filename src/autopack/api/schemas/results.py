@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 from typing import Literal
 
 from ...domain.reviewing import Recommendation
 from ...domain.run import Sandbox, Verdict
 from ...domain.states import PhaseStatus, RunStatus
-from ...domain.values import CiProfile, Role
+from ...domain.values import CiProfile, Role, Usd
 from ...domain.work import Outcome
 from . import Shape, WireTime
 
@@ -87,7 +88,19 @@ class CiRunsAnswer(Shape):
     ci_runs: list[CiRunAnswer]
 
 
+class PriceAnswer(Shape):
+    """The ruleset's price that made a cost: USD per million tokens of each kind, as of a date."""
+
+    model: str
+    input: Usd
+    output: Usd
+    cached: Usd | None
+    date: datetime.date
+
+
 class AttemptAnswer(Shape):
+    """One submission. `cost_usd` is null where it is not known; `log_tail`: its last output."""
+
     id: int
     role: Role
     attempt: int
@@ -97,10 +110,18 @@ class AttemptAnswer(Shape):
     outcome: Outcome
     reason: str | None
     tokens_used: int
+    input_tokens: int | None
+    output_tokens: int | None
+    cached_tokens: int | None
+    cost_usd: Usd | None
+    price: PriceAnswer | None
+    account: str | None
+    retry_at: WireTime | None
     base_commit: str
     commits: list[str]
     files_changed: list[str]
     notes: str | None
+    log_tail: str | None
     created_at: WireTime
 
 

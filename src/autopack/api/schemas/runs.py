@@ -9,7 +9,7 @@ from pydantic import AliasChoices, Field
 from ...domain.issues import IssueState
 from ...domain.run import CompletedBy, DebtStatus, FailureCode, Sandbox, Verdict
 from ...domain.states import Cleanliness, PhaseStatus, RunStatus, TierStatus
-from ...domain.values import CiProfile, Complexity, RunScope, SafetyProfile
+from ...domain.values import CiProfile, Complexity, RunScope, SafetyProfile, Usd
 from . import Shape, WireTime
 
 
@@ -36,6 +36,7 @@ class PhaseAnswer(Shape):
     auditor_attempts_used: int
     incident_token_cap: int
     tokens_used: int
+    cost_usd: Usd
     minor_issues_count: int
     major_issues_count: int
     issue_state: IssueState
@@ -47,6 +48,9 @@ class PhaseAnswer(Shape):
     commit: str | None
     snapshot_tag: str | None
     deadline_at: WireTime | None
+    unavailable_reason: str | None
+    retry_at: WireTime | None
+    retry_account: str | None
     started_at: WireTime | None
     ended_at: WireTime | None
 
@@ -61,6 +65,7 @@ class TierAnswer(Shape):
     cleanliness_reasons: list[str]
     token_cap: int
     tokens_used: int
+    cost_usd: Usd
     ci_run_cap: int
     ci_runs_count: int
     minors_tolerated: int
@@ -86,6 +91,8 @@ class RunSummaryAnswer(Shape):
     ended_at: WireTime | None
     token_cap: int
     tokens_used: int
+    cost_cap_usd: Usd | None
+    cost_usd: Usd
     max_phases: int
     max_duration_minutes: int
     max_minor_issues_total: int

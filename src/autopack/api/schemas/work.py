@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ...domain.claiming import Directive
-from ...domain.values import CiProfile, Complexity, Role
+from ...domain.states import PhaseStatus
+from ...domain.values import CiProfile, Complexity, Role, Usd
 from ...domain.work import Outcome
 from . import Shape, WireTime
 
@@ -17,6 +18,7 @@ class LeaseAnswer(Shape):
     fence: int
     expires_at: WireTime
     tokens_reserved: int
+    cost_reserved_usd: Usd
 
 
 class TaskAnswer(Shape):
@@ -44,6 +46,7 @@ class LeftAnswer(Shape):
     phase_tokens: int
     tier_tokens: int
     run_tokens: int
+    run_cost_usd: Usd | None
     minutes: int
 
 
@@ -95,7 +98,10 @@ class ReviewAnswer(Shape):
 
 
 class WorkItemAnswer(Shape):
-    """All that an agent needs; `lease` is null where nothing was claimed."""
+    """All that an agent needs; `lease` is null where nothing was claimed.
+
+    `unavailable_messages`: what known agents print when they could not work, by agent.
+    """
 
     role: Role
     run_id: str
@@ -110,6 +116,15 @@ class WorkItemAnswer(Shape):
     open_issues: list[OpenIssueAnswer]
     aged_issues: list[str]
     review: ReviewAnswer | None
+    unavailable_messages: dict[str, list[str]]
+
+
+class ReleaseAnswer(Shape):
+    """`retry_at`: until when the phase waits; null: any agent may take it now."""
+
+    message: str
+    phase_state: PhaseStatus
+    retry_at: WireTime | None
 
 
 class HeartbeatAnswer(Shape):

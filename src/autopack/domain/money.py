@@ -1,0 +1,56 @@
+"""Money: US dollars as exact decimals of six places; no sum of them is ever a float's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from decimal import ROUND_HALF_UP, Decimal
+from typing import Any
+
+ZERO_USD = Decimal("0.000000")
+MAX_USD = Decimal(1_000_000_000)
+_PLACE = Decimal("0.000001")
+_MILLION = Decimal(1_000_000)
+
+
+def usd(amount: Decimal | str | int) -> Decimal:
+    """Round an amount to six places, half up."""
+    return Decimal(amount).quantize(_PLACE, ROUND_HALF_UP)
+
+
+def usd_text(amount: Decimal) -> str:
+    """Write an amount as answers and records have it: a decimal string with six places."""
+    return f"{amount:.6f}"
+
+
+def cost_entry(cost: Decimal | None) -> dict[str, str]:
+    """Return what an event says of a cost: nothing, where there is none."""
+    return {"cost_usd": usd_text(cost)} if cost else {}
+
+
+def short_usd(amount: Decimal) -> str:
+    """Write an amount for people: two places, more where less than a cent would be lost."""
+    return f"${amount:,.2f}" if amount >= 1 or not amount else f"${amount:.4f}"
+
+
+def cost_at(
+    price: Mapping[str, Any],
+    *,
+    tokens_used: int,
+    input_tokens: int,
+    output_tokens: int,
+    cached_tokens: int,
+) -> Decimal:
+    """Price an attempt's tokens, in USD. `price`: USD per million `input`, `output`, `cached`.
+
+    The three kinds do not overlap. What `tokens_used` has beyond them is of no known kind and is
+    priced as input, which most tokens of an agent are.
+    """
+    unknown = max(0, tokens_used - input_tokens - output_tokens - cached_tokens)
+    per_input = Decimal(price["input"])
+    per_cached = per_input if price.get("cached") is None else Decimal(price["cached"])
+    total = (
+        (input_tokens + unknown) * per_input
+        + cached_tokens * per_cached
+        + output_tokens * Decimal(price["output"])
+    )
+    return usd(total / _MILLION)
