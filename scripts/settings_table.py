@@ -19,10 +19,12 @@ HEAD = """\
 
 Made from the Settings class by `python scripts/settings_table.py`; do not edit by hand.
 
-Settings come from the environment, and from `.env` in Autopack's own folder; to serve another
-repository, from `.autopack/.env` in that one (its own `.env` belongs to the project). The
-environment wins. Relative folders are taken from the top of the repository that is served. A wrong
-value stops the start with one line that names it.
+Settings come from the environment and from one file of the operator's: the one that
+`AUTOPACK_ENV_FILE` names, else `.env` beside Autopack's own code. The environment wins. The
+repository that is served has no say: a file that it tracks is refused at start, and so are a home
+and a runs directory in which it tracks anything but a ruleset and finished records. Relative
+folders are taken from the top of the repository that is served. A wrong value stops the start with
+one line that names it.
 
 | variable | default | meaning |
 |---|---|---|

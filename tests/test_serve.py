@@ -171,11 +171,15 @@ def test_an_unreachable_database_is_named(git_repo: GitRepo) -> None:
     assert "secret" not in line
 
 
-def test_the_settings_of_the_project_that_is_built_are_not_ours(git_repo: GitRepo) -> None:
-    (git_repo.path / ".env").write_text("AUTOPACK_PORT=theirs\n")
-    (git_repo.path / ".autopack").mkdir()
-    (git_repo.path / ".autopack" / ".env").write_text("AUTOPACK_PORT=ours\n")
-    assert "AUTOPACK_PORT ('ours')" in _refusal(git_repo.path)
+def test_a_repository_that_tracks_settings_of_ours_is_not_served(git_repo: GitRepo) -> None:
+    git_repo.commit({".autopack/.env": "AUTOPACK_AUTH=disabled\nAUTOPACK_CI_SANDBOX=none\n"})
+    assert ".autopack/.env" in _refusal(git_repo.path)
+
+
+def test_a_file_of_settings_that_the_served_repository_tracks_is_refused(git_repo: GitRepo) -> None:
+    git_repo.commit({"service.env": "AUTOPACK_AUTH=disabled\n"})
+    line = _refusal(git_repo.path, AUTOPACK_ENV_FILE="service.env", AUTOPACK_PORT="0")
+    assert line.startswith("autopack: AUTOPACK_ENV_FILE")
 
 
 def test_a_taken_port_is_named(git_repo: GitRepo) -> None:

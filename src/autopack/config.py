@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Literal
@@ -41,7 +42,12 @@ class Settings(BaseSettings):
         env_ignore_empty=True,
     )
 
-    # First, because `home` and `autonomous_runs_dir` are taken from it.
+    env_file: Path | None = Field(
+        default=None,
+        description="File of further settings, one `NAME=value` a line; unset: `.env` beside"
+        " Autopack's own code, if it runs from a checkout. The environment wins over it.",
+    )
+    # Before `home` and `autonomous_runs_dir`, which are taken from it.
     repo_path: Path = Field(default=Path("."), description="The git repository that runs build.")
     database_url: str | None = Field(
         default=None,
@@ -235,27 +241,40 @@ def repository_top(folder: Path) -> Path:
     return next((top for top in (folder, *folder.parents) if _is_repository(top)), folder)
 
 
-def settings_file() -> Path:
-    """Return the file that may hold settings: `.env`, if this is Autopack's own folder.
-
-    Elsewhere it is `.autopack/.env`: the `.env` of the project that is built belongs to that
-    project, and so does the DATABASE_URL in it.
-    """
-    top = repository_top(Path.cwd())
-    own = (top / "src" / "autopack" / "config.py").resolve() == Path(__file__).resolve()
-    return top / ".env" if own else top / ".autopack" / ".env"
-
-
 def load_settings(**values: object) -> Settings:
-    """Read the environment and the settings' file; `values` win over both.
+    """Read the environment and the operator's file; `values` win over both.
+
+    The served repository has no say: whoever may commit there would else decide who may call and
+    how CI is confined. `gitrepo` refuses at start what it tracks among these files and folders.
 
     Raises SettingsError, one line for all that is wrong.
     """
+    file = _settings_file()
     try:
         # The values are of any kind on purpose: to check them is what happens here.
-        return Settings(_env_file=settings_file(), **values)  # type: ignore[arg-type]
+        settings = Settings(_env_file=file, env_file=file, **values)  # type: ignore[arg-type]
     except ValidationError as error:
         raise SettingsError("; ".join(_problem(item) for item in error.errors())) from error
+    unread = settings.home / ".env"
+    if unread.is_file() and not (file and file.samefile(unread)):
+        raise SettingsError(
+            f"{unread} is not read: name it by AUTOPACK_ENV_FILE={unread}, or remove it"
+        )
+    return settings
+
+
+def _settings_file() -> Path | None:
+    """Return the file that holds settings, None for none. Raises SettingsError."""
+    variable = Settings.variable("env_file")
+    named = os.environ.get(variable)
+    if named:
+        file = Path(named).expanduser().absolute()
+        if not file.is_file():
+            raise SettingsError(f"{variable} ({named!r}): there is no such file")
+        return file
+    source = Path(__file__).resolve().parents[1]
+    file = source.parent / ".env"
+    return file if source.name == "src" and file.is_file() else None
 
 
 def _is_repository(folder: Path) -> bool:

@@ -113,11 +113,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 def open_house(settings: Settings) -> Iterator[House]:
     """Open what every use case works with, and roll forward whatever lags from before."""
     with ExitStack() as stack:
+        # First: it refuses a home that a repository tracks, before a Postgres runs in there.
+        repository = Repository.open(settings)
+        stack.callback(repository.close)
         database = stack.enter_context(open_database(settings))
         if not settings.testing:
             database.migrate()
-        repository = Repository.open(settings)
-        stack.callback(repository.close)
         yield House(settings, database.engine, repository, Mirror(settings.autonomous_runs_dir))
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ..config import Settings, repository_top, settings_file
+from ..config import Settings, repository_top
 
 OBJECTS: Final = Path("/run/autopack/objects")  # where a sandboxed git finds the history
 _HOME: Final = "/tmp/home"  # noqa: S108 - within the sandbox /tmp is its own
@@ -169,9 +169,13 @@ class Sandbox:
         settings = self._settings
         shown = [Path(folder) for folder in _SYSTEM]
         shown += [path for path in self._readable if not path.is_relative_to(self._top)]
-        ours = (self._top, settings.home, settings.autonomous_runs_dir, settings_file())
+        ours = (self._top, settings.home, settings.autonomous_runs_dir, settings.env_file)
         for path in ours:
-            if path.exists() and any(path.is_relative_to(each) for each in shown):
+            if (
+                path is not None
+                and path.exists()
+                and any(path.is_relative_to(each) for each in shown)
+            ):
                 yield path
 
     def _place(self) -> Path:

@@ -15,6 +15,8 @@ import typer
 
 from ..config import Settings, SettingsError, load_settings
 from ..database import Database, DatabaseError, open_database
+from ..gitrepo.errors import RepositoryUnusableError
+from ..gitrepo.tracked import require_untracked
 from .command import FINE, NO, UNAVAILABLE, CommandError, command_app
 from .terminal import JsonOption, log_warnings_alone, print_json, print_table
 
@@ -105,6 +107,7 @@ def _opened(*, must_exist: bool = False) -> Iterator[Database]:
     log_warnings_alone()
     try:
         settings = load_settings()
+        require_untracked(settings)
         if must_exist and not exists(settings):
             raise CommandError(
                 f"{settings.home} holds no database yet: `autopack serve` makes one there;"
@@ -113,7 +116,7 @@ def _opened(*, must_exist: bool = False) -> Iterator[Database]:
             )
         with open_database(settings) as database:
             yield database
-    except SettingsError as error:
+    except (SettingsError, RepositoryUnusableError) as error:
         raise CommandError(str(error)) from error
     except DatabaseError as error:
         raise CommandError(str(error), UNAVAILABLE) from error

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from ..ci.sandbox import Sandbox
 from ..client import Autopack, ClientError, UnreachableError
-from ..config import Settings, SettingsError, load_settings, repository_top, settings_file
+from ..config import Settings, SettingsError, load_settings, repository_top
 from ..database import DatabaseError, open_database
 from ..domain.errors import AutopackError
 from ..domain.ruleset import Ruleset
@@ -26,6 +26,7 @@ from ..domain.values import CiMode
 from ..gitrepo.errors import RepositoryUnusableError
 from ..gitrepo.repository import Base, Repository
 from ..gitrepo.signing import Signer
+from ..gitrepo.tracked import require_untracked
 from ..setup.project import PROMOTION, SCRIPTS
 from .command import FINE, NO, command_app
 from .db import exists
@@ -73,20 +74,17 @@ def _examine(url: str | None) -> Iterator[Finding]:
     try:
         settings = load_settings()
     except SettingsError as error:
-        yield Finding("settings", "fail", str(error), f"Put it right in {_where_settings_are()}.")
+        mend = "Put it right in the environment, or in the file of AUTOPACK_ENV_FILE."
+        yield Finding("settings", "fail", str(error), mend)
         return
-    yield Finding("settings", "ok", f"read from {_where_settings_are()}")
+    file = f" and {settings.env_file}" if settings.env_file else ""
+    yield Finding("settings", "ok", f"read from the environment{file}")
     yield from _door(settings)
     yield from _repository(settings)
     yield from _database(settings)
     yield from _folders(settings)
     yield from _ruleset(settings)
     yield from _service(settings, url)
-
-
-def _where_settings_are() -> str:
-    file = settings_file()
-    return f"the environment and {file}" if file.is_file() else "the environment"
 
 
 def _door(settings: Settings) -> Iterator[Finding]:
@@ -105,6 +103,7 @@ def _repository(settings: Settings) -> Iterator[Finding]:
     with tempfile.TemporaryDirectory(prefix="autopack-doctor-") as home:
         alone = {"home": Path(home), "git_remote": None, "signing_key": None}
         try:
+            require_untracked(settings)
             repository = Repository.open(settings.model_copy(update=alone))
             base = repository.base()
         except RepositoryUnusableError as error:

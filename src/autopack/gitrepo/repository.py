@@ -32,6 +32,7 @@ from .quarantine import Quarantine, open_quarantine, remove_leftovers
 from .refs import PreparedRefs, Refs, RefUpdate
 from .scan import scan_patch
 from .signing import Signer
+from .tracked import TRUST, require_untracked
 
 IDENTITY = "Autopack <autopack@localhost>"
 _OLDEST_GIT = (2, 38)  # the first with `merge-tree --write-tree`
@@ -96,6 +97,7 @@ class Repository:
             )
         _check_version(runner, settings.repo_path)
         git_dir, is_bare = discover(runner, settings.repo_path)
+        require_untracked(settings)
         repository = cls(settings, runner, git_dir, is_bare)
         repository._prepare_home()
         repository.check()
@@ -442,11 +444,6 @@ def _check_version(runner: GitRunner, folder: Path) -> None:
 
 def discover(runner: GitRunner, path: Path) -> tuple[Path, bool]:
     """Find the git dir as git does, and refuse the sorts of repositories that are not served."""
-    trust = {  # of another owner: we run none of its hooks
-        "GIT_CONFIG_COUNT": "1",
-        "GIT_CONFIG_KEY_0": "safe.directory",
-        "GIT_CONFIG_VALUE_0": "*",
-    }
     try:
         answer = runner.run(
             "rev-parse",
@@ -455,7 +452,7 @@ def discover(runner: GitRunner, path: Path) -> tuple[Path, bool]:
             "--show-object-format",
             "--git-common-dir",
             folder=path,
-            environment=trust,
+            environment=TRUST,
         )
         configured = runner.run(
             "config",
@@ -463,7 +460,7 @@ def discover(runner: GitRunner, path: Path) -> tuple[Path, bool]:
             "--get-regexp",
             _UNSERVED,
             folder=path,
-            environment=trust,
+            environment=TRUST,
             allowed=(0, 1),
         )
     except GitFailedError as error:

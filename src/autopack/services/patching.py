@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
-from ..config import Settings
+from ..config import Settings, repository_top
 from ..domain.errors import AutopackError, ErrorKind
 from ..domain.naming import STRICT_MARK
 from ..domain.path_policy import DEFAULT_PROTECTED, PathPolicy, judge
@@ -44,10 +45,18 @@ def require_free_branch(change: RunChange) -> None:
         )
 
 
+def _own_folders(settings: Settings) -> Iterator[str]:
+    """Yield home and runs directory, wherever the operator has put them in the repository."""
+    top = repository_top(settings.repo_path)
+    for folder in (settings.home, settings.autonomous_runs_dir):
+        if folder.is_relative_to(top) and folder != top:
+            yield f"{folder.relative_to(top).as_posix()}/**"
+
+
 def judge_for(settings: Settings, run: Run, phase: Phase) -> Judge:
     """Return the policy that a patch of this phase has to meet."""
     policy = PathPolicy(
-        protected=(*DEFAULT_PROTECTED, *run.protected_paths),
+        protected=(*DEFAULT_PROTECTED, *_own_folders(settings), *run.protected_paths),
         opened=tuple(phase.opened_paths),
         allowed=None if phase.allowed_paths is None else tuple(phase.allowed_paths),
         max_files=min(settings.max_patch_files, phase.max_patch_files or settings.max_patch_files),

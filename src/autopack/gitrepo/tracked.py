@@ -1,0 +1,150 @@
+"""What the served repository tracks must not steer the service that serves it.
+
+A file that git lays out is written by whoever may commit: settings, our home or the runs directory
+among such files would let a stranger say who may call and how CI is confined.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..config import Settings, repository_top
+from .errors import RepositoryUnusableError
+from .process import GitRunner
+
+# The repository may be another owner's: nothing of it is run here.
+TRUST = {
+    "GIT_CONFIG_COUNT": "1",
+    "GIT_CONFIG_KEY_0": "safe.directory",
+    "GIT_CONFIG_VALUE_0": "*",
+}
+_REGULAR = ("100644", "100755")
+_RULESET = re.compile(r"project_ruleset_.+\.json")
+_RECORD = "run.json"
+
+
+_MOST_LINKS = 40  # as many as Linux follows
+
+
+@dataclass(frozen=True, slots=True)
+class _WorkTree:
+    """The top of a work tree, and the git dir that it shares with others of its repository."""
+
+    top: Path
+    git_dir: Path
+
+
+@dataclass(frozen=True, slots=True)
+class _Tracked:
+    """An entry of a repository's index, by its place in the work tree."""
+
+    mode: str
+    place: Path
+
+
+def require_untracked(settings: Settings) -> None:
+    """See that the settings' file, home and runs directory are not what a repository tracks.
+
+    The runs directory may hold tracked rulesets and finished records. Raises
+    RepositoryUnusableError, which names the variable, the place and why.
+    """
+    executable = shutil.which("git")
+    if executable is None:
+        return  # then no service starts
+    runner = GitRunner(executable, settings.git_timeout_seconds, settings.git_memory_bytes)
+    if settings.env_file is not None:
+        top = Path(os.path.realpath(repository_top(settings.repo_path)))
+        served = _work_tree(runner, top)
+        for place in _places(settings.env_file):
+            around = _work_tree(runner, place.parent)
+            # An operator may keep settings in a repository, if it is not the one that is served,
+            # no other work tree of that one, and no submodule.
+            is_served = place.is_relative_to(top) or (
+                served is not None and around is not None and served.git_dir == around.git_dir
+            )
+            if is_served and _tracked_at(runner, place):
+                raise _refusal("env_file", place, "it is tracked in the served repository")
+    folders = {"home": settings.home, "autonomous_runs_dir": settings.autonomous_runs_dir}
+    for name, folder in folders.items():
+        *links, place = _places(folder)
+        for link in links:
+            if _tracked_at(runner, link):
+                raise _refusal(name, link, "it is a link that a repository tracks")
+        found = _tracked_at(runner, place)
+        if name == "autonomous_runs_dir":
+            found = _other_than_records(found, place)
+        if found:
+            more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+            raise _refusal(name, folder, f"a repository tracks {found[0].place}{more}")
+
+
+def _refusal(name: str, place: Path, why: str) -> RepositoryUnusableError:
+    variable = Settings.variable(name)
+    return RepositoryUnusableError(
+        f"{variable} ({place}): {why}, and what a repository tracks must not steer the service."
+        f" Untrack it (`git rm --cached`), or set {variable} to another place."
+    )
+
+
+def _other_than_records(found: list[_Tracked], runs_dir: Path) -> list[_Tracked]:
+    """Leave out rulesets and records of runs: regular files, each in its place."""
+    names = {each.place: each.place.relative_to(runs_dir).parts for each in found}
+    recorded = {parts[0] for parts in names.values() if parts[1:] == (_RECORD,)}
+
+    def is_known(each: _Tracked) -> bool:
+        parts = names[each.place]
+        is_ruleset = len(parts) == 1 and _RULESET.fullmatch(parts[0]) is not None
+        return each.mode in _REGULAR and (is_ruleset or (len(parts) > 1 and parts[0] in recorded))
+
+    return [each for each in found if not is_known(each)]
+
+
+def _places(path: Path) -> list[Path]:
+    """Return each link on the way to a path, then where it leads; no link stands above them."""
+    links: list[Path] = []
+    place, ahead = Path(path.anchor), list(reversed(path.parts[1:]))
+    while ahead:
+        step = ahead.pop()
+        place = place.parent if step == ".." else place / step
+        if not place.is_symlink():
+            continue
+        links.append(place)
+        if len(links) > _MOST_LINKS:
+            raise RepositoryUnusableError(f"{path} leads through links that go round in a circle.")
+        target = place.readlink()
+        place = Path(target.anchor or place.parent)
+        ahead += reversed(target.parts[1:] if target.anchor else target.parts)
+    return [*links, place]
+
+
+def _tracked_at(runner: GitRunner, place: Path) -> list[_Tracked]:
+    """Return what repositories track at a place: as a path of the one around it, or within it."""
+    trees = dict.fromkeys(_work_tree(runner, each) for each in (place.parent, place))
+    return [each for tree in trees if tree for each in _entries(runner, tree.top, place)]
+
+
+def _work_tree(runner: GitRunner, folder: Path) -> _WorkTree | None:
+    """Return the work tree that a folder is in, whether there is such a folder or not."""
+    present = next(each for each in (folder, *folder.parents) if each.is_dir())
+    asked = ("rev-parse", "--path-format=absolute", "--git-common-dir", "--show-toplevel")
+    answer = runner.run(*asked, folder=present, environment=TRUST, allowed=(0, 128))
+    if answer.status:
+        return None
+    git_dir, top = answer.stdout.decode(errors="surrogateescape").removesuffix("\n").split("\n")
+    return _WorkTree(Path(top), Path(git_dir))
+
+
+def _entries(runner: GitRunner, top: Path, place: Path) -> Iterator[_Tracked]:
+    if not place.is_relative_to(top):
+        return
+    path = "" if place == top else str(place.relative_to(top))  # git knows no literal `.` here
+    options = ("ls-files", "--stage", "-z", "--", f":(top,literal){path}")
+    output = runner.run(*options, folder=top, environment=TRUST).stdout
+    for line in output.decode(errors="surrogateescape").split("\0")[:-1]:
+        what, _, name = line.partition("\t")
+        yield _Tracked(what.partition(" ")[0], top / name)

@@ -1,0 +1,33 @@
+"""Home and runs directory inside the served repository are the operator's, wherever they stand."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from autopack.config import Settings
+
+if TYPE_CHECKING:
+    from tests.api.conftest import Api
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    top = settings.repo_path
+    places = {"home": top / "var" / "home", "autonomous_runs_dir": top / "build" / "runs"}
+    return settings.model_copy(update=places)
+
+
+@pytest.mark.parametrize(
+    "path", ["build/runs/project_ruleset_Autopack.json", "var/home/postgres/data/pg_hba.conf"]
+)
+def test_a_patch_to_the_configured_home_or_runs_directory_is_refused(api: Api, path: str) -> None:
+    api.start()
+    problem = api.refused(api.result(patch=api.new_file(path)), 422, "patch_policy", path)
+    assert problem["violations"][0]["rule"] == "protected_path"
+
+
+def test_a_patch_beside_them_is_taken(api: Api) -> None:
+    api.start()
+    assert api.result(patch=api.new_file("build/other.txt")).status_code == 200
