@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import unicodedata
 from collections.abc import Iterator
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -36,12 +37,23 @@ MAX_OBJECT_BYTES = 64_000_000
 MAX_FILES = 20_000
 MAX_REASONS = 100
 MAX_REASON = 500
+MAX_NAMED_FILES = 10
+OLDEST_MERGING_GIT = (2, 38)  # the first with `merge-tree --write-tree`
 GIT_SECONDS = 300
 
 OID = re.compile(r"[0-9a-f]{40}\Z")
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 RECORD_TRAILER = re.compile(r"^Autopack-Record-SHA256: ([0-9a-f]{64})$", re.MULTILINE)
 SSH_SIGNATURE = b"\ngpgsig -----BEGIN SSH SIGNATURE-----\n"
+# What nothing opens to a patch, in whatever spelling a file system takes for it: what HFS+ leaves
+# out of names, and the short names that NTFS gives besides. (Autopack's path policy says the same.)
+OWN_FOLDERS = (RUNS, ".autopack")
+IGNORED_BY_HFS = dict.fromkeys(
+    [*range(0x200C, 0x2010), *range(0x202A, 0x202F), *range(0x206A, 0x2070), 0xFEFF]
+)
+GIT_DIR_ON_NTFS = re.compile(r"git~[0-9]+\Z")
+LINK, FOLDER = "120000", "40000"
+MAX_HOPS = 40
 BUDGETS = ("token_cap", "cost_cap", "duration_cap", "minor_issue_cap")
 PHASE_MOVES = {
     "QUEUED": {"EXECUTING", "SKIPPED"},
@@ -238,14 +250,15 @@ class Git:
 
     def find_branch(self, name: str) -> str | None:
         """Return the commit of a branch, of this repository or else of its origin, or None."""
-        for ref in (f"refs/heads/{name}", f"refs/remotes/origin/{name}"):
-            if self._theirs("check-ref-format", ref).returncode != 0:
-                return None
-            found = self._theirs("show-ref", "--verify", "--hash", ref)
-            oid = found.stdout.decode("ascii", "replace").strip()
-            if found.returncode == 0 and OID.match(oid):
-                return oid
-        return None
+        return self.find_ref(f"refs/heads/{name}") or self.find_ref(f"refs/remotes/origin/{name}")
+
+    def find_ref(self, ref: str) -> str | None:
+        """Return what a ref is at, None where there is none, or could be none."""
+        if self._theirs("check-ref-format", ref).returncode != 0:
+            return None
+        found = self._theirs("show-ref", "--verify", "--hash", ref)
+        oid = found.stdout.decode("ascii", "replace").strip()
+        return oid if found.returncode == 0 and OID.match(oid) else None
 
     def read(self, oid: str, kind: str) -> bytes:
         """Return an object's content, and see that it is what its id says."""
@@ -288,6 +301,12 @@ class Git:
             self._batch.kill()
             self._batch.communicate()
 
+    def version(self) -> tuple[int, int]:
+        """Return which git this is, (0, 0) when it does not say."""
+        said = self._theirs("version").stdout.decode("ascii", "replace")
+        match = re.search(r"(\d+)\.(\d+)", said)
+        return (int(match[1]), int(match[2])) if match else (0, 0)
+
     def commit(self, oid: str) -> Commit:
         return Commit(self.read(oid, "commit"))
 
@@ -318,6 +337,23 @@ class Git:
             else:
                 yield prefix + name, mode, oid
 
+    def changes(
+        self, old: str | None, new: str | None, prefix: str = ""
+    ) -> Iterator[tuple[str, str | None, str | None]]:
+        """Yield path, new mode and new id (None: deleted) of each file that two trees differ in."""
+        before = self.tree(old) if old else {}
+        after = self.tree(new) if new else {}
+        for name in sorted(before.keys() | after.keys()):
+            sides = [before.get(name), after.get(name)]
+            if sides[0] == sides[1]:
+                continue
+            folders = [side[1] if side and side[0] == FOLDER else None for side in sides]
+            if any(side and side[0] != FOLDER for side in sides):
+                mode, oid = sides[1] if sides[1] and not folders[1] else (None, None)
+                yield prefix + name, mode, oid
+            if any(folders):
+                yield from self.changes(folders[0], folders[1], f"{prefix}{name}/")
+
 
 class Check:
     """One branch being checked: the reasons against it, as they are found."""
@@ -332,6 +368,8 @@ class Check:
         self.history: list[str] = []
         self.patches: dict[str, bytes] = {}  # of the record, by their hash
         self.title = self.body = ""
+        self.rehearsal: Json | None = None  # of the merge with today's base branch
+        self.signature = ""
 
     def expect(self, condition: object, reason: str) -> bool:
         if not condition:
@@ -348,15 +386,21 @@ class Check:
             self._check_signature(head, base_head)
             self._check_files(record, tree)
             self._check_history(record, head)
-            self._check_base(record, base_head)
             check_chain(self, record)
             Replay(self, record).run()
             self._judge(record)
+            self._rehearse(record, head, base_head)
         except RefusedError as refused:
             self.reasons.append(str(refused))
 
     def _find_branches(self) -> tuple[str, str]:
         head, base_head = self.git.find_branch(self.branch), self.git.find_branch(self.base)
+        upstream = self.git.find_ref(f"refs/remotes/origin/{self.base}")
+        if base_head and upstream and upstream != base_head:
+            self.warnings.append(
+                f"'{self.base}' is at {base_head[:7]} here and was at {upstream[:7]} on its remote"
+                " when it was last fetched: the merge is rehearsed with the one here"
+            )
         if head is None:
             raise RefusedError(f"there is no branch '{self.branch}'")
         if base_head is None:
@@ -422,9 +466,19 @@ class Check:
     def _check_signature(self, head: str, base_head: str) -> None:
         """Where the base branch says who may sign records, one of them has to have done so."""
         signers = self.git.find(self.git.commit(base_head).tree, ALLOWED_SIGNERS)
+        header = self.git.read(head, "commit").partition(b"\n\n")[0] + b"\n"
+        is_signed = SSH_SIGNATURE in header
         if signers is None:
+            self.signature = (
+                f"the record is signed, but '{self.base}' has no {ALLOWED_SIGNERS} to say whose"
+                " signature counts: it was not checked"
+                if is_signed
+                else f"the record is not signed, and '{self.base}' has no {ALLOWED_SIGNERS}: a"
+                " forger who may push is not found"
+            )
             return
-        if SSH_SIGNATURE not in self.git.read(head, "commit").partition(b"\n\n")[0] + b"\n":
+        if not is_signed:
+            self.signature = "the record is not signed"
             self.reasons.append(
                 f"the record is not signed, and '{self.base}' asks for it by {ALLOWED_SIGNERS}"
             )
@@ -436,6 +490,11 @@ class Check:
             *("verify-commit", "--raw", head),
         )
         words = done.stderr.decode("utf-8", "replace").strip().splitlines()
+        self.signature = (
+            f"the record is signed by one of {ALLOWED_SIGNERS} of '{self.base}'"
+            if done.returncode == 0
+            else "the record's signature does not count"
+        )
         self.expect(
             done.returncode == 0,
             f"the record's signature is not by one of {ALLOWED_SIGNERS} of '{self.base}': "
@@ -545,13 +604,43 @@ class Check:
         elif not self.expect(kind == "patch", f"commit {sha} is of the unknown kind '{kind}'"):
             return
         else:
-            self.expect(
-                self.git.find(commit.tree, RUNS) == self.git.find(parent.tree, RUNS),
-                f"commit {sha} changes {RUNS}, which no patch may",
-            )
+            for path, mode, oid in self.git.changes(parent.tree, commit.tree):
+                problem = path_problem(path, mode)
+                if problem is None and mode == LINK and oid is not None:
+                    problem = self._link_problem(commit.tree, path)
+                if not self.expect(not problem, f"commit {sha} changes {show(path)}, {problem}"):
+                    break  # one is enough to refuse it
             content = self.patches.get(recorded["patch_sha256"])
             if content is not None and not recorded["is_merged"]:
                 self._apply(sha, parent.tree, content, commit.tree)
+
+    def _link_problem(self, tree: str, path: str) -> str | None:
+        """Say what is wrong with where a link leads, followed name by name; None: nothing."""
+        place: list[str] = []
+        ahead = path.split("/")[::-1]
+        hops = 0
+        while ahead:
+            name = ahead.pop()
+            if name == ".." and not place:
+                return "a link that leads out of the repository"
+            if name == "..":
+                place.pop()
+            if name in ("", ".", ".."):
+                continue
+            place.append(name)
+            problem = path_problem("/".join(place), None)
+            if problem:
+                return f"a link to {show('/'.join(place))}, {problem}"
+            entry = self.git.find(tree, "/".join(place))
+            if entry is None or entry[0] != LINK:
+                continue
+            hops += 1
+            target = self.git.read(entry[1], "blob").decode("utf-8", "surrogateescape")
+            if hops > MAX_HOPS or not target or target[0] == "/" or "\\" in target:
+                return "a link that is absolute, or goes round in a circle"
+            place.pop()
+            ahead += target.split("/")[::-1]
+        return None
 
     def _apply(self, sha: str, tree: str, patch: bytes, expected: str) -> None:
         """Put a patch on a tree, in an index of our own, and compare what comes of it."""
@@ -579,16 +668,57 @@ class Check:
             before == after and others_before == others_after,
             f"commit {sha} changes more than the record's folder {RUNS}/{self.run_id}",
         )
+        folder = self.git.find(commit.tree, f"{RUNS}/{self.run_id}")
+        if folder is not None and folder[0] == FOLDER:
+            for path, mode, _ in self.git.files(folder[1]):
+                problem = path_problem(path, mode)
+                if not self.expect(not problem, f"commit {sha} records {show(path)}, {problem}"):
+                    break
 
-    def _check_base(self, record: Json, base_head: str) -> None:
+    def _rehearse(self, record: Json, head: str, base_head: str) -> None:
+        """Merge the branch with today's base branch, in memory: the run's verdict is of its end."""
         base = record["base_commit"]
+        if not OID.match(base):
+            raise RefusedError(f"the recorded base {show(base)} is no object id")
         done = self.git.run("merge-base", "--is-ancestor", base, base_head)
         if done.returncode not in (0, 1):
             raise RefusedError(f"the history of '{self.base}' is not whole here (a shallow clone?)")
-        self.expect(
-            done.returncode == 0,
-            f"the run started from {base}, which is not in the history of '{self.base}' (any more)",
-        )
+        if done.returncode == 1:
+            self._rehearsed("behind", base_head, [])
+            self.reasons.append(
+                f"the run started from {base}, which is not in the history of '{self.base}'"
+                " (any more)"
+            )
+            return
+        version = self.git.version()
+        if version < OLDEST_MERGING_GIT:
+            raise RefusedError(
+                f"git {version[0]}.{version[1]} cannot rehearse the merge with '{self.base}': git"
+                f" {OLDEST_MERGING_GIT[0]}.{OLDEST_MERGING_GIT[1]} or newer is needed"
+            )
+        options = ("--write-tree", "--name-only", "--no-messages", "-z")
+        done = self.git.run("merge-tree", *options, base_head, head)
+        if done.returncode not in (0, 1):
+            words = done.stderr.decode("utf-8", "replace").strip() or "git does not say why"
+            raise RefusedError(f"the merge with '{self.base}' cannot be rehearsed: {words}")
+        names = done.stdout.rstrip(b"\0").split(b"\0")[1:]
+        files = [each.decode("utf-8", "backslashreplace") for each in dict.fromkeys(names)]
+        self._rehearsed("conflict" if done.returncode else "clean", base_head, files)
+        if done.returncode:
+            named = ", ".join(files[:MAX_NAMED_FILES])
+            more = len(files) - MAX_NAMED_FILES
+            self.reasons.append(
+                f"does not merge with {self.base} at {base_head[:7]}: {named}"
+                + (f" and {more} more" if more > 0 else "")
+            )
+
+    def _rehearsed(self, result: str, base_head: str, files: list[str]) -> None:
+        self.rehearsal = {
+            "result": result,
+            "base_branch": self.base,
+            "base_commit": base_head,
+            "files": [show(each) for each in files],
+        }
 
     # What the rules say (Autopack's docs/rules.md, "Promotion")
 
@@ -909,6 +1039,29 @@ class Replay:
         )
 
 
+def plain_name(name: str) -> str:
+    """Write one name of a path as the most forgetful file system reads it."""
+    if name in (".", ".."):
+        return name
+    plain = unicodedata.normalize("NFC", name.translate(IGNORED_BY_HFS)).casefold()
+    plain = unicodedata.normalize("NFC", plain)
+    plain = plain.partition(":")[0].rstrip(". ") or plain  # streams, and what NTFS cuts off
+    return ".git" if GIT_DIR_ON_NTFS.match(plain) else plain
+
+
+def path_problem(path: str, mode: str | None) -> str | None:
+    """Say why no patch may change a path, whatever the ruleset opens; None: it may."""
+    names = [plain_name(name) for name in path.replace("\\", "/").split("/")]
+    if any(name in ("", ".", "..", ".git") for name in names):
+        return "which leads into a git dir, or out of the repository, on some systems"
+    signers = ALLOWED_SIGNERS.split("/")
+    if names[0] in OWN_FOLDERS or names[: len(signers)] == signers:
+        return "which no patch may"
+    if mode == LINK and names == signers[: len(names)]:
+        return f"a link in the place of a folder of {ALLOWED_SIGNERS}"
+    return None
+
+
 def parse_json(data: bytes) -> Any:
     """Read JSON that says everything once, in numbers of a sane size."""
 
@@ -988,6 +1141,8 @@ def check(repository: str, run_id: str, branch: str, base: str) -> Json:
         "head": branch,
         "base": base,
         "commits": checked.history,
+        "rehearsal": checked.rehearsal,
+        "signature": show(checked.signature),
     }
 
 
@@ -1008,6 +1163,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(json.dumps(verdict, indent=2))
     else:
         lines = [*verdict["reasons"], *(f"warning: {each}" for each in verdict["warnings"])]
+        if verdict["signature"]:
+            lines.append(verdict["signature"])
         if verdict["eligible"]:
             lines.insert(0, f"'{given.branch}' may go to '{given.base}'")
         encoding = sys.stdout.encoding or "utf-8"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +18,7 @@ from pydantic import SecretStr
 from autopack.config import Settings
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
     from tests.api.conftest import Api
 
 pytestmark = [pytest.mark.integration, pytest.mark.safety_critical]
@@ -30,7 +34,7 @@ def settings(settings: Settings, tmp_path: Path) -> Settings:
     return settings.model_copy(update={"git_remote": SecretStr(str(bare))})
 
 
-def checked(api: Api, run_id: str) -> tuple[int, Json]:
+def checked(api: Api, run_id: str, path: str | None = None) -> tuple[int, Json]:
     """Run the checker as the promotion workflow does: isolated, on a clone's branches."""
     done = subprocess.run(
         [
@@ -40,6 +44,7 @@ def checked(api: Api, run_id: str) -> tuple[int, Json]:
         capture_output=True,
         check=False,
         text=True,
+        env={**os.environ, "PATH": f"{path}:{os.environ['PATH']}"} if path else None,
     )
     assert done.stderr == ""
     verdict: Json = json.loads(done.stdout)
@@ -190,6 +195,121 @@ FAMILY: dict[Callable[[Api, str], None], tuple[bool, str]] = {
     red_then_a_new_patch: (False, "the run is DONE_FAILED_REQUIRES_HUMAN_REVIEW"),
     red_then_by_hand: (False, "phase 'P0.0' was completed by hand"),
 }
+
+
+def edited(api: Api, run_id: str) -> None:
+    """Change a line of a file that `main` has too."""
+    old, new = api.repo.git("show", "main:src/app.py"), "VALUE = 2"
+    patch = (
+        "diff --git a/src/app.py b/src/app.py\n--- a/src/app.py\n+++ b/src/app.py\n"
+        f"@@ -1 +1 @@\n-{old}\n+{new}\n"
+    )
+    api.start(run_id)
+    assert api.result(run_id, patch=patch).status_code == 200
+    verdict(api, run_id, "green")
+
+
+def move_main(api: Api, **files: str) -> None:
+    api.repo.commit({path.replace("__", "/") + ".py": text for path, text in files.items()})
+
+
+def lose_history(api: Api) -> None:
+    tree = api.repo.git("rev-parse", "main^{tree}")
+    orphan = api.repo.git("commit-tree", tree, "-m", "Begin anew")
+    api.repo.git("update-ref", "refs/heads/main", orphan)
+
+
+def stranger(api: Api) -> None:
+    branch = "refs/heads/autonomous/edited"
+    tree = api.repo.git("rev-parse", f"{branch}^{{tree}}")
+    commit = api.repo.git("commit-tree", tree, "-p", branch, "-m", "Slip in")
+    api.repo.git("update-ref", branch, commit)
+
+
+def test_a_merge_is_rehearsed_with_the_base_of_today(api: Api) -> None:
+    ruleset = {"project_id": "Autopack", "ci": {"mode": "external"}}
+    assert api.client.put("/project/ruleset", json=ruleset).status_code == 200
+    edited(api, "edited")
+    started = api.run("edited")["base_commit"]
+    base = api.repo.git("rev-parse", "main")
+    steps: list[tuple[Callable[[Api], object], str | None, list[str], str]] = [
+        (lambda api: None, "clean", [], ""),
+        (lambda api: move_main(api, other="1\n"), "clean", [], ""),
+        (
+            lambda api: move_main(api, src__app="VALUE = 3\n"),
+            "conflict",
+            ["src/app.py"],
+            "does not merge with main at {main}: src/app.py",
+        ),
+        (
+            lose_history,
+            "behind",
+            [],
+            f"the run started from {started}, which is not in the history of 'main' (any more)",
+        ),
+        (lambda api: api.repo.git("update-ref", "refs/heads/main", base), "clean", [], ""),
+    ]
+    for number, (step, result, files, reason) in enumerate(steps):
+        step(api)
+        main = api.repo.git("rev-parse", "main")
+        given = api.client.get("/runs/edited/promotion").json()
+        code, found = checked(api, "edited")
+        expected = {"result": result, "base_branch": "main", "base_commit": main, "files": files}
+        assert given["rehearsal"] == found["rehearsal"] == expected, number
+        reasons = [reason.format(main=main[:7])] if reason else []
+        assert given["reasons"] == found["reasons"] == reasons
+        assert given["eligible"] is found["eligible"] is (not reasons)
+        assert code == (1 if reasons else 0)
+        summary = api.client.get("/reports/run_summary/edited").json()["promotion"]
+        assert summary == {name: given[name] for name in summary}
+        # The verdict of the run's end stays what it was.
+        assert api.run("edited")["promotion_eligible_to_main"] is True
+        assert ("do not merge" in given["pull_request"]["body"]) is bool(reasons)
+
+    stranger(api)
+    given, (code, found) = api.client.get("/runs/edited/promotion").json(), checked(api, "edited")
+    assert (given["eligible"], found["eligible"], code) == (False, False, 1)
+    assert given["rehearsal"] is None
+    assert "the run recorded" in given["reasons"][0]
+    for ref, reason in (
+        ("autonomous/edited", "there is no branch 'autonomous/edited'"),
+        ("main", "there is no base branch 'main'"),
+    ):
+        api.repo.git("update-ref", "-d", f"refs/heads/{ref}")
+        given = api.client.get("/runs/edited/promotion").json()
+        assert (given["eligible"], given["reasons"]) == (False, [reason])
+        assert checked(api, "edited")[1]["reasons"][0] == "there is no branch 'autonomous/edited'"
+
+
+def test_an_old_git_rehearses_nothing_and_says_so(api: Api, tmp_path: Path) -> None:
+    ruleset = {"project_id": "Autopack", "ci": {"mode": "external"}}
+    assert api.client.put("/project/ruleset", json=ruleset).status_code == 200
+    green(api, "green")
+    git = shutil.which("git")
+    old = tmp_path / "old" / "git"
+    old.parent.mkdir()
+    old.write_text(
+        '#!/bin/sh\ncase " $* " in *" version "*) echo git version 2.37.1; exit;; esac\n'
+        f'exec {git} "$@"\n'
+    )
+    old.chmod(0o755)
+    code, found = checked(api, "green", path=str(old.parent))
+    assert code == 1
+    assert found["rehearsal"] is None
+    (reason,) = found["reasons"]
+    assert reason.startswith("git 2.37 cannot rehearse the merge with 'main': git 2.38 or newer")
+
+
+def test_a_run_without_a_record_may_not_be_merged(api: Api, app: FastAPI) -> None:
+    house = app.state.house
+    unrecorded = house.settings.model_copy(update={"commit_run_record": False})
+    app.state.house = replace(house, settings=unrecorded)
+    api.start()
+    api.result()
+    given, (_, found) = api.client.get("/runs/run-001/promotion").json(), checked(api, "run-001")
+    assert api.run()["promotion_eligible_to_main"] is True
+    assert given["eligible"] is found["eligible"] is False
+    assert given["reasons"] == found["reasons"]
 
 
 def test_the_checker_comes_to_the_verdict_of_the_service(api: Api) -> None:

@@ -20,6 +20,7 @@ import pytest
 from pydantic import SecretStr
 
 from autopack.config import Settings
+from autopack.domain.path_policy import matches
 from autopack.gitrepo import Repository, RepositoryUnusableError
 from autopack.services.rebuilding import require_objects
 from autopack.store import runs
@@ -48,7 +49,8 @@ def load_checker() -> Any:
     return module
 
 
-check = load_checker().check
+checker = load_checker()
+check = checker.check
 
 
 class Forger:
@@ -132,6 +134,52 @@ class Forger:
     def event(self, kind: str) -> Json:
         found: Json = next(each for each in self.record["events"] if each["kind"] == kind)
         return found
+
+
+def plant(forger: Forger, path: str, content: str, mode: str) -> None:
+    """Put a file into the first patch's commit by hand: git itself would not take such names."""
+    blob = forger.git("hash-object", "-w", "--stdin", stdin=content)
+    *folders, name = path.split("/")
+    entry = f"{mode} blob {blob}\t{name}"
+    for folder in reversed(folders):
+        tree = forger.git("mktree", "-z", stdin=f"{entry}\0")
+        entry = f"040000 tree {tree}\t{folder}"
+    top = forger.git("ls-tree", forger.named[0]).splitlines()
+    tree = forger.git("mktree", "-z", stdin="\0".join([*top, entry, ""]))
+    forged = [forger.commit(forger.named[0], tree=tree)]
+    for commit in forger.named[1:]:
+        forged.append(forger.commit(commit, parent=forged[-1]))
+    text = json.dumps(forger.record).replace(forger.record["commits"][0]["tree"], tree)
+    for before, after in zip(forger.named, forged, strict=True):
+        text = text.replace(before, after)
+    forger.record = json.loads(text)
+    forger.reseal()
+    forger.rewrite(parent=forged[-1])
+
+
+PLANTED = {
+    ".git/config": "leads into a git dir",
+    "src/.GIT/hooks/pre-commit": "leads into a git dir",
+    "GIT~1/config": "leads into a git dir",
+    ".g\u200cit/config": "leads into a git dir",
+    ".git . /config": "leads into a git dir",
+    ".git::$INDEX_ALLOCATION/config": "leads into a git dir",
+    "a\\..\\.git": "leads into a git dir",
+    ".autonomous_runs/other/run.json": "which no patch may",
+    ".Autonomous_Runs/run-001/run.json": "which no patch may",
+    ".autopack/env": "which no patch may",
+    ".AUTOPACK./env": "which no patch may",
+    ".github/autopack_allowed_signers": "which no patch may",
+    ".GitHub/Autopack_Allowed_Signers": "which no patch may",
+}
+LINKED = {
+    ("src/link", "../.git"): "a link to .git, which leads into a git dir",
+    ("link", "src/../.AutoPack/x"): "a link to .AutoPack, which no patch may",
+    (".github", "src"): "a link in the place of a folder of .github/autopack_allowed_signers",
+    ("link", "../.."): "a link that leads out of the repository",
+    ("link", "/etc"): "a link that is absolute",
+    ("link", "link"): "goes round in a circle",
+}
 
 
 def red_before_green(forger: Forger) -> None:
@@ -448,6 +496,29 @@ def test_each_tampering_is_refused_with_its_reason(
             assert not any("cannot be checked" in each for each in verdict["reasons"])
 
 
+def test_no_record_opens_the_paths_that_nothing_opens(
+    recorded: GitRepo, tmp_path: Path, subtests: pytest.Subtests
+) -> None:
+    files = {(path, "evil\n", "100644"): reason for path, reason in PLANTED.items()}
+    links = {(path, target, "120000"): reason for (path, target), reason in LINKED.items()}
+    for number, (planted, reason) in enumerate({**files, **links}.items()):
+        with subtests.test(planted[0], target=planted[1]):
+            copy = replace(recorded, path=tmp_path / f"case-{number}")
+            shutil.copytree(recorded.path / ".git", copy.path / ".git")
+            forger = Forger(copy)
+            plant(forger, *planted)
+            reasons = check(str(copy.path), RUN, BRANCH, "main")["reasons"]
+            commit = f"commit {copy.git('rev-parse', BRANCH + '~2')} changes "
+            assert any(each.startswith(commit) and reason in each for each in reasons), reasons
+
+
+def test_the_checker_reads_names_as_the_path_policy_does() -> None:
+    for path in [*PLANTED, "src/app.py", ".gitignore", ".github/x", "a/.gitx", "autopack/x"]:
+        is_absolute = matches(path, ".autonomous_runs/**") or matches(path, ".autopack/**")
+        is_absolute |= matches(path, SIGNERS) or matches(path, "**/.git/**")
+        assert (checker.path_problem(path, "100644") is not None) is is_absolute, path
+
+
 def test_a_run_that_was_green_at_the_second_try_is_eligible(recorded: GitRepo) -> None:
     red_before_green(Forger(recorded))
     assert check(str(recorded.path), RUN, BRANCH, "main")["reasons"] == []
@@ -485,7 +556,11 @@ def test_a_signature_is_what_the_base_branch_asks_for(
         verdict: Json = check(str(recorded.path), RUN, BRANCH, "main")
         return verdict
 
-    assert ask(key)["eligible"]
+    verdict = check(str(recorded.path), RUN, BRANCH, "main")
+    assert verdict["signature"].startswith(f"the record is signed, but 'main' has no {SIGNERS}")
+    verdict = ask(key)
+    assert verdict["eligible"]
+    assert verdict["signature"] == f"the record is signed by one of {SIGNERS} of 'main'"
     (reason,) = ask(stranger)["reasons"]
     assert f"the record's signature is not by one of {SIGNERS} of 'main'" in reason
     ask(key)

@@ -52,6 +52,9 @@ def _tell(answer: PromotionAnswer) -> None:
     print(shown(f"{answer.run_id} is {'' if answer.eligible else 'not '}eligible for promotion."))
     for reason in answer.reasons:
         print(shown(f"  against it: {reason}"))
+    if answer.rehearsal is not None:
+        base = f"{answer.rehearsal.base_branch} at {answer.rehearsal.base_commit[:7]}"
+        print(shown(f"  merge with {base}: {answer.rehearsal.result}"))
     for warning in answer.warnings:
         print(shown(f"  look at: {warning}"))
 

@@ -219,6 +219,11 @@ class Repository:
         counts = self._read("rev-list", *options, f"{commit}...{other}").stdout.split()
         return int(counts[0]), int(counts[1])
 
+    def is_ancestor(self, commit: str, of: str) -> bool:
+        """Say whether a commit is in the history of another one, or is that one."""
+        options = ("--is-ancestor", "--end-of-options")
+        return self._read("merge-base", *options, commit, of, allowed=(0, 1)).status == 0
+
     def try_merge(self, ours: str, theirs: str) -> MergeResult:
         """Merge two commits in memory: nothing is checked out and no object is kept."""
         options = ("--write-tree", "--name-only", "--no-messages", "-z", "--end-of-options")

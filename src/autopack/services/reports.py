@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 
 from ..domain.metrics import (
     AgingIssue,
@@ -20,6 +21,7 @@ from ..domain.metrics import (
     TierMetrics,
 )
 from ..domain.promotion import PromotionVerdict, judge_promotion
+from ..domain.rehearsal import Rehearsal
 from ..domain.run_issues import issue_figures
 from ..domain.values import Role
 from ..mirror import PullRequest, pull_request
@@ -29,6 +31,7 @@ from .house import House
 from .metrics import Position, phases_of, tiers_of
 from .projection import open_issues, run_report
 from .reading import one_moment, reading_run
+from .rehearsal import rehearse
 
 TOP_AGING_ISSUES = 10
 TOP_CATEGORIES = 100
@@ -55,10 +58,13 @@ class IssueSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Promotion:
+    """What stands against a merge; `rehearsal` is None where it could not be made."""
+
     run_id: str
     eligible: bool
     reasons: tuple[str, ...]
     warnings: tuple[str, ...]
+    rehearsal: Rehearsal | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +135,8 @@ def run_summary(house: House, run_id: str) -> RunSummary:
     with reading_run(house, run_id) as (session, run):
         found = issues.list_run_issues(session, run.id)
         totals, by_category = issue_figures(found, limit=TOP_CATEGORIES)
-        return RunSummary(
+        summary = partial(
+            RunSummary,
             run=run,
             duration_minutes=_minutes(run, now),
             budgets=_budgets(run, now),
@@ -144,8 +151,8 @@ def run_summary(house: House, run_id: str) -> RunSummary:
             ci=reports.count_ci_runs(session, run.id),
             event_count=run.event_sequence,
             timeline=reports.list_latest_moves(session, run.id, limit=TIMELINE_EVENTS),
-            promotion=_promotion(run),
         )
+    return summary(promotion=_promotion(house, run))  # git is asked while no transaction waits
 
 
 def promotion(house: House, run_id: str) -> PromotionPlan:
@@ -154,31 +161,37 @@ def promotion(house: House, run_id: str) -> PromotionPlan:
     Raises NotFoundError.
     """
     with reading_run(house, run_id) as (session, run):
-        verdict = _promotion(run)
         found = open_issues(session, run)
         report = run_report(session, run, detailed=())
+    verdict = _promotion(house, run)
     return PromotionPlan(
         run_id=verdict.run_id,
         eligible=verdict.eligible,
         reasons=verdict.reasons,
         warnings=verdict.warnings,
+        rehearsal=verdict.rehearsal,
         pull_request=pull_request(
             report, reasons=verdict.reasons, warnings=verdict.warnings, open_issues=found
         ),
     )
 
 
-def _promotion(run: Run) -> Promotion:
-    """Return the recorded verdict of a run that is over, today's of a live one. (02 §6)"""
+def _promotion(house: House, run: Run) -> Promotion:
+    """Return the recorded verdict of a run that is over, today's of a live one. (02 §6)
+
+    A rehearsal with today's base branch is added, and may only be stricter.
+    """
     if run.ended_at is None:
         verdict = judge_promotion(runs.read_state(run))
     else:
         verdict = PromotionVerdict(tuple(run.promotion_reasons), tuple(run.promotion_warnings))
+    rehearsal, today = rehearse(house, run)
     return Promotion(
         run_id=run.run_id,
-        eligible=run.promotion_eligible_to_main,
-        reasons=verdict.reasons,
+        eligible=run.promotion_eligible_to_main and not today,
+        reasons=(*verdict.reasons, *today),
         warnings=verdict.warnings,
+        rehearsal=rehearsal,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ...domain.issues import BacklogStatus
+from ...domain.rehearsal import RehearsalResult
 from ...domain.run import FailureCode
 from ...domain.values import Role, Severity, Usd
 from . import Shape, WireTime
@@ -159,12 +160,25 @@ class MoveAnswer(Shape):
     reason: str | None
 
 
+class RehearsalAnswer(Shape):
+    """A merge with today's base branch, in memory. `files` are those in conflict."""
+
+    result: RehearsalResult
+    base_branch: str
+    base_commit: str
+    files: list[str]
+
+
 class PromotionVerdictAnswer(Shape):
-    """`reasons` is all that stands against it; `warnings` what to look at before merging."""
+    """`reasons` is all that stands against it; `warnings` what to look at before merging.
+
+    The run's own verdict is that of its end; a merge with today's base branch is rehearsed besides.
+    """
 
     eligible: bool
     reasons: list[str]
     warnings: list[str]
+    rehearsal: RehearsalAnswer | None
 
 
 class RunReportAnswer(Shape):
@@ -193,11 +207,8 @@ class PullRequestAnswer(Shape):
     base: str
 
 
-class PromotionAnswer(Shape):
+class PromotionAnswer(PromotionVerdictAnswer):
     """The verdict, and the pull request's text, which an ineligible run has as well."""
 
     run_id: str
-    eligible: bool
-    reasons: list[str]
-    warnings: list[str]
     pull_request: PullRequestAnswer

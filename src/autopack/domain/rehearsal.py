@@ -1,0 +1,48 @@
+"""What a merge of a run's branch with today's base branch would come to.
+
+The run's own verdict is of its end, and stays in the record; a rehearsal is of today, and may only
+be stricter (docs/rules.md, "Promotion"). `scripts/check_promotion.py` says the same in its own
+words. Standard library alone, so that the checker can be made from this module.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+MAX_NAMED_FILES: Final = 10
+
+
+class RehearsalResult(StrEnum):
+    CLEAN = "clean"  # it merges, whether or not the base branch has moved on
+    CONFLICT = "conflict"  # both sides changed `files`
+    BEHIND = "behind"  # the base branch has lost the commit that the run started from
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rehearsal:
+    """`base_commit` is where the base branch is now; `files` are those in conflict."""
+
+    result: RehearsalResult
+    base_branch: str
+    base_commit: str
+    files: tuple[str, ...] = ()
+
+
+def rehearsal_reasons(rehearsal: Rehearsal, started_from: str) -> tuple[str, ...]:
+    """Say what stands against a merge of today; `started_from` is the run's base commit."""
+    where = f"{rehearsal.base_branch} at {rehearsal.base_commit[:7]}"
+    match rehearsal.result:
+        case RehearsalResult.CLEAN:
+            return ()
+        case RehearsalResult.BEHIND:
+            return (
+                f"the run started from {started_from}, which is not in the history of "
+                f"'{rehearsal.base_branch}' (any more)",
+            )
+        case RehearsalResult.CONFLICT:
+            named = ", ".join(rehearsal.files[:MAX_NAMED_FILES])
+            more = len(rehearsal.files) - MAX_NAMED_FILES
+            files = f"{named} and {more} more" if more > 0 else named
+            return (f"does not merge with {where}: {files}",)
