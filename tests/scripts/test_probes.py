@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.e2e,
+    pytest.mark.probes,
     pytest.mark.skipif(
         not (shutil.which("bash") and shutil.which("curl") and shutil.which("python3")),
         reason="the probes need bash, curl and python3",
