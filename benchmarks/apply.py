@@ -26,8 +26,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from autopack.config import Settings
-from autopack.domain.path_policy import PathPolicy
-from autopack.gitrepo import RefUpdate, Repository, enforce
+from autopack.domain.path_policy import PathPolicy, judge
+from autopack.gitrepo import ChangeSet, RefUpdate, Repository
 from autopack.gitrepo.index import write_index
 from autopack.gitrepo.objects import encode_loose
 
@@ -147,7 +147,10 @@ def by_autopack(folder: Path, scratch: Path, ref: str) -> Step:
     settings = Settings(repo_path=folder, home=scratch / "home", _env_file=None)
     repository = Repository.open(settings)
     head = repository.base().commit
-    protect = enforce(PathPolicy())
+    policy = PathPolicy()
+
+    def protect(changes: ChangeSet) -> None:
+        assert not judge(changes, policy)
 
     def step(patch: bytes, changed: list[Change]) -> None:
         tree = repository.apply(head, patch, protect).tree

@@ -218,9 +218,9 @@ def fill(connection: Connection, runs: int) -> None:
         f"INSERT INTO sightings (backlog_pk, run_pk, tier_id)"
         f" SELECT {first['backlog']} + n % {values['keys']}, {run}, 'T0'",
         "INSERT INTO leases (run_pk, phase_pk, role, agent, fence, token_sha256, seconds,"
-        " granted_at, expires_at, ended_at)"
+        " expires_at, ended_at)"
         f" SELECT {run}, {phase}, 'builder', 'load', 1, sha256(n::text::bytea), 900,"
-        " now(), now(), now()",
+        " now(), now()",
         "INSERT INTO ci_runs (run_pk, phase_pk, commit_sha, profile, attempt, verdict, is_flaky,"
         " requested_at, ended_at)"
         f" SELECT {run}, {phase}, sha256(n::text::bytea), 'normal', 1, 'green', false,"

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -23,6 +24,7 @@ from procrastinate.schema import SchemaManager
 from sqlalchemy import Connection, Engine, MetaData, create_engine, insert, inspect, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
+from tests.test_models import add_phase, add_run, add_tier, one_of_each
 
 from autopack.config import Settings
 from autopack.database import (
@@ -42,6 +44,10 @@ pytestmark = pytest.mark.integration
 SOURCES = str(Path(__file__).resolve().parents[1] / "src")
 
 
+# The head of the first version that has users: its schema, filled, comes to today's and back.
+OLDEST_TO_GO_BACK_TO = "known_codes"
+
+
 @pytest.fixture
 def empty_engine(empty_database_url: str) -> Iterator[Engine]:
     engine = make_engine(_psycopg2(empty_database_url), 15)
@@ -56,6 +62,14 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     yield folder
     for process in _postgres_in(folder):
         process.kill()
+
+
+def _rows(session: Session) -> dict[str, list[dict[str, Any]]]:
+    """Return every row of every table of ours."""
+    return {
+        table.name: [dict(row) for row in session.execute(table.select()).mappings()]
+        for table in Base.metadata.sorted_tables
+    }
 
 
 class TestMigrations:
@@ -152,6 +166,20 @@ class TestMigrations:
         with empty_engine.connect() as connection:
             assert connection.scalar(text("SELECT failure_code FROM runs")) == "ci_did_not_run"
             assert connection.scalar(text("SELECT outcome FROM submissions")) == "failed"
+
+    def test_rows_outlive_a_migration_that_is_taken_back_and_made_again(
+        self, empty_engine: Engine
+    ) -> None:
+        """An operator who goes back to the version before, and forward again, loses no run."""
+        migrate(empty_engine)
+        with Session(empty_engine) as session:
+            one_of_each(session, add_phase(session, add_tier(session, add_run(session))))
+            session.commit()
+            before = _rows(session)
+        _migrate_to(empty_engine, OLDEST_TO_GO_BACK_TO)
+        migrate(empty_engine)
+        with Session(empty_engine) as session:
+            assert _rows(session) == before
 
     def test_processes_that_start_at_once_migrate_once(self, empty_engine: Engine) -> None:
         errors: list[BaseException] = []

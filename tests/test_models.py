@@ -160,7 +160,6 @@ def one_of_each(session: Session, phase: Phase) -> dict[str, object]:
         fence=1,
         token_sha256="a",
         seconds=900,
-        granted_at=NOON,
         expires_at=NOON,
     )
     backlog = BacklogEntry(
@@ -178,7 +177,6 @@ def one_of_each(session: Session, phase: Phase) -> dict[str, object]:
         **of_phase,
         role=Role.BUILDER,
         attempt=1,
-        lease_pk=lease.id,
         status="success",
         body={},
         outcome=Outcome.HELD,
@@ -343,9 +341,9 @@ class TestUnique:
         one_of_each(session, phase)
         again = (
             "INSERT INTO leases (run_pk, phase_pk, role, agent, fence, token_sha256,"
-            " seconds, granted_at, expires_at)"
-            " SELECT run_pk, phase_pk, role, agent, fence + 1, :token, seconds, granted_at,"
-            " expires_at FROM leases LIMIT 1"
+            " seconds, expires_at)"
+            " SELECT run_pk, phase_pk, role, agent, fence + 1, :token, seconds, expires_at"
+            " FROM leases LIMIT 1"
         )
         name = constraint_of(session, lambda: execute(session, again, token="b"))
         assert name == "uq_leases_open_phase_pk"

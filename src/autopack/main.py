@@ -112,11 +112,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 @contextmanager
 def open_house(settings: Settings) -> Iterator[House]:
     """Open what every use case works with, and roll forward whatever lags from before."""
-    with ExitStack() as stack:
-        # First: it refuses a home that a repository tracks, before a Postgres runs in there.
-        repository = Repository.open(settings)
-        stack.callback(repository.close)
-        database = stack.enter_context(open_database(settings))
+    # First: it refuses a home that a repository tracks, before a Postgres runs in there.
+    repository = Repository.open(settings)
+    with open_database(settings) as database:
         if not settings.testing:
             database.migrate()
         yield House(settings, database.engine, repository, Mirror(settings.autonomous_runs_dir))

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -227,11 +226,9 @@ def test_a_worker_with_a_clone_of_its_own_fetches_what_it_judges_and_writes_noth
     api.start()
     api.result()
     [ci_run_id] = waiting(house)
-    with ExitStack() as stack:
-        repository = Repository.open(elsewhere)
-        stack.callback(repository.close)
-        other = House(elsewhere, house.engine, repository, Mirror(elsewhere.autonomous_runs_dir))
-        ci.run_ci(other, ci_run_id)
+    mirror = Mirror(elsewhere.autonomous_runs_dir)
+    other = House(elsewhere, house.engine, Repository.open(elsewhere), mirror)
+    ci.run_ci(other, ci_run_id)
     assert api.phase()["state"] == "CI_RUNNING"
     take(house)
     assert api.run()["state"] == "DONE_SUCCESS"

@@ -45,7 +45,6 @@ def test_a_repository_is_found_from_a_folder_within(
     assert not repository.is_bare
     assert repository.base() == Base("main", git_repo.git("rev-parse", "HEAD"))
     repository.check()
-    repository.close()
 
 
 def test_a_bare_repository_is_served(

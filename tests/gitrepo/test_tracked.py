@@ -19,7 +19,7 @@ RULESET = ".autonomous_runs/project_ruleset_Autopack.json"
 def serve(repo: GitRepo, **values: object) -> None:
     """Open the repository as a start does, with the folders where they are by default."""
     settings = Settings(_env_file=None, repo_path=repo.path, **values)  # type: ignore[arg-type]
-    Repository.open(settings).close()
+    Repository.open(settings)
 
 
 def refused(repo: GitRepo, variable: str, **values: object) -> str:
@@ -185,7 +185,7 @@ def test_a_tracked_ruleset_is_refused_when_it_is_a_link(git_repo: GitRepo) -> No
 def test_a_bare_repository_tracks_nothing_on_the_disk(git_repo: GitRepo, tmp_path: Path) -> None:
     git_repo.commit({".autopack/.env": ""})
     git_repo.git("clone", "--quiet", "--bare", str(git_repo.path), str(tmp_path / "bare.git"))
-    Repository.open(Settings(_env_file=None, repo_path=tmp_path / "bare.git")).close()
+    Repository.open(Settings(_env_file=None, repo_path=tmp_path / "bare.git"))
 
 
 def test_the_file_that_the_environment_names_is_read(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -76,23 +75,19 @@ OpenRemote = Callable[..., Remote]
 
 
 @pytest.fixture
-def open_remote(git_repo: GitRepo, tmp_path: Path) -> Iterator[OpenRemote]:
+def open_remote(git_repo: GitRepo, tmp_path: Path) -> OpenRemote:
     """Open the sample repository with a remote, without a service around it."""
-    with ExitStack() as stack:
 
-        def open_one(
-            address: str, *, repo_path: Path = git_repo.path, seconds: int = 600
-        ) -> Remote:
-            settings = Settings(
-                _env_file=None,
-                repo_path=repo_path,
-                home=tmp_path / "home",
-                git_remote=SecretStr(address),
-                git_push_timeout_seconds=seconds,
-            )
-            repository = Repository.open(settings)
-            assert repository.remote is not None
-            stack.callback(repository.close)
-            return repository.remote
+    def open_one(address: str, *, repo_path: Path = git_repo.path, seconds: int = 600) -> Remote:
+        settings = Settings(
+            _env_file=None,
+            repo_path=repo_path,
+            home=tmp_path / "home",
+            git_remote=SecretStr(address),
+            git_push_timeout_seconds=seconds,
+        )
+        remote = Repository.open(settings).remote
+        assert remote is not None
+        return remote
 
-        yield open_one
+    return open_one

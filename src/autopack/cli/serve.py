@@ -66,9 +66,7 @@ def _serve(stack: ExitStack, *, host: str | None, port: str | None, is_demo: boo
     if is_demo:
         values |= _demo_values(stack)
     settings = load_settings(**values)
-    repository = Repository.open(settings)
-    branch = repository.base().branch
-    repository.close()
+    branch = Repository.open(settings).base().branch
     listener = stack.enter_context(_listen(settings.host, settings.port))
     url = f"http://{_shown_host(settings.host)}:{listener.getsockname()[1]}"
     from ..main import create_app  # here, so that what is wrong above is told at once

@@ -1,6 +1,6 @@
 """PIPE to git: the only code that runs it. A patch goes in, a commit or a refusal comes out."""
 
-from .apply import AppliedPatch, ChangeSet, Judge, enforce
+from .apply import AppliedPatch, ChangeSet, Judge
 from .errors import (
     BranchCheckedOutError,
     GitFailedError,
@@ -52,5 +52,4 @@ __all__ = [
     "RemoteMovedError",
     "Repository",
     "RepositoryUnusableError",
-    "enforce",
 ]

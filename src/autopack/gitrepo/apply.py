@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from ..domain.changes import MODE_ABSENT, FileChange, Violation
-from ..domain.path_policy import PathPolicy
-from ..domain.path_policy import judge as judge_paths
 from .errors import (
     PatchAlreadyAppliedError,
     PatchEmptyError,
@@ -46,17 +44,6 @@ class ChangeSet:
 
 
 Judge = Callable[[ChangeSet], None]
-
-
-def enforce(policy: PathPolicy) -> Judge:
-    """Return a judge that raises PatchPolicyError for what the policy refuses."""
-
-    def refuse(changes: ChangeSet) -> None:
-        violations = judge_paths(changes, policy)
-        if violations:
-            raise PatchPolicyError(violations)
-
-    return refuse
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,9 +124,6 @@ class Repository:
             raise RepositoryUnusableError(f"{self.git_dir} is gone or is no git repository.")
         self.tree_of(self.base().commit)
 
-    def close(self) -> None:
-        """Let go of what is held: nothing that outlives a call, so far."""
-
     # Reading
 
     def base(self) -> Base:

@@ -25,7 +25,6 @@ class Push(Base):
     # Since the last success, the try under way included.
     attempts: Mapped[int] = mapped_column(default=0)
     last_error: Mapped[str | None]
-    pushed_revision: Mapped[int] = mapped_column(default=0)
     pushed_commit: Mapped[str | None]
     pushed_to: Mapped[str | None]
     pushed_at: Mapped[datetime | None]
@@ -36,5 +35,5 @@ class Push(Base):
             "next_try_at",
             postgresql_where=text("next_try_at IS NOT NULL"),
         ),
-        *not_negative("attempts", "pushed_revision"),
+        *not_negative("attempts"),
     )

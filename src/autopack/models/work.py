@@ -28,7 +28,6 @@ class Lease(Base):
     fence: Mapped[int]
     token_sha256: Mapped[str] = mapped_column(unique=True)
     seconds: Mapped[int]
-    granted_at: Mapped[datetime]
     expires_at: Mapped[datetime]
     ended_at: Mapped[datetime | None]
 
@@ -55,7 +54,6 @@ class Submission(Base):
     phase_pk: Mapped[int] = mapped_column(ForeignKey("phases.id", ondelete="CASCADE"))
     role: Mapped[Role]
     attempt: Mapped[int]
-    lease_pk: Mapped[int | None] = mapped_column(ForeignKey("leases.id"))
     agent: Mapped[str | None]
     model: Mapped[str | None]
     status: Mapped[str]

@@ -240,7 +240,6 @@ def _take(change: RunChange, wanted: Claim) -> dict[str, Any] | None:
             fence=found.phase.fence + 1,
             token_sha256=leases.hash_token(token),
             seconds=wanted.lease_seconds,
-            granted_at=change.now,
             expires_at=claiming.lease_end(course, wanted.lease_seconds),
         ),
     )

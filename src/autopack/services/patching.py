@@ -53,13 +53,18 @@ def _own_folders(settings: Settings) -> Iterator[str]:
             yield f"{folder.relative_to(top).as_posix()}/**"
 
 
+def most_files(settings: Settings, phase: Phase) -> int:
+    """Return how many files a patch of this phase may change (rules §9)."""
+    return min(settings.max_patch_files, phase.max_patch_files or settings.max_patch_files)
+
+
 def judge_for(settings: Settings, run: Run, phase: Phase) -> Judge:
     """Return the policy that a patch of this phase has to meet."""
     policy = PathPolicy(
         protected=(*DEFAULT_PROTECTED, *_own_folders(settings), *run.protected_paths),
         opened=tuple(phase.opened_paths),
         allowed=None if phase.allowed_paths is None else tuple(phase.allowed_paths),
-        max_files=min(settings.max_patch_files, phase.max_patch_files or settings.max_patch_files),
+        max_files=most_files(settings, phase),
         max_path_bytes=settings.max_path_bytes,
         max_path_depth=settings.max_path_depth,
     )

@@ -54,7 +54,6 @@ def record_submission(
             phase_pk=phase.id,
             role=role,
             attempt=submissions.next_attempt(change.session, phase.id, role),
-            lease_pk=lease.id if lease else None,
             agent=report.agent or (lease.agent if lease else None),
             model=report.model,
             status=status,

@@ -16,6 +16,7 @@ from ..domain.values import Role
 from ..models import Phase, Run
 from ..store import audits, issues, runs, submissions
 from .house import House
+from .patching import most_files
 from .projection import attempt_reports
 
 AGED_ISSUES = 20
@@ -105,9 +106,7 @@ def _gate(house: House, strategy: dict[str, Any], run: Run, phase: Phase) -> dic
         "protected_paths": [*DEFAULT_PROTECTED, *run.protected_paths],
         "opened_paths": phase.opened_paths,
         "max_patch_bytes": settings.max_patch_bytes,
-        "max_patch_files": min(
-            settings.max_patch_files, phase.max_patch_files or settings.max_patch_files
-        ),
+        "max_patch_files": most_files(settings, phase),
         "ci_profile": phase.ci_profile,
         "ci_command": profiles[phase.ci_profile]["command"] if phase.has_ci else None,
     }

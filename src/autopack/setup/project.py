@@ -106,12 +106,9 @@ def _base_branch(settings: Settings) -> str:
         repository = Repository.open(
             settings.model_copy(update={"home": Path(home), "git_remote": None})
         )
-        try:
-            if repository.is_bare:
-                raise SetUpError(f"{repository.path} is bare: set up a clone of it, and push.")
-            return repository.base().branch
-        finally:
-            repository.close()
+        if repository.is_bare:
+            raise SetUpError(f"{repository.path} is bare: set up a clone of it, and push.")
+        return repository.base().branch
 
 
 def _source(name: str) -> str:

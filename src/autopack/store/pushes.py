@@ -34,7 +34,7 @@ def want_push(session: Session, run_pk: int, revision: int, now: datetime) -> da
     A failing push keeps its time to wait.
     """
     statement = insert(Push).values(
-        run_pk=run_pk, wanted_revision=revision, next_try_at=now, attempts=0, pushed_revision=0
+        run_pk=run_pk, wanted_revision=revision, next_try_at=now, attempts=0
     )
     wanted = statement.on_conflict_do_update(
         index_elements=["run_pk"],
@@ -120,7 +120,6 @@ def mark_pushed(
         update(Push)
         .where(Push.run_pk == run_pk)
         .values(
-            pushed_revision=revision,
             pushed_commit=commit,
             pushed_to=url,
             pushed_at=now,
