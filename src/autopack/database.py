@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.engine import Dialect
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import OperationalError, ProgrammingError
+from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session, sessionmaker
 
 from .config import Settings, load_settings
@@ -35,6 +38,11 @@ POOL_WAIT_SECONDS: Final = 10
 CONNECT_SECONDS: Final = 5
 # Any constant number will do; it only has to be the same in every Autopack.
 MIGRATION_LOCK: Final = 4_702_111_234_474_983_745
+
+
+# A clock that is set is followed within so long; a service's own, which is carried on by, never is.
+CLOCK_SECONDS: Final = 10
+_UPTIME: Final[int] = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 class DatabaseError(Exception):
@@ -93,6 +101,45 @@ class Database:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class DatabaseClock:
+    """Tells the database's time, which all services share, without asking for it at each call.
+
+    Between two looks it counts the seconds since the last one: a step of this machine's clock does
+    not show, one of the database's shows after CLOCK_SECONDS. Any number of threads may call it.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._asking = Lock()
+        self._look = self._ask()  # when that was, by `_uptime`, and what the database said
+
+    def __call__(self) -> datetime:
+        if _uptime() - self._look[0] > CLOCK_SECONDS and self._asking.acquire(blocking=False):
+            try:
+                self._look = self._ask()
+            except (DBAPIError, PoolTimeoutError) as error:
+                logger.warning("database_clock_not_read", why=type(error).__name__)
+                self._look = _uptime(), self._now()
+            finally:
+                self._asking.release()
+        return self._now()
+
+    def _now(self) -> datetime:
+        asked_at, answer = self._look
+        return answer + timedelta(seconds=_uptime() - asked_at)
+
+    def _ask(self) -> tuple[float, datetime]:
+        with self._engine.connect() as connection:
+            before = _uptime()
+            answer: datetime = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
+            return (before + _uptime()) / 2, answer
+
+
+def _uptime() -> float:
+    """Return seconds that no one sets; those of a machine's sleep count, where the system can."""
+    return time.clock_gettime(_UPTIME)
 
 
 def open_database(settings: Settings) -> Database:

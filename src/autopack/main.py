@@ -40,7 +40,7 @@ from .api.errors import install_error_handlers
 from .api.mcp.endpoint import mount_mcp
 from .api.monitoring import Traffic, TrafficMiddleware
 from .config import Settings, SettingsError, load_settings
-from .database import open_database
+from .database import DatabaseClock, open_database
 from .gitrepo import Repository
 from .jobs.worker import Queue, Workers
 from .mirror import Mirror
@@ -117,7 +117,10 @@ def open_house(settings: Settings) -> Iterator[House]:
     with open_database(settings) as database:
         if not settings.testing:
             database.migrate()
-        yield House(settings, database.engine, repository, Mirror(settings.autonomous_runs_dir))
+        mirror = Mirror(settings.autonomous_runs_dir)
+        yield House(
+            settings, database.engine, repository, mirror, now=DatabaseClock(database.engine)
+        )
 
 
 def _open(settings: Settings, stack: ExitStack) -> House:

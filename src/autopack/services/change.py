@@ -89,7 +89,7 @@ class RunChange:
         self.house = house
         self.session = session
         self.run = run
-        self.now = house.now()
+        self.now = house.now_in(run)
         self._before = runs.read_state(run)
         self.course = Course(self._before, self.now, actor)
         self.phases = runs.phases_of(run)
@@ -410,7 +410,8 @@ class RunChange:
         ]
         if left:
             for run in ci_runs.list_under_way(self.session, left):
-                run.ended_at, run.reason = self.now, "nobody waits for it any more"
+                run.ended_at = max(self.now, run.started_at or self.now)
+                run.reason = "nobody waits for it any more"
 
     def _take_snapshots(self, completed: Sequence[Phase]) -> None:
         """Tag the head for each phase that has just completed. (02 §6)"""
@@ -503,7 +504,7 @@ def up_to_date(house: House, session: Session, run_id: str) -> Run:
             _roll_forward(house, session, run, is_needed=is_lagging)
         session.commit()  # whatever the request comes to, this is done
         run = runs.lock_run(session, run_id)
-    if _is_overdue(run, house.now()):
+    if _is_overdue(run, house.now_in(run)):
         change = RunChange(house, session, run, SUPERVISOR)
         pass_time(change.course)
         with _ending_if_moved(house, session, run_id, is_raised=True):

@@ -124,7 +124,7 @@ def _begin(house: House, ci_run_id: int) -> Order | None:
             attempt=run.attempt,
             rules=_rules(session, whole, run),
         )
-        run.started_at = house.now()
+        run.started_at = max(house.now(), run.requested_at)
         _queue(session, BEGIN_TASK, ci_run_id)
         session.commit()
     return order
@@ -224,7 +224,7 @@ def take_ci_outcome(
         run.reason, run.is_flaky = reason, is_flaky
         run.sandbox = Sandbox(sandbox.partition(":")[0])  # an earlier version gave the reason too
         run.failing_checks, run.tests, run.log_tail = failing_checks, tests, log_tail
-        run.ended_at = change.now
+        run.ended_at = max(change.now, run.started_at or run.requested_at)
         wait = judging.retry_wait(
             run.verdict,
             ci_runs.verdicts(earlier),

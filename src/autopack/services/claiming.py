@@ -95,7 +95,7 @@ def peek(
     """
     with house.reading() as session:
         run = runs.get_run(session, run_id)
-        course = Course(runs.read_state(run), house.now())
+        course = Course(runs.read_state(run), house.now_in(run))
         pass_time(course)
         course.require_live()
         found = claiming.find_claimable(course, role, account)
@@ -121,7 +121,7 @@ def heartbeat(
         run = runs.lock_run(session, run_id)
         phase = runs.get_phase(run, phase_id)
         lease = leases.find_lease(session, phase.id, token)
-        now = house.now()
+        now = house.now_in(run)
         if lease is not None and lease.id == phase.lease_id and now < lease.expires_at:
             course = Course(runs.read_state(run), now)
             directive, reason = claiming.beat(
@@ -129,7 +129,7 @@ def heartbeat(
             )
             expires_at = lease.expires_at
             if directive is Directive.CONTINUE:
-                expires_at = claiming.lease_end(course, lease.seconds)
+                expires_at = max(expires_at, claiming.lease_end(course, lease.seconds))
             leases.extend(session, lease, phase, expires_at, tokens_used, cost_usd)
             session.commit()
             return {"directive": directive, "reason": reason, "expires_at": expires_at}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from threading import Event
 
 from sqlalchemy import Engine
@@ -13,9 +13,11 @@ from sqlalchemy.orm import Session
 from ..config import Settings
 from ..gitrepo import Repository
 from ..mirror import Mirror
+from ..models import Run
 
 
 def utc_now() -> datetime:
+    """Return this machine's time; a service takes the database's instead."""
     return datetime.now(UTC)
 
 
@@ -27,6 +29,14 @@ class House:
     mirror: Mirror
     now: Callable[[], datetime] = utc_now
     stopping: Event = field(default_factory=Event)  # set when the process is to end
+
+    def now_in(self, run: Run) -> datetime:
+        """Return a moment after the run's last change, even when the clock was set back since.
+
+        So no event is older than its predecessor, nothing ends before it began, and a replay can
+        tell one change from the next.
+        """
+        return max(self.now(), run.updated_at + timedelta(microseconds=1))
 
     def reading(self) -> Session:
         """Open a session for a use case that changes nothing.

@@ -62,6 +62,7 @@ def list_run_metrics(
         .lateral("of_tiers")
     )
     lasted = func.extract("epoch", func.coalesce(page.c.ended_at, now) - page.c.created_at) / 60
+    lasted = func.greatest(lasted, 0)  # of a run from before the clock was set back
     query = (
         select(page, phases, tiers, cast(func.round(lasted, 2), Float).label("duration_minutes"))
         .join_from(page, phases, true())
