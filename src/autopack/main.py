@@ -41,6 +41,7 @@ from .api.mcp.endpoint import mount_mcp
 from .api.monitoring import Traffic, TrafficMiddleware
 from .config import Settings, SettingsError, load_settings
 from .database import DatabaseClock, open_database
+from .domain.printable import lines_of
 from .gitrepo import Repository
 from .jobs.worker import Queue, Workers
 from .mirror import Mirror
@@ -240,7 +241,7 @@ class _Output:
 
     def msg(self, message: str) -> None:
         with suppress(OSError, ValueError):
-            sys.stdout.write(f"{message}\n")
+            sys.stdout.write(f"{lines_of(message)}\n")
             sys.stdout.flush()
 
     debug = info = warning = error = critical = exception = msg
@@ -250,7 +251,7 @@ def _configure_logging(settings: Settings) -> None:
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer()
         if settings.log_format == "json"
-        else structlog.dev.ConsoleRenderer(colors=False)
+        else structlog.dev.ConsoleRenderer(colors=False, repr_native_str=True)
     )
     structlog.configure(
         processors=[

@@ -19,7 +19,7 @@ from typer.main import get_command
 
 from autopack.cli import service
 from autopack.cli.app import COMMANDS, main
-from autopack.cli.terminal import cell, print_table, shown
+from autopack.cli.terminal import cell, print_json, print_table, print_text, say
 from autopack.client import Autopack
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def test_a_run_is_started_watched_and_promoted(
     )
     screen = terminal.run("run", "show", "run-001")
     assert "First [red]tier" in screen
-    assert "100 of 200,000 tokens" in screen
+    assert "100/200k" in screen
     assert "run-001" in terminal.run("run", "list", "--status", "DONE_SUCCESS")
     assert terminal.run("run", "diff", "run-001") == ""
     assert terminal.json("run", "ci", "run-001") == {"run_id": "run-001", "ci_runs": []}
@@ -205,10 +205,68 @@ def test_nothing_that_the_service_says_steers_the_terminal(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     harmless = r"\x1b[2J[red]a[/red]\u202e\x9b\n"
-    assert shown(HOSTILE) == harmless
     assert cell(HOSTILE).plain == harmless
     print_table(("name",), [(HOSTILE,)])
     assert capsys.readouterr().out.split() == ["name", harmless]
+    say(HOSTILE, HOSTILE)  # no text makes a line of its own
+    assert capsys.readouterr().out.splitlines() == [harmless, harmless]
+
+
+LINK = "\x1b]8;;http://evil.example\x07click\x1b]8;;\x07 \x7f"
+
+
+@pytest.mark.unit
+def test_a_patch_and_a_log_are_harmless_in_a_pipe_too_unless_asked_for_to_the_byte(
+    capfdbinary: pytest.CaptureFixture[bytes],
+) -> None:
+    text = f"+\ta{LINK}\u202e\r\n\xff".encode("latin-1", "replace")
+    print_text(text, is_raw=False)
+    assert capfdbinary.readouterr().out == (
+        rb"+\ta\x1b]8;;http://evil.example\x07click\x1b]8;;\x07 \x7f?".replace(rb"\t", b"\t", 1)
+        + b"\n\\xff"
+    )
+    print_text(text, is_raw=True)
+    assert capfdbinary.readouterr().out == text
+
+
+@pytest.mark.unit
+def test_json_stays_json_with_everything_spelt_out(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"name": LINK + HOSTILE})
+    printed = capsys.readouterr().out
+    assert json.loads(printed) == {"name": LINK + HOSTILE}
+    assert all(letter.isprintable() for letter in printed.replace("\n", ""))
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("strategy", "ruleset", "get"),
+        ("strategy", "show"),
+        ("run", "list", "--json"),
+        ("run", "events", "run-001"),
+    ],
+)
+def test_a_closed_pipe_is_no_traceback(
+    terminal: Terminal,
+    autopack: Autopack,
+    plan: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+) -> None:
+    terminal.run("run", "start", plan)
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        assert main(arguments) == 141  # what is left in the buffer goes nowhere
+
+
+@pytest.mark.unit
+def test_no_command_prints_but_through_the_one_place() -> None:
+    for file in (ROOT / "src" / "autopack" / "cli").glob("*.py"):
+        if file.name != "terminal.py":
+            assert not re.search(r"(?<![\w.])print\(|typer\.echo", file.read_text()), file
 
 
 @pytest.mark.integration

@@ -442,7 +442,7 @@ class TestByHand:
         run = drive.decide(lambda course: steering.cancel(course, "wrong plan"))
         assert run.state == "DONE_FAILED_REQUIRES_HUMAN_REVIEW"
         assert run.failure_code is FailureCode.CANCELLED
-        assert run.failure_reason == "cancelled: wrong plan"
+        assert run.failure_reason == "cancelled by operator: wrong plan"
         assert drive.phase("P1").state == "SKIPPED"
 
     def test_a_run_that_is_over_can_neither_be_cancelled_nor_steered(self, start: Start) -> None:

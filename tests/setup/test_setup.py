@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from autopack.config import Settings
 from autopack.domain.ruleset import Ruleset
 from autopack.domain.values import CiMode
 from autopack.setup import Action, SetUpError, find_checks, set_up
+from autopack.setup.placing import LinkError, write_new
 
 if TYPE_CHECKING:
     from tests.conftest import GitRepo
@@ -107,6 +109,19 @@ def test_what_is_there_stays_and_a_second_time_changes_nothing(git_repo: GitRepo
 
 
 @pytest.mark.integration
+def test_a_dry_run_says_what_it_would_do(
+    git_repo: GitRepo, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    git_repo.commit({".gitignore": "/build\n"})
+    monkeypatch.chdir(git_repo.path)
+    assert main(["init", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "would write   scripts/preflight_gate.sh" in said
+    assert "would extend  .gitignore" in said
+    assert "  written" not in said
+
+
+@pytest.mark.integration
 def test_without_checks_the_ruleset_has_no_ci_and_says_so(git_repo: GitRepo) -> None:
     git_repo.git("branch", "--move", "trunk")
     done = set_up(_settings(git_repo))
@@ -116,13 +131,129 @@ def test_without_checks_the_ruleset_has_no_ci_and_says_so(git_repo: GitRepo) -> 
     assert promotion["env"]["BASE"] == "trunk"
 
 
+def _ruleset(repo: GitRepo) -> Ruleset:
+    return Ruleset.model_validate_json((repo.path / RULESET).read_text())
+
+
 @pytest.mark.integration
-def test_a_ruleset_that_was_there_is_kept_and_what_it_lacks_is_shown(git_repo: GitRepo) -> None:
-    _lay_out(git_repo.path, {RULESET: '{"project_id": "widget"}'})
-    done = set_up(_settings(git_repo), command="true")
+def test_the_ruleset_that_a_first_start_wrote_is_switched_to_ci(git_repo: GitRepo) -> None:
+    default = Ruleset(project_id="widget").model_dump_json(indent=2)
+    _lay_out(git_repo.path, {RULESET: default})
+    assert set_up(_settings(git_repo), command="true", is_dry_run=True).done[RULESET] is (
+        Action.UPDATED
+    )
+    assert (git_repo.path / RULESET).read_text() == default
+    assert set_up(_settings(git_repo), command="true").done[RULESET] is Action.UPDATED
+    ruleset = _ruleset(git_repo)
+    assert (ruleset.ci.mode, ruleset.version) == (CiMode.LOCAL, 2)
+    assert "PREFLIGHT_COMMAND=true" in (ruleset.ci.profiles.strict.command or "")
+
+
+@pytest.mark.integration
+def test_an_edited_ruleset_is_merged_field_by_field_where_that_is_asked_for(
+    git_repo: GitRepo,
+) -> None:
+    mine = {
+        "project_id": "widget",
+        "version": 4,
+        "run": {"token_cap": 7},
+        "paths": {"protected": ["mine/**"]},
+        "ci": {"profiles": {"strict": {"command": "mine"}}},
+    }
+    _lay_out(git_repo.path, {RULESET: json.dumps(mine)})
+    shown = set_up(_settings(git_repo), command="true")
+    assert shown.done[RULESET] is Action.DIFFERS
+    assert json.loads((git_repo.path / RULESET).read_text()) == mine
+    [told] = [step for step in shown.left_to_do if "--apply" in step]
+    assert 'ci.mode: "none" -> "local"' in told
+    assert "ci.profiles.strict.command" not in told  # was changed by hand, so it stays
+    assert set_up(_settings(git_repo), command="true", is_applied=True).done[RULESET] is (
+        Action.UPDATED
+    )
+    ruleset = _ruleset(git_repo)
+    assert (ruleset.version, ruleset.run.token_cap, ruleset.ci.mode) == (5, 7, CiMode.LOCAL)
+    assert ruleset.ci.profiles.strict.command == "mine"
+    assert {"mine/**", "scripts/preflight_gate.sh"} < {*ruleset.paths.protected}
+    again = set_up(_settings(git_repo), command="true", is_applied=True)
+    assert again.done[RULESET] is Action.KEPT
+
+
+@pytest.mark.integration
+def test_a_ruleset_that_is_wrong_is_left_alone(git_repo: GitRepo) -> None:
+    _lay_out(git_repo.path, {RULESET: '{"project_id": 1}'})
+    done = set_up(_settings(git_repo), command="true", is_applied=True)
     assert done.done[RULESET] is Action.DIFFERS
-    assert (git_repo.path / RULESET).read_text() == '{"project_id": "widget"}'
-    assert any("PREFLIGHT_COMMAND=true" in step for step in done.left_to_do)
+    assert (git_repo.path / RULESET).read_text() == '{"project_id": 1}'
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("link", ["scripts", ".github", ".github/workflows", ".autonomous_runs"])
+@pytest.mark.parametrize("target", ["../outside", "gone"])
+def test_nothing_is_written_where_a_folder_is_a_link(
+    git_repo: GitRepo, tmp_path: Path, link: str, target: str
+) -> None:
+    outside = git_repo.path.parent / "outside"
+    outside.mkdir()
+    (git_repo.path / link).parent.mkdir(exist_ok=True)
+    (git_repo.path / link).symlink_to(outside if target == "../outside" else target)
+    before = sorted(git_repo.path.rglob("*"))
+    for is_dry_run in (True, False):
+        with pytest.raises(SetUpError, match=f"{link} is a link"):
+            set_up(_settings(git_repo), command="true", is_dry_run=is_dry_run)
+    assert sorted(git_repo.path.rglob("*")) == before
+    assert list(outside.iterdir()) == []
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("target", ["../outside", "gone"])
+def test_a_file_that_is_a_link_stays_one_and_nothing_goes_through_it(
+    git_repo: GitRepo, target: str
+) -> None:
+    outside = git_repo.path.parent / "outside"
+    outside.write_text("theirs\n")
+    names = ("scripts/preflight_gate.sh", ".gitignore", ".github/workflows/promotion.yml")
+    for name in names:
+        (git_repo.path / name).parent.mkdir(parents=True, exist_ok=True)
+        (git_repo.path / name).symlink_to(outside if target == "../outside" else target)
+    done = set_up(_settings(git_repo), command="true")
+    assert [done.done[name] for name in names] == [Action.DIFFERS] * 3
+    assert outside.read_text() == "theirs\n"
+    assert all((git_repo.path / name).is_symlink() for name in names)
+    (git_repo.path / RULESET).unlink()
+    (git_repo.path / RULESET).symlink_to(outside)
+    with pytest.raises(SetUpError, match="is no regular file"):
+        set_up(_settings(git_repo), command="true", is_applied=True)
+    assert outside.read_text() == "theirs\n"
+
+
+@pytest.mark.unit
+def test_a_folder_that_becomes_a_link_meanwhile_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    top, outside = tmp_path / "top", tmp_path / "outside"
+    for folder in (top, outside):
+        folder.mkdir()
+    make = os.mkdir
+
+    def swap(name: str, *, dir_fd: int) -> None:
+        make(name, dir_fd=dir_fd)
+        os.rmdir(name, dir_fd=dir_fd)
+        os.symlink(outside, name, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "mkdir", swap)
+    with pytest.raises(LinkError):
+        write_new(top, "scripts/gate.sh", b"ours")
+    assert list(outside.iterdir()) == []
+
+
+@pytest.mark.integration
+def test_a_remote_is_a_matter_only_where_there_is_one(git_repo: GitRepo) -> None:
+    alone = "\n".join(set_up(_settings(git_repo), command="true", is_dry_run=True).left_to_do)
+    assert not any(word in alone for word in ("git push", "AUTOPACK_GIT_REMOTE", "GitHub"))
+    git_repo.git("remote", "add", "upstream", "https://example.org/widget.git")
+    with_one = "\n".join(set_up(_settings(git_repo), command="true").left_to_do)
+    for word in ("git push", "AUTOPACK_GIT_REMOTE=upstream", "On GitHub"):
+        assert word in with_one
 
 
 @pytest.mark.integration

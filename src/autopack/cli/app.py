@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -14,8 +15,8 @@ from typer.exceptions import TyperException
 from typer.main import get_command
 
 from .. import __version__
-from .command import FINE, WRONG_USE, CommandError
-from .terminal import shown
+from .command import CLOSED_PIPE, FINE, WRONG_USE, ClosedPipeError, CommandError
+from .terminal import say
 
 # Each is the Typer `app` of the module of that name beside this one, imported when it is called:
 # what one command needs slows no other down.
@@ -59,11 +60,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal may know ASCII alone
+    try:
+        code = _run(arguments)
+        sys.stdout.flush()
+    except (ClosedPipeError, BrokenPipeError):
+        code = CLOSED_PIPE
+    if code == CLOSED_PIPE:
+        # Nothing of what is left in the buffers finds a reader: Python need not try at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return code
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     command = get_command(app)
     try:
         result = command.main(arguments, prog_name="autopack", standalone_mode=False)
     except CommandError as error:
-        print(f"autopack: {shown(str(error))}", file=sys.stderr)
+        say(f"autopack: {error}", is_error=True)
         return error.exit_code
     except TyperException as error:
         _tell_wrong_use(error)
@@ -75,16 +88,16 @@ def _tell_wrong_use(error: TyperException) -> None:
     """Print one line; where a command was left out, all that there are."""
     text = error.format_message()
     if "\n" in text:
-        print(text, file=sys.stderr)
+        say(*text.split("\n"), is_error=True)
         return
     context = getattr(error, "ctx", None)
     where = context.command_path if context else "autopack"
-    print(f"autopack: {shown(text.rstrip('.'))}. See {where} --help.", file=sys.stderr)
+    say(f"autopack: {text.rstrip('.')}. See {where} --help.", is_error=True)
 
 
 def _print_version(is_wanted: bool) -> None:
     if is_wanted:
-        print(f"autopack {__version__}")
+        say(f"autopack {__version__}")
         raise typer.Exit
 
 

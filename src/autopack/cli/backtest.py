@@ -11,7 +11,7 @@ import typer
 from ..api.schemas.project import BacktestAnswer, ComparisonAnswer, EndingAnswer
 from .command import FINE, NO, command_app
 from .service import asking, read_document
-from .terminal import JsonOption, UrlOption, print_json, shown
+from .terminal import JsonOption, UrlOption, print_json, say
 
 Row = tuple[str, str, str, str]
 
@@ -39,7 +39,7 @@ def backtest(
         print_json(answer)
     else:
         for line in _told(answer, ruleset):
-            print(shown(line))
+            say(line)
     return NO if answer.changed_count else FINE
 
 

@@ -18,7 +18,7 @@ from ..database import Database, DatabaseError, open_database
 from ..gitrepo.errors import RepositoryUnusableError
 from ..gitrepo.tracked import require_untracked
 from .command import FINE, NO, UNAVAILABLE, CommandError, command_app
-from .terminal import JsonOption, log_warnings_alone, print_json, print_table
+from .terminal import JsonOption, log_warnings_alone, print_json, print_table, say
 
 app = command_app()
 
@@ -32,7 +32,7 @@ def upgrade(json: JsonOption = False) -> None:
     if json:
         print_json(found)
     else:
-        print(f"The database is at revision {found['revision']}.")
+        say(f"The database is at revision {found['revision']}.")
 
 
 @app.command()

@@ -10,8 +10,16 @@ from ..config import SettingsError, load_settings
 from ..domain.errors import AutopackError
 from ..domain.values import CiMode
 from ..gitrepo.errors import RepositoryUnusableError
-from ..setup import SetUp, SetUpError, set_up
+from ..setup import Action, SetUp, SetUpError, set_up
 from .command import CommandError, command_app
+from .terminal import say
+
+# A dry run writes nothing, so it does not say that it did.
+WOULD = {
+    Action.WRITTEN: "would write",
+    Action.EXTENDED: "would extend",
+    Action.UPDATED: "would update",
+}
 
 app = command_app()
 
@@ -25,6 +33,10 @@ def init(
         str | None,
         typer.Option(help="What runs the project's checks; unset: found by what lies there."),
     ] = None,
+    apply: Annotated[
+        bool,
+        typer.Option("--apply", help="Change a ruleset that was edited, where it is the default."),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done, write nothing.")
     ] = False,
@@ -34,18 +46,22 @@ def init(
     Overwrites nothing, and says what is left to do.
     """
     try:
-        found = set_up(load_settings(), mode=ci, command=ci_command, is_dry_run=dry_run)
+        found = set_up(
+            load_settings(), mode=ci, command=ci_command, is_applied=apply, is_dry_run=dry_run
+        )
     except (SettingsError, SetUpError, RepositoryUnusableError, AutopackError) as error:
         raise CommandError(str(error)) from error
-    print(_shown(found, is_dry_run=dry_run))
+    say(*_lines(found, is_dry_run=dry_run))
 
 
-def _shown(found: SetUp, *, is_dry_run: bool) -> str:
+def _lines(found: SetUp, *, is_dry_run: bool) -> list[str]:
     checks = f"checks by {found.checks.name}" if found.checks else "no checks found"
     lines = [f"{found.top} (base: {found.base_branch}, {checks})"]
     if is_dry_run:
         lines.append("This is a dry run: nothing is written.")
-    lines += [f"  {action:<13} {name}" for name, action in found.done.items()]
+    words = WOULD if is_dry_run else {}
+    lines += [f"  {words.get(action, action):<13} {name}" for name, action in found.done.items()]
     lines += ["", "Left to do:"]
-    lines += [f"{number}. {step}" for number, step in enumerate(found.left_to_do, start=1)]
-    return "\n".join(lines)
+    for number, step in enumerate(found.left_to_do, start=1):
+        lines += f"{number}. {step}".split("\n")
+    return lines

@@ -11,7 +11,7 @@ from ..api.schemas.issues import BacklogEntryAnswer
 from ..client import Autopack
 from .command import NO, CommandError, command_app
 from .service import asking
-from .terminal import JsonOption, UrlOption, print_json, print_table, shown
+from .terminal import JsonOption, UrlOption, print_json, print_table, say
 
 PAGE = 1_000
 
@@ -50,7 +50,7 @@ def list_issues(
         return
     print_table(HEADINGS, (_row(entry) for entry in page.issues_by_key.values()))
     if page.next_cursor:
-        print(f"There are more: --cursor {shown(page.next_cursor)}")
+        say(f"There are more: --cursor {page.next_cursor}")
 
 
 @app.command()

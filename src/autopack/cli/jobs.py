@@ -13,6 +13,7 @@ from ..database import DatabaseError
 from ..gitrepo.errors import RepositoryUnusableError
 from .command import CommandError, command_app
 from .signals import leave_on_signals
+from .terminal import say
 
 app = command_app()
 
@@ -37,7 +38,7 @@ def jobs(
 
     try:
         with jobs_process(load_settings(), queue or (), workers) as names:
-            print(f"Autopack {__version__} works on {', '.join(names)}. Ctrl-C stops.", flush=True)
+            say(f"Autopack {__version__} works on {', '.join(names)}. Ctrl-C stops.", is_now=True)
             threading.Event().wait()
     except (SettingsError, DatabaseError, RepositoryUnusableError) as error:
         raise CommandError(str(error)) from error

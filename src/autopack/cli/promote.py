@@ -12,7 +12,7 @@ import typer
 from ..api.schemas.reports import PromotionAnswer
 from .command import FINE, NO, CommandError, command_app
 from .service import asking
-from .terminal import JsonOption, UrlOption, print_json, shown
+from .terminal import JsonOption, UrlOption, print_json, say
 
 WORKFLOW = "promotion.yml"
 START_SECONDS = 60
@@ -44,19 +44,19 @@ def promote(
     if is_opening:
         _open(answer)
         if not json:
-            print(f"{WORKFLOW} is started: `gh run list --workflow {WORKFLOW}` shows it.")
+            say(f"{WORKFLOW} is started: `gh run list --workflow {WORKFLOW}` shows it.")
     return FINE
 
 
 def _tell(answer: PromotionAnswer) -> None:
-    print(shown(f"{answer.run_id} is {'' if answer.eligible else 'not '}eligible for promotion."))
+    say(f"{answer.run_id} is {'' if answer.eligible else 'not '}eligible for promotion.")
     for reason in answer.reasons:
-        print(shown(f"  against it: {reason}"))
+        say(f"  against it: {reason}")
     if answer.rehearsal is not None:
         base = f"{answer.rehearsal.base_branch} at {answer.rehearsal.base_commit[:7]}"
-        print(shown(f"  merge with {base}: {answer.rehearsal.result}"))
+        say(f"  merge with {base}: {answer.rehearsal.result}")
     for warning in answer.warnings:
-        print(shown(f"  look at: {warning}"))
+        say(f"  look at: {warning}")
 
 
 def _open(answer: PromotionAnswer) -> None:

@@ -18,12 +18,13 @@ from .command import FINE, NO, command_app
 from .service import asking, read_document
 from .terminal import (
     JsonOption,
+    RawOption,
     UrlOption,
     make_console,
     print_json,
     print_table,
     print_text,
-    shown,
+    say,
 )
 
 # About half a minute: a watcher lives through a restart of the service.
@@ -82,7 +83,7 @@ def list_runs(
     ]
     print_table(headings, rows)
     if page.next_cursor:
-        print(f"There are more: --cursor {shown(page.next_cursor)}")
+        say(f"There are more: --cursor {page.next_cursor}")
 
 
 @app.command()
@@ -148,7 +149,7 @@ def rollback(
     if json:
         print_json(answer)
     else:
-        print(shown(answer.message))
+        say(answer.message)
 
 
 @app.command()
@@ -157,12 +158,13 @@ def diff(
     phase: Annotated[
         str | None, typer.Option(metavar="PHASE_ID", help="Only what this phase did.")
     ] = None,
+    raw: RawOption = False,
     url: UrlOption = None,
 ) -> None:
-    """Print what a run changes, as a patch that git applies."""
+    """Print what a run changes, as a patch; git applies what --raw prints."""
     with asking(url) as client:
         patch = client.diff(run_id, phase)
-    print_text(patch)
+    print_text(patch, is_raw=raw)
 
 
 @app.command()
@@ -174,13 +176,14 @@ def ci(
     tail: Annotated[
         int | None, typer.Option(metavar="LINES", help="Of the log, only so many last lines.")
     ] = None,
+    raw: RawOption = False,
     json: JsonOption = False,
     url: UrlOption = None,
 ) -> None:
     """Show what CI said of a run's phases, or print one log."""
     with asking(url) as client:
         if log is not None:
-            print_text(client.ci_log(run_id, log, tail=tail))
+            print_text(client.ci_log(run_id, log, tail=tail), is_raw=raw)
             return
         answer = client.ci_runs(run_id)
     if json:
@@ -283,4 +286,4 @@ def _print_event(event: EventAnswer, *, as_json: bool) -> None:
     where = event.phase_id or event.tier_id or ""
     move = f"{event.from_state or ''} -> {event.to_state}" if event.to_state else ""
     words = (str(event.sequence), f"{event.at:%H:%M:%S}", event.kind, where, move, event.reason)
-    print("  ".join(shown(word) for word in words if word), flush=True)
+    say("  ".join(word for word in words if word), is_now=True)

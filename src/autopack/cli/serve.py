@@ -6,7 +6,7 @@ import socket
 import tempfile
 import threading
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -18,8 +18,9 @@ from ..config import Settings, SettingsError, load_settings, repository_top
 from ..database import DatabaseError, open_database
 from ..gitrepo.errors import RepositoryUnusableError
 from ..gitrepo.repository import Repository
-from .command import CommandError, command_app
+from .command import ClosedPipeError, CommandError, command_app
 from .signals import leave_on_signals
+from .terminal import say
 
 app = command_app()
 
@@ -102,17 +103,18 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
-            self._on_started()
+            with suppress(ClosedPipeError):  # the service is there all the same
+                self._on_started()
 
 
 def _announce(settings: Settings, branch: str, url: str, *, is_demo: bool) -> None:
     database = "the embedded Postgres" if settings.database_url is None else "DATABASE_URL"
-    print(
-        f"Autopack {__version__} serves {repository_top(settings.repo_path)} (base: {branch})\n"
-        f"  API      {url}\n"
-        f"  Docs     {url}/docs and {url}/redoc\n"
+    say(
+        f"Autopack {__version__} serves {repository_top(settings.repo_path)} (base: {branch})",
+        f"  API      {url}",
+        f"  Docs     {url}/docs and {url}/redoc",
         f"  Data     {database}; {settings.home}; {settings.autonomous_runs_dir}",
-        flush=True,
+        is_now=True,
     )
     if is_demo:
         from ..client.demo import run_demo
@@ -120,7 +122,8 @@ def _announce(settings: Settings, branch: str, url: str, *, is_demo: bool) -> No
         arguments = (url, settings.repo_path, settings.autonomous_runs_dir)
         threading.Thread(target=run_demo, args=arguments, daemon=True).start()
         return
-    print(f"\nNext, start a run:\n\n{NEXT_STEP.format(url=url)}\n\nCtrl-C stops.", flush=True)
+    step = NEXT_STEP.format(url=url).split("\n")
+    say("", "Next, start a run:", "", *step, "", "Ctrl-C stops.", is_now=True)
 
 
 def _demo_values(stack: ExitStack) -> dict[str, object]:

@@ -11,7 +11,7 @@ import typer
 from ..domain.strategy import Strategy
 from .command import command_app
 from .service import asking, read_document
-from .terminal import JsonOption, UrlOption, print_json, print_table
+from .terminal import JsonOption, UrlOption, print_json, print_table, say
 
 app = command_app()
 ruleset_app = command_app()
@@ -29,7 +29,7 @@ def show(json: JsonOption = False, url: UrlOption = None) -> None:
     categories = ruleset.pop("categories")
     print_table(("setting", "value"), _flat(ruleset))
     columns = sorted({name for rule in categories.values() for name in rule})
-    print()
+    say("")
     print_table(
         ("category", *columns),
         ((name, *(rule.get(column) for column in columns)) for name, rule in categories.items()),
@@ -52,9 +52,9 @@ def dry_run(
         print_json(answer)
         return
     if answer.today is not None:
-        print("under today's ruleset")
+        say("under today's ruleset")
         _print_strategy(answer.today)
-        print(f"\nunder {ruleset}")
+        say("", f"under {ruleset}")
     _print_strategy(answer.strategy)
 
 
@@ -78,7 +78,7 @@ def put_ruleset(
     if json:
         print_json(ruleset)
     else:
-        print(f"The ruleset is replaced: version {ruleset['version']}.")
+        say(f"The ruleset is replaced: version {ruleset['version']}.")
 
 
 def _print_strategy(strategy: Strategy) -> None:
@@ -95,7 +95,7 @@ def _print_strategy(strategy: Strategy) -> None:
     print_table(("run", "value"), [*run.items(), ("ci", strategy.ci.mode)])
     for warning in strategy.warnings:
         print_table((), [(f"warning: {warning}",)])
-    print()
+    say("")
     headings = ("phase", "category", "complexity", "tokens", "builder tries", "auditor tries")
     rows = [
         (

@@ -8,10 +8,14 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
+
+from ..domain.printable import lines_of, one_line
+from .command import ClosedPipeError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -19,8 +23,17 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+RawOption = Annotated[
+    bool, typer.Option("--raw", help="Print it to the byte, whatever that does to a terminal.")
+]
 UrlOption = Annotated[
-    str | None, typer.Option("--url", help="The service (API_URL, http://localhost:8000).")
+    str | None,
+    typer.Option(
+        "--url",
+        envvar="API_URL",
+        show_envvar=False,
+        help="The service (API_URL, http://localhost:8000).",
+    ),
 ]
 WIDE: Final = 500  # where no terminal is, no line is folded
 STYLES: Final = {
@@ -42,25 +55,41 @@ STYLES: Final = {
 }
 
 
-def shown(text: str) -> str:
-    """Return text for one line of a terminal: what is no printable character is spelt out."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+def say(*lines: str, is_error: bool = False, is_now: bool = False) -> None:
+    """Print lines. The one place through which words of a command go, into a pipe too.
+
+    What is no printable character is spelt out, whoever wrote it: no text makes a line of its own.
+    `is_now` flushes.
+    """
+    with _to_a_reader():
+        text = "\n".join(map(one_line, lines))
+        print(text, file=sys.stderr if is_error else sys.stdout, flush=is_now)
 
 
-def print_text(text: bytes) -> None:
-    """Print a patch or a log as it is; to a terminal only what cannot steer it."""
-    if not sys.stdout.isatty():
-        sys.stdout.flush()
-        sys.stdout.buffer.write(text)
-        return
-    for line in text.decode(errors="backslashreplace").splitlines():
-        print("\t".join(shown(part) for part in line.split("\t")))
+@contextmanager
+def _to_a_reader() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError as error:
+        raise ClosedPipeError from error
+
+
+def print_text(text: bytes, *, is_raw: bool) -> None:
+    """Print a patch or a log: harmless, or to the byte where the caller asked for that."""
+    with _to_a_reader():
+        if is_raw:
+            sys.stdout.flush()
+            sys.stdout.buffer.write(text)
+        else:
+            print(lines_of(text.decode(errors="backslashreplace")), end="")
 
 
 def print_json(answer: BaseModel | Any, *, is_line: bool = False) -> None:
     """Print a document as the service has it, in ASCII; on one line where more will follow."""
     document = answer if isinstance(answer, dict | list) else answer.model_dump(mode="json")
-    print(json.dumps(document, indent=None if is_line else 2), flush=is_line)
+    text = json.dumps(document, indent=None if is_line else 2).replace("\x7f", "\\u007f")
+    with _to_a_reader():
+        print(text, flush=is_line)  # of what steers a terminal json.dumps leaves DEL alone
 
 
 def log_warnings_alone() -> None:
@@ -77,15 +106,19 @@ def make_console() -> Console:
     """Return a console that takes all text as it is; no colour where no terminal is."""
     from rich.console import Console  # here, as `--help` and `--json` do without it
 
+    class _Console(Console):
+        def on_broken_pipe(self) -> None:
+            raise ClosedPipeError
+
     width = None if sys.stdout.isatty() else WIDE
-    return Console(markup=False, emoji=False, highlight=False, width=width)
+    return _Console(markup=False, emoji=False, highlight=False, width=width)
 
 
 def cell(value: object, style: str = "") -> Text:
     """Return one line of a table, harmless whatever it holds; states have their colours."""
     from rich.text import Text
 
-    text = shown("" if value is None else str(value))
+    text = one_line("" if value is None else str(value))
     failed = "red" if text.startswith("DONE_FAILED") else ""
     return Text(text, style or STYLES.get(text, failed), overflow="fold")
 

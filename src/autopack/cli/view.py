@@ -11,10 +11,12 @@ from rich.text import Text
 
 from ..api.schemas.runs import PhaseAnswer, RunAnswer, TierAnswer
 from ..domain.money import short_usd
+from ..domain.run import FailureCode, Sandbox
 from ..domain.states import TierStatus
 from .terminal import cell
 
 BAR_WIDTH = 24
+ID_WIDTH = 20
 HEAD_LINES = 10
 NEARLY = 0.9
 BLANK = Text("")
@@ -35,7 +37,10 @@ def _parts(run: RunAnswer, *, is_folded: bool) -> Iterator[RenderableType]:
         cell(f"{run.branch} at {run.head_commit[:10]}", "dim"),
     )
     if run.failure_reason:
-        yield cell(f"{run.failure_code}: {run.failure_reason}", "red")
+        is_told = run.failure_code is FailureCode.CANCELLED  # its reason begins with that word
+        yield cell(
+            run.failure_reason if is_told else f"{run.failure_code}: {run.failure_reason}", "red"
+        )
     for warning in run.warnings:
         yield cell(f"warning: {warning}", "yellow")
     yield BLANK
@@ -71,7 +76,15 @@ def _budgets(run: RunAnswer) -> Table:
 
 
 def _tiers(tiers: Sequence[TierAnswer], *, is_folded: bool) -> Table:
+    """Lay out one line a tier or phase; in 80 columns the name alone is cut."""
     table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True, overflow="ellipsis", max_width=ID_WIDTH)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="ellipsis", ratio=1)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True, justify="right")
+    table.add_column(no_wrap=True, justify="right")
     for number, tier in enumerate(tiers):
         is_open = not is_folded or tier.state in (TierStatus.IN_PROGRESS, TierStatus.FAILED)
         if number and not is_folded:
@@ -79,6 +92,9 @@ def _tiers(tiers: Sequence[TierAnswer], *, is_folded: bool) -> Table:
         table.add_row(*_tier(tier))
         for phase in tier.phases if is_open else ():
             table.add_row(*_phase(phase))
+            if why := _why(phase):
+                style = "red" if phase.unavailable_reason is None else "yellow"
+                table.add_row("", "", cell(why, style))
     return table
 
 
@@ -87,23 +103,23 @@ def _tier(tier: TierAnswer) -> tuple[Text, ...]:
     return (
         cell(tier.tier_id, "bold"),
         cell(tier.state),
-        cell(tier.name, "bold"),
-        _bar(done, len(tier.phases), "green"),
-        cell(f"{done} of {len(tier.phases)} phases"),
-        cell(f"{tier.tokens_used:,} of {tier.token_cap:,} tokens"),
+        _on_one_line(cell(tier.name, "bold")),
+        BLANK,
+        cell(f"{done}/{len(tier.phases)} phases"),
+        cell(f"{_short(tier.tokens_used)}/{_short(tier.token_cap)}"),
         cell(short_usd(tier.cost_usd) if tier.cost_usd else ""),
     )
 
 
 def _phase(phase: PhaseAnswer) -> tuple[Text, ...]:
-    tries = f"{phase.builder_attempts_used} of {phase.max_builder_attempts} tries"
+    unconfined = ", no sandbox" if phase.sandbox is Sandbox.NONE else ""
     return (
         cell(f"  {phase.phase_id}"),
         cell(phase.state),
-        cell(f"{phase.name}: {why}" if (why := _why(phase)) else phase.name),
-        _bar(phase.tokens_used, phase.incident_token_cap),
-        cell(tries),
-        cell(f"{phase.tokens_used:,} of {phase.incident_token_cap:,} tokens"),
+        _on_one_line(cell(phase.name)),
+        cell(f"CI {phase.verdict}{unconfined}" if phase.verdict else ""),
+        cell(f"{phase.builder_attempts_used}/{phase.max_builder_attempts} tries"),
+        cell(f"{_short(phase.tokens_used)}/{_short(phase.incident_token_cap)}"),
         cell(short_usd(phase.cost_usd) if phase.cost_usd else ""),
     )
 
@@ -114,6 +130,19 @@ def _why(phase: PhaseAnswer) -> str | None:
         return phase.failure_reason
     until = f" until {phase.retry_at:%Y-%m-%d %H:%M UTC}" if phase.retry_at else ""
     return f"waits for an agent{until}: {phase.unavailable_reason}"
+
+
+def _on_one_line(text: Text) -> Text:
+    text.no_wrap, text.overflow = True, "ellipsis"
+    return text
+
+
+def _short(count: int) -> str:
+    """Write tokens in three figures or so."""
+    for size, unit in ((1_000_000, "M"), (1_000, "k")):
+        if count >= size:
+            return f"{count / size:.3g}{unit}"
+    return str(count)
 
 
 def _bar(used: float, cap: float, style: str = "") -> Text:

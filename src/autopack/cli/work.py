@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as jsons
 import os
 import shlex
 import shutil
@@ -15,7 +14,7 @@ import typer
 
 from .command import FINE, NO, CommandError, command_app
 from .service import asking
-from .terminal import UrlOption, shown
+from .terminal import UrlOption, print_json, say
 
 if TYPE_CHECKING:
     from ..worker.worker import Agent, Ending, Orders, Role, Step, Tell
@@ -141,7 +140,7 @@ def _agent(role: Role, text: str, name: str | None) -> Agent:
 def _print(step: Step) -> None:
     item = step.item
     where = f"{item.run_id}/{item.phase_id}  " if item else ""
-    print(shown(f"{where}{step.text}"), flush=True)
+    say(f"{where}{step.text}", is_now=True)
 
 
 def _print_json(step: Step) -> None:
@@ -149,4 +148,4 @@ def _print_json(step: Step) -> None:
     if step.item is not None:
         of_item = step.item.model_dump(mode="json", include={"run_id", "phase_id", "role"})
         document |= of_item
-    print(jsons.dumps(document), flush=True)
+    print_json(document, is_line=True)

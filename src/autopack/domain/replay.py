@@ -44,7 +44,7 @@ from .reviewing import (
 from .run import FailureCode, RunState, Sandbox, Verdict
 from .sightings import Sighting, count_open, resolved_by_event, sight
 from .states import PhaseStatus, RunStatus
-from .steering import cancel, lapse, pass_time, roll_back, set_status
+from .steering import CANCELLED, cancel, lapse, pass_time, roll_back, set_status
 from .values import Role, Severity
 
 OPERATOR = "operator"
@@ -346,7 +346,9 @@ def _take_ci_runs(course: Course, events: Sequence[Event]) -> None:
 def _take_by_hand(course: Course, events: Sequence[Event]) -> None:
     ended = next((event for event in events if event.kind == "RunEnded"), None)
     if ended is not None and ended.data.get("failure_code") == FailureCode.CANCELLED:
-        cancel(course, (ended.reason or "").removeprefix("cancelled").removeprefix(": "))
+        # An earlier version wrote "cancelled: …".
+        why = (ended.reason or "").removeprefix(CANCELLED).removeprefix("cancelled")
+        cancel(course, why.removeprefix(": "))
         return
     for event in events:
         if event.kind == "TokensCounted":

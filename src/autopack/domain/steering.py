@@ -83,10 +83,17 @@ def _requeue(course: Course, phase: PhaseState) -> None:
     )
 
 
+CANCELLED = "cancelled by operator"
+
+
+def cancelled_by_operator(reason: str) -> str:
+    return f"{CANCELLED}: {reason}" if reason else CANCELLED
+
+
 def cancel(course: Course, reason: str) -> None:
     """End the run at the operator's word."""
     course.require_live()
-    course.end_failed(FailureCode.CANCELLED, f"cancelled: {reason}" if reason else "cancelled")
+    course.end_failed(FailureCode.CANCELLED, cancelled_by_operator(reason))
 
 
 class RunNotOverError(ConflictError):

@@ -142,6 +142,19 @@ class Repository:
             " commit, or set AUTOPACK_BASE_BRANCH."
         )
 
+    def remote_names(self) -> tuple[str, ...]:
+        """Return the names of the remotes that the repository itself knows."""
+        found = self._runner.run(
+            "config",
+            "--local",  # which follows no `include`
+            *("--name-only", "--get-regexp", r"^remote\..*\.url$"),
+            folder=self.git_dir,
+            environment={"GIT_DIR": str(self.git_dir)},
+            allowed=(0, 1),
+        )
+        names = found.stdout.decode(errors="replace").splitlines()
+        return tuple(sorted(name.removeprefix("remote.").removesuffix(".url") for name in names))
+
     def read_ref(self, ref: str) -> str | None:
         """Return the commit (or tag object) a ref is at, or None. Reads files alone."""
         return self._refs.read(ref)

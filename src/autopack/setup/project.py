@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import shlex
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from pydantic import ValidationError
 
@@ -19,6 +19,7 @@ from ..domain.values import CiMode, CiProfile
 from ..gitrepo import Repository
 from ..mirror import Mirror
 from .checks import NOTHING, Checks, find_checks
+from .placing import LinkError, append, is_taken, read_file, require_no_link, write_new
 
 GATE: Final = "scripts/preflight_gate.sh"
 PROMOTION: Final = ".github/workflows/promotion.yml"
@@ -36,6 +37,7 @@ class SetUpError(Exception):
 class Action(StrEnum):
     WRITTEN = "written"
     EXTENDED = "extended"
+    UPDATED = "updated"
     KEPT = "kept"
     DIFFERS = "kept, differs"
 
@@ -56,34 +58,42 @@ def set_up(
     *,
     mode: CiMode = CiMode.LOCAL,
     command: str | None = None,
+    is_applied: bool = False,
     is_dry_run: bool = False,
 ) -> SetUp:
     """Put in place what a project needs for CI and promotion; what is there stays as it is.
+
+    A ruleset that is still the default is updated. In another one, fields that are still the
+    default's are, where `is_applied`; without, the difference is shown.
 
     `mode` says who judges runs' commits, where there are checks at all. `command` runs these;
     without it they are found. A dry run only says what would be done. Raises SetUpError,
     RepositoryUnusableError, MirrorUnusableError.
     """
-    base_branch = _base_branch(settings)
+    base_branch, remotes = _look_over(settings)
     top = repository_top(settings.repo_path)
     checks = Checks("its own command", command) if command else find_checks(top)
     ruleset = _ruleset(settings.project_id, mode, checks)
+    ruleset_file = settings.autonomous_runs_dir / f"project_ruleset_{settings.project_id}.json"
+    is_inside = ruleset_file.is_relative_to(top)
+    ruleset_name = str(ruleset_file.relative_to(top) if is_inside else ruleset_file)
+    files = _files(base_branch, checks)
     try:
-        done = {
-            name: _write(top / name, text, is_dry_run)
-            for name, text in _files(base_branch, checks).items()
-        }
-        done[".gitignore"] = _ignore(top / ".gitignore", is_dry_run)
+        for name in (*files, *([ruleset_name] if is_inside else ())):
+            require_no_link(top, name)  # before anything is written
+        if is_inside and is_taken(top, ruleset_name) and read_file(top, ruleset_name) is None:
+            raise LinkError(f"{ruleset_name} is no regular file: nothing is written through it")
+        done = {name: _write(top, name, text, is_dry_run) for name, text in files.items()}
+        done[".gitignore"] = _ignore(top, is_dry_run)
+        left_to_do = list(_to_commit(base_branch, done, has_remote=bool(remotes)))
+        change = _change_of(settings, ruleset)
+        done[ruleset_name] = _put_ruleset(settings, change, is_dry_run, is_applied=is_applied)
+    except LinkError as error:
+        raise SetUpError(str(error)) from error
     except OSError as error:
         raise SetUpError(f"cannot write {error.filename}: {error.strerror}") from error
-    ruleset_file = settings.autonomous_runs_dir / f"project_ruleset_{settings.project_id}.json"
-    ruleset_name = str(
-        ruleset_file.relative_to(top) if ruleset_file.is_relative_to(top) else ruleset_file
-    )
-    left_to_do = list(_to_commit(base_branch, done))
-    done[ruleset_name] = _put_ruleset(settings, ruleset, is_dry_run)
-    left_to_do += _to_configure(ruleset, ruleset_name, done[ruleset_name])
-    left_to_do += _to_host(settings, base_branch, ruleset.ci.mode)
+    left_to_do += _to_configure(ruleset, ruleset_name, change, done[ruleset_name])
+    left_to_do += _to_host(settings, base_branch, ruleset.ci.mode, remotes)
     return SetUp(top, base_branch, checks, done, tuple(left_to_do))
 
 
@@ -100,15 +110,15 @@ def _files(base_branch: str, checks: Checks | None) -> dict[str, str]:
     return texts
 
 
-def _base_branch(settings: Settings) -> str:
-    """Look the repository over as the service would, without leaving anything in it."""
+def _look_over(settings: Settings) -> tuple[str, tuple[str, ...]]:
+    """Return base branch and remotes, as the service sees them, without leaving anything there."""
     with tempfile.TemporaryDirectory(prefix="autopack-init-") as home:
         repository = Repository.open(
             settings.model_copy(update={"home": Path(home), "git_remote": None})
         )
         if repository.is_bare:
             raise SetUpError(f"{repository.path} is bare: set up a clone of it, and push.")
-        return repository.base().branch
+        return repository.base().branch, repository.remote_names()
 
 
 def _source(name: str) -> str:
@@ -129,28 +139,29 @@ def _filled(workflow: str, **values: str) -> str:
     return "".join(lines)
 
 
-def _write(path: Path, text: str, is_dry_run: bool) -> Action:
-    if path.is_symlink() or path.exists():
-        is_same = path.is_file() and path.read_bytes() == text.encode()
-        return Action.KEPT if is_same else Action.DIFFERS
+def _write(top: Path, name: str, text: str, is_dry_run: bool) -> Action:
+    if is_taken(top, name):
+        return Action.KEPT if read_file(top, name) == text.encode() else Action.DIFFERS
     if not is_dry_run:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("x", encoding="utf-8") as opened:
-            opened.write(text)
+        write_new(top, name, text.encode())
     return Action.WRITTEN
 
 
-def _ignore(path: Path, is_dry_run: bool) -> Action:
-    """Add our folders to what git ignores."""
-    is_there = path.exists()
-    standing = path.read_text(encoding="utf-8", errors="surrogateescape") if is_there else ""
+def _ignore(top: Path, is_dry_run: bool) -> Action:
+    """Add our folders to what git ignores; git itself reads no list through a link."""
+    name = ".gitignore"
+    is_there = is_taken(top, name)
+    content = read_file(top, name)
+    if is_there and content is None:
+        return Action.DIFFERS
+    standing = (content or b"").decode(errors="surrogateescape")
     missing = [line for line in IGNORED if line not in standing.splitlines()]
     if not missing:
         return Action.KEPT
     if not is_dry_run:
         start = "" if not standing or standing.endswith("\n") else "\n"
-        with path.open("a", encoding="utf-8") as opened:
-            opened.write(start + "".join(f"{line}\n" for line in missing))
+        text = (start + "".join(f"{line}\n" for line in missing)).encode()
+        (append if is_there else write_new)(top, name, text)
     return Action.EXTENDED if is_there else Action.WRITTEN
 
 
@@ -173,27 +184,92 @@ def _ci_command(profile: CiProfile, checks: Checks) -> CiCommand:
     return CiCommand(command=f"{settings} bash {GATE}", retries=RETRIES, junit=JUNIT)
 
 
-def _put_ruleset(settings: Settings, ruleset: Ruleset, is_dry_run: bool) -> Action:
-    mirror = Mirror(settings.autonomous_runs_dir)
-    standing = mirror.read_ruleset(ruleset.project_id)
-    if standing is not None:
-        try:
-            is_same = Ruleset.model_validate_json(standing).ci == ruleset.ci
-        except ValidationError:
-            is_same = False
-        return Action.KEPT if is_same else Action.DIFFERS
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """What becomes of the ruleset; `standing` is the one that is there, None if it is invalid."""
+
+    wanted: Ruleset
+    standing: Ruleset | None
+    is_there: bool
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether the ruleset that stands is what a start of the service writes."""
+        return self.standing == Ruleset(project_id=self.wanted.project_id)
+
+    def lines(self) -> Iterator[str]:
+        """Yield each field that would change: what it is, and what it would be."""
+        before = dict(_leaves(self.standing.model_dump(mode="json"))) if self.standing else {}
+        for name, value in _leaves(self.wanted.model_dump(mode="json")):
+            if before.get(name) != value:
+                yield f"{name}: {json.dumps(before.get(name))} -> {json.dumps(value)}"
+
+
+def _leaves(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
+    for name, value in document.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _change_of(settings: Settings, ours: Ruleset) -> _Change:
+    """Merge our fields into the ruleset that stands: those alone that are still the default's."""
+    content = Mirror(settings.autonomous_runs_dir).read_ruleset(ours.project_id)
+    if content is None:
+        return _Change(ours, None, is_there=False)
+    try:
+        standing = Ruleset.model_validate_json(content)
+        default = Ruleset(project_id=ours.project_id).model_dump(mode="json")
+        document = standing.model_dump(mode="json")
+        merged = _merged(default, document, ours.model_dump(mode="json"))
+        merged["paths"]["protected"] = list(
+            dict.fromkeys([*standing.paths.protected, *ours.paths.protected])
+        )
+        if merged != document:
+            merged["version"] = standing.version + 1
+        return _Change(Ruleset.model_validate(merged), standing, is_there=True)
+    except ValidationError:
+        return _Change(ours, None, is_there=True)
+
+
+def _merged(
+    base: Mapping[str, Any], theirs: Mapping[str, Any], ours: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Merge three ways; where both sides changed a field, theirs stays."""
+    merged: dict[str, Any] = {}
+    for name, value in theirs.items():
+        before, wanted = base.get(name), ours.get(name, value)
+        if isinstance(value, Mapping) and isinstance(before, Mapping):
+            merged[name] = _merged(before, value, wanted)
+        else:
+            merged[name] = wanted if value == before else value
+    return merged
+
+
+def _put_ruleset(
+    settings: Settings, change: _Change, is_dry_run: bool, *, is_applied: bool
+) -> Action:
+    if change.is_there and change.wanted == change.standing:
+        return Action.KEPT
+    if change.is_there and (change.standing is None or not (change.is_untouched or is_applied)):
+        return Action.DIFFERS
     if not is_dry_run:
+        mirror = Mirror(settings.autonomous_runs_dir)
         mirror.prepare()
-        content = json.dumps(ruleset.model_dump(mode="json"), indent=2) + "\n"
-        mirror.write_ruleset(ruleset.project_id, content.encode(), only_if_absent=True)
-    return Action.WRITTEN
+        content = json.dumps(change.wanted.model_dump(mode="json"), indent=2) + "\n"
+        mirror.write_ruleset(
+            change.wanted.project_id, content.encode(), only_if_absent=not change.is_there
+        )
+    return Action.UPDATED if change.is_there else Action.WRITTEN
 
 
-def _to_commit(base_branch: str, done: Mapping[str, Action]) -> Iterator[str]:
+def _to_commit(base_branch: str, done: Mapping[str, Action], *, has_remote: bool) -> Iterator[str]:
     changed = [name for name, action in done.items() if action in {Action.WRITTEN, Action.EXTENDED}]
     if changed:
+        push = " && git push" if has_remote else ""
         yield (
-            f"On {base_branch}: git add {' '.join(changed)} && git commit && git push."
+            f"On {base_branch}: git add {' '.join(changed)} && git commit{push}."
             " Runs start from what is committed there."
         )
     other = [name for name, action in done.items() if action is Action.DIFFERS]
@@ -201,19 +277,18 @@ def _to_commit(base_branch: str, done: Mapping[str, Action]) -> Iterator[str]:
         yield f"Compare with Autopack's own, which you may want instead: {', '.join(other)}."
 
 
-def _to_configure(ruleset: Ruleset, name: str, action: Action) -> Iterator[str]:
+def _to_configure(ruleset: Ruleset, name: str, change: _Change, action: Action) -> Iterator[str]:
     if not ruleset.ci.profiles.normal.command:
         yield (
             "Nothing here tells how the project is checked: say so by --ci-command, or put"
             f" PREFLIGHT_COMMAND into {PREFLIGHT}, ci.mode and ci.profiles into {name}."
             " Without CI a run with a strict phase cannot be promoted."
         )
+    elif action is Action.DIFFERS and change.standing is None:
+        yield f"{name} is no valid ruleset: `autopack doctor` names the field. It is left alone."
     elif action is Action.DIFFERS:
-        wanted = ruleset.model_dump(mode="json", include={"ci", "paths"})
-        yield (
-            f"Look whether {name}, which was there, is what you want; a new one would have:"
-            f" {json.dumps(wanted)}"
-        )
+        changes = "".join(f"\n     {line}" for line in change.lines())
+        yield f"{name} was changed by hand. `autopack init --apply` changes in it:{changes}"
     if ruleset.ci.mode is CiMode.LOCAL:
         yield (
             "Install what the checks need where the service runs: there they have no network, and"
@@ -221,11 +296,17 @@ def _to_configure(ruleset: Ruleset, name: str, action: Action) -> Iterator[str]:
         )
 
 
-def _to_host(settings: Settings, base_branch: str, mode: CiMode) -> Iterator[str]:
+def _to_host(
+    settings: Settings, base_branch: str, mode: CiMode, remotes: Sequence[str]
+) -> Iterator[str]:
+    if not remotes and settings.git_remote is None:
+        if mode is CiMode.EXTERNAL:
+            yield "Add a remote, and name it in AUTOPACK_GIT_REMOTE: without, no run starts."
+        return
     if settings.git_remote is None:
         yield (
-            "Start the service with AUTOPACK_GIT_REMOTE=origin, so that it pushes runs' branches"
-            + ("; without, no run starts." if mode is CiMode.EXTERNAL else ".")
+            f"Start the service with AUTOPACK_GIT_REMOTE={remotes[0]}, so that it pushes runs'"
+            " branches" + ("; without, no run starts." if mode is CiMode.EXTERNAL else ".")
         )
     if mode is CiMode.EXTERNAL:
         yield (
