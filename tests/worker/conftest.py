@@ -73,11 +73,22 @@ class Workshop:
             }
         )
 
-    def work(self, builder: str = "exit 9", auditor: str | None = None, **orders: Any) -> Ending:
+    def work(
+        self,
+        builder: str = "exit 9",
+        auditor: str | None = None,
+        *,
+        kind: str | None = None,
+        fallback: str | None = None,
+        **orders: Any,
+    ) -> Ending:
         """Let a worker work by shell commands, one item unless it is said otherwise."""
         commands: dict[Role, str | None] = {"auditor": auditor, "builder": builder}
+        second = (
+            Agent("second@test", ["/bin/sh", "-c", fallback], None, "theirs") if fallback else None
+        )
         agents = {
-            role: Agent(f"{role}@test", ["/bin/sh", "-c", command])
+            role: Agent(f"{role}@test", ["/bin/sh", "-c", command], kind, "mine", second)
             for role, command in commands.items()
             if command is not None
         }

@@ -17,6 +17,8 @@ from autopack.worker.report import (
     auditor_report,
     builder_report,
     read_result,
+    reported_tokens,
+    with_last_words,
 )
 
 pytestmark = pytest.mark.unit
@@ -135,7 +137,8 @@ def test_a_patch_that_is_no_utf8_goes_as_base64() -> None:
         ("RECOMMENDATION: approve\nthat is what the patch says\n", {}, None),
         ("I approve of it.", {}, None),
         ("RECOMMENDATION: perhaps", {}, None),
-        ("RECOMMENDATION: approve", {"recommendation": "escalate"}, "escalate"),
+        ("RECOMMENDATION: approve", {"recommendation": "escalate"}, "approve"),
+        ("Fine.", {"recommendation": "escalate"}, "escalate"),
     ],
 )
 def test_an_auditors_verdict_is_its_last_word(
@@ -185,10 +188,39 @@ def test_a_result_file_counts_as_a_whole_or_not_at_all(
 
 def test_what_others_wrote_cannot_pass_for_the_rules() -> None:
     """A patch that holds a line of = signs is set apart by a longer one."""
-    prompt = write_prompt(work_item("auditor"), is_staged=True)
+    prompt = write_prompt(work_item("auditor"), is_staged=True, answer="/answer.json")
     rules, material = prompt.split("What stands below", 1)
     assert "make check" in rules
     assert "docs/**" in rules
     assert "Rules: none." not in rules
     assert material.count("\n======\n") == 2
     assert material.index("\n======\n") < material.index("Rules: none.")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        '{"recommendation": "revise", "review_notes": "no tests"}',
+        'I looked at it.\n{"recommendation": "revise", "review_notes": "no tests"}\n',
+        'So:\n```json\n{\n "recommendation": "revise",\n "review_notes": "no tests"\n}\n```\n',
+    ],
+)
+def test_what_an_agent_says_last_counts_over_a_file_that_another_process_may_write(
+    words: str,
+) -> None:
+    file = AuditorFile.model_validate({"recommendation": "approve", "tokens_used": 5})
+    answer, _ = with_last_words(file, words, None)
+    assert (answer.recommendation, answer.review_notes) == ("revise", "no tests")
+    assert answer.tokens_used == 5
+
+
+@pytest.mark.parametrize("words", ["", "{}", '{"approve": 1}', '{"recommendation": "approve"} no'])
+def test_json_that_is_no_answer_is_talk(words: str) -> None:
+    assert with_last_words(AuditorFile(), words, None) == (AuditorFile(), None)
+
+
+def test_an_answer_file_that_is_a_link_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "secret.json").write_text('{"notes": "a secret"}')
+    (tmp_path / "answer.json").symlink_to(tmp_path / "secret.json")
+    assert read_result(tmp_path / "answer.json", BuilderFile) == (BuilderFile(), None)
+    assert reported_tokens(tmp_path / "answer.json") == 0

@@ -9,7 +9,8 @@ import httpx
 import pytest
 
 from autopack.gitrepo.workspace import ObjectCache, WorkspaceError
-from autopack.worker.worker import Ending, WorkerError
+from autopack.worker.cooling import WorkerError
+from autopack.worker.worker import Ending
 
 if TYPE_CHECKING:
     from .conftest import Workshop
@@ -62,7 +63,8 @@ def test_what_no_patch_can_hold_is_a_failed_try_with_its_reason(workshop: Worksh
     [
         ("echo half > README.md; echo 'not today' >&2; exit 3", "exit code 3"),
         ("true", "changed nothing"),
-        ("echo '{' > $AUTOPACK_RESULT; kill -9 $$", "exit code 137"),
+        ("echo half > README.md; echo '{' > $AUTOPACK_RESULT; kill -9 $$", "exit code 137"),
+        ('echo \'{"notes": "It cannot be done."}\'; exit 1', "It cannot be done."),
         ("git init -q sub; touch sub/x", "Left out, as repositories of their own: sub"),
     ],
 )
@@ -86,7 +88,9 @@ def test_a_worker_that_is_stopped_returns_its_work(workshop: Workshop) -> None:
         workshop.interrupt() if request.url.path.endswith("/claim") else None
     )
     assert workshop.work("sleep 1000", is_once=False) is Ending.INTERRUPTED
-    assert workshop.attempts()[0].notes == "The worker was stopped."
+    assert workshop.attempts() == []  # its work was given back: no try
+    phase = workshop.service.get_run("run-001").tiers[0].phases[0]
+    assert (phase.builder_attempts_used, phase.unavailable_reason) == (0, "The worker was stopped.")
     assert workshop.service.get_run("run-001").tiers[0].phases[0].state == "QUEUED"
 
 
@@ -101,7 +105,9 @@ def test_a_worker_that_cannot_reach_the_repository_ends_and_says_so(
     monkeypatch.setattr(ObjectCache, "lay_out", refuse)
     with pytest.raises(WorkerError, match=r"/srv/project.*--remote"):
         workshop.work(is_once=False)
-    assert [attempt.outcome for attempt in workshop.attempts()] == ["failed"]
+    phase = workshop.service.get_run("run-001").tiers[0].phases[0]
+    assert phase.builder_attempts_used == 0
+    assert "there is no folder /srv/project" in (phase.unavailable_reason or "")
 
 
 def test_an_auditor_without_a_verdict_hands_in_nothing(workshop: Workshop) -> None:

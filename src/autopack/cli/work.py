@@ -28,16 +28,28 @@ app = command_app()
 @app.command()
 def work(
     builder: Annotated[
-        str | None, typer.Option(metavar="COMMAND", help="Builds, such as 'codex exec -'.")
+        str | None, typer.Option(metavar="COMMAND", help="Builds: a command, or a known agent.")
     ] = None,
     auditor: Annotated[
-        str | None, typer.Option(metavar="COMMAND", help="Reviews, such as 'claude -p'.")
+        str | None, typer.Option(metavar="COMMAND", help="Reviews: a command, or a known agent.")
+    ] = None,
+    agent: Annotated[
+        str | None,
+        typer.Option(metavar="AGENT", help="Builds: aider, claude, codex, gemini or opencode."),
+    ] = None,
+    fallback: Annotated[
+        str | None,
+        typer.Option(metavar="COMMAND", help="Works while the others' account has no capacity."),
+    ] = None,
+    account: Annotated[
+        str | None,
+        typer.Option(metavar="LABEL", help="Whose limits the commands share (the program's name)."),
     ] = None,
     run: Annotated[
         str | None, typer.Option(metavar="RUN_ID", help="Work on this run, until it is over.")
     ] = None,
     once: Annotated[bool, typer.Option("--once", help="Do one work item.")] = False,
-    agent: Annotated[
+    name: Annotated[
         str | None, typer.Option(metavar="NAME", help="How runs know this worker (PROGRAM@HOST).")
     ] = None,
     lease_seconds: Annotated[
@@ -74,8 +86,14 @@ def work(
     """
     from ..worker.worker import Orders
 
+    if agent is not None:
+        builder = _known(agent, builder)
     given: dict[Role, str | None] = {"auditor": auditor, "builder": builder}  # reviews first
-    agents = {role: _agent(role, text, agent) for role, text in given.items() if text is not None}
+    agents: dict[Role, Agent] = {}
+    for role, text in given.items():
+        if text is not None:
+            second = _agent("fallback", role, fallback, name, None) if fallback else None
+            agents[role] = _agent(role, role, text, name, account, second)
     if not agents:
         raise CommandError("--builder or --auditor, or both, say what is to be done")
     orders = Orders(
@@ -98,8 +116,9 @@ def work(
 def _work(orders: Orders, home: Path, url: str | None, tell: Tell) -> Ending:
     from ..gitrepo.workspace import ObjectCache, WorkspaceError
     from ..worker import rooms
+    from ..worker.cooling import WorkerError
     from ..worker.mailbox import Mail, Mailbox
-    from ..worker.worker import Worker, WorkerError
+    from ..worker.worker import Worker
 
     mailbox = Mailbox()
 
@@ -121,20 +140,51 @@ def _work(orders: Orders, home: Path, url: str | None, tell: Tell) -> Ending:
         raise CommandError(f"{error.filename or home}: {error.strerror}") from error
 
 
-def _agent(role: Role, text: str, name: str | None) -> Agent:
-    """Split a command as a shell would, and see that there is such a program."""
+def _known(agent: str, builder: str | None) -> str:
+    from ..worker.agents import KNOWN_AGENTS
+
+    if builder is not None:
+        raise CommandError("--agent and --builder both say what builds; give one of them")
+    if agent not in KNOWN_AGENTS:
+        names = ", ".join(KNOWN_AGENTS)
+        raise CommandError(
+            f"--agent {agent!r} is no known agent ({names}); --builder takes any command, and "
+            "--name is how runs know this worker"
+        )
+    return agent
+
+
+def _agent(
+    option: str,
+    role: Role,
+    text: str,
+    name: str | None,
+    account: str | None,
+    fallback: Agent | None = None,
+) -> Agent:
+    """Split a command as a shell would, and see that there is such a program.
+
+    The name of a known agent stands for its command line of the role.
+    """
+    from ..worker.agents import KNOWN_AGENTS
     from ..worker.worker import Agent
 
     try:
         words = shlex.split(text)
     except ValueError as error:
-        raise CommandError(f"--{role} {text!r}: {error}") from error
+        raise CommandError(f"--{option} {text!r}: {error}") from error
+    kind = None
+    if len(words) == 1 and words[0] in KNOWN_AGENTS:
+        kind = words[0]
+        words = list(getattr(KNOWN_AGENTS[kind], role))
     program = shutil.which(words[0]) if words else None
     if program is None:
-        raise CommandError(f"--{role} {text!r}: there is no such program")
-    name = name or f"{Path(program).name}@{socket.gethostname()}"[:_LONGEST_NAME]
+        raise CommandError(f"--{option} {text!r}: there is no such program")
+    called = Path(program).name
+    name = name or f"{called}@{socket.gethostname()}"[:_LONGEST_NAME]
     # The command runs in another folder than this one.
-    return Agent(name, [os.path.abspath(program), *words[1:]])
+    command = [os.path.abspath(program), *words[1:]]
+    return Agent(name, command, kind or called, account or called[:_LONGEST_NAME], fallback)
 
 
 def _print(step: Step) -> None:

@@ -81,6 +81,9 @@ class AgentReport(Closed):
         Usd | None,
         Field(description="What this attempt cost; left out, the ruleset's `prices` make it."),
     ] = None
+    output_tail: Annotated[
+        Text | None, Field(description="The last that the agent printed, for people to read.")
+    ] = None
     reason: Annotated[
         Text | None, Field(description="Why the agent was `unavailable`: a limit, a provider.")
     ] = None
@@ -244,6 +247,8 @@ def log_tail(body: Mapping[str, Any], ci_tails: Sequence[str] = ()) -> str | Non
         f"{probe.get('stdout', '')}{probe.get('stderr', '')}"
         for probe in body.get("probe_results", ())
     ]
+    if not texts and body.get("output_tail"):
+        texts = [body["output_tail"]]
     return "\n".join([*texts, *ci_tails])[-MAX_LOG_TAIL:] or None
 
 

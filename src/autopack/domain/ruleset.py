@@ -213,6 +213,7 @@ DEFAULT_UNAVAILABLE_MESSAGES: Mapping[str, tuple[str, ...]] = {
         "You've hit your session limit",
         "Credit balance is too low",
         "API Error: 429",
+        "API Error: Request rejected (429)",
         "API Error: 529",
         "Please run /login",
     ),

@@ -29,6 +29,9 @@ FETCH_SECONDS = 1800
 MEMORY_BYTES = 1024**3
 # Files are laid out as the commit holds them and read back so: what no agent touched, no conversion
 # of line ends changes. `!diff`: text is sent as text.
+# Files of this name in the top folder are between agent and worker, and are in no patch.
+OURS = ".autopack-"
+TREE = "tree"
 _ATTRIBUTES = "* -text -filter -ident -working-tree-encoding !diff\n"
 # git's own measure of when to tidy up, which is off wherever we serve.
 _TIDY = ("-c", "gc.auto=6700", "-c", "gc.autoPackLimit=50", "-c", "gc.autoDetach=false")
@@ -256,7 +259,7 @@ class Workspace:
 def _lay_out(
     runner: GitRunner, copy: Path, folder: Path, branch: str, commit: str, staged: bytes | None
 ) -> Workspace:
-    tree, git_dir = folder / "tree", folder / "git"
+    tree, git_dir = folder / TREE, folder / "git"
     tree.mkdir()
     ours, theirs = _places(git_dir, tree), _places(tree / ".git", tree)
     for places in (ours, theirs):
@@ -264,6 +267,7 @@ def _lay_out(
         own = Path(places["GIT_DIR"])
         (own / "info").mkdir(exist_ok=True)
         (own / "info" / "attributes").write_text(_ATTRIBUTES)
+        (own / "info" / "exclude").write_text(f"/{OURS}*\n")
         # The second sees the first's objects too: those of the staged patch are there.
         known = "\n".join(str(each / "objects") for each in (copy, git_dir) if each != own)
         (own / "objects" / "info" / "alternates").write_text(f"{known}\n")

@@ -13,7 +13,7 @@ from typing import IO
 from . import guard
 
 GRACE_SECONDS = 10.0
-TAIL_BYTES = 64_000
+TAIL_BYTES = 1_000_000  # known agents print all that they did as JSON, and what it took
 _DRAINING_SECONDS = 2.0
 # The agent needs its keys, not the service's; and git is to find the work tree by itself.
 _WITHHELD = ("AUTOPACK_", "GIT_", "DATABASE_URL", "AUTONOMOUS_RUNS_DIR")

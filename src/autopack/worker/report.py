@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import base64
+import errno
 import json
+import os
 import re
-from collections.abc import Sequence
+import stat
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import AwareDatetime, Field, ValidationError
 
 from ..api.schemas.work import WorkItemAnswer
 from ..domain.building import BuilderStatus
 from ..domain.issues import IssueReport
 from ..domain.results import MAX_SUGGESTED_ISSUES
 from ..domain.reviewing import Recommendation
-from ..domain.values import MAX_TEXT, Closed, Count, IssueKey, Quantity, Text, Word
+from ..domain.values import MAX_TEXT, Closed, Count, IssueKey, Text, Usd, Word
+from .agents import Said
 
 MOST_RESULT_BYTES = 1_000_000
 MOST_NOTES = 4_000
@@ -28,16 +32,26 @@ _VERDICT = re.compile(
     re.IGNORECASE,
 )
 
+_FENCED = re.compile(r"```(?:json)?\s*\n(\{[^`]*\})\s*\n```\s*\Z")
+
 Json = dict[str, Any]
 Issues = Annotated[tuple[IssueReport, ...], Field(max_length=MAX_SUGGESTED_ISSUES)]
 
 
 class ResultFile(Closed):
-    """What any agent may write to AUTOPACK_RESULT, as a whole or in part."""
+    """What any agent may answer as JSON, as a whole or in part: in its file, or as its last words.
+
+    `reason` and `retry_at` go with the status or recommendation `unavailable`.
+    """
 
     tokens_used: Count = 0
+    input_tokens: Count | None = None
+    output_tokens: Count | None = None
+    cached_tokens: Count | None = None
     model: Word | None = None
-    cost_usd: Quantity | None = None
+    cost_usd: Usd | None = None
+    reason: Text | None = None
+    retry_at: AwareDatetime | None = None
 
 
 class BuilderFile(ResultFile):
@@ -61,6 +75,9 @@ AnyFile = TypeVar("AnyFile", BuilderFile, AuditorFile)
 class Ended:
     """How an agent's command ended. `failure` says why its work does not count, where it does not.
 
+    `stdout` is for people to read; `said` has the figures that a known agent printed.
+    `unavailable`: why it could not work, where it could not.
+
     `nested`: folders that are repositories of their own, which no patch can hold.
     """
 
@@ -71,6 +88,8 @@ class Ended:
     patch: bytes = b""
     nested: Sequence[str] = ()
     failure: str | None = None
+    said: Said | None = None
+    unavailable: str | None = None
 
 
 def read_result(path: Path, kind: type[AnyFile]) -> tuple[AnyFile, str | None]:
@@ -79,12 +98,11 @@ def read_result(path: Path, kind: type[AnyFile]) -> tuple[AnyFile, str | None]:
     Returns it with one sentence on why it cannot be used, or None.
     """
     try:
-        if not path.is_file():
+        text = _bytes_of(path, MOST_RESULT_BYTES + 1)
+        if text is None:
             return kind(), None
-        with path.open("rb") as file:
-            text = file.read(MOST_RESULT_BYTES + 1)
         if len(text) > MOST_RESULT_BYTES:
-            return kind(), f"AUTOPACK_RESULT was ignored: it holds over {MOST_RESULT_BYTES} bytes."
+            return kind(), f"The answer file was ignored: it holds over {MOST_RESULT_BYTES} bytes."
         # Checked as JSON, where a list may stand for a tuple.
         return kind.model_validate_json(text), None
     except ValidationError as error:
@@ -93,14 +111,52 @@ def read_result(path: Path, kind: type[AnyFile]) -> tuple[AnyFile, str | None]:
         why = f"{place}: {first['msg']}" if place else first["msg"]
     except OSError as error:
         why = str(error.strerror)
-    return kind(), f"AUTOPACK_RESULT was ignored: {why}."
+    return kind(), f"The answer file was ignored: {why}."
+
+
+def with_last_words(file: AnyFile, text: str, remark: str | None) -> tuple[AnyFile, str | None]:
+    """Let what an agent said last count over what its file says, which another process may write.
+
+    Its last words are one JSON object of the file's fields: all of its text, its last line, or its
+    last fenced block.
+    """
+    for candidate in _last_objects(text):
+        try:
+            said = type(file).model_validate_json(candidate)
+        except ValidationError:
+            continue
+        if not said.model_fields_set:
+            continue
+        fields = {name: getattr(said, name) for name in said.model_fields_set}
+        return file.model_copy(update=fields), None if file == type(file)() else remark
+    return file, remark
+
+
+def _last_objects(text: str) -> Iterator[str]:
+    text = text.strip()
+    last_line = text.rpartition("\n")[2].strip()
+    fenced = _FENCED.search(text)
+    for candidate in (text, last_line, fenced[1] if fenced else ""):
+        if candidate.startswith("{") and len(candidate) <= MOST_RESULT_BYTES:
+            yield candidate
+
+
+def _bytes_of(path: Path, most: int) -> bytes | None:
+    """Read a file of an agent's work tree; what is no plain file, such as a link, is not there."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR):
+            return None
+        raise
+    with os.fdopen(descriptor, "rb") as file:
+        return file.read(most) if stat.S_ISREG(os.fstat(descriptor).st_mode) else None
 
 
 def reported_tokens(path: Path) -> int:
     """Return the tokens that an agent which is still at work has reported so far."""
     try:
-        with path.open("rb") as file:
-            tokens = json.loads(file.read(MOST_RESULT_BYTES)).get("tokens_used")
+        tokens = json.loads(_bytes_of(path, MOST_RESULT_BYTES) or b"").get("tokens_used")
     except (OSError, ValueError, AttributeError, RecursionError):
         return 0
     return tokens if isinstance(tokens, int) and 0 <= tokens < 2**53 else 0
@@ -114,6 +170,13 @@ def builder_report(
     An exit code of 0 with something changed is a success, unless the agent says otherwise; any
     other exit code is a failed try, whatever it says.
     """
+    if ended.unavailable is not None or file.status is BuilderStatus.UNAVAILABLE:
+        return {
+            "status": BuilderStatus.UNAVAILABLE,
+            "notes": _text(remark, file.notes),
+            "probe_results": [_probe(ended)] if ended.exit_code is not None else [],
+            **_why_unavailable(item, ended, file),
+        }
     failure = ended.failure
     if failure is None and ended.exit_code:
         failure = f"The command ended with exit code {ended.exit_code}."
@@ -132,7 +195,7 @@ def builder_report(
         "duration_minutes": round(ended.seconds / 60, 2),
         "base_commit": item.repository.base_commit,
         "probe_results": [_probe(ended)] if ended.exit_code is not None else [],
-        **_common(item, file),
+        **_common(item, file, ended),
     }
     if status is not BuilderStatus.FAILED:
         body |= _patch(ended.patch)
@@ -144,10 +207,17 @@ def auditor_report(
 ) -> Json | None:
     """Write an Auditor's result, or None when there is no verdict. (03)
 
-    The verdict stands in the result file, else in the last line of the output. What the agent
+    The verdict is the last line of the output, else stands in the answer. What the agent
     changed goes along with an approval, and with a revision where it can be a fix-up.
     """
-    verdict = file.recommendation or _last_word(ended.stdout)
+    verdict = _last_word(ended.stdout) or file.recommendation
+    if ended.unavailable is not None or verdict is Recommendation.UNAVAILABLE:
+        return {
+            "recommendation": Recommendation.UNAVAILABLE,
+            "review_notes": _text(remark, file.review_notes or ended.stdout[-MOST_NOTES:]),
+            "audit_id": item.review.audit_id if item.review else None,
+            **_why_unavailable(item, ended, file),
+        }
     if verdict is None or ended.failure is not None or ended.exit_code:
         return None
     is_pending = item.review is not None and item.review.is_pending
@@ -163,7 +233,8 @@ def auditor_report(
         "resolved_issues": list(file.resolved_issues),
         "suggested_patches": [fix_up] if ended.patch and takes_patch else [],
         "audit_id": item.review.audit_id if item.review else None,
-        **_common(item, file),
+        "output_tail": _text(ended.stdout[-MOST_NOTES:], ended.stderr[-MOST_NOTES:]),
+        **_common(item, file, ended),
     }
 
 
@@ -177,19 +248,48 @@ def refused_report(item: WorkItemAnswer, tokens_used: int, why: str) -> Json:
     }
 
 
+def last_line(*outputs: str) -> str:
+    """Return the last line that says something, of the last output that does, after a colon."""
+    for output in reversed(outputs):
+        lines = [line.strip() for line in output.splitlines() if line.strip()]
+        if lines:
+            return f": {lines[-1][:500]}"
+    return ""
+
+
 def _last_word(output: str) -> Recommendation | None:
     lines = [line for line in output.splitlines() if any(sign.isalnum() for sign in line)]
     said = _VERDICT.match(lines[-1]) if lines else None
     return Recommendation(said[1].lower()) if said else None
 
 
-def _common(item: WorkItemAnswer, file: ResultFile) -> Json:
+def _why_unavailable(item: WorkItemAnswer, ended: Ended, file: ResultFile) -> Json:
     return {
-        "tokens_used": file.tokens_used,
-        "model": file.model,
-        "cost_usd": file.cost_usd,
+        "reason": _text(ended.unavailable or file.reason),
+        "retry_at": file.retry_at.isoformat() if file.retry_at else None,
+        "output_tail": _text(ended.stdout[-MOST_NOTES:], ended.stderr[-MOST_NOTES:]),
+        **_common(item, file, ended),
+    }
+
+
+def _common(item: WorkItemAnswer, file: ResultFile, ended: Ended) -> Json:
+    """What any result says of its cost: what a known agent printed of it, else what it answered."""
+    said = ended.said if ended.said and ended.said.tokens else file
+    tokens = said.tokens if isinstance(said, Said) else file.tokens_used
+    cost = (ended.said.cost_usd if ended.said else None) or file.cost_usd
+    kinds = {name: getattr(said, name) for name in _KINDS}
+    if not tokens:
+        tokens = sum(kind or 0 for kind in kinds.values())
+    return {
+        "tokens_used": tokens,
+        **kinds,
+        "model": (ended.said.model if ended.said else None) or file.model,
+        "cost_usd": None if cost is None else str(cost),
         "lease_token": item.lease.token if item.lease else None,
     }
+
+
+_KINDS = ("input_tokens", "output_tokens", "cached_tokens")
 
 
 def _has_patch(item: WorkItemAnswer) -> bool:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import secrets
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -15,6 +17,8 @@ from typing import Final, Literal, TypeVar
 from ..api.schemas.work import ReviewAnswer, WorkItemAnswer
 from ..client import ApiError, Autopack, UnreachableError
 from ..gitrepo.workspace import (
+    OURS,
+    TREE,
     FetchError,
     Harvest,
     Limits,
@@ -23,20 +27,25 @@ from ..gitrepo.workspace import (
     Workspace,
     WorkspaceError,
 )
+from .agents import read_output
 from .command import AgentCommand, agent_environment
+from .cooling import Cooling, WorkerError, why_unavailable
 from .heart import Heart
 from .mailbox import Mail, Mailbox
 from .prompt import write_prompt
 from .report import (
+    AnyFile,
     AuditorFile,
     BuilderFile,
     Ended,
     Json,
     auditor_report,
     builder_report,
+    last_line,
     read_result,
     refused_report,
     reported_tokens,
+    with_last_words,
 )
 from .rooms import WorkRoom
 
@@ -51,10 +60,6 @@ MOST_INTERNAL_ERRORS: Final = 5
 FETCHING_SECONDS: Final = 60.0  # a branch may be on its way to the remote still
 # Refusals of a result that were a try: there is nothing left to say.
 _COUNTED: Final = {"patch_empty", "patch_malformed", "patch_policy"}
-
-
-class WorkerError(Exception):
-    """Nothing can be worked on from here. The message is one line that says why."""
 
 
 class _Interrupted(Exception):  # noqa: N818 - asked for, no error
@@ -75,10 +80,17 @@ class Ending(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Agent:
-    """A command, and the name that runs know it by."""
+    """A command, and the name that runs know it by.
+
+    `kind` is its row in the tables of known agents; `account` labels whose limits it works under.
+    `fallback` works while that account has no capacity.
+    """
 
     name: str
     command: Sequence[str]
+    kind: str | None = None
+    account: str | None = None
+    fallback: Agent | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +135,7 @@ class Worker:
         self._mailbox = mailbox
         self._environment = environment
         self._tell = tell
+        self._cooling = Cooling(lambda text: tell(Step("waiting", text)))
 
     def work(self) -> Ending:
         """Work until the run is over, the one item done, or somebody interrupts.
@@ -131,7 +144,8 @@ class Worker:
         """
         try:
             while True:
-                is_taken = self._do(self._next_item())
+                item, agent = self._next_item()
+                is_taken = self._do(item, agent)
                 if self._orders.is_once:
                     return Ending.SUCCESS if is_taken else Ending.FAILURE
         except _RunOver:
@@ -139,18 +153,22 @@ class Worker:
         except _Interrupted:
             return Ending.INTERRUPTED
 
-    def _next_item(self) -> WorkItemAnswer:
+    def _next_item(self) -> tuple[WorkItemAnswer, Agent]:
         """Claim, again and again until there is something to do. Raises _RunOver, _Interrupted."""
         orders = self._orders
         self._pause(0)
         while True:
-            for role, agent in orders.agents.items():
+            for role, first in orders.agents.items():
+                agent = self._cooling.able(first)
+                if agent is None:
+                    continue
                 claim = partial(
                     self._service.claim,
                     role,
                     agent.name,
                     run_id=orders.run_id,
                     lease_seconds=orders.lease_seconds,
+                    account=agent.account,
                 )
                 try:
                     item = self._ask(claim)
@@ -160,7 +178,7 @@ class Worker:
                     raise
                 if item is not None:
                     self._tell(Step("claimed", f"claimed as {item.role}: {item.task.name}", item))
-                    return item
+                    return item, agent
             self._pause(orders.poll_seconds)
 
     def _run_ending(self) -> Ending:
@@ -170,17 +188,22 @@ class Worker:
         self._tell(Step("run_over", f"{run.run_id} is {run.state}{reason}"))
         return Ending.SUCCESS if run.state == "DONE_SUCCESS" else Ending.FAILURE
 
-    def _do(self, item: WorkItemAnswer) -> bool:
-        """Do one work item. Returns whether its result was taken, and is no failure."""
+    def _do(self, item: WorkItemAnswer, agent: Agent) -> bool:
+        """Do one work item. Returns whether its result was taken, and is no failure.
+
+        Raises WorkerError when the agent has ended at once too often.
+        """
         with self._room.desk() as desk:
-            result = desk / "result.json"
-            tokens_used = partial(reported_tokens, result)
+            # Made for this run of the command, in the tree, where a sandboxed agent may write. Only
+            # the agent is told: see docs/decisions/agents-answers.md.
+            answer = desk / TREE / f"{OURS}{secrets.token_hex(16)}.json"
+            tokens_used = partial(reported_tokens, answer)
             orders = self._orders
             with Heart(
                 self._service, item, orders.lease_seconds, self._mailbox, tokens_used
             ) as heart:
                 try:
-                    report = self._run(item, desk, result, heart)
+                    report = self._run(item, agent, desk, answer, heart)
                 except _Interrupted:
                     self._give_up(item, STOPPED)
                     raise
@@ -190,9 +213,13 @@ class Worker:
                         f"{item.run_id} cannot be worked on from here: {error}. --remote names "
                         "another place to fetch from."
                     ) from error
-                return report is not None and self._hand_in(item, report)
+                is_taken = report is not None and self._hand_in(item, report)
+            self._cooling.require_patience(agent)
+            return is_taken
 
-    def _run(self, item: WorkItemAnswer, desk: Path, result: Path, heart: Heart) -> Json | None:
+    def _run(
+        self, item: WorkItemAnswer, agent: Agent, desk: Path, answer: Path, heart: Heart
+    ) -> Json | None:
         """Let the command work; return what to hand in, or None where there is nothing.
 
         Raises WorkspaceError when there is nothing to work on.
@@ -200,19 +227,23 @@ class Worker:
         begun = time.monotonic()
         workspace = self._lay_out(item, desk)
         prompt = desk / "prompt.txt"
-        prompt.write_text(write_prompt(item, is_staged=workspace.is_staged), errors="replace")
+        text = write_prompt(item, is_staged=workspace.is_staged, answer=str(answer))
+        prompt.write_text(text, errors="replace")
         # The lease is the worker's: the agent does the work, and nothing else with it.
         described = desk / "work_item.json"
         described.write_text(item.model_dump_json(indent=1, exclude={"lease": {"token"}}))
-        ours = {"AUTOPACK_WORK_ITEM": str(described), "AUTOPACK_RESULT": str(result)}
+        ours = {"AUTOPACK_WORK_ITEM": str(described)}
+        if item.role == "builder":  # what an Auditor runs is the very code that it judges
+            ours["AUTOPACK_RESULT"] = str(answer)
         command = AgentCommand(
-            self._orders.agents[_role(item)].command,
+            agent.command,
             folder=workspace.tree,
             environment=agent_environment(self._environment, ours),
             prompt=prompt,
             lock=self._room.lock,
             on_end=partial(self._mailbox.post, Mail.ENDED, heart.about),
         )
+        prompt.unlink()  # the command has it open; no other process is to read it
         try:
             mail = self._mailbox.wait(self._orders.timeout_seconds, heart.about)
         finally:
@@ -220,6 +251,8 @@ class Worker:
         if mail is Mail.LOST:
             self._tell(Step("dropped", f"dropped: {heart.reason}", item))
             return None
+        if mail is Mail.INTERRUPTED:
+            raise _Interrupted
         failure = self._why_stopped(mail, heart)
         harvest = Harvest(b"")
         if failure is None:
@@ -230,16 +263,18 @@ class Worker:
                 failure = f"Too much was changed: {error}."
             except WorkspaceError as error:
                 failure = f"What was changed cannot be read: {error}."
+        said = read_output(agent.kind, command.stdout)
         ended = Ended(
             exit_code=exit_code,
-            stdout=command.stdout,
+            stdout=said.text,
             stderr=command.stderr,
             seconds=time.monotonic() - begun,
             patch=harvest.patch,
             nested=harvest.nested,
             failure=failure,
+            said=said,
         )
-        report = self._report(item, ended, result)
+        report = self._report(item, agent, ended, answer)
         if report is not None:
             report["tokens_used"] = max(report["tokens_used"], heart.tokens_used)
         return report
@@ -272,22 +307,63 @@ class Worker:
             return f"The command was stopped: it did not end within {minutes:g} minutes."
         if mail is Mail.OUT_OF_BUDGET:
             return f"The command was stopped: {heart.reason}."
-        return STOPPED if mail is Mail.INTERRUPTED else None
+        return None
 
-    def _report(self, item: WorkItemAnswer, ended: Ended, result: Path) -> Json | None:
+    def _report(
+        self, item: WorkItemAnswer, agent: Agent, ended: Ended, answer: Path
+    ) -> Json | None:
+        """Write what is handed in, and let the agent's account rest where it has no capacity."""
         if item.role == "builder":
-            return builder_report(item, ended, *read_result(result, BuilderFile))
-        report = auditor_report(item, ended, *read_result(result, AuditorFile))
-        if report is None:
-            why = ended.failure or f"The command gave no verdict (exit code {ended.exit_code})."
-            self._tell(Step("no_verdict", f"{why} Its lease lapses, which costs a try", item))
-        return report
+            built = with_last_words(*_read(answer, BuilderFile, ended))
+            ended = self._weigh(item, agent, ended, has_answer=built[0] != BuilderFile())
+            return self._after_rest(agent, builder_report(item, ended, *built))
+        judged = with_last_words(*_read(answer, AuditorFile, ended))
+        ended = self._weigh(item, agent, ended, has_answer=judged[0] != AuditorFile())
+        report = auditor_report(item, ended, *judged)
+        if report is not None:
+            return self._after_rest(agent, report)
+        why = ended.failure or f"The command gave no verdict (exit code {ended.exit_code})."
+        last = last_line(ended.stdout, ended.stderr)
+        self._tell(Step("no_verdict", f"{why} Its lease lapses, which costs a try{last}", item))
+        return None
+
+    def _weigh(
+        self, item: WorkItemAnswer, agent: Agent, ended: Ended, *, has_answer: bool
+    ) -> Ended:
+        """Tell an agent that could not work from one that failed. (docs/rules.md §3.2)"""
+        messages = tuple(item.unavailable_messages.get(agent.kind or "", ()))
+        why = why_unavailable(ended, messages, has_answer=has_answer)
+        return ended if why is None else replace(ended, unavailable=why)
+
+    def _after_rest(self, agent: Agent, report: Json) -> Json:
+        """Let the account rest that had no capacity; say until when, and whose limit it is."""
+        if "unavailable" not in (report.get("status"), report.get("recommendation")):
+            self._cooling.has_worked(agent)
+            return report
+        pause = self._cooling.rest(agent, report["reason"] or "no reason was given")
+        until = datetime.now(UTC) + timedelta(seconds=pause)
+        given = report["retry_at"]
+        if given is not None:
+            until = max(until, datetime.fromisoformat(given))
+            self._cooling.rest_until(agent, until)
+        return {**report, "retry_at": until.isoformat(), "account": agent.account}
 
     def _give_up(self, item: WorkItemAnswer, why: str) -> None:
-        """Return a Builder's item as a failed try; an Auditor has no such answer and lets lapse."""
+        """Give an item back that was not worked on: it uses no try."""
         self._tell(Step("given_up", why, item))
-        if item.role == "builder":
-            self._hand_in(item, refused_report(item, 0, why))
+        assert item.lease is not None  # noqa: S101 - for the type checker: it was claimed
+        body = {"lease_token": item.lease.token, "reason": why}
+        give = partial(
+            self._service.release,
+            item.run_id,
+            item.phase_id,
+            body,
+            idempotency_key=uuid.uuid4().hex,
+        )
+        try:
+            self._ask(give)
+        except ApiError as error:
+            self._tell(Step("refused", f"refused: {error}", item))
 
     def _hand_in(self, item: WorkItemAnswer, report: Json) -> bool:
         """Deliver a result, as often as it takes: one key, so it counts once.
@@ -299,8 +375,9 @@ class Worker:
         except ApiError as error:
             return self._take_refusal(item, report, error)
         what = report.get("status") or report["recommendation"]
-        self._tell(Step("handed_in", f"handed in: {what}; the phase is {phase_state}", item))
-        return bool(what != "failed")
+        why = f" ({report['reason']})" if report.get("reason") else ""
+        self._tell(Step("handed_in", f"handed in: {what}{why}; the phase is {phase_state}", item))
+        return what not in ("failed", "unavailable")
 
     def _submit(self, item: WorkItemAnswer, report: Json, key: str) -> str:
         if item.role == "builder":
@@ -349,8 +426,9 @@ class Worker:
             raise _Interrupted
 
 
-def _role(item: WorkItemAnswer) -> Role:
-    return "builder" if item.role == "builder" else "auditor"
+def _read(answer: Path, kind: type[AnyFile], ended: Ended) -> tuple[AnyFile, str, str | None]:
+    file, remark = read_result(answer, kind)
+    return file, ended.stdout, remark
 
 
 def _patch_under(review: ReviewAnswer | None) -> bytes | None:

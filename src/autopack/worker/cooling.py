@@ -1,0 +1,99 @@
+"""Accounts that have no capacity: how that is told from a failure, and how long they rest.
+
+An account rests once for all the commands that share it. (docs/worker.md, Capacity)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+from .agents import is_agents_own_limit
+from .report import Ended, last_line
+
+if TYPE_CHECKING:
+    from .worker import Agent
+
+EXIT_TEMPORARY: Final = 75  # EX_TEMPFAIL of sysexits.h: try again later
+EXIT_NOT_STARTED: Final = (126, 127)  # as a shell says that there is no such program to run
+INSTANT_SECONDS: Final = 10.0
+PAUSES: Final = (10.0, 60.0, 300.0)
+MOST_IN_A_ROW: Final = 3
+
+
+class WorkerError(Exception):
+    """Nothing can be worked on from here. The message is one line that says why."""
+
+
+def why_unavailable(ended: Ended, messages: tuple[str, ...], *, has_answer: bool) -> str | None:
+    """Say why an agent could not work; None: it could, and whatever came of it counts.
+
+    `messages` are parts of lines that this agent prints in such a case. An agent that ends at once,
+    in failure, without a change and without an answer never came to work: it is not logged in, or
+    its options are wrong.
+    """
+    if ended.failure is not None or not ended.exit_code:
+        return None
+    said = last_line(ended.stdout, ended.stderr)
+    if ended.exit_code == EXIT_TEMPORARY:
+        return f"it ended with exit code {EXIT_TEMPORARY}{said}"
+    line = is_agents_own_limit(messages, ended.stdout, ended.stderr)
+    if line is not None:
+        return line
+    if ended.patch or has_answer:
+        return None
+    if ended.exit_code in EXIT_NOT_STARTED or ended.seconds < INSTANT_SECONDS:
+        return f"it ended at once with exit code {ended.exit_code}{said}"
+    return None
+
+
+class Cooling:
+    """Which accounts rest, until when, and how often in a row they could not work."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell = tell
+        self._until: dict[str, float] = {}
+        self._in_a_row: dict[str, int] = {}
+        self._reasons: dict[str, str] = {}
+
+    def able(self, agent: Agent) -> Agent | None:
+        """Return the agent if its account has capacity, else its fallback, else None."""
+        now = time.monotonic()
+        if self._until.get(_key(agent), 0.0) <= now:
+            return agent
+        return self.able(agent.fallback) if agent.fallback is not None else None
+
+    def rest(self, agent: Agent, reason: str) -> float:
+        """Let the agent's account rest, longer each time in a row; return for how many seconds."""
+        key = _key(agent)
+        times = self._in_a_row.get(key, 0)
+        self._in_a_row[key] = times + 1
+        self._reasons[key] = reason
+        pause = PAUSES[min(times, len(PAUSES) - 1)]
+        self._until[key] = time.monotonic() + pause
+        instead = f"; {agent.fallback.name} works instead" if agent.fallback else ""
+        self._tell(f"{agent.name} could not work, rests {pause:g} s{instead}: {reason}")
+        return pause
+
+    def rest_until(self, agent: Agent, moment: datetime) -> None:
+        """Let the agent's account rest until it said that it can work again."""
+        seconds = (moment - datetime.now(UTC)).total_seconds()
+        self._until[_key(agent)] = time.monotonic() + max(0.0, seconds)
+
+    def has_worked(self, agent: Agent) -> None:
+        """Forget what an agent could not do: it has worked since."""
+        self._in_a_row.pop(_key(agent), None)
+
+    def require_patience(self, agent: Agent) -> None:
+        """Stop at an agent that has not come to work so often in a row. Raises WorkerError."""
+        key = _key(agent)
+        reason = self._reasons.get(key, "")
+        is_instant = reason.startswith("it ended at once")
+        if is_instant and self._in_a_row.get(key, 0) >= MOST_IN_A_ROW and agent.fallback is None:
+            raise WorkerError(f"{agent.name} could not work {MOST_IN_A_ROW} times: {reason}")
+
+
+def _key(agent: Agent) -> str:
+    return agent.account or agent.name
