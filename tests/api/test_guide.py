@@ -179,6 +179,7 @@ def test_the_guides_requests_work_in_their_order(
         "message",
         "submission_id",
         "commit_sha",
+        "repairs",
         "phase_state",
         "run_state",
         "next",

@@ -374,8 +374,10 @@ CASES = [
         ({STEPS: changed(SOURCE, ("    if total > 400", "    #\n" * 9 + "    if total > 400"))},),
         "second try",
     ),
-    Case("half applied", {STEPS: changed(EDITED, FURTHER_DOWN)}, ({STEPS: EDITED},), "merged"),
-    Case("half there", {STEPS: EDITED, "n": b"n\n"}, ({"n": b"n\n"},), "merged"),
+    Case(
+        "half applied", {STEPS: changed(EDITED, FURTHER_DOWN)}, ({STEPS: EDITED},), "merged", "fits"
+    ),
+    Case("half there", {STEPS: EDITED, "n": b"n\n"}, ({"n": b"n\n"},), "merged", "fits"),
     Case("all there", {STEPS: EDITED}, ({STEPS: EDITED},), "already there", "already there"),
     Case("renamed", {STEPS: EDITED}, ({STEPS: None, "lib/walk.py": SOURCE},), "merged"),
     Case(
@@ -396,7 +398,7 @@ CASES = [
     Case("same new file", {"n": b"a\nb\nc\n"}, ({"n": b"a\nx\nc\n"},), "second try"),
     Case("both append", {STEPS: SOURCE + BLOCK}, ({STEPS: SOURCE + END},), "second try"),
     Case("deletes what grew", {STEPS: None}, ({STEPS: SOURCE + END},), "second try"),
-    Case("deletes what is gone", {STEPS: None, "n": b"n\n"}, ({STEPS: None},), "merged"),
+    Case("deletes what is gone", {STEPS: None, "n": b"n\n"}, ({STEPS: None},), "merged", "fits"),
     Case(
         "renames what changed",
         {STEPS: None, "lib/walk.py": EDITED},

@@ -8,7 +8,8 @@ import pytest
 
 from autopack.config import Settings
 from autopack.gitrepo.hunks import FileLines, HunkPlace, HunkStatus, place_hunks, split_lines
-from autopack.gitrepo.scan import ScannedHunk, scan_patch
+from autopack.gitrepo.patch import PatchText, ScannedHunk
+from autopack.gitrepo.scan import scan_patch
 
 pytestmark = pytest.mark.unit
 # No measurement: a second is enough, coverage makes it three, and what is not linear takes hours.
@@ -18,7 +19,8 @@ LIMITS = Settings(_env_file=None)
 
 
 def hunks(text: str) -> tuple[ScannedHunk, ...]:
-    return scan_patch(b"--- a/x\n+++ b/x\n" + text.encode(), LIMITS).files[0].hunks
+    patch = PatchText.of(b"--- a/x\n+++ b/x\n" + text.encode())
+    return scan_patch(patch, LIMITS).files[0].hunks
 
 
 def place(text: str, content: str) -> list[HunkPlace]:

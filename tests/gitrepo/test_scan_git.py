@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from autopack.config import Settings
 from autopack.gitrepo.errors import PatchMalformedError
+from autopack.gitrepo.patch import PatchText, ScannedPatch
 from autopack.gitrepo.scan import scan_patch
 
 pytestmark = pytest.mark.integration
@@ -44,6 +45,10 @@ STAMPS = [b""] * 20 + [b"\t", b"\t2020-01-01 00:00:00 +0000", b" 2020-01-01", b"
 HUNK = b"@@ -1,3 +1,3 @@\n 1\n-2\n+two\n 3\n"
 NEW_HUNK = b"@@ -0,0 +1 @@\n+new\n"
 OLD_HUNK = b"@@ -1,3 +0,0 @@\n-1\n-2\n-3\n"
+
+
+def scan(patch: bytes) -> ScannedPatch:
+    return scan_patch(PatchText.of(patch), LIMITS)
 
 
 class Git:
@@ -172,16 +177,16 @@ def test_git_touches_no_path_that_the_scanner_did_not_name(
 ) -> None:
     patch = gap.join(parts)
     try:
-        scanned = scan_patch(patch, LIMITS)
+        scanned = scan(patch)
     except PatchMalformedError:
         event("refused by the scanner")
         return
-    touched = git.touched(scanned.patch)
+    touched = git.touched(scanned.text.content())
     event("refused by git" if touched is None else "applied")
     if touched is not None:
         assert touched <= scanned.paths()
         # Neither depends on what git guesses about folders to strip.
-        assert git.touched(scanned.patch, "-p1") == touched
+        assert git.touched(scanned.text.content(), "-p1") == touched
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -199,9 +204,9 @@ def test_what_git_diff_writes_is_accepted_and_understood(
         git.run("update-index", "-z", "--index-info", stdin=lines)
         tree = git.run("write-tree").decode().strip()
         diff = git.run("diff-tree", "-p", *options, git.tree, tree)
-        *_, file = scan_patch(diff, LIMITS).files
+        *_, file = scan(diff).files
         expected = {name} | ({new} if new is not None else set())
-        assert scan_patch(diff, LIMITS).paths() == expected
+        assert scan(diff).paths() == expected
         assert file.new_path in (new, None)
         assert git.touched(diff) == expected
 
@@ -251,10 +256,10 @@ def test_damaged_patches_are_refused_cleanly_or_seen_as_git_sees_them(
         patch = patch[:at] + data.draw(st.sampled_from([b"", *PIECES])) + patch[at + gone :]
     scanned, line = None, 1
     try:
-        scanned = scan_patch(patch, LIMITS)
+        scanned = scan(patch)
     except PatchMalformedError as error:
         line = error.line or 0
     assert 1 <= line <= patch.count(b"\n") + 1
-    touched = git.touched(scanned.patch) if scanned is not None else None
+    touched = git.touched(scanned.text.content()) if scanned is not None else None
     event("applied" if touched is not None else "refused")
     assert scanned is None or touched is None or touched <= scanned.paths()

@@ -91,10 +91,11 @@ def base(git_repo: GitRepo) -> str:
 
 @pytest.fixture
 def worked(settings: Settings, git_repo: GitRepo, base: str) -> Settings:
-    """A service that stopped amid a run: a patch, a merged one, a binary one, one phase to go."""
+    """A service that stopped amid a run: a mended patch, a merged one, a binary one; P3 to go."""
     with service(settings) as client:
         start(client, phases=4)
-        submit(client, "P0", edit({2: "two\n"}))
+        mended = submit(client, "P0", "So:\n```diff\n" + edit({2: "two\n"}) + "```\n")
+        assert [repair["kind"] for repair in mended["repairs"]] == ["fence"]
         merged = submit(client, "P1", edit({5: "five\n"}), base_commit=base)
         submit(client, "P2", binary_file())
         assert git_repo.git("show", f"{merged['commit_sha']}:text.txt").split("\n")[1] == "two"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 MODE_ABSENT = 0
 MODE_FILE = 0o100644
@@ -40,5 +41,31 @@ class Violation:
 
     path: str
     rule: str
+    detail: str
+    line: int | None = None
+
+
+class RepairKind(StrEnum):
+    """What was mended in a patch before git took it; docs/patches.md has a line for each."""
+
+    FINAL_NEWLINE = "final_newline"
+    BYTE_ORDER_MARK = "byte_order_mark"
+    LINE_ENDS = "line_ends"
+    COLOURS = "colours"
+    FENCE = "fence"
+    PREAMBLE = "preamble"
+    PATHS = "paths"
+    FILE_HEADER = "file_header"
+    HUNK_COUNTS = "hunk_counts"
+    TRIMMED_CONTEXT = "trimmed_context"
+    LINE_NUMBER = "line_number"
+    LANDED_PART = "landed_part"
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """One thing that was mended; `line` is of the patch as it was sent, the first concerned."""
+
+    kind: RepairKind
     detail: str
     line: int | None = None

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from ..domain.changes import MODE_ABSENT, FileChange, Violation
+from ..domain.changes import MODE_ABSENT, FileChange, Repair, Violation
 from .errors import (
     PatchAlreadyAppliedError,
     PatchEmptyError,
@@ -14,8 +14,9 @@ from .errors import (
     PatchPolicyError,
 )
 from .objects import CollisionError, Entry, Loose, TreeDraft, path_bytes, path_text
+from .patch import ScannedPatch
 from .quarantine import Quarantine
-from .scan import ScannedPatch
+from .repair import prove, refuse_unproven
 
 _SERIOUS = re.compile(r"^(?:error|fatal): (.*)$", re.MULTILINE)
 _LINE = re.compile(r"(?:at |on )?line (\d+)")
@@ -23,6 +24,7 @@ _UNSAFE = re.compile(r"invalid path '(.*)'|affected file '(.*)' is beyond a symb
 # With this status git says that it could not read the patch at all, or a collision of names.
 _MALFORMED = 128
 _CORRUPT = re.compile(r"^error: corrupt binary patch", re.MULTILINE)
+_FILE_AND_FOLDER = "A conflict of file and folder"
 _COLLISION = re.compile("appears as both a file and as a directory|unable to add cache entry")
 
 
@@ -48,13 +50,26 @@ Judge = Callable[[ChangeSet], None]
 
 @dataclass(frozen=True, slots=True)
 class AppliedPatch:
-    """A patch that fits and passed its judge. `merged`: it took a three-way merge."""
+    """A patch that fits and passed its judge. `merged`: it took a three-way merge.
+
+    `repairs` is what was mended in it.
+    """
 
     tree: str
     changes: tuple[FileChange, ...]
     insertions: int
     deletions: int
     merged: bool = False
+    repairs: tuple[Repair, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """The tree, in quarantine, that a patch makes of a head which it does not fit as it stands."""
+
+    tree: str
+    is_merged: bool
+    repairs: tuple[Repair, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,26 +89,31 @@ def rehearse(
     scanned: ScannedPatch,
     tree: str,
     judge: Judge,
-    merge: Callable[[str], str],
+    resolve: Callable[[str], Resolution],
 ) -> Rehearsal:
     """Apply a patch to a tree in quarantine and have the result judged.
 
-    `merge` is asked for a merged tree where git refuses, with git's reason.
+    `resolve` is asked for the tree where git refuses, with git's reason.
     """
-    merged = False
+    merged, repairs = False, scanned.repairs
     try:
         changes, result = apply_to_tree(quarantine, scanned, tree)
     except RefusedError as refusal:
-        merged = True
-        changes = _difference(quarantine, tree, merge(str(refusal)))
+        refuse_unproven(scanned)
+        resolution = resolve(str(refusal))
+        merged, repairs = resolution.is_merged, resolution.repairs or repairs
+        changes = _difference(quarantine, tree, resolution.tree)
         result = quarantine.draft(tree)
         result.edit(changes)
+    prove(scanned, changes)
     if not changes:
         _refuse_no_change(scanned, merged=merged)
     root, loose = result.write()
     judge(ChangeSet(changes, quarantine, result))
     loose |= quarantine.take({each.new_oid for each in changes if each.new_oid is not None})
-    applied = AppliedPatch(root, changes, scanned.insertions, scanned.deletions, merged)
+    applied = AppliedPatch(
+        root, changes, scanned.insertions, scanned.deletions, merged, tuple(repairs)
+    )
     return Rehearsal(applied, loose)
 
 
@@ -110,31 +130,40 @@ def apply_to_tree(
     before = dict(each for each in found if each is not None)
     quarantine.write_index(before)
     outcome = quarantine.git(
-        "apply", "--cached", "--whitespace=nowarn", "-", stdin=scanned.patch, allowed=(0, 1, 128)
+        "apply",
+        "--cached",
+        "--whitespace=nowarn",
+        "-",
+        stdin=scanned.text.content(),
+        allowed=(0, 1, 128),
     )
     # A corrupt binary part ends git's reading with a message, and it still applies, with status
     # 0, the files before it.
     if outcome.status or _CORRUPT.search(outcome.stderr):
-        _explain(outcome.status or _MALFORMED, outcome.stderr)
+        _explain(outcome.status or _MALFORMED, outcome.stderr, scanned.text.numbers)
     changes = tuple(_compare(before, quarantine.read_index()))
     try:
         result.edit(changes)
     except CollisionError as collision:
         # git lets a new file cover a folder whose files are not in the index.
-        raise RefusedError(str(collision)) from None
+        raise RefusedError(f"{_FILE_AND_FOLDER}: {collision}") from None
     return changes, result
 
 
-def _explain(status: int, stderr: str) -> None:
+def _explain(status: int, stderr: str, numbers: Sequence[int]) -> None:
+    """Raise git's refusal as one of ours; `numbers` are those of the lines as they were sent."""
     reason = "; ".join(_SERIOUS.findall(stderr)) or stderr.strip()
     unsafe = _UNSAFE.search(reason)
     if unsafe is not None:
         path = unsafe.group(1) or unsafe.group(2)
         raise PatchPolicyError([Violation(path, "path", f"is refused by git: {unsafe.group()}")])
-    if status == _MALFORMED and not _COLLISION.search(reason):
+    if _COLLISION.search(reason):
+        raise RefusedError(f"{_FILE_AND_FOLDER}: {reason}")
+    if status == _MALFORMED:
         line = _LINE.search(reason)
+        at = min(int(line.group(1)), len(numbers)) - 1 if line else None
         raise PatchMalformedError(
-            f"git cannot read the patch: {reason}.", line=int(line.group(1)) if line else None
+            f"git cannot read the patch: {reason}.", line=None if at is None else numbers[at]
         )
     raise RefusedError(reason)
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from ..config import Settings
+from .apply import RefusedError, Resolution, apply_to_tree
 from .errors import PatchAlreadyAppliedError, PatchConflictError
+from .fit import fit_to_head
+from .head import HeadFiles
+from .patch import ScannedPatch
 from .quarantine import Quarantine
-from .scan import ScannedPatch
-from .threeway import merge
+from .threeway import merge, tree_of
 from .ticket import write_ticket
 
 _MOST_NAMED = 5
@@ -17,8 +21,9 @@ def resolve(
     scanned: ScannedPatch,
     git_reason: str,
     base_commit: str | None,
-) -> str:
-    """Find the tree that a patch makes of a head which it does not fit as it stands (04).
+    limits: Settings,
+) -> Resolution:
+    """Find the tree that a patch makes of a head which it does not fit as it stands.
 
     The tree is in quarantine; it equals the head's own where the branch has all of the patch.
 
@@ -27,14 +32,17 @@ def resolve(
     """
     merged = merge(quarantine, head, scanned, base_commit)
     if merged.tree is not None:
-        return merged.tree
+        return Resolution(merged.tree, is_merged=True)
+    fitted = _fit(quarantine, head, scanned, limits)
+    if fitted is not None:
+        return fitted
     ticket = write_ticket(quarantine, head, scanned.files)
     if ticket.is_already_applied:
         raise PatchAlreadyAppliedError("The branch holds all that this patch changes already.")
     named = ticket.refused[:_MOST_NAMED] or [git_reason]
     left = len(ticket.refused) - len(named)
     raise PatchConflictError(
-        f"The patch does not apply to {head}. {' '.join(named)}"
+        f"The patch does not apply to {head}. {' '.join(named).removesuffix('.')}."
         + (f" And {left} more files." if left > 0 else "")
         + " Make the next try from that commit; `files` says what stands there.",
         head=head,
@@ -44,3 +52,19 @@ def resolve(
         files=ticket.files,
         omitted_files=ticket.omitted_files,
     )
+
+
+def _fit(
+    quarantine: Quarantine, head: str, scanned: ScannedPatch, limits: Settings
+) -> Resolution | None:
+    tree = tree_of(quarantine, head)
+    fitted = fit_to_head(scanned, HeadFiles(quarantine, tree), limits)
+    if fitted is None:
+        return None
+    try:
+        _, result = apply_to_tree(quarantine, fitted, tree)
+    except RefusedError:
+        return None
+    root, trees = result.write()
+    quarantine.store(trees)
+    return Resolution(root, is_merged=False, repairs=fitted.repairs)

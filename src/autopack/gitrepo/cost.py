@@ -17,7 +17,7 @@ from .errors import PatchTooLargeError
 from .head import HeadFiles
 from .hunks import images, split_lines
 from .names import show
-from .scan import ScannedFile, ScannedHunk
+from .patch import ScannedFile, ScannedHunk
 
 # About a nanosecond each: a line compared, some bytes copied, a part of a byte packed.
 _COPIED_BYTES_A_STEP = 8

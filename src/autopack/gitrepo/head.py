@@ -22,6 +22,10 @@ class HeadFiles:
         entry = self.lookup(path)
         return entry is not None and entry[0] != MODE_FOLDER
 
+    def has_folder(self, path: bytes) -> bool:
+        entry = self.lookup(path)
+        return entry is not None and entry[0] == MODE_FOLDER
+
     def read(self, path: bytes) -> bytes | None:
         """Return a file's content, a link's target included; None where there is no such file."""
         if path not in self._contents:

@@ -13,12 +13,14 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
 
-from .scan import ScannedHunk
+from .grammar import LEFT_OUT
+from .patch import ScannedHunk
 
 # Lines like `}` stand everywhere and tell nothing about a place; looking at them all would make
 # the search quadratic.
 _MOST_CANDIDATES = 100
 _COMMON_LINE = 50
+_MOST_PLACES_NAMED = 5
 _REACH = 20  # lines that an edit may have moved parts of a hunk away from each other
 
 
@@ -34,6 +36,7 @@ class HunkImages:
 
     old: tuple[bytes, ...]
     new: tuple[bytes, ...]
+    leading: int  # lines of context before the first change
     must_begin: bool  # git takes it at the file's first line only
     must_end: bool  # git takes it at the file's last line only
 
@@ -72,6 +75,12 @@ class FileLines:
     def find(self, image: Sequence[bytes], near: int) -> list[int]:
         """Where these very lines stand, the nearest first."""
         return find_image(tuple(image), self.lines, self._exact, near)
+
+    def only_place(self, image: Sequence[bytes]) -> int | None:
+        """Where these very lines stand, if that is at one place alone, as far as was looked."""
+        rarest = min((len(self._exact.get(line, ())) for line in image), default=0)
+        places = self.find(image, 0) if rarest < _MOST_CANDIDATES else []
+        return places[0] if len(places) == 1 else None
 
     def find_loosely(self, image: Sequence[bytes], near: int) -> list[int]:
         """Where these lines stand, whitespace set aside."""
@@ -117,7 +126,8 @@ def split_lines(content: bytes) -> list[bytes]:
 def images(hunk: ScannedHunk) -> HunkImages:
     old: list[bytes] = []
     new: list[bytes] = []
-    trailing = 0
+    leading = trailing = 0
+    has_change = False
     sides: tuple[list[bytes], ...] = ()
     for line in hunk.body:
         mark = line[:1]
@@ -128,10 +138,14 @@ def images(hunk: ScannedHunk) -> HunkImages:
         sides = {b"-": (old,), b"+": (new,)}.get(mark, (old, new))
         for side in sides:
             side.append(line[1:] + b"\n")
-        trailing = trailing + 1 if len(sides) == 2 else 0
+        is_context = len(sides) == 2
+        has_change = has_change or not is_context
+        leading += not has_change
+        trailing = trailing + 1 if is_context else 0
     return HunkImages(
         old=tuple(old),
         new=tuple(new),
+        leading=leading,
         must_begin=hunk.old_start <= 1,
         must_end=trailing == 0,
     )
@@ -195,13 +209,8 @@ def _place(image: HunkImages, file: FileLines, expected: int, taken: _Taken) -> 
         if taken.leaves(start, len(new)):
             return HunkPlace(HunkStatus.ALREADY_APPLIED, start, start + len(new))
     if found and old:
-        side, where = ("after", "end") if image.must_end else ("before", "beginning")
         return HunkPlace(
-            HunkStatus.REFUSED,
-            found[0],
-            found[0] + count,
-            f"The hunk has no line of context {side} its change, so it only fits at the {where}"
-            " of the file; its lines stand elsewhere.",
+            HunkStatus.REFUSED, found[0], found[0] + count, _elsewhere_reason(image, found)
         )
     for start in file.find_loosely(old, expected):
         return HunkPlace(
@@ -219,9 +228,28 @@ def _place(image: HunkImages, file: FileLines, expected: int, taken: _Taken) -> 
     present = set(now)
     missing = next((line for line in old if line not in present), None)
     reason = "The lines of the hunk stand in another order or number now."
-    if missing is not None:
+    if missing is not None and LEFT_OUT.match(missing[:-1]):
+        reason = f"{_shown(missing)} stands for lines that were left out; write each of them."
+    elif missing is not None:
         reason = f"The old line {_shown(missing)} does not stand here any more."
     return HunkPlace(HunkStatus.REFUSED, *traces, reason)
+
+
+def _elsewhere_reason(image: HunkImages, found: Sequence[int]) -> str:
+    """Why a hunk whose old lines stand in the file does not fit there."""
+    lines = ", ".join(str(start + 1) for start in sorted(found[:_MOST_PLACES_NAMED]))
+    more = " and more" if len(found) > _MOST_PLACES_NAMED else ""
+    where = f"its lines stand at line {lines}{more} instead"
+    if image.must_begin and image.leading:
+        return f"The hunk says line 1, so it only fits at the beginning of the file; {where}."
+    if image.must_begin and not image.must_end:
+        side, end = "before", "beginning"
+    else:
+        side, end = "after", "end"
+    return (
+        f"The hunk has no line of context {side} its change, so it only fits at the {end} of the"
+        f" file; {where}."
+    )
 
 
 def _whitespace_reason(old: Sequence[bytes], now: Sequence[bytes]) -> str:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import re
 
+from ..domain.changes import DIFF_COMMAND
+
 # What git puts before the old and the new path: a/ b/, the letters of `diff.mnemonicPrefix`, and
 # the digits of `git diff --no-index`. Without one, `-p1` would cut a real folder off.
 _PREFIX = re.compile(rb"[abciow12]/")
@@ -17,6 +19,7 @@ _PREFIX_LENGTH = 2
 _QUOTED = re.compile(rb'"((?:[^"\\]|\\.)*)"')
 _ESCAPE = re.compile(rb"\\([0-3][0-7]{2}|.)", re.DOTALL)
 _ESCAPED = dict(zip(b'abtnvfr"\\', b'\a\b\t\n\v\f\r"\\', strict=True))
+_NEEDS_QUOTES = re.compile(rb'[\x00-\x1f\x7f"\\]')
 _CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
 _DATE_PART = re.compile(rb"\d\d-\d\d-\d\d")
 _DATE_LETTERS = b"0123456789 :.+-"
@@ -62,11 +65,17 @@ def bare_name(text: bytes) -> bytes:
     else:
         name = text
         _check_unquoted(name)
-    return _checked(name)
+    return checked_path(name)
 
 
 def side_name(text: bytes, *, is_traditional: bool) -> bytes | None:
-    """The name of a `---` or `+++` line, without its prefix; None for /dev/null.
+    """The name of a `---` or `+++` line, without its prefix; None for /dev/null."""
+    name = written_name(text, is_traditional=is_traditional)
+    return None if name is None else checked_path(_without_prefix(name))
+
+
+def written_name(text: bytes, *, is_traditional: bool) -> bytes | None:
+    """The name of a `---` or `+++` line as it is written; None for /dev/null.
 
     Without a `diff --git` line git also takes a date after the name off, even behind mere
     spaces; what could be either is refused.
@@ -82,7 +91,7 @@ def side_name(text: bytes, *, is_traditional: bool) -> bytes | None:
         _check_unquoted(name)
         if name == DEV_NULL:
             return None
-    return _checked(_without_prefix(name))
+    return name
 
 
 def common_name(text: bytes) -> bytes | None:
@@ -91,6 +100,15 @@ def common_name(text: bytes) -> bytes | None:
     git uses that line only where no other one names the file. Renames have two names, which
     spaces can make ambiguous; their own lines say them clearly.
     """
+    both = written_names(text)
+    if both is None or not all(has_prefix(name) for name in both):
+        return None
+    first, second = (name[_PREFIX_LENGTH:] for name in both)
+    return checked_path(first) if first == second else None
+
+
+def written_names(text: bytes) -> tuple[bytes, bytes] | None:
+    """Both names of a `diff --git` line as they are written, where they are equally long."""
     if text.startswith(b'"'):
         first, rest = unquote(text)
         second = rest[1:]
@@ -106,9 +124,19 @@ def common_name(text: bytes) -> bytes | None:
         if text[middle : middle + 1] != b" ":
             return None
         _check_unquoted(text)
-    if first[1:] != second[1:] or not (_PREFIX.match(first) and _PREFIX.match(second)):
-        return None
-    return _checked(first[_PREFIX_LENGTH:])
+    return first, second
+
+
+def has_prefix(name: bytes) -> bool:
+    """Whether a name begins with what git puts before it, such as a/ and b/."""
+    return _PREFIX.match(name) is not None
+
+
+def quoted(name: bytes) -> bytes:
+    """A name as git writes it: in quotes where it needs them."""
+    if not _NEEDS_QUOTES.search(name):
+        return name
+    return b'"%b"' % _NEEDS_QUOTES.sub(lambda found: b"\\%03o" % found.group()[0], name)
 
 
 def show(name: bytes) -> str:
@@ -132,12 +160,16 @@ def _check_date(name: bytes, stamp: bytes) -> None:
 
 
 def _without_prefix(name: bytes) -> bytes:
-    if not _PREFIX.match(name):
-        raise NameProblemError(f"names {show(name)}, without the a/ or b/ that git puts before")
+    if not has_prefix(name):
+        raise NameProblemError(
+            f"names {show(name)}, without the a/ or b/ that git puts before; where `diff.noprefix`"
+            f" is set, make the diff by `{DIFF_COMMAND}`"
+        )
     return name[_PREFIX_LENGTH:]
 
 
-def _checked(name: bytes) -> bytes:
+def checked_path(name: bytes) -> bytes:
+    """Return a path that stays inside the repository. Raises NameProblemError for others."""
     if any(part in (b"", b".", b"..") for part in name.split(b"/")):
         raise NameProblemError(f"names {show(name)}, which is no path inside the repository")
     return name

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..config import Settings
 from ..domain.changes import MODE_ABSENT, MODE_FILE, FileChange
-from .apply import AppliedPatch, Judge, RefusedError, Rehearsal, apply_to_tree, rehearse
+from .apply import AppliedPatch, Judge, RefusedError, Rehearsal, Resolution, apply_to_tree, rehearse
 from .conflict import resolve
 from .cost import require_few_steps
 from .errors import GitFailedError, RepositoryUnusableError
@@ -30,7 +30,7 @@ from .process import GitResult, GitRunner
 from .push import Remote
 from .quarantine import Quarantine, open_quarantine, remove_leftovers
 from .refs import PreparedRefs, Refs, RefUpdate
-from .scan import scan_patch
+from .repair import read_patch
 from .signing import Signer
 from .tracked import TRUST, require_untracked
 
@@ -304,10 +304,12 @@ class Repository:
 
         Raises RepositoryUnusableError when it does not fit any more.
         """
-        scanned = scan_patch(patch, self._settings.model_copy(update=_UNLIMITED))
+        limits = self._settings.model_copy(update=_UNLIMITED)
+        tree = self.tree_of(head)
         with self.quarantine() as quarantine:
+            scanned = read_patch(patch, limits, HeadFiles(quarantine, tree))
             try:
-                changes, result = apply_to_tree(quarantine, scanned, self.tree_of(head))
+                changes, result = apply_to_tree(quarantine, scanned, tree)
             except RefusedError as refusal:
                 raise RepositoryUnusableError(
                     f"A patch that was applied to {head} does not apply to it again: {refusal}."
@@ -392,14 +394,15 @@ class Repository:
         judge: Judge,
         base_commit: str | None,
     ) -> Rehearsal:
-        scanned = scan_patch(patch, self._settings)
         tree = self.tree_of(head)
-        require_few_steps(scanned.files, HeadFiles(quarantine, tree), self._settings)
+        files = HeadFiles(quarantine, tree)
+        scanned = read_patch(patch, self._settings, files)
+        require_few_steps(scanned.files, files, self._settings)
 
-        def merge(reason: str) -> str:
-            return resolve(quarantine, head, scanned, reason, base_commit)
+        def resolve_conflict(reason: str) -> Resolution:
+            return resolve(quarantine, head, scanned, reason, base_commit, self._settings)
 
-        return rehearse(quarantine, scanned, tree, judge, merge)
+        return rehearse(quarantine, scanned, tree, judge, resolve_conflict)
 
     def _sign(self, lines: list[str], message: str) -> str | None:
         return self.signer.sign(_object_text(lines, message)) if self.signer else None

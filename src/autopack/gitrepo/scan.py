@@ -1,9 +1,9 @@
 """Read a patch before git does: count it, and refuse what git would guess about.
 
 Accepted are the diffs that git and GNU diff write (with `diff --git`, or `---` and `+++` alone),
-what `git format-patch`, `git show` and `git log -p` print around them, and one Markdown fence
-around it all. Everything else between the files is refused, while git would skip it: prose may
-hide a hunk whose header was lost, and a change half applied is worse than none.
+and what `git format-patch`, `git show` and `git log -p` print around them. Everything else between
+the files is refused, while git would skip it: prose may hide a hunk whose header was lost, and a
+change half applied is worse than none. What can be mended is mended before (`repair.py`).
 """
 
 from __future__ import annotations
@@ -14,21 +14,31 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 
 from ..config import Settings
+from ..domain.changes import DIFF_COMMAND
 from .binary import BinaryProblemError, delta_result_size, find_hunk
 from .errors import PatchMalformedError, PatchTooLargeError
+from .grammar import (
+    HUNK,
+    LEFT_OUT,
+    PREFACE,
+    begins_file,
+    begins_traditional,
+    consume,
+    count_to_end,
+    extended_word,
+    goes_on,
+    is_signature,
+)
 from .names import NameProblemError, bare_name, common_name, show, side_name
+from .patch import PatchText, ScannedFile, ScannedHunk, ScannedPatch
 
-_HUNK = re.compile(rb"@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@")
 _INDEX = re.compile(rb"index ([0-9a-f]{4,64})\.\.([0-9a-f]{4,64})(?: \d{6})?$")
 _MODE = re.compile(rb"(?:(?:old|new|new file|deleted file) mode |index \S+ )(\d+)$")
 _SERVED_MODES = re.compile(rb"100[0-7]{3}|120000|160000")
-_PREFACE = re.compile(rb"(?:From|commit) [0-9a-f]{40}(?:[0-9a-f]{24})?(?: |$)")
-_VERSION = re.compile(rb"\d+\.\d+[\w.() -]*$")
 # Lines of other tools between files, which say nothing that the headers do not say too.
 _IGNORED = re.compile(rb"Index: |={20,}$|diff -[A-Za-z]")
 _FENCE = re.compile(rb"[ \t]*(?:```|~~~)[\w.+-]*[ \t]*\r?$")
 _MOST_DIGITS = 9
-_BOM = b"\xef\xbb\xbf"
 _SIDES_OF_MODE = {
     b"old mode ": ("old",),
     b"deleted file mode ": ("old",),
@@ -36,90 +46,27 @@ _SIDES_OF_MODE = {
     b"new file mode ": ("new",),
     b"index ": ("old", "new"),
 }
-_EXTENDED = (
-    b"old mode ",
-    b"new mode ",
-    b"deleted file mode ",
-    b"new file mode ",
-    b"copy from ",
-    b"copy to ",
-    b"rename from ",
-    b"rename to ",
-    b"similarity index ",
-    b"dissimilarity index ",
-    b"index ",
-)
 
 
-@dataclass(frozen=True, slots=True)
-class ScannedHunk:
-    """One hunk. `body` holds its lines with their marks and without their newlines."""
-
-    old_start: int
-    old_count: int
-    new_start: int
-    new_count: int
-    line: int
-    body: tuple[bytes, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ScannedFile:
-    """What a patch says about one file.
-
-    `paths` is every path that any header of it names: at least all that git would touch.
-    `old_path` is None for a new file, `new_path` for a deleted one.
-    """
-
-    line: int
-    paths: tuple[bytes, ...]
-    old_path: bytes | None
-    new_path: bytes | None
-    old_mode: int | None
-    new_mode: int | None
-    index_old: str | None
-    index_new: str | None
-    is_copy: bool
-    is_binary: bool
-    hunks: tuple[ScannedHunk, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ScannedPatch:
-    """A patch within the limits. `patch` is what git gets: fence off, last newline repaired."""
-
-    patch: bytes
-    files: tuple[ScannedFile, ...]
-    hunk_count: int
-    insertions: int
-    deletions: int
-
-    def paths(self) -> frozenset[bytes]:
-        return frozenset(path for file in self.files for path in file.paths)
-
-
-def scan_patch(patch: bytes, limits: Settings) -> ScannedPatch:
-    """Read a patch once, in time linear in its length, and check it against the limits (05).
+def scan_patch(text: PatchText, limits: Settings) -> ScannedPatch:
+    """Read a patch once, in time linear in its length, and check it against the limits.
 
     Raises PatchTooLargeError naming the limit and the figure, PatchMalformedError naming the
     line and what was expected there.
     """
-    _limit(limits, "max_patch_bytes", len(patch), "bytes")
-    _limit(limits, "max_patch_lines", patch.count(b"\n"), "lines")
-    lines, first_number = _diff_lines(patch)
-    longest = max(map(len, lines), default=0)
-    _limit(limits, "max_patch_line_bytes", longest, "bytes in one line")
-    scanner = _Scanner(lines, first_number, limits)
+    longest = max(map(len, text.lines), default=0)
+    require_limit(limits, "max_patch_line_bytes", longest, "bytes in one line")
+    scanner = _Scanner(text, limits)
     files = tuple(scanner.files())
     if not files:
         raise PatchMalformedError(
-            "The patch holds no diff; it must have lines like `diff --git a/file b/file`,"
-            " `--- a/file`, `+++ b/file` and `@@ -1,3 +1,4 @@`.",
-            line=first_number,
+            "The patch holds no line of a diff. A description or the text of a whole file cannot"
+            f" be applied: send the output of `{DIFF_COMMAND}`.",
+            line=text.numbers[0] if text.lines else 1,
         )
     _refuse_created_twice(files)
     return ScannedPatch(
-        patch=b"".join([line + b"\n" for line in lines]),
+        text=text,
         files=files,
         hunk_count=scanner.hunk_count,
         insertions=scanner.insertions,
@@ -142,7 +89,8 @@ def _refuse_created_twice(files: Iterable[ScannedFile]) -> None:
             created.add(file.new_path)
 
 
-def _limit(limits: Settings, name: str, figure: int, what: str) -> None:
+def require_limit(limits: Settings, name: str, figure: int, what: str) -> None:
+    """Raise PatchTooLargeError where a figure of the patch passes a limit of the settings."""
     most: int = getattr(limits, name)
     if figure > most:
         raise PatchTooLargeError(
@@ -162,35 +110,6 @@ def _refuse_crlf(number: int) -> NoReturn:
     )
 
 
-def _diff_lines(patch: bytes) -> tuple[list[bytes], int]:
-    """The diff's lines without their newlines, and the number of the first.
-
-    Taken off is what means nothing: a byte order mark, one Markdown fence around it all. Put back
-    is what was trimmed at the end: a newline, the blank line that ends binary content.
-    """
-    if patch.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise PatchMalformedError("The patch is UTF-16; send it as UTF-8 or as raw bytes.", line=1)
-    lines = patch.removeprefix(_BOM).split(b"\n")
-    if not lines[-1]:
-        lines.pop()
-    if lines and all(line.endswith(b"\r") for line in lines):
-        _refuse_crlf(1)
-    first = 0
-    filled = [at for at, line in enumerate(lines) if line.strip()]
-    if filled and _FENCE.match(lines[filled[0]]):
-        first, last = filled[0] + 1, filled[-1]
-        if first > last or lines[last].strip() not in (b"```", b"~~~"):
-            raise PatchMalformedError(
-                "A Markdown fence opens here and does not close at the patch's end:"
-                " send the diff alone, and all of it.",
-                line=first,
-            )
-        lines = lines[first:last]
-    if lines and lines[-1] and b"GIT binary patch" in lines:
-        lines.append(b"")
-    return lines, first + 1
-
-
 @dataclass(slots=True)
 class _Header:
     """What the lines before a file's hunks said, by the line's first words."""
@@ -200,14 +119,33 @@ class _Header:
     modes: dict[str, int] = field(default_factory=dict)
     index: tuple[str | None, str | None] = (None, None)
 
+    def path(self, side: bytes, absent: bytes, *moves: bytes) -> bytes | None:
+        """A side's path, by the line that git believes first.
+
+        Empty where the file is absent on that side, None where no line names it.
+        """
+        if side not in self.said and absent in self.said:
+            return b""
+        words = (side, *moves, b"diff --git ")
+        return next((self.said[word] for word in words if word in self.said), None)
+
+    def agrees(self, old: bytes, new: bytes) -> bool:
+        """Whether all lines of a `diff --git` header name these two paths."""
+        said = self.said
+        for kind in (b"rename", b"copy"):
+            if kind + b" from " in said:
+                return (said[kind + b" from "], said[kind + b" to "]) == (old, new)
+        common = said.get(b"diff --git ")
+        return common is None or {old, new} <= {common, b""}
+
 
 class _Scanner:
     """One pass over the lines. `_at` is the next line to read."""
 
-    def __init__(self, lines: list[bytes], first_number: int, limits: Settings) -> None:
-        self._lines = lines
+    def __init__(self, text: PatchText, limits: Settings) -> None:
+        self._lines = text.lines
+        self._numbers = text.numbers
         self._at = 0
-        self._first_number = first_number
         self._limits = limits
         self._binary_bytes = 0
         self.hunk_count = 0
@@ -218,15 +156,15 @@ class _Scanner:
         count = 0
         while self._at < len(self._lines):
             line = self._lines[self._at]
-            if line.startswith(b"diff --git ") or self._is_traditional(self._at):
+            if begins_file(self._lines, self._at):
                 count += 1
-                _limit(self._limits, "max_patch_files", count, "files")
+                require_limit(self._limits, "max_patch_files", count, "files")
                 yield self._file()
             elif line == b"" or _IGNORED.match(line):
                 self._at += 1
-            elif line in (b"-- ", b"--") and _VERSION.match(self._peek(1)):
+            elif is_signature(self._lines, self._at):
                 self._at += 2  # the signature of `git format-patch`
-            elif _PREFACE.match(line):
+            elif PREFACE.match(line):
                 self._skip_preface()
             else:
                 self._refuse_between(line, has_file=count > 0)
@@ -237,19 +175,11 @@ class _Scanner:
         at = self._at + ahead
         return self._lines[at] if at < len(self._lines) else b""
 
-    def _is_traditional(self, at: int) -> bool:
-        """Whether a pair of `---` and `+++` lines, which need no `diff --git`, begins here."""
-        return (
-            self._lines[at].startswith(b"--- ")
-            and at + 1 < len(self._lines)
-            and self._lines[at + 1].startswith(b"+++ ")
-        )
-
     def _skip_preface(self) -> None:
         """Skip a mail's head or a commit's message, up to where git would see a diff begin."""
         while self._at < len(self._lines):
             line = self._lines[self._at]
-            if line.startswith((b"diff --git ", b"@@ -")) or self._is_traditional(self._at):
+            if line.startswith(b"@@ -") or begins_file(self._lines, self._at):
                 return
             self._at += 1
 
@@ -277,7 +207,7 @@ class _Scanner:
         raise PatchMalformedError(detail, line=self._number(at))
 
     def _number(self, at: int) -> int:
-        return self._first_number + at
+        return self._numbers[at] if at < len(self._numbers) else self._numbers[-1] + 1
 
     # One file
 
@@ -294,8 +224,9 @@ class _Scanner:
         except NameProblemError as problem:
             self._refuse(f"`{show(self._lines[self._at])}` {problem}.")
         for name in header.names:
-            _limit(self._limits, "max_path_bytes", len(name), "bytes in one path")
-            _limit(self._limits, "max_path_depth", name.count(b"/") + 1, "levels in one path")
+            depth = name.count(b"/") + 1
+            require_limit(self._limits, "max_path_bytes", len(name), "bytes in one path")
+            require_limit(self._limits, "max_path_depth", depth, "levels in one path")
         hunks = self._hunks(is_new=old_path is None, is_deleted=new_path is None)
         is_binary = False
         if not hunks:
@@ -321,6 +252,8 @@ class _Scanner:
             is_copy=b"copy from " in header.said,
             is_binary=is_binary,
             hunks=hunks,
+            at=start,
+            end=self._at,
         )
 
     def _git_header(self, header: _Header) -> None:
@@ -334,7 +267,7 @@ class _Scanner:
         self._at += 1
         while self._at < len(self._lines):
             line = self._lines[self._at]
-            word = next((word for word in _EXTENDED if line.startswith(word)), None)
+            word = extended_word(line)
             if word is None:
                 return
             self._extended(header, word, line)
@@ -366,7 +299,7 @@ class _Scanner:
             header.index = (index.group(1).decode(), index.group(2).decode())
 
     def _sides(self, header: _Header, *, is_traditional: bool) -> None:
-        if not self._is_traditional(self._at):
+        if not begins_traditional(self._lines, self._at):
             self._refuse("`--- a/file` and `+++ b/file` lines must come as a pair.")
         for word in (b"--- ", b"+++ "):
             line = self._lines[self._at]
@@ -383,42 +316,33 @@ class _Scanner:
     def _resolve(
         self, start: int, header: _Header, *, is_git: bool
     ) -> tuple[bytes | None, bytes | None]:
-        """Which path the file had and which it gets, refusing headers that disagree."""
+        """Which path the file had and which it gets, refusing headers that disagree.
+
+        None on the side where the file is absent.
+        """
         said = header.said
-        common = said.get(b"diff --git ")
-        moved_from = said.get(b"rename from ", said.get(b"copy from "))
-        moved_to = said.get(b"rename to ", said.get(b"copy to "))
-        is_new = b"new file mode " in said
-        is_deleted = b"deleted file mode " in said
-        kinds = (is_new, is_deleted, b"rename from " in said, b"copy from " in said)
-        if sum(kinds) > 1 or (moved_from is None) != (moved_to is None):
+        kinds = (b"new file mode ", b"deleted file mode ", b"rename from ", b"copy from ")
+        is_move_whole = (b"rename from " in said) == (b"rename to " in said) and (
+            (b"copy from " in said) == (b"copy to " in said)
+        )
+        if sum(kind in said for kind in kinds) > 1 or not is_move_whole:
             self._refuse("The header lines of this file contradict each other.", start)
-        old = said.get(b"--- ", moved_from if moved_from is not None else common)
-        new = said.get(b"+++ ", moved_to if moved_to is not None else common)
-        if is_new and b"--- " not in said:
-            old = b""
-        if is_deleted and b"+++ " not in said:
-            new = b""
-        if old is None or new is None or (not old and not new):
+        old = header.path(b"--- ", b"new file mode ", b"rename from ", b"copy from ")
+        new = header.path(b"+++ ", b"deleted file mode ", b"rename to ", b"copy to ")
+        if old is None or new is None or not (old or new):
             self._refuse(
                 f"`{show(self._lines[start])}` names no file clearly;"
                 " a header is `diff --git a/file b/file`.",
                 start,
             )
+        is_new, is_deleted = b"new file mode " in said, b"deleted file mode " in said
         if is_git and (is_new != (not old) or is_deleted != (not new)):
             self._refuse(
                 "Only a new file comes from /dev/null and only a deleted one goes there; say so"
                 " by `new file mode 100644` or `deleted file mode 100644` after `diff --git`.",
                 start,
             )
-        agrees = (
-            (moved_from is None or moved_from == old)
-            and (moved_to is None or moved_to == new)
-            and (common is None or moved_from is not None or {old, new} <= {common, b""})
-        )
-        if not is_git:
-            agrees = old == new or not old or not new
-        if not agrees:
+        if not (header.agrees(old, new) if is_git else old == new or not (old and new)):
             self._refuse(
                 "The header lines of this file name different paths; a rename needs"
                 " `diff --git`, `rename from` and `rename to` lines.",
@@ -432,7 +356,7 @@ class _Scanner:
         hunks: list[ScannedHunk] = []
         while self._at < len(self._lines) and self._lines[self._at].startswith(b"@@ "):
             self.hunk_count += 1
-            _limit(self._limits, "max_patch_hunks", self.hunk_count, "hunks")
+            require_limit(self._limits, "max_patch_hunks", self.hunk_count, "hunks")
             start = self._at
             hunk = self._hunk()
             if is_new and hunk.old_count:
@@ -444,96 +368,59 @@ class _Scanner:
 
     def _hunk(self) -> ScannedHunk:
         start = self._at
-        match = _HUNK.match(self._lines[start])
+        match = HUNK.match(self._lines[start])
         if match is None:
-            self._refuse(
-                f"`{show(self._lines[start])}` is no hunk header; one is `@@ -1,3 +1,4 @@`."
-            )
+            shown = show(self._lines[start])
+            if LEFT_OUT.match(self._lines[start]):
+                self._refuse_left_out(start)
+            self._refuse(f"`{shown}` is no hunk header; one is `@@ -1,3 +1,4 @@`.")
         if match.end() == len(self._lines[start]) - 1 and self._lines[start].endswith(b"\r"):
             _refuse_crlf(self._number(start))
         digits = [b"1" if number is None else number for number in match.groups()]
         if max(map(len, digits)) > _MOST_DIGITS:
             self._refuse(f"`{show(match.group())}` names lines that no file has.")
         old_start, old_count, new_start, new_count = map(int, digits)
-        lines, at = self._lines, start + 1
-        old_left, new_left, context = old_count, new_count, 0
-        try:
-            while old_left > 0 or new_left > 0:
-                line = lines[at]
-                mark = line[:1]
-                if mark == b" " or not mark:
-                    old_left -= 1
-                    new_left -= 1
-                    context += 1
-                elif mark == b"+":
-                    new_left -= 1
-                elif mark == b"-":
-                    old_left -= 1
-                elif not (mark == b"\\" and _is_no_newline(line)):
-                    break
-                at += 1
-        except IndexError:
-            pass  # the patch ends inside the hunk
-        if at < len(lines) and _is_no_newline(lines[at]):
-            at += 1
-        if old_left or new_left or self._goes_on(at):
+        found = consume(self._lines, start + 1, old_count, new_count)
+        if not found.is_whole or goes_on(self._lines, found.end):
             self._refuse_counts(start, old_count, new_count)
-        if context == old_count == new_count:
+        if found.context == old_count == new_count:
             self._refuse("This hunk changes nothing: it has neither + nor - lines.")
-        if not context and old_start > (1 if old_count else 0):
+        if not found.context and old_start > (1 if old_count else 0):
             # git would look for such a hunk at the file's end only, and may well fit it there.
             self._refuse(
                 "This hunk has no line of context, so its place cannot be checked:"
-                " make the diff with context (`git diff -U3`)."
+                f" make the diff with context (`{DIFF_COMMAND}`)."
             )
-        self._at = at
-        self.insertions += new_count - context
-        self.deletions += old_count - context
+        self._at = found.end
+        self.insertions += new_count - found.context
+        self.deletions += old_count - found.context
         return ScannedHunk(
             old_start=old_start,
             old_count=old_count,
             new_start=new_start,
             new_count=new_count,
+            at=start,
             line=self._number(start),
-            body=tuple(lines[start + 1 : at]),
-        )
-
-    def _goes_on(self, at: int) -> bool:
-        """Whether lines of a hunk follow, though its counts are used up.
-
-        Blank lines alone are no sign of that: they end many a patch that went through a chat.
-        """
-        if at >= len(self._lines) or self._is_signature(at) or self._is_traditional(at):
-            return False
-        return self._lines[at][:1] in (b" ", b"+", b"-", b"\\")
-
-    def _is_signature(self, at: int) -> bool:
-        lines = self._lines
-        return (
-            lines[at] in (b"-- ", b"--")
-            and at + 1 < len(lines)
-            and _VERSION.match(lines[at + 1]) is not None
+            body=tuple(self._lines[start + 1 : found.end]),
         )
 
     def _refuse_counts(self, start: int, old_count: int, new_count: int) -> NoReturn:
         """Refuse a hunk, saying how many lines there are up to where it can only end."""
-        found = {b" ": 0, b"-": 0, b"+": 0, b"\\": 0}
-        blank = 0
-        for at in range(start + 1, len(self._lines)):
-            mark = self._lines[at][:1]
-            if not mark:
-                blank += 1
-                continue
-            if mark not in found or self._is_signature(at) or self._is_traditional(at):
-                break
-            found[b" "] += blank
-            blank = 0
-            found[mark] += 1
-        old, new = found[b" "] + found[b"-"], found[b" "] + found[b"+"]
+        found = count_to_end(self._lines, start + 1)
+        after = self._lines[found.end] if found.end < len(self._lines) else b""
+        if LEFT_OUT.match(after):
+            self._refuse_left_out(found.end)
         self._refuse(
-            f"The hunk declares {old_count} old and {new_count} new lines, but {old} and {new}"
-            " follow. Old lines begin with a space or -, new ones with a space or +.",
+            f"The hunk declares {old_count} old and {new_count} new lines, but {found.old} and"
+            f" {found.new} follow. Old lines begin with a space or -, new ones with a space or +.",
             start,
+        )
+
+    def _refuse_left_out(self, at: int) -> NoReturn:
+        self._refuse(
+            f"`{show(self._lines[at])}` stands for lines that were left out; a diff has every line"
+            f" of its hunks: send the whole output of `{DIFF_COMMAND}`.",
+            at,
         )
 
     # Binary files
@@ -543,13 +430,14 @@ class _Scanner:
         if line.startswith((b"Binary files ", b"Files ")) and line.endswith(b" differ"):
             self._refuse(
                 "The patch says that a binary file differs and not how:"
-                " make it with `git diff --binary`."
+                f" make it with `{DIFF_COMMAND} --binary`."
             )
         if line != b"GIT binary patch":
             return False
         if not all(name and len(name) == 40 for name in header.index):
             self._refuse(
-                "A binary patch needs the full object ids: make it with `git diff --binary`."
+                "A binary patch needs the full object ids:"
+                f" make it with `{DIFF_COMMAND} --binary --full-index`."
             )
         self._at += 1
         try:
@@ -572,9 +460,5 @@ class _Scanner:
 
     def _count_binary(self, size: int) -> None:
         self._binary_bytes += size
-        _limit(self._limits, "max_binary_bytes", self._binary_bytes, "bytes of binary content")
-
-
-def _is_no_newline(line: bytes) -> bool:
-    """Whether this is git's "no newline at end of file" line, in any language."""
-    return line.startswith(b"\\ ") and len(line) >= 11
+        held = self._binary_bytes
+        require_limit(self._limits, "max_binary_bytes", held, "bytes of binary content")

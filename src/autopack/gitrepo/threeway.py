@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from .apply import RefusedError, apply_to_tree
 from .errors import PatchMalformedError, PatchPolicyError
+from .patch import ScannedPatch
 from .quarantine import Quarantine
-from .scan import ScannedPatch
 
 # An agent's work is no older than that, and to look at all commits of a long history takes minutes.
 _MOST_COMMITS = 2_000

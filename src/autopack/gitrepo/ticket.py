@@ -22,8 +22,8 @@ from .hunks import (
 )
 from .names import show
 from .objects import MODE_FOLDER, Entry, path_text
+from .patch import ScannedFile, ScannedHunk
 from .quarantine import Quarantine
-from .scan import ScannedFile, ScannedHunk
 from .threeway import recent_commits, tree_of
 
 # A ticket is read by a model: its whole length is bounded, and each hunk's share of it too.
@@ -148,14 +148,12 @@ class _Writer:
         if entry is None:
             blocking = self._tree.file_on_the_way(path)
             if blocking is not None:
-                return verdict.refuse(
-                    f"{show(blocking[0])} is a file, so nothing can be made beneath it."
-                )
+                return verdict.refuse(_folder_wanted(blocking[0]))
             self._add_hunks(verdict, file, [HunkPlace(HunkStatus.APPLIED)] * len(file.hunks), None)
             return verdict
         verdict.path_now = path
         if not _is_file(entry):
-            return verdict.refuse(f"{show(path)} is a folder or a submodule by now.")
+            return verdict.refuse(_no_file(path, entry))
         if file.is_binary:
             same = entry[1] == file.index_new
             return verdict.already() if same else verdict.refuse(_binary_reason(entry))
@@ -175,7 +173,7 @@ class _Writer:
     def _missing(self, verdict: _FileVerdict, file: ScannedFile, path: bytes) -> _FileVerdict:
         blocking = self._tree.file_on_the_way(path)
         if blocking is not None:
-            return verdict.refuse(f"{show(blocking[0])} is a file by now, and no folder.")
+            return verdict.refuse(_folder_wanted(blocking[0]))
         commit, moved = self._fate(path)
         entry = self._tree.lookup(moved) if moved is not None else None
         if moved is None or entry is None:
@@ -197,7 +195,7 @@ class _Writer:
     ) -> _FileVerdict:
         verdict.path_now = path
         if not _is_file(entry):
-            return verdict.refuse(f"{show(path)} is a folder or a submodule by now.")
+            return verdict.refuse(_no_file(path, entry))
         if file.is_binary:
             if entry[1] == file.index_new:
                 return verdict.already()
@@ -361,6 +359,22 @@ def _moved_by(hunk: ScannedHunk, place: HunkPlace) -> int | None:
 
 def _is_file(entry: Entry) -> bool:
     return entry[0] not in (MODE_ABSENT, MODE_FOLDER, MODE_SUBMODULE)
+
+
+def _no_file(path: bytes, entry: Entry) -> str:
+    if entry[0] == MODE_SUBMODULE:
+        return f"{show(path)} is a submodule on the branch, and no file."
+    return (
+        f"{show(path)} is a folder on the branch, and the patch has a file of that name:"
+        " a conflict of file and folder."
+    )
+
+
+def _folder_wanted(path: bytes) -> str:
+    return (
+        f"{show(path)} is a file on the branch, and the patch has a folder of that name:"
+        " a conflict of file and folder."
+    )
 
 
 def _binary_reason(entry: Entry) -> str:

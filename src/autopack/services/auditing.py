@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..domain import reviewing
 from ..domain.capacity import take_unavailable
+from ..domain.changes import Repair
 from ..domain.errors import AutopackError, ConflictError, InvalidError, NotFoundError
 from ..domain.money import ZERO_USD, cost_entry
 from ..domain.results import AuditorReport, AuditRequest
@@ -113,14 +115,14 @@ def submit_auditor_result(
                 )
             submission = record_submission(change, phase, report, [], None)
             submission.outcome = Outcome.ADVISORY
-            commits: list[Commit] = []
+            applied: list[_Applied] = []
         else:
             lease = check_lease(change, phase, Role.AUDITOR, report.lease_token)
             reviewing.require_reviewable(change.course, phase_id)
             if report.recommendation not in _WITHOUT_PATCHES:
                 patching.require_free_branch(change)
             submission = record_submission(change, phase, report, patches, lease)
-            commits, refusal = _take(change, phase, report, submission, patches)
+            applied, refusal = _take(change, phase, report, submission, patches)
         if audit is not None and refusal is None and not is_unavailable:
             # A refused review, or one that could not be made, may be sent anew.
             audit.answered_at = change.now
@@ -130,14 +132,29 @@ def submit_auditor_result(
             "message": f"review of phase '{phase_id}': {report.recommendation}; "
             f"the phase is {phase.state}",
             "recommendation": report.recommendation,
-            "patches_applied": len(commits),
-            "commit_shas": [commit.sha for commit in commits],
+            "patches_applied": len(applied),
+            "commit_shas": [each.commit.sha for each in applied],
+            "repairs": [
+                {"patch": each.index, **asdict(repair)}
+                for each in applied
+                for repair in each.repairs
+            ],
             "phase_state": phase.state,
         }
         identity.keep(change, body if refusal is None else refusal)
     if refusal is not None:
         raise refusal
     return Answer(body)
+
+
+@dataclass(frozen=True, slots=True)
+class _Applied:
+    """A patch on the branch; `index` is its place in the review, None if the Builder sent it."""
+
+    patch: Patch
+    commit: Commit
+    repairs: tuple[Repair, ...]
+    index: int | None
 
 
 def _own_patches(report: AuditorReport) -> list[Patch]:
@@ -171,7 +188,7 @@ def _take(
     report: AuditorReport,
     submission: Submission,
     patches: list[Patch],
-) -> tuple[list[Commit], AutopackError | None]:
+) -> tuple[list[_Applied], AutopackError | None]:
     course, phase_id = change.course, phase.phase_id
     course.note(
         "AuditorResultReceived",
@@ -187,17 +204,18 @@ def _take(
     )
     note_issues(change, phase, report.issues_found)
     _resolve_issues(change, phase, report.resolved_issues)
-    commits: list[Commit] = []
+    applied: list[_Applied] = []
     fault: AutopackError | None = None
 
     def put() -> list[str] | ReviewRefusal:
         nonlocal fault
-        pending: list[tuple[Patch, Commit]] = []
+        pending: list[_Applied] = []
         held = _held(change, course.phase(phase_id), report.recommendation)
         is_pending = held is not None
         try:
             if held is not None:
                 pending = _apply_all(change, phase, held[0], held[1], phase.name)
+                pending = [replace(each, index=None) for each in pending]
             is_pending = False
             own = _apply_all(change, phase, submission, patches, f"Review of {phase.name}")
         except patching.PATCH_FAULTS as error:
@@ -207,8 +225,9 @@ def _take(
             return ReviewRefusal(error.detail, is_pending)
         if held is not None:
             held[0].outcome = Outcome.APPLIED
-        commits.extend(_note_all(change, phase, [*pending, *own]))
-        return [commit.sha for commit in commits]
+        applied.extend([*pending, *own])
+        _note_all(change, phase, applied)
+        return [each.commit.sha for each in applied]
 
     cost = submission.cost_usd or ZERO_USD
     if report.recommendation is Recommendation.UNAVAILABLE:
@@ -217,7 +236,7 @@ def _take(
             course, phase_id, Role.AUDITOR, why, tokens=submission.tokens_used, cost=cost
         )
         settle_unavailable(submission, why)
-        return commits, None
+        return applied, None
     review = Review(
         submission_id=submission.id,
         recommendation=report.recommendation,
@@ -233,7 +252,7 @@ def _take(
         submission.outcome, submission.reason = Outcome.OVER_BUDGET, course.run.failure_reason
     else:
         submission.outcome = _OUTCOMES[report.recommendation]
-    return commits, refusal
+    return applied, refusal
 
 
 _WITHOUT_PATCHES = (Recommendation.ESCALATE, Recommendation.UNAVAILABLE)
@@ -260,21 +279,20 @@ def _apply_all(
     submission: Submission,
     patches: list[Patch],
     title: str,
-) -> list[tuple[Patch, Commit]]:
+) -> list[_Applied]:
     """Put patches on the branch one after the other; the caller notes them when all are there."""
     applied = []
-    for patch in patches:
+    for index, patch in enumerate(patches):
         own_title = patching.title_of(patch, title)
-        commit = patching.apply(change, phase, submission, patch, title=own_title)
-        applied.append((patch, commit))
+        commit, repairs = patching.apply(change, phase, submission, patch, title=own_title)
+        applied.append(_Applied(patch, commit, repairs, index))
     return applied
 
 
-def _note_all(change: RunChange, phase: Phase, applied: list[tuple[Patch, Commit]]) -> list[Commit]:
-    for patch, commit in applied:
-        patch.status = PatchStatus.APPLIED
-        patching.note_applied(change, phase, patch, commit)
-    return [commit for _, commit in applied]
+def _note_all(change: RunChange, phase: Phase, applied: list[_Applied]) -> None:
+    for each in applied:
+        each.patch.status = PatchStatus.APPLIED
+        patching.note_applied(change, phase, each.patch, each.commit)
 
 
 def _resolve_issues(change: RunChange, phase: Phase, keys: tuple[str, ...]) -> None:

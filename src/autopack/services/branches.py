@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..domain import steering
@@ -129,6 +129,7 @@ def check_patch(house: House, run_id: str, check: PatchCheck) -> dict[str, Any]:
         **answer,
         "applies": True,
         "merged": applied.merged,
+        "repairs": [asdict(repair) for repair in applied.repairs],
         "files_changed": [file.shown_path for file in applied.changes],
         "insertions": applied.insertions,
         "deletions": applied.deletions,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from ..domain import building
 from ..domain.building import BuilderAction, BuilderResult, BuilderStatus, PatchRefusal
 from ..domain.capacity import take_unavailable
+from ..domain.changes import Repair
 from ..domain.course import Course
 from ..domain.errors import AutopackError, InvalidError
 from ..domain.money import ZERO_USD, cost_entry
@@ -52,12 +54,13 @@ def submit_builder_result(
         building.open_attempt(change.course, phase_id)
         if patch is not None:
             patching.require_free_branch(change)
-        submission, commit, refusal = _take(change, phase, report, patch, lease)
+        submission, commit, repairs, refusal = _take(change, phase, report, patch, lease)
         change.conclude()
         body = {
             "message": _message(submission, phase),
             "submission_id": submission.id,
             "commit_sha": commit.sha if commit else None,
+            "repairs": [asdict(repair) for repair in repairs],
             "phase_state": phase.state,
             "run_state": change.run.state,
             "next": what_next(change.course),
@@ -74,7 +77,7 @@ def _take(
     report: BuilderReport,
     content: bytes | None,
     lease: Lease | None,
-) -> tuple[Submission, Commit | None, AutopackError | None]:
+) -> tuple[Submission, Commit | None, tuple[Repair, ...], AutopackError | None]:
     """Weigh the result, do what it asks of git, and let the rules go on."""
     course, phase_id = change.course, phase.phase_id
     patch = None if content is None else submissions.new_patch(1, content, PatchStatus.REFUSED)
@@ -93,17 +96,18 @@ def _take(
     )
     note_issues(change, phase, report.suggested_issues)
     commit: Commit | None = None
+    repairs: tuple[Repair, ...] = ()
     refusal: AutopackError | None = None
 
     def put(action: BuilderAction) -> str | PatchRefusal | None:
-        nonlocal commit, refusal
+        nonlocal commit, repairs, refusal
         assert patch is not None  # noqa: S101 - for the type checker: there is no action without
         try:
             if action is BuilderAction.HOLD:
-                patching.dry_apply(change, phase, patch, report.base_commit)
+                repairs = patching.dry_apply(change, phase, patch, report.base_commit)
                 submission.outcome, patch.status = Outcome.HELD, PatchStatus.PENDING
                 return None
-            commit = patching.apply(
+            commit, repairs = patching.apply(
                 change, phase, submission, patch, title=phase.name, base_commit=report.base_commit
             )
         except patching.PATCH_FAULTS as error:
@@ -121,7 +125,7 @@ def _take(
             course, phase_id, Role.BUILDER, why, tokens=submission.tokens_used, cost=cost
         )
         settle_unavailable(submission, why)
-        return submission, None, None
+        return submission, None, (), None
     result = BuilderResult(
         submission_id=submission.id,
         status=report.status,
@@ -133,7 +137,7 @@ def _take(
     if submission.outcome is Outcome.FAILED:  # nothing was put on the branch, nothing refused
         submission.outcome = _outcome_without_patch(course, phase_id)
         submission.reason = course.run.failure_reason or course.phase(phase_id).failure_reason
-    return submission, commit, refusal
+    return submission, commit, repairs, refusal
 
 
 def what_next(course: Course) -> dict[str, Any]:

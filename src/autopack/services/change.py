@@ -138,12 +138,15 @@ class RunChange:
         phase: Phase | None = None,
         patch_pk: int | None = None,
         is_merged: bool = False,
+        has_own_difference: bool = False,
     ) -> Commit:
         """Put a commit on the branch as this change will leave it; no ref moves yet.
 
-        What no patch that was submitted gives is kept as its difference, to be made again.
+        A commit that no submitted patch gives as it was sent (`has_own_difference`: the patch was
+        mended) keeps its own difference, so that it can be made again.
         """
         repository, parents = self.house.repository, [self.head]
+        has_own_difference = has_own_difference or is_merged or kind is CommitKind.RECORD
         signature = None
         if kind is CommitKind.RECORD:
             signature = repository.sign_commit(
@@ -164,9 +167,7 @@ class RunChange:
             patch_pk=patch_pk,
             is_merged=is_merged,
             signature=signature,
-            difference=(
-                repository.diff(self.head, sha) if is_merged or kind is CommitKind.RECORD else None
-            ),
+            difference=repository.diff(self.head, sha) if has_own_difference else None,
         )
         self._commits.append(commit)
         return commit

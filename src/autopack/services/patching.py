@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 from ..config import Settings, repository_top
+from ..domain.changes import Repair
 from ..domain.errors import AutopackError, ErrorKind
 from ..domain.naming import STRICT_MARK
 from ..domain.path_policy import DEFAULT_PROTECTED, PathPolicy, judge
@@ -77,8 +78,13 @@ def judge_for(settings: Settings, run: Run, phase: Phase) -> Judge:
     return require_allowed
 
 
-def dry_apply(change: RunChange, phase: Phase, patch: Patch, base_commit: str | None) -> None:
-    """See that a patch could be applied now, and note which files it changes."""
+def dry_apply(
+    change: RunChange, phase: Phase, patch: Patch, base_commit: str | None
+) -> tuple[Repair, ...]:
+    """See that a patch could be applied now, and note which files it changes.
+
+    Return what was mended in it.
+    """
     applied = change.house.repository.dry_apply(
         change.head,
         patch.content,
@@ -86,6 +92,7 @@ def dry_apply(change: RunChange, phase: Phase, patch: Patch, base_commit: str | 
         base_commit=base_commit,
     )
     patch.files_changed = [file.shown_path for file in applied.changes]
+    return applied.repairs
 
 
 def apply(
@@ -96,8 +103,11 @@ def apply(
     *,
     title: str,
     base_commit: str | None = None,
-) -> Commit:
-    """Put a patch on the branch as one commit. Raises one of PATCH_FAULTS."""
+) -> tuple[Commit, tuple[Repair, ...]]:
+    """Put a patch on the branch as one commit; return what was mended in it, too.
+
+    Raises one of PATCH_FAULTS.
+    """
     applied = change.house.repository.apply(
         change.head,
         patch.content,
@@ -112,8 +122,9 @@ def apply(
         phase=phase,
         patch_pk=patch.id,
         is_merged=applied.merged,
+        has_own_difference=bool(applied.repairs),
     )
-    return commit
+    return commit, applied.repairs
 
 
 def note_applied(change: RunChange, phase: Phase, patch: Patch, commit: Commit) -> None:

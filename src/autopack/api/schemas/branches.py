@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...domain.changes import RepairKind
 from . import Shape, WireTime
 
 
@@ -37,6 +38,14 @@ class IntegrationStatusAnswer(Shape):
     remote: RemoteAnswer | None
 
 
+class RepairAnswer(Shape):
+    """One thing that was mended in a patch; `line` is of the patch as it was sent."""
+
+    kind: RepairKind
+    detail: str
+    line: int | None
+
+
 class PatchCheckAnswer(Shape):
     """What would come of a patch. `problem` is what a submission of it would be answered."""
 
@@ -44,6 +53,7 @@ class PatchCheckAnswer(Shape):
     head: str
     applies: bool
     merged: bool = False
+    repairs: tuple[RepairAnswer, ...] = ()
     files_changed: tuple[str, ...] = ()
     insertions: int = 0
     deletions: int = 0

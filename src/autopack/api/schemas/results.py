@@ -11,6 +11,7 @@ from ...domain.states import PhaseStatus, RunStatus
 from ...domain.values import CiProfile, Role, Usd
 from ...domain.work import Outcome
 from . import Shape, WireTime
+from .branches import RepairAnswer
 
 
 class NextStep(Shape):
@@ -25,6 +26,7 @@ class BuilderResultAnswer(Shape):
     message: str
     submission_id: int
     commit_sha: str | None
+    repairs: tuple[RepairAnswer, ...] = ()
     phase_state: PhaseStatus
     run_state: RunStatus
     next: NextStep
@@ -37,11 +39,18 @@ class AuditRequestAnswer(Shape):
     auditor_profile: str | None
 
 
+class PatchRepairAnswer(RepairAnswer):
+    """`patch` is the place in `suggested_patches`, from 0; null: the patch under review."""
+
+    patch: int | None
+
+
 class AuditorResultAnswer(Shape):
     message: str
     recommendation: Recommendation
     patches_applied: int
     commit_shas: list[str]
+    repairs: tuple[PatchRepairAnswer, ...] = ()
     phase_state: PhaseStatus
 
 
