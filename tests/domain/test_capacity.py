@@ -13,6 +13,7 @@ from autopack.domain.building import BuilderStatus
 from autopack.domain.capacity import Unavailable, take_unavailable
 from autopack.domain.course import Course
 from autopack.domain.replay import replay
+from autopack.domain.results import log_tail
 from autopack.domain.run import FailureCode, PhaseState
 from autopack.domain.states import PhaseStatus
 from autopack.domain.values import Role
@@ -219,3 +220,9 @@ class TestCost:
         drive.decide(lambda course: course.change_phase("P1", cost_reported_usd=Decimal("0.3")))
         drive.wait(minutes=16)
         assert drive.run.cost_usd == Decimal("0.3")
+
+
+def test_the_last_output_keeps_its_streams_apart() -> None:
+    probe = {"probe_type": "builder_command", "exit_code": 1, "stdout": "half", "stderr": "no\n"}
+    assert log_tail({"probe_results": [probe]}) == "$ builder_command: exit 1\nhalf\nno"
+    assert log_tail({"output_tail": "no quota"}, ["CI: red"]) == "no quota\nCI: red"

@@ -244,7 +244,7 @@ def log_tail(body: Mapping[str, Any], ci_tails: Sequence[str] = ()) -> str | Non
     """Return the last output of an agent's probes, as kept of its report, and of CI after it."""
     texts = [
         f"$ {probe['probe_type']}: exit {probe.get('exit_code')}\n"
-        f"{probe.get('stdout', '')}{probe.get('stderr', '')}"
+        + "\n".join(part.rstrip("\n") for name in ("stdout", "stderr") if (part := probe.get(name)))
         for probe in body.get("probe_results", ())
     ]
     if not texts and body.get("output_tail"):
