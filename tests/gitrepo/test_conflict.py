@@ -268,7 +268,7 @@ def test_each_hunk_has_its_own_verdict(branch: Branch) -> None:
         ({STEPS: None, "src/steps.py/inner": b"x\n"}, "is a folder"),
         (
             {STEPS: None, "src/other.py": None, "src/app.py": None, "src": b"x\n"},
-            "src is a file by now",
+            "src is a file on the branch",
         ),
         ({STEPS: None, "src/walk.py": SOURCE}, "The file is src/walk.py since commit"),
     ],

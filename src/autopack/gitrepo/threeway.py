@@ -6,7 +6,7 @@ Not by `git apply -3`, which can write into a work tree in spite of `--cached`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from .apply import RefusedError, apply_to_tree
@@ -121,45 +121,57 @@ def _commit_in_history(quarantine: Quarantine, head: str, commit: str) -> str | 
 def _commit_of_index_lines(quarantine: Quarantine, head: str, scanned: ScannedPatch) -> str | None:
     """The latest commit before the head all of whose files are as the patch's headers say.
 
-    An abbreviated id counts only when it fits one single version of its file. New files must be
-    absent.
+    An abbreviated id counts only when it fits one single version of its file.
+    """
+    wanted = _versions_before(scanned)
+    if not wanted:
+        return None
+    at_head = quarantine.draft(tree_of(quarantine, head))
+    versions = {path: (at_head.lookup(path) or (0, _ABSENT))[1] for path in wanted}
+    seen = {path: {oid} for path, oid in versions.items()}
+    base = None
+    # Walking back, a commit's own log entry turns the files' versions into those of its parent.
+    for parent, changes in _walk(_log_of(quarantine, head, wanted)):
+        for path, old in changes:
+            if path in wanted:  # and not a file beneath it, where it was a folder for a while
+                versions[path] = old
+                seen[path].add(old)
+        if base is None and all(versions[path].startswith(oid) for path, oid in wanted.items()):
+            base = parent
+    for path, oid in wanted.items():
+        if sum(version.startswith(oid) for version in seen[path]) != 1:
+            return None
+    return base
+
+
+def _versions_before(scanned: ScannedPatch) -> dict[bytes, str]:
+    """The id, maybe abbreviated, that each file had before the patch; new files were absent.
+
+    Empty where a file with hunks has no id: then nothing names the base.
     """
     wanted: dict[bytes, str] = {}
     for file in scanned.files:
-        path, oid = file.old_path, file.index_old
-        if path is None:
-            path, oid = file.new_path, _ABSENT
-        elif file.hunks and (oid is None or not oid.strip("0")):
-            return None
+        is_new = file.old_path is None
+        path = file.new_path if is_new else file.old_path
+        oid = _ABSENT if is_new else file.index_old
+        if file.hunks and not is_new and (oid is None or not oid.strip("0")):
+            return {}
         if path is not None and oid is not None and b"\n" not in path:
             wanted.setdefault(path, oid)  # a later patch of the same file starts from an earlier
-    if not wanted:
-        return None
-    paths = b"".join(path + b"\n" for path in wanted)
-    log = quarantine.git(
+    return wanted
+
+
+def _log_of(quarantine: Quarantine, head: str, paths: Iterable[bytes]) -> bytes:
+    """The later commits of a head that changed some paths, as `_walk` reads them."""
+    revisions = "\n".join([*recent_commits(quarantine, head), "--", ""]).encode()
+    return quarantine.git(
         "--literal-pathspecs",
         "log",
         *("--first-parent", "-m", "--raw", "--no-abbrev", "--no-renames", "-z"),
         *("--format=%P", "--stdin"),
-        stdin="\n".join([*recent_commits(quarantine, head), "--", ""]).encode() + paths,
+        stdin=revisions + b"".join(path + b"\n" for path in paths),
         allowed=(0, 128),
     ).stdout
-    at_head = quarantine.draft(tree_of(quarantine, head))
-    state = {path: (at_head.lookup(path) or (0, _ABSENT))[1] for path in wanted}
-    versions = {path: {oid} for path, oid in state.items()}
-    base = None
-    for parent, changes in _walk(log):
-        for path, old in changes:
-            if path in wanted:  # and not a file beneath it, where it was a folder for a while
-                state[path] = old
-                versions[path].add(old)
-        if base is None and all(state[path].startswith(oid) for path, oid in wanted.items()):
-            base = parent
-    is_unique = all(
-        sum(version.startswith(oid) for version in versions[path]) == 1
-        for path, oid in wanted.items()
-    )
-    return base if is_unique else None
 
 
 def _walk(log: bytes) -> Iterator[tuple[str, list[tuple[bytes, str]]]]:
