@@ -30,6 +30,11 @@ pytestmark = pytest.mark.unit
         ("two\nlines\r\n\tand\x00 more", "two lines and more"),
         ("\x1b[31mred\x9b0m", r"\[31mred 0m"),
         ("a\u202eb\u2066c", "abc"),
+        ("@admin, a@b.example", "@<!-- -->admin, a@<!-- -->b.example"),
+        ("closes #12 and org/repo#3", "closes #<!-- -->12 and org/repo#<!-- -->3"),
+        ("fixes GH-12", "fixes GH-<!-- -->12"),
+        ("#1", r"\#<!-- -->1"),
+        ("@ # GH-x", "@ # GH-x"),
         ("half \ud800", "half \ufffd"),
         ("  ", ""),
     ],
@@ -59,6 +64,17 @@ def test_code_cannot_be_left(text: str, shown: str) -> None:
 
 def test_a_quotation_keeps_lines_and_paragraphs() -> None:
     assert quote("one\ntwo\n\n\n# three\n") == "> one  \n> two\n>\n> \\# three"
+
+
+def test_a_quoted_log_calls_nobody_and_ends_no_quotation() -> None:
+    log = "@admin\n```\n</blockquote>\n> x\n![a](https://evil.example/a.png) closes #1"
+    assert quote(log).splitlines() == [
+        "> @<!-- -->admin  ",
+        r"> \`\`\`  ",
+        "> &lt;/blockquote&gt;  ",
+        "> &gt; x  ",
+        r"> !\[a\](https\://evil.example/a.png) closes #<!-- -->1",
+    ]
 
 
 def test_a_pipe_ends_no_cell() -> None:

@@ -184,7 +184,7 @@ def test_a_phase_page_tells_each_attempt_and_what_became_of_it(
     complete = page(mirror, "phases/phase_0_P1.1.md")
     for expected in (
         "> Users sign in.\n>\n> Keep the old page.",
-        "| 1 | Builder | codex@host-3 | applied | - | 1 | 120,000 | - | `aaaaaaa` "
+        "| 1 | Builder | codex@<!-- -->host-3 | applied | - | 1 | 120,000 | - | `aaaaaaa` "
         "| 2025-03-01T12:00:00Z |",
         "| `flaky_login_test` | minor | open | 2x | test | Sometimes it fails. |",
         "- **Snapshot:** `autonomous/run-001/tier-T1/phase-P1.1`",

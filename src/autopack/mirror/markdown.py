@@ -2,7 +2,8 @@
 
 Names, notes and reasons come from agents, which run on what strangers wrote. `inline` and `quote`
 make of any text something that shows as that text: it starts no heading, table, list, link, fence
-or HTML, and no control character reaches a terminal. (05: logs, summaries, page)
+or HTML, mentions no account, refers to no issue that a forge would link or close, and no control
+character reaches a terminal.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ _SURROGATES = re.compile(r"[\ud800-\udfff]")
 _SPECIAL = re.compile(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])")
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 _LINKS = re.compile(r"(?<=[A-Za-z]):(?=//)|(?<=[Ww]{3})\.")
+# A forge looks for these in the text as it is shown, after all escapes; a comment parts them.
+_CALLS = re.compile(r"(?<=@)(?=\w)|(?<=#)(?=\d)|(?<=GH-)(?=\d)", re.IGNORECASE)
 # Most names and reasons are of such characters only, and need no second look.
-_SUSPECT = re.compile(r"^[^A-Za-z]|[^A-Za-z0-9 ,.;()'\"!?%/-]|  | \Z|[Ww]{3}\.")
+_SUSPECT = re.compile(r"^[^A-Za-z]|[^A-Za-z0-9 ,.;()'\"!?%/-]|  | \Z|[Ww]{3}\.|[Gg][Hh]-\d")
 _TAME_CODE = re.compile(r"[A-Za-z0-9_./:@-]+")
 _PIPE = re.compile(r"\\\||\|")
 _LINE_START = re.compile(r"^(?:[#+\-=:]|\d{1,9}(?=[.)]))")
@@ -42,7 +45,8 @@ def inline(text: str, limit: int | None = None) -> str:
     text = re.sub("[&<>]", lambda match: _ENTITIES[match[0]], text)
     text = _SPECIAL.sub(lambda match: "\\" + match[0], text)
     text = _LINKS.sub(lambda match: "\\" + match[0], text)
-    return _LINE_START.sub(_escape_start, text)
+    text = _LINE_START.sub(_escape_start, text)
+    return _CALLS.sub("<!-- -->", text)
 
 
 def _escape_start(match: re.Match[str]) -> str:

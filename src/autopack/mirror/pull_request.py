@@ -26,7 +26,6 @@ MAX_REASONS = 50
 _NAME = 100
 _REASON = 300
 _TEXT = 150
-_CALLS = re.compile(r"(?<=@)(?=\w)|(?<=#)(?=\d)|(?<=GH-)(?=\d)", re.IGNORECASE)
 _CALL_SIGNS = re.compile(r"@+(?=\w)|#+(?=\d)|(?<=GH)-(?=\d)", re.IGNORECASE)
 
 
@@ -102,7 +101,7 @@ def _verdict(run: RunReport, reasons: Sequence[str], warnings: Sequence[str]) ->
 
 
 def _listed(texts: Sequence[str]) -> str:
-    shown = [_tame(text, _REASON) for text in texts[:MAX_REASONS]]
+    shown = [inline(text, _REASON) for text in texts[:MAX_REASONS]]
     if len(texts) > MAX_REASONS:
         shown.append(f"and {len(texts) - MAX_REASONS} more")
     return bullets(shown)
@@ -115,7 +114,7 @@ def _phase_table(phases: Sequence[PhaseReport]) -> str:
     rows = (
         (
             code(phase.phase_id),
-            _tame(phase.name, _NAME),
+            inline(phase.name, _NAME),
             PHASE_WORDS[phase.state]
             + (" by hand" if phase.completed_by is CompletedBy.HAND else ""),
             verdict_words(phase) if phase.verdict else NONE,
@@ -142,7 +141,7 @@ def _issues(issues: Sequence[OpenIssue]) -> Iterable[str]:
                 issue.effective_severity,
                 f"{issue.occurrence_count}x",
                 ", ".join(map(code, issue.phases[:5])),
-                _tame(issue.description, _TEXT) if issue.description else NONE,
+                inline(issue.description, _TEXT) if issue.description else NONE,
             )
             for issue in issues
         ),
@@ -162,8 +161,3 @@ def _figures(run: RunReport, phases: Sequence[PhaseReport]) -> Iterable[tuple[st
     yield "Head commit", run.head_commit
     if run.last_snapshot:
         yield "Last snapshot", code(run.last_snapshot)
-
-
-def _tame(text: str, limit: int) -> str:
-    """Show a text as it is, without the forge acting on a mention or a reference in it."""
-    return _CALLS.sub("<!-- -->", inline(text, limit))
