@@ -8,8 +8,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from ..recovery.consistency import assert_consistent
+
 if TYPE_CHECKING:
     from tests.api.conftest import Api
+
+    from autopack.config import Settings
 
 pytestmark = pytest.mark.integration
 
@@ -180,3 +184,21 @@ def test_while_somebody_has_the_branch_checked_out_its_patches_wait(api: Api) ->
     assert api.run() == before
     api.repo.git("worktree", "remove", str(folder))
     assert api.result().status_code == 200
+
+
+def test_a_run_that_a_repair_ticket_ended_writes_the_same_files_again(
+    api: Api, settings: Settings
+) -> None:
+    """Postgres gives a ticket's members back in an order of its own."""
+    ruleset = api.client.get("/project/ruleset").json()
+    rule = {**ruleset["categories"]["docs"], "max_builder_attempts": 1, "max_auditor_attempts": 0}
+    ruleset["categories"]["docs"] = rule
+    assert api.client.put("/project/ruleset", json=ruleset).status_code == 200
+    api.start(phase={"task_category": "docs"})
+    patch = (
+        "diff --git a/src/app.py b/src/app.py\n--- a/src/app.py\n+++ b/src/app.py\n"
+        "@@ -1 +1 @@\n-VALUE = 7\n+VALUE = 8\n"
+    )
+    api.refused(api.result(patch=patch), 409, "patch_conflict")
+    assert api.run()["failure_code"] == "phase_failed"
+    assert_consistent(settings)

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from ..domain import run_issues
 from ..domain.errors import AutopackError
-from ..domain.events import Event, event_document
+from ..domain.events import Event, canonical_json, event_document
 from ..domain.metrics import OpenIssue
 from ..domain.naming import branch_ref, snapshot_ref
 from ..domain.reports import (
@@ -218,6 +218,8 @@ def attempt_reports(session: Session, phases: Sequence[Phase]) -> dict[int, list
             files_changed=tuple(files.get(row.id, ())),
             notes=row.body.get("notes") or row.body.get("review_notes"),
             log_tail=log_tail(row.body, [tail for sha in mine for tail in ci_tails.get(sha, ())]),
+            # A new ticket has an order of its own, one from Postgres another: files have one.
+            ticket=row.ticket and json.loads(canonical_json(row.ticket)),
         )
         attempts.setdefault(row.phase_pk, []).append(report)
     return attempts
