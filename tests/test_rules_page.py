@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from autopack.domain.path_policy import ABSOLUTE, DEFAULT_PROTECTED
 from autopack.domain.ruleset import DEFAULT_ALIASES, DEFAULT_CATEGORIES, DEFAULT_SAFETY, Ruleset
 from autopack.domain.run import FailureCode
 from autopack.domain.states import PhaseStatus, RunStatus
@@ -73,3 +74,12 @@ def test_every_category_and_safety_profile_is_there_with_its_defaults() -> None:
 def test_every_state_and_every_reason_to_fail_is_there() -> None:
     for name in {*RunStatus, *PhaseStatus, *FailureCode} - {RunStatus.PLAN_BOOTSTRAP}:
         assert f"`{name}`" in PAGE, name
+
+
+def test_the_page_on_paths_lists_what_is_protected_and_what_nothing_opens() -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs" / "paths.md").read_text()
+    absolute, _, openable = page.partition("Nothing opens these")[2].partition("The ruleset can")
+    assert set(re.findall(r"`(\.[^`]+)`", absolute)) - {".git"} == set(ABSOLUTE)
+    table = openable.partition("\n## ")[0].partition("\n|---|---|\n")[2].partition("\n\n")[0]
+    listed = {each for row in table.splitlines() for each in re.findall("`([^`]+)`", row)}
+    assert listed == set(DEFAULT_PROTECTED) - set(ABSOLUTE)

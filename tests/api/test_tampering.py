@@ -20,7 +20,7 @@ import pytest
 from pydantic import SecretStr
 
 from autopack.config import Settings
-from autopack.domain.path_policy import matches
+from autopack.domain.paths import matches
 from autopack.gitrepo import Repository, RepositoryUnusableError
 from autopack.services.rebuilding import require_objects
 from autopack.store import runs

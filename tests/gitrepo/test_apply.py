@@ -634,7 +634,7 @@ def test_a_judge_sees_contents_and_the_resulting_tree(
 ) -> None:
     head = history.commit({"a": TEXT, "d/e": TEXT, "l": ("120000", b"a")})
     new = history.commit({"a": CHANGED, "d/f/g": BINARY, "l": ("120000", b"a")})
-    seen: list[tuple[int, str] | None] = []
+    seen: list[object] = []
 
     def look(changes: ChangeSet) -> None:
         old_oid, new_oid = changes.files[0].old_oid, changes.files[0].new_oid
@@ -642,16 +642,76 @@ def test_a_judge_sees_contents_and_the_resulting_tree(
             TEXT,
             CHANGED,
         )
-        seen.extend(changes.lookup(path) for path in ("a", "d", "d/e", "d/f", "d/f/g", "l", "l/x"))
+        seen.extend(changes.was_there(path) for path in ("a", "d", "d/e", "d/f", "l", "l/x"))
+        seen.extend(set(changes.names_in(folder)) for folder in ("", "d", "d/f", "d/e", "l"))
+        seen.append((changes.links_before is changes.links, dict(changes.links.targets)))
 
     repository.apply(head, history.patch(head, new), look)
 
-    names = [history.repo.git("rev-parse", f"{new}:{path}") for path in ("a", "d", "d/f", "d/f/g")]
-    link = history.repo.git("rev-parse", f"{new}:l")
-    file, folder, gone = 0o100644, 0o040000, None
-    expected: list[tuple[int, str] | None] = [(file, names[0]), (folder, names[1]), gone]
-    expected += [(folder, names[2]), (file, names[3]), (0o120000, link), gone]
-    assert seen == expected
+    assert seen == [
+        *(True, True, True, False, True, False),
+        *({"a", "d", "l"}, {"f"}, {"g"}, set(), set()),
+        (True, {"l": b"a"}),
+    ]
+
+
+def test_a_judge_sees_the_links_of_the_whole_tree_as_they_will_be(
+    history: History, repository: Repository
+) -> None:
+    old: State = {
+        "x/y/z/l": ("120000", b"../a"),
+        "m": ("120000", b"x"),
+        "f": TEXT,
+        "120000 f": TEXT,
+    }
+    states: list[State] = [
+        old,
+        {**old, "n/o": ("120000", b"p")},
+        {**old, "x/y/z/l": ("120000", b"."), "n/o": TEXT},
+        {"m/a": TEXT, "x/y/z/l": TEXT},
+    ]
+    commits = [history.commit(state) for state in states]
+    for before, after, head, new in zip(states, states[1:], commits, commits[1:], strict=False):
+
+        def look(changes: ChangeSet, before: State = before, after: State = after) -> None:
+            for table, state in ((changes.links_before, before), (changes.links, after)):
+                links = {path: each[1] for path, each in state.items() if isinstance(each, tuple)}
+                assert table.targets == links
+
+        for _ in range(2):  # walked, then known
+            repository.dry_apply(head, history.patch(head, new), look)
+
+
+def test_a_tree_s_links_are_found_once_and_patches_read_no_folder_more(
+    history: History, repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {f"d{number}/e/f": b"%d" % number for number in range(50)}
+    first = history.commit({**files, "l": ("120000", b"d1")})
+    second = history.commit({**files, "l": ("120000", b"d2"), "d1/e/f": CHANGED})
+    changed: dict[str, bytes | tuple[str, bytes]] = {
+        "l": ("120000", b"d2"),
+        "d1/e/f": CHANGED,
+        "d2/e/f": CHANGED,
+    }
+    third = history.commit({**files, **changed})
+    read: list[str] = []
+    objects = repository.objects
+    really = objects.read
+
+    def note(oid: str) -> tuple[str, bytes]:
+        read.append(oid)
+        return really(oid)
+
+    monkeypatch.setattr(objects, "read", note)
+
+    def reads(head: str, new: str) -> int:
+        read.clear()
+        repository.dry_apply(head, history.patch(head, new), allow)
+        return len(read)
+
+    assert reads(first, second) > 100
+    assert reads(second, third) < 20
+    assert reads(first, second) < 20
 
 
 HOSTILE_NAMES = (

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from ..domain.path_policy import matches
+from ..domain.paths import matches
 from ..domain.results import CheckCounts
 
 MAX_REPORTS: Final = 200

@@ -16,6 +16,11 @@ MODE_SUBMODULE = 0o160000
 DIFF_COMMAND = "git diff --no-ext-diff --no-color --no-textconv --src-prefix=a/ --dst-prefix=b/ -U3"
 
 
+def shown(path: str) -> str:
+    """Return a path for people, whatever its bytes are."""
+    return path.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
 @dataclass(frozen=True, slots=True)
 class FileChange:
     """One path before and after. A rename is a deletion and an addition.
@@ -32,7 +37,7 @@ class FileChange:
 
     @property
     def shown_path(self) -> str:
-        return self.path.encode(errors="surrogateescape").decode(errors="backslashreplace")
+        return shown(self.path)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,11 @@
-"""Which changes no patch may make, judged by the resulting tree (spec 04, 05)."""
+"""Which changes no patch may make, judged by the resulting tree. (docs/paths.md)"""
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache, lru_cache
-from typing import Protocol
+from functools import cache
+from typing import Final, Protocol
 
 from .changes import (
     MODE_ABSENT,
@@ -17,40 +15,95 @@ from .changes import (
     MODE_SUBMODULE,
     FileChange,
     Violation,
+    shown,
 )
-from .secret_rules import added_secrets
+from .links import LinkTable, seen_through
+from .paths import Globs, Names, folded, globs, names_of, windows_problem
+from .secret_rules import MAX_STEPS, FoundSecret, Steps, TooManyStepsError, find_secrets, plain_text
 
-DEFAULT_PROTECTED = (
+# The service's own files, and whose signature makes a record count: nothing opens them.
+ABSOLUTE: Final = (
+    ".autonomous_runs/**",
+    ".autopack/**",
+    ".github/autopack_allowed_signers",
+)
+_CI: Final = (
     ".github/workflows/**",
     ".github/actions/**",
-    ".github/autopack_allowed_signers",  # whose records count, and what judges them
+    "**/action.y*ml",  # an action of the repository's own, wherever it lies
+    ".gitlab-ci.y*ml",
+    ".gitlab/ci/**",
+    ".gitea/workflows/**",
+    ".forgejo/workflows/**",
+    ".circleci/**",
+    ".travis.y*ml",
+    "Jenkinsfile*",
+    "azure-pipelines*.y*ml",
+    ".azure-pipelines/**",
+    ".buildkite/**",
+    "bitbucket-pipelines.y*ml",
+    ".drone.y*ml",
+    ".woodpecker*/**",
+    ".appveyor.y*ml",
+    "appveyor.y*ml",
+    ".cirrus.*",
+    ".semaphore/**",
+    ".teamcity/**",
+)
+_REVIEW: Final = (
     "scripts/check_promotion.py",
     "CODEOWNERS",
     "docs/CODEOWNERS",
     ".github/CODEOWNERS",
     ".gitlab/CODEOWNERS",
+    ".gitea/CODEOWNERS",
+    ".forgejo/CODEOWNERS",
+    ".bitbucket/CODEOWNERS",
+)
+_CHECKOUT: Final = (
     ".gitmodules",
     ".lfsconfig",
     "**/.gitattributes",
-    ".autonomous_runs/**",
-    ".autopack/**",
+    "**/.envrc",
+    ".husky/**",
+    ".githooks/**",
+    ".pre-commit-config.y*ml",
+    "lefthook.*",
+    ".lefthook.*",
+    "**/mise.toml",
+    "**/.mise.toml",
 )
+_AGENTS: Final = (
+    "**/CLAUDE*.md",
+    "**/AGENTS*.md",
+    "**/GEMINI.md",
+    "**/.claude/**",
+    "**/.mcp.json",
+    "**/.cursor/**",
+    "**/.cursorrules",
+    "**/.codex/**",
+    "**/.gemini/**",
+    "**/.windsurf/**",
+    "**/.windsurfrules",
+    "**/.clinerules/**",
+    "**/.roo/**",
+    "**/.continue/**",
+    "**/.aider*",
+    ".github/copilot*/**",
+    ".github/instructions/**",
+    ".github/prompts/**",
+    ".github/agents/**",
+    ".github/chatmodes/**",
+    "**/.vscode/**",
+    "**/*.code-workspace",
+    "**/.idea/**",
+    "**/.zed/**",
+    "**/.devcontainer/**",
+    "**/.devcontainer.json",
+)
+DEFAULT_PROTECTED: Final = (*ABSOLUTE, *_CI, *_REVIEW, *_CHECKOUT, *_AGENTS)
 
 _MODES = (MODE_ABSENT, MODE_FILE, MODE_EXECUTABLE, MODE_LINK)
-_MOST_HOPS = 40  # as many as Linux follows
-_LONGEST_TARGET = 4095
-# What HFS+ leaves out of names, and the names that NTFS gives to `.git` and its kin besides.
-_IGNORED_BY_HFS = dict.fromkeys(
-    [*range(0x200C, 0x2010), *range(0x202A, 0x202F), *range(0x206A, 0x2070), 0xFEFF]
-)
-_NTFS_SHORT = re.compile(r"(git|gitmod|gi7eba|gitatt|gi7d29)~[0-9]+\Z")
-_NTFS_LONG = {
-    "git": ".git",
-    "gitmod": ".gitmodules",
-    "gi7eba": ".gitmodules",
-    "gitatt": ".gitattributes",
-    "gi7d29": ".gitattributes",
-}
 
 
 class Changes(Protocol):
@@ -59,28 +112,62 @@ class Changes(Protocol):
     @property
     def files(self) -> tuple[FileChange, ...]: ...
 
+    @property
+    def text(self) -> bytes:
+        """The patch as it was sent, which is kept; empty where there is none."""
+
+    @property
+    def links_before(self) -> LinkTable:
+        """The links of the tree that is changed."""
+
+    @property
+    def links(self) -> LinkTable:
+        """The links of the resulting tree; the same table where no link is changed."""
+
     def read(self, oid: str) -> bytes:
         """Return a file's content."""
 
-    def lookup(self, path: str) -> tuple[int, str] | None:
-        """Return mode and id at a path of the resulting tree."""
+    def was_there(self, path: str) -> bool:
+        """Say whether the tree that is changed has something at a path, a folder included."""
+
+    def names_in(self, folder: str) -> Iterable[str]:
+        """Return the names in a folder of the resulting tree; of the top for an empty path."""
 
 
 @dataclass(frozen=True, slots=True)
 class PathPolicy:
-    """What is protected, what is allowed, and how much.
-
-    Patterns: `*` and `?` stand for characters of one name, `**` for any number of whole names,
-    none included, so `a/**` is `a` and all below it. A pattern is anchored at the top. Letter case
-    is ignored, and so is whatever else macOS and Windows ignore in names.
-    """
+    """What is protected, what is allowed, and how much. Patterns as in `paths.Globs`."""
 
     protected: tuple[str, ...] = DEFAULT_PROTECTED
+    absolute: tuple[str, ...] = ABSOLUTE  # protected too, and `opened` has no say
     opened: tuple[str, ...] = ()  # exceptions from `protected`, which a ruleset may grant
     allowed: tuple[str, ...] | None = None  # None: everywhere
+    is_portable: bool = True  # new names are such that Windows and macOS can hold and tell apart
     max_files: int = 2_000
     max_path_bytes: int = 1_000
     max_path_depth: int = 60
+
+
+@dataclass(frozen=True, slots=True)
+class _Protection:
+    """A policy's patterns with what they mean through the links of one tree."""
+
+    protected: Globs  # the absolute ones too
+    absolute: Globs
+    opened: Globs
+
+    @classmethod
+    def of(cls, policy: PathPolicy, links: LinkTable) -> _Protection:
+        return cls(
+            globs(seen_through(links, (*policy.protected, *policy.absolute))),
+            globs(seen_through(links, policy.absolute)),
+            globs(seen_through(links, policy.opened)),
+        )
+
+    def covers(self, names: Names) -> bool:
+        if not self.protected.match(names):
+            return False
+        return self.absolute.match(names) or not self.opened.match(names)
 
 
 def judge(changes: Changes, policy: PathPolicy) -> list[Violation]:
@@ -88,12 +175,20 @@ def judge(changes: Changes, policy: PathPolicy) -> list[Violation]:
     if len(changes.files) > policy.max_files:
         detail = f"changes {len(changes.files)} files; at most {policy.max_files} are taken"
         return [Violation(changes.files[0].shown_path, "too_many_files", detail)]
-    found = [each for change in changes.files for each in _judge_path(change, policy)]
-    # Contents are looked at only where the paths are in order: they cost the most.
-    return found or [*_judge_links(changes), *_judge_contents(changes)]
+    protection = _Protection.of(policy, changes.links)
+    found = [each for change in changes.files for each in _judge_path(change, policy, protection)]
+    if found:  # contents are looked at only where the paths are in order: they cost the most
+        return found
+    found += _judge_links(changes, protection)
+    named = {each.path for each in found}
+    if policy.is_portable:
+        found += [each for each in _judge_names(changes) if each.path not in named]
+    return [*found, *_judge_contents(changes)]
 
 
-def _judge_path(change: FileChange, policy: PathPolicy) -> Iterator[Violation]:
+def _judge_path(
+    change: FileChange, policy: PathPolicy, protection: _Protection
+) -> Iterator[Violation]:
     def refuse(rule: str, detail: str) -> Violation:
         return Violation(change.shown_path, rule, detail)
 
@@ -108,134 +203,124 @@ def _judge_path(change: FileChange, policy: PathPolicy) -> Iterator[Violation]:
     if depth > policy.max_path_depth:
         yield refuse("path_limit", f"is {depth} deep; at most {policy.max_path_depth} are taken")
         return
-    names = _names(change.path)
+    names = names_of(change.path)
     if any(name in ("", ".", "..", ".git") for name in names):
         yield refuse("git_dir", "leads into a git dir, or out of the repository, on some systems")
-    elif any(_matches(names, pattern) for pattern in policy.protected) and not any(
-        _matches(names, pattern) for pattern in policy.opened
-    ):
+    elif protection.covers(names):
         yield refuse("protected_path", "is protected; a person has to change it")
-    elif change.new_mode == MODE_LINK and any(
-        _stands_above(names, pattern) for pattern in policy.protected
-    ):
+    elif change.new_mode == MODE_LINK and protection.protected.stands_above(names):
         yield refuse("protected_path", "would be a link in place of a folder that is protected")
-    if policy.allowed is not None and not any(_matches(names, each) for each in policy.allowed):
+    if policy.allowed is not None and not globs(policy.allowed).match(names):
         allowed = ", ".join(policy.allowed)
         yield refuse("outside_allowed", f"is outside of what this phase may change: {allowed}")
 
 
-def _judge_links(changes: Changes) -> Iterator[Violation]:
-    links = {}
-    for change in changes.files:
-        if change.new_mode == MODE_LINK:
-            links[_names(change.path)] = change
-            problem = _link_problem(change.path, changes)
-            if problem is not None:
-                yield Violation(change.shown_path, "link", problem)
-    for change in changes.files if links else ():
-        names = _names(change.path)
-        above = (links.get(names[:end]) for end in range(1, len(names) + 1))
-        link = next((each for each in above if each not in (None, change)), None)
-        if link is not None and change.new_mode != MODE_ABSENT:
-            detail = f"would be written through the link {link.shown_path} on some systems"
+def _judge_links(changes: Changes, protection: _Protection) -> Iterator[Violation]:
+    """Judge every link of the resulting tree that leads elsewhere than before."""
+    before, after = changes.links_before, changes.links
+    for path in after if after is not before else ():
+        is_new = after.targets[path] != before.targets.get(path)
+        problem, end = after.problem_of(path), after.end_of(path)
+        if problem is not None and (is_new or problem != before.problem_of(path)):
+            yield Violation(shown(path), "link", problem)
+        elif end is not None and (is_new or end != before.end_of(path)) and protection.covers(end):
+            detail = f"is a link to {'/'.join(end)}, which is protected"
+            yield Violation(shown(path), "link", detail)
+    for change in changes.files if after else ():
+        names = names_of(change.path)
+        above = (after.link_at(names[:end]) for end in range(1, len(names) + 1))
+        link = next((each for each in above if each not in (None, change.path)), None)
+        if link is None or change.new_mode == MODE_ABSENT:
+            continue
+        if change.old_mode == MODE_ABSENT or link not in before.targets:
+            detail = f"would be written through the link {shown(link)} on some systems"
             yield Violation(change.shown_path, "through_link", detail)
 
 
-def _link_problem(path: str, changes: Changes) -> str | None:
-    """Follow a link through the resulting tree, name by name, as an operating system would."""
-    place = path.split("/")
-    ahead: list[str] = []
-    hops = 0
-    while True:
-        entry = changes.lookup("/".join(place)) if place else None
-        if entry is not None and entry[0] == MODE_LINK:
-            hops += 1
-            if hops > _MOST_HOPS:
-                return "is a link that goes round in a circle"
-            target = changes.read(entry[1])
-            problem = _target_problem(target)
-            if problem is not None:
-                return problem
-            place.pop()
-            ahead += reversed(target.decode(errors="surrogateescape").split("/"))
-        if not ahead:
+def _judge_names(changes: Changes) -> Iterator[Violation]:
+    """Judge the names that a change makes; those that the tree had are its owner's affair."""
+
+    @cache
+    def by_fold(folder: str) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for name in changes.names_in(folder):
+            found.setdefault(folded(name), []).append(name)
+        return found
+
+    @cache
+    def problem(folder: str, name: str) -> str | None:
+        path = f"{folder}/{name}" if folder else name
+        if changes.was_there(path):
             return None
-        name = ahead.pop()
-        if name == "..":
-            if not place:
-                return "is a link that leads out of the repository"
-            place.pop()
-        elif name not in ("", "."):
-            place.append(name)
-            if _names(name) == (".git",):
-                return "is a link that leads into a git dir"
+        reason = windows_problem(name)
+        if reason is not None:
+            return f"{shown(path)} {reason}"
+        twins = [each for each in by_fold(folder)[folded(name)] if each != name]
+        if not twins:
+            return None
+        return (
+            f"{shown(path)} differs from {shown(twins[0])} beside it by case or Unicode form"
+            " alone, which Windows and macOS cannot tell apart"
+        )
 
-
-def _target_problem(target: bytes) -> str | None:
-    if not target or b"\0" in target or len(target) > _LONGEST_TARGET:
-        return "is a link without a target that a system could follow"
-    if target.startswith(b"/") or b"\\" in target or target[1:2] == b":":
-        return "is a link to an absolute path, or one of Windows; only relative ones are taken"
-    return None
+    for change in changes.files:
+        if change.old_mode != MODE_ABSENT:
+            continue
+        names = change.path.split("/")
+        for at, name in enumerate(names):
+            detail = problem("/".join(names[:at]), name)
+            if detail is not None:
+                yield Violation(change.shown_path, "portable_name", detail)
+                break
 
 
 def _judge_contents(changes: Changes) -> Iterator[Violation]:
+    """Look for credentials that the change completes, anywhere in the resulting files.
+
+    A credential that the old side of any changed file holds is not added: it was there, or moved.
+    """
+    steps = Steps(MAX_STEPS)
+
     @cache
-    def old_lines() -> frozenset[bytes]:
-        # Of all the files: what a patch moves from one to another, it does not add.
+    def old_secrets() -> frozenset[tuple[str, bytes]]:
         olds = {change.old_oid for change in changes.files if change.old_oid is not None}
-        return frozenset(line for oid in olds for line in changes.read(oid).split(b"\n"))
+        contents = (plain_text(changes.read(oid)) for oid in olds)
+        return frozenset(
+            (found.sort, found.identity)
+            for content in contents
+            for found in find_secrets(content, steps)
+        )
 
-    for change in changes.files:
-        if change.new_oid is None or change.new_oid == change.old_oid:
-            continue
-        for secret in added_secrets(changes.read(change.new_oid), old_lines):
-            detail = f"holds what looks like a {secret.sort} on line {secret.line}"
-            yield Violation(change.shown_path, "secret", detail, line=secret.line)
+    def added(content: bytes) -> Iterator[FoundSecret]:
+        for found in find_secrets(content, steps):
+            if (found.sort, found.identity) not in old_secrets():
+                yield found
 
+    def held(path: str, content: bytes) -> Iterator[Violation]:
+        for found in added(content):
+            line = content.count(b"\n", 0, found.start) + 1
+            detail = f"holds what looks like a {found.sort} on line {line}"
+            yield Violation(path, "secret", detail, line=line)
 
-@lru_cache(maxsize=4096)
-def _names(path: str) -> tuple[str, ...]:
-    """Split a path into names as the most forgetful file system would read them."""
-    return tuple(_plain_name(name) for name in path.replace("\\", "/").split("/"))
-
-
-def _plain_name(name: str) -> str:
-    if name in (".", ".."):
-        return name
-    if name.isascii():
-        plain = name.lower()
-    else:
-        composed = unicodedata.normalize("NFC", name.translate(_IGNORED_BY_HFS))
-        plain = unicodedata.normalize("NFC", composed.casefold())
-    plain = plain.partition(":")[0].rstrip(". ") or plain  # streams, and what NTFS cuts off
-    short = _NTFS_SHORT.match(plain)
-    return _NTFS_LONG[short.group(1)] if short else plain
-
-
-@lru_cache(maxsize=1024)
-def _compiled(pattern: str) -> re.Pattern[str]:
-    parts = []
-    for name in _names(pattern):
-        if name == "**":
-            parts.append("(?:[^/]+/)*")
-        else:
-            parts.append(
-                "".join({"*": "[^/]*", "?": "[^/]"}.get(mark, re.escape(mark)) for mark in name)
-                + "/"
-            )
-    return re.compile("".join(parts))
-
-
-def _matches(names: Iterable[str], pattern: str) -> bool:
-    return _compiled(pattern).fullmatch("/".join(names) + "/") is not None
-
-
-def _stands_above(names: tuple[str, ...], pattern: str) -> bool:
-    """Whether a path is a folder that the pattern spells out on its way to what it protects."""
-    return _names(pattern)[: len(names)] == names
-
-
-def matches(path: str, pattern: str) -> bool:
-    """Whether a path is one that a glob means; case does not matter."""
-    return _matches(_names(path), pattern)
+    path = changes.files[0].shown_path
+    try:
+        is_found = False
+        for change in changes.files:
+            path = change.shown_path
+            if change.new_oid is None or change.new_oid == change.old_oid:
+                continue
+            for violation in held(path, plain_text(changes.read(change.new_oid))):
+                is_found = True
+                yield violation
+        new = [change for change in changes.files if change.old_mode == MODE_ABSENT]
+        paths = "\n".join(change.path for change in new).encode(errors="surrogateescape")
+        for found in added(paths):
+            is_found = True
+            path = new[paths.count(b"\n", 0, found.start)].shown_path
+            yield Violation(path, "secret", f"has what looks like a {found.sort} for a name")
+        if not is_found:  # the text is kept as well, with what stands between its files
+            path = "(patch)"
+            yield from held(path, changes.text)
+    except TooManyStepsError:
+        detail = f"there are more than {MAX_STEPS:,} places where a credential could begin"
+        yield Violation(path, "secret_limit", f"{detail}: send the change in parts")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from ..domain.changes import MODE_ABSENT, FileChange, Repair, Violation
+from ..domain.links import LinkTable
 from .errors import (
     PatchAlreadyAppliedError,
     PatchEmptyError,
@@ -20,6 +21,7 @@ from .repair import prove, refuse_unproven
 
 _SERIOUS = re.compile(r"^(?:error|fatal): (.*)$", re.MULTILINE)
 _LINE = re.compile(r"(?:at |on )?line (\d+)")
+# Matched where a line begins, so that a path which quotes it costs nothing.
 _UNSAFE = re.compile(r"invalid path '(.*)'|affected file '(.*)' is beyond a symbolic link")
 # With this status git says that it could not read the patch at all, or a collision of names.
 _MALFORMED = 128
@@ -33,16 +35,24 @@ class ChangeSet:
     """What a patch would change, and the means to look closer."""
 
     files: tuple[FileChange, ...]
+    text: bytes
+    links_before: LinkTable
+    links: LinkTable
     _quarantine: Quarantine
+    _before: TreeDraft
     _result: TreeDraft
 
     def read(self, oid: str) -> bytes:
         """Return a file's content, of either side. Raises KeyError for a submodule's commit."""
         return self._quarantine.read(oid)[1]
 
-    def lookup(self, path: str) -> Entry | None:
-        """Return the mode and id at a path of the resulting tree; a folder has mode 040000."""
-        return self._result.lookup(path_bytes(path))
+    def was_there(self, path: str) -> bool:
+        """Say whether the tree that is changed has something at a path, a folder included."""
+        return self._before.lookup(path_bytes(path)) is not None
+
+    def names_in(self, folder: str) -> Iterable[str]:
+        """Return the names in a folder of the resulting tree."""
+        return map(path_text, self._result.names_in(path_bytes(folder)))
 
 
 Judge = Callable[[ChangeSet], None]
@@ -86,6 +96,7 @@ class RefusedError(Exception):
 
 def rehearse(
     quarantine: Quarantine,
+    patch: bytes,
     scanned: ScannedPatch,
     tree: str,
     judge: Judge,
@@ -93,6 +104,7 @@ def rehearse(
 ) -> Rehearsal:
     """Apply a patch to a tree in quarantine and have the result judged.
 
+    `patch` is what was sent, `scanned` what git gets of it.
     `resolve` is asked for the tree where git refuses, with git's reason.
     """
     merged, repairs = False, scanned.repairs
@@ -109,7 +121,10 @@ def rehearse(
     if not changes:
         _refuse_no_change(scanned, merged=merged)
     root, loose = result.write()
-    judge(ChangeSet(changes, quarantine, result))
+    links = quarantine.repository.links
+    before = links.of_tree(tree)
+    after = links.of_changed_tree(root, before, changes, lambda oid: quarantine.read(oid)[1])
+    judge(ChangeSet(changes, patch, before, after, quarantine, quarantine.draft(tree), result))
     loose |= quarantine.take({each.new_oid for each in changes if each.new_oid is not None})
     applied = AppliedPatch(
         root, changes, scanned.insertions, scanned.deletions, merged, tuple(repairs)
@@ -152,8 +167,9 @@ def apply_to_tree(
 
 def _explain(status: int, stderr: str, numbers: Sequence[int]) -> None:
     """Raise git's refusal as one of ours; `numbers` are those of the lines as they were sent."""
-    reason = "; ".join(_SERIOUS.findall(stderr)) or stderr.strip()
-    unsafe = _UNSAFE.search(reason)
+    lines = _SERIOUS.findall(stderr)
+    reason = "; ".join(lines) or stderr.strip()
+    unsafe = next(filter(None, map(_UNSAFE.match, lines)), None)
     if unsafe is not None:
         path = unsafe.group(1) or unsafe.group(2)
         raise PatchPolicyError([Violation(path, "path", f"is refused by git: {unsafe.group()}")])

@@ -12,13 +12,15 @@ import os
 import re
 import tempfile
 import zlib
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 import pygit2
 
-from ..domain.changes import MODE_ABSENT, FileChange
+from ..domain.changes import MODE_ABSENT, MODE_LINK, FileChange
+from ..domain.links import NO_LINKS, LinkTable
 from .errors import ObjectMissingError, RepositoryUnusableError
 
 MODE_FOLDER = 0o040000
@@ -33,6 +35,11 @@ Entry = tuple[int, str]
 Loose = dict[str, bytes]
 
 _FOLDER = b"40000"
+_LINK = b"120000"
+_MOST_TABLES = 256
+_MOST_FOLDERS = 500_000
+_FolderLinks = dict[bytes, str]
+_NO_LINKS_WITHIN: _FolderLinks = {}
 _ENTRY = re.compile(rb"([0-7]+) ([^\0]+)\0(.{20})", re.DOTALL)
 
 
@@ -59,6 +66,7 @@ class Objects:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.links = TreeLinks(lambda oid: self.read(oid)[1])
         self._database = pygit2.Odb(folder)
 
     def read(self, oid: str) -> tuple[str, bytes]:
@@ -144,6 +152,87 @@ def _sync(paths: Collection[str]) -> None:
             os.close(descriptor)
 
 
+class TreeLinks:
+    """The links of trees. Safe for any number of threads.
+
+    A tree is walked once, and of another one only the folders that no tree before it had; that a
+    patch leads to one costs nothing but its own links.
+    """
+
+    def __init__(self, read: Callable[[str], bytes]) -> None:
+        self._read = read
+        self._tables: OrderedDict[str, LinkTable] = OrderedDict()  # by tree, the latest last
+        self._known: dict[str, _FolderLinks] = {EMPTY_TREE: {}}  # by tree, of any folder
+
+    def of_tree(self, root: str) -> LinkTable:
+        """Return the links of a tree of the repository."""
+        table = self._tables.get(root)
+        if table is None:
+            found = self._walk(root)
+            contents = {oid: self._read(oid) for oid in set(found.values())}
+            table = _table({path_text(path): contents[oid] for path, oid in found.items()})
+        self._remember(root, table)
+        return table
+
+    def of_changed_tree(
+        self,
+        root: str,
+        before: LinkTable,
+        changes: Iterable[FileChange],
+        read: Callable[[str], bytes],
+    ) -> LinkTable:
+        """Return the links of a tree that changes lead to; the same table if they touch none."""
+        touched = [each for each in changes if MODE_LINK in (each.old_mode, each.new_mode)]
+        table = before
+        if touched:
+            targets = dict(before.targets)
+            for change in touched:
+                targets.pop(change.path, None)
+                if change.new_mode == MODE_LINK and change.new_oid is not None:
+                    targets[change.path] = read(change.new_oid)
+            table = _table(targets)
+        self._remember(root, table)
+        return table
+
+    def _remember(self, root: str, table: LinkTable) -> None:
+        self._tables[root] = table
+        self._tables.move_to_end(root)
+        while len(self._tables) > _MOST_TABLES:
+            with suppress(KeyError):  # another thread was faster
+                self._tables.popitem(last=False)
+
+    def _walk(self, root: str) -> _FolderLinks:
+        """Return the links below a folder by their paths, walking folders not yet known."""
+        known = self._known
+        if len(known) > _MOST_FOLDERS:
+            known = self._known = {EMPTY_TREE: {}}
+        pending = [root]
+        while pending:
+            oid = pending[-1]
+            if oid in known:
+                pending.pop()
+                continue
+            data = self._read(oid)
+            # A name may hold such bytes too; then the entries are read in vain.
+            has_folders, has_links = b"40000 " in data, b"120000 " in data
+            entries = _parse(data).items() if has_folders or has_links else ()
+            folders = [(name, each.hex()) for name, (mode, each) in entries if mode == _FOLDER]
+            missing = [each for _, each in folders if each not in known]
+            if missing:
+                pending += missing
+                continue
+            found = {name: each.hex() for name, (mode, each) in entries if mode == _LINK}
+            for name, each in folders:
+                found |= {b"%b/%b" % (name, path): link for path, link in known[each].items()}
+            known[oid] = found or _NO_LINKS_WITHIN
+            pending.pop()
+        return known[root]
+
+
+def _table(targets: Mapping[str, bytes]) -> LinkTable:
+    return LinkTable(targets) if targets else NO_LINKS
+
+
 class TreeDraft:
     """A tree that is looked at and then changed in memory, reading only the folders it needs."""
 
@@ -160,6 +249,10 @@ class TreeDraft:
         folder = self._folder(parent)
         entry = folder.get(name) if folder is not None else None
         return (int(entry[0], 8), entry[1].hex()) if entry is not None else None
+
+    def names_in(self, path: bytes) -> Collection[bytes]:
+        """Return the names in a folder; none where there is no folder."""
+        return (self._folder(path) or {}).keys()
 
     def file_on_the_way(self, path: bytes) -> tuple[bytes, Entry] | None:
         """Return the file at a path, or the file which stands where one of its folders would."""

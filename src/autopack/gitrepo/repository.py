@@ -402,7 +402,7 @@ class Repository:
         def resolve_conflict(reason: str) -> Resolution:
             return resolve(quarantine, head, scanned, reason, base_commit, self._settings)
 
-        return rehearse(quarantine, scanned, tree, judge, resolve_conflict)
+        return rehearse(quarantine, patch, scanned, tree, judge, resolve_conflict)
 
     def _sign(self, lines: list[str], message: str) -> str | None:
         return self.signer.sign(_object_text(lines, message)) if self.signer else None

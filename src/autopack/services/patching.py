@@ -9,7 +9,7 @@ from ..config import Settings, repository_top
 from ..domain.changes import Repair
 from ..domain.errors import AutopackError, ErrorKind
 from ..domain.naming import STRICT_MARK
-from ..domain.path_policy import DEFAULT_PROTECTED, PathPolicy, judge
+from ..domain.path_policy import ABSOLUTE, DEFAULT_PROTECTED, PathPolicy, judge
 from ..domain.values import CiProfile
 from ..domain.work import CommitKind, Outcome
 from ..gitrepo import (
@@ -62,7 +62,8 @@ def most_files(settings: Settings, phase: Phase) -> int:
 def judge_for(settings: Settings, run: Run, phase: Phase) -> Judge:
     """Return the policy that a patch of this phase has to meet."""
     policy = PathPolicy(
-        protected=(*DEFAULT_PROTECTED, *_own_folders(settings), *run.protected_paths),
+        protected=(*DEFAULT_PROTECTED, *run.protected_paths),
+        absolute=(*ABSOLUTE, *_own_folders(settings)),
         opened=tuple(phase.opened_paths),
         allowed=None if phase.allowed_paths is None else tuple(phase.allowed_paths),
         max_files=most_files(settings, phase),

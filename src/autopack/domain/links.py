@@ -1,0 +1,138 @@
+"""The symbolic links of a tree, and where they lead: a rule of the tree, not of one change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+
+from .paths import Names, fixed_part, globs, names_of
+
+_MOST_HOPS = 40  # as many as Linux follows
+_LONGEST_TARGET = 4095
+
+
+class LinkProblemError(Exception):
+    """Where a link leads is refused; the message is the end of a sentence."""
+
+
+class LinkTable:
+    """All links of one tree: paths (as in FileChange) and the targets that their blobs hold.
+
+    Links are followed name by name, as an operating system would, through other links of the
+    tree. Names count as the most forgetful file system reads them.
+    """
+
+    def __init__(self, targets: Mapping[str, bytes] | None = None) -> None:
+        self.targets = targets or {}
+        self._paths = {names_of(path): path for path in self.targets}
+        self._ends: dict[str, Names | str] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.targets)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def link_at(self, names: Names) -> str | None:
+        """Return the path of the link that has these names."""
+        return self._paths.get(names)
+
+    def end_of(self, path: str) -> Names | None:
+        """Return the names at which a link ends at last; None where it leads nowhere allowed."""
+        end = self._resolved(path)
+        return None if isinstance(end, str) else end
+
+    def problem_of(self, path: str) -> str | None:
+        """Say why a link is refused, as the end of a sentence; None: it stays inside."""
+        end = self._resolved(path)
+        return end if isinstance(end, str) else None
+
+    def follow(self, names: Names) -> Names:
+        """Return what names mean when every link on the way is followed.
+
+        Raises LinkProblemError.
+        """
+        place: list[str] = []
+        ahead = list(reversed(names))
+        hops = 0
+        while ahead:
+            name = ahead.pop()
+            if name == "..":
+                if not place:
+                    raise LinkProblemError("is a link that leads out of the repository")
+                place.pop()
+                continue
+            if name in ("", "."):
+                continue
+            place.append(name)
+            if name == ".git":
+                raise LinkProblemError("is a link that leads into a git dir")
+            link = self._paths.get(tuple(place))
+            if link is None:
+                continue
+            hops += 1
+            if hops > _MOST_HOPS:
+                raise LinkProblemError("is a link that goes round in a circle")
+            target = self.targets[link]
+            _check_target(target)
+            place.pop()
+            ahead += reversed(names_of(target.decode(errors="surrogateescape")))
+        return tuple(place)
+
+    def _resolved(self, path: str) -> Names | str:
+        known = self._ends.get(path)
+        if known is None:
+            try:
+                known = self.follow(names_of(path))
+            except LinkProblemError as problem:
+                known = str(problem)
+            self._ends[path] = known
+        return known
+
+
+NO_LINKS = LinkTable()
+
+
+def _check_target(target: bytes) -> None:
+    if not target or b"\0" in target or len(target) > _LONGEST_TARGET:
+        raise LinkProblemError("is a link without a target that a system could follow")
+    if target.startswith(b"/") or b"\\" in target or target[1:2] == b":":
+        raise LinkProblemError(
+            "is a link to an absolute path, or one of Windows; only relative ones are taken"
+        )
+
+
+@lru_cache(maxsize=128)
+def seen_through(links: LinkTable, patterns: tuple[str, ...]) -> tuple[str, ...]:
+    """Return patterns, and what they mean besides where links of the tree stand in them.
+
+    With `.github/workflows` a link to `../ci`, `ci/**` is what `.github/workflows/**` protects.
+    """
+    found = dict.fromkeys(patterns)
+    fresh = tuple(found) if links else ()
+    while fresh:
+        wanted = [*_moved(links, fresh), *_linked(links, fresh)]
+        fresh = tuple(dict.fromkeys(each for each in wanted if each not in found))
+        found |= dict.fromkeys(fresh)
+    return tuple(found)
+
+
+def _moved(links: LinkTable, patterns: tuple[str, ...]) -> Iterator[str]:
+    """Yield where the fixed beginnings of patterns lead, with what follows them."""
+    for pattern in patterns:
+        fixed, rest = fixed_part(pattern)
+        try:
+            end = links.follow(fixed)
+        except LinkProblemError:
+            continue
+        if end and end != fixed:
+            yield "/".join(end + rest)
+
+
+def _linked(links: LinkTable, patterns: tuple[str, ...]) -> Iterator[str]:
+    """Yield all that lies behind links which patterns mean."""
+    meant = globs(patterns)
+    for path in links:
+        end = links.end_of(path)
+        if end and meant.match(names_of(path)):
+            yield "/".join([*end, "**"])
