@@ -40,7 +40,7 @@ from .api.errors import install_error_handlers
 from .api.mcp.endpoint import mount_mcp
 from .api.monitoring import Traffic, TrafficMiddleware
 from .config import Settings, SettingsError, load_settings
-from .database import DatabaseClock, open_database
+from .database import DatabaseClock, DatabaseError, open_database
 from .domain.printable import lines_of
 from .gitrepo import Repository
 from .jobs.worker import Queue, Workers
@@ -51,6 +51,7 @@ from .services.ci import BEGIN_TASK, TAKE_TASK, begin_ci_run, run_ci, take_ci_ou
 from .services.feed import Feed
 from .services.house import House
 from .services.pushes import push_branch, take_up_pushes
+from .services.serving import ClonePlace, ServedElsewhereError, require_history
 from .services.upkeep import UPKEEP_QUEUE, keep_up_alone, start_up
 
 UPKEEP_SECONDS = 5
@@ -124,8 +125,28 @@ def open_house(settings: Settings) -> Iterator[House]:
         )
 
 
+@contextmanager
+def holding_clone(house: House, *, has_ci_alone: bool = False) -> Iterator[None]:
+    """Hold the database for this clone; CI alone may be done in any clone of the repository.
+
+    Raises DatabaseError where the database belongs to another one.
+    """
+    try:
+        if has_ci_alone:
+            require_history(house)
+        place = None if has_ci_alone else ClonePlace(house)
+    except ServedElsewhereError as error:
+        raise DatabaseError(error.detail) from error
+    try:
+        yield
+    finally:
+        if place is not None:
+            place.close()
+
+
 def _open(settings: Settings, stack: ExitStack) -> House:
     house = stack.enter_context(open_house(settings))
+    stack.enter_context(holding_clone(house))
     start_up(house)
     if house.repository.remote is not None:
         take_up_pushes(house)
@@ -160,12 +181,14 @@ def jobs_process(
             for queue in queues.values()
             if not names or queue.name in names
         ]
-        if UPKEEP_QUEUE in {queue.name for queue in chosen}:
-            start_up(house)
-        if pushes.QUEUE in {queue.name for queue in chosen}:
-            take_up_pushes(house)
-        with working(house, chosen):
-            yield [queue.name for queue in chosen]
+        of_clone = {queue.name for queue in chosen} - {CI_QUEUE}
+        with holding_clone(house, has_ci_alone=not of_clone):
+            if UPKEEP_QUEUE in of_clone:
+                start_up(house)
+            if pushes.QUEUE in of_clone:
+                take_up_pushes(house)
+            with working(house, chosen):
+                yield [queue.name for queue in chosen]
 
 
 def queues_of(house: House) -> list[Queue]:

@@ -15,7 +15,7 @@ import uvicorn
 
 from .. import __version__
 from ..config import Settings, SettingsError, load_settings, repository_top
-from ..database import DatabaseError, open_database
+from ..database import DatabaseError
 from ..gitrepo.errors import RepositoryUnusableError
 from ..gitrepo.repository import Repository
 from .command import ClosedPipeError, CommandError, command_app
@@ -70,12 +70,12 @@ def _serve(stack: ExitStack, *, host: str | None, port: str | None, is_demo: boo
     branch = Repository.open(settings).base().branch
     listener = stack.enter_context(_listen(settings.host, settings.port))
     url = f"http://{_shown_host(settings.host)}:{listener.getsockname()[1]}"
-    from ..main import create_app  # here, so that what is wrong above is told at once
+    # Here, so that what is wrong above is told at once.
+    from ..main import create_app, holding_clone, open_house
 
     app = create_app(settings)
-    # Opened by the application too; here, so that a wrong one is told in one line.
-    database = stack.enter_context(open_database(settings))
-    database.migrate()
+    # The application does all that too; here, so that what is wrong is told in one line.
+    stack.enter_context(holding_clone(stack.enter_context(open_house(settings))))
     server = _Server(
         uvicorn.Config(
             app,

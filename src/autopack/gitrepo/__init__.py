@@ -1,6 +1,7 @@
 """PIPE to git: the only code that runs it. A patch goes in, a commit or a refusal comes out."""
 
 from .apply import AppliedPatch, ChangeSet, Judge
+from .clone import CloneIdentity
 from .errors import (
     BranchCheckedOutError,
     GitFailedError,
@@ -29,6 +30,7 @@ __all__ = [
     "Base",
     "BranchCheckedOutError",
     "ChangeSet",
+    "CloneIdentity",
     "CollisionError",
     "DiffStat",
     "GitFailedError",

@@ -148,6 +148,17 @@ def _remove_unlocked(folder: Path, remove: Callable[[Path], None]) -> None:
     os.close(lock)
 
 
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a file's lock, which ends with the process at the latest."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        flock(descriptor, LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def lock_folder(folder: Path) -> int:
     """Hold a folder until the descriptor is closed, or the process ends."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)

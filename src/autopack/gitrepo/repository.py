@@ -14,6 +14,7 @@ from pathlib import Path
 from ..config import Settings
 from ..domain.changes import MODE_ABSENT, MODE_FILE, FileChange
 from .apply import AppliedPatch, Judge, RefusedError, Rehearsal, Resolution, apply_to_tree, rehearse
+from .clone import CloneIdentity, identify
 from .conflict import resolve
 from .cost import require_few_steps
 from .errors import GitFailedError, RepositoryUnusableError
@@ -154,6 +155,17 @@ class Repository:
         )
         names = found.stdout.decode(errors="replace").splitlines()
         return tuple(sorted(name.removeprefix("remote.").removesuffix(".url") for name in names))
+
+    def clone_identity(self) -> CloneIdentity:
+        """Tell which clone this is, with the service's folders."""
+        return identify(self._settings, self.objects.folder)
+
+    def root_commits(self) -> tuple[str, ...]:
+        """Return the first commits of the base branch; none where a shallow clone lacks them."""
+        if (self.git_dir / "shallow").exists():
+            return ()
+        options = ("--max-parents=0", "--end-of-options", self.base().commit)
+        return tuple(sorted(self._read("rev-list", *options).stdout.decode().split()))
 
     def read_ref(self, ref: str) -> str | None:
         """Return the commit (or tag object) a ref is at, or None. Reads files alone."""

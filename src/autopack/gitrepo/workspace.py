@@ -7,14 +7,11 @@ a say, only the files as they lie there against the commit that was laid out.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import os
 import re
 import shlex
 import shutil
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +20,7 @@ from .address import AddressError, RemoteAddress, parse_address
 from .errors import GitFailedError, RepositoryUnusableError
 from .process import GitResult, GitRunner
 from .push import access
+from .quarantine import locked
 from .repository import discover
 
 FETCH_SECONDS = 1800
@@ -68,17 +66,6 @@ class Harvest:
 
     patch: bytes
     nested: tuple[str, ...] = ()
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a file's lock, which ends with the process at the latest."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 class ObjectCache:

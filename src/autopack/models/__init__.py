@@ -8,6 +8,7 @@ from .pulses import Pulse
 from .pushes import Push
 from .rulesets import RulesetVersion
 from .runs import Phase, Run, Tier
+from .serving import ServedClone
 from .work import Audit, CiLog, CiRun, Commit, Lease, Patch, Reply, Submission
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Reply",
     "RulesetVersion",
     "Run",
+    "ServedClone",
     "Sighting",
     "Submission",
     "Tier",

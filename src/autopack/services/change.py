@@ -76,6 +76,12 @@ class ProjectionLaggingError(UnavailableError):
     code = "projection_lagging"
 
 
+class SupersededError(UnavailableError):
+    """What is recorded here would not reach the branches of the clone that is served now."""
+
+    code = "superseded"
+
+
 class OutcomeUnknownError(UnavailableError):
     """Nobody can say yet whether the change happened."""
 
@@ -460,9 +466,16 @@ def commit_for_good(session: Session) -> None:
         ) from error
 
 
+def require_place(house: House) -> None:
+    """See that the database still belongs to this clone. Raises SupersededError."""
+    if house.superseded.is_set():
+        raise SupersededError("another clone's service has taken over this database; stop this one")
+
+
 @contextmanager
 def locked_session(house: House, run_id: str, *, is_waiting: bool = True) -> Iterator[Session]:
-    """Hold a run's lock, whether there is such a run or not."""
+    """Hold a run's lock, whether there is such a run or not. Raises SupersededError."""
+    require_place(house)
     with (
         house.engine.connect() as connection,
         Session(bind=connection, expire_on_commit=False) as session,

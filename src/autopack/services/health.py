@@ -11,6 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from ..domain.errors import AutopackError, UnavailableError
 from ..jobs.queue import workers_silence
 from ..store import pulses, runs
+from .change import require_place
 from .house import House
 from .pushes import check_pushes
 from .upkeep import PULSE
@@ -48,6 +49,7 @@ def check_health(house: House) -> dict[str, Check]:
 
 
 def _check_database(house: House) -> None:
+    require_place(house)
     with house.reading() as session:
         runs.touch(session)
 

@@ -29,6 +29,8 @@ class House:
     mirror: Mirror
     now: Callable[[], datetime] = utc_now
     stopping: Event = field(default_factory=Event)  # set when the process is to end
+    # Set while the database belongs to another clone: a service there came while it was away.
+    superseded: Event = field(default_factory=Event)
 
     def now_in(self, run: Run) -> datetime:
         """Return a moment after the run's last change, even when the clock was set back since.

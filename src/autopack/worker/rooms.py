@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..gitrepo.workspace import locked
+from ..gitrepo.quarantine import locked
 
 
 @dataclass(frozen=True, slots=True)

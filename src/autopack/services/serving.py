@@ -1,0 +1,143 @@
+"""One clone a database: branches and files of another would not follow what it records.
+
+Any number of services and jobs' processes may share a database when they share the clone, the home
+and the runs directory.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from threading import Event, Thread
+from typing import Final
+
+import structlog
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.orm import Session
+
+from ..domain.errors import ConflictError
+from ..gitrepo import Repository
+from ..models import ServedClone
+from ..store import serving
+from .house import House
+
+logger = structlog.get_logger(__name__)
+
+LOOK_SECONDS: Final = 5
+
+
+class ServedElsewhereError(ConflictError):
+    """The database belongs to another clone, or to another repository."""
+
+    code = "served_elsewhere"
+
+
+def require_history(house: House) -> None:
+    """See that the database's runs are of this repository. Raises ServedElsewhereError."""
+    with house.writing() as session:
+        known = serving.lock_clone(session)
+        if known is not None and known.clone != house.repository.clone_identity().clone:
+            _require_shared_history(session, known, house.repository)
+
+
+def take_clone(session: Session, repository: Repository) -> None:
+    """Let the database belong to this clone, and hold it; commits. Raises ServedElsewhereError.
+
+    It may have belonged to another one, whose service is gone: what that one's branches show is
+    made again here.
+    """
+    mine = repository.clone_identity()
+    with session.begin():
+        known = serving.lock_clone(session)
+        if known is None or known.clone != mine.clone:
+            if known is not None:
+                if serving.is_served(session):
+                    raise ServedElsewhereError(
+                        f"the database is served from {known.place} already, since "
+                        f"{known.since:%Y-%m-%d %H:%M} UTC, and this is {mine.place}: branches here"
+                        " would not show what is recorded there. Stop that service, or set"
+                        " DATABASE_URL to a database of this clone's own."
+                    )
+                _require_shared_history(session, known, repository)
+                logger.warning("clone_changed", was=known.place, now=mine.place)
+            roots = repository.root_commits()
+            serving.put_clone(session, clone=mine.clone, place=mine.place, root_commits=list(roots))
+        serving.share(session)
+
+
+def _require_shared_history(session: Session, known: ServedClone, repository: Repository) -> None:
+    roots = repository.root_commits()
+    is_comparable = roots and known.root_commits  # shallow clones know none
+    if is_comparable and not {*roots} & {*known.root_commits} and serving.has_runs(session):
+        raise ServedElsewhereError(
+            f"the database holds runs of the repository at {known.place} (first commit"
+            f" {known.root_commits[0]}); {repository.clone_identity().place} (first commit"
+            f" {roots[0]}) shares no history with it. Set DATABASE_URL to a database of this"
+            " repository's own."
+        )
+
+
+class ClonePlace:
+    """Holds the database for this clone, also over a restart of Postgres, until it is closed."""
+
+    def __init__(self, house: House) -> None:
+        self._house = house
+        self._is_over = Event()
+        self._connection = self._take()
+        self._thread = Thread(target=self._watch, name="clone-place", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._is_over.set()
+        self._thread.join()
+        self._drop()
+
+    def _take(self) -> Connection:
+        connection = self._house.engine.connect()
+        try:
+            with Session(connection, expire_on_commit=False) as session:
+                take_clone(session, self._house.repository)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _watch(self) -> None:
+        while not self._is_over.wait(LOOK_SECONDS):
+            self.look()
+
+    def look(self) -> None:
+        """See that it is still held; take it again if it is not."""
+        if not self._is_held():
+            self._take_again()
+
+    def _is_held(self) -> bool:
+        held = self._connection.connection.dbapi_connection
+        dialect = self._connection.dialect
+        try:
+            return held is not None and dialect.do_ping(held)
+        except dialect.loaded_dbapi.Error:
+            return False
+
+    def _take_again(self) -> None:
+        """Hold it anew when Postgres was away; another clone's service may have been quicker."""
+        try:
+            connection = self._take()
+        except ServedElsewhereError as error:
+            if not self._house.superseded.is_set():
+                logger.error("served_elsewhere", why=error.detail)
+            self._house.superseded.set()
+        except (DBAPIError, PoolTimeoutError):
+            return  # it is still away
+        else:
+            self._connection.invalidate()
+            self._connection.close()
+            self._connection = connection
+            self._house.superseded.clear()
+
+    def _drop(self) -> None:
+        with suppress(DBAPIError), Session(self._connection) as session:
+            serving.leave(session)
+            session.commit()
+        self._connection.close()
