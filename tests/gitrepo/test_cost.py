@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
+from autopack.config import Settings
 from autopack.gitrepo import AppliedPatch, PatchTooLargeError, Repository
-from autopack.gitrepo.hunks import find_image
+from autopack.gitrepo.hunks import FileLines, HunkStatus, find_image, place_hunks
+from autopack.gitrepo.patch import PatchText, ScannedHunk
+from autopack.gitrepo.scan import scan_patch
 
 if TYPE_CHECKING:
     from tests.gitrepo.conftest import History, OpenRepository
@@ -108,3 +111,17 @@ def test_a_line_that_fills_the_file_is_looked_at_around_the_hunks_place_alone() 
         70_001,
     ]
     assert Positions.looked_at < 300
+
+
+@pytest.mark.unit
+def test_hunks_are_placed_one_at_a_time_so_that_the_first_misfit_can_end_the_search() -> None:
+    patch = PatchText.of(b"--- a/f\n+++ b/f\n" + hunk(1, 0) + hunk(4, 3))
+    (file,) = scan_patch(patch, Settings(_env_file=None)).files
+    read: list[int] = []
+
+    def noted(each: ScannedHunk) -> ScannedHunk:
+        read.append(each.line)
+        return each
+
+    first = next(place_hunks(map(noted, file.hunks), FileLines([b"x\n"])))
+    assert (first.status, len(read)) == (HunkStatus.REFUSED, 1)

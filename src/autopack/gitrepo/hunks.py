@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
@@ -164,9 +164,11 @@ def with_line_ends_of(image: HunkImages, now: Sequence[bytes]) -> HunkImages:
     return replace(image, old=tuple(map(fit, image.old)), new=tuple(map(fit, image.new)))
 
 
-def place_hunks(hunks: Iterable[ScannedHunk], file: FileLines) -> list[HunkPlace]:
-    """Place each of a file's hunks, expecting it as far off as the one before it was."""
-    places: list[HunkPlace] = []
+def place_hunks(hunks: Iterable[ScannedHunk], file: FileLines) -> Iterator[HunkPlace]:
+    """Place each of a file's hunks, expecting it as far off as the one before it was.
+
+    One at a time, so that a caller who needs all to fit can stop at the first that does not.
+    """
     drift = 0
     taken = _Taken()
     for hunk in hunks:
@@ -178,8 +180,7 @@ def place_hunks(hunks: Iterable[ScannedHunk], file: FileLines) -> list[HunkPlace
                 drift = place.start - max(hunk.old_start - 1, 0)
             if place.status is HunkStatus.ALREADY_APPLIED:
                 drift += hunk.new_count - hunk.old_count
-        places.append(place)
-    return places
+        yield place
 
 
 class _Taken:

@@ -207,7 +207,7 @@ class _Writer:
         now = FileLines(split_lines(content))
         if file.new_path is None:
             return self._deletion(verdict, file, content, now)
-        places = place_hunks(file.hunks[: self._hunks_left], now)
+        places = list(place_hunks(file.hunks[: self._hunks_left], now))
         self._add_hunks(verdict, file, places, now)
         statuses = {place.status for place in places}
         if HunkStatus.REFUSED in statuses:
