@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from pathlib import Path
@@ -16,11 +17,20 @@ from pydantic import (
     field_validator,
 )
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, DotEnvSettingsSource, NoDecode, SettingsConfigDict
 
 from .domain.identifiers import identifier_problem
 
 MEGABYTE = 1_000_000
+# What the client, the worker, CI commands and the container read or are given.
+_OTHER_VARIABLES = frozenset(
+    f"AUTOPACK_{name}"
+    for name in (
+        *("API_KEY", "URL", "WORKER_HOME", "WORK_ITEM", "RESULT", "REPO", "UID", "GID"),
+        *("RUN_ID", "PHASE_ID", "COMMIT", "CI_ATTEMPT", "CI_RUN", "TEST_DATABASE_URL"),
+        *("PUSH_USERNAME", "PUSH_PASSWORD"),
+    )
+)
 
 
 class SettingsError(Exception):
@@ -261,6 +271,26 @@ def load_settings(**values: object) -> Settings:
             f"{unread} is not read: name it by AUTOPACK_ENV_FILE={unread}, or remove it"
         )
     return settings
+
+
+def misspelt_settings() -> list[str]:
+    """Return a line for each AUTOPACK_ name in the environment or the file that is no setting.
+
+    Only where a known name is near: other programs may have names of their own.
+    """
+    file = _settings_file()
+    in_file = DotEnvSettingsSource(Settings, env_file=file).env_vars if file else ()
+    given = {*os.environ, *(name.upper() for name in in_file)}
+    known = {Settings.variable(name) for name in Settings.model_fields} | _OTHER_VARIABLES
+    prefix = str(Settings.model_config["env_prefix"])
+    ours = {name.removeprefix(prefix): name for name in known if name.startswith(prefix)}
+    lines = []
+    for name in sorted(given - known):
+        if name.upper().startswith(prefix):
+            word = name.upper().removeprefix(prefix)
+            if near := difflib.get_close_matches(word, ours, n=1, cutoff=0.75):
+                lines.append(f"{name} is no setting; the nearest known one is {ours[near[0]]}")
+    return lines
 
 
 def _settings_file() -> Path | None:

@@ -151,6 +151,27 @@ def test_issues_and_policy_are_in_an_operators_hand(
     terminal.run("strategy", "ruleset", "put", file)
     assert "777" in terminal.run("strategy", "show")
 
+    def put(document: object, exit_code: int = 0) -> str:
+        file.write_text(json.dumps(document))
+        return terminal.run("strategy", "ruleset", "put", file, exit_code=exit_code)
+
+    def ruleset_now() -> dict[str, Any]:
+        document: dict[str, Any] = json.loads(terminal.run("strategy", "ruleset", "get"))
+        return document
+
+    assert ruleset_now()["version"] == 2
+    assert "version 3" in put({"run": {"token_cap": 888}})
+    assert ruleset_now() == {**ruleset, "version": 3, "run": {**ruleset["run"], "token_cap": 888}}
+    assert "already: version 3" in put({"run": {"token_cap": 888}})
+    assert "version 9" in put({"version": 9})
+    fewer = {**ruleset_now(), "builder_modes": {}}
+    assert "version 10" in put(fewer)
+    assert ruleset_now()["builder_modes"] == {}
+    refused = put({"run": {"token_cap": -1}}, exit_code=2)
+    assert refused.startswith(f"autopack: {file}: run.token_cap: ")
+    assert "project_ruleset" not in refused
+    assert ruleset_now()["version"] == 10
+
 
 @pytest.mark.integration
 def test_promotion_is_started_by_gh_for_an_eligible_run_alone(
@@ -377,3 +398,37 @@ def _python(*arguments: str, **environment: str) -> str:
         text=True,
         check=True,
     ).stdout
+
+
+@pytest.mark.integration
+def test_a_misspelt_setting_is_told_with_the_nearest_known_one(
+    git_repo: GitRepo,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(git_repo.path)
+    (tmp_path / "settings").write_text("AUTOPACK_PROT=9000\n")
+    monkeypatch.setenv("AUTOPACK_ENV_FILE", str(tmp_path / "settings"))
+    monkeypatch.setenv("AUTOPACK_BASE_BRANHC", "main")
+    monkeypatch.setenv("AUTOPACK_API_KEY", "k")
+    monkeypatch.setenv("AUTOPACK_OF_ANOTHER_PROGRAM", "x")
+    assert main(["init", "--dry-run"]) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        f"autopack: warning: {wrong} is no setting; the nearest known one is {right}"
+        for wrong, right in (
+            ("AUTOPACK_BASE_BRANHC", "AUTOPACK_BASE_BRANCH"),
+            ("AUTOPACK_PROT", "AUTOPACK_PORT"),
+        )
+    ]
+
+
+@pytest.mark.integration
+def test_the_doctor_asks_the_service_that_api_url_names(
+    terminal: Terminal, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(monkeypatch, settings)
+    monkeypatch.setenv("API_URL", "http://127.0.0.1:9")
+    found = terminal.json("doctor", exit_code=1)["findings"]
+    [of_service] = [each for each in found if each["check"] == "service"]
+    assert "http://127.0.0.1:9" in of_service["detail"]

@@ -13,11 +13,12 @@ from typing import Annotated, Any
 
 import typer
 
-from ..config import Settings, SettingsError, load_settings
+from ..config import Settings, SettingsError
 from ..database import Database, DatabaseError, open_database
 from ..gitrepo.errors import RepositoryUnusableError
 from ..gitrepo.tracked import require_untracked
 from .command import FINE, NO, UNAVAILABLE, CommandError, command_app
+from .settings import read_settings
 from .terminal import JsonOption, log_warnings_alone, print_json, print_table, say
 
 app = command_app()
@@ -106,7 +107,7 @@ def _opened(*, must_exist: bool = False) -> Iterator[Database]:
     """Open the database that the service uses. Raises CommandError."""
     log_warnings_alone()
     try:
-        settings = load_settings()
+        settings = read_settings()
         require_untracked(settings)
         if must_exist and not exists(settings):
             raise CommandError(

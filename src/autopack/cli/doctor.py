@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from ..ci.sandbox import Sandbox
 from ..client import Autopack, ClientError, UnreachableError
-from ..config import Settings, SettingsError, load_settings, repository_top
+from ..config import Settings, SettingsError, load_settings, misspelt_settings, repository_top
 from ..database import DatabaseError, open_database
 from ..domain.errors import AutopackError
 from ..domain.ruleset import Ruleset
@@ -79,6 +79,8 @@ def _examine(url: str | None) -> Iterator[Finding]:
         return
     file = f" and {settings.env_file}" if settings.env_file else ""
     yield Finding("settings", "ok", f"read from the environment{file}")
+    for line in misspelt_settings():
+        yield Finding("settings", "warn", line, "Correct or remove it: it has no effect.")
     yield from _door(settings)
     yield from _repository(settings)
     yield from _database(settings)

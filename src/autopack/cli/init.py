@@ -6,12 +6,13 @@ from typing import Annotated
 
 import typer
 
-from ..config import SettingsError, load_settings
+from ..config import SettingsError
 from ..domain.errors import AutopackError
 from ..domain.values import CiMode
 from ..gitrepo.errors import RepositoryUnusableError
 from ..setup import Action, SetUp, SetUpError, set_up
 from .command import CommandError, command_app
+from .settings import read_settings
 from .terminal import say
 
 # A dry run writes nothing, so it does not say that it did.
@@ -47,7 +48,7 @@ def init(
     """
     try:
         found = set_up(
-            load_settings(), mode=ci, command=ci_command, is_applied=apply, is_dry_run=dry_run
+            read_settings(), mode=ci, command=ci_command, is_applied=apply, is_dry_run=dry_run
         )
     except (SettingsError, SetUpError, RepositoryUnusableError, AutopackError) as error:
         raise CommandError(str(error)) from error

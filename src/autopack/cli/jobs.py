@@ -8,10 +8,11 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from ..config import SettingsError, load_settings
+from ..config import SettingsError
 from ..database import DatabaseError
 from ..gitrepo.errors import RepositoryUnusableError
 from .command import CommandError, command_app
+from .settings import read_settings
 from .signals import leave_on_signals
 from .terminal import say
 
@@ -37,7 +38,7 @@ def jobs(
     from ..main import jobs_process  # here, so that help and wrong settings are told at once
 
     try:
-        with jobs_process(load_settings(), queue or (), workers) as names:
+        with jobs_process(read_settings(), queue or (), workers) as names:
             say(f"Autopack {__version__} works on {', '.join(names)}. Ctrl-C stops.", is_now=True)
             threading.Event().wait()
     except (SettingsError, DatabaseError, RepositoryUnusableError) as error:

@@ -14,11 +14,13 @@ import typer
 import uvicorn
 
 from .. import __version__
-from ..config import Settings, SettingsError, load_settings, repository_top
+from ..ci.sandbox import Sandbox
+from ..config import Settings, SettingsError, repository_top
 from ..database import DatabaseError
 from ..gitrepo.errors import RepositoryUnusableError
 from ..gitrepo.repository import Repository
 from .command import ClosedPipeError, CommandError, command_app
+from .settings import read_settings
 from .signals import leave_on_signals
 from .terminal import say
 
@@ -66,7 +68,7 @@ def _serve(stack: ExitStack, *, host: str | None, port: str | None, is_demo: boo
     values: dict[str, object] = {name: value for name, value in given.items() if value is not None}
     if is_demo:
         values |= _demo_values(stack)
-    settings = load_settings(**values)
+    settings = read_settings(**values)
     branch = Repository.open(settings).base().branch
     listener = stack.enter_context(_listen(settings.host, settings.port))
     url = f"http://{_shown_host(settings.host)}:{listener.getsockname()[1]}"
@@ -116,6 +118,9 @@ def _announce(settings: Settings, branch: str, url: str, *, is_demo: bool) -> No
         f"  Data     {database}; {settings.home}; {settings.autonomous_runs_dir}",
         is_now=True,
     )
+    if (problem := Sandbox(settings).problem) is not None:
+        how = "does not run" if settings.ci_sandbox == "required" else "runs without a sandbox"
+        say(f"  CI       {how}: {problem}", is_now=True)
     if is_demo:
         from ..client.demo import run_demo
 

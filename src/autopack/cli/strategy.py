@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+from ..client import ApiError
 from ..domain.strategy import Strategy
-from .command import command_app
+from .command import CommandError, command_app
 from .service import asking, read_document
 from .terminal import JsonOption, UrlOption, print_json, print_table, say
 
@@ -71,14 +72,51 @@ def put_ruleset(
     json: JsonOption = False,
     url: UrlOption = None,
 ) -> None:
-    """Replace the ruleset; runs that are under way keep theirs."""
+    """Change the ruleset; runs that are under way keep theirs.
+
+    A document with all fields replaces it; one that lacks some changes those alone that it has.
+    The version is raised, unless the document has a higher one.
+    """
     document = read_document(file)
     with asking(url) as client:
-        ruleset = client.put_ruleset(document)
+        standing = client.get_ruleset()
+        wanted = document if standing.keys() <= document.keys() else _merged(standing, document)
+        given = wanted["version"]
+        if isinstance(given, int) and given <= standing["version"]:
+            wanted["version"] = standing["version"]
+        is_same = wanted == standing
+        if not is_same and wanted["version"] == standing["version"]:
+            wanted["version"] += 1
+        try:
+            ruleset = standing if is_same else client.put_ruleset(wanted)
+        except ApiError as error:
+            raise CommandError(f"{file}: {_where(error)} ({error.code})") from error
     if json:
         print_json(ruleset)
+    elif is_same:
+        say(f"The ruleset is what {file} says already: version {ruleset['version']}.")
     else:
-        say(f"The ruleset is replaced: version {ruleset['version']}.")
+        say(f"The ruleset is changed: version {ruleset['version']}.")
+
+
+def _merged(standing: Mapping[str, Any], fragment: Mapping[str, Any]) -> dict[str, Any]:
+    """Put a fragment's fields into a document; lists are replaced as a whole."""
+    merged = dict(standing)
+    for name, value in fragment.items():
+        inner = merged.get(name)
+        if isinstance(inner, Mapping) and isinstance(value, Mapping):
+            merged[name] = _merged(inner, value)
+        else:
+            merged[name] = value
+    return merged
+
+
+def _where(error: ApiError) -> str:
+    """Name each wrong field of the file that was given, not of the service's own."""
+    problems = error.problem.get("errors")
+    if not isinstance(problems, list):
+        return error.detail
+    return "; ".join(f"{each['loc']}: {each['message']}" for each in problems)
 
 
 def _print_strategy(strategy: Strategy) -> None:

@@ -1,0 +1,14 @@
+"""The settings of a command that works on the repository of the current folder."""
+
+from __future__ import annotations
+
+from ..config import Settings, load_settings, misspelt_settings
+from .terminal import say
+
+
+def read_settings(**values: object) -> Settings:
+    """Read the settings, and warn of names that are none. Raises SettingsError."""
+    settings = load_settings(**values)
+    for line in misspelt_settings():
+        say(f"autopack: warning: {line}", is_error=True)
+    return settings
