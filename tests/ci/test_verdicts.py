@@ -54,6 +54,12 @@ def test_the_exit_decides(tmp_path: Path, command: str, verdict: Verdict, reason
     assert reason in outcome.reason
 
 
+def test_the_line_that_becomes_a_reason_shows_no_credential(tmp_path: Path) -> None:
+    token = "ghp_" + "a1B2c3D4e5F6" * 3
+    outcome = run(tmp_path / "tree", f"echo login with {token}; exit 1")
+    assert outcome.reason == "exit 1: login with [redacted: github token]"
+
+
 @pytest.mark.parametrize(
     ("report", "status", "verdict", "reason"),
     [

@@ -19,6 +19,7 @@ from ..config import Settings
 from ..domain.results import CheckCounts
 from ..domain.run import Sandbox as Place
 from ..domain.run import Verdict
+from ..domain.secret_rules import redact
 from . import usage
 from .junit import Marks, ReportError, TestCounts, count_tests, mark_reports
 from .sandbox import OBJECTS, Limits, Sandbox, Start
@@ -405,7 +406,9 @@ def last_line(log: bytes) -> str:
     """Return the last line of an output that says something, as one harmless line."""
     lines = log[-8 * MAX_LINE :].decode(errors="replace").splitlines()
     line = next((line for line in reversed(lines) if line.strip()), "").strip()
-    return "".join(sign if sign.isprintable() else "?" for sign in line[-MAX_LINE:])
+    # It becomes a reason, which is committed with the record: no credential goes along.
+    line = redact(line)[-MAX_LINE:]
+    return "".join(sign if sign.isprintable() else "?" for sign in line)
 
 
 def _status(report: bytes, process: subprocess.Popen[bytes], *, is_contained: bool) -> int | None:
