@@ -286,6 +286,19 @@ def test_a_log_that_is_not_there_is_named(api: Api, house: House) -> None:
     api.refused(api.client.get("/runs/run-001/ci/999/log"), 404, "not_found", "999")
 
 
+def test_a_credential_that_a_command_prints_is_kept_nowhere(api: Api, house: House) -> None:
+    body = "aB3dE5fG7hJ9kL1mN3pQ5rS7tU9vW1xY3zA5"
+    rule(api, f"echo 'with ghp_''{body} it failed'; exit 1")
+    api.start()
+    api.result()
+    judge(house)
+    (run, *_) = api.client.get("/runs/run-001/ci").json()["ci_runs"]
+    log = api.client.get(f"/runs/run-001/ci/{run['ci_run_id']}/log").text
+    assert "with [redacted: github token] it failed" in log
+    kept = [path.read_text() for path in api.runs_dir.rglob("run-001/**/*") if path.is_file()]
+    assert not any(f"ghp_{body}" in content for content in kept)
+
+
 def test_whatever_a_command_prints_is_kept_as_it_is_and_harms_nothing(
     api: Api, house: House
 ) -> None:

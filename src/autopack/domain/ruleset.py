@@ -105,10 +105,14 @@ class TierBudget(Closed):
 
 
 class PathRules(Closed):
-    """Globs that no patch may touch, beside the built-in ones, and what a category may open."""
+    """Globs that no patch may touch, beside the built-in ones, and what a category may open.
+
+    `portable_names`: new names are such that Windows and macOS can hold and tell apart.
+    """
 
     protected: tuple[PathGlob, ...] = ()
     opened: Mapping[Word, tuple[PathGlob, ...]] = Field(default_factory=dict)
+    portable_names: Annotated[bool, Field(strict=True)] = True
 
 
 class CiCommand(Closed):

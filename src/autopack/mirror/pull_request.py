@@ -26,7 +26,7 @@ MAX_REASONS = 50
 _NAME = 100
 _REASON = 300
 _TEXT = 150
-_CALL_SIGNS = re.compile(r"@+(?=\w)|#+(?=\d)|(?<=GH)-(?=\d)", re.IGNORECASE)
+_CALL_SIGNS = re.compile(r"(?<!@)@++(?=\w)|(?<!#)#++(?=\d)|(?<=GH)-(?=\d)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,7 @@ class Run(Base):
     cleanup_after_tiers: Mapped[int]
     major_categories: Mapped[Json]
     protected_paths: Mapped[Json]
+    portable_names: Mapped[bool] = mapped_column(default=True)
 
     tokens_used: Mapped[int] = mapped_column(default=0)
     tokens_reserved: Mapped[int] = mapped_column(default=0)

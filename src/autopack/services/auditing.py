@@ -10,6 +10,7 @@ from ..domain.capacity import take_unavailable
 from ..domain.changes import Repair
 from ..domain.errors import AutopackError, ConflictError, InvalidError, NotFoundError
 from ..domain.money import ZERO_USD, cost_entry
+from ..domain.redaction import redacted
 from ..domain.results import AuditorReport, AuditRequest
 from ..domain.reviewing import Recommendation, Review, ReviewRefusal
 from ..domain.run import PhaseState
@@ -48,6 +49,7 @@ def request_audit(
     identity = once(
         "auditor_request", {"phase_id": phase_id, "request": document}, [key_scope(idempotency_key)]
     )
+    request = redacted(request)
     with changing(house, run_id) as change, identity.keeping_refusals(change):
         given = identity.find(change)
         if given is not None:
@@ -94,11 +96,12 @@ def submit_auditor_result(
     A refusal that is a patch's fault uses up a try, which is committed before it is raised.
     """
     require_same_names(run_id, phase_id, report.run_id, report.phase_id)
+    identity = identify(phase_id, Role.AUDITOR, report, idempotency_key)
+    report = redacted(report)
     patches = _own_patches(report)
     is_unavailable = report.recommendation is Recommendation.UNAVAILABLE
     if patches and is_unavailable:
         raise InvalidError("suggested_patches: an Auditor that was unavailable has none")
-    identity = identify(phase_id, Role.AUDITOR, report, idempotency_key)
     refusal: AutopackError | None = None
     body: dict[str, Any] = {}
     with changing(house, run_id) as change, identity.keeping_refusals(change):
@@ -123,6 +126,7 @@ def submit_auditor_result(
                 patching.require_free_branch(change)
             submission = record_submission(change, phase, report, patches, lease)
             applied, refusal = _take(change, phase, report, submission, patches)
+            patching.keep_no_secrets(patches)
         if audit is not None and refusal is None and not is_unavailable:
             # A refused review, or one that could not be made, may be sent anew.
             audit.answered_at = change.now

@@ -9,6 +9,7 @@ from ..domain import steering
 from ..domain.errors import ConflictError
 from ..domain.naming import branch_ref
 from ..domain.results import PatchCheck
+from ..domain.secret_rules import redact
 from ..domain.work import CommitKind
 from ..gitrepo import RepositoryUnusableError
 from ..models import Phase, Run
@@ -145,6 +146,7 @@ def rollback(
     """
     request = {"to_phase": to_phase, "reason": reason}
     identity = once("rollback", request, [key_scope(idempotency_key)])
+    reason = redact(reason)
     with changing(house, run_id, actor=OPERATOR) as change, identity.keeping_refusals(change):
         given = identity.find(change)
         if given is not None:

@@ -12,6 +12,7 @@ from ..domain.changes import Repair
 from ..domain.course import Course
 from ..domain.errors import AutopackError, InvalidError
 from ..domain.money import ZERO_USD, cost_entry
+from ..domain.redaction import redacted
 from ..domain.results import BuilderReport
 from ..domain.states import PhaseStatus
 from ..domain.values import Role
@@ -43,6 +44,7 @@ def submit_builder_result(
     if patch is not None and report.status is BuilderStatus.UNAVAILABLE:
         raise InvalidError("patch_content: a Builder that was unavailable has no patch to submit")
     identity = identify(phase_id, Role.BUILDER, report, idempotency_key)
+    report = redacted(report)
     refusal: AutopackError | None = None
     body: dict[str, Any] = {}
     with changing(house, run_id) as change, identity.keeping_refusals(change):
@@ -137,6 +139,7 @@ def _take(
     if submission.outcome is Outcome.FAILED:  # nothing was put on the branch, nothing refused
         submission.outcome = _outcome_without_patch(course, phase_id)
         submission.reason = course.run.failure_reason or course.phase(phase_id).failure_reason
+    patching.keep_no_secrets([patch] if patch else [])
     return submission, commit, repairs, refusal
 
 

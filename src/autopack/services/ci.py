@@ -20,9 +20,11 @@ from ..ci import CheckRunner, Job, Outcome, StoppedError
 from ..config import Settings
 from ..domain import judging
 from ..domain.errors import AutopackError
+from ..domain.redaction import redacted
 from ..domain.results import MAX_LOG_TAIL
 from ..domain.ruleset import CiCommand
 from ..domain.run import Sandbox, Verdict
+from ..domain.secret_rules import redact, redact_bytes
 from ..domain.values import CiProfile
 from ..gitrepo.checkout import checked_out
 from ..gitrepo.workspace import WorkspaceError
@@ -163,18 +165,19 @@ def _make(house: House, order: Order) -> Outcome | None:
 
 def _hand_over(house: House, ci_run_id: int, outcome: Outcome) -> None:
     """Keep what was printed, and let the verdict be taken where branch and files are."""
-    tail = outcome.log[-4 * MAX_LOG_TAIL :].decode(errors="replace")[-MAX_LOG_TAIL:]
+    log = redact_bytes(outcome.log)
+    tail = log[-4 * MAX_LOG_TAIL :].decode(errors="replace")[-MAX_LOG_TAIL:]
     with house.writing() as session:
-        ci_runs.add_log(session, ci_run_id, outcome.log)
+        ci_runs.add_log(session, ci_run_id, log)
         _queue(
             session,
             TAKE_TASK,
             ci_run_id,
             verdict=outcome.verdict,
-            reason=outcome.reason,
+            reason=redact(outcome.reason),
             sandbox=outcome.sandbox,
             tests=outcome.tests.model_dump(mode="json") if outcome.tests else None,
-            failing_checks=outcome.failing_checks,
+            failing_checks=redacted(outcome.failing_checks),
             log_tail=tail.replace("\0", "\ufffd") or None,
         )
         session.commit()

@@ -16,6 +16,7 @@ from ..domain.course import Course, RunOverError
 from ..domain.errors import AutopackError
 from ..domain.events import wire_time
 from ..domain.money import ZERO_USD
+from ..domain.redaction import redacted
 from ..domain.results import ACCOUNT_MEANING
 from ..domain.steering import pass_time
 from ..domain.values import Closed, Role, Text, Word
@@ -158,6 +159,7 @@ def release(
         {"phase_id": phase_id, "release": given_back.model_dump(mode="json")},
         [key_scope(idempotency_key), lease_scope(given_back.lease_token)],
     )
+    given_back = redacted(given_back)
     with changing(house, run_id) as change:
         phase = change.phase(phase_id)
         given = identity.find(change)
@@ -212,6 +214,7 @@ def _claim(
     for it again.
     """
     item: dict[str, Any] | None = None
+    wanted = redacted(wanted)
     try:
         with changing(house, run_id, is_waiting=is_waiting) as change:
             change.course.require_live()

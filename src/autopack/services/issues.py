@@ -15,6 +15,7 @@ from ..domain.issues import (
     base_severity,
     needs_cleanup,
 )
+from ..domain.redaction import redacted
 from ..domain.reports import BacklogReportEntry, IndexEntry, RunIndex, read_off
 from ..domain.run_issues import RunIssue
 from ..domain.sightings import Cause, Sighting, count_open, sight
@@ -36,6 +37,7 @@ def record_issue(
     """
     request = {"phase_id": phase_id, "report": report.model_dump(mode="json")}
     identity = once("record_issue", request, [key_scope(idempotency_key)])
+    report = redacted(report)
     with changing(house, run_id) as change, identity.keeping_refusals(change):
         given = identity.find(change)
         if given is not None:

@@ -9,6 +9,7 @@ from ..domain import judging
 from ..domain.errors import ConflictError
 from ..domain.issues import IssueReport
 from ..domain.judging import Judgement
+from ..domain.redaction import redacted
 from ..domain.results import CiReport
 from ..domain.run import Sandbox, Verdict
 from ..domain.sightings import CI_SOURCE, Cause, resolved_by_green
@@ -39,6 +40,7 @@ def submit_ci_result(
         {"phase_id": phase_id, "report": report.model_dump(mode="json")},
         [key_scope(idempotency_key), f"latest:{phase_id}:{CI_SOURCE}"],
     )
+    report = redacted(report)
     with changing(house, run_id) as change, identity.keeping_refusals(change):
         phase = change.phase(phase_id)
         given = identity.find(change)

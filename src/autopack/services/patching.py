@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from ..config import Settings, repository_top
 from ..domain.changes import Repair
 from ..domain.errors import AutopackError, ErrorKind
 from ..domain.naming import STRICT_MARK
 from ..domain.path_policy import ABSOLUTE, DEFAULT_PROTECTED, PathPolicy, judge
+from ..domain.redaction import redacted
+from ..domain.secret_rules import redact_bytes
 from ..domain.values import CiProfile
-from ..domain.work import CommitKind, Outcome
+from ..domain.work import CommitKind, Outcome, PatchStatus
 from ..gitrepo import (
     BranchCheckedOutError,
     ChangeSet,
@@ -69,6 +72,7 @@ def judge_for(settings: Settings, run: Run, phase: Phase) -> Judge:
         max_files=most_files(settings, phase),
         max_path_bytes=settings.max_path_bytes,
         max_path_depth=settings.max_path_depth,
+        is_portable=run.portable_names,
     )
 
     def require_allowed(changes: ChangeSet) -> None:
@@ -79,6 +83,23 @@ def judge_for(settings: Settings, run: Run, phase: Phase) -> Judge:
     return require_allowed
 
 
+@contextmanager
+def _telling_no_secrets() -> Iterator[None]:
+    """Redact a refusal: its words and its ticket quote the patch and the branch, and are kept."""
+    try:
+        yield
+    except PATCH_FAULTS as fault:
+        fault.detail, fault.extra = redacted(fault.detail), redacted(fault.extra)
+        raise
+
+
+def keep_no_secrets(patches: Iterable[Patch]) -> None:
+    """Redact what is kept of patches that were not let in; their hash is of what was sent."""
+    for patch in patches:
+        if patch.status is PatchStatus.REFUSED:
+            patch.content = redact_bytes(patch.content)
+
+
 def dry_apply(
     change: RunChange, phase: Phase, patch: Patch, base_commit: str | None
 ) -> tuple[Repair, ...]:
@@ -86,12 +107,13 @@ def dry_apply(
 
     Return what was mended in it.
     """
-    applied = change.house.repository.dry_apply(
-        change.head,
-        patch.content,
-        judge_for(change.house.settings, change.run, phase),
-        base_commit=base_commit,
-    )
+    with _telling_no_secrets():
+        applied = change.house.repository.dry_apply(
+            change.head,
+            patch.content,
+            judge_for(change.house.settings, change.run, phase),
+            base_commit=base_commit,
+        )
     patch.files_changed = [file.shown_path for file in applied.changes]
     return applied.repairs
 
@@ -109,12 +131,13 @@ def apply(
 
     Raises one of PATCH_FAULTS.
     """
-    applied = change.house.repository.apply(
-        change.head,
-        patch.content,
-        judge_for(change.house.settings, change.run, phase),
-        base_commit=base_commit,
-    )
+    with _telling_no_secrets():
+        applied = change.house.repository.apply(
+            change.head,
+            patch.content,
+            judge_for(change.house.settings, change.run, phase),
+            base_commit=base_commit,
+        )
     patch.files_changed = [file.shown_path for file in applied.changes]
     commit = change.add_commit(
         CommitKind.PATCH,

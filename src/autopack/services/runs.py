@@ -12,6 +12,7 @@ from ..domain.events import GENESIS_HASH, SUPERVISOR, Event, canonical_json
 from ..domain.naming import branch_name, branch_ref, snapshot_ref
 from ..domain.plan import DebtPhase, Plan, PlanPhase
 from ..domain.reports import AttemptReport, RunIndex
+from ..domain.secret_rules import redact
 from ..domain.starting import starting_state
 from ..domain.states import RunStatus
 from ..domain.strategy import Strategy
@@ -100,7 +101,7 @@ def list_runs(
 def cancel_run(house: House, run_id: str, reason: str) -> Run:
     """End a run at the operator's word; a run that is over stays as it is, 409."""
     with changing(house, run_id, actor=OPERATOR) as change:
-        steering.cancel(change.course, reason)
+        steering.cancel(change.course, redact(reason))
     return change.run
 
 
@@ -182,6 +183,7 @@ def _new_run(house: House, plan: Plan, strategy: Strategy, digest: str) -> Run:
         cleanup_after_runs=strategy.safety.cleanup_after_runs,
         cleanup_after_tiers=strategy.safety.cleanup_after_tiers,
         major_categories=list(strategy.major_categories),
+        portable_names=strategy.paths.portable_names,
         protected_paths=[*strategy.paths.protected, *_gates(house, strategy, base.commit)],
         warnings=[*strategy.warnings, *_sandbox_warning(house, strategy)],
         base_branch=base.branch,
