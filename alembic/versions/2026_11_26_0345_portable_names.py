@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "portable_names"
-down_revision = "unread_columns"
+down_revision = "served_clone"
 branch_labels = None
 depends_on = None
 

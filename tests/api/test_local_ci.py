@@ -291,9 +291,9 @@ def test_a_credential_that_a_command_prints_is_kept_nowhere(api: Api, house: Hou
     rule(api, f"echo 'with ghp_''{body} it failed'; exit 1")
     api.start()
     api.result()
-    judge(house)
-    (run, *_) = api.client.get("/runs/run-001/ci").json()["ci_runs"]
-    log = api.client.get(f"/runs/run-001/ci/{run['ci_run_id']}/log").text
+    work(house)
+    [run] = runs_of_ci(api)
+    log = api.client.get(run["log"]).text
     assert "with [redacted: github token] it failed" in log
     kept = [path.read_text() for path in api.runs_dir.rglob("run-001/**/*") if path.is_file()]
     assert not any(f"ghp_{body}" in content for content in kept)
