@@ -35,8 +35,14 @@ def test_over_a_real_socket_limits_are_answered_and_many_callers_are_served(
             assert response.status_code == 413
             assert response.json()["code"] == "too_large"
 
-        started = client.post("/runs/start", json=api.plan(phases=2))
+        # What is just as long as allowed is read.
+        plan = json.dumps(api.plan(phases=2)).encode()
+        just_fits = plan + b" " * (settings.max_body_bytes - len(plan))
+        pieces = (just_fits[at : at + 1_000_000] for at in range(0, len(just_fits), 1_000_000))
+        started = client.post("/runs/start", content=pieces, headers=headers)
         assert started.status_code == 201
+        again = client.post("/runs/start", content=just_fits, headers=headers)
+        assert again.status_code == 200
         report = {"issue_key": "flaky", "source": "ci", "category": "timing"}
         path = "/runs/run-001/phases/P0.0/record_issue"
         with ThreadPoolExecutor(30) as pool:

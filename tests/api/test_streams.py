@@ -143,6 +143,12 @@ def test_five_who_read_miss_nothing_of_what_twenty_write_and_see_nothing_twice(
     numbers = [number for number, *_ in read(caller, f"/runs/{RUNS[0]}/events", 3)]
     assert numbers == [*range(4, len(pages[RUNS[0]]) + 1), None]
 
+    # A browser that comes back sends the address it began with, and where it is: the latter wins.
+    for asked, reached in ((0, 3), (5, 3)):
+        for path in (f"/runs/{RUNS[0]}/events", "/events/stream"):
+            assert next(read(caller, f"{path}?after={asked}", reached))[0] == reached + 1
+            assert next(read(caller, f"{path}?after={asked}"))[0] == asked + 1
+
     # Before a stream begins, refusals are those of any request.
     assert caller.get("/runs/nobody/events", headers=STREAM).status_code == 404
     for headers in ({"Last-Event-ID": "x"}, {"Last-Event-ID": "-1"}):

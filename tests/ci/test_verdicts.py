@@ -15,6 +15,7 @@ pytestmark = pytest.mark.unit
 GREEN, RED, DID_NOT_RUN = Verdict.GREEN, Verdict.RED, Verdict.DID_NOT_RUN
 PASS = '<testcase classname="a" name="one"/>'
 FAIL = '<testcase classname="a" name="two"><failure>no</failure></testcase>'
+FAIL_AND_SKIP = '<testcase classname="a" name="four"><failure/><skipped/></testcase>'
 SKIP = '<testcase classname="a" name="three"><skipped/></testcase>'
 BOMB = '<!DOCTYPE x [<!ENTITY a "ha"><!ENTITY b "&a;&a;">]><testsuite>&b;</testsuite>'
 OUTSIDE = '<!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/passwd">]><testcase name="&a;"/>'
@@ -67,6 +68,7 @@ def test_the_line_that_becomes_a_reason_shows_no_credential(tmp_path: Path) -> N
         (f"<testsuites><testsuite>{PASS}{FAIL}</testsuite></testsuites>", 1, RED, "exit 1: a.two"),
         (f"<testsuite>{FAIL}</testsuite>", 0, RED, "exit 0, but tests failed: a.two"),
         (f"<testsuite>{SKIP}</testsuite>", 0, RED, "it ran no test"),
+        (f"<testsuite>{PASS}{FAIL_AND_SKIP}</testsuite>", 0, RED, "tests failed: a.four"),
         ("<testsuite/>", 0, RED, "it ran no test"),
         (f"<testsuite>{PASS}</testsuite>", 127, RED, "exit 127"),
         ("not xml", 0, RED, "is no JUnit report"),

@@ -31,6 +31,16 @@ def lines(*words: str) -> str:
     return "".join(f"{word}\n" for word in words)
 
 
+def test_after_a_hunk_that_is_there_already_the_next_is_expected_as_far_down_as_it_pushed() -> None:
+    """The second hunk fits twice, and the nearer place is right: 3 lines below the patch's own."""
+    first = "@@ -1,1 +1,4 @@\n a\n+1\n+2\n+3\n"
+    second = "@@ -6,3 +9,3 @@\n k\n-x\n+y\n e\n"
+    content = lines(*"a123kxebkxef")
+    there, next_one = place(first + second, content)
+    assert there.status is HunkStatus.ALREADY_APPLIED
+    assert (next_one.status, next_one.start) == (HunkStatus.APPLIED, 8)
+
+
 MIDDLE = "@@ -3,3 +3,3 @@\n c\n-d\n+D\n e\n"
 
 

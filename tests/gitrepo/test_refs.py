@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import subprocess
 import threading
 import time
@@ -25,6 +26,7 @@ from autopack.gitrepo import (
     Repository,
     RepositoryUnusableError,
 )
+from autopack.gitrepo.process import GitRunner
 from autopack.gitrepo.refs import is_ours
 
 if TYPE_CHECKING:
@@ -34,6 +36,14 @@ pytestmark = pytest.mark.integration
 
 BRANCH = "refs/heads/autonomous/run"
 TAG = "refs/tags/autonomous/run/p1"
+
+
+def test_git_that_works_on_a_patch_reaches_no_other_repository(git_repo: GitRepo) -> None:
+    """No transport is allowed: what a patch or a configuration names cannot be fetched from."""
+    runner = GitRunner(shutil.which("git") or "git", timeout_seconds=30, memory_bytes=2**30)
+    other = git_repo.path.as_uri()
+    with pytest.raises(GitFailedError, match="transport 'file' not allowed"):
+        runner.run("ls-remote", other, folder=git_repo.path, environment={})
 
 
 @pytest.fixture

@@ -291,6 +291,7 @@ def test_no_newline_markers_do_not_count() -> None:
         (binary_patch(), 4, "must follow"),
         (binary_patch(b'delta 4\nx"""""\n\n'), 5, "damaged"),
         (binary_patch(b"delta 4\nE00000\n\n"), 5, "damaged"),
+        (binary_patch(b"delta 4\nD~~~~~\n\n"), 5, "damaged"),  # five letters above four bytes
         (binary_patch(binary(b"", method=b"delta")), 5, "no readable head"),
         # Merges
         (b"diff --cc x\nindex 1,2..3\n--- a/x\n+++ b/x\n@@@ -1,1 -1,1 +1,1 @@@\n", 1, "merge"),
