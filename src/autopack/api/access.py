@@ -1,4 +1,4 @@
-"""Who is answered: known hosts, no foreign pages, and callers on this machine. (05)"""
+"""Who is answered: known hosts, no foreign pages, and callers on this machine. (SECURITY.md)"""
 
 from __future__ import annotations
 

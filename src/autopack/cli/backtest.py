@@ -1,4 +1,4 @@
-"""`autopack backtest`: finished runs judged again under another ruleset. (02 §4)"""
+"""`autopack backtest`: finished runs judged again under another ruleset. (docs/cli.md)"""
 
 from __future__ import annotations
 

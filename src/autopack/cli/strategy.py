@@ -1,4 +1,4 @@
-"""`autopack strategy`: the operator's policy, and what it makes of a plan. (02 §4)"""
+"""`autopack strategy`: the operator's policy, and what it makes of a plan. (rules §9)"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`autopack verify`: a run's branch against its own record, without the service. (06)"""
+"""`autopack verify`: a run's branch against its record, without the service. (docs/promotion.md)"""
 
 from __future__ import annotations
 

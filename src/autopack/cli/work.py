@@ -1,4 +1,4 @@
-"""`autopack work`: agents' commands at work on runs. (06)"""
+"""`autopack work`: agents' commands at work on runs. (docs/worker.md)"""
 
 from __future__ import annotations
 

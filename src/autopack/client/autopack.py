@@ -1,4 +1,4 @@
-"""The service's operations as methods: one each, by the names of the HTTP API. (03)"""
+"""The service's operations as methods: one each, by the names of the HTTP API. (docs/cli.md)"""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ class Refs:
             return self._packed(f" {ref}\n".encode(errors="surrogateescape"))
 
     def settle(self, ref: str, *, head: str, recorded: Collection[str]) -> None:
-        """Roll a ref forward to the recorded head (04, recovery).
+        """Roll a ref forward to the recorded head.
 
         Nothing to do when it is there; swapped when it is absent or at an earlier recorded head;
         RefMovedError, and nothing is overwritten, when it is anywhere else.

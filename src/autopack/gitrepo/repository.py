@@ -274,7 +274,7 @@ class Repository:
     def apply(
         self, head: str, patch: bytes, judge: Judge, *, base_commit: str | None = None
     ) -> AppliedPatch:
-        """Apply a patch to a commit; what it makes is durable when this returns (04).
+        """Apply a patch to a commit; what it makes is durable when this returns.
 
         `judge` is asked before anything becomes part of the repository. `base_commit` is what
         the patch was made against, for a three-way merge where it does not fit the head.

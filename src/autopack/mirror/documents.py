@@ -37,7 +37,7 @@ _issue_values = attrgetter(*_ISSUE_NAMES)
 
 
 def phase_issues(run: RunReport, phase: PhaseReport) -> bytes:
-    """Render `issues/phase_<phase_index>_<phase_id>_issues.json`. (02 §3)"""
+    """Render `issues/phase_<phase_index>_<phase_id>_issues.json`. (rules §7)"""
     return encode(
         {
             "run_id": run.run_id,
@@ -56,7 +56,7 @@ def phase_issues(run: RunReport, phase: PhaseReport) -> bytes:
 
 
 def run_issue_index(run: RunReport, index: RunIndex) -> bytes:
-    """Render `run_issue_index.json`. (02 §3)"""
+    """Render `run_issue_index.json`. (rules §7)"""
     return _encode_by_key(
         {"run_id": run.run_id, "revision": run.revision},
         (
@@ -67,7 +67,7 @@ def run_issue_index(run: RunReport, index: RunIndex) -> bytes:
 
 
 def project_backlog(project_id: str, entries: Sequence[BacklogReportEntry]) -> bytes:
-    """Render `project_issue_backlog.json`. (02 §3)"""
+    """Render `project_issue_backlog.json`. (rules §7)"""
     return _encode_by_key(
         {"project_id": project_id},
         (

@@ -1,4 +1,4 @@
-"""`run.json`: a finished run as a whole, for `scripts/check_promotion.py` to judge anew. (06)
+"""`run.json`: a finished run as a whole, for the checker to judge anew. (docs/promotion.md)
 
 Everything that is told of the run elsewhere in its folder is named here by its SHA-256, and
 every commit of its branch by its ids; so whoever has this one file's hash has them all.

@@ -1,4 +1,4 @@
-"""An Auditor's review: asked for, and answered. (02 §5)"""
+"""An Auditor's review: asked for, and answered. (rules §2.2)"""
 
 from __future__ import annotations
 

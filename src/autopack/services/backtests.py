@@ -1,4 +1,4 @@
-"""Past runs judged again under another ruleset. (02 §4)"""
+"""Past runs judged again under another ruleset. (rules §9)"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A Builder's result. (02 §5)"""
+"""A Builder's result. (rules §2)"""
 
 from __future__ import annotations
 

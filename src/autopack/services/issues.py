@@ -1,4 +1,4 @@
-"""Recording and reading issues, at three levels. (02 §3)"""
+"""Recording and reading issues, at three levels. (rules §7)"""
 
 from __future__ import annotations
 

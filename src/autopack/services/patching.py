@@ -1,4 +1,4 @@
-"""A patch becomes a commit of a run, or a refusal. (04)"""
+"""A patch becomes a commit of a run, or a refusal. (rules §2)"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The operator's hand on a phase. (02 §5)"""
+"""The operator's hand on a phase. (rules §2.1)"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The remote follows the branches, outside of any request and for as long as it takes. (06)"""
+"""The remote follows the branches, outside of any request. (docs/remote.md)"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Git objects that the repository lost, made again to the same ids. (01)
+"""Git objects that the repository lost, made again to the same ids. (docs/architecture.md)
 
 Postgres keeps the bytes of each accepted patch, and for a merge what the merge made of them. With
 the run's base they give every tree; commits and tags are pure functions of what is recorded.

@@ -1,4 +1,4 @@
-"""The same request sent twice has one effect: its first answer is given again. (01)"""
+"""The same request sent twice has one effect: its first answer is given again. (rules §5)"""
 
 from __future__ import annotations
 

@@ -177,7 +177,7 @@ def promotion(house: House, run_id: str) -> PromotionPlan:
 
 
 def _promotion(house: House, run: Run) -> Promotion:
-    """Return the recorded verdict of a run that is over, today's of a live one. (02 §6)
+    """Return the recorded verdict of a run that is over, today's of a live one. (rules §8)
 
     A rehearsal with today's base branch is added, and may only be stricter.
     """

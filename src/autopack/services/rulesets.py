@@ -1,4 +1,4 @@
-"""The operator's ruleset, read anew at each start. (02 §4)"""
+"""The operator's ruleset, read anew at each start. (rules §9)"""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from .replies import Once, key_scope, lease_scope, once
 def identify(
     phase_id: str, role: Role, report: BuilderReport | AuditorReport, idempotency_key: str | None
 ) -> Once:
-    """Tell a result from others: by its key, else its lease, else the phase's latest. (01)"""
+    """Tell a result from others: by its key, else its lease, else the phase's latest. (rules §5)"""
     return once(
         f"{role}_result",
         {"phase_id": phase_id, "report": report.model_dump(mode="json")},

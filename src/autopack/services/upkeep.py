@@ -38,7 +38,7 @@ def keep_up_alone(house: House) -> None:
 
 
 def keep_up(house: House) -> None:
-    """Roll forward what lags, end what has waited too long, add up counts. (01, 02 §2)"""
+    """Roll forward what lags, end what has waited too long, add up counts. (rules §2, §4)"""
     house.repository.remove_leftovers()
     with house.writing() as session:
         counts.fold_counts(session)

@@ -1,4 +1,4 @@
-"""All that an agent needs to do its work, and nothing that it would have to ask for. (06)"""
+"""All that an agent needs to do its work, so that it need not ask. (docs/agents.md)"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keeps a lease while its work is done, and hears from the service when to stop. (06)"""
+"""Keeps a lease while its work is done, and hears from the service when to stop. (rules §4)"""
 
 from __future__ import annotations
 

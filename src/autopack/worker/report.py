@@ -165,7 +165,7 @@ def reported_tokens(path: Path) -> int:
 def builder_report(
     item: WorkItemAnswer, ended: Ended, file: BuilderFile, remark: str | None
 ) -> Json:
-    """Write a Builder's result. (03)
+    """Write a Builder's result. (docs/agents.md)
 
     An exit code of 0 with something changed is a success, unless the agent says otherwise; any
     other exit code is a failed try, whatever it says.
@@ -205,7 +205,7 @@ def builder_report(
 def auditor_report(
     item: WorkItemAnswer, ended: Ended, file: AuditorFile, remark: str | None
 ) -> Json | None:
-    """Write an Auditor's result, or None when there is no verdict. (03)
+    """Write an Auditor's result, or None when there is no verdict. (docs/agents.md)
 
     The verdict is the last line of the output, else stands in the answer. What the agent
     changed goes along with an approval, and with a revision where it can be a fix-up.

@@ -1,4 +1,4 @@
-"""Takes work items, one after the other, and has a command do them. (06)"""
+"""Takes work items, one after the other, and has a command do them. (docs/worker.md)"""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The front door for agents that speak MCP: the same use cases, limits and refusals. (06)"""
+"""The front door for agents that speak MCP: same use cases, limits, refusals. (docs/agents.md)"""
