@@ -1,4 +1,4 @@
-"""Issues at three levels: phase, run, project; how they count, age and are resolved. (02 §3)"""
+"""Issues at three levels: phase, run, project; how they count, age and are resolved. (rules §7)"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Agents claim work, keep their leases, lose them, and hand in what they made. (06)"""
+"""Agents claim work, keep their leases, lose them, and hand in what they made. (rules §4)"""
 
 from __future__ import annotations
 

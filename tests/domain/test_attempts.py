@@ -1,4 +1,4 @@
-"""Attempts, reviews, the operator's hand and the clock: what each does to a phase. (02 §2, §5)"""
+"""Attempts, reviews, the operator's hand and the clock: what each does to a phase. (rules §2)"""
 
 from __future__ import annotations
 

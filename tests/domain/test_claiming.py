@@ -1,4 +1,4 @@
-"""Leases: who may take what, who is shut out, and what each way to end one leaves behind. (06)"""
+"""Leases: who takes what, who is shut out, what each way to end one leaves. (rules §4)"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What follows for tiers and run from its phases, and when a run is over. (02 §2, §4)"""
+"""What follows for tiers and run from its phases, and when a run is over. (rules §2, §3)"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The chain of events shows when its history was changed. (01)"""
+"""The chain of events shows when its history was changed. (rules §1)"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plans that make no sense, and what is said of them. (02 §2, §4, 03)"""
+"""Plans that make no sense, and what is said of them. (rules §1, §3)"""
 
 from __future__ import annotations
 

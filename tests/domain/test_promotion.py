@@ -1,4 +1,4 @@
-"""Which branch may go to the base branch, and why not. (02 §6)"""
+"""Which branch may go to the base branch, and why not. (rules §8)"""
 
 from __future__ import annotations
 

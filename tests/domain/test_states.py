@@ -1,4 +1,4 @@
-"""The transition tables, each pair of states, against the tables of the spec written out here."""
+"""The transition tables, each pair of states, against the tables of rules §2 written out here."""
 
 from __future__ import annotations
 

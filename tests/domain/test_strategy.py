@@ -1,4 +1,4 @@
-"""What a plan may cost under a ruleset: the spec's table, written out again. (02 §4)"""
+"""What a plan may cost under a ruleset: the table of rules §9, written out again."""
 
 from __future__ import annotations
 

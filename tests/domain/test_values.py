@@ -1,4 +1,4 @@
-"""Identifiers, texts and numbers from outside, and what is refused of them. (05)"""
+"""Identifiers, texts and numbers from outside, and what is refused of them. (SECURITY.md)"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever happens to a run, it ends, and on the way no rule is broken. (02 §1, §2)"""
+"""Whatever happens to a run, it ends, and on the way no rule is broken. (rules §1, §2)"""
 
 from __future__ import annotations
 

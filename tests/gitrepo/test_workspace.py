@@ -1,4 +1,4 @@
-"""What an agent leaves in its work tree becomes one patch, whatever it did to get there. (06)"""
+"""What an agent leaves in its work tree becomes one patch. (docs/worker.md)"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many agents claim at once, over real sockets, and the service may die amid it. (06)"""
+"""Many agents claim at once, over real sockets, and the service may die amid it. (rules §4)"""
 
 from __future__ import annotations
 

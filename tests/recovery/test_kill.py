@@ -1,4 +1,4 @@
-"""Killed at any step of a change, the service starts again as if nothing had happened. (01)"""
+"""Killed at any step of a change, the service starts again unharmed. (docs/architecture.md)"""
 
 from __future__ import annotations
 

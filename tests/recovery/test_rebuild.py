@@ -1,4 +1,4 @@
-"""What the repository lost is made again from what Postgres keeps, to the same ids. (01)"""
+"""Objects that the repository lost are made again, to the same ids. (docs/architecture.md)"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No process of a command outlives it, however it was stopped. (06)"""
+"""No process of a command outlives it, however it was stopped. (docs/worker.md)"""
 
 from __future__ import annotations
 

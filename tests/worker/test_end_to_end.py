@@ -1,4 +1,4 @@
-"""From a plan to a branch that may be promoted, by commands alone: nobody lends a hand. (06)"""
+"""From a plan to a branch that may be promoted, by commands alone. (docs/worker.md)"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a worker does when things do not go as they should. (06)"""
+"""What a worker does when things do not go as they should. (docs/worker.md)"""
 
 from __future__ import annotations
 
