@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import structlog
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
@@ -18,6 +19,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.pool import PoolResetState
 
 from .config import Settings, load_settings
 
@@ -176,7 +178,7 @@ def make_engine(url: str | URL, statement_seconds: int) -> Engine:
     given = address.query.get("options")
     if isinstance(given, str):
         options = f"{given} {options}"
-    return create_engine(
+    engine = create_engine(
         address,
         pool_size=POOL_SIZE,
         max_overflow=POOL_OVERFLOW,
@@ -188,6 +190,26 @@ def make_engine(url: str | URL, statement_seconds: int) -> Engine:
             "connect_timeout": CONNECT_SECONDS,
         },
     )
+    event.listen(engine, "reset", _restore_settings)
+    return engine
+
+
+class _PoolRecord(Protocol):
+    finalize_callback: deque[Callable[[DBAPIConnection], None]]
+
+
+def _restore_settings(
+    connection: DBAPIConnection, record: _PoolRecord, _state: PoolResetState
+) -> None:
+    """Undo a session's isolation level while the pool still minds failures.
+
+    It would do so a moment later, where a connection that was lost raises psycopg2's own error and
+    its place in the pool is never free again. Here the pool replaces the connection.
+    """
+    if record.finalize_callback:
+        connection.rollback()  # costs nothing where no transaction is open
+    while record.finalize_callback:
+        record.finalize_callback.pop()(connection)
 
 
 def make_sessions(engine: Engine) -> Sessions:

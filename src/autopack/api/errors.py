@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from ..domain.errors import AutopackError, ErrorKind
-from ..services.availability import DATABASE_ERRORS, as_unavailable
+from ..services.availability import OUTAGES, as_unavailable
 
 logger = structlog.get_logger(__name__)
 
@@ -109,10 +109,10 @@ def invalid_document(
 
 def failure_document(error: Exception) -> dict[str, Any]:
     """Write whatever a use case raised; what nobody foresaw is logged, and told by a number."""
-    refusal = as_unavailable(error) if isinstance(error, DATABASE_ERRORS) else error
+    refusal = as_unavailable(error) if isinstance(error, OUTAGES) else error
     if isinstance(refusal, AutopackError):
         if refusal is not error:
-            logger.warning("database_unavailable", error=type(error).__name__)
+            logger.warning(refusal.code, error=type(error).__name__)
         return problem_document(refusal)
     correlation_id = uuid.uuid4().hex
     logger.error("unforeseen_error", correlation_id=correlation_id, exc_info=error)
@@ -155,8 +155,8 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(AutopackError, _refusal)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
-    for kind in DATABASE_ERRORS:
-        app.add_exception_handler(kind, _database)
+    for kind in OUTAGES:
+        app.add_exception_handler(kind, _outage)
     app.add_exception_handler(Exception, _unforeseen)
     # To replace the method is how FastAPI has its document changed.
     app.openapi = _with_problems_alone(app.openapi)  # type: ignore[method-assign]
@@ -206,8 +206,8 @@ def _invalid(request: Request, error: Exception) -> Response:
     return JSONResponse(document, 422, media_type=MEDIA_TYPE)
 
 
-def _database(request: Request, error: Exception) -> Response:
-    """Answer that the database is away; anything else of it is our own fault."""
+def _outage(request: Request, error: Exception) -> Response:
+    """Answer that the database or a disk is away; anything else of them is our own fault."""
     document = failure_document(error)
     status = document["status"]
     headers = RETRY_AFTER if status == 503 else SECURITY_HEADERS

@@ -40,7 +40,9 @@ def root() -> ServiceAnswer:
     summary="Is everything there?",
 )
 def health(house: InHouse, response: Response) -> HealthAnswer:
-    """Database, repository, runs directory and background jobs; 503 names what failed.
+    """Database, repository, storage, runs directory, background jobs; 503 names what failed.
+
+    `storage` is the room in our home and in the repository's object store.
 
     Where branches are pushed to a remote, `remote` is `degraded` while a push fails; that stops
     nothing, so the answer stays 200.

@@ -141,6 +141,12 @@ class RepositoryUnusableError(UnavailableError):
     code: ClassVar[str] = "repository_unusable"
 
 
+class StorageError(RepositoryUnusableError):
+    """Git or we found no room, or may not write; the detail says where and why."""
+
+    code: ClassVar[str] = "storage_unavailable"
+
+
 class ObjectMissingError(RepositoryUnusableError, KeyError):
     """The repository has no such object, or a damaged one."""
 

@@ -21,7 +21,7 @@ import pygit2
 
 from ..domain.changes import MODE_ABSENT, MODE_LINK, FileChange
 from ..domain.links import NO_LINKS, LinkTable
-from .errors import ObjectMissingError, RepositoryUnusableError
+from .errors import ObjectMissingError, StorageError
 
 MODE_FOLDER = 0o040000
 EMPTY_TREE = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"
@@ -97,7 +97,7 @@ class Objects:
         try:
             self._install(loose)
         except OSError as error:
-            raise RepositoryUnusableError(
+            raise StorageError(
                 f"Nothing can be written to {self.folder}: {error.strerror}."
                 " See to space and permissions there, then try again."
             ) from error
@@ -105,20 +105,25 @@ class Objects:
     def _install(self, loose: Mapping[str, bytes]) -> None:
         written: list[tuple[str, str]] = []
         folders: set[str] = set()
-        for oid, content in loose.items():
-            folder = f"{self.folder}/{oid[:2]}"
-            target = f"{folder}/{oid[2:]}"
-            with suppress(FileNotFoundError, PermissionError):  # perhaps somebody else's file
-                os.utime(target)  # tells `git gc` that it is in use
-                continue
-            if self._make_folder(folder):
-                folders.add(str(self.folder))
-            folders.add(folder)
-            written.append((_write(folder, content), target))
-        _sync([temporary for temporary, _ in written])
-        for temporary, target in written:
-            os.rename(temporary, target)
-        _sync(folders)
+        try:
+            for oid, content in loose.items():
+                folder = f"{self.folder}/{oid[:2]}"
+                target = f"{folder}/{oid[2:]}"
+                with suppress(FileNotFoundError, PermissionError):  # perhaps somebody else's file
+                    os.utime(target)  # tells `git gc` that it is in use
+                    continue
+                if self._make_folder(folder):
+                    folders.add(str(self.folder))
+                folders.add(folder)
+                written.append((_write(folder, content), target))
+            _sync([temporary for temporary, _ in written])
+            for temporary, target in written:
+                os.rename(temporary, target)
+            _sync(folders)
+        except BaseException:
+            for temporary, _ in written:  # what is half done must not keep a full disk full
+                _remove(temporary)
+            raise
 
     def _make_folder(self, folder: str) -> bool:
         try:
@@ -133,10 +138,19 @@ class Objects:
 def _write(folder: str, content: bytes) -> str:
     # git prunes files of this name should we be killed before the rename.
     descriptor, name = tempfile.mkstemp(prefix="tmp_obj_", dir=folder)
-    with open(descriptor, "wb") as file:
-        file.write(content)
-        os.fchmod(file.fileno(), 0o444)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(content)
+            os.fchmod(file.fileno(), 0o444)
+    except BaseException:
+        _remove(name)
+        raise
     return name
+
+
+def _remove(name: str) -> None:
+    with suppress(OSError):
+        os.unlink(name)
 
 
 def _sync(paths: Collection[str]) -> None:

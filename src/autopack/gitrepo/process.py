@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import GitFailedError, GitTimeoutError, PatchTooLargeError
+from .errors import GitFailedError, GitTimeoutError, PatchTooLargeError, StorageError
 
 if sys.platform != "win32":
     import resource
@@ -51,6 +51,13 @@ _ENVIRONMENT = {
     "LC_ALL": "C",
 }
 _GRACE_SECONDS = 5
+# How git tells that a disk is full. It ends with the status of a patch that it cannot read then.
+_NO_ROOM = re.compile(
+    r"(^|: )(No space left on device|Disk quota exceeded|File too large|Read-only file system"
+    r"|Input/output error)$|^(fatal|error): [Uu]nable to write new index file"
+    r"|: couldn't write '[^']*\.lock'$",
+    re.MULTILINE,
+)
 _CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 
 
@@ -103,11 +110,21 @@ class GitRunner:
                 f"git {arguments[0]} would need more than {self.memory_bytes} bytes of memory"
                 " (AUTOPACK_GIT_MEMORY_BYTES)."
             )
+        if status:
+            self.require_room(stderr, arguments[0], folder)
         if status not in allowed:
             raise GitFailedError(
                 f"git {arguments[0]} ended with status {status}: {stderr.strip()[:2000]}"
             )
         return GitResult(status, stdout, stderr)
+
+    def require_room(self, stderr: str, command: str, folder: Path) -> None:
+        """See that it was no full disk that ended a process. Raises StorageError."""
+        if _NO_ROOM.search(stderr.strip()):
+            raise StorageError(
+                f"git {command} cannot write in {folder}: {stderr.strip()[-500:]}."
+                " Make room, then try again."
+            )
 
     def finish(
         self, process: subprocess.Popen[bytes], command: str, stdin: bytes = b""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 
-from .errors import RepositoryUnusableError
+from .errors import StorageError
 from .index import read_index, write_index
 from .objects import Entry, Loose, Objects, TreeDraft, encode_loose
 from .process import GitResult, GitRunner
@@ -102,13 +102,14 @@ def open_quarantine(
 ) -> Iterator[Quarantine]:
     """Make a quarantine, fresh every time: a lock left in a reused one would block for ever."""
     try:
+        parent.mkdir(parents=True, exist_ok=True)  # should somebody have removed it
         folder = Path(tempfile.mkdtemp(prefix="patch-", dir=parent))
         lock = lock_folder(folder)  # which a crash lets go
         (folder / "objects").mkdir()
     except OSError as error:
-        raise RepositoryUnusableError(
+        raise StorageError(
             f"Nothing can be written to {parent}: {error.strerror}."
-            " See to space and permissions there, then start the service again."
+            " See to space and permissions there, then try again."
         ) from error
     try:
         yield Quarantine(

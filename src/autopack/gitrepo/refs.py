@@ -140,6 +140,7 @@ class Refs:
             _, words = self._runner.finish(process, "update-ref")
             self._explain(updates)
             if not self._remove_stale_locks(updates):
+                self._runner.require_room(words, "update-ref", self._git_dir)
                 raise GitFailedError(f"git update-ref refused: {words.strip()[:2000]}")
 
     def _explain(self, updates: Sequence[RefUpdate]) -> None:

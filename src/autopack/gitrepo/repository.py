@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from .apply import AppliedPatch, Judge, RefusedError, Rehearsal, Resolution, app
 from .clone import CloneIdentity, identify
 from .conflict import resolve
 from .cost import require_few_steps
-from .errors import GitFailedError, RepositoryUnusableError
+from .errors import GitFailedError, RepositoryUnusableError, StorageError
 from .head import HeadFiles
 from .objects import (
     EMPTY_TREE,
@@ -43,6 +44,7 @@ _UNLIMITED = {
     for name in Settings.model_fields
     if name.startswith(("max_patch_", "max_path_", "max_binary_"))
 }
+_PROBE_BYTES = 65_536  # about what a patch of ordinary size takes
 _ON_BRANCH = "ref: refs/heads/"
 _UNSERVED = r"^(extensions\.(partialclone|refstorage)|remote\..*\.promisor)$"
 
@@ -124,6 +126,16 @@ class Repository:
         if not self.objects.folder.is_dir():
             raise RepositoryUnusableError(f"{self.git_dir} is gone or is no git repository.")
         self.tree_of(self.base().commit)
+
+    def check_room(self) -> None:
+        """See that home and objects can be written to. Raises StorageError."""
+        for folder in (self._scratch, self.objects.folder):
+            try:
+                with tempfile.TemporaryFile(dir=folder) as probe:
+                    probe.write(bytes(_PROBE_BYTES))
+                    probe.flush()
+            except OSError as error:
+                raise StorageError(f"{folder} cannot be written: {error.strerror}") from error
 
     # Reading
 

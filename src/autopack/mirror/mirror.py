@@ -67,6 +67,14 @@ class Mirror:
                     replace_files(top, [NewFile(top, ".gitignore", _IGNORE_ALL)])
         self.check()
 
+    def has_run(self, run_id: str) -> bool:
+        """Say whether a run has its files, as far as the last one written shows it."""
+        return (self.folder(run_id) / SUMMARY).is_file()
+
+    def has_backlog(self) -> bool:
+        """Say whether the project has its files; none: the directory was removed or emptied."""
+        return (self.runs_dir / BACKLOG).is_file()
+
     def check(self) -> None:
         """Find out whether a file can be written now. Raises MirrorUnusableError."""
         with usable(self.runs_dir), tempfile.TemporaryFile(dir=self.runs_dir) as probe:

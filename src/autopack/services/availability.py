@@ -1,13 +1,17 @@
-"""Which failures of the database are its absence, and not our fault."""
+"""Which failures are the absence of the database or of room on a disk, and not our fault."""
 
 from __future__ import annotations
 
-from sqlalchemy.exc import DBAPIError, OperationalError
+import errno
+
+from sqlalchemy.exc import DBAPIError, OperationalError, PendingRollbackError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from ..domain.errors import UnavailableError
 
-DATABASE_ERRORS: tuple[type[Exception], ...] = (DBAPIError, PoolTimeoutError)
+OUTAGES: tuple[type[Exception], ...] = (DBAPIError, PoolTimeoutError, PendingRollbackError, OSError)
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 # SQLSTATE classes: connection, rollback, resources, object in use, intervention, system.
 _TRANSIENT = ("08", "40", "53", "55", "57", "58")
@@ -18,8 +22,19 @@ class DatabaseUnavailableError(UnavailableError):
     code = "database_unavailable"
 
 
-def as_unavailable(error: Exception) -> DatabaseUnavailableError | None:
-    """Return the refusal for a database that is away, busy or full; None for anything else."""
+class StorageUnavailableError(UnavailableError):
+    code = "storage_unavailable"
+
+
+def as_unavailable(error: Exception) -> UnavailableError | None:
+    """Return the refusal for a database or disk that is away or full; None for anything else."""
+    if isinstance(error, OSError):
+        if error.errno not in _NO_ROOM:
+            return None
+        return StorageUnavailableError(
+            f"{error.filename or 'a disk of the service'} cannot be written: {error.strerror}."
+            " Nothing was changed; make room, then send this again"
+        )
     code = str(getattr(getattr(error, "orig", None), "pgcode", None) or "")
     if code == _QUERY_CANCELED:
         return DatabaseUnavailableError(

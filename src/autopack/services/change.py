@@ -257,12 +257,14 @@ class RunChange:
         runs.mark_mirrored(self.session, self.run.id, self.run.revision)
 
     def _project(self) -> None:
+        # Somebody may have removed the run's files: then all of them are written again.
+        is_whole = self.house.mirror.has_run(self.run.run_id)
         project(
             self.house,
             self.session,
             self.run,
-            phases=self.touched,
-            index=self.index() if self.is_index_touched else None,
+            phases=self.touched if is_whole else None,
+            index=self.index() if self.is_index_touched or not is_whole else None,
         )
 
     def _want_push(self) -> None:

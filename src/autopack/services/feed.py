@@ -22,7 +22,7 @@ from ..domain.states import RunStatus
 from ..store import feed as store
 from ..store import runs
 from ..store.feed import FeedEvent, Listener
-from .availability import DATABASE_ERRORS
+from .availability import OUTAGES
 from .house import House
 
 logger = structlog.get_logger(__name__)
@@ -120,7 +120,7 @@ class Feed:
                     continue
                 try:
                     page, over = await asyncio.to_thread(view.read, last)
-                except DATABASE_ERRORS:  # it was there when the stream began, and will be again
+                except OUTAGES:  # it was there when the stream began, and will be again
                     yield None
                     await asyncio.sleep(RETRY_SECONDS)
                     continue
@@ -167,7 +167,7 @@ class Feed:
                     await self._tell_from(listener)
                 finally:
                     await asyncio.to_thread(listener.close)
-            except DATABASE_ERRORS as error:
+            except OUTAGES as error:
                 logger.warning("event_feed_interrupted", why=str(error))
                 await asyncio.sleep(RETRY_SECONDS)
             except Exception:  # streams that hear nothing would never know

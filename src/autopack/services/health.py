@@ -39,6 +39,7 @@ def check_health(house: House) -> dict[str, Check]:
     checks: dict[str, Callable[[], None]] = {
         "database": lambda: _check_database(house),
         "repository": house.repository.check,
+        "storage": house.repository.check_room,
         "runs_directory": house.mirror.check,
         "jobs": lambda: _check_jobs(house),
     }

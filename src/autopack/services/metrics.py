@@ -14,7 +14,7 @@ from ..domain.states import PhaseStatus, RunStatus
 from ..models import Phase, Run, Tier
 from ..store import metrics
 from ..store.gauges import GAUGES, Gauge
-from .availability import DATABASE_ERRORS
+from .availability import OUTAGES
 from .house import House
 from .reading import one_moment, reading_run
 
@@ -75,5 +75,5 @@ def gauges(house: House) -> Iterator[tuple[Gauge, Mapping[tuple[str, ...], float
     try:
         with house.reading() as session:
             yield from [(gauge, gauge.read(session)) for gauge in GAUGES]
-    except DATABASE_ERRORS as error:
+    except OUTAGES as error:
         logger.warning("gauges_unread", why=str(error))

@@ -32,10 +32,26 @@ def read_ruleset(house: House) -> Ruleset:
     content = house.mirror.read_ruleset(project_id)
     if content is None:
         default = Ruleset(project_id=project_id)
-        document = json.dumps(default.model_dump(mode="json"), indent=2) + "\n"
-        house.mirror.write_ruleset(project_id, document.encode(), only_if_absent=True)
+        house.mirror.write_ruleset(project_id, _content(default), only_if_absent=True)
         return default
     return parse_ruleset(content, project_id)
+
+
+def restore_ruleset(house: House) -> None:
+    """Write the ruleset that runs were last compiled under, where its file is gone.
+
+    For a runs directory that was removed or emptied: the defaults would be another policy.
+    """
+    project_id = house.settings.project_id
+    with house.reading() as session:
+        document = rulesets.find_latest(session, project_id)
+    if document is not None:
+        ruleset = parse_ruleset(json.dumps(document).encode(), project_id)
+        house.mirror.write_ruleset(project_id, _content(ruleset), only_if_absent=True)
+
+
+def _content(ruleset: Ruleset) -> bytes:
+    return (json.dumps(ruleset.model_dump(mode="json"), indent=2) + "\n").encode()
 
 
 def parse_ruleset(content: bytes, project_id: str) -> Ruleset:
@@ -69,8 +85,7 @@ def write_ruleset(house: House, document: dict[str, Any]) -> Ruleset:
     """
     project_id = house.settings.project_id
     ruleset = parse_ruleset(json.dumps(document).encode(), project_id)
-    content = json.dumps(ruleset.model_dump(mode="json"), indent=2) + "\n"
-    house.mirror.write_ruleset(project_id, content.encode())
+    house.mirror.write_ruleset(project_id, _content(ruleset))
     with house.writing() as session:
         strategy_version(session, house, ruleset)
         session.commit()

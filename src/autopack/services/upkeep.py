@@ -10,11 +10,12 @@ from ..store import counts, pulses, runs
 from .change import changing
 from .house import House
 from .projection import is_branch_elsewhere, project_backlog
-from .rulesets import read_ruleset
+from .rulesets import read_ruleset, restore_ruleset
 
 logger = structlog.get_logger(__name__)
 
 BATCH = 100
+LATEST_RUNS = 50
 PULSE = "upkeep"
 UPKEEP_QUEUE = "upkeep"  # of those who have the repository and the runs' folder
 
@@ -22,12 +23,36 @@ UPKEEP_QUEUE = "upkeep"  # of those who have the repository and the runs' folder
 def start_up(house: House) -> None:
     """Lay out the project's files and roll forward whatever lags from before."""
     house.mirror.prepare()
+    _find_lost_files(house)
     try:
         read_ruleset(house)
     except AutopackError as error:
         logger.warning("ruleset_refused", why=error.detail)  # starts are refused, all else works
     project_backlog(house)
     keep_up(house)
+
+
+def _find_lost_files(house: House) -> None:
+    """Let those runs lag whose files somebody has removed, and lay out the project's own.
+
+    Looks at the latest runs; at all of them once one of these is found to have none.
+    """
+    try:
+        if not house.mirror.has_backlog():
+            restore_ruleset(house)
+            project_backlog(house)
+    except AutopackError as error:
+        logger.warning("files_not_restored", why=error.detail)
+        return
+    with house.writing() as session:
+        latest = runs.list_mirrored(session, LATEST_RUNS)
+        if all(house.mirror.has_run(run_id) for run_id in latest):
+            return
+        known = runs.list_mirrored(session, None)
+        lost = [run_id for run_id in known if not house.mirror.has_run(run_id)]
+        runs.forget_mirrored(session, lost)
+        session.commit()
+    logger.warning("files_lost", runs=len(lost))
 
 
 def keep_up_alone(house: House) -> None:
@@ -40,6 +65,7 @@ def keep_up_alone(house: House) -> None:
 def keep_up(house: House) -> None:
     """Roll forward what lags, end what has waited too long, add up counts. (rules §2, §4)"""
     house.repository.remove_leftovers()
+    _find_lost_files(house)
     with house.writing() as session:
         counts.fold_counts(session)
         session.commit()

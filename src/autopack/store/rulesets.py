@@ -38,6 +38,17 @@ def version_of(
     return version
 
 
+def find_latest(session: Session, project_id: str) -> dict[str, Any] | None:
+    """Return the document of the project's latest ruleset that the database knows."""
+    query = (
+        select(RulesetVersion.document)
+        .where(RulesetVersion.project_id == project_id)
+        .order_by(RulesetVersion.version.desc())
+        .limit(1)
+    )
+    return session.scalars(query).one_or_none()
+
+
 def _latest(session: Session, project_id: str) -> RulesetVersion | None:
     query = (
         select(RulesetVersion)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from datetime import datetime
 from typing import Any, Final
@@ -22,7 +22,7 @@ from sqlalchemy import (
     text,
     update,
 )
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.attributes import set_committed_value
 
@@ -66,15 +66,16 @@ def run_lock(session: Session, run_id: str, *, is_waiting: bool = True) -> Itera
     try:
         yield
     except BaseException:
-        session.rollback()  # which expires what was loaded, so only here
+        with suppress(DBAPIError):  # the first failure is the one to be told
+            session.rollback()  # which expires what was loaded, so only here
         raise
     finally:
-        connection = session.connection()
+        # A connection that was lost holds no lock; whatever was recorded before is.
         try:
-            connection.execute(_UNLOCK, key)
+            session.connection().execute(_UNLOCK, key)
             session.commit()
-        except DBAPIError:
-            connection.invalidate()
+        except (DBAPIError, InvalidRequestError):
+            session.invalidate()
 
 
 def get_run(session: Session, run_id: str) -> Run:
@@ -181,6 +182,23 @@ def list_lagging(session: Session, limit: int) -> list[str]:
             .limit(limit)
         )
     )
+
+
+def list_mirrored(session: Session, limit: int | None) -> list[str]:
+    """Return runs whose files have caught up, newest first."""
+    query = (
+        select(Run.run_id)
+        .where(Run.mirrored_revision == Run.revision)
+        .order_by(Run.created_at.desc(), Run.id.desc())
+        .limit(limit)
+    )
+    return list(session.scalars(query))
+
+
+def forget_mirrored(session: Session, run_ids: Collection[str]) -> None:
+    """Let runs lag whose files are gone, so that all of them are written again."""
+    lost = update(Run).where(Run.run_id.in_(run_ids)).values(mirrored_revision=0)
+    session.execute(lost.execution_options(synchronize_session=False))
 
 
 def list_overdue(session: Session, now: datetime, limit: int) -> list[str]:
