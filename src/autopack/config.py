@@ -128,11 +128,36 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on.")
 
     max_body_bytes: int = Field(default=20 * MEGABYTE, gt=0, description="Largest request body.")
+    max_header_bytes: int = Field(
+        default=64_000, gt=0, description="Most bytes of a request's line and header fields."
+    )
+    max_header_fields: int = Field(default=100, gt=0, description="Most header fields.")
+    stalled_seconds: int = Field(
+        default=30, gt=0, description="Longest time that a request's head or body may stand still."
+    )
+    max_connections: int | None = Field(
+        default=None,
+        gt=0,
+        description="Most connections of clients; unset: as the limit of open files allows.",
+    )
     max_json_depth: int = Field(default=32, gt=0, description="Deepest nesting of a JSON body.")
+    max_json_values: int = Field(default=300_000, gt=0, description="Most values in a JSON body.")
+    max_list_items: int = Field(
+        default=200,
+        gt=0,
+        description="Most items of a list in a body that has no limit of its own, most names of an"
+        " object.",
+    )
+    max_evidence_refs: int = Field(default=100, gt=0, description="Most references of an issue.")
+    max_suggested_issues: int = Field(
+        default=200, gt=0, description="Most issues that one result reports."
+    )
     max_plan_phases: int = Field(default=500, gt=0, description="Most phases in one plan.")
     max_plan_tiers: int = Field(default=100, gt=0, description="Most tiers in one plan.")
     max_patch_bytes: int = Field(default=10 * MEGABYTE, gt=0, description="Largest patch.")
-    max_patch_files: int = Field(default=2_000, gt=0, description="Most files in a patch.")
+    max_patch_files: int = Field(
+        default=2_000, gt=0, description="Most files in a patch, or in the list of them."
+    )
     max_patch_hunks: int = Field(default=20_000, gt=0, description="Most hunks in a patch.")
     max_patch_lines: int = Field(default=1_000_000, gt=0, description="Most lines in a patch.")
     max_patch_line_bytes: int = Field(default=100_000, gt=0, description="Longest line in a patch.")

@@ -22,6 +22,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import PoolResetState
 
 from .config import Settings, load_settings
+from .patience import DatabaseSilentError, PatientConnection, ping_within, wait_forever
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -38,6 +39,8 @@ POOL_SIZE: Final = 20
 POOL_OVERFLOW: Final = 60
 POOL_WAIT_SECONDS: Final = 10
 CONNECT_SECONDS: Final = 5
+# A server that ends a statement says so. One that says nothing for so much longer is away.
+GRACE_SECONDS: Final = 2
 # Any constant number will do; it only has to be the same in every Autopack.
 MIGRATION_LOCK: Final = 4_702_111_234_474_983_745
 
@@ -178,6 +181,14 @@ def make_engine(url: str | URL, statement_seconds: int) -> Engine:
     given = address.query.get("options")
     if isinstance(given, str):
         options = f"{given} {options}"
+    patient = type(
+        "PatientConnection",
+        (PatientConnection,),
+        {
+            "connect_seconds": CONNECT_SECONDS,
+            "answer_seconds": statement_seconds + GRACE_SECONDS,
+        },
+    )
     engine = create_engine(
         address,
         pool_size=POOL_SIZE,
@@ -188,8 +199,10 @@ def make_engine(url: str | URL, statement_seconds: int) -> Engine:
             "options": options,
             "application_name": "autopack",
             "connect_timeout": CONNECT_SECONDS,
+            "connection_factory": patient,
         },
     )
+    ping_within(engine.dialect, CONNECT_SECONDS)
     event.listen(engine, "reset", _restore_settings)
     return engine
 
@@ -241,6 +254,7 @@ def migrate(engine: Engine) -> None:
         with engine.begin() as connection:
             # Migrations, and the wait for whoever migrates right now, may take their time.
             connection.execute(text("SET LOCAL statement_timeout = 0"))
+            wait_forever(connection)
             connection.execute(
                 text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK}
             )
@@ -301,6 +315,8 @@ def _revive_on_connect(engine: Engine, embedded: EmbeddedPostgres) -> None:
     ) -> DBAPIConnection:
         try:
             return dialect.connect(*arguments, **parameters)
+        except DatabaseSilentError:
+            raise  # it is there: to start it would mean to wait for it, and for a minute
         except dialect.loaded_dbapi.OperationalError as error:
             try:
                 embedded.start()

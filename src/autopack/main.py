@@ -35,11 +35,15 @@ from .api import (
     work,
 )
 from .api.access import AccessMiddleware
+from .api.bodies import BodyReader
 from .api.docs import mount_docs
 from .api.errors import install_error_handlers
+from .api.json_text import JsonLimits, Limit
 from .api.mcp.endpoint import mount_mcp
 from .api.monitoring import Traffic, TrafficMiddleware
-from .config import Settings, SettingsError, load_settings
+from .api.turns import Turns
+from .api.wire import WireProtocol, connections_within, protocol_with, raise_file_limit
+from .config import MEGABYTE, Settings, SettingsError, load_settings
 from .database import DatabaseClock, DatabaseError, open_database
 from .domain.printable import lines_of
 from .gitrepo import Repository
@@ -65,8 +69,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         with ExitStack() as stack:
+            app.state.turns = Turns()
             app.state.house = await run_in_threadpool(_open, settings, stack)
-            app.state.feed = Feed(app.state.house.engine, settings.max_streams)
+            # A stream keeps its connection: the others need some, too.
+            most = settings.max_connections or connections_within(raise_file_limit())
+            streams = min(settings.max_streams, most * 3 // 4)
+            app.state.feed = Feed(app.state.house.engine, streams)
             async with mcp.running(), _ending_streams(app.state.feed):
                 yield
             await run_in_threadpool(stack.close)
@@ -81,6 +89,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     _configure_logging(settings)
     app.state.settings = settings
+    app.state.bodies = BodyReader(_json_limits(settings))
     install_error_handlers(app)
     for module in (
         service,
@@ -105,10 +114,52 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         hosts=settings.allowed_hosts,
         is_loopback_only=settings.auth == "loopback",
         max_body_bytes=settings.max_body_bytes,
+        max_header_bytes=settings.max_header_bytes,
+        max_header_fields=settings.max_header_fields,
+        stalled_seconds=settings.stalled_seconds,
     )
     app.state.traffic = Traffic()
     app.add_middleware(TrafficMiddleware, traffic=app.state.traffic)  # what is refused counts too
     return app
+
+
+def wire_protocol(settings: Settings) -> type[WireProtocol]:
+    """Return what a server speaks with its clients, within the limits of the settings."""
+    return protocol_with(
+        max_header_bytes=settings.max_header_bytes,
+        max_header_fields=settings.max_header_fields,
+        stalled_seconds=settings.stalled_seconds,
+        max_connections=settings.max_connections,
+    )
+
+
+def _json_limits(settings: Settings) -> JsonLimits:
+    """Say how much each list of a body may hold, by its name wherever it stands."""
+    fields = {
+        "phases": "max_plan_phases",
+        "tiers": "max_plan_tiers",
+        "evidence_refs": "max_evidence_refs",
+        "suggested_issues": "max_suggested_issues",
+        "issues_found": "max_suggested_issues",
+        "resolved_issues": "max_suggested_issues",
+        "files_changed": "max_patch_files",
+        "files_affected": "max_patch_files",
+    }
+
+    def limit(field: str) -> Limit:
+        return Limit(getattr(settings, field), Settings.variable(field))
+
+    return JsonLimits(
+        depth=settings.max_json_depth,
+        values=limit("max_json_values"),
+        items=limit("max_list_items"),
+        # A patch is the longest text there is, and longer by a third in base64.
+        text=Limit(
+            max(MEGABYTE, settings.max_patch_bytes * 4 // 3 + 4),
+            Settings.variable("max_patch_bytes"),
+        ),
+        lists={name: limit(field) for name, field in fields.items()},
+    )
 
 
 @contextmanager

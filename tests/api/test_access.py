@@ -24,7 +24,12 @@ FORWARDING_HEADERS = [
     "X-Forwarded-Proto",
     "X-Forwarded-Port",
     "X-Forwarded-Server",
+    "X-Forwarded",
+    "X-Forwarded-Anything",
     "X-Real-IP",
+    "Via",
+    "CF-Connecting-IP",
+    "True-Client-IP",
 ]
 
 
@@ -60,7 +65,8 @@ class TestLoopback:
                 assert response.headers["www-authenticate"]
 
     def test_a_proxy_makes_nobody_local(self, api: Api) -> None:
-        for name in FORWARDING_HEADERS:
+        underscored = [name.replace("-", "_") for name in FORWARDING_HEADERS]
+        for name in (*FORWARDING_HEADERS, *underscored):
             response = api.client.get("/runs", headers={name: "127.0.0.1"})
             api.refused(response, 401, "not_local", "proxy")
 

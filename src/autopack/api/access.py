@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 from collections.abc import Collection
 
@@ -10,16 +11,36 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .errors import SECURITY_HEADERS, problem_response
+from .errors import RETRY_AFTER, SECURITY_HEADERS, problem_response
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-FORWARDING = ("forwarded", "x-real-ip", "x-forwarded-")  # the last: whatever begins so
+# What proxies add, whose presence tells that a caller on this machine speaks for another one.
+FORWARDING = frozenset(
+    {
+        "cf-connecting-ip",
+        "cf-connecting-ipv6",
+        "fastly-client-ip",
+        "forwarded",
+        "true-client-ip",
+        "via",
+        "x-client-ip",
+        "x-cluster-client-ip",
+        "x-original-forwarded-for",
+        "x-real-ip",
+    }
+)
+FORWARDING_PREFIX = "x-forwarded"
+# A body of which less than this has come in the time that it may stand still, does stand still.
+MIN_PROGRESS_BYTES = 1_000
+# Bodies of all requests under way, in largest ones. More are answered 503 until some are done.
+MAX_BODIES_HELD = 10
 
 
 class AccessMiddleware:
     """Pure ASGI: it refuses before a body is read, and sets the headers every answer has.
 
-    It also counts the body as it is read: a larger one is refused as everything else is.
+    It also counts the body as it is read, and watches its pace: one that is too large, or stands
+    still, is refused as everything else is.
     """
 
     def __init__(
@@ -29,11 +50,18 @@ class AccessMiddleware:
         hosts: Collection[str],
         is_loopback_only: bool,
         max_body_bytes: int,
+        max_header_bytes: int,
+        max_header_fields: int,
+        stalled_seconds: float,
     ) -> None:
         self.app = app
         self.hosts = frozenset(hosts)
         self.is_loopback_only = is_loopback_only
         self.max_body_bytes = max_body_bytes
+        self.max_header_bytes = max_header_bytes
+        self.max_header_fields = max_header_fields
+        self.stalled_seconds = stalled_seconds
+        self._held_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -48,20 +76,21 @@ class AccessMiddleware:
                 message["headers"] = present.raw
             await send(message)
 
-        received = 0
+        body = _Body(self, receive)
+        try:
+            await (self._refusal(scope) or self.app)(scope, body.receive, send_with_headers)
+        finally:
+            self._held_bytes -= body.received
 
-        async def receive_within_limit() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self.max_body_bytes:
-                raise HTTPException(413, too_large_detail(self.max_body_bytes))
-            return message
-
-        refusal = self._refusal(scope)
-        await (refusal or self.app)(scope, receive_within_limit, send_with_headers)
+    def hold(self, count: int) -> None:
+        """Count what a request holds in memory. Raises HTTPException when all hold too much."""
+        self._held_bytes += count
+        if self._held_bytes > MAX_BODIES_HELD * self.max_body_bytes:
+            raise HTTPException(503, "too many large bodies at a time; try again", RETRY_AFTER)
 
     def _refusal(self, scope: Scope) -> Response | None:
+        if problem := self._head_problem(scope):
+            return problem_response(431, "headers_too_large", problem)
         headers = Headers(scope=scope)
         host = headers.get("host", "")
         if "*" not in self.hosts and _name(host) not in self.hosts:
@@ -91,6 +120,53 @@ class AccessMiddleware:
             return problem_response(413, "too_large", too_large_detail(self.max_body_bytes))
         return None
 
+    def _head_problem(self, scope: Scope) -> str | None:
+        fields = scope["headers"]
+        if len(fields) > self.max_header_fields:
+            return f"more than {self.max_header_fields} header fields (AUTOPACK_MAX_HEADER_FIELDS)"
+        size = len(scope.get("raw_path") or b"") + len(scope["query_string"])
+        size += sum(len(name) + len(value) for name, value in fields)
+        if size > self.max_header_bytes:
+            return f"a head of more than {self.max_header_bytes} bytes (AUTOPACK_MAX_HEADER_BYTES)"
+        return None
+
+
+class _Body:
+    """Counts a request's body and watches its pace while it is read."""
+
+    def __init__(self, door: AccessMiddleware, receive: Receive) -> None:
+        self.received = 0
+        self._door = door
+        self._receive = receive
+        self._is_whole = False
+        self._window: tuple[float, int] | None = None  # until when, from how many bytes
+
+    async def receive(self) -> Message:
+        """Raises HTTPException for a body that is too large, or stands still."""
+        if self._is_whole:  # what comes next is that the client goes away, whenever that is
+            return await self._receive()
+        loop = asyncio.get_running_loop()
+        if self._window is None or self.received - self._window[1] >= MIN_PROGRESS_BYTES:
+            self._window = loop.time() + self._door.stalled_seconds, self.received
+        try:
+            async with asyncio.timeout_at(self._window[0]):
+                message = await self._receive()
+        except TimeoutError:
+            self._is_whole = True
+            raise HTTPException(
+                408,
+                f"less than {MIN_PROGRESS_BYTES} bytes of the body came in "
+                f"{self._door.stalled_seconds:g} seconds (AUTOPACK_STALLED_SECONDS)",
+                {"Connection": "close"},
+            ) from None
+        self._is_whole = not message.get("more_body", False)
+        count = len(message.get("body", b""))
+        self.received += count
+        self._door.hold(count)
+        if self.received > self._door.max_body_bytes:
+            raise HTTPException(413, too_large_detail(self._door.max_body_bytes))
+        return message
+
 
 def too_large_detail(limit: int) -> str:
     return f"the body is larger than {limit} bytes (AUTOPACK_MAX_BODY_BYTES)"
@@ -105,7 +181,7 @@ def _name(host: str) -> str:
 
 def _is_local(scope: Scope, headers: Headers) -> bool:
     """A caller is local by its socket's address; one behind a proxy is not."""
-    if any(name.startswith(FORWARDING) for name in headers):
+    if any(_is_forwarding(name.replace("_", "-")) for name in headers):
         return False
     client = scope.get("client")
     if client is None:  # a Unix socket: its permissions decide
@@ -116,6 +192,10 @@ def _is_local(scope: Scope, headers: Headers) -> bool:
         return False
     mapped = getattr(address, "ipv4_mapped", None)
     return bool((mapped or address).is_loopback)
+
+
+def _is_forwarding(name: str) -> bool:
+    return name in FORWARDING or name.startswith(FORWARDING_PREFIX)
 
 
 def _is_guarded(scope: Scope, headers: Headers) -> bool:

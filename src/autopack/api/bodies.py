@@ -1,53 +1,132 @@
-"""How a request's body is read: JSON as the standard has it, and not deeper than allowed."""
+"""How a request's body is read: limits, then JSON, then the model that its route takes.
+
+A large body is read in a thread, one at a time: it may come to ten times its size, and the event
+loop serves everybody.
+"""
 
 from __future__ import annotations
 
-import json
-import re
-from collections import Counter
 from collections.abc import Callable, Coroutine
-from typing import Any, NoReturn
+from typing import Any
 
+import anyio
 from fastapi import HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
-from starlette.concurrency import run_in_threadpool
+from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect
 
-# A string as a whole, or one bracket: strings are skipped, brackets counted. A string that never
-# ends is skipped too: to look for another one at each of its quotes would take hours.
-_STRUCTURE = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
-# What is smaller is read in less time than it takes to hand it to a thread.
-_LARGE_BYTES = 65_536
+from ..domain.values import Problems
+from .json_text import (
+    SMALL_BYTES,
+    JsonError,
+    JsonLimits,
+    TextTooLongError,
+    TooManyItemsError,
+    read_json,
+)
+from .turns import Turns, run_of
+
+# What is posted and changes no run.
+TRIALS = frozenset({"/runs/{run_id}/patch_check", "/strategy/dry_run", "/strategy/backtest"})
 
 
 class BodyRefusedError(HTTPException):
-    """A body that is no JSON we take. Raised where FastAPI lets only its own kind through."""
+    """A body that is no JSON we take."""
 
     def __init__(self, detail: str) -> None:
         super().__init__(422, detail)
 
 
-class StrictRequest(Request):
+class BodyReader:
+    """Reads bodies within limits."""
+
+    def __init__(self, limits: JsonLimits) -> None:
+        self._limits = limits
+        self._one_at_a_time = anyio.CapacityLimiter(1)
+
+    async def read(self, body: bytes, model: type[BaseModel] | None = None) -> Any:
+        """Return what a body says: an instance of the model, or plain values where there is none.
+
+        Raises BodyRefusedError, RequestValidationError.
+        """
+        if len(body) < SMALL_BYTES:
+            return self._read(body, model)
+        return await anyio.to_thread.run_sync(self._read, body, model, limiter=self._one_at_a_time)
+
+    def _read(self, body: bytes, model: type[BaseModel] | None) -> Any:
+        try:
+            value = read_json(body, self._limits)
+        except JsonError as error:
+            raise BodyRefusedError(f"the body {error}") from None
+        except TextTooLongError as error:
+            raise HTTPException(413, f"the body {error}") from None
+        except TooManyItemsError as error:
+            loc = ("body", *error.place)
+            problem = {"type": "too_many_items", "loc": loc, "msg": str(error)}
+            raise RequestValidationError([problem]) from None
+        if model is None:
+            return value
+        try:
+            return model.model_validate(value, context=Problems())
+        except ValidationError as error:
+            found = error.errors(include_url=False, include_context=False, include_input=False)
+            raise RequestValidationError(
+                [{**problem, "loc": ("body", *problem["loc"])} for problem in found]
+            ) from None
+
+
+class ReadRequest(Request):
+    """A request whose body has been read; FastAPI asks it for the value."""
+
+    def __init__(self, request: Request, value: Any, *, is_empty: bool) -> None:
+        super().__init__(request.scope, request.receive)
+        self._value = value
+        self._is_empty = is_empty
+
+    async def body(self) -> bytes:
+        """Say if there is one. The bytes are gone: they would double what a request holds."""
+        return b"" if self._is_empty else b"null"
+
     async def json(self) -> Any:
-        body = await self.body()
-        depth = self.app.state.house.settings.max_json_depth
-        if len(body) < _LARGE_BYTES:
-            return parse(body, depth)
-        return await run_in_threadpool(parse, body, depth)
+        return self._value
 
 
 class StrictRoute(APIRoute):
-    """A route whose body is read by `StrictRequest`."""
+    """A route whose body is read by a `BodyReader`. What changes a run waits for its turn."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
         takes_body = self.body_field is not None
+        is_safe = (self.methods or set()) <= {"GET", "HEAD"}
+        is_trial = self.path_format in TRIALS
+        model = _model_of(self)
 
         async def handle_strictly(request: Request) -> Response:
+            value = None
             if takes_body:
                 require_json(request)
-            return await handle(StrictRequest(request.scope, request.receive))
+                body = await read_body(request)
+                reader: BodyReader = request.app.state.bodies
+                if body:
+                    value = await reader.read(body, model)
+                request = ReadRequest(request, value, is_empty=not body)
+                del body
+            if is_safe:
+                return await handle(request)
+            turns: Turns = request.app.state.turns
+            async with turns.take(None if is_trial else run_of(request.path_params, value)):
+                return await handle(request)
 
         return handle_strictly
+
+
+async def read_body(request: Request) -> bytes:
+    """Return the bytes without keeping them. Raises HTTPException when the client went away."""
+    try:
+        return b"".join([chunk async for chunk in request.stream()])
+    except ClientDisconnect:
+        raise HTTPException(400, "the client went away before its body had come") from None
 
 
 def require_json(request: Request) -> None:
@@ -59,44 +138,14 @@ def require_json(request: Request) -> None:
     if has_body and not is_json:
         shown = f"not {kind[:100]!r}" if kind else "which is missing"
         raise HTTPException(415, f"the body must come with Content-Type: application/json, {shown}")
+    if has_body and headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise HTTPException(415, "the body must come without a Content-Encoding")
 
 
-def parse(body: bytes, depth: int) -> Any:
-    """Read JSON as RFC 8259 has it, in UTF-8 alone. Raises BodyRefusedError."""
-    check_depth(body, depth)
-    try:
-        return json.loads(body.decode(), parse_constant=_refuse_constant, object_pairs_hook=_unique)
-    except json.JSONDecodeError as error:
-        raise BodyRefusedError(
-            f"the body is not JSON: {error.msg} at line {error.lineno} column {error.colno}"
-        ) from None
-    except UnicodeDecodeError:
-        raise BodyRefusedError("the body is not UTF-8") from None
-    except ValueError:
-        raise BodyRefusedError("the body holds a number of thousands of digits") from None
-
-
-def check_depth(body: bytes, limit: int) -> None:
-    """Refuse brackets nested deeper than `limit`, before any parser recurses into them."""
-    depth = 0
-    for match in _STRUCTURE.finditer(body):
-        sign = match.group()
-        if sign in (b"[", b"{"):
-            depth += 1
-            if depth > limit:
-                raise BodyRefusedError(f"the body is nested deeper than {limit} levels")
-        elif sign in (b"]", b"}"):
-            depth -= 1
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Refuse a name that comes twice in one object: readers disagree which of them counts."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        (twice, _), *_ = Counter(name for name, _ in pairs).most_common(1)
-        raise BodyRefusedError(f"the body has {twice[:100]!r} twice in one object")
-    return found
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise BodyRefusedError(f"the body holds {name}, which is no JSON number")
+def _model_of(route: APIRoute) -> type[BaseModel] | None:
+    """Return the model that the body is, None for a body that is any object."""
+    for parameter in route.dependant.body_params:
+        annotation = parameter.field_info.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            return annotation
+    return None

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from ..domain.errors import AutopackError, ErrorKind
+from ..domain.values import MAX_PROBLEMS
 from ..services.availability import OUTAGES, as_unavailable
 
 logger = structlog.get_logger(__name__)
@@ -33,11 +34,13 @@ TITLES = {
     403: "Forbidden",
     404: "Not found",
     405: "Method not allowed",
+    408: "Request timeout",
     409: "Conflict",
     413: "Too large",
     415: "Unsupported media type",
     421: "Misdirected request",
     422: "Invalid request",
+    431: "Request header fields too large",
     500: "Internal error",
     503: "Unavailable",
 }
@@ -99,7 +102,7 @@ def invalid_document(
     ordered = sorted(errors, key=lambda problem: problem["type"] != "extra_forbidden")
     found = [
         {"loc": _place(problem["loc"]), "message": _message(problem, model)}
-        for problem in ordered[:50]
+        for problem in ordered[:MAX_PROBLEMS]
     ]
     first = found[0]
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""

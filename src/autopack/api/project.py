@@ -9,7 +9,7 @@ from pydantic import Field
 
 from ..domain.plan import Plan
 from ..domain.ruleset import Ruleset
-from ..domain.values import Closed, Identifier, IssueKey
+from ..domain.values import Closed, Identifier, IssueKey, Several
 from ..services import backtests, issues, rulesets
 from .bodies import StrictRoute
 from .errors import problems
@@ -39,7 +39,7 @@ class Backtest(Closed):
     """A ruleset to judge finished runs by: those named, else the newest."""
 
     ruleset: dict[str, Any]
-    run_ids: Annotated[tuple[Identifier, ...], Field(max_length=1_000)] | None = None
+    run_ids: Several[Identifier] | None = None
     limit: Annotated[int, Field(strict=True, ge=1, le=1_000)] = 100
 
 

@@ -18,7 +18,7 @@ router = APIRouter(tags=["service"])
 
 
 @router.get("/", responses=problems(), summary="What this is")
-def root() -> ServiceAnswer:
+async def root() -> ServiceAnswer:
     """Name, version and where to go on."""
     return ServiceAnswer(
         service="Autopack Supervisor",
@@ -67,6 +67,6 @@ def _status(check: Check) -> Literal["ok", "failed", "degraded"]:
 
 
 @router.get("/health/live", responses=problems(), summary="Is the process alive?")
-def live() -> LiveAnswer:
-    """Never touches the database."""
+async def live() -> LiveAnswer:
+    """Never touches the database, nor waits for a thread."""
     return LiveAnswer(status="alive")

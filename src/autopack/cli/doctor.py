@@ -90,7 +90,15 @@ def _examine(url: str | None) -> Iterator[Finding]:
 
 
 def _door(settings: Settings) -> Iterator[Finding]:
-    is_local = settings.host in {"127.0.0.1", "::1", "localhost"}
+    is_local = settings.host in {"::1", "localhost"} or settings.host.startswith("127.")
+    if settings.auth == "loopback" and not is_local:
+        yield Finding(
+            "access",
+            "warn",
+            f"{settings.host} is reached from elsewhere, and a proxy on this machine that adds no "
+            "header looks like a caller on it",
+            "Set AUTOPACK_HOST=127.0.0.1, and run no proxy in front; see docs/deployment.md.",
+        )
     if settings.auth == "disabled" and not is_local:
         yield Finding(
             "access",

@@ -73,7 +73,7 @@ def _serve(stack: ExitStack, *, host: str | None, port: str | None, is_demo: boo
     listener = stack.enter_context(_listen(settings.host, settings.port))
     url = f"http://{_shown_host(settings.host)}:{listener.getsockname()[1]}"
     # Here, so that what is wrong above is told at once.
-    from ..main import create_app, holding_clone, open_house
+    from ..main import create_app, holding_clone, open_house, wire_protocol
 
     app = create_app(settings)
     # The application does all that too; here, so that what is wrong is told in one line.
@@ -81,6 +81,7 @@ def _serve(stack: ExitStack, *, host: str | None, port: str | None, is_demo: boo
     server = _Server(
         uvicorn.Config(
             app,
+            http=wire_protocol(settings),
             access_log=False,
             log_level="warning",
             timeout_graceful_shutdown=GRACEFUL_SECONDS,

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from enum import StrEnum
-from typing import Annotated
 
-from pydantic import Field
-
-from .values import Closed, Complexity, IssueKey, Severity, Text, Word
+from .values import Closed, Complexity, IssueKey, Several, Severity, Text, Word
 
 MAX_EVIDENCE_REFS = 100
 
@@ -40,7 +37,7 @@ class IssueReport(Closed):
     task_category: Word | None = None
     complexity: Complexity | None = None
     expected_fail: bool = False
-    evidence_refs: Annotated[tuple[Text, ...], Field(max_length=MAX_EVIDENCE_REFS)] = ()
+    evidence_refs: Several[Text] = ()
     description: Text | None = None
 
 

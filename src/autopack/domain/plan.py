@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain, islice
 from typing import Annotated, Any
 
 from pydantic import Field, SerializeAsAny
@@ -11,6 +12,7 @@ from pydantic import Field, SerializeAsAny
 from .errors import InvalidError
 from .ruleset import Ruleset
 from .values import (
+    MAX_PROBLEMS,
     CiMode,
     Closed,
     Complexity,
@@ -22,6 +24,7 @@ from .values import (
     PositiveUsd,
     RunScope,
     SafetyProfile,
+    Several,
     Text,
     Word,
 )
@@ -57,8 +60,8 @@ class PlanPhase(Closed):
     complexity: Complexity | None = None
     builder_mode: Word | None = None
     allow_empty: bool = False
-    allowed_paths: Annotated[tuple[PathGlob, ...], Field(max_length=1_000)] | None = None
-    expected_issues: Annotated[tuple[IssueKey, ...], Field(max_length=200)] = ()
+    allowed_paths: Several[PathGlob] | None = None
+    expected_issues: Several[IssueKey] = ()
 
 
 class DebtPhase(PlanPhase):
@@ -85,11 +88,12 @@ def check_plan(
     """Refuse a plan that cannot be run, naming every problem with its field.
 
     A plan that was recorded may hold the reserved names of debt cleanup.
-    Raises InvalidPlanError with `errors`, each a `loc` and a `message`.
+    Raises InvalidPlanError with `errors`, each a `loc` and a `message`, the first MAX_PROBLEMS.
     """
-    problems = list(_problems(plan, ruleset, max_tiers, max_phases))
+    found = _problems(plan, ruleset, max_tiers, max_phases)
     if not is_recorded:
-        problems += _reserved_names(plan)
+        found = chain(found, _reserved_names(plan))
+    problems = list(islice(found, MAX_PROBLEMS))
     if problems:
         first_place, first = problems[0]
         more = f" (and {len(problems) - 1} more problems)" if len(problems) > 1 else ""

@@ -24,6 +24,7 @@ from .values import (
     IssueKey,
     Name,
     Quantity,
+    Several,
     Text,
     Usd,
     Word,
@@ -122,16 +123,14 @@ class BuilderReport(AgentReport):
     status: BuilderStatus
     patch_content: PatchText | None = None
     patch_content_base64: str | None = None
-    files_changed: Annotated[tuple[FilePath, ...], Field(max_length=10_000)] = ()
+    files_changed: Several[FilePath] = ()
     lines_added: Count | None = None
     lines_removed: Count | None = None
     builder_attempts: Count | None = None
     duration_minutes: Quantity | None = None
     notes: Text | None = None
-    probe_results: Annotated[tuple[ProbeResult, ...], Field(max_length=200)] = ()
-    suggested_issues: Annotated[tuple[IssueReport, ...], Field(max_length=MAX_SUGGESTED_ISSUES)] = (
-        ()
-    )
+    probe_results: tuple[ProbeResult, ...] = ()
+    suggested_issues: tuple[IssueReport, ...] = ()
     base_commit: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
 
     def patch(self) -> bytes | None:
@@ -173,7 +172,7 @@ class CiReport(Closed):
     profile: CiProfile | None = None
     verdict: Verdict
     tests: CheckCounts | None = None
-    failing_checks: Annotated[tuple[Name, ...], Field(max_length=200)] = ()
+    failing_checks: Several[Name] = ()
     flaky: bool = False
     url: Annotated[str, Field(max_length=2_000, pattern=r"^https?://[!-~]+$")] | None = None
     summary: Text | None = None
@@ -202,7 +201,7 @@ class SuggestedPatch(Closed):
     description: Text | None = None
     patch_content: PatchText | None = None
     patch_content_base64: str | None = None
-    files_affected: Annotated[tuple[FilePath, ...], Field(max_length=10_000)] = ()
+    files_affected: Several[FilePath] = ()
 
     def patch(self) -> bytes | None:
         """Return the patch's bytes, None when there is none. Raises InvalidError."""
@@ -217,9 +216,9 @@ class AuditorReport(AgentReport):
     review_notes: Text | None = None
     recommendation: Recommendation
     confidence: Literal["low", "medium", "high"] | None = None
-    issues_found: Annotated[tuple[IssueReport, ...], Field(max_length=MAX_SUGGESTED_ISSUES)] = ()
-    resolved_issues: Annotated[tuple[IssueKey, ...], Field(max_length=MAX_SUGGESTED_ISSUES)] = ()
-    suggested_patches: Annotated[tuple[SuggestedPatch, ...], Field(max_length=100)] = ()
+    issues_found: tuple[IssueReport, ...] = ()
+    resolved_issues: Several[IssueKey] = ()
+    suggested_patches: tuple[SuggestedPatch, ...] = ()
     auditor_attempts: Count | None = None
     audit_id: Count | None = None
 

@@ -22,6 +22,7 @@ from .values import (
     PositiveUsd,
     RunScope,
     SafetyProfile,
+    Several,
     Severity,
     Text,
     Usd,
@@ -110,8 +111,8 @@ class PathRules(Closed):
     `portable_names`: new names are such that Windows and macOS can hold and tell apart.
     """
 
-    protected: tuple[PathGlob, ...] = ()
-    opened: Mapping[Word, tuple[PathGlob, ...]] = Field(default_factory=dict)
+    protected: Several[PathGlob] = ()
+    opened: Mapping[Word, Several[PathGlob]] = Field(default_factory=dict)
     portable_names: Annotated[bool, Field(strict=True)] = True
 
 

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import unicodedata
+from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any, Final, Self, TypeVar, cast
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PlainSerializer,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 
 from .identifiers import IDENTIFIER_PATTERN, identifier_problem
 from .money import MAX_USD, usd, usd_text
@@ -63,12 +74,15 @@ def _clean_text(value: str) -> str:
     return value
 
 
-def _is_unprintable(category: str) -> bool:
-    return category[0] == "C" or category in ("Zl", "Zp")  # U+2028 and U+2029 break lines too
+# What `str.isprintable` refuses beside controls: spaces of other scripts, which print.
+_SPACES: Final = dict.fromkeys(
+    (code for code in range(0x3001) if unicodedata.category(chr(code)) == "Zs"), " "
+)
 
 
 def _printable(value: str) -> str:
-    if any(_is_unprintable(unicodedata.category(character)) for character in value):
+    """Refuse category C, and Zl and Zp: U+2028 and U+2029 break lines, too."""
+    if not (value.isprintable() or value.translate(_SPACES).isprintable()):
         raise ValueError("must hold printable characters only, no controls")
     return value
 
@@ -96,9 +110,45 @@ PositiveUsd = Annotated[Usd, Field(gt=0)]
 PathGlob = Annotated[str, Field(min_length=1, max_length=1_000), AfterValidator(_printable)]
 # A file's name as an agent gives it: any sign may stand in one, but NUL in none.
 FilePath = Annotated[str, Field(min_length=1, max_length=4_096), AfterValidator(_clean_text)]
+ItemT = TypeVar("ItemT")
+# A list of simple values: its first bad item stands for all. How long a list may be is said by
+# settings, and checked before any of it is built (docs/security.md).
+Several = Annotated[tuple[ItemT, ...], Field(fail_fast=True)]
+
+
+MAX_PROBLEMS: Final = 20
+
+
+@dataclass(slots=True)
+class Problems:
+    """How many more problems of one input are told. It is the context of a validation."""
+
+    left: int = MAX_PROBLEMS
 
 
 class Closed(BaseModel):
     """A value from outside: unknown fields are refused, and it does not change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _no_more_problems_than_are_told(
+        cls, value: Any, check: ModelWrapValidatorHandler[Self], info: ValidationInfo
+    ) -> Self:
+        """Look at nothing more when enough is wrong: a problem costs a kilobyte."""
+        problems = info.context
+        if not isinstance(problems, Problems):
+            return check(value)
+        if problems.left <= 0:  # the input is refused already, whatever this is
+            return cast("Self", cls.model_construct())
+        if isinstance(value, dict):
+            unknown = [name for name in value if name not in cls.model_fields]
+            surplus = set(unknown[problems.left :])
+            if surplus:
+                value = {name: value[name] for name in value if name not in surplus}
+        try:
+            return check(value)
+        except ValidationError as error:
+            problems.left -= error.error_count()
+            raise

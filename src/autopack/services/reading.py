@@ -37,7 +37,8 @@ def reading_run(house: House, run_id: str) -> Iterator[tuple[Session, Run]]:
             yield session, run
             return
     # Whatever keeps the run from ending, or lets it end badly, is no reason not to report on it.
-    with suppress(AutopackError), changing(house, run_id):
+    # A request that holds the run right now lets it end itself, so no reader waits for that.
+    with suppress(AutopackError), changing(house, run_id, is_waiting=False):
         pass
     with one_moment(house) as session:
         yield session, runs.get_run(session, run_id)

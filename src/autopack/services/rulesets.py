@@ -14,7 +14,7 @@ from ..domain.events import canonical_json
 from ..domain.plan import Plan, check_plan, wants_debt_cleanup, with_debt_cleanup
 from ..domain.ruleset import Ruleset
 from ..domain.strategy import Strategy, compile_strategy
-from ..domain.values import CiMode
+from ..domain.values import MAX_PROBLEMS, CiMode, Problems
 from ..store import issues, rulesets
 from .house import House
 
@@ -58,14 +58,14 @@ def parse_ruleset(content: bytes, project_id: str) -> Ruleset:
     """Check a ruleset document. Raises InvalidRulesetError that names each field."""
     name = f"project_ruleset_{project_id}.json"
     try:
-        ruleset = Ruleset.model_validate_json(content)
+        ruleset = Ruleset.model_validate_json(content, context=Problems())
     except ValidationError as error:
         problems = [
             {
                 "loc": ".".join(str(part) for part in problem["loc"]) or "(document)",
                 "message": problem["msg"],
             }
-            for problem in error.errors(include_url=False, include_input=False)
+            for problem in error.errors(include_url=False, include_input=False)[:MAX_PROBLEMS]
         ]
         first = problems[0]
         raise InvalidRulesetError(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from decimal import Decimal
-from typing import Any
+from typing import Any, Final
 
 from ..domain.capacity import Unavailable
 from ..domain.errors import InvalidError
@@ -17,14 +18,23 @@ from ..store import runs, submissions
 from .change import RunChange
 from .replies import Once, key_scope, lease_scope, once
 
+# A longer patch is told from others by its hash: to write megabytes out as JSON is one step of C
+# code, for which the event loop would have to wait.
+LONG_TEXT: Final = 100_000
+
 
 def identify(
     phase_id: str, role: Role, report: BuilderReport | AuditorReport, idempotency_key: str | None
 ) -> Once:
     """Tell a result from others: by its key, else its lease, else the phase's latest. (rules §5)"""
+    document = report.model_dump(mode="json")
+    for part in (document, *document.get("suggested_patches", ())):
+        for name in ("patch_content", "patch_content_base64"):
+            if len(part.get(name) or "") > LONG_TEXT:
+                part[name] = hashlib.sha256(part[name].encode(errors="replace")).hexdigest()
     return once(
         f"{role}_result",
-        {"phase_id": phase_id, "report": report.model_dump(mode="json")},
+        {"phase_id": phase_id, "report": document},
         [
             key_scope(idempotency_key),
             lease_scope(report.lease_token),

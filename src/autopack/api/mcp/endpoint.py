@@ -13,11 +13,13 @@ import anyio
 from anyio.abc import TaskGroup, TaskStatus
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from ...services.house import House
-from ..bodies import StrictRequest, require_json
+from ..bodies import BodyReader, read_body, require_json
+from ..turns import Turns
 
 if TYPE_CHECKING:
     from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
@@ -41,10 +43,12 @@ class McpEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Read the body as every other one is read, then let the SDK have it."""
-        request = StrictRequest(scope, receive)
+        request = Request(scope, receive)
         require_json(request)
-        await request.json()
-        body = await request.body()
+        body = await read_body(request)
+        reader: BodyReader = scope["app"].state.bodies
+        if body:
+            await reader.read(body)
         is_read = False
 
         async def receive_again() -> Message:
@@ -54,14 +58,15 @@ class McpEndpoint:
             is_read = True
             return {"type": "http.request", "body": body, "more_body": False}
 
-        manager = await self._started(scope["app"].state.house)
+        state = scope["app"].state
+        manager = await self._started(state.house, state.turns)
         await manager.handle_request(scope, receive_again, send)
 
-    async def _started(self, house: House) -> StreamableHTTPSessionManager:
+    async def _started(self, house: House, turns: Turns) -> StreamableHTTPSessionManager:
         async with self._starting:
             if self._manager is None:
                 assert self._tasks is not None  # noqa: S101 - requests come within the lifespan
-                self._manager = await self._tasks.start(_serve, house)
+                self._manager = await self._tasks.start(_serve, house, turns)
             return self._manager
 
 
@@ -73,14 +78,16 @@ def mount_mcp(app: FastAPI) -> McpEndpoint:
     return endpoint
 
 
-async def _serve(house: House, *, task_status: TaskStatus[StreamableHTTPSessionManager]) -> None:
-    manager = await run_in_threadpool(_make_manager, house)
+async def _serve(
+    house: House, turns: Turns, *, task_status: TaskStatus[StreamableHTTPSessionManager]
+) -> None:
+    manager = await run_in_threadpool(_make_manager, house, turns)
     async with manager.run():
         task_status.started(manager)
         await anyio.sleep_forever()
 
 
-def _make_manager(house: House) -> StreamableHTTPSessionManager:
+def _make_manager(house: House, turns: Turns) -> StreamableHTTPSessionManager:
     from .server import make_manager
 
-    return make_manager(house)
+    return make_manager(house, turns)

@@ -22,12 +22,14 @@ from starlette.concurrency import run_in_threadpool
 
 from ... import __version__
 from ...domain.errors import AutopackError
+from ...domain.values import Problems
 from ...services import branches, runs
 from ...services.house import House
 from ...services.replies import Answer
 from ..errors import Problem, failure_document, invalid_document
 from ..reports import run_summary
 from ..runs import list_runs
+from ..turns import NoTurnError, Turns, run_of
 from .prompts import PROMPTS, SERVER_INSTRUCTIONS
 from .tools import TOOLS, GetRun, Tool
 
@@ -42,9 +44,9 @@ RUN_RESOURCES = {
 _RESOURCE = re.compile(r"autopack://runs/([^/]+)/(summary|diff)\Z")
 
 
-def make_manager(house: House) -> StreamableHTTPSessionManager:
+def make_manager(house: House, turns: Turns) -> StreamableHTTPSessionManager:
     """Serve a house by Streamable HTTP, without sessions: every request stands alone."""
-    calls = _Calls(house)
+    calls = _Calls(house, turns)
     server = Server(
         "autopack",
         version=__version__,
@@ -72,8 +74,9 @@ def make_manager(house: House) -> StreamableHTTPSessionManager:
 class _Calls:
     """What needs the house; its use cases block, so they run in threads."""
 
-    def __init__(self, house: House) -> None:
+    def __init__(self, house: House, turns: Turns) -> None:
         self.house = house
+        self.turns = turns
         self.tools = {name: _described(name, tool) for name, tool in TOOLS.items()}
 
     def input_schema(self, name: str) -> dict[str, Any] | None:
@@ -91,11 +94,17 @@ class _Calls:
         tool = TOOLS.get(params.name)
         if tool is None:
             raise _invalid(f"there is no tool {params.name[:100]!r}", {"allowed": list(TOOLS)})
-        return await run_in_threadpool(self._call, tool, params.arguments or {})
+        arguments = params.arguments or {}
+        run_id = None if tool.is_read_only else run_of(arguments, None)
+        try:
+            async with self.turns.take(run_id):
+                return await run_in_threadpool(self._call, tool, arguments)
+        except NoTurnError as error:
+            return _result(failure_document(error), is_error=True)
 
     def _call(self, tool: Tool, arguments: dict[str, Any]) -> types.CallToolResult:
         try:
-            call = tool.call.model_validate(arguments)
+            call = tool.call.model_validate(arguments, context=Problems())
         except ValidationError as error:
             return _result(invalid_document(error.errors(), tool.call), is_error=True)
         try:

@@ -1,0 +1,223 @@
+"""The protocol of a connection, with the limits that only its bytes show.
+
+An application sees a request once its head is whole. How large a head grows, how slowly it comes,
+and how many connections do nothing is for the protocol to judge, and uvicorn's own does not.
+`autopack serve` uses this one; plain uvicorn does by `--http src.autopack.api.wire:WireProtocol`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+from typing import Any, ClassVar, Final, cast
+
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
+from uvicorn.server import ServerState
+
+from .errors import SECURITY_HEADERS, problem_response
+
+# Files of ours beside connections: 80 to Postgres, and pipes to git for each of 40 threads.
+RESERVED_FILES: Final = 500
+WANTED_FILES: Final = 16_384
+STEP_BYTES: Final = 65_536
+# After a refusal what still comes is thrown away for so long: else the client would find its
+# connection reset, and not the answer.
+LINGER_SECONDS: Final = 1.0
+
+
+def raise_file_limit() -> int:
+    """Allow as many open files as the system lets us, within reason; return how many that are."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = WANTED_FILES if hard == resource.RLIM_INFINITY else min(hard, WANTED_FILES)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return WANTED_FILES if soft == resource.RLIM_INFINITY else soft
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return wanted
+
+
+def connections_within(files: int) -> int:
+    """Return how many connections a limit of open files has room for."""
+    return max(files - RESERVED_FILES, files // 4)
+
+
+class WireProtocol(HttpToolsProtocol):
+    """Refuses heads that are too large, cuts what stands still, and makes room for who comes."""
+
+    max_header_bytes: ClassVar[int] = 64_000
+    max_header_fields: ClassVar[int] = 100
+    stalled_seconds: ClassVar[float] = 30
+    max_connections: ClassVar[int | None] = None
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        # All connections that wait for their client, longest first.
+        self._waiting: dict[WireProtocol, None] = _waiting_of(server_state)
+        self._timer: asyncio.TimerHandle | None = None
+        self._overhead = 0  # bytes of a head, of trailers, or between chunks of a body
+        self._has_advanced = False  # a message or a piece of a body began or ended in this step
+        self._field_count = 0
+        self._is_in_message = False
+        self._is_refused = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._wait()
+        most = self.max_connections or connections_within(
+            resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        )
+        if len(self.connections) <= most:
+            return
+        longest = next(iter(self._waiting))
+        if longest is not self:
+            longest._leave()
+        else:
+            self._refuse(503, "too_many_connections", f"{most} connections are open; try again")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Feed the parser step by step, so that nothing grows between two looks at it."""
+        for start in range(0, len(data), STEP_BYTES):
+            if self._is_refused or self.transport.is_closing():
+                return
+            step = data[start : start + STEP_BYTES]
+            self._has_advanced = False
+            super().data_received(step)
+            # Not exact, by a step at most: where a message begins within one is not known.
+            self._overhead = 0 if self._has_advanced else self._overhead + len(step)
+            if self._field_count > self.max_header_fields:
+                most = f"{self.max_header_fields} header fields (AUTOPACK_MAX_HEADER_FIELDS)"
+                self._refuse(431, "headers_too_large", f"more than {most}")
+            elif self._is_in_message and self._overhead > self.max_header_bytes:
+                most = f"{self.max_header_bytes} bytes (AUTOPACK_MAX_HEADER_BYTES)"
+                self._refuse(431, "headers_too_large", f"a head of more than {most}")
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._is_in_message = self._has_advanced = True
+        self._field_count = 0
+        self._wait()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._field_count += 1
+        if self._field_count <= self.max_header_fields:
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        if self._field_count <= self.max_header_fields:
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._has_advanced = True
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._is_in_message = False
+        self._has_advanced = True
+        self._stop_waiting()
+        if self._field_count <= self.max_header_fields:
+            super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        is_idle = self._is_in_message or self.cycle.response_complete
+        if is_idle and not self.transport.is_closing():
+            self._wait()
+
+    def handle_websocket_upgrade(self) -> None:
+        self._stop_waiting()
+        super().handle_websocket_upgrade()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(400, "malformed_request", "this is no HTTP request")
+
+    def _wait(self) -> None:
+        """Wait for the client, from now on."""
+        self._stop_waiting()
+        self._waiting[self] = None
+        self._timer = self.loop.call_later(self.stalled_seconds, self._tell_stalled)
+
+    def _stop_waiting(self) -> None:
+        self._waiting.pop(self, None)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _tell_stalled(self) -> None:
+        """Cut a head that is not whole by now; a body is the application's, while it reads it."""
+        self._timer = None
+        is_in_body = self._is_in_message and "method" in self.scope
+        if not self._is_in_message:
+            self._leave()
+        elif not is_in_body:
+            why = f"the head was not whole after {self.stalled_seconds:g} seconds"
+            self._refuse(408, "request_timeout", f"{why} (AUTOPACK_STALLED_SECONDS)")
+        elif self._is_answering:
+            self._wait()
+        else:
+            self._leave()
+
+    def _refuse(self, status: int, code: str, detail: str) -> None:
+        """Answer without the application, and leave."""
+        if self._is_refused or self.transport.is_closing():
+            return
+        self._is_refused = True
+        self._stop_waiting()
+        if self._is_answering:
+            self.transport.close()  # another answer is under way
+            return
+        headers = {"Connection": "close", **SECURITY_HEADERS}
+        answer = problem_response(status, code, detail, headers=headers)
+        lines = b"".join(b"%b: %b\r\n" % field for field in answer.raw_headers)
+        self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[status], lines, bytes(answer.body)))
+        if status == 503:  # too many are open: this one waits for nothing
+            self.transport.close()
+        else:
+            self.loop.call_later(LINGER_SECONDS, self.transport.close)
+
+    @property
+    def _is_answering(self) -> bool:
+        cycle = cast("RequestResponseCycle | None", self.cycle)
+        return cycle is not None and not cycle.response_complete
+
+    def _leave(self) -> None:
+        self._stop_waiting()
+        self.transport.close()
+
+
+def _waiting_of(state: ServerState) -> dict[WireProtocol, None]:
+    """Return what all connections of a server share."""
+    waiting: dict[WireProtocol, None] = state.__dict__.setdefault("autopack_waiting", {})
+    return waiting
+
+
+def protocol_with(
+    *,
+    max_header_bytes: int,
+    max_header_fields: int,
+    stalled_seconds: float,
+    max_connections: int | None,
+) -> type[WireProtocol]:
+    """Return the protocol with limits that are not the defaults."""
+
+    class Configured(WireProtocol):
+        pass
+
+    Configured.max_header_bytes = max_header_bytes
+    Configured.max_header_fields = max_header_fields
+    Configured.stalled_seconds = stalled_seconds
+    Configured.max_connections = max_connections
+    return Configured

@@ -1,0 +1,121 @@
+"""A Postgres that says nothing is away, and is there again when it speaks."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from sqlalchemy import Engine, make_url, text
+from sqlalchemy.exc import OperationalError
+
+from autopack.config import Settings
+from autopack.database import make_engine
+from autopack.patience import DatabaseSilentError, PatientConnection
+from autopack.services.availability import as_unavailable
+
+pytestmark = pytest.mark.integration
+
+
+class Line:
+    """A line to Postgres that can be held: bytes are taken, and not handed on."""
+
+    def __init__(self, server: str) -> None:
+        self._server = server
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self._open = threading.Event()
+        self._open.set()
+        self._sockets = [self._listener]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def hold(self) -> None:
+        self._open.clear()
+
+    def release(self) -> None:
+        self._open.set()
+
+    def close(self) -> None:
+        self.release()
+        for each in self._sockets:
+            each.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+                far = socket.socket(socket.AF_UNIX if "/" in self._server else socket.AF_INET)
+                far.connect(self._server)
+            except OSError:
+                return
+            self._sockets += near, far
+            for one, other in ((near, far), (far, near)):
+                threading.Thread(target=self._carry, args=(one, other), daemon=True).start()
+
+    def _carry(self, one: socket.socket, other: socket.socket) -> None:
+        try:
+            while data := one.recv(65_536):
+                self._open.wait()
+                other.sendall(data)
+        except OSError:
+            pass
+        finally:
+            other.close()
+
+
+@pytest.fixture
+def line(database_url: str) -> Iterator[tuple[Line, Engine]]:
+    url = make_url(Settings(_env_file=None, database_url=database_url).database_url or "")
+    folder = str(url.query.get("host") or "")
+    if not folder.startswith("/"):
+        pytest.skip("the tests' Postgres has no socket of its own")
+    line = Line(f"{folder}/.s.PGSQL.5432")
+    engine = make_engine(url.set(host="127.0.0.1", port=line.port, query={}), 1)
+    yield line, engine
+    line.release()
+    engine.dispose()
+    line.close()
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    with pytest.raises(OperationalError) as refusal:
+        yield
+    assert isinstance(refusal.value.orig, DatabaseSilentError)
+    found = as_unavailable(refusal.value)
+    assert found is not None
+    assert found.code == "database_unavailable"
+
+
+def test_every_kind_of_call_to_a_silent_postgres_gives_up_and_works_again_later(
+    line: tuple[Line, Engine],
+) -> None:
+    wire, engine = line
+    with engine.connect() as under_way, engine.connect() as pooled:
+        assert pooled.scalar(text("SELECT 1")) == 1
+        under_way.execute(text("CREATE TEMPORARY TABLE kept ON COMMIT DROP AS SELECT 1"))
+        pooled.close()
+        wire.hold()
+        with silent():
+            under_way.commit()
+        with silent():
+            engine.connect()  # a look at the pooled one, then a new one
+        with silent():
+            engine.connect()
+    wire.release()
+    with engine.connect() as again:
+        assert again.scalar(text("SELECT 2")) == 2
+        dbapi_connection: object = again.connection.dbapi_connection
+        assert isinstance(dbapi_connection, PatientConnection)
+        assert not dbapi_connection.is_server_silent
+
+
+def test_a_slow_answer_that_the_server_allows_is_waited_for(database_url: str) -> None:
+    engine = make_engine(Settings(_env_file=None, database_url=database_url).database_url or "", 2)
+    with engine.connect() as connection:
+        assert connection.scalar(text("SELECT 'done' FROM pg_sleep(1.5)")) == "done"
+        with pytest.raises(OperationalError, match="statement timeout"):
+            connection.execute(text("SELECT pg_sleep(30)"))
+    engine.dispose()
