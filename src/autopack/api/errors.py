@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from ..domain.errors import AutopackError, ErrorKind
 from ..domain.values import MAX_PROBLEMS
@@ -57,6 +58,7 @@ SECURITY_HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
 }
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _SOURCES = ("body", "path", "query", "header")
 
 
@@ -196,10 +198,23 @@ def _http(request: Request, error: Exception) -> Response:
     detail = str(error.detail)
     if status == 404 and detail == "Not Found":
         detail = f"there is nothing at {request.url.path[:200]}"
+    headers = dict(error.headers or {})
     if status == 405:
-        detail = f"{request.method} is not served here"
+        allowed = ", ".join(_allowed(request))
+        headers["Allow"] = allowed
+        detail = f"{request.method} is not served here; {allowed} is"
     code = _CODES.get(status, TITLES.get(status, "error").lower().replace(" ", "_"))
-    return problem_response(status, code, detail, headers=dict(error.headers or {}))
+    return problem_response(status, code, detail, headers=headers)
+
+
+def _allowed(request: Request) -> list[str]:
+    """Return every method of a path; the router names those of the first route alone."""
+    scopes = {method: {**request.scope, "method": method} for method in _METHODS}
+    return [
+        method
+        for method, scope in scopes.items()
+        if any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+    ]
 
 
 def _invalid(request: Request, error: Exception) -> Response:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
+from pydantic import BaseModel
 
 from ..domain.values import MAX_COUNT
 from ..services import runs
 from ..services.feed import AllView, Feed, Over, RunView, View
 from .errors import problems
 from .inputs import Cursor, InHouse, PageLimit, RunId, decode_cursor, encode_cursor
-from .schemas.events import EventAnswer, EventPage
+from .schemas.events import EndOfRun, EventAnswer, EventPage, StreamedEvent
 
 router = APIRouter(tags=["events"])
 
@@ -23,11 +23,36 @@ MEDIA_TYPE = "text/event-stream"
 RETRY_MILLISECONDS = 1_000
 # As FastAPI sends them with streams that it writes itself: no proxy may hold events back.
 _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+_HASH = "0" * 64
 _EXAMPLE = (
-    'id: 2\ndata: {"actor":"builder","kind":"PhaseStarted","run_id":"run-001","sequence":2}\n\n'
+    'id: 2\ndata: {"actor":"builder","at":"2026-01-01T12:00:00.000000Z","data":{},"from_state":'
+    f'"QUEUED","hash":"{_HASH}","kind":"PhaseStarted","phase_id":"P1.1","previous_hash":"{_HASH}",'
+    '"reason":null,"run_id":"run-001","sequence":2,"tier_id":"T1","to_state":"EXECUTING"}\n\n'
     'event: end\ndata: {"run_id": "run-001", "state": "DONE_SUCCESS"}\n\n'
 )
-_STREAM: dict[str, Any] = {MEDIA_TYPE: {"schema": {"type": "string"}, "example": _EXAMPLE}}
+
+
+def _streamed(*shapes: type[BaseModel]) -> dict[str, Any]:
+    """Describe a stream; OpenAPI 3.1 has no word for its items, JSON Schema has for their data."""
+    return {
+        MEDIA_TYPE: {
+            "schema": {
+                "type": "string",
+                "contentMediaType": MEDIA_TYPE,
+                "contentSchema": {"anyOf": [_schema(shape) for shape in shapes]},
+            },
+            "example": _EXAMPLE,
+        }
+    }
+
+
+def _schema(shape: type[BaseModel]) -> dict[str, Any]:
+    schema = shape.model_json_schema(ref_template="#/components/schemas/{model}")
+    schema.pop("$defs", None)  # other answers hold them too, so they are among the components
+    return schema
+
+
+_STREAM = _streamed(StreamedEvent, EndOfRun)
 
 
 def _feed(request: Request) -> Feed:
@@ -76,7 +101,7 @@ def list_events(
     if wants_stream:
         feed.require_room()
         start = last_event_id if last_event_id is not None else after or 0
-        return _stream(feed, RunView(house, run_id), start, run_id)
+        return _stream(feed, RunView(house, run_id), start)
     position = decode_cursor(cursor, int)[0] if cursor else after or 0
     page, more = runs.list_events(house, run_id, after=position, limit=limit)
     return EventPage(
@@ -101,23 +126,21 @@ def stream_events(
     """
     feed.require_room()
     start = last_event_id if last_event_id is not None else after
-    return _stream(feed, AllView(house, feed), start, None)
+    return _stream(feed, AllView(house, feed), start)
 
 
-def _stream(feed: Feed, view: View, start: int | None, run_id: str | None) -> EventSourceResponse:
-    return EventSourceResponse(_lines(feed, view, start, run_id), headers=_HEADERS)
+def _stream(feed: Feed, view: View, start: int | None) -> EventSourceResponse:
+    return EventSourceResponse(_lines(feed, view, start), headers=_HEADERS)
 
 
-async def _lines(
-    feed: Feed, view: View, start: int | None, run_id: str | None
-) -> AsyncIterator[bytes]:
+async def _lines(feed: Feed, view: View, start: int | None) -> AsyncIterator[bytes]:
     yield format_sse_event(retry=RETRY_MILLISECONDS)
     async with aclosing(feed.follow(view, start)) as events:
         async for event in events:
             if event is None:
                 yield KEEPALIVE_COMMENT
             elif isinstance(event, Over):
-                end = json.dumps({"run_id": run_id, "state": event.state})
-                yield format_sse_event(event="end", data_str=end)
+                end = EndOfRun(run_id=event.run_id, state=event.state)
+                yield format_sse_event(event="end", data_str=end.model_dump_json())
             else:
                 yield format_sse_event(id=str(view.number(event)), data_str=event.document)

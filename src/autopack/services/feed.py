@@ -54,6 +54,7 @@ class Told:
 class Over:
     """The run is over, and everything has been told."""
 
+    run_id: str
     state: RunStatus
 
 
@@ -245,6 +246,7 @@ class RunView:
     def __init__(self, house: House, run_id: str) -> None:
         """Raises NotFoundError."""
         self._house = house
+        self._run_id = run_id
         with house.reading() as session:
             self._run_pk = runs.get_run_pk(session, run_id)
 
@@ -262,7 +264,9 @@ class RunView:
             page = [_told(each) for each in store.list_of_run(session, self._run_pk, last)]
             end = store.find_end(session, self._run_pk)
         newest = page[-1].sequence if page else last
-        return page, Over(end[0]) if end is not None and end[1] <= newest else None
+        if end is None or end[1] > newest:
+            return page, None
+        return page, Over(self._run_id, end[0])
 
 
 class AllView:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...domain.states import RunStatus
 from . import Shape, WireTime
 
 
@@ -20,6 +21,19 @@ class EventAnswer(Shape):
     data: dict[str, Any]
     previous_hash: str
     hash: str
+
+
+class StreamedEvent(EventAnswer):
+    """An event as streams tell it, whose hash is taken over the rest without `run_id`."""
+
+    run_id: str
+
+
+class EndOfRun(Shape):
+    """The data of the event `end`, the last one of a run's stream."""
+
+    run_id: str
+    state: RunStatus
 
 
 class EventPage(Shape):
