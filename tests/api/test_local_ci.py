@@ -312,6 +312,8 @@ def test_whatever_a_command_prints_is_kept_as_it_is_and_harms_nothing(
     assert log == b"a\0b\x1b[31m\xff\n" + 300_000 * b"x"
     item = api.client.get("/runs/run-001/next_phase").json()
     assert item["history"][0]["log_tail"] == 4_000 * "x"
+    with house.engine.connect() as connection:
+        assert connection.scalar(text("SELECT length(log_tail) FROM ci_runs")) == 4_000
     assert "\x1b" not in api.file("run-001", "phases", "phase_0_P0.0.md")
 
 
