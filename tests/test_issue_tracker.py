@@ -25,7 +25,7 @@ from autopack.domain.plan import (
 from autopack.domain.ruleset import DEFAULT_ALIASES, DEFAULT_CATEGORIES, Ruleset
 from autopack.domain.sightings import worse
 from autopack.domain.strategy import compile_strategy
-from autopack.domain.values import RunScope, Severity
+from autopack.domain.terms import RunScope, Severity
 
 if TYPE_CHECKING:
     from starlette.testclient import TestClient

@@ -14,13 +14,13 @@ from sqlalchemy.orm import Session
 
 from autopack.config import Settings
 from autopack.database import make_engine
-from autopack.domain.events import GENESIS_HASH, Event, seal
+from autopack.domain.events import GENESIS_HASH, PhaseGated, from_record, seal
 from autopack.domain.issues import BacklogStatus
 from autopack.domain.naming import branch_name
+from autopack.domain.outcomes import CommitKind, Outcome, PatchStatus
 from autopack.domain.run import DebtStatus, FailureCode
 from autopack.domain.states import Cleanliness, PhaseStatus, RunStatus, TierStatus
-from autopack.domain.values import CiProfile, Complexity, Role, RunScope, SafetyProfile, Severity
-from autopack.domain.work import CommitKind, Outcome, PatchStatus
+from autopack.domain.terms import CiProfile, Complexity, Role, RunScope, SafetyProfile, Severity
 from autopack.models import (
     Audit,
     BacklogEntry,
@@ -542,16 +542,22 @@ class TestShape:
         self, session: Session, phase: Phase
     ) -> None:
         run = session.get_one(Run, phase.run_pk)
-        data = {"b": 1.5, "a": [2**60, "ü\u2028", None, True], "state": PhaseStatus.GATE}
-        happened = Event(kind="PhaseGated", actor="a", at=NOON, reason="Grüße", data=data)
+        happened = PhaseGated(
+            actor="a",
+            at=NOON,
+            phase_id="P1",
+            tier_id="T1",
+            from_state=PhaseStatus.EXECUTING,
+            reason="Grüße \u2028",
+            deadline_at=NOON,
+            commit="c" * 40,
+        )
         runs.add_events(session, run, (happened, happened))
         session.commit()
         session.expire_all()
         rows = session.scalars(select(EventRow).order_by(EventRow.sequence)).all()
-        read = tuple(
-            Event(kind=row.kind, actor=row.actor, at=row.at, reason=row.reason, data=row.data)
-            for row in rows
-        )
+        read = [runs.read_event(row) for row in rows]
+        assert [from_record(each) for each in read] == [happened, happened]
         assert [one.hash for one in seal(read, 0, GENESIS_HASH)] == [row.hash for row in rows]
         assert (run.event_sequence, run.event_hash) == (2, rows[-1].hash)
 

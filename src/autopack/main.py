@@ -50,12 +50,12 @@ from .gitrepo import Repository
 from .jobs.worker import Queue, Workers
 from .mirror import Mirror
 from .services import pushes
-from .services.change import CI_QUEUE, CI_TASK
 from .services.ci import BEGIN_TASK, TAKE_TASK, begin_ci_run, run_ci, take_ci_outcome
 from .services.feed import Feed
 from .services.house import House
 from .services.pushes import push_branch, take_up_pushes
 from .services.serving import ClonePlace, ServedElsewhereError, require_history
+from .services.settling import CI_QUEUE, CI_TASK
 from .services.upkeep import UPKEEP_QUEUE, keep_up_alone, start_up
 
 UPKEEP_SECONDS = 5

@@ -15,7 +15,7 @@ from sqlalchemy import Engine, text
 
 from autopack.domain.metrics import Budget, utilization
 from autopack.domain.states import RunStatus
-from autopack.domain.values import Role
+from autopack.domain.terms import Role
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

@@ -43,7 +43,7 @@ BUDGETS = {
     "list": Cost(1),
     "update_status": Cost(10, files=3),
     "record_issue, new": Cost(19, files=6),
-    "record_issue, known": Cost(15, files=6),
+    "record_issue, known": Cost(16, files=6),
     "issue index": Cost(3),
     "backlog": Cost(1),
     "next_phase": Cost(6),

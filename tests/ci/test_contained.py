@@ -18,7 +18,7 @@ import pytest
 
 from autopack.ci import CheckRunner, Job, Outcome, StoppedError, checks, usage
 from autopack.config import Settings
-from autopack.domain.run import Verdict
+from autopack.domain.terms import Verdict
 from autopack.gitrepo import Repository
 from autopack.gitrepo.checkout import checked_out
 

@@ -8,7 +8,7 @@ import pytest
 
 from autopack.ci import CheckRunner, Job, Outcome
 from autopack.config import Settings
-from autopack.domain.run import Verdict
+from autopack.domain.terms import Verdict
 
 pytestmark = pytest.mark.unit
 

@@ -3,28 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
 import pytest
 
-from autopack.domain import building, reviewing, steering
-from autopack.domain.building import (
-    BuilderAction,
-    BuilderResult,
-    BuilderStatus,
-    PatchRefusal,
+from autopack.domain import (
+    building,
+    claiming,
+    consequences,
+    deadlines,
+    issue_rules,
+    judging,
+    operating,
+    reviewing,
 )
-from autopack.domain.course import Course
-from autopack.domain.events import Event
+from autopack.domain.building import BuilderResult, PatchAction
+from autopack.domain.decision import Decision
+from autopack.domain.events import Event, IssueResolved
+from autopack.domain.evolve import fold
+from autopack.domain.issue_rules import IssueSeen, IssuesSeen
+from autopack.domain.judging import CiVerdict
 from autopack.domain.money import ZERO_USD
-from autopack.domain.reviewing import Recommendation, Review, ReviewRefusal
-from autopack.domain.run import PhaseState, RunState, TierState, Verdict
-from autopack.domain.sightings import Counts, OpenIssueCounts
+from autopack.domain.patches import AppliedPatch, HeldPatch, RefusedPatch
+from autopack.domain.reviewing import RefusedReview, Review
+from autopack.domain.run import FailureCode, PhaseState, RunState, TierState
+from autopack.domain.sightings import Cause
 from autopack.domain.states import PhaseStatus, RunStatus, TierStatus
-from autopack.domain.values import CiProfile, RunScope
+from autopack.domain.terms import (
+    BuilderStatus,
+    CiProfile,
+    Recommendation,
+    Role,
+    RunScope,
+    Severity,
+    Verdict,
+)
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -71,16 +87,19 @@ class Drive:
     def tier(self, tier_id: str) -> TierState:
         return next(tier for tier in self.run.tiers if tier.tier_id == tier_id)
 
-    def decide(self, step: Callable[[Course], object]) -> RunState:
-        """Take one decision; an exception leaves everything as it was."""
-        course = Course(self.run, self.now)
-        step(course)
-        self.run, events = course.finish()
-        self.events += events
+    def decide(self, step: Callable[[Decision], object]) -> RunState:
+        """Take one decision and settle it; an exception leaves everything as it was."""
+        before = self.run
+        decision = Decision(before, self.now)
+        step(decision)
+        consequences.settle(decision, before)
+        assert fold(before, decision.events) == decision.state, "the events make the state"
+        self.run = decision.state
+        self.events += decision.events
         return self.run
 
     def start_phase(self, phase_id: str) -> PhaseState:
-        self.decide(lambda course: building.open_attempt(course, phase_id))
+        self.decide(lambda decision: building.open_attempt(decision, phase_id))
         return self.phase(phase_id)
 
     def build(
@@ -96,28 +115,33 @@ class Drive:
     ) -> PhaseState:
         """Post a Builder's result; `conflict` names a patch that git refuses.
 
-        `minors` are the open minor issues of the run after those that the result suggests.
+        `minors` is how many minor issues the result suggests.
         """
 
-        def put(action: BuilderAction) -> str | PatchRefusal | None:
-            if conflict is not None:
-                return PatchRefusal("it conflicts")
-            return self._commit() if action is BuilderAction.APPLY else None
-
-        def step(course: Course) -> None:
-            building.open_attempt(course, phase_id)
-            if minors:
-                counts = Counts(minors)
-                course.set_issue_counts(OpenIssueCounts(counts, {}, {phase_id: counts}))
-            self.submissions += 1
+        def step(decision: Decision) -> None:
+            submission_id = self.submissions + 1
             result = BuilderResult(
-                submission_id=self.submissions,
+                phase_id=phase_id,
+                submission_id=submission_id,
+                attempt=submission_id,
                 status=status,
                 tokens=tokens,
                 cost=cost,
-                patch_sha256=(conflict or f"{self.submissions}") if has_patch else None,
+                patch_sha256=(conflict or f"{submission_id}") if has_patch else None,
+                issues=tuple(minor_issue(f"seen-{number}") for number in range(minors)),
             )
-            building.take_result(course, phase_id, result, put)
+            action = building.weigh_result(Decision(decision.state, decision.now), result)
+            self.submissions = submission_id
+            if action is PatchAction.NOTHING:
+                building.take_result(decision, result)
+            elif conflict is not None:
+                refused = RefusedPatch("it conflicts")
+                building.take_result(decision, replace(result, patch=refused))
+            elif action is PatchAction.APPLY:
+                applied = self._commit(submission_id)
+                building.take_result(decision, replace(result, patch=applied))
+            else:
+                building.take_result(decision, replace(result, patch=HeldPatch()))
 
         self.decide(step)
         return self.phase(phase_id)
@@ -137,72 +161,148 @@ class Drive:
     ) -> PhaseState:
         """Post an Auditor's result."""
 
-        def step(course: Course) -> None:
-            phase = reviewing.require_reviewable(course, phase_id)
+        def step(decision: Decision) -> None:
+            phase = decision.phase(phase_id)
             is_held = phase.pending_submission_id is not None and recommendation == "approve"
-
-            def put() -> list[str] | ReviewRefusal:
-                if is_held and not pending_applies:
-                    return ReviewRefusal("it no longer applies", is_pending=True)
-                if not own_apply:
-                    return ReviewRefusal("the fix-up conflicts", is_pending=False)
-                return [self._commit() for _ in range(own_patches + is_held)]
-
-            self.submissions += 1
-            result = Review(
-                submission_id=self.submissions,
+            submission_id = self.submissions + 1
+            review = Review(
+                phase_id=phase_id,
+                submission_id=submission_id,
+                attempt=submission_id,
                 recommendation=Recommendation(recommendation),
                 tokens=tokens,
                 notes="hopeless" if recommendation == "escalate" else "do it again",
-                own_patches=own_patches,
+                patch_sha256s=tuple(f"{number}" for number in range(own_patches)),
             )
-            reviewing.take_review(course, phase_id, result, put)
+            weighed = reviewing.weigh_review(Decision(decision.state, decision.now), review)
+            self.submissions = submission_id
+            patches: tuple[AppliedPatch, ...] | RefusedReview | None = None
+            if weighed.is_wanted and is_held and not pending_applies:
+                patches = RefusedReview("it no longer applies", is_held=True)
+            elif weighed.is_wanted and not own_apply:
+                patches = RefusedReview("the fix-up conflicts", is_held=False)
+            elif weighed.is_wanted:
+                patches = tuple(self._commit(submission_id) for _ in range(own_patches + is_held))
+            reviewing.take_review(decision, replace(review, patches=patches))
 
         self.decide(step)
         return self.phase(phase_id)
 
     def set_status(self, wanted: PhaseStatus, phase_id: str = "P1") -> PhaseState:
-        self.decide(lambda course: steering.set_status(course, phase_id, wanted))
+        given = operating.StatusByHand(phase_id=phase_id, wanted=wanted)
+        self.decide(lambda decision: operating.set_status(decision, given))
         return self.phase(phase_id)
 
-    def count_issues(self, phase_id: str = "P1", *, minors: int = 0, majors: int = 0) -> RunState:
-        """Let these be the open issues of the run, all in one phase."""
-        counts = Counts(minors, majors)
-        tier_id = self.phase(phase_id).tier_id
+    def cancel(self, reason: str = "") -> RunState:
+        given = operating.Cancel(reason)
+        return self.decide(lambda decision: operating.cancel(decision, given))
 
-        def step(course: Course) -> None:
-            course.note("IssueRecorded", phase_id=phase_id)
-            course.set_issue_counts(OpenIssueCounts(counts, {tier_id: counts}, {phase_id: counts}))
+    def end_failed(self, code: FailureCode, reason: str) -> RunState:
+        return self.decide(lambda decision: consequences.end_failed(decision, code, reason))
+
+    def claim(
+        self, role: Role = Role.BUILDER, seconds: int = 900, account: str | None = None
+    ) -> PhaseState | None:
+        """Claim as the service does; the phase that was given, None when there is none."""
+        if not self.run.is_over:
+            asked = claiming.WorkAsked(role, account)
+            self.decide(lambda decision: claiming.ask_for_work(decision, asked))
+        found = claiming.find_claimable(self.run, role, self.now, account)
+        if found is None:
+            return None
+        claimed = claiming.Claim(
+            phase_id=found.phase.phase_id,
+            role=role,
+            agent="codex",
+            lease_id=1 + sum(event.kind == "LeaseGranted" for event in self.events),
+            account=account,
+            deadline_at=claiming.lease_end(self.run, self.now, seconds),
+        )
+        self.decide(lambda decision: claiming.take_claim(decision, claimed))
+        return self.phase(claimed.phase_id)
+
+    def ask_for_review(self, phase_id: str = "P1") -> RunState:
+        wish = reviewing.ReviewWish(phase_id)
+        return self.decide(lambda decision: reviewing.ask_for_review(decision, wish))
+
+    def count_issues(self, phase_id: str = "P1", *, minors: int = 0, majors: int = 0) -> RunState:
+        """Report and resolve issues until these are the open ones of the phase."""
+
+        def step(decision: Decision) -> None:
+            wanted = [*(minor_issue(f"minor-{number}") for number in range(minors))]
+            wanted += [major_issue(f"major-{number}") for number in range(majors)]
+            keys = {issue.issue_key for issue in wanted}
+            for issue in decision.state.issues.values():
+                if issue.phase_id == phase_id and issue.is_open and issue.issue_key not in keys:
+                    decision.record(
+                        IssueResolved(
+                            phase_id=phase_id, issue_key=issue.issue_key, cause=Cause.AUDITOR
+                        )
+                    )
+            seen = IssuesSeen(phase_id=phase_id, issues=tuple(wanted))
+            issue_rules.take_issues(decision, seen)
 
         return self.decide(step)
 
     def wait(self, **time: float) -> RunState:
         """Let time pass, as the background job does."""
         self.now += timedelta(**time)
-        return self.decide(steering.pass_time)
+        return self.decide(lambda decision: deadlines.pass_time(decision, deadlines.Tick()))
 
-    def red(self, phase_id: str = "P1", checks: str = "checks:test_a") -> PhaseState:
-        """Let CI find fault."""
+    def judge(self, verdict: Verdict, phase_id: str = "P1", checks: str = "test_a") -> PhaseState:
+        """Let CI give its verdict on the phase's commit."""
 
-        def step(course: Course) -> None:
-            course.change_phase(phase_id, verdict=Verdict.RED)
-            building.fail_attempt(course, phase_id, "CI is red", signature=checks)
+        def step(decision: Decision) -> None:
+            given = CiVerdict(
+                phase_id=phase_id,
+                ci_run_id=1,
+                commit=decision.phase(phase_id).commit or decision.state.head_commit or "",
+                verdict=verdict,
+                reason="as it is",
+                failing_checks=(checks,) if verdict is Verdict.RED else (),
+            )
+            judging.take_verdict(decision, given)
 
         self.decide(step)
         return self.phase(phase_id)
 
+    def red(self, phase_id: str = "P1", checks: str = "test_a") -> PhaseState:
+        """Let CI find fault."""
+        return self.judge(Verdict.RED, phase_id, checks)
+
     def green(self, phase_id: str = "P1") -> PhaseState:
         """Let CI find none."""
-        self.decide(
-            lambda course: course.move_phase(
-                phase_id, PhaseStatus.COMPLETE, "CI is green", verdict=Verdict.GREEN
-            )
-        )
-        return self.phase(phase_id)
+        return self.judge(Verdict.GREEN, phase_id)
 
-    def _commit(self) -> str:
+    def _commit(self, submission_id: int) -> AppliedPatch:
         self.commits += 1
-        return f"{self.commits:040x}"
+        return AppliedPatch(
+            submission_id=submission_id,
+            patch_sha256=f"{submission_id}",
+            commit=f"{self.commits:040x}",
+            tree=f"tree-{self.commits}",
+            parent=self.run.head_commit or "",
+        )
+
+
+def minor_issue(key: str) -> IssueSeen:
+    return _issue(key, Severity.MINOR)
+
+
+def major_issue(key: str) -> IssueSeen:
+    return _issue(key, Severity.MAJOR)
+
+
+def _issue(key: str, severity: Severity) -> IssueSeen:
+    return IssueSeen(
+        issue_key=key,
+        category="test_failure",
+        reported_severity=severity,
+        severity=severity,
+        effective_severity=severity,
+        source="test",
+        is_expected=False,
+    )
 
 
 Start = Callable[..., Drive]

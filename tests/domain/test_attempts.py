@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from autopack.domain import steering
-from autopack.domain.building import BuilderStatus
-from autopack.domain.course import Course, PhaseNotNextError, RunOverError, WrongStateError
-from autopack.domain.reviewing import request_review, why_not_approvable
-from autopack.domain.run import CompletedBy, FailureCode, Verdict
+from autopack.domain import operating
+from autopack.domain.decision import PhaseNotNextError, RunOverError, WrongStateError
+from autopack.domain.events import PhaseQueued
+from autopack.domain.reviewing import why_not_approvable
+from autopack.domain.run import CompletedBy, FailureCode
 from autopack.domain.states import IllegalTransitionError, PhaseStatus
+from autopack.domain.terms import BuilderStatus, Verdict
 
 if TYPE_CHECKING:
     from tests.domain.conftest import Drive, Start
@@ -78,7 +79,7 @@ class TestBuilder:
 
     def test_a_review_asked_for_ahead_is_had_at_the_gate(self, start: Start) -> None:
         drive = start()
-        drive.decide(lambda course: request_review(course, "P1"))
+        drive.ask_for_review()
         assert drive.build().state == "GATE"
         assert drive.review("approve").state == "COMPLETE"
 
@@ -262,7 +263,7 @@ class TestReview:
         assert phase.state == "QUEUED"
         assert phase.pending_submission_id is None
         assert phase.commit is None
-        queued = [e.reason for e in drive.events if e.kind == "PhaseQueued"]
+        queued = [e.reason for e in drive.events if isinstance(e, PhaseQueued)]
         assert queued == ["the Auditor asks for a revision: do it again"]
 
     def test_revision_of_an_applied_patch_keeps_the_auditors_fix_ups(self, start: Start) -> None:
@@ -439,7 +440,7 @@ class TestByHand:
     def test_cancel_ends_the_run_and_says_why(self, start: Start) -> None:
         drive = start()
         drive.start_phase("P1")
-        run = drive.decide(lambda course: steering.cancel(course, "wrong plan"))
+        run = drive.cancel("wrong plan")
         assert run.state == "DONE_FAILED_REQUIRES_HUMAN_REVIEW"
         assert run.failure_code is FailureCode.CANCELLED
         assert run.failure_reason == "cancelled by operator: wrong plan"
@@ -449,7 +450,7 @@ class TestByHand:
         drive = start()
         drive.build()
         with pytest.raises(RunOverError):
-            drive.decide(lambda course: steering.cancel(course, ""))
+            drive.cancel()
         with pytest.raises(RunOverError):
             drive.set_status(PhaseStatus.FAILED)
         assert drive.set_status(PhaseStatus.COMPLETE).state == "COMPLETE"  # what it is already
@@ -457,25 +458,22 @@ class TestByHand:
 
 class TestRollback:
     def test_only_a_run_that_is_over_is_rolled_back(self, start: Start) -> None:
-        with pytest.raises(steering.RunNotOverError):
-            start().decide(steering.require_rollback)
+        with pytest.raises(operating.RunNotOverError):
+            operating.require_rollback(start().run)
 
     def test_a_branch_that_a_stranger_moved_is_left_alone(self, start: Start) -> None:
         drive = start()
-        drive.decide(lambda course: course.end_failed(FailureCode.BRANCH_MOVED, "moved"))
-        with pytest.raises(steering.BranchNotOursError):
-            drive.decide(steering.require_rollback)
+        drive.end_failed(FailureCode.BRANCH_MOVED, "moved")
+        with pytest.raises(operating.BranchNotOursError):
+            operating.require_rollback(drive.run)
 
     def test_a_rolled_back_run_is_not_eligible_any_more(self, start: Start) -> None:
         drive = start()
         drive.build()
         assert drive.run.promotion_eligible_to_main
 
-        def step(course: Course) -> None:
-            steering.require_rollback(course)
-            steering.roll_back(course, "f" * 40, "P1", "changed my mind")
-
-        run = drive.decide(step)
+        given = operating.Rollback(to_phase="P1", commit="f" * 40, reason="changed my mind")
+        run = drive.decide(lambda decision: operating.roll_back(decision, given))
         assert run.state == "DONE_SUCCESS"
         assert run.head_commit == "f" * 40
         assert not run.promotion_eligible_to_main

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from autopack.domain import claiming
-from autopack.domain.building import BuilderStatus
 from autopack.domain.capacity import Unavailable, take_unavailable
-from autopack.domain.course import Course
+from autopack.domain.evolve import change_phase
 from autopack.domain.replay import replay
 from autopack.domain.results import log_tail
 from autopack.domain.run import FailureCode, PhaseState
 from autopack.domain.states import PhaseStatus
-from autopack.domain.values import Role
+from autopack.domain.terms import BuilderStatus, Role
 
 if TYPE_CHECKING:
     from tests.domain.conftest import Drive, Start
@@ -29,18 +28,7 @@ LIMIT = "usage limit reached"
 
 
 def claim(drive: Drive, role: Role = BUILDER, account: str | None = None) -> PhaseState | None:
-    given: list[str] = []
-
-    def step(course: Course) -> None:
-        found = claiming.find_claimable(course, role, account)
-        if found is not None:
-            lease_id = 1 + sum(event.kind == "LeaseGranted" for event in drive.events)
-            end = claiming.lease_end(course, 900)
-            claiming.take_claim(course, found, role, "codex", lease_id, end, account)
-            given.append(found.phase.phase_id)
-
-    drive.decide(step)
-    return drive.phase(given[0]) if given else None
+    return drive.claim(role, account=account)
 
 
 def give_up(
@@ -52,8 +40,10 @@ def give_up(
     **usage: Any,
 ) -> PhaseState:
     retry_at = None if minutes is None else drive.now + timedelta(minutes=minutes)
-    why = Unavailable(reason=LIMIT, retry_at=retry_at, account=account)
-    drive.decide(lambda course: take_unavailable(course, "P1", role, why, **usage))
+    why = Unavailable(
+        phase_id="P1", role=role, reason=LIMIT, retry_at=retry_at, account=account, **usage
+    )
+    drive.decide(lambda decision: take_unavailable(decision, why))
     return drive.phase("P1")
 
 
@@ -217,7 +207,7 @@ class TestCost:
     def test_a_lapse_settles_at_what_the_last_heartbeat_said(self, start: Start) -> None:
         drive = start()
         claim(drive)
-        drive.decide(lambda course: course.change_phase("P1", cost_reported_usd=Decimal("0.3")))
+        drive.run = change_phase(drive.run, "P1", cost_reported_usd=Decimal("0.3"))
         drive.wait(minutes=16)
         assert drive.run.cost_usd == Decimal("0.3")
 

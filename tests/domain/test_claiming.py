@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from autopack.domain import claiming, steering
+from autopack.domain import claiming
 from autopack.domain.claiming import Directive, LeaseHeldError, LeaseLostError
-from autopack.domain.course import Course
+from autopack.domain.events import to_record
+from autopack.domain.evolve import change_phase
 from autopack.domain.run import FailureCode, PhaseState
 from autopack.domain.states import PhaseStatus, RunStatus
-from autopack.domain.values import Role
+from autopack.domain.terms import Role
 
 if TYPE_CHECKING:
     from tests.domain.conftest import Drive, Start
@@ -27,18 +28,7 @@ BUILDER, AUDITOR = Role.BUILDER, Role.AUDITOR
 
 
 def claim(drive: Drive, role: Role = BUILDER, seconds: int = SECONDS) -> PhaseState | None:
-    """Claim as the service does; the phase that was given, None when there is none."""
-    given: list[PhaseState] = []
-
-    def step(course: Course) -> None:
-        found = claiming.find_claimable(course, role)
-        if found is not None:
-            lease_id = 1 + sum(event.kind == "LeaseGranted" for event in drive.events)
-            end = claiming.lease_end(course, seconds)
-            given.append(claiming.take_claim(course, found, role, "codex", lease_id, end))
-
-    drive.decide(step)
-    return drive.phase(given[0].phase_id) if given else None
+    return drive.claim(role, seconds)
 
 
 def must_claim(drive: Drive, role: Role = BUILDER, seconds: int = SECONDS) -> PhaseState:
@@ -49,7 +39,7 @@ def must_claim(drive: Drive, role: Role = BUILDER, seconds: int = SECONDS) -> Ph
 
 def report(drive: Drive, tokens: int, phase_id: str = "P1") -> None:
     """Note what a heartbeat said."""
-    drive.decide(lambda course: course.change_phase(phase_id, tokens_reported=tokens))
+    drive.run = change_phase(drive.run, phase_id, tokens_reported=tokens)
 
 
 def assert_released(drive: Drive) -> None:
@@ -136,7 +126,7 @@ class TestClaim:
 
     def test_a_run_that_is_over_gives_nothing(self, start: Start) -> None:
         drive = start()
-        drive.decide(lambda course: steering.cancel(course, ""))
+        drive.cancel()
         assert claim(drive) is None
 
 
@@ -192,7 +182,7 @@ class TestReservation:
             lambda drive: drive.set_status(PhaseStatus.GATE),
             lambda drive: drive.set_status(PhaseStatus.FAILED),
             lambda drive: drive.set_status(PhaseStatus.SKIPPED),
-            lambda drive: drive.decide(lambda course: steering.cancel(course, "")),
+            lambda drive: drive.cancel(),
         ],
     )
     def test_is_released_at_every_end_of_a_builders_lease(
@@ -217,7 +207,7 @@ class TestReservation:
             lambda drive: drive.set_status(PhaseStatus.QUEUED),
             lambda drive: drive.set_status(PhaseStatus.COMPLETE),
             lambda drive: drive.set_status(PhaseStatus.CI_RUNNING),
-            lambda drive: drive.decide(lambda course: steering.cancel(course, "")),
+            lambda drive: drive.cancel(),
         ],
     )
     def test_is_released_at_every_end_of_an_auditors_lease(
@@ -286,7 +276,7 @@ class TestLapse:
         assert drive.tier("T1").tokens_used == reported
         assert_released(drive)
         lapsed = next(event for event in drive.events if event.kind == "LeaseLapsed")
-        assert lapsed.data == {"lease_id": 1, "tokens_reported": reported}
+        assert to_record(lapsed).data == {"lease_id": 1, "tokens_reported": reported}
 
     def test_that_passes_the_runs_cap_ends_the_run(self, start: Start) -> None:
         drive = start(token_cap=100)

@@ -11,7 +11,7 @@ import pytest
 
 from autopack.domain.events import (
     GENESIS_HASH,
-    Event,
+    EventRecord,
     canonical_json,
     event_document,
     seal,
@@ -22,7 +22,9 @@ pytestmark = pytest.mark.unit
 
 AT = datetime(2026, 1, 1, 12, 0, 0, 1, tzinfo=UTC)
 EVENTS = tuple(
-    Event(kind=kind, actor="supervisor", at=AT, phase_id="P1", reason="Grüße \u2028", data={"n": n})
+    EventRecord(
+        kind=kind, actor="supervisor", at=AT, phase_id="P1", reason="Grüße \u2028", data={"n": n}
+    )
     for n, kind in enumerate(["RunStarted", "PhaseStarted", "PhaseCompleted"])
 )
 
@@ -67,7 +69,7 @@ def test_a_changed_field_shows(place: int, field: str) -> None:
 
 
 def test_an_event_is_published_with_all_that_it_says() -> None:
-    happened = Event(
+    happened = EventRecord(
         kind="PhaseGated",
         actor="operator",
         at=AT,

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from autopack.domain.promotion import judge_promotion
-from autopack.domain.run import CompletedBy, FailureCode, PhaseState, RunState, Sandbox, Verdict
+from autopack.domain.run import CompletedBy, FailureCode, PhaseState, RunState
 from autopack.domain.states import Cleanliness, RunStatus
-from autopack.domain.values import CiProfile
+from autopack.domain.terms import CiProfile, Sandbox, Verdict
 
 if TYPE_CHECKING:
     from tests.domain.conftest import Start

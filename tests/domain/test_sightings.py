@@ -120,7 +120,7 @@ def test_what_another_source_saw_as_well_is_not_for_ci_to_resolve() -> None:
 
 def test_a_report_opens_a_key_again_as_grave_as_it_was() -> None:
     closed = seen(severity=MAJOR, is_open=False)
-    assert sight(closed, seen()) == replace(closed, is_open=True)
+    assert sight(closed, seen()) == replace(closed, is_open=True, occurrence_count=2)
     assert not sight(seen(is_expected=True), seen()).is_expected
     assert sight(None, closed) == closed
 

@@ -11,14 +11,12 @@ import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from autopack.domain import steering
-from autopack.domain.building import BuilderStatus
 from autopack.domain.errors import ConflictError
-from autopack.domain.events import GENESIS_HASH, seal
-from autopack.domain.reviewing import request_review
-from autopack.domain.run import PhaseState, RunState, in_order, next_phase
+from autopack.domain.events import GENESIS_HASH, from_record, seal, to_record
+from autopack.domain.evolve import fold
+from autopack.domain.run import PhaseState, RunState, in_order
 from autopack.domain.states import Cleanliness, PhaseStatus, RunStatus
-from autopack.domain.values import CiProfile, RunScope
+from autopack.domain.terms import BuilderStatus, CiProfile, RunScope
 
 if TYPE_CHECKING:
     from tests.domain.conftest import Drive, Start
@@ -84,7 +82,7 @@ def plans(start: Start) -> st.SearchStrategy[Drive]:
 
 
 def at_hand(drive: Drive) -> str:
-    phase = next_phase(drive.run.phases)
+    phase = drive.run.next_phase
     return phase.phase_id if phase else drive.run.phases[0].phase_id
 
 
@@ -133,11 +131,11 @@ def wait(minutes: int) -> Step:
 
 
 def ask_for_review(drive: Drive) -> None:
-    drive.decide(lambda course: request_review(course, at_hand(drive)))
+    drive.ask_for_review(at_hand(drive))
 
 
 def cancel(drive: Drive) -> None:
-    drive.decide(lambda course: steering.cancel(course, "enough"))
+    drive.cancel("enough")
 
 
 def work(building: Step, reviewing: Step, judging: Step) -> Step:
@@ -161,7 +159,7 @@ REVIEWS = st.builds(
     st.integers(0, 1),
     st.booleans(),
 )
-VERDICTS = st.builds(verdict, st.booleans(), st.sampled_from(["checks:a", "checks:b"]))
+VERDICTS = st.builds(verdict, st.booleans(), st.sampled_from(["test_a", "test_b"]))
 STEPS: st.SearchStrategy[Step] = st.builds(
     lambda choice, expected, other: other if choice == 0 else expected,
     st.integers(0, 3),
@@ -232,7 +230,10 @@ def check_events(drive: Drive, first: RunState) -> None:
     phases = {phase.phase_id: str(phase.state) for phase in first.phases}
     tiers = {tier.tier_id: str(tier.state) for tier in first.tiers}
     run = str(first.state)
-    for one in drive.events:
+    records = [to_record(event) for event in drive.events]
+    assert [from_record(record) for record in records] == drive.events
+    assert fold(first, drive.events) == drive.run
+    for one in records:
         if one.to_state is None:
             continue
         moved = str(one.to_state)
@@ -252,7 +253,7 @@ def check_events(drive: Drive, first: RunState) -> None:
     assert run == drive.run.state
     assert phases == {phase.phase_id: phase.state for phase in drive.run.phases}
     assert tiers == {tier.tier_id: tier.state for tier in drive.run.tiers}
-    assert len(seal(tuple(drive.events), 0, GENESIS_HASH)) == len(drive.events)
+    assert len(seal(records, 0, GENESIS_HASH)) == len(drive.events)
 
 
 def take(drive: Drive, step: Step) -> None:
@@ -306,7 +307,7 @@ def test_agents_that_never_solve_anything_run_out_of_tries_before_they_run_out_o
             build(BuilderStatus.NEEDS_REVIEW, 0, has_patch=False, conflict=None),
             review("revise", 0, 0, pending_applies=True),
             review("approve", 0, 0, pending_applies=False),
-            verdict(is_green=False, checks="checks:a"),
+            verdict(is_green=False, checks="test_a"),
         ]
     )
     tries = sum(p.max_builder_attempts + p.max_auditor_attempts for p in drive.run.phases)

@@ -12,6 +12,7 @@ import pytest
 
 from autopack.domain.issues import BacklogStatus, IssueState, IssueStatus
 from autopack.domain.money import ZERO_USD
+from autopack.domain.outcomes import Outcome
 from autopack.domain.reports import (
     AttemptReport,
     BacklogReportEntry,
@@ -20,10 +21,9 @@ from autopack.domain.reports import (
     RunReport,
     TierReport,
 )
-from autopack.domain.run import DebtStatus, Sandbox
+from autopack.domain.run import DebtStatus
 from autopack.domain.states import Cleanliness, PhaseStatus, RunStatus, TierStatus
-from autopack.domain.values import CiProfile, Complexity, Role, RunScope, SafetyProfile
-from autopack.domain.work import Outcome
+from autopack.domain.terms import CiProfile, Complexity, Role, RunScope, SafetyProfile, Sandbox
 from autopack.mirror import Mirror
 
 NOON = datetime(2025, 3, 1, 12, 0, tzinfo=UTC)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from autopack.domain.issues import IssueState, IssueStatus
+from autopack.domain.outcomes import Outcome
 from autopack.domain.reports import (
     AttemptReport,
     IndexEntry,
@@ -20,10 +21,9 @@ from autopack.domain.reports import (
     RunIndex,
     RunReport,
 )
-from autopack.domain.run import CompletedBy, DebtStatus, FailureCode, Verdict
+from autopack.domain.run import CompletedBy, DebtStatus, FailureCode
 from autopack.domain.states import Cleanliness, PhaseStatus, RunStatus, TierStatus
-from autopack.domain.values import Role
-from autopack.domain.work import Outcome
+from autopack.domain.terms import Role, Verdict
 from autopack.mirror import Mirror
 
 pytestmark = pytest.mark.unit

@@ -17,9 +17,9 @@ from sqlalchemy.orm import Session, undefer
 
 from autopack.config import Settings
 from autopack.database import make_engine
-from autopack.domain.events import GENESIS_HASH, Event, seal
+from autopack.domain.events import GENESIS_HASH, seal
+from autopack.domain.outcomes import CommitKind, PatchStatus
 from autopack.domain.run import FailureCode
-from autopack.domain.work import CommitKind, PatchStatus
 from autopack.gitrepo import Repository
 from autopack.mirror import Mirror
 from autopack.models import BacklogEntry, Commit, EventRow, Issue, Patch, Phase, Run, Submission
@@ -59,18 +59,7 @@ def _assert_events(session: Session, run: Run) -> None:
     rows = runs.list_events(session, run.id, after=0, limit=1_000_000)
     last_hash = GENESIS_HASH
     for number, row in enumerate(rows, start=1):
-        event = Event(
-            kind=row.kind,
-            actor=row.actor,
-            at=row.at,
-            phase_id=row.phase_id,
-            tier_id=row.tier_id,
-            from_state=row.from_state,
-            to_state=row.to_state,
-            reason=row.reason,
-            data=row.data,
-        )
-        (sealed,) = seal((event,), number - 1, last_hash)
+        (sealed,) = seal((runs.read_event(row),), number - 1, last_hash)
         assert (row.sequence, row.previous_hash, row.hash) == (number, last_hash, sealed.hash)
         last_hash = sealed.hash
     assert (run.event_sequence, run.event_hash) == (len(rows), last_hash)

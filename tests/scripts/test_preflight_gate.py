@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from autopack.domain.results import CiReport
-from autopack.domain.run import Verdict
+from autopack.domain.terms import Verdict
 
 pytestmark = pytest.mark.e2e
 

@@ -16,7 +16,7 @@ import pytest
 from tests.scripts.workflows import Workflow, pull_requests, put_stand_in_gh
 
 from autopack.domain.results import CiReport
-from autopack.domain.run import Verdict
+from autopack.domain.terms import Verdict
 
 if TYPE_CHECKING:
     from tests.conftest import GitRepo

@@ -13,7 +13,7 @@ import yaml
 from autopack.cli.app import main
 from autopack.config import Settings
 from autopack.domain.ruleset import Ruleset
-from autopack.domain.values import CiMode
+from autopack.domain.terms import CiMode
 from autopack.setup import Action, SetUpError, find_checks, set_up
 from autopack.setup.placing import LinkError, write_new
 

@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Path, Query, Response
 
 from ..domain.results import CiReport
-from ..domain.run import Sandbox
+from ..domain.terms import Sandbox
 from ..services import ci, judging
 from .bodies import StrictRoute
 from .errors import problems

@@ -7,7 +7,8 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Query, Response
 
 from ..domain.issues import BacklogStatus, IssueReport
-from ..domain.values import Severity, Word
+from ..domain.terms import Severity
+from ..domain.values import Word
 from ..services import issues
 from .bodies import StrictRoute
 from .errors import problems

@@ -6,7 +6,7 @@ from fastapi import APIRouter
 
 from ..domain.issues import BacklogStatus
 from ..domain.metrics import AuditorHelp, BudgetFailure
-from ..domain.values import Severity
+from ..domain.terms import Severity
 from ..services import reports
 from .bodies import StrictRoute
 from .errors import problems

@@ -9,7 +9,8 @@ from pydantic import Field
 
 from ..domain.money import ZERO_USD
 from ..domain.results import ACCOUNT_MEANING, TOKENS_MEANING
-from ..domain.values import Closed, Count, Role, Usd, Word
+from ..domain.terms import Role
+from ..domain.values import Closed, Count, Usd, Word
 from ..services import claiming
 from ..services.claiming import Claim, Release
 from .bodies import StrictRoute

@@ -17,9 +17,9 @@ from typing import Final
 
 from ..config import Settings
 from ..domain.results import CheckCounts
-from ..domain.run import Sandbox as Place
-from ..domain.run import Verdict
 from ..domain.secret_rules import redact
+from ..domain.terms import Sandbox as Place
+from ..domain.terms import Verdict
 from . import usage
 from .junit import Marks, ReportError, TestCounts, count_tests, mark_reports
 from .sandbox import OBJECTS, Limits, Sandbox, Start

@@ -22,7 +22,7 @@ from ..config import Settings, SettingsError, load_settings, misspelt_settings, 
 from ..database import DatabaseError, open_database
 from ..domain.errors import AutopackError
 from ..domain.ruleset import Ruleset
-from ..domain.values import CiMode
+from ..domain.terms import CiMode
 from ..gitrepo.errors import RepositoryUnusableError
 from ..gitrepo.repository import Base, Repository
 from ..gitrepo.signing import Signer

@@ -8,7 +8,7 @@ import typer
 
 from ..config import SettingsError
 from ..domain.errors import AutopackError
-from ..domain.values import CiMode
+from ..domain.terms import CiMode
 from ..gitrepo.errors import RepositoryUnusableError
 from ..setup import Action, SetUp, SetUpError, set_up
 from .command import CommandError, command_app

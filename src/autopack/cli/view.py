@@ -11,8 +11,9 @@ from rich.text import Text
 
 from ..api.schemas.runs import PhaseAnswer, RunAnswer, TierAnswer
 from ..domain.money import short_usd
-from ..domain.run import FailureCode, Sandbox
+from ..domain.run import FailureCode
 from ..domain.states import TierStatus
+from ..domain.terms import Sandbox
 from .terminal import cell
 
 BAR_WIDTH = 24

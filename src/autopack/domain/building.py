@@ -1,28 +1,39 @@
-"""What a Builder's result does to its phase. (02 §5)"""
+"""What a Builder's result does to its phase. (docs/rules.md, "A Builder's result")
+
+The use case weighs a result first: `weigh_result` says what to do with its patch. It asks git, and
+then lets `take_result` decide, with git's answer in the result.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
 
-from .course import Course, WrongStateError
+from .consequences import count_tokens
+from .decision import Decision, WrongStateError, require_live, require_next
+from .events import (
+    AttemptFailed,
+    BuilderResultReceived,
+    BuilderTriesSpent,
+    PatchHeld,
+    PatchRefused,
+    PhaseFailed,
+    PhaseGated,
+    PhaseQueued,
+    PhaseStarted,
+)
+from .issue_rules import IssueSeen, see_issues
 from .money import ZERO_USD
+from .patches import AppliedPatch, HeldPatch, RefusedPatch, record_applied
 from .reviewing import enter_review, pass_gate
-from .run import PhaseState
+from .run import PhaseState, RunState
 from .states import PhaseStatus
+from .terms import BuilderStatus, Role
 
 
-class BuilderStatus(StrEnum):
-    SUCCESS = "success"
-    FAILED = "failed"
-    NEEDS_REVIEW = "needs_review"
-    UNAVAILABLE = "unavailable"  # it could not work: no attempt
-
-
-class BuilderAction(StrEnum):
-    """What the service has to do with a result before the rules can go on."""
+class PatchAction(StrEnum):
+    """What the use case has to do with a patch before the rules can go on."""
 
     NOTHING = "nothing"
     APPLY = "apply"
@@ -31,177 +42,186 @@ class BuilderAction(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuilderResult:
-    """What the rules have to know of a Builder's result."""
+    """One attempt of a Builder. `patch` is what came of its patch, None until git was asked."""
 
+    phase_id: str
     submission_id: int
+    attempt: int
     status: BuilderStatus
     tokens: int
     cost: Decimal = ZERO_USD
     patch_sha256: str | None
+    issues: tuple[IssueSeen, ...] = ()
+    patch: AppliedPatch | HeldPatch | RefusedPatch | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class PatchRefusal:
-    """Git or policy does not take a patch, and it is the patch's fault."""
+def weigh_result(decision: Decision, result: BuilderResult) -> PatchAction:
+    """Count an attempt with its tokens and issues, and say what to do with its patch.
 
-    detail: str
-
-
-# Does to the patch what the rules say, and returns the commit, None for a held one, or the refusal.
-Put = Callable[[BuilderAction], str | PatchRefusal | None]
-
-
-def take_result(course: Course, phase_id: str, result: BuilderResult, put: Put) -> None:
-    """Take one attempt, which `open_attempt` let in: tokens, patch, gate. (02 §5)"""
-    action = weigh_result(
-        course,
-        phase_id,
-        result.status,
-        tokens=result.tokens,
-        cost=result.cost,
-        has_patch=result.patch_sha256 is not None,
-    )
-    if action is BuilderAction.NOTHING:
-        return
-    outcome = put(action)
-    if isinstance(outcome, PatchRefusal):
-        course.note(
-            "PatchRefused",
-            phase_id=phase_id,
-            reason=outcome.detail,
-            data={"submission_id": result.submission_id},
-        )
-        fail_attempt(course, phase_id, outcome.detail, signature=f"patch:{result.patch_sha256}")
-    elif outcome is None:
-        course.note("PatchHeld", phase_id=phase_id, data={"submission_id": result.submission_id})
-        take_held(course, phase_id, result.submission_id)
-    else:
-        take_applied(course, phase_id, result.status, outcome)
-
-
-def open_attempt(course: Course, phase_id: str) -> PhaseState:
-    """Make sure that the phase takes a Builder's result now; start it when nobody claimed it."""
-    course.require_live()
-    phase = course.phase(phase_id)
-    if phase.state is PhaseStatus.EXECUTING:
-        return phase
-    if phase.state is not PhaseStatus.QUEUED:
-        raise WrongStateError(
-            f"phase '{phase_id}' is {phase.state}; a builder result is taken only while it is "
-            f"{PhaseStatus.QUEUED} or {PhaseStatus.EXECUTING}",
-            allowed=[PhaseStatus.QUEUED, PhaseStatus.EXECUTING],
-        )
-    course.require_next(phase_id)
-    return course.move_phase(
-        phase_id,
-        PhaseStatus.EXECUTING,
-        "a builder result arrived unclaimed",
-        deadline_at=course.in_minutes(course.run.attempt_minutes),
-        fence=phase.fence + 1,
-    )
-
-
-def weigh_result(
-    course: Course,
-    phase_id: str,
-    status: BuilderStatus,
-    *,
-    tokens: int,
-    cost: Decimal = ZERO_USD,
-    has_patch: bool,
-) -> BuilderAction:
-    """Count the attempt and its tokens, and say what to do with its patch.
-
-    Tokens come first: a result that passes the run's cap ends the run and applies nothing.
+    Tokens come first: a result that passes the run's cap ends the run and applies nothing. Raises
+    RunOverError, WrongStateError, PhaseNotNextError.
     """
-    phase = course.phase(phase_id)
-    course.change_phase(phase_id, builder_attempts_used=phase.builder_attempts_used + 1)
-    course.count_tokens(phase_id, tokens, cost)
-    if course.is_over:
-        return BuilderAction.NOTHING
-    if status is BuilderStatus.FAILED:
-        fail_attempt(course, phase_id, "the Builder reported failure")
-        return BuilderAction.NOTHING
-    if has_patch:
-        return BuilderAction.APPLY if phase.auto_apply else BuilderAction.HOLD
-    if status is BuilderStatus.SUCCESS and phase.allow_empty:
-        course.move_phase(phase_id, PhaseStatus.GATE, "the Builder changed nothing, as allowed")
-        pass_gate(course, phase_id)
-    else:
-        fail_attempt(
-            course, phase_id, "the Builder sent no patch and the phase does not allow_empty"
+    phase_id = result.phase_id
+    open_attempt(decision, phase_id)
+    decision.record(
+        BuilderResultReceived(
+            phase_id=phase_id,
+            submission_id=result.submission_id,
+            attempt=result.attempt,
+            status=result.status,
+            tokens_used=result.tokens,
+            cost_usd=result.cost,
+            patch_sha256=result.patch_sha256,
         )
-    return BuilderAction.NOTHING
-
-
-def take_applied(course: Course, phase_id: str, status: BuilderStatus, commit: str) -> None:
-    """Go on after the Builder's patch became a commit: to review, CI or completion."""
-    course.change_run(head_commit=commit)
-    course.change_phase(phase_id, commit=commit, verdict=None, sandbox=None)
-    phase = course.move_phase(
-        phase_id, PhaseStatus.GATE, "the patch was applied", data={"commit": commit}
     )
-    review = _why_review(course, phase, status)
-    if review:
-        enter_review(course, phase_id, review)
-    else:
-        pass_gate(course, phase_id)
+    see_issues(decision, phase_id, result.issues)
+    count_tokens(decision, phase_id, result.tokens, result.cost)
+    is_wanted = result.patch_sha256 is not None and result.status is not BuilderStatus.FAILED
+    if decision.state.is_over or not is_wanted:
+        return PatchAction.NOTHING
+    return PatchAction.APPLY if decision.phase(phase_id).auto_apply else PatchAction.HOLD
 
 
-def take_held(course: Course, phase_id: str, submission_id: int) -> None:
-    """Hold a patch that applies until the Auditor approves it."""
-    if not course.phase(phase_id).auditor_tries_left:
-        fail_attempt(course, phase_id, "the patch needs a review and no Auditor try is left")
+def take_result(decision: Decision, result: BuilderResult) -> None:
+    """Take one attempt: tokens, issues, patch, gate."""
+    phase_id = result.phase_id
+    action = weigh_result(decision, result)
+    if decision.state.is_over:
         return
-    course.move_phase(
-        phase_id,
-        PhaseStatus.GATE,
-        "the patch applies and waits for the Auditor",
-        pending_submission_id=submission_id,
-    )
-    enter_review(course, phase_id, "patches of this task category need the Auditor's approval")
+    if action is PatchAction.NOTHING:
+        _take_without_patch(decision, result)
+        return
+    match result.patch:
+        case RefusedPatch(detail):
+            decision.record(
+                PatchRefused(phase_id=phase_id, submission_id=result.submission_id, reason=detail)
+            )
+            signature = f"patch:{result.patch_sha256}"
+            fail_attempt(decision, phase_id, detail, signature=signature)
+        case HeldPatch():
+            _hold(decision, result)
+        case AppliedPatch() as applied:
+            record_applied(decision, phase_id, applied)
+            _gate(decision, result, applied)
+        case None:
+            raise ValueError("the patch was not weighed")  # a fault of the use case
 
 
 def fail_attempt(
-    course: Course, phase_id: str, reason: str, *, signature: str | None = None
+    decision: Decision, phase_id: str, reason: str, *, signature: str | None = None
 ) -> None:
     """End a Builder's attempt in failure: back to the queue, to the Auditor, or to the end.
 
-    `signature` tells failures that are alike: two in a row spend what Builder tries are left.
+    `signature` tells failures that are alike: two of them spend what Builder tries are left.
     """
-    phase = course.phase(phase_id)
-    course.note("AttemptFailed", phase_id=phase_id, reason=reason, data={"role": "builder"})
-    if signature in phase.failure_signatures:
-        phase = course.change_phase(phase_id, is_builder_spent=True)
-        course.note(
-            "BuilderTriesSpent", phase_id=phase_id, reason="two attempts failed alike: no progress"
+    is_alike = signature in decision.phase(phase_id).failure_signatures
+    decision.record(
+        AttemptFailed(phase_id=phase_id, role=Role.BUILDER, reason=reason, signature=signature)
+    )
+    if is_alike:
+        decision.record(
+            BuilderTriesSpent(phase_id=phase_id, reason="two attempts failed alike: no progress")
         )
-    elif signature is not None:
-        course.change_phase(phase_id, failure_signatures=(*phase.failure_signatures, signature))
-    course.change_phase(phase_id, failure_reason=reason)
-    requeue(course, phase_id, reason)
+    requeue(decision, phase_id, reason)
 
 
-def requeue(course: Course, phase_id: str, reason: str) -> None:
+def requeue(decision: Decision, phase_id: str, reason: str) -> None:
     """Return a phase to the queue while Builder tries are left, else to the Auditor or its end."""
-    phase = course.phase(phase_id)
+    phase = decision.phase(phase_id)
     if phase.builder_tries_left:
-        course.move_phase(phase_id, PhaseStatus.QUEUED, reason)
+        decision.record(PhaseQueued(phase_id=phase_id, reason=reason))
     elif phase.auditor_tries_left:
-        course.move_phase(phase_id, PhaseStatus.GATE, f"Builder tries are spent: {reason}")
-        enter_review(course, phase_id, "Builder tries are spent")
+        decision.record(PhaseGated(phase_id=phase_id, reason=f"Builder tries are spent: {reason}"))
+        enter_review(decision, phase_id, "Builder tries are spent")
     else:
-        reason = f"{reason}; no try is left ({phase.budgets_text})"
-        course.move_phase(phase_id, PhaseStatus.FAILED, reason, failure_reason=reason)
+        decision.record(
+            PhaseFailed(
+                phase_id=phase_id, reason=f"{reason}; no try is left ({phase.budgets_text})"
+            )
+        )
 
 
-def _why_review(course: Course, phase: PhaseState, status: BuilderStatus) -> str | None:
+def require_buildable(run: RunState, phase_id: str) -> None:
+    """Make sure that a phase takes a Builder's result now.
+
+    Raises RunOverError, WrongStateError, PhaseNotNextError.
+    """
+    require_live(run)
+    phase = run.phase(phase_id)
+    if phase.state not in (PhaseStatus.QUEUED, PhaseStatus.EXECUTING):
+        raise WrongStateError(
+            f"phase '{phase_id}' is {phase.state}; a builder result is taken only while it "
+            f"is {PhaseStatus.QUEUED} or {PhaseStatus.EXECUTING}",
+            allowed=[PhaseStatus.QUEUED, PhaseStatus.EXECUTING],
+        )
+    if phase.state is PhaseStatus.QUEUED:
+        require_next(run, phase_id)
+
+
+def open_attempt(decision: Decision, phase_id: str) -> None:
+    """Make sure that the phase takes a Builder's result; start it when no agent claimed it."""
+    require_buildable(decision.state, phase_id)
+    if decision.phase(phase_id).state is PhaseStatus.QUEUED:
+        decision.record(
+            PhaseStarted(
+                phase_id=phase_id,
+                reason="a builder result arrived unclaimed",
+                deadline_at=decision.in_minutes(decision.state.attempt_minutes),
+            )
+        )
+
+
+def _take_without_patch(decision: Decision, result: BuilderResult) -> None:
+    phase_id = result.phase_id
+    if result.status is BuilderStatus.FAILED:
+        fail_attempt(decision, phase_id, "the Builder reported failure")
+    elif result.status is BuilderStatus.SUCCESS and decision.phase(phase_id).allow_empty:
+        decision.record(
+            PhaseGated(phase_id=phase_id, reason="the Builder changed nothing, as allowed")
+        )
+        pass_gate(decision, phase_id)
+    else:
+        fail_attempt(
+            decision, phase_id, "the Builder sent no patch and the phase does not allow_empty"
+        )
+
+
+def _gate(decision: Decision, result: BuilderResult, applied: AppliedPatch) -> None:
+    """Go on after the patch became a commit: to review, CI or completion."""
+    phase_id = result.phase_id
+    decision.record(
+        PhaseGated(phase_id=phase_id, reason="the patch was applied", commit=applied.commit)
+    )
+    review = _why_review(decision.state, decision.phase(phase_id), result.status)
+    if review:
+        enter_review(decision, phase_id, review)
+    else:
+        pass_gate(decision, phase_id)
+
+
+def _hold(decision: Decision, result: BuilderResult) -> None:
+    """Hold a patch that applies until the Auditor approves it."""
+    phase_id = result.phase_id
+    if not decision.phase(phase_id).auditor_tries_left:
+        reason = "the patch needs a review and no Auditor try is left"
+        fail_attempt(decision, phase_id, reason)
+        return
+    decision.record(PatchHeld(phase_id=phase_id, submission_id=result.submission_id))
+    decision.record(
+        PhaseGated(phase_id=phase_id, reason="the patch applies and waits for the Auditor")
+    )
+    reason = "patches of this task category need the Auditor's approval"
+    enter_review(decision, phase_id, reason)
+
+
+def _why_review(run: RunState, phase: PhaseState, status: BuilderStatus) -> str | None:
+    """Say why an applied patch needs a review before it may go on; None: it needs none."""
     if status is BuilderStatus.NEEDS_REVIEW:
         return "the Builder asks for a review"
     if phase.is_review_requested:
         return "a review was asked for"
     if phase.major_issues_count:
         return f"{phase.major_issues_count} major issues are open in the phase"
-    if phase.is_high_risk and course.run.high_risk_needs_review:
+    if phase.is_high_risk and run.high_risk_needs_review:
         return "the phase is high risk and the run safety_critical"
     return None

@@ -11,66 +11,77 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Final
 
-from .building import requeue
-from .course import Course
-from .events import wire_time
-from .money import ZERO_USD, usd_text
-from .reviewing import await_review
+from .building import open_attempt, requeue
+from .consequences import count_tokens
+from .decision import Decision
+from .events import AgentUnavailable, CapacityAwaited
+from .money import ZERO_USD
+from .reviewing import await_review, require_reviewable
 from .run import PhaseState
 from .states import PhaseStatus
-from .values import Role
+from .terms import Role
 
 _WAITING: Final = {Role.BUILDER: PhaseStatus.QUEUED, Role.AUDITOR: PhaseStatus.GATE}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unavailable:
-    """Why an agent could not work. `account` owns the limit that ends at `retry_at`."""
+    """An agent could not work. `account` owns the limit that ends at `retry_at`.
 
+    `tokens` and `cost` are what it spent before it gave up.
+    """
+
+    phase_id: str
+    role: Role
     reason: str
     retry_at: datetime | None = None
     account: str | None = None
+    tokens: int = 0
+    cost: Decimal = ZERO_USD
 
 
-def take_unavailable(
-    course: Course,
-    phase_id: str,
-    role: Role,
-    why: Unavailable,
-    *,
-    tokens: int = 0,
-    cost: Decimal = ZERO_USD,
-) -> None:
+def take_unavailable(decision: Decision, given: Unavailable) -> None:
     """Take a phase back from an agent that could not work: no try is used, the phase waits.
 
     What the agent spent before it gave up is counted. A review gets its whole time anew, from
-    when it can be made again; the run's own deadline bounds how often.
+    when it can be made again; the run's own deadline bounds how often. Raises RunOverError,
+    WrongStateError, PhaseNotNextError.
     """
-    phase = course.phase(phase_id)
-    data = {
-        "role": role,
-        "lease_id": phase.lease_id,
-        "retry_at": wire_time(why.retry_at) if why.retry_at else None,
-        "account": why.account,
-        "tokens": tokens,
-        "cost_usd": usd_text(cost),
-    }
-    course.release(phase_id)
-    course.note("AgentUnavailable", phase_id=phase_id, reason=why.reason, data=data)
-    course.count_tokens(phase_id, tokens, cost)
-    if course.is_over:
-        return
-    said = f"the {role.capitalize()} was unavailable: {why.reason}"
-    if role is Role.BUILDER:
-        requeue(course, phase_id, said)
+    phase_id = given.phase_id
+    if given.role is Role.BUILDER:
+        open_attempt(decision, phase_id)
     else:
-        await_review(course, phase_id, said, not_before=why.retry_at)
-    if course.phase(phase_id).state is _WAITING[role]:  # its tokens may have spent all tries
-        course.change_phase(
-            phase_id,
-            unavailable_reason=why.reason,
-            retry_at=why.retry_at,
-            retry_account=why.account,
+        require_reviewable(decision.state, phase_id)
+    decision.record(
+        AgentUnavailable(
+            phase_id=phase_id,
+            reason=given.reason,
+            role=given.role,
+            lease_id=decision.phase(phase_id).lease_id,
+            retry_at=given.retry_at,
+            account=given.account,
+            tokens=given.tokens,
+            cost_usd=given.cost,
+        )
+    )
+    count_tokens(decision, phase_id, given.tokens, given.cost)
+    if decision.state.is_over:
+        return
+    said = f"the {given.role.capitalize()} was unavailable: {given.reason}"
+    if given.role is Role.BUILDER:
+        requeue(decision, phase_id, said)
+    else:
+        await_review(decision, phase_id, said, not_before=given.retry_at)
+    if (
+        decision.phase(phase_id).state is _WAITING[given.role]
+    ):  # its tokens may have spent all tries
+        decision.record(
+            CapacityAwaited(
+                phase_id=phase_id,
+                reason=given.reason,
+                retry_at=given.retry_at,
+                account=given.account,
+            )
         )
 
 

@@ -1,19 +1,21 @@
-"""Agents take work: leases, fences, reservations. (06)"""
+"""Agents take work: leases, fences, reservations. (docs/rules.md, "Leases")"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
 
 from .capacity import must_wait
-from .course import Course
+from .consequences import end_failed
+from .decision import Decision
 from .errors import ConflictError
-from .money import ZERO_USD, usd, usd_text
+from .events import LeaseGranted, PhaseStarted
+from .money import MAX_USD, ZERO_USD, usd, usd_text
 from .run import FailureCode, PhaseState, RunState
 from .states import PhaseStatus
-from .values import Role
+from .terms import Role
 
 
 class LeaseLostError(ConflictError):
@@ -38,96 +40,136 @@ class Claimable:
     cost: Decimal
 
 
-def find_claimable(course: Course, role: Role, account: str | None = None) -> Claimable | None:
-    """Return what an agent of this role and account could take now; None when there is nothing.
+@dataclass(frozen=True, slots=True)
+class WorkAsked:
+    """An agent asks for work. `account` owns the limits that it shares with others."""
 
-    Nothing left of the run's tokens or money ends the run.
+    role: Role
+    account: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """An agent takes a phase. The lease lapses at the deadline.
+
+    A replay has no deadline: the record says when the lease lapsed.
     """
-    phase = course.next_phase()
-    if course.is_over or phase is None or not _waits_for(phase, role):
+
+    phase_id: str
+    role: Role
+    agent: str
+    lease_id: int
+    account: str | None = None
+    deadline_at: datetime | None
+
+
+def find_claimable(
+    run: RunState, role: Role, now: datetime, account: str | None = None
+) -> Claimable | None:
+    """Return what an agent of this role and account could take now; None: nothing."""
+    phase = _waiting_phase(run, role, now, account)
+    tokens_left = _tokens_left(run)
+    if phase is None or tokens_left <= 0:
         return None
-    if must_wait(phase, account, course.now):
-        return None
-    run = course.run
-    left = run.token_cap - run.tokens_used - run.tokens_reserved
-    if left > 0:
-        tokens = min(phase.incident_token_cap, left)
-        cost = _cost_to_reserve(run, tokens)
-        if cost is not None:
-            return Claimable(phase, tokens, cost)
-        if run.cost_cap_usd is not None and not run.cost_reserved_usd:
-            course.end_failed(
-                FailureCode.COST_CAP,
-                f"run cost_cap_usd {usd_text(run.cost_cap_usd)} is used up: "
-                f"{usd_text(run.cost_usd)} USD spent, none left for phase '{phase.phase_id}'",
-            )
-        return None
-    if not run.tokens_reserved:
-        course.end_failed(
+    tokens = min(phase.incident_token_cap, tokens_left)
+    cost = _cost_to_reserve(run, tokens)
+    return None if cost is None else Claimable(phase, tokens, cost)
+
+
+def ask_for_work(decision: Decision, asked: WorkAsked) -> None:
+    """End a run that has a phase for the agent, and neither tokens nor money left for it.
+
+    What other agents have reserved may come back, and is waited for. Raises RunOverError.
+    """
+    decision.require_live()
+    run = decision.state
+    phase = _waiting_phase(run, asked.role, decision.now, asked.account)
+    if phase is None:
+        return
+    if _tokens_left(run) <= 0 and not run.tokens_reserved:
+        end_failed(
+            decision,
             FailureCode.TOKEN_CAP,
             f"run token_cap {run.token_cap} is used up: {run.tokens_used} tokens used, "
             f"none left for phase '{phase.phase_id}'",
         )
-    return None
+    elif _cost_left(run) <= 0 and run.cost_cap_usd is not None and not run.cost_reserved_usd:
+        end_failed(
+            decision,
+            FailureCode.COST_CAP,
+            f"run cost_cap_usd {usd_text(run.cost_cap_usd)} is used up: "
+            f"{usd_text(run.cost_usd)} USD spent, none left for phase '{phase.phase_id}'",
+        )
 
 
-def lease_end(course: Course, seconds: int) -> datetime:
+def lease_end(run: RunState, now: datetime, seconds: int) -> datetime:
     """Return until when a lease holds that begins now, or is kept now: no run outlasts its time."""
-    return min(course.in_seconds(seconds), course.run.deadline_at)
+    return min(now + timedelta(seconds=seconds), run.deadline_at)
 
 
-def take_claim(
-    course: Course,
-    claimable: Claimable,
-    role: Role,
-    agent: str,
-    lease_id: int,
-    deadline: datetime | None,
-    account: str | None = None,
-) -> PhaseState:
+def take_claim(decision: Decision, claim: Claim) -> None:
     """Give a phase to an agent; a higher fence shuts out whoever held it before.
 
-    The lease lapses at the deadline; a replay has none, the record says when it lapsed.
+    Raises RunOverError, LeaseLostError when the phase is not there to be claimed.
     """
-    phase_id = claimable.phase.phase_id
-    fence = claimable.phase.fence + 1
-    if role is Role.BUILDER:
-        course.move_phase(
-            phase_id,
-            PhaseStatus.EXECUTING,
-            f"claimed by {agent}",
-            deadline_at=deadline,
-            fence=fence,
+    decision.require_live()
+    found = find_claimable(decision.state, claim.role, decision.now, claim.account)
+    if found is None or found.phase.phase_id != claim.phase_id:
+        raise LeaseLostError(f"phase '{claim.phase_id}' is not there to be claimed")
+    fence = found.phase.fence + 1
+    if claim.role is Role.BUILDER:
+        decision.record(
+            PhaseStarted(
+                phase_id=claim.phase_id,
+                reason=f"claimed by {claim.agent}",
+                deadline_at=claim.deadline_at,
+            )
         )
-    else:
-        course.end_wait(phase_id)
-        course.change_phase(phase_id, deadline_at=deadline, fence=fence)
-    run = course.run
-    course.change_run(
-        tokens_reserved=run.tokens_reserved + claimable.tokens,
-        cost_reserved_usd=run.cost_reserved_usd + claimable.cost,
+    decision.record(
+        LeaseGranted(
+            phase_id=claim.phase_id,
+            lease_id=claim.lease_id,
+            role=claim.role,
+            agent=claim.agent,
+            fence=fence,
+            tokens_reserved=found.tokens,
+            cost_reserved_usd=found.cost,
+            account=claim.account,
+            deadline_at=claim.deadline_at,
+        )
     )
-    course.note(
-        "LeaseGranted",
-        phase_id=phase_id,
-        data={
-            "lease_id": lease_id,
-            "role": role,
-            "agent": agent,
-            "fence": fence,
-            "tokens_reserved": claimable.tokens,
-            **({"account": account} if account else {}),
-        },
-    )
-    return course.change_phase(
-        phase_id,
-        lease_id=lease_id,
-        lease_role=role,
-        tokens_reserved=claimable.tokens,
-        tokens_reported=0,
-        cost_reserved_usd=claimable.cost,
-        cost_reported_usd=ZERO_USD,
-    )
+
+
+def _waiting_phase(
+    run: RunState, role: Role, now: datetime, account: str | None
+) -> PhaseState | None:
+    phase = run.next_phase
+    if run.is_over or phase is None or not _waits_for(phase, role):
+        return None
+    return None if must_wait(phase, account, now) else phase
+
+
+def _tokens_left(run: RunState) -> int:
+    return run.token_cap - run.tokens_used - run.tokens_reserved
+
+
+def _cost_left(run: RunState) -> Decimal:
+    """Return what is left of a run's money; where it has no cap, something always is."""
+    if run.cost_cap_usd is None:
+        return MAX_USD
+    return run.cost_cap_usd - run.cost_usd - run.cost_reserved_usd
+
+
+def _cost_to_reserve(run: RunState, tokens: int) -> Decimal | None:
+    """Return what a claim reserves of the run's money, None when nothing is left of it.
+
+    No phase has a cap of money, so a claim reserves the share of the run's that its tokens are of
+    the run's tokens.
+    """
+    if run.cost_cap_usd is None:
+        return ZERO_USD
+    left = _cost_left(run)
+    return None if left <= 0 else min(left, usd(run.cost_cap_usd * tokens / run.token_cap))
 
 
 def require_lease(phase: PhaseState, role: Role, lease_id: int | None, *, has_token: bool) -> None:
@@ -166,20 +208,6 @@ def beat(
     if run.cost_cap_usd is not None and spent > run.cost_cap_usd:
         return Directive.STOP, f"run cost_cap_usd {usd_text(run.cost_cap_usd)} would be passed"
     return Directive.CONTINUE, "the lease is extended"
-
-
-def _cost_to_reserve(run: RunState, tokens: int) -> Decimal | None:
-    """Return what a claim reserves of the run's money, None when nothing is left of it.
-
-    No phase has a cap of money, so a claim reserves the share of the run's that its tokens are of
-    the run's tokens.
-    """
-    if run.cost_cap_usd is None:
-        return ZERO_USD
-    left = run.cost_cap_usd - run.cost_usd - run.cost_reserved_usd
-    if left <= 0:
-        return None
-    return min(left, usd(run.cost_cap_usd * tokens / run.token_cap))
 
 
 def _waits_for(phase: PhaseState, role: Role) -> bool:

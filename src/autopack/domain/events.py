@@ -1,20 +1,401 @@
-"""Events: what happened to a run, in order, each sealed by the hash of the one before."""
+"""What happened to a run: one frozen class for each kind of event, and the hash chain over them.
+
+An event holds all that its effect needs: `evolve` (evolve.py) makes the next state from a state
+and an event alone. An event's kind is the name of its class. On the wire and in the table an event
+is an `EventRecord`: who, when, which phase or tier, from and to which state, why; the remaining
+fields are its `data`. A field that has its default is left out of `data`, so that events which were
+recorded before the field existed read the same and hash the same.
+
+Standard library alone: `scripts/check_promotion.py` is made from this module among others.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
-from typing import Any
+from decimal import Decimal, InvalidOperation
+from enum import StrEnum
+from typing import Any, ClassVar
+
+from .money import ZERO_USD, usd_text
+from .run import CompletedBy, FailureCode
+from .sightings import Cause
+from .states import Cleanliness, PhaseStatus, RunStatus, TierStatus
+from .terms import BuilderStatus, Recommendation, Role, Sandbox, Severity, Verdict
 
 GENESIS_HASH = "0" * 64
 SUPERVISOR = "supervisor"
+OPERATOR = "operator"
+# What an event has before a decision stamps it (`Decision.record`).
+UNSTAMPED = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
+    """What every event has. A decision stamps it with its time and, if none is set, its actor."""
+
+    at: datetime = UNSTAMPED
+    actor: str = ""
+
+    @property
+    def kind(self) -> str:
+        return type(self).__name__
+
+
+# The run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStarted(Event):
+    to_state: RunStatus = RunStatus.RUN_CREATED
+    reason: str | None = None
+    plan_sha256: str
+    base_branch: str
+    base_commit: str
+    strategy_version: int
+    is_sandbox_required: bool | None = None  # records of before say nothing of it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStateChanged(Event):
+    from_state: RunStatus
+    to_state: RunStatus
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunEnded(Event):
+    """The run came to its end; a failure has a code, and `reason` says why."""
+
+    from_state: RunStatus
+    to_state: RunStatus
+    reason: str | None = None
+    failure_code: FailureCode | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRolledBack(Event):
+    """The branch of a run that is over was put back to the snapshot of a phase."""
+
+    phase_id: str
+    tier_id: str | None = None
+    reason: str | None = None
+    commit: str
+
+
+# Tiers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TierStateChanged(Event):
+    tier_id: str
+    from_state: TierStatus
+    to_state: TierStatus
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TierCleanlinessChanged(Event):
+    tier_id: str
+    from_state: Cleanliness
+    to_state: Cleanliness
+    reason: str | None = None
+
+
+# Phases
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseEvent(Event):
+    phase_id: str
+    tier_id: str | None = None  # which the decision sets
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseMoved(PhaseEvent):
+    """A phase went to another state. `deadline_at` is when it must have left it."""
+
+    STATE: ClassVar[PhaseStatus]
+
+    from_state: PhaseStatus | None = None  # which the decision sets
+    deadline_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseQueued(PhaseMoved):
+    """The phase waits for a Builder. `is_attempt_used`: an attempt was taken back by hand."""
+
+    STATE = PhaseStatus.QUEUED
+
+    is_attempt_used: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseStarted(PhaseMoved):
+    STATE = PhaseStatus.EXECUTING
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseGated(PhaseMoved):
+    STATE = PhaseStatus.GATE
+
+    commit: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseCiStarted(PhaseMoved):
+    STATE = PhaseStatus.CI_RUNNING
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseCompleted(PhaseMoved):
+    STATE = PhaseStatus.COMPLETE
+
+    completed_by: CompletedBy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseFailed(PhaseMoved):
+    STATE = PhaseStatus.FAILED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseSkipped(PhaseMoved):
+    """The phase is left out: by hand, or because the run ended."""
+
+    STATE = PhaseStatus.SKIPPED
+
+    completed_by: CompletedBy | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseUndone(PhaseEvent):
+    """The tree is again what it was before the failed phase."""
+
+    commit: str
+    tree: str
+
+
+# Work and leases
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseGranted(PhaseEvent):
+    lease_id: int
+    role: Role
+    agent: str
+    fence: int
+    tokens_reserved: int
+    cost_reserved_usd: Decimal = ZERO_USD
+    account: str | None = None
+    deadline_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseLapsed(PhaseEvent):
+    """A Builder's attempt lasted too long: it used one try."""
+
+    lease_id: int | None
+    tokens_reported: int
+    cost_reported_usd: Decimal = ZERO_USD
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditLapsed(PhaseEvent):
+    """A review lasted too long: it used one try of the Auditor."""
+
+    lease_id: int | None
+    tokens_reported: int
+    cost_reported_usd: Decimal = ZERO_USD
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentUnavailable(PhaseEvent):
+    """An agent could not work: its lease ends, and no try is used."""
+
+    role: Role
+    lease_id: int | None
+    retry_at: datetime | None
+    account: str | None
+    tokens: int
+    cost_usd: Decimal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CapacityAwaited(PhaseEvent):
+    """The phase waits for an agent's capacity, until `retry_at` where it is known."""
+
+    retry_at: datetime | None = None
+    account: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokensCounted(PhaseEvent):
+    """Tokens and money of an attempt."""
+
+    tokens: int
+    cost_usd: Decimal = ZERO_USD
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuilderResultReceived(PhaseEvent):
+    """A Builder's attempt came to its end."""
+
+    submission_id: int
+    attempt: int
+    status: BuilderStatus
+    tokens_used: int
+    cost_usd: Decimal = ZERO_USD
+    patch_sha256: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptFailed(PhaseEvent):
+    """`signature` names what failed, to tell two tries that fail alike."""
+
+    role: Role
+    signature: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuilderTriesSpent(PhaseEvent):
+    pass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PatchApplied(PhaseEvent):
+    submission_id: int
+    patch_sha256: str
+    commit: str
+    tree: str
+    parent: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PatchHeld(PhaseEvent):
+    submission_id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PatchRefused(PhaseEvent):
+    submission_id: int
+
+
+# Review
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReviewRequested(PhaseEvent):
+    pass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReviewOpened(PhaseEvent):
+    deadline_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditorResultReceived(PhaseEvent):
+    submission_id: int
+    attempt: int
+    recommendation: Recommendation
+    tokens_used: int
+    cost_usd: Decimal = ZERO_USD
+    patch_sha256s: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReviewRefused(PhaseEvent):
+    submission_id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReviewFailed(PhaseEvent):
+    """An Auditor's try came to nothing; `reason` says why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PendingPatchDiscarded(PhaseEvent):
+    """The held patch no longer applies; the Auditor's try is given back."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseApproved(PhaseEvent):
+    commits: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RevisionRequested(PhaseEvent):
+    """The Auditor sends the work back: a held patch is discarded, fix-ups stay."""
+
+
+# CI
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CiRequested(PhaseEvent):
+    ci_run_id: int
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CiStarted(PhaseEvent):
+    ci_run_id: int
+    deadline_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CiVerdictReceived(PhaseEvent):
+    """CI judged a commit. One that is repeated is only recorded: another run follows it."""
+
+    ci_run_id: int
+    commit: str
+    verdict: Verdict
+    sandbox: Sandbox | None = None
+    failing_checks: tuple[str, ...]
+    flaky: bool
+    is_repeated: bool = False
+
+
+# Issues
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IssueRecorded(PhaseEvent):
+    issue_key: str
+    category: str
+    reported_severity: Severity | None
+    severity: Severity
+    effective_severity: Severity
+    source: str
+    is_expected: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IssueResolved(PhaseEvent):
+    """A key is resolved in one phase, by an Auditor or by CI.
+
+    Records that were made before the cause was named tell of a key once, in the phase where the
+    Auditor or CI spoke of it.
+    """
+
+    issue_key: str
+    cause: Cause | None = None
+
+
+# Records, and their chain
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventRecord:
+    """An event as it is stored, published and hashed."""
+
     kind: str
     actor: str
     at: datetime
@@ -31,9 +412,53 @@ class SealedEvent:
     """An event with its place in the run's chain."""
 
     sequence: int
-    event: Event
+    event: EventRecord
     previous_hash: str
     hash: str
+
+
+class EventError(ValueError):
+    """A record is no event that these rules know."""
+
+
+_COLUMNS = frozenset(each.name for each in fields(EventRecord)) - {"kind", "data"}
+
+
+def to_record(event: Event) -> EventRecord:
+    """Write an event as it is stored."""
+    columns: dict[str, Any] = {}
+    data: dict[str, Any] = {}
+    for name, default in _DEFAULTS[event.kind]:
+        value = getattr(event, name)
+        if name in _COLUMNS:
+            columns[name] = value
+        elif value != default:
+            data[name] = _plain(value)
+    if isinstance(event, PhaseMoved):
+        columns["to_state"] = event.STATE
+    return EventRecord(kind=event.kind, data=data, **columns)
+
+
+def from_record(record: EventRecord) -> Event:
+    """Read an event back. Raises EventError for an unknown kind, or a value out of place."""
+    kind = _KINDS.get(record.kind)
+    if kind is None:
+        raise EventError(f"there is no event of kind {record.kind!r}")
+    given: dict[str, Any] = {}
+    try:
+        for name, read in _READERS[record.kind]:
+            if name in _COLUMNS:
+                value = getattr(record, name)
+            elif name in record.data:
+                value = record.data[name]
+            else:
+                continue
+            given[name] = read(value)
+        if issubclass(kind, PhaseMoved) and record.to_state != kind.STATE:
+            raise ValueError(f"it leads to {record.to_state}")
+        return kind(**given)
+    except (TypeError, ValueError, InvalidOperation) as error:
+        raise EventError(f"{record.kind} cannot be read: {error}") from None
 
 
 def wire_time(moment: datetime) -> str:
@@ -48,7 +473,7 @@ def canonical_json(value: object) -> bytes:
     ).encode()
 
 
-def event_document(sequence: int, event: Event, previous_hash: str) -> dict[str, Any]:
+def event_document(sequence: int, event: EventRecord, previous_hash: str) -> dict[str, Any]:
     """Return the event as it is published, without its own hash."""
     return {
         "sequence": sequence,
@@ -65,7 +490,7 @@ def event_document(sequence: int, event: Event, previous_hash: str) -> dict[str,
     }
 
 
-def seal(events: tuple[Event, ...], last_sequence: int, last_hash: str) -> list[SealedEvent]:
+def seal(events: Sequence[EventRecord], last_sequence: int, last_hash: str) -> list[SealedEvent]:
     """Chain events to the run's last one."""
     sealed = []
     for event in events:
@@ -77,3 +502,64 @@ def seal(events: tuple[Event, ...], last_sequence: int, last_hash: str) -> list[
         )
         last_hash = digest
     return sealed
+
+
+def _subclasses(kind: type[Event]) -> dict[str, type[Event]]:
+    found: dict[str, type[Event]] = {}
+    for each in kind.__subclasses__():
+        found[each.__name__] = each
+        found |= _subclasses(each)
+    return found
+
+
+def _hints(kind: type[Event]) -> list[tuple[str, Any]]:
+    hints = typing.get_type_hints(kind)
+    return [(each.name, hints[each.name]) for each in fields(kind)]
+
+
+def _reader(hint: Any) -> Callable[[Any], Any]:
+    """Return what makes a field's value from JSON, by the field's type."""
+    if isinstance(hint, types.UnionType):  # `X | None`, the only union that events have
+        inner = _reader(next(each for each in typing.get_args(hint) if each is not type(None)))
+        return lambda value: None if value is None else inner(value)
+    if typing.get_origin(hint) is tuple:
+        return lambda value: tuple(_of_type(str, each) for each in _of_type(list, value))
+    if hint is datetime:
+        return _read_time
+    if hint is Decimal:
+        return lambda value: Decimal(_of_type(str, value))
+    if issubclass(hint, StrEnum):
+        return lambda value: hint(value)
+    return lambda value: _of_type(hint, value)
+
+
+def _of_type(kind: type[Any], value: Any) -> Any:
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise TypeError(f"{value!r} is no {kind.__name__}")
+    return value
+
+
+def _read_time(value: Any) -> datetime:
+    return value if isinstance(value, datetime) else datetime.fromisoformat(value)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return wire_time(value)
+    if isinstance(value, Decimal):
+        return usd_text(value)
+    if isinstance(value, tuple):
+        return list(value)
+    return value
+
+
+_KINDS = _subclasses(Event)
+# Of each kind: its fields with their defaults (`dataclasses.MISSING` where there is none), and what
+# makes their values from JSON.
+_DEFAULTS = {
+    name: tuple((each.name, each.default) for each in fields(kind)) for name, kind in _KINDS.items()
+}
+_READERS = {
+    name: tuple((each, _reader(hint)) for each, hint in _hints(kind))
+    for name, kind in _KINDS.items()
+}

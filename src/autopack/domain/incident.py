@@ -10,7 +10,7 @@ from .issues import IssueStatus
 from .reports import AttemptReport, IssueReportEntry, PhaseReport, RunReport
 from .run import FailureCode
 from .states import PhaseStatus, RunStatus
-from .values import Severity
+from .terms import Severity
 
 LAST_ATTEMPTS = 3
 

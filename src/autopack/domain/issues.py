@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from enum import StrEnum
 
-from .values import Closed, Complexity, IssueKey, Several, Severity, Text, Word
+from .terms import Complexity, Severity
+from .values import Closed, IssueKey, Several, Text, Word
 
 MAX_EVIDENCE_REFS = 100
 

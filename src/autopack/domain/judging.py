@@ -1,4 +1,4 @@
-"""Runs of CI, and what a verdict does to a phase. (02 §2, 06)"""
+"""Runs of CI, and what a verdict does to a phase. (docs/rules.md, "CI")"""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from datetime import timedelta
 from typing import Final
 
 from .building import fail_attempt
-from .course import Course, WrongStateError
+from .consequences import end_failed
+from .decision import Decision, WrongStateError, require_live
 from .errors import ConflictError
-from .run import FailureCode, PhaseState, Sandbox, Verdict
+from .events import CiRequested, CiStarted, CiVerdictReceived, PhaseCompleted, PhaseFailed
+from .issue_rules import IssueSeen, resolve_for_ci, see_issues
+from .run import CompletedBy, FailureCode, RunState
 from .states import PhaseStatus
+from .terms import Sandbox, Verdict
 
 # Checking out and reading reports, beside the time that the command has.
 GRACE_SECONDS: Final = 300
@@ -30,31 +34,58 @@ class WrongProfileError(ConflictError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Judgement:
-    """What the rules have to know of a run of CI."""
+class CiVerdict:
+    """A verdict on a commit. `issues` are those of checks that were red, then green: flaky ones."""
 
+    phase_id: str
+    ci_run_id: int
+    commit: str
     verdict: Verdict
     reason: str
-    failing_checks: Sequence[str] = ()
     sandbox: Sandbox | None = None
+    failing_checks: tuple[str, ...] = ()
+    is_flaky: bool = False
+    is_repeated: bool = False
+    issues: tuple[IssueSeen, ...] = ()
 
 
-def request_run(course: Course, phase_id: str, ci_run_id: int, attempt: int) -> None:
-    """Note that a run of CI waits for a worker, until when the phase does; the run's end ends it.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CiRunWanted:
+    """Our own CI has a run of its own to make for a phase."""
+
+    phase_id: str
+    ci_run_id: int
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CiRunBegun:
+    """A worker has begun a run of CI: from now on its time runs."""
+
+    phase_id: str
+    ci_run_id: int
+
+
+def request_run(decision: Decision, wanted: CiRunWanted) -> None:
+    """Note that a run of CI waits for a worker: until when is the run's own deadline.
 
     Only of our own CI: one elsewhere tells nothing but its verdict.
     """
-    course.change_phase(phase_id, deadline_at=None)
-    course.note("CiRequested", phase_id=phase_id, data={"ci_run_id": ci_run_id, "attempt": attempt})
-
-
-def begin_run(course: Course, phase_id: str, ci_run_id: int) -> None:
-    """Let a run of CI begin: from now on its time runs."""
-    phase = course.phase(phase_id)
-    course.change_phase(
-        phase_id, deadline_at=course.in_seconds(phase.ci_timeout_seconds + GRACE_SECONDS)
+    decision.record(
+        CiRequested(phase_id=wanted.phase_id, ci_run_id=wanted.ci_run_id, attempt=wanted.attempt)
     )
-    course.note("CiStarted", phase_id=phase_id, data={"ci_run_id": ci_run_id})
+
+
+def begin_run(decision: Decision, begun: CiRunBegun) -> None:
+    """Let a run of CI begin."""
+    seconds = decision.phase(begun.phase_id).ci_timeout_seconds + GRACE_SECONDS
+    decision.record(
+        CiStarted(
+            phase_id=begun.phase_id,
+            ci_run_id=begun.ci_run_id,
+            deadline_at=decision.in_seconds(seconds),
+        )
+    )
 
 
 def retry_wait(verdict: Verdict, attempts: Sequence[Verdict], retries: int) -> timedelta | None:
@@ -71,19 +102,20 @@ def retry_wait(verdict: Verdict, attempts: Sequence[Verdict], retries: int) -> t
     return None
 
 
-def require_judged_commit(
-    course: Course, phase_id: str, commit: str, profile: str | None
-) -> PhaseState:
-    """Make sure that a verdict is for what the phase waits to have judged."""
-    course.require_live()
-    phase = course.phase(phase_id)
+def require_judged_commit(run: RunState, phase_id: str, commit: str, profile: str | None) -> None:
+    """Make sure that a verdict is for what the phase waits to have judged.
+
+    Raises RunOverError, WrongStateError, WrongCommitError, WrongProfileError.
+    """
+    require_live(run)
+    phase = run.phase(phase_id)
     if phase.state is not PhaseStatus.CI_RUNNING:
         raise WrongStateError(
             f"phase '{phase_id}' is {phase.state}; a verdict is taken only while it is "
             f"{PhaseStatus.CI_RUNNING}",
             allowed=[PhaseStatus.CI_RUNNING],
         )
-    expected = phase.commit or course.head_commit
+    expected = phase.commit or run.head_commit
     if commit != expected:
         raise WrongCommitError(
             f"the verdict is for commit {commit}, but phase '{phase_id}' waits for {expected}"
@@ -92,34 +124,59 @@ def require_judged_commit(
         raise WrongProfileError(
             f"the verdict is of profile '{profile}', but phase '{phase_id}' is {phase.ci_profile}"
         )
-    return phase
 
 
-def take_verdict(course: Course, phase_id: str, judgement: Judgement) -> None:
+def take_verdict(decision: Decision, given: CiVerdict) -> None:
     """Let a verdict complete the phase, cost it a try, or end the run. Nothing but green is green.
 
     It counts against the tier's cap, however often the run was made for it: retries are the
-    profile's own choice. One that could not be made does not.
+    profile's own choice. One that could not be made does not. One that is repeated is only
+    recorded: another run follows.
     """
-    phase = course.phase(phase_id)
-    if judgement.verdict is not Verdict.DID_NOT_RUN:
-        tier = course.tier(phase.tier_id)
-        course.change_tier(phase.tier_id, ci_runs_count=tier.ci_runs_count + 1)
-    course.change_phase(phase_id, verdict=judgement.verdict, sandbox=judgement.sandbox)
-    match judgement.verdict:
+    phase_id = given.phase_id
+    decision.record(
+        CiVerdictReceived(
+            phase_id=phase_id,
+            reason=given.reason,
+            ci_run_id=given.ci_run_id,
+            commit=given.commit,
+            verdict=given.verdict,
+            sandbox=given.sandbox,
+            failing_checks=given.failing_checks,
+            flaky=given.is_flaky,
+            is_repeated=given.is_repeated,
+        )
+    )
+    if given.is_repeated:
+        return
+    if given.verdict is Verdict.GREEN:
+        resolve_for_ci(decision, phase_id)
+        see_issues(decision, phase_id, given.issues)
+    if decision.state.is_over:
+        return
+    match given.verdict:
         case Verdict.GREEN:
-            course.move_phase(phase_id, PhaseStatus.COMPLETE, "CI is green", failure_reason=None)
+            decision.record(
+                PhaseCompleted(
+                    phase_id=phase_id, reason="CI is green", completed_by=CompletedBy.RULES
+                )
+            )
         case Verdict.RED:
             fail_attempt(
-                course,
+                decision,
                 phase_id,
-                f"CI is red: {judgement.reason}",
-                signature=_signature(judgement.failing_checks),
+                f"CI is red: {given.reason}",
+                signature=_signature(given.failing_checks),
             )
         case Verdict.DID_NOT_RUN:
-            reason = f"CI did not run: {judgement.reason}"
-            course.move_phase(phase_id, PhaseStatus.FAILED, reason, failure_reason=reason)
-            course.end_failed(FailureCode.CI_DID_NOT_RUN, reason)
+            fail_unjudged(decision, phase_id, given.reason)
+
+
+def fail_unjudged(decision: Decision, phase_id: str, why: str) -> None:
+    """Fail a phase, and with it the run, since CI could not judge it."""
+    reason = f"CI did not run: {why}"
+    decision.record(PhaseFailed(phase_id=phase_id, reason=reason))
+    end_failed(decision, FailureCode.CI_DID_NOT_RUN, reason)
 
 
 def _signature(failing_checks: Sequence[str]) -> str | None:

@@ -10,9 +10,9 @@ from typing import cast
 
 from .issues import BacklogStatus, IssueState
 from .money import ZERO_USD
-from .run import CompletedBy, DebtStatus, FailureCode, Verdict
+from .run import CompletedBy, DebtStatus, FailureCode
 from .states import Cleanliness, PhaseStatus, RunStatus, TierStatus
-from .values import CiProfile, Complexity, RunScope, SafetyProfile, Severity
+from .terms import CiProfile, Complexity, RunScope, SafetyProfile, Severity, Verdict
 
 
 def utilization(used: float | Decimal, cap: int | Decimal) -> float:

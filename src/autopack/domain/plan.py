@@ -11,19 +11,16 @@ from pydantic import Field, SerializeAsAny
 
 from .errors import InvalidError
 from .ruleset import Ruleset
+from .terms import CiMode, Complexity, RunScope, SafetyProfile
 from .values import (
     MAX_PROBLEMS,
-    CiMode,
     Closed,
-    Complexity,
     Identifier,
     IssueKey,
     Name,
     PathGlob,
     PositiveCount,
     PositiveUsd,
-    RunScope,
-    SafetyProfile,
     Several,
     Text,
     Word,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .run import CompletedBy, FailureCode, RunState, Sandbox, Verdict, in_order
+from .run import CompletedBy, FailureCode, RunState, in_order
 from .states import Cleanliness, PhaseStatus, RunStatus
-from .values import CiProfile
+from .terms import CiProfile, Sandbox, Verdict
 
 _BUDGETS = (
     FailureCode.TOKEN_CAP,

@@ -1,53 +1,39 @@
-"""A recorded run judged again, under another strategy. (02: every rule can be replayed)
+"""A recorded run decided again, under another strategy.
 
-What came from outside is taken from the events: results, issues, an operator's hand, the clock.
-What git said of a patch stays as it was. All else is decided anew, by the very functions that
+What came from outside is read from the events: results, issues, an operator's hand, the clock.
+What git said of a patch stays as it was. All else is decided anew, by `decide` and `settle`, which
 decided it the first time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
-from decimal import Decimal
 from itertools import groupby
+from typing import TypeVar
 
-from .building import (
-    BuilderAction,
-    BuilderResult,
-    BuilderStatus,
-    PatchRefusal,
-    open_attempt,
-    take_result,
-)
-from .capacity import Unavailable, take_unavailable
-from .claiming import LeaseLostError, find_claimable, take_claim
-from .course import Course
+from . import events as e
+from .building import BuilderResult, PatchAction
+from .capacity import Unavailable
+from .claiming import Claim, LeaseLostError, WorkAsked
+from .deadlines import Lapse, Tick
+from .deciding import Given, decide, settle, weigh_auditor_result, weigh_builder_result
 from .errors import AutopackError
-from .events import Event
-from .judging import (
-    Judgement,
-    begin_run,
-    request_run,
-    require_judged_commit,
-    take_verdict,
-)
-from .reviewing import (
-    Recommendation,
-    Review,
-    ReviewRefusal,
-    request_review,
-    require_reviewable,
-    take_review,
-)
-from .run import FailureCode, RunState, Sandbox, Verdict
-from .sightings import Sighting, count_open, resolved_by_event, sight
+from .evolve import fold
+from .issue_rules import IssueSeen, IssuesSeen
+from .judging import CiRunBegun, CiRunWanted, CiVerdict
+from .money import ZERO_USD
+from .operating import CANCELLED, BranchMoved, Cancel, Rollback, StatusByHand
+from .patches import AppliedPatch, HeldPatch, RefusedPatch
+from .reviewing import RefusedReview, Review, ReviewWish
+from .run import FailureCode, RunState
 from .states import PhaseStatus, RunStatus
-from .steering import CANCELLED, cancel, lapse, pass_time, roll_back, set_status
-from .values import Role, Severity
+from .terms import Role, Severity
 
-OPERATOR = "operator"
+# Caps of the run that a claim, or an attempt's tokens, may find used up.
+_CAPS = (FailureCode.TOKEN_CAP, FailureCode.COST_CAP)
+Kind = TypeVar("Kind", bound=e.Event)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,202 +55,24 @@ class Replay:
     assumed_patches: int
 
 
-@dataclass(slots=True)
-class _Record:
-    """The states that the events tell of, as far as they have been read."""
-
-    run: str
-    phases: dict[str, str]
-
-    def read(self, events: Iterable[Event]) -> None:
-        for event in events:
-            if event.to_state is None:
-                continue
-            if event.phase_id is not None:
-                self.phases[event.phase_id] = event.to_state
-            elif event.kind in ("RunStateChanged", "RunEnded"):
-                self.run = event.to_state
-
-
-@dataclass(slots=True)
-class _Replayer:
-    run: RunState
-    major_categories: Collection[str]
-    issues: dict[tuple[str, str], Sighting] = field(default_factory=dict)
-    skipped_inputs: int = 0
-    assumed_patches: int = 0
-
-    def feed(self, events: Sequence[Event]) -> None:
-        """Let time pass, then take what one transaction took from outside."""
-        now = events[0].at
-        ticking = Course(self.run, now)
-        pass_time(ticking)
-        if ticking.events:
-            self.run, _ = ticking.finish()
-        course = Course(self.run, now, events[0].actor)
-        try:
-            self._take(course, events)
-        except AutopackError:
-            self.skipped_inputs += 1  # under these rules it would have been refused
-            return
-        _take_ci_runs(course, events)
-        self.run, _ = course.finish()
-
-    def _take(self, course: Course, events: Sequence[Event]) -> None:
-        by_kind = {event.kind: event for event in reversed(events)}  # the first of each kind
-        builder = by_kind.get("BuilderResultReceived")
-        auditor = by_kind.get("AuditorResultReceived")
-        if builder is not None:
-            open_attempt(course, _phase_id(builder))
-        if auditor is not None:
-            require_reviewable(course, _phase_id(auditor))
-        verdict = by_kind.get("CiVerdictReceived")
-        if verdict is not None:
-            _require_judged(course, verdict)
-        self._take_issues(course, events)
-        lapsed = by_kind.get("LeaseLapsed") or by_kind.get("AuditLapsed")
-        if "LeaseGranted" in by_kind:
-            _take_claim(course, by_kind["LeaseGranted"])
-        elif lapsed is not None and lapsed.data.get("lease_id") is not None:
-            _take_lapse(course, lapsed)
-        elif "AgentUnavailable" in by_kind:
-            _take_unavailable(course, by_kind["AgentUnavailable"])
-        elif builder is not None:
-            self._take_builder(course, builder, events)
-        elif auditor is not None:
-            self._take_auditor(course, auditor, events)
-        elif verdict is not None:
-            if not course.is_over:
-                _take_verdict(course, verdict)
-        elif "ReviewRequested" in by_kind:
-            request_review(course, _phase_id(by_kind["ReviewRequested"]))
-        elif "RunRolledBack" in by_kind:
-            event = by_kind["RunRolledBack"]
-            roll_back(course, event.data["commit"], _phase_id(event), event.reason or "")
-        elif events[0].actor == OPERATOR:
-            _take_by_hand(course, events)
-        elif "RunEnded" in by_kind and not course.is_over:
-            code = by_kind["RunEnded"].data.get("failure_code")
-            if code == FailureCode.BRANCH_MOVED:
-                course.end_failed(FailureCode.BRANCH_MOVED, by_kind["RunEnded"].reason or "")
-            elif code in (
-                FailureCode.TOKEN_CAP,
-                FailureCode.COST_CAP,
-            ):  # an agent asked, and nothing was left for it
-                for role in Role:
-                    find_claimable(course, role)
-
-    def _take_issues(self, course: Course, events: Sequence[Event]) -> None:
-        """Take what was reported and resolved; count after each batch, as it was done then."""
-        is_review = any(event.kind == "AuditorResultReceived" for event in events)
-        tier_of = {phase.phase_id: phase.tier_id for phase in course.run.phases}
-        is_first = True
-        for kind, batch in groupby(events, key=lambda event: event.kind):
-            if kind == "IssueRecorded":
-                for event in batch:
-                    self._sight(event)
-            elif kind == "IssueResolved":
-                for event in batch:
-                    self._resolve(event, is_review=is_review)
-            else:
-                continue
-            if is_first:
-                course.require_live()  # what follows in the batch is taken with it
-                is_first = False
-            course.set_issue_counts(count_open(tuple(self.issues.values()), tier_of))
-
-    def _sight(self, event: Event) -> None:
-        data = event.data
-        was_aged = data["effective_severity"] != data["severity"]
-        is_major = data["reported_severity"] == Severity.MAJOR or (
-            data["reported_severity"] is None and data["category"] in self.major_categories
-        )
-        place = (_phase_id(event), data["issue_key"])
-        severity = Severity.MAJOR if is_major else Severity.MINOR
-        self.issues[place] = sight(
-            self.issues.get(place),
-            Sighting(
-                phase_id=place[0],
-                issue_key=place[1],
-                source=data["source"],
-                severity=severity,
-                effective_severity=Severity.MAJOR if was_aged else severity,
-                is_expected=data["is_expected"],
-            ),
-        )
-
-    def _resolve(self, event: Event, *, is_review: bool) -> None:
-        phase_id, known = _phase_id(event), tuple(self.issues.values())
-        for each in resolved_by_event(known, phase_id, event.data, is_review=is_review):
-            self.issues[each.phase_id, each.issue_key] = replace(each, is_open=False)
-
-    def _take_builder(self, course: Course, event: Event, events: Sequence[Event]) -> None:
-        submission_id = event.data["submission_id"]
-
-        def put(action: BuilderAction) -> str | PatchRefusal | None:
-            for other in events:
-                if other.data.get("submission_id") != submission_id:
-                    continue
-                if other.kind == "PatchRefused":
-                    return PatchRefusal(other.reason or "")
-                if other.kind in ("PatchApplied", "PatchHeld"):
-                    break
-            else:
-                self.assumed_patches += 1  # git was never asked; take it that the patch fits
-            return None if action is BuilderAction.HOLD else f"replayed:{submission_id}"
-
-        result = BuilderResult(
-            submission_id=submission_id,
-            status=BuilderStatus(event.data["status"]),
-            tokens=event.data["tokens_used"],
-            cost=_cost(event),
-            patch_sha256=event.data["patch_sha256"],
-        )
-        take_result(course, _phase_id(event), result, put)
-
-    def _take_auditor(self, course: Course, event: Event, events: Sequence[Event]) -> None:
-        submission_id = event.data["submission_id"]
-
-        def put() -> list[str] | ReviewRefusal:
-            for other in events:
-                if other.kind == "ReviewRefused":
-                    kinds = {each.kind for each in events}
-                    return ReviewRefusal(other.reason or "", "PendingPatchDiscarded" in kinds)
-            return [f"replayed:{submission_id}:{sha}" for sha in event.data["patch_sha256s"]] or (
-                [f"replayed:{submission_id}"]
-                if course.phase(_phase_id(event)).pending_submission_id is not None
-                else []
-            )
-
-        review = Review(
-            submission_id=submission_id,
-            recommendation=Recommendation(event.data["recommendation"]),
-            tokens=event.data["tokens_used"],
-            cost=_cost(event),
-            notes="as recorded",
-            own_patches=len(event.data["patch_sha256s"]),
-        )
-        take_review(course, _phase_id(event), review, put)
-
-
 def replay(
-    run: RunState, events: Sequence[tuple[int, Event]], major_categories: Collection[str]
+    run: RunState, events: Sequence[tuple[int, e.Event]], major_categories: Collection[str]
 ) -> Replay:
-    """Judge a recorded run again, from its starting state under another strategy.
+    """Decide a recorded run again, from its starting state under another strategy.
 
-    `events` are the record's, each with its sequence, in order.
+    `events` are the record's, each with its sequence, in order. Those of one change bear one time.
     """
     replayer = _Replayer(run, major_categories)
-    record = _Record(run.state, {phase.phase_id: phase.state for phase in run.phases})
+    recorded = _Recorded(run.state, {phase.phase_id: phase.state for phase in run.phases})
     parting: Parting | None = None
     for at, group in groupby(events, key=lambda numbered: numbered[1].at):
-        numbered = list(group)
-        taken = [event for _, event in numbered if event.kind != "RunStarted"]
-        if not taken:
+        numbered = [each for each in group if not isinstance(each[1], e.RunStarted)]
+        if not numbered:
             continue
-        replayer.feed(taken)
-        record.read(taken)
-        detail = _difference(record, replayer.run)
+        change = [event for _, event in numbered]
+        replayer.take(change)
+        recorded.read(change)
+        detail = recorded.difference(replayer.run)
         if detail is not None and parting is None:
             parting = Parting(sequence=numbered[0][0], at=at, detail=detail)
     return Replay(
@@ -275,108 +83,274 @@ def replay(
     )
 
 
-def _take_claim(course: Course, event: Event) -> None:
-    """Take a claim; how long its lease held is taken from the record."""
-    role = Role(event.data["role"])
-    account = event.data.get("account")
-    claimable = find_claimable(course, role, account)
-    if claimable is None or claimable.phase.phase_id != event.phase_id:
-        raise LeaseLostError("there is nothing to claim here")
-    take_claim(course, claimable, role, event.data["agent"], event.data["lease_id"], None, account)
+@dataclass(slots=True)
+class _Recorded:
+    """The states that the events tell of, as far as they have been read."""
+
+    run: RunStatus
+    phases: dict[str, PhaseStatus]
+
+    def read(self, events: Sequence[e.Event]) -> None:
+        for event in events:
+            match event:
+                case e.PhaseMoved():
+                    self.phases[event.phase_id] = event.STATE
+                case e.RunStateChanged() | e.RunEnded():
+                    self.run = event.to_state
+
+    def difference(self, run: RunState) -> str | None:
+        """Say where a replayed run stands elsewhere; None: nowhere."""
+        for phase in run.phases:
+            recorded = self.phases[phase.phase_id]
+            if recorded is not phase.state:
+                why = f" ({phase.failure_reason})" if phase.failure_reason else ""
+                return f"phase '{phase.phase_id}' was {recorded} and would be {phase.state}{why}"
+        if self.run is not run.state and self.run.is_final != run.is_over:
+            why = f" ({run.failure_reason})" if run.failure_reason else ""
+            return f"the run was {self.run} and would be {run.state}{why}"
+        return None
 
 
-def _take_lapse(course: Course, event: Event) -> None:
-    """Let a lease lapse, if it was granted under these rules too and is still held."""
-    phase_id = _phase_id(event)
-    if course.phase(phase_id).lease_id != event.data["lease_id"]:
-        raise LeaseLostError("nobody holds that lease here")
-    cost = Decimal(event.data.get("cost_reported_usd", 0))
-    lapse(course, phase_id, event.data["tokens_reported"], cost)
+@dataclass(slots=True)
+class _Replayer:
+    run: RunState
+    major_categories: Collection[str]
+    skipped_inputs: int = 0
+    assumed_patches: int = 0
 
-
-def _take_unavailable(course: Course, event: Event) -> None:
-    """Let an agent say that it could not work, if it holds the phase under these rules too."""
-    phase_id, data = _phase_id(event), event.data
-    if course.phase(phase_id).lease_id != data["lease_id"]:
-        raise LeaseLostError("nobody holds that lease here")
-    why = Unavailable(
-        reason=event.reason or "",
-        retry_at=datetime.fromisoformat(data["retry_at"]) if data["retry_at"] else None,
-        account=data["account"],
-    )
-    cost = Decimal(data["cost_usd"])
-    take_unavailable(course, phase_id, Role(data["role"]), why, tokens=data["tokens"], cost=cost)
-
-
-def _require_judged(course: Course, event: Event) -> None:
-    """See that the phase waits for a verdict; the commit is another in a replay."""
-    phase = course.phase(_phase_id(event))
-    commit = phase.commit or course.head_commit or ""
-    require_judged_commit(course, phase.phase_id, commit, None)
-
-
-def _take_verdict(course: Course, event: Event) -> None:
-    """Take CI's verdict on what the phase waits to have judged."""
-    phase_id = _phase_id(event)
-    if event.data.get("is_repeated"):  # another one followed, whose verdict stands
-        return
-    judgement = Judgement(
-        verdict=Verdict(event.data["verdict"]),
-        reason=event.reason or "",
-        failing_checks=event.data["failing_checks"],
-        sandbox=Sandbox(made) if (made := event.data.get("sandbox")) else None,
-    )
-    take_verdict(course, phase_id, judgement)
-
-
-def _take_ci_runs(course: Course, events: Sequence[Event]) -> None:
-    """Let our own CI wait and begin where it did, if the phase is in CI under these rules too."""
-    for event in events:
-        if event.kind not in ("CiRequested", "CiStarted"):
-            continue
-        phase_id, ci_run_id = _phase_id(event), event.data["ci_run_id"]
-        if course.phase(phase_id).state is not PhaseStatus.CI_RUNNING:
-            continue
-        if event.kind == "CiRequested":
-            request_run(course, phase_id, ci_run_id, event.data["attempt"])
-        else:
-            begin_run(course, phase_id, ci_run_id)
-
-
-def _take_by_hand(course: Course, events: Sequence[Event]) -> None:
-    ended = next((event for event in events if event.kind == "RunEnded"), None)
-    if ended is not None and ended.data.get("failure_code") == FailureCode.CANCELLED:
-        # An earlier version wrote "cancelled: …".
-        why = (ended.reason or "").removeprefix(CANCELLED).removeprefix("cancelled")
-        cancel(course, why.removeprefix(": "))
-        return
-    for event in events:
-        if event.kind == "TokensCounted":
-            course.require_live()
-            course.count_tokens(_phase_id(event), event.data["tokens"], _cost(event))
-        elif event.phase_id is not None and event.to_state is not None:
-            if not course.is_over:
-                set_status(course, event.phase_id, PhaseStatus(event.to_state))
+    def take(self, events: Sequence[e.Event]) -> None:
+        """Let time pass, then decide what one change decided from outside."""
+        now, before = events[0].at, self.run
+        self.run = fold(before, decide(before, Tick(), now))
+        self._settle(before, now)
+        before = self.run
+        try:
+            for given in self._given(events, now):
+                self.run = fold(self.run, decide(self.run, given, now, events[0].actor))
+        except AutopackError:  # under these rules it would have been refused
+            self.run = before
+            self.skipped_inputs += 1
             return
+        self._settle(before, now)
+
+    def _settle(self, before: RunState, now: datetime) -> None:
+        if self.run != before:
+            self.run = fold(self.run, settle(before, self.run, now))
+
+    def _given(self, events: Sequence[e.Event], now: datetime) -> Iterator[Given]:
+        """Read from a change's events what came from outside."""
+        builder = _first(events, e.BuilderResultReceived)
+        auditor = _first(events, e.AuditorResultReceived)
+        granted = _first(events, e.LeaseGranted)
+        lapsed = _first(events, e.LeaseLapsed) or _first(events, e.AuditLapsed)
+        verdict = _first(events, e.CiVerdictReceived)
+        unavailable = _first(events, e.AgentUnavailable)
+        if unavailable is not None:
+            yield self._unavailable(unavailable)
+        elif builder is not None:
+            yield self._builder_result(builder, events, now)
+        elif auditor is not None:
+            yield self._review(auditor, events, now)
+        elif granted is not None:
+            yield Claim(
+                phase_id=granted.phase_id,
+                role=granted.role,
+                agent=granted.agent,
+                lease_id=granted.lease_id,
+                account=granted.account,
+                deadline_at=None,
+            )
+        elif lapsed is not None and lapsed.lease_id is not None:
+            yield Lapse(
+                phase_id=lapsed.phase_id,
+                lease_id=lapsed.lease_id,
+                tokens_reported=lapsed.tokens_reported,
+                cost_reported=lapsed.cost_reported_usd,
+            )
+        elif verdict is not None:
+            yield self._verdict(verdict, events)
+        else:
+            yield from self._other(events)
+        yield from self._ci_runs(events)
+
+    def _other(self, events: Sequence[e.Event]) -> Iterator[Given]:
+        issues = self._issues(events)
+        wish = _first(events, e.ReviewRequested)
+        rolled_back = _first(events, e.RunRolledBack)
+        ended = _first(events, e.RunEnded)
+        if issues:
+            yield IssuesSeen(phase_id=_phase_of(events, e.IssueRecorded), issues=issues)
+        elif wish is not None:
+            yield ReviewWish(wish.phase_id)
+        elif rolled_back is not None:
+            yield Rollback(
+                to_phase=rolled_back.phase_id,
+                commit=rolled_back.commit,
+                reason=rolled_back.reason or "",
+            )
+        elif events[0].actor == e.OPERATOR:
+            yield from self._by_hand(events, ended)
+        elif ended is not None and ended.failure_code is FailureCode.BRANCH_MOVED:
+            yield BranchMoved(ended.reason or "")
+        elif ended is not None and ended.failure_code in _CAPS:
+            for role in Role:  # an agent asked, and nothing was left for it
+                if not self.run.is_over:
+                    yield WorkAsked(role)
+
+    def _by_hand(self, events: Sequence[e.Event], ended: e.RunEnded | None) -> Iterator[Given]:
+        code = ended.failure_code if ended is not None else None
+        if ended is not None and code is FailureCode.CANCELLED:
+            # Earlier versions wrote "cancelled: …".
+            why = (ended.reason or "").removeprefix(CANCELLED).removeprefix("cancelled")
+            yield Cancel(why.removeprefix(": "))
+            return
+        counted = _first(events, e.TokensCounted)
+        # Where the tokens ended the run, its moves are those of the end and not the operator's.
+        moved = _first(events, e.PhaseMoved) if code not in _CAPS else None
+        known = moved or counted
+        if known is not None:
+            yield StatusByHand(
+                phase_id=known.phase_id,
+                wanted=moved.STATE if moved else self.run.phase(known.phase_id).state,
+                tokens=counted.tokens if counted else 0,
+                cost=counted.cost_usd if counted else ZERO_USD,
+            )
+
+    def _unavailable(self, event: e.AgentUnavailable) -> Unavailable:
+        """Let an agent say that it could not work, if it holds the phase under these rules too."""
+        if self.run.phase(event.phase_id).lease_id != event.lease_id:
+            raise LeaseLostError(f"lease {event.lease_id} is not held here")
+        return Unavailable(
+            phase_id=event.phase_id,
+            role=event.role,
+            reason=event.reason or "",
+            retry_at=event.retry_at,
+            account=event.account,
+            tokens=event.tokens,
+            cost=event.cost_usd,
+        )
+
+    def _builder_result(
+        self, event: e.BuilderResultReceived, events: Sequence[e.Event], now: datetime
+    ) -> BuilderResult:
+        result = BuilderResult(
+            phase_id=event.phase_id,
+            submission_id=event.submission_id,
+            attempt=event.attempt,
+            status=event.status,
+            tokens=event.tokens_used,
+            cost=event.cost_usd,
+            patch_sha256=event.patch_sha256,
+            issues=self._issues(events),
+        )
+        action = weigh_builder_result(self.run, result, now)
+        refused = _first(events, e.PatchRefused)
+        if action is PatchAction.NOTHING:
+            return result
+        if refused is not None:
+            return replace(result, patch=RefusedPatch(refused.reason or ""))
+        if not (_first(events, e.PatchApplied) or _first(events, e.PatchHeld)):
+            self.assumed_patches += 1  # git was never asked; take it that the patch fits
+        is_held = action is PatchAction.HOLD
+        return replace(result, patch=HeldPatch() if is_held else _assumed(event.submission_id))
+
+    def _review(
+        self, event: e.AuditorResultReceived, events: Sequence[e.Event], now: datetime
+    ) -> Review:
+        known = {each.issue_key for each in self.run.issues.values()}
+        resolved = dict.fromkeys(each.issue_key for each in _all(events, e.IssueResolved))
+        review = Review(
+            phase_id=event.phase_id,
+            submission_id=event.submission_id,
+            attempt=event.attempt,
+            recommendation=event.recommendation,
+            tokens=event.tokens_used,
+            cost=event.cost_usd,
+            notes="as recorded",
+            patch_sha256s=event.patch_sha256s,
+            issues=self._issues(events),
+            resolved_keys=tuple(key for key in resolved if key in known),
+        )
+        if not weigh_auditor_result(self.run, review, now).is_wanted:
+            return review
+        refused = _first(events, e.ReviewRefused)
+        if refused is not None:
+            is_held = _first(events, e.PendingPatchDiscarded) is not None
+            return replace(review, patches=RefusedReview(refused.reason or "", is_held))
+        is_held = (
+            event.recommendation == "approve"
+            and self.run.phase(event.phase_id).pending_submission_id is not None
+        )
+        count = len(event.patch_sha256s) + is_held
+        patches = tuple(_assumed(event.submission_id, number) for number in range(count))
+        return replace(review, patches=patches)
+
+    def _verdict(self, event: e.CiVerdictReceived, events: Sequence[e.Event]) -> CiVerdict:
+        """Read a verdict; the commit that it judges is another in a replay."""
+        phase = self.run.phase(event.phase_id)
+        if phase.state is not PhaseStatus.CI_RUNNING:
+            raise AutopackError("the phase waits for no verdict under these rules")
+        return CiVerdict(
+            phase_id=event.phase_id,
+            ci_run_id=event.ci_run_id,
+            commit=phase.commit or self.run.head_commit or "",
+            verdict=event.verdict,
+            sandbox=event.sandbox,
+            reason=event.reason or "",
+            failing_checks=event.failing_checks,
+            is_flaky=event.flaky,
+            is_repeated=event.is_repeated,
+            issues=self._issues(events),
+        )
+
+    def _ci_runs(self, events: Sequence[e.Event]) -> Iterator[Given]:
+        """Let our own CI wait and begin where it did, if the phase is in CI under these rules."""
+        for event in events:
+            if not isinstance(event, e.CiRequested | e.CiStarted):
+                continue
+            phase_id, ci_run_id = event.phase_id, event.ci_run_id
+            if self.run.phase(phase_id).state is not PhaseStatus.CI_RUNNING:
+                continue
+            if isinstance(event, e.CiRequested):
+                yield CiRunWanted(phase_id=phase_id, ci_run_id=ci_run_id, attempt=event.attempt)
+            else:
+                yield CiRunBegun(phase_id=phase_id, ci_run_id=ci_run_id)
+
+    def _issues(self, events: Sequence[e.Event]) -> tuple[IssueSeen, ...]:
+        return tuple(self._weigh_again(each) for each in _all(events, e.IssueRecorded))
+
+    def _weigh_again(self, event: e.IssueRecorded) -> IssueSeen:
+        """Say how grave an issue would be: its category's default is the strategy's."""
+        was_aged = event.effective_severity is not event.severity
+        by_default = event.reported_severity is None and event.category in self.major_categories
+        is_major = event.reported_severity is Severity.MAJOR or by_default
+        severity = Severity.MAJOR if is_major else Severity.MINOR
+        return IssueSeen(
+            issue_key=event.issue_key,
+            category=event.category,
+            reported_severity=event.reported_severity,
+            severity=severity,
+            effective_severity=Severity.MAJOR if was_aged else severity,
+            source=event.source,
+            is_expected=event.is_expected,
+        )
 
 
-def _difference(record: _Record, run: RunState) -> str | None:
-    for phase in run.phases:
-        recorded = record.phases[phase.phase_id]
-        if recorded != phase.state:
-            why = f" ({phase.failure_reason})" if phase.failure_reason else ""
-            return f"phase '{phase.phase_id}' was {recorded} and would be {phase.state}{why}"
-    if record.run != run.state and RunStatus(record.run).is_final != run.state.is_final:
-        why = f" ({run.failure_reason})" if run.failure_reason else ""
-        return f"the run was {record.run} and would be {run.state}{why}"
-    return None
+def _assumed(submission_id: int, number: int = 0) -> AppliedPatch:
+    """Stand for a patch that fits, where no commit is made."""
+    name = f"replayed:{submission_id}:{number}"
+    return AppliedPatch(
+        submission_id=submission_id, patch_sha256="", commit=name, tree="", parent=""
+    )
 
 
-def _cost(event: Event) -> Decimal:
-    """Read what an event says of money; records from before it was counted say nothing."""
-    return Decimal(event.data.get("cost_usd", 0))
+def _first(events: Sequence[e.Event], kind: type[Kind]) -> Kind | None:
+    return next((event for event in events if isinstance(event, kind)), None)
 
 
-def _phase_id(event: Event) -> str:
-    assert event.phase_id is not None  # noqa: S101 - for the type checker: its kind has one
-    return event.phase_id
+def _all(events: Sequence[e.Event], kind: type[Kind]) -> list[Kind]:
+    return [event for event in events if isinstance(event, kind)]
+
+
+def _phase_of(events: Sequence[e.Event], kind: type[e.PhaseEvent]) -> str:
+    return next(event.phase_id for event in events if isinstance(event, kind))

@@ -11,10 +11,10 @@ from operator import attrgetter
 from typing import Any, TypeVar
 
 from .issues import BacklogStatus, IssueState, IssueStatus
-from .run import CompletedBy, DebtStatus, FailureCode, Sandbox, Verdict
+from .outcomes import CommitKind, Outcome
+from .run import CompletedBy, DebtStatus, FailureCode
 from .states import Cleanliness, PhaseStatus, RunStatus, TierStatus
-from .values import CiProfile, Complexity, Role, RunScope, SafetyProfile
-from .work import CommitKind, Outcome
+from .terms import CiProfile, Complexity, Role, RunScope, SafetyProfile, Sandbox, Verdict
 
 Value = TypeVar("Value")
 

@@ -9,14 +9,10 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, AwareDatetime, Field, model_validator
 
-from .building import BuilderStatus
-from .capacity import Unavailable
 from .errors import InvalidError
 from .issues import IssueReport
-from .reviewing import Recommendation
-from .run import Verdict
+from .terms import BuilderStatus, CiProfile, Recommendation, Verdict
 from .values import (
-    CiProfile,
     Closed,
     Count,
     FilePath,
@@ -99,11 +95,6 @@ class AgentReport(Closed):
         if "tokens_used" in self.model_fields_set:
             return self.tokens_used
         return (self.input_tokens or 0) + (self.output_tokens or 0) + (self.cached_tokens or 0)
-
-    def unavailable(self, notes: str | None) -> Unavailable:
-        """Say why the agent could not work; `notes` stand in for a reason."""
-        reason = self.reason or notes or "no reason was given"
-        return Unavailable(reason=reason, retry_at=self.retry_at, account=self.account)
 
     @model_validator(mode="after")
     def _waits_only_where_unavailable(self) -> Self:

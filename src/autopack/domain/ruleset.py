@@ -10,20 +10,15 @@ from typing import Annotated, Final, Self
 
 from pydantic import Field, model_validator
 
+from .terms import CiMode, CiProfile, Complexity, RunScope, SafetyProfile, Severity
 from .values import (
-    CiMode,
-    CiProfile,
     Closed,
-    Complexity,
     Count,
     Identifier,
     PathGlob,
     PositiveCount,
     PositiveUsd,
-    RunScope,
-    SafetyProfile,
     Several,
-    Severity,
     Text,
     Usd,
     Word,

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
 
+from .errors import NotFoundError
 from .money import ZERO_USD
+from .sightings import Sighting
 from .states import Cleanliness, PhaseStatus, RunStatus, TierStatus
-from .values import CiProfile, Role, RunScope
+from .terms import CiProfile, Role, RunScope, Sandbox, Verdict
 
 
 class FailureCode(StrEnum):
@@ -49,20 +51,6 @@ class DebtStatus(StrEnum):
     HAS_MINOR_ISSUES = "has_minor_issues"
     EXCESS_MINOR_ISSUES = "excess_minor_issues"
     HAS_MAJOR_ISSUES = "has_major_issues"
-
-
-class Verdict(StrEnum):
-    GREEN = "green"
-    RED = "red"
-    DID_NOT_RUN = "did_not_run"
-
-
-class Sandbox(StrEnum):
-    """Where a verdict was made: confined on our machine, unconfined there, or by a CI elsewhere."""
-
-    BUBBLEWRAP = "bubblewrap"
-    NONE = "none"
-    EXTERNAL = "external"
 
 
 class CompletedBy(StrEnum):
@@ -193,16 +181,36 @@ class RunState:
     ended_at: datetime | None = None
     tiers: tuple[TierState, ...] = ()
     phases: tuple[PhaseState, ...] = ()
+    # By phase and key. Empty in a state that was loaded for a decision about no issue.
+    issues: Mapping[tuple[str, str], Sighting] = field(default_factory=dict)
+
+    def with_issues(self, issues: Iterable[Sighting]) -> RunState:
+        """Return the state with the run's issues, which a decision about them needs."""
+        return replace(self, issues={(each.phase_id, each.issue_key): each for each in issues})
+
+    @property
+    def is_over(self) -> bool:
+        return self.state.is_final
+
+    def phase(self, phase_id: str) -> PhaseState:
+        """Return a phase. Raises NotFoundError."""
+        for phase in self.phases:
+            if phase.phase_id == phase_id:
+                return phase
+        raise NotFoundError(f"run '{self.run_id}' has no phase '{phase_id}'")
+
+    def tier(self, tier_id: str) -> TierState:
+        return next(tier for tier in self.tiers if tier.tier_id == tier_id)
+
+    @property
+    def next_phase(self) -> PhaseState | None:
+        """The phase that may start now or is under way: the first that is not final.
+
+        The only place that knows what may start when.
+        """
+        return next((phase for phase in in_order(self.phases) if not phase.state.is_final), None)
 
 
 def in_order(phases: Iterable[PhaseState]) -> list[PhaseState]:
     """Sort phases as the run takes them. (02 §2)"""
     return sorted(phases, key=lambda phase: (phase.tier_index, phase.phase_index))
-
-
-def next_phase(phases: Iterable[PhaseState]) -> PhaseState | None:
-    """Return the phase that may start now or is under way: the first that is not final.
-
-    The only place that knows what may start when.
-    """
-    return next((phase for phase in in_order(phases) if not phase.state.is_final), None)

@@ -35,6 +35,7 @@ class Sighting:
     effective_severity: Severity
     is_expected: bool = False
     is_open: bool = True
+    occurrence_count: int = 1
 
     @property
     def is_counted(self) -> bool:
@@ -82,6 +83,7 @@ def sight(known: Sighting | None, seen: Sighting) -> Sighting:
         effective_severity=worse(known.effective_severity, seen.effective_severity),
         is_expected=known.is_expected and seen.is_expected,
         is_open=True,
+        occurrence_count=known.occurrence_count + seen.occurrence_count,
     )
 
 

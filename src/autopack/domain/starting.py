@@ -8,7 +8,7 @@ from .plan import Plan, PlanPhase, PlanTier
 from .run import PhaseState, RunState, TierState
 from .states import PhaseStatus, RunStatus, TierStatus
 from .strategy import Strategy
-from .values import Severity
+from .terms import Severity
 
 
 def starting_state(plan: Plan, strategy: Strategy, now: datetime, base_commit: str) -> RunState:

@@ -8,22 +8,8 @@ from pydantic import Field
 
 from .plan import Plan, PlanPhase
 from .ruleset import CiRules, Message, PathRules, Price, Ruleset, SafetyRule
-from .values import (
-    MAX_COUNT,
-    CiMode,
-    CiProfile,
-    Closed,
-    Complexity,
-    Count,
-    Identifier,
-    PathGlob,
-    PositiveCount,
-    PositiveUsd,
-    RunScope,
-    SafetyProfile,
-    Severity,
-    Word,
-)
+from .terms import CiMode, CiProfile, Complexity, RunScope, SafetyProfile, Severity
+from .values import MAX_COUNT, Closed, Count, Identifier, PathGlob, PositiveCount, PositiveUsd, Word
 
 
 class PhaseStrategy(Closed):

@@ -1,6 +1,6 @@
 """The closed sets of words that rules, records and the offline checker share.
 
-Standard library alone, so that the checker can be made from modules that use them.
+Standard library alone: `scripts/check_promotion.py` is made from this module among others.
 """
 
 from __future__ import annotations
@@ -8,6 +8,67 @@ from __future__ import annotations
 from enum import StrEnum
 
 
+class SafetyProfile(StrEnum):
+    NORMAL = "normal"
+    SAFETY_CRITICAL = "safety_critical"
+
+
+class RunScope(StrEnum):
+    SINGLE_TIER = "single_tier"
+    INCREMENTAL = "incremental"
+    MULTI_TIER = "multi_tier"
+
+
+class Complexity(StrEnum):
+    LOW = "low"
+    MEDIUM = "medium"
+    HIGH = "high"
+
+
+class CiProfile(StrEnum):
+    NORMAL = "normal"
+    STRICT = "strict"
+
+
+class CiMode(StrEnum):
+    NONE = "none"
+    LOCAL = "local"
+    EXTERNAL = "external"
+
+
 class Severity(StrEnum):
     MINOR = "minor"
     MAJOR = "major"
+
+
+class Role(StrEnum):
+    BUILDER = "builder"
+    AUDITOR = "auditor"
+
+
+class Verdict(StrEnum):
+    GREEN = "green"
+    RED = "red"
+    DID_NOT_RUN = "did_not_run"
+
+
+class BuilderStatus(StrEnum):
+    SUCCESS = "success"
+    FAILED = "failed"
+    NEEDS_REVIEW = "needs_review"
+    UNAVAILABLE = "unavailable"  # the agent could not work: no attempt
+
+
+class Recommendation(StrEnum):
+    APPROVE = "approve"
+    REVISE = "revise"
+    ESCALATE = "escalate"
+    UNAVAILABLE = "unavailable"  # the agent could not work: no review
+
+
+class Sandbox(StrEnum):
+    """Where a verdict was made: confined on our machine, unconfined there, or by a CI elsewhere."""
+
+    BUBBLEWRAP = "bubblewrap"
+    NONE = "none"
+    EXTERNAL = "external"

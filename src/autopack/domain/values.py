@@ -5,7 +5,6 @@ from __future__ import annotations
 import unicodedata
 from dataclasses import dataclass
 from decimal import Decimal
-from enum import StrEnum
 from typing import Annotated, Any, Final, Self, TypeVar, cast
 
 from pydantic import (
@@ -22,43 +21,9 @@ from pydantic import (
 
 from .identifiers import IDENTIFIER_PATTERN, identifier_problem
 from .money import MAX_USD, usd, usd_text
-from .terms import Severity as Severity
 
 MAX_COUNT = 2**53 - 1
 MAX_TEXT = 20_000
-
-
-class SafetyProfile(StrEnum):
-    NORMAL = "normal"
-    SAFETY_CRITICAL = "safety_critical"
-
-
-class RunScope(StrEnum):
-    SINGLE_TIER = "single_tier"
-    INCREMENTAL = "incremental"
-    MULTI_TIER = "multi_tier"
-
-
-class Complexity(StrEnum):
-    LOW = "low"
-    MEDIUM = "medium"
-    HIGH = "high"
-
-
-class CiProfile(StrEnum):
-    NORMAL = "normal"
-    STRICT = "strict"
-
-
-class CiMode(StrEnum):
-    NONE = "none"
-    LOCAL = "local"
-    EXTERNAL = "external"
-
-
-class Role(StrEnum):
-    BUILDER = "builder"
-    AUDITOR = "auditor"
 
 
 def _identifier(value: str) -> str:

@@ -16,8 +16,9 @@ from ..domain.events import wire_time
 from ..domain.issues import IssueStatus
 from ..domain.money import short_usd
 from ..domain.reports import AttemptReport, IssueReportEntry, PhaseReport, RunReport, TierReport
-from ..domain.run import CompletedBy, DebtStatus, FailureCode, Sandbox, Verdict
+from ..domain.run import CompletedBy, DebtStatus, FailureCode
 from ..domain.states import Cleanliness, PhaseStatus, RunStatus, TierStatus
+from ..domain.terms import Sandbox, Verdict
 from .markdown import NONE, bullets, code, inline, quote, table
 
 RUN_WORDS = {

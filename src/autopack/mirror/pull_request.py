@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from ..domain.metrics import OpenIssue
 from ..domain.money import short_usd
 from ..domain.reports import PhaseReport, RunReport
-from ..domain.run import CompletedBy, DebtStatus, Verdict
+from ..domain.run import CompletedBy, DebtStatus
 from ..domain.states import PhaseStatus
+from ..domain.terms import Verdict
 from .markdown import NONE, bullets, code, inline, plain, table
 from .pages import DEBT_WORDS, PHASE_WORDS, RUN_WORDS, verdict_words
 

@@ -8,7 +8,7 @@ from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint, tex
 from sqlalchemy.orm import Mapped, mapped_column
 
 from ..domain.issues import BacklogStatus, IssueStatus
-from ..domain.values import Complexity, Severity
+from ..domain.terms import Complexity, Severity
 from .base import Base, Id, Json, one_of
 
 

@@ -10,9 +10,9 @@ from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from ..domain.issues import IssueState, issue_state
 from ..domain.naming import branch_name
-from ..domain.run import CompletedBy, DebtStatus, FailureCode, Sandbox, Verdict
+from ..domain.run import CompletedBy, DebtStatus, FailureCode
 from ..domain.states import Cleanliness, PhaseStatus, RunStatus, TierStatus
-from ..domain.values import CiProfile, Complexity, Role, RunScope, SafetyProfile
+from ..domain.terms import CiProfile, Complexity, Role, RunScope, SafetyProfile, Sandbox, Verdict
 from .base import Base, Cost, Id, Json, not_negative, one_of
 
 

@@ -8,9 +8,8 @@ from decimal import Decimal
 from sqlalchemy import ForeignKey, Index, LargeBinary, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from ..domain.run import Sandbox, Verdict
-from ..domain.values import CiProfile, Role
-from ..domain.work import CommitKind, Outcome, PatchStatus
+from ..domain.outcomes import CommitKind, Outcome, PatchStatus
+from ..domain.terms import CiProfile, Role, Sandbox, Verdict
 from .base import Base, Id, Json, not_negative, one_of
 
 

@@ -10,7 +10,6 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from ..domain.errors import InvalidError
-from ..domain.events import Event
 from ..domain.plan import InvalidPlanError, Plan, check_plan
 from ..domain.replay import Parting, Replay, replay
 from ..domain.ruleset import Ruleset
@@ -97,7 +96,7 @@ def _compare(session: Session, ruleset: Ruleset, run: Run, house: House) -> Comp
     strategy = compile_strategy(ruleset, plan)
     outcome = replay(
         starting_state(plan, strategy, run.created_at, run.base_commit),
-        _events(session, run),
+        runs.read_events(session, run.id),
         strategy.major_categories,
     )
     replayed = _ending(outcome)
@@ -119,26 +118,6 @@ def _plan_of(document: dict[str, Any]) -> Plan:
         for phase in document["phases"]
     ]
     return Plan.model_validate({**document, "phases": phases})
-
-
-def _events(session: Session, run: Run) -> list[tuple[int, Event]]:
-    return [
-        (
-            row.sequence,
-            Event(
-                kind=row.kind,
-                actor=row.actor,
-                at=row.at,
-                phase_id=row.phase_id,
-                tier_id=row.tier_id,
-                from_state=row.from_state,
-                to_state=row.to_state,
-                reason=row.reason,
-                data=row.data,
-            ),
-        )
-        for row in runs.list_events(session, run.id, after=0, limit=None)
-    ]
 
 
 def _ending(outcome: Replay) -> Ending:

@@ -5,21 +5,21 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..domain import steering
 from ..domain.errors import ConflictError
+from ..domain.events import OPERATOR
 from ..domain.naming import branch_ref
+from ..domain.operating import Rollback, require_rollback
+from ..domain.outcomes import CommitKind
 from ..domain.results import PatchCheck
 from ..domain.secret_rules import redact
-from ..domain.work import CommitKind
 from ..gitrepo import RepositoryUnusableError
 from ..models import Phase, Run
 from ..store import runs
 from . import patching
-from .change import changing
 from .house import House
-from .phases import OPERATOR
 from .pushes import RemoteStatus, remote_status
-from .replies import Answer, key_scope, once
+from .replies import Answer, answering, key_scope, once
+from .settling import settle
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,34 +147,35 @@ def rollback(
     request = {"to_phase": to_phase, "reason": reason}
     identity = once("rollback", request, [key_scope(idempotency_key)])
     reason = redact(reason)
-    with changing(house, run_id, actor=OPERATOR) as change, identity.keeping_refusals(change):
-        given = identity.find(change)
-        if given is not None:
-            return given
-        phase = change.phase(to_phase)
-        steering.require_rollback(change.course)
-        if phase.snapshot_commit is None:
-            raise NoSnapshotError(
-                f"phase '{to_phase}' has no snapshot: it is {phase.state}, not COMPLETE"
+    with answering(house, run_id, identity, actor=OPERATOR) as turn:
+        if turn.is_new:
+            change = turn.change
+            phase = change.phase(to_phase)
+            require_rollback(change.state)
+            if phase.snapshot_commit is None:
+                raise NoSnapshotError(
+                    f"phase '{to_phase}' has no snapshot: it is {phase.state}, not COMPLETE"
+                )
+            patching.require_free_branch(change)
+            commit = change.add_commit(
+                CommitKind.ROLLBACK,
+                house.repository.tree_of(phase.snapshot_commit),
+                f"Roll back to the snapshot of phase {to_phase}\n\n{reason}\n\n"
+                f"Autopack-Run: {run_id}\nAutopack-Phase: {to_phase}\n",
+                phase=phase,
             )
-        patching.require_free_branch(change)
-        commit = change.add_commit(
-            CommitKind.ROLLBACK,
-            house.repository.tree_of(phase.snapshot_commit),
-            f"Roll back to the snapshot of phase {to_phase}\n\n{reason}\n\n"
-            f"Autopack-Run: {run_id}\nAutopack-Phase: {to_phase}\n",
-            phase=phase,
-        )
-        steering.roll_back(change.course, commit.sha, to_phase, reason)
-        change.conclude()
-        body = {
-            "message": f"branch {change.run.branch} is back at the snapshot of '{to_phase}'",
-            "commit_sha": commit.sha,
-            "snapshot": phase.snapshot_tag,
-            "promotion_eligible_to_main": change.run.promotion_eligible_to_main,
-        }
-        identity.keep(change, body)
-    return Answer(body)
+            change.decide(Rollback(to_phase=to_phase, commit=commit.sha, reason=reason))
+            settle(change)
+            turn.answer(
+                {
+                    "message": f"branch {change.run.branch} is back at the snapshot of "
+                    f"'{to_phase}'",
+                    "commit_sha": commit.sha,
+                    "snapshot": phase.snapshot_tag,
+                    "promotion_eligible_to_main": change.run.promotion_eligible_to_main,
+                }
+            )
+    return turn.result()
 
 
 def _next_phase(run: Run) -> Phase:

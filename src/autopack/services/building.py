@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
-from ..domain import building
-from ..domain.building import BuilderAction, BuilderResult, BuilderStatus, PatchRefusal
-from ..domain.capacity import take_unavailable
+from ..domain.building import BuilderResult, PatchAction, require_buildable
 from ..domain.changes import Repair
-from ..domain.course import Course
+from ..domain.deciding import weigh_builder_result
 from ..domain.errors import AutopackError, InvalidError
-from ..domain.money import ZERO_USD, cost_entry
+from ..domain.money import ZERO_USD
+from ..domain.outcomes import Outcome, PatchStatus
+from ..domain.patches import AppliedPatch, HeldPatch, RefusedPatch
 from ..domain.redaction import redacted
 from ..domain.results import BuilderReport
+from ..domain.run import RunState
 from ..domain.states import PhaseStatus
-from ..domain.values import Role
-from ..domain.work import Outcome, PatchStatus
-from ..models import Commit, Lease, Phase, Submission
+from ..domain.terms import BuilderStatus, Role
+from ..models import Patch, Phase, Submission
 from ..store import submissions
 from . import patching
-from .change import RunChange, changing
+from .change import RunChange
 from .claiming import check_lease
 from .house import House
-from .issues import note_issues
-from .replies import Answer
-from .submitting import identify, record_submission, require_same_names, settle_unavailable
+from .issues import seen_issues
+from .replies import Answer, answering
+from .settling import settle
+from .submitting import could_not_work, identify, record_submission, require_same_names
 
 
 def submit_builder_result(
@@ -40,114 +42,114 @@ def submit_builder_result(
     A refusal that is the patch's fault uses up a try, which is committed before it is raised.
     """
     require_same_names(run_id, phase_id, report.run_id, report.phase_id)
-    patch = report.patch()
-    if patch is not None and report.status is BuilderStatus.UNAVAILABLE:
+    content = report.patch()
+    if content is not None and report.status is BuilderStatus.UNAVAILABLE:
         raise InvalidError("patch_content: a Builder that was unavailable has no patch to submit")
     identity = identify(phase_id, Role.BUILDER, report, idempotency_key)
     report = redacted(report)
-    refusal: AutopackError | None = None
-    body: dict[str, Any] = {}
-    with changing(house, run_id) as change, identity.keeping_refusals(change):
-        phase = change.phase(phase_id)
-        given = identity.find(change)
-        if given is not None:
-            return given
-        lease = check_lease(change, phase, Role.BUILDER, report.lease_token)
-        building.open_attempt(change.course, phase_id)
-        if patch is not None:
-            patching.require_free_branch(change)
-        submission, commit, repairs, refusal = _take(change, phase, report, patch, lease)
-        change.conclude()
-        body = {
-            "message": _message(submission, phase),
-            "submission_id": submission.id,
-            "commit_sha": commit.sha if commit else None,
-            "repairs": [asdict(repair) for repair in repairs],
-            "phase_state": phase.state,
-            "run_state": change.run.state,
-            "next": what_next(change.course),
-        }
-        identity.keep(change, body if refusal is None else refusal)
-    if refusal is not None:
-        raise refusal
-    return Answer(body)
+    with answering(house, run_id, identity) as turn:
+        if turn.is_new:
+            change = turn.change
+            phase = change.phase(phase_id)
+            lease = check_lease(change, phase, Role.BUILDER, report.lease_token)
+            require_buildable(change.state, phase_id)
+            if content is not None:
+                patching.require_free_branch(change)
+            patches = [submissions.new_patch(1, content, PatchStatus.REFUSED)] if content else []
+            submission = record_submission(change, phase, report, patches, lease)
+            refusal, repairs = _decide(change, phase, report, submission, patches)
+            patching.keep_no_secrets(patches)
+            settle(change)
+            if refusal is not None:
+                turn.refuse(refusal)
+            turn.answer(_answer(change, phase, submission, repairs))
+    return turn.result()
 
 
-def _take(
+def _decide(
     change: RunChange,
     phase: Phase,
     report: BuilderReport,
-    content: bytes | None,
-    lease: Lease | None,
-) -> tuple[Submission, Commit | None, tuple[Repair, ...], AutopackError | None]:
-    """Weigh the result, do what it asks of git, and let the rules go on."""
-    course, phase_id = change.course, phase.phase_id
-    patch = None if content is None else submissions.new_patch(1, content, PatchStatus.REFUSED)
-    submission = record_submission(change, phase, report, [patch] if patch else [], lease)
-    course.note(
-        "BuilderResultReceived",
-        phase_id=phase_id,
-        data={
-            "submission_id": submission.id,
-            "attempt": submission.attempt,
-            "status": report.status,
-            "tokens_used": submission.tokens_used,
-            **cost_entry(submission.cost_usd),
-            "patch_sha256": patch.sha256 if patch else None,
-        },
-    )
-    note_issues(change, phase, report.suggested_issues)
-    commit: Commit | None = None
-    repairs: tuple[Repair, ...] = ()
-    refusal: AutopackError | None = None
-
-    def put(action: BuilderAction) -> str | PatchRefusal | None:
-        nonlocal commit, repairs, refusal
-        assert patch is not None  # noqa: S101 - for the type checker: there is no action without
-        try:
-            if action is BuilderAction.HOLD:
-                repairs = patching.dry_apply(change, phase, patch, report.base_commit)
-                submission.outcome, patch.status = Outcome.HELD, PatchStatus.PENDING
-                return None
-            commit, repairs = patching.apply(
-                change, phase, submission, patch, title=phase.name, base_commit=report.base_commit
-            )
-        except patching.PATCH_FAULTS as error:
-            patching.refuse(submission, error)
-            refusal = error
-            return PatchRefusal(error.detail)
-        submission.outcome, patch.status = Outcome.APPLIED, PatchStatus.APPLIED
-        patching.note_applied(change, phase, patch, commit)
-        return commit.sha
-
-    cost = submission.cost_usd or ZERO_USD
+    submission: Submission,
+    patches: list[Patch],
+) -> tuple[AutopackError | None, tuple[Repair, ...]]:
+    """Weigh the result, do what the rules want of git, and let them decide."""
     if report.status is BuilderStatus.UNAVAILABLE:
-        why = report.unavailable(report.notes)
-        take_unavailable(
-            course, phase_id, Role.BUILDER, why, tokens=submission.tokens_used, cost=cost
-        )
-        settle_unavailable(submission, why)
-        return submission, None, (), None
+        change.decide(could_not_work(phase, Role.BUILDER, report, submission, report.notes))
+        return None, ()
     result = BuilderResult(
+        phase_id=phase.phase_id,
         submission_id=submission.id,
+        attempt=submission.attempt,
         status=report.status,
         tokens=submission.tokens_used,
-        cost=cost,
-        patch_sha256=patch.sha256 if patch else None,
+        cost=submission.cost_usd or ZERO_USD,
+        patch_sha256=patches[0].sha256 if patches else None,
+        issues=seen_issues(change, phase, report.suggested_issues),
     )
-    building.take_result(course, phase_id, result, put)
+    change.prepare(result)
+    refusal: AutopackError | None = None
+    repairs: tuple[Repair, ...] = ()
+    action = weigh_builder_result(change.state, result, change.now)
+    if action is not PatchAction.NOTHING:
+        try:
+            made, repairs = _put(change, phase, report, submission, patches[0], action)
+            result = replace(result, patch=made)
+        except patching.PATCH_FAULTS as error:
+            patching.refuse(submission, error)
+            result = replace(result, patch=RefusedPatch(error.detail))
+            refusal = error
+    change.decide(result)
     if submission.outcome is Outcome.FAILED:  # nothing was put on the branch, nothing refused
-        submission.outcome = _outcome_without_patch(course, phase_id)
-        submission.reason = course.run.failure_reason or course.phase(phase_id).failure_reason
-    patching.keep_no_secrets([patch] if patch else [])
-    return submission, commit, repairs, refusal
+        submission.outcome = _outcome_without_patch(change.phase_state(phase.phase_id).state)
+        state = change.phase_state(phase.phase_id)
+        submission.reason = change.state.failure_reason or state.failure_reason
+    return refusal, repairs
 
 
-def what_next(course: Course) -> dict[str, Any]:
+def _put(
+    change: RunChange,
+    phase: Phase,
+    report: BuilderReport,
+    submission: Submission,
+    patch: Patch,
+    action: PatchAction,
+) -> tuple[AppliedPatch | HeldPatch, tuple[Repair, ...]]:
+    """Put a patch on the branch, or see that it could be; return what was mended in it, too.
+
+    Raises one of PATCH_FAULTS.
+    """
+    if action is PatchAction.HOLD:
+        repairs = patching.dry_apply(change, phase, patch, report.base_commit)
+        submission.outcome, patch.status = Outcome.HELD, PatchStatus.PENDING
+        return HeldPatch(), repairs
+    applied, repairs = patching.apply(
+        change, phase, submission, patch, title=phase.name, base_commit=report.base_commit
+    )
+    submission.outcome, patch.status = Outcome.APPLIED, PatchStatus.APPLIED
+    return applied, repairs
+
+
+def _answer(
+    change: RunChange, phase: Phase, submission: Submission, repairs: Sequence[Repair]
+) -> dict[str, Any]:
+    applied = next((each for each in change.commits if each.patch_pk is not None), None)
+    return {
+        "message": _message(submission, phase),
+        "submission_id": submission.id,
+        "commit_sha": applied.sha if applied else None,
+        "repairs": [asdict(repair) for repair in repairs],
+        "phase_state": phase.state,
+        "run_state": change.run.state,
+        "next": what_next(change.state),
+    }
+
+
+def what_next(run: RunState) -> dict[str, Any]:
     """Say what the run waits for now."""
-    if course.is_over:
-        return {"action": "none", "phase_id": None, "detail": f"the run is {course.run.state}"}
-    phase = course.next_phase()
+    if run.is_over:
+        return {"action": "none", "phase_id": None, "detail": f"the run is {run.state}"}
+    phase = run.next_phase
     if phase is None:
         return {"action": "none", "phase_id": None, "detail": "every phase is done"}
     action, detail = {
@@ -162,11 +164,10 @@ def what_next(course: Course) -> dict[str, Any]:
     return {"action": action, "phase_id": phase.phase_id, "detail": detail}
 
 
-def _outcome_without_patch(course: Course, phase_id: str) -> Outcome:
-    phase = course.phase(phase_id)
-    if phase.state is PhaseStatus.SKIPPED:
+def _outcome_without_patch(state: PhaseStatus) -> Outcome:
+    if state is PhaseStatus.SKIPPED:
         return Outcome.OVER_BUDGET
-    return Outcome.EMPTY if phase.state in _GOES_ON else Outcome.FAILED
+    return Outcome.EMPTY if state in _GOES_ON else Outcome.FAILED
 
 
 _GOES_ON = (PhaseStatus.COMPLETE, PhaseStatus.CI_RUNNING)

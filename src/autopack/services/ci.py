@@ -1,4 +1,4 @@
-"""Our own CI: a worker runs a profile's command on the commit that a phase waits with. (rules §6)
+"""Our own CI: a worker runs a profile's command on the commit that a phase waits with. (06)
 
 At least once: a worker may be killed at any point, and another does it again. A verdict is taken
 once, under the run's lock, and only while the phase waits for that very run of CI.
@@ -18,22 +18,22 @@ from sqlalchemy.orm import Session
 
 from ..ci import CheckRunner, Job, Outcome, StoppedError
 from ..config import Settings
-from ..domain import judging
 from ..domain.errors import AutopackError
+from ..domain.judging import CiRunBegun, retry_wait
 from ..domain.redaction import redacted
 from ..domain.results import MAX_LOG_TAIL
 from ..domain.ruleset import CiCommand
-from ..domain.run import Sandbox, Verdict
 from ..domain.secret_rules import redact, redact_bytes
-from ..domain.values import CiProfile
+from ..domain.terms import CiProfile, Sandbox, Verdict
 from ..gitrepo.checkout import checked_out
 from ..gitrepo.workspace import WorkspaceError
 from ..jobs.queue import TryAgainError, defer
 from ..models import CiRun, Run
 from ..store import ci_runs, runs
-from .change import changing
 from .house import House
-from .judging import give_verdict
+from .judging import weigh_verdict
+from .opening import changing
+from .settling import request_ci_run, settle
 from .upkeep import UPKEEP_QUEUE
 
 logger = structlog.get_logger(__name__)
@@ -97,7 +97,8 @@ def begin_ci_run(house: House, ci_run_id: int) -> None:
     run_id, phase_id = place
     with changing(house, run_id) as change:
         if ci_runs.get_ci_run(change.session, ci_run_id).ended_at is None:
-            judging.begin_run(change.course, phase_id, ci_run_id)
+            change.decide(CiRunBegun(phase_id=phase_id, ci_run_id=ci_run_id))
+            settle(change)
 
 
 def _find_place(house: House, ci_run_id: int) -> tuple[str, str] | None:
@@ -228,20 +229,23 @@ def take_ci_outcome(
         run.sandbox = Sandbox(sandbox.partition(":")[0])  # an earlier version gave the reason too
         run.failing_checks, run.tests, run.log_tail = failing_checks, tests, log_tail
         run.ended_at = max(change.now, run.started_at or run.requested_at)
-        wait = judging.retry_wait(
+        wait = retry_wait(
             run.verdict,
             ci_runs.verdicts(earlier),
             _rules(change.session, change.run, run).retries,
         )
-        give_verdict(
-            change,
-            change.phase(phase_id),
-            run,
-            flaky_checks=red_before if is_flaky else (),
-            is_repeated=wait is not None,
+        change.decide(
+            weigh_verdict(
+                change,
+                change.phase(phase_id),
+                run,
+                flaky_checks=red_before if is_flaky else (),
+                is_repeated=wait is not None,
+            )
         )
-        if wait is not None and not change.course.is_over:
-            change.request_ci_run(phase_id, at=change.now + wait if wait else None)
+        if wait is not None:
+            request_ci_run(change, phase_id, at=change.now + wait if wait else None)
+        settle(change)
 
 
 def _is_wanted(house: House, ci_run_id: int) -> bool:

@@ -1,4 +1,4 @@
-"""Agents take work, say that they are at it, and are told when to stop. (rules §4)"""
+"""Agents take work, say that they are at it, and are told when to stop. (06)"""
 
 from __future__ import annotations
 
@@ -10,22 +10,28 @@ import structlog
 from pydantic import AwareDatetime, Field
 
 from ..domain import claiming
-from ..domain.capacity import Unavailable, take_unavailable
+from ..domain.capacity import Unavailable
 from ..domain.claiming import Directive
-from ..domain.course import Course, RunOverError
+from ..domain.deadlines import Tick
+from ..domain.deciding import decide
+from ..domain.decision import RunOverError, require_live
 from ..domain.errors import AutopackError
 from ..domain.events import wire_time
+from ..domain.evolve import fold
 from ..domain.money import ZERO_USD
 from ..domain.redaction import redacted
 from ..domain.results import ACCOUNT_MEANING
-from ..domain.steering import pass_time
-from ..domain.values import Closed, Role, Text, Word
+from ..domain.terms import Role
+from ..domain.values import Closed, Text, Word
 from ..models import Lease, Phase
 from ..store import leases, runs
 from ..store.runs import RunBusyError
-from .change import ProjectionLaggingError, RunChange, changing
+from .after_commit import ProjectionLaggingError
+from .change import RunChange
 from .house import House
-from .replies import Answer, key_scope, lease_scope, once
+from .opening import changing
+from .replies import Answer, answering, key_scope, lease_scope, once
+from .settling import settle
 from .work_items import work_item
 
 logger = structlog.get_logger(__name__)
@@ -60,7 +66,7 @@ def claim(house: House, run_id: str, wanted: Claim) -> dict[str, Any] | None:
     """
     item, change = _claim(house, run_id, wanted, is_waiting=True)
     if item is None:
-        change.course.require_live()
+        require_live(change.state)
     return item
 
 
@@ -96,14 +102,15 @@ def peek(
     """
     with house.reading() as session:
         run = runs.get_run(session, run_id)
-        course = Course(runs.read_state(run), house.now_in(run))
-        pass_time(course)
-        course.require_live()
-        found = claiming.find_claimable(course, role, account)
-        if found is None or course.events:
-            course.require_live()
+        state, now = runs.read_state(run), house.now_in(run)
+        events = decide(state, Tick(), now)
+        require_live(fold(state, events))
+        found = claiming.find_claimable(state, role, now, account)
+        if found is None or events:
+            asked = decide(state, claiming.WorkAsked(role, account), now)
+            require_live(fold(state, (*events, *asked)))
             return None
-        return work_item(house, session, run, course.run, found.phase, role)
+        return work_item(house, session, run, state, found.phase, role)
 
 
 def heartbeat(
@@ -124,20 +131,18 @@ def heartbeat(
         lease = leases.find_lease(session, phase.id, token)
         now = house.now_in(run)
         if lease is not None and lease.id == phase.lease_id and now < lease.expires_at:
-            course = Course(runs.read_state(run), now)
-            directive, reason = claiming.beat(
-                course.run, course.phase(phase_id), tokens_used, cost_usd
-            )
+            state = runs.read_state(run)
+            directive, reason = claiming.beat(state, state.phase(phase_id), tokens_used, cost_usd)
             expires_at = lease.expires_at
             if directive is Directive.CONTINUE:
-                expires_at = max(expires_at, claiming.lease_end(course, lease.seconds))
+                expires_at = max(expires_at, claiming.lease_end(state, now, lease.seconds))
             leases.extend(session, lease, phase, expires_at, tokens_used, cost_usd)
             session.commit()
             return {"directive": directive, "reason": reason, "expires_at": expires_at}
     with changing(house, run_id) as change:  # lets the lease lapse, if it is that
         reason = (
             f"the run is {change.run.state}"
-            if change.course.is_over
+            if change.state.is_over
             else "the lease was lost: it lapsed, was used, or the phase went on"
         )
     return {"directive": Directive.STOP, "reason": reason, "expires_at": None}
@@ -160,44 +165,41 @@ def release(
         [key_scope(idempotency_key), lease_scope(given_back.lease_token)],
     )
     given_back = redacted(given_back)
-    with changing(house, run_id) as change:
-        phase = change.phase(phase_id)
-        given = identity.find(change)
-        if given is not None:
-            return given
-        state = change.course.phase(phase_id)
-        role = state.lease_role or Role.BUILDER
-        lease = check_lease(change, phase, role, given_back.lease_token)
-        why = Unavailable(
-            reason=given_back.reason or "the lease was given back",
-            retry_at=given_back.retry_at,
-            account=given_back.account or (lease.account if lease else None),
-        )
-        take_unavailable(
-            change.course,
-            phase_id,
-            role,
-            why,
-            tokens=state.tokens_reported,
-            cost=state.cost_reported_usd,
-        )
-        change.conclude()
-        body = {
-            "message": f"the lease was given back, no try is used; phase '{phase_id}' is "
-            f"{phase.state}",
-            "phase_state": phase.state,
-            "retry_at": phase.retry_at and wire_time(phase.retry_at),
-        }
-        identity.keep(change, body)
-    return Answer(body)
+    with answering(house, run_id, identity) as turn:
+        if turn.is_new:
+            change = turn.change
+            phase, state = change.phase(phase_id), change.phase_state(phase_id)
+            role = state.lease_role or Role.BUILDER
+            lease = check_lease(change, phase, role, given_back.lease_token)
+            change.decide(
+                Unavailable(
+                    phase_id=phase_id,
+                    role=role,
+                    reason=given_back.reason or "the lease was given back",
+                    retry_at=given_back.retry_at,
+                    account=given_back.account or (lease.account if lease else None),
+                    tokens=state.tokens_reported,
+                    cost=state.cost_reported_usd,
+                )
+            )
+            settle(change)
+            turn.answer(
+                {
+                    "message": f"the lease was given back, no try is used; phase '{phase_id}' is "
+                    f"{phase.state}",
+                    "phase_state": phase.state,
+                    "retry_at": phase.retry_at and wire_time(phase.retry_at),
+                }
+            )
+    return turn.result()
 
 
 def check_lease(change: RunChange, phase: Phase, role: Role, token: str | None) -> Lease | None:
     """Return the lease a result comes with. Raises RunOverError, LeaseLostError, LeaseHeldError."""
-    change.course.require_live()  # which ended all leases, and is the better reason
+    require_live(change.state)  # which ended all leases, and is the better reason
     lease = leases.find_lease(change.session, phase.id, token) if token else None
     claiming.require_lease(
-        change.course.phase(phase.phase_id),
+        change.phase_state(phase.phase_id),
         role,
         lease.id if lease is not None else None,
         has_token=token is not None,
@@ -217,8 +219,8 @@ def _claim(
     wanted = redacted(wanted)
     try:
         with changing(house, run_id, is_waiting=is_waiting) as change:
-            change.course.require_live()
             item = _take(change, wanted)
+            settle(change)
     except ProjectionLaggingError:
         if item is None:
             raise
@@ -226,8 +228,9 @@ def _claim(
 
 
 def _take(change: RunChange, wanted: Claim) -> dict[str, Any] | None:
-    course, role = change.course, wanted.role
-    found = claiming.find_claimable(course, role, wanted.account)
+    role, now = wanted.role, change.now
+    change.decide(claiming.WorkAsked(role, wanted.account))
+    found = claiming.find_claimable(change.state, role, now, wanted.account)
     if found is None:
         return None
     token = secrets.token_urlsafe(32)
@@ -243,14 +246,21 @@ def _take(change: RunChange, wanted: Claim) -> dict[str, Any] | None:
             fence=found.phase.fence + 1,
             token_sha256=leases.hash_token(token),
             seconds=wanted.lease_seconds,
-            expires_at=claiming.lease_end(course, wanted.lease_seconds),
+            expires_at=claiming.lease_end(change.state, now, wanted.lease_seconds),
         ),
     )
-    state = claiming.take_claim(
-        course, found, role, wanted.agent, lease.id, lease.expires_at, wanted.account
+    change.decide(
+        claiming.Claim(
+            phase_id=phase.phase_id,
+            role=role,
+            agent=wanted.agent,
+            lease_id=lease.id,
+            account=wanted.account,
+            deadline_at=lease.expires_at,
+        )
     )
-    change.conclude()
-    item = work_item(change.house, change.session, change.run, course.run, state, role)
+    state = change.phase_state(phase.phase_id)
+    item = work_item(change.house, change.session, change.run, change.state, state, role)
     item["lease"] = {
         "token": token,
         "fence": lease.fence,

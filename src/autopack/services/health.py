@@ -11,8 +11,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from ..domain.errors import AutopackError, UnavailableError
 from ..jobs.queue import workers_silence
 from ..store import pulses, runs
-from .change import require_place
 from .house import House
+from .opening import require_place
 from .pushes import check_pushes
 from .upkeep import PULSE
 

@@ -10,11 +10,12 @@ from ..config import Settings, repository_top
 from ..domain.changes import Repair
 from ..domain.errors import AutopackError, ErrorKind
 from ..domain.naming import STRICT_MARK
+from ..domain.outcomes import CommitKind, Outcome, PatchStatus
+from ..domain.patches import AppliedPatch
 from ..domain.path_policy import ABSOLUTE, DEFAULT_PROTECTED, PathPolicy, judge
 from ..domain.redaction import redacted
 from ..domain.secret_rules import redact_bytes
-from ..domain.values import CiProfile
-from ..domain.work import CommitKind, Outcome, PatchStatus
+from ..domain.terms import CiProfile
 from ..gitrepo import (
     BranchCheckedOutError,
     ChangeSet,
@@ -25,7 +26,7 @@ from ..gitrepo import (
     PatchMalformedError,
     PatchPolicyError,
 )
-from ..models import Commit, Patch, Phase, Run, Submission
+from ..models import Patch, Phase, Run, Submission
 from .change import RunChange
 
 # Refusals that are the patch's own fault: they use up a try. What is too large, or the
@@ -105,7 +106,7 @@ def dry_apply(
 ) -> tuple[Repair, ...]:
     """See that a patch could be applied now, and note which files it changes.
 
-    Return what was mended in it.
+    Return what was mended in it. Raises one of PATCH_FAULTS.
     """
     with _telling_no_secrets():
         applied = change.house.repository.dry_apply(
@@ -126,7 +127,7 @@ def apply(
     *,
     title: str,
     base_commit: str | None = None,
-) -> tuple[Commit, tuple[Repair, ...]]:
+) -> tuple[AppliedPatch, tuple[Repair, ...]]:
     """Put a patch on the branch as one commit; return what was mended in it, too.
 
     Raises one of PATCH_FAULTS.
@@ -148,22 +149,14 @@ def apply(
         is_merged=applied.merged,
         has_own_difference=bool(applied.repairs),
     )
-    return commit, applied.repairs
-
-
-def note_applied(change: RunChange, phase: Phase, patch: Patch, commit: Commit) -> None:
-    """Record the event of a patch that is on the branch for good."""
-    change.course.note(
-        "PatchApplied",
-        phase_id=phase.phase_id,
-        data={
-            "submission_id": patch.submission_pk,
-            "patch_sha256": patch.sha256,
-            "commit": commit.sha,
-            "tree": commit.tree,
-            "parent": commit.parent,
-        },
+    put = AppliedPatch(
+        submission_id=submission.id,
+        patch_sha256=patch.sha256,
+        commit=commit.sha,
+        tree=commit.tree,
+        parent=commit.parent,
     )
+    return put, applied.repairs
 
 
 def refuse(submission: Submission, error: AutopackError) -> None:

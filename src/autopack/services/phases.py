@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from ..domain import steering
+from ..domain.events import OPERATOR
+from ..domain.operating import StatusByHand
 from ..domain.states import PhaseStatus
 from ..domain.values import Closed, Count
 from ..models import Phase
-from .change import changing
 from .house import House
-
-OPERATOR = "operator"
+from .opening import changing
+from .settling import settle
 
 
 class StatusChange(Closed):
@@ -29,12 +29,10 @@ def update_status(house: House, run_id: str, phase_id: str, wanted: StatusChange
     """
     with changing(house, run_id, actor=OPERATOR) as change:
         row = change.phase(phase_id)
-        course = change.course
-        if wanted.tokens_used:
-            course.require_live()
-            course.count_tokens(phase_id, wanted.tokens_used)
-        if not course.events or not course.is_over:  # these tokens may have ended the run
-            steering.set_status(course, phase_id, wanted.state)
+        change.decide(
+            StatusByHand(phase_id=phase_id, wanted=wanted.state, tokens=wanted.tokens_used)
+        )
+        settle(change)
         for claim, value in (
             ("builder_attempts_claimed", wanted.builder_attempts),
             ("minor_issues_claimed", wanted.minor_issues_count),

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from ..domain import run_issues
 from ..domain.errors import AutopackError
-from ..domain.events import Event, canonical_json, event_document
+from ..domain.events import canonical_json, event_document
 from ..domain.metrics import OpenIssue
 from ..domain.naming import branch_ref, snapshot_ref
 from ..domain.reports import (
@@ -120,8 +120,8 @@ def _strategy(session: Session, run: Run) -> dict[str, bytes]:
 
 
 def _event(row: EventRow) -> dict[str, Any]:
-    event = read_off(Event, row)
-    return {**event_document(row.sequence, event, row.previous_hash), "hash": row.hash}
+    document = event_document(row.sequence, runs.read_event(row), row.previous_hash)
+    return {**document, "hash": row.hash}
 
 
 def project_backlog(house: House) -> None:

@@ -10,8 +10,8 @@ from sqlalchemy.orm import Session
 from ..domain.errors import AutopackError
 from ..models import Run
 from ..store import runs
-from .change import changing
 from .house import House
+from .opening import changing
 
 
 @contextmanager

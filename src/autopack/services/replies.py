@@ -5,18 +5,20 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
 from sqlalchemy.orm import Session
 
 from ..domain.errors import AutopackError, ErrorKind, InvalidError
-from ..domain.events import canonical_json
+from ..domain.events import SUPERVISOR, canonical_json
 from ..models import Reply
 from ..store import submissions
 from ..store.leases import hash_token
 from .change import RunChange
+from .house import House
+from .opening import changing
 
 _KEY: Final = "key:"
 
@@ -116,6 +118,49 @@ class Once:
             body=body,
             now=now,
         )
+
+
+@dataclass(slots=True)
+class Turn:
+    """One request at its run: to be decided now (`is_new`), or answered as it was before."""
+
+    change: RunChange
+    _given: Answer | None
+    _body: dict[str, Any] = field(default_factory=dict)
+    _refusal: AutopackError | None = None
+
+    @property
+    def is_new(self) -> bool:
+        return self._given is None
+
+    def answer(self, body: dict[str, Any]) -> None:
+        """Answer with this, once the change is committed."""
+        self._body = body
+
+    def refuse(self, refusal: AutopackError) -> None:
+        """Commit the change, and then refuse the request: it has used up a try."""
+        self._refusal = refusal
+
+    def result(self) -> Answer:
+        """Return the answer, or raise the refusal; ask when the change is committed."""
+        if self._refusal is not None:
+            raise self._refusal
+        return self._given or Answer(self._body)
+
+
+@contextmanager
+def answering(
+    house: House, run_id: str, identity: Once, *, actor: str = SUPERVISOR
+) -> Iterator[Turn]:
+    """Open a change for a request that has one effect however often it is sent.
+
+    Its answer is kept in the transaction that it speaks of. Raises the refusal given before.
+    """
+    with changing(house, run_id, actor=actor) as change, identity.keeping_refusals(change):
+        turn = Turn(change, identity.find(change))
+        yield turn
+        if turn.is_new:
+            identity.keep(change, turn._refusal or turn._body)
 
 
 def once(operation: str, request: Mapping[str, Any], scopes: Sequence[str | None]) -> Once:

@@ -23,7 +23,7 @@ from ..domain.metrics import (
 from ..domain.promotion import PromotionVerdict, judge_promotion
 from ..domain.rehearsal import Rehearsal
 from ..domain.run_issues import issue_figures
-from ..domain.values import Role
+from ..domain.terms import Role
 from ..mirror import PullRequest, pull_request
 from ..models import EventRow, Run
 from ..store import issues, reports, runs

@@ -14,7 +14,8 @@ from ..domain.events import canonical_json
 from ..domain.plan import Plan, check_plan, wants_debt_cleanup, with_debt_cleanup
 from ..domain.ruleset import Ruleset
 from ..domain.strategy import Strategy, compile_strategy
-from ..domain.values import MAX_PROBLEMS, CiMode, Problems
+from ..domain.terms import CiMode
+from ..domain.values import MAX_PROBLEMS, Problems
 from ..store import issues, rulesets
 from .house import House
 

@@ -6,26 +6,27 @@ import hashlib
 
 from sqlalchemy.orm import Session
 
-from ..domain import steering
 from ..domain.errors import ConflictError
-from ..domain.events import GENESIS_HASH, SUPERVISOR, Event, canonical_json
+from ..domain.events import GENESIS_HASH, OPERATOR, SUPERVISOR, RunStarted, canonical_json
 from ..domain.naming import branch_name, branch_ref, snapshot_ref
+from ..domain.operating import Cancel
 from ..domain.plan import DebtPhase, Plan, PlanPhase
 from ..domain.reports import AttemptReport, RunIndex
 from ..domain.secret_rules import redact
 from ..domain.starting import starting_state
 from ..domain.states import RunStatus
 from ..domain.strategy import Strategy
-from ..domain.values import CiMode, CiProfile
+from ..domain.terms import CiMode, CiProfile
 from ..gitrepo import RefUpdate
 from ..models import EventRow, Phase, Run, Tier
 from ..store import runs
-from .change import changing, commit_for_good, following, locked_session, up_to_date
+from .after_commit import after_commit, commit_for_good
 from .ci import checks_of
 from .house import House
-from .phases import OPERATOR
+from .opening import changing, locked_session, up_to_date
 from .projection import attempt_reports, project
 from .rulesets import plan_under, read_ruleset, strategy_version
+from .settling import settle
 
 
 class RunExistsError(ConflictError):
@@ -62,8 +63,8 @@ def start_run(house: House, plan: Plan) -> tuple[Run, bool]:
         branch = RefUpdate(branch_ref(run_id), run.base_commit, None)
         with house.repository.prepare_refs([branch]) as refs:
             commit_for_good(session)
-            following(run, refs.commit)
-        following(run, lambda: _write_files(house, session, run))
+            after_commit(run, refs.commit)
+        after_commit(run, lambda: _write_files(house, session, run))
     return run, True
 
 
@@ -101,7 +102,8 @@ def list_runs(
 def cancel_run(house: House, run_id: str, reason: str) -> Run:
     """End a run at the operator's word; a run that is over stays as it is, 409."""
     with changing(house, run_id, actor=OPERATOR) as change:
-        steering.cancel(change.course, redact(reason))
+        change.decide(Cancel(redact(reason)))
+        settle(change)
     return change.run
 
 
@@ -130,19 +132,15 @@ def _write_files(house: House, session: Session, run: Run) -> None:
 
 
 def _add_first_event(session: Session, run: Run) -> None:
-    event = Event(
-        kind="RunStarted",
+    event = RunStarted(
         actor=SUPERVISOR,
         at=run.created_at,
-        to_state=RunStatus.RUN_CREATED,
         reason="a plan was posted",
-        data={
-            "plan_sha256": run.plan_sha256,
-            "base_branch": run.base_branch,
-            "base_commit": run.base_commit,
-            "strategy_version": run.strategy_version,
-            "is_sandbox_required": run.is_sandbox_required,
-        },
+        plan_sha256=run.plan_sha256,
+        base_branch=run.base_branch,
+        base_commit=run.base_commit,
+        strategy_version=run.strategy_version,
+        is_sandbox_required=run.is_sandbox_required,
     )
     runs.add_events(session, run, (event,))
 

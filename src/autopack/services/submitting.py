@@ -9,10 +9,10 @@ from typing import Any, Final
 
 from ..domain.capacity import Unavailable
 from ..domain.errors import InvalidError
-from ..domain.money import cost_at
+from ..domain.money import ZERO_USD, cost_at
+from ..domain.outcomes import Outcome
 from ..domain.results import AuditorReport, BuilderReport, without_patches
-from ..domain.values import Role
-from ..domain.work import Outcome
+from ..domain.terms import Role
 from ..models import Lease, Patch, Phase, Submission
 from ..store import runs, submissions
 from .change import RunChange
@@ -55,7 +55,7 @@ def record_submission(
         role, status = Role.BUILDER, str(report.status)
     else:
         role, status = Role.AUDITOR, str(report.recommendation)
-    change.touched.add(phase.phase_id)
+    change.show(phase.phase_id)
     cost, price = _cost(change, report)
     return submissions.add_submission(
         change.session,
@@ -84,9 +84,25 @@ def record_submission(
     )
 
 
-def settle_unavailable(submission: Submission, why: Unavailable) -> None:
-    """Record that a submission is no attempt: its agent could not work."""
-    submission.outcome, submission.reason = Outcome.UNAVAILABLE, why.reason
+def could_not_work(
+    phase: Phase,
+    role: Role,
+    report: BuilderReport | AuditorReport,
+    submission: Submission,
+    notes: str | None,
+) -> Unavailable:
+    """Record that a submission is no attempt, and tell the rules why; notes stand for a reason."""
+    reason = report.reason or notes or "no reason was given"
+    submission.outcome, submission.reason = Outcome.UNAVAILABLE, reason
+    return Unavailable(
+        phase_id=phase.phase_id,
+        role=role,
+        reason=reason,
+        retry_at=report.retry_at,
+        account=submission.account,
+        tokens=submission.tokens_used,
+        cost=submission.cost_usd or ZERO_USD,
+    )
 
 
 def _cost(

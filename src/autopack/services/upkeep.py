@@ -7,8 +7,8 @@ from sqlalchemy.exc import DBAPIError
 
 from ..domain.errors import AutopackError
 from ..store import counts, pulses, runs
-from .change import changing
 from .house import House
+from .opening import changing
 from .projection import is_branch_elsewhere, project_backlog
 from .rulesets import read_ruleset, restore_ruleset
 
@@ -77,7 +77,7 @@ def keep_up(house: House) -> None:
     for run_id in dict.fromkeys([*lagging, *overdue, *elsewhere]):
         try:
             with changing(house, run_id):
-                pass  # to take a run's lock is to bring it up to date
+                pass  # to open a change is to bring the run up to date
         except (AutopackError, DBAPIError) as error:
             logger.warning("upkeep_failed", run_id=run_id, why=str(error))
         except Exception:  # one run's trouble keeps neither the others waiting nor us from starting

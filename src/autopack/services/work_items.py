@@ -12,7 +12,7 @@ from ..domain.money import ZERO_USD
 from ..domain.path_policy import DEFAULT_PROTECTED
 from ..domain.reports import AttemptReport, IssueReportEntry, read_off
 from ..domain.run import PhaseState, RunState
-from ..domain.values import Role
+from ..domain.terms import Role
 from ..models import Phase, Run
 from ..store import audits, issues, runs, submissions
 from .house import House

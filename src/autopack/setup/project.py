@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from ..config import Settings, repository_top
 from ..domain.ruleset import CiCommand, CiProfiles, CiRules, PathRules, Ruleset
-from ..domain.values import CiMode, CiProfile
+from ..domain.terms import CiMode, CiProfile
 from ..gitrepo import Repository
 from ..mirror import Mirror
 from .checks import NOTHING, Checks, find_checks

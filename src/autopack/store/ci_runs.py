@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from ..domain.errors import NotFoundError
 from ..domain.reports import CiRunReport, read_off
-from ..domain.run import Verdict
+from ..domain.terms import Verdict
 from ..models import CiLog, CiRun, Phase, Run
 
 

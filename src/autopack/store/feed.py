@@ -15,7 +15,7 @@ from sqlalchemy import Engine, Row, select, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from ..domain.events import Event
+from ..domain.events import EventRecord
 from ..domain.reports import read_off
 from ..domain.states import RunStatus
 from ..models import EventRow, Run
@@ -57,7 +57,7 @@ class FeedEvent:
     run_pk: int
     run_id: str
     sequence: int
-    event: Event
+    event: EventRecord
     previous_hash: str
     hash: str
 
@@ -141,7 +141,7 @@ def _feed_event(row: Row[*tuple[Any, ...]]) -> FeedEvent:
         run_pk=row.run_pk,
         run_id=row.run_id,
         sequence=row.sequence,
-        event=read_off(Event, row),
+        event=read_off(EventRecord, row),
         previous_hash=row.previous_hash,
         hash=row.hash,
     )

@@ -11,7 +11,7 @@ from sqlalchemy import Executable, case, func, select, text
 from sqlalchemy.orm import Session
 
 from ..domain.states import PhaseStatus, RunStatus
-from ..domain.values import Role
+from ..domain.terms import Role
 from ..models import Lease, Phase, Push, Run, run_counts
 from .metrics import total
 

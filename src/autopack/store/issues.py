@@ -10,10 +10,11 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from ..domain.errors import NotFoundError
-from ..domain.issues import BacklogStatus, IssueStatus
+from ..domain.issues import MAX_EVIDENCE_REFS, BacklogStatus, IssueReport, IssueStatus
 from ..domain.run_issues import RunIssue
-from ..domain.values import Severity
-from ..models import BacklogEntry, Issue, Phase, Sighting
+from ..domain.sightings import Sighting as RunSighting
+from ..domain.terms import Severity
+from ..models import BacklogEntry, Issue, Phase, Run, Sighting
 
 
 def find_issue(session: Session, phase_pk: int, issue_key: str) -> Issue | None:
@@ -46,10 +47,49 @@ def list_run_issues(session: Session, run_pk: int) -> list[RunIssue]:
     return [RunIssue(**row._mapping) for row in session.execute(query)]
 
 
-def resolve(session: Session, issue_pks: Collection[int]) -> None:
-    """Resolve issues of phases."""
+def write_issue(
+    session: Session,
+    run: Run,
+    phase: Phase,
+    sighting: RunSighting,
+    report: IssueReport,
+    now: datetime,
+    *,
+    is_new: bool,
+) -> None:
+    """Write what a report made of a key's entry in a phase, and the texts that came with it."""
+    row = None if is_new else find_issue(session, phase.id, report.issue_key)
+    if row is None:
+        row = Issue(
+            run_pk=run.id,
+            phase_pk=phase.id,
+            issue_key=report.issue_key,
+            category=report.category,
+            task_category=report.task_category or phase.task_category,
+            complexity=report.complexity or phase.complexity,
+            first_seen_run=run.run_id,
+            last_seen_run=run.run_id,
+            first_seen_at=now,
+            evidence_refs=[],
+        )
+        session.add(row)
+    row.source = sighting.source
+    row.severity, row.effective_severity = sighting.severity, sighting.effective_severity
+    row.is_expected = sighting.is_expected
+    row.status = IssueStatus.OPEN if sighting.is_open else IssueStatus.RESOLVED
+    row.occurrence_count = sighting.occurrence_count
+    row.last_seen_at = now
+    merged = dict.fromkeys([*row.evidence_refs, *report.evidence_refs])
+    row.evidence_refs = list(merged)[-MAX_EVIDENCE_REFS:]  # the newest say most
+    row.description = report.description or row.description
+
+
+def resolve(session: Session, run_pk: int, phase_pk: int, keys: Collection[str]) -> None:
+    """Resolve keys in a phase."""
     session.execute(
-        update(Issue).where(Issue.id.in_(issue_pks)).values(status=IssueStatus.RESOLVED)
+        update(Issue)
+        .where(Issue.run_pk == run_pk, Issue.phase_pk == phase_pk, Issue.issue_key.in_(keys))
+        .values(status=IssueStatus.RESOLVED)
     )
 
 

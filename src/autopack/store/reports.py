@@ -26,9 +26,9 @@ from ..domain.metrics import (
 )
 from ..domain.money import ZERO_USD
 from ..domain.reports import read_off
-from ..domain.run import FailureCode, Verdict
+from ..domain.run import FailureCode
 from ..domain.states import PhaseStatus, RunStatus
-from ..domain.values import Role, Severity
+from ..domain.terms import Role, Severity, Verdict
 from ..models import (
     BacklogEntry,
     CiRun,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from datetime import datetime
@@ -27,11 +27,11 @@ from sqlalchemy.orm import Session
 from sqlalchemy.orm.attributes import set_committed_value
 
 from ..domain.errors import NotFoundError, UnavailableError
-from ..domain.events import Event, seal
+from ..domain.events import Event, EventRecord, from_record, seal, to_record
 from ..domain.reports import read_off
 from ..domain.run import PhaseState, RunState, TierState
 from ..domain.states import PhaseStatus, RunStatus
-from ..domain.values import Role
+from ..domain.terms import Role
 from ..models import Base, EventRow, Phase, Run, Tier
 
 Position = tuple[datetime, int]
@@ -291,6 +291,7 @@ def read_state(run: Run) -> RunState:
         run,
         tiers=tuple(read_off(TierState, tier) for tier in run.tiers),
         phases=tuple(read_off(PhaseState, phase) for tier in run.tiers for phase in tier.phases),
+        issues={},
     )
 
 
@@ -308,9 +309,23 @@ def write_state(run: Run, state: RunState, before: RunState | None = None) -> No
             _write(phases[phase.phase_id], phase)
 
 
-def add_events(session: Session, run: Run, events: tuple[Event, ...]) -> None:
+def read_event(row: EventRow) -> EventRecord:
+    """Return an event as it was recorded."""
+    return read_off(EventRecord, row)
+
+
+def read_events(session: Session, run_pk: int) -> list[tuple[int, Event]]:
+    """Return all that happened to a run, each event with its sequence, in order.
+
+    Raises EventError for one that these rules do not know.
+    """
+    rows = list_events(session, run_pk, after=0, limit=None)
+    return [(row.sequence, from_record(read_event(row))) for row in rows]
+
+
+def add_events(session: Session, run: Run, events: Sequence[Event]) -> None:
     """Append events to the run's chain; the caller holds the run's lock."""
-    sealed = seal(events, run.event_sequence, run.event_hash)
+    sealed = seal([to_record(event) for event in events], run.event_sequence, run.event_hash)
     if not sealed:
         return
     run.event_sequence = sealed[-1].sequence
@@ -384,7 +399,7 @@ _MIRRORED = (
     .where(_RUNS.c.id == bindparam("key"), _RUNS.c.mirrored_revision < bindparam("shown"))
     .values(mirrored_revision=bindparam("shown"))
 )
-_NOT_COLUMNS = frozenset({"tiers", "phases"})
+_NOT_COLUMNS = frozenset({"tiers", "phases", "issues"})
 
 
 def _write(row: object, state: Any, before: Any = None) -> None:

@@ -11,8 +11,8 @@ from sqlalchemy import func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, undefer
 
+from ..domain.outcomes import CommitKind, PatchStatus
 from ..domain.reports import CommitReport
-from ..domain.work import CommitKind, PatchStatus
 from ..models import Commit, Patch, Phase, Reply, Submission
 
 

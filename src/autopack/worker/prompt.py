@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from ..api.schemas.work import OpenIssueAnswer, PastAttemptAnswer, ReviewAnswer, WorkItemAnswer
 from ..domain.changes import DIFF_COMMAND
-from ..domain.values import Role
+from ..domain.terms import Role
 
 MOST_PATCH = 60_000
 MOST_TEXT = 6_000

@@ -16,10 +16,9 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AwareDatetime, Field, ValidationError
 
 from ..api.schemas.work import WorkItemAnswer
-from ..domain.building import BuilderStatus
 from ..domain.issues import IssueReport
 from ..domain.results import MAX_SUGGESTED_ISSUES
-from ..domain.reviewing import Recommendation
+from ..domain.terms import BuilderStatus, Recommendation
 from ..domain.values import MAX_TEXT, Closed, Count, IssueKey, Text, Usd, Word
 from .agents import Said
 

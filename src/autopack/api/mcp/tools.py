@@ -10,7 +10,8 @@ from pydantic import BaseModel, Field
 
 from ...domain.issues import BacklogStatus, IssueReport
 from ...domain.results import AuditorReport, BuilderReport, PatchCheck
-from ...domain.values import Closed, Identifier, Severity, Word
+from ...domain.terms import Severity
+from ...domain.values import Closed, Identifier, Word
 from ...services import auditing, building, claiming, runs
 from ...services import issues as issue_services
 from ...services.claiming import Claim, Release

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...domain.issues import BacklogStatus, IssueStatus
-from ...domain.values import Severity
+from ...domain.terms import Severity
 from . import Shape, WireTime
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from ...domain.issues import BacklogStatus
 from ...domain.rehearsal import RehearsalResult
 from ...domain.run import FailureCode
-from ...domain.values import Role, Severity, Usd
+from ...domain.terms import Role, Severity
+from ...domain.values import Usd
 from . import Shape, WireTime
 from .issues import BacklogEntryAnswer
 from .metrics import BudgetAnswer, PhaseMetricsAnswer, TierMetricsAnswer

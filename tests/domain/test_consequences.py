@@ -7,17 +7,23 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from autopack.domain.building import open_attempt
-from autopack.domain.course import Course, PhaseNotNextError, RunOverError, WrongStateError
+from autopack.domain.consequences import count_tokens, end_failed
+from autopack.domain.decision import Decision, PhaseNotNextError, RunOverError, WrongStateError
 from autopack.domain.errors import NotFoundError
+from autopack.domain.events import BuilderTriesSpent, TierCleanlinessChanged, to_record
+from autopack.domain.evolve import change_phase
 from autopack.domain.run import FailureCode
 from autopack.domain.states import PhaseStatus
-from autopack.domain.values import RunScope
+from autopack.domain.terms import RunScope
 
 if TYPE_CHECKING:
-    from tests.domain.conftest import Start
+    from collections.abc import Callable
+
+    from tests.domain.conftest import Drive, Start
 
 pytestmark = pytest.mark.unit
 
+MANY_TRIES = {"has_ci": True, "max_builder_attempts": 9}
 TWO_TIERS = {"T1": ("P1", "P2"), "T2": ("P3",)}
 SAFETY_CRITICAL: dict[str, Any] = {
     "minor_cap_ends_run": True,
@@ -25,6 +31,16 @@ SAFETY_CRITICAL: dict[str, Any] = {
     "high_risk_needs_review": True,
 }
 ONE_TRY = {"max_builder_attempts": 1, "max_auditor_attempts": 0}
+
+
+def spend(drive: Drive, tokens: int) -> None:
+    drive.decide(lambda decision: count_tokens(decision, "P1", tokens))
+
+
+def judge(drive: Drive, times: int) -> None:
+    for number in range(times):
+        drive.build()
+        drive.red(checks=f"test_{number}")
 
 
 class TestTheRunFollowsItsPhases:
@@ -75,7 +91,8 @@ class TestTheRunFollowsItsPhases:
     def test_every_change_of_run_tier_and_phase_is_an_event(self, start: Start) -> None:
         drive = start()
         drive.build()
-        moves = [(e.kind, e.from_state, e.to_state) for e in drive.events if e.to_state]
+        records = [to_record(event) for event in drive.events]
+        moves = [(e.kind, e.from_state, e.to_state) for e in records if e.to_state]
         assert moves == [
             ("PhaseStarted", "QUEUED", "EXECUTING"),
             ("PhaseGated", "EXECUTING", "GATE"),
@@ -84,7 +101,7 @@ class TestTheRunFollowsItsPhases:
             ("TierStateChanged", "IN_PROGRESS", "COMPLETE"),
             ("RunEnded", "RUN_CREATED", "DONE_SUCCESS"),
         ]
-        assert all(e.actor and e.reason and e.at == drive.now for e in drive.events if e.to_state)
+        assert all(e.actor and e.reason and e.at == drive.now for e in records if e.to_state)
 
 
 class TestOrder:
@@ -97,8 +114,8 @@ class TestOrder:
 
     def test_indexes_give_the_order_and_not_the_order_of_the_plan(self, start: Start) -> None:
         drive = start({"T2": ("P3",), "T1": ("P1",)})
-        drive.decide(lambda course: course.change_phase("P1", tier_index=0))
-        drive.decide(lambda course: course.change_phase("P3", tier_index=1))
+        drive.run = change_phase(drive.run, "P1", tier_index=0)
+        drive.run = change_phase(drive.run, "P3", tier_index=1)
         drive.build("P1")
         assert drive.build("P3").state == "COMPLETE"
 
@@ -162,26 +179,35 @@ class TestTiers:
 
 class TestCleanliness:
     @pytest.mark.parametrize(
-        ("figures", "reason"),
+        ("reach", "reason"),
         [
-            ({"minor_issues_count": 3}, "3 minor issues, 2 allowed"),
-            ({"major_issues_count": 1}, "1 major issues, 0 allowed"),
-            ({"tokens_used": 3_001}, "3001 tokens, 3000 allowed"),
-            ({"ci_runs_count": 3}, "3 CI runs, 2 allowed"),
+            (lambda drive, figure: drive.count_issues(minors=figure), "3 minor issues, 2 allowed"),
+            (lambda drive, figure: spend(drive, 1_000 * figure + 1), "3001 tokens, 3000 allowed"),
+            (lambda drive, figure: judge(drive, figure), "3 CI runs, 2 allowed"),
         ],
     )
     def test_a_tier_past_a_cap_is_not_clean_and_says_by_how_much(
-        self, start: Start, figures: dict[str, int], reason: str
+        self, start: Start, reach: Callable[[Drive, int], object], reason: str
+    ) -> None:
+        within, past = start(phase=MANY_TRIES), start(phase=MANY_TRIES)
+        reach(within, 2)
+        assert within.tier("T1").cleanliness == "clean"
+        assert within.tier("T1").cleanliness_reasons == ()
+        reach(past, 3)
+        assert past.tier("T1").cleanliness == "not_clean"
+        assert past.tier("T1").cleanliness_reasons == (reason,)
+
+    def test_a_tier_is_clean_again_when_what_stood_against_it_is_resolved(
+        self, start: Start
     ) -> None:
         drive = start()
-        drive.decide(lambda course: course.change_tier("T1", **figures))
-        assert drive.tier("T1").cleanliness == "not_clean"
-        assert drive.tier("T1").cleanliness_reasons == (reason,)
-        exactly = {name: figure - 1 for name, figure in figures.items()}
-        drive.decide(lambda course: course.change_tier("T1", **exactly))
-        assert drive.tier("T1").cleanliness == "clean"
+        drive.count_issues(majors=1)
+        assert drive.tier("T1").cleanliness_reasons == ("1 major issues, 0 allowed",)
+        drive.count_issues()
         assert drive.tier("T1").cleanliness_reasons == ()
-        changes = [e.to_state for e in drive.events if e.kind == "TierCleanlinessChanged"]
+        changes = [
+            event.to_state for event in drive.events if isinstance(event, TierCleanlinessChanged)
+        ]
         assert changes == ["not_clean", "clean"]
 
     def test_a_failed_phase_makes_its_tier_unclean(self, start: Start) -> None:
@@ -341,7 +367,7 @@ class TestBudgets:
         phase = drive.build(tokens=401, conflict="b")
         assert phase.builder_tries_left == 0
         assert phase.state == "GATE"  # over to the Auditor
-        spent = next(e for e in drive.events if e.kind == "BuilderTriesSpent")
+        spent = next(e for e in drive.events if isinstance(e, BuilderTriesSpent))
         assert spent.reason == "incident_token_cap 1000 passed: 1001 tokens used by the phase"
 
     def test_a_patch_past_the_incident_cap_alone_still_counts(self, start: Start) -> None:
@@ -401,7 +427,7 @@ class TestTheEnd:
         drive = start(TWO_TIERS, phase={"auto_apply": False})
         before = drive.build("P1")
         assert before.pending_submission_id is not None
-        drive.decide(lambda course: course.end_failed(FailureCode.BRANCH_MOVED, "moved"))
+        drive.end_failed(FailureCode.BRANCH_MOVED, "moved")
         phase = drive.phase("P1")
         assert phase.state == "SKIPPED"
         assert phase.pending_submission_id is None
@@ -413,30 +439,30 @@ class TestTheEnd:
     def test_completed_and_failed_phases_stay_as_they_are(self, start: Start) -> None:
         drive = start(TWO_TIERS)
         drive.build("P1")
-        drive.decide(lambda course: course.end_failed(FailureCode.CI_DID_NOT_RUN, "gone"))
+        drive.end_failed(FailureCode.CI_DID_NOT_RUN, "gone")
         assert [phase.state for phase in drive.run.phases] == ["COMPLETE", "SKIPPED", "SKIPPED"]
         assert drive.run.state == "DONE_FAILED_ENVIRONMENT"
 
     def test_the_first_end_is_the_only_one(self, start: Start) -> None:
         drive = start()
 
-        def step(course: Course) -> None:
-            course.end_failed(FailureCode.TOKEN_CAP, "first")
-            course.end_failed(FailureCode.CANCELLED, "second")
+        def step(decision: Decision) -> None:
+            end_failed(decision, FailureCode.TOKEN_CAP, "first")
+            end_failed(decision, FailureCode.CANCELLED, "second")
 
         assert drive.decide(step).failure_reason == "first"
         assert [e.kind for e in drive.events].count("RunEnded") == 1
 
     def test_a_run_that_is_over_takes_no_more_results_and_says_why(self, start: Start) -> None:
         drive = start()
-        drive.decide(lambda course: course.end_failed(FailureCode.CANCELLED, "cancelled: enough"))
+        drive.end_failed(FailureCode.CANCELLED, "cancelled: enough")
         with pytest.raises(RunOverError, match="enough") as refusal:
             drive.build()
         assert refusal.value.code == "run_over"
 
     @pytest.mark.parametrize("code", list(FailureCode))
     def test_no_failed_run_is_eligible(self, start: Start, code: FailureCode) -> None:
-        run = start().decide(lambda course: course.end_failed(code, "because"))
+        run = start().end_failed(code, "because")
         assert run.state.is_final
         assert not run.promotion_eligible_to_main
         assert run.promotion_reasons[0] == f"the run is {run.state}, not DONE_SUCCESS"
@@ -446,5 +472,5 @@ def test_a_builder_result_is_taken_in_the_queue_and_under_way_alone(start: Start
     drive = start(phase={"auto_apply": False})
     drive.build()
     with pytest.raises(WrongStateError) as refusal:
-        drive.decide(lambda course: open_attempt(course, "P1"))
+        drive.decide(lambda decision: open_attempt(decision, "P1"))
     assert refusal.value.extra["allowed"] == ["QUEUED", "EXECUTING"]

@@ -1,0 +1,246 @@
+"""What follows from what happened to a phase: budgets, tiers, the run's state and its end.
+
+(docs/rules.md, "Budgets", "Tiers", "How a run ends")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from decimal import Decimal
+
+from .decision import Decision
+from .events import (
+    SUPERVISOR,
+    BuilderTriesSpent,
+    PhaseSkipped,
+    RunEnded,
+    RunStateChanged,
+    TierCleanlinessChanged,
+    TierStateChanged,
+    TokensCounted,
+)
+from .money import ZERO_USD, usd_text
+from .run import FAILURE_STATES, FailureCode, PhaseState, RunState, in_order
+from .states import (
+    Cleanliness,
+    PhaseStatus,
+    RunStatus,
+    TierStatus,
+    check_run_transition,
+    check_tier_transition,
+)
+from .terms import RunScope
+
+
+def count_tokens(decision: Decision, phase_id: str, tokens: int, cost: Decimal = ZERO_USD) -> None:
+    """Add an attempt's tokens and cost to phase, tier and run; passing a run's cap ends it.
+
+    Past the phase's incident cap what Builder tries are left are spent.
+    """
+    if not tokens and not cost:
+        return
+    decision.record(TokensCounted(phase_id=phase_id, tokens=tokens, cost_usd=cost))
+    run, phase = decision.state, decision.phase(phase_id)
+    if run.tokens_used > run.token_cap:
+        end_failed(
+            decision,
+            FailureCode.TOKEN_CAP,
+            f"run token_cap {run.token_cap} passed: {run.tokens_used} tokens used",
+        )
+    elif run.cost_cap_usd is not None and run.cost_usd > run.cost_cap_usd:
+        end_failed(
+            decision,
+            FailureCode.COST_CAP,
+            f"run cost_cap_usd {usd_text(run.cost_cap_usd)} passed: "
+            f"{usd_text(run.cost_usd)} USD spent",
+        )
+    elif phase.tokens_used > phase.incident_token_cap and not phase.is_builder_spent:
+        decision.record(
+            BuilderTriesSpent(
+                phase_id=phase_id,
+                reason=f"incident_token_cap {phase.incident_token_cap} passed: "
+                f"{phase.tokens_used} tokens used by the phase",
+            )
+        )
+
+
+def check_minor_issues(decision: Decision) -> None:
+    """End a run that its minor issues end, once they are more than its cap."""
+    run = decision.state
+    if run.minor_cap_ends_run and run.minor_issues_count > run.max_minor_issues_total:
+        end_failed(
+            decision,
+            FailureCode.MINOR_ISSUE_CAP,
+            f"max_minor_issues_total {run.max_minor_issues_total} passed: "
+            f"{run.minor_issues_count} minor issues are open",
+        )
+
+
+def end_failed(decision: Decision, code: FailureCode, reason: str) -> None:
+    """End the run as a failure; what is not final is skipped. A run that is over stays as it is."""
+    if not decision.state.is_over:
+        _end(decision, FAILURE_STATES[code], reason, code)
+
+
+def settle(decision: Decision, before: RunState) -> None:
+    """Let tiers and run follow from the phases, once a change is complete.
+
+    `before` is the run as it was before the change: it tells what the change has moved.
+    """
+    _settle_tiers(decision)
+    if not decision.state.is_over and _newly(before, decision.state, lambda state: state.is_final):
+        _settle_end(decision)
+    if not decision.state.is_over:
+        _settle_run_state(decision, before)
+
+
+def _newly(before: RunState, after: RunState, holds: Callable[[PhaseStatus], bool]) -> bool:
+    """Whether something holds of the state of some phase that did not hold before the change."""
+    return any(
+        holds(new.state) and not holds(old.state)
+        for old, new in zip(before.phases, after.phases, strict=True)
+    )
+
+
+def _settle_tiers(decision: Decision) -> None:
+    for tier in decision.state.tiers:
+        wanted = Cleanliness.NOT_CLEAN if tier.cleanliness_reasons else Cleanliness.CLEAN
+        if wanted is not tier.cleanliness:
+            decision.record(
+                TierCleanlinessChanged(
+                    actor=SUPERVISOR,
+                    tier_id=tier.tier_id,
+                    from_state=tier.cleanliness,
+                    to_state=wanted,
+                    reason="; ".join(tier.cleanliness_reasons)
+                    or "nothing stands against it any more",
+                )
+            )
+        phases = [each for each in decision.state.phases if each.tier_id == tier.tier_id]
+        _move_tier(decision, tier.tier_id, _tier_state(phases))
+
+
+def _tier_state(phases: list[PhaseState]) -> TierStatus:
+    states = {phase.state for phase in phases}
+    if not all(state.is_final for state in states):
+        has_begun = any(phase.started_at or phase.state.is_final for phase in phases)
+        return TierStatus.IN_PROGRESS if has_begun else TierStatus.PENDING
+    if PhaseStatus.FAILED in states:
+        return TierStatus.FAILED
+    if PhaseStatus.SKIPPED in states or not states:
+        return TierStatus.SKIPPED
+    return TierStatus.COMPLETE
+
+
+def _move_tier(decision: Decision, tier_id: str, to: TierStatus) -> None:
+    current = decision.state.tier(tier_id).state
+    if current is to or current.is_final or to is TierStatus.PENDING:
+        return
+    if current is TierStatus.PENDING and to not in (TierStatus.IN_PROGRESS, TierStatus.SKIPPED):
+        _move_tier(decision, tier_id, TierStatus.IN_PROGRESS)
+        current = TierStatus.IN_PROGRESS
+    check_tier_transition(tier_id, current, to)
+    decision.record(
+        TierStateChanged(
+            actor=SUPERVISOR,
+            tier_id=tier_id,
+            from_state=current,
+            to_state=to,
+            reason="follows from its phases",
+        )
+    )
+
+
+def _settle_end(decision: Decision) -> None:
+    """End the run where its scope or its safety profile say so."""
+    run = decision.state
+    failed = [phase for phase in in_order(run.phases) if phase.state is PhaseStatus.FAILED]
+    is_strictly_ordered = run.run_scope is not RunScope.MULTI_TIER
+    if failed and run.any_failure_stops:
+        end_failed(decision, FailureCode.PHASE_FAILED, _failed_text(failed))
+    for tier in sorted(run.tiers, key=lambda tier: tier.tier_index):
+        is_stop = run.any_failure_stops or (is_strictly_ordered and tier.state.is_final)
+        if is_stop and tier.state is TierStatus.FAILED:
+            mine = [phase for phase in failed if phase.tier_id == tier.tier_id]
+            end_failed(decision, FailureCode.PHASE_FAILED, _failed_text(mine))
+        elif is_stop and tier.cleanliness is Cleanliness.NOT_CLEAN:
+            end_failed(
+                decision,
+                FailureCode.TIER_NOT_CLEAN,
+                f"tier '{tier.tier_id}' is not clean: {'; '.join(tier.cleanliness_reasons)}",
+            )
+    if run.any_failure_stops and run.major_issues_count:
+        end_failed(
+            decision,
+            FailureCode.MAJOR_ISSUE,
+            f"{run.major_issues_count} major issues are open and the run is safety_critical",
+        )
+    if decision.state.is_over or decision.state.next_phase is not None:
+        return
+    if failed:
+        end_failed(decision, FailureCode.PHASE_FAILED, _failed_text(failed))
+    else:
+        _end(decision, RunStatus.DONE_SUCCESS, "every phase is done", None)
+
+
+def _failed_text(failed: list[PhaseState]) -> str:
+    first = failed[0]
+    why = f": {first.failure_reason}" if first.failure_reason else ""
+    more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+    return f"phase '{first.phase_id}' failed{why}{more}"
+
+
+def _end(decision: Decision, to: RunStatus, reason: str, code: FailureCode | None) -> None:
+    for phase in in_order(decision.state.phases):
+        if not phase.state.is_final:
+            decision.record(
+                PhaseSkipped(phase_id=phase.phase_id, reason=f"the run ended: {reason}")
+            )
+    _settle_tiers(decision)
+    current = decision.state.state
+    check_run_transition(decision.state.run_id, current, to)
+    decision.record(
+        RunEnded(
+            actor=SUPERVISOR, from_state=current, to_state=to, reason=reason, failure_code=code
+        )
+    )
+
+
+# A run that is not over has the state of what is active in it; the first of these counts.
+_ACTIVE = (
+    (PhaseStatus.EXECUTING, RunStatus.PHASE_EXECUTION),
+    (PhaseStatus.GATE, RunStatus.GATE),
+    (PhaseStatus.CI_RUNNING, RunStatus.CI_RUNNING),
+)
+
+
+def _settle_run_state(decision: Decision, before: RunState) -> None:
+    run = decision.state
+    states = {phase.state for phase in run.phases}
+    wanted = next((name for state, name in _ACTIVE if state in states), None)
+    if wanted is None:
+        if _newly(before, run, lambda state: state is PhaseStatus.COMPLETE):
+            wanted = RunStatus.SNAPSHOT_CREATED
+        elif run.state is RunStatus.RUN_CREATED and not _has_moved(before, run):
+            return
+        elif run == before:
+            return  # a request that changes nothing, such as a replayed one, is no change
+        else:
+            wanted = RunStatus.PHASE_QUEUEING
+    if wanted is run.state:
+        return
+    check_run_transition(run.run_id, run.state, wanted)
+    decision.record(
+        RunStateChanged(
+            actor=SUPERVISOR,
+            from_state=run.state,
+            to_state=wanted,
+            reason="follows from its phases",
+        )
+    )
+
+
+def _has_moved(before: RunState, after: RunState) -> bool:
+    pairs = zip(before.phases, after.phases, strict=True)
+    # The fence tells of a phase that started and is back in the queue.
+    return any((old.state, old.fence) != (new.state, new.fence) for old, new in pairs)

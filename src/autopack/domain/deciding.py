@@ -1,0 +1,153 @@
+"""The rules' front door: a state and something from outside give events. (docs/rules.md, "Events")
+
+    events = decide(state, given, now)        # what happened
+    state = fold(state, events)               # evolve.py
+    events += settle(before, state, now)      # what follows for tiers and run, once all is done
+
+Between deciding and settling the use case does what the events ask of git. Nothing here reads a
+clock, a database or a repository, so recorded inputs can be decided again, under other rules.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from . import consequences
+from .building import BuilderResult, PatchAction, take_result, weigh_result
+from .capacity import Unavailable, take_unavailable
+from .claiming import Claim, WorkAsked, ask_for_work, take_claim
+from .deadlines import Lapse, Tick, pass_time, take_lapse
+from .decision import Decision
+from .events import SUPERVISOR, Event, PhaseUndone
+from .issue_rules import IssuesSeen, take_issues
+from .judging import CiRunBegun, CiRunWanted, CiVerdict, begin_run, request_run, take_verdict
+from .operating import (
+    BranchMoved,
+    Cancel,
+    Rollback,
+    StatusByHand,
+    cancel,
+    end_moved,
+    roll_back,
+    set_status,
+)
+from .reviewing import (
+    Review,
+    ReviewWish,
+    WeighedReview,
+    ask_for_review,
+    take_review,
+    weigh_review,
+)
+from .run import RunState
+from .terms import Verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Undone:
+    """A failed phase's commits were undone by one that restores the tree it started from."""
+
+    phase_id: str
+    commit: str
+    tree: str
+
+
+Given = (
+    BuilderResult
+    | Review
+    | ReviewWish
+    | CiVerdict
+    | CiRunWanted
+    | CiRunBegun
+    | WorkAsked
+    | Claim
+    | Tick
+    | Lapse
+    | Unavailable
+    | IssuesSeen
+    | StatusByHand
+    | Cancel
+    | Rollback
+    | BranchMoved
+    | Undone
+)
+
+
+def decide(
+    state: RunState, given: Given, now: datetime, actor: str = SUPERVISOR
+) -> tuple[Event, ...]:
+    """Return what happens because of something that came from outside.
+
+    Raises a typed refusal (errors.py), which changes nothing.
+    """
+    decision = Decision(state, now, actor)
+    match given:
+        case BuilderResult():
+            take_result(decision, given)
+        case Review():
+            take_review(decision, given)
+        case ReviewWish():
+            ask_for_review(decision, given)
+        case CiVerdict():
+            take_verdict(decision, given)
+        case CiRunWanted():
+            request_run(decision, given)
+        case CiRunBegun():
+            begin_run(decision, given)
+        case WorkAsked():
+            ask_for_work(decision, given)
+        case Claim():
+            take_claim(decision, given)
+        case Tick():
+            pass_time(decision, given)
+        case Lapse():
+            take_lapse(decision, given)
+        case Unavailable():
+            take_unavailable(decision, given)
+        case IssuesSeen():
+            take_issues(decision, given)
+        case StatusByHand():
+            set_status(decision, given)
+        case Cancel():
+            cancel(decision, given)
+        case Rollback():
+            roll_back(decision, given)
+        case BranchMoved():
+            end_moved(decision, given)
+        case Undone():
+            decision.record(
+                PhaseUndone(phase_id=given.phase_id, commit=given.commit, tree=given.tree)
+            )
+    return tuple(decision.events)
+
+
+def touches_issues(given: Given) -> bool:
+    """Say whether a decision is about issues, and needs those of the run in its state."""
+    match given:
+        case IssuesSeen():
+            return True
+        case BuilderResult():
+            return bool(given.issues)
+        case Review():
+            return bool(given.issues or given.resolved_keys)
+        case CiVerdict():
+            return given.verdict is Verdict.GREEN
+    return False
+
+
+def settle(before: RunState, state: RunState, now: datetime) -> tuple[Event, ...]:
+    """Return what follows for tiers and run from a change that is complete but for that."""
+    decision = Decision(state, now)
+    consequences.settle(decision, before)
+    return tuple(decision.events)
+
+
+def weigh_builder_result(state: RunState, result: BuilderResult, now: datetime) -> PatchAction:
+    """Say what the use case has to do with a result's patch. Raises what `decide` would."""
+    return weigh_result(Decision(state, now), result)
+
+
+def weigh_auditor_result(state: RunState, review: Review, now: datetime) -> WeighedReview:
+    """Say whether a review's patches are wanted. Raises what `decide` would."""
+    return weigh_review(Decision(state, now), review)

@@ -1,0 +1,93 @@
+"""A decision in the making: the events so far, and the state that they lead to.
+
+The rule modules append events to a `Decision`; the state follows from the events alone (evolve.py).
+No rule passes by `record`, so no phase makes a move that the transition table does not hold.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+
+from .errors import ConflictError
+from .events import SUPERVISOR, Event, PhaseEvent, PhaseMoved, RunRolledBack
+from .evolve import evolve
+from .run import PhaseState, RunState
+from .states import check_phase_transition
+
+
+class RunOverError(ConflictError):
+    code = "run_over"
+
+
+class PhaseNotNextError(ConflictError):
+    code = "phase_not_next"
+
+
+class WrongStateError(ConflictError):
+    code = "wrong_state"
+
+
+def require_live(run: RunState) -> None:
+    """Refuse whatever comes for a run that is over. Raises RunOverError."""
+    if run.is_over:
+        because = f": {run.failure_reason}" if run.failure_reason else ""
+        raise RunOverError(
+            f"run '{run.run_id}' is over ({run.state}{because}); it takes no more results"
+        )
+
+
+def require_next(run: RunState, phase_id: str) -> None:
+    """Refuse a phase that may not start yet. Raises PhaseNotNextError."""
+    following = run.next_phase
+    if following is not None and following.phase_id != phase_id:
+        raise PhaseNotNextError(
+            f"phase '{phase_id}' may not start before '{following.phase_id}', "
+            f"which is {following.state}",
+            allowed=[following.phase_id],
+        )
+
+
+@dataclass(slots=True)
+class Decision:
+    """The events of one decision, and the state after them."""
+
+    state: RunState
+    now: datetime
+    actor: str = SUPERVISOR
+    events: list[Event] = field(default_factory=list)
+
+    def record(self, event: Event) -> None:
+        """Append an event and let the state follow.
+
+        Raises IllegalTransitionError for a move that the table does not hold.
+        """
+        event = replace(event, at=self.now, actor=event.actor or self.actor)
+        if isinstance(event, PhaseEvent | RunRolledBack):
+            event = replace(event, tier_id=self.phase(event.phase_id).tier_id)
+        if isinstance(event, PhaseMoved):
+            current = self.phase(event.phase_id).state
+            check_phase_transition(event.phase_id, current, event.STATE)
+            event = replace(event, from_state=current)
+        self.state = evolve(self.state, event)
+        self.events.append(event)
+
+    def phase(self, phase_id: str) -> PhaseState:
+        """Return a phase as it stands now. Raises NotFoundError."""
+        return self.state.phase(phase_id)
+
+    def in_minutes(self, minutes: int) -> datetime:
+        return self.now + timedelta(minutes=minutes)
+
+    def in_seconds(self, seconds: int) -> datetime:
+        return self.now + timedelta(seconds=seconds)
+
+    # Guards
+
+    def require_live(self) -> None:
+        """Refuse whatever comes for a run that is over. Raises RunOverError."""
+        require_live(self.state)
+
+    def require_next(self, phase_id: str) -> None:
+        """Refuse a phase that may not start yet. Raises PhaseNotNextError."""
+        require_next(self.state, phase_id)

@@ -1,0 +1,398 @@
+"""What an event does to a run: the only code that changes a state. (docs/rules.md, "Events")
+
+`evolve` is total: it refuses nothing and decides nothing. Whether an event may happen is decided
+before (deciding.py), so a recorded event always has its effect, here and in the offline checker.
+
+Standard library alone: `scripts/check_promotion.py` is made from this module among others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+from . import events as e
+from .money import ZERO_USD
+from .promotion import judge_promotion
+from .run import CompletedBy, DebtStatus, RunState, TierState
+from .sightings import Counts, Sighting, count_open, sight
+from .states import PhaseStatus
+from .terms import Verdict
+
+
+def fold(state: RunState, events: Iterable[e.Event]) -> RunState:
+    """Return the state that a sequence of events leads to."""
+    for event in events:
+        state = evolve(state, event)
+    return state
+
+
+def evolve(state: RunState, event: e.Event) -> RunState:
+    """Return the state after an event."""
+    match event:
+        case e.PhaseMoved():
+            return _move_phase(state, event)
+        case e.TokensCounted():
+            return _count_tokens(state, event)
+        case e.LeaseGranted():
+            return _grant_lease(state, event)
+        case e.LeaseLapsed() | e.BuilderResultReceived():
+            return _use_builder_try(state, event)
+        case e.AuditLapsed() | e.AuditorResultReceived():
+            return _use_auditor_try(state, event)
+        case e.PendingPatchDiscarded():
+            return _give_back_auditor_try(state, event)
+        case e.PatchApplied():
+            state = replace(state, head_commit=event.commit)
+            return change_phase(
+                state,
+                event.phase_id,
+                commit=event.commit,
+                pending_submission_id=None,
+                **_UNJUDGED,  # what was judged was another tree
+            )
+        case e.PatchHeld():
+            return change_phase(state, event.phase_id, pending_submission_id=event.submission_id)
+        case e.PhaseUndone():
+            return replace(state, head_commit=event.commit)
+        case e.RevisionRequested():
+            return change_phase(state, event.phase_id, pending_submission_id=None)
+        case e.AttemptFailed():
+            return _fail_attempt(state, event)
+        case e.ReviewFailed():
+            return change_phase(state, event.phase_id, failure_reason=event.reason)
+        case e.BuilderTriesSpent():
+            return change_phase(state, event.phase_id, is_builder_spent=True)
+        case e.ReviewRequested():
+            return change_phase(state, event.phase_id, is_review_requested=True)
+        case e.ReviewOpened():
+            return change_phase(
+                state, event.phase_id, deadline_at=event.deadline_at, **_WAITS_FOR_NO_CAPACITY
+            )
+        case e.CiStarted():
+            return change_phase(state, event.phase_id, deadline_at=event.deadline_at)
+        case e.AgentUnavailable():
+            return _end_lease(state, event.phase_id)
+        case e.CapacityAwaited():
+            return change_phase(
+                state,
+                event.phase_id,
+                unavailable_reason=event.reason,
+                retry_at=event.retry_at,
+                retry_account=event.account,
+            )
+        case e.CiRequested():
+            # It waits for a worker: until when is the run's own deadline.
+            return change_phase(state, event.phase_id, deadline_at=None)
+        case e.CiVerdictReceived():
+            return _take_verdict(state, event)
+        case e.IssueRecorded() | e.IssueResolved():
+            return _count_issues(_keep_issue(state, event))
+        case e.TierStateChanged():
+            return _change_tier(state, event.tier_id, state=event.to_state)
+        case e.TierCleanlinessChanged():
+            return _change_tier(state, event.tier_id, cleanliness=event.to_state)
+        case e.RunStateChanged():
+            return replace(state, state=event.to_state)
+        case e.RunEnded():
+            ended = replace(
+                state,
+                state=event.to_state,
+                ended_at=event.at,
+                failure_code=event.failure_code,
+                failure_reason=event.reason if event.failure_code else None,
+            )
+            return _judge_promotion(ended)
+        case e.RunRolledBack():
+            return _judge_promotion(replace(state, head_commit=event.commit, is_rolled_back=True))
+    # What is left tells of a decision and changes nothing: RunStarted, PatchRefused, ReviewRefused,
+    # PhaseApproved.
+    return state
+
+
+# Whatever moves a phase on ends its wait for an agent's capacity.
+_WAITS_FOR_NO_CAPACITY: Final[Mapping[str, None]] = {
+    "unavailable_reason": None,
+    "retry_at": None,
+    "retry_account": None,
+}
+_UNJUDGED: Final[Mapping[str, None]] = {"verdict": None, "sandbox": None}
+
+
+# Phases
+
+
+def change_phase(state: RunState, phase_id: str, /, **changes: Any) -> RunState:
+    """Return the state with other figures of one phase."""
+    phases = tuple(
+        replace(phase, **changes) if phase.phase_id == phase_id else phase for phase in state.phases
+    )
+    return replace(state, phases=phases)
+
+
+def _move_phase(state: RunState, event: e.PhaseMoved) -> RunState:
+    state = _end_lease(state, event.phase_id)
+    phase = state.phase(event.phase_id)
+    to = event.STATE
+    changes: dict[str, Any] = {
+        **_WAITS_FOR_NO_CAPACITY,
+        "state": to,
+        "deadline_at": event.deadline_at,
+    }
+    if to is not PhaseStatus.GATE:
+        changes["pending_submission_id"] = None
+    if to.is_final:
+        changes["ended_at"] = event.at
+    match event:
+        case e.PhaseStarted():
+            changes["fence"] = phase.fence + 1
+            if phase.started_at is None:
+                changes |= {"started_at": event.at, "start_commit": state.head_commit}
+        case e.PhaseQueued(is_attempt_used=True):
+            changes["fence"] = phase.fence + 1
+            changes["builder_attempts_used"] = phase.builder_attempts_used + 1
+        case e.PhaseCiStarted():
+            changes |= _UNJUDGED
+        case e.PhaseCompleted():
+            changes["completed_by"] = event.completed_by
+            if event.completed_by is CompletedBy.RULES:
+                changes["failure_reason"] = None
+        case e.PhaseFailed():
+            changes["failure_reason"] = event.reason
+            is_unjudged = phase.state is PhaseStatus.CI_RUNNING and phase.verdict is None
+            if is_unjudged and event.actor == e.SUPERVISOR:
+                changes["verdict"] = Verdict.DID_NOT_RUN  # it gave no verdict in time
+        case e.PhaseSkipped():
+            changes["completed_by"] = event.completed_by
+            if event.completed_by is None:
+                changes["fence"] = phase.fence + 1  # whoever is at work comes too late
+    state = change_phase(state, event.phase_id, **changes)
+    # A failed phase makes its tier unclean.
+    return _judge_tier(state, phase.tier_id) if to is PhaseStatus.FAILED else state
+
+
+def _end_lease(state: RunState, phase_id: str) -> RunState:
+    """End the lease on a phase, and what it has reserved."""
+    phase = state.phase(phase_id)
+    if phase.lease_id is None:
+        return state
+    state = replace(
+        state,
+        tokens_reserved=state.tokens_reserved - phase.tokens_reserved,
+        cost_reserved_usd=state.cost_reserved_usd - phase.cost_reserved_usd,
+    )
+    return change_phase(
+        state,
+        phase_id,
+        lease_id=None,
+        lease_role=None,
+        tokens_reserved=0,
+        tokens_reported=0,
+        cost_reserved_usd=ZERO_USD,
+        cost_reported_usd=ZERO_USD,
+    )
+
+
+def _grant_lease(state: RunState, event: e.LeaseGranted) -> RunState:
+    """Give a phase to an agent; the higher fence shuts out whoever held it before."""
+    state = replace(
+        state,
+        tokens_reserved=state.tokens_reserved + event.tokens_reserved,
+        cost_reserved_usd=state.cost_reserved_usd + event.cost_reserved_usd,
+    )
+    return change_phase(
+        state,
+        event.phase_id,
+        lease_id=event.lease_id,
+        lease_role=event.role,
+        fence=event.fence,
+        tokens_reserved=event.tokens_reserved,
+        tokens_reported=0,
+        cost_reserved_usd=event.cost_reserved_usd,
+        cost_reported_usd=ZERO_USD,
+        deadline_at=event.deadline_at,
+        **_WAITS_FOR_NO_CAPACITY,
+    )
+
+
+def _use_builder_try(state: RunState, event: e.LeaseLapsed | e.BuilderResultReceived) -> RunState:
+    phase = state.phase(event.phase_id)
+    changes = {"builder_attempts_used": phase.builder_attempts_used + 1}
+    if isinstance(event, e.LeaseLapsed):
+        state = _end_lease(state, event.phase_id)
+        changes["fence"] = phase.fence + 1
+    return change_phase(state, event.phase_id, **changes)
+
+
+def _use_auditor_try(state: RunState, event: e.AuditLapsed | e.AuditorResultReceived) -> RunState:
+    phase = state.phase(event.phase_id)
+    state = _end_lease(state, event.phase_id)
+    changes: dict[str, Any] = {"auditor_attempts_used": phase.auditor_attempts_used + 1}
+    if isinstance(event, e.AuditLapsed):
+        changes["fence"] = phase.fence + 1
+    else:
+        changes["is_review_requested"] = False
+    return change_phase(state, event.phase_id, **changes)
+
+
+def _give_back_auditor_try(state: RunState, event: e.PendingPatchDiscarded) -> RunState:
+    phase = state.phase(event.phase_id)
+    return change_phase(
+        state,
+        event.phase_id,
+        pending_submission_id=None,
+        auditor_attempts_used=phase.auditor_attempts_used - 1,
+        failure_reason=event.reason,
+    )
+
+
+def _fail_attempt(state: RunState, event: e.AttemptFailed) -> RunState:
+    phase = state.phase(event.phase_id)
+    changes: dict[str, Any] = {"failure_reason": event.reason}
+    if event.signature is not None and event.signature not in phase.failure_signatures:
+        changes["failure_signatures"] = (*phase.failure_signatures, event.signature)
+    return change_phase(state, event.phase_id, **changes)
+
+
+# Figures
+
+
+def _count_tokens(state: RunState, event: e.TokensCounted) -> RunState:
+    phase = state.phase(event.phase_id)
+    tier = state.tier(phase.tier_id)
+    tokens, cost = event.tokens, event.cost_usd
+    state = replace(state, tokens_used=state.tokens_used + tokens, cost_usd=state.cost_usd + cost)
+    state = change_phase(
+        state,
+        event.phase_id,
+        tokens_used=phase.tokens_used + tokens,
+        cost_usd=phase.cost_usd + cost,
+    )
+    return _change_tier(
+        state,
+        tier.tier_id,
+        tokens_used=tier.tokens_used + tokens,
+        cost_usd=tier.cost_usd + cost,
+    )
+
+
+def _take_verdict(state: RunState, event: e.CiVerdictReceived) -> RunState:
+    """A verdict that stands is the phase's, and a run of CI that was made is its tier's."""
+    if event.is_repeated:
+        return state
+    state = change_phase(state, event.phase_id, verdict=event.verdict, sandbox=event.sandbox)
+    if event.verdict is Verdict.DID_NOT_RUN:
+        return state
+    tier = state.tier(state.phase(event.phase_id).tier_id)
+    return _change_tier(state, tier.tier_id, ci_runs_count=tier.ci_runs_count + 1)
+
+
+# Issues
+
+
+def _keep_issue(state: RunState, event: e.IssueRecorded | e.IssueResolved) -> RunState:
+    issues = dict(state.issues)
+    place = (event.phase_id, event.issue_key)
+    if isinstance(event, e.IssueRecorded):
+        seen = Sighting(
+            phase_id=event.phase_id,
+            issue_key=event.issue_key,
+            source=event.source,
+            severity=event.severity,
+            effective_severity=event.effective_severity,
+            is_expected=event.is_expected,
+        )
+        issues[place] = sight(issues.get(place), seen)
+    else:
+        for each in _resolved_places(state, event):
+            issues[each] = replace(issues[each], is_open=False)
+    return replace(state, issues=issues)
+
+
+def _resolved_places(state: RunState, event: e.IssueResolved) -> list[tuple[str, str]]:
+    """Return where a key is resolved: in one phase; by the Auditor of an old record in all."""
+    place = (event.phase_id, event.issue_key)
+    # A review speaks while its phase is in the gate, CI while it is being judged.
+    is_review = state.phase(event.phase_id).state is PhaseStatus.GATE
+    if event.cause is None and is_review:
+        return [each for each in state.issues if each[1] == event.issue_key]
+    return [place] if place in state.issues else []
+
+
+def _count_issues(state: RunState) -> RunState:
+    """Let all counts follow from the open issues, and what follows from the counts."""
+    tier_of = {phase.phase_id: phase.tier_id for phase in state.phases}
+    counts = count_open(tuple(state.issues.values()), tier_of)
+    state = _put_counts(state, counts.run)
+    for phase in state.phases:
+        mine = counts.phases.get(phase.phase_id, Counts())
+        if mine != Counts(phase.minor_issues_count, phase.major_issues_count):
+            state = change_phase(state, phase.phase_id, **_as_fields(mine))
+    for tier in state.tiers:
+        mine = counts.tiers.get(tier.tier_id, Counts())
+        if mine != Counts(tier.minor_issues_count, tier.major_issues_count):
+            state = _change_tier(state, tier.tier_id, **_as_fields(mine))
+    return state
+
+
+def _as_fields(counts: Counts) -> dict[str, Any]:
+    return {"minor_issues_count": counts.minors, "major_issues_count": counts.majors}
+
+
+def _put_counts(state: RunState, counts: Counts) -> RunState:
+    state = replace(state, **_as_fields(counts))
+    if counts.majors:
+        debt = DebtStatus.HAS_MAJOR_ISSUES
+    elif counts.minors > state.max_minor_issues_total:
+        debt = DebtStatus.EXCESS_MINOR_ISSUES
+    else:
+        debt = DebtStatus.HAS_MINOR_ISSUES if counts.minors else DebtStatus.CLEAN
+    return replace(state, debt_status=debt)
+
+
+# Tiers and the run
+
+
+def _change_tier(state: RunState, tier_id: str, /, **changes: Any) -> RunState:
+    tiers = tuple(
+        replace(tier, **changes) if tier.tier_id == tier_id else tier for tier in state.tiers
+    )
+    return _judge_tier(replace(state, tiers=tiers), tier_id)
+
+
+def _judge_tier(state: RunState, tier_id: str) -> RunState:
+    """Note what stands against a tier, by its figures. (docs/rules.md, "Tiers")"""
+    tier = state.tier(tier_id)
+    reasons = _uncleanliness(tier, state)
+    if reasons == tier.cleanliness_reasons:
+        return state
+    judged = replace(tier, cleanliness_reasons=reasons)
+    return replace(state, tiers=tuple(judged if each is tier else each for each in state.tiers))
+
+
+def _uncleanliness(tier: TierState, state: RunState) -> tuple[str, ...]:
+    reasons = [
+        f"phase '{phase.phase_id}' failed"
+        for phase in state.phases
+        if phase.tier_id == tier.tier_id and phase.state is PhaseStatus.FAILED
+    ]
+    for noun, figure, cap in (
+        ("minor issues", tier.minor_issues_count, tier.minors_tolerated),
+        ("major issues", tier.major_issues_count, tier.majors_tolerated),
+        ("tokens", tier.tokens_used, tier.token_cap),
+        ("CI runs", tier.ci_runs_count, tier.ci_run_cap),
+    ):
+        if figure > cap:
+            reasons.append(f"{figure} {noun}, {cap} allowed")
+    return tuple(reasons)
+
+
+def _judge_promotion(state: RunState) -> RunState:
+    verdict = judge_promotion(state)
+    return replace(
+        state,
+        promotion_eligible_to_main=verdict.is_eligible,
+        promotion_reasons=verdict.reasons,
+        promotion_warnings=verdict.warnings,
+    )

@@ -1,0 +1,91 @@
+"""How reports of issues are weighed, recorded and resolved. (docs/rules.md, "Issues")"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from .consequences import check_minor_issues
+from .decision import Decision
+from .errors import InvalidError
+from .events import IssueRecorded, IssueResolved
+from .sightings import Cause, Sighting, resolved_by_auditor, resolved_by_green
+from .terms import Severity
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IssueSeen:
+    """A report of an issue, weighed: how grave it is by itself, and in this run.
+
+    A minor issue that had aged when the run started is major in it.
+    """
+
+    issue_key: str
+    category: str
+    reported_severity: Severity | None
+    severity: Severity
+    effective_severity: Severity
+    source: str
+    is_expected: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IssuesSeen:
+    """Reports of issues of a phase that come alone, with no result."""
+
+    phase_id: str
+    issues: tuple[IssueSeen, ...]
+
+
+def take_issues(decision: Decision, seen: IssuesSeen) -> None:
+    """Record reports that come alone. Raises RunOverError, NotFoundError."""
+    decision.require_live()
+    see_issues(decision, seen.phase_id, seen.issues)
+
+
+def see_issues(decision: Decision, phase_id: str, issues: Iterable[IssueSeen]) -> None:
+    """Record reports; under some profiles too many minor issues end the run."""
+    is_any = False
+    for seen in issues:
+        is_any = True
+        decision.record(
+            IssueRecorded(
+                phase_id=phase_id,
+                issue_key=seen.issue_key,
+                category=seen.category,
+                reported_severity=seen.reported_severity,
+                severity=seen.severity,
+                effective_severity=seen.effective_severity,
+                source=seen.source,
+                is_expected=seen.is_expected,
+            )
+        )
+    if is_any:
+        check_minor_issues(decision)
+
+
+def resolve_for_auditor(decision: Decision, phase_id: str, keys: Collection[str]) -> None:
+    """Resolve what a review says is resolved. Raises InvalidError for a key the run never saw."""
+    known = tuple(decision.state.issues.values())
+    unknown = sorted(set(keys) - {issue.issue_key for issue in known})
+    if unknown:
+        raise InvalidError(
+            f"resolved_issues: run '{decision.state.run_id}' has no issue {unknown[0]!r}"
+        )
+    reason = f"the Auditor of phase '{phase_id}' says so"
+    _resolve(decision, resolved_by_auditor(known, keys), Cause.AUDITOR, reason)
+
+
+def resolve_for_ci(decision: Decision, phase_id: str) -> None:
+    """Resolve what CI had found in a phase that it now finds good; nothing else."""
+    found = resolved_by_green(decision.state.issues.values(), phase_id)
+    _resolve(decision, found, Cause.GREEN_VERDICT, "CI raised it, and is green")
+
+
+def _resolve(decision: Decision, found: Iterable[Sighting], cause: Cause, reason: str) -> None:
+    for each in found:
+        decision.record(
+            IssueResolved(
+                phase_id=each.phase_id, issue_key=each.issue_key, cause=cause, reason=reason
+            )
+        )

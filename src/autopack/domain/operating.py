@@ -1,0 +1,173 @@
+"""What an operator's hand does to a run. (docs/rules.md, "By hand")"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import Decimal
+
+from .consequences import count_tokens, end_failed
+from .decision import Decision
+from .errors import ConflictError
+from .events import (
+    PhaseCiStarted,
+    PhaseCompleted,
+    PhaseFailed,
+    PhaseGated,
+    PhaseQueued,
+    PhaseSkipped,
+    PhaseStarted,
+    RunRolledBack,
+)
+from .money import ZERO_USD
+from .reviewing import await_review
+from .run import CompletedBy, FailureCode, PhaseState, RunState
+from .states import PHASE_TRANSITIONS, IllegalTransitionError, PhaseStatus
+
+CANCELLED = "cancelled by operator"
+
+
+class RunNotOverError(ConflictError):
+    code = "run_not_over"
+
+
+class BranchNotOursError(ConflictError):
+    code = "branch_moved"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusByHand:
+    """An operator sets a phase's state, and counts tokens of an attempt."""
+
+    phase_id: str
+    wanted: PhaseStatus
+    tokens: int = 0
+    cost: Decimal = ZERO_USD
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """An operator ends the run."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollback:
+    """An operator puts the branch back to a phase's snapshot; `commit` does so."""
+
+    to_phase: str
+    commit: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class BranchMoved:
+    """Another process moved the run's branch, or took the name of one of its tags."""
+
+    detail: str
+
+
+def set_status(decision: Decision, given: StatusByHand) -> None:
+    """Move a phase by hand: legal transitions only; the state it has already is no change.
+
+    Raises RunOverError, IllegalTransitionError, PhaseNotNextError.
+    """
+    phase_id, wanted = given.phase_id, given.wanted
+    if given.tokens or given.cost:
+        decision.require_live()
+        count_tokens(decision, phase_id, given.tokens, given.cost)
+        if decision.state.is_over:
+            return
+    phase = decision.phase(phase_id)
+    if phase.state is wanted:
+        return
+    decision.require_live()
+    match wanted:
+        case PhaseStatus.EXECUTING:
+            if phase.state is PhaseStatus.QUEUED:
+                decision.require_next(phase_id)
+            deadline = decision.in_minutes(decision.state.attempt_minutes)
+            decision.record(
+                PhaseStarted(phase_id=phase_id, reason="started by hand", deadline_at=deadline)
+            )
+        case PhaseStatus.QUEUED:
+            _requeue(decision, phase)
+        case PhaseStatus.GATE:
+            decision.record(PhaseGated(phase_id=phase_id, reason="sent to review by hand"))
+            await_review(decision, phase_id, "sent to review by hand")
+        case PhaseStatus.CI_RUNNING:
+            deadline = decision.in_seconds(phase.ci_timeout_seconds)
+            decision.record(
+                PhaseCiStarted(phase_id=phase_id, reason="sent to CI by hand", deadline_at=deadline)
+            )
+        case PhaseStatus.FAILED:
+            decision.record(PhaseFailed(phase_id=phase_id, reason="failed by hand"))
+        case PhaseStatus.COMPLETE:
+            decision.record(
+                PhaseCompleted(
+                    phase_id=phase_id, reason="ended by hand", completed_by=CompletedBy.HAND
+                )
+            )
+        case PhaseStatus.SKIPPED:
+            decision.record(
+                PhaseSkipped(
+                    phase_id=phase_id, reason="ended by hand", completed_by=CompletedBy.HAND
+                )
+            )
+
+
+def _requeue(decision: Decision, phase: PhaseState) -> None:
+    """Return a phase to the queue: what was under way is a try that failed."""
+    is_attempt = phase.state is PhaseStatus.EXECUTING
+    if phase.state in (PhaseStatus.EXECUTING, PhaseStatus.GATE, PhaseStatus.CI_RUNNING):
+        left = phase.builder_tries_left - int(is_attempt)
+        if left <= 0:
+            allowed = PHASE_TRANSITIONS[phase.state] - {PhaseStatus.QUEUED}
+            raise IllegalTransitionError(
+                f"phase '{phase.phase_id}' cannot become QUEUED: no Builder try would be left",
+                allowed=sorted(str(state) for state in allowed),
+            )
+    decision.record(
+        PhaseQueued(
+            phase_id=phase.phase_id,
+            reason="returned to the queue by hand",
+            is_attempt_used=is_attempt,
+        )
+    )
+
+
+def cancel(decision: Decision, given: Cancel) -> None:
+    """End the run at the operator's word. Raises RunOverError."""
+    decision.require_live()
+    end_failed(decision, FailureCode.CANCELLED, cancelled_by_operator(given.reason))
+
+
+def cancelled_by_operator(reason: str) -> str:
+    """Say why a run ended that an operator cancelled."""
+    return f"{CANCELLED}: {reason}" if reason else CANCELLED
+
+
+def require_rollback(run: RunState) -> None:
+    """Only a run that is over can be rolled back, and only where the branch is still its own.
+
+    Raises RunNotOverError, BranchNotOursError.
+    """
+    if not run.is_over:
+        raise RunNotOverError(f"run '{run.run_id}' is {run.state}; it can be rolled back when over")
+    if run.failure_code is FailureCode.BRANCH_MOVED:
+        raise BranchNotOursError(
+            f"the branch of run '{run.run_id}' was moved by another process and is left alone"
+        )
+
+
+def roll_back(decision: Decision, given: Rollback) -> None:
+    """Note that the branch was put back to a snapshot: the run is not eligible any more."""
+    require_rollback(decision.state)
+    decision.record(
+        RunRolledBack(phase_id=given.to_phase, reason=given.reason, commit=given.commit)
+    )
+
+
+def end_moved(decision: Decision, given: BranchMoved) -> None:
+    """End a run whose branch another process moved. A run that is over stays as it is."""
+    end_failed(decision, FailureCode.BRANCH_MOVED, given.detail)

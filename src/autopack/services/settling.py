@@ -1,0 +1,303 @@
+"""Settling a change: what follows from what was decided, written to the tables.
+
+Undo what failed phases left on the branch, ask for CI, let tiers and run follow, and then write
+rows, snapshots, commits, events and, at a run's end, its record. Nothing here decides anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Final
+
+import structlog
+
+from ..domain.deciding import Undone
+from ..domain.deciding import settle as settle_run
+from ..domain.events import IssueResolved
+from ..domain.judging import CiRunWanted
+from ..domain.naming import (
+    branch_ref,
+    record_folder,
+    record_message,
+    snapshot_message,
+    snapshot_name,
+    snapshot_ref,
+)
+from ..domain.outcomes import CommitKind
+from ..domain.run import FailureCode, PhaseState
+from ..domain.states import PhaseStatus, RunStatus
+from ..domain.terms import CiMode, CiProfile, Verdict
+from ..gitrepo import CollisionError, RefUpdate, RepositoryUnusableError
+from ..jobs.queue import defer
+from ..mirror import RECORD, patch_name
+from ..models import CiRun, Commit, Phase
+from ..store import ci_runs, issues, leases, runs, submissions
+from .change import RunChange
+from .projection import finished_files
+from .pushes import want_push
+
+logger = structlog.get_logger(__name__)
+
+# Patches on the branch beyond this are in the record by their hash alone.
+MAX_RECORDED_PATCH_BYTES: Final = 16_000_000
+CI_QUEUE: Final = "ci"
+CI_TASK: Final = "run_ci"
+
+
+def settle(change: RunChange) -> None:
+    """Let everything follow from what was decided, and write it to the tables."""
+    _undo_failed_phases(change)
+    _request_ci(change)
+    change.take(settle_run(change.before, change.state, change.now))
+    _write_rows(change)
+    _write_issues(change)
+    _end_ci(change)
+    _take_snapshots(change)
+    _resolve_cleaned(change)
+    _place_commits(change, change.commits)
+    runs.add_events(change.session, change.run, change.events)
+    if change.events or change.touched_phases or change.commits:
+        change.run.revision = change.revision_before + 1
+        change.run.updated_at = change.now
+        if _has_ended(change) or (change.state.is_over and change.commits):
+            _record(change)
+        _want_push(change)
+    if change.commits:
+        branch = branch_ref(change.run.run_id)
+        change.ref_updates.insert(0, RefUpdate(branch, change.head, change.first_head))
+
+
+def request_ci_run(change: RunChange, phase_id: str, *, at: datetime | None = None) -> None:
+    """Let our own CI judge what a phase waits to have judged, in a worker, after this change.
+
+    Not before `at`.
+    """
+    row, state = change.phase(phase_id), change.phase_state(phase_id)
+    commit = state.commit or change.head
+    run = ci_runs.add_ci_run(
+        change.session,
+        CiRun(
+            run_pk=change.run.id,
+            phase_pk=row.id,
+            commit_sha=commit,
+            profile=state.ci_profile,
+            attempt=ci_runs.next_attempt(change.session, row.id, commit),
+            requested_at=change.now,
+        ),
+    )
+    change.decide(CiRunWanted(phase_id=phase_id, ci_run_id=run.id, attempt=run.attempt))
+    defer(
+        change.session,
+        CI_TASK,
+        queue=CI_QUEUE,
+        arguments={"ci_run_id": run.id},
+        queueing_lock=f"{CI_TASK}:{run.id}",
+        at=at,
+    )
+
+
+# What the change has moved
+
+
+def _newly(change: RunChange, state: PhaseStatus) -> list[PhaseState]:
+    """Return the phases that have come to a state by this change."""
+    return [
+        phase
+        for phase in change.state.phases
+        if phase.state is state and change.before.phase(phase.phase_id).state is not state
+    ]
+
+
+def _has_ended(change: RunChange) -> bool:
+    return change.state.is_over and not change.before.is_over
+
+
+def _completed(change: RunChange) -> list[Phase]:
+    return [change.phase(each.phase_id) for each in _newly(change, PhaseStatus.COMPLETE)]
+
+
+# Acting on it
+
+
+def _undo_failed_phases(change: RunChange) -> None:
+    """Restore the tree that a failed phase started from, by a commit."""
+    repository = change.house.repository
+    for phase in _newly(change, PhaseStatus.FAILED):
+        if phase.start_commit in (None, change.head):
+            continue
+        tree = repository.tree_of(str(phase.start_commit))
+        if tree == repository.tree_of(change.head):
+            continue
+        message = (
+            f"Undo phase {phase.phase_id}\n\n"
+            f"It failed, so the tree is again that of {phase.start_commit}.\n\n"
+            f"Autopack-Run: {change.run.run_id}\nAutopack-Phase: {phase.phase_id}\n"
+        )
+        row = change.phase(phase.phase_id)
+        commit = change.add_commit(CommitKind.UNDO, tree, message, phase=row)
+        change.decide(Undone(phase_id=phase.phase_id, commit=commit.sha, tree=tree))
+
+
+def _request_ci(change: RunChange) -> None:
+    """Have judged what has just come to CI, where CI is our own."""
+    come = _newly(change, PhaseStatus.CI_RUNNING)
+    if come and runs.get_strategy(change.session, change.run)["ci"]["mode"] == CiMode.LOCAL:
+        for phase in come:
+            request_ci_run(change, phase.phase_id)
+
+
+def _end_ci(change: RunChange) -> None:
+    """End the runs of CI of those phases that wait for none any more."""
+    left = [
+        change.phase(phase.phase_id).id
+        for phase in change.before.phases
+        if phase.state is PhaseStatus.CI_RUNNING
+        and change.phase_state(phase.phase_id).state is not PhaseStatus.CI_RUNNING
+    ]
+    if left:
+        for run in ci_runs.list_under_way(change.session, left):
+            run.ended_at = max(change.now, run.started_at or change.now)
+            run.reason = "the phase no longer waits for it"
+
+
+def _take_snapshots(change: RunChange) -> None:
+    """Tag the head for each phase that has just completed."""
+    repository, head = change.house.repository, change.head
+    for phase in _completed(change):
+        name = snapshot_name(change.run.run_id, phase.tier_id, phase.phase_id)
+        message = snapshot_message(change.run.run_id, phase.phase_id, phase.name)
+        signature = repository.sign_tag(name=name, commit=head, message=message, at=change.now)
+        phase.snapshot_tag = name
+        phase.snapshot_commit = head
+        phase.snapshot_signature = signature
+        phase.snapshot_oid = repository.write_tag(
+            name=name, commit=head, message=message, at=change.now, signature=signature
+        )
+        change.run.last_snapshot = name
+        change.ref_updates.append(RefUpdate(snapshot_ref(name), phase.snapshot_oid, None))
+
+
+def _resolve_cleaned(change: RunChange) -> None:
+    """Resolve the aged issues whose cleanup CI has found good."""
+    keys = [
+        phase.issue_key
+        for phase in _completed(change)
+        if phase.issue_key is not None and phase.verdict is Verdict.GREEN
+    ]
+    if keys:
+        issues.resolve_cleaned(change.session, change.run.project_id, keys, change.now)
+        change.show_backlog()
+
+
+def _want_push(change: RunChange) -> None:
+    """Let the remote follow: at a snapshot, at the end, and when a finished run changes.
+
+    The wish is part of this change; a push job follows it after the commit.
+    """
+    is_wanted = (
+        change.house.repository.remote is not None
+        and change.state.failure_code is not FailureCode.BRANCH_MOVED
+        and (
+            bool(change.ref_updates)  # snapshots
+            or _has_ended(change)
+            or bool(_newly(change, PhaseStatus.CI_RUNNING))
+            or (change.state.is_over and bool(change.commits))
+        )
+    )
+    if is_wanted:
+        want_push(change.session, change.run, change.now)
+
+
+# Writing it
+
+
+def _write_rows(change: RunChange) -> None:
+    """Write what differs between the two states, and what hangs on it."""
+    ended = [
+        phase.lease_id
+        for phase in change.before.phases
+        if phase.lease_id and phase.lease_id != change.phase_state(phase.phase_id).lease_id
+    ]
+    if ended:
+        leases.end_leases(change.session, ended, change.now)
+    for phase in change.before.phases:
+        held = phase.pending_submission_id
+        if held is not None and held != change.phase_state(phase.phase_id).pending_submission_id:
+            submissions.discard_pending(change.session, held)
+    runs.write_state(change.run, change.state, change.before)
+
+
+def _write_issues(change: RunChange) -> None:
+    """Write the entries that reports and resolutions have changed; the last state counts."""
+    known = change.state.issues
+    written = set(change.before.issues)
+    for phase_id, report in change.reports:
+        place = (phase_id, report.issue_key)
+        issues.write_issue(
+            change.session,
+            change.run,
+            change.phase(phase_id),
+            known[place],
+            report,
+            change.now,
+            is_new=place not in written,
+        )
+        written.add(place)
+    for phase_id in {each.phase_id for each in change.events if isinstance(each, IssueResolved)}:
+        closed = [
+            each.issue_key
+            for each in known.values()
+            if each.phase_id == phase_id and not each.is_open
+        ]
+        if closed:
+            phase = change.phase(phase_id)
+            issues.resolve(change.session, change.run.id, phase.id, closed)
+
+
+def _place_commits(change: RunChange, commits: Sequence[Commit]) -> None:
+    if not commits:
+        return
+    position = submissions.next_position(change.session, change.run.id)
+    for offset, commit in enumerate(commits):
+        commit.position = position + offset
+    change.session.add_all(commits)
+    change.run.head_commit = commits[-1].sha
+    if commits[-1].kind is not CommitKind.RECORD:
+        change.run.work_commit = change.run.head_commit
+
+
+def _record(change: RunChange) -> None:
+    """Let the branch end in a commit of the run's files.
+
+    It is what may be promoted, so a run succeeds with it or not at all; a failed one may end
+    where no commit can be made. A branch that another process moved gets none.
+    """
+    run, repository, session = change.run, change.house.repository, change.session
+    if not change.house.settings.commit_run_record or run.failure_code is FailureCode.BRANCH_MOVED:
+        return
+    session.flush()
+    report, files = finished_files(session, run)
+    patches = submissions.list_accepted_patches(session, run.id, MAX_RECORDED_PATCH_BYTES)
+    recorded = {**files, **{patch_name(name): content for name, content in patches.items()}}
+    message = record_message(
+        run.run_id,
+        run.state,
+        hashlib.sha256(files[RECORD]).hexdigest(),
+        # It is the head that a push of several commits shows to CI.
+        is_strict=any(
+            phase.ci_profile is CiProfile.STRICT and phase.state is PhaseStatus.COMPLETE
+            for phase in change.state.phases
+        ),
+    )
+    try:
+        tree = repository.put_folder(change.head, record_folder(run.run_id), recorded)
+        commit = change.add_commit(CommitKind.RECORD, tree, message)
+    except (RepositoryUnusableError, CollisionError) as error:
+        if isinstance(error, RepositoryUnusableError) and run.state is RunStatus.DONE_SUCCESS:
+            raise
+        logger.warning("run_not_recorded", run_id=run.run_id, why=str(error))
+        return
+    _place_commits(change, [commit])
+    change.record = report, files
