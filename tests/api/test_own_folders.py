@@ -31,3 +31,9 @@ def test_a_patch_to_the_configured_home_or_runs_directory_is_refused(api: Api, p
 def test_a_patch_beside_them_is_taken(api: Api) -> None:
     api.start()
     assert api.result(patch=api.new_file("build/other.txt")).status_code == 200
+
+
+def test_a_start_names_what_agents_will_not_find(api: Api) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+    api.repo.commit({".gitattributes": "*.bin filter=lfs\n", "large.bin": pointer})
+    assert any("large.bin is a file of Git LFS" in each for each in api.start()["warnings"])

@@ -326,6 +326,23 @@ def test_the_doctor_finds_what_is_wrong_and_says_how_to_mend_it(
 
 
 @pytest.mark.integration
+def test_the_doctor_warns_of_an_old_base_and_of_what_agents_will_not_find(
+    terminal: Terminal, settings: Settings, git_repo: GitRepo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(monkeypatch, settings)
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+    git_repo.commit({".gitattributes": "*.bin filter=lfs\n", "large.bin": pointer})
+    newer = git_repo.commit({"new.txt": "new\n"})
+    git_repo.git("update-ref", "refs/remotes/origin/main", newer)
+    git_repo.git("reset", "--quiet", "--hard", "HEAD~1")
+    found = {each["check"]: each for each in terminal.json("doctor")["findings"]}
+    assert found["base"]["status"] == found["contents"]["status"] == "warn"
+    assert "main is 1 commit behind origin/main" in found["base"]["detail"]
+    assert "large.bin" in found["contents"]["detail"]
+    assert "pull" in found["base"]["mend"]
+
+
+@pytest.mark.integration
 def test_the_database_is_looked_at_and_upgraded(
     terminal: Terminal,
     settings: Settings,

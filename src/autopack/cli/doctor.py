@@ -121,6 +121,9 @@ def _repository(settings: Settings) -> Iterator[Finding]:
             yield Finding("repository", "fail", str(error), mend)
             return
         yield Finding("repository", "ok", f"{repository.path}, base {base.branch}")
+        yield from _behind(repository, base)
+        for warning in repository.pointers(base.commit).warnings():
+            yield Finding("contents", "warn", warning, "Keep phases to what does without them.")
         yield from _checked_out(repository)
         yield from _laid_out(repository, base)
         yield _remote(settings.model_copy(update={"home": Path(home), "signing_key": None}))
@@ -146,6 +149,23 @@ def _signing(settings: Settings) -> Finding:
         mend = "ssh-keygen -t ed25519 -N '' -f FILE makes such a key."
         return Finding("signing", "fail", str(error), mend)
     return Finding("signing", "ok", f"{settings.signing_key} signs")
+
+
+def _behind(repository: Repository, base: Base) -> Iterator[Finding]:
+    """See that runs do not start from an old commit, as far as the last fetch knows."""
+    there = repository.remote_base(base)
+    if there is None or not repository.has_commit(there):
+        return
+    ahead, behind = repository.ahead_behind(base.commit, there)
+    if behind:
+        commits = "1 commit" if behind == 1 else f"{behind} commits"
+        apart = f", and {ahead} ahead" if ahead else ""
+        yield Finding(
+            "base",
+            "warn",
+            f"{base.branch} is {commits} behind origin/{base.branch}{apart}: runs start from there",
+            f"git switch {base.branch} && git pull --ff-only",
+        )
 
 
 def _checked_out(repository: Repository) -> Iterator[Finding]:

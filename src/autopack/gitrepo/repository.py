@@ -6,7 +6,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -28,6 +28,7 @@ from .objects import (
     TreeDraft,
     encode_loose,
 )
+from .pointers import Pointers, find_pointers
 from .process import GitResult, GitRunner
 from .push import Remote
 from .quarantine import Quarantine, open_quarantine, remove_leftovers
@@ -142,17 +143,17 @@ class Repository:
     def base(self) -> Base:
         """Return where runs start. Raises RepositoryUnusableError when there is no such branch."""
         wanted = self._settings.base_branch
-        for branch in [wanted] if wanted else ["main", self._default_branch()]:
-            commit = self.read_ref(f"refs/heads/{branch}") if branch else None
-            if branch and commit:
+        for branch in [wanted] if wanted else self._default_branches():
+            commit = self.read_ref(f"refs/heads/{branch}")
+            if commit:
                 return Base(branch, commit)
         if wanted:
             raise RepositoryUnusableError(
                 f"{self.git_dir} has no branch {wanted!r}: create it, or set AUTOPACK_BASE_BRANCH."
             )
         raise RepositoryUnusableError(
-            f"{self.git_dir} has no commit on `main` or on the branch of its HEAD: make a first"
-            " commit, or set AUTOPACK_BASE_BRANCH."
+            f"{self.git_dir} has no commit on `main`, on the branch of its HEAD or on the default"
+            " branch of `origin`: make a first commit, or set AUTOPACK_BASE_BRANCH."
         )
 
     def remote_names(self) -> tuple[str, ...]:
@@ -343,6 +344,14 @@ class Repository:
             self.objects.install(loose)
         return tree
 
+    def pointers(self, commit: str) -> Pointers:
+        """Return what a commit only points to: submodules, and files of Git LFS."""
+        return find_pointers(commit, self.tree_of(commit), self._tree, self._read)
+
+    def remote_base(self, base: Base) -> str | None:
+        """Return where `origin` had the base branch when it was last fetched, if it had one."""
+        return self.read_ref(f"refs/remotes/origin/{base.branch}")
+
     def has_objects(self, tips: Sequence[str], *, since: str) -> bool:
         """Say whether all is there that these commits and tags lead to, beyond an older commit."""
         options = ("--objects", "--quiet", "--end-of-options")
@@ -453,10 +462,17 @@ class Repository:
         shallow = self.git_dir / "shallow"
         return {"GIT_DIR": str(self._shadow), "GIT_SHALLOW_FILE": str(shallow)}
 
-    def _default_branch(self) -> str | None:
-        head = self._refs.read_raw("HEAD") or ""
-        prefix = "ref: refs/heads/"
-        return head.removeprefix(prefix) if head.startswith(prefix) else None
+    def _default_branches(self) -> Iterator[str]:
+        """Yield what may be the default: a detached HEAD, as CI checks out, is on no branch."""
+        yield "main"
+        for ref, prefix in (
+            ("HEAD", "ref: refs/heads/"),
+            ("refs/remotes/origin/HEAD", "ref: refs/remotes/origin/"),
+        ):
+            target = self._refs.read_raw(ref) or ""
+            if target.startswith(prefix):
+                yield target.removeprefix(prefix)
+        yield "master"
 
     def _prepare_home(self) -> None:
         """Make the shadow: a git dir of our own, so that no setting of the user's reaches git."""

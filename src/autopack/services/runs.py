@@ -183,7 +183,11 @@ def _new_run(house: House, plan: Plan, strategy: Strategy, digest: str) -> Run:
         major_categories=list(strategy.major_categories),
         portable_names=strategy.paths.portable_names,
         protected_paths=[*strategy.paths.protected, *_gates(house, strategy, base.commit)],
-        warnings=[*strategy.warnings, *_sandbox_warning(house, strategy)],
+        warnings=[
+            *strategy.warnings,
+            *_sandbox_warning(house, strategy),
+            *house.repository.pointers(base.commit).warnings(),
+        ],
         base_branch=base.branch,
         base_commit=base.commit,
         work_commit=base.commit,

@@ -1,0 +1,107 @@
+"""What a commit only points to: submodules, and files that Git LFS keeps elsewhere.
+
+Neither is fetched for agents or CI: a stranger's `.gitmodules` and `.lfsconfig` would say from
+where.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from ..domain.changes import MODE_SUBMODULE
+from .errors import GitFailedError, GitTimeoutError, PatchTooLargeError
+from .objects import TreeDraft
+from .process import GitResult
+
+_LFS_HEAD = "version https://git-lfs.github.com/spec/"
+_MAX_BYTES = 100_000  # of a file that names them
+_MAX_PATTERNS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Pointers:
+    """Paths that lead to what is not in the repository."""
+
+    submodules: tuple[str, ...] = ()
+    lfs_files: tuple[str, ...] = ()
+
+    def warnings(self) -> list[str]:
+        """Say for each kind what agents and CI will find in its place."""
+        found = []
+        if self.submodules:
+            names, is_one = _names(self.submodules), len(self.submodules) == 1
+            what = "is a submodule" if is_one else "are submodules"
+            found.append(f"{names} {what}: agents and CI find an empty folder there")
+        if self.lfs_files:
+            names, is_one = _names(self.lfs_files), len(self.lfs_files) == 1
+            what = "is a file of Git LFS" if is_one else "are files of Git LFS"
+            found.append(f"{names} {what}: agents and CI find a pointer, not the content")
+        return found
+
+
+def find_pointers(
+    commit: str,
+    tree: str,
+    read: Callable[[str], bytes],
+    git: Callable[..., GitResult],
+) -> Pointers:
+    """Find them by `.gitmodules` and `.gitattributes` at the top; without these no process runs."""
+    draft = TreeDraft(tree, read)
+
+    def content(path: bytes) -> bytes:
+        entry = draft.lookup(path)
+        return read(entry[1])[:_MAX_BYTES] if entry is not None else b""
+
+    paths = dict.fromkeys(_submodule_paths(content(b".gitmodules")))
+    submodules = tuple(path for path in paths if _is_submodule(draft, path))
+    patterns = list(_lfs_patterns(content(b".gitattributes")))
+    files = _lfs_files(commit, patterns[:_MAX_PATTERNS], git) if patterns else ()
+    return Pointers(tuple(map(_text, submodules)), tuple(files))
+
+
+def _submodule_paths(modules: bytes) -> Iterator[bytes]:
+    for line in modules.splitlines():
+        name, _, value = line.partition(b"=")
+        if name.strip() == b"path":
+            yield value.strip().strip(b'"').rstrip(b"/")
+
+
+def _lfs_patterns(attributes: bytes) -> Iterator[bytes]:
+    for line in attributes.splitlines():
+        text = line.strip()
+        if text.startswith(b'"'):  # a name with blanks
+            pattern, _, rest = text[1:].partition(b'"')
+        else:
+            pattern, _, rest = text.replace(b"\t", b" ").partition(b" ")
+        if b"filter=lfs" in rest.split() and not pattern.startswith(b"#"):
+            yield pattern
+
+
+def _is_submodule(draft: TreeDraft, path: bytes) -> bool:
+    entry = draft.lookup(path) if path and not path.startswith(b"/") else None
+    return entry is not None and entry[0] == MODE_SUBMODULE
+
+
+def _lfs_files(commit: str, patterns: list[bytes], git: Callable[..., GitResult]) -> Iterator[str]:
+    # A pattern without a slash fits a name at any depth, as in .gitignore.
+    globs = (
+        pattern.removeprefix(b"/") if b"/" in pattern.rstrip(b"/") else b"**/" + pattern
+        for pattern in patterns
+    )
+    options = ("grep", "-l", "-z", "-F", "-e", _LFS_HEAD, commit, "--")
+    try:
+        result = git(*options, *(f":(top,glob){_text(each)}" for each in globs), allowed=(0, 1))
+    except (GitFailedError, GitTimeoutError, PatchTooLargeError):
+        return  # a warning is not worth a refusal
+    for line in result.stdout.split(b"\0")[:-1]:
+        yield _text(line.partition(b":")[2])
+
+
+def _names(paths: tuple[str, ...]) -> str:
+    shown = ", ".join(path.encode(errors="backslashreplace").decode() for path in paths[:3])
+    return f"{shown} and {len(paths) - 3} more" if len(paths) > 3 else shown
+
+
+def _text(path: bytes) -> str:
+    return path.decode(errors="surrogateescape")
