@@ -82,7 +82,8 @@ def test_an_object_has_as_many_names_as_a_list_has_items() -> None:
         (b"9" * 4_301, "thousands of digits"),
         (b"-1." + b"9" * 100_000, "thousands of digits"),
         (b" " * 200_000 + b"1", "blanks in a row"),
-        (b"1" + b"\n" * 200_000, "blanks in a row"),
+        (b"[1" + b"\n" * 200_000 + b"]", "blanks in a row"),
+        (b"1" + b" " * 200_000 + b"\x0c", "blanks in a row"),
         (b'{"%s": 1}' % (b"n" * 1_001), "name of more than 1000 bytes"),
         (b'{"a": 1, "\\u0061": 2}', "'a' twice"),
     ],
@@ -99,6 +100,11 @@ def test_a_text_that_is_longer_than_any_may_be_is_read_no_further(unit: str) -> 
         read_json(f'{{"a": "{unit * pieces}"}}'.encode(), LIMITS)
     fits = LIMITS.text.count // len(json.loads(f'"{unit}"').encode())
     read_json(f'"{unit * fits}"'.encode(), LIMITS)
+
+
+def test_any_number_of_blanks_may_follow() -> None:
+    for count in (0, 1, 65_535, 65_536, 65_537, 1_000_000):
+        assert read_json(b"[1]" + b" \t\r\n" * count, LIMITS) == [1]
 
 
 @given(JSON_VALUES, st.booleans(), st.sampled_from([None, 3]))

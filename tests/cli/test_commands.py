@@ -343,6 +343,19 @@ def test_the_doctor_warns_of_an_old_base_and_of_what_agents_will_not_find(
 
 
 @pytest.mark.integration
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "localhost", "::1", "192.0.2.7", "::"])
+def test_the_doctor_warns_of_a_service_that_listens_beyond_this_machine(
+    terminal: Terminal, settings: Settings, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    configure(monkeypatch, settings)
+    monkeypatch.setenv("AUTOPACK_HOST", host)
+    found = terminal.json("doctor")["findings"]
+    warned = [each for each in found if each["check"] == "access"]
+    assert bool(warned) == (host in {"192.0.2.7", "::"})
+    assert not warned or "proxy" in warned[0]["detail"]
+
+
+@pytest.mark.integration
 def test_the_database_is_looked_at_and_upgraded(
     terminal: Terminal,
     settings: Settings,

@@ -84,6 +84,7 @@ class _Container:
 
 def read_json(body: bytes, limits: JsonLimits) -> Any:
     """Read JSON in UTF-8 alone. Raises JsonError, TextTooLongError, TooManyItemsError."""
+    body = _without_blanks_after_it(body)
     check_limits(body, limits)
     if body.startswith(codecs.BOM_UTF8):
         raise JsonError("begins with a BOM, which JSON has not")
@@ -153,6 +154,14 @@ def check_limits(body: bytes, limits: JsonLimits) -> None:
         name, last_string = None, b""
     if len(body) - position > MAX_BLANKS and body[position : position + MAX_BLANKS].isspace():
         raise JsonError(f"holds more than {MAX_BLANKS} blanks in a row")
+
+
+def _without_blanks_after_it(body: bytes) -> bytes:
+    """Cut off what a client may have filled its body up with, all but some of it."""
+    end = len(body)
+    while end > MAX_BLANKS and not body[end - MAX_BLANKS : end].strip(b" \t\n\r"):
+        end -= MAX_BLANKS
+    return body[:end]
 
 
 def _too_many(stack: list[_Container]) -> TooManyItemsError:
