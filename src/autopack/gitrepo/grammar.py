@@ -10,7 +10,9 @@ HUNK = re.compile(rb"@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@")
 # What `git format-patch`, `git show` and `git log -p` begin with.
 PREFACE = re.compile(rb"(?:From|commit) [0-9a-f]{40}(?:[0-9a-f]{24})?(?: |$)")
 # A line that stands for lines that a model did not write out.
-LEFT_OUT = re.compile(rb"[ \t]*(?:#|//)?[ \t]*(?:\.\.\.|\xe2\x80\xa6)[ \t]*$|@@ *\.\.\. *@@")
+LEFT_OUT = re.compile(
+    rb"[ \t]*+(?:(?:#|//)[ \t]*+)?(?:\.\.\.|\xe2\x80\xa6)[ \t]*+$|@@ *+\.\.\. *+@@"
+)
 _VERSION = re.compile(rb"\d++\.\d[\w.() -]*+$")
 EXTENDED = (
     b"old mode ",

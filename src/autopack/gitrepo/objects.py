@@ -40,7 +40,7 @@ _MOST_TABLES = 256
 _MOST_FOLDERS = 500_000
 _FolderLinks = dict[bytes, str]
 _NO_LINKS_WITHIN: _FolderLinks = {}
-_ENTRY = re.compile(rb"([0-7]+) ([^\0]+)\0(.{20})", re.DOTALL)
+_ENTRY = re.compile(rb"([0-7]{5,6}+) ([^\0]++)\0(.{20})", re.DOTALL)
 
 
 class CollisionError(Exception):
