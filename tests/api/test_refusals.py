@@ -384,8 +384,8 @@ class TestBodies:
         before = api.start()
         for value in BAD_NUMBERS:
             for field in ("tokens_used", "cost_usd"):
-                if (field, value) == ("cost_usd", b"1.5"):
-                    continue
+                if field == "cost_usd" and value in (b"1.5", b'"1"'):
+                    continue  # money has six places, and may come as a decimal string
                 body = b'{"status": "failed", "%b": %b}' % (field.encode(), value)
                 response = api.client.post(BODY_PATHS[3], content=body, headers=JSON)
                 api.refused(response, 422, "invalid_request", field)
