@@ -100,6 +100,13 @@ def test_a_verdict_before_there_is_anything_to_judge_is_refused(api: Api) -> Non
     api.refused(verdict(api, "green"), 409, "wrong_state")
 
 
+def test_a_phase_that_changed_nothing_is_judged_by_the_branchs_head(api: Api) -> None:
+    api.start(phase={"allow_empty": True})
+    assert api.result(patch="").json()["phase_state"] == "CI_RUNNING"
+    api.refused(verdict(api, "green", commit=OTHER_COMMIT), 409, "wrong_commit", api.head())
+    assert verdict(api, "green").json()["phase_state"] == "COMPLETE"
+
+
 def test_red_costs_a_try_and_the_next_green_completes_on_top(api: Api) -> None:
     api.start()
     api.result()

@@ -420,6 +420,7 @@ def test_the_result_keeps_to_the_limits() -> None:
     assert rules({"ü" * 501: file()}) == ["path_limit"]
     assert rules({"a/" * 60 + "b": file()}) == ["path_limit"]
     assert rules({"a/" * 59 + "b": file()}) == []
+    assert rules({"ü" * 500: file()}) == []
 
 
 LINKS: dict[str, tuple[dict[str, Side], list[str]]] = {

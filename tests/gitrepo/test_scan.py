@@ -289,6 +289,7 @@ def test_no_newline_markers_do_not_count() -> None:
         (b"diff --git a/x b/x\nBinary files a/x and b/x differ\n", 2, "--binary"),
         (b"diff --git a/x b/x\nindex 12345..54321\nGIT binary patch\n", 3, "full object ids"),
         (binary_patch(), 4, "must follow"),
+        (b"--- a/x", 1, "one half of a header"),
         (binary_patch(b'delta 4\nx"""""\n\n'), 5, "damaged"),
         (binary_patch(b"delta 4\nE00000\n\n"), 5, "damaged"),
         (binary_patch(b"delta 4\nD~~~~~\n\n"), 5, "damaged"),  # five letters above four bytes

@@ -1,4 +1,4 @@
-"""Our own CI: a worker runs a profile's command on the commit that a phase waits with. (06)
+"""Our own CI: a worker runs a profile's command on the commit that a phase waits with. (rules §6)
 
 At least once: a worker may be killed at any point, and another does it again. A verdict is taken
 once, under the run's lock, and only while the phase waits for that very run of CI.

@@ -1,4 +1,4 @@
-"""Agents take work, say that they are at it, and are told when to stop. (06)"""
+"""Agents take work, say that they are at it, and are told when to stop. (rules §4)"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CI's verdicts. (06)"""
+"""CI's verdicts. (rules §6)"""
 
 from __future__ import annotations
 
