@@ -35,6 +35,13 @@ def test_a_link_within_the_repository_leads_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(found), target
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_file_of_the_code_that_a_page_names_exists(page: Path) -> None:
+    for name in re.findall(r"`((?:[\w.-]+/)+[\w.-]*\.(?:py|sh|toml))`", page.read_text()):
+        places = (ROOT / name, ROOT / "src" / "autopack" / name)
+        assert any(place.exists() for place in places), name
+
+
 def test_a_section_of_the_rules_has_one_number_and_they_ascend() -> None:
     numbers = re.findall(r"^## §(\d+) ", RULES, re.MULTILINE)
     assert numbers == [str(number) for number in range(1, len(numbers) + 1)]
