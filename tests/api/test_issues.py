@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import pytest
 
 if TYPE_CHECKING:
-    from tests.api.conftest import Agents, Api
+    from tests.api.conftest import Agents, Api, Json
 
 pytestmark = pytest.mark.integration
 
@@ -36,3 +37,70 @@ def test_an_issue_was_last_seen_at_its_latest_sighting_whichever_is_told_last(
     of_phase, of_project = last_seen("early")
     assert second[0] < of_phase < latest
     assert of_project == latest
+
+
+def seen(api: Api, key: str = "a_failing_test") -> Json:
+    response = api.client.get(f"/project/issues/{quote(key, safe='')}")
+    assert response.status_code == 200, response.text
+    found: Json = response.json()
+    return found
+
+
+def test_an_issue_tells_its_latest_words_and_the_phases_that_saw_it_newest_first(
+    api: Api, agents: Agents
+) -> None:
+    api.start("early", phases=2)
+    api.issue(run_id="early", phase_id="P0.1", description="It fails.", evidence_refs=["a::b"])
+    agents.wait(minutes=1)
+    api.issue(run_id="early", description="It hangs.", severity="major")
+    agents.wait(minutes=1)
+    api.start("late")
+    api.issue(run_id="late")
+    api.issue("another", run_id="late", description="Another's.", evidence_refs=["c"])
+    api.client.post("/runs/late/cancel", json={"reason": "enough"}).raise_for_status()
+
+    issue = seen(api)
+    backlog = api.client.get("/project/issues/backlog").json()["issues_by_key"]
+    assert issue.items() >= backlog["a_failing_test"].items()
+    assert issue["description"] == "It hangs."
+    assert issue["evidence_refs"] == ["a::b"]
+    assert issue["needs_cleanup_at"] is issue["resolved_at"] is None
+    names = ("run_id", "phase_id", "run_state", "phase_state", "status", "severity")
+    cancelled = "DONE_FAILED_REQUIRES_HUMAN_REVIEW"
+    assert [tuple(place[name] for name in names) for place in issue["places"]] == [
+        ("late", "P0.0", cancelled, api.phase("late")["state"], "open", "minor"),
+        ("early", "P0.0", api.run("early")["state"], "QUEUED", "open", "major"),
+        ("early", "P0.1", api.run("early")["state"], "QUEUED", "open", "minor"),
+    ]
+    agents.wait(minutes=1)
+    api.issue(run_id="early", phase_id="P0.1")
+    again = seen(api)["places"][0]
+    assert (again["run_id"], again["phase_id"], again["occurrence_count"]) == ("early", "P0.1", 2)
+    api.client.post("/project/issues/a_failing_test/resolve").raise_for_status()
+    assert seen(api)["resolved_at"] is not None
+
+
+def test_an_issue_tells_of_twenty_phases_and_of_none_that_expected_it(api: Api) -> None:
+    api.start(phases=22, phase={"expected_issues": ["a_failing_test"]})
+    for index in range(22):
+        api.issue(phase_id=f"P0.{index}", expected_fail=index == 21, description=f"{index}")
+    issue = seen(api)
+    assert [place["phase_id"] for place in issue["places"]] == [
+        f"P0.{index}" for index in range(20, 0, -1)
+    ]
+    assert issue["description"] == "20"
+
+
+def test_an_issue_is_found_by_its_key_whatever_that_holds(api: Api) -> None:
+    api.start()
+    for key in ("a/b", "/", "a b", "50%", "x/resolve", "backlog/x", "ä?#&"):
+        assert api.issue(key).status_code == 201
+        assert seen(api, key)["issue_key"] == key
+
+
+def test_an_unknown_issue_is_404_by_its_name(api: Api) -> None:
+    api.start(phase={"expected_issues": ["expected"]})
+    api.issue("expected", expected_fail=True)
+    for key in ("never", "a/b", "expected"):
+        path = f"/project/issues/{quote(key, safe='')}"
+        api.refused(api.client.get(path), 404, "not_found", repr(key))

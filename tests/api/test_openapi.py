@@ -72,6 +72,11 @@ def test_every_body_has_an_example_and_each_works_in_its_turn(
         for example in examples.values():
             response = api.client.request(method, path.format(**places), json=example["value"])
             assert response.status_code in (200, 201, 202), f"{path}: {response.text}"
+    path = "/project/issues/{issue_key}"
+    (place,) = schema["paths"][path]["get"]["parameters"]
+    for example in place["examples"].values():
+        response = api.client.get(path.format(issue_key=example["value"]))
+        assert response.status_code == 200, response.text
 
 
 def test_every_place_in_a_path_is_filled_in_by_swagger_ui(schema: dict[str, Any]) -> None:

@@ -128,6 +128,31 @@ def test_a_failed_run_ends_its_watch_with_no(
 
 
 @pytest.mark.integration
+def test_an_issue_is_shown_with_its_words_its_evidence_and_where_it_was_seen(
+    terminal: Terminal, autopack: Autopack, plan: Path
+) -> None:
+    terminal.run("run", "start", plan)
+    issue = {
+        **{"issue_key": "ci / x", "source": "[red]test", "category": "ci"},
+        "description": f"It hangs.{HOSTILE}evidence",
+        "evidence_refs": [f"tests/a.py::b{HOSTILE}c"],
+    }
+    autopack.record_issue("run-001", "P1", issue)
+    shown = terminal.run("issues", "show", "ci / x")
+    assert not [char for char in shown if char != "\n" and not char.isprintable()]
+    lines = shown.splitlines()
+    assert lines.index("description") < lines.index("evidence") < lines.index("seen in")
+    assert lines.count("evidence") == 1
+    assert any(line.startswith("  It hangs.") and "[red]a[/red]" in line for line in lines)
+    assert any(line.startswith("  tests/a.py::b") and line.endswith("c") for line in lines)
+    for word in ("run-001", "RUN_CREATED", "P1", "QUEUED", "open", "minor", "[red]test"):
+        assert word in lines[-1]
+    whole = autopack.get_issue("ci / x").model_dump(mode="json")
+    assert terminal.json("issues", "show", "ci / x") == whole
+    assert whole["description"] == issue["description"]
+
+
+@pytest.mark.integration
 def test_issues_and_policy_are_in_an_operators_hand(
     terminal: Terminal, autopack: Autopack, plan: Path, tmp_path: Path
 ) -> None:
@@ -140,6 +165,7 @@ def test_issues_and_policy_are_in_an_operators_hand(
     assert "resolved" in terminal.run("issues", "show", "ci__x")
     assert terminal.json("issues", "reopen", "ci__x")["status"] == "open"
     assert "nothing" in terminal.run("issues", "show", "nothing", exit_code=1)
+    assert "list the backlog" in terminal.run("issues", "show", "backlog", exit_code=2)
 
     ruleset = json.loads(terminal.run("strategy", "ruleset", "get"))
     ruleset["categories"]["docs"]["incident_token_cap"] = 777

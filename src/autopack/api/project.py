@@ -15,7 +15,7 @@ from .bodies import StrictRoute
 from .errors import problems
 from .examples import BACKTEST, PLAN, RULESET, example
 from .inputs import InHouse
-from .schemas.issues import BacklogEntryAnswer
+from .schemas.issues import BacklogEntryAnswer, BacklogIssueAnswer
 from .schemas.project import BacktestAnswer, ComparisonAnswer, DryRunAnswer
 
 router = APIRouter(tags=["project"], route_class=StrictRoute)
@@ -94,6 +94,20 @@ def backtest(
         changed_count=sum(bool(each.changes) for each in compared),
         runs=[ComparisonAnswer.model_validate(each) for each in compared],
     )
+
+
+@router.get(
+    "/project/issues/{issue_key:path}",
+    response_model=BacklogIssueAnswer,
+    responses=problems(404, 422, 503),
+    summary="Read an issue of the backlog",
+)
+def get_issue(house: InHouse, issue_key: Key) -> object:
+    """What was last said of it, and the phases that saw it last.
+
+    A key named `backlog` has no page of its own: `/project/issues/backlog` is the whole backlog.
+    """
+    return issues.backlog_issue(house, issue_key)
 
 
 @router.post(

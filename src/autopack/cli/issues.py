@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Annotated
 
 import typer
 
-from ..api.schemas.issues import BacklogEntryAnswer
-from ..client import Autopack
+from ..api.schemas.issues import BacklogEntryAnswer, BacklogIssueAnswer
+from ..client import ApiError
 from .command import NO, CommandError, command_app
 from .service import asking
 from .terminal import JsonOption, UrlOption, print_json, print_table, say
-
-PAGE = 1_000
 
 app = command_app()
 
@@ -55,12 +52,17 @@ def list_issues(
 
 @app.command()
 def show(issue_key: Key, json: JsonOption = False, url: UrlOption = None) -> None:
-    """Show an issue of the backlog."""
+    """Show an issue of the backlog: what was said of it, and which phases saw it last."""
     with asking(url) as client:
-        entry = next((each for each in _backlog(client) if each.issue_key == issue_key), None)
-    if entry is None:
-        raise CommandError(f"there is no issue {issue_key!r} in the backlog", NO)
-    _print_entry(entry, as_json=json)
+        try:
+            issue = client.get_issue(issue_key)
+        except ApiError as error:
+            if error.code != "not_found":
+                raise
+            raise CommandError(error.detail, NO) from error
+    _print_entry(issue, as_json=json)
+    if not json:
+        _print_details(issue)
 
 
 @app.command()
@@ -102,6 +104,26 @@ def _print_entry(entry: BacklogEntryAnswer, *, as_json: bool) -> None:
         print_table(HEADINGS, [_row(entry)])
 
 
+def _print_details(issue: BacklogIssueAnswer) -> None:
+    """Indent what agents wrote, so that no line of it passes for one of ours."""
+    for heading, lines in (
+        ("description", (issue.description or "none").splitlines()),
+        ("evidence", issue.evidence_refs or ["none"]),
+    ):
+        say("", heading, *(f"  {line}" for line in lines))
+    say("", "seen in")
+    headings = ("run", "is", "phase", "is", "issue", "severity", "source", "seen", "last seen")
+    rows = [
+        (
+            *(place.run_id, place.run_state, place.phase_id, place.phase_state, place.status),
+            *(place.effective_severity, place.source, place.occurrence_count),
+            f"{place.last_seen_at:%Y-%m-%d %H:%M UTC}",
+        )
+        for place in issue.places
+    ]
+    print_table(headings, rows)
+
+
 def _list_of_run(run_id: str, *, as_json: bool, url: str | None) -> None:
     with asking(url) as client:
         index = client.issue_index(run_id)
@@ -122,13 +144,3 @@ def _list_of_run(run_id: str, *, as_json: bool, url: str | None) -> None:
         for key, entry in index.issues_by_key.items()
     ]
     print_table(headings, rows)
-
-
-def _backlog(client: Autopack) -> Iterator[BacklogEntryAnswer]:
-    cursor = None
-    while True:
-        page = client.backlog(limit=PAGE, cursor=cursor)
-        yield from page.issues_by_key.values()
-        cursor = page.next_cursor
-        if cursor is None:
-            return

@@ -18,6 +18,7 @@ from ..api.schemas.events import EventAnswer, EventPage
 from ..api.schemas.issues import (
     BacklogAnswer,
     BacklogEntryAnswer,
+    BacklogIssueAnswer,
     IssueIndexAnswer,
     RecordIssueAnswer,
 )
@@ -320,6 +321,12 @@ class Autopack:
         return self._get(
             BacklogAnswer, "/project/issues/backlog", **query, limit=limit, cursor=cursor
         )
+
+    def get_issue(self, issue_key: str) -> BacklogIssueAnswer:
+        """Return an issue of the backlog. Raises ClientError for `backlog`: that path is taken."""
+        if issue_key == "backlog":
+            raise ClientError("an issue 'backlog' has no page of its own: list the backlog")
+        return self._get(BacklogIssueAnswer, f"/project/issues/{_quoted(issue_key)}")
 
     def resolve_issue(self, issue_key: str) -> BacklogEntryAnswer:
         path = f"/project/issues/{_quoted(issue_key)}/resolve"

@@ -267,3 +267,32 @@ class BacklogReportEntry:
     last_seen_run: str
     last_seen_at: datetime
     tiers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlaceReport:
+    """A phase in which a key of the backlog was seen, with its run."""
+
+    run_id: str
+    run_state: RunStatus
+    tier_id: str
+    phase_id: str
+    phase_state: PhaseStatus
+    status: IssueStatus
+    severity: str
+    effective_severity: str
+    source: str
+    occurrence_count: int
+    first_seen_at: datetime
+    last_seen_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BacklogIssueReport(BacklogReportEntry):
+    """A backlog's entry with what was last said of it, and the newest places that saw it."""
+
+    needs_cleanup_at: datetime | None
+    resolved_at: datetime | None
+    description: str | None
+    evidence_refs: tuple[str, ...]
+    places: tuple[PlaceReport, ...]

@@ -11,7 +11,13 @@ from ..domain.decision import require_live
 from ..domain.issue_rules import IssueSeen, IssuesSeen
 from ..domain.issues import BacklogStatus, IssueReport, base_severity, needs_cleanup
 from ..domain.redaction import redacted
-from ..domain.reports import BacklogReportEntry, IndexEntry, RunIndex, read_off
+from ..domain.reports import (
+    BacklogIssueReport,
+    BacklogReportEntry,
+    IndexEntry,
+    RunIndex,
+    read_off,
+)
 from ..domain.terms import Severity
 from ..models import BacklogEntry, Phase
 from ..store import issues, runs
@@ -20,6 +26,8 @@ from .house import House
 from .projection import project_backlog, run_index
 from .replies import Answer, answering, key_scope, once
 from .settling import settle
+
+MAX_PLACES = 20
 
 
 def record_issue(
@@ -155,6 +163,24 @@ def backlog(
     page = rows[:limit]
     more = page[-1].id if len(rows) > limit else None
     return [read_off(BacklogReportEntry, row) for row in page], more
+
+
+def backlog_issue(house: House, issue_key: str) -> BacklogIssueReport:
+    """Return an issue of the backlog, what was last said of it, and where it was last seen.
+
+    Raises NotFoundError.
+    """
+    with house.reading() as session:
+        entry = issues.get_backlog_entry(session, house.settings.project_id, issue_key)
+        description, evidence = issues.last_words(session, entry)
+        places = issues.list_places(session, entry, MAX_PLACES)
+    return read_off(
+        BacklogIssueReport,
+        entry,
+        description=description,
+        evidence_refs=tuple(evidence),
+        places=tuple(places),
+    )
 
 
 def resolve_backlog_issue(house: House, issue_key: str) -> BacklogReportEntry:

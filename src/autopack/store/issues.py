@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 
-from sqlalchemy import and_, case, func, select, update
+from sqlalchemy import ColumnElement, Select, and_, case, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from ..domain.errors import NotFoundError
 from ..domain.issues import MAX_EVIDENCE_REFS, BacklogStatus, IssueReport, IssueStatus
+from ..domain.reports import PlaceReport
 from ..domain.run_issues import RunIssue
 from ..domain.sightings import Sighting as RunSighting
 from ..domain.terms import Severity
@@ -167,16 +168,69 @@ def sight(
     return entry
 
 
+def get_backlog_entry(session: Session, project_id: str, issue_key: str) -> BacklogEntry:
+    """Return a key of the project's backlog. Raises NotFoundError."""
+    return _backlog_entry(session, project_id, issue_key, select(BacklogEntry))
+
+
 def lock_backlog_entry(session: Session, project_id: str, issue_key: str) -> BacklogEntry:
     """Return a key of the project's backlog, FOR UPDATE. Raises NotFoundError."""
+    return _backlog_entry(session, project_id, issue_key, select(BacklogEntry).with_for_update())
+
+
+def _backlog_entry(
+    session: Session, project_id: str, issue_key: str, query: Select[BacklogEntry]
+) -> BacklogEntry:
     entry = session.scalars(
-        select(BacklogEntry)
-        .where(BacklogEntry.project_id == project_id, BacklogEntry.issue_key == issue_key)
-        .with_for_update()
+        query.where(BacklogEntry.project_id == project_id, BacklogEntry.issue_key == issue_key)
     ).one_or_none()
     if entry is None:
         raise NotFoundError(f"the backlog of '{project_id}' has no issue {issue_key!r}")
     return entry
+
+
+def list_places(session: Session, entry: BacklogEntry, limit: int) -> list[PlaceReport]:
+    """Return the phases that saw a key of the backlog, those first that saw it last."""
+    query = (
+        select(
+            *(Run.run_id, Run.state.label("run_state")),
+            *(Phase.tier_id, Phase.phase_id, Phase.state.label("phase_state")),
+            *(Issue.status, Issue.severity, Issue.effective_severity, Issue.source),
+            *(Issue.occurrence_count, Issue.first_seen_at, Issue.last_seen_at),
+        )
+        .join(Phase, Phase.id == Issue.phase_pk)
+        .join(Run, Run.id == Issue.run_pk)
+        .where(*_of_entry(entry))
+        .order_by(*_LAST_SEEN_FIRST)
+        .limit(limit)
+    )
+    return [PlaceReport(**row._mapping) for row in session.execute(query)]
+
+
+def last_words(session: Session, entry: BacklogEntry) -> tuple[str | None, list[str]]:
+    """Return the latest description of a key of the backlog, and its latest evidence."""
+    latest = select(Issue).where(*_of_entry(entry)).order_by(*_LAST_SEEN_FIRST).limit(1)
+    description = latest.with_only_columns(Issue.description).where(Issue.description.is_not(None))
+    evidence = latest.with_only_columns(Issue.evidence_refs).where(
+        func.jsonb_array_length(Issue.evidence_refs) > 0
+    )
+    said, shown = session.execute(
+        select(description.scalar_subquery(), evidence.scalar_subquery())
+    ).one()
+    return said, shown or []
+
+
+_LAST_SEEN_FIRST = (Issue.last_seen_at.desc(), Issue.id.desc())
+
+
+def _of_entry(entry: BacklogEntry) -> list[ColumnElement[bool]]:
+    """Say which issues a backlog's entry counts: by its sightings, as issues are indexed by run."""
+    runs = select(Sighting.run_pk).where(Sighting.backlog_pk == entry.id)
+    return [
+        Issue.run_pk.in_(runs),
+        Issue.issue_key == entry.issue_key,
+        Issue.is_expected.is_(False),
+    ]
 
 
 def resolve_cleaned(session: Session, project_id: str, keys: Sequence[str], now: datetime) -> None:

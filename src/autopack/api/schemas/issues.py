@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ...domain.issues import BacklogStatus, IssueStatus
+from ...domain.states import PhaseStatus, RunStatus
 from ...domain.terms import Severity
 from . import Shape, WireTime
 
@@ -31,6 +32,36 @@ class BacklogEntryAnswer(Shape):
     last_seen_run: str
     last_seen_at: WireTime
     tiers: list[str]
+
+
+class PlaceAnswer(Shape):
+    """A phase that saw the issue; `status` and the severities are the issue's there."""
+
+    run_id: str
+    run_state: RunStatus
+    tier_id: str
+    phase_id: str
+    phase_state: PhaseStatus
+    status: IssueStatus
+    severity: Severity
+    effective_severity: Severity
+    source: str
+    occurrence_count: int
+    first_seen_at: WireTime
+    last_seen_at: WireTime
+
+
+class BacklogIssueAnswer(BacklogEntryAnswer):
+    """`places` are the twenty phases, at most, that saw it last, newest first.
+
+    `description` and `evidence_refs` are those of the newest place that has any.
+    """
+
+    needs_cleanup_at: WireTime | None
+    resolved_at: WireTime | None
+    description: str | None
+    evidence_refs: list[str]
+    places: list[PlaceAnswer]
 
 
 class RecordIssueAnswer(Shape):
