@@ -99,6 +99,24 @@ def backtest_changes(api: Api) -> list[str]:
     return changes
 
 
+def test_the_time_of_a_command_counts_from_when_a_worker_takes_it(api: Api, house: House) -> None:
+    """Until then it may wait as long as the run may last."""
+
+    def has_deadline() -> bool:
+        with house.reading() as session:
+            return bool(session.scalar(text("SELECT deadline_at IS NOT NULL FROM phases")))
+
+    rule(api, "true")
+    api.start()
+    api.result()
+    assert not has_deadline()
+    [ci_run_id] = waiting(house)
+    ci.begin_ci_run(house, ci_run_id)
+    assert has_deadline()
+    work(house)
+    assert api.phase()["state"] == "COMPLETE"
+
+
 def test_red_sends_the_phase_back_with_the_log_and_green_completes_it(
     api: Api, house: House
 ) -> None:

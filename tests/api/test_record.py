@@ -52,6 +52,22 @@ def test_it_holds_the_files_of_the_run_and_the_patches(api: Api) -> None:
     assert FOLDER not in api.client.get("/runs/run-001/diff").text
 
 
+@pytest.mark.parametrize("complexity", ["medium", "high"])
+def test_the_record_asks_ci_for_the_strict_profile_where_a_strict_phase_completed(
+    api: Api, complexity: str
+) -> None:
+    api.start(phase={"complexity": complexity})
+    api.result()
+    subject = api.repo.git("log", "-1", "--format=%s", BRANCH)
+    assert ("[strict]" in subject) is (complexity == "high")
+
+
+def test_the_record_of_a_strict_phase_that_failed_asks_for_no_strict_profile(api: Api) -> None:
+    api.start(phase={"complexity": "high"})
+    api.client.post("/runs/run-001/cancel", json={"reason": "enough"})
+    assert "[strict]" not in api.repo.git("log", "-1", "--format=%s", BRANCH)
+
+
 def test_a_rollback_adds_a_record_that_names_the_earlier_one(api: Api) -> None:
     api.start(phases=2)
     api.result()

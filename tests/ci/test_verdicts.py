@@ -71,6 +71,7 @@ def test_the_line_that_becomes_a_reason_shows_no_credential(tmp_path: Path) -> N
         (f"<testsuite>{PASS}{FAIL_AND_SKIP}</testsuite>", 0, RED, "tests failed: a.four"),
         ("<testsuite/>", 0, RED, "it ran no test"),
         (f"<testsuite>{PASS}</testsuite>", 127, RED, "exit 127"),
+        (f"<testsuite>{FAIL}</testsuite>", 127, RED, "exit 127: a.two"),
         ("not xml", 0, RED, "is no JUnit report"),
         (BOMB, 0, RED, "it has a DOCTYPE"),
         (OUTSIDE, 0, RED, "it has a DOCTYPE"),

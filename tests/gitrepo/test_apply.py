@@ -31,6 +31,7 @@ from autopack.gitrepo import (
     RefUpdate,
     Repository,
 )
+from autopack.gitrepo.apply import _explain as explain
 
 if TYPE_CHECKING:
     from tests.conftest import GitRepo
@@ -39,6 +40,23 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.integration
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    "said",
+    [
+        "invalid path 'a/.git/x'",
+        "affected file 'a/.git/x' is beyond a symbolic link",
+    ],
+)
+def test_a_path_that_git_itself_refuses_is_named(said: str) -> None:
+    with pytest.raises(PatchPolicyError) as refused:
+        explain(1, f"error: {said}\n", [])
+    (violation,) = refused.value.violations
+    assert (violation.path, violation.rule) == ("a/.git/x", "path")
+
+
 TEXT = b"".join(b"line %d\n" % number for number in range(30))
 CHANGED = TEXT.replace(b"line 7\n", b"seven\n")
 BINARY = bytes(range(256)) * 20
