@@ -267,7 +267,7 @@ def test_the_end_of_a_run_stops_its_ci(api: Api, house: House) -> None:
         assert cancelled.status_code == 200, cancelled.text
         working.result(timeout=30)
     [run] = runs_of_ci(api)
-    assert (run["verdict"], run["reason"]) == (None, "nobody waits for it any more")
+    assert (run["verdict"], run["reason"]) == (None, "the phase no longer waits for it")
     assert run["ended_at"]
 
 
