@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import json
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from autopack.worker import cooling
 from autopack.worker.agents import read_output
-from autopack.worker.cooling import WorkerError, why_unavailable
+from autopack.worker.cooling import Cooling, WorkerError, why_unavailable
 from autopack.worker.report import Ended
-from autopack.worker.worker import Ending
+from autopack.worker.worker import Agent, Ending
 
 if TYPE_CHECKING:
     from tests.worker.conftest import Workshop
 
 LIMIT = "You've hit your usage limit. Try again at 9 pm."
 MESSAGES = ("you've hit your usage limit",)
+
+
+@pytest.mark.unit
+def test_an_agent_that_named_a_time_rests_until_then() -> None:
+    agent, now = Agent("claude", ("claude",)), datetime.now(UTC)
+    cooling_agents = Cooling(lambda line: None)
+    cooling_agents.rest_until(agent, now - timedelta(hours=1))
+    assert cooling_agents.able(agent) is agent
+    cooling_agents.rest_until(agent, now + timedelta(hours=1))
+    assert cooling_agents.able(agent) is None
 
 
 @pytest.mark.unit
