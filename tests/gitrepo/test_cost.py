@@ -90,10 +90,10 @@ def test_a_large_patch_that_stands_where_it_says_costs_about_its_length(
 def test_a_hunk_that_stands_where_it_says_is_not_looked_for_elsewhere(
     history: History, open_repository: OpenRepository
 ) -> None:
-    """90 hunks, of 7 lines each: looked for all over the file they would cost 160,000 steps."""
-    repository = open_repository(history.repo.path, max_patch_steps=5_000)
+    """180 hunks of 7 lines: looked for all over the file they would cost 320,000 steps more."""
+    repository = open_repository(history.repo.path, max_patch_steps=500_000)
     lines = TEXT.splitlines(True)
-    new = b"".join(b"!" * (number % 20 == 10) + line for number, line in enumerate(lines))
+    new = b"".join(b"!" * (number % 10 == 5) + line for number, line in enumerate(lines))
     old, changed = history.commit({"f": TEXT}), history.commit({"f": new})
     assert dry_apply(repository, old, history.patch(old, changed)).tree == history.tree(changed)
 
