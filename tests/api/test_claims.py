@@ -661,6 +661,21 @@ class TestBacktest:
         assert run["replayed"]["tokens_used"] == 30
         assert run["skipped_inputs"] == 3
 
+    def test_a_plan_that_other_rules_would_refuse_parts_at_its_start_with_nothing_replayed(
+        self, api: Api
+    ) -> None:
+        api.start(phases=2)
+        api.result()
+        api.client.post("/runs/run-001/cancel", json={})
+        ruleset = api.document("project_ruleset_Autopack.json")
+        ruleset["run"]["max_phases"] = 1
+        answer = api.client.post("/strategy/backtest", json={"ruleset": ruleset}).json()
+        (run,) = answer["runs"]
+        assert "the plan would be refused" in run["changes"][0]
+        assert run["parted_at"]["sequence"] == 1
+        assert (run["skipped_inputs"], run["assumed_patches"]) == (0, 0)
+        assert run["replayed"] is None
+
 
 def attempts(api: Api, phase_id: str = "P0.0") -> list[Json]:
     response = api.client.get(f"/runs/run-001/phases/{phase_id}/attempts")
