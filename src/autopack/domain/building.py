@@ -1,4 +1,4 @@
-"""What a Builder's result does to its phase. (docs/rules.md, "A Builder's result")
+"""What a Builder's result does to its phase. (rules §2)
 
 The use case weighs a result first: `weigh_result` says what to do with its patch. It asks git, and
 then lets `take_result` decide, with git's answer in the result.

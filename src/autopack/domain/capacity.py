@@ -1,4 +1,4 @@
-"""Agents that could not work: capacity is not failure. (docs/rules.md §3.2)
+"""Agents that could not work: capacity is not failure. (rules §3)
 
 A rate limit, an exhausted quota or a missing program says nothing about the task. The lease ends
 without a try, its clock stops, and the phase waits for the agent's capacity or for another agent.

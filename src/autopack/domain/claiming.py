@@ -1,4 +1,4 @@
-"""Agents take work: leases, fences, reservations. (docs/rules.md, "Leases")"""
+"""Agents take work: leases, fences, reservations. (rules §4)"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What follows from what happened to a phase: budgets, tiers, the run's state and its end.
 
-(docs/rules.md, "Budgets", "Tiers", "How a run ends")
+(rules §3, §2)
 """
 
 from __future__ import annotations

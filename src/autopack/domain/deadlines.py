@@ -1,4 +1,4 @@
-"""What the clock does to a run: no wait is without an end. (docs/rules.md, "Deadlines")"""
+"""What the clock does to a run: no wait is without an end. (rules §3)"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rules' front door: a state and something from outside give events. (docs/rules.md, "Events")
+"""The rules' front door: a state and something from outside give events. (rules §1)
 
     events = decide(state, given, now)        # what happened
     state = fold(state, events)               # evolve.py

@@ -1,4 +1,4 @@
-"""What an event does to a run: the only code that changes a state. (docs/rules.md, "Events")
+"""What an event does to a run: the only code that changes a state. (rules §1)
 
 `evolve` is total: it refuses nothing and decides nothing. Whether an event may happen is decided
 before (deciding.py), so a recorded event always has its effect, here and in the offline checker.
@@ -362,7 +362,7 @@ def _change_tier(state: RunState, tier_id: str, /, **changes: Any) -> RunState:
 
 
 def _judge_tier(state: RunState, tier_id: str) -> RunState:
-    """Note what stands against a tier, by its figures. (docs/rules.md, "Tiers")"""
+    """Note what stands against a tier, by its figures. (rules §2)"""
     tier = state.tier(tier_id)
     reasons = _uncleanliness(tier, state)
     if reasons == tier.cleanliness_reasons:

@@ -1,4 +1,4 @@
-"""The incident pack: what a person needs who has to look after a failed run. (02 §5)"""
+"""The incident pack: what a person needs who has to look after a failed run. (rules §2)"""
 
 from __future__ import annotations
 

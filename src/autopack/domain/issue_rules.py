@@ -1,4 +1,4 @@
-"""How reports of issues are weighed, recorded and resolved. (docs/rules.md, "Issues")"""
+"""How reports of issues are weighed, recorded and resolved. (rules §7)"""
 
 from __future__ import annotations
 

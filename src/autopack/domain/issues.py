@@ -1,4 +1,4 @@
-"""Issue reports and how they count. (02 §3)"""
+"""Issue reports and how they count. (rules §7)"""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def needs_cleanup(
     after_runs: int,
     after_tiers: int,
 ) -> bool:
-    """Say whether a minor issue has aged so far that it has to be cleaned up. (02 §3)"""
+    """Say whether a minor issue has aged so far that it has to be cleaned up. (rules §7)"""
     return severity is Severity.MINOR and (age_in_runs >= after_runs or age_in_tiers >= after_tiers)
 
 

@@ -1,4 +1,4 @@
-"""Runs of CI, and what a verdict does to a phase. (docs/rules.md, "CI")"""
+"""Runs of CI, and what a verdict does to a phase. (rules §6)"""
 
 from __future__ import annotations
 

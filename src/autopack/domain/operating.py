@@ -1,4 +1,4 @@
-"""What an operator's hand does to a run. (docs/rules.md, "By hand")"""
+"""What an operator's hand does to a run. (rules §2)"""
 
 from __future__ import annotations
 

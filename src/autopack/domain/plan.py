@@ -1,4 +1,4 @@
-"""A plan: what a client posts to start a run, and whether it makes sense. (02 §2, 03)"""
+"""A plan: what a client posts to start a run, and whether it makes sense. (rules §1)"""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def _duplicates(
 
 
 def wants_debt_cleanup(plan: Plan, ruleset: Ruleset) -> bool:
-    """Say whether starting this plan adds phases that clean up aged issues. (02 §3)"""
+    """Say whether starting this plan adds phases that clean up aged issues. (rules §7)"""
     scope = plan.run.run_scope or ruleset.default_run_scope
     return (
         ruleset.auto_debt_cleanup

@@ -1,4 +1,4 @@
-"""May a run's branch go to the base branch? (02 §6)"""
+"""May a run's branch go to the base branch? (rules §8)"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What a merge of a run's branch with today's base branch would come to.
 
 The run's own verdict is of its end, and stays in the record; a rehearsal is of today, and may only
-be stricter (docs/rules.md, "Promotion"). `scripts/check_promotion.py` says the same in its own
+be stricter (rules §2). `scripts/check_promotion.py` says the same in its own
 words. Standard library alone, so that the checker can be made from this module.
 """
 

@@ -1,4 +1,4 @@
-"""What Builders and Auditors post. (02 §5, 03)"""
+"""What Builders and Auditors post. (rules §2)"""
 
 from __future__ import annotations
 

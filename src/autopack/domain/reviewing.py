@@ -1,4 +1,4 @@
-"""What entering a review and an Auditor's result do to a phase. (docs/rules.md, "A review")
+"""What entering a review and an Auditor's result do to a phase. (rules §2)
 
 The use case weighs a review first: `weigh_review` says whether its patches are wanted. It asks git,
 and then lets `take_review` decide, with git's answer in the review.

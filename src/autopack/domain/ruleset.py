@@ -1,4 +1,4 @@
-"""The operator's policy: a JSON document whose defaults are written here. (02 §4)"""
+"""The operator's policy: a JSON document whose defaults are written here. (rules §9)"""
 
 from __future__ import annotations
 

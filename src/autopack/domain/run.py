@@ -118,7 +118,7 @@ class PhaseState:
 
     @property
     def budgets_text(self) -> str:
-        """Name the phase's budgets, their caps and the figures reached. (02 §4)"""
+        """Name the phase's budgets, their caps and the figures reached. (rules §3)"""
         figures = [
             f"{self.builder_attempts_used} of {self.max_builder_attempts} builder tries",
             f"{self.auditor_attempts_used} of {self.max_auditor_attempts} auditor tries",
@@ -212,5 +212,5 @@ class RunState:
 
 
 def in_order(phases: Iterable[PhaseState]) -> list[PhaseState]:
-    """Sort phases as the run takes them. (02 §2)"""
+    """Sort phases as the run takes them. (rules §2)"""
     return sorted(phases, key=lambda phase: (phase.tier_index, phase.phase_index))

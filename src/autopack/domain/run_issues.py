@@ -1,4 +1,4 @@
-"""The issues of one run, over all its phases: index, figures, and what is open. (02 §3)"""
+"""The issues of one run, over all its phases: index, figures, and what is open. (rules §7)"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """An issue's life inside one run: seen in a phase, seen again, resolved, counted.
 
-The one meaning of "open", "resolved" and "major" (docs/rules.md, "Issues and aging"): counts,
+The one meaning of "open", "resolved" and "major" (rules §2): counts,
 index, reports, files and backtest all ask here. `scripts/check_promotion.py` says the same in its
 own words. Standard library alone, so that the checker can be made from this module.
 """

@@ -1,4 +1,4 @@
-"""The state in which a run starts: plan and strategy, nothing done yet. (02 §2)"""
+"""The state in which a run starts: plan and strategy, nothing done yet. (rules §2)"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The states of runs, tiers and phases, and the one table of what may follow what. (02 §2)"""
+"""The states of runs, tiers and phases, and the one table of what may follow what. (rules §2)"""
 
 from __future__ import annotations
 

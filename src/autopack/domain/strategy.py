@@ -1,4 +1,4 @@
-"""The strategy: ruleset and plan compiled into what each run, tier and phase may cost. (02 §4)"""
+"""The strategy: ruleset and plan compiled into what runs, tiers and phases may cost. (rules §9)"""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Strategy(Closed):
 
 
 def compile_strategy(ruleset: Ruleset, plan: Plan, *, version: int = 1) -> Strategy:
-    """Compile the strategy of a plan under a ruleset. (02 §4)"""
+    """Compile the strategy of a plan under a ruleset. (rules §9)"""
     profile = plan.run.safety_profile or ruleset.default_safety_profile
     safety = ruleset.safety_profiles[profile]
     phases = {phase.phase_id: _phase_strategy(ruleset, safety, phase) for phase in plan.phases}

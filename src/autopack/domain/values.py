@@ -1,4 +1,4 @@
-"""The types that everything from outside is made of. (05: identifiers, limits)"""
+"""The types that everything from outside is made of. (docs/security.md)"""
 
 from __future__ import annotations
 
