@@ -70,8 +70,10 @@ def _wait(connection: extensions.connection) -> None:
         waiting.register(connection.fileno(), events)
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         if not waiting.poll(None if left is None else left * 1_000):
+            # What patience is measured for is a PatientConnection, which has this field.
             server.is_server_silent = True  # type: ignore[attr-defined]
             raise DatabaseSilentError(f"no answer within {patience:g} seconds")
+    # The field of a PatientConnection again: a plain one has no patience.
     if patience is not None and server.is_server_silent:  # type: ignore[attr-defined]
         server.is_server_silent = False  # type: ignore[attr-defined]
 

@@ -70,6 +70,7 @@ class WireProtocol(HttpToolsProtocol):
         self._is_in_message = False
         self._is_refused = False
 
+    # uvicorn narrows the transport in the same way: a server over TCP has no other.
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._wait()

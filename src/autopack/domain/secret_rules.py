@@ -302,6 +302,7 @@ _PLACEHOLDER_WORDS = re.compile(
     "|sample|postgres|dummy|mysql|admin|pass|your|test|user|root|guest|local|dev|db|pwd|my|pw|foo|bar"
 )
 _MOST_BESIDE_WORDS = 4  # `password123` is a placeholder too
+# Hosts that a text may name; nothing binds to them here.
 _HERE = ("0.0.0.0", "[::1]", "[::]", "localhost.localdomain", "host.docker.internal")  # noqa: S104
 _EXAMPLES = ("example.com", "example.org", "example.net", "example", "test", "invalid", "localhost")
 
