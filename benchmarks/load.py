@@ -483,7 +483,7 @@ def run_size(runs: int, phases: int, requests: int, endpoints: Sequence[str]) ->
                 )
             )
             with TestClient(app, base_url="http://localhost", client=("127.0.0.1", 1)) as tester:
-                statements = Statements(app.state.house.engine)
+                statements = Statements(app.state.context.engine)
                 for endpoint, path in paths.items():
                     statements.sent = []
                     tester.get(path).raise_for_status()

@@ -914,7 +914,7 @@ class Replay:
             phase["tokens_used"] += data["tokens"]
             phase["cost_usd"] += Decimal(data.get("cost_usd", "0"))
         elif kind == "CiVerdictReceived":
-            self._take_verdict(phase, event, data)
+            self._apply_verdict(phase, event, data)
         elif kind == "PatchApplied":
             phase["commit"] = data["commit"]
             phase["verdict"] = phase["sandbox"] = None  # it was on another commit
@@ -963,7 +963,7 @@ class Replay:
         for place in places:
             self.issues[place]["is_open"] = False
 
-    def _take_verdict(self, phase: Json, event: Json, data: Json) -> None:
+    def _apply_verdict(self, phase: Json, event: Json, data: Json) -> None:
         head = self.commits[-1][1] if self.commits else self.record["base_commit"]
         self.check.expect(
             data["commit"] == (phase["commit"] or head),

@@ -13,9 +13,9 @@ from sqlalchemy import text
 
 from autopack.config import Settings
 from autopack.database import DatabaseError
-from autopack.main import holding_clone, open_house
+from autopack.main import holding_clone, open_context
 from autopack.services import serving
-from autopack.services.house import House
+from autopack.services.context import AppContext
 from autopack.services.serving import ClonePlace
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from starlette.testclient import TestClient
     from tests.conftest import GitRepo
 
-Serve = Callable[..., AbstractContextManager[House]]
+Serve = Callable[..., AbstractContextManager[AppContext]]
 
 PLAN = {
     "run": {"run_id": "run-001"},
@@ -42,12 +42,12 @@ def serve(settings: Settings) -> Serve:
     """Serve the database as another process would, until the block ends."""
 
     @contextmanager
-    def serve(*, has_ci_alone: bool = False, **places: Path) -> Iterator[House]:
+    def serve(*, has_ci_alone: bool = False, **places: Path) -> Iterator[AppContext]:
         with (
-            open_house(settings.model_copy(update=places)) as house,
-            holding_clone(house, has_ci_alone=has_ci_alone),
+            open_context(settings.model_copy(update=places)) as context,
+            holding_clone(context, has_ci_alone=has_ci_alone),
         ):
-            yield house
+            yield context
 
     return serve
 
@@ -162,14 +162,14 @@ def test_ci_alone_may_be_done_in_any_clone_of_the_repository(
 @pytest.fixture
 def place(app: FastAPI, client: TestClient) -> Iterator[ClonePlace]:
     """The application's own hold; its connection is the only one that holds such a lock."""
-    place = ClonePlace(app.state.house)
+    place = ClonePlace(app.state.context)
     yield place
     place.close()
 
 
-def _cut_connections(house: House) -> None:
+def _cut_connections(context: AppContext) -> None:
     """Let Postgres lose every connection that holds the database for a clone."""
-    with house.engine.begin() as connection:
+    with context.engine.begin() as connection:
         connection.execute(
             text(
                 "SELECT pg_terminate_backend(pid) FROM pg_locks"
@@ -181,7 +181,7 @@ def _cut_connections(house: House) -> None:
 def test_a_lost_connection_is_made_again(
     app: FastAPI, client: TestClient, place: ClonePlace, serve: Serve, other_clone: dict[str, Path]
 ) -> None:
-    _cut_connections(app.state.house)
+    _cut_connections(app.state.context)
     place.look()
     with pytest.raises(DatabaseError), serve(**other_clone):
         pass
@@ -191,7 +191,7 @@ def test_a_lost_connection_is_made_again(
 def test_a_service_whose_place_was_taken_while_postgres_was_away_records_nothing_more(
     app: FastAPI, client: TestClient, place: ClonePlace, serve: Serve, other_clone: dict[str, Path]
 ) -> None:
-    _cut_connections(app.state.house)
+    _cut_connections(app.state.context)
     with serve(**other_clone):
         place.look()
         answer = client.post("/runs/start", json=PLAN)

@@ -50,10 +50,10 @@ from .gitrepo import Repository
 from .jobs.worker import Queue, Workers
 from .mirror import Mirror
 from .services import pushes
-from .services.ci import BEGIN_TASK, TAKE_TASK, begin_ci_run, run_ci, take_ci_outcome
+from .services.ci import BEGIN_TASK, TAKE_TASK, begin_ci_run, record_ci_outcome, run_ci
+from .services.context import AppContext
 from .services.feed import Feed
-from .services.house import House
-from .services.pushes import push_branch, take_up_pushes
+from .services.pushes import push_branch, resume_pushes
 from .services.serving import ClonePlace, ServedElsewhereError, require_history
 from .services.settling import CI_QUEUE, CI_TASK
 from .services.upkeep import UPKEEP_QUEUE, keep_up_alone, start_up
@@ -70,11 +70,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         with ExitStack() as stack:
             app.state.turns = Turns()
-            app.state.house = await run_in_threadpool(_open, settings, stack)
+            app.state.context = await run_in_threadpool(_open, settings, stack)
             # A stream keeps its connection: the others need some, too.
             most = settings.max_connections or connections_within(raise_file_limit())
             streams = min(settings.max_streams, most * 3 // 4)
-            app.state.feed = Feed(app.state.house.engine, streams)
+            app.state.feed = Feed(app.state.context.engine, streams)
             async with mcp.running(), _ending_streams(app.state.feed):
                 yield
             await run_in_threadpool(stack.close)
@@ -163,7 +163,7 @@ def _json_limits(settings: Settings) -> JsonLimits:
 
 
 @contextmanager
-def open_house(settings: Settings) -> Iterator[House]:
+def open_context(settings: Settings) -> Iterator[AppContext]:
     """Open what every use case works with, and roll forward whatever lags from before."""
     # First: it refuses a home that a repository tracks, before a Postgres runs in there.
     repository = Repository.open(settings)
@@ -171,21 +171,21 @@ def open_house(settings: Settings) -> Iterator[House]:
         if not settings.testing:
             database.migrate()
         mirror = Mirror(settings.autonomous_runs_dir)
-        yield House(
+        yield AppContext(
             settings, database.engine, repository, mirror, now=DatabaseClock(database.engine)
         )
 
 
 @contextmanager
-def holding_clone(house: House, *, has_ci_alone: bool = False) -> Iterator[None]:
+def holding_clone(context: AppContext, *, has_ci_alone: bool = False) -> Iterator[None]:
     """Hold the database for this clone; CI alone may be done in any clone of the repository.
 
     Raises DatabaseError where the database belongs to another one.
     """
     try:
         if has_ci_alone:
-            require_history(house)
-        place = None if has_ci_alone else ClonePlace(house)
+            require_history(context)
+        place = None if has_ci_alone else ClonePlace(context)
     except ServedElsewhereError as error:
         raise DatabaseError(error.detail) from error
     try:
@@ -195,19 +195,19 @@ def holding_clone(house: House, *, has_ci_alone: bool = False) -> Iterator[None]
             place.close()
 
 
-def _open(settings: Settings, stack: ExitStack) -> House:
-    house = stack.enter_context(open_house(settings))
-    stack.enter_context(holding_clone(house))
-    start_up(house)
-    if house.repository.remote is not None:
-        take_up_pushes(house)
+def _open(settings: Settings, stack: ExitStack) -> AppContext:
+    context = stack.enter_context(open_context(settings))
+    stack.enter_context(holding_clone(context))
+    start_up(context)
+    if context.repository.remote is not None:
+        resume_pushes(context)
     if settings.jobs == "inside":
-        stack.enter_context(working(house, queues_of(house)))
+        stack.enter_context(working(context, queues_of(context)))
     if settings.auth == "disabled":
         structlog.get_logger(__name__).warning(
             "auth_disabled", detail="everybody who reaches this address is answered"
         )
-    return house
+    return context
 
 
 @contextmanager
@@ -219,8 +219,8 @@ def jobs_process(
     Raises SettingsError for a queue that is not worked on with these settings.
     """
     _configure_logging(settings)
-    with open_house(settings) as house:
-        queues = {queue.name: queue for queue in queues_of(house)}
+    with open_context(settings) as context:
+        queues = {queue.name: queue for queue in queues_of(context)}
         missing = sorted(set(names) - queues.keys())
         if missing:
             raise SettingsError(
@@ -233,56 +233,56 @@ def jobs_process(
             if not names or queue.name in names
         ]
         of_clone = {queue.name for queue in chosen} - {CI_QUEUE}
-        with holding_clone(house, has_ci_alone=not of_clone):
+        with holding_clone(context, has_ci_alone=not of_clone):
             if UPKEEP_QUEUE in of_clone:
-                start_up(house)
+                start_up(context)
             if pushes.QUEUE in of_clone:
-                take_up_pushes(house)
-            with working(house, chosen):
+                resume_pushes(context)
+            with working(context, chosen):
                 yield [queue.name for queue in chosen]
 
 
-def queues_of(house: House) -> list[Queue]:
+def queues_of(context: AppContext) -> list[Queue]:
     """Return what background work there is."""
     queues = [
         # More than one, so that nothing waits while the upkeep takes its time.
         Queue(
             name=UPKEEP_QUEUE,
             concurrency=3,
-            every={"keep_up": (UPKEEP_SECONDS, partial(keep_up_alone, house))},
+            every={"keep_up": (UPKEEP_SECONDS, partial(keep_up_alone, context))},
             tasks={
-                BEGIN_TASK: partial(begin_ci_run, house),
-                TAKE_TASK: partial(take_ci_outcome, house),
+                BEGIN_TASK: partial(begin_ci_run, context),
+                TAKE_TASK: partial(record_ci_outcome, context),
             },
         ),
     ]
-    ci_workers = house.settings.ci_workers or max(1, (os.cpu_count() or 1) // 2)
+    ci_workers = context.settings.ci_workers or max(1, (os.cpu_count() or 1) // 2)
     queues.append(
-        Queue(name=CI_QUEUE, concurrency=ci_workers, tasks={CI_TASK: partial(run_ci, house)})
+        Queue(name=CI_QUEUE, concurrency=ci_workers, tasks={CI_TASK: partial(run_ci, context)})
     )
-    remote = house.repository.remote
+    remote = context.repository.remote
     if remote is not None:
         queues.append(
             Queue(
                 name=pushes.QUEUE,
                 concurrency=PUSH_WORKERS,
-                tasks={pushes.TASK: partial(push_branch, house, remote)},
+                tasks={pushes.TASK: partial(push_branch, context, remote)},
             )
         )
     return queues
 
 
 @contextmanager
-def working(house: House, queues: Sequence[Queue]) -> Iterator[None]:
+def working(context: AppContext, queues: Sequence[Queue]) -> Iterator[None]:
     """Do background work, from now on until the end."""
-    workers = Workers(house.engine, queues)
+    workers = Workers(context.engine, queues)
     workers.start()
     try:
         yield
     finally:
-        house.stopping.set()
-        if house.repository.remote is not None:
-            house.repository.remote.stop()  # or a slow one would hold up the end
+        context.stopping.set()
+        if context.repository.remote is not None:
+            context.repository.remote.stop()  # or a slow one would hold up the end
         workers.stop()
 
 

@@ -191,7 +191,7 @@ class Agents:
         self.now += timedelta(**time)
 
     def upkeep(self) -> None:
-        keep_up(self.app.state.house)
+        keep_up(self.app.state.context)
 
     def ask(self, role: str = "builder", run_id: str | None = "run-001", **fields: Any) -> Response:
         """Ask a run for work, None: any run."""
@@ -240,7 +240,7 @@ class Agents:
 
     def reserved(self, run_id: str = "run-001") -> tuple[int, int]:
         """Return what the run and its phases have reserved, as the tables have it."""
-        with self.app.state.house.engine.connect() as connection:
+        with self.app.state.context.engine.connect() as connection:
             row = connection.execute(
                 text(
                     "SELECT r.tokens_reserved, (SELECT sum(p.tokens_reserved) FROM phases p"
@@ -259,5 +259,5 @@ class Agents:
 @pytest.fixture
 def agents(api: Api, app: FastAPI) -> Agents:
     agents = Agents(api, app)
-    app.state.house = replace(app.state.house, now=agents.clock)
+    app.state.context = replace(app.state.context, now=agents.clock)
     return agents

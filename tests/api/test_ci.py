@@ -221,6 +221,6 @@ def test_aged_issues_are_cleaned_up_by_phases_of_their_own(api: Api) -> None:
 
 
 def test_external_ci_without_a_remote_refuses_new_runs(api: Api) -> None:
-    api.client.app.state.house.repository.remote = None  # type: ignore[attr-defined]
+    api.client.app.state.context.repository.remote = None  # type: ignore[attr-defined]
     response = api.client.post("/runs/start", json=api.plan())
     api.refused(response, 422, "invalid_ruleset", "AUTOPACK_GIT_REMOTE")

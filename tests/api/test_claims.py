@@ -31,7 +31,7 @@ HELD = {"task_category": "debt_cleanup"}  # its patches wait for an Auditor
 
 @pytest.fixture
 def engine(agents: Agents) -> Engine:
-    engine: Engine = agents.app.state.house.engine
+    engine: Engine = agents.app.state.context.engine
     return engine
 
 

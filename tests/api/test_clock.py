@@ -34,7 +34,7 @@ class Falling:
 @pytest.fixture
 def falling(app: FastAPI, api: Api) -> Falling:
     clock = Falling()
-    app.state.house = replace(app.state.house, now=clock)
+    app.state.context = replace(app.state.context, now=clock)
     return clock
 
 
@@ -76,8 +76,8 @@ def test_the_lease_of_an_agent_lasts_its_time_when_the_clock_is_set_back(
     api.start()
     claim = {"role": "builder", "agent": "codex", "lease_seconds": 60}
     lease = api.client.post("/runs/run-001/claim", json=claim).json()["lease"]
-    house = app.state.house
-    app.state.house = replace(house, now=lambda: house.now() - timedelta(days=1))
+    context = app.state.context
+    app.state.context = replace(context, now=lambda: context.now() - timedelta(days=1))
     assert api.result(lease_token=lease["token"]).status_code == 200
 
 
@@ -92,7 +92,7 @@ def uptime(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_time_is_the_databases_and_asked_for_every_few_seconds_alone(
     app: FastAPI, api: Api, uptime: list[float]
 ) -> None:
-    engine: Engine = app.state.house.engine
+    engine: Engine = app.state.context.engine
     asked: list[str] = []
     clock = DatabaseClock(engine)
     first = clock()
@@ -108,7 +108,7 @@ def test_time_is_the_databases_and_asked_for_every_few_seconds_alone(
 def test_time_goes_on_while_the_database_is_away(
     app: FastAPI, api: Api, uptime: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = DatabaseClock(app.state.house.engine)
+    clock = DatabaseClock(app.state.context.engine)
     first = clock()
 
     def away() -> tuple[float, datetime]:

@@ -46,7 +46,7 @@ def engine(app: FastAPI, api: Api) -> Engine:
     """The service's own connections, in a database with one run and one issue."""
     api.start()
     api.issue()
-    engine: Engine = app.state.house.engine
+    engine: Engine = app.state.context.engine
     return engine
 
 

@@ -19,7 +19,7 @@ from autopack.config import Settings
 from autopack.gitrepo import Repository
 from autopack.mirror import Mirror
 from autopack.services import ci
-from autopack.services.house import House
+from autopack.services.context import AppContext
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -32,10 +32,10 @@ NEEDS_GOOD = "test -f src/good.txt || { echo 'no good.txt'; exit 1; }"
 
 
 @pytest.fixture
-def house(app: FastAPI, api: Api) -> House:
-    house = app.state.house
-    assert isinstance(house, House)
-    return house
+def context(app: FastAPI, api: Api) -> AppContext:
+    context = app.state.context
+    assert isinstance(context, AppContext)
+    return context
 
 
 def rule(api: Api, command: str, *, ci: dict[str, Any] | None = None, **profile: Any) -> None:
@@ -48,9 +48,9 @@ def rule(api: Api, command: str, *, ci: dict[str, Any] | None = None, **profile:
     assert response.status_code == 200, response.text
 
 
-def waiting(house: House) -> list[int]:
+def waiting(context: AppContext) -> list[int]:
     """Return the runs of CI that wait in the queue, whenever they are due."""
-    with house.reading() as session:
+    with context.reading() as session:
         query = text(
             "SELECT (args->>'ci_run_id')::bigint FROM procrastinate_jobs"
             " WHERE queue_name = 'ci' AND status = 'todo' ORDER BY id"
@@ -58,24 +58,24 @@ def waiting(house: House) -> list[int]:
         return list(session.scalars(query))
 
 
-def work(house: House) -> int:
+def work(context: AppContext) -> int:
     """Do what a worker would: one queued run of CI. Return its id."""
-    [ci_run_id] = waiting(house)
-    with house.writing() as session:
+    [ci_run_id] = waiting(context)
+    with context.writing() as session:
         session.execute(text("UPDATE procrastinate_jobs SET status = 'doing'"))
         session.commit()
-    ci.run_ci(house, ci_run_id)
-    take(house)
+    ci.run_ci(context, ci_run_id)
+    take(context)
     return ci_run_id
 
 
-def take(house: House) -> None:
+def take(context: AppContext) -> None:
     """Do what the upkeep's worker would: let runs of CI begin, and take their verdicts."""
     tasks: dict[str, Callable[..., None]] = {
         ci.BEGIN_TASK: ci.begin_ci_run,
-        ci.TAKE_TASK: ci.take_ci_outcome,
+        ci.TAKE_TASK: ci.record_ci_outcome,
     }
-    with house.writing() as session:
+    with context.writing() as session:
         query = text(
             "DELETE FROM procrastinate_jobs WHERE queue_name = 'upkeep'"
             " RETURNING id, task_name, args"
@@ -83,7 +83,7 @@ def take(house: House) -> None:
         jobs = sorted(session.execute(query))
         session.commit()
     for _, name, arguments in jobs:
-        tasks[name](house, **arguments)
+        tasks[name](context, **arguments)
 
 
 def runs_of_ci(api: Api) -> list[dict[str, Any]]:
@@ -99,37 +99,39 @@ def backtest_changes(api: Api) -> list[str]:
     return changes
 
 
-def test_the_time_of_a_command_counts_from_when_a_worker_takes_it(api: Api, house: House) -> None:
+def test_the_time_of_a_command_counts_from_when_a_worker_takes_it(
+    api: Api, context: AppContext
+) -> None:
     """Until then it may wait as long as the run may last."""
 
     def has_deadline() -> bool:
-        with house.reading() as session:
+        with context.reading() as session:
             return bool(session.scalar(text("SELECT deadline_at IS NOT NULL FROM phases")))
 
     rule(api, "true")
     api.start()
     api.result()
     assert not has_deadline()
-    [ci_run_id] = waiting(house)
-    ci.begin_ci_run(house, ci_run_id)
+    [ci_run_id] = waiting(context)
+    ci.begin_ci_run(context, ci_run_id)
     assert has_deadline()
-    work(house)
+    work(context)
     assert api.phase()["state"] == "COMPLETE"
 
 
 def test_red_sends_the_phase_back_with_the_log_and_green_completes_it(
-    api: Api, house: House
+    api: Api, context: AppContext
 ) -> None:
     rule(api, NEEDS_GOOD)
     api.start(phase={"complexity": "high"})  # strict: without a verdict it could not be eligible
     assert api.result(patch=api.new_file("src/bad.txt")).json()["phase_state"] == "CI_RUNNING"
-    work(house)
+    work(context)
     assert api.phase()["state"] == "QUEUED"
     item = api.client.post("/runs/run-001/claim", json={"role": "builder", "agent": "a"}).json()
     assert "no good.txt" in item["history"][0]["log_tail"]
     token = item["lease"]["token"]
     api.result(patch=api.new_file("src/good.txt"), lease_token=token)
-    ci_run_id = work(house)
+    ci_run_id = work(context)
     run = api.run()
     assert run["state"] == "DONE_SUCCESS"
     assert run["promotion_eligible_to_main"], run["promotion_reasons"]
@@ -143,12 +145,12 @@ def test_red_sends_the_phase_back_with_the_log_and_green_completes_it(
     assert backtest_changes(api) == []
 
 
-def test_the_command_sees_the_commit_and_which_it_is(api: Api, house: House) -> None:
+def test_the_command_sees_the_commit_and_which_it_is(api: Api, context: AppContext) -> None:
     rule(api, 'echo "$CI_PROFILE $AUTOPACK_COMMIT" && git rev-parse HEAD && git status --short')
     api.start()
     api.result()
     judged = api.head()
-    work(house)
+    work(context)
     [run] = runs_of_ci(api)
     assert run["commit_sha"] == judged
     log = api.client.get(run["log"], params={"tail": 1}).text
@@ -156,13 +158,15 @@ def test_the_command_sees_the_commit_and_which_it_is(api: Api, house: House) -> 
     assert api.client.get(run["log"]).text == f"normal {judged}\n{judged}\n"
 
 
-def test_red_then_green_on_a_retry_is_green_flaky_and_an_issue(api: Api, house: House) -> None:
+def test_red_then_green_on_a_retry_is_green_flaky_and_an_issue(
+    api: Api, context: AppContext
+) -> None:
     rule(api, '[ "$AUTOPACK_CI_ATTEMPT" = 2 ]', retries=1)
     api.start()
     api.result()
-    work(house)
+    work(context)
     assert api.phase()["state"] == "CI_RUNNING"
-    work(house)
+    work(context)
     assert api.phase()["state"] == "COMPLETE"
     assert [run["flaky"] for run in runs_of_ci(api)] == [False, True]
     assert api.run()["tiers"][0]["ci_runs_count"] == 1
@@ -171,26 +175,26 @@ def test_red_then_green_on_a_retry_is_green_flaky_and_an_issue(api: Api, house: 
     assert backtest_changes(api) == []
 
 
-def test_a_retry_that_is_red_too_costs_one_try(api: Api, house: House) -> None:
+def test_a_retry_that_is_red_too_costs_one_try(api: Api, context: AppContext) -> None:
     rule(api, "false", retries=1)
     api.start()
     api.result()
-    work(house)
-    work(house)
-    assert waiting(house) == []
+    work(context)
+    work(context)
+    assert waiting(context) == []
     phase = api.phase()
     assert (phase["state"], phase["builder_attempts_used"]) == ("QUEUED", 1)
 
 
 def test_a_command_that_is_not_there_is_tried_again_and_then_ends_the_run(
-    api: Api, house: House
+    api: Api, context: AppContext
 ) -> None:
     rule(api, "no-such-command-anywhere")
     api.start()
     api.result()
     for _ in range(3):
         assert api.run()["state"] == "CI_RUNNING"
-        work(house)
+        work(context)
     run = api.run()
     assert run["state"] == "DONE_FAILED_ENVIRONMENT"
     assert run["failure_code"] == "ci_did_not_run"
@@ -200,34 +204,34 @@ def test_a_command_that_is_not_there_is_tried_again_and_then_ends_the_run(
     assert backtest_changes(api) == []
 
 
-def test_a_verdict_counts_once_however_many_workers_bring_it(api: Api, house: House) -> None:
+def test_a_verdict_counts_once_however_many_workers_bring_it(api: Api, context: AppContext) -> None:
     rule(api, "true")
     api.start()
     api.result()
-    [ci_run_id] = waiting(house)
+    [ci_run_id] = waiting(context)
     with ThreadPoolExecutor(3) as pool:
-        list(pool.map(lambda _: ci.run_ci(house, ci_run_id), range(3)))
-    take(house)
+        list(pool.map(lambda _: ci.run_ci(context, ci_run_id), range(3)))
+    take(context)
     assert api.run()["state"] == "DONE_SUCCESS"
     assert api.run()["tiers"][0]["ci_runs_count"] == 1
     kinds = [event["kind"] for event in api.client.get("/runs/run-001/events").json()["events"]]
     assert kinds.count("CiVerdictReceived") == 1
 
 
-def test_runs_are_judged_at_once_each_by_its_own_commit(api: Api, house: House) -> None:
+def test_runs_are_judged_at_once_each_by_its_own_commit(api: Api, context: AppContext) -> None:
     rule(api, 'test -f "src/$AUTOPACK_RUN_ID.txt" && [ "$(ls src | wc -l)" = 2 ]')
     run_ids = [f"run-{number}" for number in range(4)]
     for run_id in run_ids:
         api.start(run_id)
         api.result(run_id, patch=api.new_file(f"src/{run_id}.txt"))
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda ci_run_id: ci.run_ci(house, ci_run_id), waiting(house)))
-    take(house)
+        list(pool.map(lambda ci_run_id: ci.run_ci(context, ci_run_id), waiting(context)))
+    take(context)
     assert {api.run(run_id)["state"] for run_id in run_ids} == {"DONE_SUCCESS"}
 
 
 def test_a_worker_with_a_clone_of_its_own_fetches_what_it_judges_and_writes_nothing(
-    api: Api, house: House, settings: Settings, git_repo: GitRepo, tmp_path: Path
+    api: Api, context: AppContext, settings: Settings, git_repo: GitRepo, tmp_path: Path
 ) -> None:
     there = tmp_path / "there"
     git_repo.git("clone", "--quiet", str(git_repo.path), str(there / "repo"))
@@ -243,24 +247,24 @@ def test_a_worker_with_a_clone_of_its_own_fetches_what_it_judges_and_writes_noth
     rule(api, "test -f src/P0.0.txt")
     api.start()
     api.result()
-    [ci_run_id] = waiting(house)
+    [ci_run_id] = waiting(context)
     mirror = Mirror(elsewhere.autonomous_runs_dir)
-    other = House(elsewhere, house.engine, Repository.open(elsewhere), mirror)
+    other = AppContext(elsewhere, context.engine, Repository.open(elsewhere), mirror)
     ci.run_ci(other, ci_run_id)
     assert api.phase()["state"] == "CI_RUNNING"
-    take(house)
+    take(context)
     assert api.run()["state"] == "DONE_SUCCESS"
     assert "phase-P0.0" in git_repo.git("tag", "--list")
     assert git_repo.git("-C", str(there / "repo"), "show-ref") == refs
     assert not elsewhere.autonomous_runs_dir.exists()
 
 
-def test_the_end_of_a_run_stops_its_ci(api: Api, house: House) -> None:
+def test_the_end_of_a_run_stops_its_ci(api: Api, context: AppContext) -> None:
     rule(api, "sleep 60")
     api.start()
     api.result()
     with ThreadPoolExecutor(1) as pool:
-        working = pool.submit(work, house)
+        working = pool.submit(work, context)
         while not runs_of_ci(api)[0]["started_at"]:
             pass
         cancelled = api.client.post("/runs/run-001/cancel", json={"reason": "enough"})
@@ -271,7 +275,7 @@ def test_the_end_of_a_run_stops_its_ci(api: Api, house: House) -> None:
     assert run["ended_at"]
 
 
-def test_a_verdict_from_outside_is_refused(api: Api, house: House) -> None:
+def test_a_verdict_from_outside_is_refused(api: Api, context: AppContext) -> None:
     rule(api, "true")
     api.start()
     api.result()
@@ -294,7 +298,7 @@ def test_what_judges_a_patch_is_no_patch_s_to_change(api: Api, git_repo: GitRepo
     assert "protected" not in checked.text, checked.text
 
 
-def test_a_log_that_is_not_there_is_named(api: Api, house: House) -> None:
+def test_a_log_that_is_not_there_is_named(api: Api, context: AppContext) -> None:
     rule(api, "true")
     api.start()
     api.result()
@@ -304,12 +308,12 @@ def test_a_log_that_is_not_there_is_named(api: Api, house: House) -> None:
     api.refused(api.client.get("/runs/run-001/ci/999/log"), 404, "not_found", "999")
 
 
-def test_a_credential_that_a_command_prints_is_kept_nowhere(api: Api, house: House) -> None:
+def test_a_credential_that_a_command_prints_is_kept_nowhere(api: Api, context: AppContext) -> None:
     body = "aB3dE5fG7hJ9kL1mN3pQ5rS7tU9vW1xY3zA5"
     rule(api, f"echo 'with ghp_''{body} it failed'; exit 1")
     api.start()
     api.result()
-    work(house)
+    work(context)
     [run] = runs_of_ci(api)
     log = api.client.get(run["log"]).text
     assert "with [redacted: github token] it failed" in log
@@ -318,37 +322,37 @@ def test_a_credential_that_a_command_prints_is_kept_nowhere(api: Api, house: Hou
 
 
 def test_whatever_a_command_prints_is_kept_as_it_is_and_harms_nothing(
-    api: Api, house: House
+    api: Api, context: AppContext
 ) -> None:
     rule(api, r"printf 'a\000b\033[31m\377\n'; head -c 300000 /dev/zero | tr '\0' x; exit 1")
     api.start()
     api.result()
-    work(house)
+    work(context)
     [run] = runs_of_ci(api)
     assert run["verdict"] == "red"
     log = api.client.get(run["log"]).content
     assert log == b"a\0b\x1b[31m\xff\n" + 300_000 * b"x"
     item = api.client.get("/runs/run-001/next_phase").json()
     assert item["history"][0]["log_tail"] == 4_000 * "x"
-    with house.engine.connect() as connection:
+    with context.engine.connect() as connection:
         assert connection.scalar(text("SELECT length(log_tail) FROM ci_runs")) == 4_000
     assert "\x1b" not in api.file("run-001", "phases", "phase_0_P0.0.md")
 
 
 @pytest.mark.parametrize("is_required", [False, True])
 def test_an_unconfined_green_is_told_wherever_the_verdict_is_and_may_be_refused(
-    api: Api, house: House, is_required: bool
+    api: Api, context: AppContext, is_required: bool
 ) -> None:
     rule(api, "true", ci={"require_sandbox": is_required})
     api.start(phase={"complexity": "high"})
     api.result()
-    work(replace(house, settings=house.settings.model_copy(update={"ci_sandbox": "none"})))
+    work(replace(context, settings=context.settings.model_copy(update={"ci_sandbox": "none"})))
     assert api.phase()["sandbox"] == runs_of_ci(api)[0]["sandbox"] == "none"
     told = api.client.get("/runs/run-001/promotion").json()
     [word] = told["reasons"] if is_required else told["warnings"]
     assert word.startswith("the green verdict of phase 'P0.0' was")
     assert told["eligible"] is not is_required
-    folder = house.settings.autonomous_runs_dir / "run-001"
+    folder = context.settings.autonomous_runs_dir / "run-001"
     [event] = [
         event
         for event in api.client.get("/runs/run-001/events").json()["events"]

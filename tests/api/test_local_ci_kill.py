@@ -33,9 +33,9 @@ import sys
 from autopack.config import load_settings
 from autopack.config import Settings
 from autopack.jobs.worker import Workers
-from autopack.main import open_house, queues_of
-with open_house(load_settings()) as house:
-    Workers(house.engine, queues_of(house), stalled_seconds={STALLED_SECONDS}).start()
+from autopack.main import open_context, queues_of
+with open_context(load_settings()) as context:
+    Workers(context.engine, queues_of(context), stalled_seconds={STALLED_SECONDS}).start()
     sys.stdin.read()
 """
 
@@ -101,8 +101,8 @@ def test_a_killed_workers_ci_ends_with_it_and_is_done_again_by_another(
         for pid in processes_of(nap):  # without a sandbox they outlive a worker that is killed
             os.kill(pid, signal.SIGKILL)
     (lent / "go_on").touch()
-    house = app.state.house
-    workers = Workers(house.engine, queues_of(house), stalled_seconds=STALLED_SECONDS)
+    context = app.state.context
+    workers = Workers(context.engine, queues_of(context), stalled_seconds=STALLED_SECONDS)
     workers.start()
     try:
         wait_until(lambda: bool(api.run()["ended_at"]))

@@ -41,7 +41,7 @@ BUDGETS = {
 @pytest.fixture
 def engine(app: FastAPI, api: Api) -> Engine:
     """The service's own connections to Postgres."""
-    engine: Engine = app.state.house.engine
+    engine: Engine = app.state.context.engine
     return engine
 
 
@@ -183,8 +183,8 @@ def test_an_unknown_run_is_404(api: Api, path: str) -> None:
 
 def test_a_run_whose_time_is_up_is_reported_as_ended(api: Api, app: FastAPI) -> None:
     api.start(max_duration_minutes=5)
-    house = app.state.house
-    app.state.house = replace(house, now=lambda: house.now() + timedelta(minutes=7))
+    context = app.state.context
+    app.state.context = replace(context, now=lambda: context.now() + timedelta(minutes=7))
     assert ask(api, "/metrics/tiers/run-001")["tiers"][0]["state"] == "SKIPPED"
     summary = ask(api, "/reports/run_summary/run-001")
     assert summary["run"]["state"] == "DONE_FAILED_BUDGET_EXHAUSTED"

@@ -301,9 +301,9 @@ def test_an_old_git_rehearses_nothing_and_says_so(api: Api, tmp_path: Path) -> N
 
 
 def test_a_run_without_a_record_may_not_be_merged(api: Api, app: FastAPI) -> None:
-    house = app.state.house
-    unrecorded = house.settings.model_copy(update={"commit_run_record": False})
-    app.state.house = replace(house, settings=unrecorded)
+    context = app.state.context
+    unrecorded = context.settings.model_copy(update={"commit_run_record": False})
+    app.state.context = replace(context, settings=unrecorded)
     api.start()
     api.result()
     given, (_, found) = api.client.get("/runs/run-001/promotion").json(), checked(api, "run-001")

@@ -233,9 +233,9 @@ class TestAFullDisk:
         from autopack.services.upkeep import keep_up
 
         api.client.post("/runs/start", json=api.plan())
-        keep_up(app.state.house)
+        keep_up(app.state.context)
         no_room.undo()
-        keep_up(app.state.house)
+        keep_up(app.state.context)
         assert "RUN_CREATED" in api.file("run-001", "run_summary.md")
 
 
@@ -247,10 +247,10 @@ class TestALostDatabase:
         with socket.socket() as silent:
             silent.bind(("127.0.0.1", 0))  # nobody listens
             port = silent.getsockname()[1]
-            house = app.state.house
+            context = app.state.context
             dead = make_engine(f"postgresql+psycopg2://x:hunter2@127.0.0.1:{port}/x", 15)
-            app.state.house = type(house)(
-                house.settings, dead, house.repository, house.mirror, house.now
+            app.state.context = type(context)(
+                context.settings, dead, context.repository, context.mirror, context.now
             )
             for response in (
                 api.client.get("/runs"),
@@ -269,7 +269,7 @@ class TestALostDatabase:
             assert api.client.get("/health/live").status_code == 200
             assert api.client.get("/").status_code == 200
             dead.dispose()
-            app.state.house = house
+            app.state.context = context
         assert api.run() == before
         assert api.result().status_code == 200
 
@@ -278,7 +278,7 @@ class TestALostDatabase:
         self, api: Api, app: FastAPI, settings: Settings, moment: str
     ) -> None:
         before = api.start()
-        engine = app.state.house.engine
+        engine = app.state.context.engine
         cuts: list[int] = []
 
         def cut(connection: Any, _cursor: object, statement: str, *_: Any) -> None:
@@ -304,7 +304,7 @@ class TestALostDatabase:
         self, api: Api, app: FastAPI, settings: Settings
     ) -> None:
         api.start(phases=2)
-        engine = app.state.house.engine
+        engine = app.state.context.engine
         cuts: list[int] = []
 
         def cut(connection: Any, _cursor: object, statement: str, *_: Any) -> None:
@@ -340,10 +340,10 @@ class TestALostDatabase:
     ) -> None:
         api.start("held")
         api.start("free")
-        house = app.state.house
+        context = app.state.context
         hasty = make_engine(settings.database_url or "", 1)
-        app.state.house = type(house)(
-            house.settings, hasty, house.repository, house.mirror, house.now
+        app.state.context = type(context)(
+            context.settings, hasty, context.repository, context.mirror, context.now
         )
         holder = create_engine(settings.database_url or "")
         with holder.connect() as connection:
@@ -355,7 +355,7 @@ class TestALostDatabase:
             waiting.join(10)
         holder.dispose()
         api.refused(answers[0], 503, "database_unavailable", "another request")
-        app.state.house = house
+        app.state.context = context
         hasty.dispose()
         assert api.result("held").status_code == 200
 

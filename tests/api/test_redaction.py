@@ -29,7 +29,7 @@ def require_nowhere(api: Api, app: FastAPI) -> None:
         assert not path.is_file() or BODY not in path.read_text(errors="replace"), path
     for branch in api.repo.git("for-each-ref", "--format=%(refname)", "refs/heads").split():
         assert BODY not in api.repo.git("log", "-p", "--format=%B", branch)
-    with app.state.house.engine.connect() as connection:
+    with app.state.context.engine.connect() as connection:
         tables = connection.execute(
             text("SELECT tablename FROM pg_tables WHERE schemaname = current_schema()")
         ).scalars()

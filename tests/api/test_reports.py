@@ -132,8 +132,8 @@ def test_a_run_that_ran_out_of_time_before_anything_began_is_a_failure_like_othe
     api: Api, app: FastAPI
 ) -> None:
     api.start(max_duration_minutes=5)
-    house = app.state.house
-    app.state.house = replace(house, now=lambda: house.now() + timedelta(minutes=6))
+    context = app.state.context
+    app.state.context = replace(context, now=lambda: context.now() + timedelta(minutes=6))
     api.run()
     (failure,) = ask(api, "/reports/budget_analysis")["failures"]
     assert failure["broken_budget"]["name"] == "max_duration_minutes"

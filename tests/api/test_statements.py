@@ -16,7 +16,7 @@ from sqlalchemy import event
 
 from autopack.gitrepo.process import GitRunner
 from autopack.mirror.files import NewFile, OpenFolder, replace_files
-from autopack.services.house import utc_now
+from autopack.services.context import utc_now
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -79,8 +79,8 @@ def counted(app: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(GitRunner, "start", start_counted)
     monkeypatch.setattr("autopack.mirror.mirror.replace_files", write_counted)
     # The service's own asks the database every few seconds.
-    app.state.house = replace(app.state.house, now=utc_now)
-    event.listen(app.state.house.engine, "before_cursor_execute", lambda *_: count("statements"))
+    app.state.context = replace(app.state.context, now=utc_now)
+    event.listen(app.state.context.engine, "before_cursor_execute", lambda *_: count("statements"))
     return counts
 
 

@@ -168,7 +168,7 @@ def test_five_who_read_miss_nothing_of_what_twenty_write_and_see_nothing_twice(
 
 
 def test_what_is_committed_late_is_not_passed_by(api: Api, app: FastAPI) -> None:
-    engine: Engine = app.state.house.engine
+    engine: Engine = app.state.context.engine
     for run_id in ("run-a", "run-b"):
         api.start(run_id)
     add = text(
@@ -195,7 +195,7 @@ def test_what_is_committed_late_is_not_passed_by(api: Api, app: FastAPI) -> None
 
 
 def test_beyond_the_limit_a_stream_is_refused(api: Api, app: FastAPI) -> None:
-    app.state.feed = Feed(app.state.house.engine, 0)
+    app.state.feed = Feed(app.state.context.engine, 0)
     api.start()
     for path in ("/runs/run-001/events", "/events/stream"):
         response = api.client.get(path, headers=STREAM)

@@ -580,9 +580,9 @@ def test_a_signature_is_what_the_base_branch_asks_for(
     tag = recorded.git("rev-parse", f"{BRANCH}/tier-T0/phase-P0.0")
     for oid in (signed, tag):
         (recorded.path / ".git" / "objects" / oid[:2] / oid[2:]).unlink()
-    house = app.state.house
-    with house.reading() as session:
-        require_objects(house, session, runs.get_run(session, RUN))
+    context = app.state.context
+    with context.reading() as session:
+        require_objects(context, session, runs.get_run(session, RUN))
     assert recorded.git("cat-file", "-t", signed) == "commit"
     assert recorded.git("cat-file", "-t", tag) == "tag"
 

@@ -545,7 +545,7 @@ class Walk:
     def _upkeep(self) -> None:
         from autopack.services.upkeep import keep_up
 
-        keep_up(self.api.client.app.state.house)  # type: ignore[attr-defined]
+        keep_up(self.api.client.app.state.context)  # type: ignore[attr-defined]
 
     # What a step is made of
 
@@ -924,7 +924,7 @@ def test_every_walk_ends_and_its_events_tell_all(
     api: Api, app: FastAPI, settings: Settings
 ) -> None:
     clock = Clock()
-    app.state.house = replace(app.state.house, now=clock)
+    app.state.context = replace(app.state.context, now=clock)
     api.repo.commit({NOTES: "".join(LINES)}, "Have a file that many change")
     defaults = api.client.get("/project/ruleset").json()
     numbers = iter(range(1_000_000))

@@ -133,15 +133,15 @@ class Drive:
             action = building.weigh_result(Decision(decision.state, decision.now), result)
             self.submissions = submission_id
             if action is PatchAction.NOTHING:
-                building.take_result(decision, result)
+                building.accept_result(decision, result)
             elif conflict is not None:
                 refused = RefusedPatch("it conflicts")
-                building.take_result(decision, replace(result, patch=refused))
+                building.accept_result(decision, replace(result, patch=refused))
             elif action is PatchAction.APPLY:
                 applied = self._commit(submission_id)
-                building.take_result(decision, replace(result, patch=applied))
+                building.accept_result(decision, replace(result, patch=applied))
             else:
-                building.take_result(decision, replace(result, patch=HeldPatch()))
+                building.accept_result(decision, replace(result, patch=HeldPatch()))
 
         self.decide(step)
         return self.phase(phase_id)
@@ -183,7 +183,7 @@ class Drive:
                 patches = RefusedReview("the fix-up conflicts", is_held=False)
             elif weighed.is_wanted:
                 patches = tuple(self._commit(submission_id) for _ in range(own_patches + is_held))
-            reviewing.take_review(decision, replace(review, patches=patches))
+            reviewing.accept_review(decision, replace(review, patches=patches))
 
         self.decide(step)
         return self.phase(phase_id)
@@ -218,7 +218,7 @@ class Drive:
             account=account,
             deadline_at=claiming.lease_end(self.run, self.now, seconds),
         )
-        self.decide(lambda decision: claiming.take_claim(decision, claimed))
+        self.decide(lambda decision: claiming.accept_claim(decision, claimed))
         return self.phase(claimed.phase_id)
 
     def ask_for_review(self, phase_id: str = "P1") -> RunState:
@@ -240,7 +240,7 @@ class Drive:
                         )
                     )
             seen = IssuesSeen(phase_id=phase_id, issues=tuple(wanted))
-            issue_rules.take_issues(decision, seen)
+            issue_rules.accept_issues(decision, seen)
 
         return self.decide(step)
 
@@ -261,7 +261,7 @@ class Drive:
                 reason="as it is",
                 failing_checks=(checks,) if verdict is Verdict.RED else (),
             )
-            judging.take_verdict(decision, given)
+            judging.accept_verdict(decision, given)
 
         self.decide(step)
         return self.phase(phase_id)

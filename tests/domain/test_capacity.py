@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from autopack.domain import claiming
-from autopack.domain.capacity import Unavailable, take_unavailable
+from autopack.domain.capacity import Unavailable, accept_unavailable
 from autopack.domain.evolve import change_phase
 from autopack.domain.replay import replay
 from autopack.domain.results import log_tail
@@ -43,7 +43,7 @@ def give_up(
     why = Unavailable(
         phase_id="P1", role=role, reason=LIMIT, retry_at=retry_at, account=account, **usage
     )
-    drive.decide(lambda decision: take_unavailable(decision, why))
+    drive.decide(lambda decision: accept_unavailable(decision, why))
     return drive.phase("P1")
 
 

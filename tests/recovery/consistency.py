@@ -23,7 +23,7 @@ from autopack.domain.run import FailureCode
 from autopack.gitrepo import Repository
 from autopack.mirror import Mirror
 from autopack.models import BacklogEntry, Commit, EventRow, Issue, Patch, Phase, Run, Submission
-from autopack.services.house import House
+from autopack.services.context import AppContext
 from autopack.services.projection import project, project_backlog, run_index
 from autopack.store import runs
 
@@ -183,12 +183,12 @@ def _assert_files(engine: Engine, settings: Settings, names: list[str]) -> None:
         mirror = Mirror(Path(scratch))
         mirror.prepare()
         repository = cast("Repository", None)  # files are written of the database alone
-        house = House(settings, engine, repository, mirror, now=lambda: datetime.now(UTC))
+        context = AppContext(settings, engine, repository, mirror, now=lambda: datetime.now(UTC))
         with Session(engine) as session:
             for name in names:
                 run = runs.get_run(session, name)
-                project(house, session, run, phases=None, index=run_index(session, run))
-        project_backlog(house)
+                project(context, session, run, phases=None, index=run_index(session, run))
+        project_backlog(context)
         expected, found = _content(Path(scratch)), _content(settings.autonomous_runs_dir)
     rulesets = {name for name in found if name.startswith("project_ruleset_")}
     assert found.keys() - rulesets == expected.keys()

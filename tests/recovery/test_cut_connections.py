@@ -11,7 +11,7 @@ import psycopg2
 import pytest
 from sqlalchemy import Engine, event
 
-from autopack.services.house import utc_now
+from autopack.services.context import utc_now
 from autopack.services.upkeep import keep_up
 
 from .consistency import assert_consistent
@@ -31,7 +31,7 @@ PLAN: Json = {
     "tiers": [{"tier_id": "T1", "tier_index": 0, "name": "First tier"}],
     "phases": [{"phase_id": "P0", "phase_index": 0, "tier_id": "T1", "name": "Do it"}],
 }
-MOST_STEPS = 200
+MAX_STEPS = 200
 
 
 class Cutter:
@@ -73,8 +73,8 @@ def _raw(connection: Any) -> Any:
 
 @pytest.fixture
 def cutter(app: FastAPI, client: TestClient, database_url: str) -> Iterator[Cutter]:
-    app.state.house = replace(app.state.house, now=utc_now)  # the other asks in between
-    cutter = Cutter(app.state.house.engine, database_url)
+    app.state.context = replace(app.state.context, now=utc_now)  # the other asks in between
+    cutter = Cutter(app.state.context.engine, database_url)
     yield cutter
     cutter.close()
 
@@ -116,7 +116,7 @@ def test_a_connection_that_is_lost_at_any_step_of_a_request_is_503(
 ) -> None:
     assert client.post("/runs/start", json=PLAN).status_code == 201
     problems = []
-    for step in range(MOST_STEPS):
+    for step in range(MAX_STEPS):
         if name == "result":
             assert REQUESTS["start"](client, step).status_code == 201
         with cutter.cutting(step):
@@ -130,5 +130,5 @@ def test_a_connection_that_is_lost_at_any_step_of_a_request_is_503(
     else:
         pytest.fail("the request has too many steps")
     assert not problems, problems
-    keep_up(app.state.house)
+    keep_up(app.state.context)
     assert_consistent(settings)

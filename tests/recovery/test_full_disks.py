@@ -182,7 +182,7 @@ def test_a_runs_directory_that_is_gone_comes_back_with_all_of_its_files(
 ) -> None:
     before = _tree(settings.autonomous_runs_dir)
     REMOVALS[how](settings.autonomous_runs_dir)
-    keep_up(app.state.house)
+    keep_up(app.state.context)
     assert _tree(settings.autonomous_runs_dir) == before
 
 

@@ -17,12 +17,12 @@ from sqlalchemy import event, text
 
 from autopack.config import Settings
 from autopack.gitrepo import GitFailedError, Remote
-from autopack.services.house import House
+from autopack.services.context import AppContext
 from autopack.services.pushes import (
     LONGEST_WAIT_SECONDS,
     push_branch,
+    resume_pushes,
     retry_wait,
-    take_up_pushes,
 )
 
 from .conftest import Bare
@@ -53,7 +53,7 @@ class Desk:
     client: TestClient
     repo: GitRepo
     bare: Bare
-    house: House
+    context: AppContext
     # Ahead of the service's: what is wanted now is due, and no slow machine makes more due.
     now: datetime = field(default_factory=lambda: datetime.now(UTC) + timedelta(hours=1))
 
@@ -84,7 +84,7 @@ class Desk:
         """Do the job that is due so many seconds later; if none is, return how long none is."""
         self.now += timedelta(seconds=seconds)
         now = self.now
-        with self.house.engine.begin() as connection:
+        with self.context.engine.begin() as connection:
             job = connection.execute(
                 text(
                     "SELECT id, args, coalesce(scheduled_at, :now) AS due FROM procrastinate_jobs"
@@ -99,16 +99,16 @@ class Desk:
                 return float((job.due - now).total_seconds())
             begin = "UPDATE procrastinate_jobs SET status = 'doing' WHERE id = :id"
             connection.execute(text(begin), {"id": job.id})
-        push_branch(replace(self.house, now=lambda: now), self.remote, **job.args)
-        with self.house.engine.begin() as connection:
+        push_branch(replace(self.context, now=lambda: now), self.remote, **job.args)
+        with self.context.engine.begin() as connection:
             end = "DELETE FROM procrastinate_jobs WHERE id = :id"
             connection.execute(text(end), {"id": job.id})
         return 0
 
     @property
     def remote(self) -> Remote:
-        assert self.house.repository.remote is not None
-        return self.house.repository.remote
+        assert self.context.repository.remote is not None
+        return self.context.repository.remote
 
     def status(self, run_id: str = "run-001") -> Json:
         response = self.client.get(f"/runs/{run_id}/integration_status")
@@ -127,13 +127,13 @@ class Desk:
         return self.repo.git("rev-parse", f"refs/heads/autonomous/{run_id}")
 
     def rows(self) -> int:
-        with self.house.engine.connect() as connection:
+        with self.context.engine.connect() as connection:
             return int(connection.execute(text("SELECT count(*) FROM pushes")).scalar_one())
 
 
 @pytest.fixture
 def desk(client: TestClient, app: FastAPI, git_repo: GitRepo, bare: Bare) -> Desk:
-    return Desk(client, git_repo, bare, app.state.house)
+    return Desk(client, git_repo, bare, app.state.context)
 
 
 # When and what
@@ -211,7 +211,7 @@ def test_the_wish_to_push_is_recorded_with_the_change_or_not_at_all(
         raise GitFailedError("git died")
 
     with monkeypatch.context() as patch:
-        patch.setattr(desk.house.repository, "prepare_refs", fail)
+        patch.setattr(desk.context.repository, "prepare_refs", fail)
         response = desk.client.post(
             "/runs/run-001/phases/P0/builder_result",
             json={"status": "success", "patch_content": new_file("P0")},
@@ -278,7 +278,7 @@ def test_a_start_tries_at_once_what_waits(desk: Desk) -> None:
     desk.push()
     desk.bare.take_pushes()
     assert desk.push() > 0
-    take_up_pushes(desk.house)
+    resume_pushes(desk.context)
     assert desk.push() == 0
     assert desk.status()["is_up_to_date"] is True
 
@@ -334,7 +334,7 @@ def test_a_run_is_pushed_by_one_at_a_time_and_others_take_the_next(
     with ThreadPoolExecutor() as pool:
         first = pool.submit(desk.push)
         assert server.has_push.wait(PATIENCE_SECONDS)
-        take_up_pushes(desk.house)
+        resume_pushes(desk.context)
         assert desk.push(seconds=60) == 0  # due by the clock, but somebody is at it
         assert server.push_count == 1
         server.has_push.clear()
@@ -438,7 +438,7 @@ class TestWithoutRemote:
     def test_nothing_is_recorded_shown_or_asked(self, desk: Desk) -> None:
         statements: list[str] = []
         event.listen(
-            desk.house.engine,
+            desk.context.engine,
             "before_cursor_execute",
             lambda _c, _cursor, statement, *_: statements.append(statement),
         )

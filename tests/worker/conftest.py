@@ -14,7 +14,7 @@ import pytest
 
 from autopack.client import Autopack
 from autopack.gitrepo.workspace import ObjectCache
-from autopack.worker import rooms
+from autopack.worker import workspace
 from autopack.worker.mailbox import Mail, Mailbox
 from autopack.worker.worker import Agent, Ending, Orders, Role, Step, Worker
 
@@ -97,7 +97,7 @@ class Workshop:
             worker = Worker(
                 self.service,
                 Orders(agents=agents, **wanted),
-                stack.enter_context(rooms.enter(self.home)),
+                stack.enter_context(workspace.enter(self.home)),
                 ObjectCache(self.home / "repositories"),
                 self.mailbox,
                 {"PATH": "/usr/bin:/bin", "DATABASE_URL": "secret", "GIT_DIR": "/none"},

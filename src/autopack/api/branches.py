@@ -13,7 +13,7 @@ from ..services import branches
 from .bodies import StrictRoute
 from .errors import problem_document, problems
 from .examples import PATCH_CHECK, ROLLBACK, example
-from .inputs import IdempotencyKey, InHouse, RunId
+from .inputs import Context, IdempotencyKey, RunId
 from .replay import replayed
 from .schemas.branches import IntegrationStatusAnswer, PatchCheckAnswer, RollbackAnswer
 
@@ -31,9 +31,9 @@ class Rollback(Closed):
     responses=problems(404, 422, 503),
     summary="Compare a run's branch with the base branch",
 )
-def integration_status(house: InHouse, run_id: RunId) -> object:
+def integration_status(context: Context, run_id: RunId) -> object:
     """`mergeable` is what a real merge in memory gave; `conflicts` names what stands against it."""
-    return branches.integration_status(house, run_id)
+    return branches.integration_status(context, run_id)
 
 
 @router.get(
@@ -49,12 +49,14 @@ def integration_status(house: InHouse, run_id: RunId) -> object:
     summary="Read what a run's branch changes",
 )
 def diff(
-    house: InHouse,
+    context: Context,
     run_id: RunId,
     phase_id: Annotated[Identifier | None, Query(description="Only what this phase did.")] = None,
 ) -> Response:
     """The difference from the run's base commit to its head, as a patch that git applies."""
-    return Response(branches.diff(house, run_id, phase_id), media_type="text/x-diff; charset=utf-8")
+    return Response(
+        branches.diff(context, run_id, phase_id), media_type="text/x-diff; charset=utf-8"
+    )
 
 
 @router.post(
@@ -65,12 +67,12 @@ def diff(
     summary="Ask what would come of a patch",
 )
 def patch_check(
-    house: InHouse,
+    context: Context,
     run_id: RunId,
     check: Annotated[PatchCheck, Body(openapi_examples=example(PATCH_CHECK, "A new file"))],
 ) -> object:
     """Policy and a dry apply on the branch's head; nothing is recorded and no try is used."""
-    answer = branches.check_patch(house, run_id, check)
+    answer = branches.check_patch(context, run_id, check)
     problem = answer.get("problem")
     if isinstance(problem, AutopackError):
         answer["problem"] = problem_document(problem)
@@ -84,12 +86,12 @@ def patch_check(
     summary="Put a finished run's branch back to a snapshot",
 )
 def rollback(
-    house: InHouse,
+    context: Context,
     response: Response,
     run_id: RunId,
     wanted: Annotated[Rollback, Body(openapi_examples=example(ROLLBACK, "Back to a phase"))],
     idempotency_key: IdempotencyKey = None,
 ) -> object:
     """A new commit whose tree is the snapshot's; the run becomes ineligible for promotion."""
-    answer = branches.rollback(house, run_id, wanted.to_phase, wanted.reason, idempotency_key)
+    answer = branches.rollback(context, run_id, wanted.to_phase, wanted.reason, idempotency_key)
     return replayed(response, answer)

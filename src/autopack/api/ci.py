@@ -12,7 +12,7 @@ from ..services import ci, judging
 from .bodies import StrictRoute
 from .errors import problems
 from .examples import CI_RESULT, example
-from .inputs import IdempotencyKey, InHouse, PhaseId, RunId
+from .inputs import Context, IdempotencyKey, PhaseId, RunId
 from .replay import replayed
 from .schemas.results import CiResultAnswer, CiRunsAnswer
 
@@ -26,7 +26,7 @@ router = APIRouter(tags=["ci"], route_class=StrictRoute)
     summary="Submit CI's verdict",
 )
 def ci_result(
-    house: InHouse,
+    context: Context,
     response: Response,
     run_id: RunId,
     phase_id: PhaseId,
@@ -39,7 +39,7 @@ def ci_result(
     tests is red.
     """
     return replayed(
-        response, judging.submit_ci_result(house, run_id, phase_id, report, idempotency_key)
+        response, judging.submit_ci_result(context, run_id, phase_id, report, idempotency_key)
     )
 
 
@@ -49,7 +49,7 @@ def ci_result(
     responses=problems(404, 422, 503),
     summary="List a run's CI runs",
 )
-def ci_runs(house: InHouse, run_id: RunId) -> object:
+def ci_runs(context: Context, run_id: RunId) -> object:
     """Every judgement of every phase, in order, each attempt by itself."""
     return {
         "run_id": run_id,
@@ -76,7 +76,7 @@ def ci_runs(house: InHouse, run_id: RunId) -> object:
                 "started_at": run.started_at,
                 "ended_at": run.ended_at,
             }
-            for run, phase_id in ci.list_ci_runs(house, run_id)
+            for run, phase_id in ci.list_ci_runs(context, run_id)
         ],
     }
 
@@ -94,7 +94,7 @@ def ci_runs(house: InHouse, run_id: RunId) -> object:
     summary="Read a CI run's log",
 )
 def ci_log(
-    house: InHouse,
+    context: Context,
     run_id: RunId,
     ci_run_id: Annotated[
         int,
@@ -110,7 +110,7 @@ def ci_log(
     ] = None,
 ) -> Response:
     """The whole log of a run of our own CI; past the limit its beginning and its end."""
-    log = ci.read_log(house, run_id, ci_run_id)
+    log = ci.read_log(context, run_id, ci_run_id)
     if tail is not None:
         log = b"".join(log.splitlines(keepends=True)[-tail:])
     return Response(log, media_type="text/plain; charset=utf-8")

@@ -12,10 +12,11 @@ from pydantic import BaseModel
 
 from ..domain.values import MAX_COUNT
 from ..services import runs
-from ..services.feed import AllView, Feed, Over, RunView, View
+from ..services.feed import AllView, EndOfRun, Feed, RunView, View
 from .errors import problems
-from .inputs import Cursor, InHouse, PageLimit, RunId, decode_cursor, encode_cursor
-from .schemas.events import EndOfRun, EventAnswer, EventPage, StreamedEvent
+from .inputs import Context, Cursor, PageLimit, RunId, decode_cursor, encode_cursor
+from .schemas.events import EndOfRun as EndOfRunAnswer
+from .schemas.events import EventAnswer, EventPage, StreamedEvent
 
 router = APIRouter(tags=["events"])
 
@@ -52,7 +53,7 @@ def _schema(shape: type[BaseModel]) -> dict[str, Any]:
     return schema
 
 
-_STREAM = _streamed(StreamedEvent, EndOfRun)
+_STREAM = _streamed(StreamedEvent, EndOfRunAnswer)
 
 
 def _feed(request: Request) -> Feed:
@@ -84,7 +85,7 @@ LastEventId = Annotated[
     summary="Read a run's events",
 )
 def list_events(
-    house: InHouse,
+    context: Context,
     feed: InFeed,
     run_id: RunId,
     wants_stream: Annotated[bool, Depends(_wants_stream)],
@@ -101,9 +102,9 @@ def list_events(
     if wants_stream:
         feed.require_room()
         start = last_event_id if last_event_id is not None else after or 0
-        return _stream(feed, RunView(house, run_id), start)
+        return _stream(feed, RunView(context, run_id), start)
     position = decode_cursor(cursor, int)[0] if cursor else after or 0
-    page, more = runs.list_events(house, run_id, after=position, limit=limit)
+    page, more = runs.list_events(context, run_id, after=position, limit=limit)
     return EventPage(
         run_id=run_id,
         events=[EventAnswer.model_validate(event) for event in page],
@@ -118,7 +119,7 @@ def list_events(
     summary="Follow the events of all runs",
 )
 def stream_events(
-    house: InHouse, feed: InFeed, after: After = None, last_event_id: LastEventId = None
+    context: Context, feed: InFeed, after: After = None, last_event_id: LastEventId = None
 ) -> EventSourceResponse:
     """Events of all runs from now on, or after the id of one, none lost and none twice.
 
@@ -126,7 +127,7 @@ def stream_events(
     """
     feed.require_room()
     start = last_event_id if last_event_id is not None else after
-    return _stream(feed, AllView(house, feed), start)
+    return _stream(feed, AllView(context, feed), start)
 
 
 def _stream(feed: Feed, view: View, start: int | None) -> EventSourceResponse:
@@ -139,8 +140,8 @@ async def _lines(feed: Feed, view: View, start: int | None) -> AsyncIterator[byt
         async for event in events:
             if event is None:
                 yield KEEPALIVE_COMMENT
-            elif isinstance(event, Over):
-                end = EndOfRun(run_id=event.run_id, state=event.state)
+            elif isinstance(event, EndOfRun):
+                end = EndOfRunAnswer(run_id=event.run_id, state=event.state)
                 yield format_sse_event(event="end", data_str=end.model_dump_json())
             else:
                 yield format_sse_event(id=str(view.number(event)), data_str=event.document)

@@ -13,15 +13,15 @@ from pydantic import Field
 
 from ..domain.errors import InvalidError
 from ..domain.values import MAX_COUNT, Identifier
-from ..services.house import House
+from ..services.context import AppContext
 
 
-def _house(request: Request) -> House:
-    house: House = request.app.state.house
-    return house
+def _context(request: Request) -> AppContext:
+    context: AppContext = request.app.state.context
+    return context
 
 
-InHouse = Annotated[House, Depends(_house)]
+Context = Annotated[AppContext, Depends(_context)]
 # `openapi_examples`, since Swagger UI fills in those alone, not a schema's `examples`.
 RunId = Annotated[
     Identifier,

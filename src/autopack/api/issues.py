@@ -14,9 +14,9 @@ from .bodies import StrictRoute
 from .errors import problems
 from .examples import ISSUE, example
 from .inputs import (
+    Context,
     Cursor,
     IdempotencyKey,
-    InHouse,
     PageLimit,
     PhaseId,
     RunId,
@@ -42,7 +42,7 @@ router = APIRouter(tags=["issues"], route_class=StrictRoute)
     summary="Record an issue",
 )
 def record_issue(
-    house: InHouse,
+    context: Context,
     response: Response,
     run_id: RunId,
     phase_id: PhaseId,
@@ -53,7 +53,7 @@ def record_issue(
 
     Every report counts; counts of issues are of distinct keys.
     """
-    answer = issues.record_issue(house, run_id, phase_id, report, idempotency_key)
+    answer = issues.record_issue(context, run_id, phase_id, report, idempotency_key)
     return replayed(response, answer)
 
 
@@ -63,16 +63,16 @@ def record_issue(
     responses=problems(404, 422, 503),
     summary="Read a run's issues by key",
 )
-def issue_index(house: InHouse, run_id: RunId) -> object:
+def issue_index(context: Context, run_id: RunId) -> object:
     """Each key once, over all phases of the run."""
-    return issues.issue_index(house, run_id)
+    return issues.issue_index(context, run_id)
 
 
 @router.get(
     "/project/issues/backlog", responses=problems(422, 503), summary="Read the project's backlog"
 )
 def backlog(
-    house: InHouse,
+    context: Context,
     limit: PageLimit = 100,
     cursor: Cursor = None,
     status: Annotated[BacklogStatus | None, Query(description="Only these.")] = None,
@@ -82,10 +82,10 @@ def backlog(
     """Each key once, over all runs, with its age in runs and tiers."""
     after = decode_cursor(cursor, int)[0] if cursor else 0
     page, more = issues.backlog(
-        house, limit=limit, after=after, status=status, category=category, severity=severity
+        context, limit=limit, after=after, status=status, category=category, severity=severity
     )
     return BacklogAnswer(
-        project_id=house.settings.project_id,
+        project_id=context.settings.project_id,
         issues_by_key={entry.issue_key: BacklogEntryAnswer.model_validate(entry) for entry in page},
         next_cursor=None if more is None else encode_cursor(more),
     )

@@ -10,7 +10,7 @@ from ..domain.states import RunStatus
 from ..services import metrics
 from .bodies import StrictRoute
 from .errors import problems
-from .inputs import Cursor, InHouse, PageLimit, RunId, decode_moment, encode_moment
+from .inputs import Context, Cursor, PageLimit, RunId, decode_moment, encode_moment
 from .schemas.metrics import (
     RunMetricsAnswer,
     RunMetricsPage,
@@ -23,7 +23,7 @@ router = APIRouter(tags=["metrics"], route_class=StrictRoute)
 
 @router.get("/metrics/runs", responses=problems(422, 503), summary="Read figures of runs")
 def run_metrics(
-    house: InHouse,
+    context: Context,
     limit: PageLimit = 100,
     cursor: Cursor = None,
     status: Annotated[RunStatus | None, Query(description="Only runs in this state.")] = None,
@@ -34,7 +34,7 @@ def run_metrics(
     every run in that state, not the page.
     """
     before = None if cursor is None else decode_moment(cursor)
-    total, page, more = metrics.run_metrics(house, limit=limit, before=before, status=status)
+    total, page, more = metrics.run_metrics(context, limit=limit, before=before, status=status)
     return RunMetricsPage(
         total_runs=total,
         runs=[RunMetricsAnswer.model_validate(run) for run in page],
@@ -47,12 +47,12 @@ def run_metrics(
     responses=problems(404, 422, 503),
     summary="Read figures of a run's tiers",
 )
-def tier_metrics(house: InHouse, run_id: RunId) -> TierMetricsListAnswer:
+def tier_metrics(context: Context, run_id: RunId) -> TierMetricsListAnswer:
     """Each tier's state, cleanliness with its reasons, phases by state, tokens, issues, CI runs.
 
     `ended_at` is null until the tier is final.
     """
-    tiers = metrics.tier_metrics(house, run_id)
+    tiers = metrics.tier_metrics(context, run_id)
     return TierMetricsListAnswer(
         run_id=run_id,
         tier_count=len(tiers),

@@ -14,9 +14,9 @@ from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..services import metrics
-from ..services.house import House
+from ..services.context import AppContext
 from .errors import problems
-from .inputs import InHouse
+from .inputs import Context
 
 router = APIRouter(tags=["metrics"])
 
@@ -78,13 +78,13 @@ class TrafficMiddleware:
 class _Everything(Collector):
     """What one scrape tells."""
 
-    def __init__(self, traffic: Traffic, house: House) -> None:
+    def __init__(self, traffic: Traffic, context: AppContext) -> None:
         self._traffic = traffic
-        self._house = house
+        self._context = context
 
     def collect(self) -> Iterator[Metric]:
         yield from self._traffic.registry.collect()
-        for gauge, figures in metrics.gauges(self._house):
+        for gauge, figures in metrics.gauges(self._context):
             family = GaugeMetricFamily(gauge.name, gauge.text, labels=gauge.labels)
             for labels, value in figures.items():
                 family.add_metric(labels, value)
@@ -106,7 +106,7 @@ def _traffic(request: Request) -> Traffic:
     summary="Read figures for Prometheus",
 )
 def prometheus(
-    request: Request, house: InHouse, traffic: Annotated[Traffic, Depends(_traffic)]
+    request: Request, context: Context, traffic: Annotated[Traffic, Depends(_traffic)]
 ) -> Response:
     """Prometheus text, or OpenMetrics where that is accepted.
 
@@ -114,4 +114,4 @@ def prometheus(
     which are left out while it is away.
     """
     encode, media_type = choose_encoder(request.headers.get("accept", ""))
-    return Response(encode(_Everything(traffic, house)), media_type=media_type)
+    return Response(encode(_Everything(traffic, context)), media_type=media_type)

@@ -11,7 +11,7 @@ from ..services.phases import StatusChange
 from .bodies import StrictRoute
 from .errors import problems
 from .examples import STATUS, example
-from .inputs import InHouse, PhaseId, RunId
+from .inputs import Context, PhaseId, RunId
 from .schemas.runs import PhaseAnswer, StatusAnswer
 
 router = APIRouter(tags=["phases"], route_class=StrictRoute)
@@ -23,7 +23,7 @@ router = APIRouter(tags=["phases"], route_class=StrictRoute)
     summary="Set a phase's state by hand",
 )
 def update_status(
-    house: InHouse,
+    context: Context,
     run_id: RunId,
     phase_id: PhaseId,
     wanted: Annotated[StatusChange, Body(openapi_examples=example(STATUS, "Start the phase"))],
@@ -32,7 +32,7 @@ def update_status(
 
     A phase that is made `COMPLETE` by hand counts as unverified: its run cannot be promoted.
     """
-    phase = phases.update_status(house, run_id, phase_id, wanted)
+    phase = phases.update_status(context, run_id, phase_id, wanted)
     return StatusAnswer(
         message=f"phase '{phase_id}' of run '{run_id}' is {phase.state}",
         phase=PhaseAnswer.model_validate(phase),

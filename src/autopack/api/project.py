@@ -14,7 +14,7 @@ from ..services import backtests, issues, rulesets
 from .bodies import StrictRoute
 from .errors import problems
 from .examples import BACKTEST, PLAN, RULESET, example
-from .inputs import InHouse
+from .inputs import Context
 from .schemas.issues import BacklogEntryAnswer, BacklogIssueAnswer
 from .schemas.project import BacktestAnswer, ComparisonAnswer, DryRunAnswer
 
@@ -44,20 +44,20 @@ class Backtest(Closed):
 
 
 @router.get("/project/ruleset", responses=problems(422, 503), summary="Read the ruleset")
-def get_ruleset(house: InHouse) -> Ruleset:
+def get_ruleset(context: Context) -> Ruleset:
     """The operator's policy as a whole document, as `PUT` takes it."""
-    return rulesets.read_ruleset(house)
+    return rulesets.read_ruleset(context)
 
 
 @router.put("/project/ruleset", responses=problems(413, 422, 503), summary="Replace the ruleset")
 def put_ruleset(
-    house: InHouse,
+    context: Context,
     document: Annotated[
         dict[str, Any], Body(openapi_examples=example(RULESET, "Shorter runs, all else default"))
     ],
 ) -> Ruleset:
     """Runs that are under way keep the strategy they started with. What is left out is default."""
-    return rulesets.write_ruleset(house, document)
+    return rulesets.write_ruleset(context, document)
 
 
 @router.post(
@@ -66,12 +66,12 @@ def put_ruleset(
     summary="Compile a strategy, start nothing",
 )
 def dry_run(
-    house: InHouse,
+    context: Context,
     wanted: Annotated[DryRun, Body(openapi_examples=example(PLAN, "One tier with one phase"))],
 ) -> DryRunAnswer:
     """What each phase of a plan would cost at most and how it would be judged."""
     plan = Plan(run=wanted.run, tiers=wanted.tiers, phases=wanted.phases)
-    strategy, today = rulesets.dry_run(house, plan, wanted.ruleset)
+    strategy, today = rulesets.dry_run(context, plan, wanted.ruleset)
     return DryRunAnswer(strategy=strategy, today=today)
 
 
@@ -79,7 +79,7 @@ def dry_run(
     "/strategy/backtest", responses=problems(404, 413, 422, 503), summary="Judge past runs again"
 )
 def backtest(
-    house: InHouse,
+    context: Context,
     wanted: Annotated[
         Backtest, Body(openapi_examples=example(BACKTEST, "The newest runs, half the time"))
     ],
@@ -88,7 +88,7 @@ def backtest(
 
     What git said of each patch stays as it was recorded.
     """
-    compared = backtests.backtest(house, wanted.ruleset, wanted.run_ids, wanted.limit)
+    compared = backtests.backtest(context, wanted.ruleset, wanted.run_ids, wanted.limit)
     return BacktestAnswer(
         compared_count=len(compared),
         changed_count=sum(bool(each.changes) for each in compared),
@@ -102,12 +102,12 @@ def backtest(
     responses=problems(404, 422, 503),
     summary="Read an issue of the backlog",
 )
-def get_issue(house: InHouse, issue_key: Key) -> object:
+def get_issue(context: Context, issue_key: Key) -> object:
     """What was last said of it, and the phases that saw it last.
 
     A key named `backlog` has no page of its own: `/project/issues/backlog` is the whole backlog.
     """
-    return issues.backlog_issue(house, issue_key)
+    return issues.backlog_issue(context, issue_key)
 
 
 @router.post(
@@ -116,9 +116,9 @@ def get_issue(house: InHouse, issue_key: Key) -> object:
     responses=problems(404, 422, 503),
     summary="Close an issue of the backlog",
 )
-def resolve(house: InHouse, issue_key: Key) -> object:
+def resolve(context: Context, issue_key: Key) -> object:
     """At the operator's word; a new sighting reopens it."""
-    return issues.resolve_backlog_issue(house, issue_key)
+    return issues.resolve_backlog_issue(context, issue_key)
 
 
 @router.post(
@@ -127,6 +127,6 @@ def resolve(house: InHouse, issue_key: Key) -> object:
     responses=problems(404, 422, 503),
     summary="Open an issue of the backlog again",
 )
-def reopen(house: InHouse, issue_key: Key) -> object:
+def reopen(context: Context, issue_key: Key) -> object:
     """A resolved issue is open again, as old as it was."""
-    return issues.reopen_backlog_issue(house, issue_key)
+    return issues.reopen_backlog_issue(context, issue_key)

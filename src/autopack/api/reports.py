@@ -10,7 +10,7 @@ from ..domain.terms import Severity
 from ..services import reports
 from .bodies import StrictRoute
 from .errors import problems
-from .inputs import Cursor, InHouse, PageLimit, RunId, decode_moment, encode_moment
+from .inputs import Context, Cursor, PageLimit, RunId, decode_moment, encode_moment
 from .schemas.metrics import BudgetAnswer, PhaseMetricsAnswer, TierMetricsAnswer
 from .schemas.reports import (
     AgingIssueAnswer,
@@ -40,7 +40,7 @@ router = APIRouter(tags=["reports"], route_class=StrictRoute)
     summary="Summarise the project's backlog",
 )
 def issue_backlog_summary(
-    house: InHouse, limit: PageLimit = 100, cursor: Cursor = None
+    context: Context, limit: PageLimit = 100, cursor: Cursor = None
 ) -> BacklogSummaryAnswer:
     """Totals by status, severity and category, the ten issues that most runs have seen, and those
     that need cleanup, longest waiting first.
@@ -48,7 +48,7 @@ def issue_backlog_summary(
     `limit` and `cursor` page through `needs_cleanup`; the totals are of the whole backlog.
     """
     after = None if cursor is None else decode_moment(cursor)
-    summary, more = reports.issue_backlog_summary(house, limit=limit, after=after)
+    summary, more = reports.issue_backlog_summary(context, limit=limit, after=after)
     totals = summary.totals
     return BacklogSummaryAnswer(
         project_id=summary.project_id,
@@ -77,7 +77,7 @@ def issue_backlog_summary(
     summary="Analyse the runs that a budget ended",
 )
 def budget_analysis(
-    house: InHouse, limit: PageLimit = 100, cursor: Cursor = None
+    context: Context, limit: PageLimit = 100, cursor: Cursor = None
 ) -> BudgetAnalysisAnswer:
     """Which budget ended each run, where its tokens went, and whether the Auditor helped.
 
@@ -86,7 +86,7 @@ def budget_analysis(
     such runs, and `average_token_utilization` is the mean of theirs.
     """
     before = None if cursor is None else decode_moment(cursor)
-    totals, page, more = reports.budget_analysis(house, limit=limit, before=before)
+    totals, page, more = reports.budget_analysis(context, limit=limit, before=before)
     return BudgetAnalysisAnswer(
         total_budget_failures=totals.total_budget_failures,
         average_token_utilization=totals.average_token_utilization,
@@ -101,13 +101,13 @@ def budget_analysis(
     responses=problems(404, 422, 503),
     summary="Report on a run as a whole",
 )
-def run_summary(house: InHouse, run_id: RunId) -> RunReportAnswer:
+def run_summary(context: Context, run_id: RunId) -> RunReportAnswer:
     """The run, its budgets, issues, tiers, phases, attempts and CI, the changes of state that led
     here, and whether the branch may go to the base branch.
 
     Everything is as of one moment. A live run's verdict is what stands against it now.
     """
-    summary = reports.run_summary(house, run_id)
+    summary = reports.run_summary(context, run_id)
     return RunReportAnswer(
         run_id=summary.run.run_id,
         run=RunSummaryAnswer.model_validate(summary.run),
@@ -132,13 +132,13 @@ def run_summary(house: InHouse, run_id: RunId) -> RunReportAnswer:
     responses=problems(404, 422, 503),
     summary="Ask whether a run's branch may be merged",
 )
-def promotion(house: InHouse, run_id: RunId) -> PromotionAnswer:
+def promotion(context: Context, run_id: RunId) -> PromotionAnswer:
     """The verdict with every reason against it, what to look at, and the pull request's text.
 
     The text is there for an ineligible run too, and then says at its top not to merge. Nothing is
     sent anywhere.
     """
-    return PromotionAnswer.model_validate(reports.promotion(house, run_id))
+    return PromotionAnswer.model_validate(reports.promotion(context, run_id))
 
 
 def _budget_failure(failure: BudgetFailure) -> BudgetFailureAnswer:

@@ -11,7 +11,7 @@ from ..services import auditing, building, runs
 from .bodies import StrictRoute
 from .errors import problems
 from .examples import AUDITOR_REQUEST, AUDITOR_RESULT, BUILDER_RESULT, example
-from .inputs import IdempotencyKey, InHouse, PhaseId, RunId
+from .inputs import Context, IdempotencyKey, PhaseId, RunId
 from .replay import replayed
 from .schemas.results import (
     AttemptAnswer,
@@ -31,7 +31,7 @@ router = APIRouter(tags=["results"], route_class=StrictRoute)
     summary="Submit a Builder's result",
 )
 def builder_result(
-    house: InHouse,
+    context: Context,
     response: Response,
     run_id: RunId,
     phase_id: PhaseId,
@@ -45,7 +45,7 @@ def builder_result(
     A patch that conflicts (409), is malformed or against policy (422) uses up one try; nothing
     else changes. The same body sent again gets the first answer.
     """
-    answer = building.submit_builder_result(house, run_id, phase_id, report, idempotency_key)
+    answer = building.submit_builder_result(context, run_id, phase_id, report, idempotency_key)
     return replayed(response, answer)
 
 
@@ -57,7 +57,7 @@ def builder_result(
     summary="Ask for a review",
 )
 def auditor_request(
-    house: InHouse,
+    context: Context,
     response: Response,
     run_id: RunId,
     phase_id: PhaseId,
@@ -70,7 +70,7 @@ def auditor_request(
 
     For a phase that is final the request is advisory.
     """
-    answer = auditing.request_audit(house, run_id, phase_id, request, idempotency_key)
+    answer = auditing.request_audit(context, run_id, phase_id, request, idempotency_key)
     return replayed(response, answer)
 
 
@@ -81,7 +81,7 @@ def auditor_request(
     summary="Submit an Auditor's result",
 )
 def auditor_result(
-    house: InHouse,
+    context: Context,
     response: Response,
     run_id: RunId,
     phase_id: PhaseId,
@@ -91,7 +91,7 @@ def auditor_result(
     """`approve` applies a held patch, then the Auditor's own; `revise` sends the phase back to the
     Builder; `escalate` fails it. Several patches are applied all or none.
     """
-    answer = auditing.submit_auditor_result(house, run_id, phase_id, report, idempotency_key)
+    answer = auditing.submit_auditor_result(context, run_id, phase_id, report, idempotency_key)
     return replayed(response, answer)
 
 
@@ -100,9 +100,9 @@ def auditor_result(
     responses=problems(404, 422, 503),
     summary="Read what agents posted to a phase",
 )
-def attempts(house: InHouse, run_id: RunId, phase_id: PhaseId) -> AttemptsAnswer:
+def attempts(context: Context, run_id: RunId, phase_id: PhaseId) -> AttemptsAnswer:
     """Each submission of a Builder or an Auditor and what came of it, oldest first."""
-    found = runs.list_attempts(house, run_id, phase_id)
+    found = runs.list_attempts(context, run_id, phase_id)
     return AttemptsAnswer(
         run_id=run_id,
         phase_id=phase_id,

@@ -14,8 +14,8 @@ from .bodies import StrictRoute
 from .errors import problems
 from .examples import CANCEL, PLAN, example
 from .inputs import (
+    Context,
     Cursor,
-    InHouse,
     PageLimit,
     RunId,
     decode_moment,
@@ -41,7 +41,7 @@ class Cancellation(Closed):
     summary="Start a run",
 )
 def start_run(
-    house: InHouse,
+    context: Context,
     response: Response,
     plan: Annotated[Plan, Body(openapi_examples=example(PLAN, "One tier with one phase"))],
 ) -> object:
@@ -49,7 +49,7 @@ def start_run(
 
     The same plan posted again answers 200 with the run; another plan of that `run_id` 409.
     """
-    run, is_new = runs.start_run(house, plan)
+    run, is_new = runs.start_run(context, plan)
     if not is_new:
         response.status_code = 200
     return run
@@ -57,7 +57,7 @@ def start_run(
 
 @router.get("/runs", response_model=RunPage, responses=problems(422, 503), summary="List runs")
 def list_runs(
-    house: InHouse,
+    context: Context,
     limit: PageLimit = 100,
     cursor: Cursor = None,
     status: Annotated[RunStatus | None, Query(description="Only runs in this state.")] = None,
@@ -71,7 +71,7 @@ def list_runs(
     Each page looks for `text` in 5,000 runs, so it may hold few or none while there are more pages.
     """
     page, more = runs.list_runs(
-        house,
+        context,
         limit=limit,
         before=None if cursor is None else decode_moment(cursor),
         status=status,
@@ -90,9 +90,9 @@ def list_runs(
     responses=problems(404, 422, 503),
     summary="Read a run",
 )
-def get_run(house: InHouse, run_id: RunId) -> object:
+def get_run(context: Context, run_id: RunId) -> object:
     """A run with its tiers and their phases."""
-    return runs.get_run(house, run_id)
+    return runs.get_run(context, run_id)
 
 
 @router.post(
@@ -102,9 +102,9 @@ def get_run(house: InHouse, run_id: RunId) -> object:
     summary="Cancel a run",
 )
 def cancel_run(
-    house: InHouse,
+    context: Context,
     run_id: RunId,
     wanted: Annotated[Cancellation, Body(openapi_examples=example(CANCEL, "A reason"))],
 ) -> object:
     """End a live run as `DONE_FAILED_REQUIRES_HUMAN_REVIEW`; what is not final is skipped."""
-    return runs.cancel_run(house, run_id, wanted.reason)
+    return runs.cancel_run(context, run_id, wanted.reason)

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Response
 from .. import __version__
 from ..services.health import Check, check_health
 from .errors import problems
-from .inputs import InHouse
+from .inputs import Context
 from .schemas.service import CheckAnswer, HealthAnswer, LiveAnswer, ServiceAnswer
 
 DESCRIPTION = "Steers zero-intervention autonomous builds: a plan in, a judged branch out."
@@ -39,7 +39,7 @@ async def root() -> ServiceAnswer:
     responses={503: {"model": HealthAnswer, "description": "Unhealthy"}, **problems()},
     summary="Is everything there?",
 )
-def health(house: InHouse, response: Response) -> HealthAnswer:
+def health(context: Context, response: Response) -> HealthAnswer:
     """Database, repository, storage, runs directory, background jobs; 503 names what failed.
 
     `storage` is the room in our home and in the repository's object store.
@@ -47,7 +47,7 @@ def health(house: InHouse, response: Response) -> HealthAnswer:
     Where branches are pushed to a remote, `remote` is `degraded` while a push fails; that stops
     nothing, so the answer stays 200.
     """
-    checks = check_health(house)
+    checks = check_health(context)
     is_healthy = not any(check.detail and check.is_vital for check in checks.values())
     if not is_healthy:
         response.status_code = 503

@@ -16,7 +16,7 @@ from ..services.claiming import Claim, Release
 from .bodies import StrictRoute
 from .errors import problems
 from .examples import CLAIM, HEARTBEAT, RELEASE, example
-from .inputs import IdempotencyKey, InHouse, PhaseId, RunId
+from .inputs import Context, IdempotencyKey, PhaseId, RunId
 from .replay import replayed
 from .schemas.work import HeartbeatAnswer, ReleaseAnswer, WorkItemAnswer
 
@@ -40,12 +40,12 @@ ClaimBody = Annotated[Claim, Body(openapi_examples=example(CLAIM, "A Builder ask
     responses={**NOTHING, **problems(404, 409, 413, 422, 503)},
     summary="Claim the next work item of a run",
 )
-def claim(house: InHouse, run_id: RunId, wanted: ClaimBody) -> object:
+def claim(context: Context, run_id: RunId, wanted: ClaimBody) -> object:
     """200 with a work item and a lease on it, 204 when there is none just now.
 
     409 `run_over` when there never will be.
     """
-    item = claiming.claim(house, run_id, wanted)
+    item = claiming.claim(context, run_id, wanted)
     return item if item is not None else Response(status_code=204)
 
 
@@ -55,9 +55,9 @@ def claim(house: InHouse, run_id: RunId, wanted: ClaimBody) -> object:
     responses={**NOTHING, **problems(413, 422, 503)},
     summary="Claim the next work item of any run",
 )
-def claim_any(house: InHouse, wanted: ClaimBody) -> object:
+def claim_any(context: Context, wanted: ClaimBody) -> object:
     """Over all live runs, the oldest first; any number of agents may ask at once."""
-    item = claiming.claim_any(house, wanted)
+    item = claiming.claim_any(context, wanted)
     return item if item is not None else Response(status_code=204)
 
 
@@ -68,13 +68,13 @@ def claim_any(house: InHouse, wanted: ClaimBody) -> object:
     summary="See what a claim would give",
 )
 def next_phase(
-    house: InHouse,
+    context: Context,
     run_id: RunId,
     role: Annotated[Role, Query(description="Who would claim.")] = Role.BUILDER,
     account: Annotated[Word | None, Query(description=ACCOUNT_MEANING)] = None,
 ) -> object:
     """The same work item without a lease; nothing changes."""
-    item = claiming.peek(house, run_id, role, account)
+    item = claiming.peek(context, run_id, role, account)
     return item if item is not None else Response(status_code=204)
 
 
@@ -85,7 +85,7 @@ def next_phase(
     summary="Keep a lease",
 )
 def heartbeat(
-    house: InHouse,
+    context: Context,
     run_id: RunId,
     phase_id: PhaseId,
     beat: Annotated[Heartbeat, Body(openapi_examples=example(HEARTBEAT, "Still at it"))],
@@ -95,7 +95,7 @@ def heartbeat(
     The token in the example is nobody's, so it is answered `stop`.
     """
     return claiming.heartbeat(
-        house, run_id, phase_id, beat.lease_token, beat.tokens_used, beat.cost_usd
+        context, run_id, phase_id, beat.lease_token, beat.tokens_used, beat.cost_usd
     )
 
 
@@ -106,7 +106,7 @@ def heartbeat(
     summary="Give a lease back",
 )
 def release(
-    house: InHouse,
+    context: Context,
     response: Response,
     run_id: RunId,
     phase_id: PhaseId,
@@ -120,5 +120,5 @@ def release(
     Agents that claim with another `account` need not wait. The token in the example is nobody's, so
     it is refused.
     """
-    answer = claiming.release(house, run_id, phase_id, given_back, idempotency_key)
+    answer = claiming.release(context, run_id, phase_id, given_back, idempotency_key)
     return replayed(response, answer)

@@ -72,14 +72,14 @@ def shell(
                 [*words, "--command", command] if command else words,
                 env=environment,
                 check=False,
-                preexec_fn=_take_interrupts,
+                preexec_fn=_handle_interrupts,
             )
         finally:
             signal.signal(signal.SIGINT, before)
     return done.returncode
 
 
-def _take_interrupts() -> None:
+def _handle_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 

@@ -73,11 +73,11 @@ def _serve(stack: ExitStack, *, host: str | None, port: str | None, is_demo: boo
     listener = stack.enter_context(_listen(settings.host, settings.port))
     url = f"http://{_shown_host(settings.host)}:{listener.getsockname()[1]}"
     # Here, so that what is wrong above is told at once.
-    from ..main import create_app, holding_clone, open_house, wire_protocol
+    from ..main import create_app, holding_clone, open_context, wire_protocol
 
     app = create_app(settings)
     # The application does all that too; here, so that what is wrong is told in one line.
-    stack.enter_context(holding_clone(stack.enter_context(open_house(settings))))
+    stack.enter_context(holding_clone(stack.enter_context(open_context(settings))))
     server = _Server(
         uvicorn.Config(
             app,

@@ -115,7 +115,7 @@ def work(
 
 def _work(orders: Orders, home: Path, url: str | None, tell: Tell) -> Ending:
     from ..gitrepo.workspace import ObjectCache, WorkspaceError
-    from ..worker import rooms
+    from ..worker import workspace
     from ..worker.cooling import WorkerError
     from ..worker.mailbox import Mail, Mailbox
     from ..worker.worker import Worker
@@ -130,9 +130,9 @@ def _work(orders: Orders, home: Path, url: str | None, tell: Tell) -> Ending:
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup goes on without its terminal
             signal.signal(number, interrupt)
     try:
-        with asking(url) as service, rooms.enter(home) as room:
+        with asking(url) as service, workspace.enter(home) as folder:
             cache = ObjectCache(home / "repositories", os.environ.get("SSH_AUTH_SOCK"))
-            worker = Worker(service, orders, room, cache, mailbox, os.environ, tell)
+            worker = Worker(service, orders, folder, cache, mailbox, os.environ, tell)
             return worker.work()
     except (WorkerError, WorkspaceError) as error:
         raise CommandError(str(error)) from error

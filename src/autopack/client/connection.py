@@ -21,7 +21,7 @@ TIMEOUT_SECONDS: Final = 60.0
 CONNECT_SECONDS: Final = 5.0
 RETRIES: Final = 3
 FIRST_PAUSE_SECONDS: Final = 0.25  # doubled for each further try
-_MOST_SHOWN: Final = 1_000
+_MAX_SHOWN: Final = 1_000
 
 Body = Mapping[str, Any] | BaseModel
 
@@ -171,4 +171,4 @@ def _encoded(body: Body) -> bytes:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())[:_MOST_SHOWN]
+    return " ".join(text.split())[:_MAX_SHOWN]

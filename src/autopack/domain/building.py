@@ -1,7 +1,7 @@
 """What a Builder's result does to its phase. (rules §2)
 
 The use case weighs a result first: `weigh_result` says what to do with its patch. It asks git, and
-then lets `take_result` decide, with git's answer in the result.
+then lets `accept_result` decide, with git's answer in the result.
 """
 
 from __future__ import annotations
@@ -82,14 +82,14 @@ def weigh_result(decision: Decision, result: BuilderResult) -> PatchAction:
     return PatchAction.APPLY if decision.phase(phase_id).auto_apply else PatchAction.HOLD
 
 
-def take_result(decision: Decision, result: BuilderResult) -> None:
+def accept_result(decision: Decision, result: BuilderResult) -> None:
     """Take one attempt: tokens, issues, patch, gate."""
     phase_id = result.phase_id
     action = weigh_result(decision, result)
     if decision.state.is_over:
         return
     if action is PatchAction.NOTHING:
-        _take_without_patch(decision, result)
+        _accept_without_patch(decision, result)
         return
     match result.patch:
         case RefusedPatch(detail):
@@ -171,7 +171,7 @@ def open_attempt(decision: Decision, phase_id: str) -> None:
         )
 
 
-def _take_without_patch(decision: Decision, result: BuilderResult) -> None:
+def _accept_without_patch(decision: Decision, result: BuilderResult) -> None:
     phase_id = result.phase_id
     if result.status is BuilderStatus.FAILED:
         fail_attempt(decision, phase_id, "the Builder reported failure")

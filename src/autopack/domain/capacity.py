@@ -40,7 +40,7 @@ class Unavailable:
     cost: Decimal = ZERO_USD
 
 
-def take_unavailable(decision: Decision, given: Unavailable) -> None:
+def accept_unavailable(decision: Decision, given: Unavailable) -> None:
     """Take a phase back from an agent that could not work: no try is used, the phase waits.
 
     What the agent spent before it gave up is counted. A review gets its whole time anew, from

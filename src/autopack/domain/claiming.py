@@ -107,7 +107,7 @@ def lease_end(run: RunState, now: datetime, seconds: int) -> datetime:
     return min(now + timedelta(seconds=seconds), run.deadline_at)
 
 
-def take_claim(decision: Decision, claim: Claim) -> None:
+def accept_claim(decision: Decision, claim: Claim) -> None:
     """Give a phase to an agent; a higher fence shuts out whoever held it before.
 
     Raises RunOverError, LeaseLostError when the phase is not there to be claimed.

@@ -75,7 +75,7 @@ def _end_overdue(decision: Decision) -> None:
         )
 
 
-def take_lapse(decision: Decision, lapse: Lapse) -> None:
+def accept_lapse(decision: Decision, lapse: Lapse) -> None:
     """Let a lease lapse that a record tells of. Raises NotHeldError where it is not held."""
     phase = decision.phase(lapse.phase_id)
     if phase.lease_id != lapse.lease_id:

@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from . import consequences
-from .building import BuilderResult, PatchAction, take_result, weigh_result
-from .capacity import Unavailable, take_unavailable
-from .claiming import Claim, WorkAsked, ask_for_work, take_claim
-from .deadlines import Lapse, Tick, pass_time, take_lapse
+from .building import BuilderResult, PatchAction, accept_result, weigh_result
+from .capacity import Unavailable, accept_unavailable
+from .claiming import Claim, WorkAsked, accept_claim, ask_for_work
+from .deadlines import Lapse, Tick, accept_lapse, pass_time
 from .decision import Decision
 from .events import SUPERVISOR, Event, PhaseUndone
-from .issue_rules import IssuesSeen, take_issues
-from .judging import CiRunBegun, CiRunWanted, CiVerdict, begin_run, request_run, take_verdict
+from .issue_rules import IssuesSeen, accept_issues
+from .judging import CiRunBegun, CiRunWanted, CiVerdict, accept_verdict, begin_run, request_run
 from .operating import (
     BranchMoved,
     Cancel,
@@ -36,8 +36,8 @@ from .reviewing import (
     Review,
     ReviewWish,
     WeighedReview,
+    accept_review,
     ask_for_review,
-    take_review,
     weigh_review,
 )
 from .run import RunState
@@ -84,13 +84,13 @@ def decide(
     decision = Decision(state, now, actor)
     match given:
         case BuilderResult():
-            take_result(decision, given)
+            accept_result(decision, given)
         case Review():
-            take_review(decision, given)
+            accept_review(decision, given)
         case ReviewWish():
             ask_for_review(decision, given)
         case CiVerdict():
-            take_verdict(decision, given)
+            accept_verdict(decision, given)
         case CiRunWanted():
             request_run(decision, given)
         case CiRunBegun():
@@ -98,15 +98,15 @@ def decide(
         case WorkAsked():
             ask_for_work(decision, given)
         case Claim():
-            take_claim(decision, given)
+            accept_claim(decision, given)
         case Tick():
             pass_time(decision, given)
         case Lapse():
-            take_lapse(decision, given)
+            accept_lapse(decision, given)
         case Unavailable():
-            take_unavailable(decision, given)
+            accept_unavailable(decision, given)
         case IssuesSeen():
-            take_issues(decision, given)
+            accept_issues(decision, given)
         case StatusByHand():
             set_status(decision, given)
         case Cancel():

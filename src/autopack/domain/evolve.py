@@ -86,7 +86,7 @@ def evolve(state: RunState, event: e.Event) -> RunState:
             # It waits for a worker: until when is the run's own deadline.
             return change_phase(state, event.phase_id, deadline_at=None)
         case e.CiVerdictReceived():
-            return _take_verdict(state, event)
+            return _apply_verdict(state, event)
         case e.IssueRecorded() | e.IssueResolved():
             return _count_issues(_keep_issue(state, event))
         case e.TierStateChanged():
@@ -277,7 +277,7 @@ def _count_tokens(state: RunState, event: e.TokensCounted) -> RunState:
     )
 
 
-def _take_verdict(state: RunState, event: e.CiVerdictReceived) -> RunState:
+def _apply_verdict(state: RunState, event: e.CiVerdictReceived) -> RunState:
     """A verdict that stands is the phase's, and a run of CI that was made is its tier's."""
     if event.is_repeated:
         return state

@@ -37,7 +37,7 @@ class IssuesSeen:
     issues: tuple[IssueSeen, ...]
 
 
-def take_issues(decision: Decision, seen: IssuesSeen) -> None:
+def accept_issues(decision: Decision, seen: IssuesSeen) -> None:
     """Record reports that come alone. Raises RunOverError, NotFoundError."""
     decision.require_live()
     see_issues(decision, seen.phase_id, seen.issues)

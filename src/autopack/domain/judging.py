@@ -126,7 +126,7 @@ def require_judged_commit(run: RunState, phase_id: str, commit: str, profile: st
         )
 
 
-def take_verdict(decision: Decision, given: CiVerdict) -> None:
+def accept_verdict(decision: Decision, given: CiVerdict) -> None:
     """Let a verdict complete the phase, cost it a try, or end the run. Nothing but green is green.
 
     It counts against the tier's cap, however often the run was made for it: retries are the

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from .paths import Names, fixed_part, globs, names_of
 
-_MOST_HOPS = 40  # as many as Linux follows
+_MAX_HOPS = 40  # as many as Linux follows
 _LONGEST_TARGET = 4095
 
 
@@ -71,7 +71,7 @@ class LinkTable:
             if link is None:
                 continue
             hops += 1
-            if hops > _MOST_HOPS:
+            if hops > _MAX_HOPS:
                 raise LinkProblemError("is a link that goes round in a circle")
             target = self.targets[link]
             _check_target(target)

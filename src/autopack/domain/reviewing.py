@@ -1,7 +1,7 @@
 """What entering a review and an Auditor's result do to a phase. (rules §2)
 
 The use case weighs a review first: `weigh_review` says whether its patches are wanted. It asks git,
-and then lets `take_review` decide, with git's answer in the review.
+and then lets `accept_review` decide, with git's answer in the review.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def weigh_review(decision: Decision, review: Review) -> WeighedReview:
     return WeighedReview(is_wanted=refusal is None, refusal=refusal)
 
 
-def take_review(decision: Decision, review: Review) -> None:
+def accept_review(decision: Decision, review: Review) -> None:
     """Take one review: tokens, issues, patches, and where the phase goes."""
     phase_id = review.phase_id
     weighed = weigh_review(decision, review)

@@ -226,7 +226,7 @@ _LOOKED_AT = 1_024
 _ENOUGH_OF_KEY = 40
 _COMMENT_WORD = 4  # `REM`, `dnl`
 _FEWEST_OF_MANY = 16  # of base64 on a line with other words
-_MOST_HEADER_LINES = 8
+_MAX_HEADER_LINES = 8
 
 
 def _look_for_private_key(text: bytes, at: int) -> _Look | None:
@@ -245,7 +245,7 @@ def _look_for_private_key(text: bytes, at: int) -> _Look | None:
             continue
         material = _key_material(line)
         header_lines += material == b""
-        if material is None or header_lines > _MOST_HEADER_LINES:
+        if material is None or header_lines > _MAX_HEADER_LINES:
             break
         body += material
         if len(body) >= _ENOUGH_OF_KEY:
@@ -301,7 +301,7 @@ _PLACEHOLDER_WORDS = re.compile(
     "change(?:_|-)?(?:me|this|it)|placeholder|redacted|password|passwd|passwort|example|secret"
     "|sample|postgres|dummy|mysql|admin|pass|your|test|user|root|guest|local|dev|db|pwd|my|pw|foo|bar"
 )
-_MOST_BESIDE_WORDS = 4  # `password123` is a placeholder too
+_MAX_BESIDE_WORDS = 4  # `password123` is a placeholder too
 # Hosts that a text may name; nothing binds to them here.
 _HERE = ("0.0.0.0", "[::1]", "[::]", "localhost.localdomain", "host.docker.internal")  # noqa: S104
 _EXAMPLES = ("example.com", "example.org", "example.net", "example", "test", "invalid", "localhost")
@@ -335,7 +335,7 @@ def _is_placeholder(password: str, user: str) -> bool:
     if len(set(letters)) < 3:  # `xxx`, `***`, `...`
         return True
     beside = _PLACEHOLDER_WORDS.sub("", plain)
-    return beside != plain and sum(map(str.isalnum, beside)) <= _MOST_BESIDE_WORDS
+    return beside != plain and sum(map(str.isalnum, beside)) <= _MAX_BESIDE_WORDS
 
 
 def _is_reachable(host: str) -> bool:

@@ -12,7 +12,7 @@ from .quarantine import Quarantine
 from .threeway import merge, tree_of
 from .ticket import write_ticket
 
-_MOST_NAMED = 5
+_MAX_NAMED = 5
 
 
 def resolve(
@@ -39,7 +39,7 @@ def resolve(
     ticket = write_ticket(quarantine, head, scanned.files)
     if ticket.is_already_applied:
         raise PatchAlreadyAppliedError("The branch holds all that this patch changes already.")
-    named = ticket.refused[:_MOST_NAMED] or [git_reason]
+    named = ticket.refused[:_MAX_NAMED] or [git_reason]
     left = len(ticket.refused) - len(named)
     raise PatchConflictError(
         f"The patch does not apply to {head}. {' '.join(named).removesuffix('.')}."

@@ -18,9 +18,9 @@ from .patch import ScannedHunk
 
 # Lines like `}` stand everywhere and tell nothing about a place; looking at them all would make
 # the search quadratic.
-_MOST_CANDIDATES = 100
+_MAX_CANDIDATES = 100
 _COMMON_LINE = 50
-_MOST_PLACES_NAMED = 5
+_MAX_PLACES_NAMED = 5
 _REACH = 20  # lines that an edit may have moved parts of a hunk away from each other
 
 
@@ -79,7 +79,7 @@ class FileLines:
     def only_place(self, image: Sequence[bytes]) -> int | None:
         """Where these very lines stand, if that is at one place alone, as far as was looked."""
         rarest = min((len(self._exact.get(line, ())) for line in image), default=0)
-        places = self.find(image, 0) if rarest < _MOST_CANDIDATES else []
+        places = self.find(image, 0) if rarest < _MAX_CANDIDATES else []
         return places[0] if len(places) == 1 else None
 
     def find_loosely(self, image: Sequence[bytes], near: int) -> list[int]:
@@ -238,8 +238,8 @@ def _place(image: HunkImages, file: FileLines, expected: int, taken: _Taken) -> 
 
 def _elsewhere_reason(image: HunkImages, found: Sequence[int]) -> str:
     """Why a hunk whose old lines stand in the file does not fit there."""
-    lines = ", ".join(str(start + 1) for start in sorted(found[:_MOST_PLACES_NAMED]))
-    more = " and more" if len(found) > _MOST_PLACES_NAMED else ""
+    lines = ", ".join(str(start + 1) for start in sorted(found[:_MAX_PLACES_NAMED]))
+    more = " and more" if len(found) > _MAX_PLACES_NAMED else ""
     where = f"its lines stand at line {lines}{more} instead"
     if image.must_begin and image.leading:
         return f"The hunk says line 1, so it only fits at the beginning of the file; {where}."
@@ -298,8 +298,8 @@ def _nearest(positions: Sequence[int], near: int, offset: int) -> list[int]:
     Looks at so many around the place alone: a line may stand at every second one of a file.
     """
     middle = bisect_left(positions, near)
-    around = positions[max(middle - _MOST_CANDIDATES, 0) : middle + _MOST_CANDIDATES]
-    nearest = sorted(around, key=lambda at: abs(at - near))[:_MOST_CANDIDATES]
+    around = positions[max(middle - _MAX_CANDIDATES, 0) : middle + _MAX_CANDIDATES]
+    nearest = sorted(around, key=lambda at: abs(at - near))[:_MAX_CANDIDATES]
     return [at - offset for at in nearest]
 
 

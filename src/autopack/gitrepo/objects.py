@@ -36,8 +36,8 @@ Loose = dict[str, bytes]
 
 _FOLDER = b"40000"
 _LINK = b"120000"
-_MOST_TABLES = 256
-_MOST_FOLDERS = 500_000
+_MAX_TABLES = 256
+_MAX_FOLDERS = 500_000
 _FolderLinks = dict[bytes, str]
 _NO_LINKS_WITHIN: _FolderLinks = {}
 _ENTRY = re.compile(rb"([0-7]{5,6}+) ([^\0]++)\0(.{20})", re.DOTALL)
@@ -211,14 +211,14 @@ class TreeLinks:
     def _remember(self, root: str, table: LinkTable) -> None:
         self._tables[root] = table
         self._tables.move_to_end(root)
-        while len(self._tables) > _MOST_TABLES:
+        while len(self._tables) > _MAX_TABLES:
             with suppress(KeyError):  # another thread was faster
                 self._tables.popitem(last=False)
 
     def _walk(self, root: str) -> _FolderLinks:
         """Return the links below a folder by their paths, walking folders not yet known."""
         known = self._known
-        if len(known) > _MOST_FOLDERS:
+        if len(known) > _MAX_FOLDERS:
             known = self._known = {EMPTY_TREE: {}}
         pending = [root]
         while pending:

@@ -51,7 +51,7 @@ _MODE_OF_INDEX = re.compile(rb" (100644|100755|120000)$")
 _NO_OLD = re.compile(rb"@@ -[01],0 ")
 _NO_NEW = re.compile(rb"@@ -\d+(?:,\d+)? \+[01],0 @@")
 _DOTS = re.compile(rb"^(?:\./)+")
-_MOST_DIGITS = 9
+_MAX_DIGITS = 9
 _USUAL_CONTEXT = 3  # lines of context that git gives where nothing else is set
 
 
@@ -275,7 +275,7 @@ class FileRepairs:
         """Mend a hunk's header or end; return where the next one may begin."""
         lines = self._lines
         match = HUNK.match(lines[start])
-        if match is None or max(map(len, match.groups(b""))) > _MOST_DIGITS:
+        if match is None or max(map(len, match.groups(b""))) > _MAX_DIGITS:
             return start + 1  # the scanner refuses it
         old_start, old_count, new_start, new_count = (int(each) for each in match.groups(b"1"))
         declared = consume(lines, start + 1, old_count, new_count)

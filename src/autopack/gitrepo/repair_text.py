@@ -27,7 +27,7 @@ _MAIL_HEAD = re.compile(
 )
 
 
-def take_off_byte_order_mark(text: PatchText) -> Mended | None:
+def remove_byte_order_mark(text: PatchText) -> Mended | None:
     lines = text.lines
     if lines and lines[0].startswith((b"\xff\xfe", b"\xfe\xff")):
         raise PatchMalformedError("The patch is UTF-16; send it as UTF-8 or as raw bytes.", line=1)
@@ -37,7 +37,7 @@ def take_off_byte_order_mark(text: PatchText) -> Mended | None:
     return mended, Repair(RepairKind.BYTE_ORDER_MARK, "The byte order mark was taken off.", 1)
 
 
-def take_off_carriage_returns(text: PatchText) -> Mended | None:
+def remove_carriage_returns(text: PatchText) -> Mended | None:
     """Take one CR off each line, where every line has one: a terminal or a text mode put it there.
 
     Of files that have CRLF themselves the lines get it back (`keep_line_ends`). The last line may
@@ -51,7 +51,7 @@ def take_off_carriage_returns(text: PatchText) -> Mended | None:
     return mended, Repair(RepairKind.LINE_ENDS, detail, text.numbers[0])
 
 
-def take_off_colours(text: PatchText) -> Mended | None:
+def remove_colours(text: PatchText) -> Mended | None:
     """Take terminal colours off, where the patch's own header lines have them.
 
     Refused where an added line has one in its midst: that may be part of the file.
@@ -92,7 +92,7 @@ class _Fenced:
     has_diff: bool
 
 
-def take_off_fence(text: PatchText) -> Mended | None:
+def remove_fence(text: PatchText) -> Mended | None:
     """Take off one Markdown fence, and the prose around it.
 
     Refused where several fenced blocks hold a diff, and where the one that does is not closed:
@@ -148,7 +148,7 @@ def _closes(line: bytes, opening: re.Match[bytes]) -> bool:
     return line.startswith(indent + mark) and not line.strip().strip(mark[:1])
 
 
-def take_off_mail_head(text: PatchText) -> Mended | None:
+def remove_mail_head(text: PatchText) -> Mended | None:
     """Take off a mail's head or a commit's message that begins unlike git's own.
 
     Everything up to where a diff begins belongs to it.
@@ -166,9 +166,9 @@ def take_off_mail_head(text: PatchText) -> Mended | None:
 
 
 TEXT_REPAIRS: tuple[Callable[[PatchText], Mended | None], ...] = (
-    take_off_byte_order_mark,
-    take_off_carriage_returns,
-    take_off_colours,
-    take_off_fence,
-    take_off_mail_head,
+    remove_byte_order_mark,
+    remove_carriage_returns,
+    remove_colours,
+    remove_fence,
+    remove_mail_head,
 )

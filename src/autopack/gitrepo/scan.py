@@ -38,7 +38,7 @@ _SERVED_MODES = re.compile(rb"100[0-7]{3}|120000|160000")
 # Lines of other tools between files, which say nothing that the headers do not say too.
 _IGNORED = re.compile(rb"Index: |={20,}$|diff -[A-Za-z]")
 _FENCE = re.compile(rb"[ \t]*(?:```|~~~)[\w.+-]*[ \t]*\r?$")
-_MOST_DIGITS = 9
+_MAX_DIGITS = 9
 _SIDES_OF_MODE = {
     b"old mode ": ("old",),
     b"deleted file mode ": ("old",),
@@ -377,7 +377,7 @@ class _Scanner:
         if match.end() == len(self._lines[start]) - 1 and self._lines[start].endswith(b"\r"):
             _refuse_crlf(self._number(start))
         digits = [b"1" if number is None else number for number in match.groups()]
-        if max(map(len, digits)) > _MOST_DIGITS:
+        if max(map(len, digits)) > _MAX_DIGITS:
             self._refuse(f"`{show(match.group())}` names lines that no file has.")
         old_start, old_count, new_start, new_count = map(int, digits)
         found = consume(self._lines, start + 1, old_count, new_count)

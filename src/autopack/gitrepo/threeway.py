@@ -15,7 +15,7 @@ from .patch import ScannedPatch
 from .quarantine import Quarantine
 
 # An agent's work is no older than that, and to look at all commits of a long history takes minutes.
-_MOST_COMMITS = 2_000
+_MAX_COMMITS = 2_000
 _COMMIT_ID = re.compile(r"[0-9a-f]{7,40}")
 _ABSENT = "0" * 40
 
@@ -70,7 +70,7 @@ def tree_of(quarantine: Quarantine, commit: str) -> str:
 def recent_commits(quarantine: Quarantine, head: str) -> list[str]:
     """The revisions by which git walks a head's later history alone."""
     options = ("--verify", "--quiet", "--end-of-options")
-    oldest = quarantine.git("rev-parse", *options, f"{head}~{_MOST_COMMITS}", allowed=(0, 1, 128))
+    oldest = quarantine.git("rev-parse", *options, f"{head}~{_MAX_COMMITS}", allowed=(0, 1, 128))
     return [head, f"^{oldest.stdout.decode().strip()}"] if oldest.status == 0 else [head]
 
 

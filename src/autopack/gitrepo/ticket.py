@@ -27,15 +27,15 @@ from .quarantine import Quarantine
 from .threeway import recent_commits, tree_of
 
 # A ticket is read by a model: its whole length is bounded, and each hunk's share of it too.
-_MOST_FILES = 200
-_MOST_HUNKS = 500
-_MOST_TEXT_BYTES = 300_000
-_MOST_LINES_IN_HUNK = 200
-_MOST_BYTES_IN_HUNK = 30_000
+_MAX_FILES = 200
+_MAX_HUNKS = 500
+_MAX_TEXT_BYTES = 300_000
+_MAX_LINES_IN_HUNK = 200
+_MAX_BYTES_IN_HUNK = 30_000
 _LARGEST_FILE = 10_000_000
 _CONTEXT = 3
-_MOST_RENAMES_FOLLOWED = 10
-_MOST_MERGES = 100  # each a process of git
+_MAX_RENAMES_FOLLOWED = 10
+_MAX_MERGES = 100  # each a process of git
 
 Json = dict[str, object]
 
@@ -60,11 +60,11 @@ def write_ticket(quarantine: Quarantine, head: str, files: Sequence[ScannedFile]
     Takes one process of git for each of the first refused hunks, within the bounds above.
     """
     writer = _Writer(quarantine, head)
-    verdicts = [writer.file(file) for file in files[:_MOST_FILES]]
+    verdicts = [writer.file(file) for file in files[:_MAX_FILES]]
     return Ticket(
         files=[verdict.as_json() for verdict in verdicts],
-        omitted_files=max(len(files) - _MOST_FILES, 0),
-        is_already_applied=len(files) <= _MOST_FILES
+        omitted_files=max(len(files) - _MAX_FILES, 0),
+        is_already_applied=len(files) <= _MAX_FILES
         and all(verdict.status is HunkStatus.ALREADY_APPLIED for verdict in verdicts),
         refused=[verdict.sentence() for verdict in verdicts if verdict.reason is not None],
     )
@@ -112,10 +112,10 @@ class _Writer:
         self._quarantine = quarantine
         self._head = head
         self._tree = quarantine.draft(tree_of(quarantine, head))
-        self._text_left = _MOST_TEXT_BYTES
-        self._hunks_left = _MOST_HUNKS
-        self._renames_left = _MOST_RENAMES_FOLLOWED
-        self._merges_left = _MOST_MERGES
+        self._text_left = _MAX_TEXT_BYTES
+        self._hunks_left = _MAX_HUNKS
+        self._renames_left = _MAX_RENAMES_FOLLOWED
+        self._merges_left = _MAX_MERGES
 
     def file(self, file: ScannedFile) -> _FileVerdict:
         verdict = self._compare(file)
@@ -310,9 +310,7 @@ class _Writer:
         first = max(place.start - _CONTEXT, 0)
         lines = now.lines[first : place.end + _CONTEXT]
         text = b"".join(lines)
-        if len(lines) > _MOST_LINES_IN_HUNK or len(text) > min(
-            _MOST_BYTES_IN_HUNK, self._text_left
-        ):
+        if len(lines) > _MAX_LINES_IN_HUNK or len(text) > min(_MAX_BYTES_IN_HUNK, self._text_left):
             return {"now_start": first + 1, "now": None, "is_truncated": True}
         self._text_left -= len(text)
         fields: Json = {"now_start": first + 1, "now": _text(text)}

@@ -28,7 +28,7 @@ _RULESET = re.compile(r"project_ruleset_.+\.json")
 _RECORD = "run.json"
 
 
-_MOST_LINKS = 40  # as many as Linux follows
+_MAX_LINKS = 40  # as many as Linux follows
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ def _places(path: Path) -> list[Path]:
         if not place.is_symlink():
             continue
         links.append(place)
-        if len(links) > _MOST_LINKS:
+        if len(links) > _MAX_LINKS:
             raise RepositoryUnusableError(f"{path} leads through links that go round in a circle.")
         target = place.readlink()
         place = Path(target.anchor or place.parent)

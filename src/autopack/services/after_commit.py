@@ -42,7 +42,7 @@ def commit_change(change: RunChange) -> None:
     """
     change.session.flush()
     if change.ref_updates:
-        with change.house.repository.prepare_refs(change.ref_updates) as refs:
+        with change.context.repository.prepare_refs(change.ref_updates) as refs:
             commit_for_good(change.session)
             after_commit(change.run, refs.commit)
     else:
@@ -81,20 +81,20 @@ def after_commit(run: Run, step: Callable[[], None]) -> None:
 
 
 def _write_files(change: RunChange) -> None:
-    house, session, run = change.house, change.session, change.run
+    context, session, run = change.context, change.session, change.run
     has_issues = any(isinstance(each, IssueRecorded | IssueResolved) for each in change.events)
     if change.record is not None:
-        house.mirror.write_files(*change.record)
+        context.mirror.write_files(*change.record)
     else:
         # A person may have removed the run's files: then all of them are written again.
-        is_whole = house.mirror.has_run(run.run_id)
+        is_whole = context.mirror.has_run(run.run_id)
         project(
-            house,
+            context,
             session,
             run,
             phases=change.touched_phases if is_whole else None,
             index=change.index() if has_issues or not is_whole else None,
         )
     if change.shows_backlog:
-        project_backlog(house)
+        project_backlog(context)
     runs.mark_mirrored(session, run.id, run.revision)

@@ -20,7 +20,7 @@ from ..store import audits, submissions
 from . import patching
 from .change import RunChange
 from .claiming import check_lease
-from .house import House
+from .context import AppContext
 from .issues import seen_issues
 from .replies import Answer, answering, key_scope, once
 from .settling import settle
@@ -43,7 +43,11 @@ class AuditAnsweredError(ConflictError):
 
 
 def request_audit(
-    house: House, run_id: str, phase_id: str, request: AuditRequest, idempotency_key: str | None
+    context: AppContext,
+    run_id: str,
+    phase_id: str,
+    request: AuditRequest,
+    idempotency_key: str | None,
 ) -> Answer:
     """Ask for a review of a phase: now if it is in the gate, else as soon as it comes there.
 
@@ -55,7 +59,7 @@ def request_audit(
         "auditor_request", {"phase_id": phase_id, "request": document}, [key_scope(idempotency_key)]
     )
     request = redacted(request)
-    with answering(house, run_id, identity) as turn:
+    with answering(context, run_id, identity) as turn:
         if turn.is_new:
             change = turn.change
             phase = change.phase(phase_id)
@@ -95,7 +99,7 @@ def request_audit(
 
 
 def submit_auditor_result(
-    house: House,
+    context: AppContext,
     run_id: str,
     phase_id: str,
     report: AuditorReport,
@@ -113,7 +117,7 @@ def submit_auditor_result(
     is_unavailable = report.recommendation is Recommendation.UNAVAILABLE
     if patches and is_unavailable:
         raise InvalidError("suggested_patches: an Auditor that was unavailable has none")
-    with answering(house, run_id, identity) as turn:
+    with answering(context, run_id, identity) as turn:
         if turn.is_new:
             change = turn.change
             phase = change.phase(phase_id)

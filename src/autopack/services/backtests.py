@@ -19,7 +19,7 @@ from ..domain.states import RunStatus
 from ..domain.strategy import compile_strategy
 from ..models import Run
 from ..store import runs
-from .house import House
+from .context import AppContext
 from .rulesets import parse_ruleset
 
 
@@ -48,25 +48,25 @@ class Comparison:
 
 
 def backtest(
-    house: House, document: dict[str, Any], run_ids: Sequence[str] | None, limit: int
+    context: AppContext, document: dict[str, Any], run_ids: Sequence[str] | None, limit: int
 ) -> list[Comparison]:
     """Replay finished runs under a ruleset: those named, else the newest.
 
     Raises InvalidRulesetError, NotFoundError, InvalidError for a run that is not over.
     """
-    ruleset = parse_ruleset(json.dumps(document).encode(), house.settings.project_id)
-    with house.reading() as session:
+    ruleset = parse_ruleset(json.dumps(document).encode(), context.settings.project_id)
+    with context.reading() as session:
         if run_ids:
             chosen = [runs.get_run(session, run_id) for run_id in run_ids]
         else:
-            chosen = runs.list_finished(session, house.settings.project_id, limit=limit)
+            chosen = runs.list_finished(session, context.settings.project_id, limit=limit)
         for run in chosen:
             if run.ended_at is None:
                 raise InvalidError(f"run_ids: run '{run.run_id}' is {run.state}, not over yet")
-        return [_compare(session, ruleset, run, house) for run in chosen]
+        return [_compare(session, ruleset, run, context) for run in chosen]
 
 
-def _compare(session: Session, ruleset: Ruleset, run: Run, house: House) -> Comparison:
+def _compare(session: Session, ruleset: Ruleset, run: Run, context: AppContext) -> Comparison:
     recorded = Ending(
         state=run.state,
         failure_code=run.failure_code,
@@ -79,8 +79,8 @@ def _compare(session: Session, ruleset: Ruleset, run: Run, house: House) -> Comp
         check_plan(
             plan,
             ruleset,
-            max_tiers=house.settings.max_plan_tiers,
-            max_phases=house.settings.max_plan_phases,
+            max_tiers=context.settings.max_plan_tiers,
+            max_phases=context.settings.max_plan_phases,
             is_recorded=True,
         )
     except InvalidPlanError as error:

@@ -16,7 +16,7 @@ from ..gitrepo import RepositoryUnusableError
 from ..models import Phase, Run
 from ..store import runs
 from . import patching
-from .house import House
+from .context import AppContext
 from .pushes import RemoteStatus, remote_status
 from .replies import Answer, answering, key_scope, once
 from .settling import settle
@@ -47,12 +47,12 @@ class NoSnapshotError(ConflictError):
     code = "no_snapshot"
 
 
-def integration_status(house: House, run_id: str) -> IntegrationStatus:
+def integration_status(context: AppContext, run_id: str) -> IntegrationStatus:
     """Compare a run's branch with the base branch, by a real merge in memory."""
-    with house.reading() as session:
+    with context.reading() as session:
         run = runs.get_run(session, run_id)
-        remote = remote_status(house, session, run)
-    repository = house.repository
+        remote = remote_status(context, session, run)
+    repository = context.repository
     current = repository.read_ref(branch_ref(run_id))
     base = repository.read_ref(f"refs/heads/{run.base_branch}")
     if base is None:
@@ -96,32 +96,32 @@ def integration_status(house: House, run_id: str) -> IntegrationStatus:
     )
 
 
-def diff(house: House, run_id: str, phase_id: str | None) -> bytes:
+def diff(context: AppContext, run_id: str, phase_id: str | None) -> bytes:
     """Return what a run's branch changes since its base, or what one of its phases changed."""
-    with house.reading() as session:
+    with context.reading() as session:
         run = runs.get_run(session, run_id)
     if phase_id is None:
-        return house.repository.diff(run.base_commit, run.work_commit)
+        return context.repository.diff(run.base_commit, run.work_commit)
     phase = runs.get_phase(run, phase_id)
     if phase.start_commit is None or phase.commit is None:
         return b""
-    return house.repository.diff(phase.start_commit, phase.commit)
+    return context.repository.diff(phase.start_commit, phase.commit)
 
 
-def check_patch(house: House, run_id: str, check: PatchCheck) -> dict[str, Any]:
+def check_patch(context: AppContext, run_id: str, check: PatchCheck) -> dict[str, Any]:
     """Say what would come of a patch, by policy and a dry apply; nothing is recorded.
 
     A refusal is the answer, with kind, code, detail and all else that a submission would get.
     """
-    with house.reading() as session:
+    with context.reading() as session:
         run = runs.get_run(session, run_id)
     phase = runs.get_phase(run, check.phase_id) if check.phase_id else _next_phase(run)
     answer: dict[str, Any] = {"phase_id": phase.phase_id, "head": run.head_commit}
     try:
-        applied = house.repository.dry_apply(
+        applied = context.repository.dry_apply(
             run.head_commit,
             check.patch(),
-            patching.judge_for(house.settings, run, phase),
+            patching.judge_for(context.settings, run, phase),
             base_commit=check.base_commit,
         )
     except patching.PATCH_FAULTS as error:
@@ -138,7 +138,7 @@ def check_patch(house: House, run_id: str, check: PatchCheck) -> dict[str, Any]:
 
 
 def rollback(
-    house: House, run_id: str, to_phase: str, reason: str, idempotency_key: str | None
+    context: AppContext, run_id: str, to_phase: str, reason: str, idempotency_key: str | None
 ) -> Answer:
     """Put the branch of a run that is over back to a snapshot, by a new commit.
 
@@ -147,7 +147,7 @@ def rollback(
     request = {"to_phase": to_phase, "reason": reason}
     identity = once("rollback", request, [key_scope(idempotency_key)])
     reason = redact(reason)
-    with answering(house, run_id, identity, actor=OPERATOR) as turn:
+    with answering(context, run_id, identity, actor=OPERATOR) as turn:
         if turn.is_new:
             change = turn.change
             phase = change.phase(to_phase)
@@ -159,7 +159,7 @@ def rollback(
             patching.require_free_branch(change)
             commit = change.add_commit(
                 CommitKind.ROLLBACK,
-                house.repository.tree_of(phase.snapshot_commit),
+                context.repository.tree_of(phase.snapshot_commit),
                 f"Roll back to the snapshot of phase {to_phase}\n\n{reason}\n\n"
                 f"Autopack-Run: {run_id}\nAutopack-Phase: {to_phase}\n",
                 phase=phase,

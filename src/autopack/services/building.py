@@ -23,7 +23,7 @@ from ..store import submissions
 from . import patching
 from .change import RunChange
 from .claiming import check_lease
-from .house import House
+from .context import AppContext
 from .issues import seen_issues
 from .replies import Answer, answering
 from .settling import settle
@@ -31,7 +31,7 @@ from .submitting import could_not_work, identify, record_submission, require_sam
 
 
 def submit_builder_result(
-    house: House,
+    context: AppContext,
     run_id: str,
     phase_id: str,
     report: BuilderReport,
@@ -47,7 +47,7 @@ def submit_builder_result(
         raise InvalidError("patch_content: a Builder that was unavailable has no patch to submit")
     identity = identify(phase_id, Role.BUILDER, report, idempotency_key)
     report = redacted(report)
-    with answering(house, run_id, identity) as turn:
+    with answering(context, run_id, identity) as turn:
         if turn.is_new:
             change = turn.change
             phase = change.phase(phase_id)

@@ -28,7 +28,7 @@ from ..domain.run import PhaseState
 from ..gitrepo import RefUpdate
 from ..models import Commit, Phase, Run
 from ..store import issues, runs
-from .house import House
+from .context import AppContext
 from .projection import run_index
 
 
@@ -39,12 +39,12 @@ class RunChange:
     are its rows, which follow when the change is settled.
     """
 
-    def __init__(self, house: House, session: Session, run: Run, actor: str) -> None:
-        self.house: Final = house
+    def __init__(self, context: AppContext, session: Session, run: Run, actor: str) -> None:
+        self.context: Final = context
         self.session: Final = session
         self.run: Final = run
         self.actor: Final = actor
-        self.now: Final = house.now_in(run)
+        self.now: Final = context.now_in(run)
         self.phases: Final = runs.phases_of(run)
         self.before = self.state = runs.read_state(run)
         self.events: list[Event] = []
@@ -131,7 +131,7 @@ class RunChange:
         A commit that no submitted patch produces as it was sent (`has_own_difference`: the patch
         was mended) stores its own diff, so that it can be rebuilt.
         """
-        repository, parents = self.house.repository, [self.head]
+        repository, parents = self.context.repository, [self.head]
         has_own_difference = has_own_difference or is_merged or kind is CommitKind.RECORD
         signature = None
         if kind is CommitKind.RECORD:

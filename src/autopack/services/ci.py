@@ -30,7 +30,7 @@ from ..gitrepo.workspace import WorkspaceError
 from ..jobs.queue import TryAgainError, defer
 from ..models import CiRun, Run
 from ..store import ci_runs, runs
-from .house import House
+from .context import AppContext
 from .judging import weigh_verdict
 from .opening import changing
 from .settling import request_ci_run, settle
@@ -39,7 +39,7 @@ from .upkeep import UPKEEP_QUEUE
 logger = structlog.get_logger(__name__)
 
 BEGIN_TASK: Final = "begin_ci_run"
-TAKE_TASK: Final = "take_ci_outcome"
+TAKE_TASK: Final = "record_ci_outcome"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,18 +56,18 @@ class Order:
     rules: CiCommand
 
 
-def run_ci(house: House, ci_run_id: int) -> None:
+def run_ci(context: AppContext, ci_run_id: int) -> None:
     """Make a run of CI and hand in its outcome, if anybody still waits for it.
 
     Raises TryAgainError when the process is to end: another one makes it.
     """
-    order = _begin(house, ci_run_id)
+    order = _begin(context, ci_run_id)
     if order is None:
         return
-    outcome = _make(house, order)
+    outcome = _make(context, order)
     if outcome is not None:
-        _hand_over(house, ci_run_id, outcome)
-    elif house.stopping.is_set():
+        _hand_over(context, ci_run_id, outcome)
+    elif context.stopping.is_set():
         raise TryAgainError
 
 
@@ -77,42 +77,42 @@ def checks_of(settings: Settings) -> CheckRunner:
     return CheckRunner(settings)
 
 
-def list_ci_runs(house: House, run_id: str) -> list[tuple[CiRun, str]]:
+def list_ci_runs(context: AppContext, run_id: str) -> list[tuple[CiRun, str]]:
     """Return the runs of CI of a run, in order, each with the name of its phase."""
-    with house.reading() as session:
+    with context.reading() as session:
         return ci_runs.list_ci_runs(session, runs.get_run_pk(session, run_id))
 
 
-def read_log(house: House, run_id: str, ci_run_id: int) -> bytes:
+def read_log(context: AppContext, run_id: str, ci_run_id: int) -> bytes:
     """Return what a run of CI printed. Raises NotFoundError."""
-    with house.reading() as session:
+    with context.reading() as session:
         return ci_runs.get_log(session, runs.get_run_pk(session, run_id), ci_run_id)
 
 
-def begin_ci_run(house: House, ci_run_id: int) -> None:
+def begin_ci_run(context: AppContext, ci_run_id: int) -> None:
     """Let a phase's time for its run of CI begin."""
-    place = _find_place(house, ci_run_id)
+    place = _find_place(context, ci_run_id)
     if place is None:
         return
     run_id, phase_id = place
-    with changing(house, run_id) as change:
+    with changing(context, run_id) as change:
         if ci_runs.get_ci_run(change.session, ci_run_id).ended_at is None:
             change.decide(CiRunBegun(phase_id=phase_id, ci_run_id=ci_run_id))
             settle(change)
 
 
-def _find_place(house: House, ci_run_id: int) -> tuple[str, str] | None:
+def _find_place(context: AppContext, ci_run_id: int) -> tuple[str, str] | None:
     """Return the names of run and phase; None: the run was deleted by hand."""
-    with house.reading() as session:
+    with context.reading() as session:
         return ci_runs.find_place(session, ci_run_id)
 
 
-def _begin(house: House, ci_run_id: int) -> Order | None:
-    place = _find_place(house, ci_run_id)
+def _begin(context: AppContext, ci_run_id: int) -> Order | None:
+    place = _find_place(context, ci_run_id)
     if place is None:
         return None
     run_id, phase_id = place
-    with house.writing() as session:
+    with context.writing() as session:
         run = ci_runs.get_ci_run(session, ci_run_id)
         if run.ended_at is not None:
             return None
@@ -127,19 +127,21 @@ def _begin(house: House, ci_run_id: int) -> Order | None:
             attempt=run.attempt,
             rules=_rules(session, whole, run),
         )
-        run.started_at = max(house.now(), run.requested_at)
+        run.started_at = max(context.now(), run.requested_at)
         _queue(session, BEGIN_TASK, ci_run_id)
         session.commit()
     return order
 
 
-def _make(house: House, order: Order) -> Outcome | None:
+def _make(context: AppContext, order: Order) -> Outcome | None:
     """Run the command on the commit; None when it was stopped because nobody waits any more."""
     log = logger.bind(run_id=order.run_id, phase_id=order.phase_id, ci_run_id=order.ci_run_id)
     log.info("ci_started", commit=order.commit, profile=order.profile, attempt=order.attempt)
     try:
-        with checked_out(house.settings, house.repository, order.branch, order.commit) as checkout:
-            outcome = checks_of(house.settings).run(
+        with checked_out(
+            context.settings, context.repository, order.branch, order.commit
+        ) as checkout:
+            outcome = checks_of(context.settings).run(
                 Job(
                     tree=checkout.tree,
                     objects=checkout.objects,
@@ -148,7 +150,7 @@ def _make(house: House, order: Order) -> Outcome | None:
                     environment=_environment(order),
                     junit=order.rules.junit,
                 ),
-                lambda: not _is_wanted(house, order.ci_run_id),
+                lambda: not _is_wanted(context, order.ci_run_id),
             )
     except StoppedError:
         log.info("ci_stopped")
@@ -158,17 +160,17 @@ def _make(house: House, order: Order) -> Outcome | None:
         outcome = Outcome(
             verdict=Verdict.DID_NOT_RUN,
             reason=f"the commit could not be checked out: {why}",
-            sandbox=checks_of(house.settings).sandbox,
+            sandbox=checks_of(context.settings).sandbox,
         )
     log.info("ci_ended", verdict=outcome.verdict, reason=outcome.reason)
     return outcome
 
 
-def _hand_over(house: House, ci_run_id: int, outcome: Outcome) -> None:
+def _hand_over(context: AppContext, ci_run_id: int, outcome: Outcome) -> None:
     """Keep what was printed, and let the verdict be taken where branch and files are."""
     log = redact_bytes(outcome.log)
     tail = log[-4 * MAX_LOG_TAIL :].decode(errors="replace")[-MAX_LOG_TAIL:]
-    with house.writing() as session:
+    with context.writing() as session:
         ci_runs.add_log(session, ci_run_id, log)
         _queue(
             session,
@@ -194,8 +196,8 @@ def _queue(session: Session, task: str, ci_run_id: int, **arguments: object) -> 
     )
 
 
-def take_ci_outcome(
-    house: House,
+def record_ci_outcome(
+    context: AppContext,
     ci_run_id: int,
     *,
     verdict: str,
@@ -206,11 +208,11 @@ def take_ci_outcome(
     log_tail: str | None,
 ) -> None:
     """Take the verdict of a run of CI, unless another was taken or the phase went on."""
-    place = _find_place(house, ci_run_id)
+    place = _find_place(context, ci_run_id)
     if place is None:
         return
     run_id, phase_id = place
-    with changing(house, run_id) as change:
+    with changing(context, run_id) as change:
         run = ci_runs.get_ci_run(change.session, ci_run_id)
         if run.ended_at is not None:
             return
@@ -248,10 +250,10 @@ def take_ci_outcome(
         settle(change)
 
 
-def _is_wanted(house: House, ci_run_id: int) -> bool:
-    if house.stopping.is_set():
+def _is_wanted(context: AppContext, ci_run_id: int) -> bool:
+    if context.stopping.is_set():
         return False
-    with house.reading() as session:
+    with context.reading() as session:
         return ci_runs.is_awaited(session, ci_run_id)
 
 

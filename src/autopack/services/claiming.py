@@ -28,7 +28,7 @@ from ..store import leases, runs
 from ..store.runs import RunBusyError
 from .after_commit import ProjectionLaggingError
 from .change import RunChange
-from .house import House
+from .context import AppContext
 from .opening import changing
 from .replies import Answer, answering, key_scope, lease_scope, once
 from .settling import settle
@@ -59,30 +59,30 @@ class Release(Closed):
     account: Annotated[Word | None, Field(description=ACCOUNT_MEANING)] = None
 
 
-def claim(house: House, run_id: str, wanted: Claim) -> dict[str, Any] | None:
+def claim(context: AppContext, run_id: str, wanted: Claim) -> dict[str, Any] | None:
     """Give an agent the run's next work item, or None when there is none just now.
 
     Raises RunOverError when there never will be, or when asking has shown that nothing is left.
     """
-    item, change = _claim(house, run_id, wanted, is_waiting=True)
+    item, change = _claim(context, run_id, wanted, is_waiting=True)
     if item is None:
         require_live(change.state)
     return item
 
 
-def claim_any(house: House, wanted: Claim) -> dict[str, Any] | None:
+def claim_any(context: AppContext, wanted: Claim) -> dict[str, Any] | None:
     """Give an agent the next work item of the oldest run that has one.
 
     Busy runs are passed by, and so are those that something is wrong with: it is told to whoever
     asks for that very run.
     """
-    with house.reading() as session:
+    with context.reading() as session:
         names = runs.list_with_work(
-            session, wanted.role, CANDIDATES, account=wanted.account, now=house.now()
+            session, wanted.role, CANDIDATES, account=wanted.account, now=context.now()
         )
     for run_id in names:
         try:
-            item, _ = _claim(house, run_id, wanted, is_waiting=False)
+            item, _ = _claim(context, run_id, wanted, is_waiting=False)
         except (RunBusyError, RunOverError):
             continue
         except AutopackError as error:
@@ -94,15 +94,15 @@ def claim_any(house: House, wanted: Claim) -> dict[str, Any] | None:
 
 
 def peek(
-    house: House, run_id: str, role: Role, account: str | None = None
+    context: AppContext, run_id: str, role: Role, account: str | None = None
 ) -> dict[str, Any] | None:
     """Return what a claim would give now, without a lease; nothing changes.
 
     None too while something is overdue, which is settled by the next request or in a moment.
     """
-    with house.reading() as session:
+    with context.reading() as session:
         run = runs.get_run(session, run_id)
-        state, now = runs.read_state(run), house.now_in(run)
+        state, now = runs.read_state(run), context.now_in(run)
         events = decide(state, Tick(), now)
         require_live(fold(state, events))
         found = claiming.find_claimable(state, role, now, account)
@@ -110,11 +110,11 @@ def peek(
             asked = decide(state, claiming.WorkAsked(role, account), now)
             require_live(fold(state, (*events, *asked)))
             return None
-        return work_item(house, session, run, state, found.phase, role)
+        return work_item(context, session, run, state, found.phase, role)
 
 
 def heartbeat(
-    house: House,
+    context: AppContext,
     run_id: str,
     phase_id: str,
     token: str,
@@ -125,11 +125,11 @@ def heartbeat(
 
     One that has to stop for its budget's sake keeps the time that it has, to hand in its result.
     """
-    with house.writing() as session:
+    with context.writing() as session:
         run = runs.lock_run(session, run_id)
         phase = runs.get_phase(run, phase_id)
         lease = leases.find_lease(session, phase.id, token)
-        now = house.now_in(run)
+        now = context.now_in(run)
         if lease is not None and lease.id == phase.lease_id and now < lease.expires_at:
             state = runs.read_state(run)
             directive, reason = claiming.beat(state, state.phase(phase_id), tokens_used, cost_usd)
@@ -139,7 +139,7 @@ def heartbeat(
             leases.extend(session, lease, phase, expires_at, tokens_used, cost_usd)
             session.commit()
             return {"directive": directive, "reason": reason, "expires_at": expires_at}
-    with changing(house, run_id) as change:  # lets the lease lapse, if it is that
+    with changing(context, run_id) as change:  # lets the lease lapse, if it is that
         reason = (
             f"the run is {change.run.state}"
             if change.state.is_over
@@ -149,7 +149,7 @@ def heartbeat(
 
 
 def release(
-    house: House,
+    context: AppContext,
     run_id: str,
     phase_id: str,
     given_back: Release,
@@ -165,7 +165,7 @@ def release(
         [key_scope(idempotency_key), lease_scope(given_back.lease_token)],
     )
     given_back = redacted(given_back)
-    with answering(house, run_id, identity) as turn:
+    with answering(context, run_id, identity) as turn:
         if turn.is_new:
             change = turn.change
             phase, state = change.phase(phase_id), change.phase_state(phase_id)
@@ -208,7 +208,7 @@ def check_lease(change: RunChange, phase: Phase, role: Role, token: str | None) 
 
 
 def _claim(
-    house: House, run_id: str, wanted: Claim, *, is_waiting: bool
+    context: AppContext, run_id: str, wanted: Claim, *, is_waiting: bool
 ) -> tuple[dict[str, Any] | None, RunChange]:
     """Give an agent what a run has for it, and return the change that did so.
 
@@ -218,7 +218,7 @@ def _claim(
     item: dict[str, Any] | None = None
     wanted = redacted(wanted)
     try:
-        with changing(house, run_id, is_waiting=is_waiting) as change:
+        with changing(context, run_id, is_waiting=is_waiting) as change:
             item = _take(change, wanted)
             settle(change)
     except ProjectionLaggingError:
@@ -260,7 +260,7 @@ def _take(change: RunChange, wanted: Claim) -> dict[str, Any] | None:
         )
     )
     state = change.phase_state(phase.phase_id)
-    item = work_item(change.house, change.session, change.run, change.state, state, role)
+    item = work_item(change.context, change.session, change.run, change.state, state, role)
     item["lease"] = {
         "token": token,
         "fence": lease.fence,

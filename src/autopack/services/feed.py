@@ -23,7 +23,7 @@ from ..store import feed as store
 from ..store import runs
 from ..store.feed import FeedEvent, Listener
 from .availability import OUTAGES
-from .house import House
+from .context import AppContext
 
 logger = structlog.get_logger(__name__)
 
@@ -39,7 +39,7 @@ class TooManyStreamsError(UnavailableError):
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class FeedItem:
     """An event as it is told; `previous` is the position of the one before it."""
 
     position: int
@@ -51,7 +51,7 @@ class Told:
 
 
 @dataclass(frozen=True, slots=True)
-class Over:
+class EndOfRun:
     """The run is over, and everything has been told."""
 
     run_id: str
@@ -61,16 +61,16 @@ class Over:
 class View(Protocol):
     """Which events a reader wants, and how it numbers them."""
 
-    def number(self, told: Told) -> int:
+    def number(self, told: FeedItem) -> int:
         """Return the event's number, 0 if it is not wanted."""
 
-    def continues(self, told: Told, last: int) -> bool:
+    def continues(self, told: FeedItem, last: int) -> bool:
         """Tell whether nothing that is wanted is missing before this event."""
 
-    def is_enough(self, told: Told) -> bool:
+    def is_enough(self, told: FeedItem) -> bool:
         """Tell whether this event may be the last."""
 
-    def read(self, last: int) -> tuple[list[Told], Over | None]:
+    def read(self, last: int) -> tuple[list[FeedItem], EndOfRun | None]:
         """Read a page of events after a number, and whether that is all there will be."""
 
 
@@ -99,7 +99,9 @@ class Feed:
                 f"{self._limit} streams are open already (AUTOPACK_MAX_STREAMS); try again later"
             )
 
-    async def follow(self, view: View, last: int | None) -> AsyncGenerator[Told | Over | None]:
+    async def follow(
+        self, view: View, last: int | None
+    ) -> AsyncGenerator[FeedItem | EndOfRun | None]:
         """Yield what comes after a number, or from now on; None when nothing came for a while.
 
         Ends when all has been told, or with the service.
@@ -220,10 +222,10 @@ class _Mailbox:
 
     def __init__(self, view: View) -> None:
         self._view = view
-        self._events: deque[Told] = deque(maxlen=NEWS)
+        self._events: deque[FeedItem] = deque(maxlen=NEWS)
         self._is_awake = asyncio.Event()
 
-    def take(self, told: Told) -> None:
+    def take(self, told: FeedItem) -> None:
         if self._view.number(told):
             self._events.append(told)
             self._is_awake.set()
@@ -231,7 +233,7 @@ class _Mailbox:
     def wake(self) -> None:
         self._is_awake.set()
 
-    async def next(self) -> Told | None:
+    async def next(self) -> FeedItem | None:
         """Return the next event, None when there is none for a while."""
         if not self._events:
             self._is_awake.clear()
@@ -243,57 +245,57 @@ class _Mailbox:
 class RunView:
     """The events of one run, by their sequence numbers, until the run is over."""
 
-    def __init__(self, house: House, run_id: str) -> None:
+    def __init__(self, context: AppContext, run_id: str) -> None:
         """Raises NotFoundError."""
-        self._house = house
+        self._context = context
         self._run_id = run_id
-        with house.reading() as session:
+        with context.reading() as session:
             self._run_pk = runs.get_run_pk(session, run_id)
 
-    def number(self, told: Told) -> int:
+    def number(self, told: FeedItem) -> int:
         return told.sequence if told.run_pk == self._run_pk else 0
 
-    def continues(self, told: Told, last: int) -> bool:
+    def continues(self, told: FeedItem, last: int) -> bool:
         return told.sequence == last + 1
 
-    def is_enough(self, told: Told) -> bool:
+    def is_enough(self, told: FeedItem) -> bool:
         return told.kind == "RunEnded"
 
-    def read(self, last: int) -> tuple[list[Told], Over | None]:
-        with self._house.reading() as session:
+    def read(self, last: int) -> tuple[list[FeedItem], EndOfRun | None]:
+        with self._context.reading() as session:
             page = [_told(each) for each in store.list_of_run(session, self._run_pk, last)]
             end = store.find_end(session, self._run_pk)
         newest = page[-1].sequence if page else last
         if end is None or end[1] > newest:
             return page, None
-        return page, Over(self._run_id, end[0])
+        return page, EndOfRun(self._run_id, end[0])
 
 
 class AllView:
     """The events of all runs, by their positions in the feed."""
 
-    def __init__(self, house: House, feed: Feed) -> None:
-        self._house = house
+    def __init__(self, context: AppContext, feed: Feed) -> None:
+        self._context = context
         self._feed = feed
 
-    def number(self, told: Told) -> int:
+    def number(self, told: FeedItem) -> int:
         return told.position
 
-    def continues(self, told: Told, last: int) -> bool:
+    def continues(self, told: FeedItem, last: int) -> bool:
         return told.previous <= last
 
-    def is_enough(self, _told: Told) -> bool:
+    def is_enough(self, _told: FeedItem) -> bool:
         return False
 
-    def read(self, last: int) -> tuple[list[Told], Over | None]:
+    def read(self, last: int) -> tuple[list[FeedItem], EndOfRun | None]:
         settled = self._feed.position  # what comes after it will be told
-        with self._house.reading() as session:
+        with self._context.reading() as session:
             return [_told(each) for each in store.list_after(session, last, settled)], None
 
 
-def _told(found: FeedEvent, previous: int = 0) -> Told:
+def _told(found: FeedEvent, previous: int = 0) -> FeedItem:
     document = event_document(found.sequence, found.event, found.previous_hash)
-    return Told(
+    return FeedItem(
         position=found.position,
         previous=previous,
         run_pk=found.run_pk,

@@ -11,7 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from ..domain.errors import AutopackError, UnavailableError
 from ..jobs.queue import workers_silence
 from ..store import pulses, runs
-from .house import House
+from .context import AppContext
 from .opening import require_place
 from .pushes import check_pushes
 from .upkeep import PULSE
@@ -34,37 +34,37 @@ class Check:
     is_vital: bool = True
 
 
-def check_health(house: House) -> dict[str, Check]:
+def check_health(context: AppContext) -> dict[str, Check]:
     """Look at everything; at the remote only where there is one."""
     checks: dict[str, Callable[[], None]] = {
-        "database": lambda: _check_database(house),
-        "repository": house.repository.check,
-        "storage": house.repository.check_room,
-        "runs_directory": house.mirror.check,
-        "jobs": lambda: _check_jobs(house),
+        "database": lambda: _check_database(context),
+        "repository": context.repository.check,
+        "storage": context.repository.check_room,
+        "runs_directory": context.mirror.check,
+        "jobs": lambda: _check_jobs(context),
     }
     found = {name: Check(_failure(check)) for name, check in checks.items()}
-    if house.repository.remote is not None:
-        found["remote"] = Check(_failure(lambda: check_pushes(house)), is_vital=False)
+    if context.repository.remote is not None:
+        found["remote"] = Check(_failure(lambda: check_pushes(context)), is_vital=False)
     return found
 
 
-def _check_database(house: House) -> None:
-    require_place(house)
-    with house.reading() as session:
+def _check_database(context: AppContext) -> None:
+    require_place(context)
+    with context.reading() as session:
         runs.touch(session)
 
 
-def _check_jobs(house: House) -> None:
+def _check_jobs(context: AppContext) -> None:
     """See that the upkeep comes to its end, whichever process does it."""
-    with house.reading() as session:
+    with context.reading() as session:
         silence = pulses.silence(session, PULSE)
         if silence is not None and silence <= PATIENCE_SECONDS:
             return
         heard = workers_silence(session)
     if heard is None or heard > PATIENCE_SECONDS:
         cure = "start one: `autopack jobs`"
-        if house.settings.jobs == "inside":
+        if context.settings.jobs == "inside":
             cure = "this service should have one: see its log"
         raise BackgroundWorkError(f"no job worker is alive; {cure}")
     since = "yet" if silence is None else f"for {silence:.0f} seconds"

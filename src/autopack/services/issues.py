@@ -22,7 +22,7 @@ from ..domain.terms import Severity
 from ..models import BacklogEntry, Phase
 from ..store import issues, runs
 from .change import RunChange
-from .house import House
+from .context import AppContext
 from .projection import project_backlog, run_index
 from .replies import Answer, answering, key_scope, once
 from .settling import settle
@@ -31,7 +31,11 @@ MAX_PLACES = 20
 
 
 def record_issue(
-    house: House, run_id: str, phase_id: str, report: IssueReport, idempotency_key: str | None
+    context: AppContext,
+    run_id: str,
+    phase_id: str,
+    report: IssueReport,
+    idempotency_key: str | None,
 ) -> Answer:
     """Count one report of an issue in its phase, its run and the project's backlog.
 
@@ -40,7 +44,7 @@ def record_issue(
     request = {"phase_id": phase_id, "report": report.model_dump(mode="json")}
     identity = once("record_issue", request, [key_scope(idempotency_key)])
     report = redacted(report)
-    with answering(house, run_id, identity) as turn:
+    with answering(context, run_id, identity) as turn:
         if turn.is_new:
             change = turn.change
             phase = change.phase(phase_id)
@@ -49,11 +53,11 @@ def record_issue(
             change.decide(IssuesSeen(phase_id=phase_id, issues=(seen,)))
             settle(change)
             index = change.index().issues_by_key[report.issue_key]
-            file = house.mirror.phase_issue_file(run_id, phase.phase_index, phase_id)
+            file = context.mirror.phase_issue_file(run_id, phase.phase_index, phase_id)
             turn.answer(
                 {
                     "message": f"issue '{report.issue_key}' is recorded",
-                    "phase_file": str(house.mirror.runs_dir / file),
+                    "phase_file": str(context.mirror.runs_dir / file),
                     "run_index_entry": _document(index),
                     "project_backlog_entry": entry
                     and _document(read_off(BacklogReportEntry, entry)),
@@ -134,14 +138,14 @@ def _age(change: RunChange, entry: BacklogEntry, severity: Severity) -> Severity
     return Severity.MAJOR if was_aged_before else severity
 
 
-def issue_index(house: House, run_id: str) -> RunIndex:
+def issue_index(context: AppContext, run_id: str) -> RunIndex:
     """Return the run's issues by key."""
-    with house.reading() as session:
+    with context.reading() as session:
         return run_index(session, runs.get_run(session, run_id))
 
 
 def backlog(
-    house: House,
+    context: AppContext,
     *,
     limit: int,
     after: int,
@@ -150,10 +154,10 @@ def backlog(
     severity: Severity | None,
 ) -> tuple[list[BacklogReportEntry], int | None]:
     """Return a page of the project's backlog, and where the next one begins."""
-    with house.reading() as session:
+    with context.reading() as session:
         rows = issues.list_backlog(
             session,
-            house.settings.project_id,
+            context.settings.project_id,
             limit=limit + 1,
             after=after,
             status=status,
@@ -165,13 +169,13 @@ def backlog(
     return [read_off(BacklogReportEntry, row) for row in page], more
 
 
-def backlog_issue(house: House, issue_key: str) -> BacklogIssueReport:
+def backlog_issue(context: AppContext, issue_key: str) -> BacklogIssueReport:
     """Return an issue of the backlog, what was last said of it, and where it was last seen.
 
     Raises NotFoundError.
     """
-    with house.reading() as session:
-        entry = issues.get_backlog_entry(session, house.settings.project_id, issue_key)
+    with context.reading() as session:
+        entry = issues.get_backlog_entry(session, context.settings.project_id, issue_key)
         description, evidence = issues.last_words(session, entry)
         places = issues.list_places(session, entry, MAX_PLACES)
     return read_off(
@@ -183,25 +187,27 @@ def backlog_issue(house: House, issue_key: str) -> BacklogIssueReport:
     )
 
 
-def resolve_backlog_issue(house: House, issue_key: str) -> BacklogReportEntry:
+def resolve_backlog_issue(context: AppContext, issue_key: str) -> BacklogReportEntry:
     """Close an issue of the backlog at the operator's word; a new sighting reopens it."""
-    return _set_backlog_status(house, issue_key, BacklogStatus.RESOLVED)
+    return _set_backlog_status(context, issue_key, BacklogStatus.RESOLVED)
 
 
-def reopen_backlog_issue(house: House, issue_key: str) -> BacklogReportEntry:
+def reopen_backlog_issue(context: AppContext, issue_key: str) -> BacklogReportEntry:
     """Open a resolved issue of the backlog again; its age stays."""
-    return _set_backlog_status(house, issue_key, BacklogStatus.OPEN)
+    return _set_backlog_status(context, issue_key, BacklogStatus.OPEN)
 
 
-def _set_backlog_status(house: House, issue_key: str, wanted: BacklogStatus) -> BacklogReportEntry:
-    with house.writing() as session:
-        entry = issues.lock_backlog_entry(session, house.settings.project_id, issue_key)
+def _set_backlog_status(
+    context: AppContext, issue_key: str, wanted: BacklogStatus
+) -> BacklogReportEntry:
+    with context.writing() as session:
+        entry = issues.lock_backlog_entry(session, context.settings.project_id, issue_key)
         if wanted is BacklogStatus.RESOLVED:
-            entry.status, entry.resolved_at = wanted, entry.resolved_at or house.now()
+            entry.status, entry.resolved_at = wanted, entry.resolved_at or context.now()
         elif entry.status is BacklogStatus.RESOLVED:
             entry.status, entry.resolved_at = wanted, None
         session.commit()
-    project_backlog(house)
+    project_backlog(context)
     return read_off(BacklogReportEntry, entry)
 
 

@@ -14,7 +14,7 @@ from ..domain.terms import CiMode, Sandbox, Severity, Verdict
 from ..models import CiRun, Phase
 from ..store import ci_runs, runs
 from .change import RunChange
-from .house import House
+from .context import AppContext
 from .issues import seen_issues
 from .replies import Answer, answering, key_scope, once
 from .settling import settle
@@ -26,7 +26,11 @@ class CiIsOursError(ConflictError):
 
 
 def submit_ci_result(
-    house: House, run_id: str, phase_id: str, report: CiReport, idempotency_key: str | None = None
+    context: AppContext,
+    run_id: str,
+    phase_id: str,
+    report: CiReport,
+    idempotency_key: str | None = None,
 ) -> Answer:
     """Take one verdict on the commit that a phase waits to have judged.
 
@@ -39,7 +43,7 @@ def submit_ci_result(
         [key_scope(idempotency_key), f"latest:{phase_id}:{CI_SOURCE}"],
     )
     report = redacted(report)
-    with answering(house, run_id, identity) as turn:
+    with answering(context, run_id, identity) as turn:
         if turn.is_new:
             change = turn.change
             phase = change.phase(phase_id)

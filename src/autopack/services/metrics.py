@@ -15,7 +15,7 @@ from ..models import Phase, Run, Tier
 from ..store import metrics
 from ..store.gauges import GAUGES, Gauge
 from .availability import OUTAGES
-from .house import House
+from .context import AppContext
 from .reading import one_moment, reading_run
 
 logger = structlog.get_logger(__name__)
@@ -24,22 +24,22 @@ Position = tuple[datetime, int]
 
 
 def run_metrics(
-    house: House, *, limit: int, before: Position | None, status: RunStatus | None
+    context: AppContext, *, limit: int, before: Position | None, status: RunStatus | None
 ) -> tuple[int, list[RunMetrics], Position | None]:
     """Return how many runs there are, a page of their figures, and where the next one begins."""
-    with one_moment(house) as session:
+    with one_moment(context) as session:
         total = metrics.count_runs(session, status)
         rows = metrics.list_run_metrics(
-            session, limit=limit + 1, before=before, status=status, now=house.now()
+            session, limit=limit + 1, before=before, status=status, now=context.now()
         )
     page = rows[:limit]
     more = (page[-1][1].created_at, page[-1][0]) if len(rows) > limit else None
     return total, [row for _, row in page], more
 
 
-def tier_metrics(house: House, run_id: str) -> list[TierMetrics]:
+def tier_metrics(context: AppContext, run_id: str) -> list[TierMetrics]:
     """Return the figures of a run's tiers, in their order. Raises NotFoundError."""
-    with reading_run(house, run_id) as (_, run):
+    with reading_run(context, run_id) as (_, run):
         return tiers_of(run)
 
 
@@ -70,10 +70,10 @@ def _tier(tier: Tier) -> TierMetrics:
     )
 
 
-def gauges(house: House) -> Iterator[tuple[Gauge, Mapping[tuple[str, ...], float]]]:
+def gauges(context: AppContext) -> Iterator[tuple[Gauge, Mapping[tuple[str, ...], float]]]:
     """Read how things stand, for monitoring; nothing while the database is away."""
     try:
-        with house.reading() as session:
+        with context.reading() as session:
             yield from [(gauge, gauge.read(session)) for gauge in GAUGES]
     except OUTAGES as error:
         logger.warning("gauges_unread", why=str(error))

@@ -26,7 +26,7 @@ from ..models import Run
 from ..store import runs
 from .after_commit import commit_change
 from .change import RunChange
-from .house import House
+from .context import AppContext
 from .projection import is_branch_elsewhere, roll_forward
 from .rebuilding import require_objects
 from .settling import settle
@@ -40,18 +40,20 @@ class SupersededError(UnavailableError):
     code = "superseded"
 
 
-def require_place(house: House) -> None:
+def require_place(context: AppContext) -> None:
     """See that the database still belongs to this clone. Raises SupersededError."""
-    if house.superseded.is_set():
+    if context.superseded.is_set():
         raise SupersededError("another clone's service has taken over this database; stop this one")
 
 
 @contextmanager
-def locked_session(house: House, run_id: str, *, is_waiting: bool = True) -> Iterator[Session]:
+def locked_session(
+    context: AppContext, run_id: str, *, is_waiting: bool = True
+) -> Iterator[Session]:
     """Hold a run's lock, whether there is such a run or not. Raises SupersededError."""
-    require_place(house)
+    require_place(context)
     with (
-        house.engine.connect() as connection,
+        context.engine.connect() as connection,
         Session(bind=connection, expire_on_commit=False) as session,
         runs.run_lock(session, run_id, is_waiting=is_waiting),
     ):
@@ -60,61 +62,63 @@ def locked_session(house: House, run_id: str, *, is_waiting: bool = True) -> Ite
 
 @contextmanager
 def changing(
-    house: House, run_id: str, *, actor: str = SUPERVISOR, is_waiting: bool = True
+    context: AppContext, run_id: str, *, actor: str = SUPERVISOR, is_waiting: bool = True
 ) -> Iterator[RunChange]:
     """Hold a run's lock, bring the run up to date, and commit what the body decides and settles.
 
     An exception in the body leaves everything as it was. Raises RunBusyError when another process
     holds the run and the caller is not to wait.
     """
-    with locked_session(house, run_id, is_waiting=is_waiting) as session:
-        run = up_to_date(house, session, run_id)
-        change = RunChange(house, session, run, actor)
+    with locked_session(context, run_id, is_waiting=is_waiting) as session:
+        run = up_to_date(context, session, run_id)
+        change = RunChange(context, session, run, actor)
         try:
             yield change
         except RepositoryUnusableError:
             session.rollback()
-            _heal(house, session, run_id)
+            _heal(context, session, run_id)
             raise
-        with _ending_if_moved(house, session, run_id, is_raised=True):
+        with _ending_if_moved(context, session, run_id, is_raised=True):
             commit_change(change)
 
 
-def up_to_date(house: House, session: Session, run_id: str) -> Run:
+def up_to_date(context: AppContext, session: Session, run_id: str) -> Run:
     """Roll forward what lags and let time pass; both are changes of their own.
 
     Raises RefMovedError when this is how it is found that another process moved the branch.
     """
     run = runs.lock_run(session, run_id)
     is_lagging = run.mirrored_revision < run.revision
-    if is_lagging or (run.ended_at is None and is_branch_elsewhere(house, run_id, run.head_commit)):
-        with _ending_if_moved(house, session, run_id, is_raised=not is_lagging):
-            _roll_forward(house, session, run, is_needed=is_lagging)
+    if is_lagging or (
+        run.ended_at is None and is_branch_elsewhere(context, run_id, run.head_commit)
+    ):
+        with _ending_if_moved(context, session, run_id, is_raised=not is_lagging):
+            _roll_forward(context, session, run, is_needed=is_lagging)
         session.commit()  # whatever the request comes to, this is done
         run = runs.lock_run(session, run_id)
-    if _is_overdue(run, house.now_in(run)):
-        change = RunChange(house, session, run, SUPERVISOR)
+    if _is_overdue(run, context.now_in(run)):
+        change = RunChange(context, session, run, SUPERVISOR)
         change.decide(Tick())
         settle(change)
-        with _ending_if_moved(house, session, run_id, is_raised=True):
+        with _ending_if_moved(context, session, run_id, is_raised=True):
             commit_change(change)
         session.commit()
         run = runs.lock_run(session, run_id)
     return run
 
 
-def _heal(house: House, session: Session, run_id: str) -> None:
+def _heal(context: AppContext, session: Session, run_id: str) -> None:
     """Make lost objects again, so that the request which missed them succeeds when sent again."""
     try:
-        require_objects(house, session, runs.lock_run(session, run_id))
+        require_objects(context, session, runs.lock_run(session, run_id))
     except UnavailableError as error:
         logger.warning("objects_not_rebuilt", run_id=run_id, why=error.detail)
 
 
-def _roll_forward(house: House, session: Session, run: Run, *, is_needed: bool) -> None:
+def _roll_forward(context: AppContext, session: Session, run: Run, *, is_needed: bool) -> None:
     """Roll forward. Where nothing lags, a repository that cannot follow stops no other work."""
     try:
-        roll_forward(house, session, run)
+        roll_forward(context, session, run)
     except UnavailableError as error:
         if is_needed:
             raise
@@ -132,14 +136,14 @@ def _is_overdue(run: Run, now: datetime) -> bool:
 
 @contextmanager
 def _ending_if_moved(
-    house: House, session: Session, run_id: str, *, is_raised: bool
+    context: AppContext, session: Session, run_id: str, *, is_raised: bool
 ) -> Iterator[None]:
     """End a run whose branch or tags another process moved; nothing of theirs is overwritten."""
     try:
         yield
     except (RefMovedError, RefNameTakenError) as error:
         session.rollback()
-        change = RunChange(house, session, runs.lock_run(session, run_id), SUPERVISOR)
+        change = RunChange(context, session, runs.lock_run(session, run_id), SUPERVISOR)
         change.decide(BranchMoved(error.detail))
         change.show_backlog()  # what lagged before has to be written as well
         settle(change)

@@ -43,7 +43,7 @@ PATCH_FAULTS: tuple[type[AutopackError], ...] = (
 def require_free_branch(change: RunChange) -> None:
     """Pause patches while somebody has the run's branch checked out; no try is used."""
     branch = change.run.branch
-    folder = change.house.repository.checked_out_in(branch)
+    folder = change.context.repository.checked_out_in(branch)
     if folder is not None:
         raise BranchCheckedOutError(
             f"branch {branch} is checked out in {folder}; patches wait until it is not"
@@ -109,10 +109,10 @@ def dry_apply(
     Return what was mended in it. Raises one of PATCH_FAULTS.
     """
     with _telling_no_secrets():
-        applied = change.house.repository.dry_apply(
+        applied = change.context.repository.dry_apply(
             change.head,
             patch.content,
-            judge_for(change.house.settings, change.run, phase),
+            judge_for(change.context.settings, change.run, phase),
             base_commit=base_commit,
         )
     patch.files_changed = [file.shown_path for file in applied.changes]
@@ -133,10 +133,10 @@ def apply(
     Raises one of PATCH_FAULTS.
     """
     with _telling_no_secrets():
-        applied = change.house.repository.apply(
+        applied = change.context.repository.apply(
             change.head,
             patch.content,
-            judge_for(change.house.settings, change.run, phase),
+            judge_for(change.context.settings, change.run, phase),
             base_commit=base_commit,
         )
     patch.files_changed = [file.shown_path for file in applied.changes]

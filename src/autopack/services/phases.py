@@ -7,7 +7,7 @@ from ..domain.operating import StatusByHand
 from ..domain.states import PhaseStatus
 from ..domain.values import Closed, Count
 from ..models import Phase
-from .house import House
+from .context import AppContext
 from .opening import changing
 from .settling import settle
 
@@ -22,12 +22,12 @@ class StatusChange(Closed):
     major_issues_count: Count | None = None
 
 
-def update_status(house: House, run_id: str, phase_id: str, wanted: StatusChange) -> Phase:
+def update_status(context: AppContext, run_id: str, phase_id: str, wanted: StatusChange) -> Phase:
     """Move a phase by hand and count its tokens.
 
     Raises NotFoundError, IllegalTransitionError, PhaseNotNextError, RunOverError.
     """
-    with changing(house, run_id, actor=OPERATOR) as change:
+    with changing(context, run_id, actor=OPERATOR) as change:
         row = change.phase(phase_id)
         change.decide(
             StatusByHand(phase_id=phase_id, wanted=wanted.state, tokens=wanted.tokens_used)

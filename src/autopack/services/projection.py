@@ -30,47 +30,49 @@ from ..domain.run_issues import RunIssue, index_of
 from ..mirror import PULL_REQUEST, RECORD, pull_request, pull_request_page, render_run, run_record
 from ..models import EventRow, Phase, Run
 from ..store import ci_runs, issues, runs, submissions
-from .house import House
+from .context import AppContext
 from .rebuilding import require_objects
 
 TOP_OPEN_ISSUES: Final = 50
 
 
-def is_branch_elsewhere(house: House, run_id: str, head: str) -> bool:
+def is_branch_elsewhere(context: AppContext, run_id: str, head: str) -> bool:
     """Say whether a run's branch is not at its recorded head, or the head itself is lost.
 
     Costs the reading of two files.
     """
-    repository = house.repository
+    repository = context.repository
     try:
         return repository.read_ref(branch_ref(run_id)) != head or not repository.has_commit(head)
     except AutopackError:  # a ref that cannot be read is met again by whoever has to move it
         return False
 
 
-def roll_forward(house: House, session: Session, run: Run) -> None:
+def roll_forward(context: AppContext, session: Session, run: Run) -> None:
     """Bring objects, branch, tags and every file of a run to what Postgres says.
 
     Raises RefMovedError when a ref is where this run never put it. A run that ended because of
     that keeps its hands off the refs for good.
     """
     if run.failure_code is not FailureCode.BRANCH_MOVED:
-        require_objects(house, session, run)
+        require_objects(context, session, run)
         recorded = [run.base_commit]
         recorded += [commit.sha for commit in submissions.list_commits(session, run.id)]
-        house.repository.settle_ref(branch_ref(run.run_id), head=run.head_commit, recorded=recorded)
+        context.repository.settle_ref(
+            branch_ref(run.run_id), head=run.head_commit, recorded=recorded
+        )
         for phase in runs.phases_of(run).values():
             if phase.snapshot_tag and phase.snapshot_oid:
-                house.repository.settle_ref(
+                context.repository.settle_ref(
                     snapshot_ref(phase.snapshot_tag), head=phase.snapshot_oid, recorded=()
                 )
-    project(house, session, run, phases=None, index=run_index(session, run))
-    project_backlog(house)
+    project(context, session, run, phases=None, index=run_index(session, run))
+    project_backlog(context)
     runs.mark_mirrored(session, run.id, run.revision)
 
 
 def project(
-    house: House,
+    context: AppContext,
     session: Session,
     run: Run,
     *,
@@ -82,11 +84,11 @@ def project(
     A run that is over has all of them written, its record included.
     """
     if run.ended_at is not None:
-        house.mirror.write_files(*finished_files(session, run))
+        context.mirror.write_files(*finished_files(session, run))
         return
     report = run_report(session, run, detailed=phases)
     documents = _strategy(session, run) if phases is None else {}
-    house.mirror.write_run(report, phases=phases, index=index, documents=documents)
+    context.mirror.write_run(report, phases=phases, index=index, documents=documents)
 
 
 def finished_files(session: Session, run: Run) -> tuple[RunReport, dict[str, bytes]]:
@@ -124,16 +126,16 @@ def _event(row: EventRow) -> dict[str, Any]:
     return {**document, "hash": row.hash}
 
 
-def project_backlog(house: House) -> None:
+def project_backlog(context: AppContext) -> None:
     """Write the project's backlog as it stands now."""
-    project_id = house.settings.project_id
+    project_id = context.settings.project_id
 
     def read() -> list[BacklogReportEntry]:
-        with house.reading() as session:
+        with context.reading() as session:
             rows = issues.list_backlog(session, project_id)
         return [read_off(BacklogReportEntry, row) for row in rows]
 
-    house.mirror.write_backlog(project_id, read)
+    context.mirror.write_backlog(project_id, read)
 
 
 def run_index(session: Session, run: Run) -> RunIndex:

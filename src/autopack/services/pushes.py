@@ -16,7 +16,7 @@ from ..jobs.queue import defer
 from ..models import Run
 from ..store import pushes
 from ..store.pushes import PushOrder
-from .house import House
+from .context import AppContext
 
 logger = structlog.get_logger(__name__)
 
@@ -54,10 +54,10 @@ def retry_wait(attempts: int) -> timedelta:
     return timedelta(seconds=min(FIRST_WAIT_SECONDS * 2**doublings, LONGEST_WAIT_SECONDS))
 
 
-def take_up_pushes(house: House) -> None:
+def resume_pushes(context: AppContext) -> None:
     """Let what failed before the start be tried at once: somebody may have put it right."""
-    with house.writing() as session:
-        for run_pk in pushes.hasten(session, house.now()):
+    with context.writing() as session:
+        for run_pk in pushes.make_due(session, context.now()):
             _queue(session, run_pk)
         session.commit()
 
@@ -68,28 +68,28 @@ def want_push(session: Session, run: Run, now: datetime) -> None:
     _queue(session, run.id, at if at > now else None)
 
 
-def push_branch(house: House, remote: Remote, run_pk: int) -> None:
+def push_branch(context: AppContext, remote: Remote, run_pk: int) -> None:
     """Push a run's branch, if that is due, and again for as long as more has come meanwhile.
 
     Any number of workers may do so at once: one pushes, others are put off. What a killed one had
     begun is due again after the usual wait, and finds on the remote what got there.
     """
     with (
-        house.engine.connect() as connection,
+        context.engine.connect() as connection,
         Session(bind=connection, expire_on_commit=False) as session,
         pushes.push_lock(session, run_pk) as is_mine,
     ):
         if not is_mine:  # who pushes may have looked before that was wanted which we are called for
-            _queue(session, run_pk, house.now() + retry_wait(1))
+            _queue(session, run_pk, context.now() + retry_wait(1))
             session.commit()
             return
-        while _push(house, remote, session, run_pk):
+        while _push(context, remote, session, run_pk):
             pass
 
 
-def remote_status(house: House, session: Session, run: Run) -> RemoteStatus | None:
+def remote_status(context: AppContext, session: Session, run: Run) -> RemoteStatus | None:
     """Return what the remote has of a run's branch; None: there is no remote."""
-    remote = house.repository.remote
+    remote = context.repository.remote
     if remote is None:
         return None
     push = pushes.find_push(session, run.id)
@@ -109,12 +109,12 @@ def remote_status(house: House, session: Session, run: Run) -> RemoteStatus | No
     )
 
 
-def check_pushes(house: House) -> None:
+def check_pushes(context: AppContext) -> None:
     """See that no push fails; one that merely waits or takes its time does not.
 
     Raises PushesFailError.
     """
-    with house.writing() as session:
+    with context.writing() as session:
         failing = pushes.find_failing(session)
     if failing is not None:
         count, words = failing
@@ -133,9 +133,9 @@ def _queue(session: Session, run_pk: int, at: datetime | None = None) -> None:
     )
 
 
-def _push(house: House, remote: Remote, session: Session, run_pk: int) -> bool:
+def _push(context: AppContext, remote: Remote, session: Session, run_pk: int) -> bool:
     """Push a run's branch under its push lock; tell whether that may have to be done again."""
-    begun = _begin(house, session, run_pk)
+    begun = _begin(context, session, run_pk)
     if begun is None:
         return False
     order, attempts = begun
@@ -152,7 +152,7 @@ def _push(house: House, remote: Remote, session: Session, run_pk: int) -> bool:
         return False
     except AutopackError as error:
         logger.warning("push_failed", run_id=order.run_id, attempts=attempts, why=error.detail)
-        next_try_at = house.now() + retry_wait(attempts)
+        next_try_at = context.now() + retry_wait(attempts)
         pushes.mark_failed(session, run_pk, error.detail, next_try_at)
         _queue(session, run_pk, next_try_at)
         session.commit()
@@ -164,15 +164,15 @@ def _push(house: House, remote: Remote, session: Session, run_pk: int) -> bool:
         revision=order.revision,
         commit=order.head,
         url=remote.url,
-        now=house.now(),
+        now=context.now(),
     )
     session.commit()
     return True
 
 
-def _begin(house: House, session: Session, run_pk: int) -> tuple[PushOrder, int] | None:
+def _begin(context: AppContext, session: Session, run_pk: int) -> tuple[PushOrder, int] | None:
     """Count the try and put the next one off before this one is made: it may kill the service."""
-    now = house.now()
+    now = context.now()
     push = pushes.lock_push(session, run_pk)
     if push.next_try_at is None:
         session.rollback()

@@ -10,14 +10,14 @@ from sqlalchemy.orm import Session
 from ..domain.errors import AutopackError
 from ..models import Run
 from ..store import runs
-from .house import House
+from .context import AppContext
 from .opening import changing
 
 
 @contextmanager
-def one_moment(house: House) -> Iterator[Session]:
+def one_moment(context: AppContext) -> Iterator[Session]:
     """Open a session whose statements all see the database as the first of them did."""
-    with house.engine.connect() as connection:
+    with context.engine.connect() as connection:
         connection = connection.execution_options(
             isolation_level="REPEATABLE READ", postgresql_readonly=True
         )
@@ -26,19 +26,19 @@ def one_moment(house: House) -> Iterator[Session]:
 
 
 @contextmanager
-def reading_run(house: House, run_id: str) -> Iterator[tuple[Session, Run]]:
+def reading_run(context: AppContext, run_id: str) -> Iterator[tuple[Session, Run]]:
     """Load a run with its tiers and phases, to read more of it at the same moment.
 
     One whose time is up ends first. Raises NotFoundError.
     """
-    with one_moment(house) as session:
+    with one_moment(context) as session:
         run = runs.get_run(session, run_id)
-        if run.ended_at is not None or house.now() < run.deadline_at:
+        if run.ended_at is not None or context.now() < run.deadline_at:
             yield session, run
             return
     # Whatever keeps the run from ending, or lets it end badly, is no reason not to report on it.
     # A request that holds the run right now lets it end itself, so no reader waits for that.
-    with suppress(AutopackError), changing(house, run_id, is_waiting=False):
+    with suppress(AutopackError), changing(context, run_id, is_waiting=False):
         pass
-    with one_moment(house) as session:
+    with one_moment(context) as session:
         yield session, runs.get_run(session, run_id)

@@ -13,27 +13,27 @@ from ..domain.naming import snapshot_message
 from ..gitrepo import RepositoryUnusableError
 from ..models import Commit, Phase, Run
 from ..store import runs, submissions
-from .house import House
+from .context import AppContext
 
 logger = structlog.get_logger(__name__)
 
 
-def require_objects(house: House, session: Session, run: Run) -> None:
+def require_objects(context: AppContext, session: Session, run: Run) -> None:
     """See that the repository holds all that the run's branch and snapshots need.
 
     What is missing is made again. Raises RepositoryUnusableError when that cannot be done.
     """
     tips = [run.head_commit]
     tips += [phase.snapshot_oid for phase in _completed(run) if phase.snapshot_oid]
-    if house.repository.has_objects(tips, since=run.base_commit):
+    if context.repository.has_objects(tips, since=run.base_commit):
         return
     logger.warning("objects_missing", run_id=run.run_id, head=run.head_commit)
-    house.repository.remove_empty_objects()
+    context.repository.remove_empty_objects()
     for commit in submissions.list_commits(session, run.id):
-        _rebuild_commit(house, session, commit)
+        _rebuild_commit(context, session, commit)
     for phase in _completed(run):
-        _rebuild_tag(house, run, phase)
-    if not house.repository.has_objects(tips, since=run.base_commit):
+        _rebuild_tag(context, run, phase)
+    if not context.repository.has_objects(tips, since=run.base_commit):
         raise RepositoryUnusableError(
             f"objects of branch {run.branch} are damaged, and not by being lost alone: look at"
             " them with `git fsck`"
@@ -41,8 +41,8 @@ def require_objects(house: House, session: Session, run: Run) -> None:
     logger.warning("objects_rebuilt", run_id=run.run_id, head=run.head_commit)
 
 
-def _rebuild_commit(house: House, session: Session, commit: Commit) -> None:
-    repository = house.repository
+def _rebuild_commit(context: AppContext, session: Session, commit: Commit) -> None:
+    repository = context.repository
     tree = commit.tree  # of an undo or a rollback: an earlier one
     patch = submissions.find_change(session, commit)
     if patch is not None:
@@ -57,10 +57,10 @@ def _rebuild_commit(house: House, session: Session, commit: Commit) -> None:
     _require_same(f"commit {commit.position} of the branch", commit.sha, sha)
 
 
-def _rebuild_tag(house: House, run: Run, phase: Phase) -> None:
+def _rebuild_tag(context: AppContext, run: Run, phase: Phase) -> None:
     if not (phase.snapshot_tag and phase.snapshot_commit and phase.snapshot_oid and phase.ended_at):
         return
-    oid = house.repository.write_tag(
+    oid = context.repository.write_tag(
         name=phase.snapshot_tag,
         commit=phase.snapshot_commit,
         message=snapshot_message(run.run_id, phase.phase_id, phase.name),

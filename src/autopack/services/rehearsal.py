@@ -6,16 +6,16 @@ from ..domain.errors import UnavailableError
 from ..domain.naming import branch_ref
 from ..domain.rehearsal import Rehearsal, RehearsalResult, rehearsal_reasons
 from ..models import Run
-from .house import House
+from .context import AppContext
 
 
-def rehearse(house: House, run: Run) -> tuple[Rehearsal | None, tuple[str, ...]]:
+def rehearse(context: AppContext, run: Run) -> tuple[Rehearsal | None, tuple[str, ...]]:
     """Merge a run's branch with its base branch as both are now; say what stands against it.
 
     There is no rehearsal where a branch is missing, where the run's own is not at the commit that
     was recorded, or where git cannot say; each is a reason too. Costs two processes of git.
     """
-    repository = house.repository
+    repository = context.repository
     base = repository.read_ref(f"refs/heads/{run.base_branch}")
     if base is None:
         return None, (f"there is no base branch '{run.base_branch}'",)
@@ -25,7 +25,7 @@ def rehearse(house: House, run: Run) -> tuple[Rehearsal | None, tuple[str, ...]]
     if head != run.head_commit:
         return None, (f"branch '{run.branch}' is at {head}, the run recorded {run.head_commit}",)
     try:
-        rehearsal = _rehearse(house, run, head, base)
+        rehearsal = _rehearse(context, run, head, base)
     except UnavailableError as error:
         why = f"the merge with '{run.base_branch}' cannot be rehearsed: {error.detail}"
         return None, (why,)
@@ -38,13 +38,13 @@ def rehearse(house: House, run: Run) -> tuple[Rehearsal | None, tuple[str, ...]]
     return rehearsal, reasons
 
 
-def _rehearse(house: House, run: Run, head: str, base: str) -> Rehearsal:
+def _rehearse(context: AppContext, run: Run, head: str, base: str) -> Rehearsal:
     def came_to(result: RehearsalResult, files: tuple[str, ...] = ()) -> Rehearsal:
         return Rehearsal(result=result, base_branch=run.base_branch, base_commit=base, files=files)
 
-    if not house.repository.is_ancestor(run.base_commit, base):
+    if not context.repository.is_ancestor(run.base_commit, base):
         return came_to(RehearsalResult.BEHIND)
-    merge = house.repository.try_merge(base, head)
+    merge = context.repository.try_merge(base, head)
     if merge.mergeable:
         return came_to(RehearsalResult.CLEAN)
     shown = (

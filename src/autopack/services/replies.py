@@ -17,7 +17,7 @@ from ..models import Reply
 from ..store import submissions
 from ..store.leases import hash_token
 from .change import RunChange
-from .house import House
+from .context import AppContext
 from .opening import changing
 
 _KEY: Final = "key:"
@@ -150,13 +150,13 @@ class Turn:
 
 @contextmanager
 def answering(
-    house: House, run_id: str, identity: Once, *, actor: str = SUPERVISOR
+    context: AppContext, run_id: str, identity: Once, *, actor: str = SUPERVISOR
 ) -> Iterator[Turn]:
     """Open a change for a request that has one effect however often it is sent.
 
     Its answer is kept in the transaction that it speaks of. Raises the refusal given before.
     """
-    with changing(house, run_id, actor=actor) as change, identity.keeping_refusals(change):
+    with changing(context, run_id, actor=actor) as change, identity.keeping_refusals(change):
         turn = Turn(change, identity.find(change))
         yield turn
         if turn.is_new:

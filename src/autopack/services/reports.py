@@ -27,7 +27,7 @@ from ..domain.terms import Role
 from ..mirror import PullRequest, pull_request
 from ..models import EventRow, Run
 from ..store import issues, reports, runs
-from .house import House
+from .context import AppContext
 from .metrics import Position, phases_of, tiers_of
 from .projection import open_issues, run_report
 from .reading import one_moment, reading_run
@@ -92,11 +92,11 @@ class RunSummary:
 
 
 def issue_backlog_summary(
-    house: House, *, limit: int, after: Position | None
+    context: AppContext, *, limit: int, after: Position | None
 ) -> tuple[BacklogSummary, Position | None]:
     """Return the project's backlog in figures, and where the next page of aged issues begins."""
-    project_id = house.settings.project_id
-    with one_moment(house) as session:
+    project_id = context.settings.project_id
+    with one_moment(context) as session:
         totals, by_category = reports.count_backlog(session, project_id, limit=TOP_CATEGORIES)
         oldest = reports.list_oldest_issues(session, project_id, limit=TOP_AGING_ISSUES)
         rows = reports.list_issues_to_clean(session, project_id, limit=limit + 1, after=after)
@@ -115,13 +115,13 @@ def issue_backlog_summary(
 
 
 def budget_analysis(
-    house: House, *, limit: int, before: Position | None
+    context: AppContext, *, limit: int, before: Position | None
 ) -> tuple[BudgetTotals, list[BudgetFailure], Position | None]:
     """Return figures over all runs that a budget ended, a page of them, and where the next begins.
 
     Newest runs come first.
     """
-    with one_moment(house) as session:
+    with one_moment(context) as session:
         totals = reports.total_budget_failures(session)
         rows = reports.list_budget_failures(session, limit=limit + 1, before=before)
     page = rows[:limit]
@@ -129,10 +129,10 @@ def budget_analysis(
     return totals, [failure for _, failure in page], more
 
 
-def run_summary(house: House, run_id: str) -> RunSummary:
+def run_summary(context: AppContext, run_id: str) -> RunSummary:
     """Return a run as a whole. Raises NotFoundError."""
-    now = house.now()
-    with reading_run(house, run_id) as (session, run):
+    now = context.now()
+    with reading_run(context, run_id) as (session, run):
         found = issues.list_run_issues(session, run.id)
         totals, by_category = issue_figures(found, limit=TOP_CATEGORIES)
         summary = partial(
@@ -152,18 +152,18 @@ def run_summary(house: House, run_id: str) -> RunSummary:
             event_count=run.event_sequence,
             timeline=reports.list_latest_moves(session, run.id, limit=TIMELINE_EVENTS),
         )
-    return summary(promotion=_promotion(house, run))  # git is asked while no transaction waits
+    return summary(promotion=_promotion(context, run))  # git is asked while no transaction waits
 
 
-def promotion(house: House, run_id: str) -> PromotionPlan:
+def promotion(context: AppContext, run_id: str) -> PromotionPlan:
     """Say whether a run's branch may go to the base branch, and write its pull request.
 
     Raises NotFoundError.
     """
-    with reading_run(house, run_id) as (session, run):
+    with reading_run(context, run_id) as (session, run):
         found = open_issues(session, run)
         report = run_report(session, run, detailed=())
-    verdict = _promotion(house, run)
+    verdict = _promotion(context, run)
     return PromotionPlan(
         run_id=verdict.run_id,
         eligible=verdict.eligible,
@@ -176,7 +176,7 @@ def promotion(house: House, run_id: str) -> PromotionPlan:
     )
 
 
-def _promotion(house: House, run: Run) -> Promotion:
+def _promotion(context: AppContext, run: Run) -> Promotion:
     """Return the recorded verdict of a run that is over, today's of a live one. (rules §8)
 
     A rehearsal with today's base branch is added, and may only be stricter.
@@ -185,7 +185,7 @@ def _promotion(house: House, run: Run) -> Promotion:
         verdict = judge_promotion(runs.read_state(run))
     else:
         verdict = PromotionVerdict(tuple(run.promotion_reasons), tuple(run.promotion_warnings))
-    rehearsal, today = rehearse(house, run)
+    rehearsal, today = rehearse(context, run)
     return Promotion(
         run_id=run.run_id,
         eligible=run.promotion_eligible_to_main and not today,

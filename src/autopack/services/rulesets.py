@@ -17,38 +17,38 @@ from ..domain.strategy import Strategy, compile_strategy
 from ..domain.terms import CiMode
 from ..domain.values import MAX_PROBLEMS, Problems
 from ..store import issues, rulesets
-from .house import House
+from .context import AppContext
 
 
 class InvalidRulesetError(InvalidError):
     code = "invalid_ruleset"
 
 
-def read_ruleset(house: House) -> Ruleset:
+def read_ruleset(context: AppContext) -> Ruleset:
     """Return the project's ruleset, written with the defaults when there is none.
 
     Raises InvalidRulesetError that names the field; the file is never overwritten.
     """
-    project_id = house.settings.project_id
-    content = house.mirror.read_ruleset(project_id)
+    project_id = context.settings.project_id
+    content = context.mirror.read_ruleset(project_id)
     if content is None:
         default = Ruleset(project_id=project_id)
-        house.mirror.write_ruleset(project_id, _content(default), only_if_absent=True)
+        context.mirror.write_ruleset(project_id, _content(default), only_if_absent=True)
         return default
     return parse_ruleset(content, project_id)
 
 
-def restore_ruleset(house: House) -> None:
+def restore_ruleset(context: AppContext) -> None:
     """Write the ruleset that runs were last compiled under, where its file is gone.
 
     For a runs directory that was removed or emptied: the defaults would be another policy.
     """
-    project_id = house.settings.project_id
-    with house.reading() as session:
+    project_id = context.settings.project_id
+    with context.reading() as session:
         document = rulesets.find_latest(session, project_id)
     if document is not None:
         ruleset = parse_ruleset(json.dumps(document).encode(), project_id)
-        house.mirror.write_ruleset(project_id, _content(ruleset), only_if_absent=True)
+        context.mirror.write_ruleset(project_id, _content(ruleset), only_if_absent=True)
 
 
 def _content(ruleset: Ruleset) -> bytes:
@@ -79,35 +79,35 @@ def parse_ruleset(content: bytes, project_id: str) -> Ruleset:
     return ruleset
 
 
-def write_ruleset(house: House, document: dict[str, Any]) -> Ruleset:
+def write_ruleset(context: AppContext, document: dict[str, Any]) -> Ruleset:
     """Put another ruleset in place for the runs that start from now on.
 
     Raises InvalidRulesetError that names each field; the file stays as it was then.
     """
-    project_id = house.settings.project_id
+    project_id = context.settings.project_id
     ruleset = parse_ruleset(json.dumps(document).encode(), project_id)
-    house.mirror.write_ruleset(project_id, _content(ruleset))
-    with house.writing() as session:
-        strategy_version(session, house, ruleset)
+    context.mirror.write_ruleset(project_id, _content(ruleset))
+    with context.writing() as session:
+        strategy_version(session, context, ruleset)
         session.commit()
     return ruleset
 
 
-def strategy_version(session: Session, house: House, ruleset: Ruleset) -> int:
+def strategy_version(session: Session, context: AppContext, ruleset: Ruleset) -> int:
     """Return the number under which strategies of this ruleset are kept."""
     document = ruleset.model_dump(mode="json")
     digest = hashlib.sha256(canonical_json(document)).hexdigest()
-    return rulesets.version_of(session, ruleset.project_id, digest, document, house.now())
+    return rulesets.version_of(session, ruleset.project_id, digest, document, context.now())
 
 
 def plan_under(
-    session: Session, house: House, plan: Plan, ruleset: Ruleset, *, version: int
+    session: Session, context: AppContext, plan: Plan, ruleset: Ruleset, *, version: int
 ) -> tuple[Plan, Strategy]:
     """Check a plan under a ruleset, add what debt has to be cleaned up, compile its strategy.
 
     Raises InvalidPlanError.
     """
-    if ruleset.ci.mode is CiMode.EXTERNAL and house.repository.remote is None:
+    if ruleset.ci.mode is CiMode.EXTERNAL and context.repository.remote is None:
         raise InvalidRulesetError(
             "ci.mode: 'external' needs a remote from which CI can fetch the branch: set "
             "AUTOPACK_GIT_REMOTE"
@@ -115,8 +115,8 @@ def plan_under(
     check_plan(
         plan,
         ruleset,
-        max_tiers=house.settings.max_plan_tiers,
-        max_phases=house.settings.max_plan_phases,
+        max_tiers=context.settings.max_plan_tiers,
+        max_phases=context.settings.max_plan_phases,
     )
     if wants_debt_cleanup(plan, ruleset):
         room = (plan.run.max_phases or ruleset.run.max_phases) - len(plan.phases)
@@ -126,18 +126,18 @@ def plan_under(
 
 
 def dry_run(
-    house: House, plan: Plan, ruleset: dict[str, Any] | None
+    context: AppContext, plan: Plan, ruleset: dict[str, Any] | None
 ) -> tuple[Strategy, Strategy | None]:
     """Compile a plan's strategy without starting anything.
 
     With a ruleset given, its strategy, and beside it the one that today's ruleset gives.
     """
-    today = read_ruleset(house)
-    with house.writing() as session:
-        version = strategy_version(session, house, today)
-        _, strategy = plan_under(session, house, plan, today, version=version)
+    today = read_ruleset(context)
+    with context.writing() as session:
+        version = strategy_version(session, context, today)
+        _, strategy = plan_under(session, context, plan, today, version=version)
         if ruleset is None:
             return strategy, None
-        given = parse_ruleset(json.dumps(ruleset).encode(), house.settings.project_id)
-        _, wanted = plan_under(session, house, plan, given, version=version + 1)
+        given = parse_ruleset(json.dumps(ruleset).encode(), context.settings.project_id)
+        _, wanted = plan_under(session, context, plan, given, version=version + 1)
     return wanted, strategy

@@ -22,7 +22,7 @@ from ..models import EventRow, Phase, Run, Tier
 from ..store import runs
 from .after_commit import after_commit, commit_for_good
 from .ci import checks_of
-from .house import House
+from .context import AppContext
 from .opening import changing, locked_session, up_to_date
 from .projection import attempt_reports, project
 from .rulesets import plan_under, read_ruleset, strategy_version
@@ -33,53 +33,53 @@ class RunExistsError(ConflictError):
     code = "run_exists"
 
 
-def start_run(house: House, plan: Plan) -> tuple[Run, bool]:
+def start_run(context: AppContext, plan: Plan) -> tuple[Run, bool]:
     """Start a run, or return the one that the same plan started; say whether it is new.
 
     Raises InvalidPlanError, InvalidRulesetError, RunExistsError, RefNameTakenError, and
     InvalidError for the name of a file beside the runs.
     """
     run_id = plan.run.run_id
-    house.mirror.folder(run_id)  # refuses names that the project's own files have
+    context.mirror.folder(run_id)  # refuses names that the project's own files have
     digest = hashlib.sha256(canonical_json(plan.model_dump(mode="json"))).hexdigest()
-    with locked_session(house, run_id) as session:
+    with locked_session(context, run_id) as session:
         existing = runs.find_run_by_any_case(session, run_id)
         if existing is not None:
             if existing.plan_sha256 == digest and existing.run_id == run_id:
                 if existing.mirrored_revision < existing.revision:
-                    existing = up_to_date(house, session, run_id)
+                    existing = up_to_date(context, session, run_id)
                 return existing, False
             raise RunExistsError(
                 f"run '{existing.run_id}' exists, with another plan; choose another run_id"
             )
-        ruleset = read_ruleset(house)
-        version = strategy_version(session, house, ruleset)
-        plan, strategy = plan_under(session, house, plan, ruleset, version=version)
-        run = _new_run(house, plan, strategy, digest)
+        ruleset = read_ruleset(context)
+        version = strategy_version(session, context, ruleset)
+        plan, strategy = plan_under(session, context, plan, ruleset, version=version)
+        run = _new_run(context, plan, strategy, digest)
         session.add(run)
         _add_first_event(session, run)  # one statement a table, however large the plan is
         # Tags that another service left, as clones bring them, would end the run at a snapshot.
-        house.repository.require_free_ref(snapshot_ref(branch_name(run_id)))
+        context.repository.require_free_ref(snapshot_ref(branch_name(run_id)))
         branch = RefUpdate(branch_ref(run_id), run.base_commit, None)
-        with house.repository.prepare_refs([branch]) as refs:
+        with context.repository.prepare_refs([branch]) as refs:
             commit_for_good(session)
             after_commit(run, refs.commit)
-        after_commit(run, lambda: _write_files(house, session, run))
+        after_commit(run, lambda: _write_files(context, session, run))
     return run, True
 
 
-def get_run(house: House, run_id: str) -> Run:
+def get_run(context: AppContext, run_id: str) -> Run:
     """Return a run with its tiers and phases; one whose time is up ends first."""
-    with house.reading() as session:
+    with context.reading() as session:
         run = runs.get_run(session, run_id)
-    if run.ended_at is None and run.deadline_at <= house.now():
-        with changing(house, run_id) as change:
+    if run.ended_at is None and run.deadline_at <= context.now():
+        with changing(context, run_id) as change:
             return change.run
     return run
 
 
 def list_runs(
-    house: House,
+    context: AppContext,
     *,
     limit: int,
     before: runs.Position | None,
@@ -88,7 +88,7 @@ def list_runs(
     containing: str | None,
 ) -> tuple[list[Run], runs.Position | None]:
     """Return a page of runs, newest first, without their tiers, and where the next one begins."""
-    with house.reading() as session:
+    with context.reading() as session:
         return runs.list_runs(
             session,
             limit=limit,
@@ -99,19 +99,19 @@ def list_runs(
         )
 
 
-def cancel_run(house: House, run_id: str, reason: str) -> Run:
+def cancel_run(context: AppContext, run_id: str, reason: str) -> Run:
     """End a run at the operator's word; a run that is over stays as it is, 409."""
-    with changing(house, run_id, actor=OPERATOR) as change:
+    with changing(context, run_id, actor=OPERATOR) as change:
         change.decide(Cancel(redact(reason)))
         settle(change)
     return change.run
 
 
 def list_events(
-    house: House, run_id: str, *, after: int, limit: int
+    context: AppContext, run_id: str, *, after: int, limit: int
 ) -> tuple[list[EventRow], int | None]:
     """Return a page of a run's events, and where the next one begins."""
-    with house.reading() as session:
+    with context.reading() as session:
         rows = runs.list_events(
             session, runs.get_run_pk(session, run_id), after=after, limit=limit + 1
         )
@@ -119,15 +119,15 @@ def list_events(
     return rows[:limit], more
 
 
-def list_attempts(house: House, run_id: str, phase_id: str) -> list[AttemptReport]:
+def list_attempts(context: AppContext, run_id: str, phase_id: str) -> list[AttemptReport]:
     """Return what Builders and Auditors posted to a phase, and what came of it."""
-    with house.reading() as session:
+    with context.reading() as session:
         phase = runs.get_phase(runs.get_run(session, run_id), phase_id)
         return attempt_reports(session, [phase]).get(phase.id, [])
 
 
-def _write_files(house: House, session: Session, run: Run) -> None:
-    project(house, session, run, phases=None, index=RunIndex(run_id=run.run_id, issues_by_key={}))
+def _write_files(context: AppContext, session: Session, run: Run) -> None:
+    project(context, session, run, phases=None, index=RunIndex(run_id=run.run_id, issues_by_key={}))
     runs.mark_mirrored(session, run.id, run.revision)
 
 
@@ -145,11 +145,11 @@ def _add_first_event(session: Session, run: Run) -> None:
     runs.add_events(session, run, (event,))
 
 
-def _sandbox_warning(house: House, strategy: Strategy) -> list[str]:
+def _sandbox_warning(context: AppContext, strategy: Strategy) -> list[str]:
     """Say what our own CI will lack on this machine; workers may be on others."""
     if strategy.ci.mode is not CiMode.LOCAL:
         return []
-    checks = checks_of(house.settings)
+    checks = checks_of(context.settings)
     if checks.problem is None:
         return []
     what = "does not run" if checks.is_refused else "runs without a sandbox"
@@ -157,20 +157,20 @@ def _sandbox_warning(house: House, strategy: Strategy) -> list[str]:
     return [f"CI {what} on this machine: {checks.problem}{required}"]
 
 
-def _gates(house: House, strategy: Strategy, commit: str) -> list[str]:
+def _gates(context: AppContext, strategy: Strategy, commit: str) -> list[str]:
     """Return what CI's commands call that lies in the repository: no agent writes its own judge."""
     profiles = (strategy.ci.command_for(profile) for profile in CiProfile)
     named = {name for profile in profiles for name in profile.programs()}
     known = set(strategy.paths.protected)
-    return sorted(house.repository.files_in(commit, named) - known) if named else []
+    return sorted(context.repository.files_in(commit, named) - known) if named else []
 
 
-def _new_run(house: House, plan: Plan, strategy: Strategy, digest: str) -> Run:
+def _new_run(context: AppContext, plan: Plan, strategy: Strategy, digest: str) -> Run:
     """Make the rows: what describes the run from plan and strategy, the rest from its state."""
-    now = house.now()
-    base = house.repository.base()
+    now = context.now()
+    base = context.repository.base()
     run = Run(
-        project_id=house.settings.project_id,
+        project_id=context.settings.project_id,
         run_id=plan.run.run_id,
         safety_profile=strategy.safety_profile,
         plan=plan.model_dump(mode="json"),
@@ -182,11 +182,11 @@ def _new_run(house: House, plan: Plan, strategy: Strategy, digest: str) -> Run:
         cleanup_after_tiers=strategy.safety.cleanup_after_tiers,
         major_categories=list(strategy.major_categories),
         portable_names=strategy.paths.portable_names,
-        protected_paths=[*strategy.paths.protected, *_gates(house, strategy, base.commit)],
+        protected_paths=[*strategy.paths.protected, *_gates(context, strategy, base.commit)],
         warnings=[
             *strategy.warnings,
-            *_sandbox_warning(house, strategy),
-            *house.repository.pointers(base.commit).warnings(),
+            *_sandbox_warning(context, strategy),
+            *context.repository.pointers(base.commit).warnings(),
         ],
         base_branch=base.branch,
         base_commit=base.commit,

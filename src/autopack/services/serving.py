@@ -20,7 +20,7 @@ from ..domain.errors import ConflictError
 from ..gitrepo import Repository
 from ..models import ServedClone
 from ..store import serving
-from .house import House
+from .context import AppContext
 
 logger = structlog.get_logger(__name__)
 
@@ -33,15 +33,15 @@ class ServedElsewhereError(ConflictError):
     code = "served_elsewhere"
 
 
-def require_history(house: House) -> None:
+def require_history(context: AppContext) -> None:
     """See that the database's runs are of this repository. Raises ServedElsewhereError."""
-    with house.writing() as session:
+    with context.writing() as session:
         known = serving.lock_clone(session)
-        if known is not None and known.clone != house.repository.clone_identity().clone:
-            _require_shared_history(session, known, house.repository)
+        if known is not None and known.clone != context.repository.clone_identity().clone:
+            _require_shared_history(session, known, context.repository)
 
 
-def take_clone(session: Session, repository: Repository) -> None:
+def claim_database(session: Session, repository: Repository) -> None:
     """Let the database belong to this clone, and hold it; commits. Raises ServedElsewhereError.
 
     It may have belonged to another one, whose service is gone: what that one's branches show is
@@ -81,8 +81,8 @@ def _require_shared_history(session: Session, known: ServedClone, repository: Re
 class ClonePlace:
     """Holds the database for this clone, also over a restart of Postgres, until it is closed."""
 
-    def __init__(self, house: House) -> None:
-        self._house = house
+    def __init__(self, context: AppContext) -> None:
+        self._context = context
         self._is_over = Event()
         self._connection = self._take()
         self._thread = Thread(target=self._watch, name="clone-place", daemon=True)
@@ -94,10 +94,10 @@ class ClonePlace:
         self._drop()
 
     def _take(self) -> Connection:
-        connection = self._house.engine.connect()
+        connection = self._context.engine.connect()
         try:
             with Session(connection, expire_on_commit=False) as session:
-                take_clone(session, self._house.repository)
+                claim_database(session, self._context.repository)
         except BaseException:
             connection.close()
             raise
@@ -110,7 +110,7 @@ class ClonePlace:
     def look(self) -> None:
         """See that it is still held; take it again if it is not."""
         if not self._is_held():
-            self._take_again()
+            self._reclaim()
 
     def _is_held(self) -> bool:
         held = self._connection.connection.dbapi_connection
@@ -120,21 +120,21 @@ class ClonePlace:
         except dialect.loaded_dbapi.Error:
             return False
 
-    def _take_again(self) -> None:
+    def _reclaim(self) -> None:
         """Hold it anew when Postgres was away; another clone's service may have been quicker."""
         try:
             connection = self._take()
         except ServedElsewhereError as error:
-            if not self._house.superseded.is_set():
+            if not self._context.superseded.is_set():
                 logger.error("served_elsewhere", why=error.detail)
-            self._house.superseded.set()
+            self._context.superseded.set()
         except (DBAPIError, PoolTimeoutError):
             return  # it is still away
         else:
             self._connection.invalidate()
             self._connection.close()
             self._connection = connection
-            self._house.superseded.clear()
+            self._context.superseded.clear()
 
     def _drop(self) -> None:
         with suppress(DBAPIError), Session(self._connection) as session:

@@ -54,7 +54,7 @@ def settle(change: RunChange) -> None:
     _write_rows(change)
     _write_issues(change)
     _end_ci(change)
-    _take_snapshots(change)
+    _tag_snapshots(change)
     _resolve_cleaned(change)
     _place_commits(change, change.commits)
     runs.add_events(change.session, change.run, change.events)
@@ -123,7 +123,7 @@ def _completed(change: RunChange) -> list[Phase]:
 
 def _undo_failed_phases(change: RunChange) -> None:
     """Restore the tree that a failed phase started from, by a commit."""
-    repository = change.house.repository
+    repository = change.context.repository
     for phase in _newly(change, PhaseStatus.FAILED):
         if phase.start_commit in (None, change.head):
             continue
@@ -162,9 +162,9 @@ def _end_ci(change: RunChange) -> None:
             run.reason = "the phase no longer waits for it"
 
 
-def _take_snapshots(change: RunChange) -> None:
+def _tag_snapshots(change: RunChange) -> None:
     """Tag the head for each phase that has just completed."""
-    repository, head = change.house.repository, change.head
+    repository, head = change.context.repository, change.head
     for phase in _completed(change):
         name = snapshot_name(change.run.run_id, phase.tier_id, phase.phase_id)
         message = snapshot_message(change.run.run_id, phase.phase_id, phase.name)
@@ -197,7 +197,7 @@ def _want_push(change: RunChange) -> None:
     The wish is part of this change; a push job follows it after the commit.
     """
     is_wanted = (
-        change.house.repository.remote is not None
+        change.context.repository.remote is not None
         and change.state.failure_code is not FailureCode.BRANCH_MOVED
         and (
             bool(change.ref_updates)  # snapshots
@@ -274,8 +274,11 @@ def _record(change: RunChange) -> None:
     It is what may be promoted, so a run succeeds with it or not at all; a failed one may end
     where no commit can be made. A branch that another process moved gets none.
     """
-    run, repository, session = change.run, change.house.repository, change.session
-    if not change.house.settings.commit_run_record or run.failure_code is FailureCode.BRANCH_MOVED:
+    run, repository, session = change.run, change.context.repository, change.session
+    if (
+        not change.context.settings.commit_run_record
+        or run.failure_code is FailureCode.BRANCH_MOVED
+    ):
         return
     session.flush()
     report, files = finished_files(session, run)

@@ -7,7 +7,7 @@ from sqlalchemy.exc import DBAPIError
 
 from ..domain.errors import AutopackError
 from ..store import counts, pulses, runs
-from .house import House
+from .context import AppContext
 from .opening import changing
 from .projection import is_branch_elsewhere, project_backlog
 from .rulesets import read_ruleset, restore_ruleset
@@ -20,68 +20,68 @@ PULSE = "upkeep"
 UPKEEP_QUEUE = "upkeep"  # of those who have the repository and the runs' folder
 
 
-def start_up(house: House) -> None:
+def start_up(context: AppContext) -> None:
     """Lay out the project's files and roll forward whatever lags from before."""
-    house.mirror.prepare()
-    _find_lost_files(house)
+    context.mirror.prepare()
+    _find_lost_files(context)
     try:
-        read_ruleset(house)
+        read_ruleset(context)
     except AutopackError as error:
         logger.warning("ruleset_refused", why=error.detail)  # starts are refused, all else works
-    project_backlog(house)
-    keep_up(house)
+    project_backlog(context)
+    keep_up(context)
 
 
-def _find_lost_files(house: House) -> None:
+def _find_lost_files(context: AppContext) -> None:
     """Let those runs lag whose files somebody has removed, and lay out the project's own.
 
     Looks at the latest runs; at all of them once one of these is found to have none.
     """
     try:
-        if not house.mirror.has_backlog():
-            restore_ruleset(house)
-            project_backlog(house)
+        if not context.mirror.has_backlog():
+            restore_ruleset(context)
+            project_backlog(context)
     except AutopackError as error:
         logger.warning("files_not_restored", why=error.detail)
         return
-    with house.writing() as session:
+    with context.writing() as session:
         latest = runs.list_mirrored(session, LATEST_RUNS)
-        if all(house.mirror.has_run(run_id) for run_id in latest):
+        if all(context.mirror.has_run(run_id) for run_id in latest):
             return
         known = runs.list_mirrored(session, None)
-        lost = [run_id for run_id in known if not house.mirror.has_run(run_id)]
+        lost = [run_id for run_id in known if not context.mirror.has_run(run_id)]
         runs.forget_mirrored(session, lost)
         session.commit()
     logger.warning("files_lost", runs=len(lost))
 
 
-def keep_up_alone(house: House) -> None:
+def keep_up_alone(context: AppContext) -> None:
     """Keep up, unless somebody else is at it; who is killed at it keeps nobody waiting."""
-    with house.writing() as session:
+    with context.writing() as session:
         if pulses.try_turn(session, PULSE):
-            keep_up(house)
+            keep_up(context)
 
 
-def keep_up(house: House) -> None:
+def keep_up(context: AppContext) -> None:
     """Roll forward what lags, end what has waited too long, add up counts. (rules §2, §4)"""
-    house.repository.remove_leftovers()
-    _find_lost_files(house)
-    with house.writing() as session:
+    context.repository.remove_leftovers()
+    _find_lost_files(context)
+    with context.writing() as session:
         counts.fold_counts(session)
         session.commit()
-    with house.reading() as session:
+    with context.reading() as session:
         lagging = runs.list_lagging(session, BATCH)
-        overdue = runs.list_overdue(session, house.now(), BATCH)
+        overdue = runs.list_overdue(session, context.now(), BATCH)
         heads = runs.list_live_heads(session)
-    elsewhere = [run_id for run_id, head in heads if is_branch_elsewhere(house, run_id, head)]
+    elsewhere = [run_id for run_id, head in heads if is_branch_elsewhere(context, run_id, head)]
     for run_id in dict.fromkeys([*lagging, *overdue, *elsewhere]):
         try:
-            with changing(house, run_id):
+            with changing(context, run_id):
                 pass  # to open a change is to bring the run up to date
         except (AutopackError, DBAPIError) as error:
             logger.warning("upkeep_failed", run_id=run_id, why=str(error))
         except Exception:  # one run's trouble keeps neither the others waiting nor us from starting
             logger.exception("upkeep_failed", run_id=run_id)
-    with house.writing() as session:
+    with context.writing() as session:
         pulses.beat(session, PULSE)
         session.commit()

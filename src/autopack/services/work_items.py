@@ -15,7 +15,7 @@ from ..domain.run import PhaseState, RunState
 from ..domain.terms import Role
 from ..models import Phase, Run
 from ..store import audits, issues, runs, submissions
-from .house import House
+from .context import AppContext
 from .patching import most_files
 from .projection import attempt_reports
 
@@ -23,7 +23,7 @@ AGED_ISSUES = 20
 
 
 def work_item(
-    house: House,
+    context: AppContext,
     session: Session,
     run: Run,
     run_state: RunState,
@@ -52,13 +52,13 @@ def work_item(
             "issue_key": phase.issue_key,
         },
         "repository": {
-            "path": str(house.repository.path),
-            "remote": house.repository.remote.url if house.repository.remote else None,
+            "path": str(context.repository.path),
+            "remote": context.repository.remote.url if context.repository.remote else None,
             "branch": run.branch,
             "base_commit": run.head_commit,
         },
-        "left": _left(house, run_state, state),
-        "gate": _gate(house, strategy, run, phase),
+        "left": _left(context, run_state, state),
+        "gate": _gate(context, strategy, run, phase),
         "history": [_attempt(attempt) for attempt in attempts],
         "open_issues": _open_issues(session, phase),
         "aged_issues": [
@@ -71,14 +71,14 @@ def work_item(
         "unavailable_messages": strategy.get("unavailable_messages", {}),
     }
     if role is Role.AUDITOR:
-        item["review"] = _review(house, session, run, phase, state)
+        item["review"] = _review(context, session, run, phase, state)
     return item
 
 
-def _left(house: House, run: RunState, phase: PhaseState) -> dict[str, int | Decimal | None]:
+def _left(context: AppContext, run: RunState, phase: PhaseState) -> dict[str, int | Decimal | None]:
     """Return what an agent may still spend: what others have reserved is not its."""
     tier = next(tier for tier in run.tiers if tier.tier_id == phase.tier_id)
-    minutes = int((run.deadline_at - house.now()).total_seconds() // 60)
+    minutes = int((run.deadline_at - context.now()).total_seconds() // 60)
     spoken_for = run.tokens_used + run.tokens_reserved - phase.tokens_reserved
     return {
         "builder_attempts": phase.builder_tries_left,
@@ -98,8 +98,8 @@ def _cost_left(run: RunState, phase: PhaseState) -> Decimal | None:
     return max(ZERO_USD, run.cost_cap_usd - spoken_for)
 
 
-def _gate(house: House, strategy: dict[str, Any], run: Run, phase: Phase) -> dict[str, Any]:
-    settings = house.settings
+def _gate(context: AppContext, strategy: dict[str, Any], run: Run, phase: Phase) -> dict[str, Any]:
+    settings = context.settings
     profiles = strategy["ci"]["profiles"]
     return {
         "auto_apply": phase.auto_apply,
@@ -135,7 +135,7 @@ def _open_issues(session: Session, phase: Phase) -> list[IssueReportEntry]:
 
 
 def _review(
-    house: House, session: Session, run: Run, phase: Phase, state: PhaseState
+    context: AppContext, session: Session, run: Run, phase: Phase, state: PhaseState
 ) -> dict[str, Any]:
     """Return what there is to review: the held patch, or what the phase has put on the branch."""
     audit = audits.find_open_audit(session, phase.id)
@@ -153,7 +153,7 @@ def _review(
         held = submissions.list_patches(session, state.pending_submission_id)
         content = b"".join(patch.content for patch in held)
     elif phase.start_commit is not None and phase.commit is not None:
-        content = house.repository.diff(phase.start_commit, phase.commit)
+        content = context.repository.diff(phase.start_commit, phase.commit)
     else:
         content = b""
     try:

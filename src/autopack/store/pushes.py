@@ -138,7 +138,7 @@ def mark_failed(session: Session, run_pk: int, error: str, next_try_at: datetime
     )
 
 
-def hasten(session: Session, now: datetime) -> list[int]:
+def make_due(session: Session, now: datetime) -> list[int]:
     """Let whatever waits for its next try be due; return the runs that a push is due of."""
     pending = update(Push).where(Push.next_try_at.is_not(None))
     due = pending.values(next_try_at=func.least(Push.next_try_at, now))

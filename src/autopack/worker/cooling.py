@@ -20,7 +20,7 @@ EXIT_TEMPORARY: Final = 75  # EX_TEMPFAIL of sysexits.h: try again later
 EXIT_NOT_STARTED: Final = (126, 127)  # as a shell says that there is no such program to run
 INSTANT_SECONDS: Final = 10.0
 PAUSES: Final = (10.0, 60.0, 300.0)
-MOST_IN_A_ROW: Final = 3
+MAX_IN_A_ROW: Final = 3
 
 
 class WorkerError(Exception):
@@ -91,8 +91,8 @@ class Cooling:
         key = _key(agent)
         reason = self._reasons.get(key, "")
         is_instant = reason.startswith("it ended at once")
-        if is_instant and self._in_a_row.get(key, 0) >= MOST_IN_A_ROW and agent.fallback is None:
-            raise WorkerError(f"{agent.name} could not work {MOST_IN_A_ROW} times: {reason}")
+        if is_instant and self._in_a_row.get(key, 0) >= MAX_IN_A_ROW and agent.fallback is None:
+            raise WorkerError(f"{agent.name} could not work {MAX_IN_A_ROW} times: {reason}")
 
 
 def _key(agent: Agent) -> str:

@@ -10,8 +10,8 @@ from ..api.schemas.work import OpenIssueAnswer, PastAttemptAnswer, ReviewAnswer,
 from ..domain.changes import DIFF_COMMAND
 from ..domain.terms import Role
 
-MOST_PATCH = 60_000
-MOST_TEXT = 6_000
+MAX_PATCH = 60_000
+MAX_TEXT = 6_000
 LAST_ATTEMPTS = 4
 
 _BUILDER = """\
@@ -128,13 +128,13 @@ def _review(review: ReviewAnswer) -> Iterator[str]:
         focus = f"{review.auditor_profile or 'general'}\n{review.review_focus or ''}".strip()
         yield _quoted("Profile and focus of the review", focus)
     if review.notes:
-        yield _quoted("The Builder's notes", _cut(review.notes, MOST_TEXT))
+        yield _quoted("The Builder's notes", _cut(review.notes, MAX_TEXT))
     for probe in review.probe_results:
         output = f"{probe.get('stdout', '')}{probe.get('stderr', '')}"
         title = f"Probe {probe.get('probe_type')}: exit code {probe.get('exit_code')}"
-        yield _quoted(title, output[-MOST_TEXT:])
+        yield _quoted(title, output[-MAX_TEXT:])
     if review.patch_content:
-        yield _quoted("The patch under review", _cut(review.patch_content, MOST_PATCH))
+        yield _quoted("The patch under review", _cut(review.patch_content, MAX_PATCH))
     elif review.patch_content_base64:
         yield "The patch under review is not UTF-8: it stands in AUTOPACK_WORK_ITEM as base64."
 
@@ -148,12 +148,12 @@ def _history(attempts: Sequence[PastAttemptAnswer]) -> Iterator[str]:
         if attempt.reason:
             text.append(f"because: {attempt.reason}")
         if attempt.notes:
-            text.append(f"notes: {_cut(attempt.notes, MOST_TEXT)}")
+            text.append(f"notes: {_cut(attempt.notes, MAX_TEXT)}")
         if attempt.log_tail:
-            text.append(f"last output:\n{attempt.log_tail[-MOST_TEXT:]}")
+            text.append(f"last output:\n{attempt.log_tail[-MAX_TEXT:]}")
         if attempt.ticket:
             ticket = json.dumps(attempt.ticket, indent=1, ensure_ascii=False)
-            text.append(f"how to repair the patch:\n{_cut(ticket, 2 * MOST_TEXT)}")
+            text.append(f"how to repair the patch:\n{_cut(ticket, 2 * MAX_TEXT)}")
         yield _quoted(f"Earlier try of the {attempt.role}, {attempt.attempt}", "\n".join(text))
 
 

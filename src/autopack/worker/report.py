@@ -22,8 +22,8 @@ from ..domain.terms import BuilderStatus, Recommendation
 from ..domain.values import MAX_TEXT, Closed, Count, IssueKey, Text, Usd, Word
 from .agents import Said
 
-MOST_RESULT_BYTES = 1_000_000
-MOST_NOTES = 4_000
+MAX_RESULT_BYTES = 1_000_000
+MAX_NOTES = 4_000
 # A line of a review, however its Markdown is; only the last one that says anything counts, as all
 # before it may be a quotation of what was reviewed.
 _VERDICT = re.compile(
@@ -97,11 +97,11 @@ def read_result(path: Path, kind: type[AnyFile]) -> tuple[AnyFile, str | None]:
     Returns it with one sentence on why it cannot be used, or None.
     """
     try:
-        text = _bytes_of(path, MOST_RESULT_BYTES + 1)
+        text = _bytes_of(path, MAX_RESULT_BYTES + 1)
         if text is None:
             return kind(), None
-        if len(text) > MOST_RESULT_BYTES:
-            return kind(), f"The answer file was ignored: it holds over {MOST_RESULT_BYTES} bytes."
+        if len(text) > MAX_RESULT_BYTES:
+            return kind(), f"The answer file was ignored: it holds over {MAX_RESULT_BYTES} bytes."
         # Checked as JSON, where a list may stand for a tuple.
         return kind.model_validate_json(text), None
     except ValidationError as error:
@@ -136,7 +136,7 @@ def _last_objects(text: str) -> Iterator[str]:
     last_line = text.rpartition("\n")[2].strip()
     fenced = _FENCED.search(text)
     for candidate in (text, last_line, fenced[1] if fenced else ""):
-        if candidate.startswith("{") and len(candidate) <= MOST_RESULT_BYTES:
+        if candidate.startswith("{") and len(candidate) <= MAX_RESULT_BYTES:
             yield candidate
 
 
@@ -155,7 +155,7 @@ def _bytes_of(path: Path, most: int) -> bytes | None:
 def reported_tokens(path: Path) -> int:
     """Return the tokens that an agent which is still at work has reported so far."""
     try:
-        tokens = json.loads(_bytes_of(path, MOST_RESULT_BYTES) or b"").get("tokens_used")
+        tokens = json.loads(_bytes_of(path, MAX_RESULT_BYTES) or b"").get("tokens_used")
     except (OSError, ValueError, AttributeError, RecursionError):
         return 0
     return tokens if isinstance(tokens, int) and 0 <= tokens < 2**53 else 0
@@ -213,7 +213,7 @@ def auditor_report(
     if ended.unavailable is not None or verdict is Recommendation.UNAVAILABLE:
         return {
             "recommendation": Recommendation.UNAVAILABLE,
-            "review_notes": _text(remark, file.review_notes or ended.stdout[-MOST_NOTES:]),
+            "review_notes": _text(remark, file.review_notes or ended.stdout[-MAX_NOTES:]),
             "audit_id": item.review.audit_id if item.review else None,
             **_why_unavailable(item, ended, file),
         }
@@ -226,13 +226,13 @@ def auditor_report(
     fix_up = {"description": "What the Auditor changed.", **_patch(ended.patch)}
     return {
         "recommendation": verdict,
-        "review_notes": _text(remark, file.review_notes or ended.stdout[-MOST_NOTES:]),
+        "review_notes": _text(remark, file.review_notes or ended.stdout[-MAX_NOTES:]),
         "confidence": file.confidence,
         "issues_found": [issue.model_dump(mode="json") for issue in file.issues_found],
         "resolved_issues": list(file.resolved_issues),
         "suggested_patches": [fix_up] if ended.patch and takes_patch else [],
         "audit_id": item.review.audit_id if item.review else None,
-        "output_tail": _text(ended.stdout[-MOST_NOTES:], ended.stderr[-MOST_NOTES:]),
+        "output_tail": _text(ended.stdout[-MAX_NOTES:], ended.stderr[-MAX_NOTES:]),
         **_common(item, file, ended),
     }
 
@@ -266,7 +266,7 @@ def _why_unavailable(item: WorkItemAnswer, ended: Ended, file: ResultFile) -> Js
     return {
         "reason": _text(ended.unavailable or file.reason),
         "retry_at": file.retry_at.isoformat() if file.retry_at else None,
-        "output_tail": _text(ended.stdout[-MOST_NOTES:], ended.stderr[-MOST_NOTES:]),
+        "output_tail": _text(ended.stdout[-MAX_NOTES:], ended.stderr[-MAX_NOTES:]),
         **_common(item, file, ended),
     }
 

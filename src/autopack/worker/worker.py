@@ -30,7 +30,7 @@ from ..gitrepo.workspace import (
 from .agents import read_output
 from .command import AgentCommand, agent_environment
 from .cooling import Cooling, WorkerError, why_unavailable
-from .heart import Heart
+from .heartbeat import Heartbeat
 from .mailbox import Mail, Mailbox
 from .prompt import write_prompt
 from .report import (
@@ -47,7 +47,7 @@ from .report import (
     reported_tokens,
     with_last_words,
 )
-from .rooms import WorkRoom
+from .workspace import WorkerFolder
 
 Role = Literal["builder", "auditor"]
 Tell = Callable[["Step"], None]
@@ -56,7 +56,7 @@ Answer = TypeVar("Answer")
 STOPPED: Final = "The worker was stopped."
 FIRST_PAUSE_SECONDS: Final = 0.5
 LONGEST_PAUSE_SECONDS: Final = 30.0
-MOST_INTERNAL_ERRORS: Final = 5
+MAX_INTERNAL_ERRORS: Final = 5
 FETCHING_SECONDS: Final = 60.0  # a branch may be on its way to the remote still
 # Refusals of a result that were a try: there is nothing left to say.
 _COUNTED: Final = {"patch_empty", "patch_malformed", "patch_policy"}
@@ -122,7 +122,7 @@ class Worker:
         self,
         service: Autopack,
         orders: Orders,
-        room: WorkRoom,
+        folder: WorkerFolder,
         cache: ObjectCache,
         mailbox: Mailbox,
         environment: Mapping[str, str],
@@ -130,7 +130,7 @@ class Worker:
     ) -> None:
         self._service = service
         self._orders = orders
-        self._room = room
+        self._folder = folder
         self._cache = cache
         self._mailbox = mailbox
         self._environment = environment
@@ -193,17 +193,17 @@ class Worker:
 
         Raises WorkerError when the agent has ended at once too often.
         """
-        with self._room.desk() as desk:
+        with self._folder.desk() as desk:
             # Made for this run of the command, in the tree, where a sandboxed agent may write. Only
             # the agent is told: see docs/decisions/agents-answers.md.
             answer = desk / TREE / f"{OURS}{secrets.token_hex(16)}.json"
             tokens_used = partial(reported_tokens, answer)
             orders = self._orders
-            with Heart(
+            with Heartbeat(
                 self._service, item, orders.lease_seconds, self._mailbox, tokens_used
-            ) as heart:
+            ) as heartbeat:
                 try:
-                    report = self._run(item, agent, desk, answer, heart)
+                    report = self._run(item, agent, desk, answer, heartbeat)
                 except _Interrupted:
                     self._give_up(item, STOPPED)
                     raise
@@ -218,7 +218,7 @@ class Worker:
             return is_taken
 
     def _run(
-        self, item: WorkItemAnswer, agent: Agent, desk: Path, answer: Path, heart: Heart
+        self, item: WorkItemAnswer, agent: Agent, desk: Path, answer: Path, heartbeat: Heartbeat
     ) -> Json | None:
         """Let the command work; return what to hand in, or None where there is nothing.
 
@@ -240,20 +240,20 @@ class Worker:
             folder=workspace.tree,
             environment=agent_environment(self._environment, ours),
             prompt=prompt,
-            lock=self._room.lock,
-            on_end=partial(self._mailbox.post, Mail.ENDED, heart.about),
+            lock=self._folder.lock,
+            on_end=partial(self._mailbox.post, Mail.ENDED, heartbeat.about),
         )
         prompt.unlink()  # the command has it open; no other process is to read it
         try:
-            mail = self._mailbox.wait(self._orders.timeout_seconds, heart.about)
+            mail = self._mailbox.wait(self._orders.timeout_seconds, heartbeat.about)
         finally:
             exit_code = command.finish()
         if mail is Mail.LOST:
-            self._tell(Step("dropped", f"dropped: {heart.reason}", item))
+            self._tell(Step("dropped", f"dropped: {heartbeat.reason}", item))
             return None
         if mail is Mail.INTERRUPTED:
             raise _Interrupted
-        failure = self._why_stopped(mail, heart)
+        failure = self._why_stopped(mail, heartbeat)
         harvest = Harvest(b"")
         if failure is None:
             limits = Limits(item.gate.max_patch_files, item.gate.max_patch_bytes)
@@ -276,7 +276,7 @@ class Worker:
         )
         report = self._report(item, agent, ended, answer)
         if report is not None:
-            report["tokens_used"] = max(report["tokens_used"], heart.tokens_used)
+            report["tokens_used"] = max(report["tokens_used"], heartbeat.tokens_used)
         return report
 
     def _lay_out(self, item: WorkItemAnswer, desk: Path) -> Workspace:
@@ -300,13 +300,13 @@ class Worker:
             self._pause(pause)
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
-    def _why_stopped(self, mail: Mail | None, heart: Heart) -> str | None:
+    def _why_stopped(self, mail: Mail | None, heartbeat: Heartbeat) -> str | None:
         """Say why a command's work does not count; None when it came to its own end."""
         if mail is None:
             minutes = self._orders.timeout_seconds / 60
             return f"The command was stopped: it did not end within {minutes:g} minutes."
         if mail is Mail.OUT_OF_BUDGET:
-            return f"The command was stopped: {heart.reason}."
+            return f"The command was stopped: {heartbeat.reason}."
         return None
 
     def _report(
@@ -373,7 +373,7 @@ class Worker:
         try:
             phase_state = self._ask(partial(self._submit, item, report, uuid.uuid4().hex))
         except ApiError as error:
-            return self._take_refusal(item, report, error)
+            return self._handle_refusal(item, report, error)
         what = report.get("status") or report["recommendation"]
         why = f" ({report['reason']})" if report.get("reason") else ""
         self._tell(Step("handed_in", f"handed in: {what}{why}; the phase is {phase_state}", item))
@@ -388,7 +388,7 @@ class Worker:
             item.run_id, item.phase_id, report, idempotency_key=key
         ).phase_state
 
-    def _take_refusal(self, item: WorkItemAnswer, report: Json, error: ApiError) -> bool:
+    def _handle_refusal(self, item: WorkItemAnswer, report: Json, error: ApiError) -> bool:
         """Go on after a refusal; what was no try of a Builder's is handed in as a failed one."""
         self._tell(Step("refused", f"refused: {error}", item))
         if error.status in (401, 403):
@@ -411,7 +411,7 @@ class Worker:
             except ApiError as error:
                 internal_errors += error.status == 500
                 is_passing = error.status >= 500 or error.status == 429
-                if internal_errors > MOST_INTERNAL_ERRORS or not (
+                if internal_errors > MAX_INTERNAL_ERRORS or not (
                     is_passing or error.code == "branch_checked_out"
                 ):
                     raise

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
-from ...services.house import House
+from ...services.context import AppContext
 from ..bodies import BodyReader, read_body, require_json
 from ..turns import Turns
 
@@ -59,14 +59,14 @@ class McpEndpoint:
             return {"type": "http.request", "body": body, "more_body": False}
 
         state = scope["app"].state
-        manager = await self._started(state.house, state.turns)
+        manager = await self._started(state.context, state.turns)
         await manager.handle_request(scope, receive_again, send)
 
-    async def _started(self, house: House, turns: Turns) -> StreamableHTTPSessionManager:
+    async def _started(self, context: AppContext, turns: Turns) -> StreamableHTTPSessionManager:
         async with self._starting:
             if self._manager is None:
                 assert self._tasks is not None  # noqa: S101 - requests come within the lifespan
-                self._manager = await self._tasks.start(_serve, house, turns)
+                self._manager = await self._tasks.start(_serve, context, turns)
             return self._manager
 
 
@@ -79,15 +79,15 @@ def mount_mcp(app: FastAPI) -> McpEndpoint:
 
 
 async def _serve(
-    house: House, turns: Turns, *, task_status: TaskStatus[StreamableHTTPSessionManager]
+    context: AppContext, turns: Turns, *, task_status: TaskStatus[StreamableHTTPSessionManager]
 ) -> None:
-    manager = await run_in_threadpool(_make_manager, house, turns)
+    manager = await run_in_threadpool(_make_manager, context, turns)
     async with manager.run():
         task_status.started(manager)
         await anyio.sleep_forever()
 
 
-def _make_manager(house: House, turns: Turns) -> StreamableHTTPSessionManager:
+def _make_manager(context: AppContext, turns: Turns) -> StreamableHTTPSessionManager:
     from .server import make_manager
 
-    return make_manager(house, turns)
+    return make_manager(context, turns)

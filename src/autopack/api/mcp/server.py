@@ -24,7 +24,7 @@ from ... import __version__
 from ...domain.errors import AutopackError
 from ...domain.values import Problems
 from ...services import branches, runs
-from ...services.house import House
+from ...services.context import AppContext
 from ...services.replies import Answer
 from ..errors import Problem, failure_document, invalid_document
 from ..reports import run_summary
@@ -44,9 +44,9 @@ RUN_RESOURCES = {
 _RESOURCE = re.compile(r"autopack://runs/([^/]+)/(summary|diff)\Z")
 
 
-def make_manager(house: House, turns: Turns) -> StreamableHTTPSessionManager:
-    """Serve a house by Streamable HTTP, without sessions: every request stands alone."""
-    calls = _Calls(house, turns)
+def make_manager(context: AppContext, turns: Turns) -> StreamableHTTPSessionManager:
+    """Serve a context by Streamable HTTP, without sessions: every request stands alone."""
+    calls = _Calls(context, turns)
     server = Server(
         "autopack",
         version=__version__,
@@ -67,15 +67,15 @@ def make_manager(house: House, turns: Turns) -> StreamableHTTPSessionManager:
         stateless=True,
         # AccessMiddleware has judged Host, Origin and size already, for all that is served here.
         security_settings=TransportSecuritySettings(enable_dns_rebinding_protection=False),
-        max_request_body_size=house.settings.max_body_bytes,
+        max_request_body_size=context.settings.max_body_bytes,
     )
 
 
 class _Calls:
-    """What needs the house; its use cases block, so they run in threads."""
+    """What needs the context; its use cases block, so they run in threads."""
 
-    def __init__(self, house: House, turns: Turns) -> None:
-        self.house = house
+    def __init__(self, context: AppContext, turns: Turns) -> None:
+        self.context = context
         self.turns = turns
         self.tools = {name: _described(name, tool) for name, tool in TOOLS.items()}
 
@@ -108,7 +108,7 @@ class _Calls:
         except ValidationError as error:
             return _result(invalid_document(error.errors(), tool.call), is_error=True)
         try:
-            given = tool.run(self.house, call)
+            given = tool.run(self.context, call)
             body = given.body if isinstance(given, Answer) else given
             document = tool.answer.model_validate(body).model_dump(mode="json")
         except Exception as error:
@@ -120,7 +120,7 @@ class _Calls:
         self, context: Context, params: types.PaginatedRequestParams | None
     ) -> types.ListResourcesResult:
         cursor = params.cursor if params else None
-        page = await _in_thread(lambda: list_runs(self.house, limit=LISTED_RUNS, cursor=cursor))
+        page = await _in_thread(lambda: list_runs(self.context, limit=LISTED_RUNS, cursor=cursor))
         return types.ListResourcesResult(
             next_cursor=page.next_cursor,
             resources=[
@@ -151,9 +151,9 @@ class _Calls:
         run_id, name = _run_id({"run_id": match[1]}), match[2]
         mime_type, _ = RUN_RESOURCES[name]
         if name == "summary":
-            text = run_summary(self.house, run_id).model_dump_json()
+            text = run_summary(self.context, run_id).model_dump_json()
             return types.TextResourceContents(uri=uri, mime_type=mime_type, text=text)
-        diff = branches.diff(self.house, run_id, None)
+        diff = branches.diff(self.context, run_id, None)
         try:
             return types.TextResourceContents(uri=uri, mime_type=mime_type, text=diff.decode())
         except UnicodeDecodeError:
@@ -174,7 +174,7 @@ class _Calls:
         )
 
     def _known_run(self, arguments: dict[str, str]) -> str:
-        return runs.get_run(self.house, _run_id(arguments)).run_id
+        return runs.get_run(self.context, _run_id(arguments)).run_id
 
 
 async def _list_resource_templates(

@@ -15,7 +15,7 @@ from ...domain.values import Closed, Identifier, Word
 from ...services import auditing, building, claiming, runs
 from ...services import issues as issue_services
 from ...services.claiming import Claim, Release
-from ...services.house import House
+from ...services.context import AppContext
 from .. import branches, issues
 from ..inputs import KEY_MEANING, KeyText
 from ..schemas import Shape
@@ -39,7 +39,7 @@ class Tool:
 
     call: type[BaseModel]
     answer: type[BaseModel]
-    run: Callable[[House, Any], object]
+    run: Callable[[AppContext, Any], object]
     is_read_only: bool = False
 
     @property
@@ -103,7 +103,7 @@ class GetBacklog(Closed):
     severity: Severity | None = None
 
 
-def claim_work(house: House, call: ClaimWork) -> object:
+def claim_work(context: AppContext, call: ClaimWork) -> object:
     """Take the next work item, of one run or of any, with a lease on it.
 
     The item holds all there is to know: task, repository and base commit, what is left of the
@@ -112,44 +112,44 @@ def claim_work(house: House, call: ClaimWork) -> object:
     do just now: ask again in some seconds. An error `run_over` means that there never will be.
     """
     if call.run_id is None:
-        item = claiming.claim_any(house, call)
+        item = claiming.claim_any(context, call)
     else:
-        item = claiming.claim(house, call.run_id, call)
+        item = claiming.claim(context, call.run_id, call)
     if item is None:
         return {"work": None, "message": "nothing to do just now; ask again in some seconds"}
     return {"work": item, "message": f"phase '{item['phase_id']}' of run '{item['run_id']}'"}
 
 
-def heartbeat(house: House, call: KeepLease) -> object:
+def heartbeat(context: AppContext, call: KeepLease) -> object:
     """Keep a lease while working, and learn whether to go on.
 
     `stop`: the run ended, the budget is gone or the lease was lost.
     """
     return claiming.heartbeat(
-        house, call.run_id, call.phase_id, call.lease_token, call.tokens_used, call.cost_usd
+        context, call.run_id, call.phase_id, call.lease_token, call.tokens_used, call.cost_usd
     )
 
 
-def release_work(house: House, call: ReleaseWork) -> object:
+def release_work(context: AppContext, call: ReleaseWork) -> object:
     """Give a lease back when you cannot work (rate limit, quota, missing program): no try is used.
 
     The phase waits until `retry_at`; agents that claim with another `account` need not wait. What
     you tried and could not solve is no such case: submit it as failed.
     """
     return claiming.release(
-        house, call.run_id, call.phase_id, _part(call, Release), call.idempotency_key
+        context, call.run_id, call.phase_id, _part(call, Release), call.idempotency_key
     )
 
 
-def check_patch(house: House, call: CheckPatch) -> object:
+def check_patch(context: AppContext, call: CheckPatch) -> object:
     """Ask what a submission of this patch would be answered; nothing is recorded, no try is used.
 
     `problem` says what to mend: for a conflict, hunk by hunk, with the lines that stand there now.
     """
-    return branches.patch_check(house, call.run_id, _part(call, PatchCheck))
+    return branches.patch_check(context, call.run_id, _part(call, PatchCheck))
 
 
-def submit_builder_result(house: House, call: SubmitBuilderResult) -> object:
+def submit_builder_result(context: AppContext, call: SubmitBuilderResult) -> object:
     """Submit one attempt at a phase. `patch_content` is one patch against the base, as `git diff`
     writes it (the prompt `builder` has the command).
 
@@ -158,39 +158,39 @@ def submit_builder_result(house: House, call: SubmitBuilderResult) -> object:
     """
     report = _part(call, BuilderReport)
     return building.submit_builder_result(
-        house, call.run_id, call.phase_id, report, call.idempotency_key
+        context, call.run_id, call.phase_id, report, call.idempotency_key
     )
 
 
-def submit_auditor_result(house: House, call: SubmitAuditorResult) -> object:
+def submit_auditor_result(context: AppContext, call: SubmitAuditorResult) -> object:
     """Submit one review. `approve` lets the patch under review in, then `suggested_patches`;
     `revise` sends the phase back with `review_notes`; `escalate` fails it for good.
     """
     report = _part(call, AuditorReport)
     return auditing.submit_auditor_result(
-        house, call.run_id, call.phase_id, report, call.idempotency_key
+        context, call.run_id, call.phase_id, report, call.idempotency_key
     )
 
 
-def record_issue(house: House, call: RecordIssue) -> object:
+def record_issue(context: AppContext, call: RecordIssue) -> object:
     """Record a problem you saw, in its phase, its run and the project's backlog.
 
     Use the same `issue_key` for the same problem each time. Every report counts.
     """
     report = _part(call, IssueReport)
     return issue_services.record_issue(
-        house, call.run_id, call.phase_id, report, call.idempotency_key
+        context, call.run_id, call.phase_id, report, call.idempotency_key
     )
 
 
-def get_run(house: House, call: GetRun) -> object:
+def get_run(context: AppContext, call: GetRun) -> object:
     """Read a run with its tiers and phases: states, budgets, counts, branch and head."""
-    return runs.get_run(house, call.run_id)
+    return runs.get_run(context, call.run_id)
 
 
-def get_backlog(house: House, call: GetBacklog) -> object:
+def get_backlog(context: AppContext, call: GetBacklog) -> object:
     """Read the project's issues over all runs, each with its age in runs and tiers."""
-    return issues.backlog(house, **dict(call))
+    return issues.backlog(context, **dict(call))
 
 
 TOOLS = {

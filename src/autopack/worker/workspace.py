@@ -15,7 +15,7 @@ from ..gitrepo.quarantine import locked
 
 
 @dataclass(frozen=True, slots=True)
-class WorkRoom:
+class WorkerFolder:
     """A worker's folder. `lock` is held by whoever may still be at work there."""
 
     folder: Path
@@ -32,18 +32,18 @@ class WorkRoom:
 
 
 @contextmanager
-def enter(home: Path) -> Iterator[WorkRoom]:
+def enter(home: Path) -> Iterator[WorkerFolder]:
     """Take a folder below the workers' home, and clear those of workers that were killed."""
-    rooms = home / "work"
+    workspaces = home / "work"
     home.mkdir(parents=True, exist_ok=True, mode=0o700)  # copies of repositories are there too
-    rooms.mkdir(exist_ok=True)
+    workspaces.mkdir(exist_ok=True)
     with locked(home / "lock"):  # nobody takes a folder for left whose lock is just to be taken
-        _clear(rooms)
-        folder = Path(tempfile.mkdtemp(dir=rooms))
+        _clear(workspaces)
+        folder = Path(tempfile.mkdtemp(dir=workspaces))
         lock = os.open(_lock_of(folder), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX)
     try:
-        yield WorkRoom(folder, lock)
+        yield WorkerFolder(folder, lock)
     finally:
         remove(folder)
         _lock_of(folder).unlink(missing_ok=True)
@@ -60,8 +60,8 @@ def remove(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _clear(rooms: Path) -> None:
-    for lock in rooms.glob("*.lock"):
+def _clear(workspaces: Path) -> None:
+    for lock in workspaces.glob("*.lock"):
         descriptor = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -16,7 +16,7 @@ BEATS_A_LEASE = 3
 _AGAIN_SECONDS = 5.0  # after a beat that nobody answered
 
 
-class Heart:
+class Heartbeat:
     """Beats in a thread of its own from `with` to its end."""
 
     def __init__(

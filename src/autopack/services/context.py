@@ -22,7 +22,7 @@ def utc_now() -> datetime:
 
 
 @dataclass(frozen=True, slots=True)
-class House:
+class AppContext:
     settings: Settings
     engine: Engine
     repository: Repository
