@@ -19,10 +19,10 @@ import psutil
 import pytest
 from tests.conftest import start_server, stop_server
 
-from autopack.api.schemas.events import EventAnswer
-from autopack.api.schemas.runs import RunAnswer
 from autopack.client import Autopack
 from autopack.config import Settings
+from autopack.views.events import EventAnswer
+from autopack.views.runs import RunAnswer
 
 if TYPE_CHECKING:
     from tests.conftest import GitRepo

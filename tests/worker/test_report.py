@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from autopack.api.schemas.work import WorkItemAnswer
+from autopack.views.work import WorkItemAnswer
 from autopack.worker.prompt import write_prompt
 from autopack.worker.report import (
     AuditorFile,

@@ -10,12 +10,12 @@ from ..domain.errors import AutopackError
 from ..domain.results import PatchCheck
 from ..domain.values import Closed, Identifier, Text
 from ..services import branches
+from ..views.branches import IntegrationStatusAnswer, PatchCheckAnswer, RollbackAnswer
 from .bodies import StrictRoute
 from .errors import problem_document, problems
 from .examples import PATCH_CHECK, ROLLBACK, example
 from .inputs import Context, IdempotencyKey, RunId
 from .replay import replayed
-from .schemas.branches import IntegrationStatusAnswer, PatchCheckAnswer, RollbackAnswer
 
 router = APIRouter(tags=["branches"], route_class=StrictRoute)
 

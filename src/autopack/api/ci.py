@@ -9,12 +9,12 @@ from fastapi import APIRouter, Body, Path, Query, Response
 from ..domain.results import CiReport
 from ..domain.terms import Sandbox
 from ..services import ci, judging
+from ..views.results import CiResultAnswer, CiRunsAnswer
 from .bodies import StrictRoute
 from .errors import problems
 from .examples import CI_RESULT, example
 from .inputs import Context, IdempotencyKey, PhaseId, RunId
 from .replay import replayed
-from .schemas.results import CiResultAnswer, CiRunsAnswer
 
 router = APIRouter(tags=["ci"], route_class=StrictRoute)
 

@@ -13,10 +13,10 @@ from pydantic import BaseModel
 from ..domain.values import MAX_COUNT
 from ..services import runs
 from ..services.feed import AllView, EndOfRun, Feed, RunView, View
+from ..views.events import EndOfRun as EndOfRunAnswer
+from ..views.events import EventAnswer, EventPage, StreamedEvent
 from .errors import problems
 from .inputs import Context, Cursor, PageLimit, RunId, decode_cursor, encode_cursor
-from .schemas.events import EndOfRun as EndOfRunAnswer
-from .schemas.events import EventAnswer, EventPage, StreamedEvent
 
 router = APIRouter(tags=["events"])
 

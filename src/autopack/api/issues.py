@@ -10,6 +10,12 @@ from ..domain.issues import BacklogStatus, IssueReport
 from ..domain.terms import Severity
 from ..domain.values import Word
 from ..services import issues
+from ..views.issues import (
+    BacklogAnswer,
+    BacklogEntryAnswer,
+    IssueIndexAnswer,
+    RecordIssueAnswer,
+)
 from .bodies import StrictRoute
 from .errors import problems
 from .examples import ISSUE, example
@@ -24,12 +30,6 @@ from .inputs import (
     encode_cursor,
 )
 from .replay import replayed
-from .schemas.issues import (
-    BacklogAnswer,
-    BacklogEntryAnswer,
-    IssueIndexAnswer,
-    RecordIssueAnswer,
-)
 
 router = APIRouter(tags=["issues"], route_class=StrictRoute)
 

@@ -8,15 +8,15 @@ from fastapi import APIRouter, Query
 
 from ..domain.states import RunStatus
 from ..services import metrics
-from .bodies import StrictRoute
-from .errors import problems
-from .inputs import Context, Cursor, PageLimit, RunId, decode_moment, encode_moment
-from .schemas.metrics import (
+from ..views.metrics import (
     RunMetricsAnswer,
     RunMetricsPage,
     TierMetricsAnswer,
     TierMetricsListAnswer,
 )
+from .bodies import StrictRoute
+from .errors import problems
+from .inputs import Context, Cursor, PageLimit, RunId, decode_moment, encode_moment
 
 router = APIRouter(tags=["metrics"], route_class=StrictRoute)
 

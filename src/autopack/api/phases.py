@@ -8,11 +8,11 @@ from fastapi import APIRouter, Body
 
 from ..services import phases
 from ..services.phases import StatusChange
+from ..views.runs import PhaseAnswer, StatusAnswer
 from .bodies import StrictRoute
 from .errors import problems
 from .examples import STATUS, example
 from .inputs import Context, PhaseId, RunId
-from .schemas.runs import PhaseAnswer, StatusAnswer
 
 router = APIRouter(tags=["phases"], route_class=StrictRoute)
 

@@ -11,12 +11,12 @@ from ..domain.plan import Plan
 from ..domain.ruleset import Ruleset
 from ..domain.values import Closed, Identifier, IssueKey, Several
 from ..services import backtests, issues, rulesets
+from ..views.issues import BacklogEntryAnswer, BacklogIssueAnswer
+from ..views.project import BacktestAnswer, ComparisonAnswer, DryRunAnswer
 from .bodies import StrictRoute
 from .errors import problems
 from .examples import BACKTEST, PLAN, RULESET, example
 from .inputs import Context
-from .schemas.issues import BacklogEntryAnswer, BacklogIssueAnswer
-from .schemas.project import BacktestAnswer, ComparisonAnswer, DryRunAnswer
 
 router = APIRouter(tags=["project"], route_class=StrictRoute)
 

@@ -8,11 +8,8 @@ from ..domain.issues import BacklogStatus
 from ..domain.metrics import AuditorHelp, BudgetFailure
 from ..domain.terms import Severity
 from ..services import reports
-from .bodies import StrictRoute
-from .errors import problems
-from .inputs import Context, Cursor, PageLimit, RunId, decode_moment, encode_moment
-from .schemas.metrics import BudgetAnswer, PhaseMetricsAnswer, TierMetricsAnswer
-from .schemas.reports import (
+from ..views.metrics import BudgetAnswer, PhaseMetricsAnswer, TierMetricsAnswer
+from ..views.reports import (
     AgingIssueAnswer,
     AttemptCountsAnswer,
     AuditorHelpAnswer,
@@ -29,7 +26,10 @@ from .schemas.reports import (
     SliceSpenderAnswer,
     TierSpenderAnswer,
 )
-from .schemas.runs import RunSummaryAnswer
+from ..views.runs import RunSummaryAnswer
+from .bodies import StrictRoute
+from .errors import problems
+from .inputs import Context, Cursor, PageLimit, RunId, decode_moment, encode_moment
 
 router = APIRouter(tags=["reports"], route_class=StrictRoute)
 

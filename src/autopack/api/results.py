@@ -8,18 +8,18 @@ from fastapi import APIRouter, Body, Response
 
 from ..domain.results import AuditorReport, AuditRequest, BuilderReport
 from ..services import auditing, building, runs
-from .bodies import StrictRoute
-from .errors import problems
-from .examples import AUDITOR_REQUEST, AUDITOR_RESULT, BUILDER_RESULT, example
-from .inputs import Context, IdempotencyKey, PhaseId, RunId
-from .replay import replayed
-from .schemas.results import (
+from ..views.results import (
     AttemptAnswer,
     AttemptsAnswer,
     AuditorResultAnswer,
     AuditRequestAnswer,
     BuilderResultAnswer,
 )
+from .bodies import StrictRoute
+from .errors import problems
+from .examples import AUDITOR_REQUEST, AUDITOR_RESULT, BUILDER_RESULT, example
+from .inputs import Context, IdempotencyKey, PhaseId, RunId
+from .replay import replayed
 
 router = APIRouter(tags=["results"], route_class=StrictRoute)
 

@@ -10,6 +10,7 @@ from ..domain.plan import Plan
 from ..domain.states import RunStatus
 from ..domain.values import Closed, Identifier, Text
 from ..services import runs
+from ..views.runs import RunAnswer, RunPage, RunSummaryAnswer
 from .bodies import StrictRoute
 from .errors import problems
 from .examples import CANCEL, PLAN, example
@@ -21,7 +22,6 @@ from .inputs import (
     decode_moment,
     encode_moment,
 )
-from .schemas.runs import RunAnswer, RunPage, RunSummaryAnswer
 
 router = APIRouter(tags=["runs"], route_class=StrictRoute)
 

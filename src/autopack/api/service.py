@@ -8,9 +8,9 @@ from fastapi import APIRouter, Response
 
 from .. import __version__
 from ..services.health import Check, check_health
+from ..views.service import CheckAnswer, HealthAnswer, LiveAnswer, ServiceAnswer
 from .errors import problems
 from .inputs import Context
-from .schemas.service import CheckAnswer, HealthAnswer, LiveAnswer, ServiceAnswer
 
 DESCRIPTION = "Steers zero-intervention autonomous builds: a plan in, a judged branch out."
 

@@ -13,12 +13,12 @@ from ..domain.terms import Role
 from ..domain.values import Closed, Count, Usd, Word
 from ..services import claiming
 from ..services.claiming import Claim, Release
+from ..views.work import HeartbeatAnswer, ReleaseAnswer, WorkItemAnswer
 from .bodies import StrictRoute
 from .errors import problems
 from .examples import CLAIM, HEARTBEAT, RELEASE, example
 from .inputs import Context, IdempotencyKey, PhaseId, RunId
 from .replay import replayed
-from .schemas.work import HeartbeatAnswer, ReleaseAnswer, WorkItemAnswer
 
 router = APIRouter(tags=["work"], route_class=StrictRoute)
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ..api.schemas.project import BacktestAnswer, ComparisonAnswer, EndingAnswer
+from ..views.project import BacktestAnswer, ComparisonAnswer, EndingAnswer
 from .command import FINE, NO, command_app
 from .service import asking, read_document
 from .terminal import JsonOption, UrlOption, print_json, say

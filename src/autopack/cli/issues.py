@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from ..api.schemas.issues import BacklogEntryAnswer, BacklogIssueAnswer
 from ..client import ApiError
+from ..views.issues import BacklogEntryAnswer, BacklogIssueAnswer
 from .command import NO, CommandError, command_app
 from .service import asking
 from .terminal import JsonOption, UrlOption, print_json, print_table, say

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ..api.schemas.reports import PromotionAnswer
+from ..views.reports import PromotionAnswer
 from .command import FINE, NO, CommandError, command_app
 from .service import asking
 from .terminal import JsonOption, UrlOption, print_json, say

@@ -11,9 +11,9 @@ from typing import Annotated
 
 import typer
 
-from ..api.schemas.events import EventAnswer
-from ..api.schemas.runs import RunAnswer
 from ..client import Autopack, ClientError
+from ..views.events import EventAnswer
+from ..views.runs import RunAnswer
 from .command import FINE, NO, command_app
 from .service import asking, read_document
 from .terminal import (

@@ -9,11 +9,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ..api.schemas.runs import PhaseAnswer, RunAnswer, TierAnswer
 from ..domain.money import short_usd
 from ..domain.run import FailureCode
 from ..domain.states import TierStatus
 from ..domain.terms import Sandbox
+from ..views.runs import PhaseAnswer, RunAnswer, TierAnswer
 from .terminal import cell
 
 BAR_WIDTH = 24

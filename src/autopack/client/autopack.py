@@ -12,25 +12,25 @@ from urllib.parse import quote
 import httpx
 from pydantic import ValidationError
 
-from ..api.schemas import Shape
-from ..api.schemas.branches import IntegrationStatusAnswer, PatchCheckAnswer, RollbackAnswer
-from ..api.schemas.events import EventAnswer, EventPage
-from ..api.schemas.issues import (
+from ..views import Shape
+from ..views.branches import IntegrationStatusAnswer, PatchCheckAnswer, RollbackAnswer
+from ..views.events import EventAnswer, EventPage
+from ..views.issues import (
     BacklogAnswer,
     BacklogEntryAnswer,
     BacklogIssueAnswer,
     IssueIndexAnswer,
     RecordIssueAnswer,
 )
-from ..api.schemas.metrics import RunMetricsPage, TierMetricsListAnswer
-from ..api.schemas.project import BacktestAnswer, DryRunAnswer
-from ..api.schemas.reports import (
+from ..views.metrics import RunMetricsPage, TierMetricsListAnswer
+from ..views.project import BacktestAnswer, DryRunAnswer
+from ..views.reports import (
     BacklogSummaryAnswer,
     BudgetAnalysisAnswer,
     PromotionAnswer,
     RunReportAnswer,
 )
-from ..api.schemas.results import (
+from ..views.results import (
     AttemptsAnswer,
     AuditorResultAnswer,
     AuditRequestAnswer,
@@ -38,9 +38,9 @@ from ..api.schemas.results import (
     CiResultAnswer,
     CiRunsAnswer,
 )
-from ..api.schemas.runs import RunAnswer, RunPage, StatusAnswer
-from ..api.schemas.service import HealthAnswer, LiveAnswer, ServiceAnswer
-from ..api.schemas.work import HeartbeatAnswer, ReleaseAnswer, WorkItemAnswer
+from ..views.runs import RunAnswer, RunPage, StatusAnswer
+from ..views.service import HealthAnswer, LiveAnswer, ServiceAnswer
+from ..views.work import HeartbeatAnswer, ReleaseAnswer, WorkItemAnswer
 from .connection import (
     FIRST_PAUSE_SECONDS,
     RETRIES,

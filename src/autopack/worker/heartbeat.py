@@ -7,9 +7,9 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from ..api.schemas.work import WorkItemAnswer
 from ..client import ApiError, Autopack, UnreachableError
 from ..domain.claiming import Directive
+from ..views.work import WorkItemAnswer
 from .mailbox import Mail, Mailbox
 
 BEATS_A_LEASE = 3

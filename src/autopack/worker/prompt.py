@@ -6,9 +6,9 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from ..api.schemas.work import OpenIssueAnswer, PastAttemptAnswer, ReviewAnswer, WorkItemAnswer
 from ..domain.changes import DIFF_COMMAND
 from ..domain.terms import Role
+from ..views.work import OpenIssueAnswer, PastAttemptAnswer, ReviewAnswer, WorkItemAnswer
 
 MAX_PATCH = 60_000
 MAX_TEXT = 6_000

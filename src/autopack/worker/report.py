@@ -15,11 +15,11 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AwareDatetime, Field, ValidationError
 
-from ..api.schemas.work import WorkItemAnswer
 from ..domain.issues import IssueReport
 from ..domain.results import MAX_SUGGESTED_ISSUES
 from ..domain.terms import BuilderStatus, Recommendation
 from ..domain.values import MAX_TEXT, Closed, Count, IssueKey, Text, Usd, Word
+from ..views.work import WorkItemAnswer
 from .agents import Said
 
 MAX_RESULT_BYTES = 1_000_000

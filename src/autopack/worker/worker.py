@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Final, Literal, TypeVar
 
-from ..api.schemas.work import ReviewAnswer, WorkItemAnswer
 from ..client import ApiError, Autopack, UnreachableError
 from ..gitrepo.workspace import (
     OURS,
@@ -27,6 +26,7 @@ from ..gitrepo.workspace import (
     Workspace,
     WorkspaceError,
 )
+from ..views.work import ReviewAnswer, WorkItemAnswer
 from .agents import read_output
 from .command import AgentCommand, agent_environment
 from .cooling import Cooling, WorkerError, why_unavailable

@@ -16,14 +16,14 @@ from ...services import auditing, building, claiming, runs
 from ...services import issues as issue_services
 from ...services.claiming import Claim, Release
 from ...services.context import AppContext
+from ...views import Shape
+from ...views.branches import PatchCheckAnswer
+from ...views.issues import BacklogAnswer, RecordIssueAnswer
+from ...views.results import AuditorResultAnswer, BuilderResultAnswer
+from ...views.runs import RunAnswer
+from ...views.work import HeartbeatAnswer, ReleaseAnswer, WorkItemAnswer
 from .. import branches, issues
 from ..inputs import KEY_MEANING, KeyText
-from ..schemas import Shape
-from ..schemas.branches import PatchCheckAnswer
-from ..schemas.issues import BacklogAnswer, RecordIssueAnswer
-from ..schemas.results import AuditorResultAnswer, BuilderResultAnswer
-from ..schemas.runs import RunAnswer
-from ..schemas.work import HeartbeatAnswer, ReleaseAnswer, WorkItemAnswer
 from ..work import Heartbeat
 
 RequestT = TypeVar("RequestT", bound=BaseModel)

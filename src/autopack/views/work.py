@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...domain.claiming import Directive
-from ...domain.outcomes import Outcome
-from ...domain.states import PhaseStatus
-from ...domain.terms import CiProfile, Complexity, Role
-from ...domain.values import Usd
+from ..domain.claiming import Directive
+from ..domain.outcomes import Outcome
+from ..domain.states import PhaseStatus
+from ..domain.terms import CiProfile, Complexity, Role
+from ..domain.values import Usd
 from . import Shape, WireTime
 
 

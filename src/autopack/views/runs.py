@@ -6,11 +6,11 @@ from typing import Annotated
 
 from pydantic import AliasChoices, Field
 
-from ...domain.issues import IssueState
-from ...domain.run import CompletedBy, DebtStatus, FailureCode
-from ...domain.states import Cleanliness, PhaseStatus, RunStatus, TierStatus
-from ...domain.terms import CiProfile, Complexity, RunScope, SafetyProfile, Sandbox, Verdict
-from ...domain.values import Usd
+from ..domain.issues import IssueState
+from ..domain.run import CompletedBy, DebtStatus, FailureCode
+from ..domain.states import Cleanliness, PhaseStatus, RunStatus, TierStatus
+from ..domain.terms import CiProfile, Complexity, RunScope, SafetyProfile, Sandbox, Verdict
+from ..domain.values import Usd
 from . import Shape, WireTime
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ...domain.issues import BacklogStatus
-from ...domain.rehearsal import RehearsalResult
-from ...domain.run import FailureCode
-from ...domain.terms import Role, Severity
-from ...domain.values import Usd
+from ..domain.issues import BacklogStatus
+from ..domain.rehearsal import RehearsalResult
+from ..domain.run import FailureCode
+from ..domain.terms import Role, Severity
+from ..domain.values import Usd
 from . import Shape, WireTime
 from .issues import BacklogEntryAnswer
 from .metrics import BudgetAnswer, PhaseMetricsAnswer, TierMetricsAnswer

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ...domain.issues import BacklogStatus, IssueStatus
-from ...domain.states import PhaseStatus, RunStatus
-from ...domain.terms import Severity
+from ..domain.issues import BacklogStatus, IssueStatus
+from ..domain.states import PhaseStatus, RunStatus
+from ..domain.terms import Severity
 from . import Shape, WireTime
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...domain.states import RunStatus
+from ..domain.states import RunStatus
 from . import Shape, WireTime
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import datetime
 from typing import Literal
 
-from ...domain.outcomes import Outcome
-from ...domain.states import PhaseStatus, RunStatus
-from ...domain.terms import CiProfile, Recommendation, Role, Sandbox, Verdict
-from ...domain.values import Usd
+from ..domain.outcomes import Outcome
+from ..domain.states import PhaseStatus, RunStatus
+from ..domain.terms import CiProfile, Recommendation, Role, Sandbox, Verdict
+from ..domain.values import Usd
 from . import Shape, WireTime
 from .branches import RepairAnswer
 

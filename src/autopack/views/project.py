@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ...domain.run import FailureCode
-from ...domain.states import RunStatus
-from ...domain.strategy import Strategy
+from ..domain.run import FailureCode
+from ..domain.states import RunStatus
+from ..domain.strategy import Strategy
 from . import Shape, WireTime
 
 

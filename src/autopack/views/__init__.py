@@ -1,4 +1,8 @@
-"""The shapes of answers, by noun. Requests are the domain's own values."""
+"""What is shown: one typed shape for each answer, by noun.
+
+HTTP, MCP, the files of a run and the client have the same ones. What is asked is not shown: a
+request's body is the domain's own value, or stands at its route in `api/`.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, PlainSerializer
 
-from ...domain.events import wire_time
+from ..domain.events import wire_time
 
 WireTime = Annotated[
     datetime, PlainSerializer(wire_time, return_type=str, when_used="json-unless-none")

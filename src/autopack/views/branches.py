@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...domain.changes import RepairKind
+from ..domain.changes import RepairKind
 from . import Shape, WireTime
 
 
