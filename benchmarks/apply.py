@@ -163,42 +163,51 @@ def by_autopack(folder: Path, scratch: Path, ref: str) -> Step:
 
 
 def by_bare_plumbing(folder: Path, scratch: Path, ref: str) -> Step:
-    """The floor: all is known beforehand, nothing is judged, read or refused."""
+    """The floor: all is known beforehand, nothing is checked, read or refused."""
+    return bare_plumbing(folder, scratch)(ref)
+
+
+def bare_plumbing(folder: Path, scratch: Path) -> Callable[[str], Step]:
+    """Return a maker of steps, each of which moves a ref of its own that begins at `main`."""
     shadow = scratch / "shadow"
     git(scratch, "init", "-q", "--bare", str(shadow))
     head = git(folder, "rev-parse", "main")
     other = git(folder, "commit-tree", "-p", head, "-m", "x", f"{head}^{{tree}}")
-    commits = itertools.cycle([head, other])
-    at = next(commits)
 
-    def step(patch: bytes, changed: list[Change]) -> None:
-        nonlocal at
-        work = Path(tempfile.mkdtemp(dir=scratch))
-        (work / "objects").mkdir()
-        entries = {each.path.encode(): (0o100644, each.old_oid) for each in changed}
-        (work / "index").write_bytes(write_index(entries))
-        git(
-            work,
-            *("apply", "--cached", "--whitespace=nowarn", "-"),
-            stdin=patch,
-            GIT_DIR=str(shadow),
-            GIT_INDEX_FILE=str(work / "index"),
-            GIT_OBJECT_DIRECTORY=str(work / "objects"),
-            GIT_ALTERNATE_OBJECT_DIRECTORIES=str(folder / ".git/objects"),
-        )
-        folders = {str(parent) for each in changed for parent in Path(each.path).parents}
-        contents = [each.new for each in changed] + [os.urandom(TREE_BYTES)] * len(folders)
-        for number, data in enumerate([*contents, b"commit"]):
-            with (work / f"object{number}").open("wb") as file:
-                file.write(zlib.compress(data, 1))
-                file.flush()
-                os.fsync(file.fileno())
-        new = next(commits)
-        git(folder, "update-ref", "--stdin", stdin=f"update {ref} {new} {at}\n".encode())
-        at = new
-        shutil.rmtree(work)
+    def on(ref: str) -> Step:
+        commits = itertools.cycle([head, other])
+        at = next(commits)
 
-    return step
+        def step(patch: bytes, changed: list[Change]) -> None:
+            nonlocal at
+            work = Path(tempfile.mkdtemp(dir=scratch))
+            (work / "objects").mkdir()
+            entries = {each.path.encode(): (0o100644, each.old_oid) for each in changed}
+            (work / "index").write_bytes(write_index(entries))
+            git(
+                work,
+                *("apply", "--cached", "--whitespace=nowarn", "-"),
+                stdin=patch,
+                GIT_DIR=str(shadow),
+                GIT_INDEX_FILE=str(work / "index"),
+                GIT_OBJECT_DIRECTORY=str(work / "objects"),
+                GIT_ALTERNATE_OBJECT_DIRECTORIES=str(folder / ".git/objects"),
+            )
+            folders = {str(parent) for each in changed for parent in Path(each.path).parents}
+            contents = [each.new for each in changed] + [os.urandom(TREE_BYTES)] * len(folders)
+            for number, data in enumerate([*contents, b"commit"]):
+                with (work / f"object{number}").open("wb") as file:
+                    file.write(zlib.compress(data, 1))
+                    file.flush()
+                    os.fsync(file.fileno())
+            new = next(commits)
+            git(folder, "update-ref", "--stdin", stdin=f"update {ref} {new} {at}\n".encode())
+            at = new
+            shutil.rmtree(work)
+
+        return step
+
+    return on
 
 
 WAYS: dict[str, tuple[int, Callable[[Path, Path, str], Step]]] = {

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.integration
 
-BENCHMARK = runpy.run_path(str(Path(__file__).resolve().parents[2] / "benchmarks" / "load.py"))
+BENCHMARK = runpy.run_path(str(Path(__file__).resolve().parents[2] / "benchmarks" / "lists.py"))
 LOADED_RUNS = 3_000
 # Statements of each request, whatever the number of runs.
 BUDGETS = {

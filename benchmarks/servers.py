@@ -1,0 +1,281 @@
+"""The service and the floor (floor.py) as processes, and the requests that both are sent."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import apply
+import httpx
+import psutil
+from floor import FILES, Page, Row
+
+from autopack.embedded_postgres import EmbeddedPostgres
+
+PHASES = 25
+STATUSES_A_RUN = 150
+
+
+@dataclass
+class Server:
+    """A server under test with the Postgres that it alone uses."""
+
+    client: httpx.Client
+    process: psutil.Process
+    postgres: psutil.Process
+    cpu: dict[str, float] = field(default_factory=dict)
+    wall: dict[str, list[float]] = field(default_factory=dict)
+    failures: int = 0
+
+    def cpu_seconds(self) -> float:
+        total = 0.0
+        for root in (self.process, self.postgres):
+            for process in (root, *root.children(recursive=True)):
+                try:
+                    times = process.cpu_times()
+                except psutil.NoSuchProcess:
+                    continue
+                total += sum(times[:4])  # its own, and that of children that have ended
+        return total
+
+    def memory(self) -> int:
+        """Return the megabytes that the server's own processes hold."""
+        processes = (self.process, *self.process.children(recursive=True))
+        return sum(process.memory_info().rss for process in processes) // 10**6
+
+    def send(self, name: str, request: httpx.Request) -> httpx.Response:
+        began = time.perf_counter()
+        response = self.client.send(request)
+        self.wall.setdefault(name, []).append((time.perf_counter() - began) * 1e3)
+        if not response.is_success:
+            self.failures += 1
+            print(f"{name}: {response.status_code} {response.text[:300]}", file=sys.stderr)
+        return response
+
+    def block(self, name: str, requests: Sequence[httpx.Request]) -> None:
+        before = self.cpu_seconds()
+        for request in requests:
+            self.send(name, request)
+        self.cpu[name] = self.cpu.get(name, 0.0) + self.cpu_seconds() - before
+
+
+def plan(run_id: str) -> Row:
+    return {
+        "run": {"run_id": run_id},
+        "tiers": [{"tier_id": f"T{n}", "tier_index": n, "name": f"Tier {n}"} for n in range(2)],
+        "phases": [
+            {
+                "phase_id": f"P{n}",
+                "phase_index": n,
+                "tier_id": f"T{n * 2 // PHASES}",
+                "name": f"Phase {n}",
+                "description": "Do what the plan asks for, and leave all else as it is.",
+            }
+            for n in range(PHASES)
+        ],
+    }
+
+
+class Work:
+    """The requests of each operation, the same for both servers. `name` begins its runs' names."""
+
+    def __init__(self, server: Server, name: str = "bench") -> None:
+        self.server = server
+        self.name = name
+        self.numbers = itertools.count()
+        self.steps = itertools.count(1)
+        self.run, self.phase, self.touched = "", PHASES, set[str]()
+
+    def new_run(self) -> str:
+        run_id = f"{self.name}-{next(self.numbers)}"
+        self.server.client.post("/runs/start", json=plan(run_id)).raise_for_status()
+        return run_id
+
+    def post(self, path: str, body: Row) -> httpx.Request:
+        return self.server.client.build_request("POST", path, json=body)
+
+    def reads(self, count: int) -> list[httpx.Request]:
+        run_id = self.new_run()
+        return [self.server.client.build_request("GET", f"/runs/{run_id}")] * count
+
+    def reads_by_mcp(self, count: int) -> list[httpx.Request]:
+        call = {"name": "get_run", "arguments": {"run_id": self.new_run()}}
+        message = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": call}
+        request = self.post("/mcp", message)
+        request.headers["Accept"] = "application/json, text/event-stream"
+        return [request] * count
+
+    def starts(self, count: int) -> list[httpx.Request]:
+        return [
+            self.post("/runs/start", plan(f"{self.name}-{next(self.numbers)}"))
+            for _ in range(count)
+        ]
+
+    def statuses(self, count: int) -> list[httpx.Request]:
+        """Let a phase begin and go back; every return uses a try, of which a phase has a hundred."""
+        states = itertools.cycle(["EXECUTING", "QUEUED"])
+        requests: list[httpx.Request] = []
+        while len(requests) < count:
+            path = f"/runs/{self.new_run()}/phases/P0/update_status"
+            requests += [
+                self.post(path, {"state": next(states), "tokens_used": 1})
+                for _ in range(min(count - len(requests), STATUSES_A_RUN))
+            ]
+        return requests
+
+    def issues(self, count: int) -> list[httpx.Request]:
+        path = f"/runs/{self.new_run()}/phases/P0/record_issue"
+        return [
+            self.post(path, {"issue_key": f"k{n % 10}", "source": "test", "category": "tests"})
+            for n in range(count)
+        ]
+
+    def results(self, count: int) -> list[httpx.Request]:
+        return [self.result() for _ in range(count)]
+
+    def result(self) -> httpx.Request:
+        """The next patch, in a run whose earlier patches left its files alone."""
+        if self.phase == PHASES:
+            self.run, self.phase, self.touched = self.new_run(), 0, set()
+        while True:
+            number = next(self.steps)
+            patch, changed = apply.patch_of(FILES, number)
+            paths = {each.path for each in changed}
+            if not paths & self.touched:
+                break
+        self.touched |= paths
+        path = f"/runs/{self.run}/phases/P{self.phase}/builder_result"
+        self.phase += 1
+        body = {"status": "success", "patch_content": patch.decode(), "tokens_used": number}
+        return self.post(path, body)
+
+
+@contextmanager
+def running(command: Sequence[str], log: Path, environment: Row, path: str) -> Iterator[Any]:
+    """Run a server on a free port until it is done with; `{port}` is put into the command."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [word.replace("{port}", str(port)) for word in command],
+            env={**os.environ, **environment},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120, trust_env=False)
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                client.get(path)
+                break
+            except httpx.TransportError:
+                if time.monotonic() > deadline or process.poll() is not None:
+                    raise SystemExit(f"it did not start:\n{log.read_text()}") from None
+                time.sleep(0.05)
+        yield client, psutil.Process(process.pid)
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
+def postmaster(folder: Path) -> psutil.Process:
+    (found,) = folder.rglob("postmaster.pid")
+    return psutil.Process(int(found.read_text().split()[0]))
+
+
+def pages_of(client: httpx.Client, runs: Path) -> dict[str, list[Page]]:
+    """Return the files that ours writes for each operation: their kinds, lines and bytes."""
+
+    def standing() -> dict[str, tuple[int, int, int]]:
+        found = {}
+        for path in (runs / "project_issue_backlog.json", *runs.glob("shape/**/*")):
+            if path.is_file() and not path.name.startswith("."):
+                content = path.read_bytes()
+                found[path.name] = (path.stat().st_ino, content.count(b"\n") or 1, len(content))
+        return found
+
+    phase = "/runs/shape/phases/P0"
+    patch, _ = apply.patch_of(FILES, 0)
+    issue = {"issue_key": "k", "source": "test", "category": "tests"}
+    body = {"status": "success", "patch_content": patch.decode(), "tokens_used": 1}
+    requests: dict[str, tuple[str, Row]] = {
+        "start": ("/runs/start", plan("shape")),
+        "status": (f"{phase}/update_status", {"state": "EXECUTING"}),
+        "issue": (f"{phase}/record_issue", issue),
+        "result": (f"{phase}/builder_result", body),
+    }
+    pages: dict[str, list[Page]] = {}
+    before = standing() if runs.exists() else {}
+    for operation, (path, given) in requests.items():
+        client.post(path, json=given).raise_for_status()
+        after = standing()
+        pages[operation] = [
+            (name.split("_")[0].split(".")[0], lines, size)
+            for name, (inode, lines, size) in after.items()
+            if before.get(name, (0, 0, 0))[0] != inode
+        ]
+        before = after
+    return pages
+
+
+@contextmanager
+def both() -> Iterator[tuple[Server, Server]]:
+    """Start the service and the floor, each with a repository and a Postgres of its own.
+
+    The files of runs are in memory where the system has a place for that: a disk's noise is larger
+    than what is compared.
+    """
+    memory = Path("/dev/shm")  # noqa: S108 - a folder of our own is made there
+    with ExitStack() as stack:
+        top = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="autopack-bench-")))
+        place = memory if os.access(memory, os.W_OK) else None
+        temporary = tempfile.TemporaryDirectory(prefix="autopack-runs-", dir=place)
+        runs = Path(stack.enter_context(temporary))
+        for name in ("ours", "floor"):
+            (top / name).mkdir()
+            apply.make_repository(top / name / "repository", FILES, 0)
+        (runs / "ours").mkdir()
+        rule = {"max_builder_attempts": 100}
+        ruleset = {"project_id": "Autopack", "categories": {"default": rule}, "aliases": {}}
+        (runs / "ours/project_ruleset_Autopack.json").write_text(json.dumps(ruleset))
+        urls = {}
+        for name in ("ours", "floor"):
+            postgres = stack.enter_context(EmbeddedPostgres(top / name / "postgres"))
+            urls[name] = postgres.url.replace("+psycopg2", "")
+        environment = {
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            "DATABASE_URL": urls["ours"],
+            "AUTOPACK_REPO_PATH": str(top / "ours/repository"),
+            "AUTOPACK_HOME": str(top / "ours/home"),
+            "AUTONOMOUS_RUNS_DIR": str(runs / "ours"),
+        }
+        command = [sys.executable, "-m", "autopack", "serve", "--port", "{port}"]
+        client, process = stack.enter_context(
+            running(command, top / "ours.log", environment, "/health/live")
+        )
+        ours = Server(client, process, postmaster(top / "ours"))
+        pages = pages_of(client, runs / "ours")
+        shape = client.get("/runs/shape").json()
+        document = {"run": shape, "pages": pages}
+        (top / "floor/shape.json").write_text(json.dumps(document))
+        bare = Path(__file__).with_name("floor.py")
+        command = [sys.executable, str(bare), urls["floor"], str(top / "floor")]
+        command += [str(runs / "floor"), "{port}"]
+        client, process = stack.enter_context(
+            running(command, top / "floor.log", environment, "/openapi.json")
+        )
+        yield ours, Server(client, process, postmaster(top / "floor"))
