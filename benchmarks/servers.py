@@ -122,7 +122,7 @@ class Work:
         ]
 
     def statuses(self, count: int) -> list[httpx.Request]:
-        """Let a phase begin and go back; every return uses a try, of which a phase has a hundred."""
+        """Let phases begin and go back, which uses a try; a phase has a hundred."""
         states = itertools.cycle(["EXECUTING", "QUEUED"])
         requests: list[httpx.Request] = []
         while len(requests) < count:
