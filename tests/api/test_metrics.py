@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import Engine, text
 
-from autopack.domain.metrics import Budget, utilization
+from autopack.domain.metrics import is_passed, left_of, utilization
 from autopack.domain.states import RunStatus
 from autopack.domain.terms import Role
 
@@ -140,8 +140,8 @@ def test_a_share_of_nothing_is_finite() -> None:
     assert utilization(0, 0) == 0
     assert utilization(2, 0) == 2
     assert utilization(1, 3) == 0.3333
-    assert Budget("token_cap", 10, 11).left == 0
-    assert not Budget("token_cap", 10, 10).is_passed
+    assert left_of(10, 11) == 0
+    assert not is_passed(10, 10)
 
 
 # Tiers

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,24 +12,27 @@ import pytest
 from autopack.domain.issues import BacklogStatus, IssueState, IssueStatus
 from autopack.domain.money import ZERO_USD
 from autopack.domain.outcomes import Outcome
-from autopack.domain.reports import (
-    AttemptReport,
-    BacklogReportEntry,
-    IssueReportEntry,
-    PhaseReport,
-    RunReport,
-    TierReport,
-)
 from autopack.domain.run import DebtStatus
 from autopack.domain.states import Cleanliness, PhaseStatus, RunStatus, TierStatus
-from autopack.domain.terms import CiProfile, Complexity, Role, RunScope, SafetyProfile, Sandbox
+from autopack.domain.terms import (
+    CiProfile,
+    Complexity,
+    Role,
+    RunScope,
+    SafetyProfile,
+    Sandbox,
+    Severity,
+)
 from autopack.mirror import Mirror
+from autopack.views.issues import BacklogEntryAnswer, PhaseIssue
+from autopack.views.results import AttemptDetail
+from autopack.views.runs import PhaseDetail, RunDetail, TierDetail
 
 NOON = datetime(2025, 3, 1, 12, 0, tzinfo=UTC)
 SHA = "0123456789abcdef0123456789abcdef01234567"
 
-MakeRun = Callable[..., RunReport]
-MakePhase = Callable[..., PhaseReport]
+MakeRun = Callable[..., RunDetail]
+MakePhase = Callable[..., PhaseDetail]
 
 
 @pytest.fixture
@@ -51,27 +53,28 @@ def a_run() -> MakeRun:
 
 
 @pytest.fixture
-def an_attempt() -> Callable[..., AttemptReport]:
+def an_attempt() -> Callable[..., AttemptDetail]:
     return make_attempt
 
 
 @pytest.fixture
-def an_issue() -> Callable[..., IssueReportEntry]:
+def an_issue() -> Callable[..., PhaseIssue]:
     return make_issue
 
 
 @pytest.fixture
-def a_backlog_entry() -> Callable[..., BacklogReportEntry]:
+def a_backlog_entry() -> Callable[..., BacklogEntryAnswer]:
     return make_backlog_entry
 
 
-def make_run(phases: list[PhaseReport] | None = None, **changes: Any) -> RunReport:
+def make_run(phases: list[PhaseDetail] | None = None, **changes: Any) -> RunDetail:
     """Make a run; its tiers follow from the phases given."""
     phases = [make_phase()] if phases is None else phases
-    tiers: dict[int, list[PhaseReport]] = {}
+    tiers: dict[int, list[PhaseDetail]] = {}
     for phase in phases:
         tiers.setdefault(phase.tier_index, []).append(phase)
-    run = RunReport(
+    run = RunDetail(
+        id="run-001",
         run_id="run-001",
         project_id="Autopack",
         state=RunStatus.PHASE_QUEUEING,
@@ -91,8 +94,9 @@ def make_run(phases: list[PhaseReport] | None = None, **changes: Any) -> RunRepo
         failure_code=None,
         failure_reason=None,
         promotion_eligible_to_main=False,
-        promotion_reasons=(),
-        promotion_warnings=(),
+        promotion_reasons=[],
+        promotion_warnings=[],
+        warnings=[],
         is_rolled_back=False,
         is_sandbox_required=False,
         base_branch="main",
@@ -105,20 +109,20 @@ def make_run(phases: list[PhaseReport] | None = None, **changes: Any) -> RunRepo
         updated_at=NOON,
         deadline_at=NOON + timedelta(hours=2),
         ended_at=None,
-        tiers=tuple(make_tier(index, tiers[index]) for index in sorted(tiers)),
+        tiers=[make_tier(index, tiers[index]) for index in sorted(tiers)],
     )
-    return replace(run, **changes)
+    return run.model_copy(update=changes)
 
 
-def make_tier(index: int, phases: list[PhaseReport]) -> TierReport:
-    return TierReport(
+def make_tier(index: int, phases: list[PhaseDetail]) -> TierDetail:
+    return TierDetail(
         tier_id=phases[0].tier_id,
         tier_index=index,
         name="Foundations",
         description=None,
         state=TierStatus.IN_PROGRESS,
         cleanliness=Cleanliness.CLEAN,
-        cleanliness_reasons=(),
+        cleanliness_reasons=[],
         token_cap=1_500_000,
         tokens_used=0,
         cost_usd=ZERO_USD,
@@ -128,14 +132,15 @@ def make_tier(index: int, phases: list[PhaseReport]) -> TierReport:
         majors_tolerated=0,
         minor_issues_count=0,
         major_issues_count=0,
-        phases=tuple(phases),
+        phases=phases,
+        issue_state=IssueState.NO_ISSUES,
     )
 
 
 def make_phase(
     phase_id: str = "P1.1", tier: int = 0, index: int = 0, **changes: Any
-) -> PhaseReport:
-    phase = PhaseReport(
+) -> PhaseDetail:
+    phase = PhaseDetail(
         phase_id=phase_id,
         tier_id=f"T{tier + 1}",
         tier_index=tier,
@@ -150,7 +155,7 @@ def make_phase(
         auto_apply=True,
         allow_empty=False,
         allowed_paths=None,
-        expected_issues=(),
+        expected_issues=[],
         auditor_profile=None,
         max_builder_attempts=3,
         max_auditor_attempts=2,
@@ -176,12 +181,14 @@ def make_phase(
         deadline_at=None,
         started_at=None,
         ended_at=None,
+        attempts=[],
+        issues=[],
     )
-    return replace(phase, **changes)
+    return phase.model_copy(update=changes)
 
 
-def make_attempt(**changes: Any) -> AttemptReport:
-    attempt = AttemptReport(
+def make_attempt(**changes: Any) -> AttemptDetail:
+    attempt = AttemptDetail(
         id=1,
         role=Role.BUILDER,
         attempt=1,
@@ -199,22 +206,22 @@ def make_attempt(**changes: Any) -> AttemptReport:
         account=None,
         retry_at=None,
         base_commit=SHA,
-        commits=("feedc0de" * 5,),
-        files_changed=("src/app.py",),
+        commits=["feedc0de" * 5],
+        files_changed=["src/app.py"],
         notes=None,
         log_tail=None,
         ticket=None,
         created_at=NOON,
     )
-    return replace(attempt, **changes)
+    return attempt.model_copy(update=changes)
 
 
-def make_issue(**changes: Any) -> IssueReportEntry:
-    issue = IssueReportEntry(
+def make_issue(**changes: Any) -> PhaseIssue:
+    issue = PhaseIssue(
         issue_key="flaky_login_test",
         category="test_failure",
-        severity="minor",
-        effective_severity="minor",
+        severity=Severity.MINOR,
+        effective_severity=Severity.MINOR,
         source="test",
         task_category="feature_scaffolding",
         complexity=Complexity.MEDIUM,
@@ -225,17 +232,17 @@ def make_issue(**changes: Any) -> IssueReportEntry:
         last_seen_run="run-001",
         first_seen_at=NOON,
         last_seen_at=NOON,
-        evidence_refs=("tests/test_login.py:12",),
+        evidence_refs=["tests/test_login.py:12"],
         description="Sometimes it fails.",
     )
-    return replace(issue, **changes)
+    return issue.model_copy(update=changes)
 
 
-def make_backlog_entry(issue_key: str = "flaky_login_test", **changes: Any) -> BacklogReportEntry:
-    entry = BacklogReportEntry(
+def make_backlog_entry(issue_key: str = "flaky_login_test", **changes: Any) -> BacklogEntryAnswer:
+    entry = BacklogEntryAnswer(
         issue_key=issue_key,
         category="test_failure",
-        base_severity="minor",
+        base_severity=Severity.MINOR,
         status=BacklogStatus.OPEN,
         age_in_runs=1,
         age_in_tiers=1,
@@ -243,6 +250,6 @@ def make_backlog_entry(issue_key: str = "flaky_login_test", **changes: Any) -> B
         first_seen_run="run-001",
         last_seen_run="run-001",
         last_seen_at=NOON,
-        tiers=("T1",),
+        tiers=["T1"],
     )
-    return replace(entry, **changes)
+    return entry.model_copy(update=changes)

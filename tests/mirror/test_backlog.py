@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from autopack.domain.reports import BacklogReportEntry
 from autopack.mirror import Mirror
+from autopack.views.issues import BacklogEntryAnswer
 
 pytestmark = pytest.mark.integration
 
 MIRROR_TESTS = Path(__file__).resolve().parent
 SOURCE = MIRROR_TESTS.parents[1] / "src"
-MakeEntry = Callable[..., BacklogReportEntry]
+MakeEntry = Callable[..., BacklogEntryAnswer]
 
 
 def keys_in(mirror: Mirror) -> set[str]:
@@ -31,11 +31,11 @@ def keys_in(mirror: Mirror) -> set[str]:
 def test_twenty_callers_at_once_share_few_writes_and_each_finds_its_own(
     mirror: Mirror, a_backlog_entry: MakeEntry
 ) -> None:
-    committed: list[BacklogReportEntry] = []
+    committed: list[BacklogEntryAnswer] = []
     reads = 0
     all_here = threading.Barrier(20)
 
-    def read() -> Sequence[BacklogReportEntry]:
+    def read() -> Sequence[BacklogEntryAnswer]:
         nonlocal reads
         reads += 1
         state = list(committed)
@@ -59,7 +59,7 @@ def test_a_failure_is_told_to_one_caller_and_the_others_try_again(
     is_reading = threading.Event()
     may_fail = threading.Event()
 
-    def fail() -> Sequence[BacklogReportEntry]:
+    def fail() -> Sequence[BacklogEntryAnswer]:
         is_reading.set()
         may_fail.wait(10)
         raise LookupError("the database went away")

@@ -10,22 +10,22 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from autopack.domain.errors import ErrorKind, InvalidError
-from autopack.domain.reports import IssueReportEntry, PhaseReport, RunReport
 from autopack.mirror import Mirror, MirrorUnusableError
+from autopack.views.issues import PhaseIssue
+from autopack.views.runs import PhaseDetail, RunDetail
 
 pytestmark = pytest.mark.integration
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
-MakeRun = Callable[..., RunReport]
-MakePhase = Callable[..., PhaseReport]
-MakeIssue = Callable[..., IssueReportEntry]
+MakeRun = Callable[..., RunDetail]
+MakePhase = Callable[..., PhaseDetail]
+MakeIssue = Callable[..., PhaseIssue]
 
 
 def names_below(folder: Path) -> set[str]:
@@ -36,7 +36,7 @@ def contents_below(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in names_below(folder)}
 
 
-def plan(a_phase: MakePhase, count: int) -> list[PhaseReport]:
+def plan(a_phase: MakePhase, count: int) -> list[PhaseDetail]:
     return [a_phase(f"P{n // 9 + 1}.{n % 9 + 1}", tier=n // 9, index=n) for n in range(count)]
 
 
@@ -44,7 +44,7 @@ def test_a_run_has_the_files_of_the_guide_and_no_other(
     mirror: Mirror, a_run: MakeRun, a_phase: MakePhase, an_issue: MakeIssue
 ) -> None:
     phases = [
-        a_phase("P1.1", issues=(an_issue(),)),
+        a_phase("P1.1", issues=[an_issue()]),
         a_phase("P1.2", index=1),
         a_phase("P2.1", tier=1, index=2),
     ]
@@ -77,7 +77,7 @@ def test_a_run_has_the_files_of_the_guide_and_no_other(
 def test_an_issue_file_without_issues_left_is_kept_up_to_date(
     mirror: Mirror, a_run: MakeRun, a_phase: MakePhase, an_issue: MakeIssue
 ) -> None:
-    mirror.write_run(a_run([a_phase(issues=(an_issue(),))]))
+    mirror.write_run(a_run([a_phase(issues=[an_issue()])]))
     mirror.write_run(a_run([a_phase()], revision=2))
     path = mirror.runs_dir / mirror.phase_issue_file("run-001", 0, "P1.1")
     assert '"revision": 2' in path.read_text()
@@ -98,10 +98,10 @@ def test_only_what_changed_is_written(
     mirror.write_run(run)
     assert len(renamed) == 25 + 25 + 3 + 1
     renamed.clear()
-    mirror.write_run(replace(run, revision=2), phases={"P2.1"})
+    mirror.write_run(run.model_copy(update={"revision": 2}), phases={"P2.1"})
     assert renamed == ["phase_9_P2.1.md", "tier_1_T2.md", "run_summary.md"]
     renamed.clear()
-    mirror.write_run(replace(run, revision=3), phases=())
+    mirror.write_run(run.model_copy(update={"revision": 3}), phases=())
     assert renamed == ["run_summary.md"]
 
 
@@ -123,7 +123,7 @@ def test_every_content_and_each_folder_once_is_on_the_disk_before_the_answer(
 
     monkeypatch.setattr(os, "fsync", spy_fsync)
     monkeypatch.setattr(os, "rename", spy_rename)
-    mirror.write_run(replace(run, revision=2))
+    mirror.write_run(run.model_copy(update={"revision": 2}))
     files = 25 + 25 + 3 + 1
     folders = 4  # the run's, tiers, phases, issues
     assert steps == ["fsync"] * files + ["rename"] * files + ["fsync"] * folders

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -13,25 +12,21 @@ import pytest
 
 from autopack.domain.issues import IssueState, IssueStatus
 from autopack.domain.outcomes import Outcome
-from autopack.domain.reports import (
-    AttemptReport,
-    IndexEntry,
-    IssueReportEntry,
-    PhaseReport,
-    RunIndex,
-    RunReport,
-)
 from autopack.domain.run import CompletedBy, DebtStatus, FailureCode
+from autopack.domain.run_issues import IndexEntry
 from autopack.domain.states import Cleanliness, PhaseStatus, RunStatus, TierStatus
-from autopack.domain.terms import Role, Verdict
+from autopack.domain.terms import Role, Severity, Verdict
 from autopack.mirror import Mirror
+from autopack.views.issues import IssueIndexAnswer, PhaseIssue
+from autopack.views.results import AttemptDetail
+from autopack.views.runs import PhaseDetail, RunDetail
 
 pytestmark = pytest.mark.unit
 
-MakeRun = Callable[..., RunReport]
-MakePhase = Callable[..., PhaseReport]
-MakeAttempt = Callable[..., AttemptReport]
-MakeIssue = Callable[..., IssueReportEntry]
+MakeRun = Callable[..., RunDetail]
+MakePhase = Callable[..., PhaseDetail]
+MakeAttempt = Callable[..., AttemptDetail]
+MakeIssue = Callable[..., PhaseIssue]
 
 BASE = "0123456789abcdef0123456789abcdef01234567"
 FIRST = "aaaaaaa111111111111111111111111111111111"
@@ -54,7 +49,7 @@ def page(mirror: Mirror, name: str) -> str:
 @pytest.fixture
 def failed_run(
     a_run: MakeRun, a_phase: MakePhase, an_attempt: MakeAttempt, an_issue: MakeIssue
-) -> RunReport:
+) -> RunDetail:
     """One phase complete, one failed after two tries, one never started."""
     noon = a_run().created_at
     complete = a_phase(
@@ -73,8 +68,8 @@ def failed_run(
         completed_by=CompletedBy.RULES,
         started_at=noon,
         ended_at=noon + timedelta(minutes=20),
-        attempts=(an_attempt(tokens_used=120_000, commits=(FIRST,)),),
-        issues=(an_issue(),),
+        attempts=[an_attempt(tokens_used=120_000, commits=[FIRST])],
+        issues=[an_issue()],
     )
     failed = a_phase(
         "P1.2",
@@ -87,13 +82,13 @@ def failed_run(
         start_commit=FIRST,
         verdict=Verdict.RED,
         failure_reason="Two tries failed alike: test_password_length",
-        attempts=(
-            an_attempt(outcome=Outcome.CONFLICT, reason="does not fit src/app.py", commits=()),
-            an_attempt(attempt=2, outcome=Outcome.APPLIED, commits=(SECOND,)),
+        attempts=[
+            an_attempt(outcome=Outcome.CONFLICT, reason="does not fit src/app.py", commits=[]),
+            an_attempt(attempt=2, outcome=Outcome.APPLIED, commits=[SECOND]),
             an_attempt(
-                role=Role.AUDITOR, outcome=Outcome.ESCALATED, commits=(), notes="Not salvageable."
+                role=Role.AUDITOR, outcome=Outcome.ESCALATED, commits=[], notes="Not salvageable."
             ),
-        ),
+        ],
     )
     skipped = a_phase("P2.1", tier=1, index=2, state=PhaseStatus.SKIPPED)
     run = a_run(
@@ -104,26 +99,27 @@ def failed_run(
         debt_status=DebtStatus.HAS_MINOR_ISSUES,
         failure_code=FailureCode.PHASE_FAILED,
         failure_reason="phase 'P1.2' failed",
-        promotion_reasons=("the run is not DONE_SUCCESS", "tier 'T1' is not clean: P1.2 failed"),
-        promotion_warnings=("nothing verified phase 'P1.1'",),
+        promotion_reasons=["the run is not DONE_SUCCESS", "tier 'T1' is not clean: P1.2 failed"],
+        promotion_warnings=["nothing verified phase 'P1.1'"],
         head_commit=SECOND,
         last_snapshot="autonomous/run-001/tier-T1/phase-P1.1",
         revision=17,
         ended_at=noon + timedelta(minutes=72, seconds=5),
     )
-    first = replace(
-        run.tiers[0],
-        state=TierStatus.FAILED,
-        cleanliness=Cleanliness.NOT_CLEAN,
-        cleanliness_reasons=("P1.2 failed",),
-        tokens_used=420_000,
-        ci_runs_count=2,
+    first = run.tiers[0].model_copy(
+        update={
+            "state": TierStatus.FAILED,
+            "cleanliness": Cleanliness.NOT_CLEAN,
+            "cleanliness_reasons": ["P1.2 failed"],
+            "tokens_used": 420_000,
+            "ci_runs_count": 2,
+        }
     )
-    return replace(run, tiers=(first, *run.tiers[1:]))
+    return run.model_copy(update={"tiers": [first, *run.tiers[1:]]})
 
 
 def test_the_summary_tells_a_person_what_happened_and_what_to_do(
-    mirror: Mirror, failed_run: RunReport
+    mirror: Mirror, failed_run: RunDetail
 ) -> None:
     mirror.write_run(failed_run)
     text = page(mirror, "run_summary.md")
@@ -152,7 +148,7 @@ def test_the_summary_tells_a_person_what_happened_and_what_to_do(
     assert text.startswith("<!-- autopack revision=17 created_at=2025-03-01T12:00:00.000000Z -->\n")
 
 
-def test_every_link_of_the_pages_leads_to_a_file(mirror: Mirror, failed_run: RunReport) -> None:
+def test_every_link_of_the_pages_leads_to_a_file(mirror: Mirror, failed_run: RunDetail) -> None:
     mirror.write_run(failed_run, documents={"project_implementation_strategy_v1.json": b""})
     pages = list(mirror.folder("run-001").rglob("*.md"))
     links = [
@@ -163,7 +159,7 @@ def test_every_link_of_the_pages_leads_to_a_file(mirror: Mirror, failed_run: Run
         assert (path.parent / link).is_file(), (path, link)
 
 
-def test_a_tier_page_tells_why_the_tier_is_not_clean(mirror: Mirror, failed_run: RunReport) -> None:
+def test_a_tier_page_tells_why_the_tier_is_not_clean(mirror: Mirror, failed_run: RunDetail) -> None:
     mirror.write_run(failed_run)
     text = page(mirror, "tiers/tier_0_T1.md")
     for expected in (
@@ -178,7 +174,7 @@ def test_a_tier_page_tells_why_the_tier_is_not_clean(mirror: Mirror, failed_run:
 
 
 def test_a_phase_page_tells_each_attempt_and_what_became_of_it(
-    mirror: Mirror, failed_run: RunReport
+    mirror: Mirror, failed_run: RunDetail
 ) -> None:
     mirror.write_run(failed_run)
     complete = page(mirror, "phases/phase_0_P1.1.md")
@@ -220,7 +216,7 @@ def test_an_issue_shows_what_it_counts_as(
     changes: dict[str, Any],
     expected: str,
 ) -> None:
-    mirror.write_run(a_run([a_phase(issues=(an_issue(**changes),))]))
+    mirror.write_run(a_run([a_phase(issues=[an_issue(**changes)])]))
     assert expected in page(mirror, "phases/phase_0_P1.1.md")
 
 
@@ -272,22 +268,24 @@ def test_what_agents_wrote_builds_nothing_in_a_page(
             task_category=words,
             builder_mode=words,
             auditor_profile=words,
-            allowed_paths=(words,),
-            expected_issues=(words,),
+            allowed_paths=[words],
+            expected_issues=[words],
             failure_reason=words,
-            attempts=(an_attempt(agent=words, model=words, reason=words, notes=words),),
-            issues=(an_issue(issue_key=words, source=words, description=words),),
+            attempts=[an_attempt(agent=words, model=words, reason=words, notes=words)],
+            issues=[an_issue(issue_key=words, source=words, description=words)],
         )
         run = a_run(
             [phase],
             state=RunStatus.DONE_SUCCESS,
             failure_reason=words,
-            promotion_reasons=(words,),
-            promotion_warnings=(words,),
+            promotion_reasons=[words],
+            promotion_warnings=[words],
             base_branch=words,
         )
-        tier = replace(run.tiers[0], name=words, description=words, cleanliness_reasons=(words,))
-        mirror.write_run(replace(run, tiers=(tier,)))
+        tier = run.tiers[0].model_copy(
+            update={"name": words, "description": words, "cleanliness_reasons": [words]}
+        )
+        mirror.write_run(run.model_copy(update={"tiers": [tier]}))
         folder = mirror.folder("run-001")
         return {path.name: path.read_bytes().decode() for path in folder.rglob("*.md")}
 
@@ -315,7 +313,7 @@ def test_what_agents_wrote_builds_nothing_in_a_page(
         assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202e]", text)
 
 
-def test_the_same_report_is_the_same_bytes(mirror: Mirror, failed_run: RunReport) -> None:
+def test_the_same_report_is_the_same_bytes(mirror: Mirror, failed_run: RunDetail) -> None:
     mirror.write_run(failed_run)
     before = page(mirror, "run_summary.md")
     mirror.write_run(failed_run)
@@ -324,8 +322,10 @@ def test_the_same_report_is_the_same_bytes(mirror: Mirror, failed_run: RunReport
 
 def test_a_tier_without_phases_has_a_page(mirror: Mirror, a_run: MakeRun) -> None:
     run = a_run()
-    empty = replace(run.tiers[0], tier_id="T2", tier_index=1, state=TierStatus.SKIPPED, phases=())
-    mirror.write_run(replace(run, tiers=(*run.tiers, empty)))
+    empty = run.tiers[0].model_copy(
+        update={"tier_id": "T2", "tier_index": 1, "state": TierStatus.SKIPPED, "phases": []}
+    )
+    mirror.write_run(run.model_copy(update={"tiers": [*run.tiers, empty]}))
     assert "No phases." in page(mirror, "tiers/tier_1_T2.md")
 
 
@@ -341,7 +341,7 @@ def test_the_issue_file_of_a_phase_has_the_names_of_the_interface(
     mirror: Mirror, a_run: MakeRun, a_phase: MakePhase, an_issue: MakeIssue
 ) -> None:
     phase = a_phase(
-        issues=(an_issue(description=HOSTILE),),
+        issues=[an_issue(description=HOSTILE)],
         minor_issues_count=1,
         issue_state=IssueState.HAS_MINOR_ISSUES,
     )
@@ -369,8 +369,8 @@ def test_the_issue_file_of_a_phase_has_the_names_of_the_interface(
 def test_the_run_index_has_one_entry_a_key(mirror: Mirror, a_run: MakeRun) -> None:
     entry = IndexEntry(
         category="test_failure",
-        severity="minor",
-        effective_severity="major",
+        severity=Severity.MINOR,
+        effective_severity=Severity.MAJOR,
         status=IssueStatus.OPEN,
         first_phase_index=0,
         last_phase_index=3,
@@ -378,7 +378,7 @@ def test_the_run_index_has_one_entry_a_key(mirror: Mirror, a_run: MakeRun) -> No
         tiers=("T1", "T2"),
         phases=("P1.1", "P2.1"),
     )
-    index = RunIndex(run_id="run-001", issues_by_key={'käse "quoted"\u009b': entry})
+    index = IssueIndexAnswer(run_id="run-001", issues_by_key={'käse "quoted"\u009b': entry})
     mirror.write_run(a_run(revision=3), phases=(), index=index)
     raw = page(mirror, "run_issue_index.json")
     assert "käse" in raw

@@ -10,22 +10,22 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from autopack.domain.reports import IssueReportEntry, PhaseReport, RunIndex, RunReport
 from autopack.mirror import Mirror
+from autopack.views.issues import IssueIndexAnswer, PhaseIssue
+from autopack.views.runs import PhaseDetail, RunDetail
 
 pytestmark = pytest.mark.integration
 
 MIRROR_TESTS = Path(__file__).resolve().parent
 SOURCE = MIRROR_TESTS.parents[1] / "src"
-MakeRun = Callable[..., RunReport]
-MakePhase = Callable[..., PhaseReport]
-MakeIssue = Callable[..., IssueReportEntry]
+MakeRun = Callable[..., RunDetail]
+MakePhase = Callable[..., PhaseDetail]
+MakeIssue = Callable[..., PhaseIssue]
 
 
 def revisions(run: Path) -> dict[str, int]:
@@ -60,8 +60,8 @@ def test_a_newer_revision_replaces_and_an_older_one_does_not(
     given: int,
     left: int,
 ) -> None:
-    phases = [a_phase(issues=(an_issue(),))]
-    index = RunIndex(run_id="run-001", issues_by_key={})
+    phases = [a_phase(issues=[an_issue()])]
+    index = IssueIndexAnswer(run_id="run-001", issues_by_key={})
     if standing is not None:
         mirror.write_run(a_run(phases, revision=standing), index=index)
     mirror.write_run(a_run(phases, revision=given), index=index)
@@ -106,8 +106,8 @@ def test_a_writer_that_was_overtaken_still_writes_what_the_other_did_not(
 def test_a_new_database_may_use_the_id_of_a_run_that_the_old_one_had(
     mirror: Mirror, a_run: MakeRun, a_phase: MakePhase, an_issue: MakeIssue
 ) -> None:
-    old = a_run([a_phase("Old", index=7, issues=(an_issue(),)), a_phase("P1.1")], revision=40)
-    index = RunIndex(run_id="run-001", issues_by_key={})
+    old = a_run([a_phase("Old", index=7, issues=[an_issue()]), a_phase("P1.1")], revision=40)
+    index = IssueIndexAnswer(run_id="run-001", issues_by_key={})
     mirror.write_run(old, index=index, documents={"incident.md": b"of the old run"})
     folder = mirror.folder("run-001")
     (folder / "my notes.md").write_text("the operator's")
@@ -124,7 +124,7 @@ def test_a_new_database_may_use_the_id_of_a_run_that_the_old_one_had(
         "project_implementation_strategy_v1.json",
         "my notes.md",
     }
-    mirror.write_run(replace(old, revision=41))
+    mirror.write_run(old.model_copy(update={"revision": 41}))
     assert "revision=1 " in (folder / "run_summary.md").read_text()
 
 
@@ -135,7 +135,12 @@ def test_many_threads_leave_the_newest_state(
     numbers = list(range(1, 41))
     random.Random(7).shuffle(numbers)
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda number: mirror.write_run(replace(run, revision=number)), numbers))
+        list(
+            pool.map(
+                lambda number: mirror.write_run(run.model_copy(update={"revision": number})),
+                numbers,
+            )
+        )
     assert set(revisions(mirror.folder("run-001")).values()) == {40}
 
 
@@ -152,7 +157,7 @@ from autopack.mirror import Mirror
 mirror = Mirror(Path(sys.argv[1]))
 run = make_run([make_phase("P1.1"), make_phase("P1.2", index=1)])
 for revision in range(int(sys.argv[2]), 121, 2):
-    mirror.write_run(replace(run, revision=revision))
+    mirror.write_run(run.model_copy(update={"revision": revision}))
 """
     mirror.write_run(a_run([a_phase("P1.1"), a_phase("P1.2", index=1)], revision=0))
     processes = [

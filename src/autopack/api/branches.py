@@ -6,7 +6,6 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body, Query, Response
 
-from ..domain.errors import AutopackError
 from ..domain.results import PatchCheck
 from ..domain.values import Closed, Identifier, Text
 from ..services import branches
@@ -27,11 +26,10 @@ class Rollback(Closed):
 
 @router.get(
     "/runs/{run_id}/integration_status",
-    response_model=IntegrationStatusAnswer,
     responses=problems(404, 422, 503),
     summary="Compare a run's branch with the base branch",
 )
-def integration_status(context: Context, run_id: RunId) -> object:
+def integration_status(context: Context, run_id: RunId) -> IntegrationStatusAnswer:
     """`mergeable` is what a real merge in memory gave; `conflicts` names what stands against it."""
     return branches.integration_status(context, run_id)
 
@@ -61,7 +59,6 @@ def diff(
 
 @router.post(
     "/runs/{run_id}/patch_check",
-    response_model=PatchCheckAnswer,
     response_model_exclude_none=True,
     responses=problems(404, 413, 422, 503),
     summary="Ask what would come of a patch",
@@ -70,12 +67,11 @@ def patch_check(
     context: Context,
     run_id: RunId,
     check: Annotated[PatchCheck, Body(openapi_examples=example(PATCH_CHECK, "A new file"))],
-) -> object:
+) -> PatchCheckAnswer:
     """Policy and a dry apply on the branch's head; nothing is recorded and no try is used."""
-    answer = branches.check_patch(context, run_id, check)
-    problem = answer.get("problem")
-    if isinstance(problem, AutopackError):
-        answer["problem"] = problem_document(problem)
+    answer, refusal = branches.check_patch(context, run_id, check)
+    if refusal is not None:
+        answer.problem = problem_document(refusal)
     return answer
 
 

@@ -7,7 +7,6 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Path, Query, Response
 
 from ..domain.results import CiReport
-from ..domain.terms import Sandbox
 from ..services import ci, judging
 from ..views.results import CiResultAnswer, CiRunsAnswer
 from .bodies import StrictRoute
@@ -45,40 +44,12 @@ def ci_result(
 
 @router.get(
     "/runs/{run_id}/ci",
-    response_model=CiRunsAnswer,
     responses=problems(404, 422, 503),
     summary="List a run's CI runs",
 )
-def ci_runs(context: Context, run_id: RunId) -> object:
+def ci_runs(context: Context, run_id: RunId) -> CiRunsAnswer:
     """Every judgement of every phase, in order, each attempt by itself."""
-    return {
-        "run_id": run_id,
-        "ci_runs": [
-            {
-                "id": run.id,
-                "phase_id": phase_id,
-                "commit_sha": run.commit_sha,
-                "profile": run.profile,
-                "attempt": run.attempt,
-                "verdict": run.verdict,
-                "flaky": run.is_flaky,
-                "reason": run.reason,
-                "tests": run.tests,
-                "failing_checks": run.failing_checks,
-                "sandbox": run.sandbox,
-                "url": run.url,
-                "log": (
-                    f"/runs/{run_id}/ci/{run.id}/log"
-                    if run.sandbox not in (None, Sandbox.EXTERNAL)
-                    else None
-                ),
-                "requested_at": run.requested_at,
-                "started_at": run.started_at,
-                "ended_at": run.ended_at,
-            }
-            for run, phase_id in ci.list_ci_runs(context, run_id)
-        ],
-    }
+    return ci.list_ci_runs(context, run_id)
 
 
 @router.get(

@@ -12,9 +12,8 @@ from pydantic import BaseModel
 
 from ..domain.values import MAX_COUNT
 from ..services import runs
-from ..services.feed import AllView, EndOfRun, Feed, RunView, View
-from ..views.events import EndOfRun as EndOfRunAnswer
-from ..views.events import EventAnswer, EventPage, StreamedEvent
+from ..services.feed import AllView, Feed, RunView, View
+from ..views.events import EndOfRun, EventAnswer, EventPage, StreamedEvent
 from .errors import problems
 from .inputs import Context, Cursor, PageLimit, RunId, decode_cursor, encode_cursor
 
@@ -53,7 +52,7 @@ def _schema(shape: type[BaseModel]) -> dict[str, Any]:
     return schema
 
 
-_STREAM = _streamed(StreamedEvent, EndOfRunAnswer)
+_STREAM = _streamed(StreamedEvent, EndOfRun)
 
 
 def _feed(request: Request) -> Feed:
@@ -141,7 +140,6 @@ async def _lines(feed: Feed, view: View, start: int | None) -> AsyncIterator[byt
             if event is None:
                 yield KEEPALIVE_COMMENT
             elif isinstance(event, EndOfRun):
-                end = EndOfRunAnswer(run_id=event.run_id, state=event.state)
-                yield format_sse_event(event="end", data_str=end.model_dump_json())
+                yield format_sse_event(event="end", data_str=event.model_dump_json())
             else:
                 yield format_sse_event(id=str(view.number(event)), data_str=event.document)

@@ -12,7 +12,6 @@ from ..domain.values import Word
 from ..services import issues
 from ..views.issues import (
     BacklogAnswer,
-    BacklogEntryAnswer,
     IssueIndexAnswer,
     RecordIssueAnswer,
 )
@@ -59,11 +58,10 @@ def record_issue(
 
 @router.get(
     "/runs/{run_id}/issues/index",
-    response_model=IssueIndexAnswer,
     responses=problems(404, 422, 503),
     summary="Read a run's issues by key",
 )
-def issue_index(context: Context, run_id: RunId) -> object:
+def issue_index(context: Context, run_id: RunId) -> IssueIndexAnswer:
     """Each key once, over all phases of the run."""
     return issues.issue_index(context, run_id)
 
@@ -86,6 +84,6 @@ def backlog(
     )
     return BacklogAnswer(
         project_id=context.settings.project_id,
-        issues_by_key={entry.issue_key: BacklogEntryAnswer.model_validate(entry) for entry in page},
+        issues_by_key={entry.issue_key: entry for entry in page},
         next_cursor=None if more is None else encode_cursor(more),
     )

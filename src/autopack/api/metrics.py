@@ -9,9 +9,7 @@ from fastapi import APIRouter, Query
 from ..domain.states import RunStatus
 from ..services import metrics
 from ..views.metrics import (
-    RunMetricsAnswer,
     RunMetricsPage,
-    TierMetricsAnswer,
     TierMetricsListAnswer,
 )
 from .bodies import StrictRoute
@@ -37,7 +35,7 @@ def run_metrics(
     total, page, more = metrics.run_metrics(context, limit=limit, before=before, status=status)
     return RunMetricsPage(
         total_runs=total,
-        runs=[RunMetricsAnswer.model_validate(run) for run in page],
+        runs=page,
         next_cursor=encode_moment(*more) if more else None,
     )
 
@@ -56,5 +54,5 @@ def tier_metrics(context: Context, run_id: RunId) -> TierMetricsListAnswer:
     return TierMetricsListAnswer(
         run_id=run_id,
         tier_count=len(tiers),
-        tiers=[TierMetricsAnswer.model_validate(tier) for tier in tiers],
+        tiers=tiers,
     )

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Body
 
 from ..services import phases
 from ..services.phases import StatusChange
-from ..views.runs import PhaseAnswer, StatusAnswer
+from ..views.runs import StatusAnswer
 from .bodies import StrictRoute
 from .errors import problems
 from .examples import STATUS, example
@@ -35,5 +35,5 @@ def update_status(
     phase = phases.update_status(context, run_id, phase_id, wanted)
     return StatusAnswer(
         message=f"phase '{phase_id}' of run '{run_id}' is {phase.state}",
-        phase=PhaseAnswer.model_validate(phase),
+        phase=phase,
     )

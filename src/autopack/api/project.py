@@ -12,7 +12,7 @@ from ..domain.ruleset import Ruleset
 from ..domain.values import Closed, Identifier, IssueKey, Several
 from ..services import backtests, issues, rulesets
 from ..views.issues import BacklogEntryAnswer, BacklogIssueAnswer
-from ..views.project import BacktestAnswer, ComparisonAnswer, DryRunAnswer
+from ..views.project import BacktestAnswer, DryRunAnswer
 from .bodies import StrictRoute
 from .errors import problems
 from .examples import BACKTEST, PLAN, RULESET, example
@@ -92,17 +92,16 @@ def backtest(
     return BacktestAnswer(
         compared_count=len(compared),
         changed_count=sum(bool(each.changes) for each in compared),
-        runs=[ComparisonAnswer.model_validate(each) for each in compared],
+        runs=compared,
     )
 
 
 @router.get(
     "/project/issues/{issue_key:path}",
-    response_model=BacklogIssueAnswer,
     responses=problems(404, 422, 503),
     summary="Read an issue of the backlog",
 )
-def get_issue(context: Context, issue_key: Key) -> object:
+def get_issue(context: Context, issue_key: Key) -> BacklogIssueAnswer:
     """What was last said of it, and the phases that saw it last.
 
     A key named `backlog` has no page of its own: `/project/issues/backlog` is the whole backlog.
@@ -112,21 +111,19 @@ def get_issue(context: Context, issue_key: Key) -> object:
 
 @router.post(
     "/project/issues/{issue_key:path}/resolve",
-    response_model=BacklogEntryAnswer,
     responses=problems(404, 422, 503),
     summary="Close an issue of the backlog",
 )
-def resolve(context: Context, issue_key: Key) -> object:
+def resolve(context: Context, issue_key: Key) -> BacklogEntryAnswer:
     """At the operator's word; a new sighting reopens it."""
     return issues.resolve_backlog_issue(context, issue_key)
 
 
 @router.post(
     "/project/issues/{issue_key:path}/reopen",
-    response_model=BacklogEntryAnswer,
     responses=problems(404, 422, 503),
     summary="Open an issue of the backlog again",
 )
-def reopen(context: Context, issue_key: Key) -> object:
+def reopen(context: Context, issue_key: Key) -> BacklogEntryAnswer:
     """A resolved issue is open again, as old as it was."""
     return issues.reopen_backlog_issue(context, issue_key)

@@ -9,7 +9,6 @@ from fastapi import APIRouter, Body, Response
 from ..domain.results import AuditorReport, AuditRequest, BuilderReport
 from ..services import auditing, building, runs
 from ..views.results import (
-    AttemptAnswer,
     AttemptsAnswer,
     AuditorResultAnswer,
     AuditRequestAnswer,
@@ -102,9 +101,4 @@ def auditor_result(
 )
 def attempts(context: Context, run_id: RunId, phase_id: PhaseId) -> AttemptsAnswer:
     """Each submission of a Builder or an Auditor and what came of it, oldest first."""
-    found = runs.list_attempts(context, run_id, phase_id)
-    return AttemptsAnswer(
-        run_id=run_id,
-        phase_id=phase_id,
-        attempts=[AttemptAnswer.model_validate(attempt) for attempt in found],
-    )
+    return runs.list_attempts(context, run_id, phase_id)

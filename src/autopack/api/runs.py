@@ -10,7 +10,7 @@ from ..domain.plan import Plan
 from ..domain.states import RunStatus
 from ..domain.values import Closed, Identifier, Text
 from ..services import runs
-from ..views.runs import RunAnswer, RunPage, RunSummaryAnswer
+from ..views.runs import RunAnswer, RunPage
 from .bodies import StrictRoute
 from .errors import problems
 from .examples import CANCEL, PLAN, example
@@ -33,7 +33,6 @@ class Cancellation(Closed):
 @router.post(
     "/runs/start",
     status_code=201,
-    response_model=RunAnswer,
     responses={
         200: {"model": RunAnswer, "description": "The same plan was posted before"},
         **problems(409, 413, 422, 503),
@@ -44,7 +43,7 @@ def start_run(
     context: Context,
     response: Response,
     plan: Annotated[Plan, Body(openapi_examples=example(PLAN, "One tier with one phase"))],
-) -> object:
+) -> RunAnswer:
     """Check a plan as a whole, compile its strategy and make the branch `autonomous/{run_id}`.
 
     The same plan posted again answers 200 with the run; another plan of that `run_id` 409.
@@ -55,7 +54,7 @@ def start_run(
     return run
 
 
-@router.get("/runs", response_model=RunPage, responses=problems(422, 503), summary="List runs")
+@router.get("/runs", responses=problems(422, 503), summary="List runs")
 def list_runs(
     context: Context,
     limit: PageLimit = 100,
@@ -79,25 +78,23 @@ def list_runs(
         containing=text,
     )
     return RunPage(
-        runs=[RunSummaryAnswer.model_validate(run) for run in page],
+        runs=page,
         next_cursor=None if more is None else encode_moment(*more),
     )
 
 
 @router.get(
     "/runs/{run_id}",
-    response_model=RunAnswer,
     responses=problems(404, 422, 503),
     summary="Read a run",
 )
-def get_run(context: Context, run_id: RunId) -> object:
+def get_run(context: Context, run_id: RunId) -> RunAnswer:
     """A run with its tiers and their phases."""
     return runs.get_run(context, run_id)
 
 
 @router.post(
     "/runs/{run_id}/cancel",
-    response_model=RunAnswer,
     responses=problems(404, 409, 413, 422, 503),
     summary="Cancel a run",
 )
@@ -105,6 +102,6 @@ def cancel_run(
     context: Context,
     run_id: RunId,
     wanted: Annotated[Cancellation, Body(openapi_examples=example(CANCEL, "A reason"))],
-) -> object:
+) -> RunAnswer:
     """End a live run as `DONE_FAILED_REQUIRES_HUMAN_REVIEW`; what is not final is skipped."""
     return runs.cancel_run(context, run_id, wanted.reason)

@@ -22,12 +22,12 @@ class RehearsalResult(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rehearsal:
-    """`base_commit` is where the base branch is now; `files` are those in conflict."""
+    """A merge with today's base branch, in memory. `files` are those in conflict."""
 
     result: RehearsalResult
     base_branch: str
     base_commit: str
-    files: tuple[str, ...] = ()
+    files: tuple[str, ...]
 
 
 def rehearsal_reasons(rehearsal: Rehearsal, started_from: str) -> tuple[str, ...]:

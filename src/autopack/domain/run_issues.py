@@ -7,8 +7,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from .issues import IssueStatus
-from .metrics import IssueCounts, OpenIssue
-from .reports import IndexEntry
 from .sightings import Sighting, by_key, count, gravest, telling
 from .terms import Severity
 
@@ -23,6 +21,46 @@ class RunIssue(Sighting):
     tier_id: str
     tier_index: int
     phase_index: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexEntry:
+    """One key over all phases of a run."""
+
+    category: str
+    severity: Severity
+    effective_severity: Severity
+    status: IssueStatus
+    first_phase_index: int
+    last_phase_index: int
+    occurrence_count: int
+    tiers: tuple[str, ...]
+    phases: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenIssue:
+    """A key that is open in a run, over all its phases."""
+
+    issue_key: str
+    category: str
+    severity: Severity
+    effective_severity: Severity
+    occurrence_count: int
+    phases: tuple[str, ...]
+    description: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IssueCounts:
+    """Distinct keys; `open_minor` and `open_major` leave out expected failures."""
+
+    reported: int
+    occurrences: int
+    open_minor: int
+    open_major: int
+    resolved: int
+    expected: int
 
 
 def index_of(issues: Iterable[RunIssue]) -> dict[str, IndexEntry]:
@@ -69,8 +107,8 @@ def open_issues(issues: Iterable[RunIssue], *, limit: int) -> list[OpenIssue]:
         OpenIssue(
             issue_key=key,
             category=entry.category,
-            severity=Severity(entry.severity),
-            effective_severity=Severity(entry.effective_severity),
+            severity=entry.severity,
+            effective_severity=entry.effective_severity,
             occurrence_count=entry.occurrence_count,
             phases=entry.phases,
             description=None,

@@ -2,7 +2,7 @@
 
 from .files import MirrorUnusableError
 from .mirror import Mirror, render_run
-from .pull_request import PULL_REQUEST, PullRequest, pull_request, pull_request_page
+from .pull_request import PULL_REQUEST, pull_request, pull_request_page
 from .record import RECORD, patch_name, run_record
 
 __all__ = [
@@ -10,7 +10,6 @@ __all__ = [
     "RECORD",
     "Mirror",
     "MirrorUnusableError",
-    "PullRequest",
     "patch_name",
     "pull_request",
     "pull_request_page",

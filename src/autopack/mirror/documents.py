@@ -13,30 +13,21 @@ from typing import Any
 
 from ..domain.events import wire_time
 from ..domain.money import usd_text
-from ..domain.reports import (
-    BacklogReportEntry,
-    IndexEntry,
-    IssueReportEntry,
-    PhaseReport,
-    RunIndex,
-    RunReport,
-)
+from ..domain.run_issues import IndexEntry
+from ..views.issues import BacklogEntryAnswer, IssueIndexAnswer
+from ..views.runs import PhaseDetail, RunDetail
 
 # Harmless to parsers, but not to a terminal or an editor that shows the file.
 _UNSHOWN = re.compile(r"[\x7f-\x9f\u2028\u2029\u200e\u200f\u061c\u202a-\u202e\u2066-\u2069]")
 # Identifiers cannot hold a quote, so no name can pretend to be this line.
 _REVISION = re.compile(rb'^  "revision": (\d{1,16}),?$', re.MULTILINE)
 _INDEX_NAMES = tuple(field.name for field in fields(IndexEntry))
-_BACKLOG_NAMES = tuple(
-    field.name for field in fields(BacklogReportEntry) if field.name != "issue_key"
-)
-_ISSUE_NAMES = tuple(field.name for field in fields(IssueReportEntry))
+_BACKLOG_NAMES = tuple(name for name in BacklogEntryAnswer.model_fields if name != "issue_key")
 _index_values = attrgetter(*_INDEX_NAMES)
 _backlog_values = attrgetter(*_BACKLOG_NAMES)
-_issue_values = attrgetter(*_ISSUE_NAMES)
 
 
-def phase_issues(run: RunReport, phase: PhaseReport) -> bytes:
+def phase_issues(run: RunDetail, phase: PhaseDetail) -> bytes:
     """Render `issues/phase_<phase_index>_<phase_id>_issues.json`. (rules §7)"""
     return encode(
         {
@@ -48,14 +39,12 @@ def phase_issues(run: RunReport, phase: PhaseReport) -> bytes:
             "issue_state": phase.issue_state,
             "minor_issue_count": phase.minor_issues_count,
             "major_issue_count": phase.major_issues_count,
-            "issues": [
-                dict(zip(_ISSUE_NAMES, _issue_values(issue), strict=True)) for issue in phase.issues
-            ],
+            "issues": [dict(issue) for issue in phase.issues],
         }
     )
 
 
-def run_issue_index(run: RunReport, index: RunIndex) -> bytes:
+def run_issue_index(run: RunDetail, index: IssueIndexAnswer) -> bytes:
     """Render `run_issue_index.json`. (rules §7)"""
     return _encode_by_key(
         {"run_id": run.run_id, "revision": run.revision},
@@ -66,7 +55,7 @@ def run_issue_index(run: RunReport, index: RunIndex) -> bytes:
     )
 
 
-def project_backlog(project_id: str, entries: Sequence[BacklogReportEntry]) -> bytes:
+def project_backlog(project_id: str, entries: Sequence[BacklogEntryAnswer]) -> bytes:
     """Render `project_issue_backlog.json`. (rules §7)"""
     return _encode_by_key(
         {"project_id": project_id},

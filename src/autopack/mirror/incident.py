@@ -2,21 +2,95 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from decimal import Decimal
 
-from ..domain.incident import IncidentPack, TroubledPhase
+from ..domain.incident import is_troubled, next_steps
+from ..domain.issues import IssueStatus
 from ..domain.money import short_usd
+from ..domain.run import FailureCode
+from ..domain.terms import Severity
+from ..views.incident import IncidentBudget, IncidentIssue, IncidentPack, TroubledPhase
+from ..views.issues import PhaseIssue
+from ..views.runs import PhaseDetail, RunDetail
 from .documents import encode
 from .markdown import NONE, bullets, code, inline, quote, table
 
 JSON_NAME = "incident.json"
 PAGE_NAME = "incident.md"
+LAST_ATTEMPTS = 3
+
+
+def incident_pack(run: RunDetail) -> IncidentPack | None:
+    """Gather what a failed run leaves behind; None for any other run.
+
+    The run has to carry the attempts and issues of all its phases.
+    """
+    if run.failure_code is None or run.failure_reason is None or run.ended_at is None:
+        return None
+    phases = [phase for tier in run.tiers for phase in tier.phases]
+    return IncidentPack.of(
+        run,
+        phases=[_troubled(phase) for phase in phases if is_troubled(phase.state, phase.started_at)],
+        budgets=_budgets(run),
+        open_issues=[
+            IncidentIssue.of(issue, phase_id=phase.phase_id, severity=issue.effective_severity)
+            for phase in phases
+            for issue in sorted(phase.issues, key=_gravest_first)
+            if issue.status is IssueStatus.OPEN and not issue.is_expected
+        ],
+        next_steps=next_steps(
+            run.failure_code,
+            branch=run.branch,
+            head_commit=run.head_commit,
+            last_snapshot=run.last_snapshot,
+        ),
+    )
+
+
+def _troubled(phase: PhaseDetail) -> TroubledPhase:
+    return TroubledPhase.of(
+        phase,
+        attempts_count=len(phase.attempts),
+        last_attempts=phase.attempts[-LAST_ATTEMPTS:],
+    )
+
+
+def _gravest_first(issue: PhaseIssue) -> tuple[bool, str]:
+    return issue.effective_severity != Severity.MAJOR, issue.issue_key
+
+
+def _budgets(run: RunDetail) -> list[IncidentBudget]:
+    """Every budget of the run and its tiers, and those of phases that were used up."""
+    minutes = int(((run.ended_at or run.updated_at) - run.created_at).total_seconds() // 60)
+    budgets = [_budget("run token_cap", run.token_cap, run.tokens_used)]
+    if run.cost_cap_usd is not None:
+        budgets.append(_budget("run cost_cap_usd", run.cost_cap_usd, run.cost_usd))
+    duration = _budget("run max_duration_minutes", run.max_duration_minutes, minutes)
+    duration.is_passed = run.failure_code is FailureCode.DURATION_CAP  # to the second, not minute
+    issues = ("run max_minor_issues_total", run.max_minor_issues_total, run.minor_issues_count)
+    budgets += [duration, _budget(*issues)]
+    for tier in run.tiers:
+        name = f"tier {tier.tier_id}"
+        budgets.append(_budget(f"{name} token_cap", tier.token_cap, tier.tokens_used))
+        budgets.append(_budget(f"{name} ci_run_cap", tier.ci_run_cap, tier.ci_runs_count))
+        for phase in tier.phases:
+            name = f"phase {phase.phase_id} incident_token_cap"
+            used = _budget(name, phase.incident_token_cap, phase.tokens_used)
+            budgets += [used] if used.is_passed else []
+    return budgets
+
+
+def _budget(name: str, cap: int | Decimal, used: int | Decimal) -> IncidentBudget:
+    return IncidentBudget(name=name, cap=cap, used=used, is_passed=used > cap)
 
 
 def incident_json(pack: IncidentPack) -> bytes:
     """Render `incident.json`."""
-    return encode(asdict(pack))
+    document = pack.model_dump(mode="json")
+    for phase in document["phases"]:
+        for attempt in phase["last_attempts"]:  # in the order of earlier versions' files
+            attempt["created_at"] = attempt.pop("created_at")
+    return encode(document)
 
 
 def incident_page(pack: IncidentPack) -> bytes:

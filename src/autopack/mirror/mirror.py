@@ -13,8 +13,8 @@ from threading import Lock
 
 from ..domain.errors import InvalidError
 from ..domain.identifiers import identifier_problem
-from ..domain.incident import incident_pack
-from ..domain.reports import BacklogReportEntry, RunIndex, RunReport
+from ..views.issues import BacklogEntryAnswer, IssueIndexAnswer
+from ..views.runs import RunDetail
 from . import documents, incident, pages
 from .coalescing import Coalescer
 from .files import (
@@ -96,10 +96,10 @@ class Mirror:
 
     def write_run(
         self,
-        report: RunReport,
+        report: RunDetail,
         *,
         phases: Collection[str] | None = None,
-        index: RunIndex | None = None,
+        index: IssueIndexAnswer | None = None,
         documents: Mapping[str, bytes] | None = None,
     ) -> None:
         """Write the files of what changed, `run_summary.md` last.
@@ -112,7 +112,7 @@ class Mirror:
         """
         self.write_files(report, {**(documents or {}), **render_run(report, phases, index)})
 
-    def write_files(self, report: RunReport, files: Mapping[str, bytes]) -> None:
+    def write_files(self, report: RunDetail, files: Mapping[str, bytes]) -> None:
         """Write files of the run's folder, by name, in this order; else as `write_run`."""
         with self._locked(report.run_id) as top, usable(top.path), _run_folders(top) as folders:
             standing = pages.stamp_of(read_head(top, SUMMARY, _HEAD_BYTES))
@@ -134,7 +134,7 @@ class Mirror:
             )
 
     def write_backlog(
-        self, project_id: str, read: Callable[[], Sequence[BacklogReportEntry]]
+        self, project_id: str, read: Callable[[], Sequence[BacklogEntryAnswer]]
     ) -> None:
         """Return once the backlog's file holds at least the state that stood at the call.
 
@@ -149,7 +149,7 @@ class Mirror:
         coalescer.run(partial(self._write_backlog, project_id, read))
 
     def _write_backlog(
-        self, project_id: str, read: Callable[[], Sequence[BacklogReportEntry]]
+        self, project_id: str, read: Callable[[], Sequence[BacklogEntryAnswer]]
     ) -> None:
         with self._locked_top() as top:
             content = documents.project_backlog(project_id, read())
@@ -224,7 +224,7 @@ def _place(path: str, folders: Mapping[str, OpenFolder]) -> tuple[OpenFolder, st
 
 
 def render_run(
-    report: RunReport, phases: Collection[str] | None, index: RunIndex | None
+    report: RunDetail, phases: Collection[str] | None, index: IssueIndexAnswer | None
 ) -> dict[str, bytes]:
     """Render the files of what changed, by name, the summary last; as `Mirror.write_run`."""
     files: dict[str, bytes] = {}
@@ -239,7 +239,7 @@ def render_run(
             files[f"tiers/{pages.tier_name(tier)}"] = pages.tier_page(report, tier)
     if index is not None:
         files[ISSUE_INDEX] = documents.run_issue_index(report, index)
-    pack = incident_pack(report) if phases is None else None
+    pack = incident.incident_pack(report) if phases is None else None
     if pack is not None:
         files[incident.JSON_NAME] = incident.incident_json(pack)
         files[incident.PAGE_NAME] = incident.incident_page(pack)

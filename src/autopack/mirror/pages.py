@@ -15,10 +15,12 @@ from decimal import Decimal
 from ..domain.events import wire_time
 from ..domain.issues import IssueStatus
 from ..domain.money import short_usd
-from ..domain.reports import AttemptReport, IssueReportEntry, PhaseReport, RunReport, TierReport
 from ..domain.run import CompletedBy, DebtStatus, FailureCode
 from ..domain.states import Cleanliness, PhaseStatus, RunStatus, TierStatus
 from ..domain.terms import Sandbox, Verdict
+from ..views.issues import PhaseIssue
+from ..views.results import AttemptDetail
+from ..views.runs import PhaseDetail, RunDetail, TierDetail
 from .markdown import NONE, bullets, code, inline, quote, table
 
 RUN_WORDS = {
@@ -87,11 +89,11 @@ def stamp_of(head: bytes) -> Stamp | None:
         return None
 
 
-def tier_name(tier: TierReport) -> str:
+def tier_name(tier: TierDetail) -> str:
     return f"tier_{tier.tier_index}_{tier.tier_id}.md"
 
 
-def phase_name(phase: PhaseReport) -> str:
+def phase_name(phase: PhaseDetail) -> str:
     return f"phase_{phase.phase_index}_{phase.phase_id}.md"
 
 
@@ -99,13 +101,13 @@ def issues_name(phase_index: int, phase_id: str) -> str:
     return f"phase_{phase_index}_{phase_id}_issues.json"
 
 
-def verdict_words(phase: PhaseReport) -> str:
+def verdict_words(phase: PhaseDetail) -> str:
     """Name a phase's verdict, and that its CI was confined by nothing."""
     words = VERDICT_WORDS[phase.verdict]
     return f"{words}, without a sandbox" if phase.sandbox is Sandbox.NONE else words
 
 
-def run_page(run: RunReport) -> bytes:
+def run_page(run: RunDetail) -> bytes:
     """Render `run_summary.md`."""
     phases = [phase for tier in run.tiers for phase in tier.phases]
     done = sum(phase.state is PhaseStatus.COMPLETE for phase in phases)
@@ -142,7 +144,7 @@ def run_page(run: RunReport) -> bytes:
     )
 
 
-def tier_page(run: RunReport, tier: TierReport) -> bytes:
+def tier_page(run: RunDetail, tier: TierDetail) -> bytes:
     """Render `tiers/tier_<tier_index>_<tier_id>.md`."""
     done = sum(phase.state is PhaseStatus.COMPLETE for phase in tier.phases)
     figures = [
@@ -167,7 +169,7 @@ def tier_page(run: RunReport, tier: TierReport) -> bytes:
     )
 
 
-def phase_page(run: RunReport, tier: TierReport, phase: PhaseReport) -> bytes:
+def phase_page(run: RunDetail, tier: TierDetail, phase: PhaseDetail) -> bytes:
     """Render `phases/phase_<phase_index>_<phase_id>.md`."""
     return _page(
         run,
@@ -192,17 +194,17 @@ def phase_page(run: RunReport, tier: TierReport, phase: PhaseReport) -> bytes:
     )
 
 
-def _page(run: RunReport, *blocks: str) -> bytes:
+def _page(run: RunDetail, *blocks: str) -> bytes:
     stamp = f"<!-- autopack revision={run.revision} created_at={wire_time(run.created_at)} -->"
     text = "\n\n".join([stamp, *(block for block in blocks if block)]) + "\n"
     return text.encode("utf-8", "replace")
 
 
-def _phase_address(run: RunReport, phase: PhaseReport | None) -> str:
+def _phase_address(run: RunDetail, phase: PhaseDetail | None) -> str:
     return f"/runs/{run.run_id}/phases/{phase.phase_id if phase else '{phase_id}'}"
 
 
-def _next_step(run: RunReport, phases: Sequence[PhaseReport]) -> str:
+def _next_step(run: RunDetail, phases: Sequence[PhaseDetail]) -> str:
     current = next((phase for phase in phases if not phase.state.is_final), None)
     name = f"phase {_phase_link(current, 'phases/')}" if current else "the next phase"
     until = f" until {_time(current.deadline_at)}" if current and current.deadline_at else ""
@@ -257,7 +259,7 @@ def _after_failure(advice: str) -> str:
     return f"Read [incident.md](incident.md), {advice}."
 
 
-def _promotion(run: RunReport) -> Iterable[str]:
+def _promotion(run: RunDetail) -> Iterable[str]:
     if not run.state.is_final:
         yield "Judged when the run ends."
         return
@@ -271,18 +273,18 @@ def _promotion(run: RunReport) -> Iterable[str]:
         yield bullets(inline(warning) for warning in run.promotion_warnings)
 
 
-def _tier_overview(tier: TierReport) -> Iterable[str]:
+def _tier_overview(tier: TierDetail) -> Iterable[str]:
     yield (f"### [{inline(tier.tier_id)}](tiers/{tier_name(tier)}): {inline(tier.name, _CELL)}")
     yield f"{TIER_WORDS[tier.state].capitalize()}, {_cleanliness(tier)}."
     yield bullets(inline(reason) for reason in tier.cleanliness_reasons)
     yield _phase_table(tier.phases, "phases/")
 
 
-def _cleanliness(tier: TierReport) -> str:
+def _cleanliness(tier: TierDetail) -> str:
     return "clean" if tier.cleanliness is Cleanliness.CLEAN else "not clean"
 
 
-def _phase_table(phases: Sequence[PhaseReport], place: str) -> str:
+def _phase_table(phases: Sequence[PhaseDetail], place: str) -> str:
     if not phases:
         return "No phases."
     header = ("Phase", "Name", "State", "Attempts", "Tokens", "Cost", "Issues", "Verdict", "Commit")
@@ -303,20 +305,20 @@ def _phase_table(phases: Sequence[PhaseReport], place: str) -> str:
     return table(header, rows, right=(3, 4, 5))
 
 
-def _phase_link(phase: PhaseReport, place: str) -> str:
+def _phase_link(phase: PhaseDetail, place: str) -> str:
     return f"[{inline(phase.phase_id)}]({place}{phase_name(phase)})"
 
 
-def _by_hand(phase: PhaseReport) -> str:
+def _by_hand(phase: PhaseDetail) -> str:
     return " by hand" if phase.completed_by is CompletedBy.HAND else ""
 
 
-def _issue_counts(phase: PhaseReport) -> str:
+def _issue_counts(phase: PhaseDetail) -> str:
     counts = ((phase.major_issues_count, "major"), (phase.minor_issues_count, "minor"))
     return ", ".join(f"{count} {word}" for count, word in counts if count) or NONE
 
 
-def _whereabouts(run: RunReport) -> Iterable[tuple[str, str]]:
+def _whereabouts(run: RunDetail) -> Iterable[tuple[str, str]]:
     yield "Project", inline(run.project_id)
     yield "Branch", code(run.branch)
     yield "Head", code(run.head_commit)
@@ -336,7 +338,7 @@ def _whereabouts(run: RunReport) -> Iterable[tuple[str, str]]:
         yield "Deadline", _time(run.deadline_at)
 
 
-def _task(phase: PhaseReport) -> Iterable[tuple[str, str]]:
+def _task(phase: PhaseDetail) -> Iterable[tuple[str, str]]:
     yield "Category", code(phase.task_category)
     yield "Complexity", phase.complexity
     yield "Builder mode", code(phase.builder_mode or "")
@@ -351,7 +353,7 @@ def _task(phase: PhaseReport) -> Iterable[tuple[str, str]]:
         yield "Expected issues", ", ".join(map(code, phase.expected_issues))
 
 
-def _budgets(phase: PhaseReport) -> Iterable[tuple[str, str, str, str]]:
+def _budgets(phase: PhaseDetail) -> Iterable[tuple[str, str, str, str]]:
     for name, used, allowed in (
         ("Builder tries", phase.builder_attempts_used, phase.max_builder_attempts),
         ("Auditor tries", phase.auditor_attempts_used, phase.max_auditor_attempts),
@@ -360,7 +362,7 @@ def _budgets(phase: PhaseReport) -> Iterable[tuple[str, str, str, str]]:
         yield name, _number(used), _number(max(0, allowed - used)), _number(allowed)
 
 
-def _times(phase: PhaseReport) -> Iterable[tuple[str, str]]:
+def _times(phase: PhaseDetail) -> Iterable[tuple[str, str]]:
     if phase.started_at:
         yield "Started", _time(phase.started_at)
     if phase.ended_at:
@@ -372,7 +374,7 @@ def _times(phase: PhaseReport) -> Iterable[tuple[str, str]]:
         yield "Deadline", _time(phase.deadline_at)
 
 
-def _attempts(attempts: Sequence[AttemptReport]) -> str:
+def _attempts(attempts: Sequence[AttemptDetail]) -> str:
     if not attempts:
         return "None yet."
     header = (
@@ -405,12 +407,12 @@ def _attempts(attempts: Sequence[AttemptReport]) -> str:
     return table(header, rows, right=(0, 5, 6, 7))
 
 
-def _agent(attempt: AttemptReport) -> str:
+def _agent(attempt: AttemptDetail) -> str:
     names = (attempt.agent, attempt.model)
     return ", ".join(inline(name, _CELL) for name in names if name) or NONE
 
 
-def _notes(attempts: Sequence[AttemptReport]) -> Iterable[str]:
+def _notes(attempts: Sequence[AttemptDetail]) -> Iterable[str]:
     for attempt in attempts:
         who = f"{attempt.role.capitalize()} attempt {attempt.attempt}"
         if attempt.notes:
@@ -421,7 +423,7 @@ def _notes(attempts: Sequence[AttemptReport]) -> Iterable[str]:
             yield quote(attempt.log_tail)
 
 
-def _issues(phase: PhaseReport) -> str:
+def _issues(phase: PhaseDetail) -> str:
     if not phase.issues:
         return "None."
     header = ("Issue", "Severity", "Status", "Seen", "Source", "Description")
@@ -440,7 +442,7 @@ def _issues(phase: PhaseReport) -> str:
     return f"{table(header, rows, right=(3,))}\n\n[All that was reported]({listing})."
 
 
-def _severity(issue: IssueReportEntry) -> str:
+def _severity(issue: PhaseIssue) -> str:
     if issue.is_expected:
         return f"{issue.severity}, expected"
     if issue.effective_severity != issue.severity:
@@ -448,7 +450,7 @@ def _severity(issue: IssueReportEntry) -> str:
     return issue.severity
 
 
-def _commits(phase: PhaseReport) -> Iterable[tuple[str, str]]:
+def _commits(phase: PhaseDetail) -> Iterable[tuple[str, str]]:
     yield "Started from", code(phase.start_commit or "")
     for attempt in phase.attempts:
         for commit in attempt.commits:

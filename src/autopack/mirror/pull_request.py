@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
-from ..domain.metrics import OpenIssue
 from ..domain.money import short_usd
-from ..domain.reports import PhaseReport, RunReport
 from ..domain.run import CompletedBy, DebtStatus
+from ..domain.run_issues import OpenIssue
 from ..domain.states import PhaseStatus
 from ..domain.terms import Verdict
+from ..views.reports import PullRequestAnswer
+from ..views.runs import PhaseDetail, RunDetail
 from .markdown import NONE, bullets, code, inline, plain, table
 from .pages import DEBT_WORDS, PHASE_WORDS, RUN_WORDS, verdict_words
 
@@ -30,23 +30,13 @@ _TEXT = 150
 _CALL_SIGNS = re.compile(r"(?<!@)@++(?=\w)|(?<!#)#++(?=\d)|(?<=GH)-(?=\d)", re.IGNORECASE)
 
 
-@dataclass(frozen=True, slots=True)
-class PullRequest:
-    """What to send to the forge: merge `head` into `base`."""
-
-    title: str
-    body: str
-    head: str
-    base: str
-
-
 def pull_request(
-    run: RunReport,
+    run: RunDetail,
     *,
     reasons: Sequence[str],
     warnings: Sequence[str],
     open_issues: Sequence[OpenIssue],
-) -> PullRequest:
+) -> PullRequestAnswer:
     """Write the pull request of a run; one that may not be merged says so at the top."""
     phases = [phase for tier in run.tiers for phase in tier.phases]
     blocks = (
@@ -61,15 +51,17 @@ def pull_request(
         f"---\n\nWritten by Autopack for run {code(run.run_id)}, revision {run.revision}.",
     )
     body = "\n\n".join(block for block in blocks if block) + "\n"
-    return PullRequest(_title(run, phases), body, head=run.branch, base=run.base_branch)
+    return PullRequestAnswer(
+        title=_title(run, phases), body=body, head=run.branch, base=run.base_branch
+    )
 
 
-def pull_request_page(request: PullRequest) -> bytes:
+def pull_request_page(request: PullRequestAnswer) -> bytes:
     """Render `pull_request.md`: the title as its heading, then the body."""
     return f"# {request.title}\n\n{request.body}".encode("utf-8", "replace")
 
 
-def _title(run: RunReport, phases: Sequence[PhaseReport]) -> str:
+def _title(run: RunDetail, phases: Sequence[PhaseDetail]) -> str:
     """Name what was done; a plan of several phases by its tiers."""
     tiers = [tier.name for tier in run.tiers if tier.phases]
     names = tiers if len(phases) > 1 else [phase.name for phase in phases]
@@ -81,7 +73,7 @@ def _title(run: RunReport, phases: Sequence[PhaseReport]) -> str:
     return prefix + (name if len(name) <= room else name[: room - 1].rstrip() + "…") + more
 
 
-def _opening(run: RunReport, phases: Sequence[PhaseReport]) -> str:
+def _opening(run: RunDetail, phases: Sequence[PhaseDetail]) -> str:
     done = sum(phase.state is PhaseStatus.COMPLETE for phase in phases)
     what = f"{done} of {len(phases)} phases complete" if len(phases) != 1 else "1 phase"
     return (
@@ -90,7 +82,7 @@ def _opening(run: RunReport, phases: Sequence[PhaseReport]) -> str:
     )
 
 
-def _verdict(run: RunReport, reasons: Sequence[str], warnings: Sequence[str]) -> Iterable[str]:
+def _verdict(run: RunDetail, reasons: Sequence[str], warnings: Sequence[str]) -> Iterable[str]:
     if reasons:
         yield f"**Not eligible** for {code(run.base_branch)}; do not merge:"
         yield _listed(reasons)
@@ -108,7 +100,7 @@ def _listed(texts: Sequence[str]) -> str:
     return bullets(shown)
 
 
-def _phase_table(phases: Sequence[PhaseReport]) -> str:
+def _phase_table(phases: Sequence[PhaseDetail]) -> str:
     if not phases:
         return "No phases."
     header = ("Phase", "What", "State", "CI", "Attempts", "Commit")
@@ -150,7 +142,7 @@ def _issues(issues: Sequence[OpenIssue]) -> Iterable[str]:
     )
 
 
-def _figures(run: RunReport, phases: Sequence[PhaseReport]) -> Iterable[tuple[str, str]]:
+def _figures(run: RunDetail, phases: Sequence[PhaseDetail]) -> Iterable[tuple[str, str]]:
     green = sum(phase.verdict is Verdict.GREEN for phase in phases)
     yield "CI", f"{green} of {len(phases)} phases have a green verdict"
     yield "Tokens", f"{run.tokens_used:,} of {run.token_cap:,}"

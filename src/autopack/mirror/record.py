@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
-from ..domain.reports import CiRunReport, CommitReport, PhaseReport, RunReport
+from ..views.record import RecordedCiRun, RecordedCommit
+from ..views.runs import PhaseDetail, RunDetail
 from .documents import encode_with_lines
 
 RECORD = "run.json"
@@ -101,10 +101,10 @@ def patch_name(sha256: str) -> str:
 
 
 def run_record(
-    run: RunReport,
+    run: RunDetail,
     *,
-    commits: Sequence[CommitReport],
-    ci_runs: Mapping[str, Sequence[CiRunReport]],
+    commits: Sequence[RecordedCommit],
+    ci_runs: Mapping[str, Sequence[RecordedCiRun]],
     events: Iterable[Mapping[str, Any]],
     files: Mapping[str, bytes],
 ) -> bytes:
@@ -124,7 +124,7 @@ def run_record(
         {
             "tiers": [_read(tier, _TIER) for tier in run.tiers],
             "phases": [_phase(phase, ci_runs.get(phase.phase_id, ())) for phase in phases],
-            "commits": [asdict(commit) for commit in commits],
+            "commits": [dict(commit) for commit in commits],
             "files": [
                 {"path": name, "sha256": hashlib.sha256(files[name]).hexdigest()}
                 for name in sorted(files)
@@ -134,8 +134,8 @@ def run_record(
     )
 
 
-def _phase(phase: PhaseReport, ci_runs: Sequence[CiRunReport]) -> dict[str, Any]:
-    return {**_read(phase, _PHASE), "ci_runs": [asdict(run) for run in ci_runs]}
+def _phase(phase: PhaseDetail, ci_runs: Sequence[RecordedCiRun]) -> dict[str, Any]:
+    return {**_read(phase, _PHASE), "ci_runs": [dict(run) for run in ci_runs]}
 
 
 def _read(source: object, names: Sequence[str]) -> dict[str, Any]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
-from typing import Any
+from dataclasses import replace
 
 from ..domain.deciding import weigh_auditor_result
 from ..domain.errors import AutopackError, ConflictError, InvalidError, NotFoundError
@@ -17,6 +16,7 @@ from ..domain.states import PhaseStatus
 from ..domain.terms import Recommendation, Role
 from ..models import Audit, Patch, Phase, Submission
 from ..store import audits, submissions
+from ..views.results import AuditorResultAnswer, AuditRequestAnswer, PatchRepairAnswer
 from . import patching
 from .change import RunChange
 from .claiming import check_lease
@@ -83,17 +83,17 @@ def request_audit(
                 change.decide(ReviewWish(phase_id))
             settle(change)
             turn.answer(
-                {
-                    "message": f"review {audit.id} of phase '{phase_id}' is "
+                AuditRequestAnswer(
+                    message=f"review {audit.id} of phase '{phase_id}' is "
                     + (
                         "recorded as advisory: the phase is final"
                         if audit.is_advisory
                         else "asked for"
                     ),
-                    "audit_id": audit.id,
-                    "review_focus": audit.review_focus,
-                    "auditor_profile": audit.auditor_profile,
-                }
+                    audit_id=audit.id,
+                    review_focus=audit.review_focus,
+                    auditor_profile=audit.auditor_profile,
+                )
             )
     return turn.result()
 
@@ -123,7 +123,7 @@ def submit_auditor_result(
             phase = change.phase(phase_id)
             audit = _audit(change, phase, report.audit_id)
             refusal: AutopackError | None = None
-            repairs: list[dict[str, Any]] = []
+            repairs: list[PatchRepairAnswer] = []
             if phase.state.is_final:
                 submission = _record_advisory(change, phase, report, patches)
             else:
@@ -143,15 +143,15 @@ def submit_auditor_result(
             if refusal is not None:
                 turn.refuse(refusal)
             turn.answer(
-                {
-                    "message": f"review of phase '{phase_id}': {report.recommendation}; "
+                AuditorResultAnswer(
+                    message=f"review of phase '{phase_id}': {report.recommendation}; "
                     f"the phase is {phase.state}",
-                    "recommendation": report.recommendation,
-                    "patches_applied": len(commits),
-                    "commit_shas": commits,
-                    "repairs": repairs,
-                    "phase_state": phase.state,
-                }
+                    recommendation=report.recommendation,
+                    patches_applied=len(commits),
+                    commit_shas=commits,
+                    repairs=tuple(repairs),
+                    phase_state=phase.state,
+                )
             )
     return turn.result()
 
@@ -200,7 +200,7 @@ def _decide(
     report: AuditorReport,
     submission: Submission,
     patches: list[Patch],
-) -> tuple[AutopackError | None, list[dict[str, Any]]]:
+) -> tuple[AutopackError | None, list[PatchRepairAnswer]]:
     """Weigh the review, do what the rules want of git, and let them decide."""
     if report.recommendation is Recommendation.UNAVAILABLE:
         why = could_not_work(phase, Role.AUDITOR, report, submission, report.review_notes)
@@ -221,7 +221,7 @@ def _decide(
     change.prepare(review)
     weighed = weigh_auditor_result(change.state, review, change.now)
     refusal: AutopackError | None = weighed.refusal
-    repairs: list[dict[str, Any]] = []
+    repairs: list[PatchRepairAnswer] = []
     if weighed.is_wanted:
         made, repairs, refusal = _put(change, phase, report, submission, patches)
         review = replace(review, patches=made)
@@ -241,7 +241,7 @@ def _put(
     report: AuditorReport,
     submission: Submission,
     patches: list[Patch],
-) -> tuple[tuple[AppliedPatch, ...] | RefusedReview, list[dict[str, Any]], AutopackError | None]:
+) -> tuple[tuple[AppliedPatch, ...] | RefusedReview, list[PatchRepairAnswer], AutopackError | None]:
     """Put the held patch and the Auditor's own on the branch, all of them or none.
 
     Return what came of them, and what was mended in each: `patch` is its place in the review, None
@@ -255,7 +255,7 @@ def _put(
     own_title = f"Review of {phase.name}"
     wanted += [(submission, own_title, index, patch) for index, patch in enumerate(patches)]
     applied: list[AppliedPatch] = []
-    repairs: list[dict[str, Any]] = []
+    repairs: list[PatchRepairAnswer] = []
     for sender, otherwise, index, patch in wanted:
         title = patching.title_of(patch, otherwise)
         try:
@@ -267,7 +267,7 @@ def _put(
                 patching.refuse(sender, error)
             return RefusedReview(error.detail, is_held), [], error
         applied.append(put)
-        repairs += [{"patch": index, **asdict(repair)} for repair in mended]
+        repairs += [PatchRepairAnswer.of(repair, patch=index) for repair in mended]
     for patch in [*held_patches, *patches]:
         patch.status = PatchStatus.APPLIED
     if held is not None:

@@ -4,52 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy.orm import Session
 
 from ..domain.errors import InvalidError
 from ..domain.plan import InvalidPlanError, Plan, check_plan
-from ..domain.replay import Parting, Replay, replay
+from ..domain.replay import replay
 from ..domain.ruleset import Ruleset
-from ..domain.run import FailureCode
 from ..domain.starting import starting_state
-from ..domain.states import RunStatus
 from ..domain.strategy import compile_strategy
 from ..models import Run
 from ..store import runs
+from ..views.project import ComparisonAnswer, EndingAnswer, PartingAnswer
 from .context import AppContext
 from .rulesets import parse_ruleset
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ending:
-    """How a run ended, or would have."""
-
-    state: RunStatus
-    failure_code: FailureCode | None
-    failure_reason: str | None
-    tokens_used: int
-    promotion_eligible_to_main: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
-    """A run as it was and as it would be. `changes` names what differs; none: nothing does."""
-
-    run_id: str
-    recorded: Ending
-    replayed: Ending | None
-    changes: tuple[str, ...]
-    parted_at: Parting | None
-    skipped_inputs: int
-    assumed_patches: int
-
-
 def backtest(
     context: AppContext, document: dict[str, Any], run_ids: Sequence[str] | None, limit: int
-) -> list[Comparison]:
+) -> list[ComparisonAnswer]:
     """Replay finished runs under a ruleset: those named, else the newest.
 
     Raises InvalidRulesetError, NotFoundError, InvalidError for a run that is not over.
@@ -66,14 +40,8 @@ def backtest(
         return [_compare(session, ruleset, run, context) for run in chosen]
 
 
-def _compare(session: Session, ruleset: Ruleset, run: Run, context: AppContext) -> Comparison:
-    recorded = Ending(
-        state=run.state,
-        failure_code=run.failure_code,
-        failure_reason=run.failure_reason,
-        tokens_used=run.tokens_used,
-        promotion_eligible_to_main=run.promotion_eligible_to_main,
-    )
+def _compare(session: Session, ruleset: Ruleset, run: Run, context: AppContext) -> ComparisonAnswer:
+    recorded = EndingAnswer.of(run)
     plan = _plan_of(runs.get_plan(session, run))
     try:
         check_plan(
@@ -84,12 +52,12 @@ def _compare(session: Session, ruleset: Ruleset, run: Run, context: AppContext) 
             is_recorded=True,
         )
     except InvalidPlanError as error:
-        return Comparison(
+        return ComparisonAnswer(
             run_id=run.run_id,
             recorded=recorded,
             replayed=None,
-            changes=(f"the plan would be refused: {error.detail}",),
-            parted_at=Parting(sequence=1, at=run.created_at, detail="at its start"),
+            changes=[f"the plan would be refused: {error.detail}"],
+            parted_at=PartingAnswer(sequence=1, at=run.created_at, detail="at its start"),
             skipped_inputs=0,
             assumed_patches=0,
         )
@@ -99,13 +67,13 @@ def _compare(session: Session, ruleset: Ruleset, run: Run, context: AppContext) 
         runs.read_events(session, run.id),
         strategy.major_categories,
     )
-    replayed = _ending(outcome)
-    return Comparison(
+    replayed = EndingAnswer.of(outcome.run)
+    return ComparisonAnswer(
         run_id=run.run_id,
         recorded=recorded,
         replayed=replayed,
         changes=_changes(recorded, replayed),
-        parted_at=outcome.parting,
+        parted_at=PartingAnswer.of(outcome.parting) if outcome.parting else None,
         skipped_inputs=outcome.skipped_inputs,
         assumed_patches=outcome.assumed_patches,
     )
@@ -120,18 +88,7 @@ def _plan_of(document: dict[str, Any]) -> Plan:
     return Plan.model_validate({**document, "phases": phases})
 
 
-def _ending(outcome: Replay) -> Ending:
-    run = outcome.run
-    return Ending(
-        state=run.state,
-        failure_code=run.failure_code,
-        failure_reason=run.failure_reason,
-        tokens_used=run.tokens_used,
-        promotion_eligible_to_main=run.promotion_eligible_to_main,
-    )
-
-
-def _changes(recorded: Ending, replayed: Ending) -> tuple[str, ...]:
+def _changes(recorded: EndingAnswer, replayed: EndingAnswer) -> list[str]:
     changes = []
     if recorded.state is not replayed.state or recorded.failure_code is not replayed.failure_code:
         changes.append(f"outcome: {_named(recorded)}, would be {_named(replayed)}")
@@ -141,8 +98,8 @@ def _changes(recorded: Ending, replayed: Ending) -> tuple[str, ...]:
         was = "eligible" if recorded.promotion_eligible_to_main else "not eligible"
         would = "eligible" if replayed.promotion_eligible_to_main else "not eligible"
         changes.append(f"promotion: {was}, would be {would}")
-    return tuple(changes)
+    return changes
 
 
-def _named(ending: Ending) -> str:
+def _named(ending: EndingAnswer) -> str:
     return f"{ending.state} ({ending.failure_code})" if ending.failure_code else ending.state

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..domain.errors import ConflictError
+from ..domain.errors import AutopackError, ConflictError
 from ..domain.events import OPERATOR
 from ..domain.naming import branch_ref
 from ..domain.operating import Rollback, require_rollback
@@ -15,39 +14,24 @@ from ..domain.secret_rules import redact
 from ..gitrepo import RepositoryUnusableError
 from ..models import Phase, Run
 from ..store import runs
+from ..views.branches import (
+    IntegrationStatusAnswer,
+    PatchCheckAnswer,
+    RepairAnswer,
+    RollbackAnswer,
+)
 from . import patching
 from .context import AppContext
-from .pushes import RemoteStatus, remote_status
+from .pushes import remote_status
 from .replies import Answer, answering, key_scope, once
 from .settling import settle
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IntegrationStatus:
-    """A branch as it is in git now, beside the base branch as it is now."""
-
-    run_id: str
-    branch: str
-    exists: bool
-    base_branch: str
-    commits_ahead_of_main: int
-    commits_behind_main: int
-    current_commit: str | None
-    recorded_commit: str
-    last_snapshot: str | None
-    files_changed: list[str]
-    insertions: int
-    deletions: int
-    mergeable: bool
-    conflicts: list[str]
-    remote: RemoteStatus | None
 
 
 class NoSnapshotError(ConflictError):
     code = "no_snapshot"
 
 
-def integration_status(context: AppContext, run_id: str) -> IntegrationStatus:
+def integration_status(context: AppContext, run_id: str) -> IntegrationStatusAnswer:
     """Compare a run's branch with the base branch, by a real merge in memory."""
     with context.reading() as session:
         run = runs.get_run(session, run_id)
@@ -67,7 +51,7 @@ def integration_status(context: AppContext, run_id: str) -> IntegrationStatus:
         "remote": remote,
     }
     if current is None:
-        return IntegrationStatus(
+        return IntegrationStatusAnswer(
             **common,
             exists=False,
             commits_ahead_of_main=0,
@@ -83,7 +67,7 @@ def integration_status(context: AppContext, run_id: str) -> IntegrationStatus:
     changed = run.work_commit if current == run.head_commit else current
     difference = repository.diff_stat(run.base_commit, changed)
     merge = repository.try_merge(base, current)
-    return IntegrationStatus(
+    return IntegrationStatusAnswer(
         **common,
         exists=True,
         commits_ahead_of_main=ahead,
@@ -108,15 +92,17 @@ def diff(context: AppContext, run_id: str, phase_id: str | None) -> bytes:
     return context.repository.diff(phase.start_commit, phase.commit)
 
 
-def check_patch(context: AppContext, run_id: str, check: PatchCheck) -> dict[str, Any]:
+def check_patch(
+    context: AppContext, run_id: str, check: PatchCheck
+) -> tuple[PatchCheckAnswer, AutopackError | None]:
     """Say what would come of a patch, by policy and a dry apply; nothing is recorded.
 
-    A refusal is the answer, with kind, code, detail and all else that a submission would get.
+    A refusal is returned beside the answer: what a submission would be answered.
     """
     with context.reading() as session:
         run = runs.get_run(session, run_id)
     phase = runs.get_phase(run, check.phase_id) if check.phase_id else _next_phase(run)
-    answer: dict[str, Any] = {"phase_id": phase.phase_id, "head": run.head_commit}
+    answer = PatchCheckAnswer(phase_id=phase.phase_id, head=run.head_commit, applies=False)
     try:
         applied = context.repository.dry_apply(
             run.head_commit,
@@ -125,16 +111,17 @@ def check_patch(context: AppContext, run_id: str, check: PatchCheck) -> dict[str
             base_commit=check.base_commit,
         )
     except patching.PATCH_FAULTS as error:
-        return {**answer, "applies": False, "problem": error}
-    return {
-        **answer,
-        "applies": True,
-        "merged": applied.merged,
-        "repairs": [asdict(repair) for repair in applied.repairs],
-        "files_changed": [file.shown_path for file in applied.changes],
-        "insertions": applied.insertions,
-        "deletions": applied.deletions,
-    }
+        return answer, error
+    found = PatchCheckAnswer.of(
+        answer,
+        applies=True,
+        merged=applied.merged,
+        repairs=[RepairAnswer.of(repair) for repair in applied.repairs],
+        files_changed=[file.shown_path for file in applied.changes],
+        insertions=applied.insertions,
+        deletions=applied.deletions,
+    )
+    return found, None
 
 
 def rollback(
@@ -152,7 +139,7 @@ def rollback(
             change = turn.change
             phase = change.phase(to_phase)
             require_rollback(change.state)
-            if phase.snapshot_commit is None:
+            if phase.snapshot_commit is None or phase.snapshot_tag is None:
                 raise NoSnapshotError(
                     f"phase '{to_phase}' has no snapshot: it is {phase.state}, not COMPLETE"
                 )
@@ -167,13 +154,12 @@ def rollback(
             change.decide(Rollback(to_phase=to_phase, commit=commit.sha, reason=reason))
             settle(change)
             turn.answer(
-                {
-                    "message": f"branch {change.run.branch} is back at the snapshot of "
-                    f"'{to_phase}'",
-                    "commit_sha": commit.sha,
-                    "snapshot": phase.snapshot_tag,
-                    "promotion_eligible_to_main": change.run.promotion_eligible_to_main,
-                }
+                RollbackAnswer(
+                    message=f"branch {change.run.branch} is back at the snapshot of '{to_phase}'",
+                    commit_sha=commit.sha,
+                    snapshot=phase.snapshot_tag,
+                    promotion_eligible_to_main=change.run.promotion_eligible_to_main,
+                )
             )
     return turn.result()
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
-from typing import Any
+from dataclasses import replace
+from typing import Literal
 
 from ..domain.building import BuilderResult, PatchAction, require_buildable
 from ..domain.changes import Repair
@@ -20,6 +20,8 @@ from ..domain.states import PhaseStatus
 from ..domain.terms import BuilderStatus, Role
 from ..models import Patch, Phase, Submission
 from ..store import submissions
+from ..views.branches import RepairAnswer
+from ..views.results import BuilderResultAnswer, NextStep
 from . import patching
 from .change import RunChange
 from .claiming import check_lease
@@ -132,36 +134,37 @@ def _put(
 
 def _answer(
     change: RunChange, phase: Phase, submission: Submission, repairs: Sequence[Repair]
-) -> dict[str, Any]:
+) -> BuilderResultAnswer:
     applied = next((each for each in change.commits if each.patch_pk is not None), None)
-    return {
-        "message": _message(submission, phase),
-        "submission_id": submission.id,
-        "commit_sha": applied.sha if applied else None,
-        "repairs": [asdict(repair) for repair in repairs],
-        "phase_state": phase.state,
-        "run_state": change.run.state,
-        "next": what_next(change.state),
-    }
+    return BuilderResultAnswer(
+        message=_message(submission, phase),
+        submission_id=submission.id,
+        commit_sha=applied.sha if applied else None,
+        repairs=tuple(RepairAnswer.of(repair) for repair in repairs),
+        phase_state=phase.state,
+        run_state=change.run.state,
+        next=what_next(change.state),
+    )
 
 
-def what_next(run: RunState) -> dict[str, Any]:
+def what_next(run: RunState) -> NextStep:
     """Say what the run waits for now."""
     if run.is_over:
-        return {"action": "none", "phase_id": None, "detail": f"the run is {run.state}"}
+        return NextStep(action="none", phase_id=None, detail=f"the run is {run.state}")
     phase = run.next_phase
     if phase is None:
-        return {"action": "none", "phase_id": None, "detail": "every phase is done"}
-    action, detail = {
+        return NextStep(action="none", phase_id=None, detail="every phase is done")
+    waits: dict[PhaseStatus, tuple[Literal["build", "audit", "ci"], str]] = {
         PhaseStatus.QUEUED: ("build", "the phase waits for a builder result"),
         PhaseStatus.EXECUTING: ("build", "the phase waits for its builder result"),
         PhaseStatus.GATE: ("audit", "the phase waits for an auditor result"),
         PhaseStatus.CI_RUNNING: ("ci", "the phase waits for CI's verdict"),
-    }[phase.state]
+    }
+    action, detail = waits[phase.state]
     if phase.unavailable_reason is not None:
         until = f" until {phase.retry_at:%Y-%m-%dT%H:%M:%SZ}" if phase.retry_at else ""
         detail += f"; the last agent was unavailable{until}: {phase.unavailable_reason}"
-    return {"action": action, "phase_id": phase.phase_id, "detail": detail}
+    return NextStep(action=action, phase_id=phase.phase_id, detail=detail)
 
 
 def _outcome_without_patch(state: PhaseStatus) -> Outcome:

@@ -23,11 +23,12 @@ from ..domain.events import Event, IssueRecorded, PhaseEvent
 from ..domain.evolve import fold
 from ..domain.issues import IssueReport
 from ..domain.outcomes import CommitKind
-from ..domain.reports import RunIndex, RunReport
 from ..domain.run import PhaseState
 from ..gitrepo import RefUpdate
 from ..models import Commit, Phase, Run
 from ..store import issues, runs
+from ..views.issues import IssueIndexAnswer
+from ..views.runs import RunDetail
 from .context import AppContext
 from .projection import run_index
 
@@ -52,12 +53,12 @@ class RunChange:
         self.ref_updates: list[RefUpdate] = []
         self.revision_before: Final = run.revision
         self.reports: list[tuple[str, IssueReport]] = []
-        self.record: tuple[RunReport, Mapping[str, bytes]] | None = None
+        self.record: tuple[RunDetail, Mapping[str, bytes]] | None = None
         self.first_head: Final = run.head_commit
         self._shown: set[str] = set()
         self._shows_backlog = False
         self._has_issues = False
-        self._index: RunIndex | None = None
+        self._index: IssueIndexAnswer | None = None
 
     def phase(self, phase_id: str) -> Phase:
         """Return a phase's row. Raises NotFoundError."""
@@ -84,7 +85,7 @@ class RunChange:
             found = issues.list_run_issues(self.session, self.run.id)
             self.before, self.state = self.before.with_issues(found), self.state.with_issues(found)
 
-    def index(self) -> RunIndex:
+    def index(self) -> IssueIndexAnswer:
         """Return the run's issues by key, as the settled change leaves them; read once."""
         if self._index is None:
             self._index = run_index(self.session, self.run)

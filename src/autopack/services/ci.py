@@ -30,6 +30,7 @@ from ..gitrepo.workspace import WorkspaceError
 from ..jobs.queue import TryAgainError, defer
 from ..models import CiRun, Run
 from ..store import ci_runs, runs
+from ..views.results import CiRunAnswer, CiRunsAnswer
 from .context import AppContext
 from .judging import weigh_verdict
 from .opening import changing
@@ -77,10 +78,17 @@ def checks_of(settings: Settings) -> CheckRunner:
     return CheckRunner(settings)
 
 
-def list_ci_runs(context: AppContext, run_id: str) -> list[tuple[CiRun, str]]:
-    """Return the runs of CI of a run, in order, each with the name of its phase."""
+def list_ci_runs(context: AppContext, run_id: str) -> CiRunsAnswer:
+    """Return the runs of CI of a run, in order."""
     with context.reading() as session:
-        return ci_runs.list_ci_runs(session, runs.get_run_pk(session, run_id))
+        found = ci_runs.list_ci_runs(session, runs.get_run_pk(session, run_id))
+    return CiRunsAnswer(run_id=run_id, ci_runs=[_shown(run_id, *each) for each in found])
+
+
+def _shown(run_id: str, run: CiRun, phase_id: str) -> CiRunAnswer:
+    has_log = run.sandbox not in (None, Sandbox.EXTERNAL)
+    log = f"/runs/{run_id}/ci/{run.id}/log" if has_log else None
+    return CiRunAnswer.of(run, phase_id=phase_id, flaky=run.is_flaky, log=log)
 
 
 def read_log(context: AppContext, run_id: str, ci_run_id: int) -> bytes:

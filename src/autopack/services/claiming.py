@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from decimal import Decimal
-from typing import Annotated, Any
+from typing import Annotated
 
 import structlog
 from pydantic import AwareDatetime, Field
@@ -16,7 +16,6 @@ from ..domain.deadlines import Tick
 from ..domain.deciding import decide
 from ..domain.decision import RunOverError, require_live
 from ..domain.errors import AutopackError
-from ..domain.events import wire_time
 from ..domain.evolve import fold
 from ..domain.money import ZERO_USD
 from ..domain.redaction import redacted
@@ -26,6 +25,7 @@ from ..domain.values import Closed, Text, Word
 from ..models import Lease, Phase
 from ..store import leases, runs
 from ..store.runs import RunBusyError
+from ..views.work import HeartbeatAnswer, LeaseAnswer, ReleaseAnswer, WorkItemAnswer
 from .after_commit import ProjectionLaggingError
 from .change import RunChange
 from .context import AppContext
@@ -59,7 +59,7 @@ class Release(Closed):
     account: Annotated[Word | None, Field(description=ACCOUNT_MEANING)] = None
 
 
-def claim(context: AppContext, run_id: str, wanted: Claim) -> dict[str, Any] | None:
+def claim(context: AppContext, run_id: str, wanted: Claim) -> WorkItemAnswer | None:
     """Give an agent the run's next work item, or None when there is none just now.
 
     Raises RunOverError when there never will be, or when asking has shown that nothing is left.
@@ -70,7 +70,7 @@ def claim(context: AppContext, run_id: str, wanted: Claim) -> dict[str, Any] | N
     return item
 
 
-def claim_any(context: AppContext, wanted: Claim) -> dict[str, Any] | None:
+def claim_any(context: AppContext, wanted: Claim) -> WorkItemAnswer | None:
     """Give an agent the next work item of the oldest run that has one.
 
     Busy runs are passed by, and so are those that something is wrong with: it is told to whoever
@@ -95,7 +95,7 @@ def claim_any(context: AppContext, wanted: Claim) -> dict[str, Any] | None:
 
 def peek(
     context: AppContext, run_id: str, role: Role, account: str | None = None
-) -> dict[str, Any] | None:
+) -> WorkItemAnswer | None:
     """Return what a claim would give now, without a lease; nothing changes.
 
     None too while something is overdue, which is settled by the next request or in a moment.
@@ -120,7 +120,7 @@ def heartbeat(
     token: str,
     tokens_used: int,
     cost_usd: Decimal = ZERO_USD,
-) -> dict[str, Any]:
+) -> HeartbeatAnswer:
     """Extend a lease, unless its agent has to stop; say so either way.
 
     One that has to stop for its budget's sake keeps the time that it has, to hand in its result.
@@ -138,14 +138,14 @@ def heartbeat(
                 expires_at = max(expires_at, claiming.lease_end(state, now, lease.seconds))
             leases.extend(session, lease, phase, expires_at, tokens_used, cost_usd)
             session.commit()
-            return {"directive": directive, "reason": reason, "expires_at": expires_at}
+            return HeartbeatAnswer(directive=directive, reason=reason, expires_at=expires_at)
     with changing(context, run_id) as change:  # lets the lease lapse, if it is that
         reason = (
             f"the run is {change.run.state}"
             if change.state.is_over
             else "the lease was lost: it lapsed, was used, or the phase went on"
         )
-    return {"directive": Directive.STOP, "reason": reason, "expires_at": None}
+    return HeartbeatAnswer(directive=Directive.STOP, reason=reason, expires_at=None)
 
 
 def release(
@@ -184,12 +184,12 @@ def release(
             )
             settle(change)
             turn.answer(
-                {
-                    "message": f"the lease was given back, no try is used; phase '{phase_id}' is "
+                ReleaseAnswer(
+                    message=f"the lease was given back, no try is used; phase '{phase_id}' is "
                     f"{phase.state}",
-                    "phase_state": phase.state,
-                    "retry_at": phase.retry_at and wire_time(phase.retry_at),
-                }
+                    phase_state=phase.state,
+                    retry_at=phase.retry_at,
+                )
             )
     return turn.result()
 
@@ -209,13 +209,13 @@ def check_lease(change: RunChange, phase: Phase, role: Role, token: str | None) 
 
 def _claim(
     context: AppContext, run_id: str, wanted: Claim, *, is_waiting: bool
-) -> tuple[dict[str, Any] | None, RunChange]:
+) -> tuple[WorkItemAnswer | None, RunChange]:
     """Give an agent what a run has for it, and return the change that did so.
 
     A lease that is recorded is handed over even where branch or files lag behind: nobody could ask
     for it again.
     """
-    item: dict[str, Any] | None = None
+    item: WorkItemAnswer | None = None
     wanted = redacted(wanted)
     try:
         with changing(context, run_id, is_waiting=is_waiting) as change:
@@ -227,7 +227,7 @@ def _claim(
     return item, change
 
 
-def _take(change: RunChange, wanted: Claim) -> dict[str, Any] | None:
+def _take(change: RunChange, wanted: Claim) -> WorkItemAnswer | None:
     role, now = wanted.role, change.now
     change.decide(claiming.WorkAsked(role, wanted.account))
     found = claiming.find_claimable(change.state, role, now, wanted.account)
@@ -261,11 +261,11 @@ def _take(change: RunChange, wanted: Claim) -> dict[str, Any] | None:
     )
     state = change.phase_state(phase.phase_id)
     item = work_item(change.context, change.session, change.run, change.state, state, role)
-    item["lease"] = {
-        "token": token,
-        "fence": lease.fence,
-        "expires_at": lease.expires_at,
-        "tokens_reserved": found.tokens,
-        "cost_reserved_usd": found.cost,
-    }
+    item.lease = LeaseAnswer(
+        token=token,
+        fence=lease.fence,
+        expires_at=lease.expires_at,
+        tokens_reserved=found.tokens,
+        cost_reserved_usd=found.cost,
+    )
     return item

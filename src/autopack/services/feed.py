@@ -18,10 +18,10 @@ from sqlalchemy import Engine
 
 from ..domain.errors import UnavailableError
 from ..domain.events import canonical_json, event_document
-from ..domain.states import RunStatus
 from ..store import feed as store
 from ..store import runs
 from ..store.feed import FeedEvent, Listener
+from ..views.events import EndOfRun
 from .availability import OUTAGES
 from .context import AppContext
 
@@ -48,14 +48,6 @@ class FeedItem:
     sequence: int
     kind: str
     document: str
-
-
-@dataclass(frozen=True, slots=True)
-class EndOfRun:
-    """The run is over, and everything has been told."""
-
-    run_id: str
-    state: RunStatus
 
 
 class View(Protocol):
@@ -268,7 +260,7 @@ class RunView:
         newest = page[-1].sequence if page else last
         if end is None or end[1] > newest:
             return page, None
-        return page, EndOfRun(self._run_id, end[0])
+        return page, EndOfRun(run_id=self._run_id, state=end[0])
 
 
 class AllView:

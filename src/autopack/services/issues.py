@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
-
-from pydantic_core import to_jsonable_python
 
 from ..domain.decision import require_live
 from ..domain.issue_rules import IssueSeen, IssuesSeen
 from ..domain.issues import BacklogStatus, IssueReport, base_severity, needs_cleanup
 from ..domain.redaction import redacted
-from ..domain.reports import (
-    BacklogIssueReport,
-    BacklogReportEntry,
-    IndexEntry,
-    RunIndex,
-    read_off,
-)
 from ..domain.terms import Severity
 from ..models import BacklogEntry, Phase
 from ..store import issues, runs
+from ..views.issues import (
+    BacklogEntryAnswer,
+    BacklogIssueAnswer,
+    IssueIndexAnswer,
+    RecordIssueAnswer,
+)
 from .change import RunChange
 from .context import AppContext
 from .projection import project_backlog, run_index
@@ -52,16 +48,14 @@ def record_issue(
             ((seen, entry),) = weigh_issues(change, phase, [report])
             change.decide(IssuesSeen(phase_id=phase_id, issues=(seen,)))
             settle(change)
-            index = change.index().issues_by_key[report.issue_key]
             file = context.mirror.phase_issue_file(run_id, phase.phase_index, phase_id)
             turn.answer(
-                {
-                    "message": f"issue '{report.issue_key}' is recorded",
-                    "phase_file": str(context.mirror.runs_dir / file),
-                    "run_index_entry": _document(index),
-                    "project_backlog_entry": entry
-                    and _document(read_off(BacklogReportEntry, entry)),
-                }
+                RecordIssueAnswer(
+                    message=f"issue '{report.issue_key}' is recorded",
+                    phase_file=str(context.mirror.runs_dir / file),
+                    run_index_entry=change.index().issues_by_key[report.issue_key],
+                    project_backlog_entry=BacklogEntryAnswer.of(entry) if entry else None,
+                )
             )
     return turn.result()
 
@@ -138,7 +132,7 @@ def _age(change: RunChange, entry: BacklogEntry, severity: Severity) -> Severity
     return Severity.MAJOR if was_aged_before else severity
 
 
-def issue_index(context: AppContext, run_id: str) -> RunIndex:
+def issue_index(context: AppContext, run_id: str) -> IssueIndexAnswer:
     """Return the run's issues by key."""
     with context.reading() as session:
         return run_index(session, runs.get_run(session, run_id))
@@ -152,7 +146,7 @@ def backlog(
     status: BacklogStatus | None,
     category: str | None,
     severity: Severity | None,
-) -> tuple[list[BacklogReportEntry], int | None]:
+) -> tuple[list[BacklogEntryAnswer], int | None]:
     """Return a page of the project's backlog, and where the next one begins."""
     with context.reading() as session:
         rows = issues.list_backlog(
@@ -166,10 +160,10 @@ def backlog(
         )
     page = rows[:limit]
     more = page[-1].id if len(rows) > limit else None
-    return [read_off(BacklogReportEntry, row) for row in page], more
+    return [BacklogEntryAnswer.of(row) for row in page], more
 
 
-def backlog_issue(context: AppContext, issue_key: str) -> BacklogIssueReport:
+def backlog_issue(context: AppContext, issue_key: str) -> BacklogIssueAnswer:
     """Return an issue of the backlog, what was last said of it, and where it was last seen.
 
     Raises NotFoundError.
@@ -178,28 +172,27 @@ def backlog_issue(context: AppContext, issue_key: str) -> BacklogIssueReport:
         entry = issues.get_backlog_entry(session, context.settings.project_id, issue_key)
         description, evidence = issues.last_words(session, entry)
         places = issues.list_places(session, entry, MAX_PLACES)
-    return read_off(
-        BacklogIssueReport,
+    return BacklogIssueAnswer.of(
         entry,
         description=description,
-        evidence_refs=tuple(evidence),
-        places=tuple(places),
+        evidence_refs=evidence,
+        places=places,
     )
 
 
-def resolve_backlog_issue(context: AppContext, issue_key: str) -> BacklogReportEntry:
+def resolve_backlog_issue(context: AppContext, issue_key: str) -> BacklogEntryAnswer:
     """Close an issue of the backlog at the operator's word; a new sighting reopens it."""
     return _set_backlog_status(context, issue_key, BacklogStatus.RESOLVED)
 
 
-def reopen_backlog_issue(context: AppContext, issue_key: str) -> BacklogReportEntry:
+def reopen_backlog_issue(context: AppContext, issue_key: str) -> BacklogEntryAnswer:
     """Open a resolved issue of the backlog again; its age stays."""
     return _set_backlog_status(context, issue_key, BacklogStatus.OPEN)
 
 
 def _set_backlog_status(
     context: AppContext, issue_key: str, wanted: BacklogStatus
-) -> BacklogReportEntry:
+) -> BacklogEntryAnswer:
     with context.writing() as session:
         entry = issues.lock_backlog_entry(session, context.settings.project_id, issue_key)
         if wanted is BacklogStatus.RESOLVED:
@@ -208,10 +201,4 @@ def _set_backlog_status(
             entry.status, entry.resolved_at = wanted, None
         session.commit()
     project_backlog(context)
-    return read_off(BacklogReportEntry, entry)
-
-
-def _document(entry: IndexEntry | BacklogReportEntry) -> dict[str, Any]:
-    """Write an entry as JSON values."""
-    document: dict[str, Any] = to_jsonable_python(entry)
-    return document
+    return BacklogEntryAnswer.of(entry)

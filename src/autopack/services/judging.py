@@ -13,6 +13,7 @@ from ..domain.sightings import CI_SOURCE
 from ..domain.terms import CiMode, Sandbox, Severity, Verdict
 from ..models import CiRun, Phase
 from ..store import ci_runs, runs
+from ..views.results import CiResultAnswer
 from .change import RunChange
 from .context import AppContext
 from .issues import seen_issues
@@ -73,14 +74,13 @@ def submit_ci_result(
             change.decide(weigh_verdict(change, phase, run, flaky_checks=flaky_checks))
             settle(change)
             turn.answer(
-                {
-                    "message": f"CI of phase '{phase_id}' is {verdict}; "
-                    f"the phase is {phase.state}",
-                    "ci_run_id": run.id,
-                    "verdict": verdict,
-                    "phase_state": phase.state,
-                    "run_state": change.run.state,
-                }
+                CiResultAnswer(
+                    message=f"CI of phase '{phase_id}' is {verdict}; the phase is {phase.state}",
+                    ci_run_id=run.id,
+                    verdict=verdict,
+                    phase_state=phase.state,
+                    run_state=change.run.state,
+                )
             )
     return turn.result()
 

@@ -6,7 +6,7 @@ from ..domain.events import OPERATOR
 from ..domain.operating import StatusByHand
 from ..domain.states import PhaseStatus
 from ..domain.values import Closed, Count
-from ..models import Phase
+from ..views.runs import PhaseAnswer
 from .context import AppContext
 from .opening import changing
 from .settling import settle
@@ -22,7 +22,9 @@ class StatusChange(Closed):
     major_issues_count: Count | None = None
 
 
-def update_status(context: AppContext, run_id: str, phase_id: str, wanted: StatusChange) -> Phase:
+def update_status(
+    context: AppContext, run_id: str, phase_id: str, wanted: StatusChange
+) -> PhaseAnswer:
     """Move a phase by hand and count its tokens.
 
     Raises NotFoundError, IllegalTransitionError, PhaseNotNextError, RunOverError.
@@ -40,4 +42,4 @@ def update_status(context: AppContext, run_id: str, phase_id: str, wanted: Statu
         ):
             if value is not None:
                 setattr(row, claim, value)
-    return row
+    return PhaseAnswer.of(row)

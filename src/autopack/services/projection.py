@@ -12,24 +12,16 @@ from sqlalchemy.orm import Session
 from ..domain import run_issues
 from ..domain.errors import AutopackError
 from ..domain.events import canonical_json, event_document
-from ..domain.metrics import OpenIssue
 from ..domain.naming import branch_ref, snapshot_ref
-from ..domain.reports import (
-    AttemptReport,
-    BacklogReportEntry,
-    IssueReportEntry,
-    PhaseReport,
-    RunIndex,
-    RunReport,
-    TierReport,
-    read_off,
-)
 from ..domain.results import log_tail
 from ..domain.run import FailureCode
-from ..domain.run_issues import RunIssue, index_of
+from ..domain.run_issues import OpenIssue, RunIssue, index_of
 from ..mirror import PULL_REQUEST, RECORD, pull_request, pull_request_page, render_run, run_record
 from ..models import EventRow, Phase, Run
 from ..store import ci_runs, issues, runs, submissions
+from ..views.issues import BacklogEntryAnswer, IssueIndexAnswer, PhaseIssue
+from ..views.results import AttemptDetail
+from ..views.runs import PhaseDetail, RunDetail, TierDetail
 from .context import AppContext
 from .rebuilding import require_objects
 
@@ -77,7 +69,7 @@ def project(
     run: Run,
     *,
     phases: Collection[str] | None,
-    index: RunIndex | None,
+    index: IssueIndexAnswer | None,
 ) -> None:
     """Write a run's files: of the phases named, or of all, with their tiers and the summary.
 
@@ -86,14 +78,14 @@ def project(
     if run.ended_at is not None:
         context.mirror.write_files(*finished_files(session, run))
         return
-    report = run_report(session, run, detailed=phases)
+    report = run_detail(session, run, detailed=phases)
     documents = _strategy(session, run) if phases is None else {}
     context.mirror.write_run(report, phases=phases, index=index, documents=documents)
 
 
-def finished_files(session: Session, run: Run) -> tuple[RunReport, dict[str, bytes]]:
+def finished_files(session: Session, run: Run) -> tuple[RunDetail, dict[str, bytes]]:
     """Return all files of a run that is over, by name, and the report that they were made of."""
-    report = run_report(session, run, detailed=None)
+    report = run_detail(session, run, detailed=None)
     files = _strategy(session, run)
     found = issues.list_run_issues(session, run.id)
     request = pull_request(
@@ -130,21 +122,21 @@ def project_backlog(context: AppContext) -> None:
     """Write the project's backlog as it stands now."""
     project_id = context.settings.project_id
 
-    def read() -> list[BacklogReportEntry]:
+    def read() -> list[BacklogEntryAnswer]:
         with context.reading() as session:
             rows = issues.list_backlog(session, project_id)
-        return [read_off(BacklogReportEntry, row) for row in rows]
+        return [BacklogEntryAnswer.of(row) for row in rows]
 
     context.mirror.write_backlog(project_id, read)
 
 
-def run_index(session: Session, run: Run) -> RunIndex:
+def run_index(session: Session, run: Run) -> IssueIndexAnswer:
     """Return the run's issues by key."""
     return _index(run, issues.list_run_issues(session, run.id))
 
 
-def _index(run: Run, found: Sequence[RunIssue]) -> RunIndex:
-    return RunIndex(run_id=run.run_id, issues_by_key=index_of(found))
+def _index(run: Run, found: Sequence[RunIssue]) -> IssueIndexAnswer:
+    return IssueIndexAnswer(run_id=run.run_id, issues_by_key=index_of(found))
 
 
 def open_issues(
@@ -160,7 +152,7 @@ def open_issues(
     return [replace(issue, description=texts.get(issue.issue_key)) for issue in gravest]
 
 
-def run_report(session: Session, run: Run, *, detailed: Collection[str] | None) -> RunReport:
+def run_detail(session: Session, run: Run, *, detailed: Collection[str] | None) -> RunDetail:
     """Return a run with attempts and issues of the `detailed` phases, None: of all."""
     by_name = runs.phases_of(run)
     wanted = [
@@ -169,38 +161,37 @@ def run_report(session: Session, run: Run, *, detailed: Collection[str] | None) 
         if (detailed is None or name in detailed) and run.event_sequence > 1
     ]
     tried = [phase for phase in wanted if phase.state.is_final or _was_tried(phase)]
-    attempts = attempt_reports(session, tried) if tried else {}
-    found: dict[int, list[IssueReportEntry]] = {}
+    attempts = attempts_of(session, tried) if tried else {}
+    found: dict[int, list[PhaseIssue]] = {}
     if wanted:
         for issue in issues.list_issues(session, [phase.id for phase in wanted]):
-            found.setdefault(issue.phase_pk, []).append(read_off(IssueReportEntry, issue))
+            found.setdefault(issue.phase_pk, []).append(PhaseIssue.of(issue))
     tiers = []
     for tier in run.tiers:
-        members = tuple(_phase_report(phase, attempts, found) for phase in tier.phases)
-        tiers.append(read_off(TierReport, tier, phases=members))
-    return read_off(RunReport, run, tiers=tuple(tiers), head_commit=run.work_commit)
+        members = [_phase_detail(phase, attempts, found) for phase in tier.phases]
+        tiers.append(TierDetail.of(tier, phases=members))
+    return RunDetail.of(run, tiers=tiers, head_commit=run.work_commit)
 
 
 def _was_tried(phase: Phase) -> bool:
     return phase.builder_attempts_used + phase.auditor_attempts_used > 0
 
 
-def _phase_report(
+def _phase_detail(
     phase: Phase,
-    attempts: dict[int, list[AttemptReport]],
-    found: dict[int, list[IssueReportEntry]],
-) -> PhaseReport:
-    return read_off(
-        PhaseReport,
+    attempts: dict[int, list[AttemptDetail]],
+    found: dict[int, list[PhaseIssue]],
+) -> PhaseDetail:
+    return PhaseDetail.of(
         phase,
         # That of a lease moves with each heartbeat, which writes no file.
         deadline_at=None if phase.lease_id is not None else phase.deadline_at,
-        attempts=tuple(attempts.get(phase.id, ())),
-        issues=tuple(found.get(phase.id, ())),
+        attempts=attempts.get(phase.id, []),
+        issues=found.get(phase.id, []),
     )
 
 
-def attempt_reports(session: Session, phases: Sequence[Phase]) -> dict[int, list[AttemptReport]]:
+def attempts_of(session: Session, phases: Sequence[Phase]) -> dict[int, list[AttemptDetail]]:
     """Return the submissions to each phase, with the commits and CI's logs that came of them."""
     phase_pks = [phase.id for phase in phases]
     rows = submissions.list_submissions(session, phase_pks)
@@ -210,14 +201,13 @@ def attempt_reports(session: Session, phases: Sequence[Phase]) -> dict[int, list
     ci_tails = ci_runs.list_tails(session, judged) if judged else {}
     files = submissions.list_patch_files(session, [row.id for row in rows])
     commits = submissions.list_patch_commits(session, phase_pks)
-    attempts: dict[int, list[AttemptReport]] = {}
+    attempts: dict[int, list[AttemptDetail]] = {}
     for row in rows:
         mine = commits.get(row.id, ())
-        report = read_off(
-            AttemptReport,
+        report = AttemptDetail.of(
             row,
-            commits=tuple(mine),
-            files_changed=tuple(files.get(row.id, ())),
+            commits=list(mine),
+            files_changed=files.get(row.id, []),
             notes=row.body.get("notes") or row.body.get("review_notes"),
             log_tail=log_tail(row.body, [tail for sha in mine for tail in ci_tails.get(sha, ())]),
             # A new ticket has an order of its own, one from Postgres another: files have one.

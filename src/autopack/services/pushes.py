@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -16,6 +15,7 @@ from ..jobs.queue import defer
 from ..models import Run
 from ..store import pushes
 from ..store.pushes import PushOrder
+from ..views.branches import RemoteAnswer
 from .context import AppContext
 
 logger = structlog.get_logger(__name__)
@@ -27,19 +27,6 @@ TASK: Final = "push_branch"
 MOVED_HERE: Final = (
     "somebody moved the run's branch in the repository, so it is not pushed any more"
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RemoteStatus:
-    """What the remote has of a run's branch. `attempts` counts since the last success."""
-
-    url: str
-    pushed_commit: str | None = None
-    pushed_at: datetime | None = None
-    is_up_to_date: bool = False
-    attempts: int = 0
-    last_error: str | None = None
-    next_try_at: datetime | None = None
 
 
 class PushesFailError(UnavailableError):
@@ -87,16 +74,24 @@ def push_branch(context: AppContext, remote: Remote, run_pk: int) -> None:
             pass
 
 
-def remote_status(context: AppContext, session: Session, run: Run) -> RemoteStatus | None:
+def remote_status(context: AppContext, session: Session, run: Run) -> RemoteAnswer | None:
     """Return what the remote has of a run's branch; None: there is no remote."""
     remote = context.repository.remote
     if remote is None:
         return None
     push = pushes.find_push(session, run.id)
     if push is None:
-        return RemoteStatus(url=remote.url)
+        return RemoteAnswer(
+            url=remote.url,
+            pushed_commit=None,
+            pushed_at=None,
+            is_up_to_date=False,
+            attempts=0,
+            last_error=None,
+            next_try_at=None,
+        )
     is_there = push.pushed_to == remote.url
-    return RemoteStatus(
+    return RemoteAnswer(
         url=remote.url,
         pushed_commit=push.pushed_commit if is_there else None,
         pushed_at=push.pushed_at if is_there else None,

@@ -16,6 +16,7 @@ from ..domain.events import SUPERVISOR, canonical_json
 from ..models import Reply
 from ..store import submissions
 from ..store.leases import hash_token
+from ..views import Shape
 from .change import RunChange
 from .context import AppContext
 from .opening import changing
@@ -133,9 +134,9 @@ class Turn:
     def is_new(self) -> bool:
         return self._given is None
 
-    def answer(self, body: dict[str, Any]) -> None:
+    def answer(self, view: Shape) -> None:
         """Answer with this, once the change is committed."""
-        self._body = body
+        self._body = view.model_dump(mode="json")
 
     def refuse(self, refusal: AutopackError) -> None:
         """Commit the change, and then refuse the request: it has used up a try."""

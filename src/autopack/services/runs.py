@@ -11,7 +11,6 @@ from ..domain.events import GENESIS_HASH, OPERATOR, SUPERVISOR, RunStarted, cano
 from ..domain.naming import branch_name, branch_ref, snapshot_ref
 from ..domain.operating import Cancel
 from ..domain.plan import DebtPhase, Plan, PlanPhase
-from ..domain.reports import AttemptReport, RunIndex
 from ..domain.secret_rules import redact
 from ..domain.starting import starting_state
 from ..domain.states import RunStatus
@@ -20,11 +19,14 @@ from ..domain.terms import CiMode, CiProfile
 from ..gitrepo import RefUpdate
 from ..models import EventRow, Phase, Run, Tier
 from ..store import runs
+from ..views.issues import IssueIndexAnswer
+from ..views.results import AttemptsAnswer
+from ..views.runs import RunAnswer, RunSummaryAnswer
 from .after_commit import after_commit, commit_for_good
 from .ci import checks_of
 from .context import AppContext
 from .opening import changing, locked_session, up_to_date
-from .projection import attempt_reports, project
+from .projection import attempts_of, project
 from .rulesets import plan_under, read_ruleset, strategy_version
 from .settling import settle
 
@@ -33,7 +35,7 @@ class RunExistsError(ConflictError):
     code = "run_exists"
 
 
-def start_run(context: AppContext, plan: Plan) -> tuple[Run, bool]:
+def start_run(context: AppContext, plan: Plan) -> tuple[RunAnswer, bool]:
     """Start a run, or return the one that the same plan started; say whether it is new.
 
     Raises InvalidPlanError, InvalidRulesetError, RunExistsError, RefNameTakenError, and
@@ -48,7 +50,7 @@ def start_run(context: AppContext, plan: Plan) -> tuple[Run, bool]:
             if existing.plan_sha256 == digest and existing.run_id == run_id:
                 if existing.mirrored_revision < existing.revision:
                     existing = up_to_date(context, session, run_id)
-                return existing, False
+                return RunAnswer.of(existing), False
             raise RunExistsError(
                 f"run '{existing.run_id}' exists, with another plan; choose another run_id"
             )
@@ -65,17 +67,17 @@ def start_run(context: AppContext, plan: Plan) -> tuple[Run, bool]:
             commit_for_good(session)
             after_commit(run, refs.commit)
         after_commit(run, lambda: _write_files(context, session, run))
-    return run, True
+    return RunAnswer.of(run), True
 
 
-def get_run(context: AppContext, run_id: str) -> Run:
+def get_run(context: AppContext, run_id: str) -> RunAnswer:
     """Return a run with its tiers and phases; one whose time is up ends first."""
     with context.reading() as session:
         run = runs.get_run(session, run_id)
     if run.ended_at is None and run.deadline_at <= context.now():
         with changing(context, run_id) as change:
-            return change.run
-    return run
+            return RunAnswer.of(change.run)
+    return RunAnswer.of(run)
 
 
 def list_runs(
@@ -86,10 +88,10 @@ def list_runs(
     status: RunStatus | None,
     project_id: str | None,
     containing: str | None,
-) -> tuple[list[Run], runs.Position | None]:
+) -> tuple[list[RunSummaryAnswer], runs.Position | None]:
     """Return a page of runs, newest first, without their tiers, and where the next one begins."""
     with context.reading() as session:
-        return runs.list_runs(
+        page, more = runs.list_runs(
             session,
             limit=limit,
             before=before,
@@ -97,14 +99,15 @@ def list_runs(
             project_id=project_id,
             containing=containing,
         )
+    return [RunSummaryAnswer.of(run) for run in page], more
 
 
-def cancel_run(context: AppContext, run_id: str, reason: str) -> Run:
+def cancel_run(context: AppContext, run_id: str, reason: str) -> RunAnswer:
     """End a run at the operator's word; a run that is over stays as it is, 409."""
     with changing(context, run_id, actor=OPERATOR) as change:
         change.decide(Cancel(redact(reason)))
         settle(change)
-    return change.run
+    return RunAnswer.of(change.run)
 
 
 def list_events(
@@ -119,15 +122,22 @@ def list_events(
     return rows[:limit], more
 
 
-def list_attempts(context: AppContext, run_id: str, phase_id: str) -> list[AttemptReport]:
+def list_attempts(context: AppContext, run_id: str, phase_id: str) -> AttemptsAnswer:
     """Return what Builders and Auditors posted to a phase, and what came of it."""
     with context.reading() as session:
         phase = runs.get_phase(runs.get_run(session, run_id), phase_id)
-        return attempt_reports(session, [phase]).get(phase.id, [])
+        found = attempts_of(session, [phase]).get(phase.id, [])
+    return AttemptsAnswer(run_id=run_id, phase_id=phase_id, attempts=[*found])
 
 
 def _write_files(context: AppContext, session: Session, run: Run) -> None:
-    project(context, session, run, phases=None, index=RunIndex(run_id=run.run_id, issues_by_key={}))
+    project(
+        context,
+        session,
+        run,
+        phases=None,
+        index=IssueIndexAnswer(run_id=run.run_id, issues_by_key={}),
+    )
     runs.mark_mirrored(session, run.id, run.revision)
 
 

@@ -8,16 +8,26 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from ..domain.issues import IssueStatus
 from ..domain.money import ZERO_USD
 from ..domain.path_policy import DEFAULT_PROTECTED
-from ..domain.reports import AttemptReport, IssueReportEntry, read_off
 from ..domain.run import PhaseState, RunState
 from ..domain.terms import Role
 from ..models import Phase, Run
 from ..store import audits, issues, runs, submissions
+from ..views.work import (
+    GateAnswer,
+    LeftAnswer,
+    OpenIssueAnswer,
+    PastAttemptAnswer,
+    RepositoryAnswer,
+    ReviewAnswer,
+    TaskAnswer,
+    WorkItemAnswer,
+)
 from .context import AppContext
 from .patching import most_files
-from .projection import attempt_reports
+from .projection import attempts_of
 
 AGED_ISSUES = 20
 
@@ -29,66 +39,57 @@ def work_item(
     run_state: RunState,
     state: PhaseState,
     role: Role,
-) -> dict[str, Any]:
+) -> WorkItemAnswer:
     """Return a phase as work for an agent; its lease is not part of it."""
     phase = runs.get_phase(run, state.phase_id)
     strategy = runs.get_strategy(session, run)
-    attempts = attempt_reports(session, [phase]).get(phase.id, [])
-    item: dict[str, Any] = {
-        "role": role,
-        "run_id": run.run_id,
-        "tier_id": phase.tier_id,
-        "phase_id": phase.phase_id,
-        "lease": None,
-        "task": {
-            "name": phase.name,
-            "description": phase.description,
-            "task_category": phase.task_category,
-            "complexity": phase.complexity,
-            "builder_mode": phase.builder_mode,
-            "allow_empty": phase.allow_empty,
-            "allowed_paths": phase.allowed_paths,
-            "expected_issues": phase.expected_issues,
-            "issue_key": phase.issue_key,
-        },
-        "repository": {
-            "path": str(context.repository.path),
-            "remote": context.repository.remote.url if context.repository.remote else None,
-            "branch": run.branch,
-            "base_commit": run.head_commit,
-        },
-        "left": _left(context, run_state, state),
-        "gate": _gate(context, strategy, run, phase),
-        "history": [_attempt(attempt) for attempt in attempts],
-        "open_issues": _open_issues(session, phase),
-        "aged_issues": [
-            entry.issue_key
-            for entry in issues.list_needing_cleanup(
-                session, run.project_id, limit=AGED_ISSUES, category=phase.task_category
-            )
+    attempts = attempts_of(session, [phase]).get(phase.id, [])
+    remote = context.repository.remote
+    aged = issues.list_needing_cleanup(
+        session, run.project_id, limit=AGED_ISSUES, category=phase.task_category
+    )
+    is_review = role is Role.AUDITOR
+    return WorkItemAnswer(
+        role=role,
+        run_id=run.run_id,
+        tier_id=phase.tier_id,
+        phase_id=phase.phase_id,
+        lease=None,
+        task=TaskAnswer.of(phase),
+        repository=RepositoryAnswer(
+            path=str(context.repository.path),
+            remote=remote.url if remote else None,
+            branch=run.branch,
+            base_commit=run.head_commit,
+        ),
+        left=_left(context, run_state, state),
+        gate=_gate(context, strategy, run, phase),
+        history=[PastAttemptAnswer.of(attempt) for attempt in attempts],
+        open_issues=[
+            OpenIssueAnswer.of(issue)
+            for issue in issues.list_issues(session, [phase.id])
+            if issue.status is IssueStatus.OPEN
         ],
-        "review": None,
-        "unavailable_messages": strategy.get("unavailable_messages", {}),
-    }
-    if role is Role.AUDITOR:
-        item["review"] = _review(context, session, run, phase, state)
-    return item
+        aged_issues=[entry.issue_key for entry in aged],
+        review=_review(context, session, run, phase, state) if is_review else None,
+        unavailable_messages=strategy.get("unavailable_messages", {}),
+    )
 
 
-def _left(context: AppContext, run: RunState, phase: PhaseState) -> dict[str, int | Decimal | None]:
+def _left(context: AppContext, run: RunState, phase: PhaseState) -> LeftAnswer:
     """Return what an agent may still spend: what others have reserved is not its."""
     tier = next(tier for tier in run.tiers if tier.tier_id == phase.tier_id)
     minutes = int((run.deadline_at - context.now()).total_seconds() // 60)
     spoken_for = run.tokens_used + run.tokens_reserved - phase.tokens_reserved
-    return {
-        "builder_attempts": phase.builder_tries_left,
-        "auditor_attempts": phase.auditor_tries_left,
-        "phase_tokens": max(0, phase.incident_token_cap - phase.tokens_used),
-        "tier_tokens": max(0, tier.token_cap - tier.tokens_used),
-        "run_tokens": max(0, run.token_cap - spoken_for),
-        "run_cost_usd": _cost_left(run, phase),
-        "minutes": max(0, minutes),
-    }
+    return LeftAnswer(
+        builder_attempts=phase.builder_tries_left,
+        auditor_attempts=phase.auditor_tries_left,
+        phase_tokens=max(0, phase.incident_token_cap - phase.tokens_used),
+        tier_tokens=max(0, tier.token_cap - tier.tokens_used),
+        run_tokens=max(0, run.token_cap - spoken_for),
+        run_cost_usd=_cost_left(run, phase),
+        minutes=max(0, minutes),
+    )
 
 
 def _cost_left(run: RunState, phase: PhaseState) -> Decimal | None:
@@ -98,57 +99,35 @@ def _cost_left(run: RunState, phase: PhaseState) -> Decimal | None:
     return max(ZERO_USD, run.cost_cap_usd - spoken_for)
 
 
-def _gate(context: AppContext, strategy: dict[str, Any], run: Run, phase: Phase) -> dict[str, Any]:
+def _gate(context: AppContext, strategy: dict[str, Any], run: Run, phase: Phase) -> GateAnswer:
     settings = context.settings
     profiles = strategy["ci"]["profiles"]
-    return {
-        "auto_apply": phase.auto_apply,
-        "protected_paths": [*DEFAULT_PROTECTED, *run.protected_paths],
-        "opened_paths": phase.opened_paths,
-        "max_patch_bytes": settings.max_patch_bytes,
-        "max_patch_files": most_files(settings, phase),
-        "ci_profile": phase.ci_profile,
-        "ci_command": profiles[phase.ci_profile]["command"] if phase.has_ci else None,
-    }
-
-
-def _attempt(attempt: AttemptReport) -> dict[str, Any]:
-    return {
-        "role": attempt.role,
-        "attempt": attempt.attempt,
-        "agent": attempt.agent,
-        "outcome": attempt.outcome,
-        "reason": attempt.reason,
-        "notes": attempt.notes,
-        "log_tail": attempt.log_tail,
-        "ticket": attempt.ticket,
-        "commits": list(attempt.commits),
-    }
-
-
-def _open_issues(session: Session, phase: Phase) -> list[IssueReportEntry]:
-    return [
-        read_off(IssueReportEntry, issue)
-        for issue in issues.list_issues(session, [phase.id])
-        if issue.status == "open"
-    ]
+    return GateAnswer(
+        auto_apply=phase.auto_apply,
+        protected_paths=[*DEFAULT_PROTECTED, *run.protected_paths],
+        opened_paths=phase.opened_paths,
+        max_patch_bytes=settings.max_patch_bytes,
+        max_patch_files=most_files(settings, phase),
+        ci_profile=phase.ci_profile,
+        ci_command=profiles[phase.ci_profile]["command"] if phase.has_ci else None,
+    )
 
 
 def _review(
     context: AppContext, session: Session, run: Run, phase: Phase, state: PhaseState
-) -> dict[str, Any]:
+) -> ReviewAnswer:
     """Return what there is to review: the held patch, or what the phase has put on the branch."""
     audit = audits.find_open_audit(session, phase.id)
-    review: dict[str, Any] = {
-        "audit_id": audit.id if audit else None,
-        "review_focus": audit.review_focus if audit else None,
-        "auditor_profile": (audit.auditor_profile if audit else None) or phase.auditor_profile,
-        "is_pending": state.pending_submission_id is not None,
-        "patch_content": None,
-        "patch_content_base64": None,
-        "notes": None,
-        "probe_results": [],
-    }
+    review = ReviewAnswer(
+        audit_id=audit.id if audit else None,
+        review_focus=audit.review_focus if audit else None,
+        auditor_profile=(audit.auditor_profile if audit else None) or phase.auditor_profile,
+        is_pending=state.pending_submission_id is not None,
+        patch_content=None,
+        patch_content_base64=None,
+        notes=None,
+        probe_results=[],
+    )
     if state.pending_submission_id is not None:
         held = submissions.list_patches(session, state.pending_submission_id)
         content = b"".join(patch.content for patch in held)
@@ -157,11 +136,11 @@ def _review(
     else:
         content = b""
     try:
-        review["patch_content"] = content.decode()
+        review.patch_content = content.decode()
     except UnicodeDecodeError:
-        review["patch_content_base64"] = base64.b64encode(content).decode()
+        review.patch_content_base64 = base64.b64encode(content).decode()
     latest = submissions.find_latest(session, phase.id, Role.BUILDER)
     if latest is not None:
-        review["notes"] = latest.body.get("notes")
-        review["probe_results"] = latest.body.get("probe_results", [])
+        review.notes = latest.body.get("notes")
+        review.probe_results = latest.body.get("probe_results", [])
     return review

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Collection, Sequence
-from dataclasses import fields
 
 from sqlalchemy import func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from ..domain.errors import NotFoundError
-from ..domain.reports import CiRunReport, read_off
 from ..domain.terms import Verdict
 from ..models import CiLog, CiRun, Phase, Run
+from ..views.record import RecordedCiRun
 
 
 def add_ci_run(session: Session, run: CiRun) -> CiRun:
@@ -23,18 +22,18 @@ def add_ci_run(session: Session, run: CiRun) -> CiRun:
     return run
 
 
-def list_of_run(session: Session, run_pk: int) -> dict[str, list[CiRunReport]]:
+def list_of_run(session: Session, run_pk: int) -> dict[str, list[RecordedCiRun]]:
     """Return a run's judgements by phase, oldest first."""
-    columns = [getattr(CiRun, field.name) for field in fields(CiRunReport)]
+    columns = [getattr(CiRun, name) for name in RecordedCiRun.model_fields]
     query = (
         select(Phase.phase_id, *columns)
         .join(Phase, Phase.id == CiRun.phase_pk)
         .where(CiRun.run_pk == run_pk)
         .order_by(CiRun.id)
     )
-    found: dict[str, list[CiRunReport]] = {}
+    found: dict[str, list[RecordedCiRun]] = {}
     for row in session.execute(query):
-        found.setdefault(row.phase_id, []).append(read_off(CiRunReport, row))
+        found.setdefault(row.phase_id, []).append(RecordedCiRun.of(row))
     return found
 
 

@@ -16,9 +16,9 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from ..domain.events import EventRecord
-from ..domain.reports import read_off
 from ..domain.states import RunStatus
 from ..models import EventRow, Run
+from .rows import read_off
 
 PAGE: Final = 500
 

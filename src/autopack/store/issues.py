@@ -11,11 +11,11 @@ from sqlalchemy.orm import Session
 
 from ..domain.errors import NotFoundError
 from ..domain.issues import MAX_EVIDENCE_REFS, BacklogStatus, IssueReport, IssueStatus
-from ..domain.reports import PlaceReport
 from ..domain.run_issues import RunIssue
 from ..domain.sightings import Sighting as RunSighting
 from ..domain.terms import Severity
 from ..models import BacklogEntry, Issue, Phase, Run, Sighting
+from ..views.issues import PlaceAnswer
 
 
 def find_issue(session: Session, phase_pk: int, issue_key: str) -> Issue | None:
@@ -189,7 +189,7 @@ def _backlog_entry(
     return entry
 
 
-def list_places(session: Session, entry: BacklogEntry, limit: int) -> list[PlaceReport]:
+def list_places(session: Session, entry: BacklogEntry, limit: int) -> list[PlaceAnswer]:
     """Return the phases that saw a key of the backlog, those first that saw it last."""
     query = (
         select(
@@ -204,7 +204,7 @@ def list_places(session: Session, entry: BacklogEntry, limit: int) -> list[Place
         .order_by(*_LAST_SEEN_FIRST)
         .limit(limit)
     )
-    return [PlaceReport(**row._mapping) for row in session.execute(query)]
+    return [PlaceAnswer(**row._mapping) for row in session.execute(query)]
 
 
 def last_words(session: Session, entry: BacklogEntry) -> tuple[str | None, list[str]]:

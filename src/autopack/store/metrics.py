@@ -14,9 +14,10 @@ from sqlalchemy import BigInteger, Float, cast, func, select, text, true
 from sqlalchemy.orm import Session
 from sqlalchemy.sql import ColumnElement, Select
 
-from ..domain.metrics import RunMetrics
+from ..domain.metrics import utilization
 from ..domain.states import Cleanliness, PhaseStatus, RunStatus
 from ..models import Phase, Run, Tier, run_counts
+from ..views.metrics import RunMetricsAnswer
 
 
 def count_runs(session: Session, status: RunStatus | None) -> int:
@@ -34,7 +35,7 @@ def list_run_metrics(
     before: tuple[datetime, int] | None,
     status: RunStatus | None,
     now: datetime,
-) -> list[tuple[int, RunMetrics]]:
+) -> list[tuple[int, RunMetricsAnswer]]:
     """Return runs with their figures, newest first, each with its key.
 
     `before` is a (created_at, id) to go on from; `now` ends the duration of those still live.
@@ -122,6 +123,13 @@ def _in_state(state: PhaseStatus) -> ColumnElement[int]:
     return func.count().filter(Phase.state == state)
 
 
-def _run_metrics(row: dict[str, Any]) -> tuple[int, RunMetrics]:
+def _run_metrics(row: dict[str, Any]) -> tuple[int, RunMetricsAnswer]:
     key = row.pop("id")
-    return key, RunMetrics(**row)
+    figures = {
+        "token_utilization": utilization(row["tokens_used"], row["token_cap"]),
+        "duration_utilization": utilization(row["duration_minutes"], row["max_duration_minutes"]),
+        "minor_issue_utilization": utilization(
+            row["minor_issues_count"], row["max_minor_issues_total"]
+        ),
+    }
+    return key, RunMetricsAnswer.model_validate(row | figures)

@@ -12,20 +12,8 @@ from sqlalchemy.sql import ColumnElement, FromClause
 from sqlalchemy.sql.selectable import LateralFromClause
 
 from ..domain.issues import BacklogStatus
-from ..domain.metrics import (
-    AgingIssue,
-    AttemptCounts,
-    AuditorHelp,
-    BacklogCounts,
-    Budget,
-    BudgetFailure,
-    BudgetTotals,
-    CiCounts,
-    Spender,
-    utilization,
-)
+from ..domain.metrics import has_helped, utilization
 from ..domain.money import ZERO_USD
-from ..domain.reports import read_off
 from ..domain.run import FailureCode
 from ..domain.states import PhaseStatus, RunStatus
 from ..domain.terms import Role, Severity, Verdict
@@ -39,11 +27,24 @@ from ..models import (
     backlog_counts,
     run_counts,
 )
+from ..views.metrics import BudgetAnswer, budget
+from ..views.reports import (
+    AgingIssueAnswer,
+    AttemptCountsAnswer,
+    AuditorHelpAnswer,
+    BacklogCountsAnswer,
+    BudgetFailureAnswer,
+    BudgetTotals,
+    CiCountsAnswer,
+    MoveAnswer,
+    SliceSpenderAnswer,
+    TierSpenderAnswer,
+)
 from .metrics import page_of_runs, total
 
 TOP_SPENDERS = 3
 
-BacklogByCategory = dict[str, BacklogCounts]
+BacklogByCategory = dict[str, BacklogCountsAnswer]
 
 
 # The backlog
@@ -51,7 +52,7 @@ BacklogByCategory = dict[str, BacklogCounts]
 
 def count_backlog(
     session: Session, project_id: str, *, limit: int
-) -> tuple[BacklogCounts, BacklogByCategory]:
+) -> tuple[BacklogCountsAnswer, BacklogByCategory]:
     """Count the backlog's keys, in all and in the `limit` categories that have most of them.
 
     Costs a pass over the kinds of keys that there are, however many keys.
@@ -79,19 +80,19 @@ def count_backlog(
         .order_by(counts["total"].desc(), kind.category)
         .limit(limit)
     )
-    overall = BacklogCounts()
+    overall = dict.fromkeys(counts, 0)
     by_category = {}
     for row in session.execute(query).mappings():
-        overall = BacklogCounts(**{name: row[f"all_{name}"] for name in counts})
-        by_category[row["category"]] = BacklogCounts(**{name: row[name] for name in counts})
-    return overall, by_category
+        overall = {name: row[f"all_{name}"] for name in counts}
+        by_category[row["category"]] = BacklogCountsAnswer.model_validate(dict(row))
+    return BacklogCountsAnswer.model_validate(overall), by_category
 
 
 def _keys(*conditions: ColumnElement[bool]) -> ColumnElement[int]:
     return total(case((and_(*conditions), backlog_counts.c.entries), else_=0))
 
 
-def list_oldest_issues(session: Session, project_id: str, *, limit: int) -> list[AgingIssue]:
+def list_oldest_issues(session: Session, project_id: str, *, limit: int) -> list[AgingIssueAnswer]:
     """Return the unresolved keys that most runs have seen, then most tiers."""
     query = (
         select(BacklogEntry)
@@ -106,12 +107,12 @@ def list_oldest_issues(session: Session, project_id: str, *, limit: int) -> list
         )
         .limit(limit)
     )
-    return [read_off(AgingIssue, row) for row in session.scalars(query)]
+    return [AgingIssueAnswer.of(row) for row in session.scalars(query)]
 
 
 def list_issues_to_clean(
     session: Session, project_id: str, *, limit: int, after: tuple[datetime, int] | None
-) -> list[tuple[int, AgingIssue]]:
+) -> list[tuple[int, AgingIssueAnswer]]:
     """Return the aged keys, those first that have waited longest, each with its own key."""
     query = (
         select(BacklogEntry)
@@ -126,7 +127,7 @@ def list_issues_to_clean(
         query = query.where(text("(needs_cleanup_at, id) > (:at, :id)")).params(
             at=after[0], id=after[1]
         )
-    return [(row.id, read_off(AgingIssue, row)) for row in session.scalars(query)]
+    return [(row.id, AgingIssueAnswer.of(row)) for row in session.scalars(query)]
 
 
 # Runs that a budget ended
@@ -152,7 +153,7 @@ def total_budget_failures(session: Session) -> BudgetTotals:
 
 def list_budget_failures(
     session: Session, *, limit: int, before: tuple[datetime, int] | None
-) -> list[tuple[int, BudgetFailure]]:
+) -> list[tuple[int, BudgetFailureAnswer]]:
     """Return the runs that a budget ended, newest first, each with its key."""
     page = page_of_runs(limit, before, RunStatus.DONE_FAILED_BUDGET_EXHAUSTED).subquery("page")
     phases = (
@@ -221,59 +222,54 @@ def _as_list(top: FromClause, name: str) -> LateralFromClause:
     return select(func.jsonb_agg(ordered).label("spenders")).select_from(top).lateral(name)
 
 
-def _budget_failure(row: Any) -> BudgetFailure:
+def _budget_failure(row: Any) -> BudgetFailureAnswer:
     used = row["tokens_used"]
-    return BudgetFailure(
-        run_id=row["run_id"],
-        project_id=row["project_id"],
-        failure_code=row["failure_code"],
-        failure_reason=row["failure_reason"],
-        budget=_broken_budget(row),
-        tokens_used=used,
-        token_cap=row["token_cap"],
-        cost_usd=row["cost_usd"],
-        cost_cap_usd=row["cost_cap_usd"],
-        created_at=row["created_at"],
-        ended_at=row["ended_at"],
-        phase_count=row["phase_count"],
-        phases_complete=row["phases_complete"],
-        top_tiers=_spenders(row["spenders"], used),
-        top_slices=_spenders(row["slices"], used),
-        auditor=AuditorHelp(
-            phases_reviewed=row["phases_reviewed"],
-            phases_completed=row["reviewed_complete"],
-            attempts_used=row["auditor_attempts"],
-            tokens_used=row["auditor_tokens"],
-        ),
+    return BudgetFailureAnswer.model_validate(
+        {
+            **row,
+            "broken_budget": _broken_budget(row),
+            "token_utilization": utilization(used, row["token_cap"]),
+            "top_tiers": [
+                TierSpenderAnswer(tier_id=name, tokens_used=tokens, share=utilization(tokens, used))
+                for name, tokens in row["spenders"] or ()
+            ],
+            "top_slices": [
+                SliceSpenderAnswer(slice=name, tokens_used=tokens, share=utilization(tokens, used))
+                for name, tokens in row["slices"] or ()
+            ],
+            "auditor": AuditorHelpAnswer(
+                helped=has_helped(row["phases_reviewed"], row["reviewed_complete"]),
+                phases_reviewed=row["phases_reviewed"],
+                phases_completed=row["reviewed_complete"],
+                attempts_used=row["auditor_attempts"],
+                tokens_used=row["auditor_tokens"],
+            ),
+        }
     )
 
 
-def _broken_budget(row: Any) -> Budget | None:
+def _broken_budget(row: Any) -> BudgetAnswer | None:
     match row["failure_code"]:
         case FailureCode.TOKEN_CAP:
-            return Budget("token_cap", row["token_cap"], row["tokens_used"])
+            return budget("token_cap", row["token_cap"], row["tokens_used"])
         case FailureCode.COST_CAP:
-            return Budget("cost_cap_usd", row["cost_cap_usd"], row["cost_usd"])
+            return budget("cost_cap_usd", row["cost_cap_usd"], row["cost_usd"])
         case FailureCode.DURATION_CAP:
             lasted = ((row["ended_at"] or row["updated_at"]) - row["created_at"]).total_seconds()
-            return Budget(
+            return budget(
                 "max_duration_minutes", row["max_duration_minutes"], round(lasted / 60, 2)
             )
         case FailureCode.MINOR_ISSUE_CAP:
-            return Budget(
+            return budget(
                 "max_minor_issues_total", row["max_minor_issues_total"], row["minor_issues_count"]
             )
     return None
 
 
-def _spenders(pairs: list[tuple[str, int]] | None, used: int) -> tuple[Spender, ...]:
-    return tuple(Spender(name, tokens, utilization(tokens, used)) for name, tokens in pairs or ())
-
-
 # One run's record
 
 
-def count_attempts(session: Session, run_pk: int) -> dict[Role, AttemptCounts]:
+def count_attempts(session: Session, run_pk: int) -> dict[Role, AttemptCountsAnswer]:
     """Count a run's submissions by role and by what came of them."""
     query = (
         select(
@@ -291,7 +287,7 @@ def count_attempts(session: Session, run_pk: int) -> dict[Role, AttemptCounts]:
     counts = {}
     for role in Role:
         mine = [row for row in rows if row.role == role]
-        counts[role] = AttemptCounts(
+        counts[role] = AttemptCountsAnswer(
             count=sum(row.submissions for row in mine),
             tokens_used=sum(row.tokens for row in mine),
             cost_usd=sum((row.cost for row in mine), ZERO_USD),
@@ -300,7 +296,7 @@ def count_attempts(session: Session, run_pk: int) -> dict[Role, AttemptCounts]:
     return counts
 
 
-def count_ci_runs(session: Session, run_pk: int) -> CiCounts:
+def count_ci_runs(session: Session, run_pk: int) -> CiCountsAnswer:
     """Count the judgements of CI on a run by verdict."""
     row = session.execute(
         select(
@@ -310,10 +306,10 @@ def count_ci_runs(session: Session, run_pk: int) -> CiCounts:
             func.count().filter(CiRun.is_flaky).label("flaky"),
         ).where(CiRun.run_pk == run_pk)
     ).one()
-    return CiCounts(**row._mapping)
+    return CiCountsAnswer.of(row)
 
 
-def list_latest_moves(session: Session, run_pk: int, *, limit: int) -> list[EventRow]:
+def list_latest_moves(session: Session, run_pk: int, *, limit: int) -> list[MoveAnswer]:
     """Return the last events that changed a state, oldest first."""
     query = (
         select(EventRow)
@@ -321,7 +317,7 @@ def list_latest_moves(session: Session, run_pk: int, *, limit: int) -> list[Even
         .order_by(EventRow.sequence.desc())
         .limit(limit)
     )
-    return list(session.scalars(query))[::-1]
+    return [MoveAnswer.of(row) for row in session.scalars(query)][::-1]
 
 
 def _over_all(counts: dict[str, Any]) -> list[ColumnElement[int]]:

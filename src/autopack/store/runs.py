@@ -28,11 +28,11 @@ from sqlalchemy.orm.attributes import set_committed_value
 
 from ..domain.errors import NotFoundError, UnavailableError
 from ..domain.events import Event, EventRecord, from_record, seal, to_record
-from ..domain.reports import read_off
 from ..domain.run import PhaseState, RunState, TierState
 from ..domain.states import PhaseStatus, RunStatus
 from ..domain.terms import Role
 from ..models import Base, EventRow, Phase, Run, Tier
+from .rows import read_off
 
 Position = tuple[datetime, int]
 

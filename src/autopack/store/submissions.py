@@ -12,8 +12,8 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, undefer
 
 from ..domain.outcomes import CommitKind, PatchStatus
-from ..domain.reports import CommitReport
 from ..models import Commit, Patch, Phase, Reply, Submission
+from ..views.record import RecordedCommit
 
 
 def add_submission(
@@ -118,7 +118,7 @@ def find_change(session: Session, commit: Commit) -> bytes | None:
     return None if change is None else bytes(change)  # a memoryview, from some drivers
 
 
-def list_recorded_commits(session: Session, run_pk: int) -> list[CommitReport]:
+def list_recorded_commits(session: Session, run_pk: int) -> list[RecordedCommit]:
     """Return every value the run's branch had, oldest first, up to its last commit of work."""
     query = (
         select(
@@ -130,7 +130,7 @@ def list_recorded_commits(session: Session, run_pk: int) -> list[CommitReport]:
         .where(Commit.run_pk == run_pk)
         .order_by(Commit.position)
     )
-    commits = [CommitReport(**row._asdict()) for row in session.execute(query)]
+    commits = [RecordedCommit.of(row) for row in session.execute(query)]
     while commits and commits[-1].kind is CommitKind.RECORD:
         commits.pop()  # a record cannot name itself
     return commits

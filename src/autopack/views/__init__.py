@@ -6,8 +6,11 @@ request's body is the domain's own value, or stands at its route in `api/`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
-from typing import Annotated
+from functools import cache
+from operator import attrgetter
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, PlainSerializer
 
@@ -19,6 +22,24 @@ WireTime = Annotated[
 
 
 class Shape(BaseModel):
-    """An answer, read off whatever has attributes of these names."""
+    """An answer, which can be read off a row that has attributes of these names."""
 
     model_config = ConfigDict(from_attributes=True)
+
+    @classmethod
+    def of(cls, row: object, **given: Any) -> Self:
+        """Make a view from the attributes of the same names of a row, and from `given`."""
+        if not given:
+            return cls.model_validate(row)
+        names, read = _reader(cls, frozenset(given))
+        return cls.model_validate({**dict(zip(names, read(row), strict=True)), **given})
+
+
+@cache
+def _reader(
+    kind: type[Shape], given: frozenset[str]
+) -> tuple[tuple[str, ...], Callable[[object], tuple[Any, ...]]]:
+    """Return which attributes are read, and a function that reads them all at once."""
+    sources = (field.validation_alias or name for name, field in kind.model_fields.items())
+    names = tuple(dict.fromkeys(str(source) for source in sources if source not in given))
+    return names, attrgetter(*names)

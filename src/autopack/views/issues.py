@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 from ..domain.issues import BacklogStatus, IssueStatus
+from ..domain.run_issues import IndexEntry
 from ..domain.states import PhaseStatus, RunStatus
-from ..domain.terms import Severity
+from ..domain.terms import Complexity, Severity
 from . import Shape, WireTime
 
 
-class IndexEntryAnswer(Shape):
+class PhaseIssue(Shape):
+    """One key in one phase."""
+
+    issue_key: str
     category: str
     severity: Severity
     effective_severity: Severity
+    source: str
+    task_category: str
+    complexity: Complexity
+    is_expected: bool
     status: IssueStatus
-    first_phase_index: int
-    last_phase_index: int
     occurrence_count: int
-    tiers: list[str]
-    phases: list[str]
+    first_seen_run: str
+    last_seen_run: str
+    first_seen_at: WireTime
+    last_seen_at: WireTime
+    evidence_refs: list[str]
+    description: str | None
 
 
 class BacklogEntryAnswer(Shape):
@@ -67,13 +77,13 @@ class BacklogIssueAnswer(BacklogEntryAnswer):
 class RecordIssueAnswer(Shape):
     message: str
     phase_file: str
-    run_index_entry: IndexEntryAnswer
+    run_index_entry: IndexEntry
     project_backlog_entry: BacklogEntryAnswer | None
 
 
 class IssueIndexAnswer(Shape):
     run_id: str
-    issues_by_key: dict[str, IndexEntryAnswer]
+    issues_by_key: dict[str, IndexEntry]
 
 
 class BacklogAnswer(Shape):

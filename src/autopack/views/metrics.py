@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Annotated
 
-from pydantic import AliasChoices, Field
+from pydantic import Field
 
 from ..domain.issues import IssueState
+from ..domain.metrics import is_passed, left_of, utilization
 from ..domain.run import CompletedBy, DebtStatus, FailureCode
 from ..domain.states import Cleanliness, PhaseStatus, RunStatus, TierStatus
 from ..domain.terms import CiProfile, Complexity, RunScope, SafetyProfile, Verdict
@@ -25,10 +27,22 @@ class BudgetAnswer(Shape):
     is_passed: bool
 
 
+def budget(name: str, cap: int | Decimal, used: float | Decimal) -> BudgetAnswer:
+    """Show a cap, what is used of it and what is left: numbers, or USD as decimals."""
+    return BudgetAnswer(
+        name=name,
+        cap=cap,
+        used=used,
+        left=left_of(cap, used),
+        utilization=utilization(used, cap),
+        is_passed=is_passed(cap, used),
+    )
+
+
 class RunMetricsAnswer(Shape):
     """One run's usage, counts and times; durations of live runs are those so far."""
 
-    id: Annotated[str, Field(validation_alias=AliasChoices("run_id"))]
+    id: Annotated[str, Field(validation_alias="run_id")]
     run_id: str
     project_id: str
     state: RunStatus

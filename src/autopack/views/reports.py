@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from ..domain.issues import BacklogStatus
-from ..domain.rehearsal import RehearsalResult
+from ..domain.rehearsal import Rehearsal
 from ..domain.run import FailureCode
+from ..domain.run_issues import IssueCounts, OpenIssue
 from ..domain.terms import Role, Severity
 from ..domain.values import Usd
 from . import Shape, WireTime
@@ -92,43 +93,27 @@ class BudgetFailureAnswer(Shape):
     ended_at: WireTime | None
 
 
-class BudgetAnalysisAnswer(Shape):
-    """The first three are over all budget failures, `failures` is a page, newest first."""
+class BudgetTotals(Shape):
+    """Over all runs that a budget ended."""
 
     total_budget_failures: int
     average_token_utilization: float
     failures_by_budget: dict[FailureCode, int]
+
+
+class BudgetAnalysisAnswer(BudgetTotals):
+    """The first three are over all budget failures, `failures` is a page, newest first."""
+
     failures: list[BudgetFailureAnswer]
     next_cursor: str | None = None
-
-
-class IssueCountsAnswer(Shape):
-    """Distinct keys; `open_minor` and `open_major` leave out expected failures."""
-
-    reported: int
-    occurrences: int
-    open_minor: int
-    open_major: int
-    resolved: int
-    expected: int
-
-
-class OpenIssueAnswer(Shape):
-    issue_key: str
-    category: str
-    severity: Severity
-    effective_severity: Severity
-    occurrence_count: int
-    phases: list[str]
-    description: str | None
 
 
 class IssueSummaryAnswer(Shape):
     """`open_issues` are the gravest fifty; the run's issue index has all."""
 
-    totals: IssueCountsAnswer
-    by_category: dict[str, IssueCountsAnswer]
-    open_issues: list[OpenIssueAnswer]
+    totals: IssueCounts
+    by_category: dict[str, IssueCounts]
+    open_issues: list[OpenIssue]
 
 
 class AttemptCountsAnswer(Shape):
@@ -161,15 +146,6 @@ class MoveAnswer(Shape):
     reason: str | None
 
 
-class RehearsalAnswer(Shape):
-    """A merge with today's base branch, in memory. `files` are those in conflict."""
-
-    result: RehearsalResult
-    base_branch: str
-    base_commit: str
-    files: list[str]
-
-
 class PromotionVerdictAnswer(Shape):
     """`reasons` is all that stands against it; `warnings` what to look at before merging.
 
@@ -179,7 +155,7 @@ class PromotionVerdictAnswer(Shape):
     eligible: bool
     reasons: list[str]
     warnings: list[str]
-    rehearsal: RehearsalAnswer | None
+    rehearsal: Rehearsal | None
 
 
 class RunReportAnswer(Shape):

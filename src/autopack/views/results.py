@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from typing import Literal
+from typing import Any, Literal
 
 from ..domain.outcomes import Outcome
 from ..domain.states import PhaseStatus, RunStatus
@@ -99,11 +99,12 @@ class CiRunsAnswer(Shape):
 class PriceAnswer(Shape):
     """The ruleset's price that made a cost: USD per million tokens of each kind, as of a date."""
 
-    model: str
-    input: Usd
-    output: Usd
-    cached: Usd | None
+    # In the order in which Postgres keeps a price, and so the files of a run.
     date: datetime.date
+    input: Usd
+    model: str
+    cached: Usd | None
+    output: Usd
 
 
 class AttemptAnswer(Shape):
@@ -131,6 +132,12 @@ class AttemptAnswer(Shape):
     notes: str | None
     log_tail: str | None
     created_at: WireTime
+
+
+class AttemptDetail(AttemptAnswer):
+    """An attempt as files have it; `ticket` says how a refused patch can be repaired."""
+
+    ticket: dict[str, Any] | None
 
 
 class AttemptsAnswer(Shape):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import AliasChoices, Field
+from pydantic import Field
 
 from ..domain.issues import IssueState
 from ..domain.run import CompletedBy, DebtStatus, FailureCode
@@ -12,6 +12,8 @@ from ..domain.states import Cleanliness, PhaseStatus, RunStatus, TierStatus
 from ..domain.terms import CiProfile, Complexity, RunScope, SafetyProfile, Sandbox, Verdict
 from ..domain.values import Usd
 from . import Shape, WireTime
+from .issues import PhaseIssue
+from .results import AttemptDetail
 
 
 class PhaseAnswer(Shape):
@@ -56,7 +58,17 @@ class PhaseAnswer(Shape):
     ended_at: WireTime | None
 
 
-class TierAnswer(Shape):
+class PhaseDetail(PhaseAnswer):
+    """A phase as its files have it; attempts and issues only where they were asked for."""
+
+    tier_index: int
+    attempts: list[AttemptDetail]
+    issues: list[PhaseIssue]
+
+
+class TierSummary(Shape):
+    """A tier without its phases."""
+
     tier_id: str
     tier_index: int
     name: str
@@ -74,13 +86,20 @@ class TierAnswer(Shape):
     minor_issues_count: int
     major_issues_count: int
     issue_state: IssueState
+
+
+class TierAnswer(TierSummary):
     phases: list[PhaseAnswer]
+
+
+class TierDetail(TierSummary):
+    phases: list[PhaseDetail]
 
 
 class RunSummaryAnswer(Shape):
     """A run without its tiers, as lists have it."""
 
-    id: Annotated[str, Field(validation_alias=AliasChoices("run_id"))]
+    id: Annotated[str, Field(validation_alias="run_id")]
     run_id: str
     project_id: str
     state: RunStatus
@@ -118,6 +137,19 @@ class RunAnswer(RunSummaryAnswer):
     """A run as a whole."""
 
     tiers: list[TierAnswer]
+
+
+class RunDetail(RunSummaryAnswer):
+    """A run as its files have it.
+
+    `head_commit` is the last commit of the work: the commit of the run's record holds what is made
+    of this, and cannot name itself.
+    """
+
+    promotion_warnings: list[str]
+    is_rolled_back: bool
+    is_sandbox_required: bool
+    tiers: list[TierDetail]
 
 
 class RunPage(Shape):

@@ -117,7 +117,7 @@ def claim_work(context: AppContext, call: ClaimWork) -> object:
         item = claiming.claim(context, call.run_id, call)
     if item is None:
         return {"work": None, "message": "nothing to do just now; ask again in some seconds"}
-    return {"work": item, "message": f"phase '{item['phase_id']}' of run '{item['run_id']}'"}
+    return {"work": item, "message": f"phase '{item.phase_id}' of run '{item.run_id}'"}
 
 
 def heartbeat(context: AppContext, call: KeepLease) -> object:
