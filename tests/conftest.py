@@ -193,6 +193,15 @@ def empty_database_url(postgres_url: str, tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.fixture
+def spare_database_url(postgres_url: str, template_database: str) -> Iterator[str]:
+    """Address of a database at head for this test alone, so that the test may migrate it."""
+    name = f"autopack_test_spare_{os.getpid()}_{time.monotonic_ns()}"
+    _execute(postgres_url, f'CREATE DATABASE "{name}" TEMPLATE "{template_database}"')
+    yield _with_database(postgres_url, name)
+    _execute(postgres_url, f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+@pytest.fixture
 def settings(tmp_path: Path, git_repo: GitRepo, database_url: str) -> Settings:
     """A service of its own: repository, folders, database. The schema is at head already.
 
