@@ -507,5 +507,5 @@ class TestDebtCleanup:
             }
         )
         with pytest.raises(InvalidPlanError, match="reserved for debt cleanup"):
-            check_plan(posted, _ruleset(), max_tiers=10, max_phases=10)
-        check_plan(posted, _ruleset(), max_tiers=10, max_phases=10, is_recorded=True)
+            check_plan(posted, _ruleset())
+        check_plan(posted, _ruleset(), is_recorded=True)

@@ -11,11 +11,9 @@ from autopack.domain.issues import IssueStatus
 from autopack.domain.run_issues import RunIssue, index_of, issue_figures, open_issues
 from autopack.domain.sightings import (
     Counts,
-    Sighting,
     count,
     count_open,
     resolved_by_auditor,
-    resolved_by_event,
     resolved_by_green,
     sight,
 )
@@ -123,20 +121,3 @@ def test_a_report_opens_a_key_again_as_grave_as_it_was() -> None:
     assert sight(closed, seen()) == replace(closed, is_open=True, occurrence_count=2)
     assert not sight(seen(is_expected=True), seen()).is_expected
     assert sight(None, closed) == closed
-
-
-@pytest.mark.parametrize(
-    ("data", "is_review", "phases"),
-    [
-        ({"cause": "auditor"}, True, ["P1"]),
-        ({"cause": "green_verdict"}, False, ["P1"]),
-        ({}, True, ["P1", "P2"]),  # as records of older versions have it
-        ({}, False, ["P1"]),
-    ],
-)
-def test_an_event_names_one_phase_and_key_and_an_older_review_the_whole_run(
-    data: dict[str, str], is_review: bool, phases: list[str]
-) -> None:
-    found: list[Sighting] = [seen("P1"), seen("P2"), seen("P1", "odd")]
-    resolved = resolved_by_event(found, "P1", {"issue_key": "slow", **data}, is_review=is_review)
-    assert [each.phase_id for each in resolved] == phases

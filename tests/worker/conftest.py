@@ -15,8 +15,9 @@ import pytest
 from autopack.client import Autopack
 from autopack.gitrepo.workspace import ObjectCache
 from autopack.worker import workspace
+from autopack.worker.agents import Agent
 from autopack.worker.mailbox import Mail, Mailbox
-from autopack.worker.worker import Agent, Ending, Orders, Role, Step, Worker
+from autopack.worker.worker import Ending, Orders, Role, Step, Worker
 
 if TYPE_CHECKING:
     from starlette.testclient import TestClient

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from autopack.worker import cooling
-from autopack.worker.agents import read_output
+from autopack.worker.agents import Agent, read_output
 from autopack.worker.cooling import Cooling, WorkerError, why_unavailable
 from autopack.worker.report import Ended
-from autopack.worker.worker import Agent, Ending
+from autopack.worker.worker import Ending
 
 if TYPE_CHECKING:
     from tests.worker.conftest import Workshop

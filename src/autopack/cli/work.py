@@ -17,7 +17,8 @@ from .service import asking
 from .terminal import UrlOption, print_json, say
 
 if TYPE_CHECKING:
-    from ..worker.worker import Agent, Ending, Orders, Role, Step, Tell
+    from ..worker.agents import Agent
+    from ..worker.worker import Ending, Orders, Role, Step, Tell
 
 INTERRUPTED = 130
 _LONGEST_NAME = 100
@@ -166,8 +167,7 @@ def _agent(
 
     The name of a known agent stands for its command line of the role.
     """
-    from ..worker.agents import KNOWN_AGENTS
-    from ..worker.worker import Agent
+    from ..worker.agents import KNOWN_AGENTS, Agent
 
     try:
         words = shlex.split(text)

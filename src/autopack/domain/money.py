@@ -22,11 +22,6 @@ def usd_text(amount: Decimal) -> str:
     return f"{amount:.6f}"
 
 
-def cost_entry(cost: Decimal | None) -> dict[str, str]:
-    """Return what an event says of a cost: nothing, where there is none."""
-    return {"cost_usd": usd_text(cost)} if cost else {}
-
-
 def short_usd(amount: Decimal) -> str:
     """Write an amount for people: two places, more where less than a cent would be lost."""
     return f"${amount:,.2f}" if amount >= 1 or not amount else f"${amount:.4f}"

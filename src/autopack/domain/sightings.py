@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from .terms import Severity
 
@@ -98,22 +98,6 @@ def resolved_by_green(sightings: Iterable[Seen], phase_id: str) -> list[Seen]:
         each
         for each in sightings
         if each.is_open and each.phase_id == phase_id and each.source == CI_SOURCE
-    ]
-
-
-def resolved_by_event(
-    sightings: Iterable[Seen], phase_id: str, data: Mapping[str, Any], *, is_review: bool
-) -> list[Seen]:
-    """Return the entries that an `IssueResolved` resolves: one pair of phase and key.
-
-    Events of older versions name no cause. Then that of a review (`is_review`: it follows an
-    AuditorResultReceived) stands for every phase of the run, and names the one under review.
-    """
-    is_everywhere = "cause" not in data and is_review
-    return [
-        each
-        for each in sightings
-        if each.issue_key == data["issue_key"] and (is_everywhere or each.phase_id == phase_id)
     ]
 
 

@@ -44,13 +44,7 @@ def _compare(session: Session, ruleset: Ruleset, run: Run, context: AppContext) 
     recorded = EndingAnswer.of(run)
     plan = _plan_of(runs.get_plan(session, run))
     try:
-        check_plan(
-            plan,
-            ruleset,
-            max_tiers=context.settings.max_plan_tiers,
-            max_phases=context.settings.max_plan_phases,
-            is_recorded=True,
-        )
+        check_plan(plan, ruleset, is_recorded=True)
     except InvalidPlanError as error:
         return ComparisonAnswer(
             run_id=run.run_id,

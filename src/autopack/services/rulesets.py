@@ -112,12 +112,7 @@ def plan_under(
             "ci.mode: 'external' needs a remote from which CI can fetch the branch: set "
             "AUTOPACK_GIT_REMOTE"
         )
-    check_plan(
-        plan,
-        ruleset,
-        max_tiers=context.settings.max_plan_tiers,
-        max_phases=context.settings.max_plan_phases,
-    )
+    check_plan(plan, ruleset)
     if wants_debt_cleanup(plan, ruleset):
         room = (plan.run.max_phases or ruleset.run.max_phases) - len(plan.phases)
         aged = issues.list_needing_cleanup(session, ruleset.project_id, limit=max(0, room))

@@ -1,19 +1,34 @@
-"""Known agents: how they are called, and what their own JSON output says of tokens and money.
+"""Agents: the command of each, and how to read the tokens and cost in a known agent's JSON output.
 
-A table, and one function a format. What an agent prints that is not as expected here is kept as
-plain text: it costs the figures, never the result. See docs/worker.md, Known agents.
+A table, and one function for each format. Output in another format than expected is kept as plain
+text: the figures are lost, the result is not. See docs/worker.md, Known agents.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any, Final
 
 Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """A command, and the name under which runs record it.
+
+    `kind` is its row in KNOWN_AGENTS and in the ruleset's table of messages; `account` labels whose
+    limits it works under. `fallback` works while that account has no capacity.
+    """
+
+    name: str
+    command: Sequence[str]
+    kind: str | None = None
+    account: str | None = None
+    fallback: Agent | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

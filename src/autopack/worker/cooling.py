@@ -8,13 +8,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from .agents import is_agents_own_limit
+from .agents import Agent, is_agents_own_limit
 from .report import Ended, last_line
-
-if TYPE_CHECKING:
-    from .worker import Agent
 
 EXIT_TEMPORARY: Final = 75  # EX_TEMPFAIL of sysexits.h: try again later
 EXIT_NOT_STARTED: Final = (126, 127)  # as a shell says that there is no such program to run

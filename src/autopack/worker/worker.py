@@ -6,7 +6,7 @@ import base64
 import secrets
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -27,7 +27,7 @@ from ..gitrepo.workspace import (
     WorkspaceError,
 )
 from ..views.work import ReviewAnswer, WorkItemAnswer
-from .agents import read_output
+from .agents import Agent, read_output
 from .command import AgentCommand, agent_environment
 from .cooling import Cooling, WorkerError, why_unavailable
 from .heartbeat import Heartbeat
@@ -76,21 +76,6 @@ class Ending(StrEnum):
     SUCCESS = "success"
     FAILURE = "failure"
     INTERRUPTED = "interrupted"
-
-
-@dataclass(frozen=True, slots=True)
-class Agent:
-    """A command, and the name that runs know it by.
-
-    `kind` is its row in the tables of known agents; `account` labels whose limits it works under.
-    `fallback` works while that account has no capacity.
-    """
-
-    name: str
-    command: Sequence[str]
-    kind: str | None = None
-    account: str | None = None
-    fallback: Agent | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
