@@ -269,7 +269,7 @@ def test_a_phase_takes_no_more_files_in_a_patch_than_its_builder_mode(api: Api) 
     api.start(phase={"builder_mode": "tweak_light"})
     files = [api.new_file(f"src/{name}.txt") for name in "abc"]
     problem = api.refused(api.result(patch="".join(files)), 422, "patch_policy")
-    assert "changes 3 files; at most 2 are taken" in json.dumps(problem)
+    assert "changes 3 files; at most 2 are accepted" in json.dumps(problem)
     assert api.result(patch="".join(files[:2])).status_code == 200
 
 

@@ -75,8 +75,8 @@ To look at before merging:
 Incident: run run-001
 **DONE_FAILED_POLICY_VIOLATION** (`branch_moved`)
 > refs/heads/autonomous/run-001 is at commit-1 and not at commit-2, where Autopack left it: somebody else moved it, so it is left alone.
-- Find out who moved autonomous/run-001; this run left it at commit-2 and will not touch it again.
-- What was completed stands on autonomous/run-001, last snapshot autonomous/run-001/tier-T0/phase-P0.0.
+- Find out which process moved autonomous/run-001; this run left it at commit-2 and will not touch it again.
+- What was completed is on autonomous/run-001, last snapshot autonomous/run-001/tier-T0/phase-P0.0.
 - Start a new run under another run_id."""
     assert phases(api) == ["P0.0 complete 1", "P0.1 skipped 0"]
     assert api.repo.git("rev-parse", BRANCH) == stranger
@@ -91,7 +91,7 @@ def test_an_agent_lapses_and_comes_back_late(api: Api, agents: Agents) -> None:
     problem = api.refused(agents.build(late, tokens_used=50), 409, "lease_lost")
     assert (
         problem["detail"]
-        == "the lease on phase 'P0.0' is not yours any more: it lapsed, was used, or the phase went on; claim again"
+        == "the lease on phase 'P0.0' is not valid any more: it lapsed, was used, or the phase moved on; claim again"
     )
     assert agents.build(in_time, tokens_used=30).status_code == 200
     assert read(api, "run_summary.md", "Promotion") == """\
@@ -180,7 +180,7 @@ Incident: run run-001
 **DONE_FAILED_BUDGET_EXHAUSTED** (`token_cap`)
 > run token_cap 100 passed: 120 tokens used
 - Raise run.token_cap in the ruleset or the plan, or split the plan.
-- What was completed stands on autonomous/run-001, last snapshot autonomous/run-001/tier-T0/phase-P0.0.
+- What was completed is on autonomous/run-001, last snapshot autonomous/run-001/tier-T0/phase-P0.0.
 - Start a new run under another run_id.
 ### P0.1: Phase 1 of tier 0
 `SKIPPED` after 1 attempts.

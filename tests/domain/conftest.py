@@ -27,7 +27,7 @@ from autopack.domain.evolve import fold
 from autopack.domain.issue_rules import IssueSeen, IssuesSeen
 from autopack.domain.judging import CiVerdict
 from autopack.domain.money import ZERO_USD
-from autopack.domain.patches import AppliedPatch, HeldPatch, RefusedPatch
+from autopack.domain.patches import AppliedPatch, PendingPatch, RefusedPatch
 from autopack.domain.reviewing import RefusedReview, Review
 from autopack.domain.run import FailureCode, PhaseState, RunState, TierState
 from autopack.domain.sightings import Cause
@@ -141,7 +141,7 @@ class Drive:
                 applied = self._commit(submission_id)
                 building.accept_result(decision, replace(result, patch=applied))
             else:
-                building.accept_result(decision, replace(result, patch=HeldPatch()))
+                building.accept_result(decision, replace(result, patch=PendingPatch()))
 
         self.decide(step)
         return self.phase(phase_id)

@@ -118,7 +118,7 @@ def test_a_run_that_ends_for_lack_of_capacity_says_so(start: Start) -> None:
     assert drive.run.failure_code is FailureCode.AGENTS_UNAVAILABLE
     assert drive.run.failure_reason == (
         "no agent was available for phase 'P1': usage limit reached; max_duration_minutes 60 "
-        "passed: the run was not done after 61.0 minutes"
+        "passed: the run was not over after 61.0 minutes"
     )
 
 

@@ -18,7 +18,7 @@ from autopack.domain.changes import (
     FileChange,
 )
 from autopack.domain.links import LinkTable
-from autopack.domain.path_policy import ABSOLUTE, DEFAULT_PROTECTED, PathPolicy, judge
+from autopack.domain.path_policy import ABSOLUTE, DEFAULT_PROTECTED, PathPolicy, check_changes
 from autopack.domain.secret_rules import MAX_STEPS
 
 pytestmark = pytest.mark.unit
@@ -91,7 +91,7 @@ def rules(
     before: Mapping[str, Side] | None = None,
     policy: PathPolicy = DEFAULT,
 ) -> list[str]:
-    return [each.rule for each in judge(Tree(before or {}, after), policy)]
+    return [each.rule for each in check_changes(Tree(before or {}, after), policy)]
 
 
 def file(content: bytes = b"x\n") -> Side:
@@ -296,14 +296,14 @@ def test_a_link_that_comes_to_lead_out_with_a_later_change_is_refused(
 ) -> None:
     kept = {p: s for p, s in before.items() if not any(p.startswith(f"{c}/") for c in change)}
     assert rules(before) == []
-    found = judge(Tree(before, {**kept, **change}), DEFAULT)
+    found = check_changes(Tree(before, {**kept, **change}), DEFAULT)
     assert [(each.path, each.rule) for each in found] == [("l", "link")]
 
 
 def test_a_link_that_comes_to_lead_to_a_protected_path_is_refused() -> None:
     before = {"l": link("a/../workflows"), "a/x": file()}
     after = {"l": before["l"], "a": link(".github/x")}
-    found = judge(Tree(before, after), DEFAULT)
+    found = check_changes(Tree(before, after), DEFAULT)
     assert [(each.path, each.rule) for each in found] == [("l", "link")]
 
 
@@ -478,7 +478,7 @@ HEADER = b"-----BEGIN RSA " + b"PRIVATE KEY-----\n"
 
 def test_a_secret_is_named_by_its_line_and_not_repeated() -> None:
     new = b"first\nsecond\n" + TOKEN + b"\nlast\n"
-    (found,) = judge(Tree({"a": file(b"first\n")}, {"a": file(new)}), DEFAULT)
+    (found,) = check_changes(Tree({"a": file(b"first\n")}, {"a": file(new)}), DEFAULT)
     assert (found.path, found.rule, found.line) == ("a", "secret", 3)
     assert "GitHub token" in found.detail
     assert "aB3d" not in found.detail
@@ -519,9 +519,9 @@ def test_a_secret_is_seen_in_other_encodings_and_in_names() -> None:
 
 def test_a_secret_between_the_files_of_a_patch_is_seen() -> None:
     tree = Tree({}, {"a": file()}, text=b"From 1\n\nkey: " + TOKEN + b"\ndiff --git a/a b/a\n")
-    assert [each.rule for each in judge(tree, DEFAULT)] == ["secret"]
+    assert [each.rule for each in check_changes(tree, DEFAULT)] == ["secret"]
     was_there = Tree({"a": file(TOKEN)}, {"a": file()}, text=b"-" + TOKEN)
-    assert judge(was_there, DEFAULT) == []
+    assert check_changes(was_there, DEFAULT) == []
 
 
 def test_more_beginnings_of_secrets_than_can_be_looked_at_are_refused() -> None:
@@ -530,5 +530,5 @@ def test_more_beginnings_of_secrets_than_can_be_looked_at_are_refused() -> None:
 
 @given(st.text())
 def test_any_path_is_judged_without_a_failure(path: str) -> None:
-    judge(Tree({}, {path: file()}), DEFAULT)
-    judge(Tree({}, {"l": (MODE_LINK, path.encode(errors="surrogatepass"))}), DEFAULT)
+    check_changes(Tree({}, {path: file()}), DEFAULT)
+    check_changes(Tree({}, {"l": (MODE_LINK, path.encode(errors="surrogatepass"))}), DEFAULT)

@@ -1,1 +1,1 @@
-"""Pure decisions over plain values: no I/O, no clock, no ORM."""
+"""The rules: pure decisions over plain values, without I/O, clock or ORM."""

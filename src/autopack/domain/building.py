@@ -1,7 +1,7 @@
 """What a Builder's result does to its phase. (rules §2)
 
-The use case weighs a result first: `weigh_result` says what to do with its patch. It asks git, and
-then lets `accept_result` decide, with git's answer in the result.
+The use case first calls `weigh_result`, which returns what to do with the patch. Then it runs git,
+and calls `accept_result` with git's answer in the result.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .events import (
 )
 from .issue_rules import IssueSeen, see_issues
 from .money import ZERO_USD
-from .patches import AppliedPatch, HeldPatch, RefusedPatch, record_applied
+from .patches import AppliedPatch, PendingPatch, RefusedPatch, record_applied
 from .reviewing import enter_review, pass_gate
 from .run import PhaseState, RunState
 from .states import PhaseStatus
@@ -33,7 +33,7 @@ from .terms import BuilderStatus, Role
 
 
 class PatchAction(StrEnum):
-    """What the use case has to do with a patch before the rules can go on."""
+    """What the use case must do with a patch before the rules can decide."""
 
     NOTHING = "nothing"
     APPLY = "apply"
@@ -42,7 +42,7 @@ class PatchAction(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuilderResult:
-    """One attempt of a Builder. `patch` is what came of its patch, None until git was asked."""
+    """One attempt of a Builder. `patch` is git's and the policy's answer; None before that."""
 
     phase_id: str
     submission_id: int
@@ -52,14 +52,14 @@ class BuilderResult:
     cost: Decimal = ZERO_USD
     patch_sha256: str | None
     issues: tuple[IssueSeen, ...] = ()
-    patch: AppliedPatch | HeldPatch | RefusedPatch | None = None
+    patch: AppliedPatch | PendingPatch | RefusedPatch | None = None
 
 
 def weigh_result(decision: Decision, result: BuilderResult) -> PatchAction:
-    """Count an attempt with its tokens and issues, and say what to do with its patch.
+    """Count an attempt with its tokens and issues, and return what to do with its patch. (rules §2)
 
-    Tokens come first: a result that passes the run's cap ends the run and applies nothing. Raises
-    RunOverError, WrongStateError, PhaseNotNextError.
+    Tokens are counted first: a result whose tokens pass the run's cap ends the run, and its patch
+    is not applied. Raises RunOverError, WrongStateError, PhaseNotNextError.
     """
     phase_id = result.phase_id
     open_attempt(decision, phase_id)
@@ -83,7 +83,7 @@ def weigh_result(decision: Decision, result: BuilderResult) -> PatchAction:
 
 
 def accept_result(decision: Decision, result: BuilderResult) -> None:
-    """Take one attempt: tokens, issues, patch, gate."""
+    """Decide on one attempt: its tokens, issues and patch, then the gate. (rules §2)"""
     phase_id = result.phase_id
     action = weigh_result(decision, result)
     if decision.state.is_over:
@@ -98,13 +98,13 @@ def accept_result(decision: Decision, result: BuilderResult) -> None:
             )
             signature = f"patch:{result.patch_sha256}"
             fail_attempt(decision, phase_id, detail, signature=signature)
-        case HeldPatch():
+        case PendingPatch():
             _hold(decision, result)
         case AppliedPatch() as applied:
             record_applied(decision, phase_id, applied)
             _gate(decision, result, applied)
         case None:
-            raise ValueError("the patch was not weighed")  # a fault of the use case
+            raise ValueError("git was not asked about the patch")  # an error in the use case
 
 
 def fail_attempt(
@@ -112,7 +112,8 @@ def fail_attempt(
 ) -> None:
     """End a Builder's attempt in failure: back to the queue, to the Auditor, or to the end.
 
-    `signature` tells failures that are alike: two of them spend what Builder tries are left.
+    `signature` identifies equal failures. A second failure with the same signature uses up all
+    Builder tries that are left: the Builder makes no progress. (rules §3)
     """
     is_alike = signature in decision.phase(phase_id).failure_signatures
     decision.record(
@@ -120,13 +121,15 @@ def fail_attempt(
     )
     if is_alike:
         decision.record(
-            BuilderTriesSpent(phase_id=phase_id, reason="two attempts failed alike: no progress")
+            BuilderTriesSpent(
+                phase_id=phase_id, reason="two attempts failed in the same way: no progress"
+            )
         )
     requeue(decision, phase_id, reason)
 
 
 def requeue(decision: Decision, phase_id: str, reason: str) -> None:
-    """Return a phase to the queue while Builder tries are left, else to the Auditor or its end."""
+    """Queue a phase again while Builder tries are left, else send it to the Auditor or fail it."""
     phase = decision.phase(phase_id)
     if phase.builder_tries_left:
         decision.record(PhaseQueued(phase_id=phase_id, reason=reason))
@@ -142,7 +145,7 @@ def requeue(decision: Decision, phase_id: str, reason: str) -> None:
 
 
 def require_buildable(run: RunState, phase_id: str) -> None:
-    """Make sure that a phase takes a Builder's result now.
+    """Refuse a Builder's result for a phase that cannot take one now.
 
     Raises RunOverError, WrongStateError, PhaseNotNextError.
     """
@@ -159,13 +162,13 @@ def require_buildable(run: RunState, phase_id: str) -> None:
 
 
 def open_attempt(decision: Decision, phase_id: str) -> None:
-    """Make sure that the phase takes a Builder's result; start it when no agent claimed it."""
+    """Refuse a result that the phase cannot take; start the phase if no agent claimed it."""
     require_buildable(decision.state, phase_id)
     if decision.phase(phase_id).state is PhaseStatus.QUEUED:
         decision.record(
             PhaseStarted(
                 phase_id=phase_id,
-                reason="a builder result arrived unclaimed",
+                reason="a builder result arrived without a claim",
                 deadline_at=decision.in_minutes(decision.state.attempt_minutes),
             )
         )
@@ -187,7 +190,7 @@ def _accept_without_patch(decision: Decision, result: BuilderResult) -> None:
 
 
 def _gate(decision: Decision, result: BuilderResult, applied: AppliedPatch) -> None:
-    """Go on after the patch became a commit: to review, CI or completion."""
+    """Move the phase on after its patch became a commit: to review, CI or completion."""
     phase_id = result.phase_id
     decision.record(
         PhaseGated(phase_id=phase_id, reason="the patch was applied", commit=applied.commit)
@@ -200,7 +203,7 @@ def _gate(decision: Decision, result: BuilderResult, applied: AppliedPatch) -> N
 
 
 def _hold(decision: Decision, result: BuilderResult) -> None:
-    """Hold a patch that applies until the Auditor approves it."""
+    """Keep a patch that applies pending until the Auditor approves it."""
     phase_id = result.phase_id
     if not decision.phase(phase_id).auditor_tries_left:
         reason = "the patch needs a review and no Auditor try is left"
@@ -208,18 +211,21 @@ def _hold(decision: Decision, result: BuilderResult) -> None:
         return
     decision.record(PatchHeld(phase_id=phase_id, submission_id=result.submission_id))
     decision.record(
-        PhaseGated(phase_id=phase_id, reason="the patch applies and waits for the Auditor")
+        PhaseGated(
+            phase_id=phase_id,
+            reason="the patch applies and is pending until the Auditor approves it",
+        )
     )
     reason = "patches of this task category need the Auditor's approval"
     enter_review(decision, phase_id, reason)
 
 
 def _why_review(run: RunState, phase: PhaseState, status: BuilderStatus) -> str | None:
-    """Say why an applied patch needs a review before it may go on; None: it needs none."""
+    """Return why an applied patch needs a review before CI; None if it needs none."""
     if status is BuilderStatus.NEEDS_REVIEW:
         return "the Builder asks for a review"
     if phase.is_review_requested:
-        return "a review was asked for"
+        return "a review was requested"
     if phase.major_issues_count:
         return f"{phase.major_issues_count} major issues are open in the phase"
     if phase.is_high_risk and run.high_risk_needs_review:

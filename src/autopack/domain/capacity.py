@@ -1,7 +1,8 @@
-"""Agents that could not work: capacity is not failure. (rules §3)
+"""Agents that could not work: missing capacity is not a failed attempt. (rules §3)
 
 A rate limit, an exhausted quota or a missing program says nothing about the task. The lease ends
-without a try, its clock stops, and the phase waits for the agent's capacity or for another agent.
+and uses no try, its deadline is removed, and the phase waits for the agent's capacity or for
+another agent.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _WAITING: Final = {Role.BUILDER: PhaseStatus.QUEUED, Role.AUDITOR: PhaseStatus.G
 class Unavailable:
     """An agent could not work. `account` owns the limit that ends at `retry_at`.
 
-    `tokens` and `cost` are what it spent before it gave up.
+    `tokens` and `cost` are what it spent before it stopped.
     """
 
     phase_id: str
@@ -41,11 +42,11 @@ class Unavailable:
 
 
 def accept_unavailable(decision: Decision, given: Unavailable) -> None:
-    """Take a phase back from an agent that could not work: no try is used, the phase waits.
+    """Take a phase back from an agent that could not work: it uses no try, and the phase waits.
 
-    What the agent spent before it gave up is counted. A review gets its whole time anew, from
-    when it can be made again; the run's own deadline bounds how often. Raises RunOverError,
-    WrongStateError, PhaseNotNextError.
+    What the agent spent before it stopped is counted. A review gets its whole time again, from the
+    time when an Auditor can work; only the run's own deadline limits how often. Raises
+    RunOverError, WrongStateError, PhaseNotNextError.
     """
     phase_id = given.phase_id
     if given.role is Role.BUILDER:
@@ -67,14 +68,14 @@ def accept_unavailable(decision: Decision, given: Unavailable) -> None:
     count_tokens(decision, phase_id, given.tokens, given.cost)
     if decision.state.is_over:
         return
-    said = f"the {given.role.capitalize()} was unavailable: {given.reason}"
+    reason = f"the {given.role.capitalize()} was unavailable: {given.reason}"
     if given.role is Role.BUILDER:
-        requeue(decision, phase_id, said)
+        requeue(decision, phase_id, reason)
     else:
-        await_review(decision, phase_id, said, not_before=given.retry_at)
+        await_review(decision, phase_id, reason, not_before=given.retry_at)
     if (
         decision.phase(phase_id).state is _WAITING[given.role]
-    ):  # its tokens may have spent all tries
+    ):  # counting its tokens may have failed the phase
         decision.record(
             CapacityAwaited(
                 phase_id=phase_id,
@@ -86,9 +87,10 @@ def accept_unavailable(decision: Decision, given: Unavailable) -> None:
 
 
 def must_wait(phase: PhaseState, account: str | None, now: datetime) -> bool:
-    """Say whether a phase waits for capacity that an agent of this account lacks too.
+    """Return whether a phase waits for capacity that agents of this account do not have either.
 
-    An agent that names another account than the one whose limit it is need not wait.
+    An agent that names another account than the one that reached its limit need not wait. An agent
+    without an account must wait, since the limit may be its own.
     """
     if phase.retry_at is None or phase.retry_at <= now:
         return False

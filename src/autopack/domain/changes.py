@@ -11,13 +11,13 @@ MODE_EXECUTABLE = 0o100755
 MODE_LINK = 0o120000
 MODE_SUBMODULE = 0o160000
 
-# What a `git diff` must be told so that no setting of its caller (an external differ, colours,
-# `diff.noprefix`, `diff.context`) changes the patch. Every prompt and message takes it from here.
+# Options that keep the caller's settings (an external differ, colours, `diff.noprefix`,
+# `diff.context`) from changing the patch. Every prompt and message uses this command.
 DIFF_COMMAND = "git diff --no-ext-diff --no-color --no-textconv --src-prefix=a/ --dst-prefix=b/ -U3"
 
 
 def shown(path: str) -> str:
-    """Return a path for people, whatever its bytes are."""
+    """Return a path as printable text, for any bytes."""
     return path.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
@@ -25,8 +25,8 @@ def shown(path: str) -> str:
 class FileChange:
     """One path before and after. A rename is a deletion and an addition.
 
-    `path` holds bytes that are not UTF-8 as surrogate escapes; `shown_path` is for people.
-    An absent side has mode 0 and no object.
+    `path` contains bytes that are not UTF-8 as surrogate escapes; `shown_path` is printable. A side
+    that does not exist has mode 0 and no object.
     """
 
     path: str
@@ -42,7 +42,7 @@ class FileChange:
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """Why policy refuses a change: the file, the rule's stable name, and one sentence."""
+    """Why the path policy refuses a change: the file, the rule's stable name, and one sentence."""
 
     path: str
     rule: str
@@ -51,7 +51,7 @@ class Violation:
 
 
 class RepairKind(StrEnum):
-    """What was mended in a patch before git took it; docs/patches.md has a line for each."""
+    """What was repaired in a patch before git applied it; docs/patches.md has a line for each."""
 
     FINAL_NEWLINE = "final_newline"
     BYTE_ORDER_MARK = "byte_order_mark"
@@ -69,7 +69,7 @@ class RepairKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Repair:
-    """One thing that was mended; `line` is of the patch as it was sent, the first concerned."""
+    """One repair; `line` is the first line that it concerns, in the patch as it was sent."""
 
     kind: RepairKind
     detail: str

@@ -1,4 +1,4 @@
-"""Agents take work: leases, fences, reservations. (rules §4)"""
+"""How agents claim work: leases, fences, reservations. (rules §4)"""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Directive(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Claimable:
-    """A phase that waits for an agent, and what a claim of it would reserve."""
+    """A phase that waits for an agent, and the tokens and cost that a claim would reserve."""
 
     phase: PhaseState
     tokens: int
@@ -42,7 +42,7 @@ class Claimable:
 
 @dataclass(frozen=True, slots=True)
 class WorkAsked:
-    """An agent asks for work. `account` owns the limits that it shares with others."""
+    """An agent asks for work. `account` owns the limits that it shares with other agents."""
 
     role: Role
     account: str | None = None
@@ -52,7 +52,7 @@ class WorkAsked:
 class Claim:
     """An agent takes a phase. The lease lapses at the deadline.
 
-    A replay has no deadline: the record says when the lease lapsed.
+    A replay gives no deadline: the record contains when the lease lapsed.
     """
 
     phase_id: str
@@ -66,7 +66,7 @@ class Claim:
 def find_claimable(
     run: RunState, role: Role, now: datetime, account: str | None = None
 ) -> Claimable | None:
-    """Return what an agent of this role and account could take now; None: nothing."""
+    """Return what an agent of this role and account can claim now; None: nothing."""
     phase = _waiting_phase(run, role, now, account)
     tokens_left = _tokens_left(run)
     if phase is None or tokens_left <= 0:
@@ -77,9 +77,10 @@ def find_claimable(
 
 
 def ask_for_work(decision: Decision, asked: WorkAsked) -> None:
-    """End a run that has a phase for the agent, and neither tokens nor money left for it.
+    """End a run that has a phase for the agent, but no tokens or no money left for it.
 
-    What other agents have reserved may come back, and is waited for. Raises RunOverError.
+    What other agents have reserved may be released again, so the run waits for it and does not end.
+    Raises RunOverError.
     """
     decision.require_live()
     run = decision.state
@@ -103,19 +104,19 @@ def ask_for_work(decision: Decision, asked: WorkAsked) -> None:
 
 
 def lease_end(run: RunState, now: datetime, seconds: int) -> datetime:
-    """Return until when a lease holds that begins now, or is kept now: no run outlasts its time."""
+    """Return when a lease ends that starts or is extended now: never after the run's deadline."""
     return min(now + timedelta(seconds=seconds), run.deadline_at)
 
 
 def accept_claim(decision: Decision, claim: Claim) -> None:
-    """Give a phase to an agent; a higher fence shuts out whoever held it before.
+    """Give a phase to an agent. The higher fence makes every earlier lease on it invalid.
 
-    Raises RunOverError, LeaseLostError when the phase is not there to be claimed.
+    Raises RunOverError, LeaseLostError when the phase cannot be claimed now.
     """
     decision.require_live()
     found = find_claimable(decision.state, claim.role, decision.now, claim.account)
     if found is None or found.phase.phase_id != claim.phase_id:
-        raise LeaseLostError(f"phase '{claim.phase_id}' is not there to be claimed")
+        raise LeaseLostError(f"phase '{claim.phase_id}' cannot be claimed now")
     fence = found.phase.fence + 1
     if claim.role is Role.BUILDER:
         decision.record(
@@ -154,17 +155,17 @@ def _tokens_left(run: RunState) -> int:
 
 
 def _cost_left(run: RunState) -> Decimal:
-    """Return what is left of a run's money; where it has no cap, something always is."""
+    """Return the money that is left of a run's cap; a run without a cap always has some left."""
     if run.cost_cap_usd is None:
         return MAX_USD
     return run.cost_cap_usd - run.cost_usd - run.cost_reserved_usd
 
 
 def _cost_to_reserve(run: RunState, tokens: int) -> Decimal | None:
-    """Return what a claim reserves of the run's money, None when nothing is left of it.
+    """Return the money that a claim reserves, in USD; None when nothing of the run's cap is left.
 
-    No phase has a cap of money, so a claim reserves the share of the run's that its tokens are of
-    the run's tokens.
+    A phase has no cap of money. So a claim reserves the same share of the run's money as it
+    reserves of the run's tokens.
     """
     if run.cost_cap_usd is None:
         return ZERO_USD
@@ -173,14 +174,14 @@ def _cost_to_reserve(run: RunState, tokens: int) -> Decimal | None:
 
 
 def require_lease(phase: PhaseState, role: Role, lease_id: int | None, *, has_token: bool) -> None:
-    """Refuse a result whose lease is not the phase's, or that has none while another holds one.
+    """Refuse a result with a lost lease, or without one while another agent holds the phase.
 
-    `lease_id` is that of the token which came with the result, None when it is unknown.
+    `lease_id` belongs to the lease token of the result; None when the token is unknown.
     """
     if has_token and (lease_id is None or lease_id != phase.lease_id or phase.lease_role != role):
         raise LeaseLostError(
-            f"the lease on phase '{phase.phase_id}' is not yours any more: it lapsed, was used, or "
-            "the phase went on; claim again"
+            f"the lease on phase '{phase.phase_id}' is not valid any more: it lapsed, was used, or "
+            "the phase moved on; claim again"
         )
     if not has_token and phase.lease_id is not None and phase.lease_role == role:
         raise LeaseHeldError(
@@ -192,9 +193,9 @@ def require_lease(phase: PhaseState, role: Role, lease_id: int | None, *, has_to
 def beat(
     run: RunState, phase: PhaseState, tokens_reported: int, cost_reported: Decimal = ZERO_USD
 ) -> tuple[Directive, str]:
-    """Say whether an agent that is at work may go on, and why not.
+    """Return whether an agent that holds a lease may continue, and why not.
 
-    Both figures are of this attempt so far. What others have reserved is not its to spend.
+    Both figures are of this attempt so far. It may not spend what other agents have reserved.
     """
     others = run.tokens_reserved - phase.tokens_reserved
     if run.tokens_used + others + tokens_reported > run.token_cap:

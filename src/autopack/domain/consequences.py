@@ -1,4 +1,4 @@
-"""What follows from what happened to a phase: budgets, tiers, the run's state and its end.
+"""What follows from a change of a phase: budgets, tiers, the run's state and its end.
 
 (rules §3, §2)
 """
@@ -33,9 +33,9 @@ from .terms import RunScope
 
 
 def count_tokens(decision: Decision, phase_id: str, tokens: int, cost: Decimal = ZERO_USD) -> None:
-    """Add an attempt's tokens and cost to phase, tier and run; passing a run's cap ends it.
+    """Add an attempt's tokens and cost to phase, tier and run; end a run whose cap is passed.
 
-    Past the phase's incident cap what Builder tries are left are spent.
+    A phase that passes its incident cap loses all Builder tries that are left. (rules §3)
     """
     if not tokens and not cost:
         return
@@ -65,7 +65,7 @@ def count_tokens(decision: Decision, phase_id: str, tokens: int, cost: Decimal =
 
 
 def check_minor_issues(decision: Decision) -> None:
-    """End a run that its minor issues end, once they are more than its cap."""
+    """End a run whose minor issues pass its cap, if its safety profile demands that. (rules §3)"""
     run = decision.state
     if run.minor_cap_ends_run and run.minor_issues_count > run.max_minor_issues_total:
         end_failed(
@@ -77,15 +77,16 @@ def check_minor_issues(decision: Decision) -> None:
 
 
 def end_failed(decision: Decision, code: FailureCode, reason: str) -> None:
-    """End the run as a failure; what is not final is skipped. A run that is over stays as it is."""
+    """End the run as a failure and skip its unfinished phases. No effect on a run that is over."""
     if not decision.state.is_over:
         _end(decision, FAILURE_STATES[code], reason, code)
 
 
 def settle(decision: Decision, before: RunState) -> None:
-    """Let tiers and run follow from the phases, once a change is complete.
+    """Update tiers and run from their phases, once a change is complete.
 
-    `before` is the run as it was before the change: it tells what the change has moved.
+    `before` is the run before the change. Only what the change itself moved has consequences, so a
+    request that changes nothing records no event.
     """
     _settle_tiers(decision)
     if not decision.state.is_over and _newly(before, decision.state, lambda state: state.is_final):
@@ -95,7 +96,7 @@ def settle(decision: Decision, before: RunState) -> None:
 
 
 def _newly(before: RunState, after: RunState, holds: Callable[[PhaseStatus], bool]) -> bool:
-    """Whether something holds of the state of some phase that did not hold before the change."""
+    """Return whether a predicate holds for some phase now and held for no phase before."""
     return any(
         holds(new.state) and not holds(old.state)
         for old, new in zip(before.phases, after.phases, strict=True)
@@ -112,8 +113,7 @@ def _settle_tiers(decision: Decision) -> None:
                     tier_id=tier.tier_id,
                     from_state=tier.cleanliness,
                     to_state=wanted,
-                    reason="; ".join(tier.cleanliness_reasons)
-                    or "nothing stands against it any more",
+                    reason="; ".join(tier.cleanliness_reasons) or "no reason against it is left",
                 )
             )
         phases = [each for each in decision.state.phases if each.tier_id == tier.tier_id]
@@ -152,7 +152,7 @@ def _move_tier(decision: Decision, tier_id: str, to: TierStatus) -> None:
 
 
 def _settle_end(decision: Decision) -> None:
-    """End the run where its scope or its safety profile say so."""
+    """End the run where its scope or its safety profile demands it."""
     run = decision.state
     failed = [phase for phase in in_order(run.phases) if phase.state is PhaseStatus.FAILED]
     is_strictly_ordered = run.run_scope is not RunScope.MULTI_TIER
@@ -180,7 +180,7 @@ def _settle_end(decision: Decision) -> None:
     if failed:
         end_failed(decision, FailureCode.PHASE_FAILED, _failed_text(failed))
     else:
-        _end(decision, RunStatus.DONE_SUCCESS, "every phase is done", None)
+        _end(decision, RunStatus.DONE_SUCCESS, "every phase has ended", None)
 
 
 def _failed_text(failed: list[PhaseState]) -> str:
@@ -206,7 +206,7 @@ def _end(decision: Decision, to: RunStatus, reason: str, code: FailureCode | Non
     )
 
 
-# A run that is not over has the state of what is active in it; the first of these counts.
+# A run that is not over has the state of its active phase; the first match counts.
 _ACTIVE = (
     (PhaseStatus.EXECUTING, RunStatus.PHASE_EXECUTION),
     (PhaseStatus.GATE, RunStatus.GATE),
@@ -224,7 +224,7 @@ def _settle_run_state(decision: Decision, before: RunState) -> None:
         elif run.state is RunStatus.RUN_CREATED and not _has_moved(before, run):
             return
         elif run == before:
-            return  # a request that changes nothing, such as a replayed one, is no change
+            return  # a request that changes nothing, such as a repeated one, records no event
         else:
             wanted = RunStatus.PHASE_QUEUEING
     if wanted is run.state:
@@ -242,5 +242,5 @@ def _settle_run_state(decision: Decision, before: RunState) -> None:
 
 def _has_moved(before: RunState, after: RunState) -> bool:
     pairs = zip(before.phases, after.phases, strict=True)
-    # The fence tells of a phase that started and is back in the queue.
+    # The fence differs where a phase started and returned to the queue within one change.
     return any((old.state, old.fence) != (new.state, new.fence) for old, new in pairs)

@@ -1,4 +1,4 @@
-"""What the clock does to a run: no wait is without an end. (rules §3)"""
+"""What the clock does to a run: every wait has a deadline. (rules §3)"""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Tick:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lapse:
-    """A lease lapsed, as a record tells; a replay knows of no other clock."""
+    """A lease lapsed, according to a record; a replay has no clock of its own."""
 
     phase_id: str
     lease_id: int
@@ -37,7 +37,7 @@ class Lapse:
 
 
 def pass_time(decision: Decision, _: Tick) -> None:
-    """Let every wait end that has lasted too long: the run's own, attempts, reviews, CI."""
+    """End every wait whose deadline has passed: of the run, attempts, reviews, CI. (rules §3)"""
     run = decision.state
     if run.is_over:
         return
@@ -50,17 +50,17 @@ def pass_time(decision: Decision, _: Tick) -> None:
         if decision.phase(phase.phase_id).state is not phase.state:  # an earlier one ended the run
             continue
         if phase.state is PhaseStatus.CI_RUNNING:
-            fail_unjudged(decision, phase.phase_id, "it gave no verdict in time")
+            fail_unjudged(decision, phase.phase_id, "it returned no verdict in time")
         else:
             _lapse(decision, phase, phase.tokens_reported, phase.cost_reported_usd)
 
 
 def _end_overdue(decision: Decision) -> None:
-    """End a run whose time is up; one that waits for agents' capacity failed for lack of it."""
+    """End a run whose deadline has passed; a lack of agents' capacity is named as the cause."""
     run = decision.state
     late = (decision.now - run.deadline_at).total_seconds() / 60
     passed = (
-        f"max_duration_minutes {run.max_duration_minutes} passed: the run was not done after "
+        f"max_duration_minutes {run.max_duration_minutes} passed: the run was not over after "
         f"{run.max_duration_minutes + late:.1f} minutes"
     )
     waiting = next((phase for phase in run.phases if phase.unavailable_reason is not None), None)
@@ -76,7 +76,7 @@ def _end_overdue(decision: Decision) -> None:
 
 
 def accept_lapse(decision: Decision, lapse: Lapse) -> None:
-    """Let a lease lapse that a record tells of. Raises NotHeldError where it is not held."""
+    """Let a lease lapse that a record names. Raises NotHeldError if the phase has another."""
     phase = decision.phase(lapse.phase_id)
     if phase.lease_id != lapse.lease_id:
         raise NotHeldError(f"phase '{lapse.phase_id}' is not held by lease {lapse.lease_id}")
@@ -86,9 +86,9 @@ def accept_lapse(decision: Decision, lapse: Lapse) -> None:
 def _lapse(
     decision: Decision, phase: PhaseState, tokens_reported: int, cost_reported: Decimal
 ) -> None:
-    """End an attempt or a review that has lasted too long; it used one try of its role.
+    """End an attempt or a review whose deadline has passed; it uses one try of its role.
 
-    Its tokens and cost are settled at what the last heartbeat said.
+    Its tokens and cost are those of the last heartbeat.
     """
     phase_id = phase.phase_id
     is_attempt = phase.state is PhaseStatus.EXECUTING

@@ -1,11 +1,10 @@
-"""The rules' front door: a state and something from outside give events. (rules §1)
+"""The entry point of the rules: a state and an input give events. (rules §1)
 
-    events = decide(state, given, now)        # what happened
-    state = fold(state, events)               # evolve.py
-    events += settle(before, state, now)      # what follows for tiers and run, once all is done
+    events = decide(state, given, now)        # what happened state = fold(state, events)
+    # evolve.py events += settle(before, state, now)      # what follows for tiers and run
 
-Between deciding and settling the use case does what the events ask of git. Nothing here reads a
-clock, a database or a repository, so recorded inputs can be decided again, under other rules.
+Between `decide` and `settle` the use case does in git what the events demand. Nothing here reads a
+clock, a database or a repository, so recorded inputs can be decided again under other rules.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ from .terms import Verdict
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Undone:
-    """A failed phase's commits were undone by one that restores the tree it started from."""
+    """A failed phase's commits were undone by a commit that restores the tree it started from."""
 
     phase_id: str
     commit: str
@@ -77,9 +76,9 @@ Given = (
 def decide(
     state: RunState, given: Given, now: datetime, actor: str = SUPERVISOR
 ) -> tuple[Event, ...]:
-    """Return what happens because of something that came from outside.
+    """Return the events that an input causes.
 
-    Raises a typed refusal (errors.py), which changes nothing.
+    Raises a typed refusal (errors.py); a refused input changes nothing.
     """
     decision = Decision(state, now, actor)
     match given:
@@ -123,7 +122,7 @@ def decide(
 
 
 def touches_issues(given: Given) -> bool:
-    """Say whether a decision is about issues, and needs those of the run in its state."""
+    """Return whether an input is about issues, so that the state must contain the run's issues."""
     match given:
         case IssuesSeen():
             return True
@@ -137,17 +136,17 @@ def touches_issues(given: Given) -> bool:
 
 
 def settle(before: RunState, state: RunState, now: datetime) -> tuple[Event, ...]:
-    """Return what follows for tiers and run from a change that is complete but for that."""
+    """Return the events of tiers and run that follow from a change, as its last step."""
     decision = Decision(state, now)
     consequences.settle(decision, before)
     return tuple(decision.events)
 
 
 def weigh_builder_result(state: RunState, result: BuilderResult, now: datetime) -> PatchAction:
-    """Say what the use case has to do with a result's patch. Raises what `decide` would."""
+    """Return what the use case must do with a result's patch. Raises the refusals of `decide`."""
     return weigh_result(Decision(state, now), result)
 
 
 def weigh_auditor_result(state: RunState, review: Review, now: datetime) -> WeighedReview:
-    """Say whether a review's patches are wanted. Raises what `decide` would."""
+    """Return whether a review's patches must be applied. Raises the refusals of `decide`."""
     return weigh_review(Decision(state, now), review)

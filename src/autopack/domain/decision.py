@@ -1,7 +1,8 @@
-"""A decision in the making: the events so far, and the state that they lead to.
+"""A decision while it is made: the events so far, and the state that they lead to.
 
 The rule modules append events to a `Decision`; the state follows from the events alone (evolve.py).
-No rule passes by `record`, so no phase makes a move that the transition table does not hold.
+Every rule goes through `record`, so no phase makes a move that the transition table does not
+contain.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class WrongStateError(ConflictError):
 
 
 def require_live(run: RunState) -> None:
-    """Refuse whatever comes for a run that is over. Raises RunOverError."""
+    """Refuse any input for a run that is over. Raises RunOverError."""
     if run.is_over:
         because = f": {run.failure_reason}" if run.failure_reason else ""
         raise RunOverError(
@@ -58,9 +59,10 @@ class Decision:
     events: list[Event] = field(default_factory=list)
 
     def record(self, event: Event) -> None:
-        """Append an event and let the state follow.
+        """Append an event and update the state.
 
-        Raises IllegalTransitionError for a move that the table does not hold.
+        The event gets its time, actor, tier and former state here, so that no rule can set a wrong
+        one. Raises IllegalTransitionError for a move that the transition table does not contain.
         """
         event = replace(event, at=self.now, actor=event.actor or self.actor)
         if isinstance(event, PhaseEvent | RunRolledBack):
@@ -73,7 +75,7 @@ class Decision:
         self.events.append(event)
 
     def phase(self, phase_id: str) -> PhaseState:
-        """Return a phase as it stands now. Raises NotFoundError."""
+        """Return the current state of a phase. Raises NotFoundError."""
         return self.state.phase(phase_id)
 
     def in_minutes(self, minutes: int) -> datetime:
@@ -85,7 +87,7 @@ class Decision:
     # Guards
 
     def require_live(self) -> None:
-        """Refuse whatever comes for a run that is over. Raises RunOverError."""
+        """Refuse any input for a run that is over. Raises RunOverError."""
         require_live(self.state)
 
     def require_next(self, phase_id: str) -> None:

@@ -18,8 +18,8 @@ class AutopackError(Exception):
     """A refusal that a client can act on.
 
     `detail` is one clear sentence that names the offending value and what would be accepted;
-    `extra` holds further members of the problem document, such as `allowed` or `hunks`, all of them
-    JSON. `is_replay`: it was decided before, and the same request came again.
+    `extra` contains further members of the problem document, such as `allowed` or `hunks`, all of
+    them JSON. `is_replay`: the same request was refused before, and this is the stored answer.
     """
 
     kind: ClassVar[ErrorKind] = ErrorKind.INVALID

@@ -1,10 +1,10 @@
 """What happened to a run: one frozen class for each kind of event, and the hash chain over them.
 
-An event holds all that its effect needs: `evolve` (evolve.py) makes the next state from a state
-and an event alone. An event's kind is the name of its class. On the wire and in the table an event
-is an `EventRecord`: who, when, which phase or tier, from and to which state, why; the remaining
-fields are its `data`. A field that has its default is left out of `data`, so that events which were
-recorded before the field existed read the same and hash the same.
+An event contains everything that its effect needs: `evolve` (evolve.py) computes the next state
+from a state and an event alone. An event's kind is the name of its class. On the wire and in the
+table an event is an `EventRecord`: actor, time, phase or tier, former and next state, reason; the
+remaining fields are its `data`. A field that has its default is left out of `data`, so an event
+that was recorded before the field existed has the same content and the same hash.
 
 Standard library alone: `scripts/check_promotion.py` is made from this module among others.
 """
@@ -31,13 +31,13 @@ from .terms import BuilderStatus, Recommendation, Role, Sandbox, Severity, Verdi
 GENESIS_HASH = "0" * 64
 SUPERVISOR = "supervisor"
 OPERATOR = "operator"
-# What an event has before a decision stamps it (`Decision.record`).
+# The time of an event before `Decision.record` sets it.
 UNSTAMPED = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """What every event has. A decision stamps it with its time and, if none is set, its actor."""
+    """The fields of every event. `Decision.record` sets its time and, if none is set, its actor."""
 
     at: datetime = UNSTAMPED
     actor: str = ""
@@ -58,7 +58,7 @@ class RunStarted(Event):
     base_branch: str
     base_commit: str
     strategy_version: int
-    is_sandbox_required: bool | None = None  # records of before say nothing of it
+    is_sandbox_required: bool | None = None  # older records do not contain it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +70,7 @@ class RunStateChanged(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunEnded(Event):
-    """The run came to its end; a failure has a code, and `reason` says why."""
+    """The run ended; a failure has a code, and `reason` explains it."""
 
     from_state: RunStatus
     to_state: RunStatus
@@ -119,7 +119,7 @@ class PhaseEvent(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PhaseMoved(PhaseEvent):
-    """A phase went to another state. `deadline_at` is when it must have left it."""
+    """A phase changed its state. `deadline_at` is when it must have left that state."""
 
     STATE: ClassVar[PhaseStatus]
 
@@ -129,7 +129,7 @@ class PhaseMoved(PhaseEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PhaseQueued(PhaseMoved):
-    """The phase waits for a Builder. `is_attempt_used`: an attempt was taken back by hand."""
+    """The phase waits for a Builder. `is_attempt_used`: an operator took an attempt back."""
 
     STATE = PhaseStatus.QUEUED
 
@@ -167,7 +167,7 @@ class PhaseFailed(PhaseMoved):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PhaseSkipped(PhaseMoved):
-    """The phase is left out: by hand, or because the run ended."""
+    """The phase will not be built: an operator said so, or the run ended."""
 
     STATE = PhaseStatus.SKIPPED
 
@@ -245,7 +245,7 @@ class TokensCounted(PhaseEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuilderResultReceived(PhaseEvent):
-    """A Builder's attempt came to its end."""
+    """A Builder's attempt ended."""
 
     submission_id: int
     attempt: int
@@ -257,7 +257,7 @@ class BuilderResultReceived(PhaseEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptFailed(PhaseEvent):
-    """`signature` names what failed, to tell two tries that fail alike."""
+    """A try failed. Two tries with one `signature` failed in the same way."""
 
     role: Role
     signature: str | None = None
@@ -317,12 +317,12 @@ class ReviewRefused(PhaseEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReviewFailed(PhaseEvent):
-    """An Auditor's try came to nothing; `reason` says why."""
+    """An Auditor's try had no result; `reason` says why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PendingPatchDiscarded(PhaseEvent):
-    """The held patch no longer applies; the Auditor's try is given back."""
+    """The pending patch no longer applies; the Auditor's try is returned."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -332,7 +332,7 @@ class PhaseApproved(PhaseEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RevisionRequested(PhaseEvent):
-    """The Auditor sends the work back: a held patch is discarded, fix-ups stay."""
+    """The Auditor sends the work back: a pending patch is discarded, fix-ups stay."""
 
 
 # CI
@@ -352,7 +352,7 @@ class CiStarted(PhaseEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CiVerdictReceived(PhaseEvent):
-    """CI judged a commit. One that is repeated is only recorded: another run follows it."""
+    """CI judged a commit. A verdict with `is_repeated` is only recorded: another CI run follows."""
 
     ci_run_id: int
     commit: str
@@ -381,8 +381,8 @@ class IssueRecorded(PhaseEvent):
 class IssueResolved(PhaseEvent):
     """A key is resolved in one phase, by an Auditor or by CI.
 
-    Records that were made before the cause was named tell of a key once, in the phase where the
-    Auditor or CI spoke of it.
+    Older records have no cause: they name a key once, in the phase where the Auditor or CI resolved
+    it.
     """
 
     issue_key: str
@@ -418,7 +418,7 @@ class SealedEvent:
 
 
 class EventError(ValueError):
-    """A record is no event that these rules know."""
+    """A record is not an event of a known kind and shape."""
 
 
 _COLUMNS = frozenset(each.name for each in fields(EventRecord)) - {"kind", "data"}
@@ -440,10 +440,10 @@ def to_record(event: Event) -> EventRecord:
 
 
 def from_record(record: EventRecord) -> Event:
-    """Read an event back. Raises EventError for an unknown kind, or a value out of place."""
+    """Read a stored event. Raises EventError for an unknown kind, or a value of a wrong type."""
     kind = _KINDS.get(record.kind)
     if kind is None:
-        raise EventError(f"there is no event of kind {record.kind!r}")
+        raise EventError(f"unknown event kind {record.kind!r}")
     given: dict[str, Any] = {}
     try:
         for name, read in _READERS[record.kind]:
@@ -467,7 +467,7 @@ def wire_time(moment: datetime) -> str:
 
 
 def canonical_json(value: object) -> bytes:
-    """Write JSON in the one form that hashes are taken over."""
+    """Write JSON in the one form that is hashed."""
     return json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     ).encode()
@@ -491,7 +491,7 @@ def event_document(sequence: int, event: EventRecord, previous_hash: str) -> dic
 
 
 def seal(events: Sequence[EventRecord], last_sequence: int, last_hash: str) -> list[SealedEvent]:
-    """Chain events to the run's last one."""
+    """Append events to the run's hash chain."""
     sealed = []
     for event in events:
         last_sequence += 1
@@ -518,7 +518,7 @@ def _hints(kind: type[Event]) -> list[tuple[str, Any]]:
 
 
 def _reader(hint: Any) -> Callable[[Any], Any]:
-    """Return what makes a field's value from JSON, by the field's type."""
+    """Return the function that reads a field's value from JSON, by the field's type."""
     if isinstance(hint, types.UnionType):  # `X | None`, the only union that events have
         inner = _reader(next(each for each in typing.get_args(hint) if each is not type(None)))
         return lambda value: None if value is None else inner(value)
@@ -535,7 +535,7 @@ def _reader(hint: Any) -> Callable[[Any], Any]:
 
 def _of_type(kind: type[Any], value: Any) -> Any:
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise TypeError(f"{value!r} is no {kind.__name__}")
+        raise TypeError(f"{value!r} is not of type {kind.__name__}")
     return value
 
 
@@ -554,8 +554,8 @@ def _plain(value: Any) -> Any:
 
 
 _KINDS = _subclasses(Event)
-# Of each kind: its fields with their defaults (`dataclasses.MISSING` where there is none), and what
-# makes their values from JSON.
+# For each kind: its fields with their defaults (`dataclasses.MISSING` where there is none), and the
+# functions that read their values from JSON.
 _DEFAULTS = {
     name: tuple((each.name, each.default) for each in fields(kind)) for name, kind in _KINDS.items()
 }

@@ -1,7 +1,8 @@
-"""What an event does to a run: the only code that changes a state. (rules §1)
+"""The effect of an event on a run: the only code that changes a state. (rules §1)
 
-`evolve` is total: it refuses nothing and decides nothing. Whether an event may happen is decided
-before (deciding.py), so a recorded event always has its effect, here and in the offline checker.
+`evolve` is total: it refuses nothing and decides nothing. `decide` (deciding.py) decides before
+whether an event may happen, so a recorded event always has its effect, here and in the offline
+checker.
 
 Standard library alone: `scripts/check_promotion.py` is made from this module among others.
 """
@@ -50,7 +51,7 @@ def evolve(state: RunState, event: e.Event) -> RunState:
                 event.phase_id,
                 commit=event.commit,
                 pending_submission_id=None,
-                **_UNJUDGED,  # what was judged was another tree
+                **_UNJUDGED,  # the verdict was on another tree
             )
         case e.PatchHeld():
             return change_phase(state, event.phase_id, pending_submission_id=event.submission_id)
@@ -83,7 +84,7 @@ def evolve(state: RunState, event: e.Event) -> RunState:
                 retry_account=event.account,
             )
         case e.CiRequested():
-            # It waits for a worker: until when is the run's own deadline.
+            # It waits for a worker; only the run's own deadline limits that wait.
             return change_phase(state, event.phase_id, deadline_at=None)
         case e.CiVerdictReceived():
             return _apply_verdict(state, event)
@@ -103,15 +104,16 @@ def evolve(state: RunState, event: e.Event) -> RunState:
                 failure_code=event.failure_code,
                 failure_reason=event.reason if event.failure_code else None,
             )
-            return _judge_promotion(ended)
+            return _decide_eligibility(ended)
         case e.RunRolledBack():
-            return _judge_promotion(replace(state, head_commit=event.commit, is_rolled_back=True))
-    # What is left tells of a decision and changes nothing: RunStarted, PatchRefused, ReviewRefused,
-    # PhaseApproved.
+            reset = replace(state, head_commit=event.commit, is_rolled_back=True)
+            return _decide_eligibility(reset)
+    # The remaining kinds record a decision and change no state: RunStarted, PatchRefused,
+    # ReviewRefused, PhaseApproved.
     return state
 
 
-# Whatever moves a phase on ends its wait for an agent's capacity.
+# Every event that moves a phase ends its wait for an agent's capacity.
 _WAITS_FOR_NO_CAPACITY: Final[Mapping[str, None]] = {
     "unavailable_reason": None,
     "retry_at": None,
@@ -124,7 +126,7 @@ _UNJUDGED: Final[Mapping[str, None]] = {"verdict": None, "sandbox": None}
 
 
 def change_phase(state: RunState, phase_id: str, /, **changes: Any) -> RunState:
-    """Return the state with other figures of one phase."""
+    """Return the state with changed fields of one phase."""
     phases = tuple(
         replace(phase, **changes) if phase.phase_id == phase_id else phase for phase in state.phases
     )
@@ -162,18 +164,18 @@ def _move_phase(state: RunState, event: e.PhaseMoved) -> RunState:
             changes["failure_reason"] = event.reason
             is_unjudged = phase.state is PhaseStatus.CI_RUNNING and phase.verdict is None
             if is_unjudged and event.actor == e.SUPERVISOR:
-                changes["verdict"] = Verdict.DID_NOT_RUN  # it gave no verdict in time
+                changes["verdict"] = Verdict.DID_NOT_RUN  # CI returned no verdict in time
         case e.PhaseSkipped():
             changes["completed_by"] = event.completed_by
             if event.completed_by is None:
-                changes["fence"] = phase.fence + 1  # whoever is at work comes too late
+                changes["fence"] = phase.fence + 1  # an agent at work has lost its lease
     state = change_phase(state, event.phase_id, **changes)
-    # A failed phase makes its tier unclean.
-    return _judge_tier(state, phase.tier_id) if to is PhaseStatus.FAILED else state
+    # A failed phase makes its tier not clean.
+    return _decide_cleanliness(state, phase.tier_id) if to is PhaseStatus.FAILED else state
 
 
 def _end_lease(state: RunState, phase_id: str) -> RunState:
-    """End the lease on a phase, and what it has reserved."""
+    """End the lease on a phase, and release what it has reserved."""
     phase = state.phase(phase_id)
     if phase.lease_id is None:
         return state
@@ -195,7 +197,7 @@ def _end_lease(state: RunState, phase_id: str) -> RunState:
 
 
 def _grant_lease(state: RunState, event: e.LeaseGranted) -> RunState:
-    """Give a phase to an agent; the higher fence shuts out whoever held it before."""
+    """Give a phase to an agent; the higher fence makes every earlier lease on it invalid."""
     state = replace(
         state,
         tokens_reserved=state.tokens_reserved + event.tokens_reserved,
@@ -278,7 +280,7 @@ def _count_tokens(state: RunState, event: e.TokensCounted) -> RunState:
 
 
 def _apply_verdict(state: RunState, event: e.CiVerdictReceived) -> RunState:
-    """A verdict that stands is the phase's, and a run of CI that was made is its tier's."""
+    """Set a final verdict on its phase; count a CI run that was made for its tier."""
     if event.is_repeated:
         return state
     state = change_phase(state, event.phase_id, verdict=event.verdict, sandbox=event.sandbox)
@@ -311,9 +313,9 @@ def _keep_issue(state: RunState, event: e.IssueRecorded | e.IssueResolved) -> Ru
 
 
 def _resolved_places(state: RunState, event: e.IssueResolved) -> list[tuple[str, str]]:
-    """Return where a key is resolved: in one phase; by the Auditor of an old record in all."""
+    """Return where a key is resolved: in one phase; in all phases by a review of an old record."""
     place = (event.phase_id, event.issue_key)
-    # A review speaks while its phase is in the gate, CI while it is being judged.
+    # A review resolves issues while its phase is in GATE, CI while it is in CI_RUNNING.
     is_review = state.phase(event.phase_id).state is PhaseStatus.GATE
     if event.cause is None and is_review:
         return [each for each in state.issues if each[1] == event.issue_key]
@@ -321,7 +323,7 @@ def _resolved_places(state: RunState, event: e.IssueResolved) -> list[tuple[str,
 
 
 def _count_issues(state: RunState) -> RunState:
-    """Let all counts follow from the open issues, and what follows from the counts."""
+    """Compute all counts from the open issues, and the states that depend on the counts."""
     tier_of = {phase.phase_id: phase.tier_id for phase in state.phases}
     counts = count_open(tuple(state.issues.values()), tier_of)
     state = _put_counts(state, counts.run)
@@ -358,11 +360,11 @@ def _change_tier(state: RunState, tier_id: str, /, **changes: Any) -> RunState:
     tiers = tuple(
         replace(tier, **changes) if tier.tier_id == tier_id else tier for tier in state.tiers
     )
-    return _judge_tier(replace(state, tiers=tiers), tier_id)
+    return _decide_cleanliness(replace(state, tiers=tiers), tier_id)
 
 
-def _judge_tier(state: RunState, tier_id: str) -> RunState:
-    """Note what stands against a tier, by its figures. (rules §2)"""
+def _decide_cleanliness(state: RunState, tier_id: str) -> RunState:
+    """Set a tier's cleanliness and the reasons against it, from its figures. (rules §2)"""
     tier = state.tier(tier_id)
     reasons = _uncleanliness(tier, state)
     if reasons == tier.cleanliness_reasons:
@@ -388,7 +390,7 @@ def _uncleanliness(tier: TierState, state: RunState) -> tuple[str, ...]:
     return tuple(reasons)
 
 
-def _judge_promotion(state: RunState) -> RunState:
+def _decide_eligibility(state: RunState) -> RunState:
     verdict = judge_promotion(state)
     return replace(
         state,

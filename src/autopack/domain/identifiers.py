@@ -13,7 +13,7 @@ _IDENTIFIER = re.compile(IDENTIFIER_PATTERN.rstrip("$") + r"\Z")
 
 
 def identifier_problem(value: str) -> str | None:
-    """Say what is wrong with an identifier, or None. (spec: identifiers)"""
+    """Return what is wrong with an identifier, or None."""
     if (
         not _IDENTIFIER.match(value)
         or ".." in value

@@ -1,4 +1,4 @@
-"""How reports of issues are weighed, recorded and resolved. (rules §7)"""
+"""How reports of issues are recorded and resolved. (rules §7)"""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from .terms import Severity
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IssueSeen:
-    """A report of an issue, weighed: how grave it is by itself, and in this run.
+    """A report of an issue with its severity: by itself, and in this run.
 
-    A minor issue that had aged when the run started is major in it.
+    A minor issue that had aged when the run started counts as major in that run.
     """
 
     issue_key: str
@@ -31,20 +31,20 @@ class IssueSeen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IssuesSeen:
-    """Reports of issues of a phase that come alone, with no result."""
+    """Reports of issues of a phase that arrive without a result."""
 
     phase_id: str
     issues: tuple[IssueSeen, ...]
 
 
 def accept_issues(decision: Decision, seen: IssuesSeen) -> None:
-    """Record reports that come alone. Raises RunOverError, NotFoundError."""
+    """Record reports that arrive without a result. Raises RunOverError, NotFoundError."""
     decision.require_live()
     see_issues(decision, seen.phase_id, seen.issues)
 
 
 def see_issues(decision: Decision, phase_id: str, issues: Iterable[IssueSeen]) -> None:
-    """Record reports; under some profiles too many minor issues end the run."""
+    """Record reports; under some safety profiles too many minor issues end the run. (rules §3)"""
     is_any = False
     for seen in issues:
         is_any = True
@@ -65,7 +65,7 @@ def see_issues(decision: Decision, phase_id: str, issues: Iterable[IssueSeen]) -
 
 
 def resolve_for_auditor(decision: Decision, phase_id: str, keys: Collection[str]) -> None:
-    """Resolve what a review says is resolved. Raises InvalidError for a key the run never saw."""
+    """Resolve the keys that a review names. Raises InvalidError for a key that is not the run's."""
     known = tuple(decision.state.issues.values())
     unknown = sorted(set(keys) - {issue.issue_key for issue in known})
     if unknown:
@@ -77,9 +77,9 @@ def resolve_for_auditor(decision: Decision, phase_id: str, keys: Collection[str]
 
 
 def resolve_for_ci(decision: Decision, phase_id: str) -> None:
-    """Resolve what CI had found in a phase that it now finds good; nothing else."""
+    """Resolve only the issues that CI itself reported in a phase for which it is now green."""
     found = resolved_by_green(decision.state.issues.values(), phase_id)
-    _resolve(decision, found, Cause.GREEN_VERDICT, "CI raised it, and is green")
+    _resolve(decision, found, Cause.GREEN_VERDICT, "CI reported it, and is green now")
 
 
 def _resolve(decision: Decision, found: Iterable[Sighting], cause: Cause, reason: str) -> None:

@@ -29,7 +29,7 @@ class BacklogStatus(StrEnum):
 
 
 class IssueReport(Closed):
-    """One sighting of a problem, by whoever saw it."""
+    """One report of a problem by an agent, CI or a client."""
 
     issue_key: IssueKey
     severity: Severity | None = None
@@ -57,12 +57,12 @@ def needs_cleanup(
     after_runs: int,
     after_tiers: int,
 ) -> bool:
-    """Say whether a minor issue has aged so far that it has to be cleaned up. (rules §7)"""
+    """Return whether a minor issue is so old that it must be cleaned up. (rules §7)"""
     return severity is Severity.MINOR and (age_in_runs >= after_runs or age_in_tiers >= after_tiers)
 
 
 def issue_state(minors: int, majors: int) -> IssueState:
-    """Name the state of a phase's counts."""
+    """Return the issue state of a phase with these counts."""
     if majors:
         return IssueState.HAS_MAJOR_ISSUES
     return IssueState.HAS_MINOR_ISSUES if minors else IssueState.NO_ISSUES

@@ -18,9 +18,9 @@ from .run import CompletedBy, FailureCode, RunState
 from .states import PhaseStatus
 from .terms import Sandbox, Verdict
 
-# Checking out and reading reports, beside the time that the command has.
+# For the checkout and for reading reports, in addition to the command's own time.
 GRACE_SECONDS: Final = 300
-# A run that could not be made is made again so often, and then so much later.
+# A CI run that did not run is repeated: so many tries, with these waits between them.
 ENVIRONMENT_TRIES: Final = 3
 _ENVIRONMENT_WAITS: Final = (timedelta(seconds=5), timedelta(seconds=30))
 
@@ -35,7 +35,7 @@ class WrongProfileError(ConflictError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CiVerdict:
-    """A verdict on a commit. `issues` are those of checks that were red, then green: flaky ones."""
+    """A verdict on a commit. `issues` are of flaky checks: red, then green on the same commit."""
 
     phase_id: str
     ci_run_id: int
@@ -51,7 +51,7 @@ class CiVerdict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CiRunWanted:
-    """Our own CI has a run of its own to make for a phase."""
+    """The service's own CI will run for a phase."""
 
     phase_id: str
     ci_run_id: int
@@ -60,16 +60,16 @@ class CiRunWanted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CiRunBegun:
-    """A worker has begun a run of CI: from now on its time runs."""
+    """A worker has started a CI run: its deadline counts from now."""
 
     phase_id: str
     ci_run_id: int
 
 
 def request_run(decision: Decision, wanted: CiRunWanted) -> None:
-    """Note that a run of CI waits for a worker: until when is the run's own deadline.
+    """Record that a CI run waits for a worker; only the run's own deadline limits that wait.
 
-    Only of our own CI: one elsewhere tells nothing but its verdict.
+    Only for the service's own CI: an external one reports nothing but its verdict.
     """
     decision.record(
         CiRequested(phase_id=wanted.phase_id, ci_run_id=wanted.ci_run_id, attempt=wanted.attempt)
@@ -77,7 +77,7 @@ def request_run(decision: Decision, wanted: CiRunWanted) -> None:
 
 
 def begin_run(decision: Decision, begun: CiRunBegun) -> None:
-    """Let a run of CI begin."""
+    """Record that a CI run started, and set its deadline."""
     seconds = decision.phase(begun.phase_id).ci_timeout_seconds + GRACE_SECONDS
     decision.record(
         CiStarted(
@@ -89,10 +89,10 @@ def begin_run(decision: Decision, begun: CiRunBegun) -> None:
 
 
 def retry_wait(verdict: Verdict, attempts: Sequence[Verdict], retries: int) -> timedelta | None:
-    """Say when a run of CI is made again on the same commit, None: its verdict stands.
+    """Return how long to wait before CI runs again on the same commit; None: its verdict is final.
 
-    `attempts` are the verdicts of the earlier runs. Red is tried again as often as the profile
-    says, for it may be flaky; what did not run at all, for the environment's sake.
+    `attempts` are the verdicts of the earlier runs. A red run is repeated as often as the profile
+    says, since a check may be flaky; a run that did not run, since the environment may recover.
     """
     earlier = [each for each in attempts if each is verdict]
     if verdict is Verdict.RED and len(earlier) < retries:
@@ -103,7 +103,7 @@ def retry_wait(verdict: Verdict, attempts: Sequence[Verdict], retries: int) -> t
 
 
 def require_judged_commit(run: RunState, phase_id: str, commit: str, profile: str | None) -> None:
-    """Make sure that a verdict is for what the phase waits to have judged.
+    """Refuse a verdict that is not on the commit and profile that the phase waits for.
 
     Raises RunOverError, WrongStateError, WrongCommitError, WrongProfileError.
     """
@@ -127,11 +127,11 @@ def require_judged_commit(run: RunState, phase_id: str, commit: str, profile: st
 
 
 def accept_verdict(decision: Decision, given: CiVerdict) -> None:
-    """Let a verdict complete the phase, cost it a try, or end the run. Nothing but green is green.
+    """Complete the phase by a green verdict; red uses a try, and did-not-run ends the run.
 
-    It counts against the tier's cap, however often the run was made for it: retries are the
-    profile's own choice. One that could not be made does not. One that is repeated is only
-    recorded: another run follows.
+    A verdict counts once against the tier's cap of CI runs, with all its retries: those are the
+    profile's choice. One that did not run does not count. One with `is_repeated` is only recorded:
+    another CI run follows. (rules §6)
     """
     phase_id = given.phase_id
     decision.record(
@@ -173,7 +173,7 @@ def accept_verdict(decision: Decision, given: CiVerdict) -> None:
 
 
 def fail_unjudged(decision: Decision, phase_id: str, why: str) -> None:
-    """Fail a phase, and with it the run, since CI could not judge it."""
+    """Fail a phase and its run, since CI could not judge the commit."""
     reason = f"CI did not run: {why}"
     decision.record(PhaseFailed(phase_id=phase_id, reason=reason))
     end_failed(decision, FailureCode.CI_DID_NOT_RUN, reason)

@@ -1,4 +1,4 @@
-"""The symbolic links of a tree, and where they lead: a rule of the tree, not of one change."""
+"""The symbolic links of a tree, and where they lead. The rule is about the tree, not a change."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _LONGEST_TARGET = 4095
 
 
 class LinkProblemError(Exception):
-    """Where a link leads is refused; the message is the end of a sentence."""
+    """A link's target is refused; the message is the end of a sentence."""
 
 
 class LinkTable:
-    """All links of one tree: paths (as in FileChange) and the targets that their blobs hold.
+    """All links of one tree: paths (as in FileChange), and the targets in their blobs.
 
-    Links are followed name by name, as an operating system would, through other links of the
-    tree. Names count as the most forgetful file system reads them.
+    Links are followed name by name, as an operating system would, through other links of the tree.
+    Two names are the same if any supported file system reads them as the same (`paths.names_of`).
     """
 
     def __init__(self, targets: Mapping[str, bytes] | None = None) -> None:
@@ -38,17 +38,17 @@ class LinkTable:
         return self._paths.get(names)
 
     def end_of(self, path: str) -> Names | None:
-        """Return the names at which a link ends at last; None where it leads nowhere allowed."""
+        """Return the names at which a link finally ends; None where that is refused."""
         end = self._resolved(path)
         return None if isinstance(end, str) else end
 
     def problem_of(self, path: str) -> str | None:
-        """Say why a link is refused, as the end of a sentence; None: it stays inside."""
+        """Return why a link is refused, as the end of a sentence; None: it stays inside."""
         end = self._resolved(path)
         return end if isinstance(end, str) else None
 
     def follow(self, names: Names) -> Names:
-        """Return what names mean when every link on the way is followed.
+        """Return the path that these names lead to when every link on the way is followed.
 
         Raises LinkProblemError.
         """
@@ -66,13 +66,13 @@ class LinkTable:
                 continue
             place.append(name)
             if name == ".git":
-                raise LinkProblemError("is a link that leads into a git dir")
+                raise LinkProblemError("is a link that leads into a git directory")
             link = self._paths.get(tuple(place))
             if link is None:
                 continue
             hops += 1
             if hops > _MAX_HOPS:
-                raise LinkProblemError("is a link that goes round in a circle")
+                raise LinkProblemError("is a link that leads back to itself")
             target = self.targets[link]
             _check_target(target)
             place.pop()
@@ -95,16 +95,16 @@ NO_LINKS = LinkTable()
 
 def _check_target(target: bytes) -> None:
     if not target or b"\0" in target or len(target) > _LONGEST_TARGET:
-        raise LinkProblemError("is a link without a target that a system could follow")
+        raise LinkProblemError("is a link whose target is empty, too long, or has a NUL character")
     if target.startswith(b"/") or b"\\" in target or target[1:2] == b":":
         raise LinkProblemError(
-            "is a link to an absolute path, or one of Windows; only relative ones are taken"
+            "is a link to an absolute or a Windows path; only relative targets are accepted"
         )
 
 
 @lru_cache(maxsize=128)
 def seen_through(links: LinkTable, patterns: tuple[str, ...]) -> tuple[str, ...]:
-    """Return patterns, and what they mean besides where links of the tree stand in them.
+    """Return patterns, and the patterns that they also mean through links of the tree.
 
     With `.github/workflows` a link to `../ci`, `ci/**` is what `.github/workflows/**` protects.
     """
@@ -118,7 +118,7 @@ def seen_through(links: LinkTable, patterns: tuple[str, ...]) -> tuple[str, ...]
 
 
 def _moved(links: LinkTable, patterns: tuple[str, ...]) -> Iterator[str]:
-    """Yield where the fixed beginnings of patterns lead, with what follows them."""
+    """Yield the patterns whose fixed first part leads elsewhere through a link."""
     for pattern in patterns:
         fixed, rest = fixed_part(pattern)
         try:
@@ -130,7 +130,7 @@ def _moved(links: LinkTable, patterns: tuple[str, ...]) -> Iterator[str]:
 
 
 def _linked(links: LinkTable, patterns: tuple[str, ...]) -> Iterator[str]:
-    """Yield all that lies behind links which patterns mean."""
+    """Yield a pattern for everything below each link that the patterns match."""
     meant = globs(patterns)
     for path in links:
         end = links.end_of(path)

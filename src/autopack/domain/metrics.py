@@ -1,4 +1,4 @@
-"""Figures of budgets: what is used of a cap, and what is left of it."""
+"""Figures of budgets: what of a cap is used, and what is left."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .money import ZERO_USD
 def utilization(used: float | Decimal, cap: int | Decimal) -> float:
     """Return the used share of a cap, 0 to n, with four digits.
 
-    Some caps may be 0; what is used of one counts as if it were 1, so the answer is always finite.
+    A cap may be 0; it is then taken as 1, so that the result is always finite.
     """
     return round(float(used) / float(cap or 1), 4)
 
@@ -24,10 +24,10 @@ def left_of(cap: int | Decimal, used: float | Decimal) -> float | Decimal:
 
 
 def is_passed(cap: int | Decimal, used: float | Decimal) -> bool:
-    """Say whether more is used than a cap allows: reaching it exactly is allowed. (rules §3)"""
+    """Return whether more is used than a cap allows: reaching it exactly is allowed. (rules §3)"""
     return used > cap
 
 
 def has_helped(reviewed: int, completed: int) -> bool | None:
-    """Say whether a phase that the Auditor worked on was completed; None: it never worked."""
+    """Return whether a phase that the Auditor reviewed was completed; None: it reviewed none."""
     return completed > 0 if reviewed else None

@@ -1,4 +1,4 @@
-"""Money: US dollars as exact decimals of six places; no sum of them is ever a float's."""
+"""Money: US dollars as exact decimals with six places. Never a float, so that sums are exact."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def usd(amount: Decimal | str | int) -> Decimal:
 
 
 def usd_text(amount: Decimal) -> str:
-    """Write an amount as answers and records have it: a decimal string with six places."""
+    """Return an amount as a decimal string with six places, the form of answers and records."""
     return f"{amount:.6f}"
 
 
 def short_usd(amount: Decimal) -> str:
-    """Write an amount for people: two places, more where less than a cent would be lost."""
+    """Return an amount for people: two places, or four where it is less than a dollar."""
     return f"${amount:,.2f}" if amount >= 1 or not amount else f"${amount:.4f}"
 
 
@@ -37,8 +37,8 @@ def cost_at(
 ) -> Decimal:
     """Price an attempt's tokens, in USD. `price`: USD per million `input`, `output`, `cached`.
 
-    The three kinds do not overlap. What `tokens_used` has beyond them is of no known kind and is
-    priced as input, which most tokens of an agent are.
+    The three kinds do not overlap. Tokens of `tokens_used` beyond them have no known kind and are
+    priced as input, since most tokens of an agent are input.
     """
     unknown = max(0, tokens_used - input_tokens - output_tokens - cached_tokens)
     per_input = Decimal(price["input"])

@@ -1,4 +1,4 @@
-"""What a run's branch and snapshots are called in git."""
+"""The names of a run's branch and snapshots in git."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def snapshot_ref(name: str) -> str:
 
 
 def record_folder(run_id: str) -> str:
-    """Return where a run's record stands on its branch, wherever the runs directory is."""
+    """Return the folder of a run's record on its branch, independent of the runs directory."""
     return f".autonomous_runs/{run_id}"
 
 
 def record_message(run_id: str, state: str, record_sha256: str, *, is_strict: bool) -> str:
-    """Return what the commit of a run's record says; CI looks for the mark of strict phases."""
+    """Return the message of a record's commit; CI looks for the mark of strict phases."""
     mark = f" {STRICT_MARK}" if is_strict else ""
     return (
         f"Record run {run_id}: {state}{mark}\n\n"
@@ -38,5 +38,5 @@ def record_message(run_id: str, state: str, record_sha256: str, *, is_strict: bo
 
 
 def snapshot_message(run_id: str, phase_id: str, title: str) -> str:
-    """Return what a snapshot's tag says; a tag that was lost is made again from it."""
+    """Return the message of a snapshot's tag. Without time or id, so a lost tag can be remade."""
     return f"Phase {phase_id} of run {run_id} is complete: {title}\n"

@@ -1,4 +1,4 @@
-"""What an operator's hand does to a run. (rules §2)"""
+"""What an operator can do to a run. (rules §2)"""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class BranchNotOursError(ConflictError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatusByHand:
-    """An operator sets a phase's state, and counts tokens of an attempt."""
+    """An operator sets a phase's state, and reports tokens and cost of an attempt."""
 
     phase_id: str
     wanted: PhaseStatus
@@ -53,7 +53,7 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollback:
-    """An operator puts the branch back to a phase's snapshot; `commit` does so."""
+    """An operator resets the branch to a phase's snapshot, by the new commit `commit`."""
 
     to_phase: str
     commit: str
@@ -68,7 +68,7 @@ class BranchMoved:
 
 
 def set_status(decision: Decision, given: StatusByHand) -> None:
-    """Move a phase by hand: legal transitions only; the state it has already is no change.
+    """Move a phase by hand, by legal transitions only; its present state is no change. (rules §2)
 
     Raises RunOverError, IllegalTransitionError, PhaseNotNextError.
     """
@@ -117,7 +117,7 @@ def set_status(decision: Decision, given: StatusByHand) -> None:
 
 
 def _requeue(decision: Decision, phase: PhaseState) -> None:
-    """Return a phase to the queue: what was under way is a try that failed."""
+    """Return a phase to the queue; an attempt that was under way counts as a failed try."""
     is_attempt = phase.state is PhaseStatus.EXECUTING
     if phase.state in (PhaseStatus.EXECUTING, PhaseStatus.GATE, PhaseStatus.CI_RUNNING):
         left = phase.builder_tries_left - int(is_attempt)
@@ -137,23 +137,25 @@ def _requeue(decision: Decision, phase: PhaseState) -> None:
 
 
 def cancel(decision: Decision, given: Cancel) -> None:
-    """End the run at the operator's word. Raises RunOverError."""
+    """End the run because the operator says so. Raises RunOverError."""
     decision.require_live()
     end_failed(decision, FailureCode.CANCELLED, cancelled_by_operator(given.reason))
 
 
 def cancelled_by_operator(reason: str) -> str:
-    """Say why a run ended that an operator cancelled."""
+    """Return the failure reason of a run that an operator cancelled."""
     return f"{CANCELLED}: {reason}" if reason else CANCELLED
 
 
 def require_rollback(run: RunState) -> None:
-    """Only a run that is over can be rolled back, and only where the branch is still its own.
+    """Refuse a rollback of a run that is not over, or whose branch another process moved.
 
     Raises RunNotOverError, BranchNotOursError.
     """
     if not run.is_over:
-        raise RunNotOverError(f"run '{run.run_id}' is {run.state}; it can be rolled back when over")
+        raise RunNotOverError(
+            f"run '{run.run_id}' is {run.state}; only a run that is over can be rolled back"
+        )
     if run.failure_code is FailureCode.BRANCH_MOVED:
         raise BranchNotOursError(
             f"the branch of run '{run.run_id}' was moved by another process and is left alone"
@@ -161,7 +163,7 @@ def require_rollback(run: RunState) -> None:
 
 
 def roll_back(decision: Decision, given: Rollback) -> None:
-    """Note that the branch was put back to a snapshot: the run is not eligible any more."""
+    """Record that the branch was reset to a snapshot: the run is no longer eligible. (rules §8)"""
     require_rollback(decision.state)
     decision.record(
         RunRolledBack(phase_id=given.to_phase, reason=given.reason, commit=given.commit)
@@ -169,5 +171,5 @@ def roll_back(decision: Decision, given: Rollback) -> None:
 
 
 def end_moved(decision: Decision, given: BranchMoved) -> None:
-    """End a run whose branch another process moved. A run that is over stays as it is."""
+    """End a run whose branch another process moved. A run that is over does not change."""
     end_failed(decision, FailureCode.BRANCH_MOVED, given.detail)

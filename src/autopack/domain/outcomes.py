@@ -1,4 +1,4 @@
-"""The closed sets of what comes of agents' work."""
+"""The closed sets of results of agents' work."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class Outcome(StrEnum):
-    """What came of a submission."""
+    """What the service did with a submission."""
 
     APPLIED = "applied"
     HELD = "held"
@@ -30,7 +30,7 @@ class PatchStatus(StrEnum):
 
 
 class CommitKind(StrEnum):
-    """Why the branch moved."""
+    """Why a commit was made on the branch."""
 
     PATCH = "patch"
     UNDO = "undo"

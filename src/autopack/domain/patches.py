@@ -1,4 +1,4 @@
-"""What came of a patch that git and policy were asked about."""
+"""The answers of git and the path policy about a patch."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ class AppliedPatch:
 
 
 @dataclass(frozen=True, slots=True)
-class HeldPatch:
-    """A patch that applies, and waits for its approval."""
+class PendingPatch:
+    """A patch that applies, and is pending until the Auditor approves it."""
 
 
 @dataclass(frozen=True, slots=True)
 class RefusedPatch:
-    """Git or policy does not take a patch, and it is the patch's fault."""
+    """Git or the path policy refuses a patch because of its content."""
 
     detail: str
 
 
 def record_applied(decision: Decision, phase_id: str, applied: AppliedPatch) -> None:
-    """Record that a patch is on the branch for good."""
+    """Record that a patch is on the branch."""
     decision.record(
         PatchApplied(
             phase_id=phase_id,

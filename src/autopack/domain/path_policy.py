@@ -1,4 +1,4 @@
-"""Which changes no patch may make, judged by the resulting tree. (docs/paths.md)"""
+"""The path policy: which changes a patch may make, checked on the new tree. (docs/paths.md)"""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .links import LinkTable, seen_through
 from .paths import Globs, Names, folded, globs, names_of, windows_problem
 from .secret_rules import MAX_STEPS, FoundSecret, Steps, TooManyStepsError, find_secrets, plain_text
 
-# The service's own files, and whose signature makes a record count: nothing opens them.
+# The service's own files, and the keys whose signatures are trusted: no ruleset opens them.
 ABSOLUTE: Final = (
     ".autonomous_runs/**",
     ".autopack/**",
@@ -30,7 +30,7 @@ ABSOLUTE: Final = (
 _CI: Final = (
     ".github/workflows/**",
     ".github/actions/**",
-    "**/action.y*ml",  # an action of the repository's own, wherever it lies
+    "**/action.y*ml",  # an action that the repository defines, in any folder
     ".gitlab-ci.y*ml",
     ".gitlab/ci/**",
     ".gitea/workflows/**",
@@ -114,24 +114,24 @@ class Changes(Protocol):
 
     @property
     def text(self) -> bytes:
-        """The patch as it was sent, which is kept; empty where there is none."""
+        """The patch as it was sent, which is stored; empty where there is none."""
 
     @property
     def links_before(self) -> LinkTable:
-        """The links of the tree that is changed."""
+        """The links of the tree before the change."""
 
     @property
     def links(self) -> LinkTable:
-        """The links of the resulting tree; the same table where no link is changed."""
+        """The links of the resulting tree; the same object as `links_before` if no link changes."""
 
     def read(self, oid: str) -> bytes:
         """Return a file's content."""
 
     def was_there(self, path: str) -> bool:
-        """Say whether the tree that is changed has something at a path, a folder included."""
+        """Return whether the tree before the change has a file or folder at a path."""
 
     def names_in(self, folder: str) -> Iterable[str]:
-        """Return the names in a folder of the resulting tree; of the top for an empty path."""
+        """Return the names in a folder of the resulting tree; an empty path is the top folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,10 +139,10 @@ class PathPolicy:
     """What is protected, what is allowed, and how much. Patterns as in `paths.Globs`."""
 
     protected: tuple[str, ...] = DEFAULT_PROTECTED
-    absolute: tuple[str, ...] = ABSOLUTE  # protected too, and `opened` has no say
-    opened: tuple[str, ...] = ()  # exceptions from `protected`, which a ruleset may grant
+    absolute: tuple[str, ...] = ABSOLUTE  # protected too, and never opened by `opened`
+    opened: tuple[str, ...] = ()  # exceptions from `protected` that a ruleset may grant
     allowed: tuple[str, ...] | None = None  # None: everywhere
-    is_portable: bool = True  # new names are such that Windows and macOS can hold and tell apart
+    is_portable: bool = True  # new names must exist and differ on Windows and macOS too
     max_files: int = 2_000
     max_path_bytes: int = 1_000
     max_path_depth: int = 60
@@ -150,7 +150,7 @@ class PathPolicy:
 
 @dataclass(frozen=True, slots=True)
 class _Protection:
-    """A policy's patterns with what they mean through the links of one tree."""
+    """A policy's patterns, extended by what they mean through the links of one tree."""
 
     protected: Globs  # the absolute ones too
     absolute: Globs
@@ -170,23 +170,23 @@ class _Protection:
         return self.absolute.match(names) or not self.opened.match(names)
 
 
-def judge(changes: Changes, policy: PathPolicy) -> list[Violation]:
-    """Return every reason why policy refuses a change; none: it may be made."""
+def check_changes(changes: Changes, policy: PathPolicy) -> list[Violation]:
+    """Return every reason why the policy refuses a change; empty: it is allowed. (docs/paths.md)"""
     if len(changes.files) > policy.max_files:
-        detail = f"changes {len(changes.files)} files; at most {policy.max_files} are taken"
+        detail = f"changes {len(changes.files)} files; at most {policy.max_files} are accepted"
         return [Violation(changes.files[0].shown_path, "too_many_files", detail)]
     protection = _Protection.of(policy, changes.links)
-    found = [each for change in changes.files for each in _judge_path(change, policy, protection)]
-    if found:  # contents are looked at only where the paths are in order: they cost the most
+    found = [each for change in changes.files for each in _check_path(change, policy, protection)]
+    if found:  # contents are read only where no path is refused: that is the most expensive check
         return found
-    found += _judge_links(changes, protection)
+    found += _check_links(changes, protection)
     named = {each.path for each in found}
     if policy.is_portable:
-        found += [each for each in _judge_names(changes) if each.path not in named]
-    return [*found, *_judge_contents(changes)]
+        found += [each for each in _check_names(changes) if each.path not in named]
+    return [*found, *_check_contents(changes)]
 
 
-def _judge_path(
+def _check_path(
     change: FileChange, policy: PathPolicy, protection: _Protection
 ) -> Iterator[Violation]:
     def refuse(rule: str, detail: str) -> Violation:
@@ -195,17 +195,20 @@ def _judge_path(
     for mode in (change.old_mode, change.new_mode):
         if mode not in _MODES:
             what = "a submodule" if mode == MODE_SUBMODULE else f"of mode {mode:06o}"
-            yield refuse("mode", f"is {what}; only files and links are taken")
+            yield refuse("mode", f"is {what}; only files and links are accepted")
     size = len(change.path.encode(errors="surrogateescape"))
     if size > policy.max_path_bytes:
-        yield refuse("path_limit", f"has {size} bytes; at most {policy.max_path_bytes} are taken")
+        yield refuse("path_limit", f"has {size} bytes, at most {policy.max_path_bytes} accepted")
     depth = change.path.count("/") + 1
     if depth > policy.max_path_depth:
-        yield refuse("path_limit", f"is {depth} deep; at most {policy.max_path_depth} are taken")
+        yield refuse(
+            "path_limit", f"is {depth} deep, at most {policy.max_path_depth} levels accepted"
+        )
         return
     names = names_of(change.path)
     if any(name in ("", ".", "..", ".git") for name in names):
-        yield refuse("git_dir", "leads into a git dir, or out of the repository, on some systems")
+        reason = "leads into a git directory or out of the repository on some systems"
+        yield refuse("git_dir", reason)
     elif protection.covers(names):
         yield refuse("protected_path", "is protected; a person has to change it")
     elif change.new_mode == MODE_LINK and protection.protected.stands_above(names):
@@ -215,8 +218,8 @@ def _judge_path(
         yield refuse("outside_allowed", f"is outside of what this phase may change: {allowed}")
 
 
-def _judge_links(changes: Changes, protection: _Protection) -> Iterator[Violation]:
-    """Judge every link of the resulting tree that leads elsewhere than before."""
+def _check_links(changes: Changes, protection: _Protection) -> Iterator[Violation]:
+    """Check every link of the resulting tree whose end differs from before."""
     before, after = changes.links_before, changes.links
     for path in after if after is not before else ():
         is_new = after.targets[path] != before.targets.get(path)
@@ -237,8 +240,8 @@ def _judge_links(changes: Changes, protection: _Protection) -> Iterator[Violatio
             yield Violation(change.shown_path, "through_link", detail)
 
 
-def _judge_names(changes: Changes) -> Iterator[Violation]:
-    """Judge the names that a change makes; those that the tree had are its owner's affair."""
+def _check_names(changes: Changes) -> Iterator[Violation]:
+    """Check the names that a change adds; names that the tree had before are not checked."""
 
     @cache
     def by_fold(folder: str) -> dict[str, list[str]]:
@@ -274,10 +277,10 @@ def _judge_names(changes: Changes) -> Iterator[Violation]:
                 break
 
 
-def _judge_contents(changes: Changes) -> Iterator[Violation]:
+def _check_contents(changes: Changes) -> Iterator[Violation]:
     """Look for credentials that the change completes, anywhere in the resulting files.
 
-    A credential that the old side of any changed file holds is not added: it was there, or moved.
+    A credential in the old side of any changed file is not new: it was there before, or was moved.
     """
     steps = Steps(MAX_STEPS)
 
@@ -317,8 +320,8 @@ def _judge_contents(changes: Changes) -> Iterator[Violation]:
         for found in added(paths):
             is_found = True
             path = new[paths.count(b"\n", 0, found.start)].shown_path
-            yield Violation(path, "secret", f"has what looks like a {found.sort} for a name")
-        if not is_found:  # the text is kept as well, with what stands between its files
+            yield Violation(path, "secret", f"has a name that looks like a {found.sort}")
+        if not is_found:  # the patch's text is stored too, with its lines between the files
             path = "(patch)"
             yield from held(path, changes.text)
     except TooManyStepsError:

@@ -1,7 +1,7 @@
-"""How file systems read paths, and the globs that mean them.
+"""How file systems read paths, and globs over paths.
 
-A path is judged as the most forgetful file system would read it: without regard to letter case,
-Unicode form, and what macOS and Windows leave out of names.
+A path is normalized as far as any supported file system does: without regard to letter case,
+Unicode form, and the characters that macOS and Windows leave out of names.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Final
 
 Names = tuple[str, ...]
 
-# What HFS+ leaves out of names, and the names that NTFS gives to `.git` and its kin besides.
+# Characters that HFS+ leaves out of names, and the short names that NTFS gives to `.git` and
+# similar files.
 _IGNORED_BY_HFS = dict.fromkeys(
     [*range(0x200C, 0x2010), *range(0x202A, 0x202F), *range(0x206A, 0x2070), 0xFEFF]
 )
@@ -35,12 +36,12 @@ _NOT_ON_WINDOWS: Final = frozenset('<>:"|?*\\') | frozenset(map(chr, range(32)))
 
 @lru_cache(maxsize=4096)
 def names_of(path: str) -> Names:
-    """Split a path into names as the most forgetful file system would read them."""
+    """Split a path into names, normalized as far as any supported file system does."""
     return tuple(_plain_name(name) for name in path.replace("\\", "/").split("/"))
 
 
 def folded(name: str) -> str:
-    """Return what names have in common that differ by letter case or Unicode form alone."""
+    """Return a key that is equal for names that differ only by letter case or Unicode form."""
     if name.isascii():
         return name.lower()
     composed = unicodedata.normalize("NFC", name.translate(_IGNORED_BY_HFS))
@@ -48,15 +49,15 @@ def folded(name: str) -> str:
 
 
 def windows_problem(name: str) -> str | None:
-    """Say why Windows cannot hold a name, as the end of a sentence; None: it can."""
+    """Return why Windows does not allow a name, as the end of a sentence; None: it does."""
     if name.endswith((".", " ")):
-        return "ends in a dot or a space, which Windows cuts off"
+        return "ends in a dot or a space, which Windows removes"
     forbidden = sorted(_NOT_ON_WINDOWS.intersection(name))
     if forbidden:
-        return f"has {forbidden[0]!r} in it, which Windows cannot hold"
+        return f"has {forbidden[0]!r} in it, which Windows does not allow"
     stem = name.partition(".")[0].rstrip(" ")
     if stem.lower() in _DEVICES:
-        return f"is {stem} to Windows, which is a device and no file"
+        return f"is the device {stem} on Windows, not a file"
     return None
 
 
@@ -64,19 +65,20 @@ def _plain_name(name: str) -> str:
     if name in (".", ".."):
         return name
     plain = folded(name)
-    plain = plain.partition(":")[0].rstrip(". ") or plain  # streams, and what NTFS cuts off
+    plain = plain.partition(":")[0].rstrip(". ") or plain  # streams, and what NTFS removes
     short = _NTFS_SHORT.match(plain)
     return _NTFS_LONG[short.group(1)] if short else plain
 
 
 class Globs:
-    """Patterns of paths as one automaton, which reads a path once: a step a character.
+    """Patterns of paths as one automaton, which reads a path once: one step for each character.
 
     `*` and `?` stand for characters of one name, `**` for any number of whole names, none
     included, so `a/**` is `a` and all below it. A pattern is anchored at the top. Paths are read
     as `names_of` reads them.
 
-    States are bits of a number, all patterns' side by side; bit n is where token n is awaited.
+    The states are the bits of one number, those of all patterns side by side. Bit n is set where
+    token n is expected next.
     """
 
     def __init__(self, patterns: Iterable[str]) -> None:
@@ -88,7 +90,7 @@ class Globs:
             names = names_of(pattern)
             start |= bit
             for name, follows in zip(names, (*names[1:], ""), strict=True):
-                if not name == follows == "**":  # two of them mean what one does
+                if not name == follows == "**":  # two of them in a row mean the same as one
                     bit = self._add_name(name, bit)
             self._accept |= bit
             bit <<= 1
@@ -115,12 +117,12 @@ class Globs:
         return bit
 
     def _between_names(self, states: int) -> int:
-        """Add the states behind what may stand for nothing where a name begins."""
+        """Add the states after tokens that may match nothing at the start of a name."""
         states |= (states & self._outside) << 2
         return states | (states & self._star) << 1
 
     def match(self, names: Names) -> bool:
-        """Say whether some pattern means the path of these names."""
+        """Return whether a pattern matches the path of these names."""
         states, staying = self._start, self._star | self._inside
         for name in names:
             for sign in name:
@@ -134,7 +136,7 @@ class Globs:
         return bool(states & self._accept)
 
     def stands_above(self, names: Names) -> bool:
-        """Say whether a path is a folder that a pattern spells out on its way to what it means."""
+        """Return whether a path is a folder that a pattern names literally, above its matches."""
         return names in self._above
 
 
@@ -143,7 +145,7 @@ def _is_open(name: str) -> bool:
 
 
 def fixed_part(pattern: str) -> tuple[Names, Names]:
-    """Split a pattern where its first name with a wildcard stands."""
+    """Split a pattern before its first name with a wildcard."""
     names = names_of(pattern)
     at = next((at for at, name in enumerate(names) if _is_open(name)), len(names))
     return names[:at], names[at:]
@@ -151,10 +153,10 @@ def fixed_part(pattern: str) -> tuple[Names, Names]:
 
 @lru_cache(maxsize=256)
 def globs(patterns: tuple[str, ...]) -> Globs:
-    """Return patterns made ready to be asked."""
+    """Return patterns as a cached automaton."""
     return Globs(patterns)
 
 
 def matches(path: str, pattern: str) -> bool:
-    """Say whether a path is one that a glob means; case does not matter."""
+    """Return whether a glob matches a path; letter case does not matter."""
     return globs((pattern,)).match(names_of(path))

@@ -1,4 +1,4 @@
-"""A plan: what a client posts to start a run, and whether it makes sense. (rules §1)"""
+"""A plan: what a client posts to start a run, and the checks on it. (rules §1)"""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ class PlanRun(Closed):
     safety_profile: SafetyProfile | None = None
     run_scope: RunScope | None = None
     token_cap: PositiveCount | None = None
-    # Left out of the document where it is not given, whose hash tells a plan that was sent before.
+    # Left out of the document where it is not given: the document's hash identifies a plan that was
+    # sent before, also by an older client.
     cost_cap_usd: Annotated[PositiveUsd | None, Field(exclude_if=lambda cap: cap is None)] = None
     max_phases: PositiveCount | None = None
     max_duration_minutes: Annotated[int, Field(strict=True, ge=1, le=10_080)] | None = None
@@ -62,7 +63,7 @@ class PlanPhase(Closed):
 
 
 class DebtPhase(PlanPhase):
-    """A phase of our own that cleans up an issue of the backlog; no client posts one."""
+    """A phase that the service adds to clean up an issue of the backlog; no client posts one."""
 
     issue_key: IssueKey
 
@@ -157,7 +158,7 @@ def _duplicates(
 
 
 def wants_debt_cleanup(plan: Plan, ruleset: Ruleset) -> bool:
-    """Say whether starting this plan adds phases that clean up aged issues. (rules §7)"""
+    """Return whether starting this plan adds phases that clean up aged issues. (rules §7)"""
     scope = plan.run.run_scope or ruleset.default_run_scope
     return (
         ruleset.auto_debt_cleanup

@@ -11,20 +11,22 @@ from .secret_rules import redact
 
 Document = TypeVar("Document")
 
-# What is kept in another way, or is no text: a patch is refused where it holds a credential.
+# What is stored elsewhere, or is not text: a patch that contains a credential is refused instead.
 _KEPT: Final = frozenset(
     ["patch_content", "patch_content_base64", "lease_token", "base_commit", "commit_sha"]
 )
-# The shortest limit of a text leaves this much room for a mark that is longer than what it hides.
+# A mark may be longer than what it replaces; the shortest limit of a text has space for this many
+# more characters.
 _ROOM: Final = 90
 
 
 def redacted(document: Document) -> Document:
     """Return a document with the credentials redacted in all of its texts.
 
-    Models, mappings and sequences are gone through, keys included. No text outgrows its limit.
+    Goes through models, mappings and sequences, keys included. No text becomes longer than its
+    limit.
     """
-    # A document comes back in its own type, which a walk over values of any kind cannot say.
+    # The result has the type of the argument, which a walk over values of any kind cannot express.
     return _redacted(document)  # type: ignore[no-any-return]
 
 

@@ -1,7 +1,7 @@
-"""What a merge of a run's branch with today's base branch would come to.
+"""The result that a merge of a run's branch with today's base branch would have.
 
-The run's own verdict is of its end, and stays in the record; a rehearsal is of today, and may only
-be stricter (rules §2). `scripts/check_promotion.py` says the same in its own
+The run's own eligibility was decided at its end, and stays in the record; a rehearsal is about
+today, and may only be stricter (rules §2). `scripts/check_promotion.py` says the same in its own
 words. Standard library alone, so that the checker can be made from this module.
 """
 
@@ -15,7 +15,7 @@ MAX_NAMED_FILES: Final = 10
 
 
 class RehearsalResult(StrEnum):
-    CLEAN = "clean"  # it merges, whether or not the base branch has moved on
+    CLEAN = "clean"  # it merges; the base branch may have new commits
     CONFLICT = "conflict"  # both sides changed `files`
     BEHIND = "behind"  # the base branch has lost the commit that the run started from
 
@@ -31,7 +31,7 @@ class Rehearsal:
 
 
 def rehearsal_reasons(rehearsal: Rehearsal, started_from: str) -> tuple[str, ...]:
-    """Say what stands against a merge of today; `started_from` is the run's base commit."""
+    """Return the reasons against a merge today; `started_from` is the run's base commit."""
     where = f"{rehearsal.base_branch} at {rehearsal.base_commit[:7]}"
     match rehearsal.result:
         case RehearsalResult.CLEAN:

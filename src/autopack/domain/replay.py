@@ -1,8 +1,8 @@
-"""A recorded run decided again, under another strategy.
+"""A recorded run, decided again under another strategy.
 
-What came from outside is read from the events: results, issues, an operator's hand, the clock.
-What git said of a patch stays as it was. All else is decided anew, by `decide` and `settle`, which
-decided it the first time.
+The inputs are read from the events: results, issues, an operator's commands, the clock. What git
+answered about a patch stays as recorded. Everything else is decided again, by the same `decide` and
+`settle` as the first time.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from .issue_rules import IssueSeen, IssuesSeen
 from .judging import CiRunBegun, CiRunWanted, CiVerdict
 from .money import ZERO_USD
 from .operating import CANCELLED, BranchMoved, Cancel, Rollback, StatusByHand
-from .patches import AppliedPatch, HeldPatch, RefusedPatch
+from .patches import AppliedPatch, PendingPatch, RefusedPatch
 from .reviewing import RefusedReview, Review, ReviewWish
 from .run import FailureCode, RunState
 from .states import PhaseStatus, RunStatus
 from .terms import Role, Severity
 
-# Caps of the run that a claim, or an attempt's tokens, may find used up.
+# Caps of the run that a claim or an attempt's tokens can use up.
 _CAPS = (FailureCode.TOKEN_CAP, FailureCode.COST_CAP)
 Kind = TypeVar("Kind", bound=e.Event)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parting:
-    """Where the replay first goes another way than the record."""
+    """The first difference between the replay and the record."""
 
     sequence: int
     at: datetime
@@ -47,7 +47,7 @@ class Parting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replay:
-    """How a run would have gone."""
+    """The result of a replay."""
 
     run: RunState
     parting: Parting | None
@@ -58,9 +58,10 @@ class Replay:
 def replay(
     run: RunState, events: Sequence[tuple[int, e.Event]], major_categories: Collection[str]
 ) -> Replay:
-    """Decide a recorded run again, from its starting state under another strategy.
+    """Decide a recorded run again, from its starting state under another strategy. (rules §9)
 
-    `events` are the record's, each with its sequence, in order. Those of one change bear one time.
+    `events` are the record's, each with its sequence, in order. The events of one change have one
+    time.
     """
     replayer = _Replayer(run, major_categories)
     recorded = _Recorded(run.state, {phase.phase_id: phase.state for phase in run.phases})
@@ -85,7 +86,7 @@ def replay(
 
 @dataclass(slots=True)
 class _Recorded:
-    """The states that the events tell of, as far as they have been read."""
+    """The states according to the events that have been read so far."""
 
     run: RunStatus
     phases: dict[str, PhaseStatus]
@@ -99,7 +100,7 @@ class _Recorded:
                     self.run = event.to_state
 
     def difference(self, run: RunState) -> str | None:
-        """Say where a replayed run stands elsewhere; None: nowhere."""
+        """Return where a replayed run differs in its states; None: nowhere."""
         for phase in run.phases:
             recorded = self.phases[phase.phase_id]
             if recorded is not phase.state:
@@ -119,7 +120,7 @@ class _Replayer:
     assumed_patches: int = 0
 
     def take(self, events: Sequence[e.Event]) -> None:
-        """Let time pass, then decide what one change decided from outside."""
+        """Apply the clock, then decide the inputs of one recorded change."""
         now, before = events[0].at, self.run
         self.run = fold(before, decide(before, Tick(), now))
         self._settle(before, now)
@@ -127,7 +128,7 @@ class _Replayer:
         try:
             for given in self._given(events, now):
                 self.run = fold(self.run, decide(self.run, given, now, events[0].actor))
-        except AutopackError:  # under these rules it would have been refused
+        except AutopackError:  # refused under these rules
             self.run = before
             self.skipped_inputs += 1
             return
@@ -138,7 +139,7 @@ class _Replayer:
             self.run = fold(self.run, settle(before, self.run, now))
 
     def _given(self, events: Sequence[e.Event], now: datetime) -> Iterator[Given]:
-        """Read from a change's events what came from outside."""
+        """Read the inputs of a change from its events."""
         builder = _first(events, e.BuilderResultReceived)
         auditor = _first(events, e.AuditorResultReceived)
         granted = _first(events, e.LeaseGranted)
@@ -193,7 +194,7 @@ class _Replayer:
         elif ended is not None and ended.failure_code is FailureCode.BRANCH_MOVED:
             yield BranchMoved(ended.reason or "")
         elif ended is not None and ended.failure_code in _CAPS:
-            for role in Role:  # an agent asked, and nothing was left for it
+            for role in Role:  # an agent asked for work, and no budget was left for it
                 if not self.run.is_over:
                     yield WorkAsked(role)
 
@@ -205,7 +206,7 @@ class _Replayer:
             yield Cancel(why.removeprefix(": "))
             return
         counted = _first(events, e.TokensCounted)
-        # Where the tokens ended the run, its moves are those of the end and not the operator's.
+        # Where the tokens ended the run, the phase moved because of that end, not by the operator.
         moved = _first(events, e.PhaseMoved) if code not in _CAPS else None
         known = moved or counted
         if known is not None:
@@ -217,7 +218,7 @@ class _Replayer:
             )
 
     def _unavailable(self, event: e.AgentUnavailable) -> Unavailable:
-        """Let an agent say that it could not work, if it holds the phase under these rules too."""
+        """Return that an agent could not work, if it has the phase under these rules too."""
         if self.run.phase(event.phase_id).lease_id != event.lease_id:
             raise LeaseLostError(f"lease {event.lease_id} is not held here")
         return Unavailable(
@@ -250,9 +251,9 @@ class _Replayer:
         if refused is not None:
             return replace(result, patch=RefusedPatch(refused.reason or ""))
         if not (_first(events, e.PatchApplied) or _first(events, e.PatchHeld)):
-            self.assumed_patches += 1  # git was never asked; take it that the patch fits
+            self.assumed_patches += 1  # git was not asked then; assume that the patch applies
         is_held = action is PatchAction.HOLD
-        return replace(result, patch=HeldPatch() if is_held else _assumed(event.submission_id))
+        return replace(result, patch=PendingPatch() if is_held else _assumed(event.submission_id))
 
     def _review(
         self, event: e.AuditorResultReceived, events: Sequence[e.Event], now: datetime
@@ -286,7 +287,7 @@ class _Replayer:
         return replace(review, patches=patches)
 
     def _verdict(self, event: e.CiVerdictReceived, events: Sequence[e.Event]) -> CiVerdict:
-        """Read a verdict; the commit that it judges is another in a replay."""
+        """Read a verdict; in a replay it is on another commit."""
         phase = self.run.phase(event.phase_id)
         if phase.state is not PhaseStatus.CI_RUNNING:
             raise AutopackError("the phase waits for no verdict under these rules")
@@ -304,7 +305,7 @@ class _Replayer:
         )
 
     def _ci_runs(self, events: Sequence[e.Event]) -> Iterator[Given]:
-        """Let our own CI wait and begin where it did, if the phase is in CI under these rules."""
+        """Request and start the service's own CI as recorded, if the phase is in CI here too."""
         for event in events:
             if not isinstance(event, e.CiRequested | e.CiStarted):
                 continue
@@ -320,7 +321,7 @@ class _Replayer:
         return tuple(self._weigh_again(each) for each in _all(events, e.IssueRecorded))
 
     def _weigh_again(self, event: e.IssueRecorded) -> IssueSeen:
-        """Say how grave an issue would be: its category's default is the strategy's."""
+        """Return an issue with its severity under this strategy's default for its category."""
         was_aged = event.effective_severity is not event.severity
         by_default = event.reported_severity is None and event.category in self.major_categories
         is_major = event.reported_severity is Severity.MAJOR or by_default
@@ -337,7 +338,7 @@ class _Replayer:
 
 
 def _assumed(submission_id: int, number: int = 0) -> AppliedPatch:
-    """Stand for a patch that fits, where no commit is made."""
+    """Return an applied patch without a real commit, for a patch that is assumed to apply."""
     name = f"replayed:{submission_id}:{number}"
     return AppliedPatch(
         submission_id=submission_id, patch_sha256="", commit=name, tree="", parent=""

@@ -43,17 +43,17 @@ def _encodable(value: str) -> str:
         value.encode()
     except UnicodeEncodeError:
         raise ValueError(
-            "holds half a character (a lone surrogate): send patch_content_base64"
+            "contains a lone surrogate, which UTF-8 cannot encode: send patch_content_base64"
         ) from None
     return value
 
 
-# A patch is bytes with a limit of its own (`max_patch_bytes`), so it is no Text.
+# A patch is bytes with its own limit (`max_patch_bytes`), so it is not a Text.
 PatchText = Annotated[str, AfterValidator(_encodable)]
 
 
 class ProbeResult(Closed):
-    """A command that an agent ran to convince itself."""
+    """A command that an agent ran to check its work."""
 
     probe_type: Word
     exit_code: Annotated[int, Field(strict=True, ge=-(2**31), le=2**31)] | None = None
@@ -63,26 +63,26 @@ class ProbeResult(Closed):
 
 
 class AgentReport(Closed):
-    """What results of both roles say: who worked, at what price, and why not, where not."""
+    """The common fields of both roles' results: agent, tokens, cost, and why it could not work."""
 
     lease_token: Word | None = None
     agent: Word | None = None
     model: Word | None = None
     tokens_used: Annotated[Count, Field(description=TOKENS_MEANING)] = 0
-    input_tokens: Annotated[Count | None, Field(description="Of these, read by the model.")] = None
-    output_tokens: Annotated[Count | None, Field(description="Written by the model.")] = None
+    input_tokens: Annotated[Count | None, Field(description="Tokens that the model read.")] = None
+    output_tokens: Annotated[Count | None, Field(description="Tokens that the model wrote.")] = None
     cached_tokens: Annotated[
-        Count | None, Field(description="Read from a cache; not among `input_tokens`.")
+        Count | None, Field(description="Tokens read from a cache; not part of `input_tokens`.")
     ] = None
     cost_usd: Annotated[
         Usd | None,
-        Field(description="What this attempt cost; left out, the ruleset's `prices` make it."),
+        Field(description="Cost of this attempt in USD; by default, from the ruleset's `prices`."),
     ] = None
     output_tail: Annotated[
-        Text | None, Field(description="The last that the agent printed, for people to read.")
+        Text | None, Field(description="The end of the agent's output, for people to read.")
     ] = None
     reason: Annotated[
-        Text | None, Field(description="Why the agent was `unavailable`: a limit, a provider.")
+        Text | None, Field(description="Why the agent was `unavailable`, for example a rate limit.")
     ] = None
     retry_at: Annotated[
         AwareDatetime | None, Field(description="When an `unavailable` agent can work again.")
@@ -91,7 +91,7 @@ class AgentReport(Closed):
 
     @property
     def tokens(self) -> int:
-        """What the attempt used: the figure given, else the sum of the kinds."""
+        """The tokens of the attempt: the given total, else the sum of the kinds."""
         if "tokens_used" in self.model_fields_set:
             return self.tokens_used
         return (self.input_tokens or 0) + (self.output_tokens or 0) + (self.cached_tokens or 0)
@@ -102,7 +102,7 @@ class AgentReport(Closed):
         if status != UNAVAILABLE:
             for name in ("reason", "retry_at"):
                 if getattr(self, name) is not None:
-                    raise ValueError(f"{name} is for results that are '{UNAVAILABLE}'")
+                    raise ValueError(f"{name} is only for results that are '{UNAVAILABLE}'")
         return self
 
 
@@ -130,7 +130,7 @@ class BuilderReport(AgentReport):
 
 
 class PatchCheck(Closed):
-    """A patch that somebody wants to know about before it counts."""
+    """A patch that an agent checks before it submits it."""
 
     phase_id: Identifier | None = None
     patch_content: PatchText | None = None
@@ -146,7 +146,7 @@ class PatchCheck(Closed):
 
 
 class CheckCounts(Closed):
-    """What a run of CI counted."""
+    """The counts of a CI run."""
 
     total: Count
     passed: Count = 0
@@ -155,7 +155,7 @@ class CheckCounts(Closed):
 
 
 class CiReport(Closed):
-    """What a run of CI came to."""
+    """The report of a CI run."""
 
     phase_id: Identifier | None = None
     run_id: Identifier | None = None
@@ -169,15 +169,15 @@ class CiReport(Closed):
     summary: Text | None = None
 
     def judged(self) -> tuple[Verdict, str]:
-        """Return the verdict as it counts, and why: a run of zero tests is never green."""
+        """Return the verdict that counts, and its reason: a run of zero tests is never green."""
         if self.verdict is Verdict.GREEN and self.tests is not None and not self.tests.total:
-            return Verdict.RED, "it ran no test"
+            return Verdict.RED, "no test ran"
         checks = ", ".join(self.failing_checks[:5])
         return self.verdict, self.summary or checks or f"reported as {self.verdict}"
 
 
 class AuditRequest(Closed):
-    """A review is asked for."""
+    """A review is requested."""
 
     phase_id: Identifier | None = None
     run_id: Identifier | None = None
@@ -215,9 +215,9 @@ class AuditorReport(AgentReport):
 
 
 def without_patches(report: BuilderReport | AuditorReport) -> dict[str, Any]:
-    """Return what is worth keeping of a report beside its patches, whose bytes have their place.
+    """Return the part of a report to store; its patches are stored elsewhere.
 
-    A lease token is a secret and is not kept.
+    A lease token is a secret and is not stored.
     """
     document = report.model_dump(
         mode="json",
@@ -231,7 +231,7 @@ def without_patches(report: BuilderReport | AuditorReport) -> dict[str, Any]:
 
 
 def log_tail(body: Mapping[str, Any], ci_tails: Sequence[str] = ()) -> str | None:
-    """Return the last output of an agent's probes, as kept of its report, and of CI after it."""
+    """Return the last output of an agent's probes, from its stored report, and then of CI."""
     texts = [
         f"$ {probe['probe_type']}: exit {probe.get('exit_code')}\n"
         + "\n".join(part.rstrip("\n") for name in ("stdout", "stderr") if (part := probe.get(name)))

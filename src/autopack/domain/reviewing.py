@@ -1,7 +1,7 @@
-"""What entering a review and an Auditor's result do to a phase. (rules §2)
+"""Reviews: how a phase enters one, and what an Auditor's result does to it. (rules §2)
 
-The use case weighs a review first: `weigh_review` says whether its patches are wanted. It asks git,
-and then lets `accept_review` decide, with git's answer in the review.
+The use case first calls `weigh_review`, which returns whether its patches are wanted. Then it runs
+git, and calls `accept_review` with git's answer in the review.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class NothingToFixError(ConflictError):
 
 @dataclass(frozen=True, slots=True)
 class RefusedReview:
-    """Git or policy does not take a patch of a review: the held one, or one of the Auditor's."""
+    """Git or the path policy refuses a patch of a review: the pending one, or an Auditor's own."""
 
     detail: str
     is_held: bool
@@ -55,8 +55,8 @@ class RefusedReview:
 class Review:
     """One review of an Auditor.
 
-    `patches` is what came of the held patch and the Auditor's own, all or none; None until git was
-    asked.
+    `patches` is the answer about the pending patch and the Auditor's own, all or none; None before
+    git has run.
     """
 
     phase_id: str
@@ -74,7 +74,7 @@ class Review:
 
 @dataclass(frozen=True, slots=True)
 class WeighedReview:
-    """What the use case has to do with a review: put its patches on the branch, or refuse it."""
+    """What the use case must do with a review: put its patches on the branch, or refuse it."""
 
     is_wanted: bool
     refusal: ConflictError | None = None
@@ -82,13 +82,13 @@ class WeighedReview:
 
 @dataclass(frozen=True, slots=True)
 class ReviewWish:
-    """A review of a phase is asked for."""
+    """A review of a phase is requested."""
 
     phase_id: str
 
 
 def require_reviewable(run: RunState, phase_id: str) -> None:
-    """Make sure that the phase takes an Auditor's result now. Raises RunOver-, WrongStateError."""
+    """Refuse a review that the phase cannot take now. Raises RunOverError, WrongStateError."""
     require_live(run)
     phase = run.phase(phase_id)
     if phase.state is not PhaseStatus.GATE:
@@ -100,7 +100,7 @@ def require_reviewable(run: RunState, phase_id: str) -> None:
 
 
 def weigh_review(decision: Decision, review: Review) -> WeighedReview:
-    """Count a review with its tokens and issues, and say what to do with its patches.
+    """Count a review with its tokens and issues, and return what to do with its patches. (rules §2)
 
     Raises RunOverError, WrongStateError, InvalidError.
     """
@@ -127,7 +127,7 @@ def weigh_review(decision: Decision, review: Review) -> WeighedReview:
 
 
 def accept_review(decision: Decision, review: Review) -> None:
-    """Take one review: tokens, issues, patches, and where the phase goes."""
+    """Decide on one review: tokens, issues, patches, and the phase's next state. (rules §2)"""
     phase_id = review.phase_id
     weighed = weigh_review(decision, review)
     if decision.state.is_over:
@@ -141,7 +141,7 @@ def accept_review(decision: Decision, review: Review) -> None:
         fail_review(decision, phase_id, weighed.refusal.detail)
         return
     if review.patches is None:
-        raise ValueError("the patches were not weighed")  # a fault of the use case
+        raise ValueError("git was not asked about the patches")  # an error in the use case
     if isinstance(review.patches, RefusedReview):
         _refuse(decision, review, review.patches.detail)
         if review.patches.is_held:
@@ -160,13 +160,13 @@ def accept_review(decision: Decision, review: Review) -> None:
 
 
 def ask_for_review(decision: Decision, wish: ReviewWish) -> None:
-    """Note that a review is wanted: the phase will not pass its next gate without one."""
+    """Record that a review is wanted: the phase does not pass its next gate without one."""
     decision.require_live()
     decision.record(ReviewRequested(phase_id=wish.phase_id))
 
 
 def enter_review(decision: Decision, phase_id: str, reason: str) -> None:
-    """Open the audit of a phase that is in the gate; it has a deadline."""
+    """Start a phase's review, with a deadline; fail a phase without Auditor tries. (rules §2)"""
     if decision.phase(phase_id).auditor_tries_left:
         await_review(decision, phase_id, reason)
     else:
@@ -176,7 +176,7 @@ def enter_review(decision: Decision, phase_id: str, reason: str) -> None:
 def await_review(
     decision: Decision, phase_id: str, reason: str, *, not_before: datetime | None = None
 ) -> None:
-    """Give the phase in the gate another audit's time, from when the audit can be made."""
+    """Set the deadline of a review anew, counted from the time when it can be made."""
     run = decision.state
     opens = max(decision.now, not_before) if not_before else decision.now
     deadline = min(opens, run.deadline_at) + timedelta(minutes=run.audit_minutes)
@@ -184,7 +184,7 @@ def await_review(
 
 
 def fail_review(decision: Decision, phase_id: str, reason: str) -> None:
-    """End an Auditor's try in failure: another, back to the Builder, or the end."""
+    """End an Auditor's try in failure: another review, back to the Builder, or the phase fails."""
     decision.record(ReviewFailed(phase_id=phase_id, reason=reason))
     phase = decision.phase(phase_id)
     if phase.auditor_tries_left:
@@ -197,7 +197,7 @@ def fail_review(decision: Decision, phase_id: str, reason: str) -> None:
 
 
 def pass_gate(decision: Decision, phase_id: str) -> None:
-    """Leave the gate: to CI where it is configured, else to completion."""
+    """Move a phase out of the gate: to CI where it is configured, else to completion."""
     phase = decision.phase(phase_id)
     if phase.has_ci:
         decision.record(
@@ -218,9 +218,10 @@ def pass_gate(decision: Decision, phase_id: str) -> None:
 
 
 def why_not_approvable(phase: PhaseState, own_patches: int) -> str | None:
-    """Say why an approval has nothing to stand on, or None.
+    """Return why a phase has no patch to approve, or None.
 
-    It needs a held patch, an applied one or the Auditor's own; after a red verdict a new one.
+    An approval needs a pending patch, an applied one or one of the Auditor's own; after a red
+    verdict it needs a new one, since the applied one is what CI refused.
     """
     if own_patches or phase.pending_submission_id is not None:
         return None
@@ -241,7 +242,7 @@ def _why_not(phase: PhaseState, review: Review) -> ConflictError | None:
         return NothingToApproveError(why_not) if why_not else None
     if own_patches and phase.commit is None:
         return NothingToFixError(
-            f"phase '{phase.phase_id}' has no applied patch that a fix-up could go on; revise "
+            f"phase '{phase.phase_id}' has no applied patch to fix; revise "
             "without patches, or approve with them"
         )
     return None
@@ -254,19 +255,19 @@ def _refuse(decision: Decision, review: Review, detail: str) -> None:
 
 
 def _drop_held(decision: Decision, phase_id: str, reason: str) -> None:
-    """Discard a held patch that no longer applies, on the Builder's account.
+    """Discard a pending patch that no longer applies; the Builder's attempt failed.
 
-    The Auditor did nothing wrong, so its try is given back.
+    The Auditor made no error, so its try is returned.
     """
     decision.record(PendingPatchDiscarded(phase_id=phase_id, reason=reason))
     if decision.phase(phase_id).builder_tries_left:
         decision.record(PhaseQueued(phase_id=phase_id, reason=reason))
     else:
-        enter_review(decision, phase_id, f"the held patch no longer applies: {reason}")
+        enter_review(decision, phase_id, f"the pending patch no longer applies: {reason}")
 
 
 def _send_back(decision: Decision, review: Review) -> None:
-    """Return the phase to the Builder; a held patch is discarded, fix-ups are kept."""
+    """Return the phase to the Builder; a pending patch is discarded, fix-ups are kept."""
     phase_id = review.phase_id
     decision.record(RevisionRequested(phase_id=phase_id, reason=review.notes))
     if decision.phase(phase_id).builder_tries_left:

@@ -25,11 +25,11 @@ from .values import (
 )
 
 DEFAULT_CATEGORY = "default"
-Message = Annotated[Text, Field(min_length=8)]  # shorter ones stand in ordinary output too
+Message = Annotated[Text, Field(min_length=8)]  # shorter texts occur in ordinary output too
 Minutes = Annotated[int, Field(strict=True, ge=1, le=10_080)]
-# What ends a shell's simple command, quotes too: `bash -c 'scripts/check.sh'`.
+# Characters that end a simple command of a shell, and quotes: `bash -c 'scripts/check.sh'`.
 _SHELL_SIGNS: Final = re.compile(r"[\n;&|(){}`'\"]+")
-# Values, options, numbers, and words after which a program is named.
+# Words that are not the program: assignments, options, numbers, and words before a program.
 _BEFORE_A_PROGRAM: Final = re.compile(
     r"\w+=.*|-.*|[.$]|[\d.]+[smh]?|!|if|then|elif|else|while|until|do|time|timeout|nice|exec|env|source"
     r"|(\S*/)?((ba|da|z|k)?sh|python[\d.]*|node|perl|ruby)"
@@ -38,7 +38,7 @@ _PATH: Final = re.compile(r"[\w.][\w./+@-]*")
 
 
 class CategoryRule(Closed):
-    """What one task category costs at most and how its patches are let in."""
+    """The caps of one task category, and how its patches reach the branch."""
 
     complexity: Complexity = Complexity.MEDIUM
     ci_profile: CiProfile = CiProfile.NORMAL
@@ -51,19 +51,19 @@ class CategoryRule(Closed):
 
     @property
     def is_high_risk(self) -> bool:
-        """High risk is what an unlabelled issue of the category is: major."""
+        """A category is high risk if its issues are major by default."""
         return self.default_severity is Severity.MAJOR
 
 
 class BuilderModeRule(Closed):
-    """Caps that a builder mode puts on top of its category's."""
+    """Caps of a builder mode, in addition to those of the category."""
 
     max_builder_attempts: Annotated[int, Field(strict=True, ge=1, le=100)] | None = None
     max_patch_files: PositiveCount | None = None
 
 
 class SafetyRule(Closed):
-    """What a safety profile asks for."""
+    """What a safety profile demands."""
 
     every_phase_strict: bool = False
     minors_tolerated_per_phase: Count = 2
@@ -83,9 +83,9 @@ class RunBudget(Closed):
 
 
 class Price(Closed):
-    """What a model costs: USD per million tokens of each kind, as of a date.
+    """The price of a model: USD per million tokens of each kind, as of a date.
 
-    `cached`: tokens read from a cache; None: as `input`.
+    `cached`: tokens read from a cache; None: the price of `input`.
     """
 
     input: Usd
@@ -101,9 +101,9 @@ class TierBudget(Closed):
 
 
 class PathRules(Closed):
-    """Globs that no patch may touch, beside the built-in ones, and what a category may open.
+    """Globs that no patch may change, in addition to the built-in ones, and exceptions from them.
 
-    `portable_names`: new names are such that Windows and macOS can hold and tell apart.
+    `portable_names`: new names must exist and differ on Windows and macOS too.
     """
 
     protected: Several[PathGlob] = ()
@@ -118,7 +118,7 @@ class CiCommand(Closed):
     junit: PathGlob | None = None
 
     def programs(self) -> Iterator[str]:
-        """Yield what the command calls, as far as its text shows: paths, if files are there."""
+        """Yield the programs that the command's text names; each may be a path."""
         for part in _SHELL_SIGNS.split(self.command or ""):
             words = (word for word in part.split() if not _BEFORE_A_PROGRAM.fullmatch(word))
             program = posixpath.normpath(next(words, "."))
@@ -133,7 +133,7 @@ class CiProfiles(Closed):
 
 class CiRules(Closed):
     mode: CiMode = CiMode.NONE
-    # Whether promotion asks of each green verdict that it was made in our own sandbox.
+    # Whether promotion demands that each green verdict was made in the service's sandbox.
     require_sandbox: bool = False
     profiles: CiProfiles = CiProfiles()
 
@@ -144,7 +144,7 @@ class CiRules(Closed):
     def _is_possible(self) -> Self:
         if self.mode is CiMode.EXTERNAL and self.require_sandbox:
             raise ValueError(
-                "require_sandbox needs mode local: CI elsewhere has no sandbox of ours"
+                "require_sandbox needs mode local: external CI does not run in this sandbox"
             )
         if self.mode is CiMode.LOCAL:
             for profile in CiProfile:
@@ -199,7 +199,7 @@ DEFAULT_ALIASES: Mapping[str, str] = {
     "index_registry_maintenance": "index_registry_change",
     "bulk_operation": "bulk_multi_file_operation",
 }
-# What known agents print last when they could not work: parts of a line, in any case.
+# What known agents print last when they could not work: parts of a line, without regard to case.
 DEFAULT_UNAVAILABLE_MESSAGES: Mapping[str, tuple[str, ...]] = {
     "aider": (
         "litellm.RateLimitError",
@@ -251,7 +251,7 @@ DEFAULT_SAFETY: Mapping[SafetyProfile, SafetyRule] = {
 
 
 class Ruleset(Closed):
-    """`project_ruleset_<project_id>.json`: every budget and rule that is not a fact of nature."""
+    """`project_ruleset_<project_id>.json`: every budget and rule that an operator can set."""
 
     version: PositiveCount = 1
     project_id: Identifier
@@ -294,7 +294,7 @@ class Ruleset(Closed):
                 raise ValueError(f"safety_profiles needs an entry '{profile}'")
         for alias, target in self.aliases.items():
             if target not in self.categories:
-                raise ValueError(f"aliases.{alias} names '{target}', which categories lacks")
+                raise ValueError(f"aliases.{alias} names '{target}', which is not in categories")
         return self
 
     def canonical_category(self, category: str) -> str:

@@ -1,4 +1,4 @@
-"""A run as the rules see it: plain values, loaded from the tables and written back to them."""
+"""The state of a run: plain values, loaded from the tables and written back to them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .terms import CiProfile, Role, RunScope, Sandbox, Verdict
 
 
 class FailureCode(StrEnum):
-    """Why a run failed, finer than its state."""
+    """Why a run failed, in more detail than its state."""
 
     TOKEN_CAP = "token_cap"  # noqa: S105 - a budget's name, not a secret
     COST_CAP = "cost_cap"
@@ -54,7 +54,7 @@ class DebtStatus(StrEnum):
 
 
 class CompletedBy(StrEnum):
-    """How a phase came to its end: by the rules, or by an operator's hand."""
+    """How a phase ended: by the rules, or by hand."""
 
     RULES = "rules"
     HAND = "hand"
@@ -181,11 +181,11 @@ class RunState:
     ended_at: datetime | None = None
     tiers: tuple[TierState, ...] = ()
     phases: tuple[PhaseState, ...] = ()
-    # By phase and key. Empty in a state that was loaded for a decision about no issue.
+    # By phase and key. Empty in a state that was loaded for a decision that concerns no issue.
     issues: Mapping[tuple[str, str], Sighting] = field(default_factory=dict)
 
     def with_issues(self, issues: Iterable[Sighting]) -> RunState:
-        """Return the state with the run's issues, which a decision about them needs."""
+        """Return the state with the run's issues, for a decision that concerns issues."""
         return replace(self, issues={(each.phase_id, each.issue_key): each for each in issues})
 
     @property
@@ -206,11 +206,11 @@ class RunState:
     def next_phase(self) -> PhaseState | None:
         """The phase that may start now or is under way: the first that is not final.
 
-        The only place that knows what may start when.
+        Phases run one after the other, and only this property defines their order. (rules §2)
         """
         return next((phase for phase in in_order(self.phases) if not phase.state.is_final), None)
 
 
 def in_order(phases: Iterable[PhaseState]) -> list[PhaseState]:
-    """Sort phases as the run takes them. (rules §2)"""
+    """Sort phases by tier and phase index, the order in which they run. (rules §2)"""
     return sorted(phases, key=lambda phase: (phase.tier_index, phase.phase_index))

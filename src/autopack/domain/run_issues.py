@@ -40,7 +40,7 @@ class IndexEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenIssue:
-    """A key that is open in a run, over all its phases."""
+    """A key that is open in a run, merged over all its phases."""
 
     issue_key: str
     category: str
@@ -53,7 +53,7 @@ class OpenIssue:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IssueCounts:
-    """Distinct keys; `open_minor` and `open_major` leave out expected failures."""
+    """Counts of distinct keys; `open_minor` and `open_major` leave out expected failures."""
 
     reported: int
     occurrences: int
@@ -66,8 +66,8 @@ class IssueCounts:
 def index_of(issues: Iterable[RunIssue]) -> dict[str, IndexEntry]:
     """Return a run's keys in the order in which they were first seen, each over all its phases.
 
-    `issues` are in the order in which they were first seen. A key is as grave as its gravest open
-    entry; one that is resolved is shown as it was.
+    `issues` are in the order in which they were first seen. A key has the severity of its most
+    severe open entry; a resolved key keeps the severity that it had.
     """
     return {key: _entry(entries) for key, entries in by_key(issues).items()}
 
@@ -93,7 +93,7 @@ def _status(entries: Iterable[Sighting]) -> IssueStatus:
 
 
 def open_issues(issues: Iterable[RunIssue], *, limit: int) -> list[OpenIssue]:
-    """Return the keys that are open and count, the gravest first, without their descriptions."""
+    """Return the open keys that count, the most severe first, without their descriptions."""
     index = by_key(issues)
     counted = {
         key: _entry(entries)
@@ -120,7 +120,7 @@ def open_issues(issues: Iterable[RunIssue], *, limit: int) -> list[OpenIssue]:
 def issue_figures(
     issues: Iterable[RunIssue], *, limit: int
 ) -> tuple[IssueCounts, dict[str, IssueCounts]]:
-    """Count a run's distinct keys, in all and in the `limit` categories that have most of them."""
+    """Count a run's distinct keys: in total, and for the `limit` categories with the most keys."""
     keys = by_key(issues)
     category = {key: entries[0].category for key, entries in keys.items()}
     sizes = Counter(category.values())

@@ -1,8 +1,8 @@
-"""An issue's life inside one run: seen in a phase, seen again, resolved, counted.
+"""An issue inside one run: reported in a phase, reported again, resolved, counted.
 
-The one meaning of "open", "resolved" and "major" (rules §2): counts,
-index, reports, files and backtest all ask here. `scripts/check_promotion.py` says the same in its
-own words. Standard library alone, so that the checker can be made from this module.
+The only definition of "open", "resolved" and "major" (rules §2): counts, index, reports, files and
+backtest use it. `scripts/check_promotion.py` says the same in its own words. Standard library
+alone, so that the checker can be made from this module.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ CI_SOURCE = "ci"
 
 
 class Cause(StrEnum):
-    """Who resolved an issue inside a run."""
+    """What resolved an issue inside a run."""
 
     AUDITOR = "auditor"
     GREEN_VERDICT = "green_verdict"
@@ -39,7 +39,7 @@ class Sighting:
 
     @property
     def is_counted(self) -> bool:
-        """An expected issue is kept, but neither counted nor aged."""
+        """An expected issue is stored, but neither counted nor aged."""
         return self.is_open and not self.is_expected
 
 
@@ -56,7 +56,7 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class OpenIssueCounts:
-    """Open issues at each of three levels; what is not named has none."""
+    """Open issues of the run, of tiers and of phases; a name that is missing has none."""
 
     run: Counts
     tiers: Mapping[str, Counts]
@@ -64,14 +64,15 @@ class OpenIssueCounts:
 
 
 def worse(one: Severity, other: Severity) -> Severity:
-    """Return the graver of two severities."""
+    """Return the more severe of two severities."""
     return Severity.MAJOR if Severity.MAJOR in (one, other) else Severity.MINOR
 
 
 def sight(known: Sighting | None, seen: Sighting) -> Sighting:
-    """Return a key's entry in a phase after one more report; a resolved one opens again.
+    """Return a key's entry in a phase after one more report; a resolved entry opens again.
 
-    What another source has seen as well is no longer CI's alone, and no green verdict resolves it.
+    An issue that another source has reported too is not CI's alone any more, and no green verdict
+    resolves it.
     """
     if known is None:
         return seen
@@ -88,12 +89,12 @@ def sight(known: Sighting | None, seen: Sighting) -> Sighting:
 
 
 def resolved_by_auditor(sightings: Iterable[Seen], keys: Collection[str]) -> list[Seen]:
-    """Return the entries that a review's `resolved_issues` resolve: in every phase of the run."""
+    """Return the entries that a review's `resolved_issues` resolve, in every phase of the run."""
     return [each for each in sightings if each.is_open and each.issue_key in keys]
 
 
 def resolved_by_green(sightings: Iterable[Seen], phase_id: str) -> list[Seen]:
-    """Return the entries that a green verdict resolves: what CI raised in that very phase."""
+    """Return the entries that a green verdict resolves: those of CI in the same phase."""
     return [
         each
         for each in sightings
@@ -102,7 +103,7 @@ def resolved_by_green(sightings: Iterable[Seen], phase_id: str) -> list[Seen]:
 
 
 def telling(sightings: Sequence[Seen]) -> Sequence[Seen]:
-    """Return those of a key's entries that say how grave it is: the open ones, where any is."""
+    """Return the entries of a key that decide its severity: the open ones, where there are any."""
     return (
         [each for each in sightings if each.is_counted]
         or [each for each in sightings if each.is_open]
@@ -111,12 +112,12 @@ def telling(sightings: Sequence[Seen]) -> Sequence[Seen]:
 
 
 def gravest(severities: Iterable[Severity]) -> Severity:
-    """Return the gravest of severities."""
+    """Return the highest of several severities."""
     return Severity.MAJOR if Severity.MAJOR in severities else Severity.MINOR
 
 
 def by_key(sightings: Iterable[Seen]) -> dict[str, list[Seen]]:
-    """Group entries by their keys, in the order in which those were first seen."""
+    """Group entries by key, in the order in which the keys were first reported."""
     found: dict[str, list[Seen]] = {}
     for each in sightings:
         found.setdefault(each.issue_key, []).append(each)
@@ -124,14 +125,14 @@ def by_key(sightings: Iterable[Seen]) -> dict[str, list[Seen]]:
 
 
 def count(sightings: Iterable[Sighting]) -> Counts:
-    """Count the keys that are open, each by its gravest open entry."""
+    """Count the open keys, each with the severity of its most severe open entry."""
     counted = by_key(each for each in sightings if each.is_counted).values()
     found = [gravest([each.effective_severity for each in entries]) for entries in counted]
     return Counts(found.count(Severity.MINOR), found.count(Severity.MAJOR))
 
 
 def count_open(sightings: Sequence[Sighting], tier_of: Mapping[str, str]) -> OpenIssueCounts:
-    """Count what is open in a run, in its tiers and in its phases; `tier_of` has every phase."""
+    """Count the open keys of a run, its tiers and its phases; `tier_of` contains every phase."""
     by_tier: dict[str, list[Sighting]] = {}
     by_phase: dict[str, list[Sighting]] = {}
     for each in sightings:

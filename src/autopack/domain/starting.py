@@ -1,4 +1,4 @@
-"""The state in which a run starts: plan and strategy, nothing done yet. (rules §2)"""
+"""The state in which a run starts, from its plan and strategy. (rules §2)"""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .terms import Severity
 
 
 def starting_state(plan: Plan, strategy: Strategy, now: datetime, base_commit: str) -> RunState:
-    """Return the run as it is when its plan has just been taken."""
+    """Return the state of a run whose plan was just accepted."""
     tiers = {tier.tier_id: tier for tier in plan.tiers}
     safety = strategy.safety
     return RunState(

@@ -1,4 +1,4 @@
-"""The states of runs, tiers and phases, and the one table of what may follow what. (rules §2)"""
+"""The states of runs, tiers and phases, and the tables of legal transitions. (rules §2)"""
 
 from __future__ import annotations
 
@@ -112,8 +112,8 @@ _UNDER_WAY = frozenset(
         RunStatus.SNAPSHOT_CREATED,
     }
 )
-# A run's state follows from its phases, so between two changes any state under way may follow
-# any other; what the table forbids is to go back to the start or to leave an end.
+# A run's state follows from its phases, so any active state may follow any other. The table only
+# forbids to return to the start or to leave a final state.
 RUN_TRANSITIONS: Mapping[RunStatus, frozenset[RunStatus]] = {
     RunStatus.PLAN_BOOTSTRAP: frozenset({RunStatus.RUN_CREATED})
     | (_DONE - {RunStatus.DONE_SUCCESS}),
@@ -128,17 +128,17 @@ class IllegalTransitionError(ConflictError):
 
 
 def check_phase_transition(phase_id: str, current: PhaseStatus, wanted: PhaseStatus) -> None:
-    """Refuse a transition that the table does not hold, naming those that it does."""
+    """Refuse a transition that is not in the table, and name those that are."""
     _check("phase", phase_id, current, wanted, PHASE_TRANSITIONS[current])
 
 
 def check_tier_transition(tier_id: str, current: TierStatus, wanted: TierStatus) -> None:
-    """Refuse a transition that the table does not hold, naming those that it does."""
+    """Refuse a transition that is not in the table, and name those that are."""
     _check("tier", tier_id, current, wanted, TIER_TRANSITIONS[current])
 
 
 def check_run_transition(run_id: str, current: RunStatus, wanted: RunStatus) -> None:
-    """Refuse a transition that the table does not hold, naming those that it does."""
+    """Refuse a transition that is not in the table, and name those that are."""
     _check("run", run_id, current, wanted, RUN_TRANSITIONS[current])
 
 

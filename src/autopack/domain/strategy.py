@@ -1,4 +1,4 @@
-"""The strategy: ruleset and plan compiled into what runs, tiers and phases may cost. (rules §9)"""
+"""The strategy: caps of a run, tiers and phases, compiled from ruleset and plan. (rules §9)"""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .values import MAX_COUNT, Closed, Count, Identifier, PathGlob, PositiveCoun
 
 
 class PhaseStrategy(Closed):
-    """What one phase may cost and how it is judged; fixed when the run starts."""
+    """The caps and checks of one phase; fixed when the run starts."""
 
     task_category: Word
     complexity: Complexity
@@ -38,7 +38,7 @@ class TierStrategy(Closed):
 
 
 class Strategy(Closed):
-    """All that was decided at the start of a run; nothing of it changes while the run lives."""
+    """Everything that is decided at the start of a run and does not change while it lasts."""
 
     version: PositiveCount
     ruleset_version: PositiveCount
@@ -63,7 +63,7 @@ class Strategy(Closed):
     warnings: tuple[str, ...] = ()
 
     def has_ci(self, profile: CiProfile) -> bool:
-        """Say whether something will judge commits of this profile."""
+        """Return whether CI is configured for commits of this profile."""
         if self.ci.mode is CiMode.LOCAL:
             return bool(self.ci.command_for(profile).command)
         return self.ci.mode is CiMode.EXTERNAL
@@ -113,7 +113,7 @@ def compile_strategy(ruleset: Ruleset, plan: Plan, *, version: int = 1) -> Strat
 
 
 def _count(product: int) -> int:
-    """Keep a product of caps countable: whoever sets the highest number means no cap at all."""
+    """Limit a product of caps to the highest count; a cap that high is no cap."""
     return min(product, MAX_COUNT)
 
 
@@ -149,7 +149,7 @@ def _phase_strategy(ruleset: Ruleset, safety: SafetyRule, phase: PlanPhase) -> P
 
 
 def _major_categories(ruleset: Ruleset) -> tuple[str, ...]:
-    """Name the categories, aliases too, whose issues are major when nobody says otherwise."""
+    """Return the categories, aliases too, whose issues are major by default."""
     names = {*ruleset.categories, *ruleset.aliases}
     return tuple(sorted(name for name in names if ruleset.rule_for(name).is_high_risk))
 

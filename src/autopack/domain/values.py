@@ -1,4 +1,4 @@
-"""The types that everything from outside is made of. (docs/security.md)"""
+"""The types of values from outside. (docs/security.md)"""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ def _identifier(value: str) -> str:
 
 def _clean_text(value: str) -> str:
     if "\0" in value:
-        raise ValueError("must hold no NUL character")
+        raise ValueError("must not contain a NUL character")
     return value
 
 
-# What `str.isprintable` refuses beside controls: spaces of other scripts, which print.
+# `str.isprintable` also refuses the spaces of other scripts, which are printable.
 _SPACES: Final = dict.fromkeys(
     (code for code in range(0x3001) if unicodedata.category(chr(code)) == "Zs"), " "
 )
 
 
 def _printable(value: str) -> str:
-    """Refuse category C, and Zl and Zp: U+2028 and U+2029 break lines, too."""
+    """Refuse Unicode category C, and Zl and Zp: U+2028 and U+2029 break lines too."""
     if not (value.isprintable() or value.translate(_SPACES).isprintable()):
-        raise ValueError("must hold printable characters only, no controls")
+        raise ValueError("must contain only printable characters, no control characters")
     return value
 
 
@@ -64,7 +64,7 @@ IssueKey = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_p
 Count = Annotated[int, Field(strict=True, ge=0, le=MAX_COUNT)]
 PositiveCount = Annotated[int, Field(strict=True, ge=1, le=MAX_COUNT)]
 Quantity = Annotated[float, Field(strict=True, ge=0, le=MAX_COUNT, allow_inf_nan=False)]
-# US dollars: a JSON number or a decimal string comes in, a string with six places goes out.
+# US dollars: input is a JSON number or a decimal string, output a string with six places.
 Usd = Annotated[
     Decimal,
     Field(ge=0, le=MAX_USD),
@@ -73,11 +73,11 @@ Usd = Annotated[
 ]
 PositiveUsd = Annotated[Usd, Field(gt=0)]
 PathGlob = Annotated[str, Field(min_length=1, max_length=1_000), AfterValidator(_printable)]
-# A file's name as an agent gives it: any sign may stand in one, but NUL in none.
+# A file's name as an agent gives it: any character but NUL is legal.
 FilePath = Annotated[str, Field(min_length=1, max_length=4_096), AfterValidator(_clean_text)]
 ItemT = TypeVar("ItemT")
-# A list of simple values: its first bad item stands for all. How long a list may be is said by
-# settings, and checked before any of it is built (docs/security.md).
+# A list of simple values: only its first wrong item is reported. Settings limit its length, which
+# is checked before any item is built (docs/security.md).
 Several = Annotated[tuple[ItemT, ...], Field(fail_fast=True)]
 
 
@@ -86,7 +86,7 @@ MAX_PROBLEMS: Final = 20
 
 @dataclass(slots=True)
 class Problems:
-    """How many more problems of one input are told. It is the context of a validation."""
+    """How many more problems of one input are reported. It is the context of a validation."""
 
     left: int = MAX_PROBLEMS
 
@@ -98,14 +98,14 @@ class Closed(BaseModel):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _no_more_problems_than_are_told(
+    def _stop_at_the_last_reported_problem(
         cls, value: Any, check: ModelWrapValidatorHandler[Self], info: ValidationInfo
     ) -> Self:
-        """Look at nothing more when enough is wrong: a problem costs a kilobyte."""
+        """Stop validating after MAX_PROBLEMS problems: each costs a kilobyte of memory."""
         problems = info.context
         if not isinstance(problems, Problems):
             return check(value)
-        if problems.left <= 0:  # the input is refused already, whatever this is
+        if problems.left <= 0:  # the input is refused already, so this value does not matter
             return cast("Self", cls.model_construct())
         if isinstance(value, dict):
             unknown = [name for name in value if name not in cls.model_fields]

@@ -1,6 +1,6 @@
 """PIPE to git: the only code that runs it. A patch goes in, a commit or a refusal comes out."""
 
-from .apply import AppliedPatch, ChangeSet, Judge
+from .apply import AppliedPatch, ChangeSet, PolicyCheck
 from .clone import CloneIdentity
 from .errors import (
     BranchCheckedOutError,
@@ -35,7 +35,6 @@ __all__ = [
     "DiffStat",
     "GitFailedError",
     "GitTimeoutError",
-    "Judge",
     "MergeResult",
     "PatchAlreadyAppliedError",
     "PatchConflictError",
@@ -43,6 +42,7 @@ __all__ = [
     "PatchMalformedError",
     "PatchPolicyError",
     "PatchTooLargeError",
+    "PolicyCheck",
     "PreparedRefs",
     "PushFailedError",
     "PushInterruptedError",

@@ -55,7 +55,7 @@ class ChangeSet:
         return map(path_text, self._result.names_in(path_bytes(folder)))
 
 
-Judge = Callable[[ChangeSet], None]
+PolicyCheck = Callable[[ChangeSet], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ def rehearse(
     patch: bytes,
     scanned: ScannedPatch,
     tree: str,
-    judge: Judge,
+    check_policy: PolicyCheck,
     resolve: Callable[[str], Resolution],
 ) -> Rehearsal:
     """Apply a patch to a tree in quarantine and have the result judged.
@@ -124,7 +124,9 @@ def rehearse(
     links = quarantine.repository.links
     before = links.of_tree(tree)
     after = links.of_changed_tree(root, before, changes, lambda oid: quarantine.read(oid)[1])
-    judge(ChangeSet(changes, patch, before, after, quarantine, quarantine.draft(tree), result))
+    check_policy(
+        ChangeSet(changes, patch, before, after, quarantine, quarantine.draft(tree), result)
+    )
     loose |= quarantine.take({each.new_oid for each in changes if each.new_oid is not None})
     applied = AppliedPatch(
         root, changes, scanned.insertions, scanned.deletions, merged, tuple(repairs)

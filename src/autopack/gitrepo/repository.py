@@ -14,7 +14,15 @@ from pathlib import Path
 
 from ..config import Settings
 from ..domain.changes import MODE_ABSENT, MODE_FILE, FileChange
-from .apply import AppliedPatch, Judge, RefusedError, Rehearsal, Resolution, apply_to_tree, rehearse
+from .apply import (
+    AppliedPatch,
+    PolicyCheck,
+    RefusedError,
+    Rehearsal,
+    Resolution,
+    apply_to_tree,
+    rehearse,
+)
 from .clone import CloneIdentity, identify
 from .conflict import resolve
 from .cost import require_few_steps
@@ -278,25 +286,26 @@ class Repository:
     # Writing
 
     def dry_apply(
-        self, head: str, patch: bytes, judge: Judge, *, base_commit: str | None = None
+        self, head: str, patch: bytes, check_policy: PolicyCheck, *, base_commit: str | None = None
     ) -> AppliedPatch:
         """Do all that `apply` does and keep nothing. Raises as `apply`."""
         with self.quarantine() as quarantine:
-            return self._rehearse(quarantine, head, patch, judge, base_commit).applied
+            return self._rehearse(quarantine, head, patch, check_policy, base_commit).applied
 
     def apply(
-        self, head: str, patch: bytes, judge: Judge, *, base_commit: str | None = None
+        self, head: str, patch: bytes, check_policy: PolicyCheck, *, base_commit: str | None = None
     ) -> AppliedPatch:
         """Apply a patch to a commit; what it makes is durable when this returns.
 
-        `judge` is asked before anything becomes part of the repository. `base_commit` is what
-        the patch was made against, for a three-way merge where it does not fit the head.
+        `check_policy` is called before anything becomes part of the repository. `base_commit` is
+        the commit that the patch was made against, for a three-way merge where the patch does not
+        apply to the head.
 
         Raises PatchMalformedError, PatchTooLargeError, PatchEmptyError, PatchAlreadyAppliedError,
-        PatchConflictError, whatever `judge` raises, GitTimeoutError.
+        PatchConflictError, whatever `check_policy` raises, GitTimeoutError.
         """
         with self.quarantine() as quarantine:
-            rehearsal = self._rehearse(quarantine, head, patch, judge, base_commit)
+            rehearsal = self._rehearse(quarantine, head, patch, check_policy, base_commit)
             self.objects.install(rehearsal.loose)
         return rehearsal.applied
 
@@ -424,7 +433,7 @@ class Repository:
         quarantine: Quarantine,
         head: str,
         patch: bytes,
-        judge: Judge,
+        check_policy: PolicyCheck,
         base_commit: str | None,
     ) -> Rehearsal:
         tree = self.tree_of(head)
@@ -435,7 +444,7 @@ class Repository:
         def resolve_conflict(reason: str) -> Resolution:
             return resolve(quarantine, head, scanned, reason, base_commit, self._settings)
 
-        return rehearse(quarantine, patch, scanned, tree, judge, resolve_conflict)
+        return rehearse(quarantine, patch, scanned, tree, check_policy, resolve_conflict)
 
     def _sign(self, lines: list[str], message: str) -> str | None:
         return self.signer.sign(_object_text(lines, message)) if self.signer else None

@@ -107,7 +107,7 @@ def check_patch(
         applied = context.repository.dry_apply(
             run.head_commit,
             check.patch(),
-            patching.judge_for(context.settings, run, phase),
+            patching.policy_check_for(context.settings, run, phase),
             base_commit=check.base_commit,
         )
     except patching.PATCH_FAULTS as error:

@@ -12,7 +12,7 @@ from ..domain.deciding import weigh_builder_result
 from ..domain.errors import AutopackError, InvalidError
 from ..domain.money import ZERO_USD
 from ..domain.outcomes import Outcome, PatchStatus
-from ..domain.patches import AppliedPatch, HeldPatch, RefusedPatch
+from ..domain.patches import AppliedPatch, PendingPatch, RefusedPatch
 from ..domain.redaction import redacted
 from ..domain.results import BuilderReport
 from ..domain.run import RunState
@@ -116,7 +116,7 @@ def _put(
     submission: Submission,
     patch: Patch,
     action: PatchAction,
-) -> tuple[AppliedPatch | HeldPatch, tuple[Repair, ...]]:
+) -> tuple[AppliedPatch | PendingPatch, tuple[Repair, ...]]:
     """Put a patch on the branch, or see that it could be; return what was mended in it, too.
 
     Raises one of PATCH_FAULTS.
@@ -124,7 +124,7 @@ def _put(
     if action is PatchAction.HOLD:
         repairs = patching.dry_apply(change, phase, patch, report.base_commit)
         submission.outcome, patch.status = Outcome.HELD, PatchStatus.PENDING
-        return HeldPatch(), repairs
+        return PendingPatch(), repairs
     applied, repairs = patching.apply(
         change, phase, submission, patch, title=phase.name, base_commit=report.base_commit
     )
@@ -179,7 +179,7 @@ _GOES_ON = (PhaseStatus.COMPLETE, PhaseStatus.CI_RUNNING)
 def _message(submission: Submission, phase: Phase) -> str:
     what = {
         Outcome.APPLIED: "the patch was applied",
-        Outcome.HELD: "the patch applies and waits for the Auditor",
+        Outcome.HELD: "the patch applies and is pending until the Auditor approves it",
         Outcome.EMPTY: "nothing was to change",
         Outcome.UNAVAILABLE: "the Builder was unavailable, no try is used",
         Outcome.OVER_BUDGET: "a budget was passed, nothing was applied",

@@ -143,7 +143,7 @@ def heartbeat(
         reason = (
             f"the run is {change.run.state}"
             if change.state.is_over
-            else "the lease was lost: it lapsed, was used, or the phase went on"
+            else "the lease was lost: it lapsed, was used, or the phase moved on"
         )
     return HeartbeatAnswer(directive=Directive.STOP, reason=reason, expires_at=None)
 

@@ -12,19 +12,19 @@ from ..domain.errors import AutopackError, ErrorKind
 from ..domain.naming import STRICT_MARK
 from ..domain.outcomes import CommitKind, Outcome, PatchStatus
 from ..domain.patches import AppliedPatch
-from ..domain.path_policy import ABSOLUTE, DEFAULT_PROTECTED, PathPolicy, judge
+from ..domain.path_policy import ABSOLUTE, DEFAULT_PROTECTED, PathPolicy, check_changes
 from ..domain.redaction import redacted
 from ..domain.secret_rules import redact_bytes
 from ..domain.terms import CiProfile
 from ..gitrepo import (
     BranchCheckedOutError,
     ChangeSet,
-    Judge,
     PatchAlreadyAppliedError,
     PatchConflictError,
     PatchEmptyError,
     PatchMalformedError,
     PatchPolicyError,
+    PolicyCheck,
 )
 from ..models import Patch, Phase, Run, Submission
 from .change import RunChange
@@ -63,7 +63,7 @@ def most_files(settings: Settings, phase: Phase) -> int:
     return min(settings.max_patch_files, phase.max_patch_files or settings.max_patch_files)
 
 
-def judge_for(settings: Settings, run: Run, phase: Phase) -> Judge:
+def policy_check_for(settings: Settings, run: Run, phase: Phase) -> PolicyCheck:
     """Return the policy that a patch of this phase has to meet."""
     policy = PathPolicy(
         protected=(*DEFAULT_PROTECTED, *run.protected_paths),
@@ -77,7 +77,7 @@ def judge_for(settings: Settings, run: Run, phase: Phase) -> Judge:
     )
 
     def require_allowed(changes: ChangeSet) -> None:
-        violations = judge(changes, policy)
+        violations = check_changes(changes, policy)
         if violations:
             raise PatchPolicyError(violations)
 
@@ -112,7 +112,7 @@ def dry_apply(
         applied = change.context.repository.dry_apply(
             change.head,
             patch.content,
-            judge_for(change.context.settings, change.run, phase),
+            policy_check_for(change.context.settings, change.run, phase),
             base_commit=base_commit,
         )
     patch.files_changed = [file.shown_path for file in applied.changes]
@@ -136,7 +136,7 @@ def apply(
         applied = change.context.repository.apply(
             change.head,
             patch.content,
-            judge_for(change.context.settings, change.run, phase),
+            policy_check_for(change.context.settings, change.run, phase),
             base_commit=base_commit,
         )
     patch.files_changed = [file.shown_path for file in applied.changes]
