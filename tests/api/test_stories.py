@@ -65,7 +65,7 @@ def test_a_stranger_moves_the_branch(api: Api) -> None:
     assert read(api, "run_summary.md", "What next", "Promotion") == """\
 Run run-001
 **Failed: policy was violated** (`DONE_FAILED_POLICY_VIOLATION`)
-> refs/heads/autonomous/run-001 is at commit-1 and not at commit-2, where Autopack left it: somebody else moved it, so it is left alone.
+> refs/heads/autonomous/run-001 is at commit-1 and not at commit-2, where Autopack left it: another process moved it, so Autopack does not touch it.
 Read [incident.md](incident.md), find out who moved `autonomous/run-001` (the run left it at `commit-2`), and start a new run.
 **Not eligible** for `main`:
 - the run is DONE_FAILED_POLICY_VIOLATION, not DONE_SUCCESS
@@ -74,7 +74,7 @@ To look at before merging:
     assert read(api, "incident.md", "What to do next") == """\
 Incident: run run-001
 **DONE_FAILED_POLICY_VIOLATION** (`branch_moved`)
-> refs/heads/autonomous/run-001 is at commit-1 and not at commit-2, where Autopack left it: somebody else moved it, so it is left alone.
+> refs/heads/autonomous/run-001 is at commit-1 and not at commit-2, where Autopack left it: another process moved it, so Autopack does not touch it.
 - Find out which process moved autonomous/run-001; this run left it at commit-2 and will not touch it again.
 - What was completed is on autonomous/run-001, last snapshot autonomous/run-001/tier-T0/phase-P0.0.
 - Start a new run under another run_id."""

@@ -218,7 +218,7 @@ def test_a_commit_outside_the_branchs_history_is_no_base(branch: Branch) -> None
     for commit in (elsewhere, "f" * 40, "HEAD", "--all", "main", ""):
         assert branch.ticket(patch, commit)["base"] is None
     problems = branch.ticket(patch, elsewhere)["merge_problems"]
-    assert f"base_commit {elsewhere} is no commit of the branch's history." in problems
+    assert f"base_commit {elsewhere} is not a commit of the branch's history." in problems
 
 
 # The ticket
@@ -258,7 +258,7 @@ def test_each_hunk_has_its_own_verdict(branch: Branch) -> None:
     (file,) = branch.ticket(patch)["files"]
     statuses = [hunk["status"] for hunk in file["hunks"]]
     assert statuses == ["already_applied", "refused", "applied"]
-    assert file["reason"] == "1 of 3 hunks do not fit."
+    assert file["reason"] == "1 of 3 hunks do not apply."
 
 
 @pytest.mark.parametrize(

@@ -100,8 +100,8 @@ def test_a_hunk_is_placed(
     [
         (MIDDLE, lines(*"abcdef").replace("\n", "\r\n"), "the file has CRLF"),
         (MIDDLE.replace("\n", "\r\n").replace("@\r", "@"), lines(*"abcdef"), "the file has LF"),
-        (MIDDLE, lines("c", " d", "e"), "but for their whitespace"),
-        (MIDDLE, lines(*"abcXef"), "old line 'd' does not stand here"),
+        (MIDDLE, lines("c", " d", "e"), "with other whitespace"),
+        (MIDDLE, lines(*"abcXef"), "old line 'd' is not here"),
         (MIDDLE, lines(*"abdcef"), "another order"),
         (MIDDLE, lines(*"uvw"), "None of the hunk's old lines"),
         ("@@ -2,2 +2,3 @@\n b\n c\n+new\n", lines(*"abcd"), "after its change"),

@@ -290,21 +290,21 @@ REFUSED: dict[str, tuple[bytes, int, str]] = {
     "context diff": (b"*** a/x\n--- b/x\n***************\n*** 1,2 ****\n", 3, "context diff"),
     "normal diff": (b"3c3\n< a\n---\n> b\n", 1, "without context"),
     "escaped newlines": (b"--- a/x\\n+++ b/x\\n@@ -1 +1 @@\\n-a\\n+b", 1, "real newlines"),
-    "whole file": (b"import os\n\n\ndef load():\n    pass\n", 1, "no part of a diff"),
+    "whole file": (b"import os\n\n\ndef load():\n    pass\n", 1, "not part of a diff"),
     "prose": (b"```\nI could not.\n```\n", 1, "Markdown fence"),
     "left out": (PATCH.replace(b"     for value in values:\n", b"...\n"), 7, "left out"),
     "left out in a header": (PATCH.replace(b"@@ -9,6 +9,8 @@", b"@@ ... @@"), 4, "left out"),
     "binary files": (b"diff --git a/x b/x\nBinary files a/x and b/x differ\n", 2, "--binary"),
     "open fence": (b"Here:\n```diff\n" + PATCH, 2, "does not close"),
     "two fences": (b"```\n" + PATCH + b"```\n```\n" + PATCH + b"```\n", 15, "Several"),
-    "prose without fence": (b"Here it is:\n" + PATCH, 1, "no part of a diff"),
-    "prose behind": (PATCH + b"\nHope this helps!\n", 14, "no part of a diff"),
-    "a list behind": (PATCH + b"\n- skips None\n+ tested\n", 14, "no part of a diff"),
+    "prose without fence": (b"Here it is:\n" + PATCH, 1, "not part of a diff"),
+    "prose behind": (PATCH + b"\nHope this helps!\n", 14, "not part of a diff"),
+    "a list behind": (PATCH + b"\n- skips None\n+ tested\n", 14, "not part of a diff"),
     "UTF-16": (PATCH.decode().encode("utf-16"), 1, "UTF-16"),
     "colours of its own": (
         coloured(PATCH).replace(b"is None", b"\x1b[1mis None\x1b[m"),
         8,
-        "some of its own",
+        "colours of the file:",
     ),
     "two files for one name": (
         HUNK.join([b"--- src/both.py\n+++ src/both.py\n", b""]),
@@ -359,12 +359,12 @@ def test_a_hunk_that_is_short_of_lines_within_a_patch_is_taken_where_its_index_l
     ("hunk", "reason"),
     [
         (b"@@ -1,2 +1,3 @@\n+new\n def total(values):\n     result = 0\n",
-         "no line of context before its change, so it only fits at the beginning of the file;"
-         " its lines stand at line 9 instead"),
+         "no line of context before its change, so it only applies at the beginning of the file;"
+         " its lines are at line 9 instead"),
         (b"@@ -9,2 +9,3 @@\n def total(values):\n     result = 0\n+new\n",
-         "no line of context after its change, so it only fits at the end of the file;"
-         " its lines stand at line 9 instead"),
-        (b"@@ -8,3 +8,3 @@\n \n def total(values):\n-def\n+new\n", "'def' does not stand here"),
+         "no line of context after its change, so it only applies at the end of the file;"
+         " its lines are at line 9 instead"),
+        (b"@@ -8,3 +8,3 @@\n \n def total(values):\n-def\n+new\n", "'def' is not here"),
         (b"@@ -8,3 +8,3 @@\n \n     ...\n-    result = 0\n+    result = 1\n", "were left out"),
     ],
 )  # fmt: skip
@@ -379,7 +379,7 @@ def test_a_hunk_that_says_line_1_and_fits_at_two_places_names_both(branch: Branc
     patch = PATCH.replace(b"-9,6 +9,8", b"-1,6 +1,8")
     with pytest.raises(PatchConflictError) as conflict:
         Branch(branch.history, branch.repository, head).apply(patch)
-    assert "says line 1" in reason_of(conflict.value)
+    assert "names line 1" in reason_of(conflict.value)
     assert "at line 10, 30 instead" in reason_of(conflict.value)
 
 

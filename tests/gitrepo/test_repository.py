@@ -172,11 +172,11 @@ def test_a_git_that_is_too_old_is_refused(
     assert "not installed" in unusable(open_repository, git_repo.path)
 
 
-def test_a_repository_that_vanished_is_said_to_be_gone(
+def test_a_repository_that_was_removed_is_reported_as_missing(
     git_repo: GitRepo, repository: Repository
 ) -> None:
     os.rename(git_repo.path, git_repo.path.with_name("elsewhere"))
-    with pytest.raises(RepositoryUnusableError, match="gone"):
+    with pytest.raises(RepositoryUnusableError, match="is missing or not"):
         repository.check()
 
 

@@ -189,18 +189,18 @@ def test_no_newline_markers_do_not_count() -> None:
     ("patch", "line", "says"),
     [
         # No diff
-        (b"", 1, "holds no line of a diff"),
-        (b" \n\n", 1, "no part of a diff"),
-        (b"I could not do it, sorry.", 1, "no part of a diff"),
-        (b"diff --git a/src/auth.py ...", 1, "names no file clearly"),
+        (b"", 1, "has no line of a diff"),
+        (b" \n\n", 1, "not part of a diff"),
+        (b"I could not do it, sorry.", 1, "not part of a diff"),
+        (b"diff --git a/src/auth.py ...", 1, "does not name a file clearly"),
         (
             b"From " + b"a" * 40 + b" Mon Sep 17 00:00:00 2001\nSubject: x\n\n",
             1,
-            "holds no line of a diff",
+            "has no line of a diff",
         ),
         # Text around a diff
-        (b"Here it is:\n" + PATCH, 1, "no part of a diff"),
-        (PATCH + b"\nHope this helps!\n", 11, "no part of a diff"),
+        (b"Here it is:\n" + PATCH, 1, "not part of a diff"),
+        (PATCH + b"\nHope this helps!\n", 11, "not part of a diff"),
         (PATCH + b"```\n", 10, "Markdown fence"),
         # Line ends
         (PATCH.replace(b"\n", b"\r\n"), 1, "CRLF"),
@@ -217,7 +217,7 @@ def test_no_newline_markers_do_not_count() -> None:
         (HEADER + b"@@ -1,3 +1,3 @@\n a\n-b\n+c\n" + PATCH, 4, "but 2 and 2"),
         (HEADER + b"@@ -1,3 +1,3 @@\n a\n-b\n+c\n@@ -9 +9 @@\n-a\n+b\n", 4, "but 2 and 2"),
         # Hunks
-        (HEADER + b"@@ -1 @@\n a\n", 4, "no hunk header"),
+        (HEADER + b"@@ -1 @@\n a\n", 4, "not a hunk header"),
         (HEADER + b"@@ ... @@\n a\n", 4, "left out"),
         (HEADER + b"@@ -1,9 +1,9 @@\n a\n-b\n+c\n...\n e\n", 8, "left out"),
         (HEADER + b"@@ -1,2 +1,2 @@\n a\n b\n", 4, "changes nothing"),
@@ -257,7 +257,7 @@ def test_no_newline_markers_do_not_count() -> None:
             1,
             "contradict",
         ),
-        (b"diff --git a/x b/x\nold mode 100644\nold mode 100644\n", 3, "stands twice"),
+        (b"diff --git a/x b/x\nold mode 100644\nold mode 100644\n", 3, "is given twice"),
         (
             b"diff --git a/x b/x\n--- /dev/null\n+++ b/x\n@@ -0,0 +1 @@\n+a\n",
             1,
@@ -272,19 +272,19 @@ def test_no_newline_markers_do_not_count() -> None:
         (b"--- src/x\n+++ src/x\n@@ -1 +1 @@\n-a\n+b\n", 1, "without the a/ or b/"),
         (b"--- a/x 2026-01-01\n+++ b/x\n@@ -1 +1 @@\n-a\n+b\n", 1, "may be a date"),
         (b"--- a/x\ty\t2026-01-01\n+++ b/x\n@@ -1 +1 @@\n-a\n+b\n", 1, "may be a date"),
-        (b"--- a/../x\n+++ b/../x\n@@ -1 +1 @@\n-a\n+b\n", 1, "no path inside"),
-        (b"--- a//etc/x\n+++ b//etc/x\n@@ -1 +1 @@\n-a\n+b\n", 1, "no path inside"),
-        (b"diff --git a/x b/x\nrename from /etc/passwd\nrename to x\n", 2, "no path inside"),
+        (b"--- a/../x\n+++ b/../x\n@@ -1 +1 @@\n-a\n+b\n", 1, "not a path inside"),
+        (b"--- a//etc/x\n+++ b//etc/x\n@@ -1 +1 @@\n-a\n+b\n", 1, "not a path inside"),
+        (b"diff --git a/x b/x\nrename from /etc/passwd\nrename to x\n", 2, "not a path inside"),
         (b'diff --git a/x b/x\nrename from "x\\000y"\nrename to x\n', 2, "\\000"),
         (b'diff --git a/x b/x\nrename from "x\nrename to x\n', 2, "closing quote"),
-        (b'diff --git a/x b/x\nrename from "x" y\nrename to x\n', 2, "behind the quoted"),
+        (b'diff --git a/x b/x\nrename from "x" y\nrename to x\n', 2, "after the quoted"),
         (b'diff --git a/x b/x\nrename from "\\x41"\nrename to x\n', 2, "unknown escape"),
         (b"diff --git a/x b/x\nrename from x\0y\nrename to x\n", 2, "control characters"),
         # Modes
         (b"diff --git a/x b/x\nnew file mode 040000\n", 2, "Mode 040000"),
         (b"diff --git a/x b/x\nindex 1234567..7654321 040000 x\n", 2, "no mode"),
         (b"diff --git a/x b/x\nold mode 100644\nnew mode 777\n", 3, "Mode 777"),
-        (b"diff --git a/x b/x\nold mode 100644\nnew mode x\n", 3, "names no mode"),
+        (b"diff --git a/x b/x\nold mode 100644\nnew mode x\n", 3, "has no mode"),
         # Binary
         (b"diff --git a/x b/x\nBinary files a/x and b/x differ\n", 2, "--binary"),
         (b"diff --git a/x b/x\nindex 12345..54321\nGIT binary patch\n", 3, "full object ids"),

@@ -141,9 +141,9 @@ def test_a_folder_that_is_a_submodule_is_refused(git_repo: GitRepo) -> None:
     refused(git_repo, "AUTOPACK_HOME")
 
 
-def test_links_that_go_round_in_a_circle_are_refused(git_repo: GitRepo) -> None:
+def test_links_that_form_a_loop_are_refused(git_repo: GitRepo) -> None:
     link(git_repo, ".autopack", ".autopack")
-    with pytest.raises(RepositoryUnusableError, match="circle"):
+    with pytest.raises(RepositoryUnusableError, match="form a loop"):
         serve(git_repo)
 
 

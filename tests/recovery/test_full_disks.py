@@ -121,7 +121,12 @@ def test_a_disk_without_room_is_503_and_uses_no_try(
             assert answer.headers["content-type"] == "application/problem+json"
             assert any(
                 words in answer.json()["detail"]
-                for words in ("No space left", "cannot be written", "Make room", "not show it")
+                for words in (
+                    "No space left",
+                    "cannot be written",
+                    "Free some space",
+                    "not show it",
+                )
             ), answer.text
     if left == 0:
         health = served.get("/health")

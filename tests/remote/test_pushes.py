@@ -291,7 +291,7 @@ def test_one_run_that_cannot_be_pushed_keeps_no_other_back(desk: Desk) -> None:
     desk.build("P0", "run-002")
     desk.push()
     desk.push()
-    assert "somebody else moved it" in desk.status("run-001")["last_error"]
+    assert "another process moved it" in desk.status("run-001")["last_error"]
     assert desk.status("run-002")["is_up_to_date"] is True
 
 

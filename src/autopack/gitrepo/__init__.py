@@ -1,4 +1,4 @@
-"""PIPE to git: the only code that runs it. A patch goes in, a commit or a refusal comes out."""
+"""The only code that runs git. Input is a patch, output a commit or a refusal."""
 
 from .apply import AppliedPatch, ChangeSet, PolicyCheck
 from .clone import CloneIdentity

@@ -1,4 +1,4 @@
-"""From a patch to a tree: git applies it in quarantine, and the result is judged, not the text."""
+"""From a patch to a tree: git applies it in quarantine, and the policy checks the result."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from .repair import prove, refuse_unproven
 
 _SERIOUS = re.compile(r"^(?:error|fatal): (.*)$", re.MULTILINE)
 _LINE = re.compile(r"(?:at |on )?line (\d+)")
-# Matched where a line begins, so that a path which quotes it costs nothing.
+# Matched at the start of a line only, so that a path that contains these words does not match.
 _UNSAFE = re.compile(r"invalid path '(.*)'|affected file '(.*)' is beyond a symbolic link")
-# With this status git says that it could not read the patch at all, or a collision of names.
+# git's exit status for a patch that it could not read, or a collision of names.
 _MALFORMED = 128
 _CORRUPT = re.compile(r"^error: corrupt binary patch", re.MULTILINE)
 _FILE_AND_FOLDER = "A conflict of file and folder"
@@ -32,7 +32,7 @@ _COLLISION = re.compile("appears as both a file and as a directory|unable to add
 
 @dataclass(frozen=True, slots=True)
 class ChangeSet:
-    """What a patch would change, and the means to look closer."""
+    """What a patch would change, with access to the content of both sides."""
 
     files: tuple[FileChange, ...]
     text: bytes
@@ -43,11 +43,11 @@ class ChangeSet:
     _result: TreeDraft
 
     def read(self, oid: str) -> bytes:
-        """Return a file's content, of either side. Raises KeyError for a submodule's commit."""
+        """Return a file's content, on either side. Raises KeyError for a submodule's commit."""
         return self._quarantine.read(oid)[1]
 
     def was_there(self, path: str) -> bool:
-        """Say whether the tree that is changed has something at a path, a folder included."""
+        """Return whether the tree before the change has a file or folder at a path."""
         return self._before.lookup(path_bytes(path)) is not None
 
     def names_in(self, folder: str) -> Iterable[str]:
@@ -60,9 +60,9 @@ PolicyCheck = Callable[[ChangeSet], None]
 
 @dataclass(frozen=True, slots=True)
 class AppliedPatch:
-    """A patch that fits and passed its judge. `merged`: it took a three-way merge.
+    """A patch that applies and passed the policy. `merged`: by a three-way merge.
 
-    `repairs` is what was mended in it.
+    `repairs` is what was repaired in it.
     """
 
     tree: str
@@ -75,7 +75,7 @@ class AppliedPatch:
 
 @dataclass(frozen=True, slots=True)
 class Resolution:
-    """The tree, in quarantine, that a patch makes of a head which it does not fit as it stands."""
+    """The tree, in quarantine, that a patch makes of a head that it does not apply to directly."""
 
     tree: str
     is_merged: bool
@@ -84,14 +84,14 @@ class Resolution:
 
 @dataclass(frozen=True, slots=True)
 class Rehearsal:
-    """An applied patch, and the files of the objects that it needs."""
+    """An applied patch, and the files of the objects that it created."""
 
     applied: AppliedPatch
     loose: Loose
 
 
 class RefusedError(Exception):
-    """git does not take the patch at this head; the text is git's own reason."""
+    """git refuses the patch at this head; the text is git's own reason."""
 
 
 def rehearse(
@@ -102,10 +102,10 @@ def rehearse(
     check_policy: PolicyCheck,
     resolve: Callable[[str], Resolution],
 ) -> Rehearsal:
-    """Apply a patch to a tree in quarantine and have the result judged.
+    """Apply a patch to a tree in quarantine and check the result by the policy.
 
-    `patch` is what was sent, `scanned` what git gets of it.
-    `resolve` is asked for the tree where git refuses, with git's reason.
+    `patch` is what was sent, `scanned` what git receives of it. Where git refuses the patch,
+    `resolve` is called with git's reason and returns the tree.
     """
     merged, repairs = False, scanned.repairs
     try:
@@ -137,7 +137,7 @@ def rehearse(
 def apply_to_tree(
     quarantine: Quarantine, scanned: ScannedPatch, tree: str
 ) -> tuple[tuple[FileChange, ...], TreeDraft]:
-    """Let git apply the patch to an index of those files alone that it could touch.
+    """Apply the patch by git to an index with only those files that it could change.
 
     Raises RefusedError, PatchMalformedError, and PatchPolicyError for paths that git itself
     refuses.
@@ -154,21 +154,21 @@ def apply_to_tree(
         stdin=scanned.text.content(),
         allowed=(0, 1, 128),
     )
-    # A corrupt binary part ends git's reading with a message, and it still applies, with status
-    # 0, the files before it.
+    # At a corrupt binary part git stops reading with a message, but it still applies the files
+    # before it and ends with status 0.
     if outcome.status or _CORRUPT.search(outcome.stderr):
         _explain(outcome.status or _MALFORMED, outcome.stderr, scanned.text.numbers)
     changes = tuple(_compare(before, quarantine.read_index()))
     try:
         result.edit(changes)
     except CollisionError as collision:
-        # git lets a new file cover a folder whose files are not in the index.
+        # git lets a new file replace a folder whose files are not in the index.
         raise RefusedError(f"{_FILE_AND_FOLDER}: {collision}") from None
     return changes, result
 
 
 def _explain(status: int, stderr: str, numbers: Sequence[int]) -> None:
-    """Raise git's refusal as one of ours; `numbers` are those of the lines as they were sent."""
+    """Raise git's refusal as a typed error; `numbers` are the line numbers in the sent text."""
     lines = _SERIOUS.findall(stderr)
     reason = "; ".join(lines) or stderr.strip()
     unsafe = next(filter(None, map(_UNSAFE.match, lines)), None)
@@ -216,5 +216,5 @@ def _difference(quarantine: Quarantine, old: str, new: str) -> tuple[FileChange,
 
 def _refuse_no_change(scanned: ScannedPatch, *, merged: bool) -> None:
     if merged or any(file.old_mode != file.new_mode for file in scanned.files):
-        raise PatchAlreadyAppliedError("The branch holds all that this patch changes already.")
-    raise PatchEmptyError("The patch changes nothing: what it adds equals what it takes away.")
+        raise PatchAlreadyAppliedError("The branch has all changes of this patch already.")
+    raise PatchEmptyError("The patch changes nothing: what it adds equals what it removes.")

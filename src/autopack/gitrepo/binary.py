@@ -1,8 +1,8 @@
-"""Read the frame of a `GIT binary patch`: how much it holds, and what a delta would grow to.
+"""Read the frame of a `GIT binary patch`: the declared sizes, and the size of a delta's result.
 
-Its content is git's to check (`apply_to_tree` refuses what git calls corrupt); git unpacks a
-literal to its declared size and no further. A delta declares its own size alone, so the size of
-its result, which git would allocate, is read from its first bytes.
+git checks the content (`apply_to_tree` refuses what git calls corrupt) and unpacks a literal to its
+declared size, never more. A delta declares only its own size. So the size of its result, which git
+would allocate, is read from its first bytes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _HEAD_BYTES = 20  # two numbers of at most ten bytes
 
 
 class BinaryProblemError(Exception):
-    """Why a binary hunk is refused, and at which of the lines."""
+    """Why a binary hunk is refused, and at which line."""
 
     def __init__(self, detail: str, at: int) -> None:
         super().__init__(detail)
@@ -26,7 +26,7 @@ class BinaryProblemError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class BinaryHunk:
-    """A binary hunk's frame; `size` is what its content must inflate to."""
+    """A binary hunk's frame; `size` is the size of its content after inflation."""
 
     is_delta: bool
     size: int
@@ -35,7 +35,7 @@ class BinaryHunk:
 
 
 def find_hunk(lines: list[bytes], at: int) -> BinaryHunk | None:
-    """The binary hunk that begins at this line, with the blank line that ends it, if one does."""
+    """Return the binary hunk that starts at this line, with its last blank line; else None."""
     method = _METHOD.match(lines[at]) if at < len(lines) else None
     if method is None:
         return None
@@ -43,15 +43,15 @@ def find_hunk(lines: list[bytes], at: int) -> BinaryHunk | None:
     while end < len(lines) and lines[end]:
         end += 1
     if end == len(lines):
-        raise BinaryProblemError("The binary content is not ended by a blank line.", end - 1)
+        raise BinaryProblemError("The binary content does not end with a blank line.", end - 1)
     return BinaryHunk(method.group(1) == b"delta", int(method.group(2)), at + 1, end)
 
 
 def delta_result_size(lines: list[bytes], hunk: BinaryHunk) -> int:
-    """The size of the file that a delta makes: the second number of its head.
+    """Return the size of the file that a delta makes: the second number of its head.
 
-    The first is the size of what it starts from. Seven bits a byte, the lowest first; the last
-    byte of a number is below 128.
+    The first number is the size of the file that it starts from. Each byte has seven bits of a
+    number, the lowest first; the last byte of a number is below 128.
     """
     sizes = []
     value = shift = 0
@@ -67,7 +67,7 @@ def delta_result_size(lines: list[bytes], hunk: BinaryHunk) -> int:
 
 
 def _head(lines: list[bytes], hunk: BinaryHunk) -> bytes:
-    """The first bytes of a hunk's content, inflated line by line and no further than needed.
+    """Return the first bytes of a hunk's content, inflated line by line and only as far as needed.
 
     A line is its length as one letter, then base-85.
     """

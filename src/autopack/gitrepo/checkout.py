@@ -1,4 +1,4 @@
-"""A commit checked out in a throw-away folder, for CI: the repository itself is only read."""
+"""A commit checked out in a temporary folder, for CI: the repository itself is only read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .workspace import ObjectCache
 
 @dataclass(frozen=True, slots=True)
 class Checkout:
-    """A work tree with a git dir of its own, whose history lies in `objects`."""
+    """A work tree with its own git directory, whose history is in `objects`."""
 
     tree: Path
     objects: Path
@@ -28,10 +28,10 @@ class Checkout:
 def checked_out(
     settings: Settings, repository: Repository, branch: str, commit: str
 ) -> Iterator[Checkout]:
-    """Check a commit of a branch out; fetch it from the remote where the repository lacks it.
+    """Check out a commit of a branch; fetch it from the remote if the repository does not have it.
 
-    What was left over by processes that were killed is removed first. Raises FetchError when the
-    commit may be there in a moment, else WorkspaceError and OSError.
+    Folders of processes that were killed are removed first. Raises FetchError when a later try may
+    find the commit, else WorkspaceError and OSError.
     """
     parent = settings.home / "ci"
     parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ def checked_out(
 
 
 def _remove(folder: Path) -> None:
-    """Remove what hostile code may have left: folders closed to us, or too deep for recursion."""
+    """Remove a folder that hostile code may have made unreadable or too deep for recursion."""
     for words in (("chmod", "-R", "u+rwX"), ("rm", "-rf")):
         subprocess.run(
             [*words, "--", str(folder)],

@@ -1,4 +1,4 @@
-"""What tells one clone of a repository, with the folders of the service on it, from another."""
+"""The identity of one clone of a repository, together with the folders of its service."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _ID = "id"
 
 @dataclass(frozen=True, slots=True)
 class CloneIdentity:
-    """`clone` is equal where clone, home and runs directory are the same; `place` is for people."""
+    """`clone` is equal if clone, home and runs directory are the same; `place` is for people."""
 
     clone: str
     place: str
 
 
 def identify(settings: Settings, objects: Path) -> CloneIdentity:
-    """Tell which clone this is; makes the home's id where it has none.
+    """Return the identity of this clone; creates the home's id if it has none.
 
-    No path and no host name is part of it: containers see one volume under several.
+    Paths and host names are not part of it, as containers see one volume under several.
     """
     top = repository_top(settings.repo_path)
     runs_dir = settings.autonomous_runs_dir
@@ -35,7 +35,7 @@ def identify(settings: Settings, objects: Path) -> CloneIdentity:
 
 
 def _home_id(home: Path) -> str:
-    """Return the home's id; a copy of a home gets one of its own, for its file is another."""
+    """Return the home's id. A copied home gets its own id, since the id names the file itself."""
     file = home / _ID
     with locked(home / f"{_ID}.lock"):
         if file.is_file():

@@ -1,4 +1,4 @@
-"""What happens to a patch that does not fit the head: merged, known already, or a repair ticket."""
+"""A patch that does not apply to the head: it is merged, already there, or gets a repair ticket."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def resolve(
     base_commit: str | None,
     limits: Settings,
 ) -> Resolution:
-    """Find the tree that a patch makes of a head which it does not fit as it stands.
+    """Return the tree that a patch makes of a head that it does not apply to directly.
 
-    The tree is in quarantine; it equals the head's own where the branch has all of the patch.
+    The tree is in quarantine; it equals the head's own tree if the branch has all of the patch.
 
     Raises PatchConflictError with the repair ticket, so that one more try is enough, or
     PatchAlreadyAppliedError.
@@ -38,13 +38,13 @@ def resolve(
         return fitted
     ticket = write_ticket(quarantine, head, scanned.files)
     if ticket.is_already_applied:
-        raise PatchAlreadyAppliedError("The branch holds all that this patch changes already.")
+        raise PatchAlreadyAppliedError("The branch has all changes of this patch already.")
     named = ticket.refused[:_MAX_NAMED] or [git_reason]
     left = len(ticket.refused) - len(named)
     raise PatchConflictError(
         f"The patch does not apply to {head}. {' '.join(named).removesuffix('.')}."
         + (f" And {left} more files." if left > 0 else "")
-        + " Make the next try from that commit; `files` says what stands there.",
+        + " Make the next try from that commit; `files` shows what is there.",
         head=head,
         base=merged.base,
         merge_problems=list(merged.problems),

@@ -1,9 +1,9 @@
-"""Count the steps that `git apply` would take, before it takes them.
+"""Count the steps that `git apply` would need, before it runs.
 
-git is linear in most patches and quadratic in some: each hunk copies the file once more, a hunk
-that does not stand where it says is looked for in the whole file, and each copy of a file is
-written anew. A patch within all other limits can so take minutes. The count is an upper bound,
-exact enough that no patch of a real commit comes near the limit.
+git needs linear time for most patches and quadratic time for some: each hunk copies the file once
+more, a hunk at a wrong line is searched in the whole file, and each copy of a file is written
+again. So a patch within all other limits can take minutes. The count is an upper bound. It is exact
+enough that no patch of a real commit comes near the limit.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .hunks import images, split_lines
 from .names import show
 from .patch import ScannedFile, ScannedHunk
 
-# About a nanosecond each: a line compared, some bytes copied, a part of a byte packed.
+# Steps of about one nanosecond: a line compared, some bytes copied, part of a byte compressed.
 _COPIED_BYTES_A_STEP = 8
 _STEPS_A_WRITTEN_BYTE = 8
 # A file with fewer lines in the patch costs little, however large it is.
@@ -28,7 +28,7 @@ _FEW_LINES = 1_000
 
 @dataclass(slots=True)
 class _Work:
-    """What a patch does with one file of the branch, in one or more sections."""
+    """The sections of a patch that change one file of the branch."""
 
     hunks: list[ScannedHunk] = field(default_factory=list)
     sections: int = 0
@@ -38,7 +38,7 @@ class _Work:
 
 
 def require_few_steps(files: Iterable[ScannedFile], head: HeadFiles, limits: Settings) -> None:
-    """See that git applies a patch in linear time, or near it.
+    """Refuse a patch that git would not apply in about linear time.
 
     Raises PatchTooLargeError (`max_patch_steps`) naming the file with the most steps.
     """
@@ -52,7 +52,7 @@ def require_few_steps(files: Iterable[ScannedFile], head: HeadFiles, limits: Set
         worst = max(steps, key=lambda path: steps[path])
         raise PatchTooLargeError(
             f"To apply the patch would take git about {total:,} steps, most of them for"
-            f" {show(worst)}; at most {limits.max_patch_steps:,} are taken"
+            f" {show(worst)}; at most {limits.max_patch_steps:,} are accepted"
             " (AUTOPACK_MAX_PATCH_STEPS). Many hunks in a large file cost that: send it as one"
             " hunk, or in several patches.",
             limit="max_patch_steps",
@@ -72,17 +72,17 @@ def _by_path(files: Iterable[ScannedFile]) -> dict[bytes, _Work]:
 
 
 def _steps(work: _Work, content: bytes, most: int) -> int:
-    """Steps for one file; what is over the limit already is not counted further."""
+    """Return the steps for one file; stops counting above the limit."""
     steps = (work.sections - 1) * len(content) * _STEPS_A_WRITTEN_BYTE
     steps += len(work.hunks) * len(content) // _COPIED_BYTES_A_STEP
     return steps if steps > most else steps + _searched(work.hunks, content)
 
 
 def _searched(hunks: Iterable[ScannedHunk], content: bytes) -> int:
-    """Lines that git compares to find each hunk's place.
+    """Return how many lines git compares to find each hunk's place.
 
-    It begins where the hunk says. Elsewhere it compares at every line of the file, and goes on
-    there only where the hunk's first line stands.
+    git starts at the line that the hunk names. If the hunk is not there, git compares at every line
+    of the file, and continues only where the hunk's first line matches.
     """
     lines = split_lines(content)
     counts = Counter(lines)

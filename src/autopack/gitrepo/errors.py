@@ -1,4 +1,4 @@
-"""What git can refuse, each reason its own type: a conflict is no lost race, nor that an outage."""
+"""What git can refuse, one type for each reason, so that callers can tell them apart."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..domain.errors import ConflictError, InvalidError, TooLargeError, Unavaila
 
 
 class PatchMalformedError(InvalidError):
-    """The text is no patch that git could read; `line` is the first line that is wrong."""
+    """The text is not a patch that git can read; `line` is the first wrong line."""
 
     code: ClassVar[str] = "patch_malformed"
 
@@ -23,31 +23,31 @@ class PatchMalformedError(InvalidError):
 
 
 class PatchTooLargeError(TooLargeError):
-    """The patch, or what it would unpack to, passes a limit."""
+    """The patch, or its unpacked content, passes a limit."""
 
     code: ClassVar[str] = "patch_too_large"
 
 
 class PatchEmptyError(InvalidError):
-    """The patch says nothing, so there is nothing to commit."""
+    """The patch has no change, so there is nothing to commit."""
 
     code: ClassVar[str] = "patch_empty"
 
 
 class PatchAlreadyAppliedError(ConflictError):
-    """The branch holds this very change already."""
+    """The branch has this change already."""
 
     code: ClassVar[str] = "patch_already_applied"
 
 
 class PatchConflictError(ConflictError):
-    """The patch is well formed but does not fit the head; `extra` holds the repair ticket."""
+    """The patch is well formed but does not apply to the head; `extra` has the repair ticket."""
 
     code: ClassVar[str] = "patch_conflict"
 
 
 class PatchPolicyError(InvalidError):
-    """The change is one that no patch may make; `violations` names each file and rule."""
+    """The path policy refuses the change; `violations` names each file and rule."""
 
     code: ClassVar[str] = "patch_policy"
     most_named: ClassVar[int] = 100
@@ -63,14 +63,14 @@ class PatchPolicyError(InvalidError):
 
 
 class RefMovedError(ConflictError):
-    """A ref is not where we left it. Somebody else moved it, so it is not overwritten."""
+    """A ref is not at its recorded commit: another process moved it, so it is not overwritten."""
 
     code: ClassVar[str] = "branch_moved"
 
     def __init__(self, ref: str, expected: str | None, actual: str | None) -> None:
         super().__init__(
             f"{ref} is at {actual or 'no commit'} and not at {expected or 'no commit'},"
-            " where Autopack left it: somebody else moved it, so it is left alone.",
+            " where Autopack left it: another process moved it, so Autopack does not touch it.",
             ref=ref,
             expected=expected,
             actual=actual,
@@ -81,7 +81,7 @@ class RefMovedError(ConflictError):
 
 
 class RefNameTakenError(ConflictError):
-    """A ref cannot be made because another one of that name, or within it, stands there."""
+    """A ref cannot be created because another ref has its name, or a name within it."""
 
     code: ClassVar[str] = "branch_exists"
 
@@ -97,26 +97,27 @@ class RefNameTakenError(ConflictError):
 
 
 class BranchCheckedOutError(ConflictError):
-    """Somebody has the run's branch checked out, so moving it would dirty their work tree."""
+    """A work tree has the run's branch checked out; moving the ref would make it look changed."""
 
     code: ClassVar[str] = "branch_checked_out"
 
 
 class RefLockedError(UnavailableError):
-    """Another git process holds the ref's lock; the same request may succeed a moment later."""
+    """Another git process has the ref's lock; the same request may succeed a moment later."""
 
     code: ClassVar[str] = "branch_locked"
 
 
 class RemoteMovedError(ConflictError):
-    """A branch or tag on the remote is not where we left it, so nothing there is overwritten."""
+    """A branch or tag on the remote is not at a recorded commit, so it is not overwritten."""
 
     code: ClassVar[str] = "remote_moved"
 
     def __init__(self, ref: str, url: str, *, expected: str, actual: str) -> None:
         super().__init__(
-            f"{ref} is at {actual} on {url}, where Autopack never put it: somebody else moved it,"
-            f" so it is left alone. Move it back, or delete it there, and it is put at {expected}.",
+            f"{ref} is at {actual} on {url}, where Autopack never put it: another process moved it,"
+            f" so Autopack does not touch it. Move it back or delete it there;"
+            f" then it is set to {expected}.",
             ref=ref,
             expected=expected,
             actual=actual,
@@ -124,25 +125,25 @@ class RemoteMovedError(ConflictError):
 
 
 class PushFailedError(UnavailableError):
-    """The remote did not take a branch; the detail is its own words, cleaned of secrets."""
+    """The remote refused a push; the detail is its own message, without secrets."""
 
     code: ClassVar[str] = "push_failed"
 
 
 class PushInterruptedError(UnavailableError):
-    """The service stops, so a push was ended; the next one to start takes it up."""
+    """The service is stopping and ended the push; the next service to start repeats it."""
 
     code: ClassVar[str] = "push_interrupted"
 
 
 class RepositoryUnusableError(UnavailableError):
-    """The repository is missing, or of a sort that is not served; the detail says what to do."""
+    """The repository is missing, or of a kind that is not supported; the detail says what to do."""
 
     code: ClassVar[str] = "repository_unusable"
 
 
 class StorageError(RepositoryUnusableError):
-    """Git or we found no room, or may not write; the detail says where and why."""
+    """The disk is full or not writable for git or the service; the detail says where and why."""
 
     code: ClassVar[str] = "storage_unavailable"
 
@@ -164,6 +165,6 @@ class GitTimeoutError(UnavailableError):
 
 
 class GitFailedError(UnavailableError):
-    """git failed in a way that nobody foresaw; the detail is its own words, cleaned of secrets."""
+    """git failed with an unknown error; the detail is its own message, without secrets."""
 
     code: ClassVar[str] = "git_failed"

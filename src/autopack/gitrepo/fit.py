@@ -1,7 +1,8 @@
-"""Fit a well-formed patch to a head that git refuses it for, where it can mean one thing only.
+"""Change a well-formed patch so that it applies to a head, if it has only one possible meaning.
 
-Two kinds: a hunk that says line 1 and has its only place elsewhere, and a stack of changes whose
-first part has landed on the branch already. In both every hunk has to fit or to be there.
+There are two cases: a hunk that names line 1 and matches at exactly one other place, and a series
+of changes whose first part is on the branch already. In both cases every hunk must match, or be
+there already.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ Edits = dict[int, list[bytes]]
 
 
 class _UnfitError(Exception):
-    """A part of the patch neither fits nor is there."""
+    """A part of the patch neither applies nor is there already."""
 
 
 def fit_to_head(scanned: ScannedPatch, head: HeadFiles, limits: Settings) -> ScannedPatch | None:
-    """Return the patch with what has landed taken out and lost line numbers put in.
+    """Return the patch without parts that are on the branch, and with corrected line numbers.
 
-    None where a part neither fits nor is there, where nothing is left, and where there was nothing
-    to mend. Linear in the patch and the files that it names.
+    None where a part neither applies nor is there, where nothing is left, and where nothing had to
+    be changed. Linear in the size of the patch and the files that it names.
     """
     fit = _Fit(scanned, head)
     try:
@@ -42,7 +43,7 @@ def fit_to_head(scanned: ScannedPatch, head: HeadFiles, limits: Settings) -> Sca
 
 
 class _Fit:
-    """What has to be changed in a patch; `edits` as `PatchText.edited` takes them."""
+    """The changes to a patch; `edits` are arguments of `PatchText.edited`."""
 
     def __init__(self, scanned: ScannedPatch, head: HeadFiles) -> None:
         self._text = scanned.text
@@ -84,7 +85,7 @@ class _Fit:
         return 1
 
     def _move(self, file: ScannedFile, old_path: bytes, new_path: bytes) -> int:
-        """A rename or copy is there as a whole or not at all."""
+        """Check a rename or copy: it must be there as a whole, or not at all."""
         has_landed = self._head.has_file(new_path)
         if has_landed and not file.is_copy and self._head.has_file(old_path):
             raise _UnfitError
@@ -116,7 +117,7 @@ class _Fit:
         return 1
 
     def _statuses(self, file: ScannedFile, path: bytes) -> set[HunkStatus]:
-        """See where a file's hunks stand, leaving out those that are there among others."""
+        """Return the place of each hunk of a file, without hunks that are there already."""
         content = self._head.read(path)
         if content is None:
             raise _UnfitError
@@ -136,7 +137,7 @@ class _Fit:
         return {HunkStatus.ALREADY_APPLIED} if landed else {HunkStatus.APPLIED}
 
     def _move_hunk(self, hunk: ScannedHunk, now: FileLines) -> None:
-        """Give a hunk that says line 1, though it has context before, its only place."""
+        """Set the only possible line of a hunk that names line 1 but has context before it."""
         image = images(hunk)
         start = now.only_place(image.old)
         if not (image.must_begin and image.leading) or start is None:
@@ -148,7 +149,7 @@ class _Fit:
         assert header is not None  # noqa: S101 - the scanner has read it
         counts = (start + 1, hunk.old_count, start + 1, hunk.new_count)
         self.edits[hunk.at] = [b"@@ -%d,%d +%d,%d @@" % counts + line[header.end() :]]
-        detail = f"A hunk says line 1, and its lines stand at line {start + 1} alone: put there."
+        detail = f"A hunk names line 1, but its lines are only at line {start + 1}: applied there."
         self.repairs.append(Repair(RepairKind.LINE_NUMBER, detail, hunk.line))
 
     def _has_mode(self, file: ScannedFile, path: bytes) -> bool:
@@ -164,14 +165,14 @@ class _Fit:
         self.edits.update((at, []) for at in range(start, end))
 
     def _note_landed(self, line: int) -> None:
-        """Tell once: a stack may have many parts."""
+        """Report it once: a series may have many parts."""
         if not any(repair.kind is RepairKind.LANDED_PART for repair in self.repairs):
             detail = "Parts of the patch are on the branch already; they were left out."
             self.repairs.append(Repair(RepairKind.LANDED_PART, detail, line))
 
 
 def _require_sure(hunk: ScannedHunk, place: HunkPlace, now: FileLines) -> None:
-    """See that a hunk's new lines are where it puts them, and not there by chance."""
+    """Refuse a hunk whose new lines are at its place only by chance."""
     image = images(hunk)
     is_at_edge = (place.start == 0 or not image.must_begin) and (
         place.end == len(now.lines) or not image.must_end

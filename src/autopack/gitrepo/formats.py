@@ -1,4 +1,4 @@
-"""Name what is sent in a diff's place, so that its author learns what to send instead."""
+"""Name the format that was sent instead of a diff, so that its author learns what to send."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from .patch import PatchText
 _FORMATS = (
     (
         re.compile(rb"\*\*\* (?:Begin Patch|(?:Update|Add|Delete) File: )"),
-        "This is the `*** Begin Patch` format of the `apply_patch` tool, which is no diff",
+        "This is the `*** Begin Patch` format of the `apply_patch` tool, not a diff",
     ),
     (
         re.compile(rb"<{5,9} ?(?:SEARCH|ORIGINAL)|>{5,9} ?(?:REPLACE|UPDATED)"),
-        "This is a SEARCH/REPLACE block, which is no diff",
+        "This is a SEARCH/REPLACE block, not a diff",
     ),
     (
         re.compile(rb"\*{15}$|\*\*\* \d+(?:,\d+)? \*{4}$"),
@@ -34,9 +34,9 @@ _FORMATS = (
 
 
 def refuse_other_format(text: PatchText) -> None:
-    """Raise PatchMalformedError by the name of a format that is known and is no diff.
+    """Raise PatchMalformedError for a known format that is not a diff.
 
-    Only where nothing in the text begins a diff; a diff's own content may look like any format.
+    Only if nothing in the text starts a diff, as the content of a diff may look like any format.
     """
     lines = text.lines
     if any(

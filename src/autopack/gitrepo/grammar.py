@@ -1,4 +1,4 @@
-"""The words of a diff, shared by the strict scanner and the repairs: pure functions of lines."""
+"""The keywords of a diff, shared by the strict scanner and the repairs: pure functions of lines."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 HUNK = re.compile(rb"@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@")
-# What `git format-patch`, `git show` and `git log -p` begin with.
+# The first lines of `git format-patch`, `git show` and `git log -p`.
 PREFACE = re.compile(rb"(?:From|commit) [0-9a-f]{40}(?:[0-9a-f]{24})?(?: |$)")
-# A line that stands for lines that a model did not write out.
+# A line that a model wrote instead of the lines that it left out.
 LEFT_OUT = re.compile(
     rb"[ \t]*+(?:(?:#|//)[ \t]*+)?(?:\.\.\.|\xe2\x80\xa6)[ \t]*+$|@@ *+\.\.\. *+@@"
 )
@@ -32,12 +32,12 @@ Lines = Sequence[bytes]
 
 
 def extended_word(line: bytes) -> bytes | None:
-    """The word with which an extended header line begins, if this is one."""
+    """Return the keyword of an extended header line, if this is one."""
     return next((word for word in EXTENDED if line.startswith(word)), None)
 
 
 def begins_traditional(lines: Lines, at: int) -> bool:
-    """Whether a pair of `---` and `+++` lines, which need no `diff --git`, begins here."""
+    """Return whether a pair of `---` and `+++` lines, which need no `diff --git`, starts here."""
     return (
         lines[at].startswith(b"--- ") and at + 1 < len(lines) and lines[at + 1].startswith(b"+++ ")
     )
@@ -48,7 +48,7 @@ def begins_file(lines: Lines, at: int) -> bool:
 
 
 def is_signature(lines: Lines, at: int) -> bool:
-    """Whether `git format-patch` ends a mail here."""
+    """Return whether the signature of `git format-patch` starts here."""
     return (
         lines[at] in (b"-- ", b"--")
         and at + 1 < len(lines)
@@ -57,13 +57,13 @@ def is_signature(lines: Lines, at: int) -> bool:
 
 
 def is_no_newline(line: bytes) -> bool:
-    """Whether this is git's "no newline at end of file" line, in any language."""
+    """Return whether this is git's "no newline at end of file" line, in any language."""
     return line.startswith(b"\\ ") and len(line) >= 11
 
 
 @dataclass(frozen=True, slots=True)
 class Consumed:
-    """A hunk's lines as its header counts them: `old_left` and `new_left` are missing or over."""
+    """A hunk's lines by its header's counts; `old_left` and `new_left` are missing or surplus."""
 
     end: int
     old_left: int
@@ -101,9 +101,9 @@ def consume(lines: Lines, at: int, old_count: int, new_count: int) -> Consumed:
 
 
 def goes_on(lines: Lines, at: int) -> bool:
-    """Whether lines of a hunk follow, though its counts are used up.
+    """Return whether more lines of a hunk follow after the lines that its header declares.
 
-    Blank lines alone are no sign of that: they end many a patch that went through a chat.
+    Blank lines alone do not count: many patches that went through a chat end with some.
     """
     if at >= len(lines) or is_signature(lines, at) or begins_traditional(lines, at):
         return False
@@ -112,7 +112,7 @@ def goes_on(lines: Lines, at: int) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """A hunk's lines up to where it can only end, whatever its header declares."""
+    """A hunk's lines up to its only possible end, independent of what its header declares."""
 
     end: int
     old: int
@@ -120,7 +120,7 @@ class Counted:
 
 
 def count_to_end(lines: Lines, at: int) -> Counted:
-    """Count a hunk's lines; blank lines count only where others of it follow."""
+    """Count a hunk's lines; blank lines count only if other lines of the hunk follow."""
     found = {b" ": 0, b"-": 0, b"+": 0, b"\\": 0}
     blank = 0
     end = at

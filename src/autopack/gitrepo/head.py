@@ -1,4 +1,4 @@
-"""The files of a commit, as a patch that is to be applied to it needs to see them."""
+"""The files of a commit that a patch will be applied to."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from .quarantine import Quarantine
 
 
 class HeadFiles:
-    """The files of one tree, each read once."""
+    """The files of one tree; each is read once."""
 
     def __init__(self, quarantine: Quarantine, tree: str) -> None:
         self._quarantine = quarantine
@@ -15,7 +15,7 @@ class HeadFiles:
         self._contents: dict[bytes, bytes | None] = {}
 
     def lookup(self, path: bytes) -> Entry | None:
-        """Return the mode and id of what stands at a path, a folder included."""
+        """Return the mode and id of the file or folder at a path."""
         return self._tree.lookup(path)
 
     def has_file(self, path: bytes) -> bool:
@@ -27,7 +27,7 @@ class HeadFiles:
         return entry is not None and entry[0] == MODE_FOLDER
 
     def read(self, path: bytes) -> bytes | None:
-        """Return a file's content, a link's target included; None where there is no such file."""
+        """Return the content of a file or the target of a link; None where there is neither."""
         if path not in self._contents:
             self._contents[path] = self._read(path)
         return self._contents[path]

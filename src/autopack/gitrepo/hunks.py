@@ -1,7 +1,7 @@
-"""Where a hunk stands in a file as it is now: pure functions, without git.
+"""Where a hunk matches in a file of the head: pure functions, without git.
 
-git says only that a patch does not apply. This says of each hunk whether it fits, is there
-already, or else which lines stand where it wants to go.
+git only reports that a patch does not apply. This module finds for each hunk whether it applies, is
+there already, or else which lines are at its place.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from functools import cached_property
 from .grammar import LEFT_OUT
 from .patch import ScannedHunk
 
-# Lines like `}` stand everywhere and tell nothing about a place; looking at them all would make
-# the search quadratic.
+# Lines like `}` are everywhere and do not identify a place; comparing all of them would make the
+# search quadratic.
 _MAX_CANDIDATES = 100
 _COMMON_LINE = 50
 _MAX_PLACES_NAMED = 5
-_REACH = 20  # lines that an edit may have moved parts of a hunk away from each other
+_REACH = 20  # lines by which an edit may have moved parts of a hunk apart
 
 
 class HunkStatus(StrEnum):
-    APPLIED = "applied"  # fits as it is
+    APPLIED = "applied"  # applies
     ALREADY_APPLIED = "already_applied"
     REFUSED = "refused"
 
@@ -37,15 +37,15 @@ class HunkImages:
     old: tuple[bytes, ...]
     new: tuple[bytes, ...]
     leading: int  # lines of context before the first change
-    must_begin: bool  # git takes it at the file's first line only
-    must_end: bool  # git takes it at the file's last line only
+    must_begin: bool  # git applies it at the file's first line only
+    must_end: bool  # git applies it at the file's last line only
 
 
 @dataclass(frozen=True, slots=True)
 class HunkPlace:
-    """Where a hunk is in a file: lines `start` to `end`, counted from 0, `end` not included.
+    """The place of a hunk in a file: lines `start` to `end`, counted from 0, without `end`.
 
-    Of a refused hunk, the lines that most look like its old ones; None where none do.
+    For a refused hunk, the lines that are most like its old ones; None where there are none.
     """
 
     status: HunkStatus
@@ -55,7 +55,7 @@ class HunkPlace:
 
 
 class FileLines:
-    """A file's lines, and where each of them stands."""
+    """A file's lines, and the positions of each distinct line."""
 
     def __init__(self, lines: Sequence[bytes]) -> None:
         self.lines = tuple(lines)
@@ -73,22 +73,22 @@ class FileLines:
         return _index(self._loose_lines)
 
     def find(self, image: Sequence[bytes], near: int) -> list[int]:
-        """Where these very lines stand, the nearest first."""
+        """Return where exactly these lines are, the nearest first."""
         return find_image(tuple(image), self.lines, self._exact, near)
 
     def only_place(self, image: Sequence[bytes]) -> int | None:
-        """Where these very lines stand, if that is at one place alone, as far as was looked."""
+        """Return where exactly these lines are, if the bounded search finds only one place."""
         rarest = min((len(self._exact.get(line, ())) for line in image), default=0)
         places = self.find(image, 0) if rarest < _MAX_CANDIDATES else []
         return places[0] if len(places) == 1 else None
 
     def find_loosely(self, image: Sequence[bytes], near: int) -> list[int]:
-        """Where these lines stand, whitespace set aside."""
+        """Return where these lines are, ignoring white space."""
         loose = tuple(map(_without_whitespace, image))
         return find_image(loose, self._loose_lines, self._loose, near)
 
     def find_traces(self, image: Sequence[bytes], near: int) -> tuple[int, int] | None:
-        """Where the telling lines of an image have most of their like, at one distance."""
+        """Return the place where most rare lines of an image match at the same offset."""
         votes: Counter[int] = Counter()
         for offset, line in enumerate(image):
             positions = self._exact.get(line, ())
@@ -117,7 +117,7 @@ class FileLines:
 
 
 def split_lines(content: bytes) -> list[bytes]:
-    """Split a file as git does: at LF alone, each line keeping it."""
+    """Split a file as git does: at LF only, and each line keeps its LF."""
     lines = [line + b"\n" for line in content.split(b"\n")]
     last = lines.pop().removesuffix(b"\n")
     return [*lines, last] if last else lines
@@ -152,7 +152,7 @@ def images(hunk: ScannedHunk) -> HunkImages:
 
 
 def with_line_ends_of(image: HunkImages, now: Sequence[bytes]) -> HunkImages:
-    """A hunk as it would read had it been made from a file with these lines' line ends."""
+    """Return a hunk with the line ends of these lines of the file."""
     is_crlf = _is_crlf(now)
     if _is_crlf(image.old) == is_crlf:
         return image
@@ -165,9 +165,10 @@ def with_line_ends_of(image: HunkImages, now: Sequence[bytes]) -> HunkImages:
 
 
 def place_hunks(hunks: Iterable[ScannedHunk], file: FileLines) -> Iterator[HunkPlace]:
-    """Place each of a file's hunks, expecting it as far off as the one before it was.
+    """Yield the place of each hunk of a file, searched first at the offset of the hunk before.
 
-    One at a time, so that a caller who needs all to fit can stop at the first that does not.
+    It is a generator, so that a caller that needs all hunks to apply can stop at the first that
+    does not.
     """
     drift = 0
     taken = _Taken()
@@ -184,7 +185,7 @@ def place_hunks(hunks: Iterable[ScannedHunk], file: FileLines) -> Iterator[HunkP
 
 
 class _Taken:
-    """The parts of a file that hunks have, none over another."""
+    """The parts of a file that hunks have taken; they do not overlap."""
 
     def __init__(self) -> None:
         self._parts: list[tuple[int, int]] = []
@@ -193,7 +194,7 @@ class _Taken:
         insort(self._parts, (start, end))
 
     def leaves(self, start: int, length: int) -> bool:
-        """Whether lines are free. Only the neighbours can be in the way."""
+        """Return whether lines are free. Only the neighbours can overlap them."""
         right = bisect_left(self._parts, (start, start))
         neighbours = self._parts[max(right - 1, 0) : right + 1]
         return all(start + length <= begin or end <= start for begin, end in neighbours)
@@ -222,33 +223,31 @@ def _place(image: HunkImages, file: FileLines, expected: int, taken: _Taken) -> 
         )
     traces = file.find_traces(old, expected)
     if traces is None:
-        return HunkPlace(
-            HunkStatus.REFUSED, reason="None of the hunk's old lines stand in the file."
-        )
+        return HunkPlace(HunkStatus.REFUSED, reason="None of the hunk's old lines are in the file.")
     now = file.lines[traces[0] : traces[1]]
     present = set(now)
     missing = next((line for line in old if line not in present), None)
-    reason = "The lines of the hunk stand in another order or number now."
+    reason = "The lines of the hunk are in another order or number now."
     if missing is not None and LEFT_OUT.match(missing[:-1]):
         reason = f"{_shown(missing)} stands for lines that were left out; write each of them."
     elif missing is not None:
-        reason = f"The old line {_shown(missing)} does not stand here any more."
+        reason = f"The old line {_shown(missing)} is not here any more."
     return HunkPlace(HunkStatus.REFUSED, *traces, reason)
 
 
 def _elsewhere_reason(image: HunkImages, found: Sequence[int]) -> str:
-    """Why a hunk whose old lines stand in the file does not fit there."""
+    """Return why a hunk whose old lines are in the file does not apply there."""
     lines = ", ".join(str(start + 1) for start in sorted(found[:_MAX_PLACES_NAMED]))
     more = " and more" if len(found) > _MAX_PLACES_NAMED else ""
-    where = f"its lines stand at line {lines}{more} instead"
+    where = f"its lines are at line {lines}{more} instead"
     if image.must_begin and image.leading:
-        return f"The hunk says line 1, so it only fits at the beginning of the file; {where}."
+        return f"The hunk names line 1, so it only applies at the beginning of the file; {where}."
     if image.must_begin and not image.must_end:
         side, end = "before", "beginning"
     else:
         side, end = "after", "end"
     return (
-        f"The hunk has no line of context {side} its change, so it only fits at the {end} of the"
+        f"The hunk has no line of context {side} its change, so it only applies at the {end} of the"
         f" file; {where}."
     )
 
@@ -258,8 +257,8 @@ def _whitespace_reason(old: Sequence[bytes], now: Sequence[bytes]) -> str:
         left.rstrip(b"\r\n") == right.rstrip(b"\r\n") for left, right in zip(old, now, strict=True)
     ):
         ends = "CRLF" if _is_crlf(now) else "LF, or no newline at its end"
-        return f"The same lines stand here with other line ends: the file has {ends}."
-    return "The same lines stand here, but for their whitespace."
+        return f"The same lines are here with other line ends: the file has {ends}."
+    return "The same lines are here, with other whitespace."
 
 
 def _is_crlf(lines: Sequence[bytes]) -> bool:
@@ -284,7 +283,7 @@ def find_image(
     positions: dict[bytes, list[int]],
     near: int,
 ) -> list[int]:
-    """Where an image stands, by its rarest line; an empty one only in an empty file."""
+    """Return where an image is, by its rarest line; an empty image matches only an empty file."""
     if not image:
         return [0] if not lines else []
     rarest = min(range(len(image)), key=lambda offset: len(positions.get(image[offset], ())))
@@ -293,9 +292,10 @@ def find_image(
 
 
 def _nearest(positions: Sequence[int], near: int, offset: int) -> list[int]:
-    """The starts that these sorted positions of a line at an offset give, the nearest first.
+    """Yield the starts for these sorted positions of a line at an offset, the nearest first.
 
-    Looks at so many around the place alone: a line may stand at every second one of a file.
+    Only a bounded number of positions around the place is used, as one line may repeat thousands of
+    times in a file.
     """
     middle = bisect_left(positions, near)
     around = positions[max(middle - _MAX_CANDIDATES, 0) : middle + _MAX_CANDIDATES]

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from .objects import Entry
 
 _HEADER = struct.Struct(">4sII")
-_ENTRY = struct.Struct(">24xI12x20sH")  # what `stat` would say is left out: nothing is checked out
+_ENTRY = struct.Struct(">24xI12x20sH")  # the `stat` fields are zero: nothing is checked out
 _NAME_LENGTH = 0xFFF  # longer names end at their NUL
 
 
@@ -23,7 +23,7 @@ def write_index(entries: Mapping[bytes, Entry]) -> bytes:
 
 
 def read_index(data: bytes) -> dict[bytes, Entry]:
-    """Read what git wrote under our empty configuration. Raises ValueError for anything else."""
+    """Read an index that git wrote without configuration. Raises ValueError for other forms."""
     signature, version, count = _HEADER.unpack_from(data)
     if signature != b"DIRC" or version not in (2, 3):
         raise ValueError(f"index version {version} was not expected")
@@ -41,5 +41,5 @@ def read_index(data: bytes) -> dict[bytes, Entry]:
 
 
 def _padding(name_length: int) -> int:
-    """NULs after a name: at least one, up to a multiple of eight."""
+    """Return the number of NULs after a name: at least one, up to a multiple of eight."""
     return 8 - (_ENTRY.size + name_length) % 8

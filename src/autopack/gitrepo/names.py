@@ -1,8 +1,8 @@
-"""The paths that a patch's header lines name, read as `git apply -p1` reads them.
+"""The paths in a patch's header lines, read as `git apply -p1` reads them.
 
-git's own reading has corners (names cut at a tab or a date, broken quotes taken literally, the
-number of stripped folders guessed from the first names seen). Here a name is either one that git
-cannot read in two ways, or it is refused; so nobody has to trust that both guess alike.
+git guesses in some cases (names cut at a tab or a date, broken quotes taken literally, the number
+of stripped folders taken from the first names). Here a name that git could read in two ways is
+refused, so that this module and git never read different paths.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 from ..domain.changes import DIFF_COMMAND
 
 # What git puts before the old and the new path: a/ b/, the letters of `diff.mnemonicPrefix`, and
-# the digits of `git diff --no-index`. Without one, `-p1` would cut a real folder off.
+# the digits of `git diff --no-index`. Without one, `-p1` would remove a real folder.
 _PREFIX = re.compile(rb"[abciow12]/")
 _PREFIX_LENGTH = 2
 
@@ -33,7 +33,7 @@ class NameProblemError(Exception):
 
 
 def unquote(text: bytes) -> tuple[bytes, bytes]:
-    """Split a C-quoted name from what follows it.
+    """Split a C-quoted name from the text after it.
 
     Raises NameProblemError for quotes that do not close, unknown escapes, and `\\000`, at which
     git would silently end the name.
@@ -57,11 +57,11 @@ def unquote(text: bytes) -> tuple[bytes, bytes]:
 
 
 def bare_name(text: bytes) -> bytes:
-    """The name of a `rename` or `copy` line: all of the line, without a prefix."""
+    """Return the name of a `rename` or `copy` line: the whole line, without a prefix."""
     if text.startswith(b'"'):
         name, rest = unquote(text)
         if rest:
-            raise NameProblemError("has something behind the quoted name")
+            raise NameProblemError("has text after the quoted name")
     else:
         name = text
         _check_unquoted(name)
@@ -69,21 +69,21 @@ def bare_name(text: bytes) -> bytes:
 
 
 def side_name(text: bytes, *, is_traditional: bool) -> bytes | None:
-    """The name of a `---` or `+++` line, without its prefix; None for /dev/null."""
+    """Return the name of a `---` or `+++` line, without its prefix; None for /dev/null."""
     name = written_name(text, is_traditional=is_traditional)
     return None if name is None else checked_path(_without_prefix(name))
 
 
 def written_name(text: bytes, *, is_traditional: bool) -> bytes | None:
-    """The name of a `---` or `+++` line as it is written; None for /dev/null.
+    """Return the name of a `---` or `+++` line as it is written; None for /dev/null.
 
-    Without a `diff --git` line git also takes a date after the name off, even behind mere
-    spaces; what could be either is refused.
+    Without a `diff --git` line git also removes a date after the name, even after spaces; what
+    could be date or name is refused.
     """
     if text.startswith(b'"'):
         name, rest = unquote(text)
         if rest and not rest.startswith(b"\t"):
-            raise NameProblemError("has something behind the quoted name")
+            raise NameProblemError("has text after the quoted name")
     else:
         name, _, stamp = text.partition(b"\t")
         if is_traditional:
@@ -95,10 +95,10 @@ def written_name(text: bytes, *, is_traditional: bool) -> bytes | None:
 
 
 def common_name(text: bytes) -> bytes | None:
-    """The one name that both halves of a `diff --git` line give, else None.
+    """Return the one name that both halves of a `diff --git` line have, else None.
 
-    git uses that line only where no other one names the file. Renames have two names, which
-    spaces can make ambiguous; their own lines say them clearly.
+    git uses that line only where no other one names the file. A rename has two names, which spaces
+    can make ambiguous; its `rename` lines are clear.
     """
     both = written_names(text)
     if both is None or not all(has_prefix(name) for name in both):
@@ -108,7 +108,7 @@ def common_name(text: bytes) -> bytes | None:
 
 
 def written_names(text: bytes) -> tuple[bytes, bytes] | None:
-    """Both names of a `diff --git` line as they are written, where they are equally long."""
+    """Return both names of a `diff --git` line as they are written, if they are equally long."""
     if text.startswith(b'"'):
         first, rest = unquote(text)
         second = rest[1:]
@@ -128,19 +128,19 @@ def written_names(text: bytes) -> tuple[bytes, bytes] | None:
 
 
 def has_prefix(name: bytes) -> bool:
-    """Whether a name begins with what git puts before it, such as a/ and b/."""
+    """Return whether a name starts with a prefix of git, such as a/ and b/."""
     return _PREFIX.match(name) is not None
 
 
 def quoted(name: bytes) -> bytes:
-    """A name as git writes it: in quotes where it needs them."""
+    """Return a name as git writes it: in quotes where it needs them."""
     if not _NEEDS_QUOTES.search(name):
         return name
     return b'"%b"' % _NEEDS_QUOTES.sub(lambda found: b"\\%03o" % found.group()[0], name)
 
 
 def show(name: bytes) -> str:
-    """A name or line for people, whatever its encoding, cut where it gets long."""
+    """Return a name or line as printable text of bounded length, for any encoding."""
     text = name.decode(errors="backslashreplace")
     text = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
     return text if len(text) <= 100 else f"{text[:100]}…"
@@ -152,11 +152,11 @@ def _check_unquoted(name: bytes) -> None:
 
 
 def _check_date(name: bytes, stamp: bytes) -> None:
-    """Refuse whatever git could take for a date at the end, but for one after a single tab."""
+    """Refuse anything at the end that git could read as a date, except after a single tab."""
     text = stamp or name
     end = text[len(text.rstrip(_DATE_LETTERS)) :]
     if _DATE_PART.search(end) and not _DATE.match(stamp):
-        raise NameProblemError("ends in what may be a date or part of the name")
+        raise NameProblemError("ends in text that may be a date or part of the name")
 
 
 def _without_prefix(name: bytes) -> bytes:
@@ -171,5 +171,5 @@ def _without_prefix(name: bytes) -> bytes:
 def checked_path(name: bytes) -> bytes:
     """Return a path that stays inside the repository. Raises NameProblemError for others."""
     if any(part in (b"", b".", b"..") for part in name.split(b"/")):
-        raise NameProblemError(f"names {show(name)}, which is no path inside the repository")
+        raise NameProblemError(f"names {show(name)}, which is not a path inside the repository")
     return name

@@ -1,8 +1,8 @@
 """Objects and trees, read and written in-process.
 
-libgit2's object database (and nothing else of libgit2) reads, so no configuration is ever looked
-at and no helper process has to be kept alive. Writing is done here, in a way libgit2 does not
-offer: many objects become durable together.
+Reading uses libgit2's object database and nothing else of libgit2, so no configuration is read and
+no helper process is needed. Writing is done here because libgit2 cannot make many objects durable
+together.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _ENTRY = re.compile(rb"([0-7]{5,6}+) ([^\0]++)\0(.{20})", re.DOTALL)
 
 
 class CollisionError(Exception):
-    """A file and a folder of one name would stand in one tree."""
+    """A file and a folder would have one name in one tree."""
 
 
 def path_bytes(path: str) -> bytes:
@@ -74,16 +74,16 @@ class Objects:
         try:
             kind, data = self._database.read(oid)
         except (KeyError, pygit2.GitError):
-            # libgit2 looks again by itself after a repack, but not for new alternates.
+            # libgit2 rereads packs by itself after a repack, but not new alternates.
             self._database = pygit2.Odb(self.folder)
             try:
                 kind, data = self._database.read(oid)
-            except (KeyError, pygit2.GitError) as error:  # or it is there, but damaged
+            except (KeyError, pygit2.GitError) as error:  # or it exists, but is damaged
                 raise ObjectMissingError(oid) from error
         return kind.name.lower(), data
 
     def remove_empty(self) -> None:
-        """Remove files of objects that hold nothing: a power cut leaves them, git stops at them."""
+        """Remove empty object files: a power cut leaves them, and git fails at them."""
         for path in self.folder.glob("[0-9a-f][0-9a-f]/*"):
             if path.stat().st_size == 0:
                 path.unlink(missing_ok=True)
@@ -91,15 +91,15 @@ class Objects:
     def install(self, loose: Mapping[str, bytes]) -> None:
         """Make objects part of the repository, durably: all are on disk when this returns.
 
-        Nothing is skipped for being there already in a pack: a copy is harmless, while an
-        unreachable old one might be pruned before our ref names it.
+        An object that is in a pack already is written too. A copy is harmless, but an unreachable
+        old object could be pruned before the run's ref names it.
         """
         try:
             self._install(loose)
         except OSError as error:
             raise StorageError(
                 f"Nothing can be written to {self.folder}: {error.strerror}."
-                " See to space and permissions there, then try again."
+                " Check free space and permissions there, then try again."
             ) from error
 
     def _install(self, loose: Mapping[str, bytes]) -> None:
@@ -109,8 +109,8 @@ class Objects:
             for oid, content in loose.items():
                 folder = f"{self.folder}/{oid[:2]}"
                 target = f"{folder}/{oid[2:]}"
-                with suppress(FileNotFoundError, PermissionError):  # perhaps somebody else's file
-                    os.utime(target)  # tells `git gc` that it is in use
+                with suppress(FileNotFoundError, PermissionError):  # another user's file
+                    os.utime(target)  # keeps `git gc` from pruning it
                     continue
                 if self._make_folder(folder):
                     folders.add(str(self.folder))
@@ -121,7 +121,7 @@ class Objects:
                 os.rename(temporary, target)
             _sync(folders)
         except BaseException:
-            for temporary, _ in written:  # what is half done must not keep a full disk full
+            for temporary, _ in written:  # on a full disk, partial files would take the last space
                 _remove(temporary)
             raise
 
@@ -130,13 +130,13 @@ class Objects:
             os.mkdir(folder)
         except FileExistsError:
             return False
-        # What a shared repository grants to its group holds for our folders too.
+        # New folders get the group permissions of a shared repository.
         os.chmod(folder, self.folder.stat().st_mode & 0o7777)
         return True
 
 
 def _write(folder: str, content: bytes) -> str:
-    # git prunes files of this name should we be killed before the rename.
+    # git prunes files of this name if the service is killed before the rename.
     descriptor, name = tempfile.mkstemp(prefix="tmp_obj_", dir=folder)
     try:
         with open(descriptor, "wb") as file:
@@ -156,7 +156,7 @@ def _remove(name: str) -> None:
 def _sync(paths: Collection[str]) -> None:
     """Return when files or folders are on disk."""
     if len(paths) > _MANY:
-        os.sync()  # once for all of them: one by one takes minutes, which a patch could ask for
+        os.sync()  # one sync for all: one for each file can take minutes for a large patch
         return
     for path in paths:
         descriptor = os.open(path, os.O_RDONLY)
@@ -169,14 +169,14 @@ def _sync(paths: Collection[str]) -> None:
 class TreeLinks:
     """The links of trees. Safe for any number of threads.
 
-    A tree is walked once, and of another one only the folders that no tree before it had; that a
-    patch leads to one costs nothing but its own links.
+    Of each tree only the folders are read that no earlier tree had. For the tree that a patch leads
+    to, only the links that the patch changes are read.
     """
 
     def __init__(self, read: Callable[[str], bytes]) -> None:
         self._read = read
-        self._tables: OrderedDict[str, LinkTable] = OrderedDict()  # by tree, the latest last
-        self._known: dict[str, _FolderLinks] = {EMPTY_TREE: {}}  # by tree, of any folder
+        self._tables: OrderedDict[str, LinkTable] = OrderedDict()  # by tree id, the latest last
+        self._known: dict[str, _FolderLinks] = {EMPTY_TREE: {}}  # by tree id of any folder
 
     def of_tree(self, root: str) -> LinkTable:
         """Return the links of a tree of the repository."""
@@ -195,7 +195,7 @@ class TreeLinks:
         changes: Iterable[FileChange],
         read: Callable[[str], bytes],
     ) -> LinkTable:
-        """Return the links of a tree that changes lead to; the same table if they touch none."""
+        """Return the links of a tree after changes; the same table if they change no link."""
         touched = [each for each in changes if MODE_LINK in (each.old_mode, each.new_mode)]
         table = before
         if touched:
@@ -212,11 +212,11 @@ class TreeLinks:
         self._tables[root] = table
         self._tables.move_to_end(root)
         while len(self._tables) > _MAX_TABLES:
-            with suppress(KeyError):  # another thread was faster
+            with suppress(KeyError):  # another thread has done it
                 self._tables.popitem(last=False)
 
     def _walk(self, root: str) -> _FolderLinks:
-        """Return the links below a folder by their paths, walking folders not yet known."""
+        """Return the links below a folder by path, reading folders that are not known yet."""
         known = self._known
         if len(known) > _MAX_FOLDERS:
             known = self._known = {EMPTY_TREE: {}}
@@ -227,7 +227,7 @@ class TreeLinks:
                 pending.pop()
                 continue
             data = self._read(oid)
-            # A name may hold such bytes too; then the entries are read in vain.
+            # A name may contain these bytes too; then the entries are read without need.
             has_folders, has_links = b"40000 " in data, b"120000 " in data
             entries = _parse(data).items() if has_folders or has_links else ()
             folders = [(name, each.hex()) for name, (mode, each) in entries if mode == _FOLDER]
@@ -248,7 +248,7 @@ def _table(targets: Mapping[str, bytes]) -> LinkTable:
 
 
 class TreeDraft:
-    """A tree that is looked at and then changed in memory, reading only the folders it needs."""
+    """A tree that is read and then changed in memory; only the needed folders are read."""
 
     def __init__(self, root: str, read: Callable[[str], bytes]) -> None:
         self._read = read
@@ -258,7 +258,7 @@ class TreeDraft:
         self._changed: set[bytes] = set()
 
     def lookup(self, path: bytes) -> Entry | None:
-        """Return the mode and id of what stands at a path, a folder included."""
+        """Return the mode and id of the file or folder at a path."""
         parent, _, name = path.rpartition(b"/")
         folder = self._folder(parent)
         entry = folder.get(name) if folder is not None else None
@@ -269,7 +269,7 @@ class TreeDraft:
         return (self._folder(path) or {}).keys()
 
     def file_on_the_way(self, path: bytes) -> tuple[bytes, Entry] | None:
-        """Return the file at a path, or the file which stands where one of its folders would."""
+        """Return the file at a path, or a file that is at the place of one of its folders."""
         end = 0
         while end >= 0:
             end = path.find(b"/", end + 1)
@@ -345,7 +345,7 @@ class TreeDraft:
         if folder is None:
             folder = self._make_folder(parent)
         if name in folder and folder[name][0] == _FOLDER and mode != _FOLDER:
-            raise CollisionError(f"{path_text(path)} is a folder that keeps other files")
+            raise CollisionError(f"{path_text(path)} is a folder that has other files")
         folder[name] = (mode, oid)
         self._changed.add(parent)
 

@@ -1,4 +1,4 @@
-"""A patch as text and as what it says."""
+"""A patch as text, and as parsed sections."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .errors import PatchMalformedError
 
 @dataclass(frozen=True, slots=True)
 class PatchText:
-    """A patch's lines without their newlines, and the number that each had when it was sent."""
+    """A patch's lines without newlines, and the number of each line in the text that was sent."""
 
     lines: list[bytes]
     numbers: Sequence[int]
@@ -24,18 +24,18 @@ class PatchText:
         return cls(lines, range(1, len(lines) + 1))
 
     def content(self) -> bytes:
-        """What git gets: each line with its newline."""
+        """The bytes for git: each line with its newline."""
         return b"".join([line + b"\n" for line in self.lines])
 
     def slice(self, start: int, end: int) -> PatchText:
         return PatchText(self.lines[start:end], self.numbers[start:end])
 
     def with_lines(self, lines: list[bytes]) -> PatchText:
-        """The same text with each line changed."""
+        """Return the same text with each line changed."""
         return PatchText(lines, self.numbers)
 
     def edited(self, edits: Mapping[int, Iterable[bytes]]) -> PatchText:
-        """The text with the lines at some indexes replaced, each by any number of lines."""
+        """Return the text with some lines replaced, each by any number of lines."""
         lines: list[bytes] = []
         numbers: list[int] = []
         for at, (line, number) in enumerate(zip(self.lines, self.numbers, strict=True)):
@@ -47,7 +47,7 @@ class PatchText:
 
 @dataclass(frozen=True, slots=True)
 class ScannedHunk:
-    """One hunk. `body` holds its lines with their marks and without their newlines."""
+    """One hunk. `body` has its lines with their marks, without newlines."""
 
     old_start: int
     old_count: int
@@ -60,10 +60,10 @@ class ScannedHunk:
 
 @dataclass(frozen=True, slots=True)
 class ScannedFile:
-    """What a patch says about one file.
+    """The section of a patch about one file.
 
-    `paths` is every path that any header of it names: at least all that git would touch.
-    `old_path` is None for a new file, `new_path` for a deleted one.
+    `paths` is every path that its headers name: at least all that git would change. `old_path` is
+    None for a new file, `new_path` for a deleted one.
     """
 
     line: int
@@ -78,15 +78,14 @@ class ScannedFile:
     is_binary: bool
     hunks: tuple[ScannedHunk, ...]
     at: int  # its first header line's index in the text
-    end: int  # behind its last line
+    end: int  # after its last line
 
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """A repair that the ids on a file's `index` line can prove right or wrong.
+    """A repair that the ids on a file's `index` line can confirm or refute.
 
-    `refusal` is raised where they prove it wrong, and, if the proof `is_required`, where they
-    prove nothing.
+    `refusal` is raised where they refute it and, if `is_required`, where they confirm nothing.
     """
 
     path: bytes
@@ -96,7 +95,7 @@ class Proof:
 
 @dataclass(frozen=True, slots=True)
 class ScannedPatch:
-    """A patch within the limits, as git gets it: what was mended is in `repairs`."""
+    """A patch within the limits, as git receives it; `repairs` lists what was repaired."""
 
     text: PatchText
     files: tuple[ScannedFile, ...]

@@ -1,7 +1,7 @@
-"""What a commit only points to: submodules, and files that Git LFS keeps elsewhere.
+"""Content that a commit only points to: submodules, and files in Git LFS.
 
-Neither is fetched for agents or CI: a stranger's `.gitmodules` and `.lfsconfig` would say from
-where.
+Neither is fetched for agents or CI, since the address is in `.gitmodules` or `.lfsconfig`, which
+any author of a commit can change.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from .objects import TreeDraft
 from .process import GitResult
 
 _LFS_HEAD = "version https://git-lfs.github.com/spec/"
-_MAX_BYTES = 100_000  # of a file that names them
+_MAX_BYTES = 100_000  # the largest file that names them
 _MAX_PATTERNS = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Pointers:
-    """Paths that lead to what is not in the repository."""
+    """Paths whose content is not in the repository."""
 
     submodules: tuple[str, ...] = ()
     lfs_files: tuple[str, ...] = ()
 
     def warnings(self) -> list[str]:
-        """Say for each kind what agents and CI will find in its place."""
+        """Return for each kind one sentence on what agents and CI find instead."""
         found = []
         if self.submodules:
             names, is_one = _names(self.submodules), len(self.submodules) == 1
@@ -46,7 +46,7 @@ def find_pointers(
     read: Callable[[str], bytes],
     git: Callable[..., GitResult],
 ) -> Pointers:
-    """Find them by `.gitmodules` and `.gitattributes` at the top; without these no process runs."""
+    """Find pointers by the top `.gitmodules` and `.gitattributes`; else no process runs."""
     draft = TreeDraft(tree, read)
 
     def content(path: bytes) -> bytes:
@@ -84,7 +84,7 @@ def _is_submodule(draft: TreeDraft, path: bytes) -> bool:
 
 
 def _lfs_files(commit: str, patterns: list[bytes], git: Callable[..., GitResult]) -> Iterator[str]:
-    # A pattern without a slash fits a name at any depth, as in .gitignore.
+    # A pattern without a slash matches a name at any depth, as in .gitignore.
     globs = (
         pattern.removeprefix(b"/") if b"/" in pattern.rstrip(b"/") else b"**/" + pattern
         for pattern in patterns
@@ -93,7 +93,7 @@ def _lfs_files(commit: str, patterns: list[bytes], git: Callable[..., GitResult]
     try:
         result = git(*options, *(f":(top,glob){_text(each)}" for each in globs), allowed=(0, 1))
     except (GitFailedError, GitTimeoutError, PatchTooLargeError):
-        return  # a warning is not worth a refusal
+        return  # the result is only a warning, so a failure is ignored
     for line in result.stdout.split(b"\0")[:-1]:
         yield _text(line.partition(b":")[2])
 

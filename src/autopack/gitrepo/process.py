@@ -1,4 +1,4 @@
-"""Every git process passes here: an explicit folder, a clean environment, limits, typed errors."""
+"""Starts every git process: with an explicit folder, a clean environment, limits, typed errors."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from .errors import GitFailedError, GitTimeoutError, PatchTooLargeError, Storage
 if sys.platform != "win32":
     import resource
 
-# No configuration but this reaches a git process that works in our own git dir. In the user's git
-# dir (moving refs) it overrides what stands there.
+# The only configuration of a git process in the service's own git directory. In the user's git
+# directory (to move refs) it overrides the configuration there.
 _CONFIG = {
     "core.hooksPath": os.devnull,
     "core.fsmonitor": "false",
     "core.protectHFS": "true",
     "core.protectNTFS": "true",
-    "core.logAllRefUpdates": "false",  # Postgres keeps every head; a reflog wants an identity
+    "core.logAllRefUpdates": "false",  # Postgres stores every head; a reflog would need an identity
     "core.fsync": "reference",
     "core.filesRefLockTimeout": "500",
     "gc.auto": "0",
@@ -51,7 +51,7 @@ _ENVIRONMENT = {
     "LC_ALL": "C",
 }
 _GRACE_SECONDS = 5
-# How git tells that a disk is full. It ends with the status of a patch that it cannot read then.
+# git's messages for a full disk. Its exit status is then that of an unreadable patch.
 _NO_ROOM = re.compile(
     r"(^|: )(No space left on device|Disk quota exceeded|File too large|Read-only file system"
     r"|Input/output error)$|^(fatal|error): [Uu]nable to write new index file"
@@ -70,23 +70,23 @@ class GitResult:
 
 class _Process(subprocess.Popen[bytes]):
     def wait(self, timeout: float | None = None) -> int:
-        """Wait for the end, however long: with a timeout Popen polls in sleeps of milliseconds.
+        """Wait for the end without a limit: with a timeout, Popen polls and sleeps milliseconds.
 
-        `communicate` comes here once the pipes are closed, when git is at its end.
+        `communicate` calls this after the pipes are closed, when git is about to end.
         """
         return super().wait()
 
 
 @dataclass(frozen=True, slots=True)
 class GitRunner:
-    """Starts git and nothing else. Holds no state, so any number of threads may share it."""
+    """Starts git processes. Has no state, so any number of threads may share it."""
 
     executable: str
     timeout_seconds: float
     memory_bytes: int
     timeout_setting: str = "AUTOPACK_GIT_TIMEOUT_SECONDS"
-    # For what starts processes of its own (ssh, git-remote-https): they are stopped with it, or
-    # they would keep its pipes open.
+    # For commands that start other processes (ssh, git-remote-https): these are stopped too, since
+    # they would keep the pipes open.
     has_own_group: bool = False
 
     def run(
@@ -99,8 +99,8 @@ class GitRunner:
     ) -> GitResult:
         """Run git to its end.
 
-        Raises GitTimeoutError, PatchTooLargeError when it passed its memory, and GitFailedError
-        when it ends with a status that is not `allowed`.
+        Raises GitTimeoutError, PatchTooLargeError when it passed its memory limit, and
+        GitFailedError when it ends with a status that is not `allowed`.
         """
         process = self.start(*arguments, folder=folder, environment=environment)
         stdout, stderr = self.finish(process, arguments[0], stdin)
@@ -119,17 +119,17 @@ class GitRunner:
         return GitResult(status, stdout, stderr)
 
     def require_room(self, stderr: str, command: str, folder: Path) -> None:
-        """See that it was no full disk that ended a process. Raises StorageError."""
+        """Raise StorageError if a full disk ended the process."""
         if _NO_ROOM.search(stderr.strip()):
             raise StorageError(
                 f"git {command} cannot write in {folder}: {stderr.strip()[-500:]}."
-                " Make room, then try again."
+                " Free some space, then try again."
             )
 
     def finish(
         self, process: subprocess.Popen[bytes], command: str, stdin: bytes = b""
     ) -> tuple[bytes, str]:
-        """Await a process's end; return its output and its words. Raises GitTimeoutError."""
+        """Wait for a process's end; return its output and its messages. Raises GitTimeoutError."""
         try:
             stdout, stderr = process.communicate(stdin, self.timeout_seconds)
         except subprocess.TimeoutExpired:
@@ -137,11 +137,11 @@ class GitRunner:
             try:
                 process.communicate(timeout=_GRACE_SECONDS)
             except subprocess.TimeoutExpired:
-                self.stop(process, signal.SIGKILL)  # or whoever waits for it would hang with it
+                self.stop(process, signal.SIGKILL)  # without this, the caller would wait forever
                 process.communicate()
             raise self.timed_out(command) from None
         finally:
-            process.kill()  # only an exception of ours has left it alive
+            process.kill()  # it only runs still if an exception was raised here
         if process.returncode == -signal.SIGXCPU:
             raise self.timed_out(command)
         return stdout, redact(stderr)
@@ -150,8 +150,8 @@ class GitRunner:
         self, *arguments: str, folder: Path, environment: Mapping[str, str]
     ) -> subprocess.Popen[bytes]:
         """Start git with pipes on all three streams; `finish` ends it."""
-        # Not through GitPython: it hands down the service's whole environment and can only add to
-        # it, so GIT_* could not be dropped, and it has no say on limits.
+        # Not through GitPython: it passes the service's whole environment on and can only add to
+        # it, so GIT_* could not be removed, and it cannot set limits.
         process = _Process(
             [self.executable, *_OPTIONS, *arguments],
             cwd=folder,
@@ -167,7 +167,7 @@ class GitRunner:
     def stop(
         self, process: subprocess.Popen[bytes], number: signal.Signals = signal.SIGTERM
     ) -> None:
-        """Ask a process that nobody has awaited yet to end: then git frees its locks."""
+        """Send a signal to a process that still runs; after SIGTERM git removes its locks."""
         if self.has_own_group:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, number)
@@ -175,11 +175,11 @@ class GitRunner:
             process.send_signal(number)
 
     def _limit(self, pid: int) -> None:
-        """Bound what the process may take, also should this service die before it.
+        """Limit the process's resources, so that the limit holds also if the service dies first.
 
-        From outside and right after the start: `preexec_fn` is unsafe beside threads, and a shell
-        with `ulimit` in between costs half a millisecond. Data, not address space: git maps packs
-        that may be larger than the limit, and mapping a file costs no memory.
+        Set from outside, right after the start: `preexec_fn` is unsafe with threads, and a shell
+        with `ulimit` costs half a millisecond. It limits data, not address space: git maps packs
+        that may be larger than the limit, and a mapped file needs no memory.
         """
         if sys.platform == "linux":
             seconds = int(self.timeout_seconds) + 1
@@ -195,5 +195,5 @@ class GitRunner:
 
 
 def redact(output: bytes) -> str:
-    """git's own words as text that may go into logs and answers."""
+    """Return git's messages as text without credentials, for logs and answers."""
     return _CREDENTIALS.sub("***", output.decode(errors="backslashreplace"))

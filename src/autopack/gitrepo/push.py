@@ -1,4 +1,4 @@
-"""Pushing a run's branch and tags: forward only, every name spelled out, nothing else touched."""
+"""Push a run's branch and tags: forward only, by full names, and nothing else."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from .process import GitRunner
 _PUSHED = re.compile(r"refs/(heads|tags)/autonomous(/[A-Za-z0-9][A-Za-z0-9._-]*)+\Z")
 _OID = re.compile(r"[0-9a-f]{40}\Z")
 _CONFIG = {
-    # What a push takes beside the service: one thread, and windows that fit its memory.
+    # Resources of a push next to the service: one thread, and pack windows within its memory.
     "pack.threads": "1",
     "pack.windowMemory": "64m",
 }
-# The only helper there is, asked for one host alone, so that a redirect elsewhere gets nothing.
+# The only credential helper, for one host only, so that a redirect to another host gets nothing.
 _CREDENTIAL_HELPER = (
     '!f() { test "$1" = get && printf "username=%s\\npassword=%s\\n"'
     ' "$AUTOPACK_PUSH_USERNAME" "$AUTOPACK_PUSH_PASSWORD"; }; f'
@@ -42,15 +42,15 @@ _LONGEST_ERROR = 1000
 class Remote:
     """The one repository that branches are pushed to; any number of threads may use it.
 
-    git runs in our own git dir over the repository's objects and pushes them by id, so neither the
-    user's configuration nor a ref that somebody moved has a say in what is sent.
+    git runs in the service's own git directory over the repository's objects and pushes them by id.
+    So neither the user's configuration nor a moved ref changes what is sent.
     """
 
     @classmethod
     def open(
         cls, settings: Settings, runner: GitRunner, git_dir: Path, environment: Mapping[str, str]
     ) -> Remote | None:
-        """Read AUTOPACK_GIT_REMOTE; None when it is not set. Nothing is asked of the remote.
+        """Read AUTOPACK_GIT_REMOTE; None when it is not set. Does not contact the remote.
 
         Raises RepositoryUnusableError, one line that names the setting.
         """
@@ -95,24 +95,24 @@ class Remote:
         return self.address.url
 
     def check(self) -> None:
-        """See that the remote answers. Raises PushFailedError."""
-        self._list({"refs/heads/autopack"})  # of any name: what it has does not matter
+        """Check that the remote answers. Raises PushFailedError."""
+        self._list({"refs/heads/autopack"})  # with any ref name: only the answer matters
 
     def push(
         self, branch: str, head: str, *, recorded: Collection[str], tags: Mapping[str, str]
     ) -> None:
-        """Bring a branch and its tags on the remote to these ids; what is there already stays.
+        """Set a branch and its tags on the remote to these ids; refs that are there already stay.
 
         The branch moves when the remote has none of that name, or has it at one of the `recorded`
         commits, which all lead to the head; a tag is only ever created.
 
-        Raises RemoteMovedError when somebody else put one of them elsewhere, and nothing is
-        pushed; PushFailedError, PushInterruptedError.
+        Raises RemoteMovedError, and pushes nothing, when another process moved one of them;
+        PushFailedError, PushInterruptedError.
         """
         wanted = {branch: head, **tags}
         for ref, oid in wanted.items():
             if not _PUSHED.match(ref) or not _OID.match(oid):
-                raise ValueError(f"{ref!r} at {oid!r} is nothing that may be pushed")
+                raise ValueError(f"{ref!r} at {oid!r} must not be pushed")
         actual = self._list(wanted)
         for ref, there in actual.items():
             if there != wanted[ref] and not (ref == branch and there in recorded):
@@ -122,14 +122,14 @@ class Remote:
             self._send(missing)
 
     def stop(self) -> None:
-        """End the pushes that are under way, and begin no other: a later service takes them up."""
+        """Stop running pushes and start no other; a later service repeats them."""
         with self._lock:
             self._is_stopped = True
             for process, runner in self._running.items():
                 runner.stop(process)
 
     def _list(self, refs: Collection[str]) -> dict[str, str]:
-        """Return where the remote has those of these refs that it has."""
+        """Return the ids of those of these refs that the remote has."""
         output = self._run(
             self._asking, "ls-remote", "--heads", "--tags", "--refs", "--quiet", patterns=refs
         )
@@ -141,7 +141,7 @@ class Remote:
             *("--porcelain", "--no-verify", "--no-signed"),
             *("--no-follow-tags", "--recurse-submodules=no"),
         ]
-        # Without a plus: what is no step forward is refused.
+        # Without a plus: git refuses what is not a fast-forward.
         specs = [f"{oid}:{ref}" for ref, oid in refs.items()]
         try:
             self._run(self._pushing, "push", *options, "--atomic", patterns=specs)
@@ -176,14 +176,14 @@ class Remote:
         raise PushFailedError(f"{self.url} was not pushed to: {reason}", url=self.url)
 
     def _one_line(self, texts: list[str]) -> str:
-        """Write what git and the remote said as one line: it may hold anything."""
+        """Return the message of git and the remote as one printable line."""
         lines = [" ".join(line.split()) for text in texts for line in text.splitlines()]
         line = self.address.clean("; ".join(line for line in lines if line))
         return "".join(sign if sign.isprintable() else "?" for sign in line)[:_LONGEST_ERROR]
 
 
 def _configured_url(name: str, runner: GitRunner, git_dir: Path) -> str:
-    """Return where a remote of the repository pushes to. Raises AddressError."""
+    """Return the push address of a remote of the repository. Raises AddressError."""
     for key in ("pushurl", "url"):
         answer = runner.run(
             "config",
@@ -207,9 +207,9 @@ def _configured_url(name: str, runner: GitRunner, git_dir: Path) -> str:
 
 
 def access(address: RemoteAddress, ssh_auth_sock: str | None) -> dict[str, str]:
-    """Return the environment in which git reaches this address, and no other kind.
+    """Return the environment in which git can use this address and no other protocol.
 
-    Nothing of it stands on a command line, where every user of the machine could read it.
+    No credential is on a command line, where every user of the machine could read it.
     """
     config = {**_CONFIG, f"protocol.{address.protocol}.allow": "always"}
     environment: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""A throw-away place where git works on a submission; nothing in it is the repository's yet."""
+"""A temporary object folder where git works on a submission, apart from the repository."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from .index import read_index, write_index
 from .objects import Entry, Loose, Objects, TreeDraft, encode_loose
 from .process import GitResult, GitRunner
 
-# Between a quarantine's making and its locking; its time changes with each file within.
+# Longest time between creating and locking a folder; its mtime changes with each file in it.
 _YOUNG_SECONDS = 60
 
 
 @dataclass(frozen=True, slots=True)
 class Quarantine:
-    """An object folder of its own, with the repository's objects behind it, and an index.
+    """An object folder with the repository's objects as alternates, and an index.
 
-    git runs in a git dir of ours, bare and without configuration: of the user's repository it
-    sees the objects alone.
+    git runs in a bare git directory of the service without configuration: of the user's repository
+    it only reads the objects.
     """
 
     folder: Path
@@ -42,7 +42,7 @@ class Quarantine:
     def git(
         self, *arguments: str, stdin: bytes = b"", allowed: Collection[int] = (0,)
     ) -> GitResult:
-        """Run git here; what it writes stays in quarantine. Raises as `GitRunner.run`."""
+        """Run git here; new objects stay in quarantine. Raises the errors of `GitRunner.run`."""
         return self.runner.run(
             *arguments,
             folder=self.folder,
@@ -58,7 +58,7 @@ class Quarantine:
         return read_index(self.index.read_bytes())
 
     def loose(self, oid: str) -> bytes | None:
-        """Return the file of an object that is new here; None: the repository has it."""
+        """Return the file of an object that is new here; None if the repository has it."""
         try:
             with open(f"{self.folder}/objects/{oid[:2]}/{oid[2:]}", "rb") as file:
                 return file.read()
@@ -74,7 +74,7 @@ class Quarantine:
         return head.split(b" ")[0].decode(), data
 
     def draft(self, tree: str) -> TreeDraft:
-        """Return a tree that can be looked at, and changed in memory."""
+        """Return a tree that can be read, and changed in memory."""
         return TreeDraft(tree, lambda oid: self.read(oid)[1])
 
     def write(self, kind: str, data: bytes) -> str:
@@ -84,7 +84,7 @@ class Quarantine:
         return oid
 
     def store(self, objects: Loose) -> None:
-        """Write objects into quarantine whose files are made already."""
+        """Write objects into quarantine whose files are encoded already."""
         for oid, loose in objects.items():
             path = self.folder / "objects" / oid[:2] / oid[2:]
             path.parent.mkdir(exist_ok=True)
@@ -100,11 +100,11 @@ class Quarantine:
 def open_quarantine(
     parent: Path, repository: Objects, runner: GitRunner, environment: dict[str, str]
 ) -> Iterator[Quarantine]:
-    """Make a quarantine, fresh every time: a lock left in a reused one would block for ever."""
+    """Create a new quarantine each time: a lock left in a reused one would block forever."""
     try:
-        parent.mkdir(parents=True, exist_ok=True)  # should somebody have removed it
+        parent.mkdir(parents=True, exist_ok=True)  # it may have been removed
         folder = Path(tempfile.mkdtemp(prefix="patch-", dir=parent))
-        lock = lock_folder(folder)  # which a crash lets go
+        lock = lock_folder(folder)  # a crash releases the lock
         (folder / "objects").mkdir()
     except OSError as error:
         raise StorageError(
@@ -133,8 +133,8 @@ def _remove(folder: Path) -> None:
 
 
 def remove_leftovers(parent: Path, remove: Callable[[Path], None] = _remove) -> None:
-    """Remove folders that nobody works in any more: those of a process that was killed."""
-    with suppress(FileNotFoundError):  # somebody else was faster
+    """Remove folders of processes that were killed: those whose lock is free."""
+    with suppress(FileNotFoundError):  # another process has removed it
         for left in parent.iterdir():
             if time.time() - left.stat().st_mtime > _YOUNG_SECONDS:
                 _remove_unlocked(left, remove)
@@ -151,7 +151,7 @@ def _remove_unlocked(folder: Path, remove: Callable[[Path], None]) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a file's lock, which ends with the process at the latest."""
+    """Lock a file; the lock ends with the process at the latest."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         flock(descriptor, LOCK_EX)
@@ -161,7 +161,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def lock_folder(folder: Path) -> int:
-    """Hold a folder until the descriptor is closed, or the process ends."""
+    """Lock a folder until the descriptor is closed, or the process ends."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
         flock(descriptor, LOCK_EX | LOCK_NB)

@@ -34,7 +34,7 @@ _SYMBOLIC_DEPTH = 5
 
 @dataclass(frozen=True, slots=True)
 class RefUpdate:
-    """Move `ref` to `new`, provided it is at `old`; None: provided it does not exist."""
+    """Move `ref` to `new` if it is at `old`; with None, if it does not exist."""
 
     ref: str
     new: str
@@ -42,7 +42,7 @@ class RefUpdate:
 
 
 class PreparedRefs:
-    """Refs that are locked and checked: nothing but a crash can stop `commit` now."""
+    """Refs that are locked and checked: only a crash can prevent `commit` now."""
 
     def __init__(self, process: subprocess.Popen[bytes], runner: GitRunner) -> None:
         self._process = process
@@ -62,9 +62,9 @@ class Refs:
         self._runner = runner
 
     def read(self, ref: str, depth: int = _SYMBOLIC_DEPTH) -> str | None:
-        """Return the commit a ref is at, through symbolic refs, or None when it is not there.
+        """Return the commit of a ref, through symbolic refs; None when there is no such ref.
 
-        Raises RepositoryUnusableError for a ref that holds no commit.
+        Raises RepositoryUnusableError for a ref without a commit's id.
         """
         value = self.read_raw(ref)
         if value is None or _OID.match(value):
@@ -72,14 +72,14 @@ class Refs:
         if value.startswith("ref: ") and depth:
             return self.read(value.removeprefix("ref: ").strip(), depth - 1)
         raise RepositoryUnusableError(
-            f"{ref} is damaged: it holds {value[:60]!r} and not a commit's id."
-            f" Delete the file {ref} in the repository's git dir, or restore it."
+            f"{ref} is damaged: it contains {value[:60]!r} and not a commit's id."
+            f" Delete the file {ref} in the repository's git directory, or restore it."
         )
 
     def read_raw(self, ref: str) -> str | None:
-        """Return what a ref's file or its line in packed-refs says."""
+        """Return the content of a ref's file, or its value in packed-refs."""
         if ".." in ref or not (ref == "HEAD" or ref.startswith("refs/")):
-            raise ValueError(f"{ref!r} is no ref")
+            raise ValueError(f"{ref!r} is not a ref")
         try:
             return (self._git_dir / ref).read_bytes().decode(errors="backslashreplace").strip()
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
@@ -88,8 +88,8 @@ class Refs:
     def settle(self, ref: str, *, head: str, recorded: Collection[str]) -> None:
         """Roll a ref forward to the recorded head.
 
-        Nothing to do when it is there; swapped when it is absent or at an earlier recorded head;
-        RefMovedError, and nothing is overwritten, when it is anywhere else.
+        Does nothing when the ref is there. Moves it when it is absent or at an earlier recorded
+        head. Raises RefMovedError, and overwrites nothing, when it is at any other commit.
         """
         actual = self.read(ref)
         if actual == head:
@@ -101,16 +101,17 @@ class Refs:
 
     @contextmanager
     def prepare(self, updates: Sequence[RefUpdate]) -> Iterator[PreparedRefs]:
-        """Lock and check all the refs in one process; leaving without a commit lets them go.
+        """Lock and check all refs in one process; leaving the block without a commit releases them.
 
-        Raises RefMovedError, RefNameTakenError or RefLockedError, so that whatever can be found
-        is found before the database commits. Raises ValueError for a ref that is not ours.
+        Raises RefMovedError, RefNameTakenError or RefLockedError here, before the database commits:
+        after that commit, moving the refs must not fail. Raises ValueError for a ref of another
+        name space.
         """
         for update in updates:
             if not is_ours(update.ref):
-                raise ValueError(f"{update.ref!r} is not one of our refs")
+                raise ValueError(f"{update.ref!r} is not a ref of a run")
             if not all(_OID.match(oid) for oid in (update.new, update.old or _NONE)):
-                raise ValueError(f"{update.ref} would be moved between values that are no ids")
+                raise ValueError(f"{update.ref} would be moved between values that are not ids")
             self._refuse_symbolic(update)
         process = self._start(updates)
         try:
@@ -119,7 +120,7 @@ class Refs:
             self._runner.finish(process, "update-ref")
 
     def _refuse_symbolic(self, update: RefUpdate) -> None:
-        """A symbolic ref of our name was put there by hand, and may lead to any branch."""
+        """Refuse a symbolic ref: it was made by hand, and a write could move any branch."""
         raw = self.read_raw(update.ref)
         if raw is not None and raw.startswith("ref: "):
             raise RefMovedError(update.ref, update.old, raw)
@@ -144,7 +145,7 @@ class Refs:
                 raise GitFailedError(f"git update-ref refused: {words.strip()[:2000]}")
 
     def _explain(self, updates: Sequence[RefUpdate]) -> None:
-        """Raise what is wrong, by what is there now: git's words differ between its versions."""
+        """Raise the error that the present refs explain: git's messages differ between versions."""
         for update in updates:
             actual = self.read(update.ref)
             if actual is not None and update.old is None:
@@ -156,13 +157,13 @@ class Refs:
                 raise RefNameTakenError(update.ref, taken_by)
 
     def require_free(self, ref: str) -> None:
-        """See that no ref is of this name, or within it. Raises RefNameTakenError."""
+        """Check that no ref has this name, or a name within it. Raises RefNameTakenError."""
         taken_by = ref if self.read_raw(ref) is not None else self._in_the_way(ref)
         if taken_by is not None:
             raise RefNameTakenError(ref, taken_by)
 
     def _in_the_way(self, ref: str) -> str | None:
-        """Return a ref that is a folder of this name, or within it: git cannot have both."""
+        """Return a ref that is a parent or child of this name: git cannot have both."""
         parent = ref.rpartition("/")[0]
         while parent.count("/") > 1:
             if self.read_raw(parent) is not None:
@@ -174,7 +175,7 @@ class Refs:
         return f"a branch or tag within {ref}/" if self._packed(f" {ref}/".encode()) else None
 
     def _remove_stale_locks(self, updates: Sequence[RefUpdate]) -> bool:
-        """Remove what a killed process of ours left; True when another try makes sense."""
+        """Remove stale locks of a killed service process; True when another try makes sense."""
         removed = False
         for update in updates:
             lock = self._git_dir / f"{update.ref}.lock"
@@ -198,7 +199,7 @@ class Refs:
             ):
                 at = packed.find(needle)
                 return packed[at - 40 : at].decode() if at >= 0 else None
-        except (FileNotFoundError, ValueError):  # there is none, or it is empty
+        except (FileNotFoundError, ValueError):  # the file is missing or empty
             return None
 
 
@@ -212,7 +213,7 @@ def is_ours(ref: str) -> bool:
 def _say(
     process: subprocess.Popen[bytes], runner: GitRunner, commands: str, *, awaited: bytes
 ) -> bool:
-    """Send commands and wait for the answer; False when git ended instead."""
+    """Send commands and wait for the answer; False when git ended instead of answering."""
     stdin, stdout = process.stdin, process.stdout
     if stdin is None or stdout is None:
         raise ValueError("the process has no pipes")

@@ -1,10 +1,10 @@
-"""From what an agent sent to a patch that git can be given: read as it is, or mended and told.
+"""From the text that an agent sent to a patch for git: unchanged, or repaired and reported.
 
-A patch that the strict scanner takes is not touched. Of the others those are mended that can mean
-one thing only; each repair is told in the answer. The repairs by the text alone are in
-`repair_text.py`, those of headers and hunks in `repair_files.py`, and those of a patch that is
-well formed and does not fit the head in `fit.py`. Where a repair could hide that the patch was cut
-off, the ids on its `index` lines decide (`prove`).
+A patch that the strict scanner accepts is not changed. A patch with an error is repaired only if it
+has exactly one possible meaning; the answer reports each repair. Repairs of the whole text are in
+`repair_text.py`, those of headers and hunks in `repair_files.py`, and those of a well-formed patch
+that does not apply to the head in `fit.py`. Where a repair could hide that the patch was cut off,
+the ids on its `index` lines decide (`prove`).
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from .scan import require_limit, scan_patch
 
 
 def read_patch(patch: bytes, limits: Settings, head: HeadFiles) -> ScannedPatch:
-    """Read a patch that is meant for a head, mending it where it can mean one thing only.
+    """Read a patch for a head, and repair it if it has only one possible meaning.
 
-    Raises PatchTooLargeError naming the limit and the figure, PatchMalformedError naming the line
-    as it was sent, and what to do.
+    Raises PatchTooLargeError with the limit and the figure, PatchMalformedError with the line in
+    the text that was sent, and what to do.
     """
     require_limit(limits, "max_patch_bytes", len(patch), "bytes")
     require_limit(limits, "max_patch_lines", patch.count(b"\n"), "lines")
@@ -45,10 +45,10 @@ def read_patch(patch: bytes, limits: Settings, head: HeadFiles) -> ScannedPatch:
 
 
 def prove(scanned: ScannedPatch, changes: Iterable[FileChange]) -> None:
-    """See that the ids on the `index` lines prove those repairs right that they can prove.
+    """Check repairs by the ids on the `index` lines.
 
-    Raises the refusal of the first that they prove wrong, or, where a proof is required, that they
-    do not prove.
+    Raises the refusal of the first repair that the ids refute or, where a proof is required, do not
+    confirm.
     """
     by_path = {path_bytes(change.path): change for change in changes}
     for proof in scanned.proofs:
@@ -61,14 +61,14 @@ def prove(scanned: ScannedPatch, changes: Iterable[FileChange]) -> None:
 
 
 def refuse_unproven(scanned: ScannedPatch) -> None:
-    """Refuse a patch that does not fit, where a repair was a guess: the guess may be why."""
+    """Refuse a patch that does not apply after an unproven repair: the repair may be the cause."""
     for proof in scanned.proofs:
         if proof.is_required:
             raise proof.refusal
 
 
 def _is_proven(file: ScannedFile, change: FileChange) -> bool | None:
-    """Whether a file became what its `index` line says, if it was what that line says."""
+    """Return whether a file has the new id of its `index` line; None if it had not the old id."""
     before, after = file.index_old, file.index_new
     if before is None or after is None or not (change.old_oid or "0" * 40).startswith(before):
         return None
@@ -100,7 +100,7 @@ def _mend(
 
 
 def _keep_line_ends(scanned: ScannedPatch, limits: Settings, head: HeadFiles) -> ScannedPatch:
-    """Give the CR that was taken off back to the lines of files that have it."""
+    """Restore the removed CR in lines of files that have CR LF."""
     edits: dict[int, list[bytes]] = {}
     for file in scanned.files:
         content = head.read(file.old_path) if file.old_path is not None else None
@@ -121,14 +121,14 @@ def _keep_line_ends(scanned: ScannedPatch, limits: Settings, head: HeadFiles) ->
 
 
 def _needs_carriage_returns(file: ScannedFile, now: set[bytes]) -> bool:
-    """Whether a file's old lines stand in it with CR LF, and not all with LF."""
+    """Return whether a file has the old lines with CR LF, and not all of them with LF."""
     old = {line for hunk in file.hunks for line in images(hunk).old}
     with_returns = {line.removesuffix(b"\n") + b"\r\n" for line in old if line.endswith(b"\n")}
     return not old <= now and with_returns | {each for each in old if each[-1:] != b"\n"} <= now
 
 
 def _end_binary_content(text: PatchText) -> PatchText:
-    """Put the blank line back that ends binary content."""
+    """Restore the blank line that ends binary content."""
     last = len(text.lines) - 1
     if last < 0 or not text.lines[last] or b"GIT binary patch" not in text.lines:
         return text
@@ -136,15 +136,15 @@ def _end_binary_content(text: PatchText) -> PatchText:
 
 
 def _note_final_newline(scanned: ScannedPatch) -> ScannedPatch:
-    """Tell that the last newline was put back; an added last line may be cut off in its midst."""
+    """Report that the last newline was restored; an added last line may have been cut off."""
     last, text = scanned.files[-1], scanned.text
     repair = Repair(
-        RepairKind.FINAL_NEWLINE, "The newline at the patch's end was put back.", text.numbers[-1]
+        RepairKind.FINAL_NEWLINE, "The newline at the patch's end was restored.", text.numbers[-1]
     )
     proofs = scanned.proofs
     if text.lines[last.end - 1].startswith(b"+"):
         refusal = PatchMalformedError(
-            "The patch ends within this line: its file's `index` line names another content.",
+            "The patch ends within this line: its file's `index` line names other content.",
             line=text.numbers[last.end - 1],
         )
         proofs += (Proof(last.new_path or last.old_path or b"", False, refusal),)

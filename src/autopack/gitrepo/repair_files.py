@@ -1,7 +1,7 @@
-"""Mend the headers and hunks of a patch's files, where they can mean one thing only.
+"""Repair the headers and hunks of a patch's files, where they have only one possible meaning.
 
-One pass over the text, linear in its length. What it leaves alone the strict scanner judges, and
-git checks all that it mends: old lines that are not in the file are refused as ever.
+One pass over the text, linear in its length. The strict scanner still checks the result, and so
+does git: old lines that are not in the file are refused as without repair.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from .names import (
 )
 from .patch import PatchText, Proof
 
-# Between files: what --stat, --numstat, --raw, --name-status, --summary and --oneline print.
+# Lines between files that --stat, --numstat, --raw, --name-status, --summary and --oneline print.
 _PREAMBLE = re.compile(
     rb" \S.* \| +(?:\d+(?: [+-]+)?|Bin.*)$"
     rb"| \d+ files? changed(?:, \d+ (?:insertion|deletion)s?\([+-]\)){0,2}$"
@@ -52,22 +52,22 @@ _NO_OLD = re.compile(rb"@@ -[01],0 ")
 _NO_NEW = re.compile(rb"@@ -\d+(?:,\d+)? \+[01],0 @@")
 _DOTS = re.compile(rb"^(?:\./)+")
 _MAX_DIGITS = 9
-_USUAL_CONTEXT = 3  # lines of context that git gives where nothing else is set
+_USUAL_CONTEXT = 3  # git's default number of context lines
 
 
 @dataclass(slots=True)
 class _Header:
-    """Where the header lines of a file stand; `end` is behind them."""
+    """The positions of a file's header lines; `end` is after them."""
 
     start: int
     is_git: bool
     words: dict[bytes, int] = field(default_factory=dict)
-    old: int | None = None  # the `---` line, with `+++` behind it
+    old: int | None = None  # the `---` line, with `+++` after it
     end: int = 0
 
 
 class FileRepairs:
-    """One pass over a text. `edits` and `repairs` hold what was mended, `proofs` what is unsure."""
+    """One pass over a text. `edits` and `repairs` are what was done, `proofs` what is unsure."""
 
     def __init__(self, text: PatchText, head: HeadFiles) -> None:
         self._text = text
@@ -79,7 +79,7 @@ class FileRepairs:
         self.proofs: list[Proof] = []
 
     def run(self) -> PatchText:
-        """Return the mended text. Raises PatchMalformedError for what can mean two things."""
+        """Return the repaired text. Raises PatchMalformedError for two possible meanings."""
         at = 0
         while at < len(self._lines):
             if begins_file(self._lines, at):
@@ -92,7 +92,7 @@ class FileRepairs:
         return self._text.edited(self._edits)
 
     def _note(self, kind: RepairKind, at: int, detail: str) -> None:
-        """Tell of a repair; of many that are alike the first is told."""
+        """Report a repair; of several equal ones only the first."""
         if not any(repair.kind is kind and repair.detail == detail for repair in self.repairs):
             self.repairs.append(Repair(kind, detail, self._text.numbers[at]))
 
@@ -104,15 +104,15 @@ class FileRepairs:
         return at
 
     def _between(self, at: int) -> None:
-        """Take a line off that git's own options print around a diff."""
+        """Remove a line that options of git print around a diff."""
         line = self._lines[at]
         if _PREAMBLE.match(line) or (_ONE_LINE.match(line) and self._diff_follows(at + 1)):
             self._edits[at] = []
-            detail = "Lines that `git diff --stat`, `--raw` or `git show` print were taken off."
+            detail = "Lines that `git diff --stat`, `--raw` or `git show` print were removed."
             self._note(RepairKind.PREAMBLE, at, detail)
 
     def _diff_follows(self, at: int) -> bool:
-        """Whether a diff begins behind blank lines and what else is printed before it."""
+        """Return whether a diff starts after blank lines and other lines that git prints."""
         while at < len(self._lines) and (
             not self._lines[at].strip() or _PREAMBLE.match(self._lines[at])
         ):
@@ -126,7 +126,7 @@ class FileRepairs:
         try:
             old, new = self._mend_paths(header)
         except NameProblemError:
-            return header.end  # the scanner says what is wrong
+            return header.end  # the scanner reports the error
         if header.old is not None:
             old, new = self._mend_header(header, old, new)
         at = header.end
@@ -150,7 +150,7 @@ class FileRepairs:
     # Paths
 
     def _mend_paths(self, header: _Header) -> tuple[bytes | None, bytes | None]:
-        """Write each path with its a/ or b/, and return both: None is /dev/null.
+        """Write each path with its a/ or b/, and return both paths; None is /dev/null.
 
         Raises NameProblemError for a name that git cannot read in one way.
         """
@@ -167,7 +167,7 @@ class FileRepairs:
             is_whole = self._is_whole_path(header, bare, is_new=is_new, is_certain=is_certain)
         old, new = (None if name is None else _path(name, is_whole) for name in names)
         if tuple(names) != written:
-            self._note(RepairKind.PATHS, header.start, "`./` before paths was taken off.")
+            self._note(RepairKind.PATHS, header.start, "`./` before paths was removed.")
         if bare is not None or tuple(names) != written:
             self._write_paths(header, old, new)
         return old, new
@@ -186,10 +186,10 @@ class FileRepairs:
     def _is_whole_path(
         self, header: _Header, name: bytes, *, is_new: bool, is_certain: bool
     ) -> bool:
-        """Whether a name without a/ or b/ is a path as it stands, or behind its first folder.
+        """Return whether a name without a/ or b/ is a path as a whole, or after its first folder.
 
-        `is_certain`: the headers themselves say that it has no prefix. Raises PatchMalformedError
-        where the branch has both, NameProblemError where neither.
+        `is_certain`: the headers themselves show that it has no prefix. Raises PatchMalformedError
+        where the branch has both paths, NameProblemError where it has neither.
         """
         at = header.start if header.old is None else header.old
         rest = name.partition(b"/")[2]
@@ -211,7 +211,7 @@ class FileRepairs:
         if is_whole:
             detail = "Paths had no a/ and b/ before them (`diff.noprefix`); these were added."
         else:
-            detail = "Paths had a folder in the place of a/ and b/; it was taken for these."
+            detail = "Paths had a folder instead of a/ and b/; it was replaced by these."
         self._note(RepairKind.PATHS, at, detail)
         return is_whole
 
@@ -241,8 +241,8 @@ class FileRepairs:
     def _mend_header(
         self, header: _Header, old: bytes | None, new: bytes | None
     ) -> tuple[bytes | None, bytes | None]:
-        """Say of a new or deleted file in each way that it is one; return both paths."""
-        assert header.old is not None  # noqa: S101 - for the type checker: the caller has seen it
+        """Complete the header of a new or deleted file; return both paths."""
+        assert header.old is not None  # noqa: S101 - for the type checker: the caller checks it
         if not header.is_git:
             return old, new
         hunk = self._lines[header.end] if header.end < len(self._lines) else b""
@@ -272,7 +272,7 @@ class FileRepairs:
     # Hunks
 
     def _hunk(self, header: _Header, start: int, path: bytes, *, is_new: bool) -> int:
-        """Mend a hunk's header or end; return where the next one may begin."""
+        """Repair a hunk's header or end; return where the next hunk may start."""
         lines = self._lines
         match = HUNK.match(lines[start])
         if match is None or max(map(len, match.groups(b""))) > _MAX_DIGITS:
@@ -316,10 +316,10 @@ class FileRepairs:
         self._note(RepairKind.HUNK_COUNTS, at, detail)
 
     def _is_surplus_sure(self, start: int, end: int) -> bool:
-        """Whether lines beyond what a header declares belong to the hunk.
+        """Return whether lines after those that a header declares belong to the hunk.
 
-        Behind a blank line they may be prose, such as a list; there a line of context, which git
-        compares, must come last.
+        After a blank line they may be prose, such as a list. So the last of them must be a context
+        line, which git compares.
         """
         has_blank = any(not line for line in self._lines[start:end])
         return not has_blank or self._lines[end - 1][:1] == b" "
@@ -327,12 +327,12 @@ class FileRepairs:
     def _pad(
         self, header: _Header, start: int, path: bytes, declared: Consumed, old_start: int
     ) -> None:
-        """Put blank lines of context back that were trimmed off the patch's end.
+        """Restore blank context lines that were trimmed from the patch's end.
 
-        A patch that was cut off is short alike. What tells them apart: each change is followed by
-        as many lines of context as the others, so where no more than these are missing, none of
-        the missing lines is a change. Else, and where the last line may be cut itself, the ids on
-        the `index` line have to prove the result.
+        A patch that was cut off looks the same. The difference: each change is followed by the same
+        number of context lines. If not more than these are missing, none of the missing lines is a
+        change. In other cases, and where the last line may be cut itself, the ids on the `index`
+        line must confirm the result.
         """
         missing = declared.old_left
         if declared.new_left != missing or self._lines[-1].startswith(b"\\"):
@@ -345,12 +345,12 @@ class FileRepairs:
             return
         last = len(self._lines) - 1
         self._edits.setdefault(last, [self._lines[last]]).extend([b" "] * missing)
-        detail = f"{missing} blank lines of context at the patch's end were trimmed off; put back."
+        detail = f"{missing} blank lines of context were trimmed from the patch's end; restored."
         self._note(RepairKind.TRIMMED_CONTEXT, last, detail)
         self._doubt(header, start, path, is_required=not is_sure)
 
     def _learn_context(self, start: int, end: int, old_start: int) -> None:
-        """Learn how many lines of context this patch has before a change."""
+        """Count the context lines that this patch has before a change."""
         body = self._lines[start + 1 : end]
         if old_start > 1:
             self._context_widths.add(_trailing_context(body[::-1]))
@@ -373,7 +373,7 @@ class FileRepairs:
 
 
 def _without_dots(name: bytes) -> bytes:
-    """A name without `./` at its beginning, before or behind its prefix.
+    """Return a name without `./` at its start, before or after its prefix.
 
     Raises NameProblemError for one that leads out of the repository.
     """
@@ -388,7 +388,7 @@ def _path(name: bytes, is_whole: bool) -> bytes:
 
 
 def _stamp(text: bytes) -> bytes:
-    """What stands behind the name on a `---` or `+++` line, from its tab on."""
+    """Return the text after the name on a `---` or `+++` line, from its tab on."""
     rest = unquote(text)[1] if text.startswith(b'"') else text
     return rest[rest.index(b"\t") :] if b"\t" in rest else b""
 

@@ -1,7 +1,7 @@
-"""Take off what chats, terminals and tools put on a patch as a whole.
+"""Remove what chats, terminals and tools add to a patch as a whole.
 
-Each repair is a function of the text: it gives the mended text and what was done, or None where it
-has nothing to mend. Each runs in time linear in the text. None looks at the repository.
+Each repair is a function of the text: it returns the repaired text and what was done, or None where
+there is nothing to repair. Each is linear in the text. None reads the repository.
 """
 
 from __future__ import annotations
@@ -34,27 +34,27 @@ def remove_byte_order_mark(text: PatchText) -> Mended | None:
     if not lines or not lines[0].startswith(_BOM):
         return None
     mended = text.with_lines([lines[0].removeprefix(_BOM), *lines[1:]])
-    return mended, Repair(RepairKind.BYTE_ORDER_MARK, "The byte order mark was taken off.", 1)
+    return mended, Repair(RepairKind.BYTE_ORDER_MARK, "The byte order mark was removed.", 1)
 
 
 def remove_carriage_returns(text: PatchText) -> Mended | None:
-    """Take one CR off each line, where every line has one: a terminal or a text mode put it there.
+    """Remove one CR from each line, if every line has one: a terminal or a text mode added it.
 
-    Of files that have CRLF themselves the lines get it back (`keep_line_ends`). The last line may
-    have lost its own with the newline.
+    Lines of files that have CRLF themselves get it back (`keep_line_ends`). The last line may have
+    lost its CR together with the newline.
     """
     lines = text.lines
     if not lines or not all(line.endswith(b"\r") for line in lines[: len(lines) - 1 or 1]):
         return None
     mended = text.with_lines([line.removesuffix(b"\r") for line in lines])
-    detail = "Every line of the patch ended in CR LF: one CR was taken off each."
+    detail = "Every line of the patch ended in CR LF: one CR was removed from each."
     return mended, Repair(RepairKind.LINE_ENDS, detail, text.numbers[0])
 
 
 def remove_colours(text: PatchText) -> Mended | None:
-    """Take terminal colours off, where the patch's own header lines have them.
+    """Remove terminal colours, if the patch's own header lines have them.
 
-    Refused where an added line has one in its midst: that may be part of the file.
+    Refused where an added line has one inside: that may be part of the file.
     """
     if not any(
         line.startswith(b"\x1b[") and _COLOUR.sub(b"", line).startswith((b"diff ", b"--- ", b"@@ "))
@@ -65,18 +65,18 @@ def remove_colours(text: PatchText) -> Mended | None:
     for line, plain, number in zip(text.lines, mended, text.numbers, strict=True):
         if plain.startswith(b"+") and _has_colours_of_its_own(line):
             raise PatchMalformedError(
-                "The patch has terminal colours, and this line may have some of its own:"
+                "The patch has terminal colours, and this line may have colours of the file:"
                 f" make it by `{DIFF_COMMAND}`.",
                 line=number,
             )
-    detail = "Terminal colours were taken off."
+    detail = "Terminal colours were removed."
     return text.with_lines(mended), Repair(RepairKind.COLOURS, detail, text.numbers[0])
 
 
 def _has_colours_of_its_own(line: bytes) -> bool:
-    """Whether an added line has colours elsewhere than git puts them.
+    """Return whether an added line has colours at places where git adds none.
 
-    git colours the mark, the text as a whole, and blanks at either end.
+    git colours the mark, the text as a whole, and blanks at both ends.
     """
     parts = [part for part in _COLOUR.split(line) if part.strip()]
     return len(parts) - (parts[0].strip() == b"+") > 1
@@ -84,7 +84,7 @@ def _has_colours_of_its_own(line: bytes) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Fenced:
-    """A fenced block: its content is the lines from `start` to `end`, `end` not included."""
+    """A fenced block: its content is the lines from `start` to `end`, without `end`."""
 
     start: int
     end: int
@@ -93,10 +93,10 @@ class _Fenced:
 
 
 def remove_fence(text: PatchText) -> Mended | None:
-    """Take off one Markdown fence, and the prose around it.
+    """Remove one Markdown fence, and the prose around it.
 
-    Refused where several fenced blocks hold a diff, and where the one that does is not closed:
-    its end may be missing.
+    Refused where several fenced blocks contain a diff, and where that block is not closed: its end
+    may be missing.
     """
     blocks = [block for block in _fenced_blocks(text) if block.has_diff]
     if not blocks:
@@ -110,7 +110,7 @@ def remove_fence(text: PatchText) -> Mended | None:
         )
     if more:
         raise PatchMalformedError(
-            f"Several Markdown fences hold a diff, the second one here: `{show(b'```')}`."
+            f"Several Markdown fences contain a diff, the second one here: `{show(b'```')}`."
             " Send one diff for all files.",
             line=text.numbers[more[0].start - 1],
         )
@@ -118,19 +118,19 @@ def remove_fence(text: PatchText) -> Mended | None:
     around = sum(1 for line in text.lines if line.strip()) - 2
     around -= sum(1 for line in inside.lines if line.strip())
     prose = f" and {around} lines of text around it" if around else ""
-    detail = f"A Markdown fence{prose} was taken off."
+    detail = f"A Markdown fence{prose} was removed."
     return inside, Repair(RepairKind.FENCE, detail, text.numbers[first.start - 1])
 
 
 def _fenced_blocks(text: PatchText) -> Iterator[_Fenced]:
-    """The fenced blocks before which no diff begins outside a fence."""
+    """Yield the fenced blocks up to the first diff outside a fence."""
     lines = text.lines
     at = 0
     while at < len(lines):
         opening = _FENCE.match(lines[at])
         if opening is None:
             if begins_file(lines, at):
-                return  # a diff without a fence: what looks like one is a part of it
+                return  # a diff without a fence: later fences are part of its content
             at += 1
             continue
         start = end = at + 1
@@ -143,15 +143,15 @@ def _fenced_blocks(text: PatchText) -> Iterator[_Fenced]:
 
 
 def _closes(line: bytes, opening: re.Match[bytes]) -> bool:
-    """Whether a line ends a fenced block. No line of a diff does: each has its mark before."""
+    """Return whether a line ends a fenced block. A line of a diff does not: it has a mark."""
     indent, mark = opening.groups()
     return line.startswith(indent + mark) and not line.strip().strip(mark[:1])
 
 
 def remove_mail_head(text: PatchText) -> Mended | None:
-    """Take off a mail's head or a commit's message that begins unlike git's own.
+    """Remove a mail's head or a commit's message that does not start as git's own do.
 
-    Everything up to where a diff begins belongs to it.
+    Everything before the first diff belongs to it.
     """
     first = next((line for line in text.lines if line.strip()), b"")
     if not _MAIL_HEAD.match(first):
@@ -160,7 +160,7 @@ def remove_mail_head(text: PatchText) -> Mended | None:
     start = next(starts, None)
     if start is None or any(line.startswith(b"@@ -") for line in text.lines[:start]):
         return None
-    detail = "The head of a mail or commit before the diff was taken off."
+    detail = "The head of a mail or commit before the diff was removed."
     mended = text.slice(start, len(text.lines))
     return mended, Repair(RepairKind.PREAMBLE, detail, text.numbers[0])
 

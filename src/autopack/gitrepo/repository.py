@@ -1,4 +1,4 @@
-"""The one git repository that runs build: commits are made beside its checkout, never in it."""
+"""The git repository of the service: commits are made without its checkout."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ from .tracked import TRUST, require_untracked
 
 IDENTITY = "Autopack <autopack@localhost>"
 _OLDEST_GIT = (2, 38)  # the first with `merge-tree --write-tree`
-# What was let in once is not measured again.
+# No limits for a patch that was accepted before.
 _UNLIMITED = {
     name: sys.maxsize
     for name in Settings.model_fields
     if name.startswith(("max_patch_", "max_path_", "max_binary_"))
 }
-_PROBE_BYTES = 65_536  # about what a patch of ordinary size takes
+_PROBE_BYTES = 65_536  # for patches of ordinary size
 _ON_BRANCH = "ref: refs/heads/"
 _UNSERVED = r"^(extensions\.(partialclone|refstorage)|remote\..*\.promisor)$"
 
@@ -68,7 +68,7 @@ class Base:
 
 @dataclass(frozen=True, slots=True)
 class DiffStat:
-    """What differs between two commits: paths, and lines where they are text."""
+    """The difference between two commits: paths, and counts of lines for text."""
 
     files: tuple[str, ...]
     insertions: int
@@ -77,9 +77,9 @@ class DiffStat:
 
 @dataclass(frozen=True, slots=True)
 class MergeResult:
-    """Whether two commits merge without a conflict; if not, which paths stand against it.
+    """Whether two commits merge without a conflict; if not, the paths in conflict.
 
-    Two that share no history do not merge, and no path is to blame.
+    Two commits without common history do not merge, and have no path in conflict.
     """
 
     mergeable: bool
@@ -87,15 +87,15 @@ class MergeResult:
 
 
 class Repository:
-    """The repository at AUTOPACK_REPO_PATH. One a service; any number of threads may use it.
+    """The repository at AUTOPACK_REPO_PATH. One in a service; any number of threads may use it.
 
-    The checkout, its index, the configuration and the hooks are neither read for their settings
-    nor written. Every commit id given and returned is 40 hexadecimal digits.
+    The checkout, its index, the configuration and the hooks are never written, and no setting is
+    read from them. Every commit id given and returned is 40 hexadecimal digits.
     """
 
     @classmethod
     def open(cls, settings: Settings) -> Repository:
-        """Find the repository and see that it can be served.
+        """Find the repository and check that it can be served.
 
         Raises RepositoryUnusableError, which says why it cannot and what to do.
         """
@@ -105,7 +105,7 @@ class Repository:
         runner = GitRunner(executable, settings.git_timeout_seconds, settings.git_memory_bytes)
         if not settings.repo_path.is_dir():
             raise RepositoryUnusableError(
-                f"{settings.repo_path} is no folder: set AUTOPACK_REPO_PATH to a git repository."
+                f"{settings.repo_path} is not a folder: set AUTOPACK_REPO_PATH to a git repository."
             )
         _check_version(runner, settings.repo_path)
         git_dir, is_bare = discover(runner, settings.repo_path)
@@ -119,11 +119,11 @@ class Repository:
 
     def __init__(self, settings: Settings, runner: GitRunner, git_dir: Path, is_bare: bool) -> None:
         self.path = settings.repo_path
-        self.git_dir = git_dir  # of a linked work tree, the one it shares with the main one
+        self.git_dir = git_dir  # for a linked work tree, the main one's
         self.is_bare = is_bare
         self.objects = Objects(git_dir / "objects")
-        self.remote: Remote | None = None  # where branches are pushed to
-        self.signer: Signer | None = None  # of records and snapshots
+        self.remote: Remote | None = None  # the target of pushes
+        self.signer: Signer | None = None  # signs records and snapshots
         self._settings = settings
         self._runner = runner
         self._refs = Refs(git_dir, runner)
@@ -131,13 +131,13 @@ class Repository:
         self._scratch = settings.home / "scratch"
 
     def check(self) -> None:
-        """See that the repository is still there and has a base. Raises RepositoryUnusableError."""
+        """Check that the repository still exists and has a base. Raises RepositoryUnusableError."""
         if not self.objects.folder.is_dir():
-            raise RepositoryUnusableError(f"{self.git_dir} is gone or is no git repository.")
+            raise RepositoryUnusableError(f"{self.git_dir} is missing or not a git repository.")
         self.tree_of(self.base().commit)
 
     def check_room(self) -> None:
-        """See that home and objects can be written to. Raises StorageError."""
+        """Check that home and object store are writable. Raises StorageError."""
         for folder in (self._scratch, self.objects.folder):
             try:
                 with tempfile.TemporaryFile(dir=folder) as probe:
@@ -149,7 +149,7 @@ class Repository:
     # Reading
 
     def base(self) -> Base:
-        """Return where runs start. Raises RepositoryUnusableError when there is no such branch."""
+        """Return the branch and commit where runs start. Raises RepositoryUnusableError."""
         wanted = self._settings.base_branch
         for branch in [wanted] if wanted else self._default_branches():
             commit = self.read_ref(f"refs/heads/{branch}")
@@ -165,7 +165,7 @@ class Repository:
         )
 
     def remote_names(self) -> tuple[str, ...]:
-        """Return the names of the remotes that the repository itself knows."""
+        """Return the names of the remotes in the repository's own configuration."""
         found = self._runner.run(
             "config",
             "--local",  # which follows no `include`
@@ -178,18 +178,18 @@ class Repository:
         return tuple(sorted(name.removeprefix("remote.").removesuffix(".url") for name in names))
 
     def clone_identity(self) -> CloneIdentity:
-        """Tell which clone this is, with the service's folders."""
+        """Return the identity of this clone and the service's folders."""
         return identify(self._settings, self.objects.folder)
 
     def root_commits(self) -> tuple[str, ...]:
-        """Return the first commits of the base branch; none where a shallow clone lacks them."""
+        """Return the root commits of the base branch; none if a shallow clone lacks them."""
         if (self.git_dir / "shallow").exists():
             return ()
         options = ("--max-parents=0", "--end-of-options", self.base().commit)
         return tuple(sorted(self._read("rev-list", *options).stdout.decode().split()))
 
     def read_ref(self, ref: str) -> str | None:
-        """Return the commit (or tag object) a ref is at, or None. Reads files alone."""
+        """Return the commit (or tag object) of a ref, or None. Only reads files."""
         return self._refs.read(ref)
 
     def has_commit(self, commit: str) -> bool:
@@ -207,11 +207,11 @@ class Repository:
                 f"Commit {commit} is missing from {self.git_dir}: restore it (`git fetch`)."
             ) from None
         if kind != "commit":
-            raise RepositoryUnusableError(f"{commit} in {self.git_dir} is a {kind}, no commit.")
+            raise RepositoryUnusableError(f"{commit} in {self.git_dir} is a {kind}, not a commit.")
         return data[5:45].decode()
 
     def files_in(self, commit: str, paths: Collection[str]) -> set[str]:
-        """Return those of these paths at which a commit has a file."""
+        """Return those of these paths where a commit has a file."""
         options = ("--full-tree", "-z", "--end-of-options")
         output = self._read("ls-tree", *options, commit, *paths).stdout
         entries = (entry.partition(b"\t") for entry in output.split(b"\0"))
@@ -257,18 +257,18 @@ class Repository:
         )
 
     def ahead_behind(self, commit: str, other: str) -> tuple[int, int]:
-        """Return how many commits each of two has that the other lacks."""
+        """Return how many commits each of two has that the other has not."""
         options = ("--left-right", "--count", "--end-of-options")
         counts = self._read("rev-list", *options, f"{commit}...{other}").stdout.split()
         return int(counts[0]), int(counts[1])
 
     def is_ancestor(self, commit: str, of: str) -> bool:
-        """Say whether a commit is in the history of another one, or is that one."""
+        """Return whether a commit is in the history of another one, or is that one."""
         options = ("--is-ancestor", "--end-of-options")
         return self._read("merge-base", *options, commit, of, allowed=(0, 1)).status == 0
 
     def try_merge(self, ours: str, theirs: str) -> MergeResult:
-        """Merge two commits in memory: nothing is checked out and no object is kept."""
+        """Merge two commits in memory, without a checkout and without new objects."""
         options = ("--write-tree", "--name-only", "--no-messages", "-z", "--end-of-options")
         with self.quarantine() as quarantine:
             try:
@@ -288,14 +288,14 @@ class Repository:
     def dry_apply(
         self, head: str, patch: bytes, check_policy: PolicyCheck, *, base_commit: str | None = None
     ) -> AppliedPatch:
-        """Do all that `apply` does and keep nothing. Raises as `apply`."""
+        """Do all that `apply` does, but store nothing. Raises the errors of `apply`."""
         with self.quarantine() as quarantine:
             return self._rehearse(quarantine, head, patch, check_policy, base_commit).applied
 
     def apply(
         self, head: str, patch: bytes, check_policy: PolicyCheck, *, base_commit: str | None = None
     ) -> AppliedPatch:
-        """Apply a patch to a commit; what it makes is durable when this returns.
+        """Apply a patch to a commit; the new objects are durable when this returns.
 
         `check_policy` is called before anything becomes part of the repository. `base_commit` is
         the commit that the patch was made against, for a three-way merge where the patch does not
@@ -312,8 +312,8 @@ class Repository:
     def put_folder(self, head: str, path: str, files: Mapping[str, bytes]) -> str:
         """Return the tree of a commit with these files, and no others, in one of its folders.
 
-        What it makes is durable when this returns. Raises CollisionError where a file stands in
-        the folder's way.
+        The new objects are durable when this returns. Raises CollisionError where a file has the
+        folder's place.
         """
         folder, root = TreeDraft(EMPTY_TREE, self._tree), TreeDraft(self.tree_of(head), self._tree)
         loose: Loose = {}
@@ -334,9 +334,9 @@ class Repository:
         return self.objects.read(oid)[1]
 
     def apply_again(self, head: str, patch: bytes) -> str:
-        """Apply a patch that was accepted once, unjudged and whatever its size; return the tree.
+        """Apply a patch that was accepted before, without policy and limits; return the tree.
 
-        Raises RepositoryUnusableError when it does not fit any more.
+        Raises RepositoryUnusableError when it does not apply any more.
         """
         limits = self._settings.model_copy(update=_UNLIMITED)
         tree = self.tree_of(head)
@@ -354,21 +354,21 @@ class Repository:
         return tree
 
     def pointers(self, commit: str) -> Pointers:
-        """Return what a commit only points to: submodules, and files of Git LFS."""
+        """Return the content that a commit only points to: submodules, and files of Git LFS."""
         return find_pointers(commit, self.tree_of(commit), self._tree, self._read)
 
     def remote_base(self, base: Base) -> str | None:
-        """Return where `origin` had the base branch when it was last fetched, if it had one."""
+        """Return the base branch's commit in `origin` at the last fetch, if there was one."""
         return self.read_ref(f"refs/remotes/origin/{base.branch}")
 
     def has_objects(self, tips: Sequence[str], *, since: str) -> bool:
-        """Say whether all is there that these commits and tags lead to, beyond an older commit."""
+        """Return whether all objects of these commits and tags exist, beyond an older commit."""
         options = ("--objects", "--quiet", "--end-of-options")
         result = self._read("rev-list", *options, *tips, f"^{since}", allowed=(0, 128))
         return result.status == 0
 
     def remove_empty_objects(self) -> None:
-        """Remove what a power cut left of objects; only what holds nothing at all."""
+        """Remove empty object files that a power cut left, and nothing else."""
         self.objects.remove_empty()
 
     def write_commit(
@@ -392,7 +392,7 @@ class Repository:
     def sign_commit(
         self, *, parents: Sequence[str], tree: str, message: str, at: datetime
     ) -> str | None:
-        """Return the signature of a commit that is to be written; None where nobody signs.
+        """Return the signature of a commit before it is written; None without a signing key.
 
         Raises RepositoryUnusableError.
         """
@@ -406,7 +406,7 @@ class Repository:
         return self._write("tag", _tag_lines(name, commit, at), signed)
 
     def sign_tag(self, *, name: str, commit: str, message: str, at: datetime) -> str | None:
-        """Return the signature of a tag that is to be written; as `sign_commit`."""
+        """Return the signature of a tag before it is written; as `sign_commit`."""
         return self._sign(_tag_lines(name, commit, at), message)
 
     def prepare_refs(self, updates: Sequence[RefUpdate]) -> AbstractContextManager[PreparedRefs]:
@@ -417,15 +417,15 @@ class Repository:
         return self._refs.prepare(updates)
 
     def require_free_ref(self, ref: str) -> None:
-        """See that refs can be made at and within a name. Raises RefNameTakenError."""
+        """Check that refs can be created at and within a name. Raises RefNameTakenError."""
         self._refs.require_free(ref)
 
     def settle_ref(self, ref: str, *, head: str, recorded: Collection[str]) -> None:
-        """Roll a ref forward to the recorded head. Raises RefMovedError when somebody moved it."""
+        """Roll a ref forward to the recorded head. Raises RefMovedError when it was moved."""
         self._refs.settle(ref, head=head, recorded=recorded)
 
     def quarantine(self) -> AbstractContextManager[Quarantine]:
-        """Open a throw-away place for git to work in, with the repository's objects behind it."""
+        """Open a temporary object folder for git, with the repository's objects as alternates."""
         return open_quarantine(self._scratch, self.objects, self._runner, self._environment())
 
     def _rehearse(
@@ -451,13 +451,13 @@ class Repository:
 
     def _write(self, kind: str, lines: list[str], message: str) -> str:
         if "\0" in message or any("\n" in line for line in lines):
-            raise ValueError(f"a {kind} cannot hold a NUL, nor its header a newline")
+            raise ValueError(f"a {kind} cannot contain a NUL, nor its header a newline")
         oid, loose = encode_loose(kind, _object_text(lines, message))
         self.objects.install({oid: loose})
         return oid
 
     def _read(self, *arguments: str, allowed: Collection[int] = (0,)) -> GitResult:
-        """Run a command that only reads, in our git dir over the repository's objects."""
+        """Run a read-only command in the service's git directory over the repository's objects."""
         return self._runner.run(
             *arguments, folder=self._shadow, environment=self._reading(), allowed=allowed
         )
@@ -466,13 +466,13 @@ class Repository:
         return {**self._environment(), "GIT_OBJECT_DIRECTORY": str(self.objects.folder)}
 
     def _environment(self) -> dict[str, str]:
-        # Where a shallow clone's history ends is written in the user's git dir, not with the
-        # objects; without it git would take the clone for broken.
+        # The file that says where a shallow clone's history ends is in the user's git directory,
+        # not with the objects; without it git would report a broken clone.
         shallow = self.git_dir / "shallow"
         return {"GIT_DIR": str(self._shadow), "GIT_SHALLOW_FILE": str(shallow)}
 
     def _default_branches(self) -> Iterator[str]:
-        """Yield what may be the default: a detached HEAD, as CI checks out, is on no branch."""
+        """Yield possible default branches: a detached HEAD, as CI checks out, is on no branch."""
         yield "main"
         for ref, prefix in (
             ("HEAD", "ref: refs/heads/"),
@@ -484,7 +484,7 @@ class Repository:
         yield "master"
 
     def _prepare_home(self) -> None:
-        """Make the shadow: a git dir of our own, so that no setting of the user's reaches git."""
+        """Create the service's own git directory, so that no setting of the user reaches git."""
         home = self._settings.home
         for folder in (self._shadow / "objects", self._shadow / "refs", self._scratch):
             folder.mkdir(parents=True, exist_ok=True)
@@ -510,7 +510,7 @@ def _check_version(runner: GitRunner, folder: Path) -> None:
 
 
 def discover(runner: GitRunner, path: Path) -> tuple[Path, bool]:
-    """Find the git dir as git does, and refuse the sorts of repositories that are not served."""
+    """Find the git directory as git does; refuse kinds of repositories that are not supported."""
     try:
         answer = runner.run(
             "rev-parse",
@@ -532,7 +532,7 @@ def discover(runner: GitRunner, path: Path) -> tuple[Path, bool]:
         )
     except GitFailedError as error:
         raise RepositoryUnusableError(
-            f"{path} is no git repository that can be served: {error.detail}."
+            f"{path} is not a git repository that can be served: {error.detail}."
             " Run `git init` there, or set AUTOPACK_REPO_PATH."
         ) from error
     is_bare, object_format, git_dir = answer.stdout.decode(errors="surrogateescape").split("\n", 2)
@@ -555,7 +555,7 @@ def discover(runner: GitRunner, path: Path) -> tuple[Path, bool]:
 
 
 def _branch_of(head: Path) -> str | None:
-    """Return the branch that a HEAD is on, if it is on one."""
+    """Return the branch of a HEAD, if it is on one."""
     try:
         text = head.read_text(errors="surrogateescape").strip()
     except OSError:
@@ -579,5 +579,5 @@ def _object_text(lines: list[str], message: str) -> bytes:
 
 def _signature(at: datetime) -> str:
     if at.tzinfo is None:
-        raise ValueError("a commit's time must say its zone")
+        raise ValueError("a commit's time must have a time zone")
     return f"{IDENTITY} {int(at.timestamp())} +0000"

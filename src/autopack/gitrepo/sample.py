@@ -9,10 +9,10 @@ AUTHOR = ("Autopack", "autopack@localhost")
 
 
 def create_sample_repository(folder: Path, files: Mapping[str, str]) -> None:
-    """Make a repository at `folder` with one commit on `main` that holds `files`."""
+    """Create a repository at `folder` with one commit on `main` that contains `files`."""
     from git import Actor, Repo  # here: 0.2 s to import, and only the sample needs it
 
-    # No template: whatever hooks a user wants everywhere, the sample is to be the same everywhere.
+    # No template: a user's default hooks would make the sample differ between machines.
     with Repo.init(
         folder, initial_branch="main", template="", allow_unsafe_options=True
     ) as repository:

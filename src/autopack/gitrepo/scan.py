@@ -1,9 +1,9 @@
-"""Read a patch before git does: count it, and refuse what git would guess about.
+"""Read a patch before git does: count it, and refuse what git would have to guess.
 
 Accepted are the diffs that git and GNU diff write (with `diff --git`, or `---` and `+++` alone),
 and what `git format-patch`, `git show` and `git log -p` print around them. Everything else between
-the files is refused, while git would skip it: prose may hide a hunk whose header was lost, and a
-change half applied is worse than none. What can be mended is mended before (`repair.py`).
+the files is refused, although git would skip it: prose may contain a hunk whose header was lost,
+and half of a change is worse than none. Repairs are made before (`repair.py`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from .patch import PatchText, ScannedFile, ScannedHunk, ScannedPatch
 _INDEX = re.compile(rb"index ([0-9a-f]{4,64})\.\.([0-9a-f]{4,64})(?: \d{6})?$")
 _MODE = re.compile(rb"(?:(?:old|new|new file|deleted file) mode |index \S+ )(\d+)$")
 _SERVED_MODES = re.compile(rb"100[0-7]{3}|120000|160000")
-# Lines of other tools between files, which say nothing that the headers do not say too.
+# Lines of other tools between files, which only repeat the headers.
 _IGNORED = re.compile(rb"Index: |={20,}$|diff -[A-Za-z]")
 _FENCE = re.compile(rb"[ \t]*(?:```|~~~)[\w.+-]*[ \t]*\r?$")
 _MAX_DIGITS = 9
@@ -51,8 +51,8 @@ _SIDES_OF_MODE = {
 def scan_patch(text: PatchText, limits: Settings) -> ScannedPatch:
     """Read a patch once, in time linear in its length, and check it against the limits.
 
-    Raises PatchTooLargeError naming the limit and the figure, PatchMalformedError naming the
-    line and what was expected there.
+    Raises PatchTooLargeError with the limit and the figure, PatchMalformedError with the line and
+    what was expected there.
     """
     longest = max(map(len, text.lines), default=0)
     require_limit(limits, "max_patch_line_bytes", longest, "bytes in one line")
@@ -60,7 +60,7 @@ def scan_patch(text: PatchText, limits: Settings) -> ScannedPatch:
     files = tuple(scanner.files())
     if not files:
         raise PatchMalformedError(
-            "The patch holds no line of a diff. A description or the text of a whole file cannot"
+            "The patch has no line of a diff. A description or the text of a whole file cannot"
             f" be applied: send the output of `{DIFF_COMMAND}`.",
             line=text.numbers[0] if text.lines else 1,
         )
@@ -75,7 +75,7 @@ def scan_patch(text: PatchText, limits: Settings) -> ScannedPatch:
 
 
 def _refuse_created_twice(files: Iterable[ScannedFile]) -> None:
-    """Refuse a file that is made twice: git takes that, and one of the two is lost."""
+    """Refuse a file that is created twice: git accepts that, and one of the two is lost."""
     created: set[bytes] = set()
     for file in files:
         if file.old_path not in (None, file.new_path) and not file.is_copy:
@@ -83,7 +83,7 @@ def _refuse_created_twice(files: Iterable[ScannedFile]) -> None:
         if file.old_path is None and file.new_path is not None:
             if file.new_path in created:
                 raise PatchMalformedError(
-                    f"{show(file.new_path)} is created twice; a patch makes a file once.",
+                    f"{show(file.new_path)} is created twice; a patch may create a file once.",
                     line=file.line,
                 )
             created.add(file.new_path)
@@ -94,7 +94,7 @@ def require_limit(limits: Settings, name: str, figure: int, what: str) -> None:
     most: int = getattr(limits, name)
     if figure > most:
         raise PatchTooLargeError(
-            f"The patch has {figure:,} {what}; at most {most:,} are taken"
+            f"The patch has {figure:,} {what}; at most {most:,} are accepted"
             f" (AUTOPACK_{name.upper()}).",
             limit=name,
             most=most,
@@ -112,7 +112,7 @@ def _refuse_crlf(number: int) -> NoReturn:
 
 @dataclass(slots=True)
 class _Header:
-    """What the lines before a file's hunks said, by the line's first words."""
+    """The lines before a file's hunks, by their first words."""
 
     said: dict[bytes, bytes] = field(default_factory=dict)
     names: list[bytes] = field(default_factory=list)
@@ -120,9 +120,9 @@ class _Header:
     index: tuple[str | None, str | None] = (None, None)
 
     def path(self, side: bytes, absent: bytes, *moves: bytes) -> bytes | None:
-        """A side's path, by the line that git believes first.
+        """Return a side's path, from the line that git gives precedence.
 
-        Empty where the file is absent on that side, None where no line names it.
+        Empty if the file is absent on that side, None if no line names it.
         """
         if side not in self.said and absent in self.said:
             return b""
@@ -130,7 +130,7 @@ class _Header:
         return next((self.said[word] for word in words if word in self.said), None)
 
     def agrees(self, old: bytes, new: bytes) -> bool:
-        """Whether all lines of a `diff --git` header name these two paths."""
+        """Return whether all lines of a `diff --git` header name these two paths."""
         said = self.said
         for kind in (b"rename", b"copy"):
             if kind + b" from " in said:
@@ -176,7 +176,7 @@ class _Scanner:
         return self._lines[at] if at < len(self._lines) else b""
 
     def _skip_preface(self) -> None:
-        """Skip a mail's head or a commit's message, up to where git would see a diff begin."""
+        """Skip a mail's head or a commit's message, up to the line where git would find a diff."""
         while self._at < len(self._lines):
             line = self._lines[self._at]
             if line.startswith(b"@@ -") or begins_file(self._lines, self._at):
@@ -186,10 +186,10 @@ class _Scanner:
     def _refuse_between(self, line: bytes, *, has_file: bool) -> NoReturn:
         shown = show(line)
         if _FENCE.match(line):
-            detail = f"A Markdown fence ({shown}) stands here: send one diff, and nothing else."
+            detail = f"A Markdown fence ({shown}) is here: send one diff, and nothing else."
         elif line.startswith(b"@@ "):
             detail = (
-                "A hunk stands here without its file: `diff --git`, `---` and `+++` lines"
+                "A hunk is here without its file: `diff --git`, `---` and `+++` lines"
                 " must come before it."
             )
         elif line.startswith((b"diff --cc ", b"diff --combined ")):
@@ -197,7 +197,7 @@ class _Scanner:
         elif line.startswith((b"--- ", b"+++ ")):
             detail = f"`{shown}` is one half of a header: `--- a/file`, then `+++ b/file`."
         else:
-            detail = f"`{shown}` is no part of a diff: send the diff alone, without text around it."
+            detail = f"`{shown}` is not part of a diff: send only the diff, without text around it."
         if has_file and not line.startswith(b"@@ "):
             detail += " If it belongs to the file above, that file's hunk counts are wrong."
         self._refuse(detail)
@@ -277,7 +277,7 @@ class _Scanner:
         if line.endswith(b"\r"):
             _refuse_crlf(self._number(self._at))
         if word in header.said:
-            self._refuse(f"`{show(word.strip())}` stands twice for one file.")
+            self._refuse(f"`{show(word.strip())}` is given twice for one file.")
         value = line.removeprefix(word)
         if word.startswith((b"rename ", b"copy ")):
             value = bare_name(value)
@@ -287,13 +287,13 @@ class _Scanner:
         if mode is not None:
             if not _SERVED_MODES.fullmatch(mode.group(1)):
                 self._refuse(
-                    f"Mode {show(mode.group(1))} is none that a file may have:"
+                    f"Mode {show(mode.group(1))} is not a mode of a file:"
                     " 100644, 100755 or 120000."
                 )
             for side in _SIDES_OF_MODE[word]:
                 header.modes[side] = int(mode.group(1), 8)
         elif b"mode " in word or (b" " in value and word == b"index "):
-            self._refuse(f"`{show(line)}` names no mode, such as 100644.")
+            self._refuse(f"`{show(line)}` has no mode, such as 100644.")
         index = _INDEX.match(line)
         if index is not None:
             header.index = (index.group(1).decode(), index.group(2).decode())
@@ -316,9 +316,9 @@ class _Scanner:
     def _resolve(
         self, start: int, header: _Header, *, is_git: bool
     ) -> tuple[bytes | None, bytes | None]:
-        """Which path the file had and which it gets, refusing headers that disagree.
+        """Return the old and the new path of a file; refuse headers that disagree.
 
-        None on the side where the file is absent.
+        None for the side where the file is absent.
         """
         said = header.said
         kinds = (b"new file mode ", b"deleted file mode ", b"rename from ", b"copy from ")
@@ -331,7 +331,7 @@ class _Scanner:
         new = header.path(b"+++ ", b"deleted file mode ", b"rename to ", b"copy to ")
         if old is None or new is None or not (old or new):
             self._refuse(
-                f"`{show(self._lines[start])}` names no file clearly;"
+                f"`{show(self._lines[start])}` does not name a file clearly;"
                 " a header is `diff --git a/file b/file`.",
                 start,
             )
@@ -373,7 +373,7 @@ class _Scanner:
             shown = show(self._lines[start])
             if LEFT_OUT.match(self._lines[start]):
                 self._refuse_left_out(start)
-            self._refuse(f"`{shown}` is no hunk header; one is `@@ -1,3 +1,4 @@`.")
+            self._refuse(f"`{shown}` is not a hunk header; one is `@@ -1,3 +1,4 @@`.")
         if match.end() == len(self._lines[start]) - 1 and self._lines[start].endswith(b"\r"):
             _refuse_crlf(self._number(start))
         digits = [b"1" if number is None else number for number in match.groups()]
@@ -386,7 +386,7 @@ class _Scanner:
         if found.context == old_count == new_count:
             self._refuse("This hunk changes nothing: it has neither + nor - lines.")
         if not found.context and old_start > (1 if old_count else 0):
-            # git would look for such a hunk at the file's end only, and may well fit it there.
+            # git would search such a hunk only at the file's end, and may apply it there by chance.
             self._refuse(
                 "This hunk has no line of context, so its place cannot be checked:"
                 f" make the diff with context (`{DIFF_COMMAND}`)."
@@ -405,7 +405,7 @@ class _Scanner:
         )
 
     def _refuse_counts(self, start: int, old_count: int, new_count: int) -> NoReturn:
-        """Refuse a hunk, saying how many lines there are up to where it can only end."""
+        """Refuse a hunk, with the number of lines up to its only possible end."""
         found = count_to_end(self._lines, start + 1)
         after = self._lines[found.end] if found.end < len(self._lines) else b""
         if LEFT_OUT.match(after):
@@ -418,7 +418,7 @@ class _Scanner:
 
     def _refuse_left_out(self, at: int) -> NoReturn:
         self._refuse(
-            f"`{show(self._lines[at])}` stands for lines that were left out; a diff has every line"
+            f"`{show(self._lines[at])}` replaces lines that were left out; a diff has every line"
             f" of its hunks: send the whole output of `{DIFF_COMMAND}`.",
             at,
         )
@@ -429,7 +429,7 @@ class _Scanner:
         line = self._peek(0)
         if line.startswith((b"Binary files ", b"Files ")) and line.endswith(b" differ"):
             self._refuse(
-                "The patch says that a binary file differs and not how:"
+                "The patch says that a binary file differs, but not how:"
                 f" make it with `{DIFF_COMMAND} --binary`."
             )
         if line != b"GIT binary patch":

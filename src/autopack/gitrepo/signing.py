@@ -1,4 +1,4 @@
-"""Signatures as git's `gpg.format=ssh` makes them, by the key that the operator names."""
+"""Signatures as git's `gpg.format=ssh` makes them, with the operator's key."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SETTING = Settings.variable("signing_key")
 
 @dataclass(frozen=True, slots=True)
 class Signer:
-    """Signs with one SSH key. Holds no state, so any number of threads may share it."""
+    """Signs with one SSH key. Has no state, so any number of threads may share it."""
 
     executable: str
     key: Path
@@ -24,9 +24,9 @@ class Signer:
 
     @classmethod
     def open(cls, settings: Settings) -> Signer | None:
-        """Return who signs, None where nobody does.
+        """Return the signer; None without a signing key.
 
-        Signs once to see that it can. Raises RepositoryUnusableError.
+        Signs once to check the key. Raises RepositoryUnusableError.
         """
         if settings.signing_key is None:
             return None
@@ -46,7 +46,7 @@ class Signer:
                 capture_output=True,
                 check=False,
                 timeout=self.timeout_seconds,
-                # Nobody is there to be asked for a passphrase.
+                # No person is there to enter a passphrase.
                 env={"PATH": os.defpath, "HOME": os.devnull, "SSH_ASKPASS_REQUIRE": "never"},
                 start_new_session=True,
             )
@@ -59,6 +59,6 @@ class Signer:
             reason = next((line for line in reversed(words) if line.strip()), "no reason given")
             raise RepositoryUnusableError(
                 f"{SETTING}: {self.key} cannot sign: {reason.strip()[:500]}. It must be the file"
-                " of a private SSH key without a passphrase, readable to the service alone."
+                " of a private SSH key without a passphrase, readable only by the service."
             )
         return done.stdout.decode()

@@ -1,6 +1,6 @@
-"""Carry a patch over to a head that moved on: find what it was made against, and merge.
+"""Merge a patch into a newer head: find the commit that it was made against, and merge.
 
-Not by `git apply -3`, which can write into a work tree in spite of `--cached`.
+It does not use `git apply -3`, which can write into a work tree in spite of `--cached`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .errors import PatchMalformedError, PatchPolicyError
 from .patch import ScannedPatch
 from .quarantine import Quarantine
 
-# An agent's work is no older than that, and to look at all commits of a long history takes minutes.
+# An agent's work is not older than that; reading all of a long history takes minutes.
 _MAX_COMMITS = 2_000
 _COMMIT_ID = re.compile(r"[0-9a-f]{7,40}")
 _ABSENT = "0" * 40
@@ -22,9 +22,9 @@ _ABSENT = "0" * 40
 
 @dataclass(frozen=True, slots=True)
 class Merge:
-    """What became of a merge: the tree where it was clean, else git's words on what was not.
+    """The result of a merge: the tree if it was clean, else git's messages about the conflicts.
 
-    `base` is the commit that the patch turned out to be made against, if one was found.
+    `base` is the commit that the patch was made against, if one was found.
     """
 
     base: str | None
@@ -37,17 +37,17 @@ def merge(
 ) -> Merge:
     """Merge the patch with the head, in quarantine.
 
-    Its base is the commit of the head's history whose files have the ids on the patch's `index`
-    lines; else `base_commit`, when that is in the head's history.
+    The merge base is the commit of the head's history whose files have the ids on the patch's
+    `index` lines; else `base_commit`, if that is in the head's history.
     """
     problems = []
     by_index = _commit_of_index_lines(quarantine, head, scanned)
     if by_index is None:
-        problems.append("Its `index` lines, if any, name no one commit of the branch's history.")
+        problems.append("Its `index` lines, if any, match no commit of the branch's history.")
     given = _commit_in_history(quarantine, head, base_commit) if base_commit else None
     if given is None:
         problems.append(
-            f"base_commit {base_commit} is no commit of the branch's history."
+            f"base_commit {base_commit} is not a commit of the branch's history."
             if base_commit
             else "No base_commit was given."
         )
@@ -68,15 +68,15 @@ def tree_of(quarantine: Quarantine, commit: str) -> str:
 
 
 def recent_commits(quarantine: Quarantine, head: str) -> list[str]:
-    """The revisions by which git walks a head's later history alone."""
+    """Return the revision arguments that limit git to a head's recent history."""
     options = ("--verify", "--quiet", "--end-of-options")
     oldest = quarantine.git("rev-parse", *options, f"{head}~{_MAX_COMMITS}", allowed=(0, 1, 128))
     return [head, f"^{oldest.stdout.decode().strip()}"] if oldest.status == 0 else [head]
 
 
 def _merge_trees(quarantine: Quarantine, base: str, ours: str, theirs: str) -> Merge:
-    # `merge-tree` wants commits, and finds their base by itself: it gets three with no more
-    # history than that.
+    # `merge-tree` needs commits and finds their merge base by itself, so three commits are made
+    # with exactly that history.
     root = _write_commit(quarantine, tree_of(quarantine, base))
     head = _write_commit(quarantine, ours, root)
     patch = _write_commit(quarantine, theirs, root)
@@ -103,9 +103,9 @@ def _write_commit(quarantine: Quarantine, tree: str, *parents: str) -> str:
 
 
 def _commit_in_history(quarantine: Quarantine, head: str, commit: str) -> str | None:
-    """The full id of a commit that the head descends from.
+    """Return the full id of a commit that the head descends from.
 
-    No other may be a base: its content would show in the repair ticket.
+    No other commit may be a base: its content would be shown in the repair ticket.
     """
     if not _COMMIT_ID.fullmatch(commit):
         return None
@@ -119,9 +119,9 @@ def _commit_in_history(quarantine: Quarantine, head: str, commit: str) -> str | 
 
 
 def _commit_of_index_lines(quarantine: Quarantine, head: str, scanned: ScannedPatch) -> str | None:
-    """The latest commit before the head all of whose files are as the patch's headers say.
+    """Return the latest commit before the head whose files all have the ids in the patch's headers.
 
-    An abbreviated id counts only when it fits one single version of its file.
+    An abbreviated id counts only if it matches exactly one version of its file.
     """
     wanted = _versions_before(scanned)
     if not wanted:
@@ -130,7 +130,7 @@ def _commit_of_index_lines(quarantine: Quarantine, head: str, scanned: ScannedPa
     versions = {path: (at_head.lookup(path) or (0, _ABSENT))[1] for path in wanted}
     seen = {path: {oid} for path, oid in versions.items()}
     base = None
-    # Walking back, a commit's own log entry turns the files' versions into those of its parent.
+    # Going back, the log entry of a commit gives the versions of its files in its parent.
     for parent, changes in _walk(_log_of(quarantine, head, wanted)):
         for path, old in changes:
             if path in wanted:  # and not a file beneath it, where it was a folder for a while
@@ -145,9 +145,9 @@ def _commit_of_index_lines(quarantine: Quarantine, head: str, scanned: ScannedPa
 
 
 def _versions_before(scanned: ScannedPatch) -> dict[bytes, str]:
-    """The id, maybe abbreviated, that each file had before the patch; new files were absent.
+    """Return the id, maybe abbreviated, that each file had before the patch; new files have none.
 
-    Empty where a file with hunks has no id: then nothing names the base.
+    Empty if a file with hunks has no id: then nothing identifies the base.
     """
     wanted: dict[bytes, str] = {}
     for file in scanned.files:
@@ -162,7 +162,7 @@ def _versions_before(scanned: ScannedPatch) -> dict[bytes, str]:
 
 
 def _log_of(quarantine: Quarantine, head: str, paths: Iterable[bytes]) -> bytes:
-    """The later commits of a head that changed some paths, as `_walk` reads them."""
+    """Return the log of a head's recent commits that changed some paths, for `_walk`."""
     revisions = "\n".join([*recent_commits(quarantine, head), "--", ""]).encode()
     return quarantine.git(
         "--literal-pathspecs",
@@ -175,7 +175,7 @@ def _log_of(quarantine: Quarantine, head: str, paths: Iterable[bytes]) -> bytes:
 
 
 def _walk(log: bytes) -> Iterator[tuple[str, list[tuple[bytes, str]]]]:
-    """Each commit of a log: its parent, and the ids that the files it changed had there."""
+    """Yield for each commit of a log its parent, and its changed files' ids in that parent."""
     words = iter(log.split(b"\0"))
     parent: str | None = None
     changes: list[tuple[bytes, str]] = []

@@ -1,7 +1,7 @@
-"""The repair ticket: all that the author of a refused patch needs for the next try.
+"""The repair ticket: what the author of a refused patch needs for the next try.
 
-Everything in it describes the head as it is: for each hunk whether it fits, is there already or is
-refused and why, which lines stand in its place, and both sides of the conflict with their base.
+It describes the present head: for each hunk whether it applies, is there already or is refused and
+why, which lines are at its place, and both sides of the conflict with their base.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .patch import ScannedFile, ScannedHunk
 from .quarantine import Quarantine
 from .threeway import recent_commits, tree_of
 
-# A ticket is read by a model: its whole length is bounded, and each hunk's share of it too.
+# A model reads the ticket, so its whole length and each hunk's part of it are bounded.
 _MAX_FILES = 200
 _MAX_HUNKS = 500
 _MAX_TEXT_BYTES = 300_000
@@ -51,7 +51,7 @@ class Ticket:
 def write_ticket(quarantine: Quarantine, head: str, files: Sequence[ScannedFile]) -> Ticket:
     """Compare a patch with the head, file by file and hunk by hunk.
 
-    A file has `path`, `old_path`, `new_path` as the patch says, `path_now` where its content is at
+    A file has `path`, `old_path`, `new_path` as in the patch, `path_now` where its content is at
     the head, `status`, `reason`. A hunk has `line` (in the patch), its counts, `found_start` (in
     the file, from 1) and `moved_by`; a refused one also the lines `now` from `now_start` on, and
     `merged` or, with markers for branch, base and patch, `conflict`: these lines with the hunk put
@@ -72,7 +72,7 @@ def write_ticket(quarantine: Quarantine, head: str, files: Sequence[ScannedFile]
 
 @dataclass(slots=True)
 class _FileVerdict:
-    """What becomes of one file; `path_now` is where its content is at the head."""
+    """The result for one file; `path_now` is where its content is at the head."""
 
     old_path: bytes | None
     new_path: bytes | None
@@ -120,7 +120,7 @@ class _Writer:
     def file(self, file: ScannedFile) -> _FileVerdict:
         verdict = self._compare(file)
         if verdict.omitted_hunks and verdict.status is not HunkStatus.REFUSED:
-            verdict.refuse("It has more hunks than were looked into.")
+            verdict.refuse("It has more hunks than were compared.")
         return verdict
 
     def _compare(self, file: ScannedFile) -> _FileVerdict:
@@ -203,7 +203,7 @@ class _Writer:
             return verdict if fits else verdict.refuse(_binary_reason(entry))
         content = self._read(entry)
         if content is None:
-            return verdict.refuse("The file is too large to be looked into.")
+            return verdict.refuse("The file is too large to be compared.")
         now = FileLines(split_lines(content))
         if file.new_path is None:
             return self._deletion(verdict, file, content, now)
@@ -212,7 +212,7 @@ class _Writer:
         statuses = {place.status for place in places}
         if HunkStatus.REFUSED in statuses:
             count = sum(place.status is HunkStatus.REFUSED for place in places)
-            return verdict.refuse(f"{count} of {len(file.hunks)} hunks do not fit.")
+            return verdict.refuse(f"{count} of {len(file.hunks)} hunks do not apply.")
         if file.new_path != file.old_path:
             statuses.add(HunkStatus.ALREADY_APPLIED if is_moved else HunkStatus.APPLIED)
         if file.old_mode != file.new_mode:
@@ -227,12 +227,12 @@ class _Writer:
     def _deletion(
         self, verdict: _FileVerdict, file: ScannedFile, content: bytes, now: FileLines
     ) -> _FileVerdict:
-        """A file is deleted as a whole or not at all."""
+        """Return the result for a deletion: a file is deleted as a whole or not at all."""
         if content == b"".join(line for hunk in file.hunks for line in images(hunk).old):
             places = [HunkPlace(HunkStatus.APPLIED, 0, len(now.lines))] * len(file.hunks)
             self._add_hunks(verdict, file, places, now)
             return verdict
-        reason = "The file has other lines by now than those that the patch deletes."
+        reason = "The file now has other lines than those that the patch deletes."
         place = HunkPlace(HunkStatus.REFUSED, 0, len(now.lines), reason)
         self._add_hunks(verdict, file, [place] * len(file.hunks), now)
         return verdict.refuse(reason)
@@ -242,7 +242,7 @@ class _Writer:
         return content if len(content) <= _LARGEST_FILE else None
 
     def _fate(self, path: bytes) -> tuple[str | None, bytes | None]:
-        """The commit that took a path away, and the path that it became by that, if any."""
+        """Return the commit that removed a path, and the new path if it was renamed."""
         commit, moved = None, path
         while self._renames_left > 0 and self._tree.lookup(moved) is None:
             self._renames_left -= 1
@@ -299,7 +299,7 @@ class _Writer:
             )
 
     def _lines_in_place(self, hunk: ScannedHunk, place: HunkPlace, now: FileLines | None) -> Json:
-        """The lines that stand where a refused hunk wants to go, and its merge with them."""
+        """Return the lines at the place of a refused hunk, and its merge with them."""
         if (
             now is None
             or place.start is None
@@ -328,14 +328,14 @@ class _Writer:
         now: Sequence[bytes],
         after: Sequence[bytes],
     ) -> tuple[bytes, bool] | None:
-        """Merge a hunk with the lines in its place: the text, and whether it has conflicts."""
+        """Merge a hunk with the lines at its place; return the text, and whether it conflicts."""
         sides = {
             "branch": b"".join(now),
             "base": b"".join([*before, *image.old, *after]),
             "patch": b"".join([*before, *image.new, *after]),
         }
         if self._merges_left == 0 or any(b"\0" in content for content in sides.values()):
-            return None  # git would not merge what it takes for binary
+            return None  # git does not merge content that it takes for binary
         self._merges_left -= 1
         for name, content in sides.items():
             (self._quarantine.folder / name).write_bytes(content)
@@ -361,7 +361,7 @@ def _is_file(entry: Entry) -> bool:
 
 def _no_file(path: bytes, entry: Entry) -> str:
     if entry[0] == MODE_SUBMODULE:
-        return f"{show(path)} is a submodule on the branch, and no file."
+        return f"{show(path)} is a submodule on the branch, not a file."
     return (
         f"{show(path)} is a folder on the branch, and the patch has a file of that name:"
         " a conflict of file and folder."
@@ -376,7 +376,7 @@ def _folder_wanted(path: bytes) -> str:
 
 
 def _binary_reason(entry: Entry) -> str:
-    return f"The binary file is {entry[1]} by now: make the patch from that."
+    return f"The binary file is now {entry[1]}: make the patch from that."
 
 
 def _path(path: bytes | None) -> str | None:

@@ -1,7 +1,7 @@
-"""What the served repository tracks must not steer the service that serves it.
+"""Files that the served repository tracks must not configure the service.
 
-A file that git lays out is written by whoever may commit: settings, our home or the runs directory
-among such files would let a stranger say who may call and how CI is confined.
+Every author of a commit can write a tracked file. If settings, home or runs directory were tracked,
+such an author could decide which clients may call and how CI is confined.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..config import Settings, repository_top
 from .errors import RepositoryUnusableError
 from .process import GitRunner
 
-# The repository may be another owner's: nothing of it is run here.
+# The repository may belong to another user: none of its hooks or filters run here.
 TRUST = {
     "GIT_CONFIG_COUNT": "1",
     "GIT_CONFIG_KEY_0": "safe.directory",
@@ -33,7 +33,7 @@ _MAX_LINKS = 40  # as many as Linux follows
 
 @dataclass(frozen=True, slots=True)
 class _WorkTree:
-    """The top of a work tree, and the git dir that it shares with others of its repository."""
+    """The top of a work tree, and the git directory that it shares with other work trees."""
 
     top: Path
     git_dir: Path
@@ -48,22 +48,22 @@ class _Tracked:
 
 
 def require_untracked(settings: Settings) -> None:
-    """See that the settings' file, home and runs directory are not what a repository tracks.
+    """Check that no repository tracks the settings' file, home or runs directory.
 
-    The runs directory may hold tracked rulesets and finished records. Raises
+    The runs directory may contain tracked rulesets and finished records. Raises
     RepositoryUnusableError, which names the variable, the place and why.
     """
     executable = shutil.which("git")
     if executable is None:
-        return  # then no service starts
+        return  # the service does not start then
     runner = GitRunner(executable, settings.git_timeout_seconds, settings.git_memory_bytes)
     if settings.env_file is not None:
         top = Path(os.path.realpath(repository_top(settings.repo_path)))
         served = _work_tree(runner, top)
         for place in _places(settings.env_file):
             around = _work_tree(runner, place.parent)
-            # An operator may keep settings in a repository, if it is not the one that is served,
-            # no other work tree of that one, and no submodule.
+            # An operator may keep settings in another repository, but not in the served one, in
+            # another work tree of it, or in a submodule.
             is_served = place.is_relative_to(top) or (
                 served is not None and around is not None and served.git_dir == around.git_dir
             )
@@ -86,13 +86,13 @@ def require_untracked(settings: Settings) -> None:
 def _refusal(name: str, place: Path, why: str) -> RepositoryUnusableError:
     variable = Settings.variable(name)
     return RepositoryUnusableError(
-        f"{variable} ({place}): {why}, and what a repository tracks must not steer the service."
+        f"{variable} ({place}): {why}, and a tracked file must not configure the service."
         f" Untrack it (`git rm --cached`), or set {variable} to another place."
     )
 
 
 def _other_than_records(found: list[_Tracked], runs_dir: Path) -> list[_Tracked]:
-    """Leave out rulesets and records of runs: regular files, each in its place."""
+    """Leave out rulesets and records of runs, if they are regular files at their usual paths."""
     names = {each.place: each.place.relative_to(runs_dir).parts for each in found}
     recorded = {parts[0] for parts in names.values() if parts[1:] == (_RECORD,)}
 
@@ -105,7 +105,7 @@ def _other_than_records(found: list[_Tracked], runs_dir: Path) -> list[_Tracked]
 
 
 def _places(path: Path) -> list[Path]:
-    """Return each link on the way to a path, then where it leads; no link stands above them."""
+    """Return each link on the way to a path, then its target; no link is above them."""
     links: list[Path] = []
     place, ahead = Path(path.anchor), list(reversed(path.parts[1:]))
     while ahead:
@@ -115,7 +115,7 @@ def _places(path: Path) -> list[Path]:
             continue
         links.append(place)
         if len(links) > _MAX_LINKS:
-            raise RepositoryUnusableError(f"{path} leads through links that go round in a circle.")
+            raise RepositoryUnusableError(f"{path} leads through links that form a loop.")
         target = place.readlink()
         place = Path(target.anchor or place.parent)
         ahead += reversed(target.parts[1:] if target.anchor else target.parts)
@@ -123,13 +123,13 @@ def _places(path: Path) -> list[Path]:
 
 
 def _tracked_at(runner: GitRunner, place: Path) -> list[_Tracked]:
-    """Return what repositories track at a place: as a path of the one around it, or within it."""
+    """Return what repositories track at a path: the repository around it, or within it."""
     trees = dict.fromkeys(_work_tree(runner, each) for each in (place.parent, place))
     return [each for tree in trees if tree for each in _entries(runner, tree.top, place)]
 
 
 def _work_tree(runner: GitRunner, folder: Path) -> _WorkTree | None:
-    """Return the work tree that a folder is in, whether there is such a folder or not."""
+    """Return the work tree that a folder is in; the folder need not exist."""
     present = next(each for each in (folder, *folder.parents) if each.is_dir())
     asked = ("rev-parse", "--path-format=absolute", "--git-common-dir", "--show-toplevel")
     answer = runner.run(*asked, folder=present, environment=TRUST, allowed=(0, 128))
@@ -142,7 +142,7 @@ def _work_tree(runner: GitRunner, folder: Path) -> _WorkTree | None:
 def _entries(runner: GitRunner, top: Path, place: Path) -> Iterator[_Tracked]:
     if not place.is_relative_to(top):
         return
-    path = "" if place == top else str(place.relative_to(top))  # git knows no literal `.` here
+    path = "" if place == top else str(place.relative_to(top))  # git refuses `.` here
     options = ("ls-files", "--stage", "-z", "--", f":(top,literal){path}")
     output = runner.run(*options, folder=top, environment=TRUST).stdout
     for line in output.decode(errors="surrogateescape").split("\0")[:-1]:

@@ -1,8 +1,8 @@
-"""Private work trees of one commit for an agent's command, and what it changed there as a patch.
+"""Private work trees of one commit for an agent's command, and its changes as a patch.
 
-The agent gets a repository of its own to look around and commit in. What counts is read through a
-second git dir that it does not see: neither its index, configuration and hooks nor its commits have
-a say, only the files as they lie there against the commit that was laid out.
+The agent gets its own repository, in which it may read history and commit. Its changes are read
+through a second git directory that it does not see. So its index, configuration, hooks and commits
+have no effect: only the files in the work tree are compared with the commit that was laid out.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from .repository import discover
 
 FETCH_SECONDS = 1800
 MEMORY_BYTES = 1024**3
-# Files are laid out as the commit holds them and read back so: what no agent touched, no conversion
-# of line ends changes. `!diff`: text is sent as text.
-# Files of this name in the top folder are between agent and worker, and are in no patch.
+# Files are written and read back byte for byte as in the commit, so that no conversion of line ends
+# changes an untouched file. `!diff`: text is sent as text. Files of this name in the top folder are
+# between agent and worker, and are in no patch.
 OURS = ".autopack-"
 TREE = "tree"
 _ATTRIBUTES = "* -text -filter -ident -working-tree-encoding !diff\n"
-# git's own measure of when to tidy up, which is off wherever we serve.
+# git's own default for automatic gc, which the service's configuration turns off.
 _TIDY = ("-c", "gc.auto=6700", "-c", "gc.autoPackLimit=50", "-c", "gc.autoDetach=false")
 _COMMIT = re.compile(r"[0-9a-f]{40}\Z")
 _NAMED_FOLDERS = 3
@@ -42,16 +42,16 @@ class WorkspaceError(Exception):
 
 
 class FetchError(WorkspaceError):
-    """The commit could not be fetched now; it may be on its way, or the network be away."""
+    """The commit could not be fetched now; a later try may succeed."""
 
 
 class TooMuchChangedError(WorkspaceError):
-    """More was changed than one patch may hold."""
+    """More was changed than one patch may contain."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the service takes as one patch."""
+    """The service's limits for one patch."""
 
     files: int
     bytes: int
@@ -59,9 +59,9 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Harvest:
-    """What was changed: a patch, empty when nothing was.
+    """The changes as a patch; empty without changes.
 
-    `nested` are the repositories within the tree that are not part of it, as folders.
+    `nested` are the folders of repositories within the tree; they are not part of the patch.
     """
 
     patch: bytes
@@ -88,12 +88,12 @@ class ObjectCache:
         commit: str,
         staged: bytes | None = None,
     ) -> Workspace:
-        """Lay out a commit of a branch in an empty folder, from the first source that has it.
+        """Write a commit of a branch into an empty folder, from the first source that has it.
 
-        A source is a path or an address, which may hold credentials. `staged` is a patch to lie on
-        the commit, where it applies; it is no part of what is changed later.
+        A source is a path or an address, which may contain credentials. `staged` is a patch that is
+        applied on top of the commit if possible; it is not part of the later changes.
 
-        Raises FetchError when it may be there in a moment, else WorkspaceError.
+        Raises FetchError when a later try may succeed, else WorkspaceError.
         """
         if not _COMMIT.match(commit):
             raise ValueError(f"{commit!r} is no commit's id")
@@ -113,7 +113,7 @@ class ObjectCache:
         raise kind(" ".join("; ".join(map(str, problems)).split()))
 
     def _fetch(self, source: str | RemoteAddress, branch: str, commit: str) -> Path:
-        """See that the commit and all it leads to is in this source's copy; return the copy."""
+        """Fetch the commit with all its objects into the copy of this source; return the copy."""
         address = parse_address(source, Path.cwd()) if isinstance(source, str) else source
         url, options = self._reach(address)
         copy = self._folder / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}.git"
@@ -122,8 +122,8 @@ class ObjectCache:
             if not (copy / "HEAD").exists():
                 self._run(copy, "init", "--quiet", "--bare", "--template=")
             try:
-                # By its id, as a branch is pushed later than it is made; by the branch, where a
-                # server gives out no more than that.
+                # First by id, as a branch is pushed some time after its commit is made; then by
+                # branch, as some servers do not send commits by id.
                 for wanted in (commit, f"refs/heads/{branch}"):
                     spec = f"+{wanted}:refs/heads/{branch}"
                     is_last = wanted != commit
@@ -145,7 +145,7 @@ class ObjectCache:
         return copy
 
     def _reach(self, address: RemoteAddress) -> tuple[str, list[str]]:
-        """Return what git is to fetch from, and how."""
+        """Return the address to fetch from, and git's options for it."""
         if address.protocol != "file":
             return address.url, []
         url = address.url
@@ -155,9 +155,9 @@ class ObjectCache:
             try:
                 url = str(discover(self._runner, Path(url))[0])
             except RepositoryUnusableError as error:
-                raise WorkspaceError(f"{url} holds no git repository that can be read") from error
+                raise WorkspaceError(f"{url} has no git repository that can be read") from error
         git = shlex.quote(self._runner.executable)
-        # It may be another owner's: what runs there is git and none of its hooks.
+        # It may belong to another user: only git runs there, without hooks.
         return url, [f"--upload-pack={git} -c 'safe.directory=*' upload-pack"]
 
     def _run(
@@ -176,7 +176,7 @@ class ObjectCache:
 
 
 class Workspace:
-    """One agent's work tree. `is_staged`: the patch that came with the commit lies there."""
+    """One agent's work tree. `is_staged`: the given patch was applied in it."""
 
     def __init__(self, runner: GitRunner, tree: Path, git_dir: Path, *, is_staged: bool) -> None:
         self.tree = tree
@@ -186,10 +186,10 @@ class Workspace:
         self._base = self._run("write-tree").stdout.decode().strip()
 
     def harvest(self, limits: Limits) -> Harvest:
-        """Return what was changed: files made, changed and deleted, but none that git ignores.
+        """Return the changes: files created, changed and deleted, without files that git ignores.
 
-        Commits that the agent made count as the files that they left. A repository of its own
-        within the tree is left out. Raises TooMuchChangedError, WorkspaceError.
+        Commits of the agent count by the files that they leave. A nested repository is left out.
+        Raises TooMuchChangedError, WorkspaceError.
         """
         try:
             return self._harvest(limits)
@@ -211,7 +211,7 @@ class Workspace:
         )
         against = ("diff-index", "--cached", "--no-renames")
         self._require_few(self._paths(*against, "--name-only", "-z", self._base), limits)
-        # To a file: how much it comes to is known when it is there, not before.
+        # Into a file: its size is only known after it is written.
         output = self._git_dir / "patch"
         self._run(
             *(*against, "--patch", "--binary", "--full-index", f"--output={output}", self._base)
@@ -219,7 +219,7 @@ class Workspace:
         size = output.stat().st_size
         if size > limits.bytes:
             raise TooMuchChangedError(
-                f"what was changed comes to a patch of {size} bytes; the service takes"
+                f"the changes are a patch of {size} bytes; the service accepts at most"
                 f" {limits.bytes}"
             )
         return Harvest(output.read_bytes(), nested)
@@ -231,7 +231,7 @@ class Workspace:
         most = sorted(set(tops), key=tops.count, reverse=True)[:_NAMED_FOLDERS]
         raise TooMuchChangedError(
             f"{len(paths)} files were changed, most of them in {', '.join(most)!a}; a patch may"
-            f" hold {limits.files}. What is not to be sent belongs into .gitignore"
+            f" have {limits.files}. Add files that must not be sent to .gitignore"
         )
 
     def _paths(self, *arguments: str) -> list[str]:
@@ -255,7 +255,7 @@ def _lay_out(
         (own / "info").mkdir(exist_ok=True)
         (own / "info" / "attributes").write_text(_ATTRIBUTES)
         (own / "info" / "exclude").write_text(f"/{OURS}*\n")
-        # The second sees the first's objects too: those of the staged patch are there.
+        # The second git directory needs the first's objects too: they have the staged patch.
         known = "\n".join(str(each / "objects") for each in (copy, git_dir) if each != own)
         (own / "objects" / "info" / "alternates").write_text(f"{known}\n")
         if (copy / "shallow").exists():
