@@ -86,7 +86,7 @@ def test_the_ruleset_that_runs_had_changes_nothing(live_server: LiveServer, rule
     done = command("--ruleset", ruleset, API_URL=live_server.url)
     assert done.returncode == 0, done.stderr
     assert "2 finished runs" in done.stdout
-    assert "no outcome, spend or eligibility would change" in done.stdout
+    assert "no outcome, cost or eligibility would change" in done.stdout
     assert done.stdout.count("\n") == 1
 
 

@@ -189,7 +189,7 @@ def test_a_result_file_counts_as_a_whole_or_not_at_all(
 def test_what_others_wrote_cannot_pass_for_the_rules() -> None:
     """A patch that holds a line of = signs is set apart by a longer one."""
     prompt = write_prompt(work_item("auditor"), is_staged=True, answer="/answer.json")
-    rules, material = prompt.split("What stands below", 1)
+    rules, material = prompt.split("The text below", 1)
     assert "make check" in rules
     assert "docs/**" in rules
     assert "Rules: none." not in rules

@@ -65,7 +65,7 @@ def test_what_no_patch_can_hold_is_a_failed_try_with_its_reason(workshop: Worksh
         ("true", "changed nothing"),
         ("echo half > README.md; echo '{' > $AUTOPACK_RESULT; kill -9 $$", "exit code 137"),
         ('echo \'{"notes": "It cannot be done."}\'; exit 1', "It cannot be done."),
-        ("git init -q sub; touch sub/x", "Left out, as repositories of their own: sub"),
+        ("git init -q sub; touch sub/x", "Left out, since they are other repositories: sub"),
     ],
 )
 def test_a_command_that_fails_is_a_failed_try(workshop: Workshop, command: str, notes: str) -> None:

@@ -1,4 +1,4 @@
-"""The command line's front: the register of commands, and how they end."""
+"""The entry point of the command line: the list of commands, and their exit codes."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from .. import __version__
 from .command import CLOSED_PIPE, FINE, WRONG_USE, ClosedPipeError, CommandError
 from .terminal import say
 
-# Each is the Typer `app` of the module of that name beside this one, imported when it is called:
-# what one command needs slows no other down.
+# Each is the Typer `app` of the module of that name in this package. A module is imported when its
+# command is called, so that one command does not slow down another.
 COMMANDS: Final = {
     "serve": "Serve the HTTP API on the git repository of the current folder.",
     "jobs": "Do background work until a signal comes.",
     "work": "Let agents' commands build and review what runs have to do.",
-    "run": "Start runs, look at them, steer them.",
+    "run": "Start, show and control runs.",
     "issues": "List the project's backlog, resolve and reopen issues.",
-    "strategy": "Show and change the policy, see what it makes of a plan.",
+    "strategy": "Show and change the policy; compile a plan under it.",
     "promote": "Say whether a run's branch may be merged, and start that.",
     "verify": "Check a run's branch against its own record, without the service.",
-    "db": "Upgrade the database, look at it, open a shell on it.",
-    "doctor": "Find what is wrong with a set-up, and say how to mend it.",
-    "backtest": "Say what another ruleset would have made of finished runs.",
+    "db": "Upgrade the database, show its status, open a shell.",
+    "doctor": "Find what is wrong with a set-up, and say how to repair it.",
+    "backtest": "Decide finished runs again under another ruleset.",
     "init": "Set the git repository of the current folder up for runs, CI and promotion.",
 }
 
 
 class _Register(TyperGroup):
-    """Lists the register and imports the one command that is called."""
+    """Lists all commands, and imports only the one that is called."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         name, command, rest = super().resolve_command(ctx, args)
@@ -59,14 +59,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line. Returns the exit code; docs/cli.md names them."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal may know ASCII alone
+            stream.reconfigure(errors="backslashreplace")  # a terminal may support only ASCII
     try:
         code = _run(arguments)
         sys.stdout.flush()
     except (ClosedPipeError, BrokenPipeError):
         code = CLOSED_PIPE
     if code == CLOSED_PIPE:
-        # Nothing of what is left in the buffers finds a reader: Python need not try at its end.
+        # The buffers have no reader any more, so Python must not flush them at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return code
 
@@ -85,7 +85,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _tell_wrong_use(error: TyperException) -> None:
-    """Print one line; where a command was left out, all that there are."""
+    """Print one line; if the command is missing, also list all commands."""
     text = error.format_message()
     if "\n" in text:
         say(*text.split("\n"), is_error=True)
@@ -111,7 +111,7 @@ def _options(
 
 
 def _called_by_its_module() -> None:
-    """Stand in the list for a command that is not imported yet."""
+    """Return a placeholder for the list, for a command that is not imported yet."""
 
 
 for _name, _help in COMMANDS.items():

@@ -1,4 +1,4 @@
-"""`autopack backtest`: finished runs judged again under another ruleset. (docs/cli.md)"""
+"""`autopack backtest`: finished runs decided again under another ruleset. (docs/cli.md)"""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def backtest(
     json: JsonOption = False,
     url: UrlOption = None,
 ) -> int:
-    """Say what another ruleset would have made of finished runs.
+    """Decide finished runs again under another ruleset.
 
     Ends with 0 when nothing would change, 1 when something would.
     """
@@ -44,10 +44,10 @@ def backtest(
 
 
 def _told(answer: BacktestAnswer, ruleset: Path) -> Iterator[str]:
-    """Write what would change, run by run."""
+    """Yield the lines of the report: what would change in each run."""
     changed = [run for run in answer.runs if run.changes]
     apart = [run for run in answer.runs if run.parted_at and not run.changes]
-    yield f"{_runs(answer.compared_count)} judged again under {ruleset}: {_verdict(answer)}."
+    yield f"{_runs(answer.compared_count)} decided again under {ruleset}: {_verdict(answer)}."
     if changed:
         rows = [("run", "what", "was", "would be")]
         rows += [row for run in changed for row in _rows(run)]
@@ -55,16 +55,16 @@ def _told(answer: BacktestAnswer, ruleset: Path) -> Iterator[str]:
         yield from _table(rows)
     for run in apart:
         yield ""
-        yield f"{run.run_id} would come to the same end by another way: {_parting(run)}"
+        yield f"{run.run_id} would have the same result in another way: {_parting(run)}"
     assumed = sum(run.assumed_patches for run in answer.runs)
     if assumed:
         yield ""
-        yield f"{assumed} patches that git never saw are taken to fit."
+        yield f"{assumed} patches that were never applied are assumed to apply."
 
 
 def _verdict(answer: BacktestAnswer) -> str:
     if not answer.changed_count:
-        return "no outcome, spend or eligibility would change"
+        return "no outcome, cost or eligibility would change"
     return f"{answer.changed_count} would change"
 
 

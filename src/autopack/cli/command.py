@@ -1,4 +1,4 @@
-"""What every command is made of: its Typer app, its exit codes, its one error."""
+"""What every command uses: its Typer app, the exit codes, the error type."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import typer
 FINE: Final = 0
 NO: Final = 1  # the answer is no: a run failed, is not eligible, something differs
 WRONG_USE: Final = 2
-UNAVAILABLE: Final = 3  # the service, or what it needs
-CLOSED_PIPE: Final = 141  # as a shell says of a program that a closed pipe ended
+UNAVAILABLE: Final = 3  # the service or a thing that it needs is not available
+CLOSED_PIPE: Final = 141  # a shell's exit code for a program that SIGPIPE ended
 
 
 class CommandError(Exception):
@@ -22,9 +22,10 @@ class CommandError(Exception):
 
 
 class ClosedPipeError(Exception):
-    """The reader of standard output has gone, as `head` does: there is no more to do.
+    """The reader of standard output closed the pipe, as `head` does: the command ends.
 
-    It is no OSError, because commands tell of those, and Typer ends with 1, which means no.
+    It is not an OSError, because commands report those as errors, and Typer would exit with 1,
+    which means no.
     """
 
 

@@ -1,4 +1,4 @@
-"""`autopack db`: the one Postgres, embedded or not."""
+"""`autopack db`: the service's Postgres, embedded or not."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ app = command_app()
 
 @app.command()
 def upgrade(json: JsonOption = False) -> None:
-    """Bring the schema to this version's; `autopack serve` does so too."""
+    """Upgrade the schema to this version's; `autopack serve` does so too."""
     with _opened() as database:
         database.migrate()
         found = _look(database)
@@ -38,7 +38,7 @@ def upgrade(json: JsonOption = False) -> None:
 
 @app.command()
 def status(json: JsonOption = False) -> int:
-    """Say where the database is and whether its schema is this version's.
+    """Show where the database is and whether its schema is this version's.
 
     Ends with 0 when it is, 1 when it is not.
     """
@@ -54,18 +54,18 @@ def status(json: JsonOption = False) -> int:
 @app.command()
 def shell(
     command: Annotated[
-        str | None, typer.Option("--command", "-c", help="Run this SQL and leave.")
+        str | None, typer.Option("--command", "-c", help="Run this SQL and exit.")
     ] = None,
 ) -> int:
-    """Open psql on the database; the embedded one runs as long as that is open."""
+    """Open psql on the database; the embedded Postgres runs until psql ends."""
     with _opened(must_exist=True) as database:
         url = database.engine.url.set(drivername="postgresql")
         address = url.set(password=None).render_as_string(hide_password=False)
         environment = dict(os.environ)
         if url.password is not None:
-            environment["PGPASSWORD"] = str(url.password)  # not where `ps` shows it
+            environment["PGPASSWORD"] = str(url.password)  # not in the arguments, which `ps` shows
         words = [_psql(), "--dbname", address]
-        # Ctrl-C is for psql, which ends a statement by it.
+        # Ctrl-C is for psql, which cancels a statement.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             done = subprocess.run(
@@ -111,7 +111,7 @@ def _opened(*, must_exist: bool = False) -> Iterator[Database]:
         require_untracked(settings)
         if must_exist and not exists(settings):
             raise CommandError(
-                f"{settings.home} holds no database yet: `autopack serve` makes one there;"
+                f"{settings.home} has no database yet: `autopack serve` creates one there;"
                 " DATABASE_URL names another.",
                 NO,
             )
@@ -124,13 +124,13 @@ def _opened(*, must_exist: bool = False) -> Iterator[Database]:
 
 
 def exists(settings: Settings) -> bool:
-    """Say whether there is a database to look at: to look must not make one."""
+    """Return whether there is a database; showing its status must not create one."""
     is_made = (settings.home / "postgres" / "data" / "PG_VERSION").exists()
     return settings.database_url is not None or is_made
 
 
 def _psql() -> str:
-    """Return the system's psql, else the one that comes along. Raises CommandError."""
+    """Return the system's psql, else the bundled one. Raises CommandError."""
     found = shutil.which("psql")
     if found is not None:
         return found
@@ -139,4 +139,5 @@ def _psql() -> str:
 
         return str(programs() / "psql")
     except (ImportError, EmbeddedPostgresError) as error:
-        raise CommandError(f"psql is not installed, and none comes along here: {error}") from error
+        why = f"psql is not installed, and the bundled one is missing: {error}"
+        raise CommandError(why) from error

@@ -1,4 +1,4 @@
-"""`autopack doctor`: what is wrong with a set-up, and how to mend it."""
+"""`autopack doctor`: what is wrong with a set-up, and how to repair it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ app = command_app()
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one look came to; `mend` says what to do about it."""
+    """The result of one check; `mend` says what to do about it."""
 
     check: str
     status: Literal["ok", "warn", "fail"]
@@ -53,9 +53,9 @@ class Finding:
 
 @app.command()
 def doctor(json: JsonOption = False, url: UrlOption = None) -> int:
-    """Find what is wrong with the set-up of the current folder, and say how to mend it.
+    """Find what is wrong with the set-up of the current folder, and say how to repair it.
 
-    Changes nothing. Ends with 0 when the service can work, 1 when something keeps it from that.
+    Changes nothing. Exits with 0 when the service can work, 1 when it cannot.
     """
     log_warnings_alone()
     findings = list(_examine(url))
@@ -74,7 +74,7 @@ def _examine(url: str | None) -> Iterator[Finding]:
     try:
         settings = load_settings()
     except SettingsError as error:
-        mend = "Put it right in the environment, or in the file of AUTOPACK_ENV_FILE."
+        mend = "Correct it in the environment, or in the file of AUTOPACK_ENV_FILE."
         yield Finding("settings", "fail", str(error), mend)
         return
     file = f" and {settings.env_file}" if settings.env_file else ""
@@ -96,20 +96,20 @@ def _door(settings: Settings) -> Iterator[Finding]:
             "access",
             "warn",
             f"{settings.host} is reached from elsewhere, and a proxy on this machine that adds no "
-            "header looks like a caller on it",
+            "header looks like a local caller",
             "Set AUTOPACK_HOST=127.0.0.1, and run no proxy in front; see docs/deployment.md.",
         )
     if settings.auth == "disabled" and not is_local:
         yield Finding(
             "access",
             "warn",
-            f"everybody who reaches {settings.host} is answered",
+            f"every caller that reaches {settings.host} is answered",
             "Set AUTOPACK_AUTH=loopback, or let only trusted callers reach it.",
         )
 
 
 def _repository(settings: Settings) -> Iterator[Finding]:
-    # A home of its own, for what is looked at must not change.
+    # A temporary home, since checks must not change the real one.
     with tempfile.TemporaryDirectory(prefix="autopack-doctor-") as home:
         alone = {"home": Path(home), "git_remote": None, "signing_key": None}
         try:
@@ -117,13 +117,13 @@ def _repository(settings: Settings) -> Iterator[Finding]:
             repository = Repository.open(settings.model_copy(update=alone))
             base = repository.base()
         except RepositoryUnusableError as error:
-            mend = "AUTOPACK_REPO_PATH and AUTOPACK_BASE_BRANCH say which it is."
+            mend = "AUTOPACK_REPO_PATH and AUTOPACK_BASE_BRANCH select it."
             yield Finding("repository", "fail", str(error), mend)
             return
         yield Finding("repository", "ok", f"{repository.path}, base {base.branch}")
         yield from _behind(repository, base)
         for warning in repository.pointers(base.commit).warnings():
-            yield Finding("contents", "warn", warning, "Keep phases to what does without them.")
+            yield Finding("contents", "warn", warning, "Do not plan phases that need them.")
         yield from _checked_out(repository)
         yield from _laid_out(repository, base)
         yield _remote(settings.model_copy(update={"home": Path(home), "signing_key": None}))
@@ -152,7 +152,7 @@ def _signing(settings: Settings) -> Finding:
 
 
 def _behind(repository: Repository, base: Base) -> Iterator[Finding]:
-    """See that runs do not start from an old commit, as far as the last fetch knows."""
+    """Check that runs do not start from an old commit, according to the last fetch."""
     there = repository.remote_base(base)
     if there is None or not repository.has_commit(there):
         return
@@ -174,21 +174,21 @@ def _checked_out(repository: Repository) -> Iterator[Finding]:
             yield Finding(
                 "checkout",
                 "fail",
-                f"{branch} is checked out in {folder}, so its run cannot go on",
+                f"{branch} is checked out in {folder}, so its run cannot continue",
                 f"git -C {folder} switch --detach",
             )
 
 
 def _database(settings: Settings) -> Iterator[Finding]:
     if not exists(settings):
-        yield Finding("database", "ok", f"the first start makes one in {settings.home}")
+        yield Finding("database", "ok", f"the first start creates one in {settings.home}")
         return
     try:
         with open_database(settings) as database:
             status = database.status()
     except DatabaseError as error:
         yield Finding(
-            "database", "fail", str(error), "Start it, or put DATABASE_URL right; see docs."
+            "database", "fail", str(error), "Start it, or correct DATABASE_URL; see docs."
         )
         return
     if status.is_current:
@@ -205,8 +205,8 @@ def _database(settings: Settings) -> Iterator[Finding]:
         yield Finding(
             "clock",
             "warn",
-            f"this machine and the database are {apart:.0f} s apart",
-            "Let both follow a time server: leases and budgets go by the clock.",
+            f"the clocks of this machine and the database differ by {apart:.0f} s",
+            "Synchronize both with a time server: leases and budgets depend on it.",
         )
 
 
@@ -222,8 +222,8 @@ def _folders(settings: Settings) -> Iterator[Finding]:
             yield Finding(name, "fail", f"{place} cannot be written to", mend)
         elif free < LITTLE_SPACE:
             status: Literal["warn", "fail"] = "fail" if free < NO_SPACE else "warn"
-            detail = f"{free / 1_000_000:,.0f} MB are left on the disk of {place}"
-            yield Finding(name, status, detail, f"Make room, or set {variable} to another disk.")
+            detail = f"{free / 1_000_000:,.0f} MB are free on the disk of {place}"
+            yield Finding(name, status, detail, f"Free space, or set {variable} to another disk.")
         else:
             yield Finding(name, "ok", f"{folder}, {free / 1_000_000_000:,.0f} GB free")
 
@@ -245,7 +245,7 @@ def _ruleset(settings: Settings) -> Iterator[Finding]:
             "ruleset",
             "fail",
             f"{file}: {where} {first['msg']}".replace("\n", " "),
-            "Put it right, or move it away to have the defaults again.",
+            "Correct it, or move it away to get the defaults again.",
         )
         return
     yield Finding("ruleset", "ok", f"{file}, version {ruleset.version}, CI {ruleset.ci.mode}")
@@ -262,7 +262,7 @@ def _sandbox(settings: Settings) -> Finding:
     if problem is None:
         return Finding("sandbox", "ok", "CI commands run in bubblewrap")
     if settings.ci_sandbox == "none":
-        return Finding("sandbox", "ok", "CI commands run without one, as AUTOPACK_CI_SANDBOX says")
+        return Finding("sandbox", "ok", "CI commands run without a sandbox, by AUTOPACK_CI_SANDBOX")
     is_required = settings.ci_sandbox == "required"
     return Finding(
         "sandbox",
@@ -273,7 +273,7 @@ def _sandbox(settings: Settings) -> Finding:
 
 
 def _laid_out(repository: Repository, base: Base) -> Iterator[Finding]:
-    """See that runs start with what `autopack init` lays out."""
+    """Check that the files of `autopack init` are on the base branch."""
     wanted = (*SCRIPTS, PROMOTION)
     missing = sorted({*wanted} - repository.files_in(base.commit, wanted))
     uncommitted = [name for name in missing if (repository_top(repository.path) / name).is_file()]
@@ -290,7 +290,7 @@ def _laid_out(repository: Repository, base: Base) -> Iterator[Finding]:
 
 
 def _service(settings: Settings, url: str | None) -> Iterator[Finding]:
-    """See who is at the port: nobody, us, or somebody else."""
+    """Check the port: free, this service, or another program."""
     is_any = settings.host in {"0.0.0.0", "::"}  # noqa: S104 - compared, not bound
     host = "localhost" if is_any else settings.host
     shown_host = f"[{host}]" if ":" in host else host
@@ -303,16 +303,16 @@ def _service(settings: Settings, url: str | None) -> Iterator[Finding]:
             client.service()
             health = client.health()
     except UnreachableError as error:
-        yield Finding("service", "fail", str(error), "Start it, or name another by --url.")
+        yield Finding("service", "fail", str(error), "Start it, or give another address by --url.")
         return
     except ClientError as error:
-        mend = "End that, or choose another port by --port or AUTOPACK_PORT."
-        yield Finding("service", "fail", f"{address} is not Autopack's: {error}", mend)
+        mend = "Stop that program, or choose another port by --port or AUTOPACK_PORT."
+        yield Finding("service", "fail", f"{address} is not Autopack: {error}", mend)
         return
     yield Finding("service", "ok", f"runs at {address}")
     for name, check in health.checks.items():
         status: dict[str, Literal["ok", "warn", "fail"]] = {"ok": "ok", "degraded": "warn"}
-        mend = "" if check.status == "ok" else "Its log says more."
+        mend = "" if check.status == "ok" else "See its log."
         found = status.get(check.status, "fail")
         yield Finding(f"service: {name}", found, check.detail or "well", mend)
 

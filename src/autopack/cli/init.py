@@ -1,4 +1,4 @@
-"""`autopack init`: a project's repository, ready for runs, CI and promotion."""
+"""`autopack init`: prepare a project's repository for runs, CI and promotion."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .command import CommandError, command_app
 from .settings import read_settings
 from .terminal import say
 
-# A dry run writes nothing, so it does not say that it did.
+# A dry run writes nothing, so its words say "would".
 WOULD = {
     Action.WRITTEN: "would write",
     Action.EXTENDED: "would extend",
@@ -28,23 +28,23 @@ app = command_app()
 @app.command()
 def init(
     ci: Annotated[
-        CiMode, typer.Option(help="Who judges runs' commits: the service itself, a CI outside.")
+        CiMode, typer.Option(help="Which CI judges commits: the service's own, an external one.")
     ] = CiMode.LOCAL,
     ci_command: Annotated[
         str | None,
-        typer.Option(help="What runs the project's checks; unset: found by what lies there."),
+        typer.Option(help="Command for the project's checks; default: found by its files."),
     ] = None,
     apply: Annotated[
         bool,
-        typer.Option("--apply", help="Change a ruleset that was edited, where it is the default."),
+        typer.Option("--apply", help="Change an edited ruleset too, where it has defaults."),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done, write nothing.")
+        bool, typer.Option("--dry-run", help="Show what would be done, write nothing.")
     ] = False,
 ) -> None:
     """Set the git repository of the current folder up for runs, CI and promotion.
 
-    Overwrites nothing, and says what is left to do.
+    Overwrites nothing, and shows what is left to do.
     """
     try:
         found = set_up(

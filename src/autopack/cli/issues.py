@@ -1,4 +1,4 @@
-"""`autopack issues`: the project's backlog, and an operator's word on it."""
+"""`autopack issues`: the project's backlog, and an operator's changes to it."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def list_issues(
     category: Annotated[str | None, typer.Option(help="Only of this category.")] = None,
     severity: Annotated[str | None, typer.Option(help="Only these: minor or major.")] = None,
     limit: Annotated[int, typer.Option(help="How many.")] = 100,
-    cursor: Annotated[str | None, typer.Option(help="Go on after the page before.")] = None,
+    cursor: Annotated[str | None, typer.Option(help="`next_cursor` of the page before.")] = None,
     json: JsonOption = False,
     url: UrlOption = None,
 ) -> None:
-    """List the backlog, or what a run has seen."""
+    """List the backlog, or the issues of a run."""
     if run is not None:
         if status or category or severity or cursor:
-            raise CommandError("--run takes no filter: a run's issues come all at once.")
+            raise CommandError("--run takes no filter: it lists all issues of the run.")
         _list_of_run(run, as_json=json, url=url)
         return
     with asking(url) as client:
@@ -52,7 +52,7 @@ def list_issues(
 
 @app.command()
 def show(issue_key: Key, json: JsonOption = False, url: UrlOption = None) -> None:
-    """Show an issue of the backlog: what was said of it, and which phases saw it last."""
+    """Show an issue of the backlog: its last reports, and the phases that reported it last."""
     with asking(url) as client:
         try:
             issue = client.get_issue(issue_key)
@@ -67,7 +67,7 @@ def show(issue_key: Key, json: JsonOption = False, url: UrlOption = None) -> Non
 
 @app.command()
 def resolve(issue_key: Key, json: JsonOption = False, url: UrlOption = None) -> None:
-    """Close an issue; a new sighting opens it again."""
+    """Close an issue; a new report opens it again."""
     with asking(url) as client:
         entry = client.resolve_issue(issue_key)
     _print_entry(entry, as_json=json)
@@ -75,7 +75,7 @@ def resolve(issue_key: Key, json: JsonOption = False, url: UrlOption = None) -> 
 
 @app.command()
 def reopen(issue_key: Key, json: JsonOption = False, url: UrlOption = None) -> None:
-    """Open a closed issue again, as old as it was."""
+    """Open a closed issue again, with its former age."""
     with asking(url) as client:
         entry = client.reopen_issue(issue_key)
     _print_entry(entry, as_json=json)
@@ -105,7 +105,7 @@ def _print_entry(entry: BacklogEntryAnswer, *, as_json: bool) -> None:
 
 
 def _print_details(issue: BacklogIssueAnswer) -> None:
-    """Indent what agents wrote, so that no line of it passes for one of ours."""
+    """Indent text of agents, so that none of its lines looks like a line of the command."""
     for heading, lines in (
         ("description", (issue.description or "none").splitlines()),
         ("evidence", issue.evidence_refs or ["none"]),

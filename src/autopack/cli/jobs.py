@@ -1,4 +1,4 @@
-"""`autopack jobs`: background work in a process of its own."""
+"""`autopack jobs`: background work in a separate process."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ app = command_app()
 @app.command()
 def jobs(
     queue: Annotated[
-        list[str] | None, typer.Option(help="Work on this queue alone, or on these.")
+        list[str] | None, typer.Option(help="Only work on this queue; may be repeated.")
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Jobs at a time, of each queue; else its own number.")
+        int | None, typer.Option(min=1, help="Jobs at a time in each queue; by default its own.")
     ] = None,
 ) -> None:
     """Do background work until a signal comes.
 
-    Any number of such processes may run, beside services or, with AUTOPACK_JOBS=outside, in place
-    of what these do themselves. The queues upkeep and pushes need the services' repository and
-    runs' folder.
+    Any number of such processes may run: in addition to the services or, with
+    AUTOPACK_JOBS=outside, instead of their own workers. The queues upkeep and pushes need the
+    services' repository and runs directory.
     """
     leave_on_signals()
-    from ..main import jobs_process  # here, so that help and wrong settings are told at once
+    from ..main import jobs_process  # here, so that help and wrong settings are shown fast
 
     try:
         with jobs_process(read_settings(), queue or (), workers) as names:

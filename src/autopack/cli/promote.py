@@ -1,4 +1,4 @@
-"""`autopack promote`: may a run's branch be merged, and if so, ask for it."""
+"""`autopack promote`: show whether a run's branch may be merged, and start its merge."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def promote(
     json: JsonOption = False,
     url: UrlOption = None,
 ) -> int:
-    """Say whether a run's branch may be merged, with every reason against it.
+    """Show whether a run's branch may be merged, with every reason against it.
 
     Ends with 0 when it may, 1 when it may not.
     """
@@ -44,7 +44,7 @@ def promote(
     if is_opening:
         _open(answer)
         if not json:
-            say(f"{WORKFLOW} is started: `gh run list --workflow {WORKFLOW}` shows it.")
+            say(f"{WORKFLOW} was started: `gh run list --workflow {WORKFLOW}` shows it.")
     return FINE
 
 
@@ -68,7 +68,7 @@ def _open(answer: PromotionAnswer) -> None:
     if shutil.which("gh") is None:
         raise CommandError(
             f"gh is not installed: install it (https://cli.github.com), or run {WORKFLOW} from the"
-            f" repository's Actions page; what was to be run: {by_hand}"
+            f" repository's Actions page; the command is: {by_hand}"
         )
     try:
         done = subprocess.run(

@@ -1,4 +1,4 @@
-"""`autopack run`: start runs, look at them, steer them."""
+"""`autopack run`: start, show and control runs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .terminal import (
     say,
 )
 
-# About half a minute: a watcher lives through a restart of the service.
+# About half a minute: `watch` continues after a restart of the service.
 PATIENT_RETRIES = 7
 REFRESH_SECONDS = 0.5
 
@@ -39,11 +39,11 @@ RunId = Annotated[str, typer.Argument(metavar="RUN_ID", help="The run's id.")]
 @app.command()
 def start(
     plan: Annotated[Path, typer.Argument(help="A plan's file, JSON or YAML.")],
-    watch: Annotated[bool, typer.Option("--watch", help="Then watch it to its end.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Then watch it until it is over.")] = False,
     json: JsonOption = False,
     url: UrlOption = None,
 ) -> int:
-    """Start a run; the same plan again is the same run."""
+    """Start a run; the same plan again returns the same run."""
     document = read_document(plan)
     with asking(url) as client:
         run = client.start_run(document)
@@ -56,9 +56,9 @@ def start(
 @app.command("list")
 def list_runs(
     status: Annotated[str | None, typer.Option(help="Only runs in this state.")] = None,
-    text: Annotated[str | None, typer.Option(help="Only runs whose id holds this text.")] = None,
+    text: Annotated[str | None, typer.Option(help="Only runs whose id contains this text.")] = None,
     limit: Annotated[int, typer.Option(help="How many.")] = 100,
-    cursor: Annotated[str | None, typer.Option(help="Go on after the page before.")] = None,
+    cursor: Annotated[str | None, typer.Option(help="`next_cursor` of the page before.")] = None,
     json: JsonOption = False,
     url: UrlOption = None,
 ) -> None:
@@ -103,8 +103,8 @@ def watch(
 ) -> int:
     """Watch a run until it is over.
 
-    A live view in a terminal, else one line an event; with --json each event as JSON on a line.
-    Ends with 0 when the run succeeded, 1 when it failed.
+    A live view in a terminal, else one line for each event; with --json each event as a line of
+    JSON. Ends with 0 when the run succeeded, 1 when it failed.
     """
     return _watch(run_id, url, after=after, as_json=json)
 
@@ -116,7 +116,7 @@ def events(
     json: JsonOption = False,
     url: UrlOption = None,
 ) -> None:
-    """List what happened in a run; with --json each event as JSON on a line."""
+    """List the events of a run; with --json each event as a line of JSON."""
     with asking(url) as client:
         for event in client.events(run_id, after=after):
             _print_event(event, as_json=json)
@@ -125,11 +125,11 @@ def events(
 @app.command()
 def cancel(
     run_id: RunId,
-    reason: Annotated[str, typer.Option(help="Why, for those who look later.")] = "",
+    reason: Annotated[str, typer.Option(help="The reason, for the record.")] = "",
     json: JsonOption = False,
     url: UrlOption = None,
 ) -> None:
-    """End a run now; what is on its branch stays."""
+    """End a run now; its branch stays as it is."""
     with asking(url) as client:
         run = client.cancel(run_id, reason)
     _print_run(run, as_json=json)
@@ -139,11 +139,11 @@ def cancel(
 def rollback(
     run_id: RunId,
     to: Annotated[str, typer.Option(metavar="PHASE_ID", help="The phase to go back to.")],
-    reason: Annotated[str, typer.Option(help="Why, for those who look later.")] = "",
+    reason: Annotated[str, typer.Option(help="The reason, for the record.")] = "",
     json: JsonOption = False,
     url: UrlOption = None,
 ) -> None:
-    """Put a finished run's branch back to the snapshot of a phase, by a new commit."""
+    """Reset a finished run's branch to the snapshot of a phase, by a new commit."""
     with asking(url) as client:
         answer = client.rollback(run_id, to, reason)
     if json:
@@ -156,12 +156,12 @@ def rollback(
 def diff(
     run_id: RunId,
     phase: Annotated[
-        str | None, typer.Option(metavar="PHASE_ID", help="Only what this phase did.")
+        str | None, typer.Option(metavar="PHASE_ID", help="Only the changes of this phase.")
     ] = None,
     raw: RawOption = False,
     url: UrlOption = None,
 ) -> None:
-    """Print what a run changes, as a patch; git applies what --raw prints."""
+    """Print the changes of a run as a patch; with --raw in a form that git applies."""
     with asking(url) as client:
         patch = client.diff(run_id, phase)
     print_text(patch, is_raw=raw)
@@ -171,16 +171,16 @@ def diff(
 def ci(
     run_id: RunId,
     log: Annotated[
-        int | None, typer.Option(metavar="ID", help="Print the whole log of this run of CI.")
+        int | None, typer.Option(metavar="ID", help="Print the whole log of this CI run.")
     ] = None,
     tail: Annotated[
-        int | None, typer.Option(metavar="LINES", help="Of the log, only so many last lines.")
+        int | None, typer.Option(metavar="LINES", help="Only this many last lines of the log.")
     ] = None,
     raw: RawOption = False,
     json: JsonOption = False,
     url: UrlOption = None,
 ) -> None:
-    """Show what CI said of a run's phases, or print one log."""
+    """Show the verdicts of CI on a run's phases, or print one log."""
     with asking(url) as client:
         if log is not None:
             print_text(client.ci_log(run_id, log, tail=tail), is_raw=raw)
@@ -220,7 +220,7 @@ def _watch(run_id: str, url: str | None, *, after: int, as_json: bool) -> int:
 
 
 def _watch_live(client: Autopack, run_id: str) -> RunAnswer:
-    """Keep a view of the run on the screen until it is over, and return it as it then is."""
+    """Show a live view of the run until it is over, and return the run."""
     from rich.live import Live
 
     from .view import run_view
@@ -239,7 +239,7 @@ def _watch_live(client: Autopack, run_id: str) -> RunAnswer:
             is_over = None in news
             if news:
                 run = client.get_run(run_id)
-            # Without news too: minutes pass.
+            # Without events too: the minutes change.
             live.update(run_view(run, console.height), refresh=True)
         live.update(run_view(run))
     return run
@@ -248,7 +248,7 @@ def _watch_live(client: Autopack, run_id: str) -> RunAnswer:
 def _follow(
     client: Autopack, run_id: str, happened: Queue[EventAnswer | ClientError | None]
 ) -> None:
-    """Hand over each event, and at last None, or what went wrong."""
+    """Put each event into the queue, then None, or the error."""
     try:
         for event in client.follow(run_id):
             happened.put(event)
@@ -261,7 +261,7 @@ def _follow(
 def _drain(
     happened: Queue[EventAnswer | ClientError | None],
 ) -> list[EventAnswer | ClientError | None]:
-    """Wait a moment, then take all that is there: a burst costs one look at the run."""
+    """Wait a moment, then take all events in the queue: a burst costs one request for the run."""
     news = []
     with suppress(Empty):
         news.append(happened.get(timeout=REFRESH_SECONDS))

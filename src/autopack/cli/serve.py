@@ -26,9 +26,9 @@ from .terminal import say
 
 app = command_app()
 
-# Open streams would keep a stopping server waiting for ever.
+# Without a limit, open streams would keep a stopping server waiting forever.
 GRACEFUL_SECONDS = 5
-# A client that takes nothing of what was sent to it for so long is let go, or would never be.
+# A client that reads nothing for so long is disconnected; else its connection stays open forever.
 STALLED_SECONDS = 60
 
 NEXT_STEP = """\
@@ -50,7 +50,7 @@ def serve(
     ] = None,
     demo: Annotated[
         bool,
-        typer.Option("--demo", help="Serve a sample repository and drive one whole run on it."),
+        typer.Option("--demo", help="Serve a sample repository and carry out one run on it."),
     ] = False,
 ) -> None:
     """Serve the HTTP API on the git repository of the current folder."""
@@ -63,7 +63,7 @@ def serve(
 
 
 def _serve(stack: ExitStack, *, host: str | None, port: str | None, is_demo: bool) -> None:
-    """Check what can be wrong, each with one line, then serve until a signal comes."""
+    """Check the set-up, with one line for each error, then serve until a signal comes."""
     given = {"host": host, "port": port}
     values: dict[str, object] = {name: value for name, value in given.items() if value is not None}
     if is_demo:
@@ -72,11 +72,11 @@ def _serve(stack: ExitStack, *, host: str | None, port: str | None, is_demo: boo
     branch = Repository.open(settings).base().branch
     listener = stack.enter_context(_listen(settings.host, settings.port))
     url = f"http://{_shown_host(settings.host)}:{listener.getsockname()[1]}"
-    # Here, so that what is wrong above is told at once.
+    # Here, so that errors above are shown without this slow import.
     from ..main import create_app, holding_clone, open_context, wire_protocol
 
     app = create_app(settings)
-    # The application does all that too; here, so that what is wrong is told in one line.
+    # The application does this too; here, so that an error is shown as one line.
     stack.enter_context(holding_clone(stack.enter_context(open_context(settings))))
     server = _Server(
         uvicorn.Config(
@@ -86,18 +86,18 @@ def _serve(stack: ExitStack, *, host: str | None, port: str | None, is_demo: boo
             log_level="warning",
             timeout_graceful_shutdown=GRACEFUL_SECONDS,
             server_header=False,
-            # Loopback callers are trusted by their address: no header may make up another one.
+            # Loopback callers are trusted by their address, so no header may set another one.
             proxy_headers=False,
         ),
         on_started=lambda: _announce(settings, branch, url, is_demo=is_demo),
     )
     server.run(sockets=[listener])
     if not server.started:
-        raise CommandError("the service could not start: the reason stands above.")
+        raise CommandError("the service could not start: see the reason above.")
 
 
 class _Server(uvicorn.Server):
-    """Tells when it answers."""
+    """A uvicorn server that prints its address when it answers."""
 
     def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
         super().__init__(config)
@@ -106,7 +106,7 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
-            with suppress(ClosedPipeError):  # the service is there all the same
+            with suppress(ClosedPipeError):  # the service runs nevertheless
                 self._on_started()
 
 
@@ -133,7 +133,7 @@ def _announce(settings: Settings, branch: str, url: str, *, is_demo: bool) -> No
 
 
 def _demo_values(stack: ExitStack) -> dict[str, object]:
-    """Lay out a sample repository, with everything of ours beside it, for as long as we run."""
+    """Create a sample repository and the service's folders, for the time of the demo."""
     from ..client.demo import SAMPLE_FILES
     from ..gitrepo.sample import create_sample_repository
 
@@ -150,7 +150,7 @@ def _demo_values(stack: ExitStack) -> dict[str, object]:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """Take the port before anything else starts. Raises CommandError."""
+    """Bind the port before anything else starts. Raises CommandError."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -176,7 +176,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _shown_host(host: str) -> str:
-    """Return a host that works in an address: nobody can call 0.0.0.0."""
+    """Return a host that a client can call, as 0.0.0.0 is not one."""
     if host in {"0.0.0.0", "::"}:  # noqa: S104 - compared, not bound
         return "localhost"
     return f"[{host}]" if ":" in host else host

@@ -1,4 +1,4 @@
-"""What commands need that ask the service: a client, and files to send."""
+"""What commands need that call the service: a client, and files to send."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .command import UNAVAILABLE, WRONG_USE, CommandError
 
 @contextmanager
 def asking(url: str | None, *, retries: int = 0) -> Iterator[Autopack]:
-    """Open a client; what it raises ends the command. Raises CommandError."""
+    """Open a client; turn its errors into CommandError."""
     try:
         with Autopack(url, retries=retries) as client:
             yield client
@@ -35,7 +35,7 @@ def read_document(file: Path) -> dict[str, Any]:
 
 
 def _exit_code(error: ClientError) -> int:
-    """A refusal is wrong use; a service that is ill, or is none, is as good as none."""
+    """Return an error's exit code: a refusal is wrong use, a failing service is unavailable."""
     if isinstance(error, ApiError):
         is_ill = error.status >= 500 or error.code == "unreadable_answer"
         return UNAVAILABLE if is_ill else WRONG_USE

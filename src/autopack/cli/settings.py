@@ -7,7 +7,7 @@ from .terminal import say
 
 
 def read_settings(**values: object) -> Settings:
-    """Read the settings, and warn of names that are none. Raises SettingsError."""
+    """Read the settings, and warn about unknown names. Raises SettingsError."""
     settings = load_settings(**values)
     for line in misspelt_settings():
         say(f"autopack: warning: {line}", is_error=True)

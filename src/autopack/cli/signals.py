@@ -1,4 +1,4 @@
-"""How a command that runs until it is told to stop is told so."""
+"""How signals stop a command that runs until it is stopped."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import sys
 
 
 def leave_on_signals() -> None:
-    """Leave through every `finally`, so that the embedded Postgres stops too.
+    """Exit through every `finally`, so that the embedded Postgres stops too.
 
-    The default would end the process on the spot; uvicorn raises the signal again when it is done.
+    The default action would end the process at once. uvicorn raises the signal again when it is
+    done.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _exit)
-    # A closed terminal, unless nohup said to go on without one.
+    # A closed terminal, unless nohup is used to run without one.
     if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
 

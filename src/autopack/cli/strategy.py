@@ -1,4 +1,4 @@
-"""`autopack strategy`: the operator's policy, and what it makes of a plan. (rules §9)"""
+"""`autopack strategy`: the operator's policy, and a plan's strategy under it. (rules §9)"""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def dry_run(
     json: JsonOption = False,
     url: UrlOption = None,
 ) -> None:
-    """Show what a plan would cost at most and how it would be judged; start nothing."""
+    """Show the caps and checks that a plan would get; start nothing."""
     document = read_document(plan)
     other = None if ruleset is None else read_document(ruleset)
     with asking(url) as client:
@@ -61,7 +61,7 @@ def dry_run(
 
 @ruleset_app.command("get")
 def get_ruleset(url: UrlOption = None) -> None:
-    """Print the ruleset as JSON, as `put` takes it."""
+    """Print the ruleset as JSON, in the form that `put` accepts."""
     with asking(url) as client:
         print_json(client.get_ruleset())
 
@@ -72,10 +72,10 @@ def put_ruleset(
     json: JsonOption = False,
     url: UrlOption = None,
 ) -> None:
-    """Change the ruleset; runs that are under way keep theirs.
+    """Change the ruleset; active runs keep theirs.
 
-    A document with all fields replaces it; one that lacks some changes those alone that it has.
-    The version is raised, unless the document has a higher one.
+    A document with all fields replaces the ruleset; one without some fields only changes the fields
+    that it has. The version is raised, unless the document has a higher one.
     """
     document = read_document(file)
     with asking(url) as client:
@@ -94,13 +94,13 @@ def put_ruleset(
     if json:
         print_json(ruleset)
     elif is_same:
-        say(f"The ruleset is what {file} says already: version {ruleset['version']}.")
+        say(f"The ruleset is already as in {file}: version {ruleset['version']}.")
     else:
-        say(f"The ruleset is changed: version {ruleset['version']}.")
+        say(f"The ruleset was changed: version {ruleset['version']}.")
 
 
 def _merged(standing: Mapping[str, Any], fragment: Mapping[str, Any]) -> dict[str, Any]:
-    """Put a fragment's fields into a document; lists are replaced as a whole."""
+    """Return a document with the fields of a fragment; lists are replaced as a whole."""
     merged = dict(standing)
     for name, value in fragment.items():
         inner = merged.get(name)
@@ -112,7 +112,7 @@ def _merged(standing: Mapping[str, Any], fragment: Mapping[str, Any]) -> dict[st
 
 
 def _where(error: ApiError) -> str:
-    """Name each wrong field of the file that was given, not of the service's own."""
+    """Name each wrong field by its place in the given file, not in the merged document."""
     problems = error.problem.get("errors")
     if not isinstance(problems, list):
         return error.detail

@@ -1,6 +1,6 @@
-"""How commands speak: JSON for machines, plain words and tables for people.
+"""Output of commands: JSON for machines, plain text and tables for people.
 
-What the service says may come from an agent: nothing of it may steer a terminal.
+Text from the service may be written by an agent, so it must not control a terminal.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 RawOption = Annotated[
-    bool, typer.Option("--raw", help="Print it to the byte, whatever that does to a terminal.")
+    bool, typer.Option("--raw", help="Print the exact bytes, also if they control the terminal.")
 ]
 UrlOption = Annotated[
     str | None,
@@ -35,7 +35,7 @@ UrlOption = Annotated[
         help="The service (API_URL, http://localhost:8000).",
     ),
 ]
-WIDE: Final = 500  # where no terminal is, no line is folded
+WIDE: Final = 500  # without a terminal, lines are not wrapped
 STYLES: Final = {
     "DONE_SUCCESS": "green",
     "COMPLETE": "green",
@@ -56,10 +56,9 @@ STYLES: Final = {
 
 
 def say(*lines: str, is_error: bool = False, is_now: bool = False) -> None:
-    """Print lines. The one place through which words of a command go, into a pipe too.
+    """Print lines. All text of a command goes through this function, also into a pipe.
 
-    What is no printable character is spelt out, whoever wrote it: no text makes a line of its own.
-    `is_now` flushes.
+    Characters that are not printable are escaped, so that no text can add a line. `is_now` flushes.
     """
     with _to_a_reader():
         text = "\n".join(map(one_line, lines))
@@ -75,7 +74,7 @@ def _to_a_reader() -> Iterator[None]:
 
 
 def print_text(text: bytes, *, is_raw: bool) -> None:
-    """Print a patch or a log: harmless, or to the byte where the caller asked for that."""
+    """Print a patch or a log: escaped, or byte for byte where the user asked for that."""
     with _to_a_reader():
         if is_raw:
             sys.stdout.flush()
@@ -85,16 +84,17 @@ def print_text(text: bytes, *, is_raw: bool) -> None:
 
 
 def print_json(answer: BaseModel | Any, *, is_line: bool = False) -> None:
-    """Print a document as the service has it, in ASCII; on one line where more will follow."""
+    """Print a document in ASCII; with `is_line` on one line, for a stream of documents."""
     document = answer if isinstance(answer, dict | list) else answer.model_dump(mode="json")
+    # json.dumps escapes every control character but DEL.
     text = json.dumps(document, indent=None if is_line else 2).replace("\x7f", "\\u007f")
     with _to_a_reader():
-        print(text, flush=is_line)  # of what steers a terminal json.dumps leaves DEL alone
+        print(text, flush=is_line)
 
 
 def log_warnings_alone() -> None:
-    """Keep standard output for answers: logs go to standard error, and only grave ones."""
-    import structlog  # here, as most commands run nothing that logs
+    """Keep standard output for answers: logs go to standard error, from warnings on."""
+    import structlog  # imported here, as most commands do not log
 
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
@@ -103,8 +103,8 @@ def log_warnings_alone() -> None:
 
 
 def make_console() -> Console:
-    """Return a console that takes all text as it is; no colour where no terminal is."""
-    from rich.console import Console  # here, as `--help` and `--json` do without it
+    """Return a console without markup, and without colour where there is no terminal."""
+    from rich.console import Console  # imported here, as `--help` and `--json` do not need it
 
     class _Console(Console):
         def on_broken_pipe(self) -> None:
@@ -115,7 +115,7 @@ def make_console() -> Console:
 
 
 def cell(value: object, style: str = "") -> Text:
-    """Return one line of a table, harmless whatever it holds; states have their colours."""
+    """Return one escaped line of a table cell; states have their colours."""
     from rich.text import Text
 
     text = one_line("" if value is None else str(value))
@@ -124,7 +124,7 @@ def cell(value: object, style: str = "") -> Text:
 
 
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print rows below their headings; headings alone where there are none."""
+    """Print rows below their headings; only the headings where there are no rows."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")

@@ -1,4 +1,4 @@
-"""A run as people look at it: its budgets as bars, its tiers and phases."""
+"""The view of a run for people: budgets as bars, tiers and phases."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BLANK = Text("")
 
 
 def run_view(run: RunAnswer, height: int | None = None) -> RenderableType:
-    """Return what is worth a look; in a window of that many lines only tiers at work unfold."""
+    """Return the view; in a window of that many lines only active tiers show their phases."""
     lines = HEAD_LINES + sum(len(tier.phases) + 2 for tier in run.tiers)
     return Group(*_parts(run, is_folded=height is not None and lines > height))
 
@@ -38,7 +38,7 @@ def _parts(run: RunAnswer, *, is_folded: bool) -> Iterator[RenderableType]:
         cell(f"{run.branch} at {run.head_commit[:10]}", "dim"),
     )
     if run.failure_reason:
-        is_told = run.failure_code is FailureCode.CANCELLED  # its reason begins with that word
+        is_told = run.failure_code is FailureCode.CANCELLED  # its reason starts with that word
         yield cell(
             run.failure_reason if is_told else f"{run.failure_code}: {run.failure_reason}", "red"
         )
@@ -77,7 +77,7 @@ def _budgets(run: RunAnswer) -> Table:
 
 
 def _tiers(tiers: Sequence[TierAnswer], *, is_folded: bool) -> Table:
-    """Lay out one line a tier or phase; in 80 columns the name alone is cut."""
+    """Return a table with one line for each tier and phase; in 80 columns only the name is cut."""
     table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True, overflow="ellipsis", max_width=ID_WIDTH)
     table.add_column(no_wrap=True)
@@ -126,7 +126,7 @@ def _phase(phase: PhaseAnswer) -> tuple[Text, ...]:
 
 
 def _why(phase: PhaseAnswer) -> str | None:
-    """Say what a phase waits for, else why its last try failed."""
+    """Return what a phase waits for, else why its last try failed."""
     if phase.unavailable_reason is None:
         return phase.failure_reason
     until = f" until {phase.retry_at:%Y-%m-%d %H:%M UTC}" if phase.retry_at else ""
@@ -139,7 +139,7 @@ def _on_one_line(text: Text) -> Text:
 
 
 def _short(count: int) -> str:
-    """Write tokens in three figures or so."""
+    """Return a count of tokens with about three digits."""
     for size, unit in ((1_000_000, "M"), (1_000, "k")):
         if count >= size:
             return f"{count / size:.3g}{unit}"
@@ -147,7 +147,7 @@ def _short(count: int) -> str:
 
 
 def _bar(used: float, cap: float, style: str = "") -> Text:
-    """Draw the used share of a cap; a budget turns yellow near its end and red past it."""
+    """Return a bar for the used share of a cap; yellow near the cap and red above it."""
     share = min(used / cap, 1.0) if cap else float(used > 0)
     if not style:
         style = "red" if used > cap else "yellow" if share > NEARLY else "cyan"

@@ -1,4 +1,4 @@
-"""`autopack work`: agents' commands at work on runs. (docs/worker.md)"""
+"""`autopack work`: run agents' commands for runs. (docs/worker.md)"""
 
 from __future__ import annotations
 
@@ -40,33 +40,33 @@ def work(
     ] = None,
     fallback: Annotated[
         str | None,
-        typer.Option(metavar="COMMAND", help="Works while the others' account has no capacity."),
+        typer.Option(metavar="COMMAND", help="Used while the others' account has no capacity."),
     ] = None,
     account: Annotated[
         str | None,
-        typer.Option(metavar="LABEL", help="Whose limits the commands share (the program's name)."),
+        typer.Option(metavar="LABEL", help="Account whose limits they share (the program's name)."),
     ] = None,
     run: Annotated[
         str | None, typer.Option(metavar="RUN_ID", help="Work on this run, until it is over.")
     ] = None,
     once: Annotated[bool, typer.Option("--once", help="Do one work item.")] = False,
     name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="How runs know this worker (PROGRAM@HOST).")
+        str | None, typer.Option(metavar="NAME", help="Name of this worker in runs (PROGRAM@HOST).")
     ] = None,
     lease_seconds: Annotated[
-        int, typer.Option(min=1, max=86_400, help="After how long a lost worker is replaced.")
+        int, typer.Option(min=1, max=86_400, help="Seconds until a lost worker's lease lapses.")
     ] = 300,
     timeout_minutes: Annotated[
-        float, typer.Option(min=0.01, help="After how long a command is stopped.")
+        float, typer.Option(min=0.01, help="Minutes after which a command is stopped.")
     ] = 60,
     poll_seconds: Annotated[
-        float, typer.Option(min=0.05, help="How often to ask while there is nothing to do.")
+        float, typer.Option(min=0.05, help="Seconds between requests while there is no work.")
     ] = 2,
     remote: Annotated[
         str | None,
         typer.Option(
             envvar="AUTOPACK_GIT_REMOTE",
-            help="Where to fetch the repository, if not from where the service says.",
+            help="Where to fetch the repository, instead of the service's address.",
         ),
     ] = None,
     folder: Annotated[
@@ -79,11 +79,11 @@ def work(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
     url: UrlOption = None,
 ) -> int:
-    """Let commands build and review what runs have to do.
+    """Run agents' commands to build and review phases of runs.
 
-    A command gets its task on standard input and works in a folder of its own; what it changes
-    there is handed in as a patch. Ends with 0 when the run ended well, 1 when it failed. Without
-    --run it works on any run until it is stopped. More in docs/worker.md.
+    A command gets its task on standard input and works in its own folder; its changes there are
+    submitted as a patch. Exits with 0 when the run succeeded, 1 when it failed. Without --run it
+    works on any run until it is stopped. More in docs/worker.md.
     """
     from ..worker.worker import Orders
 
@@ -96,7 +96,7 @@ def work(
             second = _agent("fallback", role, fallback, name, None) if fallback else None
             agents[role] = _agent(role, role, text, name, account, second)
     if not agents:
-        raise CommandError("--builder or --auditor, or both, say what is to be done")
+        raise CommandError("give --builder or --auditor, or both")
     orders = Orders(
         agents=agents,
         run_id=run,
@@ -109,7 +109,7 @@ def work(
     home = (folder or Path("~/.cache/autopack-worker")).expanduser().absolute()
     ending = _work(orders, home, url, _print_json if json else _print)
     if ending == "interrupted":
-        # To be stopped is how work on any run ends; a run is not at its end.
+        # Work on any run normally ends by a signal; work on one run should end with the run.
         return INTERRUPTED if run or once else FINE
     return FINE if ending == "success" else NO
 
@@ -125,10 +125,10 @@ def _work(orders: Orders, home: Path, url: str | None, tell: Tell) -> Ending:
 
     def interrupt(number: int, _frame: object) -> None:
         mailbox.post(Mail.INTERRUPTED)
-        signal.signal(number, signal.SIG_DFL)  # who asks twice does not want to wait
+        signal.signal(number, signal.SIG_DFL)  # a second signal ends the worker at once
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup goes on without its terminal
+        if signal.getsignal(number) is not signal.SIG_IGN:  # ignored: by nohup
             signal.signal(number, interrupt)
     try:
         with asking(url) as service, workspace.enter(home) as folder:
@@ -145,12 +145,12 @@ def _known(agent: str, builder: str | None) -> str:
     from ..worker.agents import KNOWN_AGENTS
 
     if builder is not None:
-        raise CommandError("--agent and --builder both say what builds; give one of them")
+        raise CommandError("--agent and --builder both select the Builder; give one of them")
     if agent not in KNOWN_AGENTS:
         names = ", ".join(KNOWN_AGENTS)
         raise CommandError(
-            f"--agent {agent!r} is no known agent ({names}); --builder takes any command, and "
-            "--name is how runs know this worker"
+            f"--agent {agent!r} is not a known agent ({names}); --builder accepts any command, and "
+            "--name sets this worker's name in runs"
         )
     return agent
 
@@ -163,9 +163,9 @@ def _agent(
     account: str | None,
     fallback: Agent | None = None,
 ) -> Agent:
-    """Split a command as a shell would, and see that there is such a program.
+    """Split a command as a shell would, and check that the program exists.
 
-    The name of a known agent stands for its command line of the role.
+    The name of a known agent is replaced by its command line for the role.
     """
     from ..worker.agents import KNOWN_AGENTS, Agent
 
@@ -179,10 +179,10 @@ def _agent(
         words = list(getattr(KNOWN_AGENTS[kind], role))
     program = shutil.which(words[0]) if words else None
     if program is None:
-        raise CommandError(f"--{option} {text!r}: there is no such program")
+        raise CommandError(f"--{option} {text!r}: the program does not exist")
     called = Path(program).name
     name = name or f"{called}@{socket.gethostname()}"[:_LONGEST_NAME]
-    # The command runs in another folder than this one.
+    # The command runs in another folder, so its path must be absolute.
     command = [os.path.abspath(program), *words[1:]]
     return Agent(name, command, kind or called, account or called[:_LONGEST_NAME], fallback)
 

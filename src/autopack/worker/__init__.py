@@ -1,1 +1,1 @@
-"""The worker: claims work over HTTP, lets a command do it in a private work tree, hands it in."""
+"""The worker: claims work over HTTP, runs an agent's command in a private work tree, submits it."""

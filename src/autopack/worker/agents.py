@@ -33,7 +33,7 @@ class Agent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Said:
-    """What an agent said, and what it says that this took. None: it does not say."""
+    """An agent's text and the usage that it reports; None for a figure that it does not report."""
 
     text: str
     input_tokens: int | None = None
@@ -50,7 +50,7 @@ class Said:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownAgent:
-    """A command line for each role; the prompt comes on standard input."""
+    """A command line for each role; the prompt is its standard input."""
 
     builder: tuple[str, ...]
     auditor: tuple[str, ...]
@@ -58,14 +58,14 @@ class KnownAgent:
 
 
 def read_output(agent: str | None, stdout: str) -> Said:
-    """Read what an agent printed; text as it stands where its format is not known."""
+    """Read an agent's output; output in an unknown format is plain text."""
     known = KNOWN_AGENTS.get(agent or "")
     said = known.read(stdout) if known else None
     return said or Said(text=stdout)
 
 
 def is_agents_own_limit(messages: tuple[str, ...], stdout: str, stderr: str) -> str | None:
-    """Return the line by which an agent says that it could not work, among its last ones."""
+    """Return the line, among the last ones, that reports a limit of the agent; else None."""
     for output in (stderr, stdout):
         for line in [line.strip() for line in output.splitlines() if line.strip()][-LAST_LINES:]:
             if any(message.casefold() in line.casefold() for message in messages):
@@ -74,7 +74,7 @@ def is_agents_own_limit(messages: tuple[str, ...], stdout: str, stderr: str) -> 
 
 
 def _codex(stdout: str) -> Said | None:
-    """Read `codex exec --json`: events, one a line; cached tokens are among the input's."""
+    """Read `codex exec --json`: one event a line; input tokens include cached ones."""
     texts: list[str] = []
     totals = {"input": 0, "output": 0, "cached": 0}
     for event in _lines(stdout):
@@ -93,7 +93,7 @@ def _codex(stdout: str) -> Said | None:
                 texts.append(str(_object(event, "error").get("message", "")))
             case "error":
                 texts.append(str(event.get("message", "")))
-    # The error that fails a turn is told twice.
+    # The error that fails a turn is printed twice.
     return _said("\n".join(dict.fromkeys(texts)), totals) if texts or any(totals.values()) else None
 
 
@@ -104,7 +104,7 @@ def _claude(stdout: str) -> Said | None:
         return None
     usage = _object(result, "usage")
     totals = {
-        # Writing to the cache costs as reading it anew does, or more.
+        # Writing to the cache costs at least as much as uncached input.
         "input": _count(usage, "input_tokens") + _count(usage, "cache_creation_input_tokens"),
         "cached": _count(usage, "cache_read_input_tokens"),
         "output": _count(usage, "output_tokens"),
@@ -119,7 +119,7 @@ def _claude(stdout: str) -> Said | None:
 
 
 def _opencode(stdout: str) -> Said | None:
-    """Read `opencode run --format json`: events, one a line, with the cost of each step."""
+    """Read `opencode run --format json`: one event a line, with the cost of each step."""
     texts: list[str] = []
     totals = {"input": 0, "output": 0, "cached": 0}
     cost = Decimal(0)
@@ -141,7 +141,7 @@ def _opencode(stdout: str) -> Said | None:
 
 
 def _gemini(stdout: str) -> Said | None:
-    """Read `gemini --output-format json`: one object; cached tokens are among the prompt's."""
+    """Read `gemini --output-format json`: one object; prompt tokens include cached ones."""
     answer = _whole(stdout)
     if answer is None or not {"response", "error"} & answer.keys():
         return None
@@ -158,7 +158,7 @@ def _gemini(stdout: str) -> Said | None:
 
 
 def _aider(stdout: str) -> Said | None:
-    """Read aider's lines on tokens: `Tokens: 2.3k sent, 1k cache hit, 200 received. Cost: …`."""
+    """Read aider's lines about tokens: `Tokens: 2.3k sent, 1k cache hit, 200 received. Cost: …`."""
     totals = {"input": 0, "output": 0, "cached": 0}
     cost: Decimal | None = None
     for line in stdout.splitlines():
@@ -198,7 +198,7 @@ def _lines(stdout: str) -> Iterator[Json]:
 
 
 def _whole(stdout: str) -> Json | None:
-    """Read the one object of an output, which other lines may precede."""
+    """Read the one JSON object of an output; other lines may come before it."""
     return _parsed(stdout[stdout.find("\n{") + 1 :] if "\n{" in stdout else stdout)
 
 

@@ -1,4 +1,4 @@
-"""An agent's command at work: its prompt, its last output, its end."""
+"""A running command of an agent: its prompt, its last output, its end."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from typing import IO
 from . import guard
 
 GRACE_SECONDS = 10.0
-TAIL_BYTES = 1_000_000  # known agents print all that they did as JSON, and what it took
+TAIL_BYTES = 1_000_000  # known agents print all their steps as JSON, and the usage last
 _DRAINING_SECONDS = 2.0
-# The agent needs its keys, not the service's; and git is to find the work tree by itself.
+# The agent needs its own keys, not the service's; and git must find the work tree by itself.
 _WITHHELD = ("AUTOPACK_", "GIT_", "DATABASE_URL", "AUTONOMOUS_RUNS_DIR")
 
 
 def agent_environment(inherited: Mapping[str, str], ours: Mapping[str, str]) -> dict[str, str]:
-    """Return what an agent's command gets to know: the worker's environment without the service's.
+    """Return the environment of an agent's command: the worker's, without the service's variables.
 
-    What a caller sets for the service or the worker may hold credentials, such as DATABASE_URL.
+    Variables for the service or the worker may contain credentials, such as DATABASE_URL.
     """
     kept = {name: value for name, value in inherited.items() if not name.startswith(_WITHHELD)}
     return {**kept, **ours}
 
 
 class AgentCommand:
-    """A command that runs under a guard, which ends it when we do. `on_end` is called at its end.
+    """A command under a guard, which ends it when the worker ends. `on_end` is called at its end.
 
-    The guard holds `lock` open too: what it locks is free once nobody is at work there.
+    The guard keeps `lock` open too, so the folder stays locked until the last process in it ends.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class AgentCommand:
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                     pass_fds=(reading, lock),
-                    start_new_session=True,  # Ctrl-C is for the worker, which then stops this
+                    start_new_session=True,  # Ctrl-C goes to the worker, which then stops the guard
                 )
         except BaseException:
             os.close(self._control)
@@ -76,24 +76,24 @@ class AgentCommand:
         threading.Thread(target=self._await_end, daemon=True).start()
 
     def stop(self) -> None:
-        """Ask for the end of the command and of all that it started; `on_end` tells when."""
+        """Request the end of the command and all its processes; `on_end` is called after that."""
         if self._control >= 0:
             os.close(self._control)
             self._control = -1
 
     def finish(self) -> int:
-        """Stop it if it runs; return its exit code, 128 + n for a signal n."""
+        """Stop the command if it runs; return its exit code, 128 + n for a signal n."""
         self.stop()
         return self._process.wait()
 
     @property
     def stdout(self) -> str:
-        """The last of what it wrote there."""
+        """The end of what the command wrote there."""
         return self._stdout.text
 
     @property
     def stderr(self) -> str:
-        """The last of what it wrote there."""
+        """The end of what the command wrote there."""
         return self._stderr.text
 
     def _await_end(self) -> None:
@@ -104,7 +104,7 @@ class AgentCommand:
 
 
 class _Tail:
-    """Reads a stream as it comes and keeps the last of it."""
+    """Reads a stream while it is written, and keeps its end."""
 
     def __init__(self, stream: IO[bytes] | None) -> None:
         assert stream is not None  # noqa: S101 - for the type checker
@@ -118,7 +118,7 @@ class _Tail:
         return bytes(self._kept).decode(errors="replace")
 
     def join(self) -> None:
-        # Who slipped away from the guard may hold the stream open for ever.
+        # A process that escaped the guard may keep the stream open forever.
         self._reader.join(_DRAINING_SECONDS)
 
     def _read(self) -> None:

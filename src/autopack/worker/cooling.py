@@ -1,6 +1,6 @@
-"""Accounts that have no capacity: how that is told from a failure, and how long they rest.
+"""Accounts without capacity: how a lack of capacity is recognized, and how long to pause.
 
-An account rests once for all the commands that share it. (docs/worker.md, Capacity)
+An account pauses for all commands that share it. (docs/worker.md, Capacity)
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from .agents import Agent, is_agents_own_limit
 from .report import Ended, last_line
 
 EXIT_TEMPORARY: Final = 75  # EX_TEMPFAIL of sysexits.h: try again later
-EXIT_NOT_STARTED: Final = (126, 127)  # as a shell says that there is no such program to run
+EXIT_NOT_STARTED: Final = (126, 127)  # a shell's exit codes for a program that it cannot run
 INSTANT_SECONDS: Final = 10.0
 PAUSES: Final = (10.0, 60.0, 300.0)
 MAX_IN_A_ROW: Final = 3
 
 
 class WorkerError(Exception):
-    """Nothing can be worked on from here. The message is one line that says why."""
+    """The worker cannot work. The message is one line that says why."""
 
 
 def why_unavailable(ended: Ended, messages: tuple[str, ...], *, has_answer: bool) -> str | None:
-    """Say why an agent could not work; None: it could, and whatever came of it counts.
+    """Return why an agent could not work; None: it could, and its result counts.
 
-    `messages` are parts of lines that this agent prints in such a case. An agent that ends at once,
-    in failure, without a change and without an answer never came to work: it is not logged in, or
+    `messages` are parts of lines that this agent prints in such a case. An agent that fails at
+    once, without a change and without an answer, did not start its work: it is not logged in, or
     its options are wrong.
     """
     if ended.failure is not None or not ended.exit_code:
@@ -47,7 +47,7 @@ def why_unavailable(ended: Ended, messages: tuple[str, ...], *, has_answer: bool
 
 
 class Cooling:
-    """Which accounts rest, until when, and how often in a row they could not work."""
+    """The accounts that pause, until when, and how often in a row they had no capacity."""
 
     def __init__(self, tell: Callable[[str], None]) -> None:
         self._tell = tell
@@ -63,7 +63,7 @@ class Cooling:
         return self.able(agent.fallback) if agent.fallback is not None else None
 
     def rest(self, agent: Agent, reason: str) -> float:
-        """Let the agent's account rest, longer each time in a row; return for how many seconds."""
+        """Pause the agent's account, longer each time in a row; return the seconds."""
         key = _key(agent)
         times = self._in_a_row.get(key, 0)
         self._in_a_row[key] = times + 1
@@ -71,20 +71,20 @@ class Cooling:
         pause = PAUSES[min(times, len(PAUSES) - 1)]
         self._until[key] = time.monotonic() + pause
         instead = f"; {agent.fallback.name} works instead" if agent.fallback else ""
-        self._tell(f"{agent.name} could not work, rests {pause:g} s{instead}: {reason}")
+        self._tell(f"{agent.name} could not work, pauses {pause:g} s{instead}: {reason}")
         return pause
 
     def rest_until(self, agent: Agent, moment: datetime) -> None:
-        """Let the agent's account rest until it said that it can work again."""
+        """Pause the agent's account until the time when it says that it can work again."""
         seconds = (moment - datetime.now(UTC)).total_seconds()
         self._until[_key(agent)] = time.monotonic() + max(0.0, seconds)
 
     def has_worked(self, agent: Agent) -> None:
-        """Forget what an agent could not do: it has worked since."""
+        """Reset an account's failures in a row: its agent has worked."""
         self._in_a_row.pop(_key(agent), None)
 
     def require_patience(self, agent: Agent) -> None:
-        """Stop at an agent that has not come to work so often in a row. Raises WorkerError."""
+        """Raise WorkerError when an agent without fallback failed at once MAX_IN_A_ROW times."""
         key = _key(agent)
         reason = self._reasons.get(key, "")
         is_instant = reason.startswith("it ended at once")

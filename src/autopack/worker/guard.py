@@ -1,9 +1,10 @@
-"""Runs one command and sees that no process of it is left: a script of its own beside the worker.
+"""Runs one command and ends all its processes: a separate script beside the worker.
 
 `guard.py CONTROL GRACE COMMAND…`: CONTROL is a pipe's file descriptor. When its other end closes,
-because the worker asks for it or because it died, the command is ended, with GRACE seconds between
-SIGTERM and SIGKILL. On Linux this process adopts what the command leaves behind or put into a
-session of its own, so that nobody slips away. It ends as the command did, as a shell says it.
+because the worker stops the command or dies, the command is ended, with GRACE seconds between
+SIGTERM and SIGKILL. On Linux this process becomes the parent of processes that the command leaves
+behind or puts into another session, so that none escapes. Its exit code is the command's, as a
+shell reports it.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ _SET_PDEATHSIG, _SET_CHILD_SUBREAPER = 1, 36
 
 
 def main(control: int, grace_seconds: float, command: list[str]) -> int:
-    """Run the command to its end, or to the control pipe's."""
+    """Run the command until it ends or the control pipe closes."""
     _process_control(_SET_CHILD_SUBREAPER, 1)
     woken = _wake_on_signals()
     try:
-        # Nothing here runs in threads, so a step between fork and exec is safe.
+        # This process has no threads, so code between fork and exec is safe.
         process = subprocess.Popen(command, process_group=0, preexec_fn=_die_with_the_guard)
     except OSError as error:
         sys.stderr.write(f"autopack: {command[0]}: {error.strerror}\n")
@@ -48,11 +49,11 @@ def main(control: int, grace_seconds: float, command: list[str]) -> int:
 
 
 def _end_all(process: subprocess.Popen[bytes], grace_seconds: float) -> None:
-    """End the command and all that it started: asked first, then killed."""
+    """End the command and all its processes: SIGTERM first, then SIGKILL."""
     deadline = time.monotonic() + grace_seconds
     asked: set[psutil.Process] = set()
     while (left := _family(process)) and time.monotonic() < deadline:
-        for other in left:  # each once: one may just have been started
+        for other in left:  # each process once, as new ones may start meanwhile
             if other not in asked:
                 asked.add(other)
                 with suppress(psutil.Error):
@@ -60,14 +61,14 @@ def _end_all(process: subprocess.Popen[bytes], grace_seconds: float) -> None:
         time.sleep(_POLL_SECONDS)
     deadline = time.monotonic() + _KILLING_SECONDS
     while (left := _family(process)) and time.monotonic() < deadline:
-        for other in left:  # and again: each may just have started another
+        for other in left:  # repeatedly, as each may have started another
             with suppress(psutil.Error):
                 other.kill()
         time.sleep(_POLL_SECONDS)
 
 
 def _family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """Return the processes that the command started and that still run; reap those that ended."""
+    """Return the command's processes that still run; reap those that ended."""
     process.poll()
     found = []
     for other in psutil.Process().children(recursive=True):
@@ -80,7 +81,7 @@ def _family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
 
 
 def _wake_on_signals() -> int:
-    """Return a pipe that can be read when a child has ended or somebody asks us to."""
+    """Return a pipe that becomes readable when a child ends or a stop signal arrives."""
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)

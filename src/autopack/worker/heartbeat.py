@@ -1,4 +1,4 @@
-"""Keeps a lease while its work is done, and hears from the service when to stop. (rules §4)"""
+"""Keeps a lease while its work is done, and stops the work when the service says so. (rules §4)"""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ..views.work import WorkItemAnswer
 from .mailbox import Mail, Mailbox
 
 BEATS_A_LEASE = 3
-_AGAIN_SECONDS = 5.0  # after a beat that nobody answered
+_AGAIN_SECONDS = 5.0  # after a heartbeat without an answer
 
 
 class Heartbeat:
-    """Beats in a thread of its own from `with` to its end."""
+    """Sends heartbeats in a thread while the `with` block runs."""
 
     def __init__(
         self,
@@ -30,7 +30,7 @@ class Heartbeat:
         assert item.lease is not None  # noqa: S101 - for the type checker: it was claimed
         self.about = item.lease.token
         self.reason = ""  # why the service said stop
-        self.tokens_used = 0  # the most that was reported: a file may just be written anew
+        self.tokens_used = 0  # the highest so far: the file may be half written
         self._service = service
         self._item = item
         self._pause = lease_seconds / BEATS_A_LEASE
@@ -49,7 +49,7 @@ class Heartbeat:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._is_over.set()  # a beat under way may take its time: it does no harm
+        self._is_over.set()  # a heartbeat under way may take long: it does no harm
 
     def _beat(self) -> None:
         pause = self._pause
@@ -70,7 +70,7 @@ class Heartbeat:
                 self._stop(Mail.LOST, error.detail)
                 return
             if answer.directive is Directive.STOP:
-                # While the lease runs on, the result may still be handed in.
+                # While the lease lasts, the result may still be submitted.
                 has_lease = answer.expires_at is not None
                 self._stop(Mail.OUT_OF_BUDGET if has_lease else Mail.LOST, answer.reason)
                 return

@@ -1,4 +1,4 @@
-"""What happens while a worker waits: an interruption, its command's end, word from the service."""
+"""Messages to a waiting worker: an interruption, its command's end, news from the service."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from enum import StrEnum
 
 
 class Mail(StrEnum):
-    INTERRUPTED = "interrupted"  # for good: whoever waits from then on is told so
+    INTERRUPTED = "interrupted"  # permanent: every later wait returns it too
     ENDED = "ended"
     OUT_OF_BUDGET = "out_of_budget"
     LOST = "lost"
 
 
 class Mailbox:
-    """Any thread may post, and so may a signal's handler: a SimpleQueue is made for that."""
+    """Any thread and any signal handler may post: SimpleQueue.put is reentrant."""
 
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[tuple[Mail, object]] = queue.SimpleQueue()
@@ -25,7 +25,7 @@ class Mailbox:
         self._queue.put((mail, about))
 
     def wait(self, seconds: float, about: object = None) -> Mail | None:
-        """Return what comes about one work item, or None after so many seconds."""
+        """Return the next message about one work item, or None after so many seconds."""
         until = time.monotonic() + seconds
         while not self._is_interrupted:
             try:

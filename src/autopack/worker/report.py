@@ -1,4 +1,4 @@
-"""From what an agent's command left behind to the result that is handed in."""
+"""From the output and files of an agent's command to the result that the worker submits."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from .agents import Said
 
 MAX_RESULT_BYTES = 1_000_000
 MAX_NOTES = 4_000
-# A line of a review, however its Markdown is; only the last one that says anything counts, as all
-# before it may be a quotation of what was reviewed.
+# The verdict line of a review, in any Markdown. Only the last line with text counts, since an
+# earlier one may be a quotation from the reviewed text.
 _VERDICT = re.compile(
     r"[\s>*_#`-]*RECOMMENDATION[\s*_`]*:[\s*_`]*(approve|revise|escalate)[\s*_`.]*\Z",
     re.IGNORECASE,
@@ -38,7 +38,7 @@ Issues = Annotated[tuple[IssueReport, ...], Field(max_length=MAX_SUGGESTED_ISSUE
 
 
 class ResultFile(Closed):
-    """What any agent may answer as JSON, as a whole or in part: in its file, or as its last words.
+    """What any agent may answer as JSON, in full or in part: in its file, or as its last output.
 
     `reason` and `retry_at` go with the status or recommendation `unavailable`.
     """
@@ -72,12 +72,12 @@ AnyFile = TypeVar("AnyFile", BuilderFile, AuditorFile)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """How an agent's command ended. `failure` says why its work does not count, where it does not.
+    """How an agent's command ended. `failure` says why its work does not count, if it does not.
 
-    `stdout` is for people to read; `said` has the figures that a known agent printed.
-    `unavailable`: why it could not work, where it could not.
+    `stdout` is for people to read; `said` has the figures that a known agent printed. `unavailable`
+    says why it could not work, if it could not.
 
-    `nested`: folders that are repositories of their own, which no patch can hold.
+    `nested`: folders that are other repositories, which a patch cannot contain.
     """
 
     exit_code: int | None
@@ -92,7 +92,7 @@ class Ended:
 
 
 def read_result(path: Path, kind: type[AnyFile]) -> tuple[AnyFile, str | None]:
-    """Read what an agent wrote of its result; what cannot be used counts as not there.
+    """Read an agent's result file; a file that cannot be used counts as missing.
 
     Returns it with one sentence on why it cannot be used, or None.
     """
@@ -101,8 +101,8 @@ def read_result(path: Path, kind: type[AnyFile]) -> tuple[AnyFile, str | None]:
         if text is None:
             return kind(), None
         if len(text) > MAX_RESULT_BYTES:
-            return kind(), f"The answer file was ignored: it holds over {MAX_RESULT_BYTES} bytes."
-        # Checked as JSON, where a list may stand for a tuple.
+            return kind(), f"The answer file was ignored: it has over {MAX_RESULT_BYTES} bytes."
+        # Validated as JSON, where a list is a valid tuple.
         return kind.model_validate_json(text), None
     except ValidationError as error:
         first = error.errors()[0]
@@ -114,10 +114,10 @@ def read_result(path: Path, kind: type[AnyFile]) -> tuple[AnyFile, str | None]:
 
 
 def with_last_words(file: AnyFile, text: str, remark: str | None) -> tuple[AnyFile, str | None]:
-    """Let what an agent said last count over what its file says, which another process may write.
+    """Prefer the JSON at the end of an agent's output to its file, which another process may write.
 
-    Its last words are one JSON object of the file's fields: all of its text, its last line, or its
-    last fenced block.
+    That JSON is one object with the file's fields: the whole output, its last line, or its last
+    fenced block.
     """
     for candidate in _last_objects(text):
         try:
@@ -141,7 +141,7 @@ def _last_objects(text: str) -> Iterator[str]:
 
 
 def _bytes_of(path: Path, most: int) -> bytes | None:
-    """Read a file of an agent's work tree; what is no plain file, such as a link, is not there."""
+    """Read a file of an agent's work tree; None unless it is a regular file (a link is not)."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
@@ -153,7 +153,7 @@ def _bytes_of(path: Path, most: int) -> bytes | None:
 
 
 def reported_tokens(path: Path) -> int:
-    """Return the tokens that an agent which is still at work has reported so far."""
+    """Return the tokens that a running agent has reported so far."""
     try:
         tokens = json.loads(_bytes_of(path, MAX_RESULT_BYTES) or b"").get("tokens_used")
     except (OSError, ValueError, AttributeError, RecursionError):
@@ -164,10 +164,10 @@ def reported_tokens(path: Path) -> int:
 def builder_report(
     item: WorkItemAnswer, ended: Ended, file: BuilderFile, remark: str | None
 ) -> Json:
-    """Write a Builder's result. (docs/agents.md)
+    """Return a Builder's result. (docs/agents.md)
 
-    An exit code of 0 with something changed is a success, unless the agent says otherwise; any
-    other exit code is a failed try, whatever it says.
+    An exit code of 0 with a change is a success, unless the agent's answer says otherwise; any
+    other exit code is a failed try, whatever the answer says.
     """
     if ended.unavailable is not None or file.status is BuilderStatus.UNAVAILABLE:
         return {
@@ -183,7 +183,7 @@ def builder_report(
         failure = "The command changed nothing that git does not ignore."
     status = BuilderStatus.FAILED if failure else file.status or BuilderStatus.SUCCESS
     left_out = (
-        f"Left out, as repositories of their own: {', '.join(ended.nested)}."
+        f"Left out, since they are other repositories: {', '.join(ended.nested)}."
         if ended.nested
         else None
     )
@@ -204,10 +204,10 @@ def builder_report(
 def auditor_report(
     item: WorkItemAnswer, ended: Ended, file: AuditorFile, remark: str | None
 ) -> Json | None:
-    """Write an Auditor's result, or None when there is no verdict. (docs/agents.md)
+    """Return an Auditor's result, or None without a recommendation. (docs/agents.md)
 
-    The verdict is the last line of the output, else stands in the answer. What the agent
-    changed goes along with an approval, and with a revision where it can be a fix-up.
+    The recommendation is the last line of the output, else a field of the answer. The agent's
+    changes are submitted with an approval, and with a revision if they can be a fix-up.
     """
     verdict = _last_word(ended.stdout) or file.recommendation
     if ended.unavailable is not None or verdict is Recommendation.UNAVAILABLE:
@@ -238,7 +238,7 @@ def auditor_report(
 
 
 def refused_report(item: WorkItemAnswer, tokens_used: int, why: str) -> Json:
-    """Write the failed try that stands for a Builder's result which the service does not take."""
+    """Return a failed try in place of a Builder's result that the service refused."""
     return {
         "status": BuilderStatus.FAILED,
         "notes": _text(why),
@@ -248,7 +248,7 @@ def refused_report(item: WorkItemAnswer, tokens_used: int, why: str) -> Json:
 
 
 def last_line(*outputs: str) -> str:
-    """Return the last line that says something, of the last output that does, after a colon."""
+    """Return the last line with text of the last output that has one, after a colon."""
     for output in reversed(outputs):
         lines = [line.strip() for line in output.splitlines() if line.strip()]
         if lines:
@@ -272,7 +272,7 @@ def _why_unavailable(item: WorkItemAnswer, ended: Ended, file: ResultFile) -> Js
 
 
 def _common(item: WorkItemAnswer, file: ResultFile, ended: Ended) -> Json:
-    """What any result says of its cost: what a known agent printed of it, else what it answered."""
+    """Return a result's common fields; usage is what a known agent printed, else its answer's."""
     said = ended.said if ended.said and ended.said.tokens else file
     tokens = said.tokens if isinstance(said, Said) else file.tokens_used
     cost = (ended.said.cost_usd if ended.said else None) or file.cost_usd
@@ -316,6 +316,6 @@ def _probe(ended: Ended) -> Json:
 
 
 def _text(*parts: str | None) -> str | None:
-    """Join what there is into a text that the service takes."""
+    """Join texts into one that the service accepts."""
     text = "\n".join(part.strip() for part in parts if part).replace("\0", "")
     return text.encode(errors="replace").decode()[:MAX_TEXT] or None

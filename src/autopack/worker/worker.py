@@ -1,4 +1,4 @@
-"""Takes work items, one after the other, and has a command do them. (docs/worker.md)"""
+"""Claims work items, one after the other, and runs a command for each. (docs/worker.md)"""
 
 from __future__ import annotations
 
@@ -58,20 +58,20 @@ FIRST_PAUSE_SECONDS: Final = 0.5
 LONGEST_PAUSE_SECONDS: Final = 30.0
 MAX_INTERNAL_ERRORS: Final = 5
 FETCHING_SECONDS: Final = 60.0  # a branch may be on its way to the remote still
-# Refusals of a result that were a try: there is nothing left to say.
+# Refusals of a result that used a try: the worker must not submit a failure too.
 _COUNTED: Final = {"patch_empty", "patch_malformed", "patch_policy"}
 
 
-class _Interrupted(Exception):  # noqa: N818 - asked for, no error
+class _Interrupted(Exception):  # noqa: N818 - a request, not an error
     """The worker was asked to stop."""
 
 
-class _RunOver(Exception):  # noqa: N818 - what is waited for, no error
-    """Nothing is to be claimed of the run any more."""
+class _RunOver(Exception):  # noqa: N818 - the expected end, not an error
+    """The run is over, so no more work of it can be claimed."""
 
 
 class Ending(StrEnum):
-    """Why a worker stopped: the run ended, its one item was done, somebody asked for it."""
+    """Why a worker stopped: the run ended, its one item was done, or a signal came."""
 
     SUCCESS = "success"
     FAILURE = "failure"
@@ -80,7 +80,7 @@ class Ending(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Orders:
-    """What a worker is to do. `run_id` None: work on any run; `remote`: where to fetch first."""
+    """What a worker must do. `run_id` None: work on any run; `remote`: where to fetch first."""
 
     agents: Mapping[Role, Agent]
     run_id: str | None = None
@@ -93,7 +93,7 @@ class Orders:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Something that happened, for whoever watches."""
+    """A step of the worker, for the command's output."""
 
     kind: str
     text: str
@@ -101,7 +101,7 @@ class Step:
 
 
 class Worker:
-    """One worker: asks for work, lets the command do it, hands in what came of it."""
+    """One worker: claims work, runs the command, submits the result."""
 
     def __init__(
         self,
@@ -123,9 +123,9 @@ class Worker:
         self._cooling = Cooling(lambda text: tell(Step("waiting", text)))
 
     def work(self) -> Ending:
-        """Work until the run is over, the one item done, or somebody interrupts.
+        """Work until the run is over, the one item is done, or a signal comes.
 
-        Raises WorkerError, and ApiError for a refusal that would come again.
+        Raises WorkerError, and ApiError for a refusal that would be repeated.
         """
         try:
             while True:
@@ -139,7 +139,7 @@ class Worker:
             return Ending.INTERRUPTED
 
     def _next_item(self) -> tuple[WorkItemAnswer, Agent]:
-        """Claim, again and again until there is something to do. Raises _RunOver, _Interrupted."""
+        """Claim repeatedly until there is work. Raises _RunOver, _Interrupted."""
         orders = self._orders
         self._pause(0)
         while True:
@@ -167,20 +167,20 @@ class Worker:
             self._pause(orders.poll_seconds)
 
     def _run_ending(self) -> Ending:
-        assert self._orders.run_id is not None  # noqa: S101 - only the claim of one run says so
+        assert self._orders.run_id is not None  # noqa: S101 - only claims of one run end so
         run = self._ask(partial(self._service.get_run, self._orders.run_id))
         reason = f": {run.failure_reason}" if run.failure_reason else ""
         self._tell(Step("run_over", f"{run.run_id} is {run.state}{reason}"))
         return Ending.SUCCESS if run.state == "DONE_SUCCESS" else Ending.FAILURE
 
     def _do(self, item: WorkItemAnswer, agent: Agent) -> bool:
-        """Do one work item. Returns whether its result was taken, and is no failure.
+        """Do one work item. Returns whether its result was accepted and is not a failure.
 
-        Raises WorkerError when the agent has ended at once too often.
+        Raises WorkerError when the agent has failed at once too often.
         """
         with self._folder.desk() as desk:
-            # Made for this run of the command, in the tree, where a sandboxed agent may write. Only
-            # the agent is told: see docs/decisions/agents-answers.md.
+            # A random name in the work tree, where a sandboxed agent may write. Only the agent gets
+            # the name: see docs/decisions/agents-answers.md.
             answer = desk / TREE / f"{OURS}{secrets.token_hex(16)}.json"
             tokens_used = partial(reported_tokens, answer)
             orders = self._orders
@@ -193,9 +193,9 @@ class Worker:
                     self._give_up(item, STOPPED)
                     raise
                 except WorkspaceError as error:
-                    self._give_up(item, f"No work tree could be laid out: {error}.")
+                    self._give_up(item, f"The work tree could not be created: {error}.")
                     raise WorkerError(
-                        f"{item.run_id} cannot be worked on from here: {error}. --remote names "
+                        f"run {item.run_id} cannot be worked on from here: {error}. --remote names "
                         "another place to fetch from."
                     ) from error
                 is_taken = report is not None and self._hand_in(item, report)
@@ -205,20 +205,21 @@ class Worker:
     def _run(
         self, item: WorkItemAnswer, agent: Agent, desk: Path, answer: Path, heartbeat: Heartbeat
     ) -> Json | None:
-        """Let the command work; return what to hand in, or None where there is nothing.
+        """Run the command; return the result to submit, or None without one.
 
-        Raises WorkspaceError when there is nothing to work on.
+        Raises WorkspaceError when the work tree cannot be created.
         """
         begun = time.monotonic()
         workspace = self._lay_out(item, desk)
         prompt = desk / "prompt.txt"
         text = write_prompt(item, is_staged=workspace.is_staged, answer=str(answer))
         prompt.write_text(text, errors="replace")
-        # The lease is the worker's: the agent does the work, and nothing else with it.
+        # Only the worker may use the lease, so the agent does not get its token.
         described = desk / "work_item.json"
         described.write_text(item.model_dump_json(indent=1, exclude={"lease": {"token"}}))
         ours = {"AUTOPACK_WORK_ITEM": str(described)}
-        if item.role == "builder":  # what an Auditor runs is the very code that it judges
+        # Not for an Auditor: it runs the code under review, which could write the answer.
+        if item.role == "builder":
             ours["AUTOPACK_RESULT"] = str(answer)
         command = AgentCommand(
             agent.command,
@@ -228,7 +229,7 @@ class Worker:
             lock=self._folder.lock,
             on_end=partial(self._mailbox.post, Mail.ENDED, heartbeat.about),
         )
-        prompt.unlink()  # the command has it open; no other process is to read it
+        prompt.unlink()  # the command has it open; no other process may read it
         try:
             mail = self._mailbox.wait(self._orders.timeout_seconds, heartbeat.about)
         finally:
@@ -245,9 +246,9 @@ class Worker:
             try:
                 harvest = workspace.harvest(limits)
             except TooMuchChangedError as error:
-                failure = f"Too much was changed: {error}."
+                failure = f"The changes are too large: {error}."
             except WorkspaceError as error:
-                failure = f"What was changed cannot be read: {error}."
+                failure = f"The changes cannot be read: {error}."
         said = read_output(agent.kind, command.stdout)
         ended = Ended(
             exit_code=exit_code,
@@ -265,7 +266,7 @@ class Worker:
         return report
 
     def _lay_out(self, item: WorkItemAnswer, desk: Path) -> Workspace:
-        """Lay out the work tree; what was just committed may be on its way to a remote still."""
+        """Create the work tree; waits for a commit that is not yet on the remote."""
         repository = item.repository
         sources = [self._orders.remote, repository.path, repository.remote]
         until = time.monotonic() + FETCHING_SECONDS
@@ -286,7 +287,7 @@ class Worker:
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
     def _why_stopped(self, mail: Mail | None, heartbeat: Heartbeat) -> str | None:
-        """Say why a command's work does not count; None when it came to its own end."""
+        """Return why a command's work does not count; None when the command ended by itself."""
         if mail is None:
             minutes = self._orders.timeout_seconds / 60
             return f"The command was stopped: it did not end within {minutes:g} minutes."
@@ -297,7 +298,7 @@ class Worker:
     def _report(
         self, item: WorkItemAnswer, agent: Agent, ended: Ended, answer: Path
     ) -> Json | None:
-        """Write what is handed in, and let the agent's account rest where it has no capacity."""
+        """Return the result to submit; pause the agent's account if it has no capacity."""
         if item.role == "builder":
             built = with_last_words(*_read(answer, BuilderFile, ended))
             ended = self._weigh(item, agent, ended, has_answer=built[0] != BuilderFile())
@@ -309,19 +310,19 @@ class Worker:
             return self._after_rest(agent, report)
         why = ended.failure or f"The command gave no verdict (exit code {ended.exit_code})."
         last = last_line(ended.stdout, ended.stderr)
-        self._tell(Step("no_verdict", f"{why} Its lease lapses, which costs a try{last}", item))
+        self._tell(Step("no_verdict", f"{why} Its lease will lapse, which uses a try{last}", item))
         return None
 
     def _weigh(
         self, item: WorkItemAnswer, agent: Agent, ended: Ended, *, has_answer: bool
     ) -> Ended:
-        """Tell an agent that could not work from one that failed. (docs/rules.md §3.2)"""
+        """Mark an agent that could not work, in contrast to one that failed. (rules §3)"""
         messages = tuple(item.unavailable_messages.get(agent.kind or "", ()))
         why = why_unavailable(ended, messages, has_answer=has_answer)
         return ended if why is None else replace(ended, unavailable=why)
 
     def _after_rest(self, agent: Agent, report: Json) -> Json:
-        """Let the account rest that had no capacity; say until when, and whose limit it is."""
+        """Pause an account without capacity; add to the result until when, and the account."""
         if "unavailable" not in (report.get("status"), report.get("recommendation")):
             self._cooling.has_worked(agent)
             return report
@@ -334,7 +335,7 @@ class Worker:
         return {**report, "retry_at": until.isoformat(), "account": agent.account}
 
     def _give_up(self, item: WorkItemAnswer, why: str) -> None:
-        """Give an item back that was not worked on: it uses no try."""
+        """Release a work item that was not worked on: it uses no try."""
         self._tell(Step("given_up", why, item))
         assert item.lease is not None  # noqa: S101 - for the type checker: it was claimed
         body = {"lease_token": item.lease.token, "reason": why}
@@ -351,9 +352,9 @@ class Worker:
             self._tell(Step("refused", f"refused: {error}", item))
 
     def _hand_in(self, item: WorkItemAnswer, report: Json) -> bool:
-        """Deliver a result, as often as it takes: one key, so it counts once.
+        """Submit a result until it is answered; with one idempotency key, so that it counts once.
 
-        Returns whether it was taken, and is no failure.
+        Returns whether it was accepted and is not a failure.
         """
         try:
             phase_state = self._ask(partial(self._submit, item, report, uuid.uuid4().hex))
@@ -361,7 +362,7 @@ class Worker:
             return self._handle_refusal(item, report, error)
         what = report.get("status") or report["recommendation"]
         why = f" ({report['reason']})" if report.get("reason") else ""
-        self._tell(Step("handed_in", f"handed in: {what}{why}; the phase is {phase_state}", item))
+        self._tell(Step("handed_in", f"submitted: {what}{why}; the phase is {phase_state}", item))
         return what not in ("failed", "unavailable")
 
     def _submit(self, item: WorkItemAnswer, report: Json, key: str) -> str:
@@ -374,18 +375,18 @@ class Worker:
         ).phase_state
 
     def _handle_refusal(self, item: WorkItemAnswer, report: Json, error: ApiError) -> bool:
-        """Go on after a refusal; what was no try of a Builder's is handed in as a failed one."""
+        """Handle a refusal; if it used no try of the Builder, submit a failed one."""
         self._tell(Step("refused", f"refused: {error}", item))
         if error.status in (401, 403):
             raise error
         is_settled = error.status in (404, 409) or error.code in _COUNTED
         if item.role == "builder" and not is_settled and report["status"] != "failed":
-            why = f"The service does not take the result: {error}"
+            why = f"The service refused the result: {error}"
             self._hand_in(item, refused_report(item, report["tokens_used"], why))
         return False
 
     def _ask(self, request: Callable[[], Answer]) -> Answer:
-        """Ask the service until it answers. Raises ApiError for its refusals, _Interrupted."""
+        """Send a request until the service answers. Raises ApiError for refusals, _Interrupted."""
         pause = FIRST_PAUSE_SECONDS
         internal_errors = 0
         while True:
@@ -417,7 +418,7 @@ def _read(answer: Path, kind: type[AnyFile], ended: Ended) -> tuple[AnyFile, str
 
 
 def _patch_under(review: ReviewAnswer | None) -> bytes | None:
-    """Return the patch that a review is about, where it is not yet on the branch."""
+    """Return the patch under review if it is not on the branch yet."""
     if review is None or not review.is_pending:
         return None
     if review.patch_content_base64:

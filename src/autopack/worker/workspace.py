@@ -1,4 +1,4 @@
-"""Where a worker works: a folder of its own, which the next worker removes should it be killed."""
+"""A worker's own folder; the next worker removes the folder of one that was killed."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ..gitrepo.quarantine import locked
 
 @dataclass(frozen=True, slots=True)
 class WorkerFolder:
-    """A worker's folder. `lock` is held by whoever may still be at work there."""
+    """A worker's folder. Every process that may still work in it keeps `lock` locked."""
 
     folder: Path
     lock: int
 
     @contextmanager
     def desk(self) -> Iterator[Path]:
-        """A folder for one work item; nothing of it is left afterwards."""
+        """Yield a folder for one work item; it is removed afterwards."""
         folder = Path(tempfile.mkdtemp(dir=self.folder))
         try:
             yield folder
@@ -33,11 +33,11 @@ class WorkerFolder:
 
 @contextmanager
 def enter(home: Path) -> Iterator[WorkerFolder]:
-    """Take a folder below the workers' home, and clear those of workers that were killed."""
+    """Create a folder below the workers' home, and remove those of workers that were killed."""
     workspaces = home / "work"
     home.mkdir(parents=True, exist_ok=True, mode=0o700)  # copies of repositories are there too
     workspaces.mkdir(exist_ok=True)
-    with locked(home / "lock"):  # nobody takes a folder for left whose lock is just to be taken
+    with locked(home / "lock"):  # so that a new folder is not removed before it is locked
         _clear(workspaces)
         folder = Path(tempfile.mkdtemp(dir=workspaces))
         lock = os.open(_lock_of(folder), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -51,7 +51,7 @@ def enter(home: Path) -> Iterator[WorkerFolder]:
 
 
 def remove(folder: Path) -> None:
-    """Remove a folder, also what an agent made read-only there."""
+    """Remove a folder, including what an agent made read-only in it."""
     shutil.rmtree(folder, ignore_errors=True)
     if folder.exists():
         for parent, _, _ in os.walk(folder):
