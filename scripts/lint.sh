@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Checks style, types, who imports whom, the workflows, and that the migrations make what the models say.
+# Checks style, types, who imports whom, that the checker is what its modules make, the workflows, and that the
+# migrations make what the models say.
 set -euo pipefail
 python=$(bash "$(dirname "$0")/venv.sh" requirements-dev.txt)
 cd "$(dirname "$0")/.."
@@ -11,6 +12,7 @@ step "$bin/ruff" check .
 step "$bin/black" --check --quiet .
 step "$bin/mypy"
 step "$bin/lint-imports" --no-cache
+step "$python" scripts/bundle_checker.py --check
 step "$bin/check-jsonschema" --builtin-schema vendor.github-workflows .github/workflows/*.yml \
     src/autopack/setup/files/.github/workflows/*.yml
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from autopack.domain.path_policy import ABSOLUTE, DEFAULT_PROTECTED
+from autopack.domain.absolute_paths import ABSOLUTE
+from autopack.domain.path_policy import DEFAULT_PROTECTED
 from autopack.domain.ruleset import DEFAULT_ALIASES, DEFAULT_CATEGORIES, DEFAULT_SAFETY, Ruleset
 from autopack.domain.run import FailureCode
 from autopack.domain.states import PhaseStatus, RunStatus

@@ -7,7 +7,6 @@ without the signing key can make right again, it makes right.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import shutil
 import subprocess
@@ -19,8 +18,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pydantic import SecretStr
 
+from autopack.checker.branch import check_branch
 from autopack.config import Settings
-from autopack.domain.paths import matches
+from autopack.domain.absolute_paths import absolute_problem
+from autopack.domain.changes import MODE_FILE
+from autopack.domain.record_check import RecordClaim
 from autopack.gitrepo import Repository, RepositoryUnusableError
 from autopack.services.rebuilding import require_objects
 from autopack.store import runs
@@ -36,21 +38,12 @@ RUN = "run-001"
 BRANCH = f"autonomous/{RUN}"
 FOLDER = f".autonomous_runs/{RUN}"
 SIGNERS = ".github/autopack_allowed_signers"
-CHECKER = Path(__file__).resolve().parents[2] / "scripts" / "check_promotion.py"
 Json = dict[str, Any]
 
 
-def load_checker() -> Any:
-    spec = importlib.util.spec_from_file_location("check_promotion", CHECKER)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-checker = load_checker()
-check = checker.check
+def check(repository: str, run_id: str, branch: str, base: str) -> Json:
+    claim = RecordClaim(run_id=run_id, branch=branch, base_branch=base)
+    return check_branch(repository, claim)
 
 
 class Forger:
@@ -512,11 +505,11 @@ def test_no_record_opens_the_paths_that_nothing_opens(
             assert any(each.startswith(commit) and reason in each for each in reasons), reasons
 
 
-def test_the_checker_reads_names_as_the_path_policy_does() -> None:
-    for path in [*PLANTED, "src/app.py", ".gitignore", ".github/x", "a/.gitx", "autopack/x"]:
-        is_absolute = matches(path, ".autonomous_runs/**") or matches(path, ".autopack/**")
-        is_absolute |= matches(path, SIGNERS) or matches(path, "**/.git/**")
-        assert (checker.path_problem(path, "100644") is not None) is is_absolute, path
+def test_nothing_but_what_is_absolute_is_closed_to_every_patch() -> None:
+    for path in PLANTED:
+        assert absolute_problem(path, MODE_FILE) is not None, path
+    for path in ("src/app.py", ".gitignore", ".github/x", "a/.gitx", "autopack/x"):
+        assert absolute_problem(path, MODE_FILE) is None, path
 
 
 def test_a_run_that_was_green_at_the_second_try_is_eligible(recorded: GitRepo) -> None:

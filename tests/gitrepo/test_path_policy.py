@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autopack.domain.absolute_paths import ABSOLUTE
 from autopack.domain.changes import (
     MODE_EXECUTABLE,
     MODE_FILE,
@@ -18,7 +19,7 @@ from autopack.domain.changes import (
     FileChange,
 )
 from autopack.domain.links import LinkTable
-from autopack.domain.path_policy import ABSOLUTE, DEFAULT_PROTECTED, PathPolicy, check_changes
+from autopack.domain.path_policy import DEFAULT_PROTECTED, PathPolicy, check_changes
 from autopack.domain.secret_rules import MAX_STEPS
 
 pytestmark = pytest.mark.unit

@@ -60,13 +60,14 @@ def say(*lines: str, is_error: bool = False, is_now: bool = False) -> None:
 
     Characters that are not printable are escaped, so that no text can add a line. `is_now` flushes.
     """
-    with _to_a_reader():
+    with to_a_reader():
         text = "\n".join(map(one_line, lines))
         print(text, file=sys.stderr if is_error else sys.stdout, flush=is_now)
 
 
 @contextmanager
-def _to_a_reader() -> Iterator[None]:
+def to_a_reader() -> Iterator[None]:
+    """Turn a closed pipe into ClosedPipeError, for what is printed within."""
     try:
         yield
     except BrokenPipeError as error:
@@ -75,7 +76,7 @@ def _to_a_reader() -> Iterator[None]:
 
 def print_text(text: bytes, *, is_raw: bool) -> None:
     """Print a patch or a log: escaped, or byte for byte where the user asked for that."""
-    with _to_a_reader():
+    with to_a_reader():
         if is_raw:
             sys.stdout.flush()
             sys.stdout.buffer.write(text)
@@ -88,7 +89,7 @@ def print_json(answer: BaseModel | Any, *, is_line: bool = False) -> None:
     document = answer if isinstance(answer, dict | list) else answer.model_dump(mode="json")
     # json.dumps escapes every control character but DEL.
     text = json.dumps(document, indent=None if is_line else 2).replace("\x7f", "\\u007f")
-    with _to_a_reader():
+    with to_a_reader():
         print(text, flush=is_line)
 
 

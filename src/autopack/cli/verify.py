@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ..checker.command import main
 from ..domain.naming import branch_name
-from .command import CommandError, command_app
-from .terminal import JsonOption
-
-CHECKER = "scripts/check_promotion.py"
+from .command import command_app
+from .terminal import JsonOption, to_a_reader
 
 app = command_app()
 
@@ -31,15 +27,6 @@ def verify(
 
     Needs no service. Ends with 0 when the branch may be merged, else with each reason and 1.
     """
-    command = [sys.executable, "-I", str(_checker()), "--run-id", run_id]
-    command += ["--branch", branch or branch_name(run_id), "--base", base]
-    return subprocess.run([*command, "--json"] if json else command, check=False).returncode
-
-
-def _checker() -> Path:
-    """Return this version's checker: beside the package when installed, else of the checkout."""
-    package = Path(__file__).resolve().parents[1]
-    for folder in (package / "setup" / "files", package.parents[1]):
-        if (folder / CHECKER).is_file():
-            return folder / CHECKER
-    raise CommandError(f"{CHECKER} is missing beside {package}: this Autopack is incomplete.")
+    words = [f"--run-id={run_id}", f"--branch={branch or branch_name(run_id)}", f"--base={base}"]
+    with to_a_reader():
+        return main([*words, "--json"] if json else words, program="autopack verify")

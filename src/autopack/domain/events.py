@@ -22,7 +22,7 @@ from decimal import Decimal, InvalidOperation
 from enum import StrEnum
 from typing import Any, ClassVar
 
-from .money import ZERO_USD, usd_text
+from .money import MAX_USD, ZERO_USD, usd_text
 from .run import CompletedBy, FailureCode
 from .sightings import Cause
 from .states import Cleanliness, PhaseStatus, RunStatus, TierStatus
@@ -527,7 +527,7 @@ def _reader(hint: Any) -> Callable[[Any], Any]:
     if hint is datetime:
         return _read_time
     if hint is Decimal:
-        return lambda value: Decimal(_of_type(str, value))
+        return _read_usd
     if issubclass(hint, StrEnum):
         return lambda value: hint(value)
     return lambda value: _of_type(hint, value)
@@ -537,6 +537,13 @@ def _of_type(kind: type[Any], value: Any) -> Any:
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise TypeError(f"{value!r} is not of type {kind.__name__}")
     return value
+
+
+def _read_usd(value: Any) -> Decimal:
+    amount = Decimal(_of_type(str, value))
+    if not 0 <= amount <= MAX_USD:  # a forged 1E+999999999 would be written out in full
+        raise ValueError(f"{value!r} is no amount in USD")
+    return amount
 
 
 def _read_time(value: Any) -> datetime:

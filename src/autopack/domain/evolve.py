@@ -13,7 +13,45 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from . import events as e
+from .events import (
+    SUPERVISOR,
+    AgentUnavailable,
+    AttemptFailed,
+    AuditLapsed,
+    AuditorResultReceived,
+    BuilderResultReceived,
+    BuilderTriesSpent,
+    CapacityAwaited,
+    CiRequested,
+    CiStarted,
+    CiVerdictReceived,
+    Event,
+    IssueRecorded,
+    IssueResolved,
+    LeaseGranted,
+    LeaseLapsed,
+    PatchApplied,
+    PatchHeld,
+    PendingPatchDiscarded,
+    PhaseCiStarted,
+    PhaseCompleted,
+    PhaseFailed,
+    PhaseMoved,
+    PhaseQueued,
+    PhaseSkipped,
+    PhaseStarted,
+    PhaseUndone,
+    ReviewFailed,
+    ReviewOpened,
+    ReviewRequested,
+    RevisionRequested,
+    RunEnded,
+    RunRolledBack,
+    RunStateChanged,
+    TierCleanlinessChanged,
+    TierStateChanged,
+    TokensCounted,
+)
 from .money import ZERO_USD
 from .promotion import judge_promotion
 from .run import CompletedBy, DebtStatus, RunState, TierState
@@ -22,29 +60,29 @@ from .states import PhaseStatus
 from .terms import Verdict
 
 
-def fold(state: RunState, events: Iterable[e.Event]) -> RunState:
+def fold(state: RunState, events: Iterable[Event]) -> RunState:
     """Return the state that a sequence of events leads to."""
     for event in events:
         state = evolve(state, event)
     return state
 
 
-def evolve(state: RunState, event: e.Event) -> RunState:
+def evolve(state: RunState, event: Event) -> RunState:
     """Return the state after an event."""
     match event:
-        case e.PhaseMoved():
+        case PhaseMoved():
             return _move_phase(state, event)
-        case e.TokensCounted():
+        case TokensCounted():
             return _count_tokens(state, event)
-        case e.LeaseGranted():
+        case LeaseGranted():
             return _grant_lease(state, event)
-        case e.LeaseLapsed() | e.BuilderResultReceived():
+        case LeaseLapsed() | BuilderResultReceived():
             return _use_builder_try(state, event)
-        case e.AuditLapsed() | e.AuditorResultReceived():
+        case AuditLapsed() | AuditorResultReceived():
             return _use_auditor_try(state, event)
-        case e.PendingPatchDiscarded():
+        case PendingPatchDiscarded():
             return _give_back_auditor_try(state, event)
-        case e.PatchApplied():
+        case PatchApplied():
             state = replace(state, head_commit=event.commit)
             return change_phase(
                 state,
@@ -53,29 +91,29 @@ def evolve(state: RunState, event: e.Event) -> RunState:
                 pending_submission_id=None,
                 **_UNJUDGED,  # the verdict was on another tree
             )
-        case e.PatchHeld():
+        case PatchHeld():
             return change_phase(state, event.phase_id, pending_submission_id=event.submission_id)
-        case e.PhaseUndone():
+        case PhaseUndone():
             return replace(state, head_commit=event.commit)
-        case e.RevisionRequested():
+        case RevisionRequested():
             return change_phase(state, event.phase_id, pending_submission_id=None)
-        case e.AttemptFailed():
+        case AttemptFailed():
             return _fail_attempt(state, event)
-        case e.ReviewFailed():
+        case ReviewFailed():
             return change_phase(state, event.phase_id, failure_reason=event.reason)
-        case e.BuilderTriesSpent():
+        case BuilderTriesSpent():
             return change_phase(state, event.phase_id, is_builder_spent=True)
-        case e.ReviewRequested():
+        case ReviewRequested():
             return change_phase(state, event.phase_id, is_review_requested=True)
-        case e.ReviewOpened():
+        case ReviewOpened():
             return change_phase(
                 state, event.phase_id, deadline_at=event.deadline_at, **_WAITS_FOR_NO_CAPACITY
             )
-        case e.CiStarted():
+        case CiStarted():
             return change_phase(state, event.phase_id, deadline_at=event.deadline_at)
-        case e.AgentUnavailable():
+        case AgentUnavailable():
             return _end_lease(state, event.phase_id)
-        case e.CapacityAwaited():
+        case CapacityAwaited():
             return change_phase(
                 state,
                 event.phase_id,
@@ -83,20 +121,20 @@ def evolve(state: RunState, event: e.Event) -> RunState:
                 retry_at=event.retry_at,
                 retry_account=event.account,
             )
-        case e.CiRequested():
+        case CiRequested():
             # It waits for a worker; only the run's own deadline limits that wait.
             return change_phase(state, event.phase_id, deadline_at=None)
-        case e.CiVerdictReceived():
+        case CiVerdictReceived():
             return _apply_verdict(state, event)
-        case e.IssueRecorded() | e.IssueResolved():
+        case IssueRecorded() | IssueResolved():
             return _count_issues(_keep_issue(state, event))
-        case e.TierStateChanged():
+        case TierStateChanged():
             return _change_tier(state, event.tier_id, state=event.to_state)
-        case e.TierCleanlinessChanged():
+        case TierCleanlinessChanged():
             return _change_tier(state, event.tier_id, cleanliness=event.to_state)
-        case e.RunStateChanged():
+        case RunStateChanged():
             return replace(state, state=event.to_state)
-        case e.RunEnded():
+        case RunEnded():
             ended = replace(
                 state,
                 state=event.to_state,
@@ -105,7 +143,7 @@ def evolve(state: RunState, event: e.Event) -> RunState:
                 failure_reason=event.reason if event.failure_code else None,
             )
             return _decide_eligibility(ended)
-        case e.RunRolledBack():
+        case RunRolledBack():
             reset = replace(state, head_commit=event.commit, is_rolled_back=True)
             return _decide_eligibility(reset)
     # The remaining kinds record a decision and change no state: RunStarted, PatchRefused,
@@ -133,7 +171,7 @@ def change_phase(state: RunState, phase_id: str, /, **changes: Any) -> RunState:
     return replace(state, phases=phases)
 
 
-def _move_phase(state: RunState, event: e.PhaseMoved) -> RunState:
+def _move_phase(state: RunState, event: PhaseMoved) -> RunState:
     state = _end_lease(state, event.phase_id)
     phase = state.phase(event.phase_id)
     to = event.STATE
@@ -147,25 +185,25 @@ def _move_phase(state: RunState, event: e.PhaseMoved) -> RunState:
     if to.is_final:
         changes["ended_at"] = event.at
     match event:
-        case e.PhaseStarted():
+        case PhaseStarted():
             changes["fence"] = phase.fence + 1
             if phase.started_at is None:
                 changes |= {"started_at": event.at, "start_commit": state.head_commit}
-        case e.PhaseQueued(is_attempt_used=True):
+        case PhaseQueued(is_attempt_used=True):
             changes["fence"] = phase.fence + 1
             changes["builder_attempts_used"] = phase.builder_attempts_used + 1
-        case e.PhaseCiStarted():
+        case PhaseCiStarted():
             changes |= _UNJUDGED
-        case e.PhaseCompleted():
+        case PhaseCompleted():
             changes["completed_by"] = event.completed_by
             if event.completed_by is CompletedBy.RULES:
                 changes["failure_reason"] = None
-        case e.PhaseFailed():
+        case PhaseFailed():
             changes["failure_reason"] = event.reason
             is_unjudged = phase.state is PhaseStatus.CI_RUNNING and phase.verdict is None
-            if is_unjudged and event.actor == e.SUPERVISOR:
+            if is_unjudged and event.actor == SUPERVISOR:
                 changes["verdict"] = Verdict.DID_NOT_RUN  # CI returned no verdict in time
-        case e.PhaseSkipped():
+        case PhaseSkipped():
             changes["completed_by"] = event.completed_by
             if event.completed_by is None:
                 changes["fence"] = phase.fence + 1  # an agent at work has lost its lease
@@ -196,7 +234,7 @@ def _end_lease(state: RunState, phase_id: str) -> RunState:
     )
 
 
-def _grant_lease(state: RunState, event: e.LeaseGranted) -> RunState:
+def _grant_lease(state: RunState, event: LeaseGranted) -> RunState:
     """Give a phase to an agent; the higher fence makes every earlier lease on it invalid."""
     state = replace(
         state,
@@ -218,27 +256,27 @@ def _grant_lease(state: RunState, event: e.LeaseGranted) -> RunState:
     )
 
 
-def _use_builder_try(state: RunState, event: e.LeaseLapsed | e.BuilderResultReceived) -> RunState:
+def _use_builder_try(state: RunState, event: LeaseLapsed | BuilderResultReceived) -> RunState:
     phase = state.phase(event.phase_id)
     changes = {"builder_attempts_used": phase.builder_attempts_used + 1}
-    if isinstance(event, e.LeaseLapsed):
+    if isinstance(event, LeaseLapsed):
         state = _end_lease(state, event.phase_id)
         changes["fence"] = phase.fence + 1
     return change_phase(state, event.phase_id, **changes)
 
 
-def _use_auditor_try(state: RunState, event: e.AuditLapsed | e.AuditorResultReceived) -> RunState:
+def _use_auditor_try(state: RunState, event: AuditLapsed | AuditorResultReceived) -> RunState:
     phase = state.phase(event.phase_id)
     state = _end_lease(state, event.phase_id)
     changes: dict[str, Any] = {"auditor_attempts_used": phase.auditor_attempts_used + 1}
-    if isinstance(event, e.AuditLapsed):
+    if isinstance(event, AuditLapsed):
         changes["fence"] = phase.fence + 1
     else:
         changes["is_review_requested"] = False
     return change_phase(state, event.phase_id, **changes)
 
 
-def _give_back_auditor_try(state: RunState, event: e.PendingPatchDiscarded) -> RunState:
+def _give_back_auditor_try(state: RunState, event: PendingPatchDiscarded) -> RunState:
     phase = state.phase(event.phase_id)
     return change_phase(
         state,
@@ -249,7 +287,7 @@ def _give_back_auditor_try(state: RunState, event: e.PendingPatchDiscarded) -> R
     )
 
 
-def _fail_attempt(state: RunState, event: e.AttemptFailed) -> RunState:
+def _fail_attempt(state: RunState, event: AttemptFailed) -> RunState:
     phase = state.phase(event.phase_id)
     changes: dict[str, Any] = {"failure_reason": event.reason}
     if event.signature is not None and event.signature not in phase.failure_signatures:
@@ -260,7 +298,7 @@ def _fail_attempt(state: RunState, event: e.AttemptFailed) -> RunState:
 # Figures
 
 
-def _count_tokens(state: RunState, event: e.TokensCounted) -> RunState:
+def _count_tokens(state: RunState, event: TokensCounted) -> RunState:
     phase = state.phase(event.phase_id)
     tier = state.tier(phase.tier_id)
     tokens, cost = event.tokens, event.cost_usd
@@ -279,7 +317,7 @@ def _count_tokens(state: RunState, event: e.TokensCounted) -> RunState:
     )
 
 
-def _apply_verdict(state: RunState, event: e.CiVerdictReceived) -> RunState:
+def _apply_verdict(state: RunState, event: CiVerdictReceived) -> RunState:
     """Set a final verdict on its phase; count a CI run that was made for its tier."""
     if event.is_repeated:
         return state
@@ -293,10 +331,10 @@ def _apply_verdict(state: RunState, event: e.CiVerdictReceived) -> RunState:
 # Issues
 
 
-def _keep_issue(state: RunState, event: e.IssueRecorded | e.IssueResolved) -> RunState:
+def _keep_issue(state: RunState, event: IssueRecorded | IssueResolved) -> RunState:
     issues = dict(state.issues)
     place = (event.phase_id, event.issue_key)
-    if isinstance(event, e.IssueRecorded):
+    if isinstance(event, IssueRecorded):
         seen = Sighting(
             phase_id=event.phase_id,
             issue_key=event.issue_key,
@@ -307,12 +345,12 @@ def _keep_issue(state: RunState, event: e.IssueRecorded | e.IssueResolved) -> Ru
         )
         issues[place] = sight(issues.get(place), seen)
     else:
-        for each in _resolved_places(state, event):
+        for each in resolved_places(state, event):
             issues[each] = replace(issues[each], is_open=False)
     return replace(state, issues=issues)
 
 
-def _resolved_places(state: RunState, event: e.IssueResolved) -> list[tuple[str, str]]:
+def resolved_places(state: RunState, event: IssueResolved) -> list[tuple[str, str]]:
     """Return where a key is resolved: in one phase; in all phases by a review of an old record."""
     place = (event.phase_id, event.issue_key)
     # A review resolves issues while its phase is in GATE, CI while it is in CI_RUNNING.

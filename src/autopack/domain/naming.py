@@ -5,6 +5,10 @@ from __future__ import annotations
 from typing import Final
 
 STRICT_MARK: Final = "[strict]"  # in a commit's subject, for CI: judge it by the strict profile
+RUNS_FOLDER: Final = ".autonomous_runs"
+RECORD: Final = "run.json"  # in a run's folder, as is the next
+PULL_REQUEST: Final = "pull_request.md"
+RECORD_SEAL: Final = "Autopack-Record-SHA256"  # the trailer of a record's commit: of `run.json`
 
 
 def branch_name(run_id: str) -> str:
@@ -25,7 +29,12 @@ def snapshot_ref(name: str) -> str:
 
 def record_folder(run_id: str) -> str:
     """Return the folder of a run's record on its branch, independent of the runs directory."""
-    return f".autonomous_runs/{run_id}"
+    return f"{RUNS_FOLDER}/{run_id}"
+
+
+def patch_name(sha256: str) -> str:
+    """Return where the record keeps the bytes of a patch."""
+    return f"patches/{sha256}.patch"
 
 
 def record_message(run_id: str, state: str, record_sha256: str, *, is_strict: bool) -> str:
@@ -33,7 +42,7 @@ def record_message(run_id: str, state: str, record_sha256: str, *, is_strict: bo
     mark = f" {STRICT_MARK}" if is_strict else ""
     return (
         f"Record run {run_id}: {state}{mark}\n\n"
-        f"Autopack-Run: {run_id}\nAutopack-Record-SHA256: {record_sha256}\n"
+        f"Autopack-Run: {run_id}\n{RECORD_SEAL}: {record_sha256}\n"
     )
 
 

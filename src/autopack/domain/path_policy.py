@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Final, Protocol
 
+from .absolute_paths import ABSOLUTE, leads_into_git_dir
 from .changes import (
     MODE_ABSENT,
     MODE_EXECUTABLE,
@@ -21,12 +22,6 @@ from .links import LinkTable, seen_through
 from .paths import Globs, Names, folded, globs, names_of, windows_problem
 from .secret_rules import MAX_STEPS, FoundSecret, Steps, TooManyStepsError, find_secrets, plain_text
 
-# The service's own files, and the keys whose signatures are trusted: no ruleset opens them.
-ABSOLUTE: Final = (
-    ".autonomous_runs/**",
-    ".autopack/**",
-    ".github/autopack_allowed_signers",
-)
 _CI: Final = (
     ".github/workflows/**",
     ".github/actions/**",
@@ -206,7 +201,7 @@ def _check_path(
         )
         return
     names = names_of(change.path)
-    if any(name in ("", ".", "..", ".git") for name in names):
+    if leads_into_git_dir(names):
         reason = "leads into a git directory or out of the repository on some systems"
         yield refuse("git_dir", reason)
     elif protection.covers(names):

@@ -1,8 +1,9 @@
 """The result that a merge of a run's branch with today's base branch would have.
 
 The run's own eligibility was decided at its end, and stays in the record; a rehearsal is about
-today, and may only be stricter (rules §2). `scripts/check_promotion.py` says the same in its own
-words. Standard library alone, so that the checker can be made from this module.
+today, and may only be stricter (rules §2).
+
+Standard library alone: `scripts/check_promotion.py` is made from this module among others.
 """
 
 from __future__ import annotations

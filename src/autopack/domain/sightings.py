@@ -1,8 +1,9 @@
 """An issue inside one run: reported in a phase, reported again, resolved, counted.
 
 The only definition of "open", "resolved" and "major" (rules §2): counts, index, reports, files and
-backtest use it. `scripts/check_promotion.py` says the same in its own words. Standard library
-alone, so that the checker can be made from this module.
+backtest use it.
+
+Standard library alone: `scripts/check_promotion.py` is made from this module among others.
 """
 
 from __future__ import annotations

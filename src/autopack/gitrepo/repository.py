@@ -35,6 +35,7 @@ from .objects import (
     Objects,
     TreeDraft,
     encode_loose,
+    path_bytes,
 )
 from .pointers import Pointers, find_pointers
 from .process import GitResult, GitRunner
@@ -209,6 +210,25 @@ class Repository:
         if kind != "commit":
             raise RepositoryUnusableError(f"{commit} in {self.git_dir} is a {kind}, not a commit.")
         return data[5:45].decode()
+
+    def message_of(self, commit: str) -> str:
+        """Return what a commit says. Raises RepositoryUnusableError when it is missing."""
+        self.tree_of(commit)
+        return self.objects.read(commit)[1].partition(b"\n\n")[2].decode("utf-8", "replace")
+
+    def read_file(self, commit: str, path: str) -> bytes | None:
+        """Return a file of a commit, None where there is none.
+
+        Raises RepositoryUnusableError when the commit or one of its objects is missing.
+        """
+        tree = self.tree_of(commit)
+        try:
+            entry = TreeDraft(tree, self._tree).lookup(path_bytes(path))
+            return self._tree(entry[1]) if entry is not None and entry[0] == MODE_FILE else None
+        except KeyError as error:
+            raise RepositoryUnusableError(
+                f"An object of commit {commit} is missing from {self.git_dir}: {error}."
+            ) from None
 
     def files_in(self, commit: str, paths: Collection[str]) -> set[str]:
         """Return those of these paths where a commit has a file."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import Settings, repository_top
+from ..domain.naming import RECORD
 from .errors import RepositoryUnusableError
 from .process import GitRunner
 
@@ -25,9 +26,6 @@ TRUST = {
 }
 _REGULAR = ("100644", "100755")
 _RULESET = re.compile(r"project_ruleset_.+\.json")
-_RECORD = "run.json"
-
-
 _MAX_LINKS = 40  # as many as Linux follows
 
 
@@ -94,7 +92,7 @@ def _refusal(name: str, place: Path, why: str) -> RepositoryUnusableError:
 def _other_than_records(found: list[_Tracked], runs_dir: Path) -> list[_Tracked]:
     """Leave out rulesets and records of runs, if they are regular files at their usual paths."""
     names = {each.place: each.place.relative_to(runs_dir).parts for each in found}
-    recorded = {parts[0] for parts in names.values() if parts[1:] == (_RECORD,)}
+    recorded = {parts[0] for parts in names.values() if parts[1:] == (RECORD,)}
 
     def is_known(each: _Tracked) -> bool:
         parts = names[each.place]

@@ -1,9 +1,10 @@
 """The files that mirror runs for people: the only code that writes under AUTONOMOUS_RUNS_DIR."""
 
+from ..domain.naming import PULL_REQUEST, RECORD, patch_name
 from .files import MirrorUnusableError
 from .mirror import Mirror, render_run
-from .pull_request import PULL_REQUEST, pull_request, pull_request_page
-from .record import RECORD, patch_name, run_record
+from .pull_request import pull_request, pull_request_page
+from .record import run_record
 
 __all__ = [
     "PULL_REQUEST",

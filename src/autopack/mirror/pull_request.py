@@ -20,7 +20,6 @@ from ..views.runs import PhaseDetail, RunDetail
 from .markdown import NONE, bullets, code, inline, plain, table
 from .pages import DEBT_WORDS, PHASE_WORDS, RUN_WORDS, verdict_words
 
-PULL_REQUEST = "pull_request.md"
 MAX_TITLE = 120
 MAX_PHASES = 100  # GitHub takes 65,536 characters
 MAX_REASONS = 50

@@ -10,12 +10,10 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ..domain.record_check import SCHEMA_VERSION
 from ..views.record import RecordedCiRun, RecordedCommit
 from ..views.runs import PhaseDetail, RunDetail
 from .documents import encode_with_lines
-
-RECORD = "run.json"
-SCHEMA_VERSION = 1
 
 _RUN = (
     "run_id",
@@ -93,11 +91,6 @@ _PHASE = (
     "snapshot_tag",
     "failure_reason",
 )
-
-
-def patch_name(sha256: str) -> str:
-    """Return where the record keeps the bytes of a patch."""
-    return f"patches/{sha256}.patch"
 
 
 def run_record(

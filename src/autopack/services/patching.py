@@ -7,12 +7,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from ..config import Settings, repository_top
+from ..domain.absolute_paths import ABSOLUTE
 from ..domain.changes import Repair
 from ..domain.errors import AutopackError, ErrorKind
 from ..domain.naming import STRICT_MARK
 from ..domain.outcomes import CommitKind, Outcome, PatchStatus
 from ..domain.patches import AppliedPatch
-from ..domain.path_policy import ABSOLUTE, DEFAULT_PROTECTED, PathPolicy, check_changes
+from ..domain.path_policy import DEFAULT_PROTECTED, PathPolicy, check_changes
 from ..domain.redaction import redacted
 from ..domain.secret_rules import redact_bytes
 from ..domain.terms import CiProfile

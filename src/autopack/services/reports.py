@@ -26,6 +26,7 @@ from .context import AppContext
 from .metrics import Position, phases_of, tiers_of
 from .projection import open_issues, run_detail
 from .reading import one_moment, reading_run
+from .records import recorded_verdict
 from .rehearsal import rehearse
 
 TOP_AGING_ISSUES = 10
@@ -126,17 +127,19 @@ def promotion(context: AppContext, run_id: str) -> PromotionAnswer:
 
 
 def _promotion(context: AppContext, run: Run) -> PromotionVerdictAnswer:
-    """Return the recorded verdict of a run that is over, today's of a live one. (rules §8)
+    """Return the verdict of a run's record, the rules' of a run without one. (rules §8)
 
     A rehearsal with today's base branch is added, and may only be stricter.
     """
     if run.ended_at is None:
         verdict = judge_promotion(runs.read_state(run))
-    else:
+    elif run.head_commit == run.work_commit:  # it was not recorded, which the rehearsal says
         verdict = PromotionVerdict(tuple(run.promotion_reasons), tuple(run.promotion_warnings))
+    else:
+        verdict = recorded_verdict(context.repository, run)
     rehearsal, today = rehearse(context, run)
     return PromotionVerdictAnswer(
-        eligible=run.promotion_eligible_to_main and not today,
+        eligible=run.promotion_eligible_to_main and verdict.is_eligible and not today,
         reasons=[*verdict.reasons, *today],
         warnings=list(verdict.warnings),
         rehearsal=rehearsal,

@@ -1,0 +1,392 @@
+"""One run's branch, checked against the record at its head. (docs/promotion.md)
+
+`domain/record_check.py` says what the record itself must satisfy; here it is held against what git
+has: the branch's commits and trees, the record's files, its signature, today's base branch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tempfile
+from dataclasses import asdict
+from typing import Final
+
+from ..domain.absolute_paths import ALLOWED_SIGNERS, absolute_problem
+from ..domain.changes import MODE_ABSENT
+from ..domain.naming import PULL_REQUEST, RECORD, RUNS_FOLDER, patch_name, record_folder
+from ..domain.outcomes import CommitKind
+from ..domain.record_check import JsonObject, RecordClaim, RecordError, check_record, show
+from ..domain.rehearsal import Rehearsal, RehearsalResult, rehearsal_reasons
+from .objects import FOLDER, LINK, OBJECT_ID, PLAIN_FILE, Commit, Git, WrongUseError
+
+MAX_FILES: Final = 20_000
+MAX_REASONS: Final = 100
+MAX_HOPS: Final = 40  # as many as Linux follows
+OLDEST_MERGING_GIT: Final = (2, 38)  # the first with `merge-tree --write-tree`
+SSH_SIGNATURE: Final = b"\ngpgsig -----BEGIN SSH SIGNATURE-----\n"
+_RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
+
+
+class BranchCheck:
+    """One branch being checked: the reasons against it, as they are found."""
+
+    def __init__(self, git: Git, claim: RecordClaim) -> None:
+        self.git = git
+        self.claim = claim
+        self.run_id, self.branch, self.base = claim.run_id, claim.branch, claim.base_branch
+        self.reasons: list[str] = []
+        self.warnings: list[str] = []
+        self.history: list[str] = []
+        self.patches: dict[str, bytes] = {}  # of the record, by their hash
+        self.title = self.body = ""
+        self.rehearsal: Rehearsal | None = None  # of the merge with today's base branch
+        self.signature = ""
+
+    def expect(self, condition: object, reason: str) -> bool:
+        if not condition:
+            self.reasons.append(reason)
+        return bool(condition)
+
+    def run(self) -> None:
+        """Gather every reason that can be found."""
+        try:
+            head, base_head = self._find_branches()
+            commit = self.git.commit(head)
+            folder = self._find_record(commit)
+            record = self._check_record(commit, folder)
+            if record is None:
+                return
+            self._check_signature(head, base_head)
+            self._check_files(record, folder)
+            self._check_history(record, head)
+            self._rehearse(record, head, base_head)
+        except RecordError as refused:
+            self.reasons.append(str(refused))
+
+    def _find_branches(self) -> tuple[str, str]:
+        head, base_head = self.git.find_branch(self.branch), self.git.find_branch(self.base)
+        upstream = self.git.find_ref(f"refs/remotes/origin/{self.base}")
+        if base_head and upstream and upstream != base_head:
+            self.warnings.append(
+                f"'{self.base}' is at {base_head[:7]} here and was at {upstream[:7]} on its remote"
+                " when it was last fetched: the merge is rehearsed with the one here"
+            )
+        if head is None:
+            raise RecordError(f"there is no branch '{self.branch}'")
+        if base_head is None:
+            raise RecordError(f"there is no base branch '{self.base}'")
+        return head, base_head
+
+    def _find_record(self, commit: Commit) -> str:
+        """Return the tree of the record's folder, at the branch's head."""
+        if not _RUN_ID.match(self.run_id):
+            raise RecordError(f"'{self.run_id}' is no run id")
+        entry = self.git.find(commit.tree, record_folder(self.run_id))
+        if entry is None or entry[0] != FOLDER:
+            raise RecordError(
+                f"the head of '{self.branch}' holds no record of run '{self.run_id}': the run is"
+                " not over, or was not recorded"
+            )
+        return entry[1]
+
+    def _check_record(self, commit: Commit, folder: str) -> JsonObject | None:
+        """Return `run.json`, checked as far as it can be without git; None: it is not the run's."""
+        entry = self.git.tree(folder).get(RECORD)
+        if entry is None or entry[0] != PLAIN_FILE:
+            raise RecordError(f"the record has no {RECORD}")
+        data = self.git.read(entry[1], "blob")
+        checked = check_record(data, commit.message.decode("utf-8", "replace"), self.claim)
+        self.reasons += checked.reasons
+        self.warnings += checked.warnings
+        return checked.record
+
+    # What git holds
+
+    def _check_signature(self, head: str, base_head: str) -> None:
+        """Where the base branch says who may sign records, one of them has to have done so."""
+        signers = self.git.find(self.git.commit(base_head).tree, ALLOWED_SIGNERS)
+        header = self.git.read(head, "commit").partition(b"\n\n")[0] + b"\n"
+        is_signed = SSH_SIGNATURE in header
+        if signers is None:
+            self.signature = (
+                f"the record is signed, but '{self.base}' has no {ALLOWED_SIGNERS} to say whose"
+                " signature counts: it was not checked"
+                if is_signed
+                else f"the record is not signed, and '{self.base}' has no {ALLOWED_SIGNERS}: a"
+                " forger who may push is not found"
+            )
+            return
+        if not is_signed:
+            self.signature = "the record is not signed"
+            self.reasons.append(
+                f"the record is not signed, and '{self.base}' asks for it by {ALLOWED_SIGNERS}"
+            )
+            return
+        allowed = self.git.scratch / "allowed_signers"
+        allowed.write_bytes(self.git.read(signers[1], "blob"))
+        done = self.git.run(
+            *("-c", f"gpg.ssh.allowedSignersFile={allowed}", "-c", "gpg.minTrustLevel=fully"),
+            *("verify-commit", "--raw", head),
+        )
+        words = done.stderr.decode("utf-8", "replace").strip().splitlines()
+        self.signature = (
+            f"the record is signed by one of {ALLOWED_SIGNERS} of '{self.base}'"
+            if done.returncode == 0
+            else "the record's signature does not count"
+        )
+        self.expect(
+            done.returncode == 0,
+            f"the record's signature is not by one of {ALLOWED_SIGNERS} of '{self.base}': "
+            + (words[-1] if words else "git does not say why"),
+        )
+
+    def _check_files(self, record: JsonObject, folder: str) -> None:
+        """The folder holds what the record names, to the byte, and nothing else."""
+        named = {entry["path"]: entry["sha256"] for entry in record["files"]}
+        patches = {
+            patch_name(each["patch_sha256"]): each["patch_sha256"]
+            for each in record["commits"]
+            if each["patch_sha256"] is not None
+        }
+        expected = {**patches, **named}
+        found: set[str] = set()
+        for path, mode, oid in self.git.files(folder):
+            if len(found) > MAX_FILES:
+                raise RecordError(f"the record has more than {MAX_FILES} files")
+            found.add(path)
+            if path == RECORD:
+                continue
+            if not self.expect(path in expected, f"the record does not name its file {path}"):
+                continue
+            if not self.expect(mode == PLAIN_FILE, f"{path} of the record is no plain file"):
+                continue
+            data = self.git.read(oid, "blob")
+            sha256 = hashlib.sha256(data).hexdigest()
+            if not self.expect(
+                sha256 == expected[path], f"{path} of the record was changed: its hash is another"
+            ):
+                continue
+            if path in patches:
+                self.patches[sha256] = data
+            if path == PULL_REQUEST:
+                self._read_pull_request(data)
+        for path in sorted(set(named) - found):
+            self.reasons.append(f"{path} is missing from the record")
+        for path in sorted(set(patches) - found):
+            self.warnings.append(f"{path} is not in the record, so nobody can apply it again")
+
+    def _read_pull_request(self, data: bytes) -> None:
+        heading, _, body = data.decode("utf-8", "replace").partition("\n")
+        self.title, self.body = heading[len("# ") :].strip(), body.lstrip("\n")
+
+    def _check_history(self, record: JsonObject, head: str) -> None:
+        """The branch is what the record names, from its base to itself, commit by commit."""
+        named = [each["sha"] for each in record["commits"]]
+        base = record["base_commit"]
+        found: list[str] = []
+        oid = head
+        commits: dict[str, Commit] = {}
+        while oid != base and len(found) <= len(named) + MAX_REASONS:
+            commit = commits[oid] = self.git.commit(oid)
+            found.append(oid)
+            if len(commit.parents) != 1:
+                self.reasons.append(
+                    f"commit {oid} has {len(commit.parents)} parents: the branch has to be one line"
+                )
+                break
+            oid = commit.parents[0]
+        is_whole = oid == base
+        self.expect(is_whole, f"the branch does not lead back to the recorded base {base}")
+        found.reverse()
+        self.history = found
+        before = found[:-1]
+        for sha in before:
+            self.expect(
+                sha in named, f"commit {sha} is on the branch, but the record does not name it"
+            )
+        for sha in named:
+            self.expect(sha in found, f"commit {sha}, which the record names, is not on the branch")
+        if set(before) == set(named):
+            self.expect(before == named, "the record names the branch's commits in another order")
+        if not is_whole:
+            return
+        commits[base] = self.git.commit(base)
+        trees = [commits[base].tree]
+        for each in record["commits"]:
+            if each["sha"] not in commits or each["sha"] == base:
+                continue
+            commit = commits[each["sha"]]
+            self.expect(
+                commit.tree == each["tree"],
+                f"commit {each['sha']} has the tree {commit.tree}, the record says {each['tree']}",
+            )
+            self.expect(
+                commit.parents == [each["parent"]],
+                f"commit {each['sha']} follows {commit.parents[0]}, the record says"
+                f" {each['parent']}",
+            )
+            if commit.parents[0] in commits:
+                self._check_content(each, commits[commit.parents[0]], commit, trees)
+            trees.append(commit.tree)
+        if len(commits[head].parents) == 1:
+            self._check_record_alone(head, commits[commits[head].parents[0]], commits[head])
+
+    def _check_content(
+        self, recorded: JsonObject, parent: Commit, commit: Commit, trees: list[str]
+    ) -> None:
+        """A commit holds what its kind says: its patch, an earlier tree, a record."""
+        sha, kind = recorded["sha"], recorded["kind"]
+        if kind == CommitKind.RECORD:
+            self._check_record_alone(sha, parent, commit)
+        elif kind in (CommitKind.UNDO, CommitKind.ROLLBACK):
+            self.expect(commit.tree in trees, f"commit {sha} brings back no earlier tree")
+        elif not self.expect(
+            kind == CommitKind.PATCH, f"commit {sha} is of the unknown kind '{kind}'"
+        ):
+            return
+        else:
+            for path, mode, oid in self.git.changes(parent.tree, commit.tree):
+                problem = absolute_problem(path, int(mode or "0", 8))
+                if problem is None and mode == LINK and oid is not None:
+                    problem = self._link_problem(commit.tree, path)
+                if not self.expect(not problem, f"commit {sha} changes {show(path)}, {problem}"):
+                    break  # one is enough to refuse it
+            content = self.patches.get(recorded["patch_sha256"])
+            if content is not None and not recorded["is_merged"]:
+                self._apply(sha, parent.tree, content, commit.tree)
+
+    def _link_problem(self, tree: str, path: str) -> str | None:
+        """Say what is wrong with where a link leads, followed name by name; None: nothing."""
+        place: list[str] = []
+        ahead = path.split("/")[::-1]
+        hops = 0
+        while ahead:
+            name = ahead.pop()
+            if name == ".." and not place:
+                return "a link that leads out of the repository"
+            if name == "..":
+                place.pop()
+            if name in ("", ".", ".."):
+                continue
+            place.append(name)
+            problem = absolute_problem("/".join(place), MODE_ABSENT)
+            if problem:
+                return f"a link to {show('/'.join(place))}, {problem}"
+            entry = self.git.find(tree, "/".join(place))
+            if entry is None or entry[0] != LINK:
+                continue
+            hops += 1
+            target = self.git.read(entry[1], "blob").decode("utf-8", "surrogateescape")
+            if hops > MAX_HOPS or not target or target[0] == "/" or "\\" in target:
+                return "a link that is absolute, or goes round in a circle"
+            place.pop()
+            ahead += target.split("/")[::-1]
+        return None
+
+    def _apply(self, sha: str, tree: str, patch: bytes, expected: str) -> None:
+        """Put a patch on a tree, in an index of our own, and compare what comes of it."""
+        made = None
+        done = self.git.run("read-tree", tree)
+        if done.returncode == 0:
+            done = self.git.run("apply", "--cached", "--whitespace=nowarn", "-", stdin=patch)
+        if done.returncode == 0:
+            done = self.git.run("write-tree")
+            made = done.stdout.decode("ascii", "replace").strip()
+        self.expect(
+            done.returncode == 0 and made == expected,
+            f"the recorded patch of commit {sha} does not give its tree",
+        )
+
+    def _check_record_alone(self, sha: str, parent: Commit, commit: Commit) -> None:
+        """A record's commit changes nothing but the run's own folder."""
+        before, after = self.git.tree(parent.tree), self.git.tree(commit.tree)
+        old, new = before.pop(RUNS_FOLDER, None), after.pop(RUNS_FOLDER, None)
+        others_before = self.git.tree(old[1]) if old and old[0] == FOLDER else {}
+        others_after = self.git.tree(new[1]) if new and new[0] == FOLDER else {}
+        others_before.pop(self.run_id, None)
+        others_after.pop(self.run_id, None)
+        self.expect(
+            before == after and others_before == others_after,
+            f"commit {sha} changes more than the record's folder {record_folder(self.run_id)}",
+        )
+        folder = self.git.find(commit.tree, record_folder(self.run_id))
+        if folder is not None and folder[0] == FOLDER:
+            for path, mode, _ in self.git.files(folder[1]):
+                problem = absolute_problem(path, int(mode or "0", 8))
+                if not self.expect(not problem, f"commit {sha} records {show(path)}, {problem}"):
+                    break
+
+    def _rehearse(self, record: JsonObject, head: str, base_head: str) -> None:
+        """Merge the branch with today's base branch, in memory: the run's verdict is of its end."""
+        base = record["base_commit"]
+        if not OBJECT_ID.match(base):
+            raise RecordError(f"the recorded base {show(base)} is no object id")
+        done = self.git.run("merge-base", "--is-ancestor", base, base_head)
+        if done.returncode not in (0, 1):
+            raise RecordError(f"the history of '{self.base}' is not whole here (a shallow clone?)")
+        if done.returncode == 1:
+            self._came_to(RehearsalResult.BEHIND, record, base_head, [])
+            return
+        version = self.git.version()
+        if version < OLDEST_MERGING_GIT:
+            raise RecordError(
+                f"git {version[0]}.{version[1]} cannot rehearse the merge with '{self.base}': git"
+                f" {OLDEST_MERGING_GIT[0]}.{OLDEST_MERGING_GIT[1]} or newer is needed"
+            )
+        options = ("--write-tree", "--name-only", "--no-messages", "-z")
+        done = self.git.run("merge-tree", *options, base_head, head)
+        if done.returncode not in (0, 1):
+            words = done.stderr.decode("utf-8", "replace").strip() or "git does not say why"
+            raise RecordError(f"the merge with '{self.base}' cannot be rehearsed: {words}")
+        names = done.stdout.rstrip(b"\0").split(b"\0")[1:]
+        files = [each.decode("utf-8", "backslashreplace") for each in dict.fromkeys(names)]
+        result = RehearsalResult.CONFLICT if done.returncode else RehearsalResult.CLEAN
+        self._came_to(result, record, base_head, files)
+
+    def _came_to(
+        self, result: RehearsalResult, record: JsonObject, base_head: str, files: list[str]
+    ) -> None:
+        self.rehearsal = Rehearsal(
+            result=result,
+            base_branch=self.base,
+            base_commit=base_head,
+            files=tuple(show(each) for each in files),
+        )
+        self.reasons += rehearsal_reasons(self.rehearsal, record["base_commit"])
+
+
+def check_branch(repository: str, claim: RecordClaim) -> JsonObject:
+    """Return the verdict on a branch of a repository as a JSON document. Raises WrongUseError."""
+    with tempfile.TemporaryDirectory(prefix="autopack-check-") as scratch:
+        git = Git(repository, scratch)
+        checked = BranchCheck(git, claim)
+        try:
+            checked.run()
+        except WrongUseError:
+            raise
+        except Exception as error:  # whatever a hostile record makes of us is a reason against it
+            checked.reasons.append(f"the record cannot be checked: {type(error).__name__}: {error}")
+        finally:
+            git.close()
+    return _document(checked)
+
+
+def _document(checked: BranchCheck) -> JsonObject:
+    rehearsal = checked.rehearsal
+    reasons = list(dict.fromkeys(show(reason) for reason in checked.reasons))
+    more = len(reasons) - MAX_REASONS
+    if more > 0:
+        reasons[MAX_REASONS:] = [f"and {more} reasons more"]
+    return {
+        "eligible": not reasons,
+        "reasons": reasons,
+        "warnings": [show(warning) for warning in checked.warnings[:MAX_REASONS]],
+        "title": show(checked.title) or f"[{show(checked.run_id)}]",
+        "body": checked.body,
+        "head": checked.branch,
+        "base": checked.base,
+        "commits": checked.history,
+        "rehearsal": rehearsal and {**asdict(rehearsal), "files": list(rehearsal.files)},
+        "signature": show(checked.signature),
+    }

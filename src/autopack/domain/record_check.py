@@ -1,0 +1,691 @@
+"""What the record of a finished run must satisfy: the one check of `run.json`. (rules §8)
+
+`autopack verify`, `GET /runs/{run_id}/promotion` and `scripts/check_promotion.py` call
+`check_record`. It reads the record as a stranger's: its shape, the seal of its commit, the chain of
+its events. Then the events make the run anew by `evolve`, and what comes of that is compared with
+what the record claims, and judged by `judge_promotion`. What git holds beside it is for `checker/`.
+
+Standard library alone: `scripts/check_promotion.py` is made from this module among others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal, InvalidOperation
+from enum import StrEnum
+from typing import Any, Final
+
+from .errors import NotFoundError
+from .events import (
+    GENESIS_HASH,
+    AuditorResultReceived,
+    BuilderResultReceived,
+    CiVerdictReceived,
+    Event,
+    EventError,
+    EventRecord,
+    IssueResolved,
+    PatchApplied,
+    PhaseUndone,
+    RunEnded,
+    RunRolledBack,
+    RunStarted,
+    TierCleanlinessChanged,
+    TierStateChanged,
+    canonical_json,
+    from_record,
+    wire_time,
+)
+from .evolve import evolve, resolved_places
+from .money import usd_text
+from .naming import RECORD, RECORD_SEAL
+from .outcomes import CommitKind
+from .promotion import judge_promotion
+from .run import PhaseState, RunState, TierState
+from .sightings import CI_SOURCE, Cause
+from .states import (
+    PHASE_TRANSITIONS,
+    RUN_TRANSITIONS,
+    TIER_TRANSITIONS,
+    PhaseStatus,
+    RunStatus,
+    TierStatus,
+)
+from .terms import CiProfile, RunScope, Verdict
+
+SCHEMA_VERSION: Final = 1
+MAX_SHOWN: Final = 500
+MAX_DIGITS: Final = 20
+
+JsonObject = dict[str, Any]
+
+_SEAL: Final = re.compile(rf"^{RECORD_SEAL}: ([0-9a-f]{{64}})$", re.MULTILINE)
+
+# The record's shape: a type, several of them, a list of one, or the members of an object. Members
+# that are not named here came later or say nothing of the verdict.
+_TEXT: Final = (str, type(None))
+_COMMIT_SHAPE: Final = {
+    "sha": str,
+    "tree": str,
+    "parent": str,
+    "kind": str,
+    "phase_id": _TEXT,
+    "patch_sha256": _TEXT,
+    "is_merged": bool,
+}
+_EVENT_SHAPE: Final = {
+    "sequence": int,
+    "at": str,
+    "actor": str,
+    "kind": str,
+    "phase_id": _TEXT,
+    "tier_id": _TEXT,
+    "from_state": _TEXT,
+    "to_state": _TEXT,
+    "reason": _TEXT,
+    "data": dict,
+    "previous_hash": str,
+    "hash": str,
+}
+_TIER_SHAPE: Final = {
+    "tier_id": str,
+    "tier_index": int,
+    "state": str,
+    "cleanliness": str,
+    "cleanliness_reasons": [str],
+    "token_cap": int,
+    "tokens_used": int,
+    "ci_run_cap": int,
+    "ci_runs_count": int,
+    "minors_tolerated": int,
+    "minor_issues_count": int,
+    "majors_tolerated": int,
+    "major_issues_count": int,
+}
+_PHASE_SHAPE: Final = {
+    "phase_id": str,
+    "tier_id": str,
+    "tier_index": int,
+    "phase_index": int,
+    "state": str,
+    "ci_profile": str,
+    "verdict": _TEXT,
+    "completed_by": _TEXT,
+    "tokens_used": int,
+    "commit": _TEXT,
+    "ci_runs": [{"commit_sha": str, "verdict": _TEXT, "is_flaky": bool}],
+}
+_RECORD_SHAPE: Final[JsonObject] = {
+    "schema_version": int,
+    "run_id": str,
+    "project_id": str,
+    "branch": str,
+    "base_branch": str,
+    "base_commit": str,
+    "state": str,
+    "failure_code": _TEXT,
+    "failure_reason": _TEXT,
+    "is_rolled_back": bool,
+    "ended_at": str,
+    "budgets": {
+        "token_cap": int,
+        "tokens_used": int,
+        "max_minor_issues_total": int,
+        "minor_issues_count": int,
+        "major_issues_count": int,
+    },
+    "promotion": {"eligible": bool, "reasons": [str], "warnings": [str]},
+    "tiers": [_TIER_SHAPE],
+    "phases": [_PHASE_SHAPE],
+    "commits": [_COMMIT_SHAPE],
+    "files": [{"path": str, "sha256": str}],
+    "events": [_EVENT_SHAPE],
+}
+
+
+class RecordError(Exception):
+    """A reason against a record after which there is nothing more to check."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordClaim:
+    """What a record is said to be of. `base_branch` is where the branch is to go."""
+
+    run_id: str
+    branch: str
+    base_branch: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckedRecord:
+    """What came of a record. `record` is None where it could not be read as one of this run."""
+
+    record: JsonObject | None
+    reasons: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def check_record(data: bytes, message: str, claim: RecordClaim) -> CheckedRecord:
+    """Return every reason against a record, and what to look at; no reason: it may be promoted.
+
+    `data` is `run.json`, `message` that of the commit which holds it. Raises nothing.
+    """
+    findings = _Findings()
+    record: JsonObject | None = None
+    try:
+        record = _read_record(findings, data, message, claim)
+        _check_chain(findings, record["events"])
+        _Replay(findings, record).run()
+    except RecordError as refused:
+        findings.reasons.append(str(refused))
+    return CheckedRecord(
+        record=record, reasons=tuple(findings.reasons), warnings=tuple(findings.warnings)
+    )
+
+
+class _Findings:
+    """The reasons against a record, as they are found."""
+
+    def __init__(self) -> None:
+        self.reasons: list[str] = []
+        self.warnings: list[str] = []
+
+    def expect(self, condition: object, reason: str) -> bool:
+        if not condition:
+            self.reasons.append(reason)
+        return bool(condition)
+
+
+# The record as a text
+
+
+def _read_record(findings: _Findings, data: bytes, message: str, claim: RecordClaim) -> JsonObject:
+    """Return `run.json`, whose shape is as it must be. Raises RecordError."""
+    try:
+        record = parse_json(data)
+    except (ValueError, RecursionError) as error:
+        raise RecordError(f"{RECORD} cannot be read: {error}") from None
+    problem = shape_problem(record, _RECORD_SHAPE, RECORD)
+    if problem:
+        raise RecordError(problem)
+    if record["schema_version"] != SCHEMA_VERSION:
+        raise RecordError(
+            f"{RECORD} is of version {record['schema_version']}, this checker reads"
+            f" {SCHEMA_VERSION}: take the checker of the Autopack that made the record"
+        )
+    seals = _SEAL.findall(message)
+    if findings.expect(
+        len(seals) == 1, "the head of the branch is no record: something was committed after it"
+    ):
+        findings.expect(
+            seals[0] == hashlib.sha256(data).hexdigest(),
+            f"{RECORD} is not what the record's commit says: it was changed",
+        )
+    if not findings.expect(
+        record["run_id"] == claim.run_id,
+        f"the record is of run '{record['run_id']}', not of '{claim.run_id}'",
+    ):
+        raise RecordError("a record of another run says nothing of this one")
+    findings.expect(
+        record["branch"] == claim.branch,
+        f"the record is of branch '{record['branch']}', not of '{claim.branch}'",
+    )
+    findings.expect(
+        record["base_branch"] == claim.base_branch,
+        f"the run started from '{record['base_branch']}', not from '{claim.base_branch}'",
+    )
+    return dict(record)
+
+
+def parse_json(data: bytes) -> Any:
+    """Read JSON that says everything once, in numbers of a sane size. Raises ValueError."""
+
+    def members(pairs: list[tuple[str, Any]]) -> JsonObject:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise ValueError("it names a member twice")
+        return found
+
+    def integer(text: str) -> int:
+        if len(text) > MAX_DIGITS:
+            raise ValueError("it has a number of too many digits")
+        return int(text)
+
+    def refuse(text: str) -> None:
+        raise ValueError(f"{text} is no JSON")
+
+    record = json.loads(
+        data.decode("utf-8"), object_pairs_hook=members, parse_int=integer, parse_constant=refuse
+    )
+    canonical_json(record)  # half of a surrogate pair is no text, and 1e999 no number
+    return record
+
+
+def shape_problem(value: Any, shape: Any, place: str) -> str | None:
+    """Say what is not as it must be; None: nothing."""
+    if isinstance(shape, dict):
+        if not isinstance(value, dict):
+            return f"{place} is no object"
+        for name, inner in shape.items():
+            if name not in value:
+                return f"{place} has no '{name}'"
+            problem = shape_problem(value[name], inner, f"{place}: {name}")
+            if problem:
+                return problem
+    elif isinstance(shape, list):
+        if not isinstance(value, list):
+            return f"{place} is no list"
+        for number, each in enumerate(value):
+            problem = shape_problem(each, shape[0], f"{place}[{number}]")
+            if problem:
+                return problem
+    elif not isinstance(value, shape) or (isinstance(value, bool) and shape is not bool):
+        return f"{place} is {show(value)}, which is not of its kind"
+    return None
+
+
+def show(value: object) -> str:
+    """Write a value of any size and content as a piece of one line."""
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    text = "".join(letter if letter.isprintable() else "?" for letter in text)
+    return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "…"
+
+
+def _check_chain(findings: _Findings, events: Iterable[JsonObject]) -> None:
+    """Expect each event to be sealed by a hash over itself and the one before. (rules §1)"""
+    previous, last_at = GENESIS_HASH, ""
+    for number, event in enumerate(events, start=1):
+        if not findings.expect(
+            event["sequence"] == number, f"event {number} is missing, or out of its place"
+        ):
+            return
+        document = {name: value for name, value in event.items() if name != "hash"}
+        sealed = hashlib.sha256(canonical_json(document)).hexdigest()
+        if not findings.expect(
+            event["previous_hash"] == previous and event["hash"] == sealed,
+            f"event {number} ({event['kind']}) was changed: the chain of hashes breaks there",
+        ):
+            return
+        findings.expect(
+            event["at"] >= last_at, f"event {number} lies before the one that it follows"
+        )
+        previous, last_at = sealed, event["at"]
+
+
+# The run that the events make
+
+
+def _state_at_start(record: JsonObject) -> RunState:
+    """Return the run before its first event, by what the record says of its plan and caps.
+
+    `evolve` reads neither the plan's scope nor its minutes and profiles, by which rules decide, so
+    these are left at nothing.
+    """
+    tiers = {tier["tier_id"]: tier for tier in record["tiers"]}
+    with_phases = {tiers[phase["tier_id"]]["tier_id"] for phase in record["phases"]}
+    budgets = record["budgets"]
+    return RunState(
+        run_id=record["run_id"],
+        state=RunStatus.RUN_CREATED,
+        run_scope=RunScope.SINGLE_TIER,
+        token_cap=budgets["token_cap"],
+        cost_cap_usd=_dollars(budgets.get("cost_cap_usd")),
+        max_minor_issues_total=budgets["max_minor_issues_total"],
+        max_duration_minutes=0,
+        attempt_minutes=0,
+        audit_minutes=0,
+        deadline_at=datetime.min,  # noqa: DTZ901 - no rule asks for it here
+        minor_cap_ends_run=False,
+        any_failure_stops=False,
+        high_risk_needs_review=False,
+        is_sandbox_required=record.get("is_sandbox_required", False) is True,
+        head_commit=record["base_commit"],
+        tiers=tuple(_tier_at_start(tier, with_phases) for tier in record["tiers"]),
+        phases=tuple(_phase_at_start(phase) for phase in record["phases"]),
+    )
+
+
+def _tier_at_start(tier: JsonObject, with_phases: set[str]) -> TierState:
+    has_phases = tier["tier_id"] in with_phases
+    return TierState(
+        tier_id=tier["tier_id"],
+        tier_index=tier["tier_index"],
+        state=TierStatus.PENDING if has_phases else TierStatus.SKIPPED,
+        token_cap=tier["token_cap"],
+        ci_run_cap=tier["ci_run_cap"],
+        minors_tolerated=tier["minors_tolerated"],
+        majors_tolerated=tier["majors_tolerated"],
+    )
+
+
+def _phase_at_start(phase: JsonObject) -> PhaseState:
+    return PhaseState(
+        phase_id=phase["phase_id"],
+        tier_id=phase["tier_id"],
+        tier_index=phase["tier_index"],
+        phase_index=phase["phase_index"],
+        state=PhaseStatus.QUEUED,
+        ci_profile=CiProfile(phase["ci_profile"]),
+        has_ci=False,
+        ci_timeout_seconds=0,
+        max_builder_attempts=0,
+        max_auditor_attempts=0,
+        incident_token_cap=0,
+        auto_apply=False,
+        is_high_risk=False,
+        allow_empty=False,
+    )
+
+
+def _dollars(amount: str | None) -> Decimal | None:
+    return None if amount is None else Decimal(amount)
+
+
+# Of run, tier and phase: the figures that follow from the events. One that a record does not have
+# is not compared: records of earlier versions have fewer.
+_RUN_FIGURES: Final = ("state", "failure_code", "failure_reason", "ended_at", "is_rolled_back")
+_BUDGET_FIGURES: Final = (
+    "tokens_used",
+    "cost_usd",
+    "minor_issues_count",
+    "major_issues_count",
+    "debt_status",
+)
+_TIER_FIGURES: Final = (
+    "state",
+    "cleanliness",
+    "cleanliness_reasons",
+    "ci_runs_count",
+    "tokens_used",
+    "cost_usd",
+    "minor_issues_count",
+    "major_issues_count",
+)
+_PHASE_FIGURES: Final = (
+    "state",
+    "verdict",
+    "sandbox",
+    "completed_by",
+    "tokens_used",
+    "cost_usd",
+    "builder_attempts_used",
+    "auditor_attempts_used",
+    "minor_issues_count",
+    "major_issues_count",
+    "start_commit",
+    "commit",
+    "failure_reason",
+)
+# What a record that cannot be replayed makes of the rules, which trust their input.
+_MISFITS: Final = (
+    ArithmeticError,
+    AttributeError,
+    EventError,
+    InvalidOperation,
+    LookupError,
+    NotFoundError,
+    TypeError,
+    ValueError,
+)
+
+
+class _Replay:
+    """The run as its events make it, to compare with what the record says that it came to."""
+
+    def __init__(self, findings: _Findings, record: JsonObject) -> None:
+        self.expect = findings.expect
+        self.findings = findings
+        self.record = record
+        self.commits: list[tuple[str, ...]] = []
+        self.is_review = False  # the latest that came from outside: a review, or something else
+        self.judged: tuple[str, str] | None = None  # the latest verdict: of which phase, what
+
+    def run(self) -> None:
+        """Compare and judge as far as the events can be followed."""
+        self._expect_once("phase", [each["phase_id"] for each in self.record["phases"]])
+        self._expect_once("tier", [each["tier_id"] for each in self.record["tiers"]])
+        try:
+            state = _state_at_start(self.record)
+            tier_of = {phase.phase_id: phase.tier_id for phase in state.phases}
+            for document in self.record["events"]:
+                state = self._take(state, document, tier_of)
+            self._compare(state)
+            self._judge(state)
+        except _MISFITS as error:
+            self.findings.reasons.append(
+                f"the events cannot be replayed: {error!r} is out of place"
+            )
+
+    def _expect_once(self, noun: str, names: Sequence[str]) -> None:
+        for name, times in Counter(names).items():
+            self.expect(times == 1, f"the record names {noun} '{name}' {times} times")
+
+    def _take(self, state: RunState, document: JsonObject, tier_of: Mapping[str, str]) -> RunState:
+        """Check what an event must satisfy where it stands, and let it have its effect."""
+        number, phase_id = document["sequence"], document["phase_id"]
+        if phase_id is not None:
+            tier_id = tier_of[phase_id]
+            self.expect(
+                document["tier_id"] == tier_id,
+                f"event {number} puts phase '{phase_id}' into tier {show(document['tier_id'])}",
+            )
+        self._check_move(state, document)
+        at = datetime.fromisoformat(document["at"])
+        if at.tzinfo is None or wire_time(at) != document["at"]:
+            raise EventError(f"the time {show(document['at'])} of event {number}")
+        columns = {name: document[name] for name in _EVENT_COLUMNS}
+        event = from_record(EventRecord(**{**columns, "at": at}))
+        self.expect(
+            isinstance(event, RunStarted) is (number == 1),
+            f"event {number} ({document['kind']}) does not follow: a run starts once, and first",
+        )
+        self._check_event(state, number, event)
+        self._note_commit(event)
+        return evolve(state, event)
+
+    def _check_move(self, state: RunState, document: JsonObject) -> None:
+        """Expect a change of state to begin where the run stands, and the rules to allow it.
+
+        (rules §2)
+        """
+        before, after = document["from_state"], document["to_state"]
+        if after is None:
+            return
+        what, current, allowed = _mover(state, document)
+        number = document["sequence"]
+        self.expect(
+            current == before,
+            f"event {number} ({document['kind']}) does not follow: {what} is {current}",
+        )
+        if allowed is not None:
+            self.expect(
+                after in allowed.get(before, ()),
+                f"event {number} moves {what} from {before} to {after}, which no rule allows",
+            )
+
+    def _check_event(self, state: RunState, number: int, event: Event) -> None:
+        match event:
+            case RunStarted():
+                self._check_start(event)
+            case RunEnded():
+                self._check_end(state, number, event)
+            case AuditorResultReceived():
+                self.is_review = True
+            case BuilderResultReceived():
+                self.is_review = False
+            case CiVerdictReceived():
+                self.is_review = False
+                self.judged = event.phase_id, event.verdict
+                self.expect(
+                    event.commit == (state.phase(event.phase_id).commit or state.head_commit),
+                    f"event {number}: CI judged {event.commit}, which is not the commit of"
+                    f" phase '{event.phase_id}'",
+                )
+            case IssueResolved():
+                self._check_resolution(state, number, event)
+
+    def _check_start(self, event: RunStarted) -> None:
+        record = self.record
+        self.expect(event.to_state is RunStatus.RUN_CREATED, f"the run starts as {event.to_state}")
+        self.expect(
+            event.base_commit == record["base_commit"]
+            and event.base_branch == record["base_branch"],
+            "the events tell of a run from another base",
+        )
+        self.expect(
+            bool(event.is_sandbox_required) is record.get("is_sandbox_required", False),
+            "the events tell another tale of whether a sandbox is required",
+        )
+        strategy = record.get("strategy_version", event.strategy_version)
+        self.expect(
+            event.strategy_version == strategy,
+            f"the run: strategy_version is {show(strategy)} in the record,"
+            f" {event.strategy_version} by its events",
+        )
+
+    def _check_end(self, state: RunState, number: int, event: RunEnded) -> None:
+        """Expect a run that succeeded to be done, and within its own caps. (rules §3)"""
+        for phase in state.phases:
+            self.expect(
+                phase.state.is_final,
+                f"event {number} ends the run while phase '{phase.phase_id}' is {phase.state}",
+            )
+        if event.to_state is not RunStatus.DONE_SUCCESS:
+            return
+        self.expect(
+            state.tokens_used <= state.token_cap,
+            f"event {number} ends the run as {event.to_state} with {state.tokens_used} tokens"
+            f" used, {state.token_cap} allowed",
+        )
+        cap = state.cost_cap_usd
+        self.expect(
+            cap is None or state.cost_usd <= cap,
+            f"event {number} ends the run as {event.to_state} with {usd_text(state.cost_usd)} USD"
+            f" spent, {cap} allowed",
+        )
+
+    def _check_resolution(self, state: RunState, number: int, event: IssueResolved) -> None:
+        """Expect an issue to be resolved by who may resolve it, where it was seen. (rules §7)"""
+        places = resolved_places(state, event)
+        what = f"event {number} resolves {show(event.issue_key)} in phase '{event.phase_id}'"
+        self.expect(places, f"{what}, where it was never seen")
+        if event.cause is Cause.GREEN_VERDICT:
+            self.expect(
+                self.judged == (event.phase_id, Verdict.GREEN)
+                and all(state.issues[place].source == CI_SOURCE for place in places),
+                f"{what}, where CI did not raise it, or is not green",
+            )
+        elif event.cause is Cause.AUDITOR:
+            self.expect(self.is_review, f"{what}, and no review says so")
+
+    def _note_commit(self, event: Event) -> None:
+        match event:
+            case PatchApplied():
+                commit = (event.commit, event.tree, event.parent, event.patch_sha256)
+                self.commits.append((CommitKind.PATCH, *commit))
+            case PhaseUndone():
+                self.commits.append((CommitKind.UNDO, event.commit))
+            case RunRolledBack():
+                self.commits.append((CommitKind.ROLLBACK, event.commit))
+
+    # What the record claims
+
+    def _compare(self, state: RunState) -> None:
+        record = self.record
+        self._same("the run", _RUN_FIGURES, state, record)
+        self._same("the run", _BUDGET_FIGURES, state, record["budgets"])
+        for phase in record["phases"]:
+            made = state.phase(phase["phase_id"])
+            # A record that says nothing of the sandbox says that there was none.
+            claimed = {"sandbox": None, **phase}
+            self._same(f"phase '{phase['phase_id']}'", _PHASE_FIGURES, made, claimed)
+        for tier in record["tiers"]:
+            name = f"tier '{tier['tier_id']}'"
+            self._same(name, _TIER_FIGURES, state.tier(tier["tier_id"]), tier)
+        recorded: list[tuple[str, ...]] = []
+        for each in record["commits"]:
+            if each["kind"] == CommitKind.PATCH:
+                fields = ("kind", "sha", "tree", "parent", "patch_sha256")
+                recorded.append(tuple(each[field] for field in fields))
+            elif each["kind"] != CommitKind.RECORD:
+                recorded.append((each["kind"], each["sha"]))
+        self.expect(
+            recorded == self.commits, "the record's commits are not those that its events tell of"
+        )
+
+    def _same(
+        self, what: str, figures: Iterable[str], made: object, claimed: Mapping[str, object]
+    ) -> None:
+        for figure in figures:
+            told = _as_recorded(getattr(made, figure))
+            self.expect(
+                claimed.get(figure, told) == told,
+                f"{what}: {figure} is {show(claimed.get(figure))} in the record,"
+                f" {show(told)} by its events",
+            )
+
+    def _judge(self, state: RunState) -> None:
+        """Judge the run that the events made; the record's own verdict has to be the same."""
+        verdict = judge_promotion(state)
+        recorded = self.record["promotion"]
+        self.expect(
+            recorded["reasons"] == list(verdict.reasons)
+            and recorded["warnings"] == list(verdict.warnings)
+            and recorded["eligible"] is verdict.is_eligible,
+            "the record's own verdict is not what its figures give",
+        )
+        self.findings.reasons += verdict.reasons
+        self.findings.warnings += verdict.warnings
+
+
+_EVENT_COLUMNS: Final = (
+    "kind",
+    "actor",
+    "at",
+    "phase_id",
+    "tier_id",
+    "from_state",
+    "to_state",
+    "reason",
+    "data",
+)
+_Table = Mapping[Any, frozenset[Any]]
+
+
+def _mover(state: RunState, document: JsonObject) -> tuple[str, StrEnum | None, _Table | None]:
+    """Return what an event moves, where that stands now, and the table that says where it may go.
+
+    None in the place of the state: it does not exist yet. None for the table: there is none.
+    """
+    kind = document["kind"]
+    if document["phase_id"] is not None:
+        name = document["phase_id"]
+        return f"phase '{name}'", state.phase(name).state, PHASE_TRANSITIONS
+    if kind == RunStarted.__name__:
+        return "the run", None, None
+    if kind == TierCleanlinessChanged.__name__:
+        name = document["tier_id"]
+        return f"tier '{name}'", _tier(state, name).cleanliness, None
+    if kind == TierStateChanged.__name__:
+        name = document["tier_id"]
+        return f"tier '{name}'", _tier(state, name).state, TIER_TRANSITIONS
+    return "the run", state.state, RUN_TRANSITIONS
+
+
+def _tier(state: RunState, tier_id: str) -> TierState:
+    return {tier.tier_id: tier for tier in state.tiers}[tier_id]
+
+
+def _as_recorded(value: object) -> object:
+    """Write a figure of a state as the record has it."""
+    if isinstance(value, Decimal):
+        return usd_text(value)
+    if isinstance(value, datetime):
+        return wire_time(value)
+    return list(value) if isinstance(value, tuple) else value
