@@ -26,7 +26,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from autopack.config import Settings
-from autopack.domain.path_policy import PathPolicy, judge
+from autopack.domain.path_policy import PathPolicy, check_changes
 from autopack.gitrepo import ChangeSet, RefUpdate, Repository
 from autopack.gitrepo.index import write_index
 from autopack.gitrepo.objects import encode_loose
@@ -150,7 +150,7 @@ def by_autopack(folder: Path, scratch: Path, ref: str) -> Step:
     policy = PathPolicy()
 
     def protect(changes: ChangeSet) -> None:
-        assert not judge(changes, policy)
+        assert not check_changes(changes, policy)
 
     def step(patch: bytes, changed: list[Change]) -> None:
         tree = repository.apply(head, patch, protect).tree

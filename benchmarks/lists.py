@@ -308,6 +308,7 @@ class Statements:
                     plan = connection.exec_driver_sql(
                         f"EXPLAIN (FORMAT JSON) {statement}", parameters
                     ).scalar()
+                    assert plan is not None, statement
                     found |= set(_whole(plan[0]["Plan"]))
         self.sent = []
         return found & GROWING

@@ -190,7 +190,8 @@ def kinds_of(patch: bytes, raw: bytes, parents: int) -> Iterator[str]:
     if parents > 1:
         yield "merge (first-parent diff)"
     words = iter(raw.split(b"\0"))
-    gone, come = set(), set()
+    gone: set[bytes] = set()
+    come: set[bytes] = set()
     for head in words:
         if not head:
             break

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import httpx
 import psutil
-from load import cpu_seconds, plan, service
+from lists import cpu_seconds, plan, service
 from sqlalchemy import text
 
 from autopack.config import Settings

@@ -271,5 +271,5 @@ def test_where_nothing_can_be_set_up_one_line_says_why(
     monkeypatch.chdir(tmp_path / "empty")
     assert main(["init"]) == 2
     said = capsys.readouterr()
-    assert "no git repository" in said.err
+    assert "is not a git repository" in said.err
     assert said.out == ""
