@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from autopack.domain.errors import ErrorKind, InvalidError
-from autopack.mirror import Mirror, MirrorUnusableError
+from autopack.mirror import Mirror, MirrorUnusableError, durability
 from autopack.views.issues import PhaseIssue
 from autopack.views.runs import PhaseDetail, RunDetail
 
@@ -105,31 +105,86 @@ def test_only_what_changed_is_written(
     assert renamed == ["run_summary.md"]
 
 
-def test_every_content_and_each_folder_once_is_on_the_disk_before_the_answer(
-    mirror: Mirror, a_run: MakeRun, a_phase: MakePhase, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is done to the disk from here on, in order."""
+    done: list[str] = []
+
+    def spy(name: str) -> None:
+        real = getattr(os, name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            done.append(name)
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(os, name, call)
+
+    spy("fsync")
+    spy("rename")
+    return done
+
+
+def test_a_run_waits_for_no_disk(
+    mirror: Mirror, a_run: MakeRun, a_phase: MakePhase, steps: list[str]
 ) -> None:
-    run = a_run(plan(a_phase, 25))
-    mirror.write_run(run)
-    steps: list[str] = []
-    fsync, rename = os.fsync, os.rename
-
-    def spy_fsync(descriptor: int) -> None:
-        steps.append("fsync")
-        fsync(descriptor)
-
-    def spy_rename(*names: Any, **where: Any) -> None:
-        steps.append("rename")
-        rename(*names, **where)
-
-    monkeypatch.setattr(os, "fsync", spy_fsync)
-    monkeypatch.setattr(os, "rename", spy_rename)
-    mirror.write_run(run.model_copy(update={"revision": 2}))
-    files = 25 + 25 + 3 + 1
-    folders = 4  # the run's, tiers, phases, issues
-    assert steps == ["fsync"] * files + ["rename"] * files + ["fsync"] * folders
+    mirror.write_run(a_run(plan(a_phase, 25)))
+    assert steps == ["rename"] * (25 + 25 + 3 + 1)
 
 
-@pytest.mark.parametrize("call", ["write", "fsync", "open"])
+def test_an_operators_ruleset_is_on_the_disk_before_the_answer(
+    mirror: Mirror, steps: list[str]
+) -> None:
+    mirror.write_ruleset("Autopack", b"{}")
+    assert steps == ["fsync", "rename", "fsync"]  # the last one is the folder's
+
+
+class TestTheMachineStops:
+    def test_nothing_is_doubted_before_the_first_mark_or_while_the_machine_runs(
+        self, mirror: Mirror
+    ) -> None:
+        assert mirror.unsynced_since() is None
+        mirror.sync(7, is_forced=False)
+        assert mirror.unsynced_since() is None
+
+    @pytest.mark.parametrize("boot", ["another start", ""])
+    def test_what_came_after_the_mark_is_doubted_in_another_start(
+        self, mirror: Mirror, monkeypatch: pytest.MonkeyPatch, boot: str
+    ) -> None:
+        mirror.sync(7, is_forced=False)
+        monkeypatch.setattr(durability, "boot_id", lambda: boot)
+        assert mirror.unsynced_since() == 7
+
+    @pytest.mark.parametrize(
+        "content", ["", "{", "[]", '{"event": "x", "boot": ""}', '{"event": 3}', "null"]
+    )
+    def test_a_mark_that_is_no_mark_vouches_for_nothing(self, mirror: Mirror, content: str) -> None:
+        (mirror.runs_dir / durability.MARK).write_text(content)
+        assert mirror.unsynced_since() == 0
+
+    def test_the_disk_is_synced_again_only_when_there_is_something_new(
+        self, mirror: Mirror, steps: list[str]
+    ) -> None:
+        mirror.sync(7, is_forced=False)
+        steps.clear()
+        mirror.sync(7, is_forced=False)
+        assert steps == []
+        mirror.sync(7, is_forced=True)
+        mirror.sync(8, is_forced=False)
+        assert steps == ["fsync", "rename", "fsync"] * 2
+
+    def test_a_disk_that_cannot_be_synced_gets_no_mark(
+        self, mirror: Mirror, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(_folder: object) -> None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        monkeypatch.setattr(durability, "sync_file_system", fail)
+        with pytest.raises(MirrorUnusableError, match="Input/output error"):
+            mirror.sync(7, is_forced=False)
+        assert not (mirror.runs_dir / durability.MARK).exists()
+
+
+@pytest.mark.parametrize("call", ["write", "open"])
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_a_full_disk_changes_no_file_and_is_named(
     mirror: Mirror,

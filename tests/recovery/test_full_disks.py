@@ -17,6 +17,7 @@ from starlette.testclient import TestClient
 
 from autopack.config import Settings
 from autopack.main import create_app
+from autopack.mirror import durability
 from autopack.services.upkeep import keep_up
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ def _tree(folder: Path) -> dict[str, object]:
     return {
         str(path.relative_to(folder)): _content(path)
         for path in folder.rglob("*")
-        if path.is_file()
+        if path.is_file() and path.name != durability.MARK
     }
 
 

@@ -1,4 +1,7 @@
-"""Whole files or none: temporary file, fsync, rename, fsync of the folder.
+"""Whole files or none: temporary file, then rename.
+
+That a power cut costs no file is not seen to here, for each file, but for all of them together
+(durability.py).
 
 Everything goes through file descriptors of folders that were opened without following links, so
 a link planted below the runs directory leads nowhere. The lock is `flock` on the folder itself: it
@@ -13,8 +16,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from fcntl import LOCK_EX, flock
@@ -24,11 +26,6 @@ from typing import ClassVar
 from ..domain.errors import UnavailableError
 
 TEMPORARY = ".tmp"
-# Open files at one time: far below the usual limit of 1,024 for a process.
-_BATCH = 64
-# Above this many files fsync in parallel: the disk then flushes once for several of them.
-_PARALLEL_FROM = 8
-_FSYNC_THREADS = 4
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 # What a file system answers that cannot fsync a folder; its renames are as durable as they get.
 _NO_FOLDER_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
@@ -93,7 +90,6 @@ def open_folder(parent: OpenFolder, name: str) -> Iterator[OpenFolder]:
     """Open a folder below another, made if absent; a link is not followed. Raises OSError."""
     with suppress(FileExistsError):
         os.mkdir(name, dir_fd=parent.descriptor)
-        sync_folder(parent)
     with _opened(name, parent.descriptor, os.O_NOFOLLOW) as descriptor:
         yield OpenFolder(descriptor, parent.path / name)
 
@@ -175,18 +171,18 @@ def remove_older(folder: OpenFolder, names: re.Pattern[str], moment: datetime) -
                 os.unlink(name, dir_fd=folder.descriptor)
 
 
-def replace_files(top: OpenFolder, files: Sequence[NewFile]) -> None:
+def replace_files(top: OpenFolder, files: Sequence[NewFile], *, durably: bool = False) -> None:
     """Put new files in the place of old ones, in the order given.
 
     `top` is the locked folder in which the temporary files are made; the files' folders are it or
-    lie within it. All contents are on the disk before the first name changes, so a full disk
-    changes nothing. Raises MirrorUnusableError.
+    lie within it. All contents are written before the first name changes, so a full disk changes
+    nothing. `durably`: on the disk when this returns. Raises MirrorUnusableError.
     """
     temporaries: list[str] = []
     try:
         with usable(top.path):
-            for start in range(0, len(files), _BATCH):
-                _write_batch(top, files[start : start + _BATCH], temporaries)
+            for file in files:
+                temporaries.append(_write_beside(top, file, durably=durably))
             for file in files:
                 os.rename(
                     temporaries[0],
@@ -195,26 +191,30 @@ def replace_files(top: OpenFolder, files: Sequence[NewFile]) -> None:
                     dst_dir_fd=file.folder.descriptor,
                 )
                 del temporaries[0]
-            for folder in dict.fromkeys(file.folder for file in files):
-                sync_folder(folder)
+            if durably:
+                for folder in dict.fromkeys(file.folder for file in files):
+                    _sync_folder(folder)
     finally:
         for temporary in temporaries:
             with suppress(OSError):
                 os.unlink(temporary, dir_fd=top.descriptor)
 
 
-def _write_batch(top: OpenFolder, files: Sequence[NewFile], temporaries: list[str]) -> None:
-    with ExitStack() as opened:
-        descriptors = []
-        for file in files:
-            with usable(file.path):
-                temporary = f".{file.name}{TEMPORARY}"
-                descriptor = _create(top, temporary)
-                opened.callback(os.close, descriptor)
-                temporaries.append(temporary)
-                descriptors.append(descriptor)
-                _write_all(descriptor, file.content)
-        _sync_all(descriptors)
+def _write_beside(top: OpenFolder, file: NewFile, *, durably: bool) -> str:
+    """Write a file's content to a temporary file, and return its name."""
+    temporary = f".{file.name}{TEMPORARY}"
+    with usable(file.path):
+        descriptor = _create(top, temporary)
+        try:
+            _write_all(descriptor, file.content)
+            if durably:
+                os.fsync(descriptor)
+        except OSError:
+            os.unlink(temporary, dir_fd=top.descriptor)
+            raise
+        finally:
+            os.close(descriptor)
+    return temporary
 
 
 def _create(folder: OpenFolder, name: str) -> int:
@@ -232,22 +232,7 @@ def _write_all(descriptor: int, content: bytes) -> None:
         rest = rest[os.write(descriptor, rest) :]
 
 
-def _sync_all(descriptors: Sequence[int]) -> None:
-    if len(descriptors) <= _PARALLEL_FROM:
-        _sync(descriptors)
-        return
-    shares = [descriptors[start::_FSYNC_THREADS] for start in range(_FSYNC_THREADS)]
-    with ThreadPoolExecutor(_FSYNC_THREADS, thread_name_prefix="mirror-fsync") as pool:
-        for _ in pool.map(_sync, shares):
-            pass
-
-
-def _sync(descriptors: Sequence[int]) -> None:
-    for descriptor in descriptors:
-        os.fsync(descriptor)
-
-
-def sync_folder(folder: OpenFolder) -> None:
+def _sync_folder(folder: OpenFolder) -> None:
     """Make the names of a folder durable, as far as its file system can."""
     try:
         os.fsync(folder.descriptor)

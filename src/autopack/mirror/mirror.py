@@ -15,7 +15,7 @@ from ..domain.errors import InvalidError
 from ..domain.identifiers import identifier_problem
 from ..views.issues import BacklogEntryAnswer, IssueIndexAnswer
 from ..views.runs import RunDetail
-from . import documents, incident, pages
+from . import documents, durability, incident, pages
 from .coalescing import Coalescer
 from .files import (
     NewFile,
@@ -74,6 +74,26 @@ class Mirror:
     def has_backlog(self) -> bool:
         """Say whether the project has its files; none: the directory was removed or emptied."""
         return (self.runs_dir / BACKLOG).is_file()
+
+    def unsynced_since(self) -> int | None:
+        """Return the event after which files may be damaged, as the machine has stopped since.
+
+        None: it has not. Raises MirrorUnusableError.
+        """
+        mark = durability.read_mark(self.runs_dir)
+        if mark is None or mark.boot == durability.boot_id() != "":
+            return None
+        return mark.event
+
+    def sync(self, event: int, *, is_forced: bool) -> None:
+        """Bring all files to the disk, and note the last event that they show.
+
+        Unless it is noted already, and nothing was written since that no event tells of.
+        Raises MirrorUnusableError.
+        """
+        mark = durability.SyncMark(event=event, boot=durability.boot_id())
+        if is_forced or durability.read_mark(self.runs_dir) != mark:
+            durability.sync(self.runs_dir, mark)
 
     def check(self) -> None:
         """Find out whether a file can be written now. Raises MirrorUnusableError."""
@@ -175,7 +195,8 @@ class Mirror:
         with self._locked_top() as top:
             if only_if_absent and exists(top, name):
                 return False
-            replace_files(top, [NewFile(top, name, content)])
+            # An operator's own words, of which Postgres may hold an older version alone.
+            replace_files(top, [NewFile(top, name, content)], durably=True)
         return True
 
     @contextmanager

@@ -16,6 +16,7 @@ logger = structlog.get_logger(__name__)
 
 BATCH = 100
 LATEST_RUNS = 50
+EVENTS_UNDER_WAY = 10_000  # at most so many events are numbered by changes not yet committed
 PULSE = "upkeep"
 UPKEEP_QUEUE = "upkeep"  # of those who have the repository and the runs' folder
 
@@ -23,6 +24,7 @@ UPKEEP_QUEUE = "upkeep"  # of those who have the repository and the runs' folder
 def start_up(context: AppContext) -> None:
     """Lay out the project's files and roll forward whatever lags from before."""
     context.mirror.prepare()
+    _distrust_files(context)
     _find_lost_files(context)
     try:
         read_ruleset(context)
@@ -30,6 +32,19 @@ def start_up(context: AppContext) -> None:
         logger.warning("ruleset_refused", why=error.detail)  # starts are refused, all else works
     project_backlog(context)
     keep_up(context)
+
+
+def _distrust_files(context: AppContext) -> None:
+    """After a stop of the machine, let those runs lag whose files it may have damaged."""
+    event = context.mirror.unsynced_since()
+    if event is None:
+        return
+    with context.writing() as session:
+        # A change that was not committed when the mark was made has a number below the mark's.
+        changed = runs.list_changed_since(session, event - EVENTS_UNDER_WAY)
+        runs.forget_mirrored(session, changed)
+        session.commit()
+    logger.warning("files_written_again", runs=len(changed), why="the machine was stopped")
 
 
 def _find_lost_files(context: AppContext) -> None:
@@ -70,18 +85,22 @@ def keep_up(context: AppContext) -> None:
         counts.fold_counts(session)
         session.commit()
     with context.reading() as session:
+        event = runs.last_event(session)
         lagging = runs.list_lagging(session, BATCH)
         overdue = runs.list_overdue(session, context.now(), BATCH)
         heads = runs.list_live_heads(session)
     elsewhere = [run_id for run_id, head in heads if is_branch_elsewhere(context, run_id, head)]
     for run_id in dict.fromkeys([*lagging, *overdue, *elsewhere]):
         try:
-            with changing(context, run_id):
+            with changing(context, run_id, is_waiting=False):
                 pass  # to open a change is to bring the run up to date
+        except runs.RunBusyError:
+            continue  # whoever holds it brings it up to date
         except (AutopackError, DBAPIError) as error:
             logger.warning("upkeep_failed", run_id=run_id, why=str(error))
         except Exception:  # one run's trouble keeps neither the others waiting nor us from starting
             logger.exception("upkeep_failed", run_id=run_id)
+    context.mirror.sync(event, is_forced=bool(lagging))
     with context.writing() as session:
         pulses.beat(session, PULSE)
         session.commit()
