@@ -38,6 +38,7 @@ from autopack.database import (
 from autopack.embedded_postgres import EmbeddedPostgres, EmbeddedPostgresError
 from autopack.models import Base
 from autopack.store import runs, submissions
+from autopack.store.session import RowSession
 
 pytestmark = pytest.mark.integration
 
@@ -152,7 +153,7 @@ class TestMigrations:
             _insert(connection, "phases", run_pk=1, tier_pk=1, state="COMPLETE")
             _insert(connection, "submissions", run_pk=1, phase_pk=1, tokens_used=5)
         migrate(empty_engine)
-        with Session(empty_engine) as session:
+        with RowSession(empty_engine) as session:
             state = runs.read_state(runs.get_run(session, "old"))
             assert state.cost_usd == 0
             assert state.cost_cap_usd is None

@@ -39,6 +39,7 @@ from autopack.models import (
     Tier,
 )
 from autopack.store import runs
+from autopack.store.session import RowSession
 
 pytestmark = pytest.mark.integration
 
@@ -112,10 +113,10 @@ PHASE: dict[str, Any] = {
 
 
 @pytest.fixture
-def session(database_url: str) -> Iterator[Session]:
+def session(database_url: str) -> Iterator[RowSession]:
     address = Settings(_env_file=None, database_url=database_url).database_url or ""
     engine = make_engine(address, 15)
-    with Session(engine, expire_on_commit=False) as session:
+    with RowSession(engine) as session:
         yield session
     engine.dispose()
 
@@ -274,7 +275,7 @@ class TestUnique:
         assert name == "uq_runs_run_id_lower"
 
     def test_a_run_is_found_by_its_very_name_and_its_namesakes_by_any_case(
-        self, session: Session, phase: Phase
+        self, session: RowSession, phase: Phase
     ) -> None:
         assert runs.get_run(session, "run-1").id == phase.run_pk
         found = runs.find_run_by_any_case(session, "RUN-1")
@@ -539,7 +540,7 @@ class TestShape:
         assert patch.content == content
 
     def test_a_sealed_event_has_the_same_hash_when_it_is_read_again(
-        self, session: Session, phase: Phase
+        self, session: RowSession, phase: Phase
     ) -> None:
         run = session.get_one(Run, phase.run_pk)
         happened = PhaseGated(
@@ -591,7 +592,7 @@ class TestLoading:
         assert set(lazy.values()) == {"raise"}, lazy
 
     def test_a_run_comes_with_its_tiers_and_phases_in_two_statements(
-        self, session: Session, phase: Phase
+        self, session: RowSession, phase: Phase
     ) -> None:
         run = session.get_one(Run, phase.run_pk)
         second = add_tier(session, run, tier_id="T2", tier_index=1)
@@ -621,7 +622,7 @@ class TestLoading:
         assert len(statements) == 2
 
     def test_what_the_rules_changed_is_written_back_and_read_again(
-        self, session: Session, phase: Phase
+        self, session: RowSession, phase: Phase
     ) -> None:
         run = runs.lock_run(session, "run-1")
         state = runs.read_state(run)

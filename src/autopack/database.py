@@ -74,6 +74,7 @@ class Database:
     """An open database: close it when done, it may own a running Postgres."""
 
     engine: Engine
+    autocommit: Engine
     sessions: Sessions
     embedded: EmbeddedPostgres | None = None
 
@@ -98,6 +99,7 @@ class Database:
     def close(self) -> None:
         """Close every idle connection and leave the embedded Postgres."""
         self.engine.dispose()
+        self.autocommit.dispose()
         if self.embedded is not None:
             self.embedded.stop()
 
@@ -153,8 +155,13 @@ def open_database(settings: Settings) -> Database:
     Connects to DATABASE_URL at first use only. Raises DatabaseError.
     """
     if settings.database_url is not None:
-        engine = make_engine(settings.database_url, settings.sql_timeout_seconds)
-        return Database(engine, make_sessions(engine))
+        engine, autocommit = (
+            make_engine(
+                settings.database_url, settings.sql_timeout_seconds, is_autocommit=is_autocommit
+            )
+            for is_autocommit in (False, True)
+        )
+        return Database(engine, autocommit, make_sessions(engine))
     try:
         # Here, because only those without a DATABASE_URL need it (or have a system that can).
         from .embedded_postgres import EmbeddedPostgres, EmbeddedPostgresError
@@ -169,13 +176,20 @@ def open_database(settings: Settings) -> Database:
         url = embedded.start()
     except (OSError, EmbeddedPostgresError) as error:
         raise DatabaseError(str(error)) from error
-    engine = make_engine(url, settings.sql_timeout_seconds)
-    _revive_on_connect(engine, embedded)
-    return Database(engine, make_sessions(engine), embedded)
+    engine, autocommit = (
+        make_engine(url, settings.sql_timeout_seconds, is_autocommit=is_autocommit)
+        for is_autocommit in (False, True)
+    )
+    for each in (engine, autocommit):
+        _revive_on_connect(each, embedded)
+    return Database(engine, autocommit, make_sessions(engine), embedded)
 
 
-def make_engine(url: str | URL, statement_seconds: int) -> Engine:
-    """Return an engine whose every statement ends within `statement_seconds`, in UTC."""
+def make_engine(url: str | URL, statement_seconds: int, *, is_autocommit: bool = False) -> Engine:
+    """Return an engine whose every statement ends within `statement_seconds`, in UTC.
+
+    In autocommit each statement is a transaction, unless a BEGIN was sent.
+    """
     address = make_url(url)
     options = f"-c statement_timeout={statement_seconds * 1000} -c timezone=UTC"
     given = address.query.get("options")
@@ -195,6 +209,7 @@ def make_engine(url: str | URL, statement_seconds: int) -> Engine:
         max_overflow=POOL_OVERFLOW,
         pool_timeout=POOL_WAIT_SECONDS,
         pool_pre_ping=True,  # 30 µs of CPU a request; without it a restart of Postgres costs some
+        isolation_level="AUTOCOMMIT" if is_autocommit else "READ COMMITTED",
         connect_args={
             "options": options,
             "application_name": "autopack",

@@ -172,7 +172,12 @@ def open_context(settings: Settings) -> Iterator[AppContext]:
             database.migrate()
         mirror = Mirror(settings.autonomous_runs_dir)
         yield AppContext(
-            settings, database.engine, repository, mirror, now=DatabaseClock(database.engine)
+            settings,
+            database.engine,
+            database.autocommit,
+            repository,
+            mirror,
+            now=DatabaseClock(database.autocommit),
         )
 
 

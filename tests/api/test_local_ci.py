@@ -249,7 +249,8 @@ def test_a_worker_with_a_clone_of_its_own_fetches_what_it_judges_and_writes_noth
     api.result()
     [ci_run_id] = waiting(context)
     mirror = Mirror(elsewhere.autonomous_runs_dir)
-    other = AppContext(elsewhere, context.engine, Repository.open(elsewhere), mirror)
+    repository = Repository.open(elsewhere)
+    other = AppContext(elsewhere, context.engine, context.autocommit, repository, mirror)
     ci.run_ci(other, ci_run_id)
     assert api.phase()["state"] == "CI_RUNNING"
     take(context)

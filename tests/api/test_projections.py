@@ -70,6 +70,7 @@ def test_a_run_writes_exactly_the_files_of_the_guide(api: Api) -> None:
     }
     assert found == {
         ".gitignore",
+        ".synced.json",
         "project_issue_backlog.json",
         "project_ruleset_Autopack.json",
         "run-001/run_summary.md",

@@ -6,6 +6,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -41,6 +42,15 @@ def sql(settings: Settings, statement: str) -> None:
     with engine.begin() as connection:
         connection.execute(text(statement))
     engine.dispose()
+
+
+def lags(settings: Settings) -> bool:
+    """Say whether the one run's branch and files have not caught up, as far as is noted."""
+    engine = create_engine(settings.database_url or "")
+    with engine.begin() as connection:
+        is_lagging = connection.scalar(text("SELECT mirrored_revision < revision FROM runs"))
+    engine.dispose()
+    return bool(is_lagging)
 
 
 @pytest.fixture
@@ -249,9 +259,7 @@ class TestALostDatabase:
             port = silent.getsockname()[1]
             context = app.state.context
             dead = make_engine(f"postgresql+psycopg2://x:hunter2@127.0.0.1:{port}/x", 15)
-            app.state.context = type(context)(
-                context.settings, dead, context.repository, context.mirror, context.now
-            )
+            app.state.context = replace(context, engine=dead, autocommit=dead)
             for response in (
                 api.client.get("/runs"),
                 api.client.get("/runs/run-001"),
@@ -278,7 +286,7 @@ class TestALostDatabase:
         self, api: Api, app: FastAPI, settings: Settings, moment: str
     ) -> None:
         before = api.start()
-        engine = app.state.context.engine
+        engine = app.state.context.autocommit
         cuts: list[int] = []
 
         def cut(connection: Any, _cursor: object, statement: str, *_: Any) -> None:
@@ -300,15 +308,20 @@ class TestALostDatabase:
         assert api.result().status_code == 200
         assert len(api.commits()) == 1
 
+    @pytest.mark.parametrize(
+        ("moment", "status"),
+        # By the second moment branch and files are as they should be: the mark alone is missing.
+        [("FROM issues WHERE phase_pk", 503), ("SET mirrored_revision", 200)],
+    )
     def test_a_connection_cut_after_the_commit_is_rolled_forward(
-        self, api: Api, app: FastAPI, settings: Settings
+        self, api: Api, app: FastAPI, settings: Settings, moment: str, status: int
     ) -> None:
         api.start(phases=2)
-        engine = app.state.context.engine
+        engine = app.state.context.autocommit
         cuts: list[int] = []
 
         def cut(connection: Any, _cursor: object, statement: str, *_: Any) -> None:
-            if "SET mirrored_revision" in statement and not cuts:
+            if moment in statement and not cuts:
                 pid = connection.connection.driver_connection.info.backend_pid
                 cuts.append(pid)
                 sql(settings, f"SELECT pg_terminate_backend({pid})")
@@ -319,8 +332,10 @@ class TestALostDatabase:
         finally:
             event.remove(engine, "before_cursor_execute", cut)
         assert cuts
-        api.refused(response, 503)
+        assert response.status_code == status
+        assert lags(settings)
         again = api.result()
+        assert not lags(settings)
         assert (again.status_code, len(api.commits())) == (200, 1)
         assert again.headers["idempotency-replayed"] == "true"
 
@@ -341,10 +356,8 @@ class TestALostDatabase:
         api.start("held")
         api.start("free")
         context = app.state.context
-        hasty = make_engine(settings.database_url or "", 1)
-        app.state.context = type(context)(
-            context.settings, hasty, context.repository, context.mirror, context.now
-        )
+        hasty = make_engine(settings.database_url or "", 1, is_autocommit=True)
+        app.state.context = replace(context, autocommit=hasty)
         holder = create_engine(settings.database_url or "")
         with holder.connect() as connection:
             connection.execute(text("SELECT pg_advisory_lock(hashtextextended('held', 0))"))

@@ -25,7 +25,7 @@ MINOR, MAJOR = Severity.MINOR, Severity.MAJOR
 
 
 def seen(phase_id: str = "P1", key: str = "slow", severity: Severity = MINOR, **how: Any) -> Any:
-    numbers = {"id": 1, "category": "docs", "occurrence_count": 1}
+    numbers = {"category": "docs", "occurrence_count": 1}
     place = {"tier_id": f"T{phase_id[1]}", "tier_index": 0, "phase_index": int(phase_id[1:])}
     return RunIssue(
         phase_id=phase_id,

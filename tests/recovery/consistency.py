@@ -21,11 +21,12 @@ from autopack.domain.events import GENESIS_HASH, seal
 from autopack.domain.outcomes import CommitKind, PatchStatus
 from autopack.domain.run import FailureCode
 from autopack.gitrepo import Repository
-from autopack.mirror import Mirror
+from autopack.mirror import Mirror, durability
 from autopack.models import BacklogEntry, Commit, EventRow, Issue, Patch, Phase, Run, Submission
 from autopack.services.context import AppContext
 from autopack.services.projection import project, project_backlog, run_index
 from autopack.store import runs
+from autopack.store.session import RowSession
 
 # A page that did not change keeps the revision of its last change.
 _REVISION = re.compile(rb'(?<=<!-- autopack revision=)\d+|(?<=^  "revision": )\d+', re.MULTILINE)
@@ -37,7 +38,7 @@ def assert_consistent(settings: Settings) -> None:
     assert settings.database_url is not None
     engine = make_engine(settings.database_url, 15)
     try:
-        with Session(engine, expire_on_commit=False) as session:
+        with RowSession(engine) as session:
             names = list(session.scalars(select(Run.run_id).order_by(Run.id)))
             for name in names:
                 run = runs.get_run(session, name)
@@ -183,15 +184,17 @@ def _assert_files(engine: Engine, settings: Settings, names: list[str]) -> None:
         mirror = Mirror(Path(scratch))
         mirror.prepare()
         repository = cast("Repository", None)  # files are written of the database alone
-        context = AppContext(settings, engine, repository, mirror, now=lambda: datetime.now(UTC))
-        with Session(engine) as session:
+        context = AppContext(
+            settings, engine, engine, repository, mirror, now=lambda: datetime.now(UTC)
+        )
+        with RowSession(engine) as session:
             for name in names:
                 run = runs.get_run(session, name)
                 project(context, session, run, phases=None, index=run_index(session, run))
         project_backlog(context)
         expected, found = _content(Path(scratch)), _content(settings.autonomous_runs_dir)
-    rulesets = {name for name in found if name.startswith("project_ruleset_")}
-    assert found.keys() - rulesets == expected.keys()
+    ours = {name for name in found if name.startswith("project_ruleset_")} | {durability.MARK}
+    assert found.keys() - ours == expected.keys()
     for name, content in expected.items():
         assert found[name] == content, name
 

@@ -26,6 +26,7 @@ from autopack.gitrepo.repository import Repository
 from autopack.mirror import files
 from autopack.mirror.mirror import Mirror
 from autopack.store import runs
+from autopack.store.session import RowSession
 
 Function = Callable[..., Any]
 
@@ -84,6 +85,29 @@ def within(fate: Fate, outside: str, inside: str, function: Function) -> Functio
     return wrapped
 
 
+def gathered(function: Function) -> Function:
+    """Note at a session that it has the mark to send."""
+
+    @functools.wraps(function)
+    def wrapped(session: RowSession, *arguments: Any) -> Any:
+        session.info["has_mark"] = True
+        return function(session, *arguments)
+
+    return wrapped
+
+
+def sent(fate: Fate, step: str, commit: Function) -> Function:
+    """Pass a step after the commit that has sent the mark."""
+
+    @functools.wraps(commit)
+    def wrapped(session: RowSession) -> None:
+        commit(session)
+        if session.info.pop("has_mark", False):
+            fate.passes(step)
+
+    return wrapped
+
+
 class WatchedOs:
     """The module `os` as the mirror sees it, with a step after each rename."""
 
@@ -108,7 +132,8 @@ def watch(fate: Fate) -> None:
         (Mirror, "write_run", lambda f: after(fate, "files_written", f)),
         (Mirror, "write_backlog", lambda f: after(fate, "backlog_written", f)),
         (runs, "mark_mirrored", lambda f: before(fate, "projected", f)),
-        (runs, "mark_mirrored", lambda f: after(fate, "mirrored", f)),
+        (runs, "mark_mirrored", gathered),
+        (RowSession, "commit", lambda f: sent(fate, "mirrored", f)),
     ]
     for owner, name, wrapping in wrap:
         setattr(owner, name, wrapping(getattr(owner, name)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -37,15 +37,16 @@ MAX_STEPS = 200
 class Cutter:
     """Ends a connection right before the n-th thing that is done with any: also when it closes."""
 
-    def __init__(self, engine: Engine, database_url: str) -> None:
+    def __init__(self, engines: Iterable[Engine], database_url: str) -> None:
         self._killer = psycopg2.connect(database_url)
         self._killer.autocommit = True
         self._left = -1
-        event.listen(engine, "before_cursor_execute", lambda c, *_: self._pass(_raw(c)))
-        for moment in ("commit", "rollback"):
-            event.listen(engine, moment, lambda connection: self._pass(_raw(connection)))
-        for moment in ("reset", "checkin"):
-            event.listen(engine.pool, moment, lambda connection, *_: self._pass(connection))
+        for engine in engines:
+            event.listen(engine, "before_cursor_execute", lambda c, *_: self._pass(_raw(c)))
+            for moment in ("commit", "rollback"):
+                event.listen(engine, moment, lambda connection: self._pass(_raw(connection)))
+            for moment in ("reset", "checkin"):
+                event.listen(engine.pool, moment, lambda connection, *_: self._pass(connection))
 
     @contextmanager
     def cutting(self, step: int) -> Iterator[None]:
@@ -74,7 +75,8 @@ def _raw(connection: Any) -> Any:
 @pytest.fixture
 def cutter(app: FastAPI, client: TestClient, database_url: str) -> Iterator[Cutter]:
     app.state.context = replace(app.state.context, now=utc_now)  # the other asks in between
-    cutter = Cutter(app.state.context.engine, database_url)
+    context = app.state.context
+    cutter = Cutter((context.engine, context.autocommit), database_url)
     yield cutter
     cutter.close()
 

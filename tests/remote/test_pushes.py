@@ -437,11 +437,12 @@ class TestWithoutRemote:
 
     def test_nothing_is_recorded_shown_or_asked(self, desk: Desk) -> None:
         statements: list[str] = []
-        event.listen(
-            desk.context.engine,
-            "before_cursor_execute",
-            lambda _c, _cursor, statement, *_: statements.append(statement),
-        )
+        for engine in (desk.context.engine, desk.context.autocommit):
+            event.listen(
+                engine,
+                "before_cursor_execute",
+                lambda _c, _cursor, statement, *_: statements.append(statement),
+            )
         desk.start(phases=1)
         desk.build("P0")
         assert desk.status() is None

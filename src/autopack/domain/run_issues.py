@@ -15,7 +15,6 @@ from .terms import Severity
 class RunIssue(Sighting):
     """One key in one phase, with its place in the run."""
 
-    id: int
     category: str
     occurrence_count: int
     tier_id: str

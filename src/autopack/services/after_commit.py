@@ -10,12 +10,12 @@ from collections.abc import Callable
 
 import structlog
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import Session
 
 from ..domain.errors import AutopackError, UnavailableError
 from ..domain.events import IssueRecorded, IssueResolved
 from ..models import Run
 from ..store import runs
+from ..store.session import RowSession
 from .change import RunChange
 from .projection import project, project_backlog
 
@@ -40,8 +40,8 @@ def commit_change(change: RunChange) -> None:
     The refs are locked and checked before the commit, so that it never speaks of a branch that
     another process holds. Raises RefMovedError, OutcomeUnknownError, ProjectionLaggingError.
     """
-    change.session.flush()
     if change.ref_updates:
+        change.session.send()  # what Postgres refuses is refused before any ref is locked
         with change.context.repository.prepare_refs(change.ref_updates) as refs:
             commit_for_good(change.session)
             after_commit(change.run, refs.commit)
@@ -51,7 +51,7 @@ def commit_change(change: RunChange) -> None:
         after_commit(change.run, lambda: _write_files(change))
 
 
-def commit_for_good(session: Session) -> None:
+def commit_for_good(session: RowSession) -> None:
     """Commit. Raises OutcomeUnknownError when the database goes away in the midst of it."""
     try:
         session.commit()

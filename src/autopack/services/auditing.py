@@ -70,7 +70,7 @@ def request_audit(
                 )
             audit = audits.add_audit(
                 change.session,
-                Audit(
+                audits.AUDITS.new(
                     run_pk=change.run.id,
                     phase_pk=phase.id,
                     review_focus=request.review_focus,

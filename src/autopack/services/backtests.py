@@ -6,8 +6,6 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy.orm import Session
-
 from ..domain.errors import InvalidError
 from ..domain.plan import InvalidPlanError, Plan, check_plan
 from ..domain.replay import replay
@@ -16,6 +14,7 @@ from ..domain.starting import starting_state
 from ..domain.strategy import compile_strategy
 from ..models import Run
 from ..store import runs
+from ..store.session import RowSession
 from ..views.project import ComparisonAnswer, EndingAnswer, PartingAnswer
 from .context import AppContext
 from .rulesets import parse_ruleset
@@ -40,7 +39,9 @@ def backtest(
         return [_compare(session, ruleset, run, context) for run in chosen]
 
 
-def _compare(session: Session, ruleset: Ruleset, run: Run, context: AppContext) -> ComparisonAnswer:
+def _compare(
+    session: RowSession, ruleset: Ruleset, run: Run, context: AppContext
+) -> ComparisonAnswer:
     recorded = EndingAnswer.of(run)
     plan = _plan_of(runs.get_plan(session, run))
     try:

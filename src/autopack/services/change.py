@@ -14,9 +14,8 @@ after_commit.py).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Final
-
-from sqlalchemy.orm import Session
 
 from ..domain.deciding import Given, decide, touches_issues
 from ..domain.events import Event, IssueRecorded, PhaseEvent
@@ -24,13 +23,16 @@ from ..domain.evolve import fold
 from ..domain.issues import IssueReport
 from ..domain.outcomes import CommitKind
 from ..domain.run import PhaseState
+from ..domain.run_issues import RunIssue
+from ..domain.sightings import Sighting
 from ..gitrepo import RefUpdate
 from ..models import Commit, Phase, Run
-from ..store import issues, runs
+from ..store import issues, runs, submissions
+from ..store.session import RowSession
 from ..views.issues import IssueIndexAnswer
 from ..views.runs import RunDetail
 from .context import AppContext
-from .projection import run_index
+from .projection import index_answer, run_index
 
 
 class RunChange:
@@ -40,7 +42,7 @@ class RunChange:
     are its rows, which follow when the change is settled.
     """
 
-    def __init__(self, context: AppContext, session: Session, run: Run, actor: str) -> None:
+    def __init__(self, context: AppContext, session: RowSession, run: Run, actor: str) -> None:
         self.context: Final = context
         self.session: Final = session
         self.run: Final = run
@@ -53,12 +55,12 @@ class RunChange:
         self.ref_updates: list[RefUpdate] = []
         self.revision_before: Final = run.revision
         self.reports: list[tuple[str, IssueReport]] = []
+        self.placed_commits = 0
         self.record: tuple[RunDetail, Mapping[str, bytes]] | None = None
         self.first_head: Final = run.head_commit
         self._shown: set[str] = set()
         self._shows_backlog = False
         self._has_issues = False
-        self._index: IssueIndexAnswer | None = None
 
     def phase(self, phase_id: str) -> Phase:
         """Return a phase's row. Raises NotFoundError."""
@@ -86,10 +88,30 @@ class RunChange:
             self.before, self.state = self.before.with_issues(found), self.state.with_issues(found)
 
     def index(self) -> IssueIndexAnswer:
-        """Return the run's issues by key, as the settled change leaves them; read once."""
-        if self._index is None:
-            self._index = run_index(self.session, self.run)
-        return self._index
+        """Return the run's issues by key, as the settled change leaves them."""
+        if not self._has_issues:
+            return run_index(self.session, self.run)
+        return index_answer(
+            self.run, [self._run_issue(each) for each in self.state.issues.values()]
+        )
+
+    def _run_issue(self, entry: Sighting) -> RunIssue:
+        """Return an entry with its place in the run; what the change has added has none yet."""
+        if isinstance(entry, RunIssue):
+            return entry
+        phase = self.phase(entry.phase_id)
+        place = (entry.phase_id, entry.issue_key)
+        return RunIssue(
+            **{each.name: getattr(entry, each.name) for each in fields(entry)},
+            category=next(
+                report.category
+                for phase_id, report in self.reports
+                if (phase_id, report.issue_key) == place
+            ),
+            tier_id=phase.tier_id,
+            tier_index=phase.tier_index,
+            phase_index=phase.phase_index,
+        )
 
     def show(self, phase_id: str) -> None:
         """Let a phase's file be written, though no event tells of what is new in it."""
@@ -142,7 +164,7 @@ class RunChange:
         sha = repository.write_commit(
             parents=parents, tree=tree, message=message, at=self.now, signature=signature
         )
-        commit = Commit(
+        commit = submissions.COMMITS.new(
             run_pk=self.run.id,
             kind=kind,
             sha=sha,

@@ -14,7 +14,6 @@ from functools import lru_cache
 from typing import Any, Final
 
 import structlog
-from sqlalchemy.orm import Session
 
 from ..ci import CheckRunner, Job, Outcome, StoppedError
 from ..config import Settings
@@ -30,6 +29,7 @@ from ..gitrepo.workspace import WorkspaceError
 from ..jobs.queue import TryAgainError, defer
 from ..models import CiRun, Run
 from ..store import ci_runs, runs
+from ..store.session import RowSession
 from ..views.results import CiRunAnswer, CiRunsAnswer
 from .context import AppContext
 from .judging import weigh_verdict
@@ -194,7 +194,7 @@ def _hand_over(context: AppContext, ci_run_id: int, outcome: Outcome) -> None:
         session.commit()
 
 
-def _queue(session: Session, task: str, ci_run_id: int, **arguments: object) -> None:
+def _queue(session: RowSession, task: str, ci_run_id: int, **arguments: object) -> None:
     defer(
         session,
         task,
@@ -265,7 +265,7 @@ def _is_wanted(context: AppContext, ci_run_id: int) -> bool:
         return ci_runs.is_awaited(session, ci_run_id)
 
 
-def _rules(session: Session, whole: Run, run: CiRun) -> CiCommand:
+def _rules(session: RowSession, whole: Run, run: CiRun) -> CiCommand:
     strategy = runs.get_strategy(session, whole)
     return CiCommand.model_validate(strategy["ci"]["profiles"][run.profile])
 

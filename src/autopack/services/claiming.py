@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from contextlib import AbstractContextManager
 from decimal import Decimal
 from typing import Annotated
 
@@ -24,19 +25,16 @@ from ..domain.terms import Role
 from ..domain.values import Closed, Text, Word
 from ..models import Lease, Phase
 from ..store import leases, runs
-from ..store.runs import RunBusyError
 from ..views.work import HeartbeatAnswer, LeaseAnswer, ReleaseAnswer, WorkItemAnswer
 from .after_commit import ProjectionLaggingError
 from .change import RunChange
 from .context import AppContext
-from .opening import changing
+from .opening import changing, changing_locked, session_for_locks
 from .replies import Answer, answering, key_scope, lease_scope, once
 from .settling import settle
 from .work_items import work_item
 
 logger = structlog.get_logger(__name__)
-
-CANDIDATES = 50
 
 
 class Claim(Closed):
@@ -64,7 +62,7 @@ def claim(context: AppContext, run_id: str, wanted: Claim) -> WorkItemAnswer | N
 
     Raises RunOverError when there never will be, or when asking has shown that nothing is left.
     """
-    item, change = _claim(context, run_id, wanted, is_waiting=True)
+    item, change = _claim(changing(context, run_id), wanted)
     if item is None:
         require_live(change.state)
     return item
@@ -73,23 +71,25 @@ def claim(context: AppContext, run_id: str, wanted: Claim) -> WorkItemAnswer | N
 def claim_any(context: AppContext, wanted: Claim) -> WorkItemAnswer | None:
     """Give an agent the next work item of the oldest run that has one.
 
-    Busy runs are passed by, and so are those that something is wrong with: it is told to whoever
-    asks for that very run.
+    Runs that another process holds are passed over, and so are those that something is wrong with:
+    the agent which asks for that very run is told what.
     """
-    with context.reading() as session:
-        names = runs.list_with_work(
-            session, wanted.role, CANDIDATES, account=wanted.account, now=context.now()
-        )
-    for run_id in names:
-        try:
-            item, _ = _claim(context, run_id, wanted, is_waiting=False)
-        except (RunBusyError, RunOverError):
-            continue
-        except AutopackError as error:
-            logger.warning("run_passed_by", run_id=run_id, why=error.detail)
-            continue
-        if item is not None:
-            return item
+    passed: list[str] = []
+    with session_for_locks(context) as session:
+        while run_id := runs.lock_with_work(
+            session, wanted.role, account=wanted.account, now=context.now(), passed=passed
+        ):
+            passed.append(run_id)
+            try:
+                with runs.unlocking(session, run_id):
+                    item, _ = _claim(changing_locked(context, session, run_id), wanted)
+            except RunOverError:
+                continue
+            except AutopackError as error:
+                logger.warning("run_passed_by", run_id=run_id, why=error.detail)
+                continue
+            if item is not None:
+                return item
     return None
 
 
@@ -125,7 +125,7 @@ def heartbeat(
 
     One that has to stop for its budget's sake keeps the time that it has, to hand in its result.
     """
-    with context.writing() as session:
+    with context.reading() as session:
         run = runs.lock_run(session, run_id)
         phase = runs.get_phase(run, phase_id)
         lease = leases.find_lease(session, phase.id, token)
@@ -136,7 +136,8 @@ def heartbeat(
             expires_at = lease.expires_at
             if directive is Directive.CONTINUE:
                 expires_at = max(expires_at, claiming.lease_end(state, now, lease.seconds))
-            leases.extend(session, lease, phase, expires_at, tokens_used, cost_usd)
+            lease.expires_at = phase.deadline_at = expires_at
+            phase.tokens_reported, phase.cost_reported_usd = tokens_used, cost_usd
             session.commit()
             return HeartbeatAnswer(directive=directive, reason=reason, expires_at=expires_at)
     with changing(context, run_id) as change:  # lets the lease lapse, if it is that
@@ -208,7 +209,7 @@ def check_lease(change: RunChange, phase: Phase, role: Role, token: str | None) 
 
 
 def _claim(
-    context: AppContext, run_id: str, wanted: Claim, *, is_waiting: bool
+    opened: AbstractContextManager[RunChange], wanted: Claim
 ) -> tuple[WorkItemAnswer | None, RunChange]:
     """Give an agent what a run has for it, and return the change that did so.
 
@@ -218,7 +219,7 @@ def _claim(
     item: WorkItemAnswer | None = None
     wanted = redacted(wanted)
     try:
-        with changing(context, run_id, is_waiting=is_waiting) as change:
+        with opened as change:
             item = _take(change, wanted)
             settle(change)
     except ProjectionLaggingError:
@@ -237,7 +238,7 @@ def _take(change: RunChange, wanted: Claim) -> WorkItemAnswer | None:
     phase = change.phase(found.phase.phase_id)
     lease = leases.add_lease(
         change.session,
-        Lease(
+        leases.LEASES.new(
             run_pk=change.run.id,
             phase_pk=phase.id,
             role=role,

@@ -8,12 +8,12 @@ from datetime import UTC, datetime, timedelta
 from threading import Event
 
 from sqlalchemy import Engine
-from sqlalchemy.orm import Session
 
 from ..config import Settings
 from ..gitrepo import Repository
 from ..mirror import Mirror
 from ..models import Run
+from ..store.session import RowSession
 
 
 def utc_now() -> datetime:
@@ -23,8 +23,13 @@ def utc_now() -> datetime:
 
 @dataclass(frozen=True, slots=True)
 class AppContext:
+    """`engine` opens transactions by itself; on `autocommit` each statement is one, or a change
+    begins one, which spares two round trips. Each has a pool of its own.
+    """
+
     settings: Settings
     engine: Engine
+    autocommit: Engine
     repository: Repository
     mirror: Mirror
     now: Callable[[], datetime] = utc_now
@@ -40,14 +45,10 @@ class AppContext:
         """
         return max(self.now(), run.updated_at + timedelta(microseconds=1))
 
-    def reading(self) -> Session:
-        """Open a session for a use case that changes nothing.
+    def reading(self) -> RowSession:
+        """Open a session for a use case that changes nothing: each statement stands alone."""
+        return RowSession(self.autocommit)
 
-        Each statement is a transaction of its own, which spares two round trips to Postgres.
-        """
-        engine = self.engine.execution_options(isolation_level="AUTOCOMMIT")
-        return Session(engine, expire_on_commit=False)
-
-    def writing(self) -> Session:
+    def writing(self) -> RowSession:
         """Open a session for a use case that changes no run; it has to commit."""
-        return Session(self.engine, expire_on_commit=False)
+        return RowSession(self.engine, is_writing=True)

@@ -53,12 +53,11 @@ def submit_ci_result(
             verdict, reason = report.judged()
             run = ci_runs.add_ci_run(
                 change.session,
-                CiRun(
+                ci_runs.CI_RUNS.new(
                     run_pk=change.run.id,
                     phase_pk=phase.id,
                     commit_sha=report.commit_sha,
                     profile=phase.ci_profile,
-                    attempt=ci_runs.next_attempt(change.session, phase.id, report.commit_sha),
                     verdict=verdict,
                     sandbox=Sandbox.EXTERNAL,
                     is_flaky=report.flaky,

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from datetime import datetime
 
 import structlog
-from sqlalchemy.orm import Session
 
 from ..domain.deadlines import Tick
 from ..domain.errors import UnavailableError
@@ -24,6 +23,7 @@ from ..domain.operating import BranchMoved
 from ..gitrepo import RefMovedError, RefNameTakenError, RepositoryUnusableError
 from ..models import Run
 from ..store import runs
+from ..store.session import RowSession
 from .after_commit import commit_change
 from .change import RunChange
 from .context import AppContext
@@ -47,14 +47,20 @@ def require_place(context: AppContext) -> None:
 
 
 @contextmanager
+def session_for_locks(context: AppContext) -> Iterator[RowSession]:
+    """Open a session that can hold a run's lock. Raises SupersededError."""
+    require_place(context)
+    with context.autocommit.connect() as connection, RowSession(connection) as session:
+        yield session
+
+
+@contextmanager
 def locked_session(
     context: AppContext, run_id: str, *, is_waiting: bool = True
-) -> Iterator[Session]:
+) -> Iterator[RowSession]:
     """Hold a run's lock, whether there is such a run or not. Raises SupersededError."""
-    require_place(context)
     with (
-        context.engine.connect() as connection,
-        Session(bind=connection, expire_on_commit=False) as session,
+        session_for_locks(context) as session,
         runs.run_lock(session, run_id, is_waiting=is_waiting),
     ):
         yield session
@@ -69,20 +75,31 @@ def changing(
     An exception in the body leaves everything as it was. Raises RunBusyError when another process
     holds the run and the caller is not to wait.
     """
-    with locked_session(context, run_id, is_waiting=is_waiting) as session:
-        run = up_to_date(context, session, run_id)
-        change = RunChange(context, session, run, actor)
-        try:
-            yield change
-        except RepositoryUnusableError:
-            session.rollback()
-            _heal(context, session, run_id)
-            raise
-        with _ending_if_moved(context, session, run_id, is_raised=True):
-            commit_change(change)
+    with (
+        locked_session(context, run_id, is_waiting=is_waiting) as session,
+        changing_locked(context, session, run_id, actor=actor) as change,
+    ):
+        yield change
 
 
-def up_to_date(context: AppContext, session: Session, run_id: str) -> Run:
+@contextmanager
+def changing_locked(
+    context: AppContext, session: RowSession, run_id: str, *, actor: str = SUPERVISOR
+) -> Iterator[RunChange]:
+    """Change a run as `changing` does, in a session that holds its lock."""
+    run = up_to_date(context, session, run_id)
+    change = RunChange(context, session, run, actor)
+    try:
+        yield change
+    except RepositoryUnusableError:
+        session.rollback()
+        _heal(context, session, run_id)
+        raise
+    with _ending_if_moved(context, session, run_id, is_raised=True):
+        commit_change(change)
+
+
+def up_to_date(context: AppContext, session: RowSession, run_id: str) -> Run:
     """Roll forward what lags and let time pass; both are changes of their own.
 
     Raises RefMovedError when this is how it is found that another process moved the branch.
@@ -107,7 +124,7 @@ def up_to_date(context: AppContext, session: Session, run_id: str) -> Run:
     return run
 
 
-def _heal(context: AppContext, session: Session, run_id: str) -> None:
+def _heal(context: AppContext, session: RowSession, run_id: str) -> None:
     """Make lost objects again, so that the request which missed them succeeds when sent again."""
     try:
         require_objects(context, session, runs.lock_run(session, run_id))
@@ -115,7 +132,7 @@ def _heal(context: AppContext, session: Session, run_id: str) -> None:
         logger.warning("objects_not_rebuilt", run_id=run_id, why=error.detail)
 
 
-def _roll_forward(context: AppContext, session: Session, run: Run, *, is_needed: bool) -> None:
+def _roll_forward(context: AppContext, session: RowSession, run: Run, *, is_needed: bool) -> None:
     """Roll forward. Where nothing lags, a repository that cannot follow stops no other work."""
     try:
         roll_forward(context, session, run)
@@ -136,7 +153,7 @@ def _is_overdue(run: Run, now: datetime) -> bool:
 
 @contextmanager
 def _ending_if_moved(
-    context: AppContext, session: Session, run_id: str, *, is_raised: bool
+    context: AppContext, session: RowSession, run_id: str, *, is_raised: bool
 ) -> Iterator[None]:
     """End a run whose branch or tags another process moved; nothing of theirs is overwritten."""
     try:

@@ -34,7 +34,6 @@ def update_status(
         change.decide(
             StatusByHand(phase_id=phase_id, wanted=wanted.state, tokens=wanted.tokens_used)
         )
-        settle(change)
         for claim, value in (
             ("builder_attempts_claimed", wanted.builder_attempts),
             ("minor_issues_claimed", wanted.minor_issues_count),
@@ -42,4 +41,5 @@ def update_status(
         ):
             if value is not None:
                 setattr(row, claim, value)
+        settle(change)
     return PhaseAnswer.of(row)

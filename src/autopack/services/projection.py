@@ -7,8 +7,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from sqlalchemy.orm import Session
-
 from ..domain import run_issues
 from ..domain.errors import AutopackError
 from ..domain.events import canonical_json, event_document
@@ -19,6 +17,7 @@ from ..domain.run_issues import OpenIssue, RunIssue, index_of
 from ..mirror import PULL_REQUEST, RECORD, pull_request, pull_request_page, render_run, run_record
 from ..models import EventRow, Phase, Run
 from ..store import ci_runs, issues, runs, submissions
+from ..store.session import RowSession
 from ..views.issues import BacklogEntryAnswer, IssueIndexAnswer, PhaseIssue
 from ..views.results import AttemptDetail
 from ..views.runs import PhaseDetail, RunDetail, TierDetail
@@ -40,7 +39,7 @@ def is_branch_elsewhere(context: AppContext, run_id: str, head: str) -> bool:
         return False
 
 
-def roll_forward(context: AppContext, session: Session, run: Run) -> None:
+def roll_forward(context: AppContext, session: RowSession, run: Run) -> None:
     """Bring objects, branch, tags and every file of a run to what Postgres says.
 
     Raises RefMovedError when a ref is where this run never put it. A run that ended because of
@@ -65,7 +64,7 @@ def roll_forward(context: AppContext, session: Session, run: Run) -> None:
 
 def project(
     context: AppContext,
-    session: Session,
+    session: RowSession,
     run: Run,
     *,
     phases: Collection[str] | None,
@@ -83,7 +82,7 @@ def project(
     context.mirror.write_run(report, phases=phases, index=index, documents=documents)
 
 
-def finished_files(session: Session, run: Run) -> tuple[RunDetail, dict[str, bytes]]:
+def finished_files(session: RowSession, run: Run) -> tuple[RunDetail, dict[str, bytes]]:
     """Return all files of a run that is over, by name, and the report that they were made of."""
     report = run_detail(session, run, detailed=None)
     files = _strategy(session, run)
@@ -95,7 +94,7 @@ def finished_files(session: Session, run: Run) -> tuple[RunDetail, dict[str, byt
         open_issues=open_issues(session, run, found),
     )
     files[PULL_REQUEST] = pull_request_page(request)
-    files |= render_run(report, None, _index(run, found))
+    files |= render_run(report, None, index_answer(run, found))
     record = run_record(
         report,
         commits=submissions.list_recorded_commits(session, run.id),
@@ -106,7 +105,7 @@ def finished_files(session: Session, run: Run) -> tuple[RunDetail, dict[str, byt
     return report, {RECORD: record, **files}  # the summary stays the last
 
 
-def _strategy(session: Session, run: Run) -> dict[str, bytes]:
+def _strategy(session: RowSession, run: Run) -> dict[str, bytes]:
     name = f"project_implementation_strategy_v{run.strategy_version}.json"
     strategy = runs.get_strategy(session, run)
     text = json.dumps(strategy, indent=2, sort_keys=True) + "\n"  # Postgres keeps no order
@@ -130,17 +129,18 @@ def project_backlog(context: AppContext) -> None:
     context.mirror.write_backlog(project_id, read)
 
 
-def run_index(session: Session, run: Run) -> IssueIndexAnswer:
+def run_index(session: RowSession, run: Run) -> IssueIndexAnswer:
     """Return the run's issues by key."""
-    return _index(run, issues.list_run_issues(session, run.id))
+    return index_answer(run, issues.list_run_issues(session, run.id))
 
 
-def _index(run: Run, found: Sequence[RunIssue]) -> IssueIndexAnswer:
+def index_answer(run: Run, found: Sequence[RunIssue]) -> IssueIndexAnswer:
+    """Return issues, in the order in which they were first seen, by key."""
     return IssueIndexAnswer(run_id=run.run_id, issues_by_key=index_of(found))
 
 
 def open_issues(
-    session: Session, run: Run, found: Sequence[RunIssue] | None = None
+    session: RowSession, run: Run, found: Sequence[RunIssue] | None = None
 ) -> list[OpenIssue]:
     """Return the gravest keys that are open in a run, with what was said of them."""
     found = issues.list_run_issues(session, run.id) if found is None else found
@@ -152,7 +152,7 @@ def open_issues(
     return [replace(issue, description=texts.get(issue.issue_key)) for issue in gravest]
 
 
-def run_detail(session: Session, run: Run, *, detailed: Collection[str] | None) -> RunDetail:
+def run_detail(session: RowSession, run: Run, *, detailed: Collection[str] | None) -> RunDetail:
     """Return a run with attempts and issues of the `detailed` phases, None: of all."""
     by_name = runs.phases_of(run)
     wanted = [
@@ -191,7 +191,7 @@ def _phase_detail(
     )
 
 
-def attempts_of(session: Session, phases: Sequence[Phase]) -> dict[int, list[AttemptDetail]]:
+def attempts_of(session: RowSession, phases: Sequence[Phase]) -> dict[int, list[AttemptDetail]]:
     """Return the submissions to each phase, with the commits and CI's logs that came of them."""
     phase_pks = [phase.id for phase in phases]
     rows = submissions.list_submissions(session, phase_pks)
@@ -200,7 +200,7 @@ def attempts_of(session: Session, phases: Sequence[Phase]) -> dict[int, list[Att
     judged = [phase.id for phase in phases if phase.has_ci]
     ci_tails = ci_runs.list_tails(session, judged) if judged else {}
     files = submissions.list_patch_files(session, [row.id for row in rows])
-    commits = submissions.list_patch_commits(session, phase_pks)
+    commits = submissions.list_patch_commits(session, phases[0].run_pk, phase_pks)
     attempts: dict[int, list[AttemptDetail]] = {}
     for row in rows:
         mine = commits.get(row.id, ())

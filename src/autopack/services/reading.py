@@ -5,28 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from sqlalchemy.orm import Session
-
 from ..domain.errors import AutopackError
 from ..models import Run
 from ..store import runs
+from ..store.session import RowSession
 from .context import AppContext
 from .opening import changing
 
 
 @contextmanager
-def one_moment(context: AppContext) -> Iterator[Session]:
+def one_moment(context: AppContext) -> Iterator[RowSession]:
     """Open a session whose statements all see the database as the first of them did."""
     with context.engine.connect() as connection:
         connection = connection.execution_options(
             isolation_level="REPEATABLE READ", postgresql_readonly=True
         )
-        with Session(connection, expire_on_commit=False) as session:
+        with RowSession(connection) as session:
             yield session
 
 
 @contextmanager
-def reading_run(context: AppContext, run_id: str) -> Iterator[tuple[Session, Run]]:
+def reading_run(context: AppContext, run_id: str) -> Iterator[tuple[RowSession, Run]]:
     """Load a run with its tiers and phases, to read more of it at the same moment.
 
     One whose time is up ends first. Raises NotFoundError.

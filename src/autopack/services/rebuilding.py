@@ -7,18 +7,18 @@ the run's base they give every tree; commits and tags are pure functions of what
 from __future__ import annotations
 
 import structlog
-from sqlalchemy.orm import Session
 
 from ..domain.naming import snapshot_message
 from ..gitrepo import RepositoryUnusableError
 from ..models import Commit, Phase, Run
 from ..store import runs, submissions
+from ..store.session import RowSession
 from .context import AppContext
 
 logger = structlog.get_logger(__name__)
 
 
-def require_objects(context: AppContext, session: Session, run: Run) -> None:
+def require_objects(context: AppContext, session: RowSession, run: Run) -> None:
     """See that the repository holds all that the run's branch and snapshots need.
 
     What is missing is made again. Raises RepositoryUnusableError when that cannot be done.
@@ -41,7 +41,7 @@ def require_objects(context: AppContext, session: Session, run: Run) -> None:
     logger.warning("objects_rebuilt", run_id=run.run_id, head=run.head_commit)
 
 
-def _rebuild_commit(context: AppContext, session: Session, commit: Commit) -> None:
+def _rebuild_commit(context: AppContext, session: RowSession, commit: Commit) -> None:
     repository = context.repository
     tree = commit.tree  # of an undo or a rollback: an earlier one
     patch = submissions.find_change(session, commit)

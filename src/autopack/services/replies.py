@@ -9,13 +9,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy.orm import Session
-
 from ..domain.errors import AutopackError, ErrorKind, InvalidError
 from ..domain.events import SUPERVISOR, canonical_json
 from ..models import Reply
 from ..store import submissions
 from ..store.leases import hash_token
+from ..store.session import RowSession
 from ..views import Shape
 from .change import RunChange
 from .context import AppContext
@@ -97,7 +96,7 @@ class Once:
 
     def _keep(
         self,
-        session: Session,
+        session: RowSession,
         run_pk: int,
         scopes: Sequence[str],
         answer: Mapping[str, Any] | AutopackError,

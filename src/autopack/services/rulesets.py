@@ -7,7 +7,6 @@ import json
 from typing import Any
 
 from pydantic import ValidationError
-from sqlalchemy.orm import Session
 
 from ..domain.errors import InvalidError
 from ..domain.events import canonical_json
@@ -17,6 +16,7 @@ from ..domain.strategy import Strategy, compile_strategy
 from ..domain.terms import CiMode
 from ..domain.values import MAX_PROBLEMS, Problems
 from ..store import issues, rulesets
+from ..store.session import RowSession
 from .context import AppContext
 
 
@@ -93,7 +93,7 @@ def write_ruleset(context: AppContext, document: dict[str, Any]) -> Ruleset:
     return ruleset
 
 
-def strategy_version(session: Session, context: AppContext, ruleset: Ruleset) -> int:
+def strategy_version(session: RowSession, context: AppContext, ruleset: Ruleset) -> int:
     """Return the number under which strategies of this ruleset are kept."""
     document = ruleset.model_dump(mode="json")
     digest = hashlib.sha256(canonical_json(document)).hexdigest()
@@ -101,7 +101,7 @@ def strategy_version(session: Session, context: AppContext, ruleset: Ruleset) ->
 
 
 def plan_under(
-    session: Session, context: AppContext, plan: Plan, ruleset: Ruleset, *, version: int
+    session: RowSession, context: AppContext, plan: Plan, ruleset: Ruleset, *, version: int
 ) -> tuple[Plan, Strategy]:
     """Check a plan under a ruleset, add what debt has to be cleaned up, compile its strategy.
 

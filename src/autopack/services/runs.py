@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 
-from sqlalchemy.orm import Session
-
 from ..domain.errors import ConflictError
 from ..domain.events import GENESIS_HASH, OPERATOR, SUPERVISOR, RunStarted, canonical_json
 from ..domain.naming import branch_name, branch_ref, snapshot_ref
@@ -17,8 +15,9 @@ from ..domain.states import RunStatus
 from ..domain.strategy import Strategy
 from ..domain.terms import CiMode, CiProfile
 from ..gitrepo import RefUpdate
-from ..models import EventRow, Phase, Run, Tier
+from ..models import EventRow, Phase, Run
 from ..store import runs
+from ..store.session import RowSession
 from ..views.issues import IssueIndexAnswer
 from ..views.results import AttemptsAnswer
 from ..views.runs import RunAnswer, RunSummaryAnswer
@@ -45,6 +44,7 @@ def start_run(context: AppContext, plan: Plan) -> tuple[RunAnswer, bool]:
     context.mirror.folder(run_id)  # refuses names that the project's own files have
     digest = hashlib.sha256(canonical_json(plan.model_dump(mode="json"))).hexdigest()
     with locked_session(context, run_id) as session:
+        session.begin_change()
         existing = runs.find_run_by_any_case(session, run_id)
         if existing is not None:
             if existing.plan_sha256 == digest and existing.run_id == run_id:
@@ -57,9 +57,8 @@ def start_run(context: AppContext, plan: Plan) -> tuple[RunAnswer, bool]:
         ruleset = read_ruleset(context)
         version = strategy_version(session, context, ruleset)
         plan, strategy = plan_under(session, context, plan, ruleset, version=version)
-        run = _new_run(context, plan, strategy, digest)
-        session.add(run)
-        _add_first_event(session, run)  # one statement a table, however large the plan is
+        run = _new_run(context, session, plan, strategy, digest)
+        _add_first_event(session, run)
         # Tags that another service left, as clones bring them, would end the run at a snapshot.
         context.repository.require_free_ref(snapshot_ref(branch_name(run_id)))
         branch = RefUpdate(branch_ref(run_id), run.base_commit, None)
@@ -130,7 +129,7 @@ def list_attempts(context: AppContext, run_id: str, phase_id: str) -> AttemptsAn
     return AttemptsAnswer(run_id=run_id, phase_id=phase_id, attempts=[*found])
 
 
-def _write_files(context: AppContext, session: Session, run: Run) -> None:
+def _write_files(context: AppContext, session: RowSession, run: Run) -> None:
     project(
         context,
         session,
@@ -141,7 +140,7 @@ def _write_files(context: AppContext, session: Session, run: Run) -> None:
     runs.mark_mirrored(session, run.id, run.revision)
 
 
-def _add_first_event(session: Session, run: Run) -> None:
+def _add_first_event(session: RowSession, run: Run) -> None:
     event = RunStarted(
         actor=SUPERVISOR,
         at=run.created_at,
@@ -175,11 +174,13 @@ def _gates(context: AppContext, strategy: Strategy, commit: str) -> list[str]:
     return sorted(context.repository.files_in(commit, named) - known) if named else []
 
 
-def _new_run(context: AppContext, plan: Plan, strategy: Strategy, digest: str) -> Run:
+def _new_run(
+    context: AppContext, session: RowSession, plan: Plan, strategy: Strategy, digest: str
+) -> Run:
     """Make the rows: what describes the run from plan and strategy, the rest from its state."""
     now = context.now()
     base = context.repository.base()
-    run = Run(
+    run = runs.RUNS.new(
         project_id=context.settings.project_id,
         run_id=plan.run.run_id,
         safety_profile=strategy.safety_profile,
@@ -207,29 +208,27 @@ def _new_run(context: AppContext, plan: Plan, strategy: Strategy, digest: str) -
         mirrored_revision=0,
         created_at=now,
         updated_at=now,
-        tiers=[
-            Tier(
-                tier_id=tier.tier_id,
-                name=tier.name,
-                description=tier.description,
-                phases=[
-                    _new_phase(phase, strategy)
-                    for phase in sorted(plan.phases, key=lambda phase: phase.phase_index)
-                    if phase.tier_id == tier.tier_id
-                ],
-            )
-            for tier in sorted(plan.tiers, key=lambda tier: tier.tier_index)
-        ],
     )
-    run.phases = [phase for tier in run.tiers for phase in tier.phases]
+    tiers = [
+        runs.TIERS.new(tier_id=tier.tier_id, name=tier.name, description=tier.description)
+        for tier in sorted(plan.tiers, key=lambda tier: tier.tier_index)
+    ]
+    phases = [
+        _new_phase(phase, strategy)
+        for tier in tiers
+        for phase in sorted(plan.phases, key=lambda phase: phase.phase_index)
+        if phase.tier_id == tier.tier_id
+    ]
+    runs.place(run, tiers, phases)
     runs.write_state(run, starting_state(plan, strategy, now, base.commit))
-    return run
+    return runs.add_run(session, run)
 
 
 def _new_phase(phase: PlanPhase, strategy: Strategy) -> Phase:
     mine = strategy.phases[phase.phase_id]
-    return Phase(
+    return runs.PHASES.new(
         phase_id=phase.phase_id,
+        tier_id=phase.tier_id,
         name=phase.name,
         description=phase.description,
         task_category=mine.task_category,

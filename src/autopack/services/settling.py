@@ -7,7 +7,6 @@ rows, snapshots, commits, events and, at a run's end, its record. Nothing here d
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
 
@@ -16,6 +15,7 @@ import structlog
 from ..domain.deciding import Undone
 from ..domain.deciding import settle as settle_run
 from ..domain.events import IssueResolved
+from ..domain.issues import MAX_EVIDENCE_REFS, IssueReport, IssueStatus
 from ..domain.judging import CiRunWanted
 from ..domain.naming import (
     branch_ref,
@@ -32,7 +32,7 @@ from ..domain.terms import CiMode, CiProfile, Verdict
 from ..gitrepo import CollisionError, RefUpdate, RepositoryUnusableError
 from ..jobs.queue import defer
 from ..mirror import RECORD, patch_name
-from ..models import CiRun, Commit, Phase
+from ..models import Issue, Phase
 from ..store import ci_runs, issues, leases, runs, submissions
 from .change import RunChange
 from .projection import finished_files
@@ -56,7 +56,7 @@ def settle(change: RunChange) -> None:
     _end_ci(change)
     _tag_snapshots(change)
     _resolve_cleaned(change)
-    _place_commits(change, change.commits)
+    _place_commits(change)
     runs.add_events(change.session, change.run, change.events)
     if change.events or change.touched_phases or change.commits:
         change.run.revision = change.revision_before + 1
@@ -78,12 +78,11 @@ def request_ci_run(change: RunChange, phase_id: str, *, at: datetime | None = No
     commit = state.commit or change.head
     run = ci_runs.add_ci_run(
         change.session,
-        CiRun(
+        ci_runs.CI_RUNS.new(
             run_pk=change.run.id,
             phase_pk=row.id,
             commit_sha=commit,
             profile=state.ci_profile,
-            attempt=ci_runs.next_attempt(change.session, row.id, commit),
             requested_at=change.now,
         ),
     )
@@ -222,33 +221,31 @@ def _write_rows(change: RunChange) -> None:
     ]
     if ended:
         leases.end_leases(change.session, ended, change.now)
-    for phase in change.before.phases:
-        held = phase.pending_submission_id
-        if held is not None and held != change.phase_state(phase.phase_id).pending_submission_id:
-            submissions.discard_pending(change.session, held)
     runs.write_state(change.run, change.state, change.before)
 
 
 def _write_issues(change: RunChange) -> None:
     """Write the entries that reports and resolutions have changed; the last state counts."""
-    known = change.state.issues
-    written = set(change.before.issues)
+    written: dict[tuple[str, str], Issue] = {}
     for phase_id, report in change.reports:
         place = (phase_id, report.issue_key)
-        issues.write_issue(
-            change.session,
-            change.run,
-            change.phase(phase_id),
-            known[place],
-            report,
-            change.now,
-            is_new=place not in written,
-        )
-        written.add(place)
+        if place not in written:
+            written[place] = _issue(
+                change, phase_id, report, is_new=place not in change.before.issues
+            )
+        row, entry = written[place], change.state.issues[place]
+        row.source, row.occurrence_count = entry.source, entry.occurrence_count
+        row.severity, row.effective_severity = entry.severity, entry.effective_severity
+        row.is_expected = entry.is_expected
+        row.status = IssueStatus.OPEN if entry.is_open else IssueStatus.RESOLVED
+        row.last_seen_at = change.now
+        merged = dict.fromkeys([*row.evidence_refs, *report.evidence_refs])
+        row.evidence_refs = list(merged)[-MAX_EVIDENCE_REFS:]  # the newest say most
+        row.description = report.description or row.description
     for phase_id in {each.phase_id for each in change.events if isinstance(each, IssueResolved)}:
         closed = [
             each.issue_key
-            for each in known.values()
+            for each in change.state.issues.values()
             if each.phase_id == phase_id and not each.is_open
         ]
         if closed:
@@ -256,13 +253,34 @@ def _write_issues(change: RunChange) -> None:
             issues.resolve(change.session, change.run.id, phase.id, closed)
 
 
-def _place_commits(change: RunChange, commits: Sequence[Commit]) -> None:
+def _issue(change: RunChange, phase_id: str, report: IssueReport, *, is_new: bool) -> Issue:
+    """Return a key's entry in a phase, made by its first report."""
+    run, phase = change.run, change.phase(phase_id)
+    known = None if is_new else issues.find_issue(change.session, phase.id, report.issue_key)
+    return known or issues.add_issue(
+        change.session,
+        issues.ISSUES.new(
+            run_pk=run.id,
+            phase_pk=phase.id,
+            issue_key=report.issue_key,
+            category=report.category,
+            task_category=report.task_category or phase.task_category,
+            complexity=report.complexity or phase.complexity,
+            first_seen_run=run.run_id,
+            last_seen_run=run.run_id,
+            first_seen_at=change.now,
+            evidence_refs=[],
+        ),
+    )
+
+
+def _place_commits(change: RunChange) -> None:
+    """Put the commits on the branch that are not there yet."""
+    commits = change.commits[change.placed_commits :]
     if not commits:
         return
-    position = submissions.next_position(change.session, change.run.id)
-    for offset, commit in enumerate(commits):
-        commit.position = position + offset
-    change.session.add_all(commits)
+    submissions.add_commits(change.session, change.run.id, commits)
+    change.placed_commits += len(commits)
     change.run.head_commit = commits[-1].sha
     if commits[-1].kind is not CommitKind.RECORD:
         change.run.work_commit = change.run.head_commit
@@ -280,7 +298,7 @@ def _record(change: RunChange) -> None:
         or run.failure_code is FailureCode.BRANCH_MOVED
     ):
         return
-    session.flush()
+    session.send()  # the files are made of what is read again
     report, files = finished_files(session, run)
     patches = submissions.list_accepted_patches(session, run.id, MAX_RECORDED_PATCH_BYTES)
     recorded = {**files, **{patch_name(name): content for name, content in patches.items()}}
@@ -296,11 +314,11 @@ def _record(change: RunChange) -> None:
     )
     try:
         tree = repository.put_folder(change.head, record_folder(run.run_id), recorded)
-        commit = change.add_commit(CommitKind.RECORD, tree, message)
+        change.add_commit(CommitKind.RECORD, tree, message)
     except (RepositoryUnusableError, CollisionError) as error:
         if isinstance(error, RepositoryUnusableError) and run.state is RunStatus.DONE_SUCCESS:
             raise
         logger.warning("run_not_recorded", run_id=run.run_id, why=str(error))
         return
-    _place_commits(change, [commit])
+    _place_commits(change)
     change.record = report, files

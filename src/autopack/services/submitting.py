@@ -59,11 +59,10 @@ def record_submission(
     cost, price = _cost(change, report)
     return submissions.add_submission(
         change.session,
-        Submission(
+        submissions.SUBMISSIONS.new(
             run_pk=change.run.id,
             phase_pk=phase.id,
             role=role,
-            attempt=submissions.next_attempt(change.session, phase.id, role),
             agent=report.agent or (lease.agent if lease else None),
             model=report.model,
             status=status,

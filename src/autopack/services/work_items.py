@@ -6,8 +6,6 @@ import base64
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy.orm import Session
-
 from ..domain.issues import IssueStatus
 from ..domain.money import ZERO_USD
 from ..domain.path_policy import DEFAULT_PROTECTED
@@ -15,6 +13,7 @@ from ..domain.run import PhaseState, RunState
 from ..domain.terms import Role
 from ..models import Phase, Run
 from ..store import audits, issues, runs, submissions
+from ..store.session import RowSession
 from ..views.work import (
     GateAnswer,
     LeftAnswer,
@@ -34,7 +33,7 @@ AGED_ISSUES = 20
 
 def work_item(
     context: AppContext,
-    session: Session,
+    session: RowSession,
     run: Run,
     run_state: RunState,
     state: PhaseState,
@@ -114,7 +113,7 @@ def _gate(context: AppContext, strategy: dict[str, Any], run: Run, phase: Phase)
 
 
 def _review(
-    context: AppContext, session: Session, run: Run, phase: Phase, state: PhaseState
+    context: AppContext, session: RowSession, run: Run, phase: Phase, state: PhaseState
 ) -> ReviewAnswer:
     """Return what there is to review: the held patch, or what the phase has put on the branch."""
     audit = audits.find_open_audit(session, phase.id)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
+from typing import Final
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -13,13 +14,20 @@ from ..domain.errors import NotFoundError
 from ..domain.terms import Verdict
 from ..models import CiLog, CiRun, Phase, Run
 from ..views.record import RecordedCiRun
+from .rows import Rows
+from .session import RowSession
+
+CI_RUNS: Final = Rows(CiRun)
 
 
-def add_ci_run(session: Session, run: CiRun) -> CiRun:
-    """Store a run of CI; it has its id afterwards."""
-    session.add(run)
-    session.flush()
-    return run
+def add_ci_run(session: RowSession, run: CiRun) -> CiRun:
+    """Store a run of CI; it has its id, and the number of its attempt at the commit, at once."""
+    ((run.attempt, run.id),) = session.fetch(
+        "SELECT coalesce(max(attempt), 0) + 1, nextval(pg_get_serial_sequence('ci_runs', 'id'))"
+        " FROM ci_runs WHERE phase_pk = %s AND commit_sha = %s",
+        (run.phase_pk, run.commit_sha),
+    )
+    return session.put(CI_RUNS, run)
 
 
 def list_of_run(session: Session, run_pk: int) -> dict[str, list[RecordedCiRun]]:
@@ -37,14 +45,6 @@ def list_of_run(session: Session, run_pk: int) -> dict[str, list[RecordedCiRun]]
     return found
 
 
-def next_attempt(session: Session, phase_pk: int, commit: str) -> int:
-    """Return the number of the next run of CI over a phase's commit."""
-    query = select(func.coalesce(func.max(CiRun.attempt), 0) + 1).where(
-        CiRun.phase_pk == phase_pk, CiRun.commit_sha == commit
-    )
-    return session.scalars(query).one()
-
-
 def find_place(session: Session, ci_run_id: int) -> tuple[str, str] | None:
     """Return the names of the run and the phase that a run of CI is for."""
     query = (
@@ -57,22 +57,16 @@ def find_place(session: Session, ci_run_id: int) -> tuple[str, str] | None:
     return None if row is None else (row.run_id, row.phase_id)
 
 
-def get_ci_run(session: Session, ci_run_id: int) -> CiRun:
-    return session.scalars(select(CiRun).where(CiRun.id == ci_run_id)).one()
+def get_ci_run(session: RowSession, ci_run_id: int) -> CiRun:
+    found = session.row(CI_RUNS, "WHERE id = %s", (ci_run_id,))
+    assert found is not None  # noqa: S101 - for the type checker: a job names it
+    return found
 
 
-def list_earlier(session: Session, run: CiRun) -> Sequence[CiRun]:
+def list_earlier(session: RowSession, run: CiRun) -> Sequence[CiRun]:
     """Return the runs of CI over the same commit for the same phase that came before, in order."""
-    query = (
-        select(CiRun)
-        .where(
-            CiRun.phase_pk == run.phase_pk,
-            CiRun.commit_sha == run.commit_sha,
-            CiRun.attempt < run.attempt,
-        )
-        .order_by(CiRun.attempt)
-    )
-    return session.scalars(query).all()
+    earlier = "WHERE phase_pk = %s AND commit_sha = %s AND attempt < %s ORDER BY attempt"
+    return session.rows(CI_RUNS, earlier, (run.phase_pk, run.commit_sha, run.attempt))
 
 
 def is_awaited(session: Session, ci_run_id: int) -> bool:
@@ -81,10 +75,10 @@ def is_awaited(session: Session, ci_run_id: int) -> bool:
     return session.scalars(query).first() is not None
 
 
-def list_under_way(session: Session, phase_pks: Collection[int]) -> Sequence[CiRun]:
+def list_under_way(session: RowSession, phase_pks: Sequence[int]) -> Sequence[CiRun]:
     """Return the runs of CI of these phases that are still under way."""
-    query = select(CiRun).where(CiRun.phase_pk.in_(phase_pks), CiRun.ended_at.is_(None))
-    return session.scalars(query).all()
+    under_way = "WHERE phase_pk = ANY(%s) AND ended_at IS NULL"
+    return session.rows(CI_RUNS, under_way, (list(phase_pks),))
 
 
 def list_ci_runs(session: Session, run_pk: int) -> list[tuple[CiRun, str]]:
@@ -98,17 +92,16 @@ def list_ci_runs(session: Session, run_pk: int) -> list[tuple[CiRun, str]]:
     return [(run, phase_id) for run, phase_id in session.execute(query)]
 
 
-def list_tails(session: Session, phase_pks: Collection[int]) -> dict[str, list[str]]:
+def list_tails(session: RowSession, phase_pks: Sequence[int]) -> dict[str, list[str]]:
     """Return how each run of CI of these phases ended, with its last words, by commit."""
     query = (
-        select(CiRun.commit_sha, CiRun.profile, CiRun.verdict, CiRun.reason, CiRun.log_tail)
-        .where(CiRun.phase_pk.in_(phase_pks), CiRun.verdict.is_not(None))
-        .order_by(CiRun.id)
+        "SELECT commit_sha, profile, verdict, reason, log_tail FROM ci_runs"
+        " WHERE phase_pk = ANY(%s) AND verdict IS NOT NULL ORDER BY id"
     )
     found: dict[str, list[str]] = {}
-    for row in session.execute(query):
-        text = f"$ CI ({row.profile}): {row.verdict}: {row.reason}\n{row.log_tail or ''}"
-        found.setdefault(row.commit_sha, []).append(text)
+    for commit, profile, verdict, reason, tail in session.fetch(query, (list(phase_pks),)):
+        text = f"$ CI ({profile}): {verdict}: {reason}\n{tail or ''}"
+        found.setdefault(commit, []).append(text)
     return found
 
 

@@ -2,96 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
+from typing import Final
 
-from sqlalchemy import ColumnElement, Select, and_, case, func, select, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import ColumnElement, Select, and_, func, select, update
 from sqlalchemy.orm import Session
 
 from ..domain.errors import NotFoundError
-from ..domain.issues import MAX_EVIDENCE_REFS, BacklogStatus, IssueReport, IssueStatus
+from ..domain.issues import BacklogStatus
 from ..domain.run_issues import RunIssue
-from ..domain.sightings import Sighting as RunSighting
 from ..domain.terms import Severity
 from ..models import BacklogEntry, Issue, Phase, Run, Sighting
 from ..views.issues import PlaceAnswer
+from .rows import Rows
+from .session import RowSession
+
+ISSUES: Final = Rows(Issue)
+BACKLOG: Final = Rows(BacklogEntry)
 
 
-def find_issue(session: Session, phase_pk: int, issue_key: str) -> Issue | None:
-    """Return a key's entry in a phase; the caller holds the run's lock."""
-    return session.scalars(
-        select(Issue).where(Issue.phase_pk == phase_pk, Issue.issue_key == issue_key)
-    ).one_or_none()
-
-
-def list_issues(session: Session, phase_pks: Iterable[int]) -> list[Issue]:
+def list_issues(session: RowSession, phase_pks: Sequence[int]) -> list[Issue]:
     """Return the issues of phases, in the order in which they were first seen."""
-    return list(
-        session.scalars(select(Issue).where(Issue.phase_pk.in_(phase_pks)).order_by(Issue.id))
-    )
+    return session.rows(ISSUES, "WHERE phase_pk = ANY(%s) ORDER BY id", (list(phase_pks),))
 
 
-def list_run_issues(session: Session, run_pk: int) -> list[RunIssue]:
+_RUN_ISSUE: Final = (
+    *("issue_key", "source", "category", "occurrence_count", "severity", "effective_severity"),
+    *("is_expected", "is_open", "phase_id", "phase_index", "tier_id", "tier_index"),
+)
+
+
+def list_run_issues(session: RowSession, run_pk: int) -> list[RunIssue]:
     """Return a run's issues in the order in which they were first seen."""
     query = (
-        select(
-            *(Issue.id, Issue.issue_key, Issue.source, Issue.category, Issue.occurrence_count),
-            *(Issue.severity, Issue.effective_severity, Issue.is_expected),
-            (Issue.status == IssueStatus.OPEN).label("is_open"),
-            *(Phase.phase_id, Phase.phase_index, Phase.tier_id, Phase.tier_index),
-        )
-        .join(Phase, Phase.id == Issue.phase_pk)
-        .where(Issue.run_pk == run_pk)
-        .order_by(Issue.id)
+        "SELECT i.issue_key, i.source, i.category, i.occurrence_count, i.severity,"
+        " i.effective_severity, i.is_expected, i.status = 'open', p.phase_id, p.phase_index,"
+        " p.tier_id, p.tier_index FROM issues i JOIN phases p ON p.id = i.phase_pk"
+        " WHERE i.run_pk = %s ORDER BY i.id"
     )
-    return [RunIssue(**row._mapping) for row in session.execute(query)]
+    found = []
+    for row in session.fetch(query, (run_pk,)):
+        values = dict(zip(_RUN_ISSUE, row, strict=True))
+        for severity in ("severity", "effective_severity"):
+            values[severity] = Severity(values[severity])
+        found.append(RunIssue(**values))
+    return found
 
 
-def write_issue(
-    session: Session,
-    run: Run,
-    phase: Phase,
-    sighting: RunSighting,
-    report: IssueReport,
-    now: datetime,
-    *,
-    is_new: bool,
-) -> None:
-    """Write what a report made of a key's entry in a phase, and the texts that came with it."""
-    row = None if is_new else find_issue(session, phase.id, report.issue_key)
-    if row is None:
-        row = Issue(
-            run_pk=run.id,
-            phase_pk=phase.id,
-            issue_key=report.issue_key,
-            category=report.category,
-            task_category=report.task_category or phase.task_category,
-            complexity=report.complexity or phase.complexity,
-            first_seen_run=run.run_id,
-            last_seen_run=run.run_id,
-            first_seen_at=now,
-            evidence_refs=[],
-        )
-        session.add(row)
-    row.source = sighting.source
-    row.severity, row.effective_severity = sighting.severity, sighting.effective_severity
-    row.is_expected = sighting.is_expected
-    row.status = IssueStatus.OPEN if sighting.is_open else IssueStatus.RESOLVED
-    row.occurrence_count = sighting.occurrence_count
-    row.last_seen_at = now
-    merged = dict.fromkeys([*row.evidence_refs, *report.evidence_refs])
-    row.evidence_refs = list(merged)[-MAX_EVIDENCE_REFS:]  # the newest say most
-    row.description = report.description or row.description
+def find_issue(session: RowSession, phase_pk: int, issue_key: str) -> Issue | None:
+    """Return a key's entry in a phase; the caller holds the run's lock."""
+    return session.row(ISSUES, "WHERE phase_pk = %s AND issue_key = %s", (phase_pk, issue_key))
 
 
-def resolve(session: Session, run_pk: int, phase_pk: int, keys: Collection[str]) -> None:
+def add_issue(session: RowSession, issue: Issue) -> Issue:
+    """Store a key's first entry in a phase."""
+    return session.put(ISSUES, issue)
+
+
+def resolve(session: RowSession, run_pk: int, phase_pk: int, keys: Collection[str]) -> None:
     """Resolve keys in a phase."""
-    session.execute(
-        update(Issue)
-        .where(Issue.run_pk == run_pk, Issue.phase_pk == phase_pk, Issue.issue_key.in_(keys))
-        .values(status=IssueStatus.RESOLVED)
+    statement = (
+        "UPDATE issues SET status = 'resolved'"
+        " WHERE run_pk = %s AND phase_pk = %s AND issue_key = ANY(%s)"
     )
+    session.gather(statement, (run_pk, phase_pk, list(keys)))
 
 
 def list_descriptions(session: Session, run_pk: int, keys: Collection[str]) -> dict[str, str]:
@@ -104,8 +79,41 @@ def list_descriptions(session: Session, run_pk: int, keys: Collection[str]) -> d
     return {key: description or "" for key, description in session.execute(query)}
 
 
+# The first statement locks the entry until the transaction ends, so sightings of one key by several
+# runs follow each other and none is lost. The second one, which sees what was committed while the
+# first waited, adds the sighting, and counts the runs and tiers if it is a new one.
+_SIGHT: Final = """
+    INSERT INTO backlog AS known
+        (project_id, issue_key, category, base_severity, status, age_in_runs, age_in_tiers,
+         total_occurrences, first_seen_run, last_seen_run, last_seen_at, tiers)
+    VALUES (%s, %s, %s, %s, 'open', 0, 0, 1, %s, %s, %s, '[]')
+    ON CONFLICT (project_id, issue_key) DO UPDATE SET
+        total_occurrences = known.total_occurrences + 1,
+        last_seen_run = excluded.last_seen_run,
+        last_seen_at = greatest(known.last_seen_at, excluded.last_seen_at),
+        status = CASE known.status WHEN 'resolved' THEN 'open' ELSE known.status END,
+        resolved_at = NULL,
+        base_severity = CASE known.base_severity WHEN 'major' THEN 'major'
+            ELSE excluded.base_severity END
+"""
+_SIGHTING: Final = f"""
+    WITH entry AS (
+        SELECT id FROM backlog WHERE project_id = %s AND issue_key = %s
+    ), new AS (
+        INSERT INTO sightings (backlog_pk, run_pk, tier_id) SELECT id, %s, %s FROM entry
+        ON CONFLICT DO NOTHING RETURNING run_pk, tier_id
+    ), ages AS (
+        SELECT count(DISTINCT run_pk), array_agg(DISTINCT tier_id) FROM (
+            SELECT run_pk, tier_id FROM sightings WHERE backlog_pk = (SELECT id FROM entry)
+            UNION SELECT run_pk, tier_id FROM new
+        ) seen WHERE EXISTS (SELECT FROM new)
+    )
+    SELECT ages.*, {BACKLOG.columns} FROM ages, backlog WHERE id = (SELECT id FROM entry)
+"""  # noqa: S608 - the names of columns alone
+
+
 def sight(
-    session: Session,
+    session: RowSession,
     *,
     project_id: str,
     issue_key: str,
@@ -116,55 +124,14 @@ def sight(
     tier_id: str,
     now: datetime,
 ) -> BacklogEntry:
-    """Count one sighting in the backlog and bring the ages up to date.
-
-    The upsert locks the entry until the transaction ends, so sightings of one key by several runs
-    follow each other and none is lost.
-    """
-    statement = insert(BacklogEntry).values(
-        project_id=project_id,
-        issue_key=issue_key,
-        category=category,
-        base_severity=severity,
-        status=BacklogStatus.OPEN,
-        age_in_runs=0,
-        age_in_tiers=0,
-        total_occurrences=1,
-        first_seen_run=run_id,
-        last_seen_run=run_id,
-        last_seen_at=now,
-        tiers=[],
-    )
-    was_resolved = BacklogEntry.status == BacklogStatus.RESOLVED
-    upsert = statement.on_conflict_do_update(
-        index_elements=["project_id", "issue_key"],
-        set_={
-            "total_occurrences": BacklogEntry.total_occurrences + 1,
-            "last_seen_run": run_id,
-            "last_seen_at": func.greatest(BacklogEntry.last_seen_at, now),
-            "status": case((was_resolved, BacklogStatus.OPEN), else_=BacklogEntry.status),
-            "resolved_at": None,
-            "base_severity": case(
-                (BacklogEntry.base_severity == Severity.MAJOR, Severity.MAJOR), else_=severity
-            ),
-        },
-    ).returning(BacklogEntry)
-    entry = session.scalars(upsert, execution_options={"populate_existing": True}).one()
-    sighting = (
-        insert(Sighting)
-        .values(backlog_pk=entry.id, run_pk=run_pk, tier_id=tier_id)
-        .on_conflict_do_nothing()
-        .returning(Sighting.tier_id)
-    )
-    if session.scalars(sighting).one_or_none() is not None:
-        runs, tiers = session.execute(
-            select(
-                func.count(Sighting.run_pk.distinct()), func.array_agg(Sighting.tier_id.distinct())
-            ).where(Sighting.backlog_pk == entry.id)
-        ).one()
-        entry.age_in_runs = runs
-        entry.age_in_tiers = len(tiers)
-        entry.tiers = sorted(tiers)
+    """Count one sighting in the backlog and bring the ages up to date."""
+    seen = (project_id, issue_key, category, severity, run_id, run_id, now)
+    session.gather(_SIGHT, seen)
+    found = session.fetch(_SIGHTING, (project_id, issue_key, run_pk, tier_id))
+    ((runs, tiers, *values),) = found
+    entry = session.follow(BACKLOG, BACKLOG.read(values))
+    if tiers is not None:
+        entry.age_in_runs, entry.age_in_tiers, entry.tiers = runs, len(tiers), sorted(tiers)
     return entry
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Sequence
 from datetime import datetime
-from decimal import Decimal
+from typing import Final
 
-from sqlalchemy import select, update
-from sqlalchemy.orm import Session
-
-from ..models import Lease, Phase
+from ..models import Lease
+from .rows import Rows
+from .session import RowSession
 
 
 def hash_token(token: str) -> str:
@@ -18,37 +17,22 @@ def hash_token(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
-def add_lease(session: Session, lease: Lease) -> Lease:
-    """Store a lease; it has its id afterwards."""
-    session.add(lease)
-    session.flush()
-    return lease
+LEASES: Final = Rows(Lease)
 
 
-def find_lease(session: Session, phase_pk: int, token: str) -> Lease | None:
+def add_lease(session: RowSession, lease: Lease) -> Lease:
+    """Store a lease; it has its id at once."""
+    (lease.id,) = session.next_ids(LEASES)
+    return session.put(LEASES, lease)
+
+
+def find_lease(session: RowSession, phase_pk: int, token: str) -> Lease | None:
     """Return the lease on a phase that a token belongs to, open or not."""
-    query = select(Lease).where(Lease.phase_pk == phase_pk, Lease.token_sha256 == hash_token(token))
-    return session.scalars(query).one_or_none()
+    is_theirs = "WHERE phase_pk = %s AND token_sha256 = %s"
+    return session.row(LEASES, is_theirs, (phase_pk, hash_token(token)))
 
 
-def end_leases(session: Session, lease_ids: Iterable[int], now: datetime) -> None:
+def end_leases(session: RowSession, lease_ids: Sequence[int], now: datetime) -> None:
     """Close leases."""
-    session.execute(
-        update(Lease).where(Lease.id.in_(lease_ids), Lease.ended_at.is_(None)).values(ended_at=now)
-    )
-
-
-def extend(
-    session: Session,
-    lease: Lease,
-    phase: Phase,
-    expires_at: datetime,
-    tokens_reported: int,
-    cost_reported: Decimal,
-) -> None:
-    """Let a lease hold longer, and note what its agent says it has spent so far."""
-    lease.expires_at = expires_at
-    phase.deadline_at = expires_at
-    phase.tokens_reported = tokens_reported
-    phase.cost_reported_usd = cost_reported
-    session.flush()
+    statement = "UPDATE leases SET ended_at = %s WHERE id = ANY(%s) AND ended_at IS NULL"
+    session.gather(statement, (now, list(lease_ids)))

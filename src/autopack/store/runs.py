@@ -8,31 +8,18 @@ from dataclasses import fields
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import (
-    ColumnElement,
-    ScalarResult,
-    TextClause,
-    and_,
-    bindparam,
-    exists,
-    func,
-    insert,
-    or_,
-    select,
-    text,
-    update,
-)
+from sqlalchemy import ColumnElement, TextClause, func, select, text, update
 from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from sqlalchemy.orm import Session
-from sqlalchemy.orm.attributes import set_committed_value
 
 from ..domain.errors import NotFoundError, UnavailableError
 from ..domain.events import Event, EventRecord, from_record, seal, to_record
 from ..domain.run import PhaseState, RunState, TierState
 from ..domain.states import PhaseStatus, RunStatus
 from ..domain.terms import Role
-from ..models import Base, EventRow, Phase, Run, Tier
-from .rows import read_off
+from ..models import EventRow, Phase, Run, Tier
+from .rows import Rows, read_off
+from .session import RowSession
 
 Position = tuple[datetime, int]
 
@@ -43,54 +30,81 @@ class RunBusyError(UnavailableError):
     code = "run_busy"
 
 
-_LOCK = text("SELECT pg_advisory_lock(hashtextextended(:run_id, 0))")
-_TRY_LOCK = text("SELECT pg_try_advisory_lock(hashtextextended(:run_id, 0))")
-_UNLOCK = text("SELECT pg_advisory_unlock(hashtextextended(:run_id, 0))")
+RUNS: Final = Rows(Run)
+TIERS: Final = Rows(Tier)
+PHASES: Final = Rows(Phase)
+EVENTS: Final = Rows(EventRow)
+
+_LOCK: Final = "SELECT pg_advisory_lock(hashtextextended(%s, 0))"
+_TRY_LOCK: Final = "SELECT pg_try_advisory_lock(hashtextextended(%s, 0))"
+_UNLOCK: Final = "SELECT pg_advisory_unlock(hashtextextended(%s, 0))"
+# The index is over lower(run_id); the name itself has to match in full.
+_BY_NAME: Final = "WHERE lower(run_id) = %s AND run_id = %s"
+# A power cut may lose this: then the files are written once more.
+_MARK_MIRRORED: Final = (
+    "BEGIN; SET LOCAL synchronous_commit = off;"
+    " UPDATE runs SET mirrored_revision = %s WHERE id = %s AND mirrored_revision < %s; COMMIT"
+)
 
 
 @contextmanager
-def run_lock(session: Session, run_id: str, *, is_waiting: bool = True) -> Iterator[None]:
+def run_lock(session: RowSession, run_id: str, *, is_waiting: bool = True) -> Iterator[None]:
     """Hold the run's advisory lock, over any number of transactions of the session's connection.
 
-    Raises RunBusyError when somebody else holds it and we are not to wait.
+    It is taken with the first statement in the body, so that it costs no round trip of its own;
+    each statement sees what was committed before it, so the lock comes before the look. Where the
+    caller is not to wait, raises RunBusyError when another session holds the lock.
 
     The session has to be bound to a connection. The lock goes when the connection does, so a
     killed service leaves none behind.
     """
-    key = {"run_id": run_id.lower()}
+    key = (run_id.lower(),)
     if is_waiting:
-        session.connection().execute(_LOCK, key)
+        session.gather(_LOCK, key)
     else:
-        if not session.connection().scalar(_TRY_LOCK, key):
+        ((is_mine,),) = session.fetch(_TRY_LOCK, key)
+        if not is_mine:
             raise RunBusyError(f"run '{run_id}' is busy; try again")
+    with unlocking(session, run_id):
+        yield
+
+
+@contextmanager
+def unlocking(session: RowSession, run_id: str) -> Iterator[None]:
+    """Commit and release the run's lock in the end; a failure of the body is rolled back."""
     try:
         yield
     except BaseException:
         with suppress(DBAPIError):  # the first failure is the one to be told
-            session.rollback()  # which expires what was loaded, so only here
+            session.rollback()
         raise
     finally:
         # A connection that was lost holds no lock; whatever was recorded before is.
         try:
-            session.connection().execute(_UNLOCK, key)
+            session.gather(_UNLOCK, (run_id.lower(),))
             session.commit()
         except (DBAPIError, InvalidRequestError):
             session.invalidate()
 
 
-def get_run(session: Session, run_id: str) -> Run:
+def get_run(session: RowSession, run_id: str) -> Run:
     """Return a run with its tiers and phases. Raises NotFoundError."""
-    return _with_graph(session, _one(session.scalars(_BY_NAME, _names(run_id)), run_id))
+    return _with_graph(session, _one(session.rows(RUNS, _BY_NAME, _names(run_id)), run_id))
 
 
-def lock_run(session: Session, run_id: str) -> Run:
-    """Return a run with its tiers and phases, FOR UPDATE. Raises NotFoundError."""
-    return _with_graph(session, _one(session.scalars(_BY_NAME_LOCKED, _names(run_id)), run_id))
+def lock_run(session: RowSession, run_id: str) -> Run:
+    """Begin a transaction, and return a run with its tiers and phases, FOR UPDATE.
+
+    Raises NotFoundError.
+    """
+    session.begin_change()
+    found = session.rows(RUNS, f"{_BY_NAME} FOR UPDATE", _names(run_id))
+    return _with_graph(session, _one(found, run_id))
 
 
-def find_run_by_any_case(session: Session, run_id: str) -> Run | None:
+def find_run_by_any_case(session: RowSession, run_id: str) -> Run | None:
     """Return the run whose name is the same but for case."""
-    run = session.scalars(_BY_ANY_CASE, {"lower": run_id.lower()}).one_or_none()
+    run = session.row(RUNS, "WHERE lower(run_id) = %s", (run_id.lower(),))
     return run if run is None else _with_graph(session, run)
 
 
@@ -134,35 +148,25 @@ def list_runs(
     return page, None
 
 
-def list_with_work(
-    session: Session, role: Role, limit: int, *, account: str | None, now: datetime
-) -> list[str]:
-    """Return live runs in which a phase may wait for an agent of this role, oldest first.
+def lock_with_work(
+    session: RowSession, role: Role, *, account: str | None, now: datetime, passed: Sequence[str]
+) -> str | None:
+    """Lock the oldest live run in which a phase may wait for an agent of this role.
 
-    A run that waits for the capacity of the agent's own account is none of them.
+    Runs that another process holds are passed over, as are those named in `passed`. A run that
+    waits for the capacity of the agent's own account has no such phase. Call `unlocking` with it.
     """
-    if role is Role.BUILDER:
-        waiting = Phase.state == PhaseStatus.QUEUED
-    else:
-        waiting = and_(Phase.state == PhaseStatus.GATE, Phase.lease_id.is_(None))
-    lacks_capacity = Phase.retry_at > now
-    if account is not None:
-        is_theirs = or_(Phase.retry_account.is_(None), Phase.retry_account == account)
-        lacks_capacity = and_(lacks_capacity, is_theirs)
-    query = (
-        select(Run.run_id)
-        .where(
-            Run.ended_at.is_(None),
-            exists().where(Phase.run_pk == Run.id, waiting),
-            ~exists().where(
-                Phase.run_pk == Run.id,
-                or_(Phase.state.in_(_BUSY[role]), lacks_capacity),
-            ),
-        )
-        .order_by(Run.created_at, Run.id)
-        .limit(limit)
-    )
-    return list(session.scalars(query))
+    is_builder = role is Role.BUILDER
+    values = {
+        "waiting": PhaseStatus.QUEUED if is_builder else PhaseStatus.GATE,
+        "is_builder": is_builder,
+        "busy": list(_BUSY[role]),
+        "account": account,
+        "now": now,
+        "passed": list(passed),
+    }
+    found = session.fetch(_LOCK_WITH_WORK, values)
+    return str(found[0][0]) if found else None
 
 
 # A run whose phase is in such a state has nothing for that role: its phases follow each other.
@@ -170,6 +174,21 @@ _BUSY = {
     Role.BUILDER: (PhaseStatus.EXECUTING, PhaseStatus.GATE, PhaseStatus.CI_RUNNING),
     Role.AUDITOR: (PhaseStatus.EXECUTING, PhaseStatus.CI_RUNNING),
 }
+
+# The list is made before any lock is tried, and read only as far as the first that is free.
+_LOCK_WITH_WORK: Final = """
+    WITH candidate AS MATERIALIZED (
+        SELECT r.run_id FROM runs r
+        WHERE r.ended_at IS NULL AND r.run_id <> ALL(%(passed)s)
+            AND EXISTS (SELECT FROM phases p WHERE p.run_pk = r.id AND p.state = %(waiting)s
+                AND (%(is_builder)s OR p.lease_id IS NULL))
+            AND NOT EXISTS (SELECT FROM phases p WHERE p.run_pk = r.id
+                AND (p.state = ANY(%(busy)s) OR p.retry_at > %(now)s AND (%(account)s IS NULL
+                    OR p.retry_account IS NULL OR p.retry_account = %(account)s)))
+        ORDER BY r.created_at, r.id
+    )
+    SELECT run_id FROM candidate
+    WHERE pg_try_advisory_lock(hashtextextended(lower(run_id), 0)) LIMIT 1"""
 
 
 def list_lagging(session: Session, limit: int) -> list[str]:
@@ -193,6 +212,18 @@ def list_mirrored(session: Session, limit: int | None) -> list[str]:
         .limit(limit)
     )
     return list(session.scalars(query))
+
+
+def last_event(session: RowSession) -> int:
+    """Return the id of the newest event of all runs; 0 without any."""
+    ((event_id,),) = session.fetch("SELECT coalesce(max(id), 0) FROM events")
+    return int(event_id)
+
+
+def list_changed_since(session: RowSession, event_id: int) -> list[str]:
+    """Return the runs that have an event newer than this one."""
+    statement = "SELECT DISTINCT r.run_id FROM events e JOIN runs r ON r.id = e.run_pk"
+    return [name for (name,) in session.fetch(f"{statement} WHERE e.id > %s", (event_id,))]
 
 
 def forget_mirrored(session: Session, run_ids: Collection[str]) -> None:
@@ -223,9 +254,9 @@ def list_live_heads(session: Session) -> list[tuple[str, str]]:
     return [(run_id, head) for run_id, head in rows]
 
 
-def mark_mirrored(session: Session, run_pk: int, revision: int) -> None:
-    """Note that branch and files show this revision; whoever lets go of the lock commits it."""
-    session.connection().execute(_MIRRORED, {"key": run_pk, "shown": revision})
+def mark_mirrored(session: RowSession, run_pk: int, revision: int) -> None:
+    """Note that branch and files show this revision, together with the release of the lock."""
+    session.gather(_MARK_MIRRORED, (revision, run_pk, revision))
 
 
 def phases_of(run: Run) -> dict[str, Phase]:
@@ -252,16 +283,22 @@ def list_finished(session: Session, project_id: str, *, limit: int) -> list[Run]
     return list(session.scalars(query))
 
 
-def get_plan(session: Session, run: Run) -> dict[str, Any]:
+def get_plan(session: RowSession, run: Run) -> dict[str, Any]:
     """Return the plan as it was taken, debt cleanup included."""
-    document: dict[str, Any] = session.scalars(select(Run.plan).where(Run.id == run.id)).one()
-    return document
+    return _document(session, run, "plan")
 
 
-def get_strategy(session: Session, run: Run) -> dict[str, Any]:
+def get_strategy(session: RowSession, run: Run) -> dict[str, Any]:
     """Return the strategy document that was compiled when the run started."""
-    document: dict[str, Any] | None = run.__dict__.get("strategy")  # a new run still has it
-    return document or session.scalars(select(Run.strategy).where(Run.id == run.id)).one()
+    return _document(session, run, "strategy")
+
+
+def _document(session: RowSession, run: Run, column: str) -> dict[str, Any]:
+    document: dict[str, Any] | None = run.__dict__.get(column)  # a new run still has it
+    if document is None:
+        query = f"SELECT {column} FROM runs WHERE id = %s"  # noqa: S608 - one of two names
+        ((document,),) = session.fetch(query, (run.id,))
+    return document
 
 
 def list_events(session: Session, run_pk: int, *, after: int, limit: int | None) -> list[EventRow]:
@@ -296,17 +333,16 @@ def read_state(run: Run) -> RunState:
 
 
 def write_state(run: Run, state: RunState, before: RunState | None = None) -> None:
-    """Write to the rows what the rules changed since `before`; None: write everything."""
-    known: set[int] = {id(each) for each in (*before.tiers, *before.phases)} if before else set()
+    """Set in the rows what the rules changed since `before`; None: set everything."""
     _write(run, state, before)
     tiers = {tier.tier_id: tier for tier in run.tiers}
+    tiers_before = {tier.tier_id: tier for tier in before.tiers} if before else {}
     for tier in state.tiers:
-        if id(tier) not in known:  # values never change, so what is the same object is the same
-            _write(tiers[tier.tier_id], tier)
+        _write(tiers[tier.tier_id], tier, tiers_before.get(tier.tier_id))
     phases = phases_of(run)
+    phases_before = {phase.phase_id: phase for phase in before.phases} if before else {}
     for phase in state.phases:
-        if id(phase) not in known:
-            _write(phases[phase.phase_id], phase)
+        _write(phases[phase.phase_id], phase, phases_before.get(phase.phase_id))
 
 
 def read_event(row: EventRow) -> EventRecord:
@@ -323,91 +359,85 @@ def read_events(session: Session, run_pk: int) -> list[tuple[int, Event]]:
     return [(row.sequence, from_record(read_event(row))) for row in rows]
 
 
-def add_events(session: Session, run: Run, events: Sequence[Event]) -> None:
+def add_events(session: RowSession, run: Run, events: Sequence[Event]) -> None:
     """Append events to the run's chain; the caller holds the run's lock."""
     sealed = seal([to_record(event) for event in events], run.event_sequence, run.event_hash)
-    if not sealed:
-        return
-    run.event_sequence = sealed[-1].sequence
-    run.event_hash = sealed[-1].hash
-    if run in session.new:
-        session.flush()  # a new run gets its key, with the chain's end in the same statement
-    rows = [
-        {
-            "run_pk": run.id,
-            "sequence": one.sequence,
-            "at": one.event.at,
-            "actor": one.event.actor,
-            "kind": one.event.kind,
-            "phase_id": one.event.phase_id,
-            "tier_id": one.event.tier_id,
-            "from_state": one.event.from_state,
-            "to_state": one.event.to_state,
-            "reason": one.event.reason,
-            "data": dict(one.event.data),
-            "previous_hash": one.previous_hash,
-            "hash": one.hash,
-        }
-        for one in sealed
-    ]
-    # Nobody asks for these rows again, so they need not become objects.
-    session.connection().execute(insert(_EVENTS), rows)
+    for one in sealed:
+        session.put(
+            EVENTS,
+            EVENTS.new(
+                run_pk=run.id,
+                sequence=one.sequence,
+                at=one.event.at,
+                actor=one.event.actor,
+                kind=one.event.kind,
+                phase_id=one.event.phase_id,
+                tier_id=one.event.tier_id,
+                from_state=one.event.from_state,
+                to_state=one.event.to_state,
+                reason=one.event.reason,
+                data=dict(one.event.data),
+                previous_hash=one.previous_hash,
+                hash=one.hash,
+            ),
+        )
+        run.event_sequence, run.event_hash = one.sequence, one.hash
 
 
-# The index is over lower(run_id); the name itself has to match in full. These are made once, since
-# every request needs one of them.
-_BY_ANY_CASE = select(Run).where(func.lower(Run.run_id) == bindparam("lower"))
-_BY_NAME = _BY_ANY_CASE.where(Run.run_id == bindparam("name"))
-_BY_NAME_LOCKED = _BY_NAME.with_for_update(of=Run).execution_options(populate_existing=True)
-_TIERS_AND_PHASES = (
-    select(Tier, Phase)
-    .join(Phase, Phase.tier_pk == Tier.id, isouter=True)
-    .where(Tier.run_pk == bindparam("run_pk"))
-    .order_by(Tier.tier_index, Phase.phase_index)
-    .execution_options(populate_existing=True)
+def _names(run_id: str) -> tuple[str, str]:
+    return run_id.lower(), run_id
+
+
+_GRAPH: Final = (
+    "LEFT JOIN phases ON phases.tier_pk = tiers.id WHERE tiers.run_pk = %s"
+    " ORDER BY tiers.tier_index, phases.phase_index"
 )
 
 
-def _names(run_id: str) -> dict[str, str]:
-    return {"lower": run_id.lower(), "name": run_id}
-
-
-def _with_graph(session: Session, run: Run) -> Run:
-    """Load a run's tiers and phases: one statement, where eager loading takes two."""
-    phases: dict[Tier, list[Phase]] = {}
-    for tier, phase in session.execute(_TIERS_AND_PHASES, {"run_pk": run.id}):
-        members = phases.setdefault(tier, [])
-        if phase is not None:
-            members.append(phase)
-    for tier, members in phases.items():
-        set_committed_value(tier, "phases", members)
-    set_committed_value(run, "tiers", list(phases))
+def _with_graph(session: RowSession, run: Run) -> Run:
+    """Load a run's tiers and phases."""
+    place(run, *session.joined(TIERS, PHASES, _GRAPH, (run.id,)))
     return run
 
 
-def _one(rows: ScalarResult[Run], run_id: str) -> Run:
-    run = rows.one_or_none()
-    if run is None:
+def add_run(session: RowSession, run: Run) -> Run:
+    """Store a new run with its tiers and phases; all of them have their ids at once."""
+    (run.id,) = session.next_ids(RUNS)
+    session.put(RUNS, run)
+    for tier, key in zip(run.tiers, session.next_ids(TIERS, len(run.tiers)), strict=True):
+        tier.id, tier.run_pk = key, run.id
+        session.put(TIERS, tier)
+    for phase, key in zip(run.phases, session.next_ids(PHASES, len(run.phases)), strict=True):
+        phase.id, phase.run_pk = key, run.id
+        session.put(PHASES, phase)
+    for tier in run.tiers:
+        for phase in tier.phases:
+            phase.tier_pk = tier.id
+    return run
+
+
+def place(run: Run, tiers: list[Tier], phases: list[Phase]) -> None:
+    """Let a run have these tiers, and each tier its phases."""
+    run.tiers, run.phases = tiers, phases
+    for tier in tiers:
+        tier.phases = [phase for phase in phases if phase.tier_id == tier.tier_id]
+
+
+def _one(rows: list[Run], run_id: str) -> Run:
+    if not rows:
         raise NotFoundError(f"there is no run '{run_id}'")
-    return run
+    return rows[0]
 
 
-_RUNS = Base.metadata.tables["runs"]
-_EVENTS = Base.metadata.tables["events"]
-_MIRRORED = (
-    update(_RUNS)
-    .where(_RUNS.c.id == bindparam("key"), _RUNS.c.mirrored_revision < bindparam("shown"))
-    .values(mirrored_revision=bindparam("shown"))
-)
-_NOT_COLUMNS = frozenset({"tiers", "phases", "issues"})
+_NOT_COLUMNS: Final = frozenset({"tiers", "phases", "issues"})
 
 
-def _write(row: object, state: Any, before: Any = None) -> None:
+def _write(row: object, state: Any, before: Any) -> None:
+    if state is before:  # values never change, so what is the same object is the same
+        return
     for field in fields(state):
         if field.name in _NOT_COLUMNS:
             continue
         value = getattr(state, field.name)
-        known = getattr(before or row, field.name)
-        if value is known or value == known:
-            continue
-        setattr(row, field.name, list(value) if type(value) is tuple else value)
+        if before is None or value != getattr(before, field.name):
+            setattr(row, field.name, list(value) if type(value) is tuple else value)

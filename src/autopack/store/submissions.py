@@ -3,29 +3,44 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import func, select, update
-from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.orm import Session, undefer
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
 
 from ..domain.outcomes import CommitKind, PatchStatus
 from ..models import Commit, Patch, Phase, Reply, Submission
 from ..views.record import RecordedCommit
+from .rows import Rows
+from .session import RowSession
+
+SUBMISSIONS: Final = Rows(Submission)
+PATCHES: Final = Rows(Patch, "content")
+COMMITS: Final = Rows(Commit, "difference")
+REPLIES: Final = Rows(Reply)
+_COMMITS: Final = Rows(Commit)  # without their bytes
 
 
 def add_submission(
-    session: Session, submission: Submission, patches: Sequence[Patch] = ()
+    session: RowSession, submission: Submission, patches: Sequence[Patch] = ()
 ) -> Submission:
-    """Store a submission with its patches; both have their ids afterwards."""
-    session.add(submission)
-    session.flush()
-    for patch in patches:
-        patch.submission_pk = submission.id
-    session.add_all(patches)
-    session.flush()
+    """Store a submission with its patches, as they are when the change is committed.
+
+    All of them have their ids at once, and the submission the number of its attempt.
+    """
+    ((submission.attempt, submission.id, *_),) = session.fetch(
+        "SELECT coalesce(max(attempt), 0) + 1,"
+        " nextval(pg_get_serial_sequence('submissions', 'id'))"
+        " FROM submissions WHERE phase_pk = %s AND role = %s",
+        (submission.phase_pk, submission.role),
+    )
+    session.put(SUBMISSIONS, submission)
+    if patches:
+        for patch, key in zip(patches, session.next_ids(PATCHES, len(patches)), strict=True):
+            patch.id, patch.submission_pk = key, submission.id
+            session.put(PATCHES, patch)
     return submission
 
 
@@ -33,7 +48,7 @@ def new_patch(
     position: int, content: bytes, status: PatchStatus, description: str | None = None
 ) -> Patch:
     """Make a patch that belongs to no submission yet."""
-    return Patch(
+    return PATCHES.new(
         position=position,
         sha256=hashlib.sha256(content).hexdigest(),
         content=content,
@@ -43,68 +58,44 @@ def new_patch(
     )
 
 
-def get_submission(session: Session, submission_pk: int) -> Submission:
+def get_submission(session: RowSession, submission_pk: int) -> Submission:
     """Return a submission that is known to be there."""
-    return session.get_one(Submission, submission_pk)
+    found = session.row(SUBMISSIONS, "WHERE id = %s", (submission_pk,))
+    assert found is not None  # noqa: S101 - for the type checker: a phase names it
+    return found
 
 
-def find_latest(session: Session, phase_pk: int, role: str) -> Submission | None:
+def find_latest(session: RowSession, phase_pk: int, role: str) -> Submission | None:
     """Return the last submission of a role to a phase."""
-    query = (
-        select(Submission)
-        .where(Submission.phase_pk == phase_pk, Submission.role == role)
-        .order_by(Submission.attempt.desc())
-        .limit(1)
-    )
-    return session.scalars(query).one_or_none()
+    latest = "WHERE phase_pk = %s AND role = %s ORDER BY attempt DESC LIMIT 1"
+    return session.row(SUBMISSIONS, latest, (phase_pk, role))
 
 
-def list_submissions(session: Session, phase_pks: Iterable[int]) -> list[Submission]:
+def list_submissions(session: RowSession, phase_pks: Sequence[int]) -> list[Submission]:
     """Return the submissions of phases, oldest first."""
-    return list(
-        session.scalars(
-            select(Submission).where(Submission.phase_pk.in_(phase_pks)).order_by(Submission.id)
-        )
-    )
+    return session.rows(SUBMISSIONS, "WHERE phase_pk = ANY(%s) ORDER BY id", (list(phase_pks),))
 
 
-def list_patches(session: Session, submission_pk: int) -> list[Patch]:
+def list_patches(session: RowSession, submission_pk: int) -> list[Patch]:
     """Return the patches of a submission in their order, with their bytes."""
-    query = (
-        select(Patch)
-        .where(Patch.submission_pk == submission_pk)
-        .order_by(Patch.position)
-        .options(undefer(Patch.content))
-    )
-    return list(session.scalars(query))
+    return session.rows(PATCHES, "WHERE submission_pk = %s ORDER BY position", (submission_pk,))
 
 
-def list_patch_files(session: Session, submission_pks: Iterable[int]) -> dict[int, list[str]]:
+def list_patch_files(session: RowSession, submission_pks: Sequence[int]) -> dict[int, list[str]]:
     """Return which files each submission's patches change."""
     files: dict[int, list[str]] = {}
     query = (
-        select(Patch.submission_pk, Patch.files_changed)
-        .where(Patch.submission_pk.in_(submission_pks))
-        .order_by(Patch.submission_pk, Patch.position)
+        "SELECT submission_pk, files_changed FROM patches WHERE submission_pk = ANY(%s)"
+        " ORDER BY submission_pk, position"
     )
-    for submission_pk, changed in session.execute(query):
+    for submission_pk, changed in session.fetch(query, (list(submission_pks),)):
         files.setdefault(submission_pk, []).extend(changed)
     return files
 
 
-def next_attempt(session: Session, phase_pk: int, role: str) -> int:
-    """Return the number of the next submission of a role to a phase."""
-    query = select(func.coalesce(func.max(Submission.attempt), 0) + 1).where(
-        Submission.phase_pk == phase_pk, Submission.role == role
-    )
-    return session.scalars(query).one()
-
-
-def list_commits(session: Session, run_pk: int) -> list[Commit]:
+def list_commits(session: RowSession, run_pk: int) -> list[Commit]:
     """Return every value the run's branch had, oldest first."""
-    return list(
-        session.scalars(select(Commit).where(Commit.run_pk == run_pk).order_by(Commit.position))
-    )
+    return session.rows(_COMMITS, "WHERE run_pk = %s ORDER BY position", (run_pk,))
 
 
 def find_change(session: Session, commit: Commit) -> bytes | None:
@@ -153,48 +144,39 @@ def list_accepted_patches(session: Session, run_pk: int, max_bytes: int) -> dict
     return {sha256: bytes(content) for sha256, content in session.execute(query)}
 
 
-def list_patch_commits(session: Session, phase_pks: Sequence[int]) -> dict[int, list[str]]:
+def list_patch_commits(
+    session: RowSession, run_pk: int, phase_pks: Sequence[int]
+) -> dict[int, list[str]]:
     """Return which commits each submission's patches became."""
     commits: dict[int, list[str]] = {}
     query = (
-        select(Patch.submission_pk, Commit.sha)
-        .join(Patch, Patch.id == Commit.patch_pk)
-        .where(
-            Commit.run_pk.in_(select(Phase.run_pk).where(Phase.id.in_(phase_pks))),  # is indexed
-            Commit.phase_pk.in_(phase_pks),
-        )
-        .order_by(Commit.position)
+        "SELECT p.submission_pk, c.sha FROM commits c JOIN patches p ON p.id = c.patch_pk"
+        " WHERE c.run_pk = %s AND c.phase_pk = ANY(%s) ORDER BY c.position"
     )
-    for submission_pk, sha in session.execute(query):
+    for submission_pk, sha in session.fetch(query, (run_pk, list(phase_pks))):
         commits.setdefault(submission_pk, []).append(sha)
     return commits
 
 
-def next_position(session: Session, run_pk: int) -> int:
-    """Return the place of the next commit on the run's branch."""
-    query = select(func.coalesce(func.max(Commit.position), 0) + 1).where(Commit.run_pk == run_pk)
-    return session.scalars(query).one()
-
-
-def discard_pending(session: Session, submission_pk: int) -> None:
-    """Say that patches which were held will not be applied any more."""
-    session.execute(
-        update(Patch)
-        .where(Patch.submission_pk == submission_pk, Patch.status == PatchStatus.PENDING)
-        .values(status=PatchStatus.DISCARDED)
+def add_commits(session: RowSession, run_pk: int, commits: Sequence[Commit]) -> None:
+    """Put commits on a run's branch, after those that are there."""
+    ((last,),) = session.fetch(
+        "SELECT coalesce(max(position), 0) FROM commits WHERE run_pk = %s", (run_pk,)
     )
+    for position, commit in enumerate(commits, last + 1):
+        commit.position = position
+        session.put(COMMITS, commit)
 
 
-def find_reply(session: Session, run_pk: int, scope: str) -> Reply | None:
+def find_reply(session: RowSession, run_pk: int, scope: str) -> Reply | None:
     """Return the answer that was given in a scope."""
-    query = select(Reply).where(Reply.run_pk == run_pk, Reply.scope == scope)
-    return session.scalars(query).one_or_none()
+    return session.row(REPLIES, "WHERE run_pk = %s AND scope = %s", (run_pk, scope))
 
 
 def keep_reply(
-    session: Session,
+    session: RowSession,
     run_pk: int,
-    scopes: Iterable[str],
+    scopes: Sequence[str],
     *,
     fingerprint: str,
     error_kind: str | None,
@@ -202,24 +184,11 @@ def keep_reply(
     now: datetime,
 ) -> None:
     """Keep an answer; a later one of the same scope takes its place."""
-    rows = [
-        {
-            "run_pk": run_pk,
-            "scope": scope,
-            "fingerprint": fingerprint,
-            "error_kind": error_kind,
-            "body": dict(body),
-            "created_at": now,
-        }
-        for scope in scopes
-    ]
-    statement = insert(Reply).values(rows)
-    session.execute(
-        statement.on_conflict_do_update(
-            index_elements=["run_pk", "scope"],
-            set_={
-                name: statement.excluded[name]
-                for name in ("fingerprint", "error_kind", "body", "created_at")
-            },
-        )
+    statement = (
+        "INSERT INTO replies (run_pk, scope, fingerprint, error_kind, body, created_at)"
+        " SELECT %s, scope, %s, %s, %s, %s FROM unnest(%s::text[]) scope"
+        " ON CONFLICT (run_pk, scope) DO UPDATE SET fingerprint = excluded.fingerprint,"
+        " error_kind = excluded.error_kind, body = excluded.body, created_at = excluded.created_at"
     )
+    values = (run_pk, fingerprint, error_kind, REPLIES.encode("body", dict(body)), now)
+    session.gather(statement, (*values, list(scopes)))

@@ -1,0 +1,205 @@
+"""A session that reads and writes plain rows, in few round trips.
+
+What differs in rows that a change has read, and every row that it added, goes to Postgres at once,
+together with the COMMIT. (docs/architecture.md, "One request")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import closing, suppress
+from itertools import groupby
+from operator import itemgetter
+from typing import Any, TypeVar
+
+import psycopg2
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+
+from ..models import Base
+from .rows import Model, Rows, Values, differences
+
+Other = TypeVar("Other", bound=Base)
+
+
+class RowSession(Session):
+    """A session that also reads and writes plain rows.
+
+    On an engine in AUTOCOMMIT, `begin_change` opens a transaction that ends with the session's
+    `commit` or `rollback`. Mapped objects may be used beside plain rows: what is gathered is sent
+    before they are flushed or asked for.
+    """
+
+    def __init__(self, bind: Engine | Connection, *, is_writing: bool = False) -> None:
+        """On an engine that opens transactions by itself, a session may be one that writes."""
+        super().__init__(bind=bind, expire_on_commit=False)
+        self._is_writing = is_writing
+        self._gathered: list[tuple[str, Values]] = []
+        self._followed: list[tuple[Rows[Any], Any, dict[str, Any]]] = []
+        self._added: list[tuple[Rows[Any], Any]] = []
+        self._is_begun = False
+
+    # Reading
+
+    def fetch(self, statement: str, values: Values = ()) -> list[tuple[Any, ...]]:
+        """Return what a SELECT gives, in one round trip with the statements gathered before it.
+
+        It does not see rows that were added or changed but not sent.
+        """
+        return self._send([(statement, values)], has_result=True)
+
+    def rows(self, rows: Rows[Model], condition: str, values: Values = ()) -> list[Model]:
+        """Return the rows that a condition selects; in a change, what is done to them is written.
+
+        The condition follows `FROM table`, and is a literal of the store's; values are bound.
+        """
+        statement = f"SELECT {rows.columns} FROM {rows.name} {condition}"  # noqa: S608 - see above
+        return self._found(rows, map(rows.read, self.fetch(statement, values)))
+
+    def row(self, rows: Rows[Model], condition: str, values: Values = ()) -> Model | None:
+        """Return the first row that a condition selects, or None."""
+        found = self.rows(rows, condition, values)
+        return found[0] if found else None
+
+    def joined(
+        self, first: Rows[Model], second: Rows[Other], condition: str, values: Values = ()
+    ) -> tuple[list[Model], list[Other]]:
+        """Return the rows of two tables that one statement selects, each of them once.
+
+        The condition follows `FROM first`, and joins the second, which may have no such row.
+        """
+        columns = f"{first.columns}, {second.columns}"
+        statement = f"SELECT {columns} FROM {first.name} {condition}"  # noqa: S608 - as above
+        firsts: dict[tuple[Any, ...], Model] = {}  # by their ids, which are read first
+        seconds = []
+        for each in self.fetch(statement, values):
+            one, other = each[: first.width], each[first.width :]
+            if one[:1] not in firsts:
+                firsts[one[:1]] = first.read(one)
+            if other[0] is not None:
+                seconds.append(second.read(other))
+        return self._found(first, firsts.values()), self._found(second, seconds)
+
+    def _found(self, rows: Rows[Model], found: Iterable[Model]) -> list[Model]:
+        if self._is_begun or self._is_writing:
+            return [self.follow(rows, row) for row in found]
+        return list(found)
+
+    def next_ids(self, rows: Rows[Any], count: int = 1) -> list[int]:
+        """Take ids for rows that are to be added."""
+        statement = "SELECT nextval(pg_get_serial_sequence(%s, 'id')) FROM generate_series(1, %s)"
+        return [key for (key,) in self.fetch(statement, (rows.name, count))]
+
+    # Writing
+
+    def begin_change(self) -> None:
+        """Open a transaction, with the next statement."""
+        self.gather("BEGIN")
+        self._is_begun = True
+
+    def gather(self, statement: str, values: Values = ()) -> None:
+        """Let a statement be sent with the next one that has a result, or with the commit.
+
+        Rows that were added or changed are sent after it, whenever that was.
+        """
+        self._gathered.append((statement, values))
+
+    def put(self, rows: Rows[Model], row: Model) -> Model:
+        """Let a row be added, as it is when the session is sent."""
+        self._added.append((rows, row))
+        return row
+
+    def follow(self, rows: Rows[Model], row: Model) -> Model:
+        """Let what is changed in a row from now on be written."""
+        self._followed.append((rows, row, dict(row.__dict__)))
+        return row
+
+    def send(self) -> None:
+        """Send what is gathered, and all rows that were added or changed."""
+        self._gather_rows()
+        if self._gathered:
+            self._send([])
+
+    def flush(self, objects: Sequence[Any] | None = None) -> None:
+        self.send()
+        super().flush(objects)
+
+    def commit(self) -> None:
+        """Send everything and commit, in one round trip where no mapped object is to be flushed."""
+        if self.new or self.dirty or self.deleted:
+            self.flush()
+        self._gather_rows()
+        if self._is_begun:
+            self._gathered.append(("COMMIT", ()))
+        if self._gathered:
+            self._send([])
+        self._forget()
+        super().commit()
+
+    def rollback(self) -> None:
+        is_begun = self._is_begun
+        self._gathered.clear()
+        self._added.clear()
+        self._forget()
+        if is_begun:
+            with suppress(DBAPIError):  # a connection that is lost has rolled back
+                self._send([("ROLLBACK", ())])
+        super().rollback()
+
+    def _forget(self) -> None:
+        self._is_begun = False
+        self._followed.clear()
+
+    def _gather_rows(self) -> None:
+        """Gather what rows have become: those added in their order, then those changed."""
+        added, self._added = self._added, []
+        for rows, group in groupby(added, key=itemgetter(0)):
+            members = [row for _, row in group]
+            self._gathered.append(rows.insert(members))
+            for row in members:
+                if row.__dict__.get("id") is not None:
+                    self.follow(rows, row)
+        changes: list[tuple[Rows[Any], dict[str, Any], list[int]]] = []
+        for rows, row, loaded in self._followed:
+            changed = differences(row, loaded)
+            if not changed:
+                continue
+            loaded.update(changed)
+            # Rows that change alike, as phases that are skipped do, share a statement.
+            if changes and changes[-1][:2] == (rows, changed):
+                changes[-1][2].append(loaded["id"])
+            else:
+                changes.append((rows, changed, [loaded["id"]]))
+        self._gathered += [rows.update(ids, changed) for rows, changed, ids in changes]
+
+    def _send(
+        self, more: Sequence[tuple[str, Values]], *, has_result: bool = False
+    ) -> list[tuple[Any, ...]]:
+        connection = self.connection()
+        gathered, self._gathered = [*self._gathered, *more], []
+        with closing(connection.connection.cursor()) as cursor:
+            text = b"; ".join(
+                cursor.mogrify(statement, values) if values else statement.encode()
+                for statement, values in gathered
+            )
+            for listener in connection.dispatch.before_cursor_execute:
+                listener(connection, cursor, text.decode(), (), None, False)
+            try:
+                cursor.execute(text)
+                return list(cursor.fetchall()) if has_result else []
+            except psycopg2.Error as error:
+                raise _as_sqlalchemy(connection, text, error) from error
+
+
+def _as_sqlalchemy(connection: Connection, text: bytes, error: psycopg2.Error) -> DBAPIError:
+    """Return an error of psycopg2's as SQLAlchemy raises it; a lost connection is given up."""
+    driver: Any = error  # is one of the dialect's errors, which have no type of their own
+    is_lost = connection.dialect.is_disconnect(driver, connection.connection.dbapi_connection, None)
+    if is_lost:
+        connection.invalidate(error)
+    wrapped = DBAPIError.instance(
+        text.decode(errors="replace"), (), error, psycopg2.Error, connection_invalidated=is_lost
+    )
+    assert isinstance(wrapped, DBAPIError)  # noqa: S101 - for the type checker: it was psycopg2's
+    return wrapped
