@@ -188,7 +188,7 @@ def test_issues_and_policy_are_in_an_operators_hand(
     assert ruleset_now()["version"] == 2
     assert "version 3" in put({"run": {"token_cap": 888}})
     assert ruleset_now() == {**ruleset, "version": 3, "run": {**ruleset["run"], "token_cap": 888}}
-    assert ": version 3" in put({"run": {"token_cap": 888}})
+    assert f"already as in {file}: version 3" in put({"run": {"token_cap": 888}})
     assert "version 9" in put({"version": 9})
     fewer = {**ruleset_now(), "builder_modes": {}}
     assert "version 10" in put(fewer)

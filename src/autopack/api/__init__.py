@@ -1,1 +1,1 @@
-"""The front door: parse, authorise, call one service, shape the answer."""
+"""The HTTP API: parse, authorise, call one service, return a view."""

@@ -1,4 +1,4 @@
-"""Who is answered: known hosts, no foreign pages, and callers on this machine. (SECURITY.md)"""
+"""Which requests are answered: of known hosts, own pages and local callers. (SECURITY.md)"""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .errors import RETRY_AFTER, SECURITY_HEADERS, problem_response
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-# What proxies add, whose presence tells that a caller on this machine speaks for another one.
+# Headers that proxies add: a local caller that sends one passes a request of another caller on.
 FORWARDING = frozenset(
     {
         "cf-connecting-ip",
@@ -30,17 +30,16 @@ FORWARDING = frozenset(
     }
 )
 FORWARDING_PREFIX = "x-forwarded"
-# A body of which less than this has come in the time that it may stand still, does stand still.
+# A body with less progress than this within the stall timeout counts as stalled.
 MIN_PROGRESS_BYTES = 1_000
-# Bodies of all requests under way, in largest ones. More are answered 503 until some are done.
+# How many bodies of the largest size may be in memory at a time. More are answered 503.
 MAX_BODIES_HELD = 10
 
 
 class AccessMiddleware:
     """Pure ASGI: it refuses before a body is read, and sets the headers every answer has.
 
-    It also counts the body as it is read, and watches its pace: one that is too large, or stands
-    still, is refused as everything else is.
+    It also counts the body while it is read, and refuses one that is too large or stalls.
     """
 
     def __init__(
@@ -83,7 +82,7 @@ class AccessMiddleware:
             self._held_bytes -= body.received
 
     def hold(self, count: int) -> None:
-        """Count what a request holds in memory. Raises HTTPException when all hold too much."""
+        """Count the memory of a request's body. Raises HTTPException when bodies need too much."""
         self._held_bytes += count
         if self._held_bytes > MAX_BODIES_HELD * self.max_body_bytes:
             raise HTTPException(503, "too many large bodies at a time; try again", RETRY_AFTER)
@@ -98,14 +97,14 @@ class AccessMiddleware:
                 421,
                 "unknown_host",
                 f"this service does not answer to Host {host[:100]!r}; "
-                "AUTOPACK_ALLOWED_HOSTS names those it does",
+                "AUTOPACK_ALLOWED_HOSTS lists the accepted names",
             )
         if self.is_loopback_only and not _is_local(scope, headers):
             return problem_response(
                 401,
                 "not_local",
-                "only callers on this very machine are answered, without a proxy between; "
-                "AUTOPACK_AUTH=disabled answers everybody",
+                "only callers on this machine are answered, and without a proxy; "
+                "AUTOPACK_AUTH=disabled answers every caller",
                 headers={"WWW-Authenticate": "Autopack"},
             )
         origin = headers.get("origin")
@@ -113,7 +112,7 @@ class AccessMiddleware:
             return problem_response(
                 403,
                 "foreign_origin",
-                f"a page of {origin[:100]!r} may not change or follow anything here",
+                f"a page of {origin[:100]!r} may not send changes or read streams here",
             )
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length[:20]) > self.max_body_bytes:
@@ -132,22 +131,23 @@ class AccessMiddleware:
 
 
 class _Body:
-    """Counts a request's body and watches its pace while it is read."""
+    """Counts a request's body and checks its progress while it is read."""
 
-    def __init__(self, door: AccessMiddleware, receive: Receive) -> None:
+    def __init__(self, access: AccessMiddleware, receive: Receive) -> None:
         self.received = 0
-        self._door = door
+        self._access = access
         self._receive = receive
         self._is_whole = False
-        self._window: tuple[float, int] | None = None  # until when, from how many bytes
+        # The deadline of the next check, and the bytes at the last one.
+        self._window: tuple[float, int] | None = None
 
     async def receive(self) -> Message:
-        """Raises HTTPException for a body that is too large, or stands still."""
-        if self._is_whole:  # what comes next is that the client goes away, whenever that is
+        """Read the next message. Raises HTTPException for a body that is too large or stalls."""
+        if self._is_whole:  # the only message after the body is the client's disconnect
             return await self._receive()
         loop = asyncio.get_running_loop()
         if self._window is None or self.received - self._window[1] >= MIN_PROGRESS_BYTES:
-            self._window = loop.time() + self._door.stalled_seconds, self.received
+            self._window = loop.time() + self._access.stalled_seconds, self.received
         try:
             async with asyncio.timeout_at(self._window[0]):
                 message = await self._receive()
@@ -155,16 +155,16 @@ class _Body:
             self._is_whole = True
             raise HTTPException(
                 408,
-                f"less than {MIN_PROGRESS_BYTES} bytes of the body came in "
-                f"{self._door.stalled_seconds:g} seconds (AUTOPACK_STALLED_SECONDS)",
+                f"less than {MIN_PROGRESS_BYTES} bytes of the body arrived in "
+                f"{self._access.stalled_seconds:g} seconds (AUTOPACK_STALLED_SECONDS)",
                 {"Connection": "close"},
             ) from None
         self._is_whole = not message.get("more_body", False)
         count = len(message.get("body", b""))
         self.received += count
-        self._door.hold(count)
-        if self.received > self._door.max_body_bytes:
-            raise HTTPException(413, too_large_detail(self._door.max_body_bytes))
+        self._access.hold(count)
+        if self.received > self._access.max_body_bytes:
+            raise HTTPException(413, too_large_detail(self._access.max_body_bytes))
         return message
 
 
@@ -180,7 +180,7 @@ def _name(host: str) -> str:
 
 
 def _is_local(scope: Scope, headers: Headers) -> bool:
-    """A caller is local by its socket's address; one behind a proxy is not."""
+    """Return whether a caller is local by its socket's address; behind a proxy it is not."""
     if any(_is_forwarding(name.replace("_", "-")) for name in headers):
         return False
     client = scope.get("client")
@@ -199,13 +199,13 @@ def _is_forwarding(name: str) -> bool:
 
 
 def _is_guarded(scope: Scope, headers: Headers) -> bool:
-    """Tell whether a page of elsewhere is kept from this: changes and streams."""
+    """Return whether pages of other origins are refused here: for changes and streams."""
     if scope["type"] == "websocket" or scope["method"] not in SAFE_METHODS:
         return True
     return "text/event-stream" in headers.get("accept", "") or scope["path"].endswith("/stream")
 
 
 def _is_own(origin: str, host: str) -> bool:
-    """A page is our own when its origin is exactly what the browser asked for."""
+    """Return whether a page's origin is exactly the address that the browser requested."""
     scheme, separator, authority = origin.partition("://")
     return bool(separator) and scheme in ("http", "https") and authority.lower() == host.lower()

@@ -1,7 +1,7 @@
 """How a request's body is read: limits, then JSON, then the model that its route takes.
 
-A large body is read in a thread, one at a time: it may come to ten times its size, and the event
-loop serves everybody.
+A large body is read in a thread, one at a time: parsed, it may need ten times its size, and the
+event loop must stay free for other requests.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from .json_text import (
 )
 from .turns import Turns, run_of
 
-# What is posted and changes no run.
+# POST endpoints that change no run.
 TRIALS = frozenset({"/runs/{run_id}/patch_check", "/strategy/dry_run", "/strategy/backtest"})
 
 
 class BodyRefusedError(HTTPException):
-    """A body that is no JSON we take."""
+    """A body that is not JSON in the accepted form."""
 
     def __init__(self, detail: str) -> None:
         super().__init__(422, detail)
@@ -46,7 +46,7 @@ class BodyReader:
         self._one_at_a_time = anyio.CapacityLimiter(1)
 
     async def read(self, body: bytes, model: type[BaseModel] | None = None) -> Any:
-        """Return what a body says: an instance of the model, or plain values where there is none.
+        """Return a body's value: an instance of the model, or plain values without a model.
 
         Raises BodyRefusedError, RequestValidationError.
         """
@@ -77,7 +77,7 @@ class BodyReader:
 
 
 class ReadRequest(Request):
-    """A request whose body has been read; FastAPI asks it for the value."""
+    """A request whose body has been read; FastAPI gets the value from it."""
 
     def __init__(self, request: Request, value: Any, *, is_empty: bool) -> None:
         super().__init__(request.scope, request.receive)
@@ -85,7 +85,7 @@ class ReadRequest(Request):
         self._is_empty = is_empty
 
     async def body(self) -> bytes:
-        """Say if there is one. The bytes are gone: they would double what a request holds."""
+        """Return a placeholder for a body. The bytes are gone: they would double the memory."""
         return b"" if self._is_empty else b"null"
 
     async def json(self) -> Any:
@@ -93,7 +93,7 @@ class ReadRequest(Request):
 
 
 class StrictRoute(APIRoute):
-    """A route whose body is read by a `BodyReader`. What changes a run waits for its turn."""
+    """A route whose body is read by a `BodyReader`. A change of a run waits (turns.py)."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
@@ -122,15 +122,15 @@ class StrictRoute(APIRoute):
 
 
 async def read_body(request: Request) -> bytes:
-    """Return the bytes without keeping them. Raises HTTPException when the client went away."""
+    """Return a body's bytes without caching them. Raises HTTPException on a disconnect."""
     try:
         return b"".join([chunk async for chunk in request.stream()])
     except ClientDisconnect:
-        raise HTTPException(400, "the client went away before its body had come") from None
+        raise HTTPException(400, "the client disconnected before its body was complete") from None
 
 
 def require_json(request: Request) -> None:
-    """Refuse a body of another kind; no body at all is for the endpoint to judge."""
+    """Refuse a body of another media type; the endpoint decides about an empty body."""
     headers = request.headers
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     is_json = kind.startswith("application/") and kind.endswith(("/json", "+json"))
@@ -143,7 +143,7 @@ def require_json(request: Request) -> None:
 
 
 def _model_of(route: APIRoute) -> type[BaseModel] | None:
-    """Return the model that the body is, None for a body that is any object."""
+    """Return the model of the body; None for a body that may be any object."""
     for parameter in route.dependant.body_params:
         annotation = parameter.field_info.annotation
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):

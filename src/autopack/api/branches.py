@@ -1,4 +1,4 @@
-"""Branches: where they stand, what they change, what a patch would do, and going back."""
+"""Branches: their state, their difference, a patch check, and the rollback."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Rollback(Closed):
     summary="Compare a run's branch with the base branch",
 )
 def integration_status(context: Context, run_id: RunId) -> IntegrationStatusAnswer:
-    """`mergeable` is what a real merge in memory gave; `conflicts` names what stands against it."""
+    """`mergeable` is the result of a merge in memory; `conflicts` lists the paths in conflict."""
     return branches.integration_status(context, run_id)
 
 
@@ -44,12 +44,12 @@ def integration_status(context: Context, run_id: RunId) -> IntegrationStatusAnsw
         },
         **problems(404, 422, 503),
     },
-    summary="Read what a run's branch changes",
+    summary="Read the difference of a run's branch",
 )
 def diff(
     context: Context,
     run_id: RunId,
-    phase_id: Annotated[Identifier | None, Query(description="Only what this phase did.")] = None,
+    phase_id: Annotated[Identifier | None, Query(description="Only this phase's changes.")] = None,
 ) -> Response:
     """The difference from the run's base commit to its head, as a patch that git applies."""
     return Response(
@@ -61,14 +61,17 @@ def diff(
     "/runs/{run_id}/patch_check",
     response_model_exclude_none=True,
     responses=problems(404, 413, 422, 503),
-    summary="Ask what would come of a patch",
+    summary="Check a patch without submitting it",
 )
 def patch_check(
     context: Context,
     run_id: RunId,
     check: Annotated[PatchCheck, Body(openapi_examples=example(PATCH_CHECK, "A new file"))],
 ) -> PatchCheckAnswer:
-    """Policy and a dry apply on the branch's head; nothing is recorded and no try is used."""
+    """Checks the policy and applies the patch to the branch's head without storing the result.
+
+    Nothing is recorded and no try is used.
+    """
     answer, refusal = branches.check_patch(context, run_id, check)
     if refusal is not None:
         answer.problem = problem_document(refusal)
@@ -79,7 +82,7 @@ def patch_check(
     "/runs/{run_id}/rollback",
     response_model=RollbackAnswer,
     responses=problems(404, 409, 413, 422, 503),
-    summary="Put a finished run's branch back to a snapshot",
+    summary="Reset a finished run's branch to a snapshot",
 )
 def rollback(
     context: Context,
@@ -88,6 +91,6 @@ def rollback(
     wanted: Annotated[Rollback, Body(openapi_examples=example(ROLLBACK, "Back to a phase"))],
     idempotency_key: IdempotencyKey = None,
 ) -> object:
-    """A new commit whose tree is the snapshot's; the run becomes ineligible for promotion."""
+    """Adds a commit with the snapshot's tree; the run becomes ineligible for promotion."""
     answer = branches.rollback(context, run_id, wanted.to_phase, wanted.reason, idempotency_key)
     return replayed(response, answer)

@@ -1,4 +1,4 @@
-"""CI: verdicts from outside, and what our own runs came to."""
+"""CI: verdicts of an external CI, and the results of CI runs."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def ci_result(
     report: Annotated[CiReport, Body(openapi_examples=example(CI_RESULT, "All tests passed"))],
     idempotency_key: IdempotencyKey = None,
 ) -> object:
-    """Taken only for the commit that the phase waits to have judged, else 409.
+    """Accepted only for the commit that the phase waits for, else 409.
 
-    `green` completes the phase, `red` costs it a try, `did_not_run` ends the run. A run of zero
+    `green` completes the phase, `red` uses a try, `did_not_run` ends the run. A CI run of zero
     tests is red.
     """
     return replayed(
@@ -48,7 +48,7 @@ def ci_result(
     summary="List a run's CI runs",
 )
 def ci_runs(context: Context, run_id: RunId) -> CiRunsAnswer:
-    """Every judgement of every phase, in order, each attempt by itself."""
+    """Every CI run of every phase, in order, each attempt separately."""
     return ci.list_ci_runs(context, run_id)
 
 
@@ -57,7 +57,7 @@ def ci_runs(context: Context, run_id: RunId) -> CiRunsAnswer:
     response_class=Response,
     responses={
         200: {
-            "description": "What the command printed",
+            "description": "The output of the command",
             "content": {"text/plain": {"schema": {"type": "string"}}},
         },
         **problems(404, 422, 503),
@@ -77,10 +77,10 @@ def ci_log(
         ),
     ],
     tail: Annotated[
-        int | None, Query(ge=1, le=100_000, description="Only so many lines, the last ones.")
+        int | None, Query(ge=1, le=100_000, description="Only this many last lines.")
     ] = None,
 ) -> Response:
-    """The whole log of a run of our own CI; past the limit its beginning and its end."""
+    """The whole log of a run of the service's own CI; above the limit its beginning and its end."""
     log = ci.read_log(context, run_id, ci_run_id)
     if tail is not None:
         log = b"".join(log.splitlines(keepends=True)[-tail:])

@@ -18,7 +18,7 @@ MEDIA_TYPES = {
     "swagger-ui-bundle.js": "text/javascript",
     "swagger-ui.css": "text/css",
 }
-# Both libraries set style attributes, draw with data: images, and ReDoc searches in a blob: worker.
+# Both libraries use style attributes and data: images, and ReDoc searches in a blob: worker.
 POLICY = (
     "default-src 'none'; script-src 'self'{hashes}; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; worker-src blob:; "
@@ -30,7 +30,7 @@ def mount_docs(app: FastAPI) -> None:
     """Serve Swagger UI at `/docs`, ReDoc at `/redoc`, and their files at `/docs/static/`.
 
     The application must be made with `docs_url=None, redoc_url=None`: FastAPI's own pages, which
-    load from the internet, would win. Raises ValueError otherwise.
+    load from the internet, would have precedence. Raises ValueError otherwise.
     """
     if app.docs_url is not None or app.redoc_url is not None:
         raise ValueError("make the application with docs_url=None, redoc_url=None")
@@ -48,7 +48,7 @@ def mount_docs(app: FastAPI) -> None:
                 swagger_ui_parameters={
                     "displayRequestDuration": True,
                     "tryItOutEnabled": True,
-                    "validatorUrl": None,  # a badge that sends our address to swagger.io
+                    "validatorUrl": None,  # off: it sends the service's address to swagger.io
                 },
             )
         )
@@ -70,7 +70,7 @@ def mount_docs(app: FastAPI) -> None:
     def static_file(name: str) -> Response:
         if name not in MEDIA_TYPES:
             raise HTTPException(404)
-        # Starlette adds an ETag: after an update of Autopack the browser asks once more.
+        # Starlette adds an ETag, so the browser revalidates after an update of Autopack.
         return FileResponse(
             STATIC / name,
             media_type=MEDIA_TYPES[name],
@@ -83,12 +83,12 @@ def mount_docs(app: FastAPI) -> None:
 
 
 def _prefix(request: Request) -> str:
-    """Return the path under which a proxy serves us."""
+    """Return the path prefix under which a proxy serves the application."""
     return str(request.scope.get("root_path", "")).rstrip("/")
 
 
 def _with_policy(page: HTMLResponse) -> HTMLResponse:
-    """Allow exactly the inline scripts that this page holds, by their hashes."""
+    """Allow exactly the inline scripts of this page, by their hashes."""
     scripts = re.findall(rb"<script>(.*?)</script>", bytes(page.body), re.DOTALL)
     hashes = "".join(
         f" 'sha256-{base64.b64encode(hashlib.sha256(script).digest()).decode()}'"

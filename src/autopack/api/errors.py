@@ -1,4 +1,4 @@
-"""Every refusal as RFC 9457 problem+json. One table turns a kind into a status."""
+"""Every refusal as RFC 9457 problem+json. One table maps a kind to a status."""
 
 from __future__ import annotations
 
@@ -92,15 +92,15 @@ def problem_response(
 
 
 def problem_document(error: AutopackError) -> dict[str, Any]:
-    """Write a refusal as the document that it is answered with."""
+    """Return the problem document of a refusal."""
     return _document(STATUS_OF_KIND[error.kind], error.code, error.detail, error.extra)
 
 
 def invalid_document(
     errors: Sequence[Mapping[str, Any]], model: type[BaseModel] | None
 ) -> dict[str, Any]:
-    """Name each field and what is wrong with it, never what was sent."""
-    # Unknown fields first: one that is missing is often one that was misspelled.
+    """Return a problem that names each wrong field and the reason, never the sent value."""
+    # Unknown fields first: a missing field is often a misspelled one.
     ordered = sorted(errors, key=lambda problem: problem["type"] != "extra_forbidden")
     found = [
         {"loc": _place(problem["loc"]), "message": _message(problem, model)}
@@ -113,7 +113,7 @@ def invalid_document(
 
 
 def failure_document(error: Exception) -> dict[str, Any]:
-    """Write whatever a use case raised; what nobody foresaw is logged, and told by a number."""
+    """Return the problem of an error; an unexpected one is logged, and shown only by an id."""
     refusal = as_unavailable(error) if isinstance(error, OUTAGES) else error
     if isinstance(refusal, AutopackError):
         if refusal is not error:
@@ -124,7 +124,7 @@ def failure_document(error: Exception) -> dict[str, Any]:
     return _document(
         500,
         "internal_error",
-        f"something went wrong here, not with your request; the log knows it as {correlation_id}",
+        f"internal error, not caused by your request; in the log it is {correlation_id}",
         {"correlation_id": correlation_id},
     )
 
@@ -143,7 +143,7 @@ def _document(
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Describe an operation's refusals for OpenAPI; what takes a body (413) wants JSON (415)."""
+    """Describe an operation's refusals for OpenAPI; a body (413) needs JSON (415)."""
     of_body = {415} if 413 in statuses else set()
     return {
         status: {
@@ -156,19 +156,19 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Turn everything that can go wrong into a problem document."""
+    """Answer every error with a problem document."""
     app.add_exception_handler(AutopackError, _refusal)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
     for kind in OUTAGES:
         app.add_exception_handler(kind, _outage)
     app.add_exception_handler(Exception, _unforeseen)
-    # To replace the method is how FastAPI has its document changed.
+    # FastAPI's documented way to change its document is to replace the method.
     app.openapi = _with_problems_alone(app.openapi)  # type: ignore[method-assign]
 
 
 def _with_problems_alone(describe: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
-    """Take out of refusals the media type that FastAPI adds for a model: we never send it."""
+    """Remove the media type that FastAPI adds to refusals with a model: it is never sent."""
 
     def openapi() -> dict[str, Any]:
         schema = describe()
@@ -197,18 +197,18 @@ def _http(request: Request, error: Exception) -> Response:
     status = error.status_code
     detail = str(error.detail)
     if status == 404 and detail == "Not Found":
-        detail = f"there is nothing at {request.url.path[:200]}"
+        detail = f"there is no resource at {request.url.path[:200]}"
     headers = dict(error.headers or {})
     if status == 405:
         allowed = ", ".join(_allowed(request))
         headers["Allow"] = allowed
-        detail = f"{request.method} is not served here; {allowed} is"
+        detail = f"{request.method} is not allowed here; allowed: {allowed}"
     code = _CODES.get(status, TITLES.get(status, "error").lower().replace(" ", "_"))
     return problem_response(status, code, detail, headers=headers)
 
 
 def _allowed(request: Request) -> list[str]:
-    """Return every method of a path; the router names those of the first route alone."""
+    """Return every method of a path; the router only reports those of the first route."""
     scopes = {method: {**request.scope, "method": method} for method in _METHODS}
     return [
         method
@@ -218,14 +218,14 @@ def _allowed(request: Request) -> list[str]:
 
 
 def _invalid(request: Request, error: Exception) -> Response:
-    """Answer which fields are wrong, and how."""
+    """Answer with each wrong field and its reason."""
     assert isinstance(error, RequestValidationError)  # noqa: S101 - for the type checker
     document = invalid_document(error.errors(), _body_model(request))
     return JSONResponse(document, 422, media_type=MEDIA_TYPE)
 
 
 def _outage(request: Request, error: Exception) -> Response:
-    """Answer that the database or a disk is away; anything else of them is our own fault."""
+    """Answer that the database or a disk is unavailable; other errors of theirs are internal."""
     document = failure_document(error)
     status = document["status"]
     headers = RETRY_AFTER if status == 503 else SECURITY_HEADERS
@@ -233,12 +233,12 @@ def _outage(request: Request, error: Exception) -> Response:
 
 
 def _unforeseen(request: Request, error: Exception) -> Response:
-    # This answer is made outside of what adds the headers.
+    # This answer is created outside of the middleware that adds the headers.
     return JSONResponse(failure_document(error), 500, SECURITY_HEADERS, media_type=MEDIA_TYPE)
 
 
 def _place(location: Sequence[str | int]) -> str:
-    """Write a field's place as people do: `phases[0].tier_id`."""
+    """Write a field's place in the form `phases[0].tier_id`."""
     text = ""
     for part in location[1:] if location and location[0] in _SOURCES else location:
         name = str(part)[:100]
@@ -273,7 +273,7 @@ def _fields_at(model: type[BaseModel] | None, location: Sequence[str | int]) -> 
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """Find the model within `Model | None`, `tuple[Model, ...]` and the like."""
+    """Find the model in types such as `Model | None` and `tuple[Model, ...]`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     for argument in get_args(annotation):

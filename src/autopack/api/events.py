@@ -1,4 +1,4 @@
-"""What happened: a run's events in pages, and events as they happen."""
+"""Events: of a run in pages, and live as a stream."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ router = APIRouter(tags=["events"])
 
 MEDIA_TYPE = "text/event-stream"
 RETRY_MILLISECONDS = 1_000
-# As FastAPI sends them with streams that it writes itself: no proxy may hold events back.
+# The headers that FastAPI sends with its own streams: no proxy may buffer events.
 _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 _HASH = "0" * 64
 _EXAMPLE = (
@@ -33,7 +33,7 @@ _EXAMPLE = (
 
 
 def _streamed(*shapes: type[BaseModel]) -> dict[str, Any]:
-    """Describe a stream; OpenAPI 3.1 has no word for its items, JSON Schema has for their data."""
+    """Describe a stream: OpenAPI 3.1 cannot describe its items, only the schema of their data."""
     return {
         MEDIA_TYPE: {
             "schema": {
@@ -48,7 +48,7 @@ def _streamed(*shapes: type[BaseModel]) -> dict[str, Any]:
 
 def _schema(shape: type[BaseModel]) -> dict[str, Any]:
     schema = shape.model_json_schema(ref_template="#/components/schemas/{model}")
-    schema.pop("$defs", None)  # other answers hold them too, so they are among the components
+    schema.pop("$defs", None)  # other answers use them too, so they are among the components
     return schema
 
 
@@ -66,11 +66,11 @@ def _wants_stream(request: Request) -> bool:
 
 InFeed = Annotated[Feed, Depends(_feed)]
 After = Annotated[
-    int | None, Query(ge=0, le=MAX_COUNT, description="Only events after the one of this number.")
+    int | None, Query(ge=0, le=MAX_COUNT, description="Only events after this sequence number.")
 ]
 LastEventId = Annotated[
     int | None,
-    Header(ge=0, le=MAX_COUNT, description="What a browser sends to go on; it wins over `after`."),
+    Header(ge=0, le=MAX_COUNT, description="Sent by browsers to resume; overrides `after`."),
 ]
 
 
@@ -78,7 +78,7 @@ LastEventId = Annotated[
     "/runs/{run_id}/events",
     response_model=EventPage,
     responses={
-        200: {"description": "A page, or a stream where that is accepted", "content": _STREAM},
+        200: {"description": "A page, or a stream if the client accepts one", "content": _STREAM},
         **problems(404, 422, 503),
     },
     summary="Read a run's events",
@@ -93,7 +93,7 @@ def list_events(
     after: After = None,
     last_event_id: LastEventId = None,
 ) -> object:
-    """What happened, in order; each event carries the hash of the one before it.
+    """The run's events in order; each event contains the hash of the one before it.
 
     With `Accept: text/event-stream` a live stream, whose ids are the events' sequence numbers. It
     ends with an event named `end` once the run is over.
@@ -120,9 +120,9 @@ def list_events(
 def stream_events(
     context: Context, feed: InFeed, after: After = None, last_event_id: LastEventId = None
 ) -> EventSourceResponse:
-    """Events of all runs from now on, or after the id of one, none lost and none twice.
+    """Events of all runs from now on, or after an id; each exactly once.
 
-    The ids are positions among the events of all runs, in the order in which streams tell them.
+    The ids are positions among the events of all runs, in the order in which streams send them.
     """
     feed.require_room()
     start = last_event_id if last_event_id is not None else after

@@ -1,4 +1,4 @@
-"""Examples for the API's pages; each of them works when it is sent, in this order."""
+"""Examples for the API's pages; each works when it is sent, in this order."""
 
 from __future__ import annotations
 
@@ -107,5 +107,5 @@ RULESET = {"project_id": "Autopack", "run": {"max_duration_minutes": 60}}
 
 
 def example(value: dict[str, Any], summary: str) -> dict[str, Example]:
-    """Wrap one example as OpenAPI wants it."""
+    """Wrap one example in OpenAPI's form."""
     return {"example": {"summary": summary, "value": value}}

@@ -1,4 +1,4 @@
-"""What paths, queries and headers may hold, and how pages are asked for."""
+"""Parameters in paths, queries and headers, and the cursors of pages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _context(request: Request) -> AppContext:
 
 
 Context = Annotated[AppContext, Depends(_context)]
-# `openapi_examples`, since Swagger UI fills in those alone, not a schema's `examples`.
+# `openapi_examples`, since Swagger UI fills in only those, not a schema's `examples`.
 RunId = Annotated[
     Identifier,
     Path(description="The run's id.", openapi_examples={"guide": {"value": "run-001"}}),
@@ -36,7 +36,7 @@ KEY_MEANING = (
 )
 KeyText = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[\x21-\x7e]+$")]
 IdempotencyKey = Annotated[KeyText | None, Header(alias="Idempotency-Key", description=KEY_MEANING)]
-PageLimit = Annotated[int, Query(ge=1, le=1_000, description="Most items of a page.")]
+PageLimit = Annotated[int, Query(ge=1, le=1_000, description="Highest number of items in a page.")]
 Cursor = Annotated[
     str | None,
     Query(max_length=500, description="`next_cursor` of the page before."),
@@ -52,12 +52,12 @@ class InvalidCursorError(InvalidError):
 
 
 def encode_cursor(*position: str | int) -> str:
-    """Write a position in a list so that nobody is tempted to read it."""
+    """Encode a position in a list as an opaque cursor."""
     return base64.urlsafe_b64encode(json.dumps(position).encode()).decode().rstrip("=")
 
 
 def decode_cursor(cursor: str, *kinds: type) -> list[Any]:
-    """Read what `encode_cursor` wrote: numbers are counts. Raises InvalidCursorError."""
+    """Decode a cursor of `encode_cursor`: its numbers are counts. Raises InvalidCursorError."""
     try:
         position = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
     except (binascii.Error, ValueError):
@@ -73,11 +73,11 @@ def decode_cursor(cursor: str, *kinds: type) -> list[Any]:
 
 
 def encode_moment(moment: datetime, key: int) -> str:
-    """Write a position in a list that is ordered by time."""
+    """Encode a position in a list that is ordered by time."""
     return encode_cursor((moment - _EPOCH) // _MICROSECOND, key)
 
 
 def decode_moment(cursor: str) -> tuple[datetime, int]:
-    """Read what `encode_moment` wrote. Raises InvalidCursorError."""
+    """Decode a cursor of `encode_moment`. Raises InvalidCursorError."""
     microseconds, key = decode_cursor(cursor, int, int)
     return _EPOCH + microseconds * _MICROSECOND, key

@@ -62,7 +62,7 @@ def record_issue(
     summary="Read a run's issues by key",
 )
 def issue_index(context: Context, run_id: RunId) -> IssueIndexAnswer:
-    """Each key once, over all phases of the run."""
+    """Each key once, merged over all phases of the run."""
     return issues.issue_index(context, run_id)
 
 

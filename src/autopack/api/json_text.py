@@ -1,7 +1,7 @@
-"""JSON as RFC 8259 has it, within limits that are checked before anything is built.
+"""JSON by RFC 8259, within limits that are checked before any value is built.
 
-Every step is short: no call of C code works on more than some hundred kilobytes at a time, because
-it would hold the interpreter's lock, and with it the event loop, until it returns.
+Every step is short: no call of C code processes more than some hundred kilobytes, because it keeps
+the interpreter's lock, and so stops the event loop, until it returns.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from functools import partial
 from json.decoder import scanstring  # type: ignore[attr-defined]  # not in the stubs
 from typing import Any, Final, NoReturn
 
-# What is smaller is read in less time than it takes to hand it to a thread.
+# A smaller body is read in less time than a thread needs to start.
 SMALL_BYTES: Final = 65_536
-# Python refuses to make an integer of more digits.
+# Python refuses to parse an integer with more digits.
 MAX_NUMBER_BYTES: Final = 4_300
 MAX_NAME_BYTES: Final = 1_000
 MAX_BLANKS: Final = 65_536
@@ -28,7 +28,7 @@ _TOKEN: Final = re.compile(
     rb'|(?P<atom>[^ \t\n\r"\[\]{},:]{1,%d}+))' % (MAX_BLANKS, MAX_NUMBER_BYTES + 1)
 )
 _ESCAPES: Final = re.compile(rb'(?:\\.[^"\\]{0,1024}+){1,64}+', re.DOTALL)
-# Whole characters of a string: an escape is never cut, nor are the two halves of a surrogate pair.
+# Whole characters of a string: neither an escape nor a surrogate pair is cut.
 _PIECE: Final = re.compile(
     r'(?:[^"\\]{1,4096}+'
     r"|\\u[dD][89abAB][\da-fA-F]{2}\\u[dD][c-fC-F][\da-fA-F]{2}"
@@ -40,15 +40,15 @@ Place = tuple[str | int, ...]
 
 
 class JsonError(ValueError):
-    """A text that is no JSON we take. The message is one sentence about the body."""
+    """The text is not JSON in the accepted form. The message is one sentence about the body."""
 
 
 class TextTooLongError(ValueError):
-    """A text is longer than anything that may be sent. The message is about the body."""
+    """A string is longer than any that may be sent. The message is about the body."""
 
 
 class TooManyItemsError(ValueError):
-    """A list or an object holds more than it may. `place` says which one."""
+    """A list or an object has too many items. `place` says which one."""
 
     def __init__(self, place: Place, message: str) -> None:
         super().__init__(message)
@@ -57,7 +57,7 @@ class TooManyItemsError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """The most items of a list, and the setting that says so."""
+    """The highest number of items of a list, and the setting for it."""
 
     count: int
     setting: str
@@ -65,7 +65,7 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class JsonLimits:
-    """What a body may hold. `lists` has the lists that have a limit of their own, by name."""
+    """The limits of a body. `lists` has the limits of single lists, by name."""
 
     depth: int
     values: Limit
@@ -76,18 +76,18 @@ class JsonLimits:
 
 @dataclass(slots=True)
 class _Container:
-    step: str | int | None  # its name or its index in the one around it
+    step: str | int | None  # its name or index in the surrounding value
     limit: Limit
     is_list: bool
     commas: int = 0
 
 
 def read_json(body: bytes, limits: JsonLimits) -> Any:
-    """Read JSON in UTF-8 alone. Raises JsonError, TextTooLongError, TooManyItemsError."""
+    """Read JSON in UTF-8. Raises JsonError, TextTooLongError, TooManyItemsError."""
     body = _without_blanks_after_it(body)
     check_limits(body, limits)
     if body.startswith(codecs.BOM_UTF8):
-        raise JsonError("begins with a BOM, which JSON has not")
+        raise JsonError("begins with a BOM, which JSON does not allow")
     try:
         decoder = _SMALL if len(body) < SMALL_BYTES else _StepwiseDecoder(limits.text)
         return decoder.decode(body.decode())
@@ -100,9 +100,9 @@ def read_json(body: bytes, limits: JsonLimits) -> Any:
 
 
 def check_limits(body: bytes, limits: JsonLimits) -> None:
-    """Count what a body holds, without building any of it. Raises JsonError, TooManyItemsError.
+    """Check the limits of a body without building values. Raises JsonError, TooManyItemsError.
 
-    What is not JSON passes up to the place where the parser will refuse it: it stops there, too.
+    Text that is not JSON passes here up to the place where the parser will refuse it.
     """
     stack: list[_Container] = []
     position = values = 0
@@ -130,7 +130,7 @@ def check_limits(body: bytes, limits: JsonLimits) -> None:
         values += 1
         if values > limits.values.count:
             most, setting = limits.values.count, limits.values.setting
-            raise JsonError(f"holds more than {most} values ({setting})")
+            raise JsonError(f"has more than {most} values ({setting})")
         if kind == "open":
             if len(stack) == limits.depth:
                 raise JsonError(f"is nested deeper than {limits.depth} levels")
@@ -142,7 +142,7 @@ def check_limits(body: bytes, limits: JsonLimits) -> None:
             end = _string_end(body, position)
             if end < 0:
                 return
-            # An escape of six bytes stands for one at least.
+            # An escape of six bytes is at least one byte of text.
             if end - position - 5 * body.count(b"\\", position, end) > limits.text.count + 1:
                 raise _too_long(limits.text)
             last_string = body[position : min(end, position + MAX_NAME_BYTES + 2) - 1]
@@ -150,14 +150,14 @@ def check_limits(body: bytes, limits: JsonLimits) -> None:
             name = None
             continue
         elif len(match["atom"]) > MAX_NUMBER_BYTES and match["atom"][:1] in b"-0123456789":
-            raise JsonError("holds a number of thousands of digits")
+            raise JsonError("has a number with thousands of digits")
         name, last_string = None, b""
     if len(body) - position > MAX_BLANKS and body[position : position + MAX_BLANKS].isspace():
-        raise JsonError(f"holds more than {MAX_BLANKS} blanks in a row")
+        raise JsonError(f"has more than {MAX_BLANKS} blanks in a row")
 
 
 def _without_blanks_after_it(body: bytes) -> bytes:
-    """Cut off what a client may have filled its body up with, all but some of it."""
+    """Remove the blanks after the value, so that the parser does not read them in one step."""
     end = len(body)
     while end > MAX_BLANKS and not body[end - MAX_BLANKS : end].strip(b" \t\n\r"):
         end -= MAX_BLANKS
@@ -168,15 +168,15 @@ def _too_many(stack: list[_Container]) -> TooManyItemsError:
     what = "items" if stack[-1].is_list else "names"
     limit = stack[-1].limit
     place = tuple(each.step for each in stack if each.step is not None)
-    return TooManyItemsError(place, f"holds more than {limit.count} {what} ({limit.setting})")
+    return TooManyItemsError(place, f"has more than {limit.count} {what} ({limit.setting})")
 
 
 def _too_long(limit: Limit) -> TextTooLongError:
-    return TextTooLongError(f"holds a text of more than {limit.count} bytes ({limit.setting})")
+    return TextTooLongError(f"has a text of more than {limit.count} bytes ({limit.setting})")
 
 
 def _text(name: bytes) -> str:
-    """Read an object's name; one that is no JSON string is for the parser to refuse."""
+    """Read an object's name; the parser refuses one that is not a JSON string."""
     try:
         return str(json.loads(b'"%b"' % name)) if b"\\" in name else name.decode()
     except ValueError:
@@ -184,7 +184,7 @@ def _text(name: bytes) -> str:
 
 
 def _string_end(body: bytes, start: int) -> int:
-    """Return where a string ends that begins before `start`, -1 if it does not."""
+    """Return where a string that begins before `start` ends; -1 if it does not end."""
     position, quote = start, -1
     while True:
         if quote < position:
@@ -207,7 +207,7 @@ def _string(limit: Limit, text: str, start: int, strict: bool = True) -> tuple[s
     while length <= limit.count:
         match = _PIECE.match(text, start)
         cut = match.end() if match else start
-        if cut == start or text[cut : cut + 1] in ('"', ""):  # its end, or what is wrong with it
+        if cut == start or text[cut : cut + 1] in ('"', ""):  # its end, or an error
             piece, end = scanstring(text, start, strict)
             return "".join([*pieces, piece]), end
         try:
@@ -221,7 +221,7 @@ def _string(limit: Limit, text: str, start: int, strict: bool = True) -> tuple[s
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Refuse a name that comes twice in one object: readers disagree which of them counts."""
+    """Refuse a name that is twice in one object: parsers disagree about which value counts."""
     found = dict(pairs)
     if len(found) != len(pairs):
         (twice, _), *_ = Counter(name for name, _ in pairs).most_common(1)
@@ -230,16 +230,16 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise JsonError(f"holds {name}, which is no JSON number")
+    raise JsonError(f"has {name}, which is not a JSON number")
 
 
 class _StepwiseDecoder(json.JSONDecoder):
-    """The standard library's own decoder in Python, whose long strings are read in pieces."""
+    """The standard library's decoder in Python; reads long strings in pieces."""
 
     def __init__(self, text: Limit) -> None:
         super().__init__(parse_constant=_refuse_constant, object_pairs_hook=_unique)
         self.parse_string = partial(_string, text)
-        # Not in the type stubs, yet what the library itself takes where it has no C code.
+        # Not in the type stubs, but the library's own fallback without C code.
         self.scan_once = json.scanner.py_make_scanner(self)  # type: ignore[attr-defined]
 
 

@@ -28,7 +28,7 @@ def run_metrics(
 ) -> RunMetricsPage:
     """Usage, utilisation, counts and times of each run, newest first.
 
-    A utilisation is the used share of a cap, 1.0 being all of it. `total_runs` is exact and counts
+    A utilisation is the used share of a cap; 1.0 is the whole cap. `total_runs` is exact and counts
     every run in that state, not the page.
     """
     before = None if cursor is None else decode_moment(cursor)

@@ -1,4 +1,4 @@
-"""Figures for Prometheus: requests as this process answers them, and how things stand."""
+"""Metrics for Prometheus: the requests of this process, and the state of the database."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
 class Traffic:
-    """Counts requests. No label comes from outside, so their number is fixed."""
+    """Counts requests. No label comes from a request, so the number of series is fixed."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -51,7 +51,7 @@ class Traffic:
 
 
 class TrafficMiddleware:
-    """Pure ASGI: notes each answer when it begins."""
+    """Pure ASGI: counts each answer when it begins."""
 
     def __init__(self, app: ASGIApp, *, traffic: Traffic) -> None:
         self.app = app
@@ -76,7 +76,7 @@ class TrafficMiddleware:
 
 
 class _Everything(Collector):
-    """What one scrape tells."""
+    """The metrics of one scrape."""
 
     def __init__(self, traffic: Traffic, context: AppContext) -> None:
         self._traffic = traffic
@@ -110,8 +110,8 @@ def prometheus(
 ) -> Response:
     """Prometheus text, or OpenMetrics where that is accepted.
 
-    Requests are those of this process; runs, phases, leases, jobs and pushes those of the database,
-    which are left out while it is away.
+    Requests are those of this process. Runs, phases, leases, jobs and pushes are those of the
+    database, and left out while it is unavailable.
     """
     encode, media_type = choose_encoder(request.headers.get("accept", ""))
     return Response(encode(_Everything(traffic, context)), media_type=media_type)

@@ -1,4 +1,4 @@
-"""Phases: the operator's hand."""
+"""Phases: changes by an operator."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def update_status(
 ) -> StatusAnswer:
     """Legal transitions only; an illegal one is refused with the legal ones in `allowed`.
 
-    A phase that is made `COMPLETE` by hand counts as unverified: its run cannot be promoted.
+    A phase that an operator sets to `COMPLETE` counts as unverified: its run cannot be promoted.
     """
     phase = phases.update_status(context, run_id, phase_id, wanted)
     return StatusAnswer(

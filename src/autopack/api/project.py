@@ -1,4 +1,4 @@
-"""The project: its ruleset, strategies compiled from it, and an operator's word on its issues."""
+"""The project: its ruleset, strategies compiled from it, and an operator's changes to issues."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class DryRun(Plan):
 
 
 class Backtest(Closed):
-    """A ruleset to judge finished runs by: those named, else the newest."""
+    """A ruleset under which to decide finished runs again: the named ones, else the newest."""
 
     ruleset: dict[str, Any]
     run_ids: Several[Identifier] | None = None
@@ -45,7 +45,7 @@ class Backtest(Closed):
 
 @router.get("/project/ruleset", responses=problems(422, 503), summary="Read the ruleset")
 def get_ruleset(context: Context) -> Ruleset:
-    """The operator's policy as a whole document, as `PUT` takes it."""
+    """The operator's policy as a whole document, in the form of `PUT`."""
     return rulesets.read_ruleset(context)
 
 
@@ -56,7 +56,7 @@ def put_ruleset(
         dict[str, Any], Body(openapi_examples=example(RULESET, "Shorter runs, all else default"))
     ],
 ) -> Ruleset:
-    """Runs that are under way keep the strategy they started with. What is left out is default."""
+    """Active runs keep the strategy that they started with. Missing fields get their defaults."""
     return rulesets.write_ruleset(context, document)
 
 
@@ -69,14 +69,14 @@ def dry_run(
     context: Context,
     wanted: Annotated[DryRun, Body(openapi_examples=example(PLAN, "One tier with one phase"))],
 ) -> DryRunAnswer:
-    """What each phase of a plan would cost at most and how it would be judged."""
+    """The caps and checks that each phase of a plan would get."""
     plan = Plan(run=wanted.run, tiers=wanted.tiers, phases=wanted.phases)
     strategy, today = rulesets.dry_run(context, plan, wanted.ruleset)
     return DryRunAnswer(strategy=strategy, today=today)
 
 
 @router.post(
-    "/strategy/backtest", responses=problems(404, 413, 422, 503), summary="Judge past runs again"
+    "/strategy/backtest", responses=problems(404, 413, 422, 503), summary="Decide past runs again"
 )
 def backtest(
     context: Context,
@@ -84,9 +84,9 @@ def backtest(
         Backtest, Body(openapi_examples=example(BACKTEST, "The newest runs, half the time"))
     ],
 ) -> BacktestAnswer:
-    """Replay finished runs under a ruleset; say whose outcome, spend or eligibility changes.
+    """Replay finished runs under a ruleset; list those whose outcome, cost or eligibility changes.
 
-    What git said of each patch stays as it was recorded.
+    The recorded answer of git on each patch is kept.
     """
     compared = backtests.backtest(context, wanted.ruleset, wanted.run_ids, wanted.limit)
     return BacktestAnswer(
@@ -102,9 +102,9 @@ def backtest(
     summary="Read an issue of the backlog",
 )
 def get_issue(context: Context, issue_key: Key) -> BacklogIssueAnswer:
-    """What was last said of it, and the phases that saw it last.
+    """The last report of an issue, and the phases that reported it last.
 
-    A key named `backlog` has no page of its own: `/project/issues/backlog` is the whole backlog.
+    A key named `backlog` cannot be read here: `/project/issues/backlog` is the whole backlog.
     """
     return issues.backlog_issue(context, issue_key)
 
@@ -115,7 +115,7 @@ def get_issue(context: Context, issue_key: Key) -> BacklogIssueAnswer:
     summary="Close an issue of the backlog",
 )
 def resolve(context: Context, issue_key: Key) -> BacklogEntryAnswer:
-    """At the operator's word; a new sighting reopens it."""
+    """Closes an issue by hand; a new report opens it again."""
     return issues.resolve_backlog_issue(context, issue_key)
 
 
@@ -125,5 +125,5 @@ def resolve(context: Context, issue_key: Key) -> BacklogEntryAnswer:
     summary="Open an issue of the backlog again",
 )
 def reopen(context: Context, issue_key: Key) -> BacklogEntryAnswer:
-    """A resolved issue is open again, as old as it was."""
+    """Opens a resolved issue again, with its former age."""
     return issues.reopen_backlog_issue(context, issue_key)

@@ -1,4 +1,4 @@
-"""How an answer that was given before is marked."""
+"""The header of an answer that was given before."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..services.replies import Answer
 
 
 def replayed(response: Response, answer: Answer) -> dict[str, Any]:
-    """Return an answer's body; one given again says so in a header."""
+    """Return an answer's body; mark a repeated answer in a header."""
     if answer.is_replay:
         response.headers["Idempotency-Replayed"] = "true"
     return answer.body

@@ -1,4 +1,4 @@
-"""Reports for people who decide: what aged, what ran out, what a run came to."""
+"""Reports for operators: aged issues, exhausted budgets, results of runs."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ router = APIRouter(tags=["reports"], route_class=StrictRoute)
 def issue_backlog_summary(
     context: Context, limit: PageLimit = 100, cursor: Cursor = None
 ) -> BacklogSummaryAnswer:
-    """Totals by status, severity and category, the ten issues that most runs have seen, and those
-    that need cleanup, longest waiting first.
+    """Totals by status, severity and category, the ten issues that most runs have reported, and
+    those that need cleanup, oldest first.
 
     `limit` and `cursor` page through `needs_cleanup`; the totals are of the whole backlog.
     """
@@ -47,9 +47,9 @@ def budget_analysis(
 ) -> BudgetAnalysisAnswer:
     """Which budget ended each run, where its tokens went, and whether the Auditor helped.
 
-    The Auditor helped a run when a phase that used an Auditor try was completed in the end. Tiers
-    and slices (`task_category:complexity`) are the three that spent most. The totals are over all
-    such runs, and `average_token_utilization` is the mean of theirs.
+    The Auditor helped a run if a phase that used an Auditor try was completed. Tiers and slices
+    (`task_category:complexity`) are the three that spent most. The totals are over all such runs,
+    and `average_token_utilization` is the mean of theirs.
     """
     before = None if cursor is None else decode_moment(cursor)
     analysis, more = reports.budget_analysis(context, limit=limit, before=before)
@@ -66,7 +66,7 @@ def run_summary(context: Context, run_id: RunId) -> RunReportAnswer:
     """The run, its budgets, issues, tiers, phases, attempts and CI, the changes of state that led
     here, and whether the branch may go to the base branch.
 
-    Everything is as of one moment. A live run's verdict is what stands against it now.
+    All values are of one moment. For a live run, the reasons are those against it now.
     """
     return reports.run_summary(context, run_id)
 
@@ -77,9 +77,9 @@ def run_summary(context: Context, run_id: RunId) -> RunReportAnswer:
     summary="Ask whether a run's branch may be merged",
 )
 def promotion(context: Context, run_id: RunId) -> PromotionAnswer:
-    """The verdict with every reason against it, what to look at, and the pull request's text.
+    """The eligibility with every reason against it, warnings, and the pull request's text.
 
-    The text is there for an ineligible run too, and then says at its top not to merge. Nothing is
+    An ineligible run has the text too, which then starts with the advice not to merge. Nothing is
     sent anywhere.
     """
     return reports.promotion(context, run_id)

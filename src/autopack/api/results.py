@@ -53,7 +53,7 @@ def builder_result(
     status_code=202,
     response_model=AuditRequestAnswer,
     responses=problems(404, 409, 413, 422, 503),
-    summary="Ask for a review",
+    summary="Request a review",
 )
 def auditor_request(
     context: Context,
@@ -61,13 +61,13 @@ def auditor_request(
     run_id: RunId,
     phase_id: PhaseId,
     request: Annotated[
-        AuditRequest, Body(openapi_examples=example(AUDITOR_REQUEST, "A look at security"))
+        AuditRequest, Body(openapi_examples=example(AUDITOR_REQUEST, "A review of security"))
     ],
     idempotency_key: IdempotencyKey = None,
 ) -> object:
-    """The phase will not pass its next gate without an Auditor.
+    """The phase does not pass its next gate without an Auditor's approval.
 
-    For a phase that is final the request is advisory.
+    For a phase that is final the request has no effect on the rules.
     """
     answer = auditing.request_audit(context, run_id, phase_id, request, idempotency_key)
     return replayed(response, answer)
@@ -87,8 +87,8 @@ def auditor_result(
     report: Annotated[AuditorReport, Body(openapi_examples=example(AUDITOR_RESULT, "An approval"))],
     idempotency_key: IdempotencyKey = None,
 ) -> object:
-    """`approve` applies a held patch, then the Auditor's own; `revise` sends the phase back to the
-    Builder; `escalate` fails it. Several patches are applied all or none.
+    """`approve` applies a pending patch, then the Auditor's own; `revise` sends the phase back to
+    the Builder; `escalate` fails it. Several patches are applied all or none.
     """
     answer = auditing.submit_auditor_result(context, run_id, phase_id, report, idempotency_key)
     return replayed(response, answer)
@@ -100,5 +100,5 @@ def auditor_result(
     summary="Read what agents posted to a phase",
 )
 def attempts(context: Context, run_id: RunId, phase_id: PhaseId) -> AttemptsAnswer:
-    """Each submission of a Builder or an Auditor and what came of it, oldest first."""
+    """Each submission of a Builder or an Auditor and its result, oldest first."""
     return runs.list_attempts(context, run_id, phase_id)

@@ -67,7 +67,7 @@ def list_runs(
 ) -> RunPage:
     """Runs, newest first, without their tiers.
 
-    Each page looks for `text` in 5,000 runs, so it may hold few or none while there are more pages.
+    Each page searches `text` in 5,000 runs, so it may be short or empty while there are more pages.
     """
     page, more = runs.list_runs(
         context,
@@ -103,5 +103,5 @@ def cancel_run(
     run_id: RunId,
     wanted: Annotated[Cancellation, Body(openapi_examples=example(CANCEL, "A reason"))],
 ) -> RunAnswer:
-    """End a live run as `DONE_FAILED_REQUIRES_HUMAN_REVIEW`; what is not final is skipped."""
+    """End a live run as `DONE_FAILED_REQUIRES_HUMAN_REVIEW`; unfinished phases are skipped."""
     return runs.cancel_run(context, run_id, wanted.reason)

@@ -12,14 +12,14 @@ from ..views.service import CheckAnswer, HealthAnswer, LiveAnswer, ServiceAnswer
 from .errors import problems
 from .inputs import Context
 
-DESCRIPTION = "Steers zero-intervention autonomous builds: a plan in, a judged branch out."
+DESCRIPTION = "Supervises autonomous builds without intervention: from a plan to a verified branch."
 
 router = APIRouter(tags=["service"])
 
 
-@router.get("/", responses=problems(), summary="What this is")
+@router.get("/", responses=problems(), summary="About this service")
 async def root() -> ServiceAnswer:
-    """Name, version and where to go on."""
+    """Name, version and links."""
     return ServiceAnswer(
         service="Autopack Supervisor",
         version=__version__,
@@ -37,15 +37,15 @@ async def root() -> ServiceAnswer:
 @router.get(
     "/health",
     responses={503: {"model": HealthAnswer, "description": "Unhealthy"}, **problems()},
-    summary="Is everything there?",
+    summary="Check all parts of the service",
 )
 def health(context: Context, response: Response) -> HealthAnswer:
     """Database, repository, storage, runs directory, background jobs; 503 names what failed.
 
-    `storage` is the room in our home and in the repository's object store.
+    `storage` is the free space for the service's home and the repository's objects.
 
-    Where branches are pushed to a remote, `remote` is `degraded` while a push fails; that stops
-    nothing, so the answer stays 200.
+    With a remote, `remote` is `degraded` while a push fails; runs continue, so the answer stays
+    200.
     """
     checks = check_health(context)
     is_healthy = not any(check.detail and check.is_vital for check in checks.values())
@@ -66,7 +66,7 @@ def _status(check: Check) -> Literal["ok", "failed", "degraded"]:
     return "failed" if check.is_vital else "degraded"
 
 
-@router.get("/health/live", responses=problems(), summary="Is the process alive?")
+@router.get("/health/live", responses=problems(), summary="Check that the process runs")
 async def live() -> LiveAnswer:
-    """Never touches the database, nor waits for a thread."""
+    """Does not use the database, nor wait for a thread."""
     return LiveAnswer(status="alive")

@@ -1,7 +1,7 @@
 """Changes of one run wait for each other in the event loop, not in threads.
 
-Work on one run is serial anyway, by its lock in Postgres. A request that waited for that lock in a
-thread would keep the thread from others: 40 of them, and not even a read would be answered.
+The lock in Postgres makes work on one run serial. A request that waits for that lock in a thread
+blocks the thread: 40 such requests would block all other requests, reads too.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any, Final
 from ..domain.errors import UnavailableError
 from ..domain.plan import Plan
 
-# Of the 40 threads that answer requests; the other half is for what only reads.
+# Of the 40 threads that answer requests; the other half is for reads.
 CHANGING_THREADS: Final = 20
-# Who has the turn waits 15 seconds at most for Postgres, so the queue moves.
+# A request with its turn waits at most 15 seconds for Postgres, so the queue moves.
 WAIT_SECONDS: Final = 60.0
 
 
@@ -34,7 +34,7 @@ class Turns:
 
     @asynccontextmanager
     async def take(self, run_id: str | None) -> AsyncIterator[None]:
-        """Hold the turn of a run; what is about no run, or any, waits for a thread alone.
+        """Wait for the turn of a run and for a thread; without a run, only for a thread.
 
         Raises NoTurnError.
         """
@@ -64,7 +64,7 @@ class Turns:
             async with asyncio.timeout(self._seconds):
                 await lock.acquire()
         except TimeoutError:
-            raise NoTurnError(f"{why}: {self._seconds:g} s were not enough; try again") from None
+            raise NoTurnError(f"{why}: no turn within {self._seconds:g} s; try again") from None
         try:
             yield
         finally:
@@ -78,7 +78,7 @@ class _Queue:
 
 
 def run_of(path: Mapping[str, Any], body: object) -> str | None:
-    """Return the run that a request is about: its path names it, or the plan that starts it."""
+    """Return the id of a request's run, from its path or from the plan that starts it."""
     if isinstance(body, Plan):
         return body.run.run_id
     run_id = path.get("run_id")

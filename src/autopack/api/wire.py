@@ -1,8 +1,8 @@
-"""The protocol of a connection, with the limits that only its bytes show.
+"""The HTTP protocol of a connection, with the limits that need the raw bytes.
 
-An application sees a request once its head is whole. How large a head grows, how slowly it comes,
-and how many connections do nothing is for the protocol to judge, and uvicorn's own does not.
-`autopack serve` uses this one; plain uvicorn does by `--http src.autopack.api.wire:WireProtocol`.
+An application gets a request after its head is complete. Only the protocol can limit the size and
+the time of a head and the number of idle connections, and uvicorn's own does not. `autopack serve`
+uses this protocol; plain uvicorn does with `--http src.autopack.api.wire:WireProtocol`.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from uvicorn.server import ServerState
 
 from .errors import SECURITY_HEADERS, problem_response
 
-# Files of ours beside connections: 80 to Postgres, and pipes to git for each of 40 threads.
+# Files besides connections: 80 to Postgres, and pipes to git for each of 40 threads.
 RESERVED_FILES: Final = 500
 WANTED_FILES: Final = 16_384
 STEP_BYTES: Final = 65_536
-# After a refusal what still comes is thrown away for so long: else the client would find its
-# connection reset, and not the answer.
+# After a refusal, incoming bytes are read and dropped for so long: closing at once would reset the
+# connection, and the client would not see the answer.
 LINGER_SECONDS: Final = 1.0
 
 
 def raise_file_limit() -> int:
-    """Allow as many open files as the system lets us, within reason; return how many that are."""
+    """Raise the limit of open files as far as the system allows, up to a maximum; return it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = WANTED_FILES if hard == resource.RLIM_INFINITY else min(hard, WANTED_FILES)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
@@ -41,12 +41,12 @@ def raise_file_limit() -> int:
 
 
 def connections_within(files: int) -> int:
-    """Return how many connections a limit of open files has room for."""
+    """Return how many connections fit a limit of open files."""
     return max(files - RESERVED_FILES, files // 4)
 
 
 class WireProtocol(HttpToolsProtocol):
-    """Refuses heads that are too large, cuts what stands still, and makes room for who comes."""
+    """Refuses heads that are too large, closes stalled connections, and limits their number."""
 
     max_header_bytes: ClassVar[int] = 64_000
     max_header_fields: ClassVar[int] = 100
@@ -61,16 +61,16 @@ class WireProtocol(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        # All connections that wait for their client, longest first.
+        # All connections that wait for their client, the longest wait first.
         self._waiting: dict[WireProtocol, None] = _waiting_of(server_state)
         self._timer: asyncio.TimerHandle | None = None
         self._overhead = 0  # bytes of a head, of trailers, or between chunks of a body
-        self._has_advanced = False  # a message or a piece of a body began or ended in this step
+        self._has_advanced = False  # a message or a part of a body began or ended in this step
         self._field_count = 0
         self._is_in_message = False
         self._is_refused = False
 
-    # uvicorn narrows the transport in the same way: a server over TCP has no other.
+    # uvicorn declares this type too: a TCP server has no other transport.
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._wait()
@@ -90,14 +90,14 @@ class WireProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Feed the parser step by step, so that nothing grows between two looks at it."""
+        """Pass the data to the parser in steps, with a check of the limits after each."""
         for start in range(0, len(data), STEP_BYTES):
             if self._is_refused or self.transport.is_closing():
                 return
             step = data[start : start + STEP_BYTES]
             self._has_advanced = False
             super().data_received(step)
-            # Not exact, by a step at most: where a message begins within one is not known.
+            # Exact to one step: where a message begins within a step is not known.
             self._overhead = 0 if self._has_advanced else self._overhead + len(step)
             if self._field_count > self.max_header_fields:
                 most = f"{self.max_header_fields} header fields (AUTOPACK_MAX_HEADER_FIELDS)"
@@ -143,10 +143,10 @@ class WireProtocol(HttpToolsProtocol):
         super().handle_websocket_upgrade()
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse(400, "malformed_request", "this is no HTTP request")
+        self._refuse(400, "malformed_request", "this is not an HTTP request")
 
     def _wait(self) -> None:
-        """Wait for the client, from now on."""
+        """Start the time limit for the client's next bytes."""
         self._stop_waiting()
         self._waiting[self] = None
         self._timer = self.loop.call_later(self.stalled_seconds, self._tell_stalled)
@@ -158,13 +158,13 @@ class WireProtocol(HttpToolsProtocol):
             self._timer = None
 
     def _tell_stalled(self) -> None:
-        """Cut a head that is not whole by now; a body is the application's, while it reads it."""
+        """Close a connection with an incomplete head; the application checks its own bodies."""
         self._timer = None
         is_in_body = self._is_in_message and "method" in self.scope
         if not self._is_in_message:
             self._leave()
         elif not is_in_body:
-            why = f"the head was not whole after {self.stalled_seconds:g} seconds"
+            why = f"the head was not complete after {self.stalled_seconds:g} seconds"
             self._refuse(408, "request_timeout", f"{why} (AUTOPACK_STALLED_SECONDS)")
         elif self._is_answering:
             self._wait()
@@ -172,7 +172,7 @@ class WireProtocol(HttpToolsProtocol):
             self._leave()
 
     def _refuse(self, status: int, code: str, detail: str) -> None:
-        """Answer without the application, and leave."""
+        """Answer without the application, and close the connection."""
         if self._is_refused or self.transport.is_closing():
             return
         self._is_refused = True
@@ -184,7 +184,7 @@ class WireProtocol(HttpToolsProtocol):
         answer = problem_response(status, code, detail, headers=headers)
         lines = b"".join(b"%b: %b\r\n" % field for field in answer.raw_headers)
         self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[status], lines, bytes(answer.body)))
-        if status == 503:  # too many are open: this one waits for nothing
+        if status == 503:  # too many are open: this idle one is closed
             self.transport.close()
         else:
             self.loop.call_later(LINGER_SECONDS, self.transport.close)
@@ -200,7 +200,7 @@ class WireProtocol(HttpToolsProtocol):
 
 
 def _waiting_of(state: ServerState) -> dict[WireProtocol, None]:
-    """Return what all connections of a server share."""
+    """Return the waiting connections of a server, shared by all its connections."""
     waiting: dict[WireProtocol, None] = state.__dict__.setdefault("autopack_waiting", {})
     return waiting
 
@@ -212,7 +212,7 @@ def protocol_with(
     stalled_seconds: float,
     max_connections: int | None,
 ) -> type[WireProtocol]:
-    """Return the protocol with limits that are not the defaults."""
+    """Return the protocol class with these limits."""
 
     class Configured(WireProtocol):
         pass

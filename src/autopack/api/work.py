@@ -1,4 +1,4 @@
-"""Work: agents claim it, and say that they are at it."""
+"""Work: claims, heartbeats and releases by agents."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from .replay import replayed
 
 router = APIRouter(tags=["work"], route_class=StrictRoute)
 
-NOTHING: dict[int | str, dict[str, Any]] = {204: {"description": "Nothing to do just now"}}
+NOTHING: dict[int | str, dict[str, Any]] = {204: {"description": "No work now"}}
 
 
 class Heartbeat(Closed):
     lease_token: Word
     tokens_used: Annotated[Count, Field(description=TOKENS_MEANING)] = 0
-    cost_usd: Annotated[Usd, Field(description="What this attempt cost so far.")] = ZERO_USD
+    cost_usd: Annotated[Usd, Field(description="Cost of this attempt so far.")] = ZERO_USD
 
 
-ClaimBody = Annotated[Claim, Body(openapi_examples=example(CLAIM, "A Builder asks for work"))]
+ClaimBody = Annotated[Claim, Body(openapi_examples=example(CLAIM, "A Builder claims work"))]
 
 
 @router.post(
@@ -41,9 +41,9 @@ ClaimBody = Annotated[Claim, Body(openapi_examples=example(CLAIM, "A Builder ask
     summary="Claim the next work item of a run",
 )
 def claim(context: Context, run_id: RunId, wanted: ClaimBody) -> object:
-    """200 with a work item and a lease on it, 204 when there is none just now.
+    """200 with a work item and a lease on it, 204 when there is no work now.
 
-    409 `run_over` when there never will be.
+    409 `run_over` when there will be none.
     """
     item = claiming.claim(context, run_id, wanted)
     return item if item is not None else Response(status_code=204)
@@ -56,7 +56,7 @@ def claim(context: Context, run_id: RunId, wanted: ClaimBody) -> object:
     summary="Claim the next work item of any run",
 )
 def claim_any(context: Context, wanted: ClaimBody) -> object:
-    """Over all live runs, the oldest first; any number of agents may ask at once."""
+    """Over all live runs, the oldest first; any number of agents may claim at the same time."""
     item = claiming.claim_any(context, wanted)
     return item if item is not None else Response(status_code=204)
 
@@ -65,15 +65,15 @@ def claim_any(context: Context, wanted: ClaimBody) -> object:
     "/runs/{run_id}/next_phase",
     response_model=WorkItemAnswer,
     responses={**NOTHING, **problems(404, 409, 422, 503)},
-    summary="See what a claim would give",
+    summary="Show the next work item",
 )
 def next_phase(
     context: Context,
     run_id: RunId,
-    role: Annotated[Role, Query(description="Who would claim.")] = Role.BUILDER,
+    role: Annotated[Role, Query(description="Name of the agent that would claim.")] = Role.BUILDER,
     account: Annotated[Word | None, Query(description=ACCOUNT_MEANING)] = None,
 ) -> object:
-    """The same work item without a lease; nothing changes."""
+    """The work item that a claim would return, without a lease; nothing changes."""
     item = claiming.peek(context, run_id, role, account)
     return item if item is not None else Response(status_code=204)
 
@@ -88,11 +88,11 @@ def heartbeat(
     context: Context,
     run_id: RunId,
     phase_id: PhaseId,
-    beat: Annotated[Heartbeat, Body(openapi_examples=example(HEARTBEAT, "Still at it"))],
+    beat: Annotated[Heartbeat, Body(openapi_examples=example(HEARTBEAT, "Still working"))],
 ) -> object:
-    """`stop` when the run ended, the budget is gone or the lease was lost.
+    """`stop` when the run ended, the budget is used up or the lease was lost.
 
-    The token in the example is nobody's, so it is answered `stop`.
+    The token in the example is not valid, so the answer is `stop`.
     """
     return claiming.heartbeat(
         context, run_id, phase_id, beat.lease_token, beat.tokens_used, beat.cost_usd
@@ -115,10 +115,10 @@ def release(
     ],
     idempotency_key: IdempotencyKey = None,
 ) -> object:
-    """For an agent that cannot do the work: no try is used, and the phase waits until `retry_at`.
+    """For an agent that cannot work now: no try is used, and the phase waits until `retry_at`.
 
-    Agents that claim with another `account` need not wait. The token in the example is nobody's, so
-    it is refused.
+    Agents that claim with another `account` need not wait. The token in the example is not valid,
+    so it is refused.
     """
     answer = claiming.release(context, run_id, phase_id, given_back, idempotency_key)
     return replayed(response, answer)

@@ -1,1 +1,1 @@
-"""The front door for agents that speak MCP: same use cases, limits, refusals. (docs/agents.md)"""
+"""The MCP API for agents: the same use cases, limits and refusals as HTTP. (docs/agents.md)"""

@@ -1,6 +1,6 @@
-"""`POST /mcp`: Streamable HTTP, which begins with the first agent that asks.
+"""`POST /mcp`: Streamable HTTP; the SDK is imported at the first request.
 
-The SDK takes 0.6 s and 30 MB to import: a service that no MCP client calls goes without.
+The import of the SDK needs 0.6 s and 30 MB; a service without MCP clients does not pay for it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class McpEndpoint:
         self._tasks = self._manager = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Read the body as every other one is read, then let the SDK have it."""
+        """Read the body with the limits of all bodies, then pass it to the SDK."""
         request = Request(scope, receive)
         require_json(request)
         body = await read_body(request)
@@ -65,15 +65,15 @@ class McpEndpoint:
     async def _started(self, context: AppContext, turns: Turns) -> StreamableHTTPSessionManager:
         async with self._starting:
             if self._manager is None:
-                assert self._tasks is not None  # noqa: S101 - requests come within the lifespan
+                assert self._tasks is not None  # noqa: S101 - requests arrive within the lifespan
                 self._manager = await self._tasks.start(_serve, context, turns)
             return self._manager
 
 
 def mount_mcp(app: FastAPI) -> McpEndpoint:
-    """Serve `/mcp`; the caller's lifespan has to enter `running`."""
+    """Serve `/mcp`; the caller's lifespan must enter `running`."""
     endpoint = McpEndpoint()
-    # A route, not a mount: a wrong method stays 405, and nothing else below /mcp is taken.
+    # A route, not a mount: a wrong method stays 405, and paths below /mcp stay 404.
     app.router.routes.append(Route("/mcp", endpoint, methods=["POST"], include_in_schema=False))
     return endpoint
 

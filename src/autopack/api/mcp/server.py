@@ -1,7 +1,7 @@
-"""What the official SDK is told: tools, resources, prompts. Imported when the first agent asks.
+"""The MCP server on the official SDK: tools, resources, prompts. Imported at the first request.
 
-The SDK's upper layer (`MCPServer`) is not used: it lets unknown arguments pass, and would make a
-sentence of a refusal.
+The SDK's upper layer (`MCPServer`) is not used: it accepts unknown arguments, and would turn a
+refusal into a sentence.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ ResultT = TypeVar("ResultT")
 LISTED_RUNS = 50
 RUN_RESOURCES = {
     "summary": ("application/json", "the run as a whole: budgets, issues, tiers, phases, timeline"),
-    "diff": ("text/x-diff", "what the run's branch changes, as a patch that git applies"),
+    "diff": ("text/x-diff", "the difference of the run's branch, as a patch that git applies"),
 }
 _RESOURCE = re.compile(r"autopack://runs/([^/]+)/(summary|diff)\Z")
 
 
 def make_manager(context: AppContext, turns: Turns) -> StreamableHTTPSessionManager:
-    """Serve a context by Streamable HTTP, without sessions: every request stands alone."""
+    """Serve a context by Streamable HTTP without sessions: requests do not depend on each other."""
     calls = _Calls(context, turns)
     server = Server(
         "autopack",
@@ -65,14 +65,14 @@ def make_manager(context: AppContext, turns: Turns) -> StreamableHTTPSessionMana
         server,
         json_response=True,
         stateless=True,
-        # AccessMiddleware has judged Host, Origin and size already, for all that is served here.
+        # AccessMiddleware has checked Host, Origin and size already, for every path.
         security_settings=TransportSecuritySettings(enable_dns_rebinding_protection=False),
         max_request_body_size=context.settings.max_body_bytes,
     )
 
 
 class _Calls:
-    """What needs the context; its use cases block, so they run in threads."""
+    """The handlers that need the context; use cases block, so they run in threads."""
 
     def __init__(self, context: AppContext, turns: Turns) -> None:
         self.context = context
@@ -80,7 +80,7 @@ class _Calls:
         self.tools = {name: _described(name, tool) for name, tool in TOOLS.items()}
 
     def input_schema(self, name: str) -> dict[str, Any] | None:
-        """Spare the SDK to list all tools for each call."""
+        """Return a tool's schema, so that the SDK does not list all tools for each call."""
         return self.tools[name].input_schema if name in self.tools else None
 
     async def list_tools(
@@ -206,7 +206,7 @@ async def _list_prompts(
 
 
 def _described(name: str, tool: Tool) -> types.Tool:
-    # Some clients hold an error's content to the schema too, so the schema allows a problem.
+    # Some clients validate an error's content by the schema too, so the schema allows a problem.
     either: Any = tool.answer | Problem
     return types.Tool(
         name=name,
@@ -233,7 +233,7 @@ def _result(
 
 
 async def _in_thread(use_case: Callable[[], ResultT]) -> ResultT:
-    """Run what blocks. A refusal becomes an error of the protocol, whose data are the problem."""
+    """Run a blocking use case. A refusal becomes a protocol error with the problem as data."""
     try:
         return await run_in_threadpool(use_case)
     except MCPError:

@@ -1,4 +1,4 @@
-"""The tools: what agents may call. Their arguments are what HTTP takes, by the same names."""
+"""The tools that agents may call. Their arguments have the names and types of HTTP."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class ClaimWork(Claim):
 
 
 class ClaimAnswer(Shape):
-    """`work` is null when there is nothing to do just now."""
+    """`work` is null when there is no work now."""
 
     work: WorkItemAnswer | None
     message: str
@@ -106,24 +106,24 @@ class GetBacklog(Closed):
 def claim_work(context: AppContext, call: ClaimWork) -> object:
     """Take the next work item, of one run or of any, with a lease on it.
 
-    The item holds all there is to know: task, repository and base commit, what is left of the
-    budgets, the gate, earlier attempts, open issues, and for an auditor the patch under review.
-    Send `work.lease.token` as `lease_token` from then on. `work` is null when there is nothing to
-    do just now: ask again in some seconds. An error `run_over` means that there never will be.
+    The item contains everything: task, repository and base commit, what is left of the budgets, the
+    gate, earlier attempts, open issues, and for an auditor the patch under review. Send
+    `work.lease.token` as `lease_token` from then on. `work` is null when there is no work now: ask
+    again in some seconds. An error `run_over` means that there will be none.
     """
     if call.run_id is None:
         item = claiming.claim_any(context, call)
     else:
         item = claiming.claim(context, call.run_id, call)
     if item is None:
-        return {"work": None, "message": "nothing to do just now; ask again in some seconds"}
+        return {"work": None, "message": "no work now; ask again in some seconds"}
     return {"work": item, "message": f"phase '{item.phase_id}' of run '{item.run_id}'"}
 
 
 def heartbeat(context: AppContext, call: KeepLease) -> object:
-    """Keep a lease while working, and learn whether to go on.
+    """Keep a lease while you work; the answer says whether to continue.
 
-    `stop`: the run ended, the budget is gone or the lease was lost.
+    `stop`: the run ended, the budget is used up or the lease was lost.
     """
     return claiming.heartbeat(
         context, call.run_id, call.phase_id, call.lease_token, call.tokens_used, call.cost_usd
@@ -133,8 +133,8 @@ def heartbeat(context: AppContext, call: KeepLease) -> object:
 def release_work(context: AppContext, call: ReleaseWork) -> object:
     """Give a lease back when you cannot work (rate limit, quota, missing program): no try is used.
 
-    The phase waits until `retry_at`; agents that claim with another `account` need not wait. What
-    you tried and could not solve is no such case: submit it as failed.
+    The phase waits until `retry_at`; agents that claim with another `account` need not wait. A task
+    that you tried and could not solve is not such a case: submit it as failed.
     """
     return claiming.release(
         context, call.run_id, call.phase_id, _part(call, Release), call.idempotency_key
@@ -142,9 +142,9 @@ def release_work(context: AppContext, call: ReleaseWork) -> object:
 
 
 def check_patch(context: AppContext, call: CheckPatch) -> object:
-    """Ask what a submission of this patch would be answered; nothing is recorded, no try is used.
+    """Check a patch as a submission would; nothing is recorded, no try is used.
 
-    `problem` says what to mend: for a conflict, hunk by hunk, with the lines that stand there now.
+    `problem` says what to repair: for a conflict, hunk by hunk, with the lines that are there now.
     """
     return branches.patch_check(context, call.run_id, _part(call, PatchCheck))
 
@@ -154,7 +154,7 @@ def submit_builder_result(context: AppContext, call: SubmitBuilderResult) -> obj
     writes it (the prompt `builder` has the command).
 
     It becomes a commit on the run's branch, or waits for the Auditor. A patch that conflicts, is
-    malformed or against policy uses up one try and ends the lease: claim again, mend, submit.
+    malformed or against policy uses up one try and ends the lease: claim again, repair, submit.
     """
     report = _part(call, BuilderReport)
     return building.submit_builder_result(
@@ -163,8 +163,10 @@ def submit_builder_result(context: AppContext, call: SubmitBuilderResult) -> obj
 
 
 def submit_auditor_result(context: AppContext, call: SubmitAuditorResult) -> object:
-    """Submit one review. `approve` lets the patch under review in, then `suggested_patches`;
-    `revise` sends the phase back with `review_notes`; `escalate` fails it for good.
+    """Submit one review.
+
+    `approve` applies the patch under review, then `suggested_patches`; `revise` sends the phase
+    back with `review_notes`; `escalate` fails the phase.
     """
     report = _part(call, AuditorReport)
     return auditing.submit_auditor_result(
@@ -210,6 +212,6 @@ TOOLS = {
 
 
 def _part(call: BaseModel, kind: type[RequestT]) -> RequestT:
-    """Return the part of a call that HTTP takes as a body; it was validated with the call."""
+    """Return the part of a call that is a body in HTTP; it was validated with the call."""
     given = call.model_fields_set & kind.model_fields.keys()
     return kind.model_construct(given, **{name: getattr(call, name) for name in given})
