@@ -1,4 +1,4 @@
-"""Settings, read once from the environment and a file; nobody else reads `os.environ`."""
+"""Settings, read once from the environment and a file. No other code reads `os.environ`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pydantic_settings import BaseSettings, DotEnvSettingsSource, NoDecode, Sett
 from .domain.identifiers import identifier_problem
 
 MEGABYTE = 1_000_000
-# What the client, the worker, CI commands and the container read or are given.
+# Names that the client, the worker, CI commands and the container use.
 _OTHER_VARIABLES = frozenset(
     f"AUTOPACK_{name}"
     for name in (
@@ -38,10 +38,10 @@ class SettingsError(Exception):
 
 
 class Settings(BaseSettings):
-    """Every knob of the service. The guide's names stand bare, ours begin with AUTOPACK_.
+    """All settings of the service. The guide's names have no prefix, others begin with AUTOPACK_.
 
-    Relative folders of ours are taken from the top of the repository that is served, so that a
-    start from any folder inside it finds the same data.
+    Relative `home` and runs directory start at the top of the served repository, so that a start
+    from any folder inside it finds the same data.
     """
 
     model_config = SettingsConfigDict(
@@ -57,8 +57,8 @@ class Settings(BaseSettings):
         description="File of further settings, one `NAME=value` a line; unset: `.env` beside"
         " Autopack's own code, if it runs from a checkout. The environment wins over it.",
     )
-    # Before `home` and `autonomous_runs_dir`, which are taken from it.
-    repo_path: Path = Field(default=Path("."), description="The git repository that runs build.")
+    # Before `home` and `autonomous_runs_dir`, which are relative to it.
+    repo_path: Path = Field(default=Path("."), description="The git repository for runs.")
     database_url: str | None = Field(
         default=None,
         validation_alias=AliasChoices("DATABASE_URL"),
@@ -72,11 +72,12 @@ class Settings(BaseSettings):
     testing: bool = Field(
         default=False,
         validation_alias=AliasChoices("TESTING"),
-        description="`1` skips the database's initialisation at start.",
+        description="`1` skips the database's migration at start.",
     )
 
     home: Path = Field(
-        default=Path(".autopack"), description="Our own data: embedded Postgres, scratch, logs."
+        default=Path(".autopack"),
+        description="Folder for the embedded Postgres, logs and temporary files.",
     )
     project_id: str = Field(default="Autopack", description="Name of the project, in every run.")
     base_branch: str | None = Field(
@@ -85,7 +86,7 @@ class Settings(BaseSettings):
     )
     auth: Literal["loopback", "disabled"] = Field(
         default="loopback",
-        description="Who is answered: callers on this machine only, or everybody.",
+        description="Which callers are answered: those on this machine only, or all.",
     )
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         default=("localhost", "127.0.0.1", "[::1]"),
@@ -133,7 +134,7 @@ class Settings(BaseSettings):
     )
     max_header_fields: int = Field(default=100, gt=0, description="Most header fields.")
     stalled_seconds: int = Field(
-        default=30, gt=0, description="Longest time that a request's head or body may stand still."
+        default=30, gt=0, description="Longest time without progress in a request's head or body."
     )
     max_connections: int | None = Field(
         default=None,
@@ -183,7 +184,7 @@ class Settings(BaseSettings):
     max_streams: int = Field(default=1_000, gt=0, description="Most event streams at a time.")
     ci_sandbox: Literal["auto", "required", "none"] = Field(
         default="auto",
-        description="Whether CI commands run in bubblewrap: where it can be had, always (else they"
+        description="Whether CI commands run in bubblewrap: where it works, always (else they"
         " do not run), or never.",
     )
     ci_readable_paths: Annotated[tuple[Path, ...], NoDecode] = Field(
@@ -198,7 +199,7 @@ class Settings(BaseSettings):
         default=512, gt=2, description="Most processes of a CI command at one time."
     )
     ci_disk_bytes: int = Field(
-        default=4 * 1024**3, gt=0, description="Most that a CI command's work tree may come to."
+        default=4 * 1024**3, gt=0, description="Largest size of a CI command's work tree."
     )
     ci_log_bytes: int = Field(
         default=5 * MEGABYTE,
@@ -233,7 +234,7 @@ class Settings(BaseSettings):
     @field_validator("database_url")
     @classmethod
     def _psycopg2_url(cls, value: str | None) -> str | None:
-        """SQLAlchemy 2.1 reads a bare `postgresql://` as psycopg 3; the app stays on psycopg2."""
+        """SQLAlchemy 2.1 reads `postgresql://` as psycopg 3; the service uses psycopg2."""
         if value is None:
             return None
         scheme, separator, rest = value.partition("://")
@@ -258,7 +259,7 @@ class Settings(BaseSettings):
     @classmethod
     def _from_the_repository(cls, value: Path | None, info: ValidationInfo) -> Path | None:
         repo_path: Path | None = info.data.get("repo_path")
-        if repo_path is None or value is None:  # it is itself wrong, and reported
+        if repo_path is None or value is None:  # the other field is wrong itself, and reported
             return value
         return repository_top(repo_path) / value.expanduser()
 
@@ -272,21 +273,22 @@ class Settings(BaseSettings):
 
 
 def repository_top(folder: Path) -> Path:
-    """Return the repository at or above `folder`, bare ones too, else `folder` itself."""
+    """Return the repository at or above `folder`, a bare one too, else `folder` itself."""
     return next((top for top in (folder, *folder.parents) if _is_repository(top)), folder)
 
 
 def load_settings(**values: object) -> Settings:
     """Read the environment and the operator's file; `values` win over both.
 
-    The served repository has no say: whoever may commit there would else decide who may call and
-    how CI is confined. `gitrepo` refuses at start what it tracks among these files and folders.
+    Files of the served repository are not read: else every author of a commit could decide which
+    callers are answered and how CI is confined. At start, `gitrepo` refuses a settings file or
+    folder that the repository tracks.
 
-    Raises SettingsError, one line for all that is wrong.
+    Raises SettingsError with one line for all wrong settings.
     """
     file = _settings_file()
     try:
-        # The values are of any kind on purpose: to check them is what happens here.
+        # The values have any type on purpose: they are validated here.
         settings = Settings(_env_file=file, env_file=file, **values)  # type: ignore[arg-type]
     except ValidationError as error:
         raise SettingsError("; ".join(_problem(item) for item in error.errors())) from error
@@ -299,9 +301,9 @@ def load_settings(**values: object) -> Settings:
 
 
 def misspelt_settings() -> list[str]:
-    """Return a line for each AUTOPACK_ name in the environment or the file that is no setting.
+    """Return a line for each unknown AUTOPACK_ name in the environment or the file.
 
-    Only where a known name is near: other programs may have names of their own.
+    Only for names similar to a known one, as other programs may have such names.
     """
     file = _settings_file()
     in_file = DotEnvSettingsSource(Settings, env_file=file).env_vars if file else ()
@@ -314,18 +316,18 @@ def misspelt_settings() -> list[str]:
         if name.upper().startswith(prefix):
             word = name.upper().removeprefix(prefix)
             if near := difflib.get_close_matches(word, ours, n=1, cutoff=0.75):
-                lines.append(f"{name} is no setting; the nearest known one is {ours[near[0]]}")
+                lines.append(f"{name} is not a setting; the nearest known one is {ours[near[0]]}")
     return lines
 
 
 def _settings_file() -> Path | None:
-    """Return the file that holds settings, None for none. Raises SettingsError."""
+    """Return the file with settings; None without one. Raises SettingsError."""
     variable = Settings.variable("env_file")
     named = os.environ.get(variable)
     if named:
         file = Path(named).expanduser().absolute()
         if not file.is_file():
-            raise SettingsError(f"{variable} ({named!r}): there is no such file")
+            raise SettingsError(f"{variable} ({named!r}): the file does not exist")
         return file
     source = Path(__file__).resolve().parents[1]
     file = source.parent / ".env"
@@ -342,5 +344,5 @@ def _problem(item: ErrorDetails) -> str:
     name = str(item["loc"][0])
     variable = name if name.isupper() else Settings.variable(name)
     reason = item["msg"].removeprefix("Value error, ")
-    shown = "" if variable == "DATABASE_URL" else f" ({item['input']!r})"  # it holds a password
+    shown = "" if variable == "DATABASE_URL" else f" ({item['input']!r})"  # it contains a password
     return f"{variable}{shown}: {reason[0].lower()}{reason[1:]}"

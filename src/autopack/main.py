@@ -1,4 +1,4 @@
-"""The application: the only place that wires things together."""
+"""The application: the only module that connects all packages."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ PUSH_WORKERS = 3
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """Make the application; nothing is opened before its lifespan begins."""
+    """Create the application; nothing is opened before its lifespan begins."""
     settings = settings or load_settings()
 
     @asynccontextmanager
@@ -71,7 +71,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         with ExitStack() as stack:
             app.state.turns = Turns()
             app.state.context = await run_in_threadpool(_open, settings, stack)
-            # A stream keeps its connection: the others need some, too.
+            # A stream keeps its connection, so some connections are reserved for other requests.
             most = settings.max_connections or connections_within(raise_file_limit())
             streams = min(settings.max_streams, most * 3 // 4)
             app.state.feed = Feed(app.state.context.engine, streams)
@@ -119,12 +119,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         stalled_seconds=settings.stalled_seconds,
     )
     app.state.traffic = Traffic()
-    app.add_middleware(TrafficMiddleware, traffic=app.state.traffic)  # what is refused counts too
+    # Outermost, so that refused requests count too.
+    app.add_middleware(TrafficMiddleware, traffic=app.state.traffic)
     return app
 
 
 def wire_protocol(settings: Settings) -> type[WireProtocol]:
-    """Return what a server speaks with its clients, within the limits of the settings."""
+    """Return the server's HTTP protocol with the limits of the settings."""
     return protocol_with(
         max_header_bytes=settings.max_header_bytes,
         max_header_fields=settings.max_header_fields,
@@ -134,7 +135,7 @@ def wire_protocol(settings: Settings) -> type[WireProtocol]:
 
 
 def _json_limits(settings: Settings) -> JsonLimits:
-    """Say how much each list of a body may hold, by its name wherever it stands."""
+    """Return the limits of JSON bodies; a list's limit depends only on its name."""
     fields = {
         "phases": "max_plan_phases",
         "tiers": "max_plan_tiers",
@@ -153,7 +154,7 @@ def _json_limits(settings: Settings) -> JsonLimits:
         depth=settings.max_json_depth,
         values=limit("max_json_values"),
         items=limit("max_list_items"),
-        # A patch is the longest text there is, and longer by a third in base64.
+        # A patch is the longest text; base64 makes it longer by a third.
         text=Limit(
             max(MEGABYTE, settings.max_patch_bytes * 4 // 3 + 4),
             Settings.variable("max_patch_bytes"),
@@ -164,8 +165,8 @@ def _json_limits(settings: Settings) -> JsonLimits:
 
 @contextmanager
 def open_context(settings: Settings) -> Iterator[AppContext]:
-    """Open what every use case works with, and roll forward whatever lags from before."""
-    # First: it refuses a home that a repository tracks, before a Postgres runs in there.
+    """Open the context of all use cases, and roll lagging projections forward."""
+    # First, since it refuses a home that a repository tracks, before a Postgres starts in it.
     repository = Repository.open(settings)
     with open_database(settings) as database:
         if not settings.testing:
@@ -183,9 +184,9 @@ def open_context(settings: Settings) -> Iterator[AppContext]:
 
 @contextmanager
 def holding_clone(context: AppContext, *, has_ci_alone: bool = False) -> Iterator[None]:
-    """Hold the database for this clone; CI alone may be done in any clone of the repository.
+    """Reserve the database for this clone; only CI may run in any clone of the repository.
 
-    Raises DatabaseError where the database belongs to another one.
+    Raises DatabaseError where the database belongs to another clone.
     """
     try:
         if has_ci_alone:
@@ -210,7 +211,7 @@ def _open(settings: Settings, stack: ExitStack) -> AppContext:
         stack.enter_context(working(context, queues_of(context)))
     if settings.auth == "disabled":
         structlog.get_logger(__name__).warning(
-            "auth_disabled", detail="everybody who reaches this address is answered"
+            "auth_disabled", detail="every caller that reaches this address is answered"
         )
     return context
 
@@ -219,7 +220,7 @@ def _open(settings: Settings, stack: ExitStack) -> AppContext:
 def jobs_process(
     settings: Settings, names: Collection[str], concurrency: int | None
 ) -> Iterator[list[str]]:
-    """Be a process that does background work alone; give the names of its queues.
+    """Run a process for background work only; yields the names of its queues.
 
     Raises SettingsError for a queue that is not worked on with these settings.
     """
@@ -248,9 +249,9 @@ def jobs_process(
 
 
 def queues_of(context: AppContext) -> list[Queue]:
-    """Return what background work there is."""
+    """Return the queues of background work."""
     queues = [
-        # More than one, so that nothing waits while the upkeep takes its time.
+        # More than one, so that no job waits for a slow upkeep.
         Queue(
             name=UPKEEP_QUEUE,
             concurrency=3,
@@ -279,7 +280,7 @@ def queues_of(context: AppContext) -> list[Queue]:
 
 @contextmanager
 def working(context: AppContext, queues: Sequence[Queue]) -> Iterator[None]:
-    """Do background work, from now on until the end."""
+    """Run the background workers while the `with` block runs."""
     workers = Workers(context.engine, queues)
     workers.start()
     try:
@@ -287,13 +288,13 @@ def working(context: AppContext, queues: Sequence[Queue]) -> Iterator[None]:
     finally:
         context.stopping.set()
         if context.repository.remote is not None:
-            context.repository.remote.stop()  # or a slow one would hold up the end
+            context.repository.remote.stop()  # else a slow job would delay the end
         workers.stop()
 
 
 @asynccontextmanager
 async def _ending_streams(feed: Feed) -> AsyncIterator[None]:
-    """End open streams when a signal ends the service: the server waits for them, then tells us."""
+    """End open streams at a stop signal: uvicorn waits for them before the lifespan ends."""
     loop = asyncio.get_running_loop()
     before: dict[signal.Signals, Callable[[int, FrameType | None], object]] = {}
 
@@ -316,7 +317,7 @@ async def _ending_streams(feed: Feed) -> AsyncIterator[None]:
 
 
 class _Output:
-    """Writes log lines; one that nobody takes (a closed pipe, a full disk) stops no work."""
+    """Writes log lines; ignores write errors (a closed pipe, a full disk), so that work goes on."""
 
     def msg(self, message: str) -> None:
         with suppress(OSError, ValueError):
@@ -346,7 +347,7 @@ def _configure_logging(settings: Settings) -> None:
 
 
 def __getattr__(name: str) -> FastAPI:
-    """Make `app` when a server asks for it: importing this module reads no environment."""
+    """Create `app` at its first access, so that importing this module reads no environment."""
     if name == "app":
         return create_app()
     raise AttributeError(name)

@@ -1,9 +1,10 @@
 """How long a call to Postgres waits for an answer.
 
-The server ends statements that take too long, and TCP notices a machine that is gone. Neither helps
-against a server that lives and says nothing (stopped, swapped out, behind a full proxy): psycopg2
-then waits for ever, and with it a thread of the service. So it waits by a callback of ours, which
-gives up. It then closes the connection, which SQLAlchemy takes for a database that is away.
+The server stops statements that take too long, and TCP detects a machine that is down. Neither
+helps against a server that runs but does not answer (stopped, swapped out, behind a full proxy):
+psycopg2 then waits forever and blocks a thread of the service. So psycopg2 waits by a callback of
+this module, which has a time limit. It then closes the connection, and SQLAlchemy reports that the
+database is unavailable.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from sqlalchemy import Connection
 from sqlalchemy.engine import Dialect
 from sqlalchemy.engine.interfaces import DBAPIConnection
 
-# Once a server has kept a caller waiting in vain, others wait for it so long, until it answers one.
+# After one caller waited in vain, other callers wait only so long, until the server answers again.
 SILENT_SECONDS: Final = 1.0
 _MADE: Final = (extensions.STATUS_READY, extensions.STATUS_BEGIN, extensions.STATUS_PREPARED)
 
@@ -28,7 +29,7 @@ class DatabaseSilentError(psycopg2.OperationalError):
 
 
 class PatientConnection(extensions.connection):
-    """A connection that waits so long to be made, and for each answer; None: for ever."""
+    """A connection with a time limit for connecting and for each answer; None: no limit."""
 
     connect_seconds: float = 5.0
     answer_seconds: float | None = None
@@ -36,7 +37,7 @@ class PatientConnection(extensions.connection):
 
 
 def ping_within(dialect: Dialect, seconds: float) -> None:
-    """Let the look at a pooled connection, before it is used, wait no longer than that."""
+    """Limit the wait of the check of a pooled connection before its use."""
     ping = dialect.do_ping
 
     def ping_impatiently(connection: DBAPIConnection) -> bool:
@@ -48,19 +49,19 @@ def ping_within(dialect: Dialect, seconds: float) -> None:
         finally:
             connection.answer_seconds = usual
 
-    # The one hook that there is: no event takes the place of a ping.
+    # The only hook: SQLAlchemy has no event for a ping.
     dialect.do_ping = ping_impatiently  # type: ignore[method-assign, assignment]
 
 
 def wait_forever(connection: Connection) -> None:
-    """Wait for each answer of this connection until it comes. For good: close it afterwards."""
+    """Remove the time limit of this connection, permanently: close it afterwards."""
     raw: object = connection.connection.dbapi_connection
     if isinstance(raw, PatientConnection):
         raw.answer_seconds = None
 
 
 def _wait(connection: extensions.connection) -> None:
-    """Wait until libpq has its answer, as psycopg2 asks of a wait callback."""
+    """Wait until libpq has its answer; psycopg2's interface of a wait callback."""
     patience = _patience(connection)
     deadline = None if patience is None else time.monotonic() + patience
     server = type(connection)
@@ -70,10 +71,10 @@ def _wait(connection: extensions.connection) -> None:
         waiting.register(connection.fileno(), events)
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         if not waiting.poll(None if left is None else left * 1_000):
-            # What patience is measured for is a PatientConnection, which has this field.
+            # The connection is a PatientConnection, which has this field.
             server.is_server_silent = True  # type: ignore[attr-defined]
             raise DatabaseSilentError(f"no answer within {patience:g} seconds")
-    # The field of a PatientConnection again: a plain one has no patience.
+    # The field of a PatientConnection; a plain connection has none.
     if patience is not None and server.is_server_silent:  # type: ignore[attr-defined]
         server.is_server_silent = False  # type: ignore[attr-defined]
 
@@ -88,5 +89,5 @@ def _patience(connection: extensions.connection) -> float | None:
     return seconds
 
 
-# For the whole process: psycopg2 knows no other way. A plain connection waits as it always did.
+# psycopg2 only has one callback for the whole process. A plain connection waits without a limit.
 extensions.set_wait_callback(_wait)

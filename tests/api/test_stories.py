@@ -66,7 +66,7 @@ def test_a_stranger_moves_the_branch(api: Api) -> None:
 Run run-001
 **Failed: policy was violated** (`DONE_FAILED_POLICY_VIOLATION`)
 > refs/heads/autonomous/run-001 is at commit-1 and not at commit-2, where Autopack left it: another process moved it, so Autopack does not touch it.
-Read [incident.md](incident.md), find out who moved `autonomous/run-001` (the run left it at `commit-2`), and start a new run.
+Read [incident.md](incident.md), find out which process moved `autonomous/run-001` (the run left it at `commit-2`), and start a new run.
 **Not eligible** for `main`:
 - the run is DONE_FAILED_POLICY_VIOLATION, not DONE_SUCCESS
 To look at before merging:

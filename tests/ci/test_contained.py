@@ -217,7 +217,7 @@ def test_a_tree_too_deep_to_look_at_is_red_and_goes_away(stage: Stage) -> None:
     )
     assert (outcome.verdict, outcome.reason) == (
         Verdict.RED,
-        "it made a path that is too long to look at",
+        "it created a path that is too long to measure",
     )
 
 

@@ -471,7 +471,7 @@ def test_a_misspelt_setting_is_told_with_the_nearest_known_one(
     monkeypatch.setenv("AUTOPACK_OF_ANOTHER_PROGRAM", "x")
     assert main(["init", "--dry-run"]) == 0
     assert capsys.readouterr().err.splitlines() == [
-        f"autopack: warning: {wrong} is no setting; the nearest known one is {right}"
+        f"autopack: warning: {wrong} is not a setting; the nearest known one is {right}"
         for wrong, right in (
             ("AUTOPACK_BASE_BRANHC", "AUTOPACK_BASE_BRANCH"),
             ("AUTOPACK_PROT", "AUTOPACK_PORT"),

@@ -210,7 +210,7 @@ def test_nobody_there_is_told_with_what_to_do(pauses: list[float]) -> None:
         (httpx.Response(502, text="<b>Bad\nGateway</b>"), "<b>Bad Gateway</b> (502)"),
         (httpx.Response(500, json={"code": 7}), "(500)"),
         (httpx.Response(200, text="<html>"), "no JSON (unreadable_answer)"),
-        (httpx.Response(200, json={"status": "well"}), "no LiveAnswer"),
+        (httpx.Response(200, json={"status": "well"}), "not a LiveAnswer"),
         (httpx.Response(307, headers={"Location": "http://elsewhere"}), "(307)"),
     ],
 )
@@ -232,6 +232,6 @@ def test_the_key_goes_into_the_header_alone(monkeypatch: pytest.MonkeyPatch) -> 
     assert answering(live).live().status == "alive"
     with pytest.raises(ClientError, match="header"):
         Autopack(api_key="a\nb")
-    with pytest.raises(ClientError, match="no address") as odd:
+    with pytest.raises(ClientError, match="not an address") as odd:
         Autopack("ftp://me:secret@there")
     assert "secret" not in str(odd.value)

@@ -221,7 +221,7 @@ def test_a_file_that_is_a_link_stays_one_and_nothing_goes_through_it(
     assert all((git_repo.path / name).is_symlink() for name in names)
     (git_repo.path / RULESET).unlink()
     (git_repo.path / RULESET).symlink_to(outside)
-    with pytest.raises(SetUpError, match="is no regular file"):
+    with pytest.raises(SetUpError, match="is not a regular file"):
         set_up(_settings(git_repo), command="true", is_applied=True)
     assert outside.read_text() == "theirs\n"
 

@@ -1,4 +1,4 @@
-"""PIPE to CI commands: the only code that runs a project's own code."""
+"""CI commands: the only code that runs a project's own code."""
 
 from .checks import CheckRunner, Job, Outcome, StoppedError
 

@@ -1,4 +1,4 @@
-"""One run of a CI command: started, watched, ended with all it has started, and judged."""
+"""One run of a CI command: start it, watch it, end all its processes, and return its verdict."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from .sandbox import OBJECTS, Limits, Sandbox, Start
 from .usage import UnmeasurableError
 
 WATCH_SECONDS: Final = 0.25
-# What takes long to count is counted so rarely that it takes a sixth of the time at most.
+# A slow measurement is repeated so rarely that it takes at most a sixth of the time.
 SLOW_SHARE: Final = 5
 END_SECONDS: Final = 10
 CHUNK: Final = 65_536
 MAX_LINE: Final = 500
-# A machine that has no more than this left is no place to run anything.
+# With less than this free, the machine counts as out of disk or memory.
 FREE_DISK_BYTES: Final = 128 * 1024 * 1024
 FREE_MEMORY_BYTES: Final = 64 * 1024 * 1024
 MARKER: Final = "AUTOPACK_CI_RUN"
@@ -39,12 +39,12 @@ _CANNOT_START: Final = (126, 127)
 
 
 class StoppedError(Exception):
-    """The run of CI was ended from outside, so it has no verdict."""
+    """The CI run was ended from outside, so it has no verdict."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What is to be run: a shell command in a work tree whose history lies in `objects`."""
+    """What to run: a shell command in a work tree whose history is in `objects`."""
 
     tree: Path
     objects: Path
@@ -56,7 +56,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What a run of CI came to."""
+    """The result of a CI run."""
 
     verdict: Verdict
     reason: str
@@ -68,14 +68,14 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Why a command was ended: it passed a limit of its own, or this machine ran short."""
+    """Why a command was ended: it passed its own limit, or the machine ran out of a resource."""
 
     reason: str
     is_ours: bool = False
 
 
 class Log:
-    """A command's output: all of it, or its beginning and its end."""
+    """A command's output: complete, or its beginning and its end."""
 
     def __init__(self, limit: int) -> None:
         self._half = max(1, limit // 2)
@@ -114,21 +114,21 @@ class CheckRunner:
 
     @property
     def sandbox(self) -> Place:
-        """Where commands run here."""
+        """The kind of sandbox in which commands run here."""
         return Place.BUBBLEWRAP if self.problem is None else Place.NONE
 
     @property
     def problem(self) -> str | None:
-        """Why there is no sandbox here; None: there is one."""
+        """Why there is no sandbox here; None if there is one."""
         return self._sandbox.problem
 
     @property
     def is_refused(self) -> bool:
-        """Whether there is no sandbox, and the operator forbids to go without."""
+        """Whether there is no sandbox, and the settings require one."""
         return self._is_required and self._sandbox.problem is not None
 
     def run(self, job: Job, should_stop: Callable[[], bool]) -> Outcome:
-        """Run a command to its end, whatever it does. Raises StoppedError."""
+        """Run a command until it ends or passes a limit. Raises StoppedError."""
         if self.is_refused:
             return self._did_not_run(
                 f"AUTOPACK_CI_SANDBOX is required, and {self._sandbox.problem}", b""
@@ -156,12 +156,13 @@ class CheckRunner:
         finally:
             os.close(writing)
         with os.fdopen(reading, "rb", buffering=0) as report:
-            # The first line tells of the sandbox's first process, or there is none.
+            # The first line names the sandbox's first process; without it the sandbox did not
+            # start.
             first = _document(_line(report)).get("child-pid") if start.is_contained else None
             watched = _Watched(process, first, start, job, self._limits, Log(self._log_bytes))
             try:
                 stopped = watched.run(should_stop)
-                shortage = watched.shortage_at_end()  # before its files are gone
+                shortage = watched.shortage_at_end()  # before its files are removed
             finally:
                 watched.end()
             status = _status(report.read(), process, is_contained=start.is_contained)
@@ -172,7 +173,7 @@ class CheckRunner:
         )
         is_own_limit = stopped is not None and not watched.is_overdue
         if outcome.verdict is Verdict.RED and shortage is not None and not is_own_limit:
-            # What fails while the machine is short says nothing of the commit.
+            # A failure while the machine is out of resources is not a verdict on the commit.
             return self._did_not_run(f"{shortage}: {outcome.reason}", outcome.log)
         return outcome
 
@@ -200,7 +201,7 @@ class CheckRunner:
         if stopped is not None:
             return self._red(stopped, log, counts)
         if status is None:
-            return self._did_not_run(f"the sandbox broke: {last_line(log)}", log)
+            return self._did_not_run(f"the sandbox failed: {last_line(log)}", log)
         has_run = counts is not None and counts.passed + counts.failed > 0
         if status in _CANNOT_START and not has_run:
             why = last_line(log) or "the command was not found or is not executable"
@@ -213,7 +214,7 @@ class CheckRunner:
         if counts is not None and counts.failed:
             return self._red(f"exit 0, but tests failed{_names(counts)}", log, counts)
         if counts is not None and not has_run:
-            return self._red(f"it ran no test: none is counted in {job.junit!r}", log, counts)
+            return self._red(f"no test ran: the reports {job.junit!r} count none", log, counts)
         return Outcome(
             verdict=Verdict.GREEN,
             reason="exit 0",
@@ -237,7 +238,7 @@ class CheckRunner:
 
 
 class _Watched:
-    """A command under way, and every process that came of it."""
+    """A running command, and every process that it started."""
 
     def __init__(
         self,
@@ -264,7 +265,7 @@ class _Watched:
         self.is_overdue = False
 
     def run(self, should_stop: Callable[[], bool]) -> Stop | None:
-        """Await the end; say why it was brought about, None: the command ended by itself."""
+        """Wait for the end; return why the command was stopped, None if it ended by itself."""
         output = self._process.stdout
         assert output is not None  # noqa: S101 - for the type checker: it is a pipe
         deadline = time.monotonic() + self._job.timeout_seconds
@@ -296,8 +297,8 @@ class _Watched:
         return None
 
     def end(self) -> None:
-        """Kill whatever is left, and see it gone."""
-        if self._first is not None:  # in a pid space of its own: its end is everybody's
+        """Kill all remaining processes, and wait until they have ended."""
+        if self._first is not None:  # first process of a PID namespace: its end ends all others
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._first, signal.SIGKILL)
             _is_ready(self._first, END_SECONDS)
@@ -317,7 +318,7 @@ class _Watched:
             self._process.stdout.close()
 
     def _drain(self, descriptor: int) -> None:
-        """Take what is still in the pipe, not what those write that the command left behind."""
+        """Read what is in the pipe now, without waiting for processes that are left over."""
         while _is_ready(descriptor, 0):
             data = os.read(descriptor, CHUNK)
             self.log.add(data)
@@ -325,7 +326,7 @@ class _Watched:
                 return
 
     def _shortage(self) -> str | None:
-        """Say what this machine is out of."""
+        """Return the resource that this machine has run out of; None if there is enough."""
         if usage.free_disk_bytes(self._job.tree) < FREE_DISK_BYTES:
             return "this machine's disk is full"
         free = usage.free_memory_bytes()
@@ -334,14 +335,14 @@ class _Watched:
         return None
 
     def shortage_at_end(self) -> str | None:
-        """Say what this machine was out of while the command ran, as far as that still shows."""
+        """Return the resource that the machine ran out of meanwhile, as far as it is visible."""
         killed = usage.killed_for_memory() - self._killed_before
         if killed > 0:
             return f"this machine ran out of memory, and the kernel killed {killed} processes"
         return self._shortage()
 
     def _problem(self, now: float) -> Stop | None:
-        """Look at the command's own limits first: who passes them is red on a full machine too."""
+        """Check the command's own limits first: passing them is red on a full machine too."""
         try:
             shortage = self._shortage()
             passed = self._passed_limit(now, is_thorough=shortage is not None)
@@ -369,18 +370,18 @@ class _Watched:
         spaces = 0
         if self._start.is_contained:
             spaces = usage.tmpfs_bytes(processes, self._first_pid)
-        # Shared pages are of files in memory for the most part: not counted twice.
+        # Shared pages are mostly pages of files in memory, which are counted elsewhere.
         memory = own + max(shared, spaces + self._held_memory)
         if memory > limits.memory_bytes:
-            return f"it took {memory} bytes of memory (AUTOPACK_CI_MEMORY_BYTES)"
+            return f"it used {memory} bytes of memory (AUTOPACK_CI_MEMORY_BYTES)"
         if used > limits.disk_bytes:
             return f"it wrote {used} bytes (AUTOPACK_CI_DISK_BYTES)"
         return None
 
     def _processes(self) -> set[int]:
-        """Find what came of the command: its descendants; without a sandbox, who has its mark too.
+        """Return the command's descendants and, without a sandbox, processes with its mark.
 
-        In a pid space of its own, who loses its parent comes to the first process there.
+        In a PID namespace, a process that loses its parent becomes a child of the first process.
         """
         parents = dict(usage.parents())
         found = {self._process.pid}
@@ -396,23 +397,23 @@ class _Watched:
 
 
 def _is_ready(descriptor: int, seconds: float) -> bool:
-    """Wait until there is something to read; of any descriptor, where `select` knows but 1024."""
+    """Wait for input. Unlike `select`, it works for descriptors above 1024."""
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     return bool(poll.poll(seconds * 1_000))
 
 
 def last_line(log: bytes) -> str:
-    """Return the last line of an output that says something, as one harmless line."""
+    """Return the last line with text of an output, as one printable line."""
     lines = log[-8 * MAX_LINE :].decode(errors="replace").splitlines()
     line = next((line for line in reversed(lines) if line.strip()), "").strip()
-    # It becomes a reason, which is committed with the record: no credential goes along.
+    # It becomes a reason, which is committed with the record, so credentials are redacted.
     line = redact(line)[-MAX_LINE:]
     return "".join(sign if sign.isprintable() else "?" for sign in line)
 
 
 def _status(report: bytes, process: subprocess.Popen[bytes], *, is_contained: bool) -> int | None:
-    """Return the command's exit status; None when the sandbox broke before there was one."""
+    """Return the command's exit status; None when the sandbox failed before."""
     if not is_contained:
         status = process.wait(END_SECONDS)
         return status if status >= 0 else 128 - status
@@ -424,7 +425,7 @@ def _status(report: bytes, process: subprocess.Popen[bytes], *, is_contained: bo
 
 
 def _line(report: RawIOBase) -> bytes:
-    """Read a line sign by sign: what follows is left for later."""
+    """Read a line byte by byte, so that the text after it stays in the pipe."""
     line = b""
     while (sign := report.read(1)) and sign != b"\n":
         line += sign

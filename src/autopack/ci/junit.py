@@ -1,4 +1,4 @@
-"""Counting tests by the JUnit reports that a CI command left: written by hostile code, perhaps."""
+"""Count tests by the JUnit reports of a CI command. Hostile code may have written them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ReportError(Exception):
 
 @dataclass(slots=True)
 class TestCounts:
-    """What the reports say, all of them together."""
+    """The counts of all reports together."""
 
     passed: int = 0
     failed: int = 0
@@ -58,7 +58,7 @@ class TestCounts:
 
 
 def mark_reports(tree: Path, pattern: str) -> Marks:
-    """Note which reports the commit itself brought: they tell of no run."""
+    """Return the reports that are in the commit itself: they are not results of this run."""
     return {path: _mark(entry) for path, entry in _reports(tree, pattern)}
 
 
@@ -74,7 +74,7 @@ def count_tests(tree: Path, pattern: str, before: Marks) -> TestCounts:
 
 
 def _reports(tree: Path, pattern: str) -> Iterator[tuple[str, os.stat_result]]:
-    """Find the regular files that match, following no link."""
+    """Return the matching regular files, without following links."""
     folders = [""]
     seen = 0
     while folders:
@@ -83,7 +83,7 @@ def _reports(tree: Path, pattern: str) -> Iterator[tuple[str, os.stat_result]]:
             for entry in entries:
                 seen += 1
                 if seen > MAX_ENTRIES:
-                    raise ReportError(f"the work tree holds more than {MAX_ENTRIES} files")
+                    raise ReportError(f"the work tree has more than {MAX_ENTRIES} files")
                 path = f"{folder}/{entry.name}" if folder else entry.name
                 if entry.is_dir(follow_symlinks=False):
                     if path != ".git":
@@ -97,7 +97,7 @@ def _mark(entry: os.stat_result) -> tuple[int, int, int]:
 
 
 def _count(file: Path, shown: str, counts: TestCounts) -> None:
-    # Nobody is left who could put another file in its place, yet a link is followed by no means.
+    # All processes have ended, so the file cannot be replaced; a link is still not followed.
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
@@ -105,17 +105,17 @@ def _count(file: Path, shown: str, counts: TestCounts) -> None:
     with os.fdopen(descriptor, "rb") as stream:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise ReportError(f"{shown!a} is no file")
+            raise ReportError(f"{shown!a} is not a file")
         if status.st_size > MAX_REPORT_BYTES:
             raise ReportError(f"{shown!a} is larger than {MAX_REPORT_BYTES} bytes")
         try:
             _Reader(counts).read(stream.read(MAX_REPORT_BYTES))
         except (xml.parsers.expat.ExpatError, ValueError, LookupError) as error:
-            raise ReportError(f"{shown!a} is no JUnit report: {error}") from error
+            raise ReportError(f"{shown!a} is not a JUnit report: {error}") from error
 
 
 class _Reader:
-    """Reads one report as it streams by: no tree is built."""
+    """Reads one report as a stream, without building a tree."""
 
     def __init__(self, counts: TestCounts) -> None:
         self._counts = counts

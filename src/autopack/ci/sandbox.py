@@ -1,4 +1,4 @@
-"""The sandbox of a CI run: bubblewrap, with nothing in sight but the system and one work tree."""
+"""The sandbox of a CI run: bubblewrap, with access only to the system and one work tree."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from typing import Final
 
 from ..config import Settings, repository_top
 
-OBJECTS: Final = Path("/run/autopack/objects")  # where a sandboxed git finds the history
+OBJECTS: Final = Path("/run/autopack/objects")  # the path of the history's objects in the sandbox
 _HOME: Final = "/tmp/home"  # noqa: S108 - within the sandbox /tmp is its own
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _SYSTEM: Final = ("/usr", "/opt")
 _LINKS: Final = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
-# Of /etc what programs stumble without; the rest may hold secrets that the service's user can read.
+# The files of /etc that programs need; the rest may contain secrets that the service's user can
+# read.
 _ETC: Final = (
     *("alternatives", "ca-certificates", "group", "hosts", "ld.so.cache", "ld.so.conf"),
     *("ld.so.conf.d", "localtime", "magic", "mime.types", "nsswitch.conf", "os-release"),
     *("passwd", "pki/tls/certs", "protocols", "services", "ssl/certs", "ssl/openssl.cnf"),
 )
-# A service that runs as root would be held by no limit on processes, so its CI gets another user:
-# of those that nobody is given for good.
+# Limits on processes do not apply to root. So the CI of a service that runs as root gets another
+# user id, from a range that is not assigned permanently.
 _FIRST_UID: Final = 61_184
 _UIDS: Final = 4_096
 _PROBE_SECONDS: Final = 20
@@ -33,7 +34,7 @@ _PROBE_SECONDS: Final = 20
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What all processes of one run of CI may take."""
+    """The limits for all processes of one CI run."""
 
     memory_bytes: int
     disk_bytes: int
@@ -42,7 +43,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """How to start a command: the words, its environment, its folder as seen from outside."""
+    """How to start a command: arguments, environment, and its folder as seen from outside."""
 
     words: Sequence[str]
     environment: Mapping[str, str]
@@ -51,7 +52,7 @@ class Start:
 
 
 class Sandbox:
-    """Bubblewrap on this machine; `problem` says why it cannot be had."""
+    """Bubblewrap on this machine; `problem` says why it cannot be used."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -73,7 +74,7 @@ class Sandbox:
         limits: Limits,
         status: int,
     ) -> Start:
-        """Return how to run a shell command in the sandbox; `status` is where bwrap reports to."""
+        """Return how to run a shell command in the sandbox; bwrap writes its report to `status`."""
         uid = _FIRST_UID + secrets.randbelow(_UIDS) if self._is_root else os.geteuid()
         place = self._place()
         if self._is_root:
@@ -99,7 +100,7 @@ class Sandbox:
     def outside(
         self, command: str, tree: Path, environment: Mapping[str, str], limits: Limits
     ) -> Start:
-        """Return how to run a shell command where there is no sandbox."""
+        """Return how to run a shell command without a sandbox."""
         home = tree.parent / "home"
         home.mkdir(exist_ok=True)
         words = [*self._limited(limits, with_processes=False), "/bin/sh", "-c", command]
@@ -130,7 +131,7 @@ class Sandbox:
         return None
 
     def _walls(self, limits: Limits, status: int | None) -> Iterator[str]:
-        """What every run sees, and does not."""
+        """Return the mounts of every CI run."""
         yield str(self._bwrap)
         if self._is_root:
             yield from ("--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID")
@@ -165,7 +166,7 @@ class Sandbox:
                 yield from ("--ro-bind", os.devnull, str(path))
 
     def _hidden(self) -> Iterator[Path]:
-        """What is ours and lies within what is shown."""
+        """Return the service's folders within the visible ones, to be hidden."""
         settings = self._settings
         shown = [Path(folder) for folder in _SYSTEM]
         shown += [path for path in self._readable if not path.is_relative_to(self._top)]
@@ -179,13 +180,14 @@ class Sandbox:
                 yield path
 
     def _place(self) -> Path:
-        """Where the command finds its work tree: where the operator has it, so that what was
-        installed "editable" from there means this commit."""
+        """Return the path of the work tree in the sandbox: that of the operator's checkout.
+
+        So packages that were installed "editable" from there use this commit."""
         is_bare = not (self._top / ".git").exists()
         return Path("/build") if is_bare or len(self._top.parts) < 2 else self._top
 
     def _within(self, tree: Path, place: Path) -> Iterator[str]:
-        """Show readable folders of the operator's checkout, such as its `.venv`, in the tree."""
+        """Mount readable folders of the operator's checkout, such as its `.venv`, into the tree."""
         for path in self._readable:
             if not path.is_relative_to(self._top) or path == self._top or place != self._top:
                 continue
@@ -194,7 +196,7 @@ class Sandbox:
             for step in steps:
                 inner /= step
                 if inner.is_symlink() or (inner.exists() and not inner.is_dir()):
-                    break  # the commit has something else there: no mount leads through its links
+                    break  # the commit has a file there: no mount through its links
             else:
                 yield from ("--ro-bind-try", str(path), str(path))
 
@@ -218,7 +220,7 @@ class Sandbox:
 
 
 def _shown(how: str, path: Path, place: Path | None = None) -> Iterator[str]:
-    """Mount a path, at a place or its own; bwrap alone would close the folders above to others."""
+    """Mount a path at a place, or at its own path; bwrap would make the parents inaccessible."""
     place = place or path
     for parent in reversed(place.parents[:-1]):
         yield from ("--perms", "0755", "--dir", str(parent))
@@ -226,7 +228,7 @@ def _shown(how: str, path: Path, place: Path | None = None) -> Iterator[str]:
 
 
 def _with_interpreters(paths: Sequence[Path]) -> Iterator[Path]:
-    """Add to virtual environments the Python that they stand on, which may lie anywhere."""
+    """Add the base Python of virtual environments, which may be in any folder."""
     for path in paths:
         yield path
         try:
@@ -241,7 +243,7 @@ def _with_interpreters(paths: Sequence[Path]) -> Iterator[Path]:
 
 
 def _run(*words: str) -> tuple[int, str]:
-    """Run a small program of the system to its end."""
+    """Run a small system program to its end."""
     try:
         done = subprocess.run(
             words,

@@ -1,9 +1,8 @@
-"""What a CI command takes of this machine, all its processes, and what the machine has left.
+"""The memory and disk that a CI command uses in all its processes, and what the machine has left.
 
-Everything is read from /proc, so that it works without a control group of one's own. Memory counts
-wherever a command may hold it: in its processes, in a tmpfs, in files that have no name (memfd, a
-deleted file), in System V segments. Disk counts what lies in the work tree and what was deleted
-there but is still open.
+All figures are read from /proc, so that no control group is needed. Memory is counted in all
+places: in processes, in a tmpfs, in files without a name (memfd, a deleted file), in System V
+segments. Disk is what is in the work tree, and what was deleted there but is still open.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
-# An empty file is not for nothing either: an inode and a block on disk, an inode in memory.
+# An empty file needs space too: an inode and a block on disk, an inode in memory.
 _FILE_ON_DISK: Final = 4_096
 _FILE_IN_MEMORY: Final = 1_024
 _BLOCK: Final = 512  # the unit of st_blocks
@@ -31,19 +30,19 @@ _MEMINFO: Final = Path("/proc/meminfo")
 
 
 class UnmeasurableError(Exception):
-    """A command hides what it takes. The message says how."""
+    """A command hides its usage. The message says how."""
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """Bytes that no process has mapped and no folder names."""
+    """Bytes in open files that are in no folder any more."""
 
     memory: int
     disk: int
 
 
 def parents() -> Iterator[tuple[int, int]]:
-    """Yield every living process of this machine with its parent."""
+    """Yield every running process of this machine with its parent."""
     with suppress(OSError):
         for name in os.listdir("/proc"):
             if name.isdigit():
@@ -54,7 +53,7 @@ def parents() -> Iterator[tuple[int, int]]:
 
 
 def environ(pid: int) -> bytes:
-    """Return a process's environment, each entry ended by NUL; empty when it cannot be read."""
+    """Return a process's environment, with NULs after entries; empty if it cannot be read."""
     try:
         return Path(f"/proc/{pid}/environ").read_bytes() + b"\0"
     except OSError:
@@ -62,7 +61,7 @@ def environ(pid: int) -> bytes:
 
 
 def resident(pids: Iterable[int]) -> tuple[int, int]:
-    """Return the bytes of memory that processes have mapped: each its own, and shared ones."""
+    """Return the bytes of memory that processes have mapped: private and shared ones."""
     own = shared = 0
     for pid in pids:
         with suppress(OSError, IndexError):
@@ -73,12 +72,12 @@ def resident(pids: Iterable[int]) -> tuple[int, int]:
 
 
 def tmpfs_bytes(pids: Iterable[int], first: int | None) -> int:
-    """Return what lies in each tmpfs of the sandbox, and of namespaces that a command made.
+    """Return the bytes in each tmpfs of the sandbox, and of namespaces that a command created.
 
     `first` is the sandbox's first process. Raises UnmeasurableError for a ramfs, which keeps no
     account, and for a tmpfs below another mount.
     """
-    # Until the sandbox stands its processes see this machine's own mounts.
+    # Before the sandbox is complete, its processes see the machine's own mounts.
     ours = {device for device, _, _ in _mounts("self")}
     walls = {device for device, _, _ in _mounts(first)} if first else set()
     used: dict[str, int] = {}
@@ -108,7 +107,7 @@ def _namespace(pid: int) -> str | None:
 
 
 def _mounts(pid: int | str) -> Iterator[tuple[str, str, str]]:
-    """Yield device, kind and place of each mount that a process sees."""
+    """Yield device, type and path of each mount that a process sees."""
     with suppress(OSError), open(f"/proc/{pid}/mountinfo", errors="surrogateescape") as lines:
         for line in lines:
             _, _, device, _, place, *rest = line.split(" ")
@@ -117,7 +116,7 @@ def _mounts(pid: int | str) -> Iterator[tuple[str, str, str]]:
 
 
 def held(pids: Iterable[int], tree: Path) -> Held:
-    """Return what processes hold by open or mapped files that have no name any more."""
+    """Return the bytes of open or mapped files of processes that have no name any more."""
     disk_device = tree.stat().st_dev
     memory: dict[tuple[int, int], int] = {}
     disk: dict[tuple[int, int], int] = {}
@@ -137,7 +136,7 @@ def held(pids: Iterable[int], tree: Path) -> Held:
                     start, _, end = span.partition(b"-")
                     reach = int(offset, 16) + int(end, 16) - int(start, 16)
                     mapped[int(inode)] = max(reach, mapped.get(int(inode), 0))
-    # What is open is counted to the byte; of what is only mapped, how far the mapping reaches.
+    # An open file counts with its exact size, a file that is only mapped up to the mapping's end.
     opened = {inode for _, inode in memory}
     closed = sum(size for inode, size in mapped.items() if inode not in opened)
     return Held(sum(memory.values()) + closed, sum(disk.values()))
@@ -170,7 +169,7 @@ def shared_segments(pid: int | None) -> int:
 
 
 def tree_bytes(tree: Path, limit: int) -> int:
-    """Add up what lies in a folder, until it passes the limit; no link is followed.
+    """Return the bytes in a folder; stops above the limit and does not follow links.
 
     Raises UnmeasurableError for a path that the system cannot name in one call.
     """
@@ -187,27 +186,27 @@ def tree_bytes(tree: Path, limit: int) -> int:
                         if entry.is_dir(follow_symlinks=False):
                             folders.append(entry.path)
         except OSError as error:
-            # Another folder went away meanwhile, or is closed to its own user, who cannot write
-            # there either.
+            # The folder was removed meanwhile, or its user has no access to it and so cannot write
+            # there.
             if error.errno == errno.ENAMETOOLONG:
-                raise UnmeasurableError("it made a path that is too long to look at") from error
+                raise UnmeasurableError("it created a path that is too long to measure") from error
     return used
 
 
 def free_disk_bytes(folder: Path) -> int:
-    """Return what this machine's users may still write where a folder is; 0 without an inode."""
+    """Return the free bytes for users on a folder's disk; 0 without a free inode."""
     volume = os.statvfs(folder)
     has_inodes = volume.f_files == 0 or volume.f_favail > 0
     return volume.f_bavail * volume.f_frsize if has_inodes else 0
 
 
 def free_memory_bytes() -> int | None:
-    """Return the memory that this machine can still give; None: it does not say."""
+    """Return the available memory of this machine; None if it is not known."""
     return _figure(_MEMINFO, "MemAvailable:", 1_024)
 
 
 def killed_for_memory() -> int:
-    """Return how many processes the kernel has killed so far because memory ran out."""
+    """Return how many processes the kernel has killed so far for lack of memory."""
     return _figure(VMSTAT, "oom_kill", 1) or 0
 
 

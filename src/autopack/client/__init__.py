@@ -1,4 +1,4 @@
-"""What speaks to the service over HTTP."""
+"""The client of the HTTP API."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The service's operations as methods: one each, by the names of the HTTP API. (docs/cli.md)"""
+"""One method for each operation of the HTTP API, with its name. (docs/cli.md)"""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ from .documents import parse_document
 from .errors import ApiError, ClientError, UnreachableError
 from .messages import MEDIA_TYPE, Message, read_messages
 
-BACKTEST_SECONDS = 600.0  # a thousand long runs take their time
+BACKTEST_SECONDS = 600.0  # a thousand long runs take long
 EVENTS_A_PAGE = 1_000
 POLL_SECONDS = 1.0
 
@@ -63,14 +63,14 @@ Answer = TypeVar("Answer", bound=Shape)
 
 
 class Autopack:
-    """A client of the service, to be closed or used by `with`.
+    """A client of the service. Close it, or use it in a `with` statement.
 
     `url` is API_URL's when it is not given, else http://localhost:8000; `api_key`
-    AUTOPACK_API_KEY's. Bodies are mappings, or models that write themselves as JSON. A request that
-    may be sent twice is sent again, up to `retries` times and ever more slowly, when it got no
-    answer or 503; what takes an Idempotency-Key gets one for that.
+    AUTOPACK_API_KEY's. Bodies are mappings, or models that write themselves as JSON. A repeatable
+    request without an answer or with 503 is sent again, up to `retries` times, with longer and
+    longer pauses. An operation that accepts an Idempotency-Key gets one, which makes it repeatable.
 
-    Every method raises ApiError for a refusal and UnreachableError when nobody answers.
+    Every method raises ApiError for a refusal and UnreachableError when there is no answer.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Autopack:
 
     @property
     def address(self) -> str:
-        """Where the service is asked."""
+        """The service's address."""
         return self._connection.address
 
     # The service itself
@@ -111,7 +111,7 @@ class Autopack:
         return self._get(ServiceAnswer, "/")
 
     def health(self) -> HealthAnswer:
-        """Return what is well and what is not; an unhealthy service is no error here."""
+        """Return the health of all parts; an unhealthy service is not an error here."""
         response = self._connection.send("GET", "/health", expected=(503,))
         return _read(HealthAnswer, response)
 
@@ -153,7 +153,7 @@ class Autopack:
         return self._post_once(RollbackAnswer, f"{_run(run_id)}/rollback", body, idempotency_key)
 
     def events(self, run_id: str, *, after: int = 0) -> Iterator[EventAnswer]:
-        """Yield a run's events of now, in order, those after a sequence number."""
+        """Yield a run's present events in order, from after a sequence number."""
         is_last = False
         while not is_last:
             page = self.event_page(run_id, limit=EVENTS_A_PAGE, after=after)
@@ -169,10 +169,9 @@ class Autopack:
         return self._get(EventPage, path, limit=limit, cursor=cursor, after=after)
 
     def follow(self, run_id: str, *, after: int = 0) -> Iterator[EventAnswer]:
-        """Yield a run's events as they happen; ends when the run is over and all are told.
+        """Yield a run's events live; ends when the run is over and all its events were sent.
 
-        Goes on where it was when the connection breaks. A service without room for one more stream
-        is asked again and again instead.
+        Resumes after a broken connection. If the service has no free stream, it polls the events.
         """
         failures = 0  # since the last event
         while failures <= self._connection.retries:
@@ -206,7 +205,7 @@ class Autopack:
                 yield event
             if is_over:
                 return
-            is_over = self.get_run(run_id).state.is_final  # whose last events are then read
+            is_over = self.get_run(run_id).state.is_final  # the last events are then read
             time.sleep(0 if is_over else POLL_SECONDS)
 
     # Work
@@ -220,9 +219,9 @@ class Autopack:
         lease_seconds: int = 900,
         account: str | None = None,
     ) -> WorkItemAnswer | None:
-        """Take the next work item, of one run or of any; None when there is none just now.
+        """Claim the next work item, of one run or of any; None when there is none now.
 
-        `account`: a label of whose limits the agent works under.
+        `account`: a label of the account whose limits the agent shares.
         """
         path = "/claim" if run_id is None else f"{_run(run_id)}/claim"
         body: dict[str, str | int] = {"role": role, "agent": agent, "lease_seconds": lease_seconds}
@@ -231,7 +230,7 @@ class Autopack:
         return _read_any(WorkItemAnswer, self._connection.send("POST", path, body=body))
 
     def next_phase(self, run_id: str, role: Role = "builder") -> WorkItemAnswer | None:
-        """Return what a claim would give, None when there is nothing just now."""
+        """Return the work item that a claim would return; None when there is none now."""
         response = self._connection.send(
             "GET", f"{_run(run_id)}/next_phase", query={"role": role}, is_repeatable=True
         )
@@ -245,7 +244,7 @@ class Autopack:
         tokens_used: int = 0,
         cost_usd: Decimal | None = None,
     ) -> HeartbeatAnswer:
-        """Keep a lease; both figures are what this attempt used since its claim."""
+        """Extend a lease; both figures are what this attempt used since its claim."""
         body: dict[str, str | int] = {"lease_token": lease_token, "tokens_used": tokens_used}
         if cost_usd is not None:
             body["cost_usd"] = str(cost_usd)
@@ -255,7 +254,7 @@ class Autopack:
     def release(
         self, run_id: str, phase_id: str, release: Body, *, idempotency_key: str | None = None
     ) -> ReleaseAnswer:
-        """Give a lease back without a try: `lease_token`, `reason`, `retry_at`, `account`."""
+        """Release a lease without using a try: `lease_token`, `reason`, `retry_at`, `account`."""
         path = f"{_phase(run_id, phase_id)}/release"
         return self._post_once(ReleaseAnswer, path, release, idempotency_key)
 
@@ -323,9 +322,9 @@ class Autopack:
         )
 
     def get_issue(self, issue_key: str) -> BacklogIssueAnswer:
-        """Return an issue of the backlog. Raises ClientError for `backlog`: that path is taken."""
+        """Return an issue of the backlog. Raises ClientError for `backlog`, the list's path."""
         if issue_key == "backlog":
-            raise ClientError("an issue 'backlog' has no page of its own: list the backlog")
+            raise ClientError("an issue 'backlog' cannot be read alone: list the backlog")
         return self._get(BacklogIssueAnswer, f"/project/issues/{_quoted(issue_key)}")
 
     def resolve_issue(self, issue_key: str) -> BacklogEntryAnswer:
@@ -342,7 +341,7 @@ class Autopack:
         return self._get(IntegrationStatusAnswer, f"{_run(run_id)}/integration_status")
 
     def diff(self, run_id: str, phase_id: str | None = None) -> bytes:
-        """Return what a run, or one phase of it, changes, as a patch that git applies."""
+        """Return the changes of a run, or of one phase, as a patch that git applies."""
         response = self._connection.send(
             "GET", f"{_run(run_id)}/diff", query={"phase_id": phase_id}, is_repeatable=True
         )
@@ -352,7 +351,7 @@ class Autopack:
         return self._get(CiRunsAnswer, f"{_run(run_id)}/ci")
 
     def ci_log(self, run_id: str, ci_run_id: int, *, tail: int | None = None) -> bytes:
-        """Return what a run of CI printed, or its last lines."""
+        """Return the log of a CI run, or its last lines."""
         path = f"{_run(run_id)}/ci/{ci_run_id}/log"
         return self._connection.send("GET", path, query={"tail": tail}, is_repeatable=True).content
 
@@ -366,11 +365,11 @@ class Autopack:
     # Policy
 
     def get_ruleset(self) -> dict[str, Any]:
-        """Return the project's ruleset as `put_ruleset` takes it."""
+        """Return the project's ruleset in the form that `put_ruleset` accepts."""
         return _document(self._connection.send("GET", "/project/ruleset", is_repeatable=True))
 
     def put_ruleset(self, ruleset: Body) -> dict[str, Any]:
-        """Replace the whole ruleset; what is left out is the default."""
+        """Replace the whole ruleset; missing fields get their defaults."""
         return _document(
             self._connection.send("PUT", "/project/ruleset", body=ruleset, is_repeatable=True)
         )
@@ -389,7 +388,7 @@ class Autopack:
         run_ids: Sequence[str] = (),
         limit: int | None = None,
     ) -> BacktestAnswer:
-        """Ask what a ruleset would have made of finished runs: these, else the newest."""
+        """Decide finished runs again under a ruleset: these, else the newest."""
         body: dict[str, Any] = {"ruleset": ruleset}
         if run_ids:
             body["run_ids"] = list(run_ids)
@@ -443,7 +442,7 @@ class Autopack:
     def _post_once(
         self, shape: type[Answer], path: str, body: Body, idempotency_key: str | None
     ) -> Answer:
-        """Post what has one effect however often it is sent."""
+        """Post a request with an idempotency key, so that it has one effect if it is repeated."""
         key = idempotency_key or new_key()
         response = self._connection.send("POST", path, body=body, key=key, is_repeatable=True)
         return _read(shape, response)
@@ -458,9 +457,9 @@ def _phase(run_id: str, phase_id: str) -> str:
 
 
 def _quoted(name: str) -> str:
-    """Return a name as one part of a path, whatever it holds; dots alone would climb.
+    """Return a name quoted as one part of a path; `.` and `..` cannot change the path.
 
-    Raises ClientError for none.
+    Raises ClientError for an empty name.
     """
     if not name:
         raise ClientError("an id is empty")
@@ -472,14 +471,14 @@ def _read(shape: type[Answer], response: httpx.Response) -> Answer:
     try:
         return shape.model_validate(document)
     except ValidationError as error:
-        raise unreadable(response, f"that is no {shape.__name__}: {error}") from error
+        raise unreadable(response, f"that is not a {shape.__name__}: {error}") from error
 
 
 def _read_event(message: Message, response: httpx.Response) -> EventAnswer:
     try:
         return EventAnswer.model_validate_json(message.data)
     except ValidationError as error:
-        raise unreadable(response, f"a message that is no event: {error}") from error
+        raise unreadable(response, f"a message that is not an event: {error}") from error
 
 
 def _read_any(shape: type[Answer], response: httpx.Response) -> Answer | None:
@@ -492,5 +491,5 @@ def _document(response: httpx.Response) -> dict[str, Any]:
     except ValueError:
         raise unreadable(response, "no JSON") from None
     if not isinstance(document, dict):
-        raise unreadable(response, "no JSON object")
+        raise unreadable(response, "not a JSON object")
     return document

@@ -27,7 +27,7 @@ Body = Mapping[str, Any] | BaseModel
 
 
 class Connection:
-    """Asks the service. What may be sent twice is sent again when it got no answer."""
+    """Sends requests to the service; repeats a repeatable one that got no answer."""
 
     def __init__(
         self,
@@ -39,16 +39,16 @@ class Connection:
         transport: httpx.BaseTransport | None,
     ) -> None:
         given = url or os.environ.get("API_URL") or DEFAULT_URL
-        shown = re.sub(r"(?<=://).*@", "***@", given)  # a password may be in it
+        shown = re.sub(r"(?<=://).*@", "***@", given)  # it may contain a password
         key = api_key or os.environ.get("AUTOPACK_API_KEY")
         try:
             self._url = httpx.URL(given.rstrip("/"))
         except httpx.InvalidURL as error:
-            raise ClientError(_one_line(f"{shown!r} is no address: {error}")) from error
+            raise ClientError(_one_line(f"{shown!r} is not an address: {error}")) from error
         if self._url.scheme not in ("http", "https") or not self._url.host:
-            raise ClientError(_one_line(f"{shown!r} is no address: http://HOST:PORT is."))
+            raise ClientError(_one_line(f"{shown!r} is not an address: give http://HOST:PORT."))
         if key is not None and not (key.isascii() and key.isprintable()):
-            raise ClientError("AUTOPACK_API_KEY holds what no header may hold.")
+            raise ClientError("AUTOPACK_API_KEY has a character that a header must not have.")
         self.retries = retries
         self._http = httpx.Client(
             base_url=self._url,
@@ -56,7 +56,7 @@ class Connection:
             timeout=httpx.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS)),
             transport=transport,
             trust_env=False,
-            verify=self._url.scheme == "https",  # to load certificates takes 35 ms
+            verify=self._url.scheme == "https",  # loading certificates takes 35 ms
         )
 
     @property
@@ -83,7 +83,7 @@ class Connection:
     ) -> httpx.Response:
         """Send a request and return its answer: a success, or a status that is `expected`.
 
-        A request that never left is sent again; one that may have arrived only if it
+        A request that was not sent is sent again; one that may have arrived only if it
         `is_repeatable`. Raises ApiError, UnreachableError.
         """
         request = self._http.build_request(
@@ -112,7 +112,7 @@ class Connection:
 
     @contextmanager
     def stream(self, path: str, headers: Mapping[str, str]) -> Iterator[httpx.Response]:
-        """Open an answer that is read as it comes.
+        """Open an answer as a stream.
 
         Raises ApiError, and UnreachableError while it is read, too.
         """
@@ -127,19 +127,19 @@ class Connection:
 
     def _unreachable(self, error: httpx.RequestError) -> UnreachableError:
         if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-            hint = "`autopack serve` starts it; --url or API_URL names another."
+            hint = "`autopack serve` starts one; --url or API_URL gives another address."
             return UnreachableError(_one_line(f"no service at {self.address} ({error}). {hint}"))
         reason = str(error) or type(error).__name__
         return UnreachableError(_one_line(f"{self.address} gave no answer: {reason}"))
 
 
 def new_key() -> str:
-    """Return a new Idempotency-Key: however often the request is sent, it has one effect."""
+    """Return a new Idempotency-Key: a request that is repeated with it has one effect."""
     return uuid.uuid4().hex
 
 
 def refusal(response: httpx.Response) -> ApiError:
-    """Read a refusal, whoever wrote it: a proxy's page has no problem document."""
+    """Return the error of a refusal, also without a problem document, as from a proxy."""
     try:
         problem = response.json()
     except ValueError:
@@ -154,7 +154,7 @@ def refusal(response: httpx.Response) -> ApiError:
 
 
 def unreadable(response: httpx.Response, what: str) -> ApiError:
-    """Say that a success is none: another service answers there, or another version."""
+    """Return the error for a success in an unknown form: of another service or version."""
     detail = _one_line(f"{response.request.url.path} answered {response.status_code}, and {what}")
     return ApiError(response.status_code, "unreadable_answer", detail, {})
 

@@ -1,4 +1,4 @@
-"""One whole run over HTTP, told line by line: a Builder that once works from an old state."""
+"""A demonstration: one run over HTTP, with a Builder that once works from an old state."""
 
 from __future__ import annotations
 
@@ -82,11 +82,11 @@ PLAN: Final[Mapping[str, Any]] = {
 
 
 class DemoError(Exception):
-    """The run took another course than the demonstration tells."""
+    """The run did something else than the demonstration expects."""
 
 
 def run_demo(url: str, repository: Path, runs_dir: Path) -> bool:
-    """Drive the run, print what happens and what to look at next. False when it went wrong."""
+    """Carry out the run and print each step. Returns False when it went wrong."""
     try:
         with Autopack(url) as client:
             _Story(client).tell()
@@ -134,7 +134,7 @@ class _Story:
         _say(f"P1.2  a Builder sends a patch made before P1.1: refused ({refused.code}).")
         _say(f"      {refused.detail}")
         _say("      Nothing of it is on the branch; one of the phase's tries is used up.")
-        self._build("P1.2", GREET, AFTER_P1_2, comment="made anew on the branch's head: ")
+        self._build("P1.2", GREET, AFTER_P1_2, comment="made again on the branch's head: ")
 
         self._build("P2.1", TEST, AFTER_P2_1)
         self._build("P2.2", README, AFTER_P2_2)
@@ -182,7 +182,7 @@ def _result(path: str, patch: str) -> Mapping[str, object]:
 
 
 def make_patch(path: str, before: str | None, after: str) -> str:
-    """Return a patch as git writes it. `before` is None for a file that is not there yet."""
+    """Return a patch as git writes it. `before` is None for a new file."""
     header = f"diff --git a/{path} b/{path}\n"
     if before is None:
         header += "new file mode 100644\n"

@@ -1,4 +1,4 @@
-"""What can go wrong between a client and the service."""
+"""The errors of a client."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 
 class ClientError(Exception):
-    """A call came to nothing. The message is one line that says why, or what to do."""
+    """A call failed. The message is one line that says why, or what to do."""
 
 
 class ApiError(ClientError):
-    """The service answered, and it was a refusal or nothing that can be read.
+    """The service answered with a refusal, or with an answer that cannot be read.
 
     `problem` is the whole problem document (RFC 9457); `code` is stable, `detail` for people.
     """

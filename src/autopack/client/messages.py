@@ -1,4 +1,4 @@
-"""Server-sent events, as a stream of lines has them."""
+"""Server-sent events, read from lines."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ MEDIA_TYPE: Final = "text/event-stream"
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message; `event` is its name, `message` where it has none."""
+    """One message; `event` is its name, by default `message`."""
 
     event: str
     data: str
 
 
 def read_messages(lines: Iterable[str]) -> Iterator[Message]:
-    """Yield each whole message; comments, which keep the line open, are passed over."""
+    """Yield each complete message; skips comments, which only keep the connection open."""
     event = ""
     data: list[str] = []
     for line in lines:

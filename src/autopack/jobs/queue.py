@@ -1,4 +1,4 @@
-"""Work that is queued by the very transaction that makes it necessary."""
+"""Jobs that are queued in the transaction that needs them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Final
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-# Not by the engine's own function, which has no ON CONFLICT: a job that is queued already would
-# end the transaction. And to leave such a job alone would not do: a worker might take it, and look
-# before our change is there to be seen. To touch it keeps it locked until we commit, and workers
-# skip what is locked.
+# The engine's own function has no ON CONFLICT, so a job that is queued already would abort the
+# transaction. DO NOTHING would be wrong: a worker could take the queued job and read the rows
+# before this transaction commits. The update locks the job until the commit, and workers skip
+# locked jobs.
 _DEFER: Final = text("""
     INSERT INTO procrastinate_jobs AS queued
         (task_name, queue_name, args, lock, queueing_lock, scheduled_at)
@@ -29,7 +29,7 @@ _SILENCE: Final = text(
 
 
 class TryAgainError(Exception):
-    """A job was stopped, as its process ends: it is to be done again at once, elsewhere."""
+    """A job was stopped because its process ends: another process must do it again at once."""
 
 
 def defer(
@@ -42,10 +42,10 @@ def defer(
     queueing_lock: str | None = None,
     at: datetime | None = None,
 ) -> None:
-    """Queue a job, which is done once the session's transaction is committed, or never.
+    """Queue a job; it runs after the session's transaction commits, and never if it rolls back.
 
     Of jobs with one `lock` one runs at a time. Of jobs with one `queueing_lock` one waits at a
-    time: another is that one again, due at the earlier time of both. One statement.
+    time: a further job is merged into it, due at the earlier time of both. One statement.
     """
     session.connection().execute(
         _DEFER,
@@ -61,6 +61,6 @@ def defer(
 
 
 def workers_silence(session: Session) -> float | None:
-    """Return how many seconds ago any worker anywhere was alive; None: there is none."""
+    """Return the seconds since the last sign of life of any worker; None without workers."""
     seconds = session.connection().scalar(_SILENCE)
     return None if seconds is None else float(seconds)

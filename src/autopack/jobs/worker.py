@@ -1,4 +1,4 @@
-"""Workers that do what is queued: in the service's own process, or in one of their own."""
+"""Job workers: in the service's process, or in a separate one."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ logger = structlog.get_logger(__name__)
 
 Task = Callable[..., None]
 
-# A worker that was silent for so long is dead. It beats, and looks for dead ones, every third of
-# that; every sixth it looks for jobs that were put off: new ones Postgres announces by itself.
+# A worker without a sign of life for so long counts as dead. Each worker sends one, and looks for
+# dead ones, every third of that time. Every sixth it polls for jobs that were postponed; Postgres
+# notifies about new ones.
 STALLED_SECONDS: Final = 30
 KEPT_HOURS: Final = 7 * 24
 RESTART_SECONDS: Final = 1.0
@@ -41,10 +42,10 @@ POOL_WAIT_SECONDS: Final = 5.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Queue:
-    """Jobs that are done so many at a time, each in a thread, whatever happens in other queues.
+    """A queue whose jobs run in so many threads, independent of other queues.
 
-    A task of `every` is called, without arguments, each so many seconds (below 60), by one of all
-    processes that work on the queue.
+    A task of `every` is called without arguments every so many seconds (below 60), by only one of
+    the processes that work on the queue.
     """
 
     name: str
@@ -54,7 +55,7 @@ class Queue:
 
 
 class Workers:
-    """One worker a queue, on a thread with a loop of its own, until they are stopped."""
+    """One worker for each queue, on a thread with its own event loop, until they are stopped."""
 
     def __init__(
         self,
@@ -75,7 +76,7 @@ class Workers:
         self._has_loop.wait()
 
     def stop(self) -> None:
-        """Take nothing more, and wait for what is under way."""
+        """Take no more jobs, and wait for the running ones."""
         self._loop.call_soon_threadsafe(self._stopping.set)
         self._thread.join()
 
@@ -86,7 +87,8 @@ class Workers:
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
         self._has_loop.set()
-        # The default one has six threads on two cores; two are for the engine's own look-ups.
+        # The default pool has six threads on two cores; two threads are for the engine's own
+        # queries.
         threads = sum(queue.concurrency for queue in self._queues) + 2
         self._loop.set_default_executor(ThreadPoolExecutor(threads, thread_name_prefix="job"))
         pool = AsyncConnectionPool(
@@ -112,9 +114,9 @@ class Workers:
             await asyncio.gather(*workers, return_exceptions=True)
 
     async def _keep(self, queue: Queue, app: App) -> None:
-        """Run a queue's worker, and another after it: one ends when its database goes away."""
+        """Run a queue's worker, and start it again when it ends, as by a database failure."""
         while True:
-            why = "a part of it ended"  # and said so itself
+            why = "a part of it ended"  # the engine has logged it
             try:
                 await app.run_worker_async(
                     queues=[queue.name],
@@ -133,7 +135,7 @@ class Workers:
             await asyncio.to_thread(self._revive)
 
     def _revive(self) -> None:
-        """Connect once, which starts an embedded Postgres that is gone."""
+        """Connect once, which starts an embedded Postgres again."""
         try:
             self._engine.connect().close()
         except SQLAlchemyError as error:
@@ -151,10 +153,10 @@ class Workers:
         return app
 
     def _look_after_jobs(self, app: App, queue: Queue) -> None:
-        """Let one of all processes take up dead workers' jobs, and remove what is long done."""
+        """In one process, requeue the jobs of dead workers and remove old finished jobs."""
         manager = app.job_manager
 
-        # No `lock`: its own job, left by a dead worker, would keep it from being taken up.
+        # No `lock`: a job of this task that a dead worker left would block it forever.
         @app.periodic(cron=f"* * * * * */{self._stalled_seconds // 3}")
         @app.task(name="reap_jobs", queue=queue.name, queueing_lock="reap_jobs")
         async def reap_jobs(timestamp: int) -> None:
@@ -165,7 +167,7 @@ class Workers:
                 logger.warning("job_taken_up", task=job.task_name, arguments=job.task_kwargs)
                 try:
                     await manager.retry_job(job)
-                except UniqueViolation:  # the same waits already
+                except UniqueViolation:  # the same job waits already
                     await manager.finish_job(job, Status.FAILED, delete_job=True)
 
         @app.periodic(cron="0 * * * *")
@@ -177,7 +179,7 @@ class Workers:
 
 
 class _Retrying(BaseRetryStrategy):
-    """Whatever fails is done again, ever less often: what is queued is never given up."""
+    """Repeats a failed job, with longer and longer waits and without a limit."""
 
     def get_retry_decision(self, *, exception: BaseException, job: Job) -> RetryDecision:
         if isinstance(exception, TryAgainError):
@@ -194,7 +196,7 @@ class _Retrying(BaseRetryStrategy):
 
 
 def _timed(name: str, call: Callable[[], None]) -> Callable[[int], None]:
-    """Make a task of what the clock calls: a failure is logged, and soon it is called again."""
+    """Return a periodic task: a failure is logged, and the next call comes soon."""
 
     def run(timestamp: int) -> None:
         try:
@@ -206,12 +208,12 @@ def _timed(name: str, call: Callable[[], None]) -> Callable[[int], None]:
 
 
 async def _without_transactions(connection: psycopg.AsyncConnection[Any]) -> None:
-    """The engine's every query is a transaction, so none needs a BEGIN and a COMMIT."""
+    """Run each query of the engine in autocommit, without BEGIN and COMMIT."""
     await connection.set_autocommit(True)
 
 
 class _HandOn(logging.Handler):
-    """Hands the engine's own warnings to our log; a database that is away needs no traceback."""
+    """Passes the engine's warnings to the log, without a traceback for a lost database."""
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None

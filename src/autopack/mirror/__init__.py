@@ -1,4 +1,4 @@
-"""The files that mirror runs for people: the only code that writes under AUTONOMOUS_RUNS_DIR."""
+"""The files that show runs to people: the only code that writes under AUTONOMOUS_RUNS_DIR."""
 
 from ..domain.naming import PULL_REQUEST, RECORD, patch_name
 from .files import MirrorUnusableError

@@ -1,4 +1,4 @@
-"""Many who ask for the same work, and few who do it."""
+"""One piece of work for many concurrent callers."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from threading import Condition
 class Coalescer:
     """Serve each caller by a piece of work that began after the call, and share that work.
 
-    Who finds nobody at work does it; who comes meanwhile waits for the next, which one of those who
-    wait does for all of them. A failure is told to whoever did the work; the others try again.
+    A caller that finds no work in progress does the work. Callers that arrive meanwhile wait for
+    the next piece of work, which one of them does for all. A failure is raised to the caller that
+    did the work; the others try again.
     """
 
     def __init__(self) -> None:
@@ -20,7 +21,7 @@ class Coalescer:
         self._done = 0
 
     def run(self, work: Callable[[], None]) -> None:
-        """Return when `work`, ours or another caller's, began after this call and succeeded."""
+        """Return after a `work` of any caller that began after this call has succeeded."""
         with self._changed:
             wanted = self._begun + 1
             while self._is_working:

@@ -17,9 +17,9 @@ from ..domain.run_issues import IndexEntry
 from ..views.issues import BacklogEntryAnswer, IssueIndexAnswer
 from ..views.runs import PhaseDetail, RunDetail
 
-# Harmless to parsers, but not to a terminal or an editor that shows the file.
+# Escaped because a terminal or an editor that shows the file could execute them.
 _UNSHOWN = re.compile(r"[\x7f-\x9f\u2028\u2029\u200e\u200f\u061c\u202a-\u202e\u2066-\u2069]")
-# Identifiers cannot hold a quote, so no name can pretend to be this line.
+# Identifiers have no quotes, so no name can look like this line.
 _REVISION = re.compile(rb'^  "revision": (\d{1,16}),?$', re.MULTILINE)
 _INDEX_NAMES = tuple(field.name for field in fields(IndexEntry))
 _BACKLOG_NAMES = tuple(name for name in BacklogEntryAnswer.model_fields if name != "issue_key")
@@ -73,7 +73,7 @@ def revision_of(head: bytes) -> int | None:
 
 
 def encode(document: Mapping[str, Any]) -> bytes:
-    """Write a document as JSON that is harmless to show."""
+    """Return a document as JSON that is safe to show in a terminal."""
     return _bytes(json.dumps(document, ensure_ascii=False, indent=2, default=_plain))
 
 
@@ -87,7 +87,7 @@ def encode_with_lines(head: Mapping[str, Any], lists: Mapping[str, Iterable[Any]
 
 
 def _encode_by_key(head: Mapping[str, Any], entries: Iterable[tuple[str, Any]]) -> bytes:
-    """Encode with one entry a line: cheaper than indenting, and good to search."""
+    """Encode with one entry a line: faster than indenting, and easy to search."""
     names = ",\n".join(f"  {_LINE.encode(name)}: {_LINE.encode(head[name])}" for name in head)
     lines = ",\n".join(f"    {_LINE.encode(key)}: {_LINE.encode(entry)}" for key, entry in entries)
     by_key = f"{{\n{lines}\n  }}" if lines else "{}"
@@ -105,7 +105,7 @@ def _plain(value: object) -> str:
         return usd_text(value)
     if isinstance(value, datetime):
         return wire_time(value)
-    raise TypeError(f"{type(value).__name__} has no place in a JSON file")
+    raise TypeError(f"{type(value).__name__} cannot be written to a JSON file")
 
 
 _LINE = json.JSONEncoder(ensure_ascii=False, default=_plain)

@@ -3,8 +3,8 @@
 That a power cut costs no file is not seen to here, for each file, but for all of them together
 (durability.py).
 
-Everything goes through file descriptors of folders that were opened without following links, so
-a link planted below the runs directory leads nowhere. The lock is `flock` on the folder itself: it
+All access goes through file descriptors of folders that were opened without following links, so a
+hostile link below the runs directory has no effect. The lock is `flock` on the folder itself: it
 needs no file, works across threads (each opens the folder anew) and across processes, and a crash
 frees it.
 """
@@ -27,12 +27,12 @@ from ..domain.errors import UnavailableError
 
 TEMPORARY = ".tmp"
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-# What a file system answers that cannot fsync a folder; its renames are as durable as they get.
+# Errors of a file system that cannot fsync a folder; the renames are then as durable as possible.
 _NO_FOLDER_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
 
 
 class MirrorUnusableError(UnavailableError):
-    """The runs directory cannot be written; the files that were there are as they were."""
+    """The runs directory cannot be written; the existing files are unchanged."""
 
     code: ClassVar[str] = "runs_dir_unusable"
 
@@ -40,7 +40,7 @@ class MirrorUnusableError(UnavailableError):
         reason = error.strerror or type(error).__name__
         super().__init__(
             f"{path} cannot be written: {reason}. AUTONOMOUS_RUNS_DIR must name a folder that"
-            " the service may write to, on a disk with room.",
+            " the service may write to, on a disk with free space.",
             path=str(path),
             reason=reason,
         )
@@ -58,7 +58,7 @@ class OpenFolder:
 
 @dataclass(frozen=True, slots=True)
 class NewFile:
-    """A file's whole content, and the folder that it belongs into."""
+    """A file's whole content, and the folder for it."""
 
     folder: OpenFolder
     name: str
@@ -71,7 +71,7 @@ class NewFile:
 
 @contextmanager
 def usable(path: Path) -> Iterator[None]:
-    """Say of a failure of the file system what could not be written, and why."""
+    """Turn errors of the file system into MirrorUnusableError with path and reason."""
     try:
         yield
     except OSError as error:
@@ -80,14 +80,14 @@ def usable(path: Path) -> Iterator[None]:
 
 @contextmanager
 def open_top(path: Path) -> Iterator[OpenFolder]:
-    """Open the runs directory, wherever the operator's links lead. Raises OSError."""
+    """Open the runs directory; the operator may use links for it. Raises OSError."""
     with _opened(path, None, 0) as descriptor:
         yield OpenFolder(descriptor, path)
 
 
 @contextmanager
 def open_folder(parent: OpenFolder, name: str) -> Iterator[OpenFolder]:
-    """Open a folder below another, made if absent; a link is not followed. Raises OSError."""
+    """Open or create a folder below another; does not follow a link. Raises OSError."""
     with suppress(FileExistsError):
         os.mkdir(name, dir_fd=parent.descriptor)
     with _opened(name, parent.descriptor, os.O_NOFOLLOW) as descriptor:
@@ -105,9 +105,10 @@ def _opened(name: str | Path, parent: int | None, flags: int) -> Iterator[int]:
 
 @contextmanager
 def locked_folder(parent: OpenFolder, name: str) -> Iterator[OpenFolder]:
-    """Open a folder below another, made if absent, and hold its lock. Raises OSError.
+    """Open or create a folder below another, and hold its lock. Raises OSError.
 
-    A folder that was deleted while we waited for its lock is nobody's to write into: take the next.
+    If the folder was deleted during the wait for its lock, its files would be lost: open the new
+    one.
     """
     while True:
         with open_folder(parent, name) as folder:
@@ -131,7 +132,7 @@ def _stands(folder: OpenFolder, parent: OpenFolder, name: str) -> bool:
 
 
 def read_head(folder: OpenFolder, name: str, limit: int) -> bytes:
-    """Read the first `limit` bytes; nothing of what is absent or no regular file."""
+    """Read the first `limit` bytes; empty for a missing file or one that is not regular."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         descriptor = os.open(name, flags, dir_fd=folder.descriptor)
@@ -163,7 +164,7 @@ def remove_leftovers(folder: OpenFolder) -> None:
 
 
 def remove_older(folder: OpenFolder, names: re.Pattern[str], moment: datetime) -> None:
-    """Remove the files of such names that were last written before a moment."""
+    """Remove the files with these names that were last written before a moment."""
     for name in os.listdir(folder.descriptor):
         if names.fullmatch(name):
             found = os.stat(name, dir_fd=folder.descriptor, follow_symlinks=False)
@@ -172,7 +173,7 @@ def remove_older(folder: OpenFolder, names: re.Pattern[str], moment: datetime) -
 
 
 def replace_files(top: OpenFolder, files: Sequence[NewFile], *, durably: bool = False) -> None:
-    """Put new files in the place of old ones, in the order given.
+    """Replace files by new ones, in the given order.
 
     `top` is the locked folder in which the temporary files are made; the files' folders are it or
     lie within it. All contents are written before the first name changes, so a full disk changes
@@ -221,7 +222,7 @@ def _create(folder: OpenFolder, name: str) -> int:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
         return os.open(name, flags, 0o644, dir_fd=folder.descriptor)
-    except FileExistsError:  # of a writer that crashed: the lock is ours, so nobody uses it
+    except FileExistsError:  # left by a writer that crashed, as this process has the lock
         os.unlink(name, dir_fd=folder.descriptor)
         return os.open(name, flags, 0o644, dir_fd=folder.descriptor)
 
@@ -233,7 +234,7 @@ def _write_all(descriptor: int, content: bytes) -> None:
 
 
 def _sync_folder(folder: OpenFolder) -> None:
-    """Make the names of a folder durable, as far as its file system can."""
+    """Make a folder's renames durable, as far as its file system can."""
     try:
         os.fsync(folder.descriptor)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""`incident.json` and `incident.md`: one pack, for machines and for people."""
+"""`incident.json` and `incident.md`: one incident pack, for machines and for people."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ LAST_ATTEMPTS = 3
 
 
 def incident_pack(run: RunDetail) -> IncidentPack | None:
-    """Gather what a failed run leaves behind; None for any other run.
+    """Return the incident pack of a failed run; None for any other run.
 
-    The run has to carry the attempts and issues of all its phases.
+    The run must contain the attempts and issues of all its phases.
     """
     if run.failure_code is None or run.failure_reason is None or run.ended_at is None:
         return None
@@ -60,7 +60,7 @@ def _gravest_first(issue: PhaseIssue) -> tuple[bool, str]:
 
 
 def _budgets(run: RunDetail) -> list[IncidentBudget]:
-    """Every budget of the run and its tiers, and those of phases that were used up."""
+    """Yield the budgets of the run and its tiers, and the exhausted budgets of phases."""
     minutes = int(((run.ended_at or run.updated_at) - run.created_at).total_seconds() // 60)
     budgets = [_budget("run token_cap", run.token_cap, run.tokens_used)]
     if run.cost_cap_usd is not None:

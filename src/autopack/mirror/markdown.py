@@ -1,8 +1,8 @@
-"""Markdown out of text that nobody vouches for.
+"""Markdown from untrusted text.
 
-Names, notes and reasons come from agents, which run on what strangers wrote. `inline` and `quote`
-make of any text something that shows as that text: it starts no heading, table, list, link, fence
-or HTML, mentions no account, refers to no issue that a forge would link or close, and no control
+Names, notes and reasons come from agents, which work on text of other people. `inline` and `quote`
+escape any text so that it is shown as it is: it starts no heading, table, list, link, fence or
+HTML, mentions no account, refers to no issue that a forge would link or close, and no control
 character reaches a terminal.
 """
 
@@ -15,16 +15,16 @@ NONE = "-"
 
 _BLANKS = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _LINES = re.compile(r"\r\n|[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
-# Characters that turn the direction of what follows them, and halves of characters.
+# Characters that change the direction of text, and lone surrogates.
 _INVISIBLE = re.compile(r"[\u200e\u200f\u061c\u202a-\u202e\u2066-\u2069\ufeff]")
 _SURROGATES = re.compile(r"[\ud800-\udfff]")
 # An underscore within a word is harmless, and snake_case should stay readable.
 _SPECIAL = re.compile(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])")
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 _LINKS = re.compile(r"(?<=[A-Za-z]):(?=//)|(?<=[Ww]{3})\.")
-# A forge looks for these in the text as it is shown, after all escapes; a comment parts them.
+# A forge looks for these in the rendered text, after all escapes; an HTML comment separates them.
 _CALLS = re.compile(r"(?<=@)(?=\w)|(?<=#)(?=\d)|(?<=GH-)(?=\d)", re.IGNORECASE)
-# Most names and reasons are of such characters only, and need no second look.
+# Most names and reasons have only these characters and need no escapes.
 _SUSPECT = re.compile(r"^[^A-Za-z]|[^A-Za-z0-9 ,.;()'\"!?%/-]|  | \Z|[Ww]{3}\.|[Gg][Hh]-\d")
 _TAME_CODE = re.compile(r"[A-Za-z0-9_./:@-]+")
 _PIPE = re.compile(r"\\\||\|")
@@ -32,7 +32,7 @@ _LINE_START = re.compile(r"^(?:[#+\-=:]|\d{1,9}(?=[.)]))")
 
 
 def plain(text: str) -> str:
-    """Make one line of a text: blanks and controls become one space."""
+    """Return a text as one line: blanks and controls become one space."""
     text = _SURROGATES.sub("\ufffd", _INVISIBLE.sub("", text))
     return _BLANKS.sub(" ", text).strip()
 
@@ -60,13 +60,13 @@ def _cut(text: str, limit: int | None) -> str:
 
 
 def code(text: str, limit: int | None = None) -> str:
-    """Show a short text as code, whatever it holds."""
+    """Show a short text as code, for any content."""
     if _TAME_CODE.fullmatch(text) and (limit is None or len(text) <= limit):
         return f"`{text}`"
     text = _cut(plain(text), limit)
     if not text:
         return NONE
-    if "\\|" in text:  # tables do not agree on what that is inside code
+    if "\\|" in text:  # renderers differ about a pipe inside code in a table
         return inline(text)
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
     pad = " " if text.startswith("`") or text.endswith("`") else ""
@@ -74,7 +74,7 @@ def code(text: str, limit: int | None = None) -> str:
 
 
 def quote(text: str) -> str:
-    """Show a longer text as a quotation that keeps its lines and paragraphs."""
+    """Show a longer text as a quotation with its lines and paragraphs."""
     lines = [inline(line) for line in _LINES.split(text.strip())]
     quoted = []
     for line, following in zip(lines, [*lines[1:], ""], strict=True):
@@ -86,7 +86,7 @@ def quote(text: str) -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> str:
-    """Lay out rows of Markdown cells; `right` names the columns of figures."""
+    """Return a table of Markdown cells; `right` are the columns with figures."""
     flushed = set(right)
     rules = ["---:" if column in flushed else "---" for column in range(len(header))]
     return "\n".join(_row(cells) for cells in (header, rules, *rows))
@@ -97,7 +97,7 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _cell(cell: str) -> str:
-    """Escape what is not escaped yet: inside code a pipe still ends a cell."""
+    """Escape the pipes that are not escaped yet: even inside code a pipe ends a cell."""
     return _PIPE.sub(r"\\|", cell) if "|" in cell else cell
 
 

@@ -1,4 +1,4 @@
-"""Where each file of a run stands, and who may overwrite it."""
+"""The paths of a run's files, and the rules for overwriting them."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ from .files import (
 SUMMARY = "run_summary.md"
 ISSUE_INDEX = "run_issue_index.json"
 BACKLOG = "project_issue_backlog.json"
-# Every revision stands within the first lines of its file.
+# Every file has its revision within the first lines.
 _HEAD_BYTES = 1_024
 _IGNORE_ALL = b"*\n"
-# Ids that would make a run's folder stand where a file of the project belongs.
+# Ids whose folder would have the name of a file of the project.
 _RESERVED = re.compile(r"project_(issue_backlog|ruleset_.*)\.json", re.IGNORECASE)
 _OURS = re.compile(
     r"run_summary\.md|run_issue_index\.json|run\.json|pull_request\.md|incident\.(md|json)"
     r"|project_implementation_strategy_v\d+\.json"
     r"|tier_\d+_.+\.md|phase_\d+_.+\.md|phase_\d+_.+_issues\.json"
 )
-# A file system's clock ticks more coarsely than ours.
+# File times are less exact than the service's clock.
 _CLOCK_TOLERANCE = timedelta(seconds=1)
 
 
 class Mirror:
-    """The runs directory. Every method may be called by many threads and processes at once."""
+    """The runs directory. Many threads and processes may call every method at the same time."""
 
     def __init__(self, runs_dir: Path) -> None:
         self.runs_dir = runs_dir
@@ -58,7 +58,7 @@ class Mirror:
         self._backlogs_guard = Lock()
 
     def prepare(self) -> None:
-        """Make the runs directory, and keep it out of `git status`. Raises MirrorUnusableError."""
+        """Create the runs directory, and hide it from `git status`. Raises MirrorUnusableError."""
         with usable(self.runs_dir):
             self.runs_dir.mkdir(parents=True, exist_ok=True)
             with open_top(self.runs_dir) as top:
@@ -68,11 +68,11 @@ class Mirror:
         self.check()
 
     def has_run(self, run_id: str) -> bool:
-        """Say whether a run has its files, as far as the last one written shows it."""
+        """Return whether a run has its files, judged by the file that is written last."""
         return (self.folder(run_id) / SUMMARY).is_file()
 
     def has_backlog(self) -> bool:
-        """Say whether the project has its files; none: the directory was removed or emptied."""
+        """Return whether the project has its files; if not, the directory was removed."""
         return (self.runs_dir / BACKLOG).is_file()
 
     def unsynced_since(self) -> int | None:
@@ -96,13 +96,13 @@ class Mirror:
             durability.sync(self.runs_dir, mark)
 
     def check(self) -> None:
-        """Find out whether a file can be written now. Raises MirrorUnusableError."""
+        """Check that a file can be written now. Raises MirrorUnusableError."""
         with usable(self.runs_dir), tempfile.TemporaryFile(dir=self.runs_dir) as probe:
             probe.write(_IGNORE_ALL)
             probe.flush()
 
     def folder(self, run_id: str) -> Path:
-        """Return the run's folder. Raises InvalidError for an id that cannot name one."""
+        """Return the run's folder. Raises InvalidError for an id that is not usable as a folder."""
         problem = identifier_problem(run_id)
         if problem is None and _RESERVED.fullmatch(run_id):
             problem = f"'{run_id}' is the name of a file beside the runs: choose another run_id"
@@ -122,13 +122,13 @@ class Mirror:
         index: IssueIndexAnswer | None = None,
         documents: Mapping[str, bytes] | None = None,
     ) -> None:
-        """Write the files of what changed, `run_summary.md` last.
+        """Write the files of changed phases and tiers, `run_summary.md` last.
 
-        `phases` names the phases that changed, whose reports must carry their attempts and issues;
-        None writes every phase and tier. `documents` are further files of the run's folder, by
-        name; the last one wins. Each file is judged by itself: one that shows a newer
-        revision, or a later run of the same id, stays as it is. Raises MirrorUnusableError; a
-        disk without room leaves all files as they were.
+        `phases` are the changed phases, whose reports must contain their attempts and issues; None
+        writes every phase and tier. `documents` are further files of the run's folder, by name; the
+        last one has precedence. Each file is compared separately: a file with a newer revision, or
+        of a later run of the same id, is not overwritten. Raises MirrorUnusableError; a full disk
+        leaves all files unchanged.
         """
         self.write_files(report, {**(documents or {}), **render_run(report, phases, index)})
 
@@ -139,8 +139,8 @@ class Mirror:
             if standing is None or standing.created_at != report.created_at:
                 if standing and standing.created_at > report.created_at:
                     return
-                # What is older than the run belonged to another one of this id, in a database
-                # that is gone.
+                # Files older than the run belonged to another run of this id, in a database that
+                # was removed.
                 for folder in folders.values():
                     remove_older(folder, _OURS, report.created_at - _CLOCK_TOLERANCE)
             places = [(*_place(path, folders), content) for path, content in files.items()]
@@ -156,13 +156,13 @@ class Mirror:
     def write_backlog(
         self, project_id: str, read: Callable[[], Sequence[BacklogEntryAnswer]]
     ) -> None:
-        """Return once the backlog's file holds at least the state that stood at the call.
+        """Return when the backlog's file has at least the state at the time of the call.
 
         `read` is called, if at all, in the caller's own thread, with the runs directory locked. It
-        must see what is committed by then, so it needs a new transaction, for which the caller's
-        connection will do: to ask a pool for another while many wait here could take them all.
-        Callers that come while another one writes share the next write, for which the `read` of
-        one of them is called. Raises MirrorUnusableError, and what `read` does.
+        must read what is committed by then, so it needs a new transaction. It should use the
+        caller's connection: many waiting callers that each take another one could exhaust the pool.
+        Callers that arrive during a write share the next write, for which the `read` of one of them
+        is called. Raises MirrorUnusableError, and the errors of `read`.
         """
         with self._backlogs_guard:
             coalescer = self._backlogs.setdefault(project_id, Coalescer())
@@ -176,7 +176,7 @@ class Mirror:
             replace_files(top, [NewFile(top, BACKLOG, content)])
 
     def read_ruleset(self, project_id: str) -> bytes | None:
-        """Return the operator's ruleset as its file holds it, or None without one.
+        """Return the bytes of the operator's ruleset file, or None without one.
 
         Raises MirrorUnusableError.
         """
@@ -190,7 +190,7 @@ class Mirror:
     def write_ruleset(
         self, project_id: str, content: bytes, *, only_if_absent: bool = False
     ) -> bool:
-        """Write the operator's ruleset; say whether that was done. Raises MirrorUnusableError."""
+        """Write the operator's ruleset; return whether it was. Raises MirrorUnusableError."""
         name = _ruleset_name(project_id)
         with self._locked_top() as top:
             if only_if_absent and exists(top, name):
@@ -208,7 +208,7 @@ class Mirror:
 
     @contextmanager
     def _locked(self, run_id: str) -> Iterator[OpenFolder]:
-        """Hold the lock of the run's folder, swept of what a crash left behind."""
+        """Lock the run's folder, and remove files that a crash left in it."""
         path = self.folder(run_id)
         with self._top() as top, ExitStack() as opened:
             with usable(path):
@@ -218,7 +218,7 @@ class Mirror:
 
     @contextmanager
     def _top(self) -> Iterator[OpenFolder]:
-        """Open the runs directory; make it again if somebody removed it."""
+        """Open the runs directory; create it again if it was removed."""
         with ExitStack() as opened:
             with usable(self.runs_dir):
                 try:
@@ -234,7 +234,7 @@ _FOLDERS = ("tiers", "phases", "issues")
 
 @contextmanager
 def _run_folders(run: OpenFolder) -> Iterator[dict[str, OpenFolder]]:
-    """Open a run's folders, by name; its own has none."""
+    """Open a run's folders by name; the empty name is its own folder."""
     with ExitStack() as opened:
         yield {"": run, **{name: opened.enter_context(open_folder(run, name)) for name in _FOLDERS}}
 
@@ -247,13 +247,13 @@ def _place(path: str, folders: Mapping[str, OpenFolder]) -> tuple[OpenFolder, st
 def render_run(
     report: RunDetail, phases: Collection[str] | None, index: IssueIndexAnswer | None
 ) -> dict[str, bytes]:
-    """Render the files of what changed, by name, the summary last; as `Mirror.write_run`."""
+    """Render the files of changed phases by name, the summary last; as `Mirror.write_run`."""
     files: dict[str, bytes] = {}
     for tier in report.tiers:
         chosen = [phase for phase in tier.phases if phases is None or phase.phase_id in phases]
         for phase in chosen:
             files[f"phases/{pages.phase_name(phase)}"] = pages.phase_page(report, tier, phase)
-            if phases is None or index is not None:  # the index changes whenever issues do
+            if phases is None or index is not None:  # the index changes with every issue
                 name = pages.issues_name(phase.phase_index, phase.phase_id)
                 files[f"issues/{name}"] = documents.phase_issues(report, phase)
         if chosen or phases is None:
@@ -269,7 +269,7 @@ def render_run(
 
 
 def _revision(folder: OpenFolder, name: str) -> int:
-    """Return the revision that a file shows; 0 for none that can be read."""
+    """Return the revision in a file; 0 if it has none that can be read."""
     head = read_head(folder, name, _HEAD_BYTES)
     if name.endswith(".json"):
         return documents.revision_of(head) or 0

@@ -1,7 +1,7 @@
 """The Markdown files: a run, its tiers, its phases, for people who open them on GitHub.
 
-A page is a function of the report alone, with no clock: the same report is the same bytes. What
-agents wrote goes through `markdown.inline`, `code` or `quote`, always.
+A page is a function of the run alone, without a clock: the same run gives the same bytes. All text
+of agents goes through `markdown.inline`, `code` or `quote`.
 """
 
 from __future__ import annotations
@@ -72,14 +72,14 @@ _CELL = 160
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """Which state of which run a page shows; `created_at` tells two runs of one id apart."""
+    """The run and revision that a page shows; `created_at` distinguishes two runs of one id."""
 
     revision: int
     created_at: datetime
 
 
 def stamp_of(head: bytes) -> Stamp | None:
-    """Read the stamp off the beginning of a page."""
+    """Read the stamp from the beginning of a page."""
     found = _STAMP.match(head)
     if found is None:
         return None
@@ -102,7 +102,7 @@ def issues_name(phase_index: int, phase_id: str) -> str:
 
 
 def verdict_words(phase: PhaseDetail) -> str:
-    """Name a phase's verdict, and that its CI was confined by nothing."""
+    """Return a phase's verdict in words, and whether its CI ran without a sandbox."""
     words = VERDICT_WORDS[phase.verdict]
     return f"{words}, without a sandbox" if phase.sandbox is Sandbox.NONE else words
 
@@ -210,7 +210,7 @@ def _next_step(run: RunDetail, phases: Sequence[PhaseDetail]) -> str:
     until = f" until {_time(current.deadline_at)}" if current and current.deadline_at else ""
     match run.state:
         case RunStatus.PLAN_BOOTSTRAP:
-            return "Nothing: the run starts by itself when its plan is there."
+            return "Nothing: the run starts by itself when its plan is written."
         case RunStatus.RUN_CREATED | RunStatus.PHASE_QUEUEING | RunStatus.SNAPSHOT_CREATED:
             return (
                 f"A Builder takes {name} and posts its result:"
@@ -233,7 +233,7 @@ def _next_step(run: RunDetail, phases: Sequence[PhaseDetail]) -> str:
             )
         case RunStatus.DONE_SUCCESS:
             return (
-                f"{code(run.branch)} is complete, but the reasons below keep it from"
+                f"{code(run.branch)} is complete, but the reasons below forbid to merge it into"
                 f" {code(run.base_branch)}. Settle them in a new run."
             )
         case RunStatus.DONE_FAILED_BUDGET_EXHAUSTED:
@@ -243,7 +243,7 @@ def _next_step(run: RunDetail, phases: Sequence[PhaseDetail]) -> str:
         case RunStatus.DONE_FAILED_POLICY_VIOLATION:
             if run.failure_code is FailureCode.BRANCH_MOVED:
                 return _after_failure(
-                    f"find out who moved {code(run.branch)} (the run left it at"
+                    f"find out which process moved {code(run.branch)} (the run left it at"
                     f" {_sha(run.head_commit)}), and start a new run"
                 )
             return _after_failure("settle what broke the rules, and start a new run")
@@ -261,7 +261,7 @@ def _after_failure(advice: str) -> str:
 
 def _promotion(run: RunDetail) -> Iterable[str]:
     if not run.state.is_final:
-        yield "Judged when the run ends."
+        yield "Decided when the run ends."
         return
     if run.promotion_eligible_to_main:
         yield f"**Eligible** for {code(run.base_branch)}."
@@ -343,7 +343,7 @@ def _task(phase: PhaseDetail) -> Iterable[tuple[str, str]]:
     yield "Complexity", phase.complexity
     yield "Builder mode", code(phase.builder_mode or "")
     yield "CI profile", phase.ci_profile
-    yield "Patches", "applied at once" if phase.auto_apply else "held for an Auditor"
+    yield "Patches", "applied at once" if phase.auto_apply else "pending until an Auditor approves"
     yield "Auditor profile", code(phase.auditor_profile or "")
     if phase.allow_empty:
         yield "Empty result", "allowed"
@@ -439,7 +439,7 @@ def _issues(phase: PhaseDetail) -> str:
         for issue in phase.issues
     )
     listing = f"../issues/{issues_name(phase.phase_index, phase.phase_id)}"
-    return f"{table(header, rows, right=(3,))}\n\n[All that was reported]({listing})."
+    return f"{table(header, rows, right=(3,))}\n\n[All reports]({listing})."
 
 
 def _severity(issue: PhaseIssue) -> str:

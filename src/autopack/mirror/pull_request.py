@@ -1,8 +1,7 @@
 """The pull request that proposes a run's branch: its title and its Markdown body.
 
-Like the pages a function of the run alone. A forge acts on more of a text than a reader sees: it
-tells people who are mentioned and closes issues that are named, so words of agents are kept from
-doing either.
+Like the pages, it is a function of the run alone. A forge acts on text: it notifies mentioned
+accounts and closes named issues. So text of agents is escaped so that it does neither.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from .markdown import NONE, bullets, code, inline, plain, table
 from .pages import DEBT_WORDS, PHASE_WORDS, RUN_WORDS, verdict_words
 
 MAX_TITLE = 120
-MAX_PHASES = 100  # GitHub takes 65,536 characters
+MAX_PHASES = 100  # GitHub accepts 65,536 characters
 MAX_REASONS = 50
 _NAME = 100
 _REASON = 300
@@ -36,7 +35,7 @@ def pull_request(
     warnings: Sequence[str],
     open_issues: Sequence[OpenIssue],
 ) -> PullRequestAnswer:
-    """Write the pull request of a run; one that may not be merged says so at the top."""
+    """Return a run's pull request; if the run is not eligible, it starts with the reasons."""
     phases = [phase for tier in run.tiers for phase in tier.phases]
     blocks = (
         _opening(run, phases),
@@ -61,7 +60,7 @@ def pull_request_page(request: PullRequestAnswer) -> bytes:
 
 
 def _title(run: RunDetail, phases: Sequence[PhaseDetail]) -> str:
-    """Name what was done; a plan of several phases by its tiers."""
+    """Return the title: the phase's name, or the tiers' names of a plan with several phases."""
     tiers = [tier.name for tier in run.tiers if tier.phases]
     names = tiers if len(phases) > 1 else [phase.name for phase in phases]
     others = len(names) - 1

@@ -1,7 +1,7 @@
-"""`run.json`: a finished run as a whole, for the checker to judge anew. (docs/promotion.md)
+"""`run.json`: the record of a finished run, which the checker verifies. (docs/promotion.md)
 
-Everything that is told of the run elsewhere in its folder is named here by its SHA-256, and
-every commit of its branch by its ids; so whoever has this one file's hash has them all.
+It names every other file of the run's folder by its SHA-256, and every commit of the branch by its
+ids. So the hash of this one file covers the whole run.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def run_record(
     events: Iterable[Mapping[str, Any]],
     files: Mapping[str, bytes],
 ) -> bytes:
-    """Render `run.json`; `files` are all others of the run's folder."""
+    """Render `run.json`; `files` are all other files of the run's folder."""
     phases = [phase for tier in run.tiers for phase in tier.phases]
     return encode_with_lines(
         {

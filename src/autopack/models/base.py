@@ -1,4 +1,4 @@
-"""The one metadata of all tables, and the columns that they share."""
+"""The metadata of all tables, and their common columns."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ metadata = MetaData(
 )
 
 Id = Annotated[int, mapped_column(BigInteger, Identity(always=True), primary_key=True)]
-# Money that has been counted: none at first, also in rows of a release that knows no such column.
+# Counted money: 0 at first, also in rows of an older release that does not write the column.
 Cost = Annotated[Decimal, mapped_column(Numeric(20, 6), default=ZERO_USD, server_default=text("0"))]
 Json = Annotated[Any, mapped_column(JSONB)]
 
 
 class Base(DeclarativeBase):
-    """Numbers are 64 bits, times carry their zone, text has no length of the database's own."""
+    """Numbers have 64 bits, times have a time zone, text has no length limit in the database."""
 
     metadata = metadata
     type_annotation_map: ClassVar[dict[Any, Any]] = {
@@ -60,13 +60,13 @@ class Base(DeclarativeBase):
 
 
 def one_of(column: str, values: type[StrEnum]) -> CheckConstraint:
-    """Let a text column hold only the values of a closed set."""
+    """Return a check that limits a text column to the values of an enum."""
     names = ", ".join(f"'{value}'" for value in values)
     return CheckConstraint(f"{column} IN ({names})", name=f"{column}_known")
 
 
 def not_negative(*columns: str) -> tuple[CheckConstraint, ...]:
-    """Let number columns never fall below zero."""
+    """Return a check that number columns are never negative."""
     return tuple(
         CheckConstraint(f"{column} >= 0", name=f"{column}_not_negative") for column in columns
     )

@@ -1,7 +1,7 @@
-"""How many there are: changes of a count, written by triggers and added up now and then.
+"""Counts of rows: changes of a count, written by triggers and added up periodically.
 
-Rows are only ever added, so changes of different runs never wait for each other; the count is the
-sum over the few rows there are. See docs/decisions/counting-runs.md.
+Rows are only inserted, so changes of different runs never wait for each other; the count is the sum
+of the rows. See docs/decisions/counting-runs.md.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from sqlalchemy import BigInteger, Column, Numeric, Table, Text
 
 from .base import metadata
 
-# A delete marks rows and leaves them to be read past, so autovacuum comes often.
+# Deleted rows are still read until a vacuum, so autovacuum runs often.
 OFTEN: dict[str, Any] = {
     "autovacuum_vacuum_threshold": 500,
     "autovacuum_vacuum_scale_factor": 0,

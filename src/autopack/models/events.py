@@ -1,4 +1,4 @@
-"""The append-only log of what happened."""
+"""The append-only log of events."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Issues of phases, the project's backlog, and the runs and tiers that saw each of its keys."""
+"""Issues of phases, the project's backlog, and the runs and tiers that reported each key."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class BacklogEntry(Base):
 
 
 class Sighting(Base):
-    """A run and tier in which a key of the backlog was seen; what ages are counted from."""
+    """A run and tier that reported a key of the backlog; the age is counted from these rows."""
 
     __tablename__ = "sightings"
 

@@ -1,4 +1,4 @@
-"""Signs of life of what nobody calls."""
+"""Signs of life of periodic work."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .base import Base
 
 
 class Pulse(Base):
-    """When periodic work last came to its end, whichever process did it."""
+    """The time when periodic work was last completed, in any process."""
 
     __tablename__ = "pulses"
 

@@ -1,4 +1,4 @@
-"""What the remote is to be told."""
+"""Pushes of runs' branches to the remote."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from .base import Base, Id, not_negative
 
 
 class Push(Base):
-    """The wish that a run's branch and tags be on the remote as of a revision, and what came of it.
+    """A request to push a run's branch and tags as of a revision, and its result.
 
-    It is pending as long as it has a time for the next try.
+    It is pending while it has a time for the next try.
     """
 
     __tablename__ = "pushes"
@@ -22,7 +22,7 @@ class Push(Base):
     run_pk: Mapped[int] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), unique=True)
     wanted_revision: Mapped[int]
     next_try_at: Mapped[datetime | None]
-    # Since the last success, the try under way included.
+    # Tries since the last success, including the running one.
     attempts: Mapped[int] = mapped_column(default=0)
     last_error: Mapped[str | None]
     pushed_commit: Mapped[str | None]

@@ -66,11 +66,11 @@ class Run(Base):
     base_branch: Mapped[str]
     base_commit: Mapped[str]
     head_commit: Mapped[str]
-    # The last commit of the work: beyond it is only the commit of the run's record.
+    # The last commit of the work: only the commit of the run's record comes after it.
     work_commit: Mapped[str]
     last_snapshot: Mapped[str | None]
 
-    # `revision` counts what happened; the branch and the files have caught up to
+    # `revision` counts the changes of the run; branch and files show the state at
     # `mirrored_revision`.
     revision: Mapped[int] = mapped_column(default=1)
     mirrored_revision: Mapped[int] = mapped_column(default=0)
@@ -118,7 +118,7 @@ class Run(Base):
 
 
 class HasIssues:
-    """What counts open issues, and says so in a word. (docs/rules.md, "Issues and aging")"""
+    """Columns for counts of open issues, and the issue state that follows from them. (rules §7)"""
 
     minor_issues_count: Mapped[int] = mapped_column(default=0)
     major_issues_count: Mapped[int] = mapped_column(default=0)
@@ -202,7 +202,7 @@ class Phase(HasIssues, Base):
     is_review_requested: Mapped[bool] = mapped_column(default=False)
     tokens_used: Mapped[int] = mapped_column(default=0)
     cost_usd: Mapped[Cost]
-    # What agents claimed of themselves; recorded, never believed.
+    # Figures that agents report about themselves; recorded, but not used by any rule.
     builder_attempts_claimed: Mapped[int | None]
     minor_issues_claimed: Mapped[int | None]
     major_issues_claimed: Mapped[int | None]

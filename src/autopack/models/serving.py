@@ -1,4 +1,4 @@
-"""Which clone of the repository this database belongs to."""
+"""The clone of the repository that this database belongs to."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ServedClone(Base):
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     clone: Mapped[str]
     place: Mapped[str]
-    # First commits of the base branch; empty where a shallow clone does not know them.
+    # Root commits of the base branch; empty where a shallow clone does not have them.
     root_commits: Mapped[list[str]] = mapped_column(ARRAY(Text))
     since: Mapped[datetime]
 

@@ -14,7 +14,7 @@ from .base import Base, Id, Json, not_negative, one_of
 
 
 class Lease(Base):
-    """An agent's hold on a phase; one at a time, told apart by the fence."""
+    """An agent's claim on a phase; one at a time, each with a higher fence."""
 
     __tablename__ = "leases"
 
@@ -44,7 +44,7 @@ class Lease(Base):
 
 
 class Submission(Base):
-    """One result of a Builder or an Auditor: an attempt, as it arrived and what came of it."""
+    """One result of a Builder or an Auditor: the attempt as it arrived, and its outcome."""
 
     __tablename__ = "submissions"
 
@@ -61,7 +61,8 @@ class Submission(Base):
     input_tokens: Mapped[int | None]
     output_tokens: Mapped[int | None]
     cached_tokens: Mapped[int | None]
-    # None: not known. `price` is that of the ruleset which made it, None: the agent named the cost.
+    # None: not known. `price` is the ruleset's price that it was computed from; None: the agent
+    # gave it.
     cost_usd: Mapped[Decimal | None]
     price: Mapped[Json] = mapped_column(nullable=True)
     retry_at: Mapped[datetime | None]
@@ -81,7 +82,7 @@ class Submission(Base):
 
 
 class Patch(Base):
-    """The bytes of a patch; with them the branch can be made again."""
+    """The bytes of a patch, from which the branch can be rebuilt."""
 
     __tablename__ = "patches"
 
@@ -101,7 +102,7 @@ class Patch(Base):
 
 
 class Commit(Base):
-    """Every value that the run's branch ever had, in order."""
+    """Every commit that the run's branch was ever at, in order."""
 
     __tablename__ = "commits"
 
@@ -118,7 +119,7 @@ class Commit(Base):
     patch_pk: Mapped[int | None] = mapped_column(ForeignKey("patches.id"))
     is_merged: Mapped[bool] = mapped_column(default=False)
     signature: Mapped[str | None]
-    # The patch from the parent, where the bytes that were submitted do not give it: of a merge.
+    # The patch from the parent, if the submitted bytes do not produce it, as after a merge.
     difference: Mapped[bytes | None] = mapped_column(LargeBinary, deferred=True)
 
     __table_args__ = (
@@ -129,7 +130,7 @@ class Commit(Base):
 
 
 class Audit(Base):
-    """A review that was asked for."""
+    """A review that was requested."""
 
     __tablename__ = "audits"
 
@@ -145,7 +146,7 @@ class Audit(Base):
 
 
 class CiRun(Base):
-    """One judgement of one commit by CI."""
+    """One run of CI on one commit."""
 
     __tablename__ = "ci_runs"
 
@@ -176,7 +177,7 @@ class CiRun(Base):
 
 
 class CiLog(Base):
-    """All that a run of CI printed, so that any process on any machine can show it."""
+    """The output of a CI run, in the database so that any process on any machine can show it."""
 
     __tablename__ = "ci_logs"
 
@@ -187,7 +188,7 @@ class CiLog(Base):
 
 
 class Reply(Base):
-    """The first answer to a request, given again when the same request comes again."""
+    """The first answer to a request, which is returned again for the same request."""
 
     __tablename__ = "replies"
 

@@ -1,4 +1,4 @@
-"""Sets a project's repository up: the gate, the checker, the workflows, a ruleset."""
+"""Set up a project's repository: the gate, the checker, the workflows, a ruleset."""
 
 from .checks import Checks, find_checks
 from .project import Action, SetUp, SetUpError, set_up

@@ -1,4 +1,4 @@
-"""How a project is checked, by what lies at its top."""
+"""Find the command that checks a project, by the files in its top folder."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pathlib import Path
 
 _TEST_FOLDERS = (".", "tests", "test")
 _MAKE_TARGET = re.compile(r"^(test|check)\s*:(?!=)", re.MULTILINE)
-_NPM_PLACEHOLDER = "no test specified"  # what `npm init` writes
+_NPM_PLACEHOLDER = "no test specified"  # the default of `npm init`
 
 
-NOTHING = "true"  # what a machine of CI does to have what it has already
+NOTHING = "true"  # installs that a CI machine repeats, although it has them already
 
 
 @dataclass(frozen=True, slots=True)
 class Checks:
-    """`command` is None for pytest, which the gate runs itself; `needs` installs what it takes."""
+    """`command` is None for pytest, which the gate runs itself; `needs` installs it."""
 
     name: str
     command: str | None
@@ -26,7 +26,7 @@ class Checks:
 
 
 def find_checks(folder: Path) -> Checks | None:
-    """Say how the project at `folder` is checked, None when nothing tells."""
+    """Return how the project at `folder` is checked; None when no file shows it."""
     if _has_pytest(folder):
         return Checks("pytest", None, _python_needs(folder))
     if (folder / "tox.ini").is_file():

@@ -1,8 +1,8 @@
-"""Files put into a folder that others wrote to: through no link, over nothing that is there.
+"""Write files into a folder of other authors: never through a link, never over a file.
 
-A repository is cloned from strangers. A link at any part of a path could lead a write anywhere, so
-each part is opened by itself, relative to the one before, and never followed. What another process
-swaps meanwhile is swapped below an open folder, and changes nothing.
+A cloned repository is untrusted. A link at any part of a path could redirect a write, so each part
+is opened separately, relative to the one before, without following links. If another process
+replaces a part meanwhile, the open folders are not affected.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _FILE: Final = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
 class LinkError(Exception):
-    """A part of a path is a link, or no folder. The message names it."""
+    """A part of a path is a link, or not a folder. The message names it."""
 
 
 @contextmanager
 def _parent(top: Path, name: str, *, make: bool) -> Iterator[int | None]:
-    """Open the folder of a file below `top`; None: there is none, and it is not to be made."""
+    """Open the folder of a file below `top`; None if it is missing and must not be created."""
     folder = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     passed = PurePosixPath()
     try:
@@ -40,7 +40,7 @@ def _parent(top: Path, name: str, *, make: bool) -> Iterator[int | None]:
                 return
             except OSError as error:
                 raise LinkError(
-                    f"{passed} is a link or no folder: nothing is written through it"
+                    f"{passed} is a link or not a folder: nothing is written through it"
                 ) from error
             os.close(folder)
             folder = inner
@@ -50,13 +50,13 @@ def _parent(top: Path, name: str, *, make: bool) -> Iterator[int | None]:
 
 
 def require_no_link(top: Path, name: str) -> None:
-    """Check the folders of a file as far as they are there. Raises LinkError."""
+    """Check the existing folders of a file's path. Raises LinkError."""
     with _parent(top, name, make=False):
         pass
 
 
 def is_taken(top: Path, name: str) -> bool:
-    """Say whether something stands at a path, a dangling link too. Raises LinkError."""
+    """Return whether a path exists, a dangling link included. Raises LinkError."""
     with _parent(top, name, make=False) as folder:
         try:
             if folder is not None:
@@ -68,7 +68,7 @@ def is_taken(top: Path, name: str) -> bool:
 
 
 def read_file(top: Path, name: str) -> bytes | None:
-    """Return a regular file's content; None for a link and whatever else. Raises LinkError."""
+    """Return a regular file's content; None for anything else, such as a link. Raises LinkError."""
     with _parent(top, name, make=False) as folder:
         if folder is None:
             return None
@@ -82,12 +82,12 @@ def read_file(top: Path, name: str) -> bytes | None:
 
 
 def write_new(top: Path, name: str, content: bytes) -> None:
-    """Write a file that is not there. Raises LinkError, FileExistsError, OSError."""
+    """Write a new file. Raises LinkError, FileExistsError, OSError."""
     _write(top, name, content, os.O_CREAT | os.O_EXCL)
 
 
 def append(top: Path, name: str, content: bytes) -> None:
-    """Add to the end of a file that is there. Raises LinkError, OSError, so for a link too."""
+    """Append to an existing file. Raises LinkError, OSError, also for a link."""
     _write(top, name, content, os.O_APPEND)
 
 
@@ -99,5 +99,5 @@ def _write(top: Path, name: str, content: bytes, how: int) -> None:
         descriptor = os.open(PurePosixPath(name).name, flags, 0o666, dir_fd=folder)
         with os.fdopen(descriptor, "wb") as file:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise LinkError(f"{name} is no regular file: nothing is written to it")
+                raise LinkError(f"{name} is not a regular file: nothing is written to it")
             file.write(content)

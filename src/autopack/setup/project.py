@@ -1,4 +1,4 @@
-"""What `autopack init` writes into a project's repository: only what is not there yet."""
+"""The files of `autopack init` in a project's repository; only missing ones are written."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SetUp:
-    """What was done, by path, and what only its owner can do."""
+    """What was done, by path, and the steps that are left to the operator."""
 
     top: Path
     base_branch: str
@@ -61,14 +61,14 @@ def set_up(
     is_applied: bool = False,
     is_dry_run: bool = False,
 ) -> SetUp:
-    """Put in place what a project needs for CI and promotion; what is there stays as it is.
+    """Write the files that a project needs for CI and promotion; existing files stay as they are.
 
-    A ruleset that is still the default is updated. In another one, fields that are still the
-    default's are, where `is_applied`; without, the difference is shown.
+    A default ruleset is updated. In an edited one, fields with default values are updated if
+    `is_applied`; else only the difference is shown.
 
-    `mode` says who judges runs' commits, where there are checks at all. `command` runs these;
-    without it they are found. A dry run only says what would be done. Raises SetUpError,
-    RepositoryUnusableError, MirrorUnusableError.
+    `mode` selects the CI, if the project has checks. `command` runs these; without it they are
+    detected. A dry run only shows what would be done. Raises SetUpError, RepositoryUnusableError,
+    MirrorUnusableError.
     """
     base_branch, remotes = _look_over(settings)
     top = repository_top(settings.repo_path)
@@ -82,7 +82,7 @@ def set_up(
         for name in (*files, *([ruleset_name] if is_inside else ())):
             require_no_link(top, name)  # before anything is written
         if is_inside and is_taken(top, ruleset_name) and read_file(top, ruleset_name) is None:
-            raise LinkError(f"{ruleset_name} is no regular file: nothing is written through it")
+            raise LinkError(f"{ruleset_name} is not a regular file: nothing is written through it")
         done = {name: _write(top, name, text, is_dry_run) for name, text in files.items()}
         done[".gitignore"] = _ignore(top, is_dry_run)
         left_to_do = list(_to_commit(base_branch, done, has_remote=bool(remotes)))
@@ -98,7 +98,7 @@ def set_up(
 
 
 def _files(base_branch: str, checks: Checks | None) -> dict[str, str]:
-    """Return what is copied, by path."""
+    """Return the files to copy, by path."""
     texts = {name: _source(name) for name in SCRIPTS}
     texts[PROMOTION] = _filled(_source(PROMOTION), BASE=base_branch)
     texts[PREFLIGHT] = _filled(
@@ -111,7 +111,7 @@ def _files(base_branch: str, checks: Checks | None) -> dict[str, str]:
 
 
 def _look_over(settings: Settings) -> tuple[str, tuple[str, ...]]:
-    """Return base branch and remotes, as the service sees them, without leaving anything there."""
+    """Return base branch and remotes as the service finds them, without writing anything."""
     with tempfile.TemporaryDirectory(prefix="autopack-init-") as home:
         repository = Repository.open(
             settings.model_copy(update={"home": Path(home), "git_remote": None})
@@ -122,7 +122,7 @@ def _look_over(settings: Settings) -> tuple[str, tuple[str, ...]]:
 
 
 def _source(name: str) -> str:
-    """Return a file to copy: beside this code when installed, else at the checkout's top."""
+    """Return the source of a file: in the installed package, else at the checkout's top."""
     here = Path(__file__).resolve()
     for folder in (here.parent / "files", here.parents[3]):
         if (folder / name).is_file():
@@ -131,7 +131,7 @@ def _source(name: str) -> str:
 
 
 def _filled(workflow: str, **values: str) -> str:
-    """Put values into the environment at a workflow's top. Every JSON string is one of YAML's."""
+    """Set values in the environment at a workflow's top. Every JSON string is a YAML string."""
     lines = workflow.splitlines(keepends=True)
     for name, value in values.items():
         place = next(i for i, line in enumerate(lines) if line.startswith(f"  {name}: "))
@@ -148,7 +148,7 @@ def _write(top: Path, name: str, text: str, is_dry_run: bool) -> Action:
 
 
 def _ignore(top: Path, is_dry_run: bool) -> Action:
-    """Add our folders to what git ignores; git itself reads no list through a link."""
+    """Add the service's folders to `.gitignore`; git does not read it through a link."""
     name = ".gitignore"
     is_there = is_taken(top, name)
     content = read_file(top, name)
@@ -175,7 +175,7 @@ def _ruleset(project_id: str, mode: CiMode, checks: Checks | None) -> Ruleset:
 
 
 def _ci_command(profile: CiProfile, checks: Checks) -> CiCommand:
-    """Return the gate's call. The service tries again itself, and so learns what is flaky."""
+    """Return the gate's command. It does not retry: the service does, to find flaky tests."""
     settings = f"CI_PROFILE={profile} MAX_ATTEMPTS=1"
     if checks.command is not None:
         settings += f" PREFLIGHT_COMMAND={shlex.quote(checks.command)}"
@@ -186,7 +186,7 @@ def _ci_command(profile: CiProfile, checks: Checks) -> CiCommand:
 
 @dataclass(frozen=True, slots=True)
 class _Change:
-    """What becomes of the ruleset; `standing` is the one that is there, None if it is invalid."""
+    """A change of the ruleset; `standing` is the present one, None if it is invalid."""
 
     wanted: Ruleset
     standing: Ruleset | None
@@ -194,11 +194,11 @@ class _Change:
 
     @property
     def is_untouched(self) -> bool:
-        """Whether the ruleset that stands is what a start of the service writes."""
+        """Whether the present ruleset is the default that the service writes at its start."""
         return self.standing == Ruleset(project_id=self.wanted.project_id)
 
     def lines(self) -> Iterator[str]:
-        """Yield each field that would change: what it is, and what it would be."""
+        """Yield each field that would change, with its present and its new value."""
         before = dict(_leaves(self.standing.model_dump(mode="json"))) if self.standing else {}
         for name, value in _leaves(self.wanted.model_dump(mode="json")):
             if before.get(name) != value:
@@ -214,7 +214,7 @@ def _leaves(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
 
 
 def _change_of(settings: Settings, ours: Ruleset) -> _Change:
-    """Merge our fields into the ruleset that stands: those alone that are still the default's."""
+    """Merge the new fields into the present ruleset, where it has default values."""
     content = Mirror(settings.autonomous_runs_dir).read_ruleset(ours.project_id)
     if content is None:
         return _Change(ours, None, is_there=False)
@@ -236,7 +236,7 @@ def _change_of(settings: Settings, ours: Ruleset) -> _Change:
 def _merged(
     base: Mapping[str, Any], theirs: Mapping[str, Any], ours: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Merge three ways; where both sides changed a field, theirs stays."""
+    """Merge three ways; where both sides changed a field, the operator's value stays."""
     merged: dict[str, Any] = {}
     for name, value in theirs.items():
         before, wanted = base.get(name), ours.get(name, value)
@@ -280,19 +280,19 @@ def _to_commit(base_branch: str, done: Mapping[str, Action], *, has_remote: bool
 def _to_configure(ruleset: Ruleset, name: str, change: _Change, action: Action) -> Iterator[str]:
     if not ruleset.ci.profiles.normal.command:
         yield (
-            "Nothing here tells how the project is checked: say so by --ci-command, or put"
+            "No file shows how the project is checked: give --ci-command, or put"
             f" PREFLIGHT_COMMAND into {PREFLIGHT}, ci.mode and ci.profiles into {name}."
             " Without CI a run with a strict phase cannot be promoted."
         )
     elif action is Action.DIFFERS and change.standing is None:
-        yield f"{name} is no valid ruleset: `autopack doctor` names the field. It is left alone."
+        yield f"{name} is not a valid ruleset: `autopack doctor` names the field. It is kept."
     elif action is Action.DIFFERS:
         changes = "".join(f"\n     {line}" for line in change.lines())
         yield f"{name} was changed by hand. `autopack init --apply` changes in it:{changes}"
     if ruleset.ci.mode is CiMode.LOCAL:
         yield (
-            "Install what the checks need where the service runs: there they have no network, and"
-            " see of the machine what AUTOPACK_CI_READABLE_PATHS names beside the system."
+            "Install what the checks need on the service's machine: they have no network there, and"
+            " see only the system and the folders of AUTOPACK_CI_READABLE_PATHS."
         )
 
 
@@ -301,16 +301,16 @@ def _to_host(
 ) -> Iterator[str]:
     if not remotes and settings.git_remote is None:
         if mode is CiMode.EXTERNAL:
-            yield "Add a remote, and name it in AUTOPACK_GIT_REMOTE: without, no run starts."
+            yield "Add a remote, and set AUTOPACK_GIT_REMOTE to it: no run starts without."
         return
     if settings.git_remote is None:
         yield (
             f"Start the service with AUTOPACK_GIT_REMOTE={remotes[0]}, so that it pushes runs'"
-            " branches" + ("; without, no run starts." if mode is CiMode.EXTERNAL else ".")
+            " branches" + ("; no run starts without it." if mode is CiMode.EXTERNAL else ".")
         )
     if mode is CiMode.EXTERNAL:
         yield (
-            "Let GitHub's verdicts reach the service: its address as the repository's variable"
+            "Let GitHub's verdicts reach the service: set the repository's variable"
             " AUTOPACK_URL, and a key for what stands before it as the secret AUTOPACK_API_KEY."
         )
     yield (

@@ -1,7 +1,7 @@
-"""What is shown: one typed shape for each answer, by noun.
+"""The typed shape of each answer, by noun.
 
-HTTP, MCP, the files of a run and the client have the same ones. What is asked is not shown: a
-request's body is the domain's own value, or stands at its route in `api/`.
+HTTP, MCP, the files of a run and the client use the same shapes. Requests are not views: a
+request's body is a value of the domain, or a model beside its route in `api/`.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ WireTime = Annotated[
 
 
 class Shape(BaseModel):
-    """An answer, which can be read off a row that has attributes of these names."""
+    """An answer; it can be filled from a row that has attributes of these names."""
 
     model_config = ConfigDict(from_attributes=True)
 
     @classmethod
     def of(cls, row: object, **given: Any) -> Self:
-        """Make a view from the attributes of the same names of a row, and from `given`."""
+        """Return a view with the row's attributes of the same names, and with `given`."""
         if not given:
             return cls.model_validate(row)
         names, read = _reader(cls, frozenset(given))
@@ -39,7 +39,7 @@ class Shape(BaseModel):
 def _reader(
     kind: type[Shape], given: frozenset[str]
 ) -> tuple[tuple[str, ...], Callable[[object], tuple[Any, ...]]]:
-    """Return which attributes are read, and a function that reads them all at once."""
+    """Return the names to read, and a function that reads them all at once."""
     sources = (field.validation_alias or name for name, field in kind.model_fields.items())
     names = tuple(dict.fromkeys(str(source) for source in sources if source not in given))
     return names, attrgetter(*names)

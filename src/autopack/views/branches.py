@@ -1,4 +1,4 @@
-"""Branches and patches as they are answered."""
+"""Answers about branches and patches."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from . import Shape, WireTime
 
 
 class RemoteAnswer(Shape):
-    """What the remote has of a run's branch; `attempts` counts since the last success."""
+    """The state of a run's branch on the remote; `attempts` counts since the last success."""
 
     url: str
     pushed_commit: str | None
@@ -39,7 +39,7 @@ class IntegrationStatusAnswer(Shape):
 
 
 class RepairAnswer(Shape):
-    """One thing that was mended in a patch; `line` is of the patch as it was sent."""
+    """One repair of a patch; `line` is in the patch as it was sent."""
 
     kind: RepairKind
     detail: str
@@ -47,7 +47,7 @@ class RepairAnswer(Shape):
 
 
 class PatchCheckAnswer(Shape):
-    """What would come of a patch. `problem` is what a submission of it would be answered."""
+    """The result of a patch check. `problem` is the refusal that a submission would get."""
 
     phase_id: str
     head: str

@@ -1,4 +1,4 @@
-"""Events as they are answered: the document that the hash is taken over, and the hash."""
+"""Answers about events: the document that is hashed, and its hash."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class EventAnswer(Shape):
 
 
 class StreamedEvent(EventAnswer):
-    """An event as streams tell it, whose hash is taken over the rest without `run_id`."""
+    """An event in a stream; its hash is over the other fields without `run_id`."""
 
     run_id: str
 

@@ -1,4 +1,4 @@
-"""The incident pack: what a person needs who has to look after a failed run. (rules §2)"""
+"""The incident pack: what a person needs to understand a failed run. (rules §2)"""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class IncidentBudget(Shape):
 
 
 class TroubledPhase(Shape):
-    """A phase that failed, or was under way when the run ended."""
+    """A phase that failed, or was active when the run ended."""
 
     phase_id: str
     tier_id: str

@@ -1,4 +1,4 @@
-"""Issues as they are answered."""
+"""Answers about issues."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class BacklogEntryAnswer(Shape):
 
 
 class PlaceAnswer(Shape):
-    """A phase that saw the issue; `status` and the severities are the issue's there."""
+    """A phase that reported the issue; `status` and the severities are the issue's there."""
 
     run_id: str
     run_state: RunStatus
@@ -62,7 +62,7 @@ class PlaceAnswer(Shape):
 
 
 class BacklogIssueAnswer(BacklogEntryAnswer):
-    """`places` are the twenty phases, at most, that saw it last, newest first.
+    """`places` are the last phases that reported it, at most twenty, newest first.
 
     `description` and `evidence_refs` are those of the newest place that has any.
     """

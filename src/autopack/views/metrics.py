@@ -1,4 +1,4 @@
-"""Figures as they are answered. A utilisation is the used share of a cap: 1.0 is all of it."""
+"""Answers with figures. A utilisation is the used share of a cap: 1.0 is the whole cap."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from . import Shape, WireTime
 
 
 class BudgetAnswer(Shape):
-    """`cap`, `used` and `left` are numbers; of money they are decimal strings."""
+    """`cap`, `used` and `left` are numbers, or decimal strings for money."""
 
     name: str
     cap: int | Usd
@@ -28,7 +28,7 @@ class BudgetAnswer(Shape):
 
 
 def budget(name: str, cap: int | Decimal, used: float | Decimal) -> BudgetAnswer:
-    """Show a cap, what is used of it and what is left: numbers, or USD as decimals."""
+    """Return a cap, what is used of it and what is left: numbers, or USD as decimals."""
     return BudgetAnswer(
         name=name,
         cap=cap,
@@ -80,7 +80,7 @@ class RunMetricsAnswer(Shape):
 
 
 class RunMetricsPage(Shape):
-    """`total_runs` counts all that the filter lets through, whatever the page's size."""
+    """`total_runs` counts all runs that match the filter, on all pages."""
 
     total_runs: int
     runs: list[RunMetricsAnswer]

@@ -1,4 +1,4 @@
-"""Strategies and backtests as they are answered."""
+"""Answers about strategies and backtests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from . import Shape, WireTime
 
 
 class DryRunAnswer(Shape):
-    """`today` is what today's ruleset gives, where another one was asked about."""
+    """`today` is the strategy under today's ruleset, if the request has another one."""
 
     strategy: Strategy
     today: Strategy | None

@@ -1,4 +1,4 @@
-"""What the record of a finished run tells beside the run itself. (docs/promotion.md)"""
+"""The parts of a finished run's record besides the run itself. (docs/promotion.md)"""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from . import Shape
 
 
 class RecordedCommit(Shape):
-    """One value of the run's branch, and the patch that it came of."""
+    """One commit of the run's branch, and the patch that it was made from."""
 
     sha: str
     tree: str
@@ -22,7 +22,7 @@ class RecordedCommit(Shape):
 
 
 class RecordedCiRun(Shape):
-    """One judgement of one commit by CI."""
+    """One run of CI on one commit."""
 
     commit_sha: str
     profile: CiProfile

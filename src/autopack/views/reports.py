@@ -1,4 +1,4 @@
-"""Reports as they are answered."""
+"""Answers with reports."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class AgingIssueAnswer(BacklogEntryAnswer):
 
 
 class BacklogSummaryAnswer(Shape):
-    """`needs_cleanup` is a page, longest waiting first; `by_category` has the largest hundred."""
+    """`needs_cleanup` is a page, oldest first; `by_category` has the largest hundred."""
 
     project_id: str
     total_issues: int
@@ -109,7 +109,7 @@ class BudgetAnalysisAnswer(BudgetTotals):
 
 
 class IssueSummaryAnswer(Shape):
-    """`open_issues` are the gravest fifty; the run's issue index has all."""
+    """`open_issues` are the fifty most severe; the run's issue index has all."""
 
     totals: IssueCounts
     by_category: dict[str, IssueCounts]
@@ -147,9 +147,10 @@ class MoveAnswer(Shape):
 
 
 class PromotionVerdictAnswer(Shape):
-    """`reasons` is all that stands against it; `warnings` what to look at before merging.
+    """`reasons` are all reasons against it; `warnings` are what to check before merging.
 
-    The run's own verdict is that of its end; a merge with today's base branch is rehearsed besides.
+    Eligibility is decided at the run's end; the merge with today's base branch is rehearsed in
+    addition.
     """
 
     eligible: bool
@@ -159,7 +160,7 @@ class PromotionVerdictAnswer(Shape):
 
 
 class RunReportAnswer(Shape):
-    """A run as of one moment. `timeline`: the last 500 changes of state of `event_count` events."""
+    """A run at one moment. `timeline`: the last 500 changes of state of `event_count` events."""
 
     run_id: str
     run: RunSummaryAnswer
@@ -185,7 +186,7 @@ class PullRequestAnswer(Shape):
 
 
 class PromotionAnswer(PromotionVerdictAnswer):
-    """The verdict, and the pull request's text, which an ineligible run has as well."""
+    """The eligibility, and the pull request's text, also for an ineligible run."""
 
     run_id: str
     pull_request: PullRequestAnswer

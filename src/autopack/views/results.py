@@ -1,4 +1,4 @@
-"""What agents are answered when they post results."""
+"""Answers to results of agents."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class CiCounts(Shape):
 
 
 class CiRunAnswer(Shape):
-    """One run of CI over one commit; `verdict` and `ended_at` are null while it is under way."""
+    """One CI run on one commit; `verdict` and `ended_at` are null while it runs."""
 
     id: int
     phase_id: str
@@ -99,7 +99,7 @@ class CiRunsAnswer(Shape):
 class PriceAnswer(Shape):
     """The ruleset's price that made a cost: USD per million tokens of each kind, as of a date."""
 
-    # In the order in which Postgres keeps a price, and so the files of a run.
+    # In the order in which Postgres stores a price, which the files of a run have too.
     date: datetime.date
     input: Usd
     model: str
@@ -108,7 +108,7 @@ class PriceAnswer(Shape):
 
 
 class AttemptAnswer(Shape):
-    """One submission. `cost_usd` is null where it is not known; `log_tail`: its last output."""
+    """One submission. `cost_usd` is null if it is not known; `log_tail` is its last output."""
 
     id: int
     role: Role
@@ -135,7 +135,7 @@ class AttemptAnswer(Shape):
 
 
 class AttemptDetail(AttemptAnswer):
-    """An attempt as files have it; `ticket` says how a refused patch can be repaired."""
+    """An attempt in the files of a run; `ticket` says how a refused patch can be repaired."""
 
     ticket: dict[str, Any] | None
 

@@ -1,4 +1,4 @@
-"""Runs, tiers and phases as they are answered."""
+"""Answers about runs, tiers and phases."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class PhaseAnswer(Shape):
 
 
 class PhaseDetail(PhaseAnswer):
-    """A phase as its files have it; attempts and issues only where they were asked for."""
+    """A phase in the files of a run; attempts and issues only for phases that are written."""
 
     tier_index: int
     attempts: list[AttemptDetail]
@@ -97,7 +97,7 @@ class TierDetail(TierSummary):
 
 
 class RunSummaryAnswer(Shape):
-    """A run without its tiers, as lists have it."""
+    """A run in lists, without its tiers."""
 
     id: Annotated[str, Field(validation_alias="run_id")]
     run_id: str
@@ -134,16 +134,16 @@ class RunSummaryAnswer(Shape):
 
 
 class RunAnswer(RunSummaryAnswer):
-    """A run as a whole."""
+    """A run with its tiers and phases."""
 
     tiers: list[TierAnswer]
 
 
 class RunDetail(RunSummaryAnswer):
-    """A run as its files have it.
+    """A run in its files.
 
-    `head_commit` is the last commit of the work: the commit of the run's record holds what is made
-    of this, and cannot name itself.
+    `head_commit` is the last commit of the work. It cannot be the commit of the run's record, which
+    contains the files that are made from this shape.
     """
 
     promotion_warnings: list[str]

@@ -1,4 +1,4 @@
-"""Work items and heartbeats as they are answered."""
+"""Answers about work items and heartbeats."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from . import Shape, WireTime
 
 
 class LeaseAnswer(Shape):
-    """Send `token` with the result and with each heartbeat; nobody else may have it."""
+    """Send `token` with the result and with each heartbeat; keep it secret."""
 
     token: str
     fence: int
@@ -86,7 +86,7 @@ class OpenIssueAnswer(Shape):
 
 
 class ReviewAnswer(Shape):
-    """What an Auditor reviews: the held patch, or all that the phase has put on the branch."""
+    """What an Auditor reviews: the pending patch, or all commits of the phase on the branch."""
 
     audit_id: int | None
     review_focus: str | None
@@ -99,9 +99,9 @@ class ReviewAnswer(Shape):
 
 
 class WorkItemAnswer(Shape):
-    """All that an agent needs; `lease` is null where nothing was claimed.
+    """Everything that an agent needs; `lease` is null if nothing was claimed.
 
-    `unavailable_messages`: what known agents print when they could not work, by agent.
+    `unavailable_messages`: by agent, what it prints when it cannot work.
     """
 
     role: Role
@@ -121,7 +121,7 @@ class WorkItemAnswer(Shape):
 
 
 class ReleaseAnswer(Shape):
-    """`retry_at`: until when the phase waits; null: any agent may take it now."""
+    """`retry_at`: until when the phase waits; null: any agent may claim it now."""
 
     message: str
     phase_state: PhaseStatus
