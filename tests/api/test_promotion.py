@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from pydantic import SecretStr
+from sqlalchemy import text as sql
 
 from autopack.config import Settings
 
@@ -310,6 +312,38 @@ def test_a_run_without_a_record_may_not_be_merged(api: Api, app: FastAPI) -> Non
     assert api.run()["promotion_eligible_to_main"] is True
     assert given["eligible"] is found["eligible"] is False
     assert given["reasons"] == found["reasons"]
+
+
+def test_a_record_that_does_not_satisfy_the_rules_is_refused_by_the_service_too(
+    api: Api, app: FastAPI
+) -> None:
+    """The row and the branch name a forged record: what it holds is checked, not believed."""
+    ruleset = {"project_id": "Autopack", "ci": {"mode": "external"}}
+    assert api.client.put("/project/ruleset", json=ruleset).status_code == 200
+    green(api, "run-001")
+    branch, git = "autonomous/run-001", api.repo.git
+    path = ".autonomous_runs/run-001/run.json"
+    text = git("show", f"{branch}:{path}") + "\n"
+    message = git("show", "--no-patch", "--format=%B", branch)
+    forged = text.replace('"builder_attempts_used": 3', '"builder_attempts_used": 1')
+    assert forged != text
+    for old, new in ((text, forged), (forged, text)):
+        git("read-tree", branch)
+        blob = git("hash-object", "-w", "--stdin", stdin=new)
+        git("update-index", "--add", "--cacheinfo", f"100644,{blob},{path}")
+        before, after = (hashlib.sha256(each.encode()).hexdigest() for each in (old, new))
+        message = message.replace(before, after)
+        commit = git("commit-tree", git("write-tree"), "-p", f"{branch}~1", "-m", message)
+        git("update-ref", f"refs/heads/{branch}", commit)
+        with app.state.context.engine.begin() as connection:
+            connection.execute(sql("UPDATE runs SET head_commit = :head"), {"head": commit})
+        reason = "phase 'P0.0': builder_attempts_used is 1 in the record, 3 by its events"
+        reasons = [reason] if new == forged else []
+        given, (_, found) = api.client.get("/runs/run-001/promotion").json(), checked(
+            api, "run-001"
+        )
+        assert given["reasons"] == found["reasons"] == reasons
+        assert given["eligible"] is found["eligible"] is (not reasons)
 
 
 def test_the_checker_comes_to_the_verdict_of_the_service(api: Api) -> None:

@@ -32,6 +32,8 @@ from .events import (
     EventRecord,
     IssueResolved,
     PatchApplied,
+    PhaseCompleted,
+    PhaseMoved,
     PhaseUndone,
     RunEnded,
     RunRolledBack,
@@ -47,7 +49,7 @@ from .money import usd_text
 from .naming import RECORD, RECORD_SEAL
 from .outcomes import CommitKind
 from .promotion import judge_promotion
-from .run import PhaseState, RunState, TierState
+from .run import CompletedBy, PhaseState, RunState, TierState
 from .sightings import CI_SOURCE, Cause
 from .states import (
     PHASE_TRANSITIONS,
@@ -527,6 +529,8 @@ class _Replay:
                     f"event {number}: CI judged {event.commit}, which is not the commit of"
                     f" phase '{event.phase_id}'",
                 )
+            case PhaseMoved():
+                self._check_judged(state, number, event)
             case IssueResolved():
                 self._check_resolution(state, number, event)
 
@@ -569,6 +573,21 @@ class _Replay:
             f"event {number} ends the run as {event.to_state} with {usd_text(state.cost_usd)} USD"
             f" spent, {cap} allowed",
         )
+
+    def _check_judged(self, state: RunState, number: int, event: PhaseMoved) -> None:
+        """Expect CI to complete a phase by green alone, and green to do nothing else. (rules §6)
+
+        A hand may complete a phase, and the end of the run skips it, whatever CI says.
+        """
+        phase = state.phase(event.phase_id)
+        is_by_hand = isinstance(event, PhaseCompleted) and event.completed_by is CompletedBy.HAND
+        is_left_out = event.STATE is PhaseStatus.SKIPPED
+        if phase.state is PhaseStatus.CI_RUNNING and not is_by_hand and not is_left_out:
+            self.expect(
+                (phase.verdict is Verdict.GREEN) is (event.STATE is PhaseStatus.COMPLETE),
+                f"event {number} moves phase '{event.phase_id}' from {phase.state} to"
+                f" {event.STATE}, and its verdict is {show(phase.verdict)}",
+            )
 
     def _check_resolution(self, state: RunState, number: int, event: IssueResolved) -> None:
         """Expect an issue to be resolved by who may resolve it, where it was seen. (rules §7)"""
