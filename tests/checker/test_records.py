@@ -427,6 +427,61 @@ def ended_early(story: Story) -> None:
     story.number()
 
 
+def after_the_end(story: Story) -> None:
+    """Tokens are counted after the run's success, in the events and wherever they are summed."""
+    record = story.record
+    late = {**story.event("TokensCounted"), "at": record["ended_at"]}
+    record["events"].append(late)
+    for figures in (record["budgets"], record["tiers"][0], record["phases"][0]):
+        figures["tokens_used"] += late["data"]["tokens"]
+        figures["cost_usd"] = "0.500000"
+    story.number()
+
+
+def later_than_the_end(story: Story) -> None:
+    """A failed run goes on, a minute later."""
+    late = {**story.event("BuilderResultReceived"), "at": "2027-01-01T12:00:00.000000Z"}
+    story.record["events"].append(late)
+    story.number()
+
+
+def tokens_given_back(story: Story) -> None:
+    """Fewer tokens are counted than none, in the events and wherever they are summed."""
+    record = story.record
+    data = story.event("TokensCounted")["data"]
+    for figures in (record["budgets"], record["tiers"][0], record["phases"][0]):
+        figures["tokens_used"] -= data["tokens"] + 1
+    data["tokens"] = -1
+
+
+def verdict_of_another_phase(story: Story) -> None:
+    story.events("CiVerdictReceived")[-1].update(phase_id="P1", tier_id="T1")
+
+
+def without_a_phase(story: Story) -> None:
+    """A phase and its tier are left out, with all their events and tokens; its commit is not."""
+    record = story.record
+    del record["phases"][1], record["tiers"][1]
+    record["budgets"]["tokens_used"] -= 7
+    kept = [each for each in record["events"] if each["tier_id"] != "T2"]
+    record["events"] = kept
+    story.number()
+
+
+def with_a_phase(story: Story) -> None:
+    """One phase more than the events tell of."""
+    first = story.record["phases"][0]
+    story.record["phases"].append({**first, "phase_id": "P3"})
+
+
+def never_rolled_back(story: Story) -> None:
+    record = story.record
+    record["events"].remove(story.event("RunRolledBack"))
+    record["is_rolled_back"] = False
+    record["promotion"] = {"eligible": True, "reasons": [], "warnings": []}
+    story.number()
+
+
 def no_events(story: Story) -> None:
     story.record["events"] = []
 
@@ -469,6 +524,13 @@ ORDER: list[tuple[str, Tampering, str]] = [
     (UNCLEAN, resolved_by("nobody"), "IssueResolved cannot be read"),
     (UNCLEAN, resolved_by(None), "minor_issues_count is 3 in the record, 2 by its events"),
     (UNCLEAN, resolved_unseen, "resolves unseen in phase 'P1', where it was never seen"),
+    (GREEN, after_the_end, "(TokensCounted) comes after the end of the run"),
+    (OVER, later_than_the_end, "(BuilderResultReceived) comes after the end of the run"),
+    (GREEN, tokens_given_back, "counts -1 tokens"),
+    (GREEN, verdict_of_another_phase, "from CI_RUNNING to COMPLETE, and its verdict is null"),
+    (GREEN, without_a_phase, "the record's commits are not those that its events tell of"),
+    (GREEN, with_a_phase, "ends the run while phase 'P3' is QUEUED"),
+    (ROLLED_BACK, never_rolled_back, "the record's commits are not those that its events tell"),
     (GREEN, ended_early, "ends the run while phase 'P2' is QUEUED"),
     (GREEN, no_events, "the run: state is DONE_SUCCESS in the record, RUN_CREATED by its events"),
 ]

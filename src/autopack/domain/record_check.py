@@ -40,6 +40,7 @@ from .events import (
     RunStarted,
     TierCleanlinessChanged,
     TierStateChanged,
+    TokensCounted,
     canonical_json,
     from_record,
     wire_time,
@@ -512,6 +513,15 @@ class _Replay:
             )
 
     def _check_event(self, state: RunState, number: int, event: Event) -> None:
+        if state.is_over:
+            # A failure may end the run within a change, whose other events follow at that moment.
+            is_same_change = (
+                state.state is not RunStatus.DONE_SUCCESS and event.at == state.ended_at
+            )
+            self.expect(
+                is_same_change or isinstance(event, RunRolledBack),
+                f"event {number} ({event.kind}) comes after the end of the run",
+            )
         match event:
             case RunStarted():
                 self._check_start(event)
@@ -529,6 +539,8 @@ class _Replay:
                     f"event {number}: CI judged {event.commit}, which is not the commit of"
                     f" phase '{event.phase_id}'",
                 )
+            case TokensCounted():
+                self.expect(event.tokens >= 0, f"event {number} counts {event.tokens} tokens")
             case PhaseMoved():
                 self._check_judged(state, number, event)
             case IssueResolved():
