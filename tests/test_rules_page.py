@@ -77,9 +77,9 @@ def test_every_state_and_every_reason_to_fail_is_there() -> None:
         assert f"`{name}`" in PAGE, name
 
 
-def test_the_page_on_paths_lists_what_is_protected_and_what_nothing_opens() -> None:
+def test_the_page_on_paths_lists_protected_paths_and_those_that_no_setting_opens() -> None:
     page = (Path(__file__).resolve().parents[1] / "docs" / "paths.md").read_text()
-    absolute, _, openable = page.partition("Nothing opens these")[2].partition("The ruleset can")
+    absolute, _, openable = page.partition("No setting opens these")[2].partition("The ruleset can")
     assert set(re.findall(r"`(\.[^`]+)`", absolute)) - {".git"} == set(ABSOLUTE)
     table = openable.partition("\n## ")[0].partition("\n|---|---|\n")[2].partition("\n\n")[0]
     listed = {each for row in table.splitlines() for each in re.findall("`([^`]+)`", row)}
