@@ -1,6 +1,7 @@
 FROM python:3.13-slim-bookworm
 
-# git does all work on the branches, ssh reaches a remote that needs it, bubblewrap holds CI commands; safe.directory is for people who look around in the container.
+# git does all work on the branches, ssh reaches a remote that needs it, bubblewrap is the sandbox
+# of CI commands; safe.directory is for git by hand in the container.
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends bubblewrap git openssh-client \
     && rm -rf /var/lib/apt/lists/* \
@@ -13,12 +14,12 @@ RUN pip install --no-cache-dir --disable-pip-version-check --require-hashes -r r
 COPY LICENSE pyproject.toml ./
 COPY alembic ./alembic
 COPY src ./src
-# What `autopack init` copies.
+# The files that `autopack init` copies.
 COPY .github ./.github
 COPY scripts ./scripts
 
-# Whoever runs it (compose: AUTOPACK_UID) owns what is written into the mounted repository, so its own
-# data folder is open to any of them.
+# The container's user (compose: AUTOPACK_UID) owns the files in the mounted repository, so its own
+# data folder is open to any user.
 RUN useradd --uid 1000 --create-home autopack \
     && install --directory --mode=1777 /var/lib/autopack
 USER autopack

@@ -1,11 +1,10 @@
-"""Does what a page of the docs tells its reader to do: every `bash` block, in order, in one shell.
+"""Runs the commands of a page of the docs: every `bash` block, in order, in one shell.
 
     python .ci/page.py docs/deployment.md
 
-A block marked `bash needs-docker` or `bash needs-github` is left out; one marked `bash background`
-keeps running until the next of its kind, and what follows waits until it answers.
-`/path/to/project` is a new repository, `/path/to/autopack` a clone of this one, and port 8000 one
-that is free.
+A block marked `bash needs-docker` or `bash needs-github` is skipped; one marked `bash background`
+runs until the next of its kind, and the next block waits until it answers. `/path/to/project` is a
+new repository, `/path/to/autopack` a clone of this one, and port 8000 one that is free.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ PERSON = {
     for what, value in (("NAME", "Ada Example"), ("EMAIL", "ada@example.org"))
 }
 INHERITED = ("PATH", "HOME", "LANG", "PIP_", "UV_", "SSL_", "HTTP", "http", "https", "NO_PROXY")
-# What a page starts carries this, in whatever session it puts itself.
+# Every process of a page has this in its environment, also in another session.
 MARK = "AUTOPACK_PAGE"
 STOP = """\
 if [ -n "${server:-}" ]; then kill -TERM -- "-$server"; wait "$server" || true; fi
@@ -66,7 +65,7 @@ def script(page: str) -> Iterator[str]:
 def main(name: str) -> int:
     """Run a page. Returns the exit code of the first command that failed."""
     with tempfile.TemporaryDirectory(prefix="autopack-page-") as folder, cleaning_up():
-        os.chmod(folder, 0o755)  # noqa: S103 - root's embedded Postgres runs as somebody else
+        os.chmod(folder, 0o755)  # noqa: S103 - root's embedded Postgres runs as another user
         project, checkout = Path(folder, "project"), Path(folder, "autopack")
         environment = PERSON | {
             name: value for name, value in os.environ.items() if name.startswith((*INHERITED, MARK))
@@ -97,7 +96,7 @@ def main(name: str) -> int:
 
 @contextmanager
 def cleaning_up() -> Iterator[None]:
-    """End all that a page has started, and wait for it."""
+    """End all processes that a page has started, and wait for their end."""
     os.environ[MARK] = str(os.getpid())
     try:
         yield

@@ -1,4 +1,4 @@
-"""Alembic's environment: the service hands over its connection, the command line opens one."""
+"""Alembic's environment: the service passes its connection, the command line opens one."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def run(connection: Connection, metadata: MetaData | None = None) -> None:
 
 
 def is_ours(name: str | None, _kind: str, _parents: object) -> bool:
-    """Leave the job engine's own tables out of what is compared with the models."""
+    """Return whether to compare a table with the models: not those of the job engine."""
     return name is None or not name.startswith("procrastinate_")
 
 
 def run_from_the_command_line() -> None:
-    """For `alembic check`, `alembic revision --autogenerate` and the like."""
+    """Run migrations for commands such as `alembic check` and `alembic revision --autogenerate`."""
     from autopack.config import load_settings
     from autopack.database import open_database
     from autopack.models.base import Base
@@ -37,7 +37,7 @@ def run_from_the_command_line() -> None:
         run(connection, Base.metadata)
 
 
-# Nothing of ours is imported on this way: the package may be called `src.autopack` here.
+# The package is not imported on this path, as its name may be `src.autopack` here.
 given = context.config.attributes.get("connection")
 if given is not None:
     run(given)

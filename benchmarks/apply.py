@@ -1,11 +1,11 @@
-"""What a patch costs, from its bytes to the moved ref, beside the bare git plumbing in one run.
+"""The cost of a patch, from its bytes to the moved ref, compared with bare git plumbing.
 
     python benchmarks/apply.py [--patches 100]
 
-Each column is a generated repository; each figure the median of milliseconds a patch. The floor
-does what cannot be left out, with everything known beforehand: one `git apply --cached` on the two
-index entries of the patch, the same objects written and fsynced, one compare-and-swap of the ref.
-Put TMPDIR on the file system you care about. `src/autopack` must be importable.
+Each column is a generated repository; each figure the median of milliseconds for a patch. The floor
+does only the indispensable work, with all inputs known beforehand: one `git apply --cached` on the
+two index entries of the patch, the same objects written and fsynced, one compare-and-swap of the
+ref. Set TMPDIR to the file system to measure. `src/autopack` must be importable.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ IDENTITY = {
 
 
 def git(folder: Path, *arguments: str, stdin: bytes = b"", **environment: str) -> str:
-    """Start one plain process, as any script would."""
+    """Run git as a plain process."""
     done = subprocess.run(
         ["git", *arguments],
         cwd=folder,
@@ -90,7 +90,7 @@ class Change:
 
 
 def patch_of(files: int, step: int) -> tuple[bytes, list[Change]]:
-    """A patch with a hunk in each of two files, and those files before and after."""
+    """Return a patch with a hunk in each of two files, and those files before and after."""
     changed: list[Change] = []
     parts = []
     for number in (step % files, (step * 7919 + files // 2) % files):
@@ -163,12 +163,12 @@ def by_autopack(folder: Path, scratch: Path, ref: str) -> Step:
 
 
 def by_bare_plumbing(folder: Path, scratch: Path, ref: str) -> Step:
-    """The floor: all is known beforehand, nothing is checked, read or refused."""
+    """Return the floor: all inputs are known, nothing is checked, read or refused."""
     return bare_plumbing(folder, scratch)(ref)
 
 
 def bare_plumbing(folder: Path, scratch: Path) -> Callable[[str], Step]:
-    """Return a maker of steps, each of which moves a ref of its own that begins at `main`."""
+    """Return a function that makes steps; each moves its own ref, which starts at `main`."""
     shadow = scratch / "shadow"
     git(scratch, "init", "-q", "--bare", str(shadow))
     head = git(folder, "rev-parse", "main")
@@ -224,7 +224,7 @@ REPOSITORIES = {  # files, and as many branches as tags
 
 
 def measure(folder: Path, scratch: Path, files: int, patches: int) -> dict[str, float]:
-    """Return the median of each way, the ways taken in turns so that noise meets all alike."""
+    """Return the median of each variant; the variants alternate, so that noise affects all."""
     steps = {}
     for number, (name, (_, make)) in enumerate(WAYS.items()):
         own = scratch / str(number)
@@ -245,7 +245,7 @@ def measure(folder: Path, scratch: Path, files: int, patches: int) -> dict[str, 
 
 
 def throughput(folder: Path, scratch: Path, files: int, patches: int) -> tuple[float, float]:
-    """Return Autopack's patches a second, one run at a time and eight runs at once."""
+    """Return Autopack's patches a second, with one run and with eight runs in parallel."""
     steps = []
     for number in range(RUNS):
         ref = f"refs/heads/autonomous/at-once{number}"

@@ -1,10 +1,10 @@
-"""What a request costs, as a multiple of a floor in the same run.
+"""The cost of a request, as a multiple of a floor in the same benchmark.
 
     python benchmarks/endpoints.py [--requests 200]
 
-The floor (floor.py) is a bare FastAPI application that does the indispensable durable work alone.
-CPU is that of all server processes, Postgres and git included, from /proc; the two take turns, so
-that noise meets both alike. `src/autopack` must be importable.
+The floor (floor.py) is a bare FastAPI application that only does the indispensable durable work.
+CPU is that of all server processes, with Postgres and git, from /proc; the two alternate, so that
+noise affects both equally. `src/autopack` must be importable.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class Operation:
     name: str
     requests: Callable[[Work, int], list[httpx.Request]]
     goal: float
-    floor: str = ""  # the operation of the floor that it is compared with, where not the same
+    floor: str = ""  # the floor's operation to compare with, if its name differs
 
     @property
     def has_floor(self) -> bool:
-        """Say whether the floor does the same."""
+        """Return whether the floor has this operation."""
         return not self.floor
 
 

@@ -1,9 +1,9 @@
-"""A bare FastAPI application to compare the service with: what no implementation can leave out.
+"""A bare FastAPI application to compare the service with: only the indispensable work.
 
-It does by psycopg2 the indispensable SQL alone, on tables with the same columns as our answers
-have fields; writes as many files, with as many formatted lines, of the same sizes; and starts the
-same git plumbing. It checks nothing, decides nothing and keeps no chain of events. Its files are
-projections as ours are: a temporary file and a rename, no fsync.
+It runs only the indispensable SQL by psycopg2, on tables with a column for each field of the
+service's answers; writes the same number of files, with the same number of formatted lines, of the
+same sizes; and starts the same git plumbing. It checks nothing, decides nothing and has no chain of
+events. Its files are projections like the service's: a temporary file and a rename, no fsync.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from psycopg2.pool import ThreadedConnectionPool
 
 FILES = 2_000
 Row = dict[str, Any]
-# A kind of file, and how many lines and bytes one of it has in ours.
+# A kind of file, and how many lines and bytes one has in the service.
 Page = tuple[str, int, int]
 
 
@@ -48,9 +48,9 @@ def stored(row: Row) -> Row:
 
 
 class Floor:
-    """The bare application. `shape` is an answer of ours to take the columns from.
+    """The bare application. `shape` is an answer of the service, which gives the columns.
 
-    `pages` names the files that ours writes for each operation.
+    `pages` are the files that the service writes for each operation.
     """
 
     def __init__(

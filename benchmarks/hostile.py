@@ -1,20 +1,20 @@
-"""What hostile input costs the service, and what everybody else feels of it.
+"""The cost of hostile input for the service, and its effect on other requests.
 
     python benchmarks/hostile.py [--only PATTERN]
 
-Serves a scratch repository with an embedded Postgres on 127.0.0.1, with 1,024 open files, and
+Serves a temporary repository with an embedded Postgres on 127.0.0.1, with 1,024 open files, and
 attacks it: patches that make patterns backtrack or hunks add up, bodies of 3 and 20 MB in many
-shapes, floods of headers, sockets that do nothing, heads and bodies that stand still, 60 callers of
-one busy run, and a Postgres that is stopped (SIGSTOP) for 20 seconds. Of each attack:
+shapes, floods of headers, idle sockets, stalled heads and bodies, 60 callers of one busy run, and a
+Postgres that is stopped (SIGSTOP) for 20 seconds. For each attack:
 
 - `answer`: the status, `-` when the connection was closed without one, and after how long it came;
-- `others`: the longest that `GET /health/live` took meanwhile, asked every few milliseconds by
-  another process. It bounds how long the event loop was held, the machine's own noise included, of
-  which the first line gives a measure;
-- `memory`: how far the service's peak of memory was above what it had before.
+- `others`: the longest time of `GET /health/live` meanwhile, requested every few milliseconds by
+  another process. It limits from above how long the event loop was blocked, including the machine's
+  noise, which the first line measures;
+- `memory`: the growth of the service's peak memory.
 
-An attack that is not answered within two minutes ends all. A busy machine makes all figures larger.
-Nothing but 127.0.0.1 is talked to. `src/autopack` must be importable.
+An attack without an answer within two minutes ends the benchmark. A busy machine makes all figures
+larger. It only connects to 127.0.0.1. `src/autopack` must be importable.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ RUN_LOCK = "SELECT pg_advisory_lock(hashtextextended('bench', 0))"
 
 @dataclass(frozen=True)
 class Service:
-    """A served scratch repository."""
+    """A served temporary repository."""
 
     port: int
     process: psutil.Process
     home: Path
 
     def ask(self, method: str, path: str, body: bytes = b"", *headers: str) -> tuple[str, bytes]:
-        """Send one request on a connection of its own; return its status and what else came."""
+        """Send one request on a new connection; return its status and the rest of the answer."""
         lines = [f"{method} {path} HTTP/1.1", "Host: localhost", "Connection: close", *headers]
         if body:
             lines += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
@@ -88,7 +88,7 @@ class Service:
 
     @contextmanager
     def database(self) -> Iterator[Any]:
-        """Connect beside the service, as another process of the operator would."""
+        """Connect to the database as another process of the operator."""
         postmaster = (self.home / "postgres" / "data" / "postmaster.pid").read_text().split("\n")
         connection = psycopg2.connect(host=postmaster[4], user="autopack", dbname="autopack")
         connection.autocommit = True
@@ -110,7 +110,7 @@ def main() -> None:
     arguments.add_argument("--only", default="", help="attacks whose name this pattern finds")
     only = arguments.parse_args().only
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4_096), hard))  # idle sockets need some
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4_096), hard))
     with serving() as service:
         print(f"{'attack':58} {'answer':>14} {'others':>9} {'memory':>9}")
         for name, attack in attacks():
@@ -168,12 +168,12 @@ def patches() -> Iterator[tuple[str, Callable[[Service], str]]]:
 
 
 def checking(patch: str) -> Callable[[Service], str]:
-    """Ask what would come of a patch, which goes the same way as a submission."""
+    """Check a patch, which takes the same path as a submission."""
     return lambda service: service.post("/runs/bench/patch_check", {"patch_content": patch})[0]
 
 
 def globs(service: Service) -> str:
-    """Let a run allow paths by globs that a backtracking matcher needs ages for."""
+    """Start a run with globs in its allowed paths that a backtracking matcher cannot finish."""
     glob = "*a" * 100 + "*b"
     service.post("/runs/start", plan("globs", allowed_paths=[glob] * 200))
     patch = added("a" * 250 + "/" + "a" * 250, ["text"])
@@ -190,7 +190,7 @@ def added(path: str, lines: Sequence[str]) -> str:
 
 
 def hunks(lines: int, count: int) -> str:
-    """Change a file of equal lines, in places that cannot be told apart."""
+    """Change a file of equal lines, at places that cannot be distinguished."""
     each = lines // count
     body = "".join(
         f"@@ -{start},{each - 1} +{start},{each} @@\n" + " x\n" * (each - 1) + "+y\n"
@@ -324,7 +324,7 @@ def busy_run(service: Service) -> str:
 
 
 def stopped_postgres(service: Service) -> str:
-    """Stop every process of Postgres, call, and let it go on."""
+    """Stop every process of Postgres, send requests, and continue Postgres."""
     report = {"issue_key": "k", "source": "bench", "category": "bench"}
     calls: dict[str, Callable[[], tuple[str, bytes]]] = {
         "GET /runs/bench": lambda: service.ask("GET", "/runs/bench"),
@@ -368,12 +368,12 @@ def stopped_postgres(service: Service) -> str:
     return service.ask("GET", "/runs/bench")[0]
 
 
-# The service, and what is seen of it
+# The service, and the measurements
 
 
 @contextmanager
 def serving() -> Iterator[Service]:
-    """Serve a scratch repository with one run, as a user would."""
+    """Serve a temporary repository with one run."""
     with tempfile.TemporaryDirectory(prefix="autopack-hostile-") as folder:
         repository = Path(folder) / "repository"
         repository.mkdir()
@@ -407,7 +407,7 @@ def serving() -> Iterator[Service]:
             wait_for(service)
             assert service.post("/runs/start", plan("bench"))[0] == "201"
             list_tools = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
-            body = json.dumps(list_tools).encode()  # imports the SDK, so that it counts nowhere
+            body = json.dumps(list_tools).encode()  # imports the SDK
             service.ask("POST", "/mcp", body, "Accept: application/json, text/event-stream")
             yield service
         finally:
@@ -433,7 +433,7 @@ def plan(run_id: str, **phase: object) -> dict[str, object]:
 
 @contextmanager
 def watching(port: int) -> Iterator[Callable[[], float]]:
-    """Ask whether the service lives, again and again, from a process of its own."""
+    """Request `/health/live` repeatedly from another process."""
     context = multiprocessing.get_context("fork")
     near, far = context.Pipe()
     is_over = context.Event()
@@ -467,7 +467,7 @@ def watch(port: int, is_over: Event, far: Any) -> None:
 
 
 def clear_peak(pid: int) -> None:
-    """Let the kernel begin anew with the peak of a process' memory."""
+    """Reset the kernel's peak memory of a process."""
     Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 

@@ -1,15 +1,16 @@
-"""What lists and reports cost with a hundred runs and with a hundred thousand.
+"""The cost of lists and reports with a hundred runs and with a hundred thousand.
 
     python benchmarks/lists.py [--runs 100 100000] [--phases 5] [--requests 50] [--endpoint WORDS]
 
-For each size a scratch embedded Postgres is filled by SQL: runs in every final state with their
-tiers, phases, submissions, issues, events and the backlog that comes of them, all copied from one
-run that the service itself started; twenty more runs are live. Then each endpoint is asked over
-HTTP, one request at a time. CPU is that of the service and of Postgres together, from /proc, so a
-busy machine hardly shows; wall is the median. Pages are of a size that a hundred runs can fill, so
+For each size a temporary embedded Postgres is filled by SQL: runs in every final state with their
+tiers, phases, submissions, issues, events and the resulting backlog, all copied from one run that
+the service itself started; twenty more runs are live. Then each endpoint is requested over HTTP,
+one request at a time. CPU is that of the service and of Postgres together, from /proc, so other
+load has little effect; wall is the median. Pages are of a size that a hundred runs can fill, so
 that both sizes answer the same number of items. `reads` names the tables that a plan of Postgres
-reads as a whole (Seq Scan) among those that grow with the runs, as EXPLAIN has it. A table of
-few pages is rightly read as a whole, so look at the larger size. `src/autopack` must be importable.
+reads as a whole (Seq Scan) among those that grow with the runs, according to EXPLAIN. Reading a
+table of few pages as a whole is right, so look at the larger size. `src/autopack` must be
+importable.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ ENDPOINTS = (
     "/runs/{run_id}/promotion",
 )
 
-# What makes copy number n differ from the run that is copied. {runs}, {keys}: how many there are.
+# The values in which copy number n differs from the copied run. {runs}, {keys}: how many there are.
 FINAL_STATE = """
     CASE n % 20 WHEN 0 THEN 'DONE_FAILED_BUDGET_EXHAUSTED'
                 WHEN 1 THEN 'DONE_FAILED_REQUIRES_HUMAN_REVIEW'
@@ -125,9 +126,9 @@ EVENTS = {
 
 
 def fill(connection: Connection, runs: int) -> None:
-    """Copy the oldest run so many times, with everything that belongs to it, all of them ended.
+    """Copy the oldest run so many times, with all its rows, as ended runs.
 
-    Columns that nothing is said about here keep what the service wrote.
+    Columns that are not named here keep the values that the service wrote.
     """
     template = connection.scalar(text("SELECT min(id) FROM runs"))
     connection.execute(text("SET LOCAL statement_timeout = 0"))
@@ -278,7 +279,7 @@ def _copy(
 
 
 def settle(engine: Engine) -> None:
-    """Leave the tables as autovacuum would: known to the planner, and seen by all."""
+    """Vacuum and analyze the tables, as autovacuum would."""
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("SET statement_timeout = 0"))
         connection.execute(text("VACUUM ANALYZE"))
@@ -286,7 +287,7 @@ def settle(engine: Engine) -> None:
 
 
 class Statements:
-    """The statements that an engine sends, and what Postgres makes of them."""
+    """The statements that an engine sends, and Postgres' plans for them."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -334,7 +335,7 @@ class Figure:
 
 
 def plan(run_id: str, phases: int) -> dict[str, Any]:
-    """Make a plan of two tiers, the second of which holds what is left over."""
+    """Return a plan of two tiers; the second has the remaining phases."""
     return {
         "run": {"run_id": run_id, "max_phases": max(25, phases)},
         "tiers": [{"tier_id": f"T{n}", "tier_index": n, "name": f"Tier {n}"} for n in range(2)],
@@ -352,7 +353,7 @@ def plan(run_id: str, phases: int) -> dict[str, Any]:
 
 
 def start_runs(client: httpx.Client, phases: int) -> None:
-    """Start the run that is copied, with an issue and an attempt, and those that stay live."""
+    """Start the run to copy, with an issue and an attempt, and the runs that stay live."""
     for number in range(LIVE_RUNS):
         client.post("/runs/start", json=plan(f"live-{number}", phases)).raise_for_status()
     issue = {"issue_key": "load-first", "source": "test", "category": "test_failure"}
@@ -363,7 +364,7 @@ def start_runs(client: httpx.Client, phases: int) -> None:
 
 @contextmanager
 def service(folder: Path, database_url: str) -> Iterator[tuple[httpx.Client, psutil.Process]]:
-    """Serve a new repository over HTTP, from a process of its own."""
+    """Serve a new repository over HTTP, from another process."""
     repository = folder / "repository"
     if not repository.exists():
         identity = ["-c", "user.name=A", "-c", "user.email=a@localhost"]

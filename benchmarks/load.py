@@ -1,11 +1,11 @@
-"""How fast requests are answered while others ask too, beside the floor in the same run.
+"""Throughput and latency of requests with several clients, compared with the floor.
 
     python benchmarks/load.py [--requests 400] [--clients 1 8 32] [--soak 20000]
 
-Each client has a run of its own. For each hot request: requests a second, and the milliseconds
-within which half, 95 and 99 of a hundred are answered. The clients share the machine with the
-servers. `--soak` then sends so many requests of all kinds from eight clients, and prints the
-memory of the servers before and after. `src/autopack` must be importable.
+Each client has its own run. For each hot request: requests a second, and the milliseconds within
+which half, 95 and 99 of a hundred are answered. The clients share the machine with the servers.
+`--soak` then sends so many requests of all kinds from eight clients, and prints the memory of the
+servers before and after. `src/autopack` must be importable.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Figure:
 
 
 def drive(server: Server, batches: Sequence[Sequence[httpx.Request]]) -> Figure:
-    """Send each batch from a client of its own, all at once."""
+    """Send each batch from its own client, all in parallel."""
 
     def send(batch: Sequence[httpx.Request]) -> list[float]:
         walls = []

@@ -2,13 +2,12 @@
 
     python benchmarks/replay.py [REPOSITORY] [--commits 400] [--seed 1]
 
-Each commit's diff becomes a Builder's result, posted over HTTP to a service of our own that serves
-a bare clone; the tree of the commit that comes of it is compared with the original's. Without a
-REPOSITORY one is generated that has commits of every kind. The built-in protected paths are opened
-by the ruleset; what policy refuses all the same (submodules, secrets, links that lead outside), or
-what passes a limit, is counted by its reason, and the replay goes on in a new run from the commit
-itself.
-`src/autopack` must be importable.
+Each commit's diff becomes a Builder's result, posted over HTTP to a service on a bare clone; the
+tree of the resulting commit is compared with the original's. Without a REPOSITORY one is generated
+that has commits of every kind. The built-in protected paths are opened by the ruleset; what the
+policy still refuses (submodules, secrets, links that lead outside), or what passes a limit, is
+counted by its reason, and the replay continues in a new run from the commit itself. `src/autopack`
+must be importable.
 """
 
 from __future__ import annotations
@@ -64,7 +63,7 @@ def edited(rng: random.Random, content: bytes) -> bytes:
 
 
 def change(rng: random.Random, tree: Tree, number: int) -> None:
-    """Make a change of the next kind, so that all kinds come up equally often."""
+    """Make a change of the next kind, so that all kinds are equally frequent."""
     files = [path for path, (mode, _) in tree.items() if mode != LINK]
     some = rng.choice(files)
     mode, content = tree[some]
@@ -134,7 +133,7 @@ def generate(folder: Path, commits: int, seed: int) -> None:
     write_commit(stream, tree, "refs/heads/main", mark=1, when=1)
     for number in range(1, commits):
         parents = [number * 10 - 9]
-        if number % 15 == 0:  # its first-parent diff is what the other branch did
+        if number % 15 == 0:  # its first-parent diff is the changes of the other branch
             change(rng, tree, rng.randrange(20))
             write_commit(stream, tree, "refs/heads/side", number * 10, number, parents)
             parents.append(number * 10)
@@ -241,7 +240,7 @@ def kinds_of(patch: bytes, raw: bytes, parents: int) -> Iterator[str]:
 
 @contextmanager
 def serve(folder: Path, repository: Path) -> Iterator[httpx.Client]:
-    """Serve a repository from a process of its own, every protected path opened."""
+    """Serve a repository from another process, with every protected path opened."""
     runs_dir = folder / "runs"
     runs_dir.mkdir()
     ruleset = {"project_id": "Autopack", "paths": {"opened": {"default": DEFAULT_PROTECTED}}}
@@ -289,7 +288,7 @@ class Outcome:
 
 
 class Replay:
-    """The replay of one history: a run after another, each from where the last one ended."""
+    """The replay of one history: one run after another, each from the end of the last."""
 
     def __init__(self, client: httpx.Client, repository: Path) -> None:
         self.client = client
@@ -299,7 +298,7 @@ class Replay:
         self._phase = PHASES_A_RUN
 
     def start_from(self, commit: str) -> None:
-        """Let the next patch go into a new run that starts from a commit."""
+        """Use a new run, which starts from a commit, for the next patch."""
         git(self.repository, "update-ref", f"refs/heads/{BASE}", commit)
         self._phase = PHASES_A_RUN
 

@@ -1,4 +1,4 @@
-"""The service and the floor (floor.py) as processes, and the requests that both are sent."""
+"""The service and the floor (floor.py) as processes, and the requests to both."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STATUSES_A_RUN = 150
 
 @dataclass
 class Server:
-    """A server under test with the Postgres that it alone uses."""
+    """A measured server with its own Postgres."""
 
     client: httpx.Client
     process: psutil.Process
@@ -45,7 +45,7 @@ class Server:
                     times = process.cpu_times()
                 except psutil.NoSuchProcess:
                     continue
-                total += sum(times[:4])  # its own, and that of children that have ended
+                total += sum(times[:4])  # its own CPU time, and that of ended children
         return total
 
     def memory(self) -> int:
@@ -87,7 +87,7 @@ def plan(run_id: str) -> Row:
 
 
 class Work:
-    """The requests of each operation, the same for both servers. `name` begins its runs' names."""
+    """The requests of each operation, the same for both servers. `name` is its runs' prefix."""
 
     def __init__(self, server: Server, name: str = "bench") -> None:
         self.server = server
@@ -122,7 +122,7 @@ class Work:
         ]
 
     def statuses(self, count: int) -> list[httpx.Request]:
-        """Let phases begin and go back, which uses a try; a phase has a hundred."""
+        """Start phases and return them to the queue, which uses a try; a phase has a hundred."""
         states = itertools.cycle(["EXECUTING", "QUEUED"])
         requests: list[httpx.Request] = []
         while len(requests) < count:
@@ -144,7 +144,7 @@ class Work:
         return [self.result() for _ in range(count)]
 
     def result(self) -> httpx.Request:
-        """The next patch, in a run whose earlier patches left its files alone."""
+        """Return the next patch, for a run whose earlier patches did not change its files."""
         if self.phase == PHASES:
             self.run, self.phase, self.touched = self.new_run(), 0, set()
         while True:
@@ -162,7 +162,7 @@ class Work:
 
 @contextmanager
 def running(command: Sequence[str], log: Path, environment: Row, path: str) -> Iterator[Any]:
-    """Run a server on a free port until it is done with; `{port}` is put into the command."""
+    """Run a server on a free port during the block; `{port}` in the command is replaced."""
     import socket
 
     with socket.socket() as probe:
@@ -198,7 +198,7 @@ def postmaster(folder: Path) -> psutil.Process:
 
 
 def pages_of(client: httpx.Client, runs: Path) -> dict[str, list[Page]]:
-    """Return the files that ours writes for each operation: their kinds, lines and bytes."""
+    """Return the files that the service writes for each operation: kinds, lines and bytes."""
 
     def standing() -> dict[str, tuple[int, int, int]]:
         found = {}
@@ -236,10 +236,10 @@ def pages_of(client: httpx.Client, runs: Path) -> dict[str, list[Page]]:
 def both() -> Iterator[tuple[Server, Server]]:
     """Start the service and the floor, each with a repository and a Postgres of its own.
 
-    The files of runs are in memory where the system has a place for that: a disk's noise is larger
-    than what is compared.
+    The files of runs are in memory if the system supports that: a disk's noise is larger than the
+    measured difference.
     """
-    memory = Path("/dev/shm")  # noqa: S108 - a folder of our own is made there
+    memory = Path("/dev/shm")  # noqa: S108 - a new private folder is created there
     with ExitStack() as stack:
         top = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="autopack-bench-")))
         place = memory if os.access(memory, os.W_OK) else None

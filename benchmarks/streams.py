@@ -1,4 +1,4 @@
-"""How soon one event reaches many open streams, and what they hold meanwhile.
+"""The delay of one event to many open streams, and the resources of these streams.
 
     python benchmarks/streams.py [--streams 500] [--events 20]
 
@@ -34,7 +34,7 @@ CONNECTIONS = text(
 
 
 class Reader:
-    """One stream, read by as little as it takes, and when its last event came."""
+    """One stream, read with minimal work, and the time of its last event."""
 
     def __init__(self, port: int, path: str) -> None:
         self.port = port

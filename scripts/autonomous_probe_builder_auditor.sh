@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Probes what Builders and Auditors post to a running service: patches that are applied, held, refused
-# and sent again, reviews that approve, return and escalate; looks at the answers, the branch and the
-# files. Adds files below autopack-probe/ on branches of its own, which are never merged.
-# Asks for the default rules of the categories `docs` and `schema_contract_change`.
+# Probes the results of Builders and Auditors at a running service: patches that are applied,
+# pending, refused and sent again, reviews that approve, return and escalate; checks the answers,
+# the branch and the files. Adds files below autopack-probe/ on branches of its own, which are never
+# merged. Needs the default rules of the categories `docs` and `schema_contract_change`.
 #   API_URL=http://localhost:8000 AUTONOMOUS_RUNS_DIR=.autonomous_runs bash scripts/autonomous_probe_builder_auditor.sh
 # More switches and the exit codes: scripts/probe_lib.sh.
 # shellcheck source=scripts/probe_lib.sh

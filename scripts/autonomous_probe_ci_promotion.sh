@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Probes how a running service judges and promotes: drives runs to their end with CI as the project's
-# ruleset has it (none, external, local), looks at verdicts, at what stands against promotion and at
-# the record on the branch, and lets the checker judge that. Adds files below autopack-probe/ on
+# Probes CI and promotion of a running service: brings runs to their end with CI as the project's
+# ruleset sets it (none, external, local), checks verdicts, the reasons against promotion and the
+# record on the branch, and runs the checker on it. Adds files below autopack-probe/ on
 # branches of its own, which are never merged.
 #   API_URL=http://localhost:8000 AUTONOMOUS_RUNS_DIR=.autonomous_runs bash scripts/autonomous_probe_ci_promotion.sh
 # AUTOPACK_REPO_PATH: the repository that is served (.), unless PROBE_FILES=skip.
@@ -39,7 +39,7 @@ verdict() { # name, run id, expected status, verdict, commit, [more fields]
 
 judge() { # run id, a profile that is not its phase's: brings the phase to its end
     case "$MODE" in
-        none) verdict "nobody waits for a verdict" "$1" 409 green "$COMMIT" ;;
+        none) verdict "no phase waits for a verdict" "$1" 409 green "$COMMIT" ;;
         local) wait_for_verdict "$1" ;;
         external)
             ask "the phase waits to be judged" GET "/runs/$1" 200

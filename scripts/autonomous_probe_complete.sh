@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Runs all probes, or those that are named, and says what each came to.
-#   bash scripts/autonomous_probe_complete.sh               starts a service on a throw-away repository
+# Runs all probes, or the named ones, and prints the result of each.
+#   bash scripts/autonomous_probe_complete.sh               starts a service on a temporary repository
 #   API_URL=http://localhost:8000 AUTONOMOUS_RUNS_DIR=.autonomous_runs bash scripts/autonomous_probe_complete.sh
 #   bash scripts/autonomous_probe_complete.sh run_state issues
-# The service of its own runs on PYTHON, where that has Autopack, else on .venv of this checkout.
-# More switches: scripts/probe_lib.sh. Exit codes: 0 all is well, 1 a probe found something wrong,
-# 2 a probe or the service could not be run.
+# That service runs on PYTHON, if that has Autopack, else on .venv of this checkout. More switches:
+# scripts/probe_lib.sh. Exit codes: 0 no error, 1 a probe found an error, 2 a probe or the service
+# could not run.
 set -euo pipefail
 scripts="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 names=("$@")
@@ -21,7 +21,7 @@ scratch=$(mktemp -d)
 server=
 trap '[ -z "$server" ] || { kill "$server" 2>/dev/null || true; wait "$server" || true; }; rm -rf "$scratch"' EXIT
 
-serve() { # on a repository that is thrown away, with settings and data of nobody else
+serve() { # on a temporary repository, with its own settings and data
     local python line
     python=${PYTHON:-}
     if [ -z "$python" ] || ! "$python" -c 'import autopack, uvicorn' 2>/dev/null; then
@@ -56,7 +56,7 @@ worst=0
 for name in "${names[@]}"; do
     status=0
     bash "$scripts/autonomous_probe_$name.sh" >"$scratch/said" || status=$?
-    # What stands before the first thing that is wrong tells where it happened.
+    # The lines before the first error show where it happened.
     if [ "$status" = 0 ]; then tail -n 1 "$scratch/said"; else tail -n 3 "$scratch/said"; fi
     if [ "$status" != 0 ] && [ "$worst" != 1 ]; then worst=$status; fi
 done

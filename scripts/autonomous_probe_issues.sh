@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Probes issues of a running service at their three levels (phase, run, project): counts, ages, what
-# becomes of an aged issue, and an operator's word; looks at the answers and at the files.
-# Asks for the default thresholds of the profile `normal` (3 runs or 2 tiers).
+# happens to an aged issue, and an operator's changes; checks the answers and the files. Needs
+# the default thresholds of the profile `normal` (3 runs or 2 tiers).
 #   API_URL=http://localhost:8000 AUTONOMOUS_RUNS_DIR=.autonomous_runs bash scripts/autonomous_probe_issues.sh
 # More switches and the exit codes: scripts/probe_lib.sh.
 # shellcheck source=scripts/probe_lib.sh

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Probes runs, tiers and phases of a running service: starts a run, moves it by hand to its end, and
-# looks at each answer, at the state that follows and at the files.
+# checks each answer, the state that follows and the files.
 #   API_URL=http://localhost:8000 AUTONOMOUS_RUNS_DIR=.autonomous_runs bash scripts/autonomous_probe_run_state.sh
 # More switches and the exit codes: scripts/probe_lib.sh.
 # shellcheck source=scripts/probe_lib.sh

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Probes ruleset, strategy and budgets of a running service: what each task category costs at most
-# under the default rules, what a plan may not be, and what happens to a run that passes its cap.
-# The project's own ruleset is only read.
+# Probes ruleset, strategy and budgets of a running service: the caps of each task category under
+# the default rules, which plans are refused, and what happens to a run that passes its cap. The
+# project's own ruleset is only read.
 #   API_URL=http://localhost:8000 AUTONOMOUS_RUNS_DIR=.autonomous_runs bash scripts/autonomous_probe_strategy.sh
 # More switches and the exit codes: scripts/probe_lib.sh.
 # shellcheck source=scripts/probe_lib.sh

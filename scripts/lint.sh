@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Checks style, types, who imports whom, that the checker is what its modules make, the workflows, and that the
-# migrations make what the models say.
+# Checks style, types, imports, that the checker equals its modules, the workflows, and that the
+# migrations produce the models' schema.
 set -euo pipefail
 python=$(bash "$(dirname "$0")/venv.sh" requirements-dev.txt)
 cd "$(dirname "$0")/.."

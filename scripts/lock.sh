@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Writes requirements.txt and requirements-dev.txt from pyproject.toml: one file for every platform
-# and Python from 3.11 on, with hashes. `bash scripts/lock.sh --upgrade` moves all pins forward.
-# Extras stay: else an older pip takes `coverage[toml]` for unpinned, once there is a newer coverage.
+# and Python from 3.11 on, with hashes. `bash scripts/lock.sh --upgrade` updates all pins. Extras
+# stay: else an older pip takes `coverage[toml]` for unpinned, once there is a newer coverage.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

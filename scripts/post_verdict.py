@@ -1,14 +1,14 @@
-"""Tell the Autopack service what CI made of a run's commit: the last step of the preflight jobs.
+"""Post CI's verdict on a run's commit to the Autopack service: the last step of the preflight jobs.
 
-Stands alone, and takes everything from the environment:
-  AUTOPACK_URL     where the service is: https://autopack.example.org
-  AUTOPACK_API_KEY     sent as `Authorization: Bearer`, where it is set
+Uses only the standard library, and reads everything from the environment:
+  AUTOPACK_URL     the service's address: https://autopack.example.org
+  AUTOPACK_API_KEY     sent as `Authorization: Bearer`, if it is set
   COMMIT           the commit that was judged
   COMMIT_MESSAGE   its message, whose trailers name run and phase
   NORMAL, STRICT   the `needs` of the two preflight jobs, as JSON; a skipped STRICT does not count
   PAGE             the address of the log
 
-Exit codes: 0 told, or nobody waits for it; 1 the service cannot be told.
+Exit codes: 0 posted, or no phase waits for it; 1 the verdict could not be posted.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def names(message: str) -> tuple[str, str] | None:
 
 
 def outcome(profile: str, job: dict[str, Any]) -> dict[str, Any]:
-    """Return what a preflight job came to, in the words of `ci_result`.
+    """Return the result of a preflight job in the form of `ci_result`.
 
     The gate's own report, unless the gate failed without one (it hung) or was never reached.
     """
@@ -78,11 +78,11 @@ def main() -> int:
     environment = os.environ
     url = environment["AUTOPACK_URL"]
     if not re.fullmatch(r"https?://[!-~]+", url):
-        print(f"AUTOPACK_URL is no address: {url!r}")
+        print(f"AUTOPACK_URL is not an address: {url!r}")
         return 1
     named = names(environment["COMMIT_MESSAGE"])
     if named is None:
-        print("The commit names no phase: nobody waits for its verdict.")
+        print("The commit names no phase: no phase waits for its verdict.")
         return 0
     strict = json.loads(environment["STRICT"])
     if strict["result"] == "skipped":

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs this project's checks until they are green, or were tried often enough. Stands alone: copy it
-# into any project's scripts/. Arguments go to pytest.
+# Runs this project's checks until they are green or have used all tries. Needs no other file: copy
+# it into any project's scripts/. Arguments go to pytest.
 #   CI_PROFILE=normal|strict MAX_ATTEMPTS=3 BACKOFF_SECONDS=5 bash scripts/preflight_gate.sh
 #
 #   CI_PROFILE          normal (the default): what is marked unit or integration, and what is marked

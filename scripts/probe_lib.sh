@@ -1,13 +1,13 @@
 # shellcheck shell=bash
-# What the probes have in common; sourced by them, not run.
+# Common functions of the probes; sourced by them, not run.
 #
-#   API_URL               the service to ask (http://localhost:8000)
-#   AUTONOMOUS_RUNS_DIR   its runs directory, to look at the files (.autonomous_runs)
-#   PROBE_FILES           `skip` where that directory cannot be reached from here (check)
+#   API_URL               the service to test (http://localhost:8000)
+#   AUTONOMOUS_RUNS_DIR   its runs directory, to check the files (.autonomous_runs)
+#   PROBE_FILES           `skip` if that directory is not reachable from here (check)
 #   PYTHON                a Python 3, to read JSON (python3)
 #
-# One line a check. The first thing that is wrong is named and ends the probe: 1 when the service is
-# wrong, 2 when it cannot be asked. Ids are new each time, so a probe can be repeated.
+# One line for each check. The first error is named and ends the probe: 1 when the service is wrong,
+# 2 when it cannot be reached. Ids are new each time, so a probe can be repeated.
 set -euo pipefail
 
 API_URL="${API_URL:-http://localhost:8000}"

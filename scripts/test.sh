@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs the tests, on all cores; arguments go to pytest. Starts a Postgres of its own.
-# The tests of the bash probes take minutes: run them with `-m probes`.
+# Runs the tests on all cores; arguments go to pytest. Starts its own Postgres. The tests of the
+# bash probes take minutes: run them with `-m probes`.
 set -euo pipefail
 python=$(bash "$(dirname "$0")/venv.sh" requirements-dev.txt)
 cd "$(dirname "$0")/.."

@@ -38,7 +38,7 @@ find_python() {
 
 prepare() {
     local python
-    is_ready && return # somebody else did it while we waited
+    is_ready && return # another process did it during the wait
     if ! { [ -x "$venv/bin/python" ] && "$venv/bin/python" -m pip --version >/dev/null 2>&1; }; then
         python=$(find_python)
         echo "autopack: making $venv" >&2

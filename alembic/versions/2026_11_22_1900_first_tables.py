@@ -887,7 +887,7 @@ def upgrade() -> None:
         sa.UniqueConstraint("run_pk", "position", name=op.f("uq_commits_run_pk_position")),
         sa.UniqueConstraint("run_pk", "sha", name=op.f("uq_commits_run_pk_sha")),
     )
-    # Phases and these name each other, so their keys are made when all tables are there.
+    # Phases and these tables refer to each other, so their keys are created after all tables.
     op.create_foreign_key(
         op.f("fk_phases_pending_submission_id_submissions"),
         "phases",

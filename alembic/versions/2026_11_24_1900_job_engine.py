@@ -2,8 +2,8 @@
 
 Revision: job_engine, after first, 2026-11-24 19:00:00+00:00
 
-The tables of procrastinate 3.10, as that release lays them out: pyproject.toml admits no other, and a
-test notices other tables. A newer release with others gets a migration of its own.
+The tables of procrastinate 3.10, as that release creates them: pyproject.toml pins it, and a test
+detects other tables. A newer release with others gets a migration of its own.
 """
 
 from __future__ import annotations

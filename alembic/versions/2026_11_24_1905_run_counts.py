@@ -1,6 +1,6 @@
 """run counts
 
-Count runs and the backlog's keys as they come, change and go.
+Count runs and the backlog's keys when they are added, changed and removed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ OFTEN = {
     "autovacuum_vacuum_insert_threshold": -1,
 }
 
-# What a row counts as; `it` is OLD or NEW.
+# The kinds under which a row is counted; `it` is OLD or NEW.
 RUN = """{it}.state, {it}.failure_code, {one}, CASE {it}.state
          WHEN 'DONE_FAILED_BUDGET_EXHAUSTED'
          THEN {one} * {it}.tokens_used::numeric / greatest({it}.token_cap, 1) ELSE 0 END"""
@@ -60,12 +60,12 @@ def upgrade() -> None:
 
 
 def _keep_count(table: str, counts: str, values: str, changes: str) -> None:
-    """Write each change to the counts; the lock that triggers take lets none slip through."""
+    """Write each change to the counts; the triggers' lock prevents that one is missed."""
     function = f"count_{table}"
     op.execute(
         f"CREATE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN\n"
         "IF TG_OP = 'TRUNCATE' THEN\n"
-        f"  LOCK TABLE {counts} IN EXCLUSIVE MODE;\n"  # waits for whoever adds up
+        f"  LOCK TABLE {counts} IN EXCLUSIVE MODE;\n"  # waits for a transaction that adds up
         f"  DELETE FROM {counts};\n"
         "END IF;\n"
         "IF TG_OP IN ('DELETE', 'UPDATE') THEN\n"
@@ -84,7 +84,7 @@ def _keep_count(table: str, counts: str, values: str, changes: str) -> None:
         name = f"{function}_on_{when.split()[0].lower()}"
         op.execute(f"CREATE TRIGGER {name} AFTER {when} EXECUTE FUNCTION {function}()")
     op.execute(f"INSERT INTO {counts} SELECT {values.format(it='it', one='1')} FROM {table} it")
-    # A row each; the first upkeep adds them up.
+    # One row for each; the first upkeep adds them up.
 
 
 def downgrade() -> None:

@@ -1,6 +1,6 @@
 """run record
 
-Tell the last commit of a run's work from the commit that records the run.
+Store the last commit of a run's work apart from the commit of the run's record.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """event feed
 
-Tell whoever listens of new events, and until when events with lower ids may still come.
+Notify listeners of new events, and show until when events with lower ids may still appear.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    # It fires before the first id is given out. The lock's two numbers hold the id before that.
+    # It fires before the first id is assigned. The lock's two numbers contain the id before that.
     op.execute(
         "CREATE FUNCTION announce_events() RETURNS trigger LANGUAGE plpgsql AS $$\n"
         "DECLARE newest bigint;\n"

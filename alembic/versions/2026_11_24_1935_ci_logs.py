@@ -1,6 +1,6 @@
 """ci logs
 
-Keep what runs of CI print, and the checks that failed in them.
+Store the output of CI runs, and the checks that failed in them.
 """
 
 from __future__ import annotations

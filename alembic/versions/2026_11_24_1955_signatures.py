@@ -1,6 +1,6 @@
 """signatures
 
-Keep the signatures of records and snapshots, so that lost ones are made again to the same ids.
+Store the signatures of records and snapshots, so that lost objects are rebuilt with the same ids.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """known codes
 
-A repository that is unusable ends no run, which waits for it; a lapse is no submission.
+An unusable repository does not end a run, which waits for it; a lapse is not a submission.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """verdict sandbox
 
-Each verdict names where it was made, by one of three words. Earlier runs of CI held the reason
-behind a colon ("none: bwrap is not installed"), and none where the verdict came from outside.
+Each verdict has its sandbox, by one of three words. Earlier CI runs had the reason after a colon
+("none: bwrap is not installed"), and no sandbox for a verdict from outside.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def upgrade() -> None:
     op.alter_column("runs", "is_sandbox_required", server_default=None)
     op.add_column("phases", sa.Column("sandbox", sa.String(length=64), nullable=True))
     op.execute("UPDATE ci_runs SET sandbox = split_part(sandbox, ':', 1)")
-    # A verdict from outside has no log of ours, and never waited for a worker.
+    # A verdict from outside has no stored log, and never waited for a worker.
     op.execute(
         "UPDATE ci_runs SET sandbox = 'external' WHERE sandbox IS NULL AND verdict IS NOT NULL"
         " AND started_at IS NULL AND NOT EXISTS"

@@ -2,7 +2,7 @@
 
 Let phases wait for agents that could not work; count money beside tokens.
 
-Only adds: rows that stand there have cost nothing that is known, and wait for no capacity.
+Only adds columns: existing rows have no known cost, and do not wait for capacity.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    # What the former release has no word for is told by the nearest that it has.
+    # Values that the former release does not know become the nearest ones that it knows.
     op.execute("UPDATE runs SET failure_code = 'token_cap' WHERE failure_code = 'cost_cap'")
     op.execute(
         "UPDATE runs SET failure_code = 'ci_did_not_run' WHERE failure_code = 'agents_unavailable'"

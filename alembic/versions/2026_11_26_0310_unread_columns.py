@@ -1,7 +1,8 @@
 """unread columns
 
-Drop what is written and never read: when a lease was granted (`expires_at` and `seconds` tell it), which
-lease a submission came by, and the revision of the last push (`pushed_commit` tells what was pushed).
+Drop columns that are written and never read: when a lease was granted (`expires_at` and `seconds`
+tell it), which lease a submission came by, and the revision of the last push (`pushed_commit` tells
+what was pushed).
 """
 
 from __future__ import annotations

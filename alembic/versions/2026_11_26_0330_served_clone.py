@@ -1,6 +1,6 @@
 """served clone
 
-Note which clone the database belongs to, so that a service on another one is refused. Only adds.
+Store which clone the database belongs to, so that a service on another one is refused. Only adds.
 """
 
 from __future__ import annotations

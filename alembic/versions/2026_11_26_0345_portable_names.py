@@ -1,7 +1,7 @@
 """portable names
 
-A run keeps whether its patches may make names that not every system can hold; runs that started before
-are judged by the default, as their strategies say nothing else.
+Store for each run whether its patches may add names that not every system allows; earlier runs get
+the default, as their strategies have no other value.
 """
 
 from __future__ import annotations

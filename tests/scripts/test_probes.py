@@ -172,7 +172,7 @@ LIES = [
     ),
     Lie(
         "ci_promotion",
-        "nobody waits for a verdict",
+        "no phase waits for a verdict",
         "POST",
         f"{RUN}-normal/phases/P1/ci_result",
         status=200,
