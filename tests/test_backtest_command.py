@@ -179,7 +179,7 @@ def test_a_service_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     ("status", "body", "named"),
     [
         (200, b"<html>", "no JSON"),
-        (200, b'{"runs": 1}', "no BacktestAnswer"),
+        (200, b'{"runs": 1}', "not a BacktestAnswer"),
         (503, b'{"detail": "the database\\nis away"}', "the database is away (503)"),
         (502, b'["x"]', "502"),
     ],

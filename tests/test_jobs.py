@@ -212,7 +212,7 @@ class TestInAProcessOfItsOwn:
             connection.execute(text("UPDATE pulses SET beaten_at = now() - interval '2 minutes'"))
         health = client.get("/health")
         assert health.status_code == 503
-        assert "no job worker is alive; start one: `autopack jobs`" in health.text
+        assert "no job worker is running; start one: `autopack jobs`" in health.text
         _start_overdue(client, engine)
         log = tmp_path / "jobs.log"
         with log.open("w") as output:

@@ -1,1 +1,1 @@
-"""One function is one use case and one transaction."""
+"""The use cases: one function is one use case and one transaction."""

@@ -1,4 +1,4 @@
-"""An Auditor's review: asked for, and answered. (rules §6)"""
+"""An Auditor's review: the request and the answer. (rules §2)"""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ def request_audit(
     request: AuditRequest,
     idempotency_key: str | None,
 ) -> Answer:
-    """Ask for a review of a phase: now if it is in the gate, else as soon as it comes there.
+    """Request a review of a phase: now if it is in the gate, else when it reaches the gate.
 
-    For a phase that is final the request is recorded as advisory, and changes nothing.
+    For a final phase the request is recorded as advisory, and changes nothing.
     """
     require_same_names(run_id, phase_id, request.run_id, request.phase_id)
     document = request.model_dump(mode="json")
@@ -105,10 +105,11 @@ def submit_auditor_result(
     report: AuditorReport,
     idempotency_key: str | None = None,
 ) -> Answer:
-    """Take one review: approve, send back or escalate; its patches are applied all or none.
+    """Accept one review: approve, send back or escalate; its patches are applied all or none.
 
-    A refusal that is a patch's fault uses up a try, which is committed before it is raised. A
-    review of a phase that is final is advisory: recorded, and without effect.
+    A refusal because of a patch's content uses a try, which is committed before the error is
+    raised: a raised error would otherwise roll the try back. A review of a final phase is advisory:
+    recorded, and without effect.
     """
     require_same_names(run_id, phase_id, report.run_id, report.phase_id)
     identity = identify(phase_id, Role.AUDITOR, report, idempotency_key)
@@ -135,7 +136,7 @@ def submit_auditor_result(
                 refusal, repairs = _decide(change, phase, report, submission, patches)
                 patching.keep_no_secrets(patches)
             if audit is not None and refusal is None and not is_unavailable:
-                # A refused review, or one that could not be made, may be sent anew.
+                # A refused review, or one of an unavailable Auditor, may be sent again.
                 audit.answered_at = change.now
                 audit.submission_pk = submission.id
             commits = [each.sha for each in change.commits if each.patch_pk is not None]
@@ -201,7 +202,7 @@ def _decide(
     submission: Submission,
     patches: list[Patch],
 ) -> tuple[AutopackError | None, list[PatchRepairAnswer]]:
-    """Weigh the review, do what the rules want of git, and let them decide."""
+    """Weigh the review, do in git what the rules demand, and let them decide."""
     if report.recommendation is Recommendation.UNAVAILABLE:
         why = could_not_work(phase, Role.AUDITOR, report, submission, report.review_notes)
         change.decide(why)
@@ -242,10 +243,10 @@ def _put(
     submission: Submission,
     patches: list[Patch],
 ) -> tuple[tuple[AppliedPatch, ...] | RefusedReview, list[PatchRepairAnswer], AutopackError | None]:
-    """Put the held patch and the Auditor's own on the branch, all of them or none.
+    """Put the pending patch and the Auditor's own on the branch, all of them or none.
 
-    Return what came of them, and what was mended in each: `patch` is its place in the review, None
-    for the held one.
+    Return the answers of git and policy, and the repairs of each patch: `patch` is its place in the
+    review, None for the pending one.
     """
     before = len(change.commits)
     held, held_patches = _held(change, phase, report)
@@ -278,7 +279,7 @@ def _put(
 def _held(
     change: RunChange, phase: Phase, report: AuditorReport
 ) -> tuple[Submission | None, list[Patch]]:
-    """Return the Builder's held submission with its patches, if this review applies it."""
+    """Return the Builder's pending submission with its patches, if this review applies it."""
     held_id = change.phase_state(phase.phase_id).pending_submission_id
     if report.recommendation is not Recommendation.APPROVE or held_id is None:
         return None, []

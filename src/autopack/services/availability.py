@@ -1,4 +1,4 @@
-"""Which failures are the absence of the database or of room on a disk, and not our fault."""
+"""Which errors mean that the database or disk space is unavailable, and are no internal errors."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class StorageUnavailableError(UnavailableError):
 
 
 def as_unavailable(error: Exception) -> UnavailableError | None:
-    """Return the refusal for a database or disk that is away or full; None for anything else."""
+    """Return the refusal for an unavailable database or a full disk; None for other errors."""
     if isinstance(error, OSError):
         if error.errno not in _NO_ROOM:
             return None
         return StorageUnavailableError(
             f"{error.filename or 'a disk of the service'} cannot be written: {error.strerror}."
-            " Nothing was changed; make room, then send this again"
+            " Nothing was changed; free some space, then send this again"
         )
     code = str(getattr(getattr(error, "orig", None), "pgcode", None) or "")
     if code == _QUERY_CANCELED:
@@ -47,5 +47,5 @@ def as_unavailable(error: Exception) -> UnavailableError | None:
     ):
         return None
     return DatabaseUnavailableError(
-        "the database does not answer just now; nothing was changed, try again"
+        "the database does not answer now; nothing was changed, try again"
     )

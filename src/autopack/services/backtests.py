@@ -1,4 +1,4 @@
-"""Past runs judged again under another ruleset. (rules §9)"""
+"""Past runs decided again under another ruleset. (rules §9)"""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .rulesets import parse_ruleset
 def backtest(
     context: AppContext, document: dict[str, Any], run_ids: Sequence[str] | None, limit: int
 ) -> list[ComparisonAnswer]:
-    """Replay finished runs under a ruleset: those named, else the newest.
+    """Replay finished runs under a ruleset: the named ones, else the newest. (rules §9)
 
     Raises InvalidRulesetError, NotFoundError, InvalidError for a run that is not over.
     """
@@ -75,7 +75,7 @@ def _compare(
 
 
 def _plan_of(document: dict[str, Any]) -> Plan:
-    """Read a stored plan; the phases that clean up debt were added by us, not posted."""
+    """Read a stored plan; the service itself added the phases that clean up debt."""
     phases = [
         {name: value for name, value in phase.items() if name != "issue_key"}
         for phase in document["phases"]
@@ -88,7 +88,7 @@ def _changes(recorded: EndingAnswer, replayed: EndingAnswer) -> list[str]:
     if recorded.state is not replayed.state or recorded.failure_code is not replayed.failure_code:
         changes.append(f"outcome: {_named(recorded)}, would be {_named(replayed)}")
     if recorded.tokens_used != replayed.tokens_used:
-        changes.append(f"spend: {recorded.tokens_used} tokens, would be {replayed.tokens_used}")
+        changes.append(f"cost: {recorded.tokens_used} tokens, would be {replayed.tokens_used}")
     if recorded.promotion_eligible_to_main != replayed.promotion_eligible_to_main:
         was = "eligible" if recorded.promotion_eligible_to_main else "not eligible"
         would = "eligible" if replayed.promotion_eligible_to_main else "not eligible"

@@ -1,4 +1,4 @@
-"""The run's branch: where it stands, what it changes, what a patch would do, and going back."""
+"""The run's branch: its state, its difference, a patch check, and the rollback."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def integration_status(context: AppContext, run_id: str) -> IntegrationStatusAns
             conflicts=[],
         )
     ahead, behind = repository.ahead_behind(current, base)
-    # What a reader asks for is the work, without the record of it.
+    # Readers want the work, without the commit of its record.
     changed = run.work_commit if current == run.head_commit else current
     difference = repository.diff_stat(run.base_commit, changed)
     merge = repository.try_merge(base, current)
@@ -81,7 +81,7 @@ def integration_status(context: AppContext, run_id: str) -> IntegrationStatusAns
 
 
 def diff(context: AppContext, run_id: str, phase_id: str | None) -> bytes:
-    """Return what a run's branch changes since its base, or what one of its phases changed."""
+    """Return the difference of a run's branch from its base, or the changes of one phase."""
     with context.reading() as session:
         run = runs.get_run(session, run_id)
     if phase_id is None:
@@ -95,9 +95,9 @@ def diff(context: AppContext, run_id: str, phase_id: str | None) -> bytes:
 def check_patch(
     context: AppContext, run_id: str, check: PatchCheck
 ) -> tuple[PatchCheckAnswer, AutopackError | None]:
-    """Say what would come of a patch, by policy and a dry apply; nothing is recorded.
+    """Check a patch by policy and by applying it without storing; nothing is recorded.
 
-    A refusal is returned beside the answer: what a submission would be answered.
+    The refusal that a submission would get is part of the answer.
     """
     with context.reading() as session:
         run = runs.get_run(session, run_id)
@@ -127,7 +127,7 @@ def check_patch(
 def rollback(
     context: AppContext, run_id: str, to_phase: str, reason: str, idempotency_key: str | None
 ) -> Answer:
-    """Put the branch of a run that is over back to a snapshot, by a new commit.
+    """Reset the branch of a run that is over to a snapshot, by a new commit.
 
     History is never rewritten; the run becomes ineligible for promotion.
     """
@@ -170,5 +170,5 @@ def _next_phase(run: Run) -> Phase:
 
 
 def _shown(path: str) -> str:
-    """Write a path that may hold bytes of any encoding as text."""
+    """Return a path of any bytes as text."""
     return path.encode(errors="surrogateescape").decode(errors="backslashreplace")

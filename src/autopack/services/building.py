@@ -39,9 +39,10 @@ def submit_builder_result(
     report: BuilderReport,
     idempotency_key: str | None = None,
 ) -> Answer:
-    """Take one attempt of a Builder; a patch becomes a commit, is held, or is refused.
+    """Accept one attempt of a Builder; its patch is applied, pending, or refused. (rules §2)
 
-    A refusal that is the patch's fault uses up a try, which is committed before it is raised.
+    A refusal because of the patch's content uses a try, which is committed before the error is
+    raised: a raised error would otherwise roll the try back.
     """
     require_same_names(run_id, phase_id, report.run_id, report.phase_id)
     content = report.patch()
@@ -75,7 +76,7 @@ def _decide(
     submission: Submission,
     patches: list[Patch],
 ) -> tuple[AutopackError | None, tuple[Repair, ...]]:
-    """Weigh the result, do what the rules want of git, and let them decide."""
+    """Weigh the result, do in git what the rules demand, and let them decide."""
     if report.status is BuilderStatus.UNAVAILABLE:
         change.decide(could_not_work(phase, Role.BUILDER, report, submission, report.notes))
         return None, ()
@@ -102,7 +103,7 @@ def _decide(
             result = replace(result, patch=RefusedPatch(error.detail))
             refusal = error
     change.decide(result)
-    if submission.outcome is Outcome.FAILED:  # nothing was put on the branch, nothing refused
+    if submission.outcome is Outcome.FAILED:  # no patch was put on the branch or refused
         submission.outcome = _outcome_without_patch(change.phase_state(phase.phase_id).state)
         state = change.phase_state(phase.phase_id)
         submission.reason = change.state.failure_reason or state.failure_reason
@@ -117,7 +118,7 @@ def _put(
     patch: Patch,
     action: PatchAction,
 ) -> tuple[AppliedPatch | PendingPatch, tuple[Repair, ...]]:
-    """Put a patch on the branch, or see that it could be; return what was mended in it, too.
+    """Put a patch on the branch, or check that it applies; also return its repairs.
 
     Raises one of PATCH_FAULTS.
     """
@@ -148,12 +149,12 @@ def _answer(
 
 
 def what_next(run: RunState) -> NextStep:
-    """Say what the run waits for now."""
+    """Return what the run waits for now."""
     if run.is_over:
         return NextStep(action="none", phase_id=None, detail=f"the run is {run.state}")
     phase = run.next_phase
     if phase is None:
-        return NextStep(action="none", phase_id=None, detail="every phase is done")
+        return NextStep(action="none", phase_id=None, detail="every phase has ended")
     waits: dict[PhaseStatus, tuple[Literal["build", "audit", "ci"], str]] = {
         PhaseStatus.QUEUED: ("build", "the phase waits for a builder result"),
         PhaseStatus.EXECUTING: ("build", "the phase waits for its builder result"),
@@ -180,7 +181,7 @@ def _message(submission: Submission, phase: Phase) -> str:
     what = {
         Outcome.APPLIED: "the patch was applied",
         Outcome.HELD: "the patch applies and is pending until the Auditor approves it",
-        Outcome.EMPTY: "nothing was to change",
+        Outcome.EMPTY: "no change was needed",
         Outcome.UNAVAILABLE: "the Builder was unavailable, no try is used",
         Outcome.OVER_BUDGET: "a budget was passed, nothing was applied",
     }.get(submission.outcome, "the attempt failed")

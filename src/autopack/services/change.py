@@ -1,14 +1,14 @@
-"""A change of one run while it is being made: what was decided, and what git has made for it.
+"""A change of one run while it is made: its events, and its new git objects.
 
 A use case opens a change (opening.py), and then reads weigh → decide → act → settle:
 
-    action = weigh_…(change.state, given, change.now)   # what the rules want of git
-    …                                                   # git is asked; no ref moves yet
-    change.decide(given)                                # the events, and the state they make
-    settle(change)                                      # what follows, written to the tables
+    action = weigh_…(change.state, given, change.now)   # what git must do …
+    # git runs; no ref moves yet change.decide(given)                                # the events,
+    # and the state from them settle(change)                                      # consequences,
+    # written to the tables
 
-The commit to Postgres, and then branch and files, come when the change is closed (opening.py,
-after_commit.py).
+When the change is closed, it is committed to Postgres, and then branch and files follow
+(opening.py, after_commit.py).
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from .projection import index_answer, run_index
 class RunChange:
     """One change of one run, under its lock.
 
-    `before` and `state` are the run as it was and as the events so far make it; `run` and `phases`
-    are its rows, which follow when the change is settled.
+    `before` is the run's state before the change, `state` the one after the events so far. `run`
+    and `phases` are its rows, which are updated when the change is settled.
     """
 
     def __init__(self, context: AppContext, session: RowSession, run: Run, actor: str) -> None:
@@ -67,28 +67,28 @@ class RunChange:
         return runs.get_phase(self.run, phase_id)
 
     def phase_state(self, phase_id: str) -> PhaseState:
-        """Return a phase as the events so far make it. Raises NotFoundError."""
+        """Return a phase's state after the events so far. Raises NotFoundError."""
         return self.state.phase(phase_id)
 
     def decide(self, given: Given) -> None:
-        """Let the rules decide; the state follows. A refusal leaves everything as it was."""
+        """Let the rules decide, and update the state. A refusal changes nothing."""
         self.prepare(given)
         self.take(decide(self.state, given, self.now, self.actor))
 
     def take(self, events: tuple[Event, ...]) -> None:
-        """Let the state follow from events that the rules have given."""
+        """Apply events of the rules to the state."""
         self.state = fold(self.state, events)
         self.events += events
 
     def prepare(self, given: Given) -> None:
-        """Read the run's issues where a decision, or the weighing before it, is about them."""
+        """Read the run's issues if the decision about this input concerns them."""
         if touches_issues(given) and not self._has_issues:
             self._has_issues = True
             found = issues.list_run_issues(self.session, self.run.id)
             self.before, self.state = self.before.with_issues(found), self.state.with_issues(found)
 
     def index(self) -> IssueIndexAnswer:
-        """Return the run's issues by key, as the settled change leaves them."""
+        """Return the run's issues by key, after the settled change."""
         if not self._has_issues:
             return run_index(self.session, self.run)
         return index_answer(
@@ -96,7 +96,7 @@ class RunChange:
         )
 
     def _run_issue(self, entry: Sighting) -> RunIssue:
-        """Return an entry with its place in the run; what the change has added has none yet."""
+        """Return an entry with its place in the run; new entries of this change have none yet."""
         if isinstance(entry, RunIssue):
             return entry
         phase = self.phase(entry.phase_id)
@@ -114,11 +114,11 @@ class RunChange:
         )
 
     def show(self, phase_id: str) -> None:
-        """Let a phase's file be written, though no event tells of what is new in it."""
+        """Mark a phase's file to be written, although no event names the phase."""
         self._shown.add(phase_id)
 
     def show_backlog(self) -> None:
-        """Let the project's backlog be written, though no report of an issue tells of it."""
+        """Mark the project's backlog to be written, although no issue was reported."""
         self._shows_backlog = True
 
     @property
@@ -129,13 +129,13 @@ class RunChange:
 
     @property
     def touched_phases(self) -> set[str]:
-        """The phases whose files have something new to show."""
+        """The phases whose files must be written."""
         told = {event.phase_id for event in self.events if isinstance(event, PhaseEvent)}
         return told | self._shown
 
     @property
     def head(self) -> str:
-        """The branch's head as this change has it so far."""
+        """The branch's head after this change so far."""
         return self.commits[-1].sha if self.commits else self.first_head
 
     def add_commit(
@@ -149,10 +149,10 @@ class RunChange:
         is_merged: bool = False,
         has_own_difference: bool = False,
     ) -> Commit:
-        """Put a commit on the branch as this change will leave it; no ref moves yet.
+        """Add a commit to the branch of this change; no ref moves yet.
 
         A commit that no submitted patch produces as it was sent (`has_own_difference`: the patch
-        was mended) stores its own diff, so that it can be rebuilt.
+        was repaired) stores its own diff, so that it can be rebuilt.
         """
         repository, parents = self.context.repository, [self.head]
         has_own_difference = has_own_difference or is_merged or kind is CommitKind.RECORD
@@ -182,5 +182,5 @@ class RunChange:
         return commit
 
     def drop_commits(self, kept: int) -> None:
-        """Forget the commits added since there were so many: patches are applied all or none."""
+        """Drop the commits after the first `count`: patches are applied all or none."""
         del self.commits[kept:]

@@ -1,10 +1,10 @@
-"""Our own CI: a worker runs a profile's command on the commit that a phase waits with. (rules §6)
+"""The service's own CI: a worker runs a profile's command on a phase's commit. (rules §6)
 
-At least once: a worker may be killed at any point, and another does it again. A verdict is taken
-once, under the run's lock, and only while the phase waits for that very run of CI.
+A job runs at least once: a worker may be killed at any point, and another repeats the job. A
+verdict is accepted once, under the run's lock, and only while the phase waits for that CI run.
 
-Such a worker may be on another machine, with a clone of its own. So it changes no run: what moves
-refs and writes files is a job for those who work on the upkeep, which is where these are.
+Such a worker may be on another machine, with another clone. So it changes no run: a job of the
+queue `upkeep` moves refs and writes files, on a machine that has these.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ TAKE_TASK: Final = "record_ci_outcome"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """What a worker has to know to make a run of CI."""
+    """What a worker needs for a CI run."""
 
     ci_run_id: int
     run_id: str
@@ -58,9 +58,9 @@ class Order:
 
 
 def run_ci(context: AppContext, ci_run_id: int) -> None:
-    """Make a run of CI and hand in its outcome, if anybody still waits for it.
+    """Make a CI run and queue its outcome, if the phase still waits for it.
 
-    Raises TryAgainError when the process is to end: another one makes it.
+    Raises TryAgainError when the process must end: another one repeats the job.
     """
     order = _begin(context, ci_run_id)
     if order is None:
@@ -74,12 +74,12 @@ def run_ci(context: AppContext, ci_run_id: int) -> None:
 
 @lru_cache(maxsize=8)
 def checks_of(settings: Settings) -> CheckRunner:
-    """Return what runs commands on this machine; found out once, when it is first asked for."""
+    """Return this machine's runner of CI commands; created once, at the first call."""
     return CheckRunner(settings)
 
 
 def list_ci_runs(context: AppContext, run_id: str) -> CiRunsAnswer:
-    """Return the runs of CI of a run, in order."""
+    """Return a run's CI runs, in order."""
     with context.reading() as session:
         found = ci_runs.list_ci_runs(session, runs.get_run_pk(session, run_id))
     return CiRunsAnswer(run_id=run_id, ci_runs=[_shown(run_id, *each) for each in found])
@@ -92,13 +92,13 @@ def _shown(run_id: str, run: CiRun, phase_id: str) -> CiRunAnswer:
 
 
 def read_log(context: AppContext, run_id: str, ci_run_id: int) -> bytes:
-    """Return what a run of CI printed. Raises NotFoundError."""
+    """Return the log of a CI run. Raises NotFoundError."""
     with context.reading() as session:
         return ci_runs.get_log(session, runs.get_run_pk(session, run_id), ci_run_id)
 
 
 def begin_ci_run(context: AppContext, ci_run_id: int) -> None:
-    """Let a phase's time for its run of CI begin."""
+    """Start the time limit of a phase's CI run."""
     place = _find_place(context, ci_run_id)
     if place is None:
         return
@@ -110,7 +110,7 @@ def begin_ci_run(context: AppContext, ci_run_id: int) -> None:
 
 
 def _find_place(context: AppContext, ci_run_id: int) -> tuple[str, str] | None:
-    """Return the names of run and phase; None: the run was deleted by hand."""
+    """Return the names of run and phase; None if the run was deleted by hand."""
     with context.reading() as session:
         return ci_runs.find_place(session, ci_run_id)
 
@@ -142,7 +142,7 @@ def _begin(context: AppContext, ci_run_id: int) -> Order | None:
 
 
 def _make(context: AppContext, order: Order) -> Outcome | None:
-    """Run the command on the commit; None when it was stopped because nobody waits any more."""
+    """Run the command on the commit; None when it was stopped because no phase waits any more."""
     log = logger.bind(run_id=order.run_id, phase_id=order.phase_id, ci_run_id=order.ci_run_id)
     log.info("ci_started", commit=order.commit, profile=order.profile, attempt=order.attempt)
     try:
@@ -175,7 +175,7 @@ def _make(context: AppContext, order: Order) -> Outcome | None:
 
 
 def _hand_over(context: AppContext, ci_run_id: int, outcome: Outcome) -> None:
-    """Keep what was printed, and let the verdict be taken where branch and files are."""
+    """Store the log, and queue the verdict for a worker with branch and files."""
     log = redact_bytes(outcome.log)
     tail = log[-4 * MAX_LOG_TAIL :].decode(errors="replace")[-MAX_LOG_TAIL:]
     with context.writing() as session:
@@ -200,7 +200,7 @@ def _queue(session: RowSession, task: str, ci_run_id: int, **arguments: object) 
         task,
         queue=UPKEEP_QUEUE,
         arguments={"ci_run_id": ci_run_id, **arguments},
-        lock=f"ci:{ci_run_id}",  # begun before it is taken
+        lock=f"ci:{ci_run_id}",  # recorded as started before its verdict
     )
 
 
@@ -215,7 +215,7 @@ def record_ci_outcome(
     failing_checks: list[str],
     log_tail: str | None,
 ) -> None:
-    """Take the verdict of a run of CI, unless another was taken or the phase went on."""
+    """Accept the verdict of a CI run, unless there is another one or the phase moved on."""
     place = _find_place(context, ci_run_id)
     if place is None:
         return
@@ -236,7 +236,7 @@ def record_ci_outcome(
         run.verdict = Verdict(verdict)
         is_flaky = run.verdict is Verdict.GREEN and bool(red_before)
         run.reason, run.is_flaky = reason, is_flaky
-        run.sandbox = Sandbox(sandbox.partition(":")[0])  # an earlier version gave the reason too
+        run.sandbox = Sandbox(sandbox.partition(":")[0])  # an earlier version passed the reason too
         run.failing_checks, run.tests, run.log_tail = failing_checks, tests, log_tail
         run.ended_at = max(change.now, run.started_at or run.requested_at)
         wait = retry_wait(

@@ -1,4 +1,4 @@
-"""Agents take work, say that they are at it, and are told when to stop. (rules §4)"""
+"""Claims, heartbeats and releases of work by agents. (rules §4)"""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ logger = structlog.get_logger(__name__)
 
 
 class Claim(Closed):
-    """An agent asks for work."""
+    """A request for work."""
 
     role: Role
     agent: Word
@@ -47,7 +47,7 @@ class Claim(Closed):
 
 
 class Release(Closed):
-    """An agent gives its lease back: it cannot do the work, and no try is used."""
+    """A release: the agent cannot do the work, and no try is used."""
 
     lease_token: Word
     reason: Text | None = None
@@ -58,9 +58,10 @@ class Release(Closed):
 
 
 def claim(context: AppContext, run_id: str, wanted: Claim) -> WorkItemAnswer | None:
-    """Give an agent the run's next work item, or None when there is none just now.
+    """Give an agent the run's next work item, or None when there is none now. (rules §4)
 
-    Raises RunOverError when there never will be, or when asking has shown that nothing is left.
+    Raises RunOverError when the run is over, also when this claim ended it because no budget is
+    left.
     """
     item, change = _claim(changing(context, run_id), wanted)
     if item is None:
@@ -71,8 +72,8 @@ def claim(context: AppContext, run_id: str, wanted: Claim) -> WorkItemAnswer | N
 def claim_any(context: AppContext, wanted: Claim) -> WorkItemAnswer | None:
     """Give an agent the next work item of the oldest run that has one.
 
-    Runs that another process holds are passed over, and so are those that something is wrong with:
-    the agent which asks for that very run is told what.
+    Runs that another process has locked are skipped, and so are runs with an error: a claim of that
+    run itself gets the error.
     """
     passed: list[str] = []
     with session_for_locks(context) as session:
@@ -96,9 +97,9 @@ def claim_any(context: AppContext, wanted: Claim) -> WorkItemAnswer | None:
 def peek(
     context: AppContext, run_id: str, role: Role, account: str | None = None
 ) -> WorkItemAnswer | None:
-    """Return what a claim would give now, without a lease; nothing changes.
+    """Return the work item that a claim would return, without a lease; nothing changes.
 
-    None too while something is overdue, which is settled by the next request or in a moment.
+    Also None while a deadline has passed and is not settled yet.
     """
     with context.reading() as session:
         run = runs.get_run(session, run_id)
@@ -121,9 +122,10 @@ def heartbeat(
     tokens_used: int,
     cost_usd: Decimal = ZERO_USD,
 ) -> HeartbeatAnswer:
-    """Extend a lease, unless its agent has to stop; say so either way.
+    """Extend a lease, unless its agent must stop; return which of the two.
 
-    One that has to stop for its budget's sake keeps the time that it has, to hand in its result.
+    An agent that must stop because of a budget keeps its lease's remaining time, to submit its
+    result.
     """
     with context.reading() as session:
         run = runs.lock_run(session, run_id)
@@ -140,7 +142,7 @@ def heartbeat(
             phase.tokens_reported, phase.cost_reported_usd = tokens_used, cost_usd
             session.commit()
             return HeartbeatAnswer(directive=directive, reason=reason, expires_at=expires_at)
-    with changing(context, run_id) as change:  # lets the lease lapse, if it is that
+    with changing(context, run_id) as change:  # may let the lease lapse
         reason = (
             f"the run is {change.run.state}"
             if change.state.is_over
@@ -156,9 +158,9 @@ def release(
     given_back: Release,
     idempotency_key: str | None = None,
 ) -> Answer:
-    """Take a lease back from an agent that cannot do the work; no try is used.
+    """Release the lease of an agent that cannot do the work; no try is used. (rules §3)
 
-    What the last heartbeat said of tokens and cost is counted. Raises LeaseLostError, RunOverError.
+    The tokens and cost of the last heartbeat are counted. Raises LeaseLostError, RunOverError.
     """
     identity = once(
         "release",
@@ -176,7 +178,7 @@ def release(
                 Unavailable(
                     phase_id=phase_id,
                     role=role,
-                    reason=given_back.reason or "the lease was given back",
+                    reason=given_back.reason or "the lease was released",
                     retry_at=given_back.retry_at,
                     account=given_back.account or (lease.account if lease else None),
                     tokens=state.tokens_reported,
@@ -186,7 +188,7 @@ def release(
             settle(change)
             turn.answer(
                 ReleaseAnswer(
-                    message=f"the lease was given back, no try is used; phase '{phase_id}' is "
+                    message=f"the lease was released, no try is used; phase '{phase_id}' is "
                     f"{phase.state}",
                     phase_state=phase.state,
                     retry_at=phase.retry_at,
@@ -197,7 +199,7 @@ def release(
 
 def check_lease(change: RunChange, phase: Phase, role: Role, token: str | None) -> Lease | None:
     """Return the lease a result comes with. Raises RunOverError, LeaseLostError, LeaseHeldError."""
-    require_live(change.state)  # which ended all leases, and is the better reason
+    require_live(change.state)  # the run's end ended all leases, and is the better reason
     lease = leases.find_lease(change.session, phase.id, token) if token else None
     claiming.require_lease(
         change.phase_state(phase.phase_id),
@@ -211,10 +213,9 @@ def check_lease(change: RunChange, phase: Phase, role: Role, token: str | None) 
 def _claim(
     opened: AbstractContextManager[RunChange], wanted: Claim
 ) -> tuple[WorkItemAnswer | None, RunChange]:
-    """Give an agent what a run has for it, and return the change that did so.
+    """Claim a run's work for an agent, and return the change.
 
-    A lease that is recorded is handed over even where branch or files lag behind: nobody could ask
-    for it again.
+    A recorded lease is returned even if branch or files lag: the agent could not get it again.
     """
     item: WorkItemAnswer | None = None
     wanted = redacted(wanted)

@@ -1,4 +1,4 @@
-"""What every use case works with; `main.py` puts it together."""
+"""The resources of every use case; `main.py` creates them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..store.session import RowSession
 
 
 def utc_now() -> datetime:
-    """Return this machine's time; a service takes the database's instead."""
+    """Return this machine's time; a service uses the database's instead."""
     return datetime.now(UTC)
 
 
@@ -33,8 +33,8 @@ class AppContext:
     repository: Repository
     mirror: Mirror
     now: Callable[[], datetime] = utc_now
-    stopping: Event = field(default_factory=Event)  # set when the process is to end
-    # Set while the database belongs to another clone: a service there came while it was away.
+    stopping: Event = field(default_factory=Event)  # set when the process must end
+    # Set while the database belongs to another clone: its service took over during an outage.
     superseded: Event = field(default_factory=Event)
 
     def now_in(self, run: Run) -> datetime:
@@ -46,9 +46,9 @@ class AppContext:
         return max(self.now(), run.updated_at + timedelta(microseconds=1))
 
     def reading(self) -> RowSession:
-        """Open a session for a use case that changes nothing: each statement stands alone."""
+        """Open a session for a use case that changes nothing; each statement is a transaction."""
         return RowSession(self.autocommit)
 
     def writing(self) -> RowSession:
-        """Open a session for a use case that changes no run; it has to commit."""
+        """Open a session for a use case that changes no run; the use case must commit."""
         return RowSession(self.engine, is_writing=True)

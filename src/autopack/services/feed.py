@@ -1,7 +1,7 @@
-"""Events as they happen, for any number of readers by one connection to Postgres.
+"""Live events, for any number of readers, by one connection to Postgres.
 
-Each event is read and written out once. A reader holds a few of them at most: whoever falls behind
-reads on from the tables, from where it is. Everything but the reading runs in the event loop.
+Each event is read and encoded once. A reader buffers only a few: a slow reader continues from the
+tables, at its position. Everything except the queries runs in the event loop.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ logger = structlog.get_logger(__name__)
 
 NEWS: Final = 250
 KEEP_ALIVE_SECONDS: Final = 15.0
-# While a transaction is under way that holds lower ids: if it fails, nobody tells.
+# Interval while a transaction with lower ids is open: if it fails, no notification comes.
 SETTLING_SECONDS: Final = 0.03
 RETRY_SECONDS: Final = 1.0
 
@@ -40,7 +40,7 @@ class TooManyStreamsError(UnavailableError):
 
 @dataclass(frozen=True, slots=True)
 class FeedItem:
-    """An event as it is told; `previous` is the position of the one before it."""
+    """An event to send; `previous` is the position of the one before it."""
 
     position: int
     previous: int
@@ -51,23 +51,23 @@ class FeedItem:
 
 
 class View(Protocol):
-    """Which events a reader wants, and how it numbers them."""
+    """The events of a reader, and their numbers."""
 
     def number(self, told: FeedItem) -> int:
-        """Return the event's number, 0 if it is not wanted."""
+        """Return the event's number; 0 if the reader does not get it."""
 
     def continues(self, told: FeedItem, last: int) -> bool:
-        """Tell whether nothing that is wanted is missing before this event."""
+        """Return whether no event of the reader is missing before this one."""
 
     def is_enough(self, told: FeedItem) -> bool:
-        """Tell whether this event may be the last."""
+        """Return whether this event may be the last."""
 
     def read(self, last: int) -> tuple[list[FeedItem], EndOfRun | None]:
-        """Read a page of events after a number, and whether that is all there will be."""
+        """Read a page of events after a number, and the end of the stream if it follows."""
 
 
 class Feed:
-    """Hears of new events, as long as somebody reads them."""
+    """Listens for new events, while there are readers."""
 
     def __init__(self, engine: Engine, limit: int) -> None:
         self.engine = engine
@@ -75,8 +75,8 @@ class Feed:
         self._mailboxes: set[_Mailbox] = set()
         self._listening: asyncio.Task[None] | None = None
         self._news = asyncio.Event()
-        self._position: int | None = None  # up to which everybody has been told
-        self._last = 0  # the position of the last event told
+        self._position: int | None = None  # the position up to which all readers have got events
+        self._last = 0  # the position of the last event sent
         self._is_placed = asyncio.Event()
         self._is_ending = False
 
@@ -94,9 +94,9 @@ class Feed:
     async def follow(
         self, view: View, last: int | None
     ) -> AsyncGenerator[FeedItem | EndOfRun | None]:
-        """Yield what comes after a number, or from now on; None when nothing came for a while.
+        """Yield events after a number, or from now on; None after a while without one.
 
-        Ends when all has been told, or with the service.
+        Ends when all events were sent, or with the service.
         """
         with self._mailbox(view) as mailbox:
             await self._is_placed.wait()
@@ -115,7 +115,7 @@ class Feed:
                     continue
                 try:
                     page, over = await asyncio.to_thread(view.read, last)
-                except OUTAGES:  # it was there when the stream began, and will be again
+                except OUTAGES:  # the database was available before, and will be again
                     yield None
                     await asyncio.sleep(RETRY_SECONDS)
                     continue
@@ -128,7 +128,7 @@ class Feed:
                 is_behind = len(page) == store.PAGE
 
     def end(self) -> None:
-        """Let every reader come to its end."""
+        """End the stream of every reader."""
         self._is_ending = True
         self._is_placed.set()
         self._news.set()
@@ -136,7 +136,7 @@ class Feed:
             mailbox.wake()
 
     async def close(self) -> None:
-        """End, and let go of the connection."""
+        """End all streams, and close the connection."""
         self.end()
         if self._listening is not None:
             await self._listening
@@ -151,10 +151,10 @@ class Feed:
             yield mailbox
         finally:
             self._mailboxes.discard(mailbox)
-            self._news.set()  # perhaps nobody reads any more
+            self._news.set()  # there may be no reader any more
 
     async def _listen(self) -> None:
-        """Tell what happens while somebody reads; a database that went away is missed, not lost."""
+        """Send new events while there are readers; after an outage of the database it continues."""
         while self._is_wanted:
             try:
                 listener = await asyncio.to_thread(Listener, self.engine)
@@ -165,7 +165,7 @@ class Feed:
             except OUTAGES as error:
                 logger.warning("event_feed_interrupted", why=str(error))
                 await asyncio.sleep(RETRY_SECONDS)
-            except Exception:  # streams that hear nothing would never know
+            except Exception:  # streams without events would not notice the outage
                 logger.exception("event_feed_failed")
                 await asyncio.sleep(RETRY_SECONDS)
         self._listening = None
@@ -197,7 +197,7 @@ class Feed:
                 mailbox.take(told)
 
     async def _hear(self, listener: Listener, seconds: float) -> None:
-        """Wait until something is said, for so long at most."""
+        """Wait for a notification, at most for so long."""
         loop = asyncio.get_running_loop()
         self._news.clear()
         loop.add_reader(listener.file_number, self._news.set)
@@ -210,7 +210,7 @@ class Feed:
 
 
 class _Mailbox:
-    """The latest events that a reader wants; where one is full, the oldest make room."""
+    """The latest events for a reader; when it is full, the oldest are dropped."""
 
     def __init__(self, view: View) -> None:
         self._view = view
@@ -226,7 +226,7 @@ class _Mailbox:
         self._is_awake.set()
 
     async def next(self) -> FeedItem | None:
-        """Return the next event, None when there is none for a while."""
+        """Return the next event; None after a while without one."""
         if not self._events:
             self._is_awake.clear()
             with suppress(TimeoutError):
@@ -280,7 +280,7 @@ class AllView:
         return False
 
     def read(self, last: int) -> tuple[list[FeedItem], EndOfRun | None]:
-        settled = self._feed.position  # what comes after it will be told
+        settled = self._feed.position  # later events will be sent
         with self._context.reading() as session:
             return [_told(each) for each in store.list_after(session, last, settled)], None
 

@@ -1,4 +1,4 @@
-"""Is everything there that the service needs?"""
+"""The health of everything that the service needs."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from .opening import require_place
 from .pushes import check_pushes
 from .upkeep import PULSE
 
-# Of background work, which comes to an end every few seconds. A dead worker's is taken up in 45.
+# For the upkeep, which is completed every few seconds. A dead worker's job is repeated within 45.
 PATIENCE_SECONDS: Final = 70
 
 
 class BackgroundWorkError(UnavailableError):
-    """Nobody does what is to be done without being asked."""
+    """Background work is not done."""
 
     code = "background_work_stopped"
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """What is wrong with a part, if anything; without one that is not vital all else works."""
+    """The error of one part, if any; without a part that is not vital, all else works."""
 
     detail: str | None
     is_vital: bool = True
 
 
 def check_health(context: AppContext) -> dict[str, Check]:
-    """Look at everything; at the remote only where there is one."""
+    """Check everything; the remote only if there is one."""
     checks: dict[str, Callable[[], None]] = {
         "database": lambda: _check_database(context),
         "repository": context.repository.check,
@@ -56,7 +56,7 @@ def _check_database(context: AppContext) -> None:
 
 
 def _check_jobs(context: AppContext) -> None:
-    """See that the upkeep comes to its end, whichever process does it."""
+    """Check that the upkeep is completed regularly, by any process."""
     with context.reading() as session:
         silence = pulses.silence(session, PULSE)
         if silence is not None and silence <= PATIENCE_SECONDS:
@@ -66,10 +66,10 @@ def _check_jobs(context: AppContext) -> None:
         cure = "start one: `autopack jobs`"
         if context.settings.jobs == "inside":
             cure = "this service should have one: see its log"
-        raise BackgroundWorkError(f"no job worker is alive; {cure}")
+        raise BackgroundWorkError(f"no job worker is running; {cure}")
     since = "yet" if silence is None else f"for {silence:.0f} seconds"
     raise BackgroundWorkError(
-        f"background work has not come to an end {since}, though a worker is alive; see its log"
+        f"background work was not completed {since}, although a worker is running; see its log"
     )
 
 

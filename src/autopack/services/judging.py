@@ -33,7 +33,7 @@ def submit_ci_result(
     report: CiReport,
     idempotency_key: str | None = None,
 ) -> Answer:
-    """Take one verdict on the commit that a phase waits to have judged.
+    """Accept one verdict on the commit that a phase waits for. (rules §6)
 
     Raises WrongStateError, WrongCommitError, WrongProfileError, RunOverError, CiIsOursError.
     """
@@ -92,8 +92,8 @@ def weigh_verdict(
     flaky_checks: Sequence[str] = (),
     is_repeated: bool = False,
 ) -> CiVerdict:
-    """Return the verdict of a run of CI for the rules, with an issue for each flaky check."""
-    assert run.verdict is not None  # noqa: S101 - for the type checker: it has just been given
+    """Return the verdict of a CI run for the rules, with an issue for each flaky check."""
+    assert run.verdict is not None  # noqa: S101 - for the type checker: it was just set
     is_green = run.verdict is Verdict.GREEN and not is_repeated
     reports = [_flaky(check) for check in flaky_checks] if is_green else []
     return CiVerdict(
@@ -114,7 +114,7 @@ def _require_outside_ci(change: RunChange, phase_id: str) -> None:
     if runs.get_strategy(change.session, change.run)["ci"]["mode"] == CiMode.LOCAL:
         raise CiIsOursError(
             f"phase '{phase_id}' is judged by this service's own CI (ci.mode 'local'); no "
-            "verdict is taken from outside"
+            "verdict from outside is accepted"
         )
 
 

@@ -1,4 +1,4 @@
-"""Figures over runs, and over the tiers of one."""
+"""Figures of runs, and of the tiers of one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Position = tuple[datetime, int]
 def run_metrics(
     context: AppContext, *, limit: int, before: Position | None, status: RunStatus | None
 ) -> tuple[int, list[RunMetricsAnswer], Position | None]:
-    """Return how many runs there are, a page of their figures, and where the next one begins."""
+    """Return the number of runs, a page of their figures, and where the next page begins."""
     with one_moment(context) as session:
         total = metrics.count_runs(session, status)
         rows = metrics.list_run_metrics(
@@ -77,7 +77,7 @@ def _phase(phase: Phase) -> PhaseMetricsAnswer:
 
 
 def gauges(context: AppContext) -> Iterator[tuple[Gauge, Mapping[tuple[str, ...], float]]]:
-    """Read how things stand, for monitoring; nothing while the database is away."""
+    """Read the database's gauges, for monitoring; empty while the database is unavailable."""
     try:
         with context.reading() as session:
             yield from [(gauge, gauge.read(session)) for gauge in GAUGES]

@@ -1,8 +1,8 @@
 """Opening a change of one run: its lock, and the run brought up to date.
 
-1. The run's advisory lock spans everything; its row is locked within the transaction.
-2. The use case decides; git objects are written, which no ref names yet.
-3. The refs are locked and checked, then one commit in Postgres: the moment it happened.
+1. The run's advisory lock lasts for all steps; its row is locked within the transaction.
+2. The use case decides; git objects are written that are in no ref yet.
+3. The refs are locked and checked, then one commit in Postgres: with it the change has happened.
 4. The refs move, the files are written, `mirrored_revision` catches up.
 
 A failure before the commit leaves nothing; a failure after it is rolled forward (after_commit.py).
@@ -35,13 +35,13 @@ logger = structlog.get_logger(__name__)
 
 
 class SupersededError(UnavailableError):
-    """What is recorded here would not reach the branches of the clone that is served now."""
+    """Another clone is served now, so a change recorded here would not reach its branches."""
 
     code = "superseded"
 
 
 def require_place(context: AppContext) -> None:
-    """See that the database still belongs to this clone. Raises SupersededError."""
+    """Check that the database still belongs to this clone. Raises SupersededError."""
     if context.superseded.is_set():
         raise SupersededError("another clone's service has taken over this database; stop this one")
 
@@ -58,7 +58,7 @@ def session_for_locks(context: AppContext) -> Iterator[RowSession]:
 def locked_session(
     context: AppContext, run_id: str, *, is_waiting: bool = True
 ) -> Iterator[RowSession]:
-    """Hold a run's lock, whether there is such a run or not. Raises SupersededError."""
+    """Hold the lock of a run name, even if the run does not exist. Raises SupersededError."""
     with (
         session_for_locks(context) as session,
         runs.run_lock(session, run_id, is_waiting=is_waiting),
@@ -72,8 +72,8 @@ def changing(
 ) -> Iterator[RunChange]:
     """Hold a run's lock, bring the run up to date, and commit what the body decides and settles.
 
-    An exception in the body leaves everything as it was. Raises RunBusyError when another process
-    holds the run and the caller is not to wait.
+    An exception in the body changes nothing. Raises RunBusyError when another process holds the run
+    and the caller must not wait.
     """
     with (
         locked_session(context, run_id, is_waiting=is_waiting) as session,
@@ -100,9 +100,9 @@ def changing_locked(
 
 
 def up_to_date(context: AppContext, session: RowSession, run_id: str) -> Run:
-    """Roll forward what lags and let time pass; both are changes of their own.
+    """Roll projections forward and apply passed deadlines; both are separate changes.
 
-    Raises RefMovedError when this is how it is found that another process moved the branch.
+    Raises RefMovedError when it finds here that another process moved the branch.
     """
     run = runs.lock_run(session, run_id)
     is_lagging = run.mirrored_revision < run.revision
@@ -111,7 +111,7 @@ def up_to_date(context: AppContext, session: RowSession, run_id: str) -> Run:
     ):
         with _ending_if_moved(context, session, run_id, is_raised=not is_lagging):
             _roll_forward(context, session, run, is_needed=is_lagging)
-        session.commit()  # whatever the request comes to, this is done
+        session.commit()  # committed separately: it stays done if the request is refused
         run = runs.lock_run(session, run_id)
     if _is_overdue(run, context.now_in(run)):
         change = RunChange(context, session, run, SUPERVISOR)
@@ -125,7 +125,7 @@ def up_to_date(context: AppContext, session: RowSession, run_id: str) -> Run:
 
 
 def _heal(context: AppContext, session: RowSession, run_id: str) -> None:
-    """Make lost objects again, so that the request which missed them succeeds when sent again."""
+    """Rebuild lost objects, so that a request that failed for them succeeds when it is repeated."""
     try:
         require_objects(context, session, runs.lock_run(session, run_id))
     except UnavailableError as error:
@@ -133,7 +133,7 @@ def _heal(context: AppContext, session: RowSession, run_id: str) -> None:
 
 
 def _roll_forward(context: AppContext, session: RowSession, run: Run, *, is_needed: bool) -> None:
-    """Roll forward. Where nothing lags, a repository that cannot follow stops no other work."""
+    """Roll forward. If nothing lags, an unusable repository does not stop other work."""
     try:
         roll_forward(context, session, run)
     except UnavailableError as error:
@@ -155,14 +155,14 @@ def _is_overdue(run: Run, now: datetime) -> bool:
 def _ending_if_moved(
     context: AppContext, session: RowSession, run_id: str, *, is_raised: bool
 ) -> Iterator[None]:
-    """End a run whose branch or tags another process moved; nothing of theirs is overwritten."""
+    """End a run whose branch or tags another process moved; the moved refs are not overwritten."""
     try:
         yield
     except (RefMovedError, RefNameTakenError) as error:
         session.rollback()
         change = RunChange(context, session, runs.lock_run(session, run_id), SUPERVISOR)
         change.decide(BranchMoved(error.detail))
-        change.show_backlog()  # what lagged before has to be written as well
+        change.show_backlog()  # lagging files must be written too
         settle(change)
         commit_change(change)
         session.commit()

@@ -30,8 +30,8 @@ from ..gitrepo import (
 from ..models import Patch, Phase, Run, Submission
 from .change import RunChange
 
-# Refusals that are the patch's own fault: they use up a try. What is too large, or the
-# repository's fault, changes nothing.
+# Refusals because of the patch's content: they use a try. A patch above a limit, or an error of the
+# repository, changes nothing.
 PATCH_FAULTS: tuple[type[AutopackError], ...] = (
     PatchAlreadyAppliedError,
     PatchConflictError,
@@ -42,7 +42,7 @@ PATCH_FAULTS: tuple[type[AutopackError], ...] = (
 
 
 def require_free_branch(change: RunChange) -> None:
-    """Pause patches while somebody has the run's branch checked out; no try is used."""
+    """Refuse patches while a work tree has the run's branch checked out; no try is used."""
     branch = change.run.branch
     folder = change.context.repository.checked_out_in(branch)
     if folder is not None:
@@ -52,7 +52,7 @@ def require_free_branch(change: RunChange) -> None:
 
 
 def _own_folders(settings: Settings) -> Iterator[str]:
-    """Yield home and runs directory, wherever the operator has put them in the repository."""
+    """Yield home and runs directory, if they are in the repository."""
     top = repository_top(settings.repo_path)
     for folder in (settings.home, settings.autonomous_runs_dir):
         if folder.is_relative_to(top) and folder != top:
@@ -65,7 +65,7 @@ def most_files(settings: Settings, phase: Phase) -> int:
 
 
 def policy_check_for(settings: Settings, run: Run, phase: Phase) -> PolicyCheck:
-    """Return the policy that a patch of this phase has to meet."""
+    """Return the policy check for patches of this phase."""
     policy = PathPolicy(
         protected=(*DEFAULT_PROTECTED, *run.protected_paths),
         absolute=(*ABSOLUTE, *_own_folders(settings)),
@@ -87,7 +87,7 @@ def policy_check_for(settings: Settings, run: Run, phase: Phase) -> PolicyCheck:
 
 @contextmanager
 def _telling_no_secrets() -> Iterator[None]:
-    """Redact a refusal: its words and its ticket quote the patch and the branch, and are kept."""
+    """Redact a refusal: its text and its ticket quote the patch and the branch, and are stored."""
     try:
         yield
     except PATCH_FAULTS as fault:
@@ -96,7 +96,7 @@ def _telling_no_secrets() -> Iterator[None]:
 
 
 def keep_no_secrets(patches: Iterable[Patch]) -> None:
-    """Redact what is kept of patches that were not let in; their hash is of what was sent."""
+    """Redact the stored bytes of refused patches; their hash is still that of the sent bytes."""
     for patch in patches:
         if patch.status is PatchStatus.REFUSED:
             patch.content = redact_bytes(patch.content)
@@ -105,9 +105,9 @@ def keep_no_secrets(patches: Iterable[Patch]) -> None:
 def dry_apply(
     change: RunChange, phase: Phase, patch: Patch, base_commit: str | None
 ) -> tuple[Repair, ...]:
-    """See that a patch could be applied now, and note which files it changes.
+    """Check that a patch applies now, and store which files it changes.
 
-    Return what was mended in it. Raises one of PATCH_FAULTS.
+    Return its repairs. Raises one of PATCH_FAULTS.
     """
     with _telling_no_secrets():
         applied = change.context.repository.dry_apply(
@@ -129,7 +129,7 @@ def apply(
     title: str,
     base_commit: str | None = None,
 ) -> tuple[AppliedPatch, tuple[Repair, ...]]:
-    """Put a patch on the branch as one commit; return what was mended in it, too.
+    """Put a patch on the branch as one commit; also return its repairs.
 
     Raises one of PATCH_FAULTS.
     """
@@ -161,7 +161,7 @@ def apply(
 
 
 def refuse(submission: Submission, error: AutopackError) -> None:
-    """Note on a submission why its patch was refused."""
+    """Record on a submission why its patch was refused."""
     is_conflict = error.kind is ErrorKind.CONFLICT
     submission.outcome = Outcome.CONFLICT if is_conflict else Outcome.REFUSED
     submission.reason = error.detail
@@ -169,7 +169,7 @@ def refuse(submission: Submission, error: AutopackError) -> None:
 
 
 def title_of(patch: Patch, otherwise: str) -> str:
-    """Return the first line of a patch's description, else what is given."""
+    """Return the first line of a patch's description, else the default."""
     lines = (patch.description or "").strip().splitlines()
     return lines[0][:200] if lines else otherwise
 
@@ -177,7 +177,7 @@ def title_of(patch: Patch, otherwise: str) -> str:
 def _message(
     change: RunChange, phase: Phase, submission: Submission, patch: Patch, title: str
 ) -> str:
-    """Write the commit's message; CI looks for `[strict]` in it."""
+    """Return the commit's message; CI looks for `[strict]` in it."""
     mark = f" {STRICT_MARK}" if phase.ci_profile is CiProfile.STRICT else ""
     trailers = [
         f"Autopack-Run: {change.run.run_id}",
@@ -193,5 +193,5 @@ def _message(
 
 
 _NO_ADDRESS_SIGNS = {ord(sign): None for sign in "<>\n\r"}
-# An agent's title must not keep CI from looking at its commit.
+# An agent's title must not make CI skip its commit.
 _SKIPS_CI = re.compile(r"\[((?:skip|no)[ -](?:ci|actions)|(?:ci|actions)[ -]skip)\]", re.IGNORECASE)

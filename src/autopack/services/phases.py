@@ -1,4 +1,4 @@
-"""The operator's hand on a phase. (rules §2.1)"""
+"""Changes of a phase by an operator. (rules §2)"""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .settling import settle
 
 
 class StatusChange(Closed):
-    """What the operator sets; the counts and attempts are claims, recorded and not believed."""
+    """What the operator sets; counts and attempts are recorded, but not used by the rules."""
 
     state: PhaseStatus
     tokens_used: Count = 0
@@ -25,7 +25,7 @@ class StatusChange(Closed):
 def update_status(
     context: AppContext, run_id: str, phase_id: str, wanted: StatusChange
 ) -> PhaseAnswer:
-    """Move a phase by hand and count its tokens.
+    """Move a phase by hand and count its tokens. (rules §2)
 
     Raises NotFoundError, IllegalTransitionError, PhaseNotNextError, RunOverError.
     """

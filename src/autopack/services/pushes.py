@@ -1,4 +1,4 @@
-"""The remote follows the branches, outside of any request. (docs/remote.md)"""
+"""Pushes of branches to the remote, outside of requests. (docs/remote.md)"""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ LONGEST_WAIT_SECONDS: Final = 300
 QUEUE: Final = "pushes"
 TASK: Final = "push_branch"
 MOVED_HERE: Final = (
-    "somebody moved the run's branch in the repository, so it is not pushed any more"
+    "another process moved the run's branch in the repository, so it is not pushed any more"
 )
 
 
 class PushesFailError(UnavailableError):
-    """The remote does not follow; everything else goes on."""
+    """Pushes fail; everything else works."""
 
     code = "pushes_fail"
 
 
 def retry_wait(attempts: int) -> timedelta:
-    """Return how long to wait after so many tries that failed: twice as long each time."""
+    """Return the wait after so many failed tries: twice as long each time."""
     doublings = min(attempts - 1, 16)
     return timedelta(seconds=min(FIRST_WAIT_SECONDS * 2**doublings, LONGEST_WAIT_SECONDS))
 
 
 def resume_pushes(context: AppContext) -> None:
-    """Let what failed before the start be tried at once: somebody may have put it right."""
+    """Make failed pushes due at a start: their cause may have been corrected."""
     with context.writing() as session:
         for run_pk in pushes.make_due(session, context.now()):
             _queue(session, run_pk)
@@ -50,23 +50,24 @@ def resume_pushes(context: AppContext) -> None:
 
 
 def want_push(session: Session, run: Run, now: datetime) -> None:
-    """Let a run's branch be pushed as it will be once this transaction is committed."""
+    """Request a push of a run's branch, as it is after this transaction's commit."""
     at = pushes.want_push(session, run.id, run.revision, now)
     _queue(session, run.id, at if at > now else None)
 
 
 def push_branch(context: AppContext, remote: Remote, run_pk: int) -> None:
-    """Push a run's branch, if that is due, and again for as long as more has come meanwhile.
+    """Push a run's branch if that is due, and again while there are newer commits.
 
-    Any number of workers may do so at once: one pushes, others are put off. What a killed one had
-    begun is due again after the usual wait, and finds on the remote what got there.
+    Any number of workers may call this at once: one pushes, for others the job is postponed. A
+    killed worker's push is due again after the usual wait, and then finds what is on the remote
+    already.
     """
     with (
         context.engine.connect() as connection,
         Session(bind=connection, expire_on_commit=False) as session,
         pushes.push_lock(session, run_pk) as is_mine,
     ):
-        if not is_mine:  # who pushes may have looked before that was wanted which we are called for
+        if not is_mine:  # the other worker may have read the rows before this request
             _queue(session, run_pk, context.now() + retry_wait(1))
             session.commit()
             return
@@ -75,7 +76,7 @@ def push_branch(context: AppContext, remote: Remote, run_pk: int) -> None:
 
 
 def remote_status(context: AppContext, session: Session, run: Run) -> RemoteAnswer | None:
-    """Return what the remote has of a run's branch; None: there is no remote."""
+    """Return the state of a run's branch on the remote; None without a remote."""
     remote = context.repository.remote
     if remote is None:
         return None
@@ -105,7 +106,7 @@ def remote_status(context: AppContext, session: Session, run: Run) -> RemoteAnsw
 
 
 def check_pushes(context: AppContext) -> None:
-    """See that no push fails; one that merely waits or takes its time does not.
+    """Check that no push fails; a waiting or a long push is not a failure.
 
     Raises PushesFailError.
     """
@@ -129,7 +130,7 @@ def _queue(session: Session, run_pk: int, at: datetime | None = None) -> None:
 
 
 def _push(context: AppContext, remote: Remote, session: Session, run_pk: int) -> bool:
-    """Push a run's branch under its push lock; tell whether that may have to be done again."""
+    """Push a run's branch under its push lock; return whether another push may be needed."""
     begun = _begin(context, session, run_pk)
     if begun is None:
         return False
@@ -142,7 +143,7 @@ def _push(context: AppContext, remote: Remote, session: Session, run_pk: int) ->
             tags={snapshot_ref(name): oid for name, oid in order.snapshots.items()},
         )
     except PushInterruptedError:
-        _queue(session, run_pk)  # another process may go on
+        _queue(session, run_pk)  # another process may continue
         session.commit()
         return False
     except AutopackError as error:
@@ -166,13 +167,13 @@ def _push(context: AppContext, remote: Remote, session: Session, run_pk: int) ->
 
 
 def _begin(context: AppContext, session: Session, run_pk: int) -> tuple[PushOrder, int] | None:
-    """Count the try and put the next one off before this one is made: it may kill the service."""
+    """Count the try and postpone the next one before this one is made: it may kill the service."""
     now = context.now()
     push = pushes.lock_push(session, run_pk)
     if push.next_try_at is None:
         session.rollback()
         return None
-    if push.next_try_at > now:  # somebody else was quicker
+    if push.next_try_at > now:  # another process was faster
         _queue(session, run_pk, push.next_try_at)
         session.commit()
         return None

@@ -1,4 +1,4 @@
-"""Reading much of a run at one moment."""
+"""Read a run with several statements at one moment."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .opening import changing
 
 @contextmanager
 def one_moment(context: AppContext) -> Iterator[RowSession]:
-    """Open a session whose statements all see the database as the first of them did."""
+    """Open a session whose statements all see the same snapshot of the database."""
     with context.engine.connect() as connection:
         connection = connection.execution_options(
             isolation_level="REPEATABLE READ", postgresql_readonly=True
@@ -26,17 +26,17 @@ def one_moment(context: AppContext) -> Iterator[RowSession]:
 
 @contextmanager
 def reading_run(context: AppContext, run_id: str) -> Iterator[tuple[RowSession, Run]]:
-    """Load a run with its tiers and phases, to read more of it at the same moment.
+    """Load a run with its tiers and phases, and keep the snapshot for further reads.
 
-    One whose time is up ends first. Raises NotFoundError.
+    A run whose deadline has passed ends first. Raises NotFoundError.
     """
     with one_moment(context) as session:
         run = runs.get_run(session, run_id)
         if run.ended_at is not None or context.now() < run.deadline_at:
             yield session, run
             return
-    # Whatever keeps the run from ending, or lets it end badly, is no reason not to report on it.
-    # A request that holds the run right now lets it end itself, so no reader waits for that.
+    # An error that prevents the run's end must not prevent the report. A request that holds the run
+    # right now lets it end itself, so no reader waits for that.
     with suppress(AutopackError), changing(context, run_id, is_waiting=False):
         pass
     with one_moment(context) as session:

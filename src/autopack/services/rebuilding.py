@@ -1,7 +1,7 @@
-"""Git objects that the repository lost, made again to the same ids. (docs/architecture.md)
+"""Rebuild git objects that the repository lost, with the same ids. (docs/architecture.md)
 
-Postgres keeps the bytes of each accepted patch, and for a merge what the merge made of them. With
-the run's base they give every tree; commits and tags are pure functions of what is recorded.
+Postgres stores the bytes of each accepted patch, and for a merge the merged difference. With the
+run's base they give every tree; commits and tags are pure functions of the rows.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ logger = structlog.get_logger(__name__)
 
 
 def require_objects(context: AppContext, session: RowSession, run: Run) -> None:
-    """See that the repository holds all that the run's branch and snapshots need.
+    """Check that the repository has all objects of the run's branch and snapshots.
 
-    What is missing is made again. Raises RepositoryUnusableError when that cannot be done.
+    Missing objects are rebuilt. Raises RepositoryUnusableError when that fails.
     """
     tips = [run.head_commit]
     tips += [phase.snapshot_oid for phase in _completed(run) if phase.snapshot_oid]
@@ -35,7 +35,7 @@ def require_objects(context: AppContext, session: RowSession, run: Run) -> None:
         _rebuild_tag(context, run, phase)
     if not context.repository.has_objects(tips, since=run.base_commit):
         raise RepositoryUnusableError(
-            f"objects of branch {run.branch} are damaged, and not by being lost alone: look at"
+            f"objects of branch {run.branch} are damaged, not only missing: check"
             " them with `git fsck`"
         )
     logger.warning("objects_rebuilt", run_id=run.run_id, head=run.head_commit)
@@ -43,7 +43,7 @@ def require_objects(context: AppContext, session: RowSession, run: Run) -> None:
 
 def _rebuild_commit(context: AppContext, session: RowSession, commit: Commit) -> None:
     repository = context.repository
-    tree = commit.tree  # of an undo or a rollback: an earlier one
+    tree = commit.tree  # of an undo or a rollback: an earlier tree
     patch = submissions.find_change(session, commit)
     if patch is not None:
         tree = repository.apply_again(commit.parent, patch)

@@ -1,4 +1,4 @@
-"""The record at the end of a run's branch, checked as the offline checker checks it."""
+"""The record at the end of a run's branch, checked by the offline checker's rules."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ..models import Run
 
 
 def recorded_verdict(repository: Repository, run: Run) -> PromotionVerdict:
-    """Say what the record in a run's last commit comes to; one that cannot be read is refused.
+    """Return the verdict on the record in a run's last commit; refuse one that cannot be read.
 
-    Reads two objects of git, in-process. What stands beside `run.json` is pinned by the commit's
-    id, which the run's row holds; that the branch is there, `rehearse` sees.
+    Reads two objects of git, in-process. The commit's id, which is in the run's row, covers the
+    files beside `run.json`; `rehearse` checks that the branch exists.
     """
     claim = RecordClaim(run_id=run.run_id, branch=run.branch, base_branch=run.base_branch)
     path = f"{record_folder(run.run_id)}/{RECORD}"

@@ -10,10 +10,10 @@ from .context import AppContext
 
 
 def rehearse(context: AppContext, run: Run) -> tuple[Rehearsal | None, tuple[str, ...]]:
-    """Merge a run's branch with its base branch as both are now; say what stands against it.
+    """Merge a run's branch with its base branch as both are now; return the reasons against it.
 
-    There is no rehearsal where a branch is missing, where the run's own is not at the commit that
-    was recorded, or where git cannot say; each is a reason too. Costs two processes of git.
+    There is no rehearsal if a branch is missing, if the run's own is not at the recorded commit, or
+    if git fails; each is a reason too. Needs two processes of git.
     """
     repository = context.repository
     base = repository.read_ref(f"refs/heads/{run.base_branch}")
@@ -32,7 +32,7 @@ def rehearse(context: AppContext, run: Run) -> tuple[Rehearsal | None, tuple[str
     reasons = rehearsal_reasons(rehearsal, run.base_commit)
     if run.ended_at is not None and run.head_commit == run.work_commit:
         reasons += (
-            f"the head of '{run.branch}' holds no record of run '{run.run_id}': the run is not"
+            f"the head of '{run.branch}' has no record of run '{run.run_id}': the run is not"
             " over, or was not recorded",
         )
     return rehearsal, reasons

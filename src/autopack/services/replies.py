@@ -1,4 +1,4 @@
-"""The same request sent twice has one effect: its first answer is given again. (rules §5)"""
+"""The same request sent twice has one effect: its first answer is returned again. (rules §5)"""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _KEY: Final = "key:"
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a use case answers, and whether it was decided just now."""
+    """The answer of a use case, and whether it is new."""
 
     body: dict[str, Any]
     is_replay: bool = False
@@ -37,18 +37,18 @@ class IdempotencyKeyReusedError(InvalidError):
 
 @dataclass(frozen=True, slots=True)
 class Once:
-    """A request's identity: where its answer is kept, and the hash of what it asks.
+    """A request's identity: the scopes of its answer, and the hash of its content.
 
-    Only the first scope says whether the request came before: a new key, or a new lease, is a new
-    request, however much its body is like the last one's. Answers are kept in every scope, so that
-    a request sent again without its key is still known by its lease or by its body.
+    Only the first scope decides whether the request was sent before: a new key, or a new lease, is
+    a new request, even with an equal body. Answers are stored in every scope, so that a request
+    sent again without its key is still recognized by its lease or by its body.
     """
 
     scopes: tuple[str, ...]
     fingerprint: str
 
     def find(self, change: RunChange) -> Answer | None:
-        """Return the answer given before. Raises the refusal given before.
+        """Return the stored answer. Raises the stored refusal.
 
         Raises IdempotencyKeyReusedError for a known key with another request.
         """
@@ -68,12 +68,12 @@ class Once:
 
     @contextmanager
     def keeping_refusals(self, change: RunChange) -> Iterator[None]:
-        """Keep a refusal under the request's key, though the refused request changes nothing.
+        """Store a refusal under the request's key, although the refused request changes nothing.
 
-        Without this the same key would get one answer now and another one later, when lease or
-        state have moved on. What the service is unable to do (503) is no answer, and not kept.
+        Without this, the same key would get one answer now and another one later, after a change of
+        lease or state. A 503 is not stored: the request may succeed later.
         """
-        run_pk, now = change.run.id, change.now  # a rollback forgets them
+        run_pk, now = change.run.id, change.now  # a rollback drops them
         try:
             yield
         except AutopackError as refusal:
@@ -86,7 +86,7 @@ class Once:
             raise
 
     def keep(self, change: RunChange, answer: Mapping[str, Any] | AutopackError) -> None:
-        """Keep the answer in the transaction that it speaks of."""
+        """Store the answer in the transaction of its change."""
         self._keep(change.session, change.run.id, self.scopes, answer, change.now)
 
     @property
@@ -122,7 +122,7 @@ class Once:
 
 @dataclass(slots=True)
 class Turn:
-    """One request at its run: to be decided now (`is_new`), or answered as it was before."""
+    """One request of a run: to be decided now (`is_new`), or answered as before."""
 
     change: RunChange
     _given: Answer | None
@@ -134,15 +134,15 @@ class Turn:
         return self._given is None
 
     def answer(self, view: Shape) -> None:
-        """Answer with this, once the change is committed."""
+        """Set the answer, which is returned after the change is committed."""
         self._body = view.model_dump(mode="json")
 
     def refuse(self, refusal: AutopackError) -> None:
-        """Commit the change, and then refuse the request: it has used up a try."""
+        """Commit the change, and then refuse the request: it has used a try."""
         self._refusal = refusal
 
     def result(self) -> Answer:
-        """Return the answer, or raise the refusal; ask when the change is committed."""
+        """Return the answer, or raise the refusal; call it after the change is committed."""
         if self._refusal is not None:
             raise self._refusal
         return self._given or Answer(self._body)
@@ -152,9 +152,9 @@ class Turn:
 def answering(
     context: AppContext, run_id: str, identity: Once, *, actor: str = SUPERVISOR
 ) -> Iterator[Turn]:
-    """Open a change for a request that has one effect however often it is sent.
+    """Open a change for a request that has one effect, even if it is sent several times.
 
-    Its answer is kept in the transaction that it speaks of. Raises the refusal given before.
+    Its answer is stored in the transaction of the change. Raises a stored refusal.
     """
     with changing(context, run_id, actor=actor) as change, identity.keeping_refusals(change):
         turn = Turn(change, identity.find(change))
@@ -164,7 +164,7 @@ def answering(
 
 
 def once(operation: str, request: Mapping[str, Any], scopes: Sequence[str | None]) -> Once:
-    """Identify a request by what it asks, kept in the scopes that are given, first one first."""
+    """Identify a request by its content, with these scopes in order of precedence."""
     digest = hashlib.sha256(canonical_json([operation, request])).hexdigest()
     return Once(tuple(scope for scope in scopes if scope), digest)
 
@@ -174,14 +174,14 @@ def key_scope(idempotency_key: str | None) -> str | None:
 
 
 def lease_scope(token: str | None) -> str | None:
-    """A lease is used once; its token is a secret, so its hash stands for it."""
+    """Return the scope of a lease. Its token is a secret, so the scope contains its hash."""
     return f"lease:{hash_token(token)}" if token else None
 
 
 def _given_before(reply: Reply) -> Answer:
     if reply.error_kind is None:
         return Answer(reply.body, is_replay=True)
-    # A refusal is known by its kind and code alone; a class of its own carries those of the first.
+    # A stored refusal has only kind and code; a new class gets these of the first one.
     recorded = type(
         "RecordedRefusalError",
         (AutopackError,),

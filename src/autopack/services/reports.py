@@ -1,4 +1,4 @@
-"""Reports: the backlog, budgets that broke, one run as a whole, and whether it may go on."""
+"""Reports: the backlog, exhausted budgets, one run as a whole, and promotion."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ TIMELINE_EVENTS = 500
 def issue_backlog_summary(
     context: AppContext, *, limit: int, after: Position | None
 ) -> tuple[BacklogSummaryAnswer, Position | None]:
-    """Return the project's backlog in figures, and where the next page of aged issues begins."""
+    """Return the backlog's figures, and where the next page of aged issues begins."""
     project_id = context.settings.project_id
     with one_moment(context) as session:
         totals, by_category = reports.count_backlog(session, project_id, limit=TOP_CATEGORIES)
@@ -66,7 +66,7 @@ def issue_backlog_summary(
 def budget_analysis(
     context: AppContext, *, limit: int, before: Position | None
 ) -> tuple[BudgetAnalysisAnswer, Position | None]:
-    """Return figures over all runs that a budget ended, a page of them, and where the next begins.
+    """Return figures of all runs that a budget ended, a page of them, and where the next begins.
 
     Newest runs come first.
     """
@@ -105,11 +105,11 @@ def run_summary(context: AppContext, run_id: str) -> RunReportAnswer:
             event_count=run.event_sequence,
             timeline=reports.list_latest_moves(session, run.id, limit=TIMELINE_EVENTS),
         )
-    return summary(promotion=_promotion(context, run))  # git is asked while no transaction waits
+    return summary(promotion=_promotion(context, run))  # git runs outside of any transaction
 
 
 def promotion(context: AppContext, run_id: str) -> PromotionAnswer:
-    """Say whether a run's branch may go to the base branch, and write its pull request.
+    """Return whether a run's branch may be merged, and its pull request. (rules §8)
 
     Raises NotFoundError.
     """
@@ -127,13 +127,13 @@ def promotion(context: AppContext, run_id: str) -> PromotionAnswer:
 
 
 def _promotion(context: AppContext, run: Run) -> PromotionVerdictAnswer:
-    """Return the verdict of a run's record, the rules' of a run without one. (rules §8)
+    """Return the eligibility by a run's record, or by the rules for a run without one. (rules §8)
 
     A rehearsal with today's base branch is added, and may only be stricter.
     """
     if run.ended_at is None:
         verdict = judge_promotion(runs.read_state(run))
-    elif run.head_commit == run.work_commit:  # it was not recorded, which the rehearsal says
+    elif run.head_commit == run.work_commit:  # no record: the rehearsal says so
         verdict = PromotionVerdict(tuple(run.promotion_reasons), tuple(run.promotion_warnings))
     else:
         verdict = recorded_verdict(context.repository, run)

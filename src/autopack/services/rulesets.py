@@ -1,4 +1,4 @@
-"""The operator's ruleset, read anew at each start. (rules §9)"""
+"""The operator's ruleset, read at each start of a run. (rules §9)"""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class InvalidRulesetError(InvalidError):
 
 
 def read_ruleset(context: AppContext) -> Ruleset:
-    """Return the project's ruleset, written with the defaults when there is none.
+    """Return the project's ruleset; write the default one when there is none. (rules §9)
 
     Raises InvalidRulesetError that names the field; the file is never overwritten.
     """
@@ -39,9 +39,9 @@ def read_ruleset(context: AppContext) -> Ruleset:
 
 
 def restore_ruleset(context: AppContext) -> None:
-    """Write the ruleset that runs were last compiled under, where its file is gone.
+    """Write the ruleset of the last run again, if its file was removed.
 
-    For a runs directory that was removed or emptied: the defaults would be another policy.
+    For a runs directory that was removed: the defaults could be another policy.
     """
     project_id = context.settings.project_id
     with context.reading() as session:
@@ -80,9 +80,9 @@ def parse_ruleset(content: bytes, project_id: str) -> Ruleset:
 
 
 def write_ruleset(context: AppContext, document: dict[str, Any]) -> Ruleset:
-    """Put another ruleset in place for the runs that start from now on.
+    """Replace the ruleset for the runs that start from now on. (rules §9)
 
-    Raises InvalidRulesetError that names each field; the file stays as it was then.
+    Raises InvalidRulesetError that names each field; the file does not change then.
     """
     project_id = context.settings.project_id
     ruleset = parse_ruleset(json.dumps(document).encode(), project_id)
@@ -94,7 +94,7 @@ def write_ruleset(context: AppContext, document: dict[str, Any]) -> Ruleset:
 
 
 def strategy_version(session: RowSession, context: AppContext, ruleset: Ruleset) -> int:
-    """Return the number under which strategies of this ruleset are kept."""
+    """Return the version number of strategies of this ruleset."""
     document = ruleset.model_dump(mode="json")
     digest = hashlib.sha256(canonical_json(document)).hexdigest()
     return rulesets.version_of(session, ruleset.project_id, digest, document, context.now())
@@ -103,7 +103,7 @@ def strategy_version(session: RowSession, context: AppContext, ruleset: Ruleset)
 def plan_under(
     session: RowSession, context: AppContext, plan: Plan, ruleset: Ruleset, *, version: int
 ) -> tuple[Plan, Strategy]:
-    """Check a plan under a ruleset, add what debt has to be cleaned up, compile its strategy.
+    """Check a plan under a ruleset, add phases for debt, compile its strategy. (rules §1, §9)
 
     Raises InvalidPlanError.
     """
@@ -123,9 +123,9 @@ def plan_under(
 def dry_run(
     context: AppContext, plan: Plan, ruleset: dict[str, Any] | None
 ) -> tuple[Strategy, Strategy | None]:
-    """Compile a plan's strategy without starting anything.
+    """Compile a plan's strategy without starting a run.
 
-    With a ruleset given, its strategy, and beside it the one that today's ruleset gives.
+    With a ruleset given: its strategy, and today's ruleset's one for comparison.
     """
     today = read_ruleset(context)
     with context.writing() as session:

@@ -35,13 +35,13 @@ class RunExistsError(ConflictError):
 
 
 def start_run(context: AppContext, plan: Plan) -> tuple[RunAnswer, bool]:
-    """Start a run, or return the one that the same plan started; say whether it is new.
+    """Start a run, or return the one that the same plan started; also return whether it is new.
 
     Raises InvalidPlanError, InvalidRulesetError, RunExistsError, RefNameTakenError, and
     InvalidError for the name of a file beside the runs.
     """
     run_id = plan.run.run_id
-    context.mirror.folder(run_id)  # refuses names that the project's own files have
+    context.mirror.folder(run_id)  # refuses names of the project's own files
     digest = hashlib.sha256(canonical_json(plan.model_dump(mode="json"))).hexdigest()
     with locked_session(context, run_id) as session:
         session.begin_change()
@@ -59,7 +59,7 @@ def start_run(context: AppContext, plan: Plan) -> tuple[RunAnswer, bool]:
         plan, strategy = plan_under(session, context, plan, ruleset, version=version)
         run = _new_run(context, session, plan, strategy, digest)
         _add_first_event(session, run)
-        # Tags that another service left, as clones bring them, would end the run at a snapshot.
+        # Tags of another service, as in a clone, would end the run at a snapshot.
         context.repository.require_free_ref(snapshot_ref(branch_name(run_id)))
         branch = RefUpdate(branch_ref(run_id), run.base_commit, None)
         with context.repository.prepare_refs([branch]) as refs:
@@ -70,7 +70,7 @@ def start_run(context: AppContext, plan: Plan) -> tuple[RunAnswer, bool]:
 
 
 def get_run(context: AppContext, run_id: str) -> RunAnswer:
-    """Return a run with its tiers and phases; one whose time is up ends first."""
+    """Return a run with its tiers and phases; a run whose deadline has passed ends first."""
     with context.reading() as session:
         run = runs.get_run(session, run_id)
     if run.ended_at is None and run.deadline_at <= context.now():
@@ -102,7 +102,7 @@ def list_runs(
 
 
 def cancel_run(context: AppContext, run_id: str, reason: str) -> RunAnswer:
-    """End a run at the operator's word; a run that is over stays as it is, 409."""
+    """End a run because the operator says so; a run that is over does not change, 409."""
     with changing(context, run_id, actor=OPERATOR) as change:
         change.decide(Cancel(redact(reason)))
         settle(change)
@@ -122,7 +122,7 @@ def list_events(
 
 
 def list_attempts(context: AppContext, run_id: str, phase_id: str) -> AttemptsAnswer:
-    """Return what Builders and Auditors posted to a phase, and what came of it."""
+    """Return the submissions of Builders and Auditors to a phase, and their outcomes."""
     with context.reading() as session:
         phase = runs.get_phase(runs.get_run(session, run_id), phase_id)
         found = attempts_of(session, [phase]).get(phase.id, [])
@@ -155,7 +155,7 @@ def _add_first_event(session: RowSession, run: Run) -> None:
 
 
 def _sandbox_warning(context: AppContext, strategy: Strategy) -> list[str]:
-    """Say what our own CI will lack on this machine; workers may be on others."""
+    """Return a warning if CI has no sandbox on this machine; workers may be on others."""
     if strategy.ci.mode is not CiMode.LOCAL:
         return []
     checks = checks_of(context.settings)
@@ -167,7 +167,10 @@ def _sandbox_warning(context: AppContext, strategy: Strategy) -> list[str]:
 
 
 def _gates(context: AppContext, strategy: Strategy, commit: str) -> list[str]:
-    """Return what CI's commands call that lies in the repository: no agent writes its own judge."""
+    """Return the repository's scripts that CI commands call.
+
+    They are protected paths, so that an agent cannot change the scripts that judge its patches.
+    """
     profiles = (strategy.ci.command_for(profile) for profile in CiProfile)
     named = {name for profile in profiles for name in profile.programs()}
     known = set(strategy.paths.protected)
@@ -177,7 +180,7 @@ def _gates(context: AppContext, strategy: Strategy, commit: str) -> list[str]:
 def _new_run(
     context: AppContext, session: RowSession, plan: Plan, strategy: Strategy, digest: str
 ) -> Run:
-    """Make the rows: what describes the run from plan and strategy, the rest from its state."""
+    """Create the rows: the description from plan and strategy, the rest from the run's state."""
     now = context.now()
     base = context.repository.base()
     run = runs.RUNS.new(

@@ -1,7 +1,7 @@
-"""One clone a database: branches and files of another would not follow what it records.
+"""One clone for a database: branches and files of another clone would not be updated.
 
-Any number of services and jobs' processes may share a database when they share the clone, the home
-and the runs directory.
+Any number of services and job processes may share a database if they share the clone, the home and
+the runs directory.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class ServedElsewhereError(ConflictError):
 
 
 def require_history(context: AppContext) -> None:
-    """See that the database's runs are of this repository. Raises ServedElsewhereError."""
+    """Check that the database's runs are of this repository. Raises ServedElsewhereError."""
     with context.writing() as session:
         known = serving.lock_clone(session)
         if known is not None and known.clone != context.repository.clone_identity().clone:
@@ -42,10 +42,9 @@ def require_history(context: AppContext) -> None:
 
 
 def claim_database(session: Session, repository: Repository) -> None:
-    """Let the database belong to this clone, and hold it; commits. Raises ServedElsewhereError.
+    """Reserve the database for this clone, and commit that. Raises ServedElsewhereError.
 
-    It may have belonged to another one, whose service is gone: what that one's branches show is
-    made again here.
+    If it belonged to another clone, whose service has stopped, branches and files are rebuilt here.
     """
     mine = repository.clone_identity()
     with session.begin():
@@ -68,10 +67,10 @@ def claim_database(session: Session, repository: Repository) -> None:
 
 def _require_shared_history(session: Session, known: ServedClone, repository: Repository) -> None:
     roots = repository.root_commits()
-    is_comparable = roots and known.root_commits  # shallow clones know none
+    is_comparable = roots and known.root_commits  # a shallow clone has none
     if is_comparable and not {*roots} & {*known.root_commits} and serving.has_runs(session):
         raise ServedElsewhereError(
-            f"the database holds runs of the repository at {known.place} (first commit"
+            f"the database has runs of the repository at {known.place} (first commit"
             f" {known.root_commits[0]}); {repository.clone_identity().place} (first commit"
             f" {roots[0]}) shares no history with it. Set DATABASE_URL to a database of this"
             " repository's own."
@@ -79,7 +78,7 @@ def _require_shared_history(session: Session, known: ServedClone, repository: Re
 
 
 class ClonePlace:
-    """Holds the database for this clone, also over a restart of Postgres, until it is closed."""
+    """Reserves the database for this clone until it is closed, also over a restart of Postgres."""
 
     def __init__(self, context: AppContext) -> None:
         self._context = context
@@ -108,7 +107,7 @@ class ClonePlace:
             self.look()
 
     def look(self) -> None:
-        """See that it is still held; take it again if it is not."""
+        """Check that the lock is still held; take it again if it is not."""
         if not self._is_held():
             self._reclaim()
 
@@ -121,7 +120,7 @@ class ClonePlace:
             return False
 
     def _reclaim(self) -> None:
-        """Hold it anew when Postgres was away; another clone's service may have been quicker."""
+        """Take the lock again after an outage of Postgres; another clone's service may have it."""
         try:
             connection = self._take()
         except ServedElsewhereError as error:
@@ -129,7 +128,7 @@ class ClonePlace:
                 logger.error("served_elsewhere", why=error.detail)
             self._context.superseded.set()
         except (DBAPIError, PoolTimeoutError):
-            return  # it is still away
+            return  # Postgres is still unavailable
         else:
             self._connection.invalidate()
             self._connection.close()

@@ -1,7 +1,7 @@
-"""Settling a change: what follows from what was decided, written to the tables.
+"""Settle a change: the consequences of the decision, written to the tables.
 
-Undo what failed phases left on the branch, ask for CI, let tiers and run follow, and then write
-rows, snapshots, commits, events and, at a run's end, its record. Nothing here decides anything.
+Undo the commits of failed phases, request CI, update tiers and run, and then write rows, snapshots,
+commits, events and, at a run's end, its record. No rule is decided here.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ from .pushes import want_push
 
 logger = structlog.get_logger(__name__)
 
-# Patches on the branch beyond this are in the record by their hash alone.
+# Patches beyond this total size are in the record only by their hash.
 MAX_RECORDED_PATCH_BYTES: Final = 16_000_000
 CI_QUEUE: Final = "ci"
 CI_TASK: Final = "run_ci"
 
 
 def settle(change: RunChange) -> None:
-    """Let everything follow from what was decided, and write it to the tables."""
+    """Compute all consequences of the decision, and write them to the tables."""
     _undo_failed_phases(change)
     _request_ci(change)
     change.take(settle_run(change.before, change.state, change.now))
@@ -70,7 +70,7 @@ def settle(change: RunChange) -> None:
 
 
 def request_ci_run(change: RunChange, phase_id: str, *, at: datetime | None = None) -> None:
-    """Let our own CI judge what a phase waits to have judged, in a worker, after this change.
+    """Queue a run of the service's own CI on a phase's commit, for after this change.
 
     Not before `at`.
     """
@@ -97,11 +97,11 @@ def request_ci_run(change: RunChange, phase_id: str, *, at: datetime | None = No
     )
 
 
-# What the change has moved
+# What the change has changed
 
 
 def _newly(change: RunChange, state: PhaseStatus) -> list[PhaseState]:
-    """Return the phases that have come to a state by this change."""
+    """Return the phases that reached a state by this change."""
     return [
         phase
         for phase in change.state.phases
@@ -121,7 +121,7 @@ def _completed(change: RunChange) -> list[Phase]:
 
 
 def _undo_failed_phases(change: RunChange) -> None:
-    """Restore the tree that a failed phase started from, by a commit."""
+    """Restore the tree that a failed phase started from, by a commit. (rules §2)"""
     repository = change.context.repository
     for phase in _newly(change, PhaseStatus.FAILED):
         if phase.start_commit in (None, change.head):
@@ -140,7 +140,7 @@ def _undo_failed_phases(change: RunChange) -> None:
 
 
 def _request_ci(change: RunChange) -> None:
-    """Have judged what has just come to CI, where CI is our own."""
+    """Request a CI run for phases that just reached CI_RUNNING, if CI is the service's own."""
     come = _newly(change, PhaseStatus.CI_RUNNING)
     if come and runs.get_strategy(change.session, change.run)["ci"]["mode"] == CiMode.LOCAL:
         for phase in come:
@@ -148,7 +148,7 @@ def _request_ci(change: RunChange) -> None:
 
 
 def _end_ci(change: RunChange) -> None:
-    """End the runs of CI of those phases that wait for none any more."""
+    """End the CI runs of phases that do not wait for CI any more."""
     left = [
         change.phase(phase.phase_id).id
         for phase in change.before.phases
@@ -162,7 +162,7 @@ def _end_ci(change: RunChange) -> None:
 
 
 def _tag_snapshots(change: RunChange) -> None:
-    """Tag the head for each phase that has just completed."""
+    """Tag the head for each phase that just completed."""
     repository, head = change.context.repository, change.head
     for phase in _completed(change):
         name = snapshot_name(change.run.run_id, phase.tier_id, phase.phase_id)
@@ -179,7 +179,7 @@ def _tag_snapshots(change: RunChange) -> None:
 
 
 def _resolve_cleaned(change: RunChange) -> None:
-    """Resolve the aged issues whose cleanup CI has found good."""
+    """Resolve the aged issues whose cleanup phase has a green verdict."""
     keys = [
         phase.issue_key
         for phase in _completed(change)
@@ -191,9 +191,9 @@ def _resolve_cleaned(change: RunChange) -> None:
 
 
 def _want_push(change: RunChange) -> None:
-    """Let the remote follow: at a snapshot, at the end, and when a finished run changes.
+    """Request a push: at a snapshot, at the end, and when a finished run changes.
 
-    The wish is part of this change; a push job follows it after the commit.
+    The request is part of this change; a push job runs after the commit.
     """
     is_wanted = (
         change.context.repository.remote is not None
@@ -213,7 +213,7 @@ def _want_push(change: RunChange) -> None:
 
 
 def _write_rows(change: RunChange) -> None:
-    """Write what differs between the two states, and what hangs on it."""
+    """Write the differences of the two states, and dependent rows."""
     ended = [
         phase.lease_id
         for phase in change.before.phases
@@ -225,7 +225,7 @@ def _write_rows(change: RunChange) -> None:
 
 
 def _write_issues(change: RunChange) -> None:
-    """Write the entries that reports and resolutions have changed; the last state counts."""
+    """Write the entries that reports and resolutions have changed, with their last state."""
     written: dict[tuple[str, str], Issue] = {}
     for phase_id, report in change.reports:
         place = (phase_id, report.issue_key)
@@ -240,7 +240,7 @@ def _write_issues(change: RunChange) -> None:
         row.status = IssueStatus.OPEN if entry.is_open else IssueStatus.RESOLVED
         row.last_seen_at = change.now
         merged = dict.fromkeys([*row.evidence_refs, *report.evidence_refs])
-        row.evidence_refs = list(merged)[-MAX_EVIDENCE_REFS:]  # the newest say most
+        row.evidence_refs = list(merged)[-MAX_EVIDENCE_REFS:]  # the newest are the most useful
         row.description = report.description or row.description
     for phase_id in {each.phase_id for each in change.events if isinstance(each, IssueResolved)}:
         closed = [
@@ -254,7 +254,7 @@ def _write_issues(change: RunChange) -> None:
 
 
 def _issue(change: RunChange, phase_id: str, report: IssueReport, *, is_new: bool) -> Issue:
-    """Return a key's entry in a phase, made by its first report."""
+    """Return a new entry for a key's first report in a phase."""
     run, phase = change.run, change.phase(phase_id)
     known = None if is_new else issues.find_issue(change.session, phase.id, report.issue_key)
     return known or issues.add_issue(
@@ -275,7 +275,7 @@ def _issue(change: RunChange, phase_id: str, report: IssueReport, *, is_new: boo
 
 
 def _place_commits(change: RunChange) -> None:
-    """Put the commits on the branch that are not there yet."""
+    """Write the rows of commits that have none yet."""
     commits = change.commits[change.placed_commits :]
     if not commits:
         return
@@ -287,10 +287,10 @@ def _place_commits(change: RunChange) -> None:
 
 
 def _record(change: RunChange) -> None:
-    """Let the branch end in a commit of the run's files.
+    """Add the commit of the run's record as the last one of the branch.
 
-    It is what may be promoted, so a run succeeds with it or not at all; a failed one may end
-    where no commit can be made. A branch that another process moved gets none.
+    Promotion needs the record, so a run only succeeds together with it; a failed run may end
+    without it if no commit can be made. A branch that another process moved gets none.
     """
     run, repository, session = change.run, change.context.repository, change.session
     if (
@@ -298,7 +298,7 @@ def _record(change: RunChange) -> None:
         or run.failure_code is FailureCode.BRANCH_MOVED
     ):
         return
-    session.send()  # the files are made of what is read again
+    session.send()  # the files are made from rows that are read again
     report, files = finished_files(session, run)
     patches = submissions.list_accepted_patches(session, run.id, MAX_RECORDED_PATCH_BYTES)
     recorded = {**files, **{patch_name(name): content for name, content in patches.items()}}
@@ -306,7 +306,7 @@ def _record(change: RunChange) -> None:
         run.run_id,
         run.state,
         hashlib.sha256(files[RECORD]).hexdigest(),
-        # It is the head that a push of several commits shows to CI.
+        # Of a push with several commits, CI only sees this head.
         is_strict=any(
             phase.ci_profile is CiProfile.STRICT and phase.state is PhaseStatus.COMPLETE
             for phase in change.state.phases

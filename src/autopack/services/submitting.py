@@ -1,4 +1,4 @@
-"""What the results of Builders and Auditors have in common: names, identity, the record."""
+"""Common steps for results of Builders and Auditors: names, identity, the record."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from ..store import runs, submissions
 from .change import RunChange
 from .replies import Once, key_scope, lease_scope, once
 
-# A longer patch is told from others by its hash: to write megabytes out as JSON is one step of C
-# code, for which the event loop would have to wait.
+# A longer patch is identified by its hash: writing megabytes as JSON is one call of C code, which
+# would block the event loop.
 LONG_TEXT: Final = 100_000
 
 
 def identify(
     phase_id: str, role: Role, report: BuilderReport | AuditorReport, idempotency_key: str | None
 ) -> Once:
-    """Tell a result from others: by its key, else its lease, else the phase's latest. (rules §5)"""
+    """Identify a result: by its key, else its lease, else the phase's latest result. (rules §5)"""
     document = report.model_dump(mode="json")
     for part in (document, *document.get("suggested_patches", ())):
         for name in ("patch_content", "patch_content_base64"):
@@ -50,7 +50,7 @@ def record_submission(
     patches: Sequence[Patch],
     lease: Lease | None,
 ) -> Submission:
-    """Store a result as it arrived; its outcome is `failed` until something better is known."""
+    """Store a result as it arrived; its outcome is `failed` until it is decided."""
     if isinstance(report, BuilderReport):
         role, status = Role.BUILDER, str(report.status)
     else:
@@ -90,7 +90,10 @@ def could_not_work(
     submission: Submission,
     notes: str | None,
 ) -> Unavailable:
-    """Record that a submission is no attempt, and tell the rules why; notes stand for a reason."""
+    """Record that a submission is not an attempt, and return the input for the rules.
+
+    Without a reason, the notes are the reason.
+    """
     reason = report.reason or notes or "no reason was given"
     submission.outcome, submission.reason = Outcome.UNAVAILABLE, reason
     return Unavailable(
@@ -107,9 +110,9 @@ def could_not_work(
 def _cost(
     change: RunChange, report: BuilderReport | AuditorReport
 ) -> tuple[Decimal | None, dict[str, Any] | None]:
-    """Return what an attempt cost, and the price that made it where the agent named no cost.
+    """Return the cost of an attempt, and the price it was computed from if the agent gave none.
 
-    Prices are those of the run's strategy, which stay as they were when it started.
+    Prices are those of the run's strategy, which do not change after the start.
     """
     if report.cost_usd is not None or report.model is None or not report.tokens:
         return report.cost_usd, None

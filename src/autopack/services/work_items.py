@@ -1,4 +1,4 @@
-"""All that an agent needs to do its work, so that it need not ask. (docs/agents.md)"""
+"""The work item: everything that an agent needs for its work. (docs/agents.md)"""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def work_item(
     state: PhaseState,
     role: Role,
 ) -> WorkItemAnswer:
-    """Return a phase as work for an agent; its lease is not part of it."""
+    """Return a phase as a work item, without a lease."""
     phase = runs.get_phase(run, state.phase_id)
     strategy = runs.get_strategy(session, run)
     attempts = attempts_of(session, [phase]).get(phase.id, [])
@@ -76,7 +76,7 @@ def work_item(
 
 
 def _left(context: AppContext, run: RunState, phase: PhaseState) -> LeftAnswer:
-    """Return what an agent may still spend: what others have reserved is not its."""
+    """Return what an agent may still use, without what other agents have reserved."""
     tier = next(tier for tier in run.tiers if tier.tier_id == phase.tier_id)
     minutes = int((run.deadline_at - context.now()).total_seconds() // 60)
     spoken_for = run.tokens_used + run.tokens_reserved - phase.tokens_reserved
@@ -115,7 +115,7 @@ def _gate(context: AppContext, strategy: dict[str, Any], run: Run, phase: Phase)
 def _review(
     context: AppContext, session: RowSession, run: Run, phase: Phase, state: PhaseState
 ) -> ReviewAnswer:
-    """Return what there is to review: the held patch, or what the phase has put on the branch."""
+    """Return what to review: the pending patch, or the phase's commits on the branch."""
     audit = audits.find_open_audit(session, phase.id)
     review = ReviewAnswer(
         audit_id=audit.id if audit else None,
