@@ -43,6 +43,7 @@ from .events import (
     TokensCounted,
     canonical_json,
     from_record,
+    to_record,
     wire_time,
 )
 from .evolve import evolve, resolved_places
@@ -392,7 +393,14 @@ def _dollars(amount: str | None) -> Decimal | None:
 
 # Of run, tier and phase: the figures that follow from the events. One that a record does not have
 # is not compared: records of earlier versions have fewer.
-_RUN_FIGURES: Final = ("state", "failure_code", "failure_reason", "ended_at", "is_rolled_back")
+_RUN_FIGURES: Final = (
+    "state",
+    "failure_code",
+    "failure_reason",
+    "ended_at",
+    "is_rolled_back",
+    "head_commit",
+)
 _BUDGET_FIGURES: Final = (
     "tokens_used",
     "cost_usd",
@@ -484,6 +492,13 @@ class _Replay:
             raise EventError(f"the time {show(document['at'])} of event {number}")
         columns = {name: document[name] for name in _EVENT_COLUMNS}
         event = from_record(EventRecord(**{**columns, "at": at}))
+        written = to_record(event)
+        for name in _PLACE_COLUMNS:
+            self.expect(
+                getattr(written, name) == document[name],
+                f"event {number} ({event.kind}) has {name} {show(document[name])},"
+                " which its kind has not",
+            )
         self.expect(
             isinstance(event, RunStarted) is (number == 1),
             f"event {number} ({document['kind']}) does not follow: a run starts once, and first",
@@ -619,11 +634,11 @@ class _Replay:
         match event:
             case PatchApplied():
                 commit = (event.commit, event.tree, event.parent, event.patch_sha256)
-                self.commits.append((CommitKind.PATCH, *commit))
+                self.commits.append((CommitKind.PATCH, event.phase_id, *commit))
             case PhaseUndone():
-                self.commits.append((CommitKind.UNDO, event.commit))
+                self.commits.append((CommitKind.UNDO, event.phase_id, event.commit))
             case RunRolledBack():
-                self.commits.append((CommitKind.ROLLBACK, event.commit))
+                self.commits.append((CommitKind.ROLLBACK, event.phase_id, event.commit))
 
     # What the record claims
 
@@ -641,11 +656,11 @@ class _Replay:
             self._same(name, _TIER_FIGURES, state.tier(tier["tier_id"]), tier)
         recorded: list[tuple[str, ...]] = []
         for each in record["commits"]:
+            fields: tuple[str, ...] = ("kind", "phase_id", "sha")
             if each["kind"] == CommitKind.PATCH:
-                fields = ("kind", "sha", "tree", "parent", "patch_sha256")
+                fields += ("tree", "parent", "patch_sha256")
+            if each["kind"] != CommitKind.RECORD:
                 recorded.append(tuple(each[field] for field in fields))
-            elif each["kind"] != CommitKind.RECORD:
-                recorded.append((each["kind"], each["sha"]))
         self.expect(
             recorded == self.commits, "the record's commits are not those that its events tell of"
         )
@@ -675,6 +690,7 @@ class _Replay:
         self.findings.warnings += verdict.warnings
 
 
+_PLACE_COLUMNS: Final = ("phase_id", "tier_id", "from_state", "to_state")
 _EVENT_COLUMNS: Final = (
     "kind",
     "actor",
