@@ -521,7 +521,7 @@ def test_a_record_is_of_its_own_run_branch_and_base_alone(recorded: GitRepo) -> 
     path = str(recorded.path)
     recorded.git("branch", "autonomous/run-002", BRANCH)
     for run_id, branch, base, reason in (
-        ("run-002", "autonomous/run-002", "main", "has no record of run 'run-002'"),
+        ("run-002", "autonomous/run-002", "main", "holds no record of run 'run-002'"),
         (RUN, "autonomous/run-002", "main", "the record is of branch 'autonomous/run-001'"),
         (RUN, BRANCH, BRANCH, "the run started from 'main', not from 'autonomous/run-001'"),
         (RUN, "autonomous/none", "main", "there is no branch 'autonomous/none'"),

@@ -32,7 +32,7 @@ def rehearse(context: AppContext, run: Run) -> tuple[Rehearsal | None, tuple[str
     reasons = rehearsal_reasons(rehearsal, run.base_commit)
     if run.ended_at is not None and run.head_commit == run.work_commit:
         reasons += (
-            f"the head of '{run.branch}' has no record of run '{run.run_id}': the run is not"
+            f"the head of '{run.branch}' holds no record of run '{run.run_id}': the run is not"
             " over, or was not recorded",
         )
     return rehearsal, reasons
