@@ -1,4 +1,4 @@
-"""Reviews that were asked for."""
+"""Reviews that were requested."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs of CI and what they printed."""
+"""CI runs and their logs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CI_RUNS: Final = Rows(CiRun)
 
 
 def add_ci_run(session: RowSession, run: CiRun) -> CiRun:
-    """Store a run of CI; it has its id, and the number of its attempt at the commit, at once."""
+    """Store a CI run; its id and the number of its attempt at the commit are set at once."""
     ((run.attempt, run.id),) = session.fetch(
         "SELECT coalesce(max(attempt), 0) + 1, nextval(pg_get_serial_sequence('ci_runs', 'id'))"
         " FROM ci_runs WHERE phase_pk = %s AND commit_sha = %s",
@@ -31,7 +31,7 @@ def add_ci_run(session: RowSession, run: CiRun) -> CiRun:
 
 
 def list_of_run(session: Session, run_pk: int) -> dict[str, list[RecordedCiRun]]:
-    """Return a run's judgements by phase, oldest first."""
+    """Return a run's CI runs by phase, oldest first."""
     columns = [getattr(CiRun, name) for name in RecordedCiRun.model_fields]
     query = (
         select(Phase.phase_id, *columns)
@@ -46,7 +46,7 @@ def list_of_run(session: Session, run_pk: int) -> dict[str, list[RecordedCiRun]]
 
 
 def find_place(session: Session, ci_run_id: int) -> tuple[str, str] | None:
-    """Return the names of the run and the phase that a run of CI is for."""
+    """Return the names of the run and the phase of a CI run."""
     query = (
         select(Run.run_id, Phase.phase_id)
         .join_from(CiRun, Run, Run.id == CiRun.run_pk)
@@ -64,25 +64,25 @@ def get_ci_run(session: RowSession, ci_run_id: int) -> CiRun:
 
 
 def list_earlier(session: RowSession, run: CiRun) -> Sequence[CiRun]:
-    """Return the runs of CI over the same commit for the same phase that came before, in order."""
+    """Return the earlier CI runs on the same commit for the same phase, in order."""
     earlier = "WHERE phase_pk = %s AND commit_sha = %s AND attempt < %s ORDER BY attempt"
     return session.rows(CI_RUNS, earlier, (run.phase_pk, run.commit_sha, run.attempt))
 
 
 def is_awaited(session: Session, ci_run_id: int) -> bool:
-    """Say whether a run of CI has neither a verdict nor been given up."""
+    """Return whether a CI run has neither a verdict nor an end."""
     query = select(CiRun.id).where(CiRun.id == ci_run_id, CiRun.ended_at.is_(None))
     return session.scalars(query).first() is not None
 
 
 def list_under_way(session: RowSession, phase_pks: Sequence[int]) -> Sequence[CiRun]:
-    """Return the runs of CI of these phases that are still under way."""
+    """Return the CI runs of these phases that have not ended."""
     under_way = "WHERE phase_pk = ANY(%s) AND ended_at IS NULL"
     return session.rows(CI_RUNS, under_way, (list(phase_pks),))
 
 
 def list_ci_runs(session: Session, run_pk: int) -> list[tuple[CiRun, str]]:
-    """Return the runs of CI of a run, in order, each with the name of its phase."""
+    """Return a run's CI runs in order, each with the name of its phase."""
     query = (
         select(CiRun, Phase.phase_id)
         .join(Phase, Phase.id == CiRun.phase_pk)
@@ -93,7 +93,7 @@ def list_ci_runs(session: Session, run_pk: int) -> list[tuple[CiRun, str]]:
 
 
 def list_tails(session: RowSession, phase_pks: Sequence[int]) -> dict[str, list[str]]:
-    """Return how each run of CI of these phases ended, with its last words, by commit."""
+    """Return the verdict and the end of the log of each CI run of these phases, by commit."""
     query = (
         "SELECT commit_sha, profile, verdict, reason, log_tail FROM ci_runs"
         " WHERE phase_pk = ANY(%s) AND verdict IS NOT NULL ORDER BY id"
@@ -106,13 +106,13 @@ def list_tails(session: RowSession, phase_pks: Sequence[int]) -> dict[str, list[
 
 
 def add_log(session: Session, ci_run_id: int, log: bytes) -> None:
-    """Keep what a run of CI printed, unless another worker was quicker."""
+    """Store the log of a CI run, unless another worker has stored one."""
     statement = insert(CiLog).values(ci_run_pk=ci_run_id, compressed=zlib.compress(log))
     session.execute(statement.on_conflict_do_nothing())
 
 
 def get_log(session: Session, run_pk: int, ci_run_id: int) -> bytes:
-    """Return what a run of CI of this run printed. Raises NotFoundError."""
+    """Return the log of a CI run of this run. Raises NotFoundError."""
     query = (
         select(CiRun.verdict, CiLog.compressed)
         .outerjoin(CiLog, CiLog.ci_run_pk == CiRun.id)

@@ -1,4 +1,4 @@
-"""Adding up the changes of counts, so that a count stays the sum of a few rows."""
+"""Add up the changes of counts, so that a count stays the sum of a few rows."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from sqlalchemy.sql import Insert
 
 from ..models import backlog_counts, run_counts
 
-# So many rows cost nobody anything, and a service that rests writes nothing.
+# Fewer rows cost nothing, so an idle service writes nothing.
 UNFOLDED: Final = 100
 
 
 def fold_counts(session: Session) -> None:
-    """Put sums in the place of the rows that they are the sums of.
+    """Replace rows by their sums.
 
-    A row is taken away by one fold only, together with others or not, and whoever takes it adds it:
-    no count is ever wrong, whatever goes on beside it.
+    Only one fold can delete a row, and the same statement adds its value to a sum. So every count
+    is right at every moment, also with concurrent folds and changes.
     """
     for statement in _FOLDS:
         session.execute(statement)

@@ -1,8 +1,9 @@
-"""All runs' events as one sequence that grows at its end only.
+"""All runs' events as one sequence that only grows at its end.
 
-Ids are given out before the commit, so an event may become visible after one with a higher id. The
-trigger `announce_events` therefore leaves a lock that says from which id on its transaction
-writes; it is gone when the transaction is. Up to the lowest of these nothing can come any more.
+Ids are assigned before the commit, so an event may become visible after one with a higher id.
+Therefore the trigger `announce_events` takes a lock whose number is the last id before its
+transaction's events; it ends with the transaction. Up to the lowest of these numbers no further
+event can appear.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from .rows import read_off
 
 PAGE: Final = 500
 
-# The newest id first: who has no lock when we look at the locks writes after it.
+# The newest id first: a transaction without a lock at the second query writes only after that id.
 _NEWEST = text("SELECT last_value - (NOT is_called)::int FROM events_id_seq")
 _LOCKED = text(
     "SELECT min((classid::bigint - 1635087000) << 31 | objid::bigint) FROM pg_locks"
@@ -63,7 +64,7 @@ class FeedEvent:
 
 
 def find_settled(session: Session) -> tuple[int, bool]:
-    """Return up to which position no event can come any more, and whether all ids are below."""
+    """Return the position up to which events are complete, and whether that is the newest id."""
     newest: int = session.execute(_NEWEST).scalar_one()
     locked: int | None = session.execute(_LOCKED).scalar_one()
     settled = newest if locked is None else min(newest, locked)
@@ -84,7 +85,7 @@ def list_of_run(session: Session, run_pk: int, sequence: int) -> list[FeedEvent]
 
 
 def find_end(session: Session, run_pk: int) -> tuple[RunStatus, int] | None:
-    """Return the state in which a run ended and its last sequence number, None while it lives."""
+    """Return the final state of a run and its last sequence number; None while it is live."""
     query = select(Run.state, Run.event_sequence).where(Run.id == run_pk, Run.ended_at.is_not(None))
     row = session.execute(query).one_or_none()
     return row and (row.state, row.event_sequence)
@@ -92,21 +93,21 @@ def find_end(session: Session, run_pk: int) -> tuple[RunStatus, int] | None:
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """Events after a position, and the position up to which they are all there are."""
+    """Events after a position, and the position up to which they are complete."""
 
     events: list[FeedEvent]
     position: int
-    is_more: bool  # in the tables already
-    is_settled: bool  # no transaction under way holds lower ids than others have used
+    is_more: bool  # stored already
+    is_settled: bool  # no open transaction has lower ids than visible ones
 
 
 class Listener:
-    """A connection beside the pool that is told of new events, and reads them."""
+    """A separate connection that listens for new events, and reads them."""
 
     def __init__(self, engine: Engine) -> None:
         connection = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
         raw: Any = connection.connection.dbapi_connection
-        self.file_number: int = raw.fileno()  # cannot be asked once the connection is dead
+        self.file_number: int = raw.fileno()  # not available after the connection is closed
         self._raw = raw
         connection.detach()
         self._connection = connection
@@ -114,7 +115,7 @@ class Listener:
         connection.execute(text("LISTEN autopack_events"))
 
     def read(self, position: int | None) -> News:
-        """Return a page of what came after a position; None: nothing, but where to begin."""
+        """Return a page of events after a position; for None, only the position to start from."""
         with Session(self._connection) as session:
             settled, is_settled = find_settled(session)
             events = [] if position is None else list_after(session, position, settled)
@@ -122,7 +123,7 @@ class Listener:
         return News(events, events[-1].position if is_more else settled, is_more, is_settled)
 
     def has_heard(self) -> bool:
-        """Take what has been said since; some of it may have come with an answer to a query."""
+        """Return whether a notification has arrived, also together with a query's answer."""
         try:
             self._raw.poll()
         except psycopg2.Error as error:

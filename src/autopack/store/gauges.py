@@ -1,4 +1,4 @@
-"""How things stand, for monitoring: one cheap statement each, whatever the number of runs."""
+"""Gauges for monitoring: one cheap statement each, for any number of runs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class PushState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Gauge:
-    """A figure by labels; `known` are the values of the first label that are told when 0 too."""
+    """A figure by labels; `known` are the first label's values that are reported even when 0."""
 
     name: str
     text: str

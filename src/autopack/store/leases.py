@@ -1,4 +1,4 @@
-"""Leases: who holds a phase, told by the hash of a token that only the holder knows."""
+"""Leases: an agent's claim on a phase, found by the hash of its secret token."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .session import RowSession
 
 
 def hash_token(token: str) -> str:
-    """Return what is kept of a lease token: 256 random bits need no slow hash."""
+    """Return the stored hash of a lease token. It has 256 random bits, so it needs no slow hash."""
     return hashlib.sha256(token.encode()).hexdigest()
 
 
@@ -27,7 +27,7 @@ def add_lease(session: RowSession, lease: Lease) -> Lease:
 
 
 def find_lease(session: RowSession, phase_pk: int, token: str) -> Lease | None:
-    """Return the lease on a phase that a token belongs to, open or not."""
+    """Return the lease on a phase with this token, open or ended."""
     is_theirs = "WHERE phase_pk = %s AND token_sha256 = %s"
     return session.row(LEASES, is_theirs, (phase_pk, hash_token(token)))
 

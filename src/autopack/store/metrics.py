@@ -1,8 +1,8 @@
 """Figures over runs. Each page is one statement, whose cost does not depend on how many runs
 there are.
 
-A page is cut first, by an index; what is counted of each of its runs is a LATERAL subquery over
-that run's own rows, so no plan can come to read a whole table.
+A page is selected first, by an index. The figures of each of its runs are a LATERAL subquery over
+that run's own rows, so no plan reads a whole table.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..views.metrics import RunMetricsAnswer
 
 
 def count_runs(session: Session, status: RunStatus | None) -> int:
-    """Return how many runs there are, exactly, by the counts that the database keeps of them."""
+    """Return the exact number of runs, by the counts in the database."""
     query = select(total(run_counts.c.runs))
     if status is not None:
         query = query.where(run_counts.c.state == status)
@@ -38,7 +38,7 @@ def list_run_metrics(
 ) -> list[tuple[int, RunMetricsAnswer]]:
     """Return runs with their figures, newest first, each with its key.
 
-    `before` is a (created_at, id) to go on from; `now` ends the duration of those still live.
+    `before` is the (created_at, id) to continue from; `now` ends the duration of live runs.
     """
     page = page_of_runs(limit, before, status).subquery("page")
     phases = (
@@ -63,7 +63,7 @@ def list_run_metrics(
         .lateral("of_tiers")
     )
     lasted = func.extract("epoch", func.coalesce(page.c.ended_at, now) - page.c.created_at) / 60
-    lasted = func.greatest(lasted, 0)  # of a run from before the clock was set back
+    lasted = func.greatest(lasted, 0)  # for a run from before the clock was set back
     query = (
         select(page, phases, tiers, cast(func.round(lasted, 2), Float).label("duration_minutes"))
         .join_from(page, phases, true())
@@ -115,7 +115,7 @@ def page_of_runs(
 
 
 def total(column: ColumnElement[int] | Any) -> ColumnElement[int]:
-    """Sum a column of counts; nothing to sum is 0."""
+    """Sum a column of counts; 0 without rows."""
     return cast(func.coalesce(func.sum(column), 0), BigInteger)
 
 

@@ -1,4 +1,4 @@
-"""Signs of life of what nobody calls."""
+"""Signs of life of periodic work."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from ..models import Pulse
 
 
 def try_turn(session: Session, name: str) -> bool:
-    """Try to be the only one who does periodic work, until the end of the transaction."""
+    """Try to get the lock of periodic work, until the end of the transaction."""
     query = text("SELECT pg_try_advisory_xact_lock(hashtextextended(:key, 0))")
     return bool(session.scalars(query, {"key": f"pulse:{name}"}).one())
 
 
 def beat(session: Session, name: str) -> None:
-    """Note that periodic work has come to its end now, by the database's clock."""
+    """Record that periodic work was completed now, by the database's clock."""
     statement = insert(Pulse).values(name=name, beaten_at=func.now())
     session.execute(
         statement.on_conflict_do_update(
@@ -26,7 +26,7 @@ def beat(session: Session, name: str) -> None:
 
 
 def silence(session: Session, name: str) -> float | None:
-    """Return how many seconds ago periodic work last came to its end; None: never."""
+    """Return the seconds since periodic work was last completed; None: never."""
     query = select(func.extract("epoch", func.now() - Pulse.beaten_at)).where(Pulse.name == name)
     seconds = session.scalars(query).one_or_none()
     return None if seconds is None else float(seconds)

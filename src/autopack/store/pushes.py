@@ -1,4 +1,4 @@
-"""Pushes that are wanted, and what came of them."""
+"""Requested pushes, and their results."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class PushOrder:
 
 
 def want_push(session: Session, run_pk: int, revision: int, now: datetime) -> datetime:
-    """Let a run's branch be pushed as of a revision; return when that may be tried.
+    """Request a push of a run's branch as of a revision; return when it may be tried.
 
-    A failing push keeps its time to wait.
+    A failing push keeps its wait.
     """
     statement = insert(Push).values(
         run_pk=run_pk, wanted_revision=revision, next_try_at=now, attempts=0
@@ -51,7 +51,7 @@ def find_push(session: Session, run_pk: int) -> Push | None:
 
 
 def find_failing(session: Session) -> tuple[int, str] | None:
-    """Return how many runs' pushes fail, and the words of one of them."""
+    """Return how many runs' pushes fail, and the error of one of them."""
     query = select(func.count(), func.max(Push.last_error)).where(
         Push.next_try_at.is_not(None), Push.last_error.is_not(None)
     )
@@ -61,12 +61,12 @@ def find_failing(session: Session) -> tuple[int, str] | None:
 
 @contextmanager
 def push_lock(session: Session, run_pk: int) -> Iterator[bool]:
-    """Try to be the only one who pushes a run's branch, over any number of transactions.
+    """Try to get the lock for pushing a run's branch, over any number of transactions.
 
-    No row stays locked meanwhile. The session has to be bound to a connection, with which the lock
-    goes: a killed service leaves none behind.
+    No row stays locked meanwhile. The session must be bound to a connection; the lock ends with it,
+    so a killed service leaves none.
     """
-    key = {"key": f"push:{run_pk}"}  # no run's name has a colon, so no run's lock is met
+    key = {"key": f"push:{run_pk}"}  # a run's name has no colon, so this is never a run's lock
     query = text("SELECT pg_try_advisory_lock(hashtextextended(:key, 0))")
     is_mine = bool(session.scalars(query, key).one())
     session.commit()
@@ -84,13 +84,13 @@ def push_lock(session: Session, run_pk: int) -> Iterator[bool]:
 
 
 def lock_push(session: Session, run_pk: int) -> Push:
-    """Return a run's push that is known to be there, FOR UPDATE."""
+    """Return a run's existing push row, FOR UPDATE."""
     query = select(Push).where(Push.run_pk == run_pk).with_for_update()
     return session.scalars(query.execution_options(populate_existing=True)).one()
 
 
 def read_order(session: Session, run_pk: int) -> PushOrder:
-    """Return what there is to push of a run."""
+    """Return what to push of a run."""
     run = session.execute(
         select(Run.run_id, Run.revision, Run.head_commit, Run.base_commit, Run.failure_code).where(
             Run.id == run_pk
@@ -115,7 +115,7 @@ def read_order(session: Session, run_pk: int) -> PushOrder:
 def mark_pushed(
     session: Session, run_pk: int, *, revision: int, commit: str, url: str, now: datetime
 ) -> None:
-    """Note that the remote shows a revision; a later one that is wanted by now is due at once."""
+    """Record that the remote has a revision; a later requested revision is due at once."""
     session.execute(
         update(Push)
         .where(Push.run_pk == run_pk)
@@ -139,7 +139,7 @@ def mark_failed(session: Session, run_pk: int, error: str, next_try_at: datetime
 
 
 def make_due(session: Session, now: datetime) -> list[int]:
-    """Let whatever waits for its next try be due; return the runs that a push is due of."""
+    """Make every waiting push due; return the runs with a due push."""
     pending = update(Push).where(Push.next_try_at.is_not(None))
     due = pending.values(next_try_at=func.least(Push.next_try_at, now))
     return list(session.scalars(due.returning(Push.run_pk)))

@@ -1,4 +1,4 @@
-"""What reports are made of: the backlog as a whole, runs that a budget ended, one run's record."""
+"""The data of reports: the backlog as a whole, runs that a budget ended, one run's record."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ BacklogByCategory = dict[str, BacklogCountsAnswer]
 def count_backlog(
     session: Session, project_id: str, *, limit: int
 ) -> tuple[BacklogCountsAnswer, BacklogByCategory]:
-    """Count the backlog's keys, in all and in the `limit` categories that have most of them.
+    """Count the backlog's keys: in total, and for the `limit` categories with the most keys.
 
-    Costs a pass over the kinds of keys that there are, however many keys.
+    Its cost depends on the number of kinds of keys, not on the number of keys.
     """
     kind = backlog_counts.c
     is_resolved = kind.status == BacklogStatus.RESOLVED
@@ -93,7 +93,7 @@ def _keys(*conditions: ColumnElement[bool]) -> ColumnElement[int]:
 
 
 def list_oldest_issues(session: Session, project_id: str, *, limit: int) -> list[AgingIssueAnswer]:
-    """Return the unresolved keys that most runs have seen, then most tiers."""
+    """Return the unresolved keys with the highest age in runs, then in tiers."""
     query = (
         select(BacklogEntry)
         .where(
@@ -113,7 +113,7 @@ def list_oldest_issues(session: Session, project_id: str, *, limit: int) -> list
 def list_issues_to_clean(
     session: Session, project_id: str, *, limit: int, after: tuple[datetime, int] | None
 ) -> list[tuple[int, AgingIssueAnswer]]:
-    """Return the aged keys, those first that have waited longest, each with its own key."""
+    """Return the aged issues, the longest waiting first, each with its row's key."""
     query = (
         select(BacklogEntry)
         .where(
@@ -134,7 +134,7 @@ def list_issues_to_clean(
 
 
 def total_budget_failures(session: Session) -> BudgetTotals:
-    """Count the runs that a budget ended, by budget, and average what they used of their tokens."""
+    """Count the runs that a budget ended, by budget, and return their average use of tokens."""
     kind = run_counts.c
     query = (
         select(kind.failure_code, total(kind.runs), func.sum(kind.token_shares))
@@ -270,7 +270,7 @@ def _broken_budget(row: Any) -> BudgetAnswer | None:
 
 
 def count_attempts(session: Session, run_pk: int) -> dict[Role, AttemptCountsAnswer]:
-    """Count a run's submissions by role and by what came of them."""
+    """Count a run's submissions by role and outcome."""
     query = (
         select(
             Submission.role,
@@ -297,7 +297,7 @@ def count_attempts(session: Session, run_pk: int) -> dict[Role, AttemptCountsAns
 
 
 def count_ci_runs(session: Session, run_pk: int) -> CiCountsAnswer:
-    """Count the judgements of CI on a run by verdict."""
+    """Count a run's CI runs by verdict."""
     row = session.execute(
         select(
             func.count().label("ci_runs_count"),
@@ -321,7 +321,7 @@ def list_latest_moves(session: Session, run_pk: int, *, limit: int) -> list[Move
 
 
 def _over_all(counts: dict[str, Any]) -> list[ColumnElement[int]]:
-    """Return each count's sum over all groups, those beyond the LIMIT included."""
+    """Return each count's sum over all groups, also those beyond the LIMIT."""
     return [
         cast(func.sum(count).over(), BigInteger).label(f"all_{name}")
         for name, count in counts.items()

@@ -21,7 +21,7 @@ def version_of(
         return latest.version
     lock = text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 1))")
     session.execute(lock, {"name": project_id})
-    latest = _latest(session, project_id)  # somebody else may have come first
+    latest = _latest(session, project_id)  # another process may have been faster
     if latest is not None and latest.sha256 == sha256:
         return latest.version
     version = latest.version + 1 if latest is not None else 1

@@ -1,4 +1,4 @@
-"""Runs with their tiers and phases, and their passage between the tables and the rules."""
+"""Runs with their tiers and phases, and their conversion between tables and rules."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ EVENTS: Final = Rows(EventRow)
 _LOCK: Final = "SELECT pg_advisory_lock(hashtextextended(%s, 0))"
 _TRY_LOCK: Final = "SELECT pg_try_advisory_lock(hashtextextended(%s, 0))"
 _UNLOCK: Final = "SELECT pg_advisory_unlock(hashtextextended(%s, 0))"
-# The index is over lower(run_id); the name itself has to match in full.
+# The index is over lower(run_id); the name itself must match exactly.
 _BY_NAME: Final = "WHERE lower(run_id) = %s AND run_id = %s"
-# A power cut may lose this: then the files are written once more.
+# A power cut may lose this update: then the files are written again.
 _MARK_MIRRORED: Final = (
     "BEGIN; SET LOCAL synchronous_commit = off;"
     " UPDATE runs SET mirrored_revision = %s WHERE id = %s AND mirrored_revision < %s; COMMIT"
@@ -51,12 +51,12 @@ _MARK_MIRRORED: Final = (
 def run_lock(session: RowSession, run_id: str, *, is_waiting: bool = True) -> Iterator[None]:
     """Hold the run's advisory lock, over any number of transactions of the session's connection.
 
-    It is taken with the first statement in the body, so that it costs no round trip of its own;
-    each statement sees what was committed before it, so the lock comes before the look. Where the
-    caller is not to wait, raises RunBusyError when another session holds the lock.
+    It is taken together with the first statement in the body, so that it needs no round trip. Each
+    statement has its own snapshot, so the first one reads what was committed before the lock. If
+    the caller must not wait, raises RunBusyError when another session holds the lock.
 
-    The session has to be bound to a connection. The lock goes when the connection does, so a
-    killed service leaves none behind.
+    The session must be bound to a connection. The lock ends with the connection, so a killed
+    service leaves none.
     """
     key = (run_id.lower(),)
     if is_waiting:
@@ -75,11 +75,11 @@ def unlocking(session: RowSession, run_id: str) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        with suppress(DBAPIError):  # the first failure is the one to be told
+        with suppress(DBAPIError):  # the first error is the one to raise
             session.rollback()
         raise
     finally:
-        # A connection that was lost holds no lock; whatever was recorded before is.
+        # A lost connection holds no lock; earlier commits stay.
         try:
             session.gather(_UNLOCK, (run_id.lower(),))
             session.commit()
@@ -103,7 +103,7 @@ def lock_run(session: RowSession, run_id: str) -> Run:
 
 
 def find_run_by_any_case(session: RowSession, run_id: str) -> Run | None:
-    """Return the run whose name is the same but for case."""
+    """Return the run with this name in any letter case."""
     run = session.row(RUNS, "WHERE lower(run_id) = %s", (run_id.lower(),))
     return run if run is None else _with_graph(session, run)
 
@@ -117,9 +117,9 @@ def list_runs(
     project_id: str | None = None,
     containing: str | None = None,
 ) -> tuple[list[Run], Position | None]:
-    """Return runs, newest first, without their phases, and where to go on, if there may be more.
+    """Return runs, newest first, without their phases, and a cursor if there may be more.
 
-    Text is looked for in a limited number of runs at a time, so that a rare one costs no more.
+    Text is searched in a limited number of runs at a time, so that a rare text costs no more.
     """
     newest_first = (Run.created_at.desc(), Run.id.desc())
     wanted: list[ColumnElement[bool] | TextClause] = []
@@ -153,8 +153,8 @@ def lock_with_work(
 ) -> str | None:
     """Lock the oldest live run in which a phase may wait for an agent of this role.
 
-    Runs that another process holds are passed over, as are those named in `passed`. A run that
-    waits for the capacity of the agent's own account has no such phase. Call `unlocking` with it.
+    Runs that another process has locked are skipped, as are those in `passed`. A run that waits for
+    the capacity of the agent's own account has no such phase. Call `unlocking` with it.
     """
     is_builder = role is Role.BUILDER
     values = {
@@ -169,13 +169,13 @@ def lock_with_work(
     return str(found[0][0]) if found else None
 
 
-# A run whose phase is in such a state has nothing for that role: its phases follow each other.
+# A run with a phase in such a state has no work for that role, as its phases run one by one.
 _BUSY = {
     Role.BUILDER: (PhaseStatus.EXECUTING, PhaseStatus.GATE, PhaseStatus.CI_RUNNING),
     Role.AUDITOR: (PhaseStatus.EXECUTING, PhaseStatus.CI_RUNNING),
 }
 
-# The list is made before any lock is tried, and read only as far as the first that is free.
+# The list is computed before any lock is tried, and read only up to the first free run.
 _LOCK_WITH_WORK: Final = """
     WITH candidate AS MATERIALIZED (
         SELECT r.run_id FROM runs r
@@ -192,7 +192,7 @@ _LOCK_WITH_WORK: Final = """
 
 
 def list_lagging(session: Session, limit: int) -> list[str]:
-    """Return runs whose branch or files have not caught up."""
+    """Return runs whose branch or files lag."""
     return list(
         session.scalars(
             select(Run.run_id)
@@ -204,7 +204,7 @@ def list_lagging(session: Session, limit: int) -> list[str]:
 
 
 def list_mirrored(session: Session, limit: int | None) -> list[str]:
-    """Return runs whose files have caught up, newest first."""
+    """Return runs whose files do not lag, newest first."""
     query = (
         select(Run.run_id)
         .where(Run.mirrored_revision == Run.revision)
@@ -227,13 +227,13 @@ def list_changed_since(session: RowSession, event_id: int) -> list[str]:
 
 
 def forget_mirrored(session: Session, run_ids: Collection[str]) -> None:
-    """Let runs lag whose files are gone, so that all of them are written again."""
+    """Mark runs as lagging, so that all their files are written again."""
     lost = update(Run).where(Run.run_id.in_(run_ids)).values(mirrored_revision=0)
     session.execute(lost.execution_options(synchronize_session=False))
 
 
 def list_overdue(session: Session, now: datetime, limit: int) -> list[str]:
-    """Return live runs in which some wait has lasted too long."""
+    """Return live runs in which a deadline has passed."""
     overdue_runs = select(Run.run_id).where(Run.ended_at.is_(None), Run.deadline_at <= now)
     overdue_phases = (
         select(Run.run_id)
@@ -244,7 +244,7 @@ def list_overdue(session: Session, now: datetime, limit: int) -> list[str]:
 
 
 def touch(session: Session) -> None:
-    """See that the database answers and holds our tables."""
+    """Check that the database answers and has the service's tables."""
     session.execute(select(Run.id).limit(1))
 
 
@@ -255,7 +255,7 @@ def list_live_heads(session: Session) -> list[tuple[str, str]]:
 
 
 def mark_mirrored(session: RowSession, run_pk: int, revision: int) -> None:
-    """Note that branch and files show this revision, together with the release of the lock."""
+    """Record that branch and files show this revision, and release the lock."""
     session.gather(_MARK_MIRRORED, (revision, run_pk, revision))
 
 
@@ -284,7 +284,7 @@ def list_finished(session: Session, project_id: str, *, limit: int) -> list[Run]
 
 
 def get_plan(session: RowSession, run: Run) -> dict[str, Any]:
-    """Return the plan as it was taken, debt cleanup included."""
+    """Return the accepted plan, with debt cleanup."""
     return _document(session, run, "plan")
 
 
@@ -294,7 +294,7 @@ def get_strategy(session: RowSession, run: Run) -> dict[str, Any]:
 
 
 def _document(session: RowSession, run: Run, column: str) -> dict[str, Any]:
-    document: dict[str, Any] | None = run.__dict__.get(column)  # a new run still has it
+    document: dict[str, Any] | None = run.__dict__.get(column)  # still loaded for a new run
     if document is None:
         query = f"SELECT {column} FROM runs WHERE id = %s"  # noqa: S608 - one of two names
         ((document,),) = session.fetch(query, (run.id,))
@@ -322,7 +322,7 @@ def get_run_pk(session: Session, run_id: str) -> int:
 
 
 def read_state(run: Run) -> RunState:
-    """Return a loaded run as the rules see it."""
+    """Return the state of a loaded run."""
     return read_off(
         RunState,
         run,
@@ -333,7 +333,7 @@ def read_state(run: Run) -> RunState:
 
 
 def write_state(run: Run, state: RunState, before: RunState | None = None) -> None:
-    """Set in the rows what the rules changed since `before`; None: set everything."""
+    """Set the rows' columns that differ from `before`; with None set all."""
     _write(run, state, before)
     tiers = {tier.tier_id: tier for tier in run.tiers}
     tiers_before = {tier.tier_id: tier for tier in before.tiers} if before else {}
@@ -351,9 +351,9 @@ def read_event(row: EventRow) -> EventRecord:
 
 
 def read_events(session: Session, run_pk: int) -> list[tuple[int, Event]]:
-    """Return all that happened to a run, each event with its sequence, in order.
+    """Return a run's events in order, each with its sequence.
 
-    Raises EventError for one that these rules do not know.
+    Raises EventError for an unknown event.
     """
     rows = list_events(session, run_pk, after=0, limit=None)
     return [(row.sequence, from_record(read_event(row))) for row in rows]
@@ -417,7 +417,7 @@ def add_run(session: RowSession, run: Run) -> Run:
 
 
 def place(run: Run, tiers: list[Tier], phases: list[Phase]) -> None:
-    """Let a run have these tiers, and each tier its phases."""
+    """Set a run's tiers, and each tier's phases."""
     run.tiers, run.phases = tiers, phases
     for tier in tiers:
         tier.phases = [phase for phase in phases if phase.tier_id == tier.tier_id]
@@ -433,7 +433,7 @@ _NOT_COLUMNS: Final = frozenset({"tiers", "phases", "issues"})
 
 
 def _write(row: object, state: Any, before: Any) -> None:
-    if state is before:  # values never change, so what is the same object is the same
+    if state is before:  # values are immutable, so the same object is unchanged
         return
     for field in fields(state):
         if field.name in _NOT_COLUMNS:

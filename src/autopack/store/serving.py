@@ -1,7 +1,7 @@
-"""The clone that the database belongs to, and who serves it now.
+"""The clone that the database belongs to, and the lock of its services.
 
-Services hold an advisory lock, shared among those of one clone, for as long as their connection
-lasts: a killed one holds none, a stopped one (SIGSTOP) still does.
+The services of one clone share an advisory lock, which lasts as long as their connections: a killed
+service holds none, a stopped one (SIGSTOP) still does.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _LEAVE = text("SELECT pg_advisory_unlock_all()")
 
 
 def lock_clone(session: Session) -> ServedClone | None:
-    """Return the clone that is served; until the transaction's end no one else may change that."""
+    """Return the served clone, locked until the end of the transaction."""
     session.execute(_GUARD, _KEY)
     return session.scalars(select(ServedClone)).one_or_none()
 
 
 def is_served(session: Session) -> bool:
-    """Say whether a service is alive, this connection aside."""
+    """Return whether another connection holds the services' lock."""
     return not session.scalars(_TRY_ALONE, _KEY).one()
 
 
@@ -37,17 +37,17 @@ def has_runs(session: Session) -> bool:
 
 
 def put_clone(session: Session, *, clone: str, place: str, root_commits: list[str]) -> None:
-    """Let the database belong to a clone from now on."""
+    """Set the clone that the database belongs to."""
     values = {"clone": clone, "place": place, "root_commits": root_commits, "since": func.now()}
     statement = insert(ServedClone).values(id=1, **values)
     session.execute(statement.on_conflict_do_update(index_elements=["id"], set_=values))
 
 
 def share(session: Session) -> None:
-    """Count as alive until this connection ends, or `leave`. Call under `lock_clone`."""
+    """Take the services' lock, until this connection ends or `leave`. Call under `lock_clone`."""
     session.execute(_SHARE, _KEY)
 
 
 def leave(session: Session) -> None:
-    """Count as alive no longer. For a connection that holds no other lock."""
+    """Release the services' lock, on a connection that holds no other lock."""
     session.execute(_LEAVE)

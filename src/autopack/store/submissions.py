@@ -1,4 +1,4 @@
-"""Submissions, their patches, the commits that came of them, and the answers given."""
+"""Submissions, their patches, the commits from them, and stored answers."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def add_submission(
 def new_patch(
     position: int, content: bytes, status: PatchStatus, description: str | None = None
 ) -> Patch:
-    """Make a patch that belongs to no submission yet."""
+    """Return a patch that belongs to no submission yet."""
     return PATCHES.new(
         position=position,
         sha256=hashlib.sha256(content).hexdigest(),
@@ -59,7 +59,7 @@ def new_patch(
 
 
 def get_submission(session: RowSession, submission_pk: int) -> Submission:
-    """Return a submission that is known to be there."""
+    """Return a submission that must exist."""
     found = session.row(SUBMISSIONS, "WHERE id = %s", (submission_pk,))
     assert found is not None  # noqa: S101 - for the type checker: a phase names it
     return found
@@ -94,12 +94,12 @@ def list_patch_files(session: RowSession, submission_pks: Sequence[int]) -> dict
 
 
 def list_commits(session: RowSession, run_pk: int) -> list[Commit]:
-    """Return every value the run's branch had, oldest first."""
+    """Return every commit that the run's branch was at, oldest first."""
     return session.rows(_COMMITS, "WHERE run_pk = %s ORDER BY position", (run_pk,))
 
 
 def find_change(session: Session, commit: Commit) -> bytes | None:
-    """Return the patch from a commit's parent to it, None where there was none."""
+    """Return the stored patch from a commit's parent to it; None without one."""
     query = (
         select(func.coalesce(Commit.difference, Patch.content))
         .join(Patch, Patch.id == Commit.patch_pk, isouter=True)
@@ -110,7 +110,7 @@ def find_change(session: Session, commit: Commit) -> bytes | None:
 
 
 def list_recorded_commits(session: Session, run_pk: int) -> list[RecordedCommit]:
-    """Return every value the run's branch had, oldest first, up to its last commit of work."""
+    """Return the commits that the run's branch was at, oldest first, up to the last of work."""
     query = (
         select(
             *(Commit.sha, Commit.tree, Commit.parent, Commit.kind, Commit.is_merged),
@@ -123,12 +123,12 @@ def list_recorded_commits(session: Session, run_pk: int) -> list[RecordedCommit]
     )
     commits = [RecordedCommit.of(row) for row in session.execute(query)]
     while commits and commits[-1].kind is CommitKind.RECORD:
-        commits.pop()  # a record cannot name itself
+        commits.pop()  # a record cannot contain its own id
     return commits
 
 
 def list_accepted_patches(session: Session, run_pk: int, max_bytes: int) -> dict[str, bytes]:
-    """Return the patches on the branch by their SHA-256, the first ones that fit into so much."""
+    """Return the patches on the branch by SHA-256: the first ones up to a total size."""
     so_far = func.sum(func.octet_length(Patch.content)).over(order_by=Commit.position)
     sizes = (
         select(Patch.id, so_far.label("so_far"))
@@ -147,7 +147,7 @@ def list_accepted_patches(session: Session, run_pk: int, max_bytes: int) -> dict
 def list_patch_commits(
     session: RowSession, run_pk: int, phase_pks: Sequence[int]
 ) -> dict[int, list[str]]:
-    """Return which commits each submission's patches became."""
+    """Return the commits of each submission's patches."""
     commits: dict[int, list[str]] = {}
     query = (
         "SELECT p.submission_pk, c.sha FROM commits c JOIN patches p ON p.id = c.patch_pk"
@@ -159,7 +159,7 @@ def list_patch_commits(
 
 
 def add_commits(session: RowSession, run_pk: int, commits: Sequence[Commit]) -> None:
-    """Put commits on a run's branch, after those that are there."""
+    """Append commits to a run's branch."""
     ((last,),) = session.fetch(
         "SELECT coalesce(max(position), 0) FROM commits WHERE run_pk = %s", (run_pk,)
     )
@@ -169,7 +169,7 @@ def add_commits(session: RowSession, run_pk: int, commits: Sequence[Commit]) -> 
 
 
 def find_reply(session: RowSession, run_pk: int, scope: str) -> Reply | None:
-    """Return the answer that was given in a scope."""
+    """Return the stored answer of a scope."""
     return session.row(REPLIES, "WHERE run_pk = %s AND scope = %s", (run_pk, scope))
 
 
@@ -183,7 +183,7 @@ def keep_reply(
     body: Mapping[str, Any],
     now: datetime,
 ) -> None:
-    """Keep an answer; a later one of the same scope takes its place."""
+    """Store an answer; a later one of the same scope replaces it."""
     statement = (
         "INSERT INTO replies (run_pk, scope, fingerprint, error_kind, body, created_at)"
         " SELECT %s, scope, %s, %s, %s, %s FROM unnest(%s::text[]) scope"
