@@ -2823,6 +2823,19 @@ def rehearsal_reasons(rehearsal: Rehearsal, started_from: str) -> tuple[str, ...
             return (f"does not merge with {where}: {files}",)
 
 
+def missing_branch(branch: str, *, is_base: bool = False) -> str:
+    """Say that there is no such branch to rehearse a merge of, or with."""
+    return f"there is no {'base ' if is_base else ''}branch '{branch}'"
+
+
+def missing_record(branch: str, run_id: str) -> str:
+    """Say that a branch does not end in the record of its run."""
+    return (
+        f"the head of '{branch}' holds no record of run '{run_id}': the run is not over, or was not"
+        " recorded"
+    )
+
+
 # ---- autopack/checker/objects.py -----------------------------------------------------------------
 
 """git over the objects of a repository, in a git dir of our own: no setting reaches it.
@@ -3110,9 +3123,9 @@ class BranchCheck:
                 " when it was last fetched: the merge is rehearsed with the one here"
             )
         if head is None:
-            raise RecordError(f"there is no branch '{self.branch}'")
+            raise RecordError(missing_branch(self.branch))
         if base_head is None:
-            raise RecordError(f"there is no base branch '{self.base}'")
+            raise RecordError(missing_branch(self.base, is_base=True))
         return head, base_head
 
     def _find_record(self, commit: Commit) -> str:
@@ -3121,10 +3134,7 @@ class BranchCheck:
             raise RecordError(f"'{self.run_id}' is no run id")
         entry = self.git.find(commit.tree, record_folder(self.run_id))
         if entry is None or entry[0] != FOLDER:
-            raise RecordError(
-                f"the head of '{self.branch}' holds no record of run '{self.run_id}': the run is"
-                " not over, or was not recorded"
-            )
+            raise RecordError(missing_record(self.branch, self.run_id))
         return entry[1]
 
     def _check_record(self, commit: Commit, folder: str) -> JsonObject | None:

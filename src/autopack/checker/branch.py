@@ -17,7 +17,13 @@ from ..domain.changes import MODE_ABSENT
 from ..domain.naming import PULL_REQUEST, RECORD, RUNS_FOLDER, patch_name, record_folder
 from ..domain.outcomes import CommitKind
 from ..domain.record_check import JsonObject, RecordClaim, RecordError, check_record, show
-from ..domain.rehearsal import Rehearsal, RehearsalResult, rehearsal_reasons
+from ..domain.rehearsal import (
+    Rehearsal,
+    RehearsalResult,
+    missing_branch,
+    missing_record,
+    rehearsal_reasons,
+)
 from .objects import FOLDER, LINK, OBJECT_ID, PLAIN_FILE, Commit, Git, WrongUseError
 
 MAX_FILES: Final = 20_000
@@ -73,9 +79,9 @@ class BranchCheck:
                 " when it was last fetched: the merge is rehearsed with the one here"
             )
         if head is None:
-            raise RecordError(f"there is no branch '{self.branch}'")
+            raise RecordError(missing_branch(self.branch))
         if base_head is None:
-            raise RecordError(f"there is no base branch '{self.base}'")
+            raise RecordError(missing_branch(self.base, is_base=True))
         return head, base_head
 
     def _find_record(self, commit: Commit) -> str:
@@ -84,10 +90,7 @@ class BranchCheck:
             raise RecordError(f"'{self.run_id}' is no run id")
         entry = self.git.find(commit.tree, record_folder(self.run_id))
         if entry is None or entry[0] != FOLDER:
-            raise RecordError(
-                f"the head of '{self.branch}' holds no record of run '{self.run_id}': the run is"
-                " not over, or was not recorded"
-            )
+            raise RecordError(missing_record(self.branch, self.run_id))
         return entry[1]
 
     def _check_record(self, commit: Commit, folder: str) -> JsonObject | None:

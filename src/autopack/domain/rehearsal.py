@@ -47,3 +47,16 @@ def rehearsal_reasons(rehearsal: Rehearsal, started_from: str) -> tuple[str, ...
             more = len(rehearsal.files) - MAX_NAMED_FILES
             files = f"{named} and {more} more" if more > 0 else named
             return (f"does not merge with {where}: {files}",)
+
+
+def missing_branch(branch: str, *, is_base: bool = False) -> str:
+    """Say that there is no such branch to rehearse a merge of, or with."""
+    return f"there is no {'base ' if is_base else ''}branch '{branch}'"
+
+
+def missing_record(branch: str, run_id: str) -> str:
+    """Say that a branch does not end in the record of its run."""
+    return (
+        f"the head of '{branch}' holds no record of run '{run_id}': the run is not over, or was not"
+        " recorded"
+    )

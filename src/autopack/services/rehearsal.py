@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from ..domain.errors import UnavailableError
 from ..domain.naming import branch_ref
-from ..domain.rehearsal import Rehearsal, RehearsalResult, rehearsal_reasons
+from ..domain.rehearsal import (
+    Rehearsal,
+    RehearsalResult,
+    missing_branch,
+    missing_record,
+    rehearsal_reasons,
+)
 from ..models import Run
 from .context import AppContext
 
@@ -18,10 +24,10 @@ def rehearse(context: AppContext, run: Run) -> tuple[Rehearsal | None, tuple[str
     repository = context.repository
     base = repository.read_ref(f"refs/heads/{run.base_branch}")
     if base is None:
-        return None, (f"there is no base branch '{run.base_branch}'",)
+        return None, (missing_branch(run.base_branch, is_base=True),)
     head = repository.read_ref(branch_ref(run.run_id))
     if head is None:
-        return None, (f"there is no branch '{run.branch}'",)
+        return None, (missing_branch(run.branch),)
     if head != run.head_commit:
         return None, (f"branch '{run.branch}' is at {head}, the run recorded {run.head_commit}",)
     try:
@@ -31,10 +37,7 @@ def rehearse(context: AppContext, run: Run) -> tuple[Rehearsal | None, tuple[str
         return None, (why,)
     reasons = rehearsal_reasons(rehearsal, run.base_commit)
     if run.ended_at is not None and run.head_commit == run.work_commit:
-        reasons += (
-            f"the head of '{run.branch}' holds no record of run '{run.run_id}': the run is not"
-            " over, or was not recorded",
-        )
+        reasons += (missing_record(run.branch, run.run_id),)
     return rehearsal, reasons
 
 
