@@ -2,7 +2,8 @@
 
 Uses only the standard library, and reads everything from the environment:
   AUTOPACK_URL     the service's address: https://autopack.example.org
-  AUTOPACK_API_KEY     sent as `Authorization: Bearer`, if it is set
+  AUTOPACK_API_KEY a key of the service with the role `ci`, if the service needs one; or
+  AUTOPACK_API_KEY_FILE, a file of mode 600 with that key
   COMMIT           the commit that was judged
   COMMIT_MESSAGE   its message, whose trailers name run and phase
   NORMAL, STRICT   the `needs` of the two preflight jobs, as JSON; a skipped STRICT does not count
@@ -19,6 +20,7 @@ import os
 import re
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -74,6 +76,20 @@ def post(url: str, key: str, path: str, body: bytes) -> tuple[int, str]:
         connection.close()
 
 
+def key_of(environment: Mapping[str, str]) -> str:
+    """Return the key to send, or "". Raises ValueError that names what is wrong, not the key."""
+    key, file = environment.get("AUTOPACK_API_KEY", ""), environment.get("AUTOPACK_API_KEY_FILE")
+    if not key and file:
+        with open(file, encoding="ascii", errors="replace") as opened:
+            if os.fstat(opened.fileno()).st_mode & 0o077:
+                raise ValueError(f"others may read {file}: chmod 600 {file}")
+            key = opened.read(1_000)
+    key = key.strip()
+    if not re.fullmatch(r"[!-~]*", key):  # http.client would tell it in its error
+        raise ValueError("the key has a character that a header must not have")
+    return key
+
+
 def main() -> int:
     environment = os.environ
     url = environment["AUTOPACK_URL"]
@@ -89,12 +105,17 @@ def main() -> int:
         report = outcome("normal", json.loads(environment["NORMAL"]))
     else:
         report = outcome("strict", strict)
+    try:
+        key = key_of(environment)
+    except (OSError, ValueError) as error:
+        print(f"No key can be sent: {error}")
+        return 1
     report |= {"commit_sha": environment["COMMIT"], "url": environment["PAGE"]}
     body = json.dumps(report).encode()
     path = "/runs/{}/phases/{}/ci_result".format(*named)
     for attempt in range(1, TRIES + 1):
         try:
-            status, text = post(url, environment.get("AUTOPACK_API_KEY", ""), path, body)
+            status, text = post(url, key, path, body)
         except OSError as error:
             status, text = 0, str(error)
         print(f"POST {path}: {status or 'no answer'} {json.dumps(text)}")

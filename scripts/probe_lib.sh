@@ -3,6 +3,8 @@
 #
 #   API_URL               the service to test (http://localhost:8000)
 #   AUTONOMOUS_RUNS_DIR   its runs directory, to check the files (.autonomous_runs)
+#   AUTOPACK_API_KEY      an operator's key, if the service needs one; or
+#   AUTOPACK_API_KEY_FILE a file of mode 600 with that key
 #   PROBE_FILES           `skip` if that directory is not reachable from here (check)
 #   PYTHON                a Python 3, to read JSON (python3)
 #
@@ -22,6 +24,9 @@ ANSWER="$SCRATCH/answer" # the body of the last answer
 CHECKS=0
 SKIPPED=0
 trap 'rm -rf "$SCRATCH"' EXIT
+# A header file, as every process of the machine can read what curl's arguments are.
+HEADERS="$SCRATCH/headers"
+: >"$HEADERS"
 
 passed() {
     CHECKS=$((CHECKS + 1))
@@ -46,11 +51,25 @@ finish() { # name of the probe
     echo "PASS  $1: $CHECKS checks of $API_URL$skipped"
 }
 
+need_key() { # put the key, where there is one, into the headers of every request
+    local key="${AUTOPACK_API_KEY:-}" file="${AUTOPACK_API_KEY_FILE:-}"
+    if [ -z "$key" ] && [ -n "$file" ]; then
+        [ -r "$file" ] || cannot "AUTOPACK_API_KEY_FILE ($file) cannot be read"
+        case "$(ls -ldL -- "$file")" in
+            ????------*) ;;
+            *) cannot "others may read $file: chmod 600 $file" ;;
+        esac
+        key=$(cat -- "$file")
+    fi
+    [ -z "$key" ] || printf 'Authorization: Bearer %s\n' "$key" >"$HEADERS"
+}
+
 need_tools() {
     local tool
     for tool in curl "$PYTHON"; do
         command -v "$tool" >/dev/null || cannot "$tool is needed and is not there"
     done
+    need_key
     case "$PROBE_FILES" in
         check | skip) ;;
         *) cannot "PROBE_FILES is '$PROBE_FILES': use check or skip" ;;
@@ -96,7 +115,7 @@ ask() { # name, method, path, expected status, [body], [header]...
     local name="$1" method="$2" path="$3" expected="$4" body="${5-}" status
     shift "$(($# < 5 ? $# : 5))"
     local arguments=(--silent --show-error --max-time 60 --request "$method"
-        --output "$ANSWER" --write-out '%{http_code}')
+        --header "@$HEADERS" --output "$ANSWER" --write-out '%{http_code}')
     if [ -n "$body" ]; then
         arguments+=(--header 'Content-Type: application/json' --data-binary @-)
     fi

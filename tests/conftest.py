@@ -283,6 +283,7 @@ def start_server(settings: Settings, log: Path) -> LiveServer:
         "AUTOPACK_HOME": str(settings.home),
         "AUTONOMOUS_RUNS_DIR": str(settings.autonomous_runs_dir),
         "AUTOPACK_PORT": str(port),
+        "AUTOPACK_AUTH": settings.auth,
     }
     if settings.database_url is not None:
         environment["DATABASE_URL"] = settings.database_url

@@ -26,7 +26,17 @@ MEGABYTE = 1_000_000
 _OTHER_VARIABLES = frozenset(
     f"AUTOPACK_{name}"
     for name in (
-        *("API_KEY", "URL", "WORKER_HOME", "WORK_ITEM", "RESULT", "REPO", "UID", "GID"),
+        *(
+            "API_KEY",
+            "API_KEY_FILE",
+            "URL",
+            "WORKER_HOME",
+            "WORK_ITEM",
+            "RESULT",
+            "REPO",
+            "UID",
+            "GID",
+        ),
         *("RUN_ID", "PHASE_ID", "COMMIT", "CI_ATTEMPT", "CI_RUN", "TEST_DATABASE_URL"),
         *("PUSH_USERNAME", "PUSH_PASSWORD"),
     )
@@ -84,9 +94,10 @@ class Settings(BaseSettings):
         default=None,
         description="Branch that runs start from; unset: `main`, else the repository's default.",
     )
-    auth: Literal["loopback", "disabled"] = Field(
+    auth: Literal["loopback", "required", "disabled"] = Field(
         default="loopback",
-        description="Which callers are answered: those on this machine only, or all.",
+        description="Which callers are answered: those on this machine only, those with an API key,"
+        " or all. More in docs/security.md.",
     )
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         default=("localhost", "127.0.0.1", "[::1]"),

@@ -24,6 +24,7 @@ from .api import (
     ci,
     events,
     issues,
+    keys,
     metrics,
     monitoring,
     phases,
@@ -38,6 +39,7 @@ from .api.access import AccessMiddleware
 from .api.bodies import BodyReader
 from .api.docs import mount_docs
 from .api.errors import install_error_handlers
+from .api.guard import describe_access
 from .api.json_text import JsonLimits, Limit
 from .api.mcp.endpoint import mount_mcp
 from .api.monitoring import Traffic, TrafficMiddleware
@@ -45,14 +47,25 @@ from .api.turns import Turns
 from .api.wire import WireProtocol, connections_within, protocol_with, raise_file_limit
 from .config import MEGABYTE, Settings, SettingsError, load_settings
 from .database import DatabaseClock, DatabaseError, open_database
+from .domain.access import Caller
+from .domain.keys import without_keys
 from .domain.printable import lines_of
 from .gitrepo import Repository
 from .jobs.worker import Queue, Workers
 from .mirror import Mirror
 from .services import pushes
+
+# What the command line does beside the database, it imports from here.
+from .services.audit import first_broken_entry as first_broken_entry
+from .services.audit import last_deeds as last_deeds
 from .services.ci import BEGIN_TASK, TAKE_TASK, begin_ci_run, record_ci_outcome, run_ci
-from .services.context import AppContext
+from .services.context import AppContext as AppContext  # the command line names it
 from .services.feed import Feed
+from .services.keys import Keyring
+from .services.keys import create_key as create_key
+from .services.keys import list_keys as list_keys
+from .services.keys import revoke_key as revoke_key
+from .services.keys import rotate_key as rotate_key
 from .services.pushes import push_branch, resume_pushes
 from .services.serving import ClonePlace, ServedElsewhereError, require_history
 from .services.settling import CI_QUEUE, CI_TASK
@@ -71,6 +84,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         with ExitStack() as stack:
             app.state.turns = Turns()
             app.state.context = await run_in_threadpool(_open, settings, stack)
+            app.state.keyring = Keyring(app.state.context)
             # A stream keeps its connection, so some connections are reserved for other requests.
             most = settings.max_connections or connections_within(raise_file_limit())
             streams = min(settings.max_streams, most * 3 // 4)
@@ -105,14 +119,16 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         metrics,
         monitoring,
         reports,
+        keys,
     ):
         app.include_router(module.router)
+    describe_access(app)
     mount_docs(app)
     mcp = mount_mcp(app)
     app.add_middleware(
         AccessMiddleware,
         hosts=settings.allowed_hosts,
-        is_loopback_only=settings.auth == "loopback",
+        auth=settings.auth,
         max_body_bytes=settings.max_body_bytes,
         max_header_bytes=settings.max_header_bytes,
         max_header_fields=settings.max_header_fields,
@@ -214,6 +230,13 @@ def _open(settings: Settings, stack: ExitStack) -> AppContext:
             "auth_disabled", detail="every caller that reaches this address is answered"
         )
     return context
+
+
+@contextmanager
+def beside_database(settings: Settings, name: str) -> Iterator[AppContext]:
+    """Open the service's data without a service; `name` is who works on them."""
+    with open_context(settings) as context:
+        yield context.for_caller(Caller(name=name))
 
 
 @contextmanager
@@ -321,7 +344,7 @@ class _Output:
 
     def msg(self, message: str) -> None:
         with suppress(OSError, ValueError):
-            sys.stdout.write(f"{lines_of(message)}\n")
+            sys.stdout.write(f"{lines_of(without_keys(message))}\n")
             sys.stdout.flush()
 
     debug = info = warning = error = critical = exception = msg

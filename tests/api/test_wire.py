@@ -200,7 +200,7 @@ def behind_the_door(stalled_seconds: float) -> AccessMiddleware:
     return AccessMiddleware(
         echo,
         hosts=["*"],
-        is_loopback_only=False,
+        auth="disabled",
         max_body_bytes=100_000,
         max_header_bytes=1_000,
         max_header_fields=10,

@@ -1,16 +1,19 @@
-"""Which requests are answered: of known hosts, own pages and local callers. (SECURITY.md)"""
+"""Which requests are answered: of known hosts, own pages, and known callers. (SECURITY.md)"""
 
 from __future__ import annotations
 
 import asyncio
 import ipaddress
 from collections.abc import Collection
+from typing import Literal
 
 from fastapi import HTTPException
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..domain.access import LOCAL, Caller
+from .credentials import Credentials
 from .errors import RETRY_AFTER, SECURITY_HEADERS, problem_response
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -47,7 +50,7 @@ class AccessMiddleware:
         app: ASGIApp,
         *,
         hosts: Collection[str],
-        is_loopback_only: bool,
+        auth: Literal["loopback", "disabled", "required"],
         max_body_bytes: int,
         max_header_bytes: int,
         max_header_fields: int,
@@ -55,12 +58,13 @@ class AccessMiddleware:
     ) -> None:
         self.app = app
         self.hosts = frozenset(hosts)
-        self.is_loopback_only = is_loopback_only
+        self.auth = auth
         self.max_body_bytes = max_body_bytes
         self.max_header_bytes = max_header_bytes
         self.max_header_fields = max_header_fields
         self.stalled_seconds = stalled_seconds
         self._held_bytes = 0
+        self._credentials = Credentials()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -77,7 +81,8 @@ class AccessMiddleware:
 
         body = _Body(self, receive)
         try:
-            await (self._refusal(scope) or self.app)(scope, body.receive, send_with_headers)
+            answer = await self._refusal(scope) or self.app
+            await answer(scope, body.receive, send_with_headers)
         finally:
             self._held_bytes -= body.received
 
@@ -87,7 +92,8 @@ class AccessMiddleware:
         if self._held_bytes > MAX_BODIES_HELD * self.max_body_bytes:
             raise HTTPException(503, "too many large bodies at a time; try again", RETRY_AFTER)
 
-    def _refusal(self, scope: Scope) -> Response | None:
+    async def _refusal(self, scope: Scope) -> Response | None:
+        """Return why a request is refused; `scope["caller"]` is then who sends the others."""
         if problem := self._head_problem(scope):
             return problem_response(431, "headers_too_large", problem)
         headers = Headers(scope=scope)
@@ -99,14 +105,10 @@ class AccessMiddleware:
                 f"this service does not answer to Host {host[:100]!r}; "
                 "AUTOPACK_ALLOWED_HOSTS lists the accepted names",
             )
-        if self.is_loopback_only and not _is_local(scope, headers):
-            return problem_response(
-                401,
-                "not_local",
-                "only callers on this machine are answered, and without a proxy; "
-                "AUTOPACK_AUTH=disabled answers every caller",
-                headers={"WWW-Authenticate": "Autopack"},
-            )
+        caller = await self._caller(scope, headers)
+        if isinstance(caller, Response):
+            return caller
+        scope["caller"] = caller
         origin = headers.get("origin")
         if origin is not None and _is_guarded(scope, headers) and not _is_own(origin, host):
             return problem_response(
@@ -118,6 +120,20 @@ class AccessMiddleware:
         if length.isdecimal() and int(length[:20]) > self.max_body_bytes:
             return problem_response(413, "too_large", too_large_detail(self.max_body_bytes))
         return None
+
+    async def _caller(self, scope: Scope, headers: Headers) -> Caller | Response | None:
+        """Return who calls, the refusal, or None for a page that needs no caller."""
+        if self.auth == "required":
+            return await self._credentials.caller_of(scope, headers)
+        if self.auth == "loopback" and not _is_local(scope, headers):
+            return problem_response(
+                401,
+                "not_local",
+                "only callers on this machine are answered, and without a proxy; "
+                "AUTOPACK_AUTH=required answers callers with an API key, disabled every caller",
+                headers={"WWW-Authenticate": "Autopack"},
+            )
+        return LOCAL
 
     def _head_problem(self, scope: Scope) -> str | None:
         fields = scope["headers"]

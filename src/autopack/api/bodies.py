@@ -6,7 +6,6 @@ event loop must stay free for other requests.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
 from typing import Any
 
 import anyio
@@ -17,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 
 from ..domain.values import Problems
+from .guard import GuardedRoute, Handler
 from .json_text import (
     SMALL_BYTES,
     JsonError,
@@ -92,11 +92,11 @@ class ReadRequest(Request):
         return self._value
 
 
-class StrictRoute(APIRoute):
+class StrictRoute(GuardedRoute):
     """A route whose body is read by a `BodyReader`. A change of a run waits (turns.py)."""
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handle = super().get_route_handler()
+    def inner_handler(self) -> Handler:
+        handle = super().inner_handler()
         takes_body = self.body_field is not None
         is_safe = (self.methods or set()) <= {"GET", "HEAD"}
         is_trial = self.path_format in TRIALS

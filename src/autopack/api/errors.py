@@ -26,6 +26,7 @@ STATUS_OF_KIND = {
     ErrorKind.INVALID: 422,
     ErrorKind.NOT_FOUND: 404,
     ErrorKind.CONFLICT: 409,
+    ErrorKind.FORBIDDEN: 403,
     ErrorKind.TOO_LARGE: 413,
     ErrorKind.UNAVAILABLE: 503,
 }
@@ -225,6 +226,10 @@ def _invalid(request: Request, error: Exception) -> Response:
 
 
 def _outage(request: Request, error: Exception) -> Response:
+    return outage_response(error)
+
+
+def outage_response(error: Exception) -> Response:
     """Answer that the database or a disk is unavailable; other errors of theirs are internal."""
     document = failure_document(error)
     status = document["status"]

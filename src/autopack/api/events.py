@@ -14,10 +14,12 @@ from ..domain.values import MAX_COUNT
 from ..services import runs
 from ..services.feed import AllView, Feed, RunView, View
 from ..views.events import EndOfRun, EventAnswer, EventPage, StreamedEvent
+from .credentials import is_still_known
 from .errors import problems
+from .guard import GuardedRoute
 from .inputs import Context, Cursor, PageLimit, RunId, decode_cursor, encode_cursor
 
-router = APIRouter(tags=["events"])
+router = APIRouter(tags=["events"], route_class=GuardedRoute)
 
 MEDIA_TYPE = "text/event-stream"
 RETRY_MILLISECONDS = 1_000
@@ -84,6 +86,7 @@ LastEventId = Annotated[
     summary="Read a run's events",
 )
 def list_events(
+    request: Request,
     context: Context,
     feed: InFeed,
     run_id: RunId,
@@ -101,7 +104,7 @@ def list_events(
     if wants_stream:
         feed.require_room()
         start = last_event_id if last_event_id is not None else after or 0
-        return _stream(feed, RunView(context, run_id), start)
+        return _stream(request, feed, RunView(context, run_id), start)
     position = decode_cursor(cursor, int)[0] if cursor else after or 0
     page, more = runs.list_events(context, run_id, after=position, limit=limit)
     return EventPage(
@@ -118,7 +121,11 @@ def list_events(
     summary="Follow the events of all runs",
 )
 def stream_events(
-    context: Context, feed: InFeed, after: After = None, last_event_id: LastEventId = None
+    request: Request,
+    context: Context,
+    feed: InFeed,
+    after: After = None,
+    last_event_id: LastEventId = None,
 ) -> EventSourceResponse:
     """Events of all runs from now on, or after an id; each exactly once.
 
@@ -126,17 +133,21 @@ def stream_events(
     """
     feed.require_room()
     start = last_event_id if last_event_id is not None else after
-    return _stream(feed, AllView(context, feed), start)
+    return _stream(request, feed, AllView(context, feed), start)
 
 
-def _stream(feed: Feed, view: View, start: int | None) -> EventSourceResponse:
-    return EventSourceResponse(_lines(feed, view, start), headers=_HEADERS)
+def _stream(request: Request, feed: Feed, view: View, start: int | None) -> EventSourceResponse:
+    return EventSourceResponse(_lines(request, feed, view, start), headers=_HEADERS)
 
 
-async def _lines(feed: Feed, view: View, start: int | None) -> AsyncIterator[bytes]:
+async def _lines(
+    request: Request, feed: Feed, view: View, start: int | None
+) -> AsyncIterator[bytes]:
     yield format_sse_event(retry=RETRY_MILLISECONDS)
     async with aclosing(feed.follow(view, start)) as events:
         async for event in events:
+            if not await is_still_known(request.scope):
+                return
             if event is None:
                 yield KEEPALIVE_COMMENT
             elif isinstance(event, EndOfRun):

@@ -35,6 +35,7 @@ PLAN: dict[str, Any] = {
         }
     ],
 }
+NEW_KEY = {"name": "codex-3", "roles": ["builder"]}
 STATUS = {"state": "EXECUTING"}
 ISSUE = {
     "issue_key": "test_failure__auth_missing",

@@ -14,11 +14,12 @@ from pydantic import Field
 from ..domain.errors import InvalidError
 from ..domain.values import MAX_COUNT, Identifier
 from ..services.context import AppContext
+from .guard import caller_of
 
 
 def _context(request: Request) -> AppContext:
     context: AppContext = request.app.state.context
-    return context
+    return context.for_caller(caller_of(request.scope))
 
 
 Context = Annotated[AppContext, Depends(_context)]

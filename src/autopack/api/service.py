@@ -10,11 +10,12 @@ from .. import __version__
 from ..services.health import Check, check_health
 from ..views.service import CheckAnswer, HealthAnswer, LiveAnswer, ServiceAnswer
 from .errors import problems
+from .guard import GuardedRoute
 from .inputs import Context
 
 DESCRIPTION = "Supervises autonomous builds without intervention: from a plan to a verified branch."
 
-router = APIRouter(tags=["service"])
+router = APIRouter(tags=["service"], route_class=GuardedRoute)
 
 
 @router.get("/", responses=problems(), summary="About this service")

@@ -17,7 +17,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from ..ci.sandbox import Sandbox
-from ..client import Autopack, ClientError, UnreachableError
+from ..client import ApiError, Autopack, ClientError, UnreachableError
 from ..config import Settings, SettingsError, load_settings, misspelt_settings, repository_top
 from ..database import DatabaseError, open_database
 from ..domain.errors import AutopackError
@@ -97,14 +97,14 @@ def _door(settings: Settings) -> Iterator[Finding]:
             "warn",
             f"{settings.host} is reached from elsewhere, and a proxy on this machine that adds no "
             "header looks like a local caller",
-            "Set AUTOPACK_HOST=127.0.0.1, and run no proxy in front; see docs/deployment.md.",
+            "Set AUTOPACK_AUTH=required, or AUTOPACK_HOST=127.0.0.1 and no proxy in front.",
         )
     if settings.auth == "disabled" and not is_local:
         yield Finding(
             "access",
             "warn",
             f"every caller that reaches {settings.host} is answered",
-            "Set AUTOPACK_AUTH=loopback, or let only trusted callers reach it.",
+            "Set AUTOPACK_AUTH=required, and make keys by `autopack keys create`.",
         )
 
 
@@ -306,6 +306,10 @@ def _service(settings: Settings, url: str | None) -> Iterator[Finding]:
         yield Finding("service", "fail", str(error), "Start it, or give another address by --url.")
         return
     except ClientError as error:
+        if isinstance(error, ApiError) and error.status == 401:
+            mend = "Run `autopack login`, or set AUTOPACK_API_KEY: the checks below need a key."
+            yield Finding("service", "warn", f"{address}: {error}", mend)
+            return
         mend = "Stop that program, or choose another port by --port or AUTOPACK_PORT."
         yield Finding("service", "fail", f"{address} is not Autopack: {error}", mend)
         return

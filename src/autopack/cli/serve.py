@@ -31,6 +31,9 @@ GRACEFUL_SECONDS = 5
 # A client that reads nothing for so long is disconnected; else its connection stays open forever.
 STALLED_SECONDS = 60
 
+FIRST_KEY = """\
+umask 077; autopack keys create --name ada --role operator >key
+autopack login --url {url} <key"""
 NEXT_STEP = """\
 curl -X POST {url}/runs/start -H 'Content-Type: application/json' -d '{{
   "run": {{"run_id": "run-001"}},
@@ -128,8 +131,10 @@ def _announce(settings: Settings, branch: str, url: str, *, is_demo: bool) -> No
         arguments = (url, settings.repo_path, settings.autonomous_runs_dir)
         threading.Thread(target=run_demo, args=arguments, daemon=True).start()
         return
-    step = NEXT_STEP.format(url=url).split("\n")
-    say("", "Next, start a run:", "", *step, "", "Ctrl-C stops.", is_now=True)
+    is_closed = settings.auth == "required"
+    title = "Callers need a key. The first one:" if is_closed else "Next, start a run:"
+    step = (FIRST_KEY if is_closed else NEXT_STEP).format(url=url).split("\n")
+    say("", title, "", *step, "", "Ctrl-C stops.", is_now=True)
 
 
 def _demo_values(stack: ExitStack) -> dict[str, object]:
@@ -146,6 +151,7 @@ def _demo_values(stack: ExitStack) -> dict[str, object]:
         "base_branch": "main",
         "database_url": None,
         "git_remote": None,
+        "auth": "loopback",
     }
 
 

@@ -13,10 +13,10 @@ from .command import UNAVAILABLE, WRONG_USE, CommandError
 
 
 @contextmanager
-def asking(url: str | None, *, retries: int = 0) -> Iterator[Autopack]:
+def asking(url: str | None, *, retries: int = 0, api_key: str | None = None) -> Iterator[Autopack]:
     """Open a client; turn its errors into CommandError."""
     try:
-        with Autopack(url, retries=retries) as client:
+        with Autopack(url, api_key=api_key, retries=retries) as client:
             yield client
     except ClientError as error:
         raise CommandError(str(error), _exit_code(error)) from error

@@ -22,6 +22,7 @@ from ..views.issues import (
     IssueIndexAnswer,
     RecordIssueAnswer,
 )
+from ..views.keys import AuditPage, CallerAnswer, KeyAnswer, KeysAnswer, SecretKeyAnswer
 from ..views.metrics import RunMetricsPage, TierMetricsListAnswer
 from ..views.project import BacktestAnswer, DryRunAnswer
 from ..views.reports import (
@@ -65,8 +66,9 @@ Answer = TypeVar("Answer", bound=Shape)
 class Autopack:
     """A client of the service. Close it, or use it in a `with` statement.
 
-    `url` is API_URL's when it is not given, else http://localhost:8000; `api_key`
-    AUTOPACK_API_KEY's. Bodies are mappings, or models that write themselves as JSON. A repeatable
+    `url` is API_URL's when it is not given, else http://localhost:8000. `api_key` is that of
+    AUTOPACK_API_KEY, of the file AUTOPACK_API_KEY_FILE, or of `autopack login` when it is not
+    given; "" is none. Bodies are mappings, or models that write themselves as JSON. A repeatable
     request without an answer or with 503 is sent again, up to `retries` times, with longer and
     longer pauses. An operation that accepts an Idempotency-Key gets one, which makes it repeatable.
 
@@ -105,6 +107,11 @@ class Autopack:
         """The service's address."""
         return self._connection.address
 
+    @property
+    def is_in_clear(self) -> bool:
+        """Whether others on the way can read what is sent: no TLS, and another machine."""
+        return self._connection.is_in_clear
+
     # The service itself
 
     def service(self) -> ServiceAnswer:
@@ -117,6 +124,27 @@ class Autopack:
 
     def live(self) -> LiveAnswer:
         return self._get(LiveAnswer, "/health/live")
+
+    # Keys
+
+    def whoami(self) -> CallerAnswer:
+        return self._get(CallerAnswer, "/whoami")
+
+    def list_keys(self) -> KeysAnswer:
+        return self._get(KeysAnswer, "/keys")
+
+    def create_key(self, key: Body) -> SecretKeyAnswer:
+        """Make a key: `name`, `roles`, `project_id`, `expires_at`. The answer alone has it."""
+        return self._post(SecretKeyAnswer, "/keys", key)
+
+    def revoke_key(self, name: str) -> KeyAnswer:
+        return self._post(KeyAnswer, f"/keys/{_quoted(name)}/revoke", is_repeatable=True)
+
+    def rotate_key(self, name: str) -> SecretKeyAnswer:
+        return self._post(SecretKeyAnswer, f"/keys/{_quoted(name)}/rotate")
+
+    def audit(self, *, limit: int = 100, cursor: str | None = None) -> AuditPage:
+        return self._get(AuditPage, "/audit", limit=limit, cursor=cursor)
 
     # Runs
 

@@ -14,6 +14,7 @@ from typing import Any, Final
 import httpx
 from pydantic import BaseModel
 
+from .credentials import find_key, usable_key
 from .errors import ApiError, ClientError, UnreachableError
 
 DEFAULT_URL: Final = "http://localhost:8000"
@@ -40,15 +41,15 @@ class Connection:
     ) -> None:
         given = url or os.environ.get("API_URL") or DEFAULT_URL
         shown = re.sub(r"(?<=://).*@", "***@", given)  # it may contain a password
-        key = api_key or os.environ.get("AUTOPACK_API_KEY")
         try:
             self._url = httpx.URL(given.rstrip("/"))
         except httpx.InvalidURL as error:
             raise ClientError(_one_line(f"{shown!r} is not an address: {error}")) from error
         if self._url.scheme not in ("http", "https") or not self._url.host:
             raise ClientError(_one_line(f"{shown!r} is not an address: give http://HOST:PORT."))
-        if key is not None and not (key.isascii() and key.isprintable()):
-            raise ClientError("AUTOPACK_API_KEY has a character that a header must not have.")
+        key = find_key(self.address) if api_key is None else api_key
+        if key:
+            usable_key(key, "the key")
         self.retries = retries
         self._http = httpx.Client(
             base_url=self._url,
@@ -65,6 +66,13 @@ class Connection:
         port = "" if self._url.port is None else f":{self._url.port}"
         host = f"[{self._url.host}]" if ":" in self._url.host else self._url.host
         return f"{self._url.scheme}://{host}{port}{self._url.path.rstrip('/')}"
+
+    @property
+    def is_in_clear(self) -> bool:
+        """Say whether others on the way can read what is sent."""
+        host = self._url.host
+        is_local = host in ("localhost", "::1") or host.startswith("127.")
+        return self._url.scheme == "http" and not is_local
 
     def close(self) -> None:
         self._http.close()

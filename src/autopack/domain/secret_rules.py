@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from . import keys
+
 MAX_STEPS: Final = 200_000  # of one submission: well below a second
 _FEWEST_DIFFERENT_BYTES: Final = 8  # `ghp_xxxxxxxx…` is a placeholder
 
@@ -349,6 +351,14 @@ def _is_reachable(host: str) -> bool:
     return not any(name == each or name.endswith(f".{each}") for each in _EXAMPLES)
 
 
+# Keys of this service: their checksum leaves no doubt.
+def _look_for_own_key(text: bytes, at: int) -> _Look | None:
+    key = text[at : at + keys.LENGTH]
+    if not keys.is_well_formed(key.decode("latin-1")):
+        return None
+    return _Look(at, at + keys.LENGTH, key)
+
+
 RULES: Final = (
     _Rule("private key", (_KEY,), _look_for_private_key, steps=20),
     _format("AWS access key", "AKIA ASIA", r"[A-Z2-7]{16}", of=_BASE32),
@@ -373,5 +383,6 @@ RULES: Final = (
     _format("DigitalOcean token", "dop_v1_ doo_v1_ dor_v1_", r"[a-f0-9]{64}"),
     _format("Azure storage key", "AccountKey=", r"[A-Za-z0-9+/]{86}=="),
     _Rule("JSON web token", (b"eyJ",), _look_for_web_token),
+    _Rule("Autopack key", (keys.PREFIX.encode(),), _look_for_own_key),
     _Rule("database address", tuple(_DATABASES.split()), _look_for_database),
 )

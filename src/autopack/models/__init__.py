@@ -4,6 +4,7 @@ from .base import Base, metadata
 from .counts import backlog_counts, run_counts
 from .events import EventRow
 from .issues import BacklogEntry, Issue, Sighting
+from .keys import ApiKey, AuditEntry
 from .pulses import Pulse
 from .pushes import Push
 from .rulesets import RulesetVersion
@@ -12,7 +13,9 @@ from .serving import ServedClone
 from .work import Audit, CiLog, CiRun, Commit, Lease, Patch, Reply, Submission
 
 __all__ = [
+    "ApiKey",
     "Audit",
+    "AuditEntry",
     "BacklogEntry",
     "Base",
     "CiLog",

@@ -61,8 +61,9 @@ def claim(context: AppContext, run_id: str, wanted: Claim) -> WorkItemAnswer | N
     """Give an agent the run's next work item, or None when there is none now. (rules §4)
 
     Raises RunOverError when the run is over, also when this claim ended it because no budget is
-    left.
+    left; MissingRoleError for a key without the claimed role.
     """
+    context = context.for_caller(context.caller.claiming(wanted.role))
     item, change = _claim(changing(context, run_id), wanted)
     if item is None:
         require_live(change.state)
@@ -73,8 +74,9 @@ def claim_any(context: AppContext, wanted: Claim) -> WorkItemAnswer | None:
     """Give an agent the next work item of the oldest run that has one.
 
     Runs that another process has locked are skipped, and so are runs with an error: a claim of that
-    run itself gets the error.
+    run itself gets the error. Raises MissingRoleError as `claim` does.
     """
+    context = context.for_caller(context.caller.claiming(wanted.role))
     passed: list[str] = []
     with session_for_locks(context) as session:
         while run_id := runs.lock_with_work(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from threading import Event
 
 from sqlalchemy import Engine
 
 from ..config import Settings
+from ..domain.access import LOCAL, Caller
 from ..gitrepo import Repository
 from ..mirror import Mirror
 from ..models import Run
@@ -24,7 +25,8 @@ def utc_now() -> datetime:
 @dataclass(frozen=True, slots=True)
 class AppContext:
     """`engine` opens transactions by itself; on `autocommit` each statement is one, or a change
-    begins one, which spares two round trips. Each has a pool of its own.
+    begins one, which spares two round trips. Each has a pool of its own. `caller` is who asks for
+    the use case, of which each request has a copy of the context.
     """
 
     settings: Settings
@@ -36,6 +38,11 @@ class AppContext:
     stopping: Event = field(default_factory=Event)  # set when the process must end
     # Set while the database belongs to another clone: its service took over during an outage.
     superseded: Event = field(default_factory=Event)
+    caller: Caller = LOCAL
+
+    def for_caller(self, caller: Caller) -> AppContext:
+        """Return the context of one request."""
+        return replace(self, caller=caller)
 
     def now_in(self, run: Run) -> datetime:
         """Return a moment after the run's last change, even when the clock was set back since.

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from ..domain.audit import AuditAction
 from ..domain.errors import InvalidError
 from ..domain.events import canonical_json
 from ..domain.plan import Plan, check_plan, wants_debt_cleanup, with_debt_cleanup
@@ -17,6 +18,7 @@ from ..domain.terms import CiMode
 from ..domain.values import MAX_PROBLEMS, Problems
 from ..store import issues, rulesets
 from ..store.session import RowSession
+from .audit import note
 from .context import AppContext
 
 
@@ -88,7 +90,9 @@ def write_ruleset(context: AppContext, document: dict[str, Any]) -> Ruleset:
     ruleset = parse_ruleset(json.dumps(document).encode(), project_id)
     context.mirror.write_ruleset(project_id, _content(ruleset))
     with context.writing() as session:
-        strategy_version(session, context, ruleset)
+        version = strategy_version(session, context, ruleset)
+        data = {"version": ruleset.version, "strategy_version": version}
+        note(session, context, AuditAction.RULESET_REPLACED, project_id, data)
         session.commit()
     return ruleset
 

@@ -19,21 +19,24 @@ from mcp.server.transport_security import TransportSecuritySettings
 from mcp.shared.exceptions import MCPError
 from pydantic import TypeAdapter, ValidationError
 from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
 
 from ... import __version__
+from ...domain.access import Caller, MissingRoleError
 from ...domain.errors import AutopackError
 from ...domain.values import Problems
 from ...services import branches, runs
 from ...services.context import AppContext
 from ...services.replies import Answer
 from ..errors import Problem, failure_document, invalid_document
+from ..guard import caller_of
 from ..reports import run_summary
 from ..runs import list_runs
 from ..turns import NoTurnError, Turns, run_of
 from .prompts import PROMPTS, SERVER_INSTRUCTIONS
 from .tools import TOOLS, GetRun, Tool
 
-Context = ServerRequestContext[Any]
+Context = ServerRequestContext[Any, Request]
 ResultT = TypeVar("ResultT")
 
 LISTED_RUNS = 50
@@ -71,6 +74,12 @@ def make_manager(context: AppContext, turns: Turns) -> StreamableHTTPSessionMana
     )
 
 
+def _caller(context: Context) -> Caller:
+    """Return who sent the message: its HTTP request went through AccessMiddleware."""
+    assert context.request is not None  # noqa: S101 - every message comes by HTTP
+    return caller_of(context.request.scope)
+
+
 class _Calls:
     """The handlers that need the context; use cases block, so they run in threads."""
 
@@ -98,17 +107,21 @@ class _Calls:
         run_id = None if tool.is_read_only else run_of(arguments, None)
         try:
             async with self.turns.take(run_id):
-                return await run_in_threadpool(self._call, tool, arguments)
+                return await run_in_threadpool(self._call, _caller(context), tool, arguments)
         except NoTurnError as error:
             return _result(failure_document(error), is_error=True)
 
-    def _call(self, tool: Tool, arguments: dict[str, Any]) -> types.CallToolResult:
+    def _call(self, caller: Caller, tool: Tool, arguments: dict[str, Any]) -> types.CallToolResult:
+        try:
+            acting = caller.acting(tool.operation)
+        except MissingRoleError as error:
+            return _result(failure_document(error), is_error=True)
         try:
             call = tool.call.model_validate(arguments, context=Problems())
         except ValidationError as error:
             return _result(invalid_document(error.errors(), tool.call), is_error=True)
         try:
-            given = tool.run(self.context, call)
+            given = tool.run(self.context.for_caller(acting), call)
             body = given.body if isinstance(given, Answer) else given
             document = tool.answer.model_validate(body).model_dump(mode="json")
         except Exception as error:

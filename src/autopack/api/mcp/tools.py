@@ -35,8 +35,12 @@ Key = Annotated[KeyText | None, Field(description=KEY_MEANING)]
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A use case with the models of its arguments and its answer; the docstring is for agents."""
+    """A use case with the models of its arguments and its answer; the docstring is for agents.
 
+    `operation` is that of HTTP which calls the same use case: it takes the same roles.
+    """
+
+    operation: str
     call: type[BaseModel]
     answer: type[BaseModel]
     run: Callable[[AppContext, Any], object]
@@ -195,18 +199,37 @@ def get_backlog(context: AppContext, call: GetBacklog) -> object:
     return issues.backlog(context, **dict(call))
 
 
+_PHASE = "/runs/{run_id}/phases/{phase_id}"
 TOOLS = {
     tool.run.__name__: tool
     for tool in (
-        Tool(ClaimWork, ClaimAnswer, claim_work),
-        Tool(KeepLease, HeartbeatAnswer, heartbeat),
-        Tool(ReleaseWork, ReleaseAnswer, release_work),
-        Tool(CheckPatch, PatchCheckAnswer, check_patch, is_read_only=True),
-        Tool(SubmitBuilderResult, BuilderResultAnswer, submit_builder_result),
-        Tool(SubmitAuditorResult, AuditorResultAnswer, submit_auditor_result),
-        Tool(RecordIssue, RecordIssueAnswer, record_issue),
-        Tool(GetRun, RunAnswer, get_run, is_read_only=True),
-        Tool(GetBacklog, BacklogAnswer, get_backlog, is_read_only=True),
+        Tool("POST /claim", ClaimWork, ClaimAnswer, claim_work),
+        Tool(f"POST {_PHASE}/heartbeat", KeepLease, HeartbeatAnswer, heartbeat),
+        Tool(f"POST {_PHASE}/release", ReleaseWork, ReleaseAnswer, release_work),
+        Tool(
+            "POST /runs/{run_id}/patch_check",
+            CheckPatch,
+            PatchCheckAnswer,
+            check_patch,
+            is_read_only=True,
+        ),
+        Tool(
+            f"POST {_PHASE}/builder_result",
+            SubmitBuilderResult,
+            BuilderResultAnswer,
+            submit_builder_result,
+        ),
+        Tool(
+            f"POST {_PHASE}/auditor_result",
+            SubmitAuditorResult,
+            AuditorResultAnswer,
+            submit_auditor_result,
+        ),
+        Tool(f"POST {_PHASE}/record_issue", RecordIssue, RecordIssueAnswer, record_issue),
+        Tool("GET /runs/{run_id}", GetRun, RunAnswer, get_run, is_read_only=True),
+        Tool(
+            "GET /project/issues/backlog", GetBacklog, BacklogAnswer, get_backlog, is_read_only=True
+        ),
     )
 }
 

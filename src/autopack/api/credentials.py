@@ -1,0 +1,106 @@
+"""The API key of a request: where it stands, whose it is, and the one refusal of all that is wrong.
+
+A missing, malformed, unknown, expired or revoked key gets the same answer, and a key that is sent
+takes the same path to it, so that the answer tells nothing about a key.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import anyio
+from starlette.datastructures import Headers
+from starlette.responses import Response
+from starlette.types import Scope
+
+from ..domain.access import Caller, WrongProjectError
+from ..domain.keys import digest_of
+from ..services.availability import OUTAGES
+from ..services.keys import Keyring
+from .errors import outage_response, problem_response
+
+# Threads that look keys up: a flood of unknown ones leaves the others to requests.
+_LOOKUPS: Final = 4
+# The same for every caller and installation, so they are readable without a key.
+_PAGES: Final = frozenset({"/health/live", "/docs", "/redoc", "/openapi.json", "/favicon.ico"})
+_FILES: Final = "/docs/static/"
+
+
+class Credentials:
+    """Finds the caller of a request by its key."""
+
+    def __init__(self) -> None:
+        self._lookups = anyio.CapacityLimiter(_LOOKUPS)
+
+    async def caller_of(self, scope: Scope, headers: Headers) -> Caller | Response | None:
+        """Return the caller, the refusal, or None for what is answered without a key."""
+        if _is_public(scope):
+            return None
+        key = _key_in(headers)
+        if key is None:
+            return _refusal()
+        keyring: Keyring = scope["app"].state.keyring
+        digest = digest_of(key)
+        caller, is_known = keyring.find(digest)
+        if not is_known:
+            try:
+                caller = await anyio.to_thread.run_sync(keyring.read, digest, limiter=self._lookups)
+            except OUTAGES as error:
+                return outage_response(error)
+        if caller is None:
+            return _refusal()
+        try:
+            caller.require_project(scope["app"].state.settings.project_id)
+        except WrongProjectError as error:
+            return problem_response(403, error.code, error.detail)
+        scope["key_digest"] = digest
+        return caller
+
+
+async def is_still_known(scope: Scope) -> bool:
+    """Tell whether the key of an open stream still works; True where none is asked for."""
+    digest = scope.get("key_digest")
+    if digest is None:
+        return True
+    keyring: Keyring = scope["app"].state.keyring
+    caller, is_known = keyring.find(digest)
+    if not is_known:
+        try:
+            caller = await anyio.to_thread.run_sync(keyring.read, digest)
+        except OUTAGES:  # the stream goes on when the database does
+            return True
+    return caller is not None
+
+
+def _key_in(headers: Headers) -> bytes | None:
+    """Return the one key of a request; None where there is none, or more than one.
+
+    Of two keys a proxy in front may have judged the other one. An `Authorization` of another scheme
+    is the proxy's own, and no key.
+    """
+    found = [value.encode("latin-1") for value in headers.getlist("x-api-key")]
+    for value in headers.getlist("authorization"):
+        scheme, _, given = value.partition(" ")
+        if scheme.lower() == "bearer":
+            found.append(given.strip(" ").encode("latin-1"))
+    return found[0] if len(found) == 1 else None
+
+
+def _refusal() -> Response:
+    return problem_response(
+        401,
+        "key_required",
+        "this service answers calls with a valid API key, as `Authorization: Bearer ap_…` or "
+        "`X-API-Key: ap_…`; an operator makes one by `autopack keys create`",
+        headers={"WWW-Authenticate": 'Bearer realm="autopack"'},
+    )
+
+
+def _is_public(scope: Scope) -> bool:
+    if scope["type"] != "http" or scope["method"] not in ("GET", "HEAD"):
+        return False
+    path: str = scope["path"]
+    prefix = str(scope.get("root_path", "")).rstrip("/")
+    if prefix and path.startswith(f"{prefix}/"):  # as the router takes it
+        path = path[len(prefix) :]
+    return path in _PAGES or path.startswith(_FILES)

@@ -1,0 +1,168 @@
+"""Who may call what: roles, the one table of operations, callers. (docs/security.md)
+
+An operation is named by its method and path in OpenAPI. Tools of MCP are named by the operation
+whose use case they call, so they need no table of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Final
+
+from .errors import ForbiddenError
+from .terms import Role
+
+
+class AccessRole(StrEnum):
+    """What a key may be used for; a key may have several."""
+
+    VIEWER = "viewer"
+    BUILDER = "builder"
+    AUDITOR = "auditor"
+    CI = "ci"
+    OPERATOR = "operator"
+
+
+class MissingRoleError(ForbiddenError):
+    code = "missing_role"
+
+
+class WrongProjectError(ForbiddenError):
+    code = "wrong_project"
+
+
+_RUN: Final = "/runs/{run_id}"
+_PHASE: Final = f"{_RUN}/phases/{{phase_id}}"
+_ISSUE: Final = "/project/issues/{issue_key}"
+
+# What is answered without a key: it says that the process runs, and nothing of its runs.
+PUBLIC: Final = frozenset({"GET /health/live"})
+
+# What each role adds. Every role may also do what the viewer may, the operator everything.
+_OF_AGENTS: Final = (
+    "POST /claim",
+    f"POST {_RUN}/claim",
+    f"POST {_PHASE}/heartbeat",
+    f"POST {_PHASE}/release",
+    f"POST {_RUN}/patch_check",
+    f"POST {_PHASE}/auditor_request",
+    f"POST {_PHASE}/record_issue",
+)
+GRANTS: Final[Mapping[AccessRole, tuple[str, ...]]] = {
+    AccessRole.VIEWER: (
+        "GET /",
+        "GET /health",
+        "GET /metrics",
+        "GET /metrics/runs",
+        "GET /metrics/tiers/{run_id}",
+        "GET /runs",
+        f"GET {_RUN}",
+        f"GET {_RUN}/events",
+        "GET /events/stream",
+        f"GET {_PHASE}/attempts",
+        f"GET {_RUN}/issues/index",
+        "GET /project/issues/backlog",
+        f"GET {_ISSUE}",
+        f"GET {_RUN}/ci",
+        f"GET {_RUN}/ci/{{ci_run_id}}/log",
+        f"GET {_RUN}/integration_status",
+        f"GET {_RUN}/diff",
+        f"GET {_RUN}/next_phase",
+        f"GET {_RUN}/promotion",
+        "GET /reports/issue_backlog_summary",
+        "GET /reports/budget_analysis",
+        "GET /reports/run_summary/{run_id}",
+        "GET /project/ruleset",
+        "POST /strategy/dry_run",
+        "POST /strategy/backtest",
+        "GET /whoami",
+    ),
+    AccessRole.BUILDER: (*_OF_AGENTS, f"POST {_PHASE}/builder_result"),
+    AccessRole.AUDITOR: (*_OF_AGENTS, f"POST {_PHASE}/auditor_result"),
+    AccessRole.CI: (f"POST {_PHASE}/ci_result",),
+    AccessRole.OPERATOR: (
+        "POST /runs/start",
+        f"POST {_RUN}/cancel",
+        f"POST {_RUN}/rollback",
+        f"POST {_PHASE}/update_status",
+        f"POST {_ISSUE}/resolve",
+        f"POST {_ISSUE}/reopen",
+        "PUT /project/ruleset",
+        "GET /keys",
+        "POST /keys",
+        "POST /keys/{name}/revoke",
+        "POST /keys/{name}/rotate",
+        "GET /audit",
+    ),
+}
+
+
+def _roles_of() -> dict[str, tuple[AccessRole, ...]]:
+    operations = {operation for granted in GRANTS.values() for operation in granted}
+    return {
+        operation: tuple(
+            role
+            for role in AccessRole
+            if role is AccessRole.OPERATOR
+            or operation in GRANTS[role]
+            or operation in GRANTS[AccessRole.VIEWER]
+        )
+        for operation in operations
+    }
+
+
+#: The roles of which a caller needs one, by operation.
+ROLES_OF: Final[Mapping[str, tuple[AccessRole, ...]]] = _roles_of()
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls: the key that came with the call, or a process that needs none (`key` is None).
+
+    `role` is the one in which the caller does what was asked for, once that is known. `name` is
+    what a caller without a key is known by.
+    """
+
+    roles: frozenset[AccessRole] = frozenset(AccessRole)
+    key: str | None = None
+    project_id: str | None = None
+    role: AccessRole | None = None
+    name: str | None = None
+
+    @property
+    def actor(self) -> str:
+        """How the audit log names the caller: `key:NAME:ROLE`, or `local:NAME`."""
+        if self.key is None:
+            return "local" if self.name is None else f"local:{self.name}"
+        return f"key:{self.key}:{self.role}"
+
+    def acting(self, operation: str) -> Caller:
+        """Return the caller in the role by which it may do this. Raises MissingRoleError."""
+        return self._acting(ROLES_OF[operation], operation)
+
+    def claiming(self, role: Role) -> Caller:
+        """Return the caller in the role that a claim is for. Raises MissingRoleError."""
+        return self._acting((AccessRole(role), AccessRole.OPERATOR), f"a claim as {role}")
+
+    def require_project(self, project_id: str) -> None:
+        """Refuse a key that is bound to another project. Raises WrongProjectError."""
+        if self.project_id not in (None, project_id):
+            raise WrongProjectError(
+                f"key '{self.key}' is bound to the project '{self.project_id}', not '{project_id}'"
+            )
+
+    def _acting(self, accepted: tuple[AccessRole, ...], what: str) -> Caller:
+        role = next((each for each in accepted if each in self.roles), None)
+        if role is None:
+            held = ", ".join(each for each in AccessRole if each in self.roles)
+            raise MissingRoleError(
+                f"{what} needs the role {' or '.join(accepted)}; key '{self.key}' has {held}",
+                allowed=list(accepted),
+            )
+        return replace(self, role=role)
+
+
+#: A process of this machine, or any caller where no key is asked for.
+LOCAL: Final = Caller()

@@ -1,0 +1,47 @@
+"""The audit log of keys and policy. (docs/security.md)"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..domain.audit import AuditAction, Deed, first_broken
+from ..store import keys
+from ..store.session import RowSession
+from ..views.keys import AuditEntryAnswer
+from .context import AppContext
+
+
+def note(
+    session: RowSession,
+    context: AppContext,
+    action: AuditAction,
+    subject: str,
+    data: Mapping[str, Any],
+) -> None:
+    """Add what the caller does to the log, in the transaction that does it."""
+    deed = Deed(context.now(), context.caller.actor, action, subject, data)
+    keys.append_deed(session, deed)
+
+
+def list_deeds(
+    context: AppContext, *, after: int, limit: int
+) -> tuple[list[AuditEntryAnswer], int | None]:
+    """Return a page of the log, oldest first, and after which number the next one begins."""
+    with context.reading() as session:
+        rows = keys.list_deeds(session, after=after, limit=limit + 1)
+    page = rows[:limit]
+    more = page[-1].sequence if len(rows) > limit else None
+    return [AuditEntryAnswer.of(row) for row in page], more
+
+
+def first_broken_entry(context: AppContext) -> int | None:
+    """Return the number of the first entry that does not follow from those before it, or None."""
+    with context.reading() as session:
+        return first_broken(keys.stream_deeds(session))
+
+
+def last_deeds(context: AppContext, limit: int) -> list[AuditEntryAnswer]:
+    """Return the last entries of the log, oldest first."""
+    with context.reading() as session:
+        return [AuditEntryAnswer.of(row) for row in keys.last_deeds(session, limit)]

@@ -1,0 +1,205 @@
+"""API keys: make, list, revoke, rotate, and tell who calls by one. (docs/security.md)"""
+
+from __future__ import annotations
+
+import hmac
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from threading import Lock
+from typing import Final, Literal
+
+from ..domain.access import AccessRole, Caller, WrongProjectError
+from ..domain.audit import AuditAction
+from ..domain.errors import ConflictError, ForbiddenError
+from ..domain.keys import ROTATION_OVERLAP, NewKey, digest_of, make_key
+from ..models import ApiKey
+from ..store import keys
+from ..views.keys import KeyAnswer, SecretKeyAnswer
+from .audit import note
+from .context import AppContext
+
+# A key that another process revoked is answered for so long at most.
+CACHE_SECONDS: Final = 10.0
+MAX_CACHED: Final = 10_000
+USE_SECONDS: Final = 60
+
+
+class KeyNameTakenError(ConflictError):
+    code = "key_name_taken"
+
+
+class KeyRevokedError(ConflictError):
+    code = "key_revoked"
+
+
+class KeyNeededError(ForbiddenError):
+    code = "key_needed"
+
+
+def require_key(context: AppContext) -> None:
+    """Refuse a caller without a key, which could make itself one. Raises KeyNeededError."""
+    if context.caller.key is None:
+        raise KeyNeededError(
+            "keys are managed over HTTP by an operator's key alone; without one, "
+            "`autopack keys` does it beside the database"
+        )
+
+
+def create_key(context: AppContext, wanted: NewKey) -> SecretKeyAnswer:
+    """Make a key and tell its secret, this once. Raises KeyNameTakenError, WrongProjectError."""
+    served = context.settings.project_id
+    if wanted.project_id not in (None, served):
+        raise WrongProjectError(
+            f"project '{wanted.project_id}' is not the one that is served here: '{served}'"
+        )
+    secret, now = make_key(), context.now()
+    roles = [role for role in AccessRole if role in wanted.roles]
+    with context.writing() as session:
+        data = {"roles": roles, "project_id": wanted.project_id}
+        if wanted.expires_at is not None:
+            data["expires_at"] = wanted.expires_at.isoformat()
+        note(session, context, AuditAction.KEY_CREATED, wanted.name, data)
+        # Under the log's lock, so that no other process takes the name meanwhile.
+        if keys.has_name(session, wanted.name):
+            raise KeyNameTakenError(
+                f"there is, or was, a key '{wanted.name}': a name is used once, as events tell it"
+            )
+        key = ApiKey(
+            name=wanted.name,
+            roles=roles,
+            project_id=wanted.project_id or context.caller.project_id,
+            sha256=digest_of(secret.encode()),
+            created_at=now,
+            created_by=context.caller.actor,
+            expires_at=wanted.expires_at,
+        )
+        session.add(key)
+        session.commit()
+        return SecretKeyAnswer(api_key=secret, key=_answer(key, now))
+
+
+def list_keys(context: AppContext) -> list[KeyAnswer]:
+    """Return every key that there is or was, oldest first."""
+    now = context.now()
+    with context.reading() as session:
+        return [_answer(key, now) for key in keys.list_keys(session)]
+
+
+def revoke_key(context: AppContext, name: str) -> KeyAnswer:
+    """End a key, for good and at once. Raises NotFoundError."""
+    now = context.now()
+    with context.writing() as session:
+        key = keys.lock_key(session, name)
+        if key.revoked_at is None:
+            key.revoked_at = now
+            note(session, context, AuditAction.KEY_REVOKED, name, {})
+            session.commit()
+        return _answer(key, now)
+
+
+def rotate_key(context: AppContext, name: str) -> SecretKeyAnswer:
+    """Give a key a new secret; the old one is accepted for another hour.
+
+    The secret before that is dead at once. Raises NotFoundError, KeyRevokedError.
+    """
+    secret, now = make_key(), context.now()
+    with context.writing() as session:
+        key = keys.lock_key(session, name)
+        if _state(key, now) != "live":
+            raise KeyRevokedError(f"key '{name}' is {_state(key, now)}: make another one")
+        key.previous_sha256, key.sha256 = key.sha256, digest_of(secret.encode())
+        key.previous_until, key.rotated_at = now + ROTATION_OVERLAP, now
+        data = {"previous_until": key.previous_until.isoformat()}
+        note(session, context, AuditAction.KEY_ROTATED, name, data)
+        session.commit()
+        return SecretKeyAnswer(api_key=secret, key=_answer(key, now))
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What the database said of a digest; `caller` is None for one that no key has."""
+
+    caller: Caller | None
+    ends_at: datetime | None
+    read_at: float
+
+
+class Keyring:
+    """Tells who calls by a key, by the database's word of the last CACHE_SECONDS.
+
+    A key that is unknown, malformed, revoked or expired takes the same path to the same answer. A
+    change that this process made is known at once (`forget`).
+    """
+
+    def __init__(self, context: AppContext) -> None:
+        self._context = context
+        self._known: OrderedDict[str, _Known] = OrderedDict()
+        self._changing = Lock()
+        self._generation = 0
+
+    def forget(self) -> None:
+        """Ask the database again about every key: one of them was changed."""
+        with self._changing:
+            self._generation += 1
+            self._known.clear()
+
+    def find(self, digest: str) -> tuple[Caller | None, bool]:
+        """Return who has a digest, and whether that is known; if not, `read` asks the database."""
+        known = self._known.get(digest)
+        if known is None or time.monotonic() - known.read_at > CACHE_SECONDS:
+            return None, False
+        is_over = known.ends_at is not None and known.ends_at <= self._context.now()
+        return (None if is_over else known.caller), True
+
+    def read(self, digest: str) -> Caller | None:
+        """Ask the database who has a digest; other threads' answers are taken where they came."""
+        caller, is_known = self.find(digest)
+        if is_known:
+            return caller
+        generation, read_at, now = self._generation, time.monotonic(), self._context.now()
+        with self._context.reading() as session:
+            key = keys.find_by_digest(session, digest)
+            known = _Known(*_caller_of(key, digest, now), read_at)
+            if key is not None and known.caller is not None and _is_use_old(key, now):
+                keys.touch(session, key, now)
+        with self._changing:
+            if generation == self._generation:  # else it may have been read before the change
+                self._known[digest] = known
+                self._known.move_to_end(digest)
+                while len(self._known) > MAX_CACHED:
+                    self._known.popitem(last=False)
+        return known.caller
+
+
+def _caller_of(
+    key: ApiKey | None, digest: str, now: datetime
+) -> tuple[Caller | None, datetime | None]:
+    """Return who calls by a key with this digest, and until when; None for no live key."""
+    stored = (key.sha256, key.previous_sha256 or "") if key else ("", "")
+    # Both are compared, and in constant time, though the index has found one already.
+    is_current = hmac.compare_digest(stored[0], digest)
+    is_previous = hmac.compare_digest(stored[1], digest)
+    if key is None or not (is_current or is_previous) or _state(key, now) != "live":
+        return None, None
+    ends = [key.expires_at, None if is_current else key.previous_until]
+    ends_at = min((end for end in ends if end is not None), default=None)
+    if ends_at is not None and ends_at <= now:
+        return None, None
+    roles = frozenset(AccessRole(role) for role in key.roles)
+    return Caller(roles=roles, key=key.name, project_id=key.project_id), ends_at
+
+
+def _is_use_old(key: ApiKey, now: datetime) -> bool:
+    return key.last_used_at is None or now - key.last_used_at >= timedelta(seconds=USE_SECONDS)
+
+
+def _state(key: ApiKey, now: datetime) -> Literal["live", "expired", "revoked"]:
+    if key.revoked_at is not None:
+        return "revoked"
+    return "expired" if key.expires_at is not None and key.expires_at <= now else "live"
+
+
+def _answer(key: ApiKey, now: datetime) -> KeyAnswer:
+    return KeyAnswer.of(key, state=_state(key, now))
