@@ -1,9 +1,9 @@
-"""What tests stand on: a real Postgres, a real git repository, the real application.
+"""Fixtures of all tests: a real Postgres, a real git repository, the real application.
 
 One Postgres per session, shared by all workers; one database per worker, copied from a migrated
 template and emptied after each test. Services commit for real, so a rolled-back transaction around
 a test would hide what they do. `AUTOPACK_TEST_DATABASE_URL` names another server to use (its role
-must be allowed to create databases); DATABASE_URL is left alone, it may be somebody's data.
+must be allowed to create databases); DATABASE_URL is not used, as it may have real data.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 TEMPLATE_LOCK = 721_001
 
-# The environment of whoever runs the tests must not steer them. TESTING may be set or not.
+# The environment of the caller must not change the tests. TESTING may be set or not.
 for name in list(os.environ):
     if name in {"DATABASE_URL", "AUTONOMOUS_RUNS_DIR"} or (
         name.startswith(("AUTOPACK_", "GIT_")) and name != "AUTOPACK_TEST_DATABASE_URL"
@@ -45,10 +45,10 @@ for name in list(os.environ):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Put temporary files into a folder of this session alone.
+    """Put temporary files into a folder of this session only.
 
-    Every pytest that starts closes pytest's usual one to others, while Postgres, which as root runs
-    under an account of its own, may just be passing through it.
+    Every start of pytest closes pytest's usual folder to other users. For root, Postgres runs as
+    another user and may need to traverse that folder at that moment.
     """
     if config.option.basetemp is None and "PYTEST_XDIST_WORKER" not in os.environ:
         config.option.basetemp = tempfile.mkdtemp(prefix="autopack-tests-")
@@ -57,7 +57,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @dataclass
 class GitRepo:
-    """A real repository with a fixed identity and a clock of its own: same commits, same ids."""
+    """A real repository with a fixed identity and its own clock, so that ids are reproducible."""
 
     path: Path
     _commits: int = field(default=0, init=False)
@@ -123,7 +123,7 @@ def git_repo(tmp_path: Path) -> GitRepo:
 
 @pytest.fixture(scope="session")
 def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of a server on which the tests may make databases."""
+    """Address of a server on which the tests may create databases."""
     given = os.environ.get("AUTOPACK_TEST_DATABASE_URL")
     if given:
         yield make_url(given).set(drivername="postgresql").render_as_string(hide_password=False)
@@ -135,14 +135,14 @@ def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         shared = shared.parent
     with EmbeddedPostgres(shared / "postgres") as server:
         url = server.url.replace("+psycopg2", "")
-        # The data are thrown away in a minute: no test may depend on surviving a power cut.
+        # The data are temporary: no test may depend on surviving a power cut.
         _execute(url, "ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")
         yield url
 
 
 @pytest.fixture(scope="session")
 def template_database(postgres_url: str) -> str:
-    """Name of a database that the migrations brought to head, made by the first worker to come."""
+    """Name of a database at head, which the first worker creates."""
     name = f"autopack_test_template_{os.environ.get('PYTEST_XDIST_TESTRUNUID', os.getpid())}"
     connection = psycopg2.connect(postgres_url)
     connection.autocommit = True
@@ -174,7 +174,7 @@ def worker_database(
 
 @pytest.fixture
 def database_url(worker_database: tuple[str, Engine]) -> Iterator[str]:
-    """Address of a database at head that holds no rows."""
+    """Address of a database at head without rows."""
     url, engine = worker_database
     yield url
     with engine.begin() as connection:
@@ -185,7 +185,7 @@ def database_url(worker_database: tuple[str, Engine]) -> Iterator[str]:
 
 @pytest.fixture
 def empty_database_url(postgres_url: str, tmp_path: Path) -> Iterator[str]:
-    """Address of a database without any table, for what migrates."""
+    """Address of a database without tables, for tests of migrations."""
     name = f"autopack_test_empty_{os.getpid()}_{time.monotonic_ns()}"
     _execute(postgres_url, f'CREATE DATABASE "{name}" TEMPLATE template0')
     yield _with_database(postgres_url, name)
@@ -203,9 +203,9 @@ def spare_database_url(postgres_url: str, template_database: str) -> Iterator[st
 
 @pytest.fixture
 def settings(tmp_path: Path, git_repo: GitRepo, database_url: str) -> Settings:
-    """A service of its own: repository, folders, database. The schema is at head already.
+    """Settings of a new service: repository, folders, database. The schema is at head already.
 
-    Nothing happens by itself, so that a test sees what requests do.
+    There is no background work, so that a test only sees the effects of requests.
     """
     return Settings(
         _env_file=None,
@@ -227,7 +227,7 @@ def app(settings: Settings) -> FastAPI:
 
 @pytest.fixture
 def client(app: FastAPI) -> Iterator[TestClient]:
-    """A caller on this very machine, with the application's lifespan around it."""
+    """A local caller, within the application's lifespan."""
     from starlette.testclient import TestClient
 
     with TestClient(app, base_url="http://localhost", client=("127.0.0.1", 50000)) as client:
@@ -235,7 +235,7 @@ def client(app: FastAPI) -> Iterator[TestClient]:
 
 
 class InProcess(httpx.BaseTransport):
-    """Hands requests to the application without a socket."""
+    """Passes requests to the application without a socket."""
 
     def __init__(self, client: TestClient) -> None:
         self._client = client
@@ -251,13 +251,13 @@ class InProcess(httpx.BaseTransport):
 
 @pytest.fixture
 def in_process(client: TestClient) -> InProcess:
-    """What `Autopack` reaches the application by."""
+    """The transport by which `Autopack` calls the application."""
     return InProcess(client)
 
 
 @dataclass
 class LiveServer:
-    """A service in a process of its own, behind a real socket."""
+    """A service in another process, behind a real socket."""
 
     url: str
     process: subprocess.Popen[str]
@@ -329,7 +329,7 @@ def free_port() -> int:
         return port
 
 
-# TRUNCATE costs the same for an empty table as for a full one, so the empty ones are left out.
+# TRUNCATE costs the same for an empty table as for a full one, so empty ones are skipped.
 EMPTY_ALL_TABLES = """
 DO $$
 DECLARE

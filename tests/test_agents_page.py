@@ -1,4 +1,4 @@
-"""What the page for agents tells people to paste works when it is pasted."""
+"""The examples on the page for agents work."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def run_code(code: str, names: dict[str, Any]) -> None:
 
 
 @pytest.mark.unit
-def test_every_client_is_told_the_same_address() -> None:
+def test_every_client_gets_the_same_address() -> None:
     (cursor,), (codex,) = blocks("json"), blocks("toml")
     assert json.loads(cursor)["mcpServers"]["autopack"]["url"] == f"{ADDRESS}/mcp"
     assert tomllib.loads(codex)["mcp_servers"]["autopack"]["url"] == f"{ADDRESS}/mcp"

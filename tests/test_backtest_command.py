@@ -122,7 +122,7 @@ def test_runs_can_be_named_or_the_newest_taken(live_server: LiveServer, ruleset:
     assert (newest.returncode, "1 finished run " in newest.stdout) == (1, True)
 
 
-def test_a_plan_that_would_be_refused_is_told(live_server: LiveServer, ruleset: Path) -> None:
+def test_a_plan_that_would_be_refused_is_reported(live_server: LiveServer, ruleset: Path) -> None:
     phases = [
         {"phase_id": f"P{n}", "phase_index": n, "tier_id": "T1", "name": "x"} for n in range(2)
     ]

@@ -74,9 +74,7 @@ def _rows(session: Session) -> dict[str, list[dict[str, Any]]]:
 
 
 class TestMigrations:
-    def test_an_empty_database_is_brought_to_what_the_models_say(
-        self, empty_engine: Engine
-    ) -> None:
+    def test_an_empty_database_is_migrated_to_the_models_schema(self, empty_engine: Engine) -> None:
         migrate(empty_engine)
         with empty_engine.connect() as connection:
             context = MigrationContext.configure(
@@ -103,7 +101,7 @@ class TestMigrations:
         init_db(settings)
         assert "runs" in _tables(empty_database_url)
 
-    def test_every_migration_can_be_taken_back(self, empty_engine: Engine) -> None:
+    def test_every_migration_can_be_downgraded(self, empty_engine: Engine) -> None:
         migrate(empty_engine)
         with empty_engine.begin() as connection:
             config = alembic_config()
@@ -168,9 +166,7 @@ class TestMigrations:
             assert connection.scalar(text("SELECT failure_code FROM runs")) == "ci_did_not_run"
             assert connection.scalar(text("SELECT outcome FROM submissions")) == "failed"
 
-    def test_rows_outlive_a_migration_that_is_taken_back_and_made_again(
-        self, empty_engine: Engine
-    ) -> None:
+    def test_rows_survive_a_downgrade_and_an_upgrade(self, empty_engine: Engine) -> None:
         """An operator who goes back to the version before, and forward again, loses no run."""
         migrate(empty_engine)
         with Session(empty_engine) as session:
@@ -292,7 +288,7 @@ class TestEmbeddedPostgres:
         with EmbeddedPostgres(folder) as server:
             assert _read(server) == ["kept"]
 
-    def test_it_is_durable_and_listens_to_nobody_else(self, folder: Path) -> None:
+    def test_it_is_durable_and_only_this_user_can_connect(self, folder: Path) -> None:
         with EmbeddedPostgres(folder) as server:
             assert _ask(server, "SHOW fsync") == "on"
             assert _ask(server, "SHOW listen_addresses") == ""

@@ -180,7 +180,7 @@ class TestThreeLevels:
         counts = tracker.counts("run-1")
         assert (counts["run"], counts["T1"], counts["T2"]) == ((0, 1), (1, 0), (0, 1))
 
-    def test_the_runs_index_tells_where_a_key_was_seen(self, tracker: Tracker) -> None:
+    def test_the_runs_index_shows_where_a_key_was_reported(self, tracker: Tracker) -> None:
         tracker.start("run-1")
         for phase_id in ("T2b", "T1b", "T1b"):
             tracker.report("run-1", phase_id)
@@ -327,11 +327,11 @@ class TestResolving:
         tracker.report("run-1", "T2a")
         assert tracker.operator("reopen")["status"] == "needs_cleanup"
 
-    def test_an_issue_that_nobody_saw_is_not_found(self, tracker: Tracker) -> None:
+    def test_an_issue_that_was_never_reported_is_not_found(self, tracker: Tracker) -> None:
         for verb in ("resolve", "reopen"):
             assert tracker.client.post(f"/project/issues/never/{verb}").status_code == 404
 
-    def test_an_auditor_resolves_an_issue_in_its_run_alone(self, tracker: Tracker) -> None:
+    def test_an_auditor_resolves_an_issue_only_in_its_run(self, tracker: Tracker) -> None:
         tracker.start("run-1")
         tracker.report("run-1", "T1a")
         tracker.report("run-1", "T1b")

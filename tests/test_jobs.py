@@ -1,4 +1,4 @@
-"""Background work: what is queued with a change, and who does it."""
+"""Background work: what is queued with a change, and which worker does it."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ class TestInTheService:
         monkeypatch.setattr("autopack.main.UPKEEP_SECONDS", 1)
         return settings.model_copy(update={"jobs": "inside"})
 
-    def test_a_run_past_its_time_ends_though_nobody_asks(
+    def test_a_run_past_its_deadline_ends_without_a_request(
         self, client: TestClient, engine: Engine
     ) -> None:
         _start_overdue(client, engine)

@@ -107,9 +107,7 @@ def new_file(path: str) -> str:
     )
 
 
-def test_agents_take_runs_to_their_end_by_mcp_alone(
-    live_server: LiveServer, git_repo: GitRepo
-) -> None:
+def test_agents_can_complete_runs_by_mcp_alone(live_server: LiveServer, git_repo: GitRepo) -> None:
     git_repo.commit({"src/app.py": "first\nVALUE = 1\nlast\n"})
     start(live_server, plan("run-001", ("change", "docs"), ("schema", "schema_contract_change")))
     anyio.run(_one_run, live_server.url, git_repo)
@@ -128,7 +126,7 @@ def test_agents_take_runs_to_their_end_by_mcp_alone(
 
 
 async def _one_run(url: str, repo: GitRepo) -> None:
-    """A conflict mended by its ticket, an issue, and a high risk phase that the Auditor lets in."""
+    """A conflict solved by its ticket, an issue, and a high risk phase that is approved."""
     async with Client(f"{url}/mcp", mode="legacy") as client:  # as today's agents connect
         agent = Agent(client)
         prompt = await client.get_prompt("builder", {"run_id": "run-001"})
@@ -241,7 +239,7 @@ async def _many_agents(url: str) -> list[tuple[str, str]]:
             agent = Agent(client, f"agent-{number}")
             while (seen := progress.done) < progress.wanted:
                 work = await agent.claim("builder")
-                if work is None:  # whoever holds what is left has yet to be answered
+                if work is None:  # the agent with the last work item has no answer yet
                     await progress.past(seen)
                     continue
                 progress.claims.append((work["run_id"], work["phase_id"]))

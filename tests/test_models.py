@@ -299,9 +299,7 @@ class TestUnique:
         name = constraint_of(session, lambda: add_phase(session, tier, **fields))
         assert name in ("uq_phases_run_pk_phase_id", "uq_phases_tier_pk_phase_index")
 
-    def test_a_phase_id_of_one_tier_is_taken_in_every_other(
-        self, session: Session, phase: Phase
-    ) -> None:
+    def test_a_phase_id_must_be_unique_over_all_tiers(self, session: Session, phase: Phase) -> None:
         run = session.get_one(Run, phase.run_pk)
         other = add_tier(session, run, tier_id="T2", tier_index=1)
         name = constraint_of(

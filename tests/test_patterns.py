@@ -1,4 +1,4 @@
-"""No pattern of the package takes more than a bounded number of steps for each sign it reads."""
+"""Every pattern of the package needs a bounded number of steps for each character."""
 
 from __future__ import annotations
 

@@ -182,7 +182,7 @@ def test_a_file_of_settings_that_the_served_repository_tracks_is_refused(git_rep
     assert line.startswith("autopack: AUTOPACK_ENV_FILE")
 
 
-def test_a_taken_port_is_named(git_repo: GitRepo) -> None:
+def test_a_port_in_use_is_named(git_repo: GitRepo) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         assert f"port {port}" in _refusal(git_repo.path, AUTOPACK_PORT=port)

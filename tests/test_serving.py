@@ -83,7 +83,7 @@ def test_a_service_on_another_clone_is_refused_by_name_while_the_first_is_alive(
         assert words in str(refused.value)
 
 
-def test_a_service_on_another_clone_takes_over_when_the_first_is_gone(
+def test_a_service_on_another_clone_takes_over_after_the_first_has_stopped(
     serve: Serve, other_clone: dict[str, Path]
 ) -> None:
     with serve():
@@ -146,7 +146,7 @@ def test_a_repository_without_common_history_is_refused_once_there_are_runs(
         pass
 
 
-def test_ci_alone_may_be_done_in_any_clone_of_the_repository(
+def test_only_ci_may_run_in_any_clone_of_the_repository(
     client: TestClient,
     serve: Serve,
     other_clone: dict[str, Path],
@@ -188,7 +188,7 @@ def test_a_lost_connection_is_made_again(
     assert client.post("/runs/start", json=PLAN).status_code == 201
 
 
-def test_a_service_whose_place_was_taken_while_postgres_was_away_records_nothing_more(
+def test_a_service_that_was_superseded_during_an_outage_records_nothing_more(
     app: FastAPI, client: TestClient, place: ClonePlace, serve: Serve, other_clone: dict[str, Path]
 ) -> None:
     _cut_connections(app.state.context)

@@ -1,4 +1,4 @@
-"""Who is answered, and what every answer carries."""
+"""Which callers are answered, and the headers of every answer."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ class TestLoopback:
         for address in ("127.0.0.1", "127.8.9.1", "::1", "::ffff:127.0.0.1"):
             assert caller(app, address).get("/health/live").status_code == 200
 
-    def test_anybody_else_is_401_and_told_what_to_set(self, app: FastAPI, api: Api) -> None:
+    def test_any_other_caller_is_401_with_the_setting_to_change(
+        self, app: FastAPI, api: Api
+    ) -> None:
         for address in STRANGERS:
             for method, path in (
                 ("GET", "/"),
@@ -64,13 +66,13 @@ class TestLoopback:
                 api.refused(response, 401, "not_local", "AUTOPACK_AUTH")
                 assert response.headers["www-authenticate"]
 
-    def test_a_proxy_makes_nobody_local(self, api: Api) -> None:
+    def test_a_caller_behind_a_proxy_is_not_local(self, api: Api) -> None:
         underscored = [name.replace("-", "_") for name in FORWARDING_HEADERS]
         for name in (*FORWARDING_HEADERS, *underscored):
             response = api.client.get("/runs", headers={name: "127.0.0.1"})
             api.refused(response, 401, "not_local", "proxy")
 
-    def test_a_caller_who_is_refused_changes_nothing(self, app: FastAPI, api: Api) -> None:
+    def test_a_refused_caller_changes_nothing(self, app: FastAPI, api: Api) -> None:
         caller(app, "10.0.0.7").post("/runs/start", json=api.plan())
         assert api.client.get("/runs").json()["runs"] == []
 
@@ -160,7 +162,7 @@ def test_every_answer_carries_the_security_headers(api: Api) -> None:
         assert "frame-ancestors 'none'" in policy
 
 
-def test_what_nobody_foresaw_is_a_500_that_tells_a_number_and_no_more(
+def test_an_unexpected_error_is_a_500_with_only_its_id(
     api: Api, app: FastAPI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> None:

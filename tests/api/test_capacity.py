@@ -35,7 +35,7 @@ def attempts(api: Api) -> list[Json]:
 
 
 class TestRelease:
-    def test_uses_no_try_and_lets_another_account_in_at_once(
+    def test_uses_no_try_and_another_account_may_claim_at_once(
         self, api: Api, agents: Agents
     ) -> None:
         api.start()

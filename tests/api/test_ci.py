@@ -29,7 +29,7 @@ def settings(settings: Settings, tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def api(api: Api) -> Api:
-    """A service whose ruleset lets an external CI judge."""
+    """A service with an external CI."""
     rule(api)
     return api
 
@@ -100,7 +100,7 @@ def test_a_verdict_before_there_is_anything_to_judge_is_refused(api: Api) -> Non
     api.refused(verdict(api, "green"), 409, "wrong_state")
 
 
-def test_a_phase_that_changed_nothing_is_judged_by_the_branchs_head(api: Api) -> None:
+def test_a_phase_that_changed_nothing_is_judged_on_the_branchs_head(api: Api) -> None:
     api.start(phase={"allow_empty": True})
     assert api.result(patch="").json()["phase_state"] == "CI_RUNNING"
     api.refused(verdict(api, "green", commit=OTHER_COMMIT), 409, "wrong_commit", api.head())

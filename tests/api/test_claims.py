@@ -76,7 +76,9 @@ class TestClaim:
         api.refused(agents.peek(), 409, "run_over", "max_duration_minutes 5")
         api.refused(agents.ask(), 409, "run_over", "max_duration_minutes 5")
 
-    def test_of_nobody_s_run_is_404_and_of_no_role_422(self, api: Api, agents: Agents) -> None:
+    def test_of_an_unknown_run_is_404_and_of_an_unknown_role_422(
+        self, api: Api, agents: Agents
+    ) -> None:
         api.refused(agents.ask(run_id="nobody"), 404, "not_found", "nobody")
         api.refused(agents.peek(run_id="nobody"), 404, "not_found", "nobody")
         api.start()
@@ -161,7 +163,7 @@ class TestLease:
         api.refused(agents.review(), 409, "lease_held", "P0.0")
         assert agents.review(token=review["lease"]["token"]).status_code == 200
 
-    def test_is_not_needed_where_nobody_holds_one(self, api: Api, agents: Agents) -> None:
+    def test_is_not_needed_while_no_agent_holds_one(self, api: Api, agents: Agents) -> None:
         api.start(phases=2, phase=HELD)
         assert api.result().status_code == 200
         assert agents.review().status_code == 200
@@ -180,7 +182,9 @@ class TestLease:
         assert again.json() == first.json()
         assert len(api.commits()) == 1
 
-    def test_of_an_ended_run_is_told_that_the_run_is_over(self, api: Api, agents: Agents) -> None:
+    def test_of_an_ended_run_is_answered_that_the_run_is_over(
+        self, api: Api, agents: Agents
+    ) -> None:
         api.start()
         item = agents.claim()
         api.client.post("/runs/run-001/cancel", json={"reason": "enough"})
@@ -460,7 +464,7 @@ class TestWorkItem:
         assert (issue["issue_key"], issue["description"]) == ("odd", "It is odd")
         assert issue["evidence_refs"] == ["a.py:1"]
 
-    def test_of_an_auditor_holds_the_patch_that_is_held(self, api: Api, agents: Agents) -> None:
+    def test_of_an_auditor_has_the_pending_patch(self, api: Api, agents: Agents) -> None:
         api.start(phase=HELD)
         ask = {"review_focus": "security", "auditor_profile": "paranoid"}
         api.client.post("/runs/run-001/phases/P0.0/auditor_request", json=ask)
@@ -483,7 +487,7 @@ class TestWorkItem:
         }
         assert [attempt["outcome"] for attempt in item["history"]] == ["held"]
 
-    def test_of_an_auditor_holds_what_the_phase_put_on_the_branch(
+    def test_of_an_auditor_has_the_phases_commits_on_the_branch(
         self, api: Api, agents: Agents
     ) -> None:
         api.start(phases=2)
@@ -510,7 +514,7 @@ class TestWorkItem:
         assert review["patch_content"] is None
         assert base64.b64decode(review["patch_content_base64"]) == patch
 
-    def test_tells_a_builder_what_the_auditor_wants(self, api: Api, agents: Agents) -> None:
+    def test_gives_a_builder_the_auditors_notes(self, api: Api, agents: Agents) -> None:
         api.start(phase=HELD)
         agents.build(agents.claim())
         review = agents.claim("auditor")

@@ -1,4 +1,4 @@
-"""Counts are kept, not counted: they are right at every moment, whoever writes and adds up."""
+"""Stored counts are right at every moment, also while transactions write and add up."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def fold(engine: Engine) -> None:
 
 
 @pytest.mark.safety_critical
-def test_twenty_who_write_and_two_who_add_up_never_make_a_count_wrong(engine: Engine) -> None:
+def test_counts_stay_right_with_twenty_writers_and_two_folds(engine: Engine) -> None:
     with engine.begin() as connection:
         for table in ("runs", "backlog"):
             run(connection, COPIES.format(table, 100, 200))

@@ -1,4 +1,4 @@
-"""What the deployment guide tells a newcomer to send, letter by letter."""
+"""The requests of the deployment guide, exactly as written there."""
 
 from __future__ import annotations
 

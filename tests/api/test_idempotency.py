@@ -55,7 +55,7 @@ def test_a_refusal_is_given_again_and_uses_no_second_try(api: Api) -> None:
         assert api.phase()["builder_attempts_used"] == attempts
 
 
-def test_the_same_patch_after_another_attempt_is_an_attempt_of_its_own(api: Api) -> None:
+def test_the_same_patch_after_another_attempt_is_a_new_attempt(api: Api) -> None:
     api.start()
     api.result(patch="broken")
     api.result(patch="", status="failed")
@@ -63,7 +63,7 @@ def test_the_same_patch_after_another_attempt_is_an_attempt_of_its_own(api: Api)
     assert api.phase()["builder_attempts_used"] == 3
 
 
-def test_a_key_stands_for_one_request(api: Api) -> None:
+def test_a_key_identifies_one_request(api: Api) -> None:
     api.start(phases=2)
     first = api.result(key="try-1")
     again = api.result(key="try-1")
@@ -88,7 +88,7 @@ def test_a_key_outlives_later_attempts(api: Api) -> None:
     assert api.phase()["builder_attempts_used"] == 2
 
 
-def test_a_new_key_is_a_new_request_however_alike_its_body(api: Api) -> None:
+def test_a_new_key_is_a_new_request_even_with_an_equal_body(api: Api) -> None:
     api.start(phase={"task_category": "schema_change"})
     path = "/runs/run-001/phases/P0.0/auditor_result"
     review = {"recommendation": "revise", "review_notes": "again"}
@@ -100,7 +100,7 @@ def test_a_new_key_is_a_new_request_however_alike_its_body(api: Api) -> None:
     assert (phase["builder_attempts_used"], phase["auditor_attempts_used"]) == (2, 2)
 
 
-def test_a_new_lease_is_a_new_request_however_alike_its_body(api: Api) -> None:
+def test_a_new_lease_is_a_new_request_even_with_an_equal_body(api: Api) -> None:
     api.start()
     for attempt in range(2):
         claim = {"role": "builder", "agent": "one"}

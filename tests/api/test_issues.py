@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.integration
 
 
-def test_an_issue_was_last_seen_at_its_latest_sighting_whichever_is_told_last(
+def test_an_issue_was_last_seen_at_its_latest_report_in_any_order_of_commits(
     api: Api, agents: Agents
 ) -> None:
     def last_seen(run_id: str) -> tuple[str, str]:
@@ -46,7 +46,7 @@ def seen(api: Api, key: str = "a_failing_test") -> Json:
     return found
 
 
-def test_an_issue_tells_its_latest_words_and_the_phases_that_saw_it_newest_first(
+def test_an_issue_shows_its_latest_report_and_its_phases_newest_first(
     api: Api, agents: Agents
 ) -> None:
     api.start("early", phases=2)
@@ -80,7 +80,7 @@ def test_an_issue_tells_its_latest_words_and_the_phases_that_saw_it_newest_first
     assert seen(api)["resolved_at"] is not None
 
 
-def test_an_issue_tells_of_twenty_phases_and_of_none_that_expected_it(api: Api) -> None:
+def test_an_issue_shows_at_most_twenty_phases_and_none_that_expected_it(api: Api) -> None:
     api.start(phases=22, phase={"expected_issues": ["a_failing_test"]})
     for index in range(22):
         api.issue(phase_id=f"P0.{index}", expected_fail=index == 21, description=f"{index}")
@@ -91,7 +91,7 @@ def test_an_issue_tells_of_twenty_phases_and_of_none_that_expected_it(api: Api) 
     assert issue["description"] == "20"
 
 
-def test_an_issue_is_found_by_its_key_whatever_that_holds(api: Api) -> None:
+def test_an_issue_is_found_by_any_key(api: Api) -> None:
     api.start()
     for key in ("a/b", "/", "a b", "50%", "x/resolve", "backlog/x", "ä?#&"):
         assert api.issue(key).status_code == 201

@@ -1,4 +1,4 @@
-"""Bodies are counted before anything of them is built, and read as JSON has it."""
+"""Bodies are checked against the limits before they are built, and read by RFC 8259."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a body may hold is judged before anything is made of it, and few problems are told."""
+"""A body's limits are checked before it is built, and only few problems are reported."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_the_operator_may_raise_a_limit(settings: Settings, api: Api) -> None:
         assert "more than 150 items" in refused.json()["detail"]
 
 
-def test_at_most_twenty_problems_are_told(api: Api) -> None:
+def test_at_most_twenty_problems_are_reported(api: Api) -> None:
     bodies: list[Json] = [
         {"phases": [{}] * 500},
         {f"unknown{index}": 0 for index in range(200)},
@@ -112,7 +112,7 @@ def test_at_most_twenty_problems_are_told(api: Api) -> None:
     "phase",
     [{}, {f"unknown{index}": 0 for index in range(200)}, {"allowed_paths": [1] * 200}],
 )
-def test_few_more_problems_are_built_than_are_told(phase: Json) -> None:
+def test_few_more_problems_are_built_than_are_reported(phase: Json) -> None:
     with pytest.raises(ValidationError) as refusal:
         Plan.model_validate({"phases": [phase] * 500}, context=Problems())
     fields = len(PlanPhase.model_fields)

@@ -1,4 +1,4 @@
-"""Pages: nothing twice, nothing left out, and no cursor of one's own making."""
+"""Pages: each item exactly once, and no invented cursor."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def backtest_changes(api: Api) -> list[str]:
     return changes
 
 
-def test_the_time_of_a_command_counts_from_when_a_worker_takes_it(
+def test_the_time_of_a_command_counts_from_its_start_by_a_worker(
     api: Api, context: AppContext
 ) -> None:
     """Until then it may wait as long as the run may last."""
@@ -230,7 +230,7 @@ def test_runs_are_judged_at_once_each_by_its_own_commit(api: Api, context: AppCo
     assert {api.run(run_id)["state"] for run_id in run_ids} == {"DONE_SUCCESS"}
 
 
-def test_a_worker_with_a_clone_of_its_own_fetches_what_it_judges_and_writes_nothing(
+def test_a_worker_with_its_own_clone_fetches_the_commit_and_writes_nothing(
     api: Api, context: AppContext, settings: Settings, git_repo: GitRepo, tmp_path: Path
 ) -> None:
     there = tmp_path / "there"
@@ -341,7 +341,7 @@ def test_whatever_a_command_prints_is_kept_as_it_is_and_harms_nothing(
 
 
 @pytest.mark.parametrize("is_required", [False, True])
-def test_an_unconfined_green_is_told_wherever_the_verdict_is_and_may_be_refused(
+def test_a_green_verdict_without_a_sandbox_is_shown_everywhere_and_may_be_refused(
     api: Api, context: AppContext, is_required: bool
 ) -> None:
     rule(api, "true", ci={"require_sandbox": is_required})

@@ -98,7 +98,7 @@ class TestTheDoor:
         own = {"Host": "LOCALHOST:8000", "Origin": "http://localhost:8000"}
         assert agent.post(started, **own).status_code == 200
 
-    def test_takes_no_body_that_http_would_not_take(
+    def test_refuses_every_body_that_http_refuses(
         self, agent: Agent, api: Api, settings: Settings
     ) -> None:
         deep = "[" * settings.max_json_depth + "]" * settings.max_json_depth
@@ -133,7 +133,7 @@ class TestTheDoor:
 
 
 class TestTools:
-    def test_take_what_http_takes_by_the_same_names(self, agent: Agent, api: Api) -> None:
+    def test_have_the_arguments_of_http_by_the_same_names(self, agent: Agent, api: Api) -> None:
         schema = api.client.get("/openapi.json").json()
         tools = {tool["name"]: tool for tool in agent.result("tools/list")["tools"]}
         phase = "/runs/{run_id}/phases/{phase_id}"
@@ -217,7 +217,7 @@ class TestTools:
         assert refusals[0]["structuredContent"]["files"][0]["hunks"]
         assert api.phase()["builder_attempts_used"] == 1
 
-    def test_tell_what_nobody_foresaw_by_a_number_alone(
+    def test_show_an_unexpected_error_only_by_its_id(
         self, agent: Agent, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def fail(*_: object, **__: object) -> None:

@@ -1,4 +1,4 @@
-"""What Prometheus is told."""
+"""The metrics for Prometheus."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def figure(samples: Samples, name: str, **labels: str) -> float:
     return samples[name, frozenset(labels.items())]
 
 
-def test_figures_are_of_what_happened_and_no_label_comes_from_outside(api: Api) -> None:
+def test_figures_count_requests_and_states_and_no_label_comes_from_outside(api: Api) -> None:
     api.start(phases=2)
     api.start("run-002")
     api.client.post("/claim", json={"role": "builder", "agent": "codex"})

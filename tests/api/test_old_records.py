@@ -1,4 +1,4 @@
-"""A record that an earlier version made is judged as that version's service judged it."""
+"""A record of an earlier version is decided as that version's service decided it."""
 
 from __future__ import annotations
 

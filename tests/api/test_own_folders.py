@@ -28,7 +28,7 @@ def test_a_patch_to_the_configured_home_or_runs_directory_is_refused(api: Api, p
     assert problem["violations"][0]["rule"] == "protected_path"
 
 
-def test_a_patch_beside_them_is_taken(api: Api) -> None:
+def test_a_patch_beside_them_is_accepted(api: Api) -> None:
     api.start()
     assert api.result(patch=api.new_file("build/other.txt")).status_code == 200
 

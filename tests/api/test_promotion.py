@@ -283,7 +283,7 @@ def test_a_merge_is_rehearsed_with_the_base_of_today(api: Api) -> None:
         assert checked(api, "edited")[1]["reasons"][0] == "there is no branch 'autonomous/edited'"
 
 
-def test_an_old_git_rehearses_nothing_and_says_so(api: Api, tmp_path: Path) -> None:
+def test_an_old_git_makes_no_rehearsal_and_says_so(api: Api, tmp_path: Path) -> None:
     ruleset = {"project_id": "Autopack", "ci": {"mode": "external"}}
     assert api.client.put("/project/ruleset", json=ruleset).status_code == 200
     green(api, "green")
@@ -346,7 +346,7 @@ def test_a_record_that_does_not_satisfy_the_rules_is_refused_by_the_service_too(
         assert given["eligible"] is found["eligible"] is (not reasons)
 
 
-def test_the_checker_comes_to_the_verdict_of_the_service(api: Api) -> None:
+def test_the_checker_decides_as_the_service_does(api: Api) -> None:
     ruleset = {"project_id": "Autopack", "ci": {"mode": "external"}}
     assert api.client.put("/project/ruleset", json=ruleset).status_code == 200
     for drive in FAMILY:

@@ -1,4 +1,4 @@
-"""What comes of a crash, a full disk, a lost database, a stranger's hand."""
+"""Recovery after a crash, a full disk, a lost database, a branch that was moved."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ class TestACrashBetweenDatabaseAndBranch:
         assert api.issue(phase_id="P0.2").status_code == 201
         assert api.head() == crashed["head_commit"]
 
-    def test_ends_the_run_when_a_stranger_moved_the_branch_meanwhile(
+    def test_ends_the_run_when_another_process_moved_the_branch_meanwhile(
         self, api: Api, settings: Settings, crashed: Json
     ) -> None:
         theirs = api.repo.git("commit-tree", "-m", "theirs", "main^{tree}")
@@ -158,7 +158,7 @@ class TestABranchAtAnEarlierRecordedHead:
 
 
 class TestAStrangersHand:
-    def test_a_branch_that_was_moved_is_left_alone_and_ends_the_run(self, api: Api) -> None:
+    def test_a_branch_that_was_moved_is_not_overwritten_and_ends_the_run(self, api: Api) -> None:
         api.start(phases=2)
         api.result()
         theirs = api.repo.git("commit-tree", "-m", "theirs", "-p", api.head(), "main^{tree}")
@@ -184,7 +184,7 @@ class TestAStrangersHand:
         api.result()
         assert api.repo.git("rev-parse", "main") == main
 
-    def test_a_tag_that_was_squatted_is_left_alone_and_ends_the_run(self, api: Api) -> None:
+    def test_a_tag_whose_name_was_taken_is_not_overwritten_and_ends_the_run(self, api: Api) -> None:
         api.start()
         api.repo.git("tag", "autonomous/run-001/tier-T0/phase-P0.0", "main")
         base = api.head()
@@ -255,7 +255,7 @@ class TestALostDatabase:
     ) -> None:
         before = api.start()
         with socket.socket() as silent:
-            silent.bind(("127.0.0.1", 0))  # nobody listens
+            silent.bind(("127.0.0.1", 0))  # no process listens
             port = silent.getsockname()[1]
             context = app.state.context
             dead = make_engine(f"postgresql+psycopg2://x:hunter2@127.0.0.1:{port}/x", 15)
@@ -339,7 +339,7 @@ class TestALostDatabase:
         assert (again.status_code, len(api.commits())) == (200, 1)
         assert again.headers["idempotency-replayed"] == "true"
 
-    def test_every_connection_cut_between_requests_costs_nobody_anything(
+    def test_connections_cut_between_requests_cause_no_failed_request(
         self, api: Api, settings: Settings
     ) -> None:
         api.start()

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.integration
 
-# Built from parts, so that nobody's scanner takes this file for a leak.
+# Built from parts, so that a scanner for secrets does not report this file.
 BODY = "aB3dE5fG7hJ9kL1mN3pQ5rS7tU9vW1xY3zA5"
 TOKEN = "ghp_" + BODY
 KEY = (
@@ -50,7 +50,7 @@ def issue(key: str) -> dict[str, object]:
     }
 
 
-def test_what_a_builder_says_is_redacted(api: Api, app: FastAPI) -> None:
+def test_text_of_a_builder_is_redacted(api: Api, app: FastAPI) -> None:
     api.start()
     done = api.result(
         notes=f"I used {TOKEN}\n{KEY}",
@@ -67,7 +67,7 @@ def test_what_a_builder_says_is_redacted(api: Api, app: FastAPI) -> None:
     assert "redacted: private key" in api.client.get("/runs/run-001/phases/P0.0/attempts").text
 
 
-def test_what_an_auditor_says_is_redacted(api: Api, app: FastAPI) -> None:
+def test_text_of_an_auditor_is_redacted(api: Api, app: FastAPI) -> None:
     api.start()
     asked = api.client.post(
         "/runs/run-001/phases/P0.0/auditor_request", json={"review_focus": f"see {TOKEN}"}
@@ -132,7 +132,7 @@ def test_the_same_result_twice_is_one_and_another_secret_is_another_result(api: 
     assert "Idempotency-Replayed" not in other.headers
 
 
-def test_a_lease_that_is_given_back_says_no_credential(agents: Agents, app: FastAPI) -> None:
+def test_the_answer_to_a_released_lease_has_no_credential(agents: Agents, app: FastAPI) -> None:
     agents.api.start()
     item = agents.claim(agent=f"me {TOKEN}"[:100])
     body = {"lease_token": item["lease"]["token"], "reason": f"{TOKEN} ran out"}

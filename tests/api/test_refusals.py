@@ -167,7 +167,7 @@ class TestStartingARun:
         api.refused(other, 409, "run_exists", "'run-001'")
         assert api.run() == first
 
-    def test_an_id_that_differs_by_case_alone_is_409(self, api: Api) -> None:
+    def test_an_id_that_differs_only_by_case_is_409(self, api: Api) -> None:
         api.start("Run-A")
         other = api.client.post("/runs/start", json=api.plan("rUN-a"))
         api.refused(other, 409, "run_exists", "'Run-A'")
@@ -180,7 +180,7 @@ class TestStartingARun:
         api.refused(api.client.get("/runs/run-001"), 404)
         assert not (api.runs_dir / "run-001").exists()
 
-    def test_a_branch_that_stands_in_the_way_of_all_runs_is_409(self, api: Api) -> None:
+    def test_a_branch_whose_name_blocks_all_runs_is_409(self, api: Api) -> None:
         api.repo.git("branch", "autonomous")
         response = api.client.post("/runs/start", json=api.plan())
         api.refused(response, 409, "branch_exists", "refs/heads/autonomous")
@@ -265,7 +265,7 @@ class TestIdentifiers:
             api.refused(response, 422, None, field, "'other'")
 
 
-def test_a_phase_takes_no_more_files_in_a_patch_than_its_builder_mode(api: Api) -> None:
+def test_a_patch_may_not_change_more_files_than_the_builder_mode_allows(api: Api) -> None:
     api.start(phase={"builder_mode": "tweak_light"})
     files = [api.new_file(f"src/{name}.txt") for name in "abc"]
     problem = api.refused(api.result(patch="".join(files)), 422, "patch_policy")
@@ -294,7 +294,7 @@ class TestStates:
             problem = api.refused(response, 409, "phase_not_next", "'P0.0'")
             assert problem["allowed"] == ["P0.0"]
 
-    def test_a_run_that_is_over_takes_nothing_more(self, api: Api) -> None:
+    def test_a_run_that_is_over_accepts_nothing_more(self, api: Api) -> None:
         api.start()
         api.result()
         over = api.run()
@@ -454,7 +454,7 @@ class TestBodies:
                 response = api.client.post(path, content=b"{}", headers=headers)
                 api.refused(response, 415, "unsupported_media_type", "application/json", kind)
 
-    def test_any_name_of_json_is_taken(self, api: Api) -> None:
+    def test_any_json_name_is_accepted(self, api: Api) -> None:
         kinds = "application/json; charset=utf-8", "APPLICATION/JSON", "application/vnd.x+json"
         for number, kind in enumerate(kinds):
             body = json.dumps(api.plan(f"run-{number}"))

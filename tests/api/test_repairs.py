@@ -1,4 +1,4 @@
-"""What was mended in a patch is told wherever a patch is answered."""
+"""Every answer about a patch reports its repairs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def kinds(answer: dict[str, Any]) -> list[str]:
     return [repair["kind"] for repair in answer["repairs"]]
 
 
-def test_a_check_and_the_submission_tell_the_same_repairs_and_a_replay_tells_them_again(
+def test_a_check_a_submission_and_its_replay_report_the_same_repairs(
     api: Api,
 ) -> None:
     api.start()
@@ -38,13 +38,13 @@ def test_a_check_and_the_submission_tell_the_same_repairs_and_a_replay_tells_the
     assert api.repo.git("show", f"{built['commit_sha']}:src/a.txt") == "This is src/a.txt."
 
 
-def test_nothing_is_told_of_a_patch_that_needed_no_repair(api: Api) -> None:
+def test_a_patch_that_needed_no_repair_has_no_repairs(api: Api) -> None:
     api.start()
     assert api.client.post(CHECK, json={"patch_content": api.new_file("a")}).json()["repairs"] == []
     assert api.result().json()["repairs"] == []
 
 
-def test_a_review_tells_of_each_patch_which_it_was(api: Api) -> None:
+def test_a_review_names_the_patch_of_each_repair(api: Api) -> None:
     api.start(phase={"task_category": "schema_change", "complexity": "high"})
     held = api.result(patch=fenced(api, "src/a.txt"), status="needs_review").json()
     assert (held["commit_sha"], kinds(held)) == (None, ["fence"])

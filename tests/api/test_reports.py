@@ -112,7 +112,7 @@ def test_a_failure_names_its_budget_the_figure_reached_and_what_spent_most(api: 
     assert (failure["phase_count"], failure["phases_complete"]) == (3, 1)
 
 
-def test_slices_are_told_apart_by_category_and_complexity(api: Api) -> None:
+def test_slices_differ_by_category_and_complexity(api: Api) -> None:
     plan = api.plan(phases=3, token_cap=1_000)
     plan["phases"][0] |= {"task_category": "docs", "complexity": "low"}
     plan["phases"][1] |= {"task_category": "docs", "complexity": "medium"}
@@ -263,7 +263,7 @@ def test_a_plan_of_several_phases_is_named_by_its_tiers(api: Api, tiers: int, ti
     assert ask(api, "/runs/run-001/promotion")["pull_request"]["title"] == title
 
 
-def test_a_live_run_is_told_what_stands_against_it_now(api: Api) -> None:
+def test_a_live_run_has_the_present_reasons_against_it(api: Api) -> None:
     api.start()
     api.issue(severity="major")
     answer = ask(api, "/runs/run-001/promotion")
@@ -296,7 +296,7 @@ def test_words_of_agents_neither_call_people_nor_close_issues(api: Api) -> None:
     assert len(request["title"]) <= 120
 
 
-def test_a_plan_of_any_size_makes_a_text_that_a_forge_takes(api: Api) -> None:
+def test_a_plan_of_any_size_gives_a_text_within_a_forges_limits(api: Api) -> None:
     long = {"name": "n" * 500, "expected_issues": []}
     api.start(tiers=5, phases=30, phase=long, max_phases=150)
     request = ask(api, "/runs/run-001/promotion")["pull_request"]

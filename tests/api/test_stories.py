@@ -32,7 +32,7 @@ STALE = (
 
 @pytest.fixture
 def settings(settings: Settings, tmp_path: Path) -> Settings:
-    """A service whose runs may be judged by a CI outside, as there is a remote."""
+    """A service that may use an external CI, as it has a remote."""
     host = tmp_path / "host.git"
     subprocess.run(["git", "init", "--quiet", "--bare", str(host)], check=True)
     return settings.model_copy(update={"git_remote": SecretStr(str(host))})
@@ -56,7 +56,7 @@ def phases(api: Api) -> list[str]:
     return [" ".join(cells) for cells in row.findall(api.file(RUN, "run_summary.md"))]
 
 
-def test_a_stranger_moves_the_branch(api: Api) -> None:
+def test_another_process_moves_the_branch(api: Api) -> None:
     api.start(phases=2)
     api.result()
     stranger = api.repo.commit({"src/app.py": "VALUE = 2\n"}, "A commit of a stranger")

@@ -74,7 +74,7 @@ def terminate_listener(url: str) -> int:
     return count
 
 
-def test_five_who_read_miss_nothing_of_what_twenty_write_and_see_nothing_twice(
+def test_five_readers_get_each_event_of_twenty_writers_exactly_once(
     live_server: LiveServer, caller: httpx.Client, api: Api, database_url: str
 ) -> None:
     for run_id in RUNS:

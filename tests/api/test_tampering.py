@@ -47,7 +47,7 @@ def check(repository: str, run_id: str, branch: str, base: str) -> Json:
 
 
 class Forger:
-    """A copy of the repository, and somebody who may write to it."""
+    """A copy of the repository, and a forger who may write to it."""
 
     def __init__(self, repo: GitRepo) -> None:
         self.git = repo.git
@@ -517,7 +517,7 @@ def test_a_run_that_was_green_at_the_second_try_is_eligible(recorded: GitRepo) -
     assert check(str(recorded.path), RUN, BRANCH, "main")["reasons"] == []
 
 
-def test_a_record_is_of_its_own_run_branch_and_base_alone(recorded: GitRepo) -> None:
+def test_a_record_counts_only_for_its_own_run_branch_and_base(recorded: GitRepo) -> None:
     path = str(recorded.path)
     recorded.git("branch", "autonomous/run-002", BRANCH)
     for run_id, branch, base, reason in (

@@ -1,4 +1,4 @@
-"""A run that is busy keeps its own callers waiting, and nobody else."""
+"""A busy run only delays its own callers."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_turn_that_does_not_come_is_503_and_to_be_tried_again(
     assert first.result(timeout=60).status_code == 201
 
 
-def test_turns_of_a_run_are_taken_in_order_and_leave_nothing_behind() -> None:
+def test_turns_of_a_run_are_in_order_and_leave_no_state() -> None:
     async def story() -> list[str]:
         turns, done = Turns(), list[str]()
 

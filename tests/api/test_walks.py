@@ -504,7 +504,7 @@ class Walk:
         return self.api.status(state, self.run_id, phase["phase_id"])
 
     def _lapse(self, by_itself: bool) -> None:
-        """Let an agent take the phase at hand, or a review be due, and nobody come."""
+        """Let an agent claim the present phase, or a review be due, and let it lapse."""
         phase = self._at_hand()
         if phase["state"] == "QUEUED":
             self.answered(self.api.status("EXECUTING", self.run_id, phase["phase_id"]))
@@ -720,7 +720,7 @@ def recount_backlog(
 ) -> dict[str, Entry]:
     """Let the backlog follow from every run's sightings and the operator's word, in their order.
 
-    On the way, each sighting is judged again: how grave its issue is, and how grave in its run.
+    Meanwhile, the severity of each report is computed again: of the issue itself, and in its run.
     """
     high_risk = {
         name for name, rule in ruleset["categories"].items() if rule["default_severity"] == "major"
@@ -895,7 +895,7 @@ def check_backlog(api: Api, entries: dict[str, Entry]) -> None:
 
 
 def check_backtest(api: Api, ruleset: Json, run_ids: list[str]) -> None:
-    """Judged again by the very rules that it ran under, no run goes another way."""
+    """Decided again under its own rules, no run has another result."""
     body = {"ruleset": ruleset, "run_ids": run_ids}
     response = api.client.post("/strategy/backtest", json=body)
     assert response.status_code == 200, response.text

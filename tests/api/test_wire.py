@@ -120,7 +120,7 @@ async def test_a_head_grows_no_further_than_its_limit() -> None:
 
 
 @story
-async def test_what_comes_between_and_after_the_chunks_of_a_body_is_limited_too() -> None:
+async def test_bytes_between_and_after_the_chunks_of_a_body_are_limited_too() -> None:
     async with served() as connect:
         chunked = POST + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n"
         for flood in (b"0\r\nX: ", b"2;x="):
@@ -140,7 +140,7 @@ async def test_requests_within_the_limits_are_answered_alone_and_in_a_row() -> N
 
 
 @story
-async def test_a_head_that_stands_still_is_cut_with_408_and_silence_without_a_word() -> None:
+async def test_a_stalled_head_is_408_and_a_silent_connection_is_closed() -> None:
     async with served(stalled_seconds=0.05) as connect:
         assert (await answer_to(connect, HEAD)).startswith(b"HTTP/1.1 408 ")
         assert await answer_to(connect) == b""
@@ -235,7 +235,7 @@ async def post(app: AccessMiddleware, *pieces: bytes | None, **scope: Any) -> li
 
 
 @story
-async def test_a_body_that_stands_still_is_cut_by_every_server() -> None:
+async def test_a_stalled_body_is_refused_by_every_server() -> None:
     from fastapi import HTTPException
 
     app = behind_the_door(0.05)

@@ -170,10 +170,10 @@ PYTHON = "/usr/bin/python3 -c"
         "unshare -Urm sh -c 'mount -t ramfs x /tmp; sleep 600'",
     ],
 )
-def test_what_lies_in_a_file_system_in_memory_is_memory(narrow: Stage, command: str) -> None:
+def test_files_in_a_file_system_in_memory_count_as_memory(narrow: Stage, command: str) -> None:
     outcome = narrow.run(command + HOLD)
     if b"unshare failed" in outcome.log:
-        pytest.skip("this machine lets nobody make namespaces in a sandbox")
+        pytest.skip("this machine does not allow namespaces in a sandbox")
     assert outcome.verdict is Verdict.RED, outcome
     assert "AUTOPACK_CI_MEMORY_BYTES" in outcome.reason or "mounted" in outcome.reason, outcome
 
@@ -281,7 +281,7 @@ class TestAMachineThatIsShort:
             assert "the kernel killed 2 processes: exit 1" in outcome.reason
 
 
-def test_the_log_of_one_who_prints_for_ever_is_its_beginning_and_end(stage: Stage) -> None:
+def test_the_log_of_an_endless_output_is_its_beginning_and_end(stage: Stage) -> None:
     outcome = stage.run("echo first; yes", seconds=0.5)
     assert outcome.verdict is Verdict.RED
     assert outcome.log.startswith(b"first\n")
@@ -314,7 +314,7 @@ def test_no_environment_and_no_file_of_the_service_is_seen(
 
 @pytest.fixture
 def listening() -> Iterator[tuple[int, threading.Event]]:
-    """A port on this machine, and whether anybody called it."""
+    """A port on this machine, and whether it was called."""
     called = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as server:
 

@@ -1,4 +1,4 @@
-"""What a command's end and its reports come to; without a sandbox, so everywhere."""
+"""The verdict from a command's end and its reports. Without a sandbox, so it runs everywhere."""
 
 from __future__ import annotations
 

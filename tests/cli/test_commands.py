@@ -200,7 +200,7 @@ def test_issues_and_policy_are_in_an_operators_hand(
 
 
 @pytest.mark.integration
-def test_promotion_is_started_by_gh_for_an_eligible_run_alone(
+def test_promotion_is_started_by_gh_only_for_an_eligible_run(
     terminal: Terminal,
     autopack: Autopack,
     plan: Path,
@@ -248,7 +248,7 @@ def test_what_is_wrong_is_one_line_and_a_code(
 
 
 @pytest.mark.unit
-def test_nothing_that_the_service_says_steers_the_terminal(
+def test_no_text_of_the_service_controls_the_terminal(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     harmless = r"\x1b[2J[red]a[/red]\u202e\x9b\n"
@@ -317,7 +317,7 @@ def test_no_command_prints_but_through_the_one_place() -> None:
 
 
 @pytest.mark.integration
-def test_the_doctor_finds_what_is_wrong_and_says_how_to_mend_it(
+def test_the_doctor_finds_errors_and_says_how_to_repair_them(
     terminal: Terminal,
     settings: Settings,
     git_repo: GitRepo,
@@ -430,7 +430,7 @@ def configure(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> None:
     monkeypatch.setenv("AUTOPACK_HOME", str(settings.home))
     monkeypatch.setenv("AUTONOMOUS_RUNS_DIR", str(settings.autonomous_runs_dir))
     monkeypatch.setenv("DATABASE_URL", str(settings.database_url))
-    monkeypatch.setenv("AUTOPACK_PORT", "1")  # nobody's
+    monkeypatch.setenv("AUTOPACK_PORT", "1")  # unused
 
 
 def _commands() -> Iterator[str]:
@@ -457,7 +457,7 @@ def _python(*arguments: str, **environment: str) -> str:
 
 
 @pytest.mark.integration
-def test_a_misspelt_setting_is_told_with_the_nearest_known_one(
+def test_a_misspelt_setting_is_reported_with_the_nearest_known_one(
     git_repo: GitRepo,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

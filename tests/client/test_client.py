@@ -192,7 +192,7 @@ def test_what_may_have_arrived_and_has_no_key_is_not_sent_again() -> None:
 
 
 @pytest.mark.unit
-def test_nobody_there_is_told_with_what_to_do(pauses: list[float]) -> None:
+def test_a_missing_service_is_reported_with_what_to_do(pauses: list[float]) -> None:
     def refuse(request: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError("Connection refused")
 

@@ -40,7 +40,7 @@ class TestBuilder:
         assert phase.state == "CI_RUNNING"
         assert phase.deadline_at == drive.now + timedelta(seconds=90)
 
-    def test_an_unclaimed_result_starts_the_phase_under_a_fence_of_its_own(
+    def test_a_result_without_a_claim_starts_the_phase_under_a_new_fence(
         self, start: Start
     ) -> None:
         drive = start()
@@ -94,7 +94,9 @@ class TestBuilder:
         assert phase.commit is None
         assert drive.run.head_commit == head
 
-    def test_a_patch_that_nobody_could_approve_is_a_failed_attempt(self, start: Start) -> None:
+    def test_a_patch_that_needs_a_review_without_auditor_tries_is_a_failed_attempt(
+        self, start: Start
+    ) -> None:
         drive = start(phase={**HELD, "max_auditor_attempts": 0})
         assert drive.build().state == "QUEUED"
         drive.build()
@@ -176,7 +178,7 @@ class TestEscalation:
         assert drive.build().failure_reason is None
 
     @pytest.mark.parametrize("kind", ["patch", "checks"])
-    def test_two_attempts_that_fail_alike_spend_what_builder_tries_are_left(
+    def test_two_attempts_that_fail_in_the_same_way_use_up_the_builder_tries(
         self, start: Start, kind: str
     ) -> None:
         drive = start(phase={"max_builder_attempts": 9, "has_ci": True})
@@ -192,7 +194,7 @@ class TestEscalation:
         assert drive.phase("P1").builder_attempts_used == 3
         assert "BuilderTriesSpent" in {e.kind for e in drive.events}
 
-    def test_failures_that_say_nothing_are_not_alike(self, start: Start) -> None:
+    def test_failures_without_a_signature_are_not_equal(self, start: Start) -> None:
         drive = start(phase={"max_builder_attempts": 9})
         assert {drive.fail().state for _ in range(5)} == {"QUEUED"}
 
@@ -329,7 +331,7 @@ class TestReview:
         assert drive.review("revise").state == "FAILED"
 
     @pytest.mark.parametrize("recommendation", ["approve", "revise", "escalate"])
-    def test_an_auditors_result_is_taken_in_the_gate_alone(
+    def test_an_auditors_result_is_accepted_only_in_the_gate(
         self, start: Start, recommendation: str
     ) -> None:
         drive = start()
@@ -461,7 +463,7 @@ class TestRollback:
         with pytest.raises(operating.RunNotOverError):
             operating.require_rollback(start().run)
 
-    def test_a_branch_that_a_stranger_moved_is_left_alone(self, start: Start) -> None:
+    def test_a_branch_that_another_process_moved_is_not_overwritten(self, start: Start) -> None:
         drive = start()
         drive.end_failed(FailureCode.BRANCH_MOVED, "moved")
         with pytest.raises(operating.BranchNotOursError):

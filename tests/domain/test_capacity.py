@@ -62,7 +62,7 @@ def test_a_builder_that_could_not_work_uses_no_try_and_its_clock_stops(start: St
     assert "AttemptFailed" not in {event.kind for event in drive.events}
 
 
-def test_an_auditor_that_could_not_work_uses_no_try_and_has_its_whole_time_anew(
+def test_an_auditor_that_could_not_work_uses_no_try_and_gets_its_whole_time_again(
     start: Start,
 ) -> None:
     drive = start(phase={**HELD, "max_auditor_attempts": 1}, audit_minutes=10)
@@ -122,7 +122,7 @@ def test_a_run_that_ends_for_lack_of_capacity_says_so(start: Start) -> None:
     )
 
 
-def test_a_run_whose_agents_came_back_in_time_ends_by_its_duration(start: Start) -> None:
+def test_a_run_whose_agents_have_capacity_again_ends_by_its_duration(start: Start) -> None:
     drive = start(max_duration_minutes=60)
     claim(drive)
     give_up(drive, minutes=59)

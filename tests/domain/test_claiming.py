@@ -1,4 +1,4 @@
-"""Leases: who takes what, who is shut out, what each way to end one leaves. (rules §4)"""
+"""Leases: claims, lost leases, and the state after each way to end one. (rules §4)"""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class TestClaim:
         assert phase.pending_submission_id == before.pending_submission_id
         assert phase.deadline_at == drive.now + timedelta(seconds=SECONDS)
 
-    def test_what_is_held_is_given_to_nobody_else(self, start: Start) -> None:
+    def test_a_phase_under_a_lease_is_not_given_to_another_agent(self, start: Start) -> None:
         drive = start({"T1": ("P1", "P2")}, phase=HELD)
         must_claim(drive)
         assert claim(drive) is None
@@ -163,7 +163,9 @@ class TestReservation:
         assert claiming.beat(drive.run, phase, 500)[0] is Directive.CONTINUE
         assert claiming.beat(drive.run, phase, 501)[0] is Directive.STOP
 
-    def test_what_others_hold_is_waited_for_and_ends_nothing(self, start: Start) -> None:
+    def test_budget_that_other_agents_reserve_is_waited_for_and_ends_nothing(
+        self, start: Start
+    ) -> None:
         drive = start(token_cap=1_000, tokens_reserved=1_000)
         assert claim(drive) is None
         assert drive.run.state == RunStatus.RUN_CREATED
@@ -325,10 +327,10 @@ class TestLease:
             (BUILDER, BUILDER, None, False, LeaseHeldError),
             (AUDITOR, AUDITOR, None, False, LeaseHeldError),
             (BUILDER, AUDITOR, None, False, None),  # refused for the phase's state instead
-            (BUILDER, BUILDER, None, True, LeaseLostError),  # a token that nobody knows
+            (BUILDER, BUILDER, None, True, LeaseLostError),  # an unknown token
             (BUILDER, BUILDER, 6, True, LeaseLostError),  # an earlier lease
             (BUILDER, AUDITOR, 7, True, LeaseLostError),  # the other role's
-            (None, BUILDER, None, False, None),  # nobody holds one
+            (None, BUILDER, None, False, None),  # no agent holds one
             (None, BUILDER, 7, True, LeaseLostError),  # used, or lapsed
         ],
     )

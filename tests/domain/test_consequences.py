@@ -119,7 +119,7 @@ class TestOrder:
         drive.build("P1")
         assert drive.build("P3").state == "COMPLETE"
 
-    def test_a_failed_phase_lets_the_next_of_its_tier_start(self, start: Start) -> None:
+    def test_after_a_failed_phase_the_next_of_its_tier_can_start(self, start: Start) -> None:
         drive = start(TWO_TIERS, phase=ONE_TRY)
         drive.fail("P1")
         assert drive.phase("P1").state == "FAILED"
@@ -164,7 +164,7 @@ class TestTiers:
         drive.build("P2")
         assert drive.tier("T1").state == "FAILED"
 
-    def test_a_tier_without_phases_is_skipped_and_stands_in_nobodys_way(self, start: Start) -> None:
+    def test_a_tier_without_phases_is_skipped_and_blocks_no_other(self, start: Start) -> None:
         drive = start({"T0": (), "T1": ("P1",)})
         drive.build()
         assert drive.tier("T0").state == "SKIPPED"
@@ -453,7 +453,7 @@ class TestTheEnd:
         assert drive.decide(step).failure_reason == "first"
         assert [e.kind for e in drive.events].count("RunEnded") == 1
 
-    def test_a_run_that_is_over_takes_no_more_results_and_says_why(self, start: Start) -> None:
+    def test_a_run_that_is_over_refuses_results_with_the_reason(self, start: Start) -> None:
         drive = start()
         drive.end_failed(FailureCode.CANCELLED, "cancelled: enough")
         with pytest.raises(RunOverError, match="enough") as refusal:
@@ -468,7 +468,7 @@ class TestTheEnd:
         assert run.promotion_reasons[0] == f"the run is {run.state}, not DONE_SUCCESS"
 
 
-def test_a_builder_result_is_taken_in_the_queue_and_under_way_alone(start: Start) -> None:
+def test_a_builder_result_is_accepted_only_in_queued_and_executing(start: Start) -> None:
     drive = start(phase={"auto_apply": False})
     drive.build()
     with pytest.raises(WrongStateError) as refusal:

@@ -38,7 +38,7 @@ def published() -> list[dict[str, Any]]:
 
 
 def is_whole(chain: list[dict[str, Any]]) -> bool:
-    """Check a chain as somebody would who has read nothing but its description."""
+    """Check a chain as a reader of its description would."""
     previous = "0" * 64
     for place, document in enumerate(chain, 1):
         rest = {name: value for name, value in document.items() if name != "hash"}
@@ -54,7 +54,7 @@ def is_whole(chain: list[dict[str, Any]]) -> bool:
     return True
 
 
-def test_a_chain_can_be_checked_by_its_description_alone() -> None:
+def test_a_chain_can_be_checked_with_only_its_description() -> None:
     assert is_whole(json.loads(json.dumps(published())))
 
 
@@ -117,7 +117,7 @@ def test_the_same_moment_is_written_alike_in_every_zone() -> None:
     assert wire_time(elsewhere) == wire_time(AT) == "2026-01-01T12:00:00.000001Z"
 
 
-def test_the_canonical_form_knows_no_order_of_names_and_no_nan() -> None:
+def test_the_canonical_form_is_independent_of_the_order_of_names_and_has_no_nan() -> None:
     assert (
         canonical_json({"b": 1, "a": {"d": [], "c": "ü"}})
         == '{"a":{"c":"ü","d":[]},"b":1}'.encode()

@@ -45,7 +45,7 @@ def problems(given: Document, ruleset: Ruleset = RULESET) -> list[tuple[str, str
     return found
 
 
-def test_a_plan_that_makes_sense_is_taken() -> None:
+def test_a_valid_plan_is_accepted() -> None:
     check_plan(Plan.model_validate(document()), RULESET)
 
 
@@ -143,7 +143,7 @@ def test_a_plan_over_the_rulesets_max_phases_says_how_many_runs_it_splits_into(
     assert message == f"{phases} phases are over max_phases 25: split the plan into {runs} runs"
 
 
-def test_a_plan_that_reaches_max_phases_exactly_is_taken() -> None:
+def test_a_plan_with_exactly_max_phases_is_accepted() -> None:
     check_plan(Plan.model_validate(document(25)), RULESET)
 
 

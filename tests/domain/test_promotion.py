@@ -116,7 +116,7 @@ def test_a_normal_phase_that_nothing_verified_is_allowed_and_named(done: RunStat
         (None, True, "reason: the green verdict of phase 'P1' was not made in a sandbox"),
     ],
 )
-def test_a_green_without_a_sandbox_is_told_and_refused_where_one_is_required(
+def test_a_green_verdict_without_a_sandbox_is_reported_and_refused_where_one_is_required(
     done: RunState, sandbox: Sandbox | None, is_required: bool, said: str
 ) -> None:
     run = with_phase(replace(done, is_sandbox_required=is_required), sandbox=sandbox)

@@ -14,7 +14,7 @@ from autopack.domain.secret_rules import Steps, TooManyStepsError, find_secrets,
 
 pytestmark = pytest.mark.unit
 
-# Built from parts, so that nobody's scanner takes this file for a leak.
+# Built from parts, so that a scanner for secrets does not report this file.
 MIXED = "aB3dE5fG7hJ9kL1mN3pQ5rS7tU9vW1xY3zA5bC7dE9fG1hJ3kL5mN7pQ9rS1tU3vW5xY7zA9bC1dE3fG5hJ7kL9"
 SECRETS = {
     "private_key": "-----BEGIN RSA " + "PRIVATE KEY-----\n" + MIXED[:64] + "\n",
@@ -115,7 +115,7 @@ def sorts(text: bytes) -> list[str]:
 
 
 @pytest.mark.parametrize("text", SECRETS.values(), ids=SECRETS)
-def test_a_credential_is_seen_wherever_it_stands(text: str) -> None:
+def test_a_credential_is_found_at_any_place(text: str) -> None:
     assert len(sorts(b"first\n" + text.encode() + b"\nlast\n")) == 1
     assert len(sorts(text.encode())) == 1
     for encoding in ("utf-16", "utf-16-le", "utf-16-be", "utf-32"):
@@ -141,7 +141,9 @@ def test_what_only_looks_like_a_credential_is_none(text: str) -> None:
 
 
 @pytest.mark.parametrize("address", DATABASES)
-def test_an_address_that_tells_no_password_of_a_reachable_host_is_none(address: str) -> None:
+def test_an_address_without_a_password_for_a_reachable_host_is_not_a_credential(
+    address: str,
+) -> None:
     assert sorts(f"url = '{address}'\n".encode()) == []
     assert sorts(address.encode()) == []
 

@@ -77,7 +77,7 @@ def check(kind: str, current: str, wanted: str) -> None:
 
 
 @pytest.mark.parametrize(("kind", "current", "wanted", "allowed"), CASES)
-def test_a_transition_is_taken_where_the_table_holds_it_and_refused_with_the_legal_ones_elsewhere(
+def test_a_transition_in_the_table_is_accepted_and_any_other_is_refused_with_the_legal_ones(
     kind: str, current: str, wanted: str, allowed: list[str]
 ) -> None:
     if wanted in allowed:

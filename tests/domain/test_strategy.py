@@ -78,7 +78,7 @@ def figures(phase: PhaseStrategy) -> list[str]:
 
 class TestPhases:
     @pytest.mark.parametrize("row", ROWS, ids=[row[0] for row in ROWS])
-    def test_a_task_category_costs_what_the_table_says(self, row: list[str]) -> None:
+    def test_a_task_category_has_the_caps_of_the_table(self, row: list[str]) -> None:
         phase = one(task_category=row[0])
         assert figures(phase) == row[1:]
         assert phase.default_severity == ("major" if row[0] in HIGH_RISK else "minor")
@@ -115,7 +115,7 @@ class TestPhases:
         assert figures(phase) == ROWS[-1][1:]
         assert phase.max_patch_files is None
 
-    def test_the_ruleset_may_say_otherwise_of_all_of_it(self) -> None:
+    def test_the_ruleset_may_change_all_of_it(self) -> None:
         rules = ruleset(
             categories={"default": {}, "docs": {"max_builder_attempts": 9, "auto_apply": False}},
             aliases={"prose": "docs"},
@@ -179,7 +179,7 @@ class TestRunAndTiers:
         strategy = compiled({}, rules=rules, safety_profile="normal", run_scope="incremental")
         assert (strategy.safety_profile, strategy.run_scope) == ("normal", "incremental")
 
-    def test_the_highest_caps_that_a_ruleset_takes_can_be_compiled(self) -> None:
+    def test_the_highest_caps_that_a_ruleset_allows_can_be_compiled(self) -> None:
         most = 2**53 - 1
         rules = ruleset(
             categories={"default": {"incident_token_cap": most}},

@@ -83,7 +83,7 @@ def takes(kind: str, value: object) -> bool:
 
 
 @pytest.mark.parametrize("value", GOOD_IDENTIFIERS)
-def test_an_identifier_becomes_a_ref_that_git_takes(value: str) -> None:
+def test_an_identifier_becomes_a_ref_that_git_accepts(value: str) -> None:
     assert takes("Identifier", value)
     for ref in (branch_ref(value), snapshot_ref(snapshot_name(value, value, value))):
         subprocess.run(["git", "check-ref-format", ref], check=True)
@@ -126,7 +126,7 @@ def test_a_name_is_not_empty_and_has_no_controls_or_line_breaks(kind: str, value
 
 @pytest.mark.parametrize("kind", LONGEST)
 @pytest.mark.parametrize("value", ["Grüße, 世界 🚀", "<b>&amp;</b>", "a' OR 1=1 --", "${x}"])
-def test_what_is_only_strange_is_taken_as_it_is(kind: str, value: str) -> None:
+def test_an_unusual_but_valid_value_is_accepted(kind: str, value: str) -> None:
     assert takes(kind, value)
 
 
@@ -172,7 +172,7 @@ class TestReports:
         with pytest.raises(InvalidError, match="base64"):
             report(patch_content_base64="a$==").patch()
 
-    def test_what_is_kept_of_a_report_holds_neither_patches_nor_the_lease(self) -> None:
+    def test_a_stored_report_has_neither_patches_nor_the_lease(self) -> None:
         builder = BuilderReport.model_validate(
             {
                 "status": "success",

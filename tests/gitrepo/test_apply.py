@@ -63,7 +63,7 @@ BINARY = bytes(range(256)) * 20
 
 
 def allow(changes: ChangeSet) -> None:
-    """The judge of tests that are about something else."""
+    """A policy check that accepts everything."""
 
 
 def refuse(changes: ChangeSet) -> None:
@@ -360,7 +360,7 @@ def object_files(repo: GitRepo) -> set[Path]:
     return {path for path in (repo.path / ".git/objects").rglob("*") if path.is_file()}
 
 
-def test_nothing_is_taken_over_unless_the_judge_agrees(
+def test_no_object_is_kept_unless_the_policy_accepts_the_patch(
     history: History, repository: Repository, tmp_path: Path
 ) -> None:
     head = history.commit({"a": TEXT})
@@ -593,7 +593,7 @@ def test_a_file_takes_a_folder_s_place_only_when_nothing_is_left_in_it(
     assert applied.tree == history.tree(goal)
 
 
-def test_a_change_that_is_there_already_is_told_from_a_conflict(
+def test_a_change_that_is_there_already_is_not_a_conflict(
     history: History, repository: Repository
 ) -> None:
     head, new = history.commit({"a": TEXT}), history.commit({"a": CHANGED})
@@ -601,7 +601,7 @@ def test_a_change_that_is_there_already_is_told_from_a_conflict(
         repository.apply(new, history.patch(head, new), allow)
 
 
-def test_a_patch_for_an_earlier_commit_is_merged_and_judged(
+def test_a_patch_for_an_earlier_commit_is_merged_and_checked(
     history: History, repository: Repository
 ) -> None:
     nine = TEXT.replace(b"line 9\n", b"nine\n")
@@ -647,7 +647,7 @@ def test_git_is_refused_more_memory_than_it_may_have(
         repository.apply(head, patch, allow)
 
 
-def test_a_judge_sees_contents_and_the_resulting_tree(
+def test_a_policy_check_gets_contents_and_the_resulting_tree(
     history: History, repository: Repository
 ) -> None:
     head = history.commit({"a": TEXT, "d/e": TEXT, "l": ("120000", b"a")})
@@ -673,7 +673,7 @@ def test_a_judge_sees_contents_and_the_resulting_tree(
     ]
 
 
-def test_a_judge_sees_the_links_of_the_whole_tree_as_they_will_be(
+def test_a_policy_check_gets_the_links_of_the_whole_resulting_tree(
     history: History, repository: Repository
 ) -> None:
     old: State = {

@@ -1,4 +1,4 @@
-"""Patches that do not fit the head: merged, known already, or answered by a repair ticket.
+"""Patches that do not apply to the head: merged, there already, or answered with a repair ticket.
 
 The corpus drifts files in the ways that files drift while an agent works. It plays the agent too:
 the second try is made from the ticket and the agent's own patch alone.
@@ -273,7 +273,7 @@ def test_each_hunk_has_its_own_verdict(branch: Branch) -> None:
         ({STEPS: None, "src/walk.py": SOURCE}, "The file is src/walk.py since commit"),
     ],
 )
-def test_a_file_that_is_gone_is_told_by_what_became_of_it(
+def test_a_missing_file_is_reported_with_its_deletion_or_new_name(
     branch: Branch, drift: State, says: str
 ) -> None:
     patch = without_index(branch.patch({STEPS: changed(SOURCE, EDIT)}))
@@ -298,7 +298,7 @@ def test_content_that_is_not_utf8_still_makes_a_ticket(branch: Branch) -> None:
     assert "Schritt \\xe4" in ticket["files"][0]["hunks"][0]["now"]
 
 
-def test_a_binary_file_is_told_by_its_id(branch: Branch) -> None:
+def test_a_binary_file_is_reported_by_its_id(branch: Branch) -> None:
     branch.start({"logo.png": bytes(range(256))})
     patch = branch.patch({"logo.png": bytes(range(255))}, "--binary")
     branch.drift({"logo.png": bytes(range(254))})

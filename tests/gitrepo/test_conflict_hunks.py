@@ -1,4 +1,4 @@
-"""Where a hunk stands in a file that has changed since: tables, without git."""
+"""The place of a hunk in a file that has changed: tables, without git."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_two_equal_hunks_take_two_places() -> None:
     assert (first.start, second.start) == (0, 3)
 
 
-def test_half_of_a_patch_on_the_branch_already_is_told_from_the_other_half() -> None:
+def test_a_hunk_that_is_there_already_and_one_that_applies_are_told_apart() -> None:
     text = MIDDLE + "@@ -13,3 +13,3 @@\n m\n-n\n+N\n o\n"
     statuses = [found.status for found in place(text, lines(*"abcDefghijklmnopq"))]
     assert statuses == [HunkStatus.ALREADY_APPLIED, HunkStatus.APPLIED]

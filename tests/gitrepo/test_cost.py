@@ -77,7 +77,7 @@ def test_a_patch_for_which_git_needs_quadratic_time_is_refused_by_the_limit_on_s
     ],
     ids=["changed all over", "emptied", "longer"],
 )
-def test_a_large_patch_that_stands_where_it_says_costs_about_its_length(
+def test_a_large_patch_with_right_line_numbers_has_linear_cost(
     new: bytes, history: History, open_repository: OpenRepository
 ) -> None:
     repository = open_repository(history.repo.path, max_patch_steps=LIMIT)
@@ -87,7 +87,7 @@ def test_a_large_patch_that_stands_where_it_says_costs_about_its_length(
 
 
 @pytest.mark.integration
-def test_a_hunk_that_stands_where_it_says_is_not_looked_for_elsewhere(
+def test_a_hunk_at_its_named_line_is_not_searched_elsewhere(
     history: History, open_repository: OpenRepository
 ) -> None:
     """180 hunks of 7 lines: looked for all over the file they would cost 320,000 steps more."""
@@ -114,7 +114,7 @@ class Positions(list[int]):
 
 
 @pytest.mark.unit
-def test_a_line_that_fills_the_file_is_looked_at_around_the_hunks_place_alone() -> None:
+def test_a_repeated_line_is_compared_only_around_the_hunks_place() -> None:
     lines = (b"x\n",) * 100_000
     positions = Positions(range(len(lines)))
     assert find_image(lines[:20], lines, {b"x\n": positions}, 70_000)[:3] == [

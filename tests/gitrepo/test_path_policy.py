@@ -292,7 +292,7 @@ def test_a_new_link_to_a_protected_path_is_refused(target: str) -> None:
         ({"l": link("m/../x"), "m": link("n/o")}, {"m": link(".")}),
     ],
 )
-def test_a_link_that_comes_to_lead_out_with_a_later_change_is_refused(
+def test_a_link_that_leads_out_after_a_later_change_is_refused(
     before: dict[str, Side], change: dict[str, Side]
 ) -> None:
     kept = {p: s for p, s in before.items() if not any(p.startswith(f"{c}/") for c in change)}
@@ -301,7 +301,7 @@ def test_a_link_that_comes_to_lead_out_with_a_later_change_is_refused(
     assert [(each.path, each.rule) for each in found] == [("l", "link")]
 
 
-def test_a_link_that_comes_to_lead_to_a_protected_path_is_refused() -> None:
+def test_a_link_that_leads_to_a_protected_path_after_a_change_is_refused() -> None:
     before = {"l": link("a/../workflows"), "a/x": file()}
     after = {"l": before["l"], "a": link(".github/x")}
     found = check_changes(Tree(before, after), DEFAULT)
@@ -409,7 +409,7 @@ def test_patterns(pattern: str, path: str, expected: bool) -> None:
 
 
 @pytest.mark.parametrize("mode", [MODE_SUBMODULE, 0o040000, 0o100664, 0o107777, 0o120777])
-def test_only_files_and_links_are_taken(mode: int) -> None:
+def test_only_files_and_links_are_accepted(mode: int) -> None:
     assert rules({"a": (mode, b"x")}) == ["mode"]
     assert rules({}, {"a": (mode, b"x")}) == ["mode"]
     assert rules({"a": (MODE_EXECUTABLE, b"x")}, {"a": file(b"x")}) == []
@@ -471,7 +471,7 @@ def test_a_file_beside_an_old_link_of_the_same_name_is_refused() -> None:
     assert rules({**old, "l/x": file(b"2")}, both) == []
 
 
-# Built from parts, so that nobody's scanner takes this file for a leak.
+# Built from parts, so that a scanner for secrets does not report this file.
 TOKEN = b"ghp_" + b"aB3dE5fG7hJ9kL1mN3pQ5rS7tU9vW1xY3zA5"
 BODY = b"MIIEpAIBAAKCAQEA7bq2Kx9Zf3LmN8vQwErTyUiOpAsDfGhJkLzXcVbNm1234567\n"
 HEADER = b"-----BEGIN RSA " + b"PRIVATE KEY-----\n"
@@ -530,6 +530,6 @@ def test_more_beginnings_of_secrets_than_can_be_looked_at_are_refused() -> None:
 
 
 @given(st.text())
-def test_any_path_is_judged_without_a_failure(path: str) -> None:
+def test_any_path_is_checked_without_an_error(path: str) -> None:
     check_changes(Tree({}, {path: file()}), DEFAULT)
     check_changes(Tree({}, {"l": (MODE_LINK, path.encode(errors="surrogatepass"))}), DEFAULT)

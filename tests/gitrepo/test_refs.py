@@ -1,4 +1,4 @@
-"""A ref moves from where it was left to where it shall be, or the reason is told apart."""
+"""A ref moves from its recorded to its new commit, or each reason against it has its error."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_refs_are_created_and_moved_together(
     assert repository.read_ref("HEAD") == git_repo.git("rev-parse", "HEAD")
 
 
-def test_leaving_without_a_commit_lets_the_refs_go(
+def test_leaving_without_a_commit_releases_the_refs(
     repository: Repository, commits: list[str]
 ) -> None:
     update = RefUpdate(BRANCH, commits[0], None)
@@ -126,7 +126,7 @@ FOUND_BEFORE_THE_COMMIT: dict[str, tuple[Prepare, int | None, type[Exception]]] 
 @pytest.mark.parametrize(
     ("prepare", "old", "error"), FOUND_BEFORE_THE_COMMIT.values(), ids=FOUND_BEFORE_THE_COMMIT
 )
-def test_what_stands_against_a_move_is_found_before_the_database_commits(
+def test_a_blocked_move_is_found_before_the_database_commits(
     git_repo: GitRepo,
     repository: Repository,
     commits: list[str],
@@ -148,7 +148,9 @@ def test_what_stands_against_a_move_is_found_before_the_database_commits(
     assert git_repo.git("for-each-ref") == before
 
 
-def test_a_moved_ref_says_from_where_to_where(repository: Repository, commits: list[str]) -> None:
+def test_a_moved_ref_is_reported_with_both_commits(
+    repository: Repository, commits: list[str]
+) -> None:
     move(repository, RefUpdate(BRANCH, commits[0], None))
     with (
         pytest.raises(RefMovedError) as caught,
@@ -180,7 +182,7 @@ def test_a_stale_lock_of_ours_is_removed(
     assert "stale lock" in caplog.text
 
 
-def test_a_lock_that_is_let_go_in_time_is_waited_for(
+def test_a_lock_that_is_released_in_time_is_waited_for(
     repository: Repository, commits: list[str]
 ) -> None:
     with ThreadPoolExecutor(1) as pool:
@@ -241,7 +243,7 @@ def test_a_ref_that_lags_is_rolled_forward(
 
 
 @pytest.mark.safety_critical
-def test_a_ref_that_somebody_moved_is_never_overwritten(
+def test_a_ref_that_was_moved_is_never_overwritten(
     repository: Repository, commits: list[str]
 ) -> None:
     move(repository, RefUpdate(BRANCH, commits[3], None))

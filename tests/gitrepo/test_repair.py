@@ -1,4 +1,4 @@
-"""What models really send is mended where it can mean one thing, and told; else it is refused."""
+"""Errors in models' patches are repaired if they have one possible meaning, else refused."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ MENDED: dict[str, tuple[bytes, set[RepairKind]]] = {
 
 
 @pytest.mark.parametrize(("patch", "kinds"), MENDED.values(), ids=MENDED)
-def test_what_can_mean_one_thing_only_is_mended_and_told(
+def test_an_error_with_one_possible_meaning_is_repaired_and_reported(
     branch: Branch, patch: bytes, kinds: set[RepairKind]
 ) -> None:
     applied = branch.apply(patch)
@@ -190,7 +190,7 @@ def test_what_can_mean_one_thing_only_is_mended_and_told(
     assert not applied.merged
 
 
-def test_a_patch_that_git_takes_is_not_touched(branch: Branch) -> None:
+def test_a_patch_that_git_accepts_is_not_changed(branch: Branch) -> None:
     for patch in (PATCH, NEW, b"From " + SHA + b" Mon Sep 17\nSubject: x\n\n---\n" + PATCH):
         assert branch.apply(patch).repairs == ()
 
@@ -206,7 +206,7 @@ NEW_FILE: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("patch", NEW_FILE.values(), ids=NEW_FILE)
-def test_a_new_file_is_seen_in_whatever_says_so(branch: Branch, patch: bytes) -> None:
+def test_a_new_file_is_recognized_by_every_form_of_its_header(branch: Branch, patch: bytes) -> None:
     applied = branch.apply(patch)
     assert branch.content(applied, "n.txt") == b"hi\n"
     assert len(applied.repairs) == 1
@@ -270,7 +270,7 @@ def test_a_stack_of_which_a_part_neither_fits_nor_is_there_conflicts(
         Branch(branch.history, branch.repository, head).apply(STACK)
 
 
-def test_a_stack_that_has_landed_as_a_whole_says_so(branch: Branch) -> None:
+def test_a_series_that_is_on_the_branch_already_is_reported(branch: Branch) -> None:
     head = branch.history.commit({**FILES, "src/m.py": b"x = 2\n", "docs/a.md": b"hello\nworld\n"})
     with pytest.raises(PatchAlreadyAppliedError):
         Branch(branch.history, branch.repository, head).apply(STACK)
@@ -344,7 +344,7 @@ def test_a_hunk_that_is_short_of_lines_is_called_so_and_no_conflict(branch: Bran
             branch.apply(sent)
 
 
-def test_a_hunk_that_is_short_of_lines_within_a_patch_is_taken_where_its_index_line_proves_it(
+def test_a_hunk_with_missing_lines_is_accepted_only_if_its_index_line_confirms_it(
     branch: Branch,
 ) -> None:
     goal = branch.history.commit({**FILES, "calc.py": GOAL, "src/m.py": b"x = 2\n"})
@@ -461,7 +461,7 @@ REFUSALS = (
 
 @BOUNDED
 @given(edit=edits(), names=st.lists(st.sampled_from(sorted(MANGLES)), min_size=1, max_size=3))
-def test_a_mended_patch_gives_what_the_whole_one_gives_or_is_refused(
+def test_a_repaired_patch_gives_the_same_result_as_the_whole_one_or_is_refused(
     history: History, repository: Repository, edit: tuple[bytes, bytes], names: list[str]
 ) -> None:
     old, goal = (history.commit({"calc.py": content}) for content in edit)

@@ -152,7 +152,7 @@ def test_the_paths_are_those_of_every_header(
         b"diff -ru a/y b/y\n%b",
     ],
 )
-def test_what_git_puts_around_a_diff_is_taken(around: bytes) -> None:
+def test_text_that_git_prints_around_a_diff_is_accepted(around: bytes) -> None:
     assert [file.paths for file in scan(around % PATCH).files] == [(b"x",)]
 
 

@@ -81,7 +81,7 @@ def test_submodules_are_named(git_repo: GitRepo, open_repository: OpenRepository
     ]
 
 
-def test_files_of_git_lfs_are_named_by_their_content_and_not_by_the_pattern_alone(
+def test_files_of_git_lfs_are_found_by_their_content_and_not_only_by_the_pattern(
     git_repo: GitRepo, open_repository: OpenRepository
 ) -> None:
     git_repo.commit(

@@ -1,4 +1,4 @@
-"""What the served repository tracks steers no service: settings, home, runs directory."""
+"""Tracked files never configure the service: settings, home, runs directory."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_links_that_form_a_loop_are_refused(git_repo: GitRepo) -> None:
         serve(git_repo)
 
 
-def test_the_runs_directory_may_hold_tracked_rulesets_and_records(git_repo: GitRepo) -> None:
+def test_the_runs_directory_may_contain_tracked_rulesets_and_records(git_repo: GitRepo) -> None:
     git_repo.commit(
         {
             RULESET: "{}",
@@ -198,7 +198,7 @@ def test_the_file_that_the_environment_names_is_read(
     settings = load_settings(repo_path=git_repo.path)
     assert (settings.port, settings.project_id, settings.env_file) == (8123, "ours", file)
     file.unlink()
-    with pytest.raises(SettingsError, match=r"AUTOPACK_ENV_FILE.*no such file"):
+    with pytest.raises(SettingsError, match=r"AUTOPACK_ENV_FILE.*does not exist"):
         load_settings(repo_path=git_repo.path)
 
 

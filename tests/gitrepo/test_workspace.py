@@ -183,7 +183,7 @@ def nest(tree: Path) -> None:
             name_oddly,
             ["A 100644 caf\udce9", "A 100644 latin.txt", "A 100644 spa ce\ttab"],
         ),
-        # Files beside tracked ones stay files, whatever somebody made of their folder.
+        # Files beside tracked ones are kept, also if their folder was changed.
         (nest, ["A 100644 beside.py", "A 100644 vendor/lib/inside.py"]),
     ],
 )
@@ -215,7 +215,7 @@ def test_the_agent_finds_a_clean_repository_with_history(
     assert (workspace.tree / "crlf.txt").read_bytes() == b"one\ntwo\n"  # as the commit has it
 
 
-def test_a_staged_patch_lies_there_and_is_no_change(
+def test_a_staged_patch_is_applied_and_is_not_a_change(
     git_repo: GitRepo, base: str, cache: ObjectCache, tmp_path: Path
 ) -> None:
     desks = [tmp_path / name for name in ("builder", "auditor", "other")]
@@ -233,7 +233,9 @@ def test_a_staged_patch_lies_there_and_is_no_change(
     assert not lay_out(cache, git_repo, base, desks[2], staged=fix_up).is_staged
 
 
-def test_more_than_one_patch_may_hold_is_told_and_not_read(workspace: Workspace) -> None:
+def test_changes_above_the_limits_of_a_patch_are_reported_and_not_read(
+    workspace: Workspace,
+) -> None:
     (workspace.tree / "big").write_bytes(os.urandom(100_001))
     with pytest.raises(TooMuchChangedError, match="100000"):
         workspace.harvest(LIMITS)

@@ -53,7 +53,7 @@ def test_twenty_callers_at_once_share_few_writes_and_each_finds_its_own(
     assert reads <= 4
 
 
-def test_a_failure_is_told_to_one_caller_and_the_others_try_again(
+def test_a_failure_is_raised_to_one_caller_and_the_others_try_again(
     mirror: Mirror, a_backlog_entry: MakeEntry
 ) -> None:
     is_reading = threading.Event()

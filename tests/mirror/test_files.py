@@ -1,4 +1,4 @@
-"""What stands in the runs directory, and what happens to it when writing fails."""
+"""The files of the runs directory, and their state after a failed write."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ class TestTheMachineStops:
         assert mirror.unsynced_since() is None
 
     @pytest.mark.parametrize("boot", ["another start", ""])
-    def test_what_came_after_the_mark_is_doubted_in_another_start(
+    def test_after_another_boot_runs_with_events_after_the_mark_are_unsynced(
         self, mirror: Mirror, monkeypatch: pytest.MonkeyPatch, boot: str
     ) -> None:
         mirror.sync(7, is_forced=False)
@@ -283,7 +283,7 @@ def test_leftover_temporary_files_are_not_in_the_way(
     assert names_below(mirror.runs_dir) == names
 
 
-def test_leftovers_of_files_that_nobody_writes_again_are_removed(
+def test_leftovers_of_files_that_are_never_written_again_are_removed(
     mirror: Mirror, a_run: MakeRun
 ) -> None:
     mirror.write_run(a_run())

@@ -1,4 +1,4 @@
-"""Text that nobody vouches for, shown as what it is. The escapes follow GitHub's Markdown."""
+"""Untrusted text is shown as it is. The escapes follow GitHub's Markdown."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_quotation_keeps_lines_and_paragraphs() -> None:
     assert quote("one\ntwo\n\n\n# three\n") == "> one  \n> two\n>\n> \\# three"
 
 
-def test_a_quoted_log_calls_nobody_and_ends_no_quotation() -> None:
+def test_a_quoted_log_mentions_no_account_and_ends_no_quotation() -> None:
     log = "@admin\n```\n</blockquote>\n> x\n![a](https://evil.example/a.png) closes #1"
     assert quote(log).splitlines() == [
         "> @<!-- -->admin  ",

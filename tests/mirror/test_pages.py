@@ -159,7 +159,7 @@ def test_every_link_of_the_pages_leads_to_a_file(mirror: Mirror, failed_run: Run
         assert (path.parent / link).is_file(), (path, link)
 
 
-def test_a_tier_page_tells_why_the_tier_is_not_clean(mirror: Mirror, failed_run: RunDetail) -> None:
+def test_a_tier_page_shows_why_the_tier_is_not_clean(mirror: Mirror, failed_run: RunDetail) -> None:
     mirror.write_run(failed_run)
     text = page(mirror, "tiers/tier_0_T1.md")
     for expected in (
@@ -173,7 +173,7 @@ def test_a_tier_page_tells_why_the_tier_is_not_clean(mirror: Mirror, failed_run:
         assert expected in text
 
 
-def test_a_phase_page_tells_each_attempt_and_what_became_of_it(
+def test_a_phase_page_shows_each_attempt_and_its_outcome(
     mirror: Mirror, failed_run: RunDetail
 ) -> None:
     mirror.write_run(failed_run)

@@ -1,4 +1,4 @@
-"""Never an older state over a newer one, whoever writes."""
+"""No writer puts an older state over a newer one."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_a_newer_revision_replaces_and_an_older_one_does_not(
     )
 
 
-def test_the_same_revision_heals_what_somebody_spoilt(mirror: Mirror, a_run: MakeRun) -> None:
+def test_writing_the_same_revision_repairs_changed_files(mirror: Mirror, a_run: MakeRun) -> None:
     mirror.write_run(a_run(revision=4))
     page = mirror.folder("run-001") / "phases" / "phase_0_P1.1.md"
     page.write_text("scribble")

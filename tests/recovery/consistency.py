@@ -1,4 +1,4 @@
-"""Whether database, branch, tags and files of every run tell one story."""
+"""Check that database, branch, tags and files of every run agree."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def test_a_database_that_goes_away_before_the_commit_leaves_nothing(
     assert_consistent(settings)
 
 
-def test_a_database_that_goes_away_after_the_commit_is_told_as_a_change_that_is_recorded(
+def test_a_database_failure_after_the_commit_is_reported_as_a_recorded_change(
     started: TestClient, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _fail_once_after(monkeypatch, settings, PreparedRefs, "commit")
@@ -103,7 +103,7 @@ def test_a_database_that_goes_away_after_the_commit_is_told_as_a_change_that_is_
     assert_consistent(settings)
 
 
-def test_a_commit_whose_answer_is_lost_is_told_as_unknown_and_takes_effect_once(
+def test_a_commit_whose_answer_is_lost_is_reported_as_unknown_and_has_one_effect(
     started: TestClient, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The connection breaks between Postgres' commit and its word for it."""

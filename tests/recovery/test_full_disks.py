@@ -183,7 +183,7 @@ REMOVALS: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("how", REMOVALS)
-def test_a_runs_directory_that_is_gone_comes_back_with_all_of_its_files(
+def test_a_runs_directory_that_was_removed_is_written_again_with_all_files(
     client: TestClient, app: FastAPI, settings: Settings, two_runs: None, how: str
 ) -> None:
     before = _tree(settings.autonomous_runs_dir)

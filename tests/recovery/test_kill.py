@@ -198,7 +198,7 @@ def test_a_change_cut_short_after_its_commit_is_finished_and_answered_as_the_fir
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_change_cut_short_before_its_commit_leaves_nothing_and_takes_effect_when_sent_again(
+def test_a_change_that_stops_before_its_commit_leaves_nothing_and_succeeds_when_sent_again(
     stage: Stage, name: str
 ) -> None:
     """One service dies at one step after the other: as each death leaves nothing, it may."""

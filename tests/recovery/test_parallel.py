@@ -71,7 +71,9 @@ def test_twenty_runs_at_once_all_get_to_their_end_without_a_refusal(stage: Stage
     stage.assert_consistent()
 
 
-def test_of_two_results_at_once_one_wins_and_the_other_is_told_why_not(stage: Stage) -> None:
+def test_of_two_results_at_once_one_is_accepted_and_the_other_is_refused_with_the_reason(
+    stage: Stage,
+) -> None:
     stage.must("POST", "/runs/start", plan("run-001"))
 
     def submit(number: int) -> httpx.Response:
@@ -89,7 +91,7 @@ def test_of_two_results_at_once_one_wins_and_the_other_is_told_why_not(stage: St
 
 
 def test_a_branch_moved_by_hand_amid_work_is_seen_and_never_overwritten(stage: Stage) -> None:
-    """A stranger moves one of several branches while patches arrive on all of them."""
+    """Another process moves one of several branches while patches arrive on all of them."""
     runs = 4
     for number in range(runs):
         stage.must("POST", "/runs/start", plan(f"run-{number:03}"))
@@ -101,7 +103,7 @@ def test_a_branch_moved_by_hand_amid_work_is_seen_and_never_overwritten(stage: S
         return stage.call("POST", path, result(f"{phase_id}.txt", "x")).status_code
 
     def work(number: int) -> list[int]:
-        if number == runs:  # waits for a lock of ours, and then has its way
+        if number == runs:  # waits for the service's lock, and then moves the branch
             stage.repo.git("-c", "core.filesRefLockTimeout=-1", "update-ref", ref, theirs)
             return []
         return [submit(number, phase_id) for phase_id in ("P0", "P1")]

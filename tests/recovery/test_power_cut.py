@@ -136,7 +136,7 @@ def test_files_are_not_written_again_while_the_machine_has_not_stopped(work: Set
     assert after == before
 
 
-def test_runs_that_were_synced_long_before_are_left_alone(work: Settings) -> None:
+def test_runs_that_were_synced_long_before_are_not_written_again(work: Settings) -> None:
     """Only what came after the mark is doubted, and what was then under way."""
     engine = create_engine(work.database_url or "")
     with engine.begin() as connection:

@@ -51,7 +51,7 @@ class Bare:
         (self.path / "hooks" / "pre-receive").unlink()
 
     def commit_on(self, parent: str, message: str = "Mine") -> str:
-        """Make a commit that nobody else has."""
+        """Make a commit that no other repository has."""
         return self.git("commit-tree", "-m", message, "-p", parent, f"{parent}^{{tree}}")
 
 

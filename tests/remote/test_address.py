@@ -30,7 +30,7 @@ TOP = Path("/top")
         ("example.org:a.git", "ssh", "example.org:a.git"),
     ],
 )
-def test_addresses_that_git_knows_are_accepted(text: str, protocol: str, url: str) -> None:
+def test_addresses_that_git_supports_are_accepted(text: str, protocol: str, url: str) -> None:
     address = parse_address(text, TOP)
     assert (address.protocol, address.url) == (protocol, url)
     assert (address.username, address.password) == (None, None)
@@ -45,7 +45,7 @@ def test_addresses_that_git_knows_are_accepted(text: str, protocol: str, url: st
         ("https://ghp_t0ken@example.org/a.git", "ghp_t0ken", ""),
     ],
 )
-def test_credentials_are_taken_out_of_the_address(text: str, username: str, password: str) -> None:
+def test_credentials_are_removed_from_the_address(text: str, username: str, password: str) -> None:
     address = parse_address(text, TOP)
     assert address.url == "https://example.org/a.git"
     assert address.origin == "https://example.org"

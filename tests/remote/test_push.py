@@ -108,7 +108,7 @@ def test_a_pack_larger_than_what_http_sends_at_once_arrives(
     assert max(server.pack_sizes) > 2_000_000
 
 
-def test_a_remote_that_takes_refs_one_by_one_only_gets_them_so(
+def test_a_remote_without_atomic_pushes_gets_refs_one_by_one(
     address: str, bare: Bare, open_remote: OpenRemote, commits: list[str], tag: str
 ) -> None:
     bare.git("config", "receive.advertiseAtomic", "false")
@@ -139,7 +139,7 @@ def test_every_kind_of_repository_that_is_served_can_push(
 
 @pytest.mark.safety_critical
 @pytest.mark.parametrize("how", ["ahead", "beside", "elsewhere"])
-def test_a_branch_that_somebody_moved_on_the_remote_is_never_overwritten(
+def test_a_branch_that_was_moved_on_the_remote_is_never_overwritten(
     how: str, address: str, bare: Bare, open_remote: OpenRemote, commits: list[str], tag: str
 ) -> None:
     remote = open_remote(address)
@@ -261,7 +261,7 @@ def test_a_remote_that_is_not_there_is_named_with_git_s_own_words(
     assert url in refusal.value.detail
 
 
-def test_a_remote_that_takes_too_long_is_given_up_with_all_its_processes(
+def test_a_push_that_takes_too_long_is_ended_with_all_its_processes(
     bare: Bare, server: GitServer, open_remote: OpenRemote, commits: list[str]
 ) -> None:
     server.hold_pushes()
@@ -350,7 +350,7 @@ def test_a_redirect_to_another_host_gets_no_credentials(
     assert server.authorizations == []
 
 
-def test_ssh_asks_nobody_and_takes_the_agent_of_the_service(
+def test_ssh_never_prompts_and_uses_the_agent_of_the_service(
     bare: Bare,
     open_remote: OpenRemote,
     commits: list[str],
@@ -380,7 +380,7 @@ def test_ssh_asks_nobody_and_takes_the_agent_of_the_service(
 # Whose settings count
 
 
-def test_the_user_s_configuration_has_no_say(
+def test_the_users_configuration_has_no_effect(
     bare: Bare, open_remote: OpenRemote, git_repo: GitRepo, commits: list[str], tmp_path: Path
 ) -> None:
     hook = git_repo.path / ".git" / "hooks" / "pre-push"

@@ -1,4 +1,4 @@
-"""The remote follows a run's branch, whatever the remote does, and holds up nothing."""
+"""A run's branch is pushed in spite of failures of the remote, and nothing waits for it."""
 
 from __future__ import annotations
 
@@ -254,7 +254,7 @@ def test_a_remote_that_fails_is_shown_and_tried_again_ever_less_often(desk: Desk
     assert desk.status()["attempts"] == 0
 
 
-def test_tries_go_on_for_as_long_as_it_takes_at_bounded_intervals() -> None:
+def test_tries_continue_without_a_limit_at_bounded_intervals() -> None:
     waits = [retry_wait(attempts).total_seconds() for attempts in (1, 2, 3, 4, 20, 10_000)]
     assert waits == [2, 4, 8, 16, LONGEST_WAIT_SECONDS, LONGEST_WAIT_SECONDS]
 
@@ -335,7 +335,7 @@ def test_a_run_is_pushed_by_one_at_a_time_and_others_take_the_next(
         first = pool.submit(desk.push)
         assert server.has_push.wait(PATIENCE_SECONDS)
         resume_pushes(desk.context)
-        assert desk.push(seconds=60) == 0  # due by the clock, but somebody is at it
+        assert desk.push(seconds=60) == 0  # due by the clock, but another worker is pushing
         assert server.push_count == 1
         server.has_push.clear()
         desk.build("P0", "run-002")

@@ -116,7 +116,7 @@ def start(settings: Settings, server: GitServer, tmp_path: Path) -> Iterator[Sta
 
 
 @pytest.mark.safety_critical
-def test_a_push_that_a_kill_interrupts_is_taken_up_by_the_next_start(
+def test_a_push_that_a_kill_interrupts_is_repeated_by_the_next_start(
     start: Start, server: GitServer, bare: Bare, git_repo: GitRepo
 ) -> None:
     server.hold_pushes()

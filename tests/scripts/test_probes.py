@@ -1,4 +1,4 @@
-"""The probes pass against the service as it is, and name the first thing that is not true."""
+"""The probes pass against the real service, and name the first wrong answer of a false one."""
 
 from __future__ import annotations
 
@@ -309,7 +309,7 @@ def test_the_probes_pass_against_the_service_as_it_is(
     assert wrong.returncode == 2
     assert "maybe" in wrong.stderr
 
-    # Again, where the files are out of reach, and with a CI outside that judges.
+    # Again, without access to the files, and with an external CI.
     outside = {"project_id": "Autopack", "ci": {"mode": "external"}}
     url = f"{live_server.url}/project/ruleset"
     assert httpx.put(url, json=outside, trust_env=False).status_code == 200
@@ -320,7 +320,7 @@ def test_the_probes_pass_against_the_service_as_it_is(
 
 @pytest.fixture
 def settings(settings: Settings, tmp_path: Path) -> Settings:
-    """Runs that a CI outside judges start where there is a remote alone."""
+    """Runs with an external CI only start if there is a remote."""
     host = tmp_path / "host.git"
     subprocess.run(["git", "init", "--quiet", "--bare", str(host)], check=True)
     return settings.model_copy(update={"git_remote": SecretStr(str(host))})
@@ -360,7 +360,7 @@ def test_probes_without_a_service_are_given_one_that_is_thrown_away(tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_probe_that_cannot_ask_says_so_and_passes_nothing(tmp_path: Path) -> None:
+def test_a_probe_that_cannot_reach_the_service_says_so_and_does_not_pass(tmp_path: Path) -> None:
     done = probe(API_URL="http://127.0.0.1:9", AUTONOMOUS_RUNS_DIR=str(tmp_path))
     assert done.returncode == 2
     assert done.stderr.count("127.0.0.1:9") >= len(PROBES)

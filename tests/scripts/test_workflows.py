@@ -174,7 +174,7 @@ def test_promotion_fails_with_the_reasons_and_opens_nothing(promotion: Promotion
     assert pull_requests(promotion.bin) == []
 
 
-def test_what_somebody_types_in_is_never_code(promotion: Promotion) -> None:
+def test_an_input_is_never_code(promotion: Promotion) -> None:
     promotion.offer("autonomous/run-001", eligible=False, reasons=["no such run"])
     for value in HOSTILE:
         code, said = promotion.run("run-001", value)
@@ -265,7 +265,7 @@ SKIPPED = {"result": "skipped", "outputs": {}}
         ),
     ],
 )
-def test_the_service_is_told_what_the_profile_of_the_commit_came_to(
+def test_the_result_of_the_commits_profile_is_posted_to_the_service(
     normal: object, strict: object, profile: str, verdict: Verdict
 ) -> None:
     with service(200) as (url, came):
@@ -287,7 +287,7 @@ def test_a_key_goes_into_the_header_and_a_refusal_fails_the_job() -> None:
     assert "s3cret" not in said
 
 
-def test_nobody_is_told_of_a_commit_that_no_phase_waits_for() -> None:
+def test_no_verdict_is_posted_for_a_commit_that_no_phase_waits_for() -> None:
     with service(409) as (url, came):
         code, _ = report(url, job(), SKIPPED)
         assert (code, len(came)) == (0, 1)

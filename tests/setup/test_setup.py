@@ -38,7 +38,7 @@ RULESET = ".autonomous_runs/project_ruleset_widget.json"
         ({"Makefile": "all:\n\ncheck: all\n"}, "make", "make check"),
     ],
 )
-def test_a_project_tells_how_it_is_checked(
+def test_a_projects_files_show_how_it_is_checked(
     tmp_path: Path, files: dict[str, str], name: str, command: str | None
 ) -> None:
     _lay_out(tmp_path, files)
@@ -58,7 +58,9 @@ def test_a_project_tells_how_it_is_checked(
         {"tests/data.py": ""},
     ],
 )
-def test_what_tells_nothing_is_no_guess(tmp_path: Path, files: dict[str, str]) -> None:
+def test_checks_are_not_guessed_from_files_that_do_not_show_them(
+    tmp_path: Path, files: dict[str, str]
+) -> None:
     _lay_out(tmp_path, files)
     assert find_checks(tmp_path) is None
 
@@ -179,7 +181,7 @@ def test_an_edited_ruleset_is_merged_field_by_field_where_that_is_asked_for(
 
 
 @pytest.mark.integration
-def test_a_ruleset_that_is_wrong_is_left_alone(git_repo: GitRepo) -> None:
+def test_a_wrong_ruleset_is_not_overwritten(git_repo: GitRepo) -> None:
     _lay_out(git_repo.path, {RULESET: '{"project_id": 1}'})
     done = set_up(_settings(git_repo), command="true", is_applied=True)
     assert done.done[RULESET] is Action.DIFFERS

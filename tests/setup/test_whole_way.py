@@ -106,7 +106,7 @@ def test_from_init_to_a_pull_request(
     assert (run["state"], run["promotion_eligible_to_main"]) == ("DONE_SUCCESS", True)
     _wait(client, "integration_status", lambda status: status["remote"]["is_up_to_date"])
 
-    # What GitHub does when somebody starts the promotion.
+    # What GitHub does when a person starts the promotion.
     promoted = tmp_path / "promoted"
     git_repo.git("clone", "--quiet", str(tmp_path / "host.git"), str(promoted))
     put_stand_in_gh(tmp_path / "bin")

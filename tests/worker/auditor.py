@@ -1,4 +1,4 @@
-"""An Auditor by script: looks at the held patch as it lies in the work tree."""
+"""A script as Auditor: reads the pending patch that is applied in the work tree."""
 
 import subprocess
 import sys

@@ -11,7 +11,7 @@ prompt = sys.stdin.read()
 assert item["task"]["description"] in prompt
 
 stall = os.environ.get("STALL")
-if stall:  # somebody is about to kill us
+if stall:  # the test will kill this process
     Path(stall).write_text(str(os.getpid()))
     time.sleep(1000)
 

@@ -1,4 +1,4 @@
-"""Agents that could not work: what tells them from those that failed, and what the worker does."""
+"""Agents that could not work: how they differ from failures, and what the worker does."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def test_the_fallback_works_while_the_account_rests(workshop: Workshop) -> None:
 
 
 @pytest.mark.integration
-def test_an_agent_that_never_comes_to_work_stops_the_worker_with_its_last_line(
+def test_an_agent_that_always_fails_at_once_stops_the_worker_with_its_last_line(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cooling, "PAUSES", (0.05, 0.05, 0.05))

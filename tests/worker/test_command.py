@@ -56,7 +56,9 @@ def start(
     )
 
 
-def test_stopping_ends_also_who_ignores_it_and_who_slipped_away(tmp_path: Path, lock: int) -> None:
+def test_stopping_also_ends_processes_that_ignore_it_or_left_the_session(
+    tmp_path: Path, lock: int
+) -> None:
     pids = tmp_path / "pids"
     command = start(tmp_path, lock, "python3", "-c", STUBBORN, str(pids))
     deadline = time.monotonic() + PATIENCE_SECONDS
@@ -80,7 +82,7 @@ def test_what_a_command_leaves_behind_is_ended_with_it(tmp_path: Path, lock: int
 @pytest.mark.parametrize(
     ("words", "exit_code"), [(["sh", "-c", "kill -15 $$"], 143), (["/none/such"], 127)]
 )
-def test_ends_are_told_as_a_shell_tells_them(
+def test_exit_codes_are_reported_as_a_shell_does(
     tmp_path: Path, lock: int, words: list[str], exit_code: int
 ) -> None:
     ended = threading.Event()

@@ -1,4 +1,4 @@
-"""What an agent's end, its result file and its last words come to. (docs/worker.md)"""
+"""The result from an agent's end, its result file and its last output. (docs/worker.md)"""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def test_a_result_file_counts_as_a_whole_or_not_at_all(
 
 
 def test_what_others_wrote_cannot_pass_for_the_rules() -> None:
-    """A patch that holds a line of = signs is set apart by a longer one."""
+    """A patch with a line of = signs is enclosed by a longer line."""
     prompt = write_prompt(work_item("auditor"), is_staged=True, answer="/answer.json")
     rules, material = prompt.split("The text below", 1)
     assert "make check" in rules
@@ -205,7 +205,7 @@ def test_what_others_wrote_cannot_pass_for_the_rules() -> None:
         'So:\n```json\n{\n "recommendation": "revise",\n "review_notes": "no tests"\n}\n```\n',
     ],
 )
-def test_what_an_agent_says_last_counts_over_a_file_that_another_process_may_write(
+def test_an_agents_last_output_has_precedence_over_its_file(
     words: str,
 ) -> None:
     file = AuditorFile.model_validate({"recommendation": "approve", "tokens_used": 5})

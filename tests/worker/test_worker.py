@@ -49,7 +49,9 @@ def test_a_run_that_is_cancelled_stops_its_command(workshop: Workshop, tmp_path:
     assert list((workshop.home / "work").iterdir()) == []
 
 
-def test_what_no_patch_can_hold_is_a_failed_try_with_its_reason(workshop: Workshop) -> None:
+def test_changes_that_no_patch_can_contain_are_a_failed_try_with_a_reason(
+    workshop: Workshop,
+) -> None:
     workshop.start(builder_mode="tweak_light")  # two files at most
     assert workshop.work("touch a b c") is Ending.FAILURE
     (attempt,) = workshop.attempts()
