@@ -13,6 +13,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import structlog
+from pydantic_core import from_json
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.engine import Dialect
 from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -213,6 +214,7 @@ def make_engine(url: str | URL, statement_seconds: int, *, is_autocommit: bool =
         pool_timeout=POOL_WAIT_SECONDS,
         # 30 µs of CPU a request; without it some requests fail after a restart of Postgres.
         pool_pre_ping=True,
+        json_deserializer=from_json,  # a run has some hundred JSON values: half of the time
         isolation_level="AUTOCOMMIT" if is_autocommit else "READ COMMITTED",
         connect_args={
             "options": options,

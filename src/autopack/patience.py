@@ -21,6 +21,8 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 
 # After one caller waited in vain, other callers wait only so long, until the server answers again.
 SILENT_SECONDS: Final = 1.0
+# A pooled connection that answered so lately is asked nothing before it is used.
+ALIVE_SECONDS: Final = 1.0
 _MADE: Final = (extensions.STATUS_READY, extensions.STATUS_BEGIN, extensions.STATUS_PREPARED)
 
 
@@ -34,6 +36,18 @@ class PatientConnection(extensions.connection):
     connect_seconds: float = 5.0
     answer_seconds: float | None = None
     is_server_silent: ClassVar[bool] = False
+    answered_at: float = 0.0
+
+    def is_surely_alive(self) -> bool:
+        """Say whether it answered just now, and the server has not ended it since.
+
+        A server that ends a connection says so and closes it, so there would be something to read.
+        """
+        if time.monotonic() - self.answered_at > ALIVE_SECONDS:
+            return False
+        looking = select.poll()
+        looking.register(self.fileno(), select.POLLIN)
+        return not looking.poll(0)
 
 
 def ping_within(dialect: Dialect, seconds: float) -> None:
@@ -43,6 +57,8 @@ def ping_within(dialect: Dialect, seconds: float) -> None:
     def ping_impatiently(connection: DBAPIConnection) -> bool:
         if not isinstance(connection, PatientConnection):
             return ping(connection)
+        if connection.is_surely_alive():
+            return True
         usual, connection.answer_seconds = connection.answer_seconds, seconds
         try:
             return ping(connection)
@@ -74,6 +90,8 @@ def _wait(connection: extensions.connection) -> None:
             # The connection is a PatientConnection, which has this field.
             server.is_server_silent = True  # type: ignore[attr-defined]
             raise DatabaseSilentError(f"no answer within {patience:g} seconds")
+    if isinstance(connection, PatientConnection):
+        connection.answered_at = time.monotonic()
     # The field of a PatientConnection; a plain connection has none.
     if patience is not None and server.is_server_silent:  # type: ignore[attr-defined]
         server.is_server_silent = False  # type: ignore[attr-defined]

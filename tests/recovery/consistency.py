@@ -191,7 +191,7 @@ def _assert_files(engine: Engine, settings: Settings, names: list[str]) -> None:
             for name in names:
                 run = runs.get_run(session, name)
                 project(context, session, run, phases=None, index=run_index(session, run))
-        project_backlog(context)
+            project_backlog(context, session)
         expected, found = _content(Path(scratch)), _content(settings.autonomous_runs_dir)
     ours = {name for name in found if name.startswith("project_ruleset_")} | {durability.MARK}
     assert found.keys() - ours == expected.keys()

@@ -96,5 +96,5 @@ def _write_files(change: RunChange) -> None:
             index=change.index() if has_issues or not is_whole else None,
         )
     if change.shows_backlog:
-        project_backlog(context)
+        project_backlog(context, session)
     runs.mark_mirrored(session, run.id, run.revision)

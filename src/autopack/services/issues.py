@@ -200,5 +200,6 @@ def _set_backlog_status(
         elif entry.status is BacklogStatus.RESOLVED:
             entry.status, entry.resolved_at = wanted, None
         session.commit()
-    project_backlog(context)
+    with context.reading() as session:
+        project_backlog(context, session)
     return BacklogEntryAnswer.of(entry)

@@ -58,7 +58,7 @@ def roll_forward(context: AppContext, session: RowSession, run: Run) -> None:
                     snapshot_ref(phase.snapshot_tag), head=phase.snapshot_oid, recorded=()
                 )
     project(context, session, run, phases=None, index=run_index(session, run))
-    project_backlog(context)
+    project_backlog(context, session)
     runs.mark_mirrored(session, run.id, run.revision)
 
 
@@ -117,13 +117,12 @@ def _event(row: EventRow) -> dict[str, Any]:
     return {**document, "hash": row.hash}
 
 
-def project_backlog(context: AppContext) -> None:
+def project_backlog(context: AppContext, session: RowSession) -> None:
     """Write the project's backlog as it stands now."""
     project_id = context.settings.project_id
 
     def read() -> list[BacklogEntryAnswer]:
-        with context.reading() as session:
-            rows = issues.list_backlog(session, project_id)
+        rows = issues.list_backlog(session, project_id)
         return [BacklogEntryAnswer.of(row) for row in rows]
 
     context.mirror.write_backlog(project_id, read)

@@ -30,7 +30,8 @@ def start_up(context: AppContext) -> None:
         read_ruleset(context)
     except AutopackError as error:
         logger.warning("ruleset_refused", why=error.detail)  # starts are refused, all else works
-    project_backlog(context)
+    with context.reading() as session:
+        project_backlog(context, session)
     keep_up(context)
 
 
@@ -55,7 +56,8 @@ def _find_lost_files(context: AppContext) -> None:
     try:
         if not context.mirror.has_backlog():
             restore_ruleset(context)
-            project_backlog(context)
+            with context.reading() as session:
+                project_backlog(context, session)
     except AutopackError as error:
         logger.warning("files_not_restored", why=error.detail)
         return

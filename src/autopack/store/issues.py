@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Final
 
-from sqlalchemy import ColumnElement, Select, and_, func, select, update
+from sqlalchemy import ColumnElement, Select, func, select, update
 from sqlalchemy.orm import Session
 
 from ..domain.errors import NotFoundError
@@ -229,7 +229,7 @@ def list_needing_cleanup(
 
 
 def list_backlog(
-    session: Session,
+    session: RowSession,
     project_id: str,
     *,
     limit: int | None = None,
@@ -239,12 +239,13 @@ def list_backlog(
     severity: Severity | None = None,
 ) -> list[BacklogEntry]:
     """Return the backlog in the order in which its keys were first seen, after an id."""
-    wanted = [BacklogEntry.project_id == project_id, BacklogEntry.id > after]
-    if status is not None:
-        wanted.append(BacklogEntry.status == status)
-    if category is not None:
-        wanted.append(BacklogEntry.category == category)
-    if severity is not None:
-        wanted.append(BacklogEntry.base_severity == severity)
-    query = select(BacklogEntry).where(and_(*wanted)).order_by(BacklogEntry.id).limit(limit)
-    return list(session.scalars(query))
+    wanted: dict[str, object] = {
+        "project_id = %s": project_id,
+        "id > %s": after,
+        "status = %s": status,
+        "category = %s": category,
+        "base_severity = %s": severity,
+    }
+    given = {condition: value for condition, value in wanted.items() if value is not None}
+    condition = f"WHERE {' AND '.join(given)} ORDER BY id LIMIT %s"
+    return session.rows(BACKLOG, condition, [*given.values(), limit])

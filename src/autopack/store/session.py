@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import psycopg2
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from sqlalchemy.orm import Session
 
 from ..models import Base
@@ -34,11 +34,13 @@ class RowSession(Session):
     def __init__(self, bind: Engine | Connection, *, is_writing: bool = False) -> None:
         """On an engine that opens transactions by itself, a session may be one that writes."""
         super().__init__(bind=bind, expire_on_commit=False)
+        self._engine = bind if isinstance(bind, Engine) else None
         self._is_writing = is_writing
         self._gathered: list[tuple[str, Values]] = []
         self._followed: list[tuple[Rows[Any], Any, dict[str, Any]]] = []
         self._added: list[tuple[Rows[Any], Any]] = []
         self._is_begun = False
+        self._connection = bind if isinstance(bind, Connection) else None
 
     # Reading
 
@@ -135,7 +137,8 @@ class RowSession(Session):
         if self._gathered:
             self._send([])
         self._forget()
-        super().commit()
+        if self.in_transaction():
+            super().commit()
 
     def rollback(self) -> None:
         is_begun = self._is_begun
@@ -143,9 +146,23 @@ class RowSession(Session):
         self._added.clear()
         self._forget()
         if is_begun:
-            with suppress(DBAPIError):  # a connection that is lost has rolled back
+            with suppress(
+                DBAPIError, InvalidRequestError
+            ):  # a connection that is lost has rolled back
                 self._send([("ROLLBACK", ())])
         super().rollback()
+
+    def close(self) -> None:
+        super().close()
+        if self._engine is not None and self._connection is not None:
+            self._connection.close()
+            self.bind, self._connection = self._engine, None
+
+    def invalidate(self) -> None:
+        """Give up the connection: nothing is known of its state."""
+        if self._connection is not None:
+            self._connection.invalidate()
+        super().invalidate()
 
     def _forget(self) -> None:
         self._is_begun = False
@@ -173,10 +190,26 @@ class RowSession(Session):
                 changes.append((rows, changed, [loaded["id"]]))
         self._gathered += [rows.update(ids, changed) for rows, changed, ids in changes]
 
+    def _held(self) -> Connection:
+        """Return the connection for plain statements, which is that of mapped objects too.
+
+        Where no transaction of SQLAlchemy's is under way, the session holds the connection itself,
+        which spares it a third of a read's time. Raises InvalidRequestError once the connection was lost:
+        another one would hold no lock.
+        """
+        if self._is_writing or (self._connection is None and self.in_transaction()):
+            return self.connection()
+        if self._connection is None:
+            assert self._engine is not None  # noqa: S101 - for the type checker: it is one or other
+            self.bind = self._connection = self._engine.connect()
+        if self._connection.invalidated:
+            raise InvalidRequestError("the connection to the database was lost")
+        return self._connection
+
     def _send(
         self, more: Sequence[tuple[str, Values]], *, has_result: bool = False
     ) -> list[tuple[Any, ...]]:
-        connection = self.connection()
+        connection = self._held()
         gathered, self._gathered = [*self._gathered, *more], []
         with closing(connection.connection.cursor()) as cursor:
             text = b"; ".join(
