@@ -74,12 +74,12 @@ def revision_of(head: bytes) -> int | None:
 
 def encode(document: Mapping[str, Any]) -> bytes:
     """Return a document as JSON that is safe to show in a terminal."""
-    return _bytes(json.dumps(document, ensure_ascii=False, indent=2, default=_plain))
+    return _bytes(_indented(document))
 
 
 def encode_with_lines(head: Mapping[str, Any], lists: Mapping[str, Iterable[Any]]) -> bytes:
     """Encode a document whose long lists follow its other members, with one entry a line."""
-    text = json.dumps(head, ensure_ascii=False, indent=2, default=_plain).removesuffix("\n}")
+    text = _indented(head).removesuffix("\n}")
     for name, entries in lists.items():
         lines = ",\n".join(f"    {_LINE.encode(entry)}" for entry in entries)
         text += f",\n  {_LINE.encode(name)}: " + (f"[\n{lines}\n  ]" if lines else "[]")
@@ -92,6 +92,17 @@ def _encode_by_key(head: Mapping[str, Any], entries: Iterable[tuple[str, Any]]) 
     lines = ",\n".join(f"    {_LINE.encode(key)}: {_LINE.encode(entry)}" for key, entry in entries)
     by_key = f"{{\n{lines}\n  }}" if lines else "{}"
     return _bytes(f'{{\n{names},\n  "issues_by_key": {by_key}\n}}')
+
+
+def _indented(value: object, line: str = "\n") -> str:
+    """Encode as `json.dumps` does with `indent=2`, which does all of it in Python."""
+    inner = line + "  "
+    if isinstance(value, Mapping) and value:
+        members = (f"{_LINE.encode(name)}: {_indented(of, inner)}" for name, of in value.items())
+        return f"{{{inner}{f',{inner}'.join(members)}{line}}}"
+    if isinstance(value, list | tuple) and value:
+        return f"[{inner}{f',{inner}'.join(_indented(each, inner) for each in value)}{line}]"
+    return _LINE.encode(value)
 
 
 def _bytes(text: str) -> bytes:

@@ -204,7 +204,7 @@ def replace_files(top: OpenFolder, files: Sequence[NewFile], *, durably: bool = 
 def _write_beside(top: OpenFolder, file: NewFile, *, durably: bool) -> str:
     """Write a file's content to a temporary file, and return its name."""
     temporary = f".{file.name}{TEMPORARY}"
-    with usable(file.path):
+    try:
         descriptor = _create(top, temporary)
         try:
             _write_all(descriptor, file.content)
@@ -215,6 +215,8 @@ def _write_beside(top: OpenFolder, file: NewFile, *, durably: bool) -> str:
             raise
         finally:
             os.close(descriptor)
+    except OSError as error:
+        raise MirrorUnusableError(file.path, error) from error
     return temporary
 
 

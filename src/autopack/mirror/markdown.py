@@ -93,7 +93,10 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[
 
 
 def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(_cell(cell) for cell in cells) + " |"
+    row = " | ".join(cells)
+    if row.count("|") >= len(cells):  # within a cell too
+        row = " | ".join(map(_cell, cells))
+    return f"| {row} |"
 
 
 def _cell(cell: str) -> str:

@@ -11,6 +11,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from functools import lru_cache
+from operator import attrgetter
+from typing import NamedTuple
 
 from ..domain.events import wire_time
 from ..domain.issues import IssueStatus
@@ -93,7 +96,29 @@ def tier_name(tier: TierDetail) -> str:
     return f"tier_{tier.tier_index}_{tier.tier_id}.md"
 
 
-def phase_name(phase: PhaseDetail) -> str:
+class PhaseInTable(NamedTuple):
+    """What tables show of a phase, under the names of its view."""
+
+    phase_id: str
+    phase_index: int
+    name: str
+    state: PhaseStatus
+    completed_by: CompletedBy | None
+    builder_attempts_used: int
+    auditor_attempts_used: int
+    tokens_used: int
+    cost_usd: Decimal
+    major_issues_count: int
+    minor_issues_count: int
+    verdict: Verdict | None
+    sandbox: Sandbox | None
+    commit: str | None
+
+
+_in_table = attrgetter(*PhaseInTable._fields)
+
+
+def phase_name(phase: PhaseDetail | PhaseInTable) -> str:
     return f"phase_{phase.phase_index}_{phase.phase_id}.md"
 
 
@@ -101,7 +126,7 @@ def issues_name(phase_index: int, phase_id: str) -> str:
     return f"phase_{phase_index}_{phase_id}_issues.json"
 
 
-def verdict_words(phase: PhaseDetail) -> str:
+def verdict_words(phase: PhaseDetail | PhaseInTable) -> str:
     """Return a phase's verdict in words, and whether its CI ran without a sandbox."""
     words = VERDICT_WORDS[phase.verdict]
     return f"{words}, without a sandbox" if phase.sandbox is Sandbox.NONE else words
@@ -288,32 +313,34 @@ def _phase_table(phases: Sequence[PhaseDetail], place: str) -> str:
     if not phases:
         return "No phases."
     header = ("Phase", "Name", "State", "Attempts", "Tokens", "Cost", "Issues", "Verdict", "Commit")
-    rows = (
-        (
-            _phase_link(phase, place),
-            inline(phase.name, _CELL),
-            PHASE_WORDS[phase.state] + _by_hand(phase),
-            str(phase.builder_attempts_used + phase.auditor_attempts_used),
-            _number(phase.tokens_used),
-            short_usd(phase.cost_usd),
-            _issue_counts(phase),
-            verdict_words(phase) if phase.verdict else NONE,
-            _sha(phase.commit),
-        )
-        for phase in phases
-    )
+    rows = (_phase_cells(PhaseInTable._make(_in_table(phase)), place) for phase in phases)
     return table(header, rows, right=(3, 4, 5))
 
 
-def _phase_link(phase: PhaseDetail, place: str) -> str:
+@lru_cache(maxsize=4_096)  # two pages show all phases, of which a change moves one
+def _phase_cells(phase: PhaseInTable, place: str) -> tuple[str, ...]:
+    return (
+        _phase_link(phase, place),
+        inline(phase.name, _CELL),
+        PHASE_WORDS[phase.state] + _by_hand(phase),
+        str(phase.builder_attempts_used + phase.auditor_attempts_used),
+        _number(phase.tokens_used),
+        short_usd(phase.cost_usd),
+        _issue_counts(phase),
+        verdict_words(phase) if phase.verdict else NONE,
+        _sha(phase.commit),
+    )
+
+
+def _phase_link(phase: PhaseDetail | PhaseInTable, place: str) -> str:
     return f"[{inline(phase.phase_id)}]({place}{phase_name(phase)})"
 
 
-def _by_hand(phase: PhaseDetail) -> str:
+def _by_hand(phase: PhaseDetail | PhaseInTable) -> str:
     return " by hand" if phase.completed_by is CompletedBy.HAND else ""
 
 
-def _issue_counts(phase: PhaseDetail) -> str:
+def _issue_counts(phase: PhaseDetail | PhaseInTable) -> str:
     counts = ((phase.major_issues_count, "major"), (phase.minor_issues_count, "minor"))
     return ", ".join(f"{count} {word}" for count, word in counts if count) or NONE
 

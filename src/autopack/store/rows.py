@@ -43,8 +43,8 @@ class Rows(Generic[Model]):
         #: The columns that are read, for a SELECT on this table.
         self.columns: Final = ", ".join(f'{self.name}."{column.name}"' for column in columns)
         self._decoders: Final = [
-            (each.key, decode)
-            for each, column in zip(read, columns, strict=True)
+            (position, decode)
+            for position, column in enumerate(columns)
             if (decode := _decoder(column.type)) is not None
         ]
         self._all: Final = tuple(column.name for column in self.table.columns)
@@ -74,13 +74,14 @@ class Rows(Generic[Model]):
         row.__dict__.update(values)
         return cast("Model", row)
 
-    def read(self, values: Values) -> Model:
+    def read(self, values: Sequence[Any]) -> Model:
         """Make a row of what a SELECT of `columns` gave."""
         row: Any = object.__new__(self._class)
-        row.__dict__ = dict(zip(self._names, values, strict=True))
-        for name, decode in self._decoders:
-            if row.__dict__[name] is not None:
-                row.__dict__[name] = decode(row.__dict__[name])
+        decoded = list(values)
+        for position, decode in self._decoders:
+            if decoded[position] is not None:
+                decoded[position] = decode(decoded[position])
+        row.__dict__ = dict(zip(self._names, decoded, strict=True))
         return cast("Model", row)
 
     def insert(self, rows: Sequence[Model]) -> tuple[str, Values]:
@@ -108,6 +109,8 @@ class Rows(Generic[Model]):
 def differences(row: object, loaded: dict[str, Any]) -> dict[str, Any]:
     """Return the columns in which a row differs from what was read, with their new values."""
     known = row.__dict__
+    if known == loaded:  # most rows of a run are as they were
+        return {}
     return {
         name: known[name]
         for name, value in loaded.items()

@@ -194,8 +194,8 @@ class RowSession(Session):
         """Return the connection for plain statements, which is that of mapped objects too.
 
         Where no transaction of SQLAlchemy's is under way, the session holds the connection itself,
-        which spares it a third of a read's time. Raises InvalidRequestError once the connection was lost:
-        another one would hold no lock.
+        which spares a read a tenth of its time. Raises InvalidRequestError once the connection was
+        lost: another one would hold no lock.
         """
         if self._is_writing or (self._connection is None and self.in_transaction()):
             return self.connection()

@@ -1,0 +1,25 @@
+"""JSON files are laid out as `json.dumps` would with `indent=2`, and harmless to show."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autopack.mirror.documents import encode
+
+pytestmark = pytest.mark.unit
+
+# Characters that a terminal or an editor would obey are escaped; here plain ones will do.
+TEXT = st.text(st.characters(min_codepoint=32, max_codepoint=126))
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT,
+    lambda inner: st.lists(inner) | st.dictionaries(TEXT, inner),
+)
+
+
+@given(st.dictionaries(TEXT, VALUES))
+def test_a_document_is_laid_out_as_json_dumps_does(document: dict[str, object]) -> None:
+    assert encode(document).decode() == json.dumps(document, indent=2) + "\n"
