@@ -34,10 +34,11 @@ logger = structlog.get_logger(__name__)
 
 Sessions = sessionmaker[Session]
 
-# The server answers on at most 40 threads, and a request with a run's lock may use a second
-# connection: at most 80, below Postgres' default of 100. Idle connections above 20 are closed.
-POOL_SIZE: Final = 20
-POOL_OVERFLOW: Final = 60
+# Idle connections that are kept, and those beyond: together 80, below Postgres' default of 100.
+# The server answers on at most 40 threads. Each holds one connection in autocommit, and the few
+# that change a run may want a second one; reports and work outside of runs open transactions.
+POOL: Final = (5, 25)
+AUTOCOMMIT_POOL: Final = (20, 30)
 POOL_WAIT_SECONDS: Final = 10
 CONNECT_SECONDS: Final = 5
 # A server that stops a statement answers with an error. Without an answer for so much longer, the
@@ -207,10 +208,11 @@ def make_engine(url: str | URL, statement_seconds: int, *, is_autocommit: bool =
             "answer_seconds": statement_seconds + GRACE_SECONDS,
         },
     )
+    pool_size, max_overflow = AUTOCOMMIT_POOL if is_autocommit else POOL
     engine = create_engine(
         address,
-        pool_size=POOL_SIZE,
-        max_overflow=POOL_OVERFLOW,
+        pool_size=pool_size,
+        max_overflow=max_overflow,
         pool_timeout=POOL_WAIT_SECONDS,
         # 30 µs of CPU a request; without it some requests fail after a restart of Postgres.
         pool_pre_ping=True,

@@ -14,8 +14,9 @@ from typing import Any, Final
 from ..domain.errors import UnavailableError
 from ..domain.plan import Plan
 
-# Of the 40 threads that answer requests; the other half is for reads.
-CHANGING_THREADS: Final = 20
+# Of the 40 threads that answer requests; the others are for reads. More of them answer later, not
+# sooner: Python runs one at a time, while each holds a run's lock and a transaction.
+CHANGING_THREADS: Final = 8
 # A request with its turn waits at most 15 seconds for Postgres, so the queue moves.
 WAIT_SECONDS: Final = 60.0
 
