@@ -92,7 +92,7 @@ def test_turns_of_a_run_are_in_order_and_leave_no_state() -> None:
     assert asyncio.run(story()) == ["a", "b", "c"]
 
 
-def test_all_runs_together_have_half_of_the_threads() -> None:
+def test_all_runs_together_have_a_share_of_the_threads() -> None:
     async def story() -> None:
         turns = Turns()
         turns._seconds = 0.01
