@@ -8,6 +8,8 @@ must be allowed to create databases); DATABASE_URL is not used, as it may have r
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
 import shutil
 import socket
@@ -16,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,7 +62,7 @@ class GitRepo:
     """A real repository with a fixed identity and its own clock, so that ids are reproducible."""
 
     path: Path
-    _commits: int = field(default=0, init=False)
+    _commits: int = 0
 
     def git(self, *arguments: str, stdin: str | bytes | None = None) -> str:
         """Run git here and return its output, without the last line's end."""
@@ -109,11 +111,19 @@ class GitRepo:
 
 def make_git_repo(path: Path) -> GitRepo:
     """Make a repository with one commit on `main`."""
-    path.mkdir(parents=True)
-    repo = GitRepo(path)
-    repo.git("init", "--quiet", "--initial-branch=main")
+    shutil.copytree(_sample(), path, symlinks=True)
+    return GitRepo(path, _commits=1)
+
+
+@functools.cache
+def _sample() -> Path:
+    """Return the repository that all of them are copied from: four runs of git, once."""
+    folder = tempfile.TemporaryDirectory(prefix="autopack-sample-")
+    atexit.register(folder.cleanup)
+    repo = GitRepo(Path(folder.name))
+    repo.git("init", "--quiet", "--initial-branch=main", "--template=")
     repo.commit({"README.md": "# Sample\n", "src/app.py": "VALUE = 1\n"}, "Start the sample")
-    return repo
+    return repo.path
 
 
 @pytest.fixture
