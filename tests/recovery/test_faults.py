@@ -10,7 +10,6 @@ import httpx
 import psycopg2
 import pytest
 from sqlalchemy.exc import OperationalError
-from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
 from autopack.config import Settings
@@ -19,6 +18,7 @@ from autopack.gitrepo.refs import PreparedRefs
 from autopack.gitrepo.repository import Repository
 from autopack.main import create_app
 from autopack.store import runs
+from autopack.store.session import RowSession
 
 from .consistency import assert_consistent
 
@@ -107,10 +107,10 @@ def test_a_commit_whose_answer_is_lost_is_reported_as_unknown_and_has_one_effect
     started: TestClient, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The connection breaks between Postgres' commit and its word for it."""
-    commit = Session.commit
+    commit = RowSession.commit
     lost = threading.Event()
 
-    def commit_and_lose(session: Session) -> None:
+    def commit_and_lose(session: RowSession) -> None:
         commit(session)
         if not lost.is_set():
             lost.set()
@@ -118,7 +118,7 @@ def test_a_commit_whose_answer_is_lost_is_reported_as_unknown_and_has_one_effect
 
     def arm(*arguments: Any) -> None:
         prepared(*arguments)
-        monkeypatch.setattr(Session, "commit", commit_and_lose)
+        monkeypatch.setattr(RowSession, "commit", commit_and_lose)
 
     prepared = PreparedRefs.__init__
     monkeypatch.setattr(PreparedRefs, "__init__", arm)
