@@ -44,6 +44,7 @@ class ErrorKind(StrEnum):
     INVALID = "invalid"
     NOT_FOUND = "not_found"
     CONFLICT = "conflict"
+    FORBIDDEN = "forbidden"
     TOO_LARGE = "too_large"
     UNAVAILABLE = "unavailable"
 
@@ -78,6 +79,11 @@ class NotFoundError(AutopackError):
 class ConflictError(AutopackError):
     kind = ErrorKind.CONFLICT
     code = "conflict"
+
+
+class ForbiddenError(AutopackError):
+    kind = ErrorKind.FORBIDDEN
+    code = "forbidden"
 
 
 class TooLargeError(AutopackError):
