@@ -355,9 +355,24 @@ BEGIN
         EXECUTE format('SELECT EXISTS (SELECT FROM %s)', name) INTO has_rows;
         IF has_rows THEN dirty := dirty || name::text; END IF;
     END LOOP;
-    IF dirty <> '{}' THEN
-        EXECUTE format('TRUNCATE %s RESTART IDENTITY CASCADE', array_to_string(dirty, ', '));
+    IF dirty = '{}' THEN
+        RETURN;
     END IF;
+    -- To delete takes 3 ms, to truncate 60. But foreign keys stop anyone except a superuser, and a
+    -- transaction that a test left open and that only reads would not be noticed.
+    IF current_setting('is_superuser') = 'off' OR EXISTS (
+        SELECT FROM pg_stat_activity
+        WHERE datname = current_database() AND state LIKE 'idle in transaction%'
+    ) THEN
+        EXECUTE format('TRUNCATE %s RESTART IDENTITY CASCADE', array_to_string(dirty, ', '));
+        RETURN;
+    END IF;
+    SET LOCAL session_replication_role = replica;
+    FOREACH name IN ARRAY dirty LOOP
+        EXECUTE format('DELETE FROM %s', name);
+    END LOOP;
+    PERFORM setval(c.oid::regclass, 1, false) FROM pg_class c
+    WHERE c.relkind = 'S' AND c.relnamespace = 'public'::regnamespace;
 END $$
 """
 
