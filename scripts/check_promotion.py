@@ -604,6 +604,9 @@ class PhaseState:
     verdict: Verdict | None = None
     sandbox: Sandbox | None = None
     completed_by: CompletedBy | None = None
+    built_by: str | None = None
+    reviewed_by: str | None = None
+    judged_by: str | None = None
     failure_signatures: tuple[str, ...] = ()
     failure_reason: str | None = None
     started_at: datetime | None = None
@@ -736,6 +739,13 @@ Standard library alone: `scripts/check_promotion.py` is made from this module am
 GENESIS_HASH = "0" * 64
 SUPERVISOR = "supervisor"
 OPERATOR = "operator"
+
+
+def is_by_hand(actor: str) -> bool:
+    """Tell whether an operator did something; events of earlier versions name no person or key."""
+    return actor == OPERATOR or actor.startswith("local:operator@") or actor.endswith(":operator")
+
+
 # The time of an event before `Decision.record` sets it.
 UNSTAMPED = datetime.min.replace(tzinfo=UTC)
 
@@ -1372,9 +1382,15 @@ def evolve(state: RunState, event: Event) -> RunState:
             return _count_tokens(state, event)
         case LeaseGranted():
             return _grant_lease(state, event)
-        case LeaseLapsed() | BuilderResultReceived():
+        case BuilderResultReceived():
+            state = change_phase(state, event.phase_id, built_by=_known_actor(event))
             return _use_builder_try(state, event)
-        case AuditLapsed() | AuditorResultReceived():
+        case AuditorResultReceived():
+            state = change_phase(state, event.phase_id, reviewed_by=_known_actor(event))
+            return _use_auditor_try(state, event)
+        case LeaseLapsed():
+            return _use_builder_try(state, event)
+        case AuditLapsed():
             return _use_auditor_try(state, event)
         case PendingPatchDiscarded():
             return _give_back_auditor_try(state, event)
@@ -1445,6 +1461,11 @@ def evolve(state: RunState, event: Event) -> RunState:
     # The remaining kinds record a decision and change no state: RunStarted, PatchRefused,
     # ReviewRefused, PhaseApproved.
     return state
+
+
+def _known_actor(event: Event) -> str | None:
+    """Return who caused an event; earlier records name the service for all that agents sent."""
+    return None if event.actor == SUPERVISOR else event.actor
 
 
 # Every event that moves a phase ends its wait for an agent's capacity.
@@ -1617,7 +1638,13 @@ def _apply_verdict(state: RunState, event: CiVerdictReceived) -> RunState:
     """Set a final verdict on its phase; count a CI run that was made for its tier."""
     if event.is_repeated:
         return state
-    state = change_phase(state, event.phase_id, verdict=event.verdict, sandbox=event.sandbox)
+    state = change_phase(
+        state,
+        event.phase_id,
+        verdict=event.verdict,
+        sandbox=event.sandbox,
+        judged_by=_known_actor(event),
+    )
     if event.verdict is Verdict.DID_NOT_RUN:
         return state
     tier = state.tier(state.phase(event.phase_id).tier_id)
@@ -2197,6 +2224,9 @@ _PHASE_FIGURES: Final = (
     "verdict",
     "sandbox",
     "completed_by",
+    "built_by",
+    "reviewed_by",
+    "judged_by",
     "tokens_used",
     "cost_usd",
     "builder_attempts_used",

@@ -66,6 +66,12 @@ def check_chain(events: list[Json]) -> None:
     assert len(ends) <= 1
 
 
+def _is_by_hand(event: Json) -> bool:
+    """Events of earlier versions name the operator alone."""
+    actor: str = event["actor"]
+    return actor == "operator" or actor.startswith("local:operator@") or actor.endswith(":operator")
+
+
 @dataclass
 class Seen:
     """An issue in a phase, as its sightings tell of it."""
@@ -179,7 +185,7 @@ class Recount:
             self._judge(phase, event)
         if after == "EXECUTING" and phase["started_at"] is None:
             phase |= {"started_at": event["at"], "start_commit": self.run["head_commit"]}
-        if after == "QUEUED" and before == "EXECUTING" and event["actor"] == "operator":
+        if after == "QUEUED" and before == "EXECUTING" and _is_by_hand(event):
             phase["builder_attempts_used"] += 1
         if after in ("COMPLETE", "FAILED", "SKIPPED"):
             phase["ended_at"] = event["at"]

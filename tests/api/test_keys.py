@@ -409,7 +409,7 @@ class TestTheLifeOfAKey:
         ):
             response = client.request(method, path, json=body)
             api.refused(response, 403, "key_needed", "autopack keys")
-        assert client.get("/whoami").json()["actor"] == "local"
+        assert client.get("/whoami").json()["actor"].startswith("local:viewer@")
 
     def test_where_no_key_is_asked_for_none_is_looked_at(self, client: TestClient) -> None:
         response = client.get("/runs", headers={"Authorization": f"Bearer {make_key()}"})

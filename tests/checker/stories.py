@@ -309,6 +309,7 @@ def _detail(branches: Branches, run: RunState) -> SimpleNamespace:
         last_snapshot=None,
         safety_profile="normal",
         strategy_version=1,
+        started_by="client",
         created_at=NOON,
         max_phases=25,
     )

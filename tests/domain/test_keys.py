@@ -9,7 +9,14 @@ from typing import Any
 
 import pytest
 
-from autopack.domain.access import GRANTS, LOCAL, ROLES_OF, AccessRole, Caller, MissingRoleError
+from autopack.domain.access import (
+    GRANTS,
+    ROLES_OF,
+    SERVICE,
+    AccessRole,
+    Caller,
+    MissingRoleError,
+)
 from autopack.domain.audit import AuditAction, Deed, first_broken, hash_of
 from autopack.domain.events import GENESIS_HASH
 from autopack.domain.keys import LENGTH, expiry, is_well_formed, make_key, without_keys
@@ -74,7 +81,8 @@ class TestRoles:
             for operation in ROLES_OF:
                 is_granted = operation in GRANTS[role] or operation in GRANTS[AccessRole.VIEWER]
                 if is_granted or role is AccessRole.OPERATOR:
-                    assert caller.acting(operation).role is role
+                    does = role if role is not AccessRole.OPERATOR else ROLES_OF[operation][0]
+                    assert caller.acting(operation).role is does
                 else:
                     with pytest.raises(MissingRoleError, match=f"key 'k' has {role}"):
                         caller.acting(operation)
@@ -92,7 +100,7 @@ class TestRoles:
         with pytest.raises(MissingRoleError, match="a claim as auditor needs the role auditor"):
             builder.claiming(Role.AUDITOR)
         operator = Caller(roles=frozenset({AccessRole.OPERATOR}), key="k")
-        assert operator.claiming(Role.AUDITOR).role is AccessRole.OPERATOR
+        assert operator.claiming(Role.AUDITOR).role is AccessRole.AUDITOR
 
     def test_a_key_with_several_roles_acts_in_the_one_that_is_asked_for(self) -> None:
         both = Caller(roles=frozenset({AccessRole.BUILDER, AccessRole.AUDITOR}), key="k")
@@ -101,10 +109,19 @@ class TestRoles:
         assert both.acting(path).actor == "key:k:builder"
 
     def test_a_caller_without_a_key_may_do_everything(self) -> None:
-        for operation in ROLES_OF:
-            assert LOCAL.acting(operation).key is None
-        assert LOCAL.actor == "local"
-        assert Caller(name="codex@host").actor == "local:codex@host"
+        local = Caller(host="here")
+        for operation, roles in ROLES_OF.items():
+            assert local.acting(operation).actor == f"local:{roles[0]}@here"
+
+    def test_an_actor_is_a_key_in_its_role_or_a_name_on_its_host(self) -> None:
+        local = Caller(host="here").acting("POST /claim")
+        assert local.actor == "local:builder@here"
+        assert local.named("codex").actor == "local:codex@here"
+        assert local.named("codex@there").actor == "local:codex@there"
+        assert local.named(None).actor == local.actor
+        keyed = Caller(key="k", roles=frozenset({AccessRole.BUILDER})).acting("POST /claim")
+        assert keyed.named("codex@there").actor == "key:k:builder"
+        assert SERVICE.actor == "supervisor"
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import socket
 from collections.abc import Collection
 from typing import Literal
 
@@ -12,7 +13,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..domain.access import LOCAL, Caller
+from ..domain.access import Caller
 from .credentials import Credentials
 from .errors import RETRY_AFTER, SECURITY_HEADERS, problem_response
 
@@ -65,6 +66,7 @@ class AccessMiddleware:
         self.stalled_seconds = stalled_seconds
         self._held_bytes = 0
         self._credentials = Credentials()
+        self._local = Caller(host=socket.gethostname())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -133,7 +135,7 @@ class AccessMiddleware:
                 "AUTOPACK_AUTH=required answers callers with an API key, disabled every caller",
                 headers={"WWW-Authenticate": "Autopack"},
             )
-        return LOCAL
+        return self._local
 
     def _head_problem(self, scope: Scope) -> str | None:
         fields = scope["headers"]

@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Final
 
 from .errors import ForbiddenError
+from .events import SUPERVISOR
 from .terms import Role
 
 
@@ -121,8 +122,8 @@ ROLES_OF: Final[Mapping[str, tuple[AccessRole, ...]]] = _roles_of()
 class Caller:
     """Who calls: the key that came with the call, or a process that needs none (`key` is None).
 
-    `role` is the one in which the caller does what was asked for, once that is known. `name` is
-    what a caller without a key is known by.
+    `role` is the one in which the caller does what was asked for, once that is known. A caller
+    without a key is a process of `host`, known by the `name` that it gives itself.
     """
 
     roles: frozenset[AccessRole] = frozenset(AccessRole)
@@ -130,13 +131,25 @@ class Caller:
     project_id: str | None = None
     role: AccessRole | None = None
     name: str | None = None
+    host: str | None = None
 
     @property
     def actor(self) -> str:
-        """How the audit log names the caller: `key:NAME:ROLE`, or `local:NAME`."""
-        if self.key is None:
-            return "local" if self.name is None else f"local:{self.name}"
-        return f"key:{self.key}:{self.role}"
+        """How events name the caller: `key:NAME:ROLE`, `local:NAME@HOST`, or `supervisor`.
+
+        A caller without a key and a name is named by its role. One that has no role either is the
+        service itself.
+        """
+        if self.key is not None:
+            return f"key:{self.key}:{self.role}"
+        name = self.name or self.role
+        if name is None:
+            return SUPERVISOR
+        return f"local:{name}" if "@" in name or self.host is None else f"local:{name}@{self.host}"
+
+    def named(self, name: str | None) -> Caller:
+        """Return the caller under the name that it gives itself, which counts without a key."""
+        return self if name is None else replace(self, name=name)
 
     def acting(self, operation: str) -> Caller:
         """Return the caller in the role by which it may do this. Raises MissingRoleError."""
@@ -155,6 +168,8 @@ class Caller:
 
     def _acting(self, accepted: tuple[AccessRole, ...], what: str) -> Caller:
         role = next((each for each in accepted if each in self.roles), None)
+        if role is AccessRole.OPERATOR:
+            role = accepted[0]  # an operator does an agent's work in the agent's role
         if role is None:
             held = ", ".join(each for each in AccessRole if each in self.roles)
             raise MissingRoleError(
@@ -164,5 +179,5 @@ class Caller:
         return replace(self, role=role)
 
 
-#: A process of this machine, or any caller where no key is asked for.
-LOCAL: Final = Caller()
+#: The service, for what no caller asked for: time that passes, background work.
+SERVICE: Final = Caller()

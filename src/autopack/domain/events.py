@@ -31,6 +31,13 @@ from .terms import BuilderStatus, Recommendation, Role, Sandbox, Severity, Verdi
 GENESIS_HASH = "0" * 64
 SUPERVISOR = "supervisor"
 OPERATOR = "operator"
+
+
+def is_by_hand(actor: str) -> bool:
+    """Tell whether an operator did something; events of earlier versions name no person or key."""
+    return actor == OPERATOR or actor.startswith("local:operator@") or actor.endswith(":operator")
+
+
 # The time of an event before `Decision.record` sets it.
 UNSTAMPED = datetime.min.replace(tzinfo=UTC)
 

@@ -76,9 +76,15 @@ def evolve(state: RunState, event: Event) -> RunState:
             return _count_tokens(state, event)
         case LeaseGranted():
             return _grant_lease(state, event)
-        case LeaseLapsed() | BuilderResultReceived():
+        case BuilderResultReceived():
+            state = change_phase(state, event.phase_id, built_by=_known_actor(event))
             return _use_builder_try(state, event)
-        case AuditLapsed() | AuditorResultReceived():
+        case AuditorResultReceived():
+            state = change_phase(state, event.phase_id, reviewed_by=_known_actor(event))
+            return _use_auditor_try(state, event)
+        case LeaseLapsed():
+            return _use_builder_try(state, event)
+        case AuditLapsed():
             return _use_auditor_try(state, event)
         case PendingPatchDiscarded():
             return _give_back_auditor_try(state, event)
@@ -149,6 +155,11 @@ def evolve(state: RunState, event: Event) -> RunState:
     # The remaining kinds record a decision and change no state: RunStarted, PatchRefused,
     # ReviewRefused, PhaseApproved.
     return state
+
+
+def _known_actor(event: Event) -> str | None:
+    """Return who caused an event; earlier records name the service for all that agents sent."""
+    return None if event.actor == SUPERVISOR else event.actor
 
 
 # Every event that moves a phase ends its wait for an agent's capacity.
@@ -321,7 +332,13 @@ def _apply_verdict(state: RunState, event: CiVerdictReceived) -> RunState:
     """Set a final verdict on its phase; count a CI run that was made for its tier."""
     if event.is_repeated:
         return state
-    state = change_phase(state, event.phase_id, verdict=event.verdict, sandbox=event.sandbox)
+    state = change_phase(
+        state,
+        event.phase_id,
+        verdict=event.verdict,
+        sandbox=event.sandbox,
+        judged_by=_known_actor(event),
+    )
     if event.verdict is Verdict.DID_NOT_RUN:
         return state
     tier = state.tier(state.phase(event.phase_id).tier_id)

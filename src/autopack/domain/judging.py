@@ -12,7 +12,14 @@ from .building import fail_attempt
 from .consequences import end_failed
 from .decision import Decision, WrongStateError, require_live
 from .errors import ConflictError
-from .events import CiRequested, CiStarted, CiVerdictReceived, PhaseCompleted, PhaseFailed
+from .events import (
+    SUPERVISOR,
+    CiRequested,
+    CiStarted,
+    CiVerdictReceived,
+    PhaseCompleted,
+    PhaseFailed,
+)
 from .issue_rules import IssueSeen, resolve_for_ci, see_issues
 from .run import CompletedBy, FailureCode, RunState
 from .states import PhaseStatus
@@ -175,7 +182,8 @@ def accept_verdict(decision: Decision, given: CiVerdict) -> None:
 def fail_unjudged(decision: Decision, phase_id: str, why: str) -> None:
     """Fail a phase and its run, since CI could not judge the commit."""
     reason = f"CI did not run: {why}"
-    decision.record(PhaseFailed(phase_id=phase_id, reason=reason))
+    # The service's own finding, whoever reported it: evolve.py tells it from a failure by hand.
+    decision.record(PhaseFailed(phase_id=phase_id, reason=reason, actor=SUPERVISOR))
     end_failed(decision, FailureCode.CI_DID_NOT_RUN, reason)
 
 

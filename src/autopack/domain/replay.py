@@ -189,7 +189,7 @@ class _Replayer:
                 commit=rolled_back.commit,
                 reason=rolled_back.reason or "",
             )
-        elif events[0].actor == e.OPERATOR:
+        elif e.is_by_hand(events[0].actor):
             yield from self._by_hand(events, ended)
         elif ended is not None and ended.failure_code is FailureCode.BRANCH_MOVED:
             yield BranchMoved(ended.reason or "")

@@ -101,6 +101,9 @@ class PhaseState:
     verdict: Verdict | None = None
     sandbox: Sandbox | None = None
     completed_by: CompletedBy | None = None
+    built_by: str | None = None
+    reviewed_by: str | None = None
+    judged_by: str | None = None
     failure_signatures: tuple[str, ...] = ()
     failure_reason: str | None = None
     started_at: datetime | None = None

@@ -357,6 +357,8 @@ def _whereabouts(run: RunDetail) -> Iterable[tuple[str, str]]:
         f"[version {run.strategy_version}]"
         f"(project_implementation_strategy_v{run.strategy_version}.json)"
     )
+    if run.started_by:
+        yield "Started by", code(run.started_by)
     yield "Created", _time(run.created_at)
     yield "Changed", _time(run.updated_at)
     if run.ended_at:
@@ -392,6 +394,13 @@ def _budgets(phase: PhaseDetail) -> Iterable[tuple[str, str, str, str]]:
 def _times(phase: PhaseDetail) -> Iterable[tuple[str, str]]:
     if phase.started_at:
         yield "Started", _time(phase.started_at)
+    for what, actor in (
+        ("Built by", phase.built_by),
+        ("Reviewed by", phase.reviewed_by),
+        ("Judged by", phase.judged_by),
+    ):
+        if actor:
+            yield what, code(actor)
     if phase.ended_at:
         yield "Ended", _time(phase.ended_at)
     elif phase.unavailable_reason is not None:
@@ -435,7 +444,9 @@ def _attempts(attempts: Sequence[AttemptDetail]) -> str:
 
 
 def _agent(attempt: AttemptDetail) -> str:
-    names = (attempt.agent, attempt.model)
+    # Without a key the actor is the agent's name and the host.
+    by_key = attempt.actor if attempt.actor and attempt.actor.startswith("key:") else None
+    names = (attempt.agent, attempt.model, by_key)
     return ", ".join(inline(name, _CELL) for name in names if name) or NONE
 
 

@@ -22,6 +22,7 @@ from .pages import DEBT_WORDS, PHASE_WORDS, RUN_WORDS, verdict_words
 MAX_TITLE = 120
 MAX_PHASES = 100  # GitHub accepts 65,536 characters
 MAX_REASONS = 50
+MAX_ACTORS = 20
 _NAME = 100
 _REASON = 300
 _TEXT = 150
@@ -148,6 +149,17 @@ def _figures(run: RunDetail, phases: Sequence[PhaseDetail]) -> Iterable[tuple[st
         yield "Cost", short_usd(run.cost_usd)
     if run.debt_status is not DebtStatus.CLEAN:
         yield "Debt", DEBT_WORDS[run.debt_status]
+    if run.started_by:
+        yield "Started by", code(run.started_by)
+    for what, actors in (
+        ("Built by", [phase.built_by for phase in phases]),
+        ("Reviewed by", [phase.reviewed_by for phase in phases]),
+        ("Judged by", [phase.judged_by for phase in phases]),
+    ):
+        named = dict.fromkeys(actor for actor in actors if actor is not None)
+        if named:
+            more = f" and {len(named) - MAX_ACTORS} more" if len(named) > MAX_ACTORS else ""
+            yield what, ", ".join(code(each, _NAME) for each in [*named][:MAX_ACTORS]) + more
     yield "Base commit", run.base_commit
     yield "Head commit", run.head_commit
     if run.last_snapshot:

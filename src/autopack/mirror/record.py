@@ -32,6 +32,7 @@ _RUN = (
     "run_scope",
     "safety_profile",
     "strategy_version",
+    "started_by",
     "created_at",
     "ended_at",
 )
@@ -77,6 +78,9 @@ _PHASE = (
     "verdict",
     "sandbox",
     "completed_by",
+    "built_by",
+    "reviewed_by",
+    "judged_by",
     "max_builder_attempts",
     "builder_attempts_used",
     "max_auditor_attempts",

@@ -28,6 +28,7 @@ class Run(Base):
 
     plan: Mapped[Json] = mapped_column(deferred=True)
     plan_sha256: Mapped[str]
+    started_by: Mapped[str | None]  # unknown of older runs
     strategy: Mapped[Json] = mapped_column(deferred=True)
     strategy_version: Mapped[int]
 
@@ -231,6 +232,10 @@ class Phase(HasIssues, Base):
     verdict: Mapped[Verdict | None]
     sandbox: Mapped[Sandbox | None]
     completed_by: Mapped[CompletedBy | None]
+    # The actors of the last result, review and verdict; none: unknown, or the service itself.
+    built_by: Mapped[str | None]
+    reviewed_by: Mapped[str | None]
+    judged_by: Mapped[str | None]
     failure_signatures: Mapped[Json] = mapped_column(default=list)
     failure_reason: Mapped[str | None]
     started_at: Mapped[datetime | None]

@@ -23,6 +23,7 @@ class Lease(Base):
     phase_pk: Mapped[int] = mapped_column(ForeignKey("phases.id", ondelete="CASCADE"))
     role: Mapped[Role]
     agent: Mapped[str]
+    actor: Mapped[str | None]  # unknown of older leases
     account: Mapped[str | None]
     fence: Mapped[int]
     token_sha256: Mapped[str] = mapped_column(unique=True)
@@ -54,6 +55,7 @@ class Submission(Base):
     role: Mapped[Role]
     attempt: Mapped[int]
     agent: Mapped[str | None]
+    actor: Mapped[str | None]  # unknown of older submissions
     model: Mapped[str | None]
     status: Mapped[str]
     body: Mapped[Json]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from ..domain.errors import AutopackError, ConflictError
-from ..domain.events import OPERATOR
 from ..domain.naming import branch_ref
 from ..domain.operating import Rollback, require_rollback
 from ..domain.outcomes import CommitKind
@@ -134,7 +133,7 @@ def rollback(
     request = {"to_phase": to_phase, "reason": reason}
     identity = once("rollback", request, [key_scope(idempotency_key)])
     reason = redact(reason)
-    with answering(context, run_id, identity, actor=OPERATOR) as turn:
+    with answering(context, run_id, identity) as turn:
         if turn.is_new:
             change = turn.change
             phase = change.phase(to_phase)

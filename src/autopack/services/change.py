@@ -46,7 +46,7 @@ class RunChange:
         self.context: Final = context
         self.session: Final = session
         self.run: Final = run
-        self.actor: Final = actor
+        self.actor = actor
         self.now: Final = context.now_in(run)
         self.phases: Final = runs.phases_of(run)
         self.before = self.state = runs.read_state(run)
@@ -61,6 +61,10 @@ class RunChange:
         self._shown: set[str] = set()
         self._shows_backlog = False
         self._has_issues = False
+
+    def name_agent(self, agent: str | None) -> None:
+        """Let the events name an agent without a key by the name that it gives itself."""
+        self.actor = self.context.caller.named(agent).actor
 
     def phase(self, phase_id: str) -> Phase:
         """Return a phase's row. Raises NotFoundError."""

@@ -176,6 +176,7 @@ def release(
             phase, state = change.phase(phase_id), change.phase_state(phase_id)
             role = state.lease_role or Role.BUILDER
             lease = check_lease(change, phase, role, given_back.lease_token)
+            change.name_agent(lease.agent if lease else None)
             change.decide(
                 Unavailable(
                     phase_id=phase_id,
@@ -233,6 +234,7 @@ def _claim(
 
 def _take(change: RunChange, wanted: Claim) -> WorkItemAnswer | None:
     role, now = wanted.role, change.now
+    change.name_agent(wanted.agent)
     change.decide(claiming.WorkAsked(role, wanted.account))
     found = claiming.find_claimable(change.state, role, now, wanted.account)
     if found is None:
@@ -246,6 +248,7 @@ def _take(change: RunChange, wanted: Claim) -> WorkItemAnswer | None:
             phase_pk=phase.id,
             role=role,
             agent=wanted.agent,
+            actor=change.actor,
             account=wanted.account,
             fence=found.phase.fence + 1,
             token_sha256=leases.hash_token(token),

@@ -10,7 +10,7 @@ from threading import Event
 from sqlalchemy import Engine
 
 from ..config import Settings
-from ..domain.access import LOCAL, Caller
+from ..domain.access import SERVICE, Caller
 from ..gitrepo import Repository
 from ..mirror import Mirror
 from ..models import Run
@@ -38,7 +38,7 @@ class AppContext:
     stopping: Event = field(default_factory=Event)  # set when the process must end
     # Set while the database belongs to another clone: its service took over during an outage.
     superseded: Event = field(default_factory=Event)
-    caller: Caller = LOCAL
+    caller: Caller = SERVICE
 
     def for_caller(self, caller: Caller) -> AppContext:
         """Return the context of one request."""

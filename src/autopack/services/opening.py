@@ -67,9 +67,7 @@ def locked_session(
 
 
 @contextmanager
-def changing(
-    context: AppContext, run_id: str, *, actor: str = SUPERVISOR, is_waiting: bool = True
-) -> Iterator[RunChange]:
+def changing(context: AppContext, run_id: str, *, is_waiting: bool = True) -> Iterator[RunChange]:
     """Hold a run's lock, bring the run up to date, and commit what the body decides and settles.
 
     An exception in the body changes nothing. Raises RunBusyError when another process holds the run
@@ -77,18 +75,16 @@ def changing(
     """
     with (
         locked_session(context, run_id, is_waiting=is_waiting) as session,
-        changing_locked(context, session, run_id, actor=actor) as change,
+        changing_locked(context, session, run_id) as change,
     ):
         yield change
 
 
 @contextmanager
-def changing_locked(
-    context: AppContext, session: RowSession, run_id: str, *, actor: str = SUPERVISOR
-) -> Iterator[RunChange]:
+def changing_locked(context: AppContext, session: RowSession, run_id: str) -> Iterator[RunChange]:
     """Change a run as `changing` does, in a session that holds its lock."""
     run = up_to_date(context, session, run_id)
-    change = RunChange(context, session, run, actor)
+    change = RunChange(context, session, run, context.caller.actor)
     try:
         yield change
     except RepositoryUnusableError:

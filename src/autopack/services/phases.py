@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ..domain.events import OPERATOR
 from ..domain.operating import StatusByHand
 from ..domain.states import PhaseStatus
 from ..domain.values import Closed, Count
@@ -29,7 +28,7 @@ def update_status(
 
     Raises NotFoundError, IllegalTransitionError, PhaseNotNextError, RunOverError.
     """
-    with changing(context, run_id, actor=OPERATOR) as change:
+    with changing(context, run_id) as change:
         row = change.phase(phase_id)
         change.decide(
             StatusByHand(phase_id=phase_id, wanted=wanted.state, tokens=wanted.tokens_used)

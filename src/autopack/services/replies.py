@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from ..domain.errors import AutopackError, ErrorKind, InvalidError
-from ..domain.events import SUPERVISOR, canonical_json
+from ..domain.events import canonical_json
 from ..models import Reply
 from ..store import submissions
 from ..store.leases import hash_token
@@ -149,14 +149,12 @@ class Turn:
 
 
 @contextmanager
-def answering(
-    context: AppContext, run_id: str, identity: Once, *, actor: str = SUPERVISOR
-) -> Iterator[Turn]:
+def answering(context: AppContext, run_id: str, identity: Once) -> Iterator[Turn]:
     """Open a change for a request that has one effect, even if it is sent several times.
 
     Its answer is stored in the transaction of the change. Raises a stored refusal.
     """
-    with changing(context, run_id, actor=actor) as change, identity.keeping_refusals(change):
+    with changing(context, run_id) as change, identity.keeping_refusals(change):
         turn = Turn(change, identity.find(change))
         yield turn
         if turn.is_new:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 from ..domain.errors import ConflictError
-from ..domain.events import GENESIS_HASH, OPERATOR, SUPERVISOR, RunStarted, canonical_json
+from ..domain.events import GENESIS_HASH, RunStarted, canonical_json
 from ..domain.naming import branch_name, branch_ref, snapshot_ref
 from ..domain.operating import Cancel
 from ..domain.plan import DebtPhase, Plan, PlanPhase
@@ -58,7 +58,7 @@ def start_run(context: AppContext, plan: Plan) -> tuple[RunAnswer, bool]:
         version = strategy_version(session, context, ruleset)
         plan, strategy = plan_under(session, context, plan, ruleset, version=version)
         run = _new_run(context, session, plan, strategy, digest)
-        _add_first_event(session, run)
+        _add_first_event(session, run, context.caller.actor)
         # Tags of another service, as in a clone, would end the run at a snapshot.
         context.repository.require_free_ref(snapshot_ref(branch_name(run_id)))
         branch = RefUpdate(branch_ref(run_id), run.base_commit, None)
@@ -103,7 +103,7 @@ def list_runs(
 
 def cancel_run(context: AppContext, run_id: str, reason: str) -> RunAnswer:
     """End a run because the operator says so; a run that is over does not change, 409."""
-    with changing(context, run_id, actor=OPERATOR) as change:
+    with changing(context, run_id) as change:
         change.decide(Cancel(redact(reason)))
         settle(change)
     return RunAnswer.of(change.run)
@@ -140,9 +140,9 @@ def _write_files(context: AppContext, session: RowSession, run: Run) -> None:
     runs.mark_mirrored(session, run.id, run.revision)
 
 
-def _add_first_event(session: RowSession, run: Run) -> None:
+def _add_first_event(session: RowSession, run: Run, actor: str) -> None:
     event = RunStarted(
-        actor=SUPERVISOR,
+        actor=actor,
         at=run.created_at,
         reason="a plan was posted",
         plan_sha256=run.plan_sha256,
@@ -189,6 +189,7 @@ def _new_run(
         safety_profile=strategy.safety_profile,
         plan=plan.model_dump(mode="json"),
         plan_sha256=digest,
+        started_by=context.caller.actor,
         strategy=strategy.model_dump(mode="json"),
         strategy_version=strategy.version,
         max_phases=strategy.max_phases,

@@ -55,6 +55,8 @@ def record_submission(
         role, status = Role.BUILDER, str(report.status)
     else:
         role, status = Role.AUDITOR, str(report.recommendation)
+    agent = report.agent or (lease.agent if lease else None)
+    change.name_agent(agent)
     change.show(phase.phase_id)
     cost, price = _cost(change, report)
     return submissions.add_submission(
@@ -63,7 +65,8 @@ def record_submission(
             run_pk=change.run.id,
             phase_pk=phase.id,
             role=role,
-            agent=report.agent or (lease.agent if lease else None),
+            agent=agent,
+            actor=change.actor,
             model=report.model,
             status=status,
             body=without_patches(report),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from ..domain.outcomes import Outcome
 from ..domain.states import PhaseStatus, RunStatus
@@ -114,6 +116,7 @@ class AttemptAnswer(Shape):
     role: Role
     attempt: int
     agent: str | None
+    actor: Annotated[str | None, Field(description="Who sent it; null for older submissions.")]
     model: str | None
     status: str
     outcome: Outcome

@@ -46,6 +46,9 @@ class PhaseAnswer(Shape):
     verdict: Verdict | None
     sandbox: Sandbox | None
     completed_by: CompletedBy | None
+    built_by: Annotated[str | None, Field(description="Who sent the last Builder's result.")]
+    reviewed_by: Annotated[str | None, Field(description="Who sent the last review.")]
+    judged_by: Annotated[str | None, Field(description="Who posted the last verdict of CI.")]
     failure_reason: str | None
     start_commit: str | None
     commit: str | None
@@ -105,6 +108,7 @@ class RunSummaryAnswer(Shape):
     state: RunStatus
     safety_profile: SafetyProfile
     run_scope: RunScope
+    started_by: str | None
     created_at: WireTime
     updated_at: WireTime
     deadline_at: WireTime
