@@ -161,6 +161,16 @@ def test_a_credential_is_redacted_and_its_surroundings_stay(name: str) -> None:
     assert redact(redacted) == redacted
 
 
+@pytest.mark.parametrize("length", [20, 60, 170])
+def test_an_openai_key_is_redacted_from_its_first_letter_on(length: int) -> None:
+    """Its mark stands in the middle, so what is before the mark is part of the key."""
+    before = "sk-proj-" + (MIXED * 2)[:length]
+    key = before + "T3Blbk" + "FJ" + MIXED[:60]
+    assert redact(f"key: {key}.") == "key: [redacted: openai key]."
+    (found,) = find_secrets(f"key: {key}.".encode(), Steps())
+    assert found.identity == key.encode()
+
+
 def test_a_whole_key_is_redacted_with_or_without_its_end() -> None:
     key = "-----BEGIN RSA " + "PRIVATE KEY-----\n" + f"{MIXED[:64]}\n" * 20
     footer = "-----END RSA " + "PRIVATE KEY-----"

@@ -1,0 +1,106 @@
+"""The live view of a run in a terminal: when it is drawn anew, and when it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from threading import Event
+from types import SimpleNamespace, TracebackType
+from typing import Any, Self, cast
+
+import pytest
+
+from autopack.cli import run
+from autopack.client import Autopack, ClientError
+
+pytestmark = pytest.mark.unit
+
+WAIT_SECONDS = 10
+
+
+class Service:
+    """A service with one run: how often it was asked for, and events that come when they may."""
+
+    def __init__(self, *events: Event | ClientError) -> None:
+        self.asked = 0
+        self._events = events
+
+    def get_run(self, _run_id: str) -> Any:
+        self.asked += 1
+        return SimpleNamespace(asked=self.asked)
+
+    def follow(self, _run_id: str) -> Iterator[Event]:
+        for event in self._events:
+            if isinstance(event, ClientError):
+                raise event
+            assert event.wait(WAIT_SECONDS)
+            yield event
+
+
+class Screen:
+    """What the live view shows, from first to last; calls `draw` each time that it does."""
+
+    def __init__(self, draw: Any) -> None:
+        self.shown: list[int] = []
+        self._draw = draw
+
+    def __call__(self, view: int, **_: object) -> Self:
+        self.shown.append(view)
+        return self
+
+    def update(self, view: int, **_: object) -> None:
+        self.shown.append(view)
+        self._draw(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+
+def watch(monkeypatch: pytest.MonkeyPatch, service: Service, screen: Screen) -> Any:
+    """Watch a run whose view is the number of the answer that it is made of."""
+    monkeypatch.setattr(run, "REFRESH_SECONDS", 0.01)
+    monkeypatch.setattr("rich.live.Live", screen)
+    monkeypatch.setattr("autopack.cli.view.run_view", lambda answer, *_: answer.asked)
+    return run._watch_live(cast("Autopack", service), "run-001")
+
+
+def test_the_view_is_drawn_anew_without_events_since_the_minutes_change(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    event = Event()
+    service = Service(event)
+    screen = Screen(lambda screen: event.set() if len(screen.shown) > 3 else None)
+    watch(monkeypatch, service, screen)
+    assert screen.shown[:4] == [1, 1, 1, 1]  # of one answer: without an event none is asked for
+
+
+def test_the_view_shows_the_run_after_each_event_and_ends_with_the_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    events = [Event(), Event(), Event()]
+    service = Service(*events)
+
+    def draw(screen: Screen) -> None:
+        """Let an event come once the view shows what came of the one before."""
+        if screen.shown[-1] <= len(events):
+            events[screen.shown[-1] - 1].set()
+
+    screen = Screen(draw)
+    found = watch(monkeypatch, service, screen)
+    assert all(event.is_set() for event in events)
+    assert screen.shown == sorted(screen.shown)
+    assert {1, 2, 3, 4} <= {*screen.shown}
+    assert found.asked == service.asked == screen.shown[-1]
+
+
+def test_a_service_that_is_gone_ends_the_view_with_its_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(ClientError, match="gone"):
+        watch(monkeypatch, Service(ClientError("gone")), Screen(lambda _: None))
