@@ -193,6 +193,18 @@ def test_a_record_of_an_earlier_version_passes(
     assert checkers.promotion(run_id, head, base) == expected
 
 
+@pytest.mark.parametrize(("cap", "value"), [("token_cap", 22), ("cost_cap_usd", "0.250000")])
+def test_a_run_that_used_a_cap_up_to_the_last_passes(
+    cap: str, value: object, told: Callable[[str], Story], checkers: Checkers
+) -> None:
+    story = told(GREEN)
+    put(story, f"budgets.{cap}", value)
+    head = story.write()
+    expected = Said(list(story.run.promotion_reasons), list(story.run.promotion_warnings))
+    assert checkers.verify(RUN) == checkers.script(RUN) == expected
+    assert checkers.promotion(RUN, head, story.branches.base) == expected
+
+
 # Records whose `run.json` was changed: the row of the run, too, names the forged commit
 
 _STORIES = {each.__name__: each for each in stories.NAMED}
@@ -294,6 +306,8 @@ FIELDS: list[tuple[str, str, object, str]] = [
     (GREEN, "is_rolled_back", "no", "run.json: is_rolled_back is no, which is not of its kind"),
     (GREEN, "tiers", {}, "run.json: tiers is no list"),
     (GREEN, "budgets", [], "run.json: budgets is no object"),
+    (GREEN, "tiers.0.token_cap", True, "tiers[0]: token_cap is true, which is not of its kind"),
+    (GREEN, "promotion.eligible", 0, "promotion: eligible is 0, which is not of its kind"),
 ]
 
 
@@ -345,6 +359,7 @@ EVENTS: list[tuple[str, Tampering, str]] = [
     (GREEN, on("PhaseStarted", "phase_id", "P9"), "the events cannot be replayed: KeyError('P9')"),
     (GREEN, on("PhaseStarted", "phase_id", "P2"), "puts phase 'P2' into tier T1"),
     (GREEN, on("PhaseStarted", "tier_id", "T2"), "event 2 puts phase 'P1' into tier T2"),
+    (GREEN, on("PhaseStarted", "tier_id", None), "event 2 puts phase 'P1' into tier null"),
     (GREEN, on("PhaseStarted", "from_state", "GATE"), "does not follow: phase 'P1' is QUEUED"),
     (GREEN, on("PhaseStarted", "to_state", "GATE"), "moves phase 'P1' from QUEUED to GATE, which"),
     (GREEN, on("PhaseGated", "to_state", "COMPLETE"), "from EXECUTING to COMPLETE, which no rule"),
@@ -426,6 +441,21 @@ def resolved_by(cause: str | None) -> Tampering:
 def resolved_unseen(story: Story) -> None:
     resolved_by("auditor")(story)
     story.event("IssueResolved")["data"]["issue_key"] = "unseen"
+
+
+def resolved_after(kind: str, which: int, cause: str, source: str) -> Tampering:
+    """Let an issue of phase P1 be resolved right after an event that may not resolve it."""
+
+    def change(story: Story) -> None:
+        events = story.record["events"]
+        seen, before = story.event("IssueRecorded"), story.events(kind)[which]
+        seen["data"]["source"] = source
+        data = {"issue_key": seen["data"]["issue_key"], "cause": cause}
+        resolved = {**seen, "kind": "IssueResolved", "data": data, "at": before["at"]}
+        events.insert(events.index(before) + 1, resolved)
+        story.number()
+
+    return named(change, "resolved_after", kind, str(which))
 
 
 def ended_early(story: Story) -> None:
@@ -529,6 +559,21 @@ ORDER: list[tuple[str, Tampering, str]] = [
     (GREEN, last_before("PatchApplied", "PatchApplied"), "the record's commits are not those"),
     (UNCLEAN, resolved_by("auditor"), "in phase 'P1', and no review says so"),
     (UNCLEAN, resolved_by("green_verdict"), "where CI did not raise it, or is not green"),
+    (
+        GREEN,
+        resolved_after("CiVerdictReceived", 0, "green_verdict", "ci"),
+        "where CI did not raise it, or is not green",
+    ),
+    (
+        GREEN,
+        resolved_after("CiVerdictReceived", -1, "green_verdict", "ci"),
+        "where CI did not raise it, or is not green",
+    ),
+    (
+        REVIEWED,
+        resolved_after("BuilderResultReceived", -1, "auditor", "test"),
+        "in phase 'P1', and no review says so",
+    ),
     (UNCLEAN, resolved_by("nobody"), "IssueResolved cannot be read"),
     (UNCLEAN, resolved_by(None), "minor_issues_count is 3 in the record, 2 by its events"),
     (UNCLEAN, resolved_unseen, "resolves unseen in phase 'P1', where it was never seen"),
