@@ -181,12 +181,13 @@ def _phase_detail(
     attempts: dict[int, list[AttemptDetail]],
     found: dict[int, list[PhaseIssue]],
 ) -> PhaseDetail:
+    # The deadline of a lease moves with each heartbeat, which writes no file.
+    deadline = None if phase.lease_id is not None else phase.deadline_at
+    tried, issues_found = attempts.get(phase.id), found.get(phase.id)
+    if tried is None and issues_found is None:
+        return PhaseDetail.shared(phase, deadline_at=deadline, attempts=[], issues=[])
     return PhaseDetail.of(
-        phase,
-        # That of a lease moves with each heartbeat, which writes no file.
-        deadline_at=None if phase.lease_id is not None else phase.deadline_at,
-        attempts=attempts.get(phase.id, []),
-        issues=found.get(phase.id, []),
+        phase, deadline_at=deadline, attempts=tried or [], issues=issues_found or []
     )
 
 

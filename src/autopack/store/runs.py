@@ -18,7 +18,7 @@ from ..domain.run import PhaseState, RunState, TierState
 from ..domain.states import PhaseStatus, RunStatus
 from ..domain.terms import Role
 from ..models import EventRow, Phase, Run, Tier
-from .rows import Rows, read_off
+from .rows import Rows, read_frozen, read_off
 from .session import RowSession
 
 Position = tuple[datetime, int]
@@ -326,8 +326,8 @@ def read_state(run: Run) -> RunState:
     return read_off(
         RunState,
         run,
-        tiers=tuple(read_off(TierState, tier) for tier in run.tiers),
-        phases=tuple(read_off(PhaseState, phase) for tier in run.tiers for phase in tier.phases),
+        tiers=tuple(read_frozen(TierState, tier) for tier in run.tiers),
+        phases=tuple(read_frozen(PhaseState, phase) for tier in run.tiers for phase in tier.phases),
         issues={},
     )
 
