@@ -81,24 +81,25 @@ def usable(path: Path) -> Iterator[None]:
 @contextmanager
 def open_top(path: Path) -> Iterator[OpenFolder]:
     """Open the runs directory; the operator may use links for it. Raises OSError."""
-    with _opened(path, None, 0) as descriptor:
+    descriptor = os.open(path, _FOLDER)
+    try:
         yield OpenFolder(descriptor, path)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
 def open_folder(parent: OpenFolder, name: str) -> Iterator[OpenFolder]:
     """Open or create a folder below another; does not follow a link. Raises OSError."""
-    with suppress(FileExistsError):
-        os.mkdir(name, dir_fd=parent.descriptor)
-    with _opened(name, parent.descriptor, os.O_NOFOLLOW) as descriptor:
-        yield OpenFolder(descriptor, parent.path / name)
-
-
-@contextmanager
-def _opened(name: str | Path, parent: int | None, flags: int) -> Iterator[int]:
-    descriptor = os.open(name, _FOLDER | flags, dir_fd=parent)
+    flags = _FOLDER | os.O_NOFOLLOW
     try:
-        yield descriptor
+        descriptor = os.open(name, flags, dir_fd=parent.descriptor)
+    except FileNotFoundError:
+        with suppress(FileExistsError):  # another process was quicker
+            os.mkdir(name, dir_fd=parent.descriptor)
+        descriptor = os.open(name, flags, dir_fd=parent.descriptor)
+    try:
+        yield OpenFolder(descriptor, parent.path / name)
     finally:
         os.close(descriptor)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from functools import partial
@@ -134,22 +134,29 @@ class Mirror:
 
     def write_files(self, report: RunDetail, files: Mapping[str, bytes]) -> None:
         """Write files of the run's folder, by name, in this order; else as `write_run`."""
-        with self._locked(report.run_id) as top, usable(top.path), _run_folders(top) as folders:
+        with self._locked(report.run_id) as top, usable(top.path):
             standing = pages.stamp_of(read_head(top, SUMMARY, _HEAD_BYTES))
             if standing is None or standing.created_at != report.created_at:
                 if standing and standing.created_at > report.created_at:
                     return
                 # Files older than the run belonged to another run of this id, in a database that
                 # was removed.
-                for folder in folders.values():
-                    remove_older(folder, _OURS, report.created_at - _CLOCK_TOLERANCE)
+                with _run_folders(top, _FOLDERS) as folders:
+                    for folder in folders.values():
+                        remove_older(folder, _OURS, report.created_at - _CLOCK_TOLERANCE)
+            self._write_newer(top, report.revision, files)
+
+    def _write_newer(self, top: OpenFolder, revision: int, files: Mapping[str, bytes]) -> None:
+        """Write the files, except those that have a newer revision already."""
+        needed = {path.rpartition("/")[0] for path in files} - {""}
+        with _run_folders(top, needed) as folders:
             places = [(*_place(path, folders), content) for path, content in files.items()]
             replace_files(
                 top,
                 [
                     NewFile(folder, name, content)
                     for folder, name, content in places
-                    if _revision(folder, name) <= report.revision
+                    if _revision(folder, name) <= revision
                 ],
             )
 
@@ -233,10 +240,10 @@ _FOLDERS = ("tiers", "phases", "issues")
 
 
 @contextmanager
-def _run_folders(run: OpenFolder) -> Iterator[dict[str, OpenFolder]]:
-    """Open a run's folders by name; the empty name is its own folder."""
+def _run_folders(run: OpenFolder, names: Iterable[str]) -> Iterator[dict[str, OpenFolder]]:
+    """Open some of a run's folders by name; the empty name is its own folder."""
     with ExitStack() as opened:
-        yield {"": run, **{name: opened.enter_context(open_folder(run, name)) for name in _FOLDERS}}
+        yield {"": run, **{name: opened.enter_context(open_folder(run, name)) for name in names}}
 
 
 def _place(path: str, folders: Mapping[str, OpenFolder]) -> tuple[OpenFolder, str]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable
 from datetime import datetime
 from functools import cache, lru_cache
 from operator import attrgetter
-from typing import Annotated, Any, Self, cast
+from typing import Annotated, Any, Self, cast, get_origin
 
 from pydantic import BaseModel, ConfigDict, PlainSerializer
 
@@ -41,13 +41,20 @@ class Shape(BaseModel):
         To find one costs a fifth of making it, and most phases of a run are as they were.
         """
         names, read = _reader(cls, frozenset(given))
-        values = (_hashable(value) for value in (*read(row), *given.values()))
+        values = [*read(row), *given.values()]
+        for place in _lists(cls, (*names, *given)):
+            values[place] = tuple(values[place])
         found: Self = _shared(cast("Hashable", cls), (*names, *given), tuple(values))
         return found
 
 
-def _hashable(value: object) -> object:
-    return tuple(value) if type(value) is list else value
+@cache
+def _lists(kind: type[Shape], names: tuple[str, ...]) -> tuple[int, ...]:
+    """Return which of these fields are lists, which cannot be looked up."""
+    fields = kind.model_fields
+    return tuple(
+        place for place, name in enumerate(names) if get_origin(fields[name].annotation) is list
+    )
 
 
 @lru_cache(maxsize=4_096)
