@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE
 from sqlalchemy import Connection, event
 from sqlalchemy.exc import DBAPIError
 
@@ -166,7 +167,7 @@ def test_rows_that_change_alike_share_a_statement_within_their_table(
     session.begin_change()
     (tier,) = session.rows(TIERS, "")
     second = TIERS.new(**TIER | {"run_pk": tier.run_pk, "tier_id": "T2", "tier_index": 1})
-    (second.id,) = session.next_ids(TIERS)
+    second.id = session.next_id(TIERS)
     session.put(TIERS, second)
     session.send()
     (phase,) = session.rows(PHASES, "")
@@ -183,7 +184,7 @@ def test_added_rows_go_in_their_order_before_changed_ones_and_after_statements(
     run, _, _ = rows_of(session)
     run.tokens_used = 7
     tier = TIERS.new(**TIER | {"run_pk": run.id, "tier_id": "T2", "tier_index": 1})
-    (tier.id,) = session.next_ids(TIERS)
+    tier.id = session.next_id(TIERS)
     phase = PHASES.new(**PHASE | {"run_pk": run.id, "tier_pk": tier.id, "phase_id": "P2"})
     session.put(TIERS, tier)
     session.put(PHASES, phase)
@@ -198,8 +199,8 @@ def test_added_rows_go_in_their_order_before_changed_ones_and_after_statements(
 def test_added_rows_get_their_ids_from_the_sequence_before_they_are_sent(
     session: RowSession,
 ) -> None:
-    keys = session.next_ids(TIERS, 3)
-    assert len({*keys, *session.next_ids(TIERS)}) == 4
+    ((*keys,),) = session.next_ids((TIERS, 3))
+    assert len({*keys, session.next_id(TIERS)}) == 4
     ((run_pk,),) = session.fetch("SELECT id FROM runs")
     session.begin_change()
     for number, key in enumerate(keys, 1):
@@ -286,3 +287,50 @@ def test_an_error_of_a_statement_keeps_the_connection(
     assert not connection.invalidated
     session.rollback()
     assert session.fetch("SELECT count(*) FROM runs") == [(1,)]
+
+
+def test_a_row_that_is_read_twice_in_a_change_is_one_object_and_keeps_what_was_changed(
+    session: RowSession,
+) -> None:
+    """Of two copies the later one would be written over the first."""
+    session.begin_change()
+    first = session.row(TIERS, "")
+    assert first is not None
+    first.name = "changed here"
+    session.gather("UPDATE tiers SET description = 'changed there'")
+    again = session.row(TIERS, "")
+    assert again is first
+    assert (first.name, first.description) == ("changed here", "changed there")
+    session.commit()
+    assert session.fetch("SELECT name, description FROM tiers") == [
+        ("changed here", "changed there")
+    ]
+
+
+def test_a_session_that_is_closed_in_a_change_leaves_no_transaction_on_its_connection(
+    database_url: str,
+) -> None:
+    """The pool would hand it to the next request, with its locks."""
+    address = Settings(_env_file=None, database_url=database_url).database_url or ""
+    engine = make_engine(address, 15, is_autocommit=True)
+
+    def status() -> Any:
+        with engine.connect() as connection:
+            driver: Any = connection.connection.driver_connection
+            return driver.info.transaction_status
+
+    with RowSession(engine) as session:
+        session.begin_change()
+        session.fetch("SELECT 1")
+    assert status() == TRANSACTION_STATUS_IDLE
+    with engine.connect() as connection:  # as code would that forgets to end what it began
+        connection.connection.cursor().execute("BEGIN")
+    assert status() == TRANSACTION_STATUS_IDLE, "the pool ends it"
+    engine.dispose()
+
+
+def test_an_error_shows_the_beginning_of_a_statement_alone(session: RowSession) -> None:
+    with pytest.raises(DBAPIError) as caught:
+        session.fetch("SELECT 1 / 0, %s", ("x" * 100_000,))
+    assert "SELECT 1 / 0" in str(caught.value)
+    assert len(str(caught.value)) < 2_000

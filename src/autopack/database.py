@@ -13,6 +13,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import structlog
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE, TRANSACTION_STATUS_UNKNOWN
 from pydantic_core import from_json
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.engine import Dialect
@@ -227,6 +228,8 @@ def make_engine(url: str | URL, statement_seconds: int, *, is_autocommit: bool =
     )
     ping_within(engine.dialect, CONNECT_SECONDS)
     event.listen(engine, "reset", _restore_settings)
+    if is_autocommit:
+        event.listen(engine, "reset", _end_transaction)
     return engine
 
 
@@ -246,6 +249,21 @@ def _restore_settings(
         connection.rollback()  # free where no transaction is open
     while record.finalize_callback:
         record.finalize_callback.pop()(connection)
+
+
+def _end_transaction(
+    connection: DBAPIConnection, _record: _PoolRecord, _state: PoolResetState
+) -> None:
+    """End a transaction that a statement began: psycopg2's own rollback knows of none.
+
+    Sessions end theirs. If one does not, its locks must not stay behind on an idle connection.
+    """
+    assert isinstance(connection, PatientConnection)  # noqa: S101 - for the type checker
+    ended = (TRANSACTION_STATUS_IDLE, TRANSACTION_STATUS_UNKNOWN)
+    if connection.info.transaction_status not in ended:
+        logger.error("transaction_left_open")
+        with connection.cursor() as cursor:
+            cursor.execute("ROLLBACK")
 
 
 def make_sessions(engine: Engine) -> Sessions:

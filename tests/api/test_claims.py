@@ -5,12 +5,15 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import Engine, text
 
+from autopack.config import Settings
+from autopack.database import make_engine
 from autopack.domain.path_policy import DEFAULT_PROTECTED
 from autopack.domain.ruleset import DEFAULT_UNAVAILABLE_MESSAGES
 from autopack.mirror.files import MirrorUnusableError
@@ -305,6 +308,26 @@ class TestHeartbeat:
         for path in ("/runs/run-001/phases/none/heartbeat", "/runs/none/phases/P0.0/heartbeat"):
             api.refused(api.client.post(path, json=body), 404, "not_found", "none")
 
+    def test_leaves_no_lock_behind_whatever_it_is_answered(
+        self, api: Api, agents: Agents, engine: Engine
+    ) -> None:
+        """A lock that stays on an idle connection would stop the run for every other request."""
+        api.start()
+        item = agents.claim()
+        agents.wait(seconds=2_000)
+        assert agents.beat(item)["directive"] == "stop"
+        for path in ("run-001/phases/none", "none/phases/P0.0", "run-001/phases/P0.0"):
+            api.client.post(f"/runs/{path}/heartbeat", json={"lease_token": "x"})
+        with engine.connect() as connection:
+            left = connection.scalars(
+                text(
+                    "SELECT query FROM pg_stat_activity WHERE datname = current_database()"
+                    " AND state LIKE 'idle in transaction%' AND pid <> pg_backend_pid()"
+                )
+            ).all()
+        assert left == []
+        agents.claim()
+
 
 class TestReservation:
     def test_lasts_as_long_as_the_lease(self, api: Api, agents: Agents) -> None:
@@ -367,6 +390,21 @@ class TestClaimOverAllRuns:
         api.repo.git("update-ref", "refs/heads/autonomous/run-a", theirs)
         assert agents.claim(run_id=None)["run_id"] == "run-b"
         assert api.run("run-a")["state"] == "DONE_FAILED_POLICY_VIOLATION"
+
+    def test_passes_a_run_by_that_the_database_does_not_give(
+        self, api: Api, agents: Agents, engine: Engine, settings: Settings
+    ) -> None:
+        for name in ("run-a", "run-b"):
+            api.start(name)
+        hasty = make_engine(settings.database_url or "", 1, is_autocommit=True)
+        usual = agents.app.state.context
+        agents.app.state.context = replace(usual, autocommit=hasty)
+        with engine.begin() as connection:
+            connection.execute(text("SELECT 1 FROM runs WHERE run_id = 'run-a' FOR UPDATE"))
+            assert agents.claim(run_id=None)["run_id"] == "run-b"
+        assert agents.claim(run_id=None)["run_id"] == "run-a"
+        agents.app.state.context = usual
+        hasty.dispose()
 
     def test_ends_what_has_nothing_left_and_goes_on(self, api: Api, agents: Agents) -> None:
         api.start("run-a", phases=2, token_cap=100)

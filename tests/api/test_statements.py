@@ -42,7 +42,7 @@ class Cost:
 _STATEMENT = re.compile(r"(?:^|; )(?:WITH|SELECT|INSERT|UPDATE|DELETE|SET|BEGIN|COMMIT|ROLLBACK)\b")
 
 BUDGETS = {
-    "start": Cost(10, 20, processes=1),
+    "start": Cost(8, 18, processes=1),
     "start again": Cost(3, 6),
     "read": Cost(2, 2),
     "list": Cost(1, 1),
@@ -56,8 +56,8 @@ BUDGETS = {
     "claim": Cost(13, 20, files=3),
     "claim, none": Cost(4, 6),
     "heartbeat": Cost(4, 7),
-    "builder_result, refused": Cost(12, 25, files=3),
-    "builder_result, applied": Cost(13, 26, processes=2, files=3),
+    "builder_result, refused": Cost(11, 24, files=3),
+    "builder_result, applied": Cost(12, 25, processes=2, files=3),
     "builder_result, replayed": Cost(5, 7),
     "end": Cost(18, 28, processes=2),
 }

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import structlog
 from pydantic import AwareDatetime, Field
+from sqlalchemy.exc import DBAPIError
 
 from ..domain import claiming
 from ..domain.capacity import Unavailable
@@ -90,6 +91,11 @@ def claim_any(context: AppContext, wanted: Claim) -> WorkItemAnswer | None:
                 continue
             except AutopackError as error:
                 logger.warning("run_passed_by", run_id=run_id, why=error.detail)
+                continue
+            except DBAPIError as error:
+                if error.connection_invalidated:
+                    raise  # the database is away, for all runs
+                logger.warning("run_passed_by", run_id=run_id, why=type(error.orig).__name__)
                 continue
             if item is not None:
                 return item

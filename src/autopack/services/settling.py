@@ -157,8 +157,9 @@ def _end_ci(change: RunChange) -> None:
     ]
     if left:
         for run in ci_runs.list_under_way(change.session, left):
-            run.ended_at = max(change.now, run.started_at or change.now)
-            run.reason = "the phase no longer waits for it"
+            if run.ended_at is None:  # else this very change has ended it, with its verdict
+                run.ended_at = max(change.now, run.started_at or change.now)
+                run.reason = "the phase no longer waits for it"
 
 
 def _tag_snapshots(change: RunChange) -> None:

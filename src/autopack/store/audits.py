@@ -13,7 +13,7 @@ AUDITS: Final = Rows(Audit)
 
 def add_audit(session: RowSession, audit: Audit) -> Audit:
     """Store an audit; it has its id at once."""
-    (audit.id,) = session.next_ids(AUDITS)
+    audit.id = session.next_id(AUDITS)
     return session.put(AUDITS, audit)
 
 

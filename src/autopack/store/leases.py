@@ -22,7 +22,7 @@ LEASES: Final = Rows(Lease)
 
 def add_lease(session: RowSession, lease: Lease) -> Lease:
     """Store a lease; it has its id at once."""
-    (lease.id,) = session.next_ids(LEASES)
+    lease.id = session.next_id(LEASES)
     return session.put(LEASES, lease)
 
 

@@ -151,7 +151,10 @@ def read_frozen(kind: type[Value], row: object) -> Value:
     a third of making it.
     """
     names, values = _values(kind, (), row)
-    made: Value = _made(cast("Hashable", kind), names, values)
+    try:
+        made: Value = _made(cast("Hashable", kind), names, values)
+    except TypeError:  # a JSON object within: it cannot be looked up
+        return kind(**dict(zip(names, values, strict=True)))
     return made
 
 

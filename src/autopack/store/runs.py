@@ -62,11 +62,22 @@ def run_lock(session: RowSession, run_id: str, *, is_waiting: bool = True) -> It
     if is_waiting:
         session.gather(_LOCK, key)
     else:
-        ((is_mine,),) = session.fetch(_TRY_LOCK, key)
+        with _no_lock_left(session):
+            ((is_mine,),) = session.fetch(_TRY_LOCK, key)
         if not is_mine:
             raise RunBusyError(f"run '{run_id}' is busy; try again")
     with unlocking(session, run_id):
         yield
+
+
+@contextmanager
+def _no_lock_left(session: RowSession) -> Iterator[None]:
+    """Give up the connection when a statement fails that may have taken a lock before."""
+    try:
+        yield
+    except BaseException:
+        session.invalidate()
+        raise
 
 
 @contextmanager
@@ -75,16 +86,14 @@ def unlocking(session: RowSession, run_id: str) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        with suppress(DBAPIError):  # the first error is the one to raise
+        with suppress(DBAPIError, InvalidRequestError):  # the first error is the one to raise
             session.rollback()
         raise
     finally:
         # A lost connection holds no lock; earlier commits stay.
-        try:
+        with suppress(DBAPIError, InvalidRequestError), _no_lock_left(session):
             session.gather(_UNLOCK, (run_id.lower(),))
             session.commit()
-        except (DBAPIError, InvalidRequestError):
-            session.invalidate()
 
 
 def get_run(session: RowSession, run_id: str) -> Run:
@@ -165,7 +174,8 @@ def lock_with_work(
         "now": now,
         "passed": list(passed),
     }
-    found = session.fetch(_LOCK_WITH_WORK, values)
+    with _no_lock_left(session):
+        found = session.fetch(_LOCK_WITH_WORK, values)
     return str(found[0][0]) if found else None
 
 
@@ -192,12 +202,12 @@ _LOCK_WITH_WORK: Final = """
 
 
 def list_lagging(session: Session, limit: int) -> list[str]:
-    """Return runs whose branch or files lag."""
+    """Return runs whose branch or files lag, in any order: some may lag for good."""
     return list(
         session.scalars(
             select(Run.run_id)
             .where(Run.mirrored_revision < Run.revision)
-            .order_by(Run.id)
+            .order_by(func.random())
             .limit(limit)
         )
     )
@@ -402,12 +412,14 @@ def _with_graph(session: RowSession, run: Run) -> Run:
 
 def add_run(session: RowSession, run: Run) -> Run:
     """Store a new run with its tiers and phases; all of them have their ids at once."""
-    (run.id,) = session.next_ids(RUNS)
+    (run.id,), tier_ids, phase_ids = session.next_ids(
+        (RUNS, 1), (TIERS, len(run.tiers)), (PHASES, len(run.phases))
+    )
     session.put(RUNS, run)
-    for tier, key in zip(run.tiers, session.next_ids(TIERS, len(run.tiers)), strict=True):
+    for tier, key in zip(run.tiers, tier_ids, strict=True):
         tier.id, tier.run_pk = key, run.id
         session.put(TIERS, tier)
-    for phase, key in zip(run.phases, session.next_ids(PHASES, len(run.phases)), strict=True):
+    for phase, key in zip(run.phases, phase_ids, strict=True):
         phase.id, phase.run_pk = key, run.id
         session.put(PHASES, phase)
     for tier in run.tiers:

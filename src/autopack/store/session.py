@@ -10,17 +10,23 @@ from collections.abc import Iterable, Sequence
 from contextlib import closing, suppress
 from itertools import groupby
 from operator import itemgetter
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import psycopg2
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DBAPIError, InvalidRequestError
+from sqlalchemy.exc import DBAPIError, InvalidRequestError, PendingRollbackError
 from sqlalchemy.orm import Session
 
 from ..models import Base
 from .rows import Model, Rows, Values, differences
 
 Other = TypeVar("Other", bound=Base)
+
+# Of a statement in an error: a patch's bytes are none of a log's business.
+_SHOWN_BYTES: Final = 1_000
+_NEXT_IDS: Final = (
+    "ARRAY(SELECT nextval(pg_get_serial_sequence(%s, 'id')) FROM generate_series(1, %s))"
+)
 
 
 class RowSession(Session):
@@ -37,7 +43,8 @@ class RowSession(Session):
         self._engine = bind if isinstance(bind, Engine) else None
         self._is_writing = is_writing
         self._gathered: list[tuple[str, Values]] = []
-        self._followed: list[tuple[Rows[Any], Any, dict[str, Any]]] = []
+        # By table and id: the row, and how it was when it was read or last sent.
+        self._followed: dict[tuple[Rows[Any], int], tuple[Any, dict[str, Any]]] = {}
         self._added: list[tuple[Rows[Any], Any]] = []
         self._is_begun = False
         self._connection = bind if isinstance(bind, Connection) else None
@@ -88,10 +95,17 @@ class RowSession(Session):
             return [self.follow(rows, row) for row in found]
         return list(found)
 
-    def next_ids(self, rows: Rows[Any], count: int = 1) -> list[int]:
-        """Take ids for rows that are to be added."""
-        statement = "SELECT nextval(pg_get_serial_sequence(%s, 'id')) FROM generate_series(1, %s)"
-        return [key for (key,) in self.fetch(statement, (rows.name, count))]
+    def next_id(self, rows: Rows[Any]) -> int:
+        """Take an id for a row that is to be added."""
+        ((key,),) = self.next_ids((rows, 1))
+        return key
+
+    def next_ids(self, *wanted: tuple[Rows[Any], int]) -> list[list[int]]:
+        """Take so many ids of each table for rows that are to be added, in one round trip."""
+        keys = ", ".join([_NEXT_IDS] * len(wanted))
+        values = [value for rows, count in wanted for value in (rows.name, count)]
+        (found,) = self.fetch(f"SELECT {keys}", values)
+        return list(found)
 
     # Writing
 
@@ -113,9 +127,20 @@ class RowSession(Session):
         return row
 
     def follow(self, rows: Rows[Model], row: Model) -> Model:
-        """Let what is changed in a row from now on be written."""
-        self._followed.append((rows, row, dict(row.__dict__)))
-        return row
+        """Let what is changed in a row from now on be written; return the row.
+
+        One that is followed already is the same object again, as one of two copies would be written
+        over the other. It takes over what is new in the database, except what was changed here.
+        """
+        fresh = row.__dict__
+        known = self._followed.get((rows, fresh["id"]))
+        if known is None:
+            self._followed[rows, fresh["id"]] = row, dict(fresh)
+            return row
+        first, loaded = known
+        first.__dict__.update({**fresh, **differences(first, loaded)})
+        loaded.update(fresh)
+        return cast("Model", first)
 
     def send(self) -> None:
         """Send what is gathered, and all rows that were added or changed."""
@@ -146,13 +171,14 @@ class RowSession(Session):
         self._added.clear()
         self._forget()
         if is_begun:
-            with suppress(
-                DBAPIError, InvalidRequestError
-            ):  # a connection that is lost has rolled back
+            # A connection that is lost has rolled back.
+            with suppress(DBAPIError, InvalidRequestError):
                 self._send([("ROLLBACK", ())])
         super().rollback()
 
     def close(self) -> None:
+        if self._is_begun:  # the pool knows of no transaction that was begun by a statement
+            self.rollback()
         super().close()
         if self._engine is not None and self._connection is not None:
             self._connection.close()
@@ -178,23 +204,23 @@ class RowSession(Session):
                 if row.__dict__.get("id") is not None:
                     self.follow(rows, row)
         changes: list[tuple[Rows[Any], dict[str, Any], list[int]]] = []
-        for rows, row, loaded in self._followed:
+        for (rows, key), (row, loaded) in self._followed.items():
             changed = differences(row, loaded)
             if not changed:
                 continue
             loaded.update(changed)
             # Rows that change alike, as phases that are skipped do, share a statement.
             if changes and changes[-1][:2] == (rows, changed):
-                changes[-1][2].append(loaded["id"])
+                changes[-1][2].append(key)
             else:
-                changes.append((rows, changed, [loaded["id"]]))
+                changes.append((rows, changed, [key]))
         self._gathered += [rows.update(ids, changed) for rows, changed, ids in changes]
 
     def _held(self) -> Connection:
         """Return the connection for plain statements, which is that of mapped objects too.
 
         Where no transaction of SQLAlchemy's is under way, the session holds the connection itself,
-        which spares a read a tenth of its time. Raises InvalidRequestError once the connection was
+        which spares a read a tenth of its time. Raises PendingRollbackError once the connection was
         lost: another one would hold no lock.
         """
         if self._is_writing or (self._connection is None and self.in_transaction()):
@@ -203,7 +229,7 @@ class RowSession(Session):
             assert self._engine is not None  # noqa: S101 - for the type checker: it is one or other
             self.bind = self._connection = self._engine.connect()
         if self._connection.invalidated:
-            raise InvalidRequestError("the connection to the database was lost")
+            raise PendingRollbackError("the connection to the database was lost")
         return self._connection
 
     def _send(
@@ -211,14 +237,15 @@ class RowSession(Session):
     ) -> list[tuple[Any, ...]]:
         connection = self._held()
         gathered, self._gathered = [*self._gathered, *more], []
+        text = b""
         with closing(connection.connection.cursor()) as cursor:
-            text = b"; ".join(
-                cursor.mogrify(statement, values) if values else statement.encode()
-                for statement, values in gathered
-            )
-            for listener in connection.dispatch.before_cursor_execute:
-                listener(connection, cursor, text.decode(), (), None, False)
             try:
+                text = b"; ".join(
+                    cursor.mogrify(statement, values) if values else statement.encode()
+                    for statement, values in gathered
+                )
+                for listener in connection.dispatch.before_cursor_execute:
+                    listener(connection, cursor, text.decode(), (), None, False)
                 cursor.execute(text)
                 return list(cursor.fetchall()) if has_result else []
             except psycopg2.Error as error:
@@ -232,7 +259,11 @@ def _as_sqlalchemy(connection: Connection, text: bytes, error: psycopg2.Error) -
     if is_lost:
         connection.invalidate(error)
     wrapped = DBAPIError.instance(
-        text.decode(errors="replace"), (), error, psycopg2.Error, connection_invalidated=is_lost
+        text[:_SHOWN_BYTES].decode(errors="replace"),
+        (),
+        error,
+        psycopg2.Error,
+        connection_invalidated=is_lost,
     )
     assert isinstance(wrapped, DBAPIError)  # noqa: S101 - for the type checker: it was psycopg2's
     return wrapped

@@ -30,17 +30,18 @@ def add_submission(
 
     All of them have their ids at once, and the submission the number of its attempt.
     """
-    ((submission.attempt, submission.id, *_),) = session.fetch(
+    ((submission.attempt, submission.id, patch_ids),) = session.fetch(
         "SELECT coalesce(max(attempt), 0) + 1,"
-        " nextval(pg_get_serial_sequence('submissions', 'id'))"
+        " nextval(pg_get_serial_sequence('submissions', 'id')),"
+        " ARRAY(SELECT nextval(pg_get_serial_sequence('patches', 'id'))"
+        " FROM generate_series(1, %s))"
         " FROM submissions WHERE phase_pk = %s AND role = %s",
-        (submission.phase_pk, submission.role),
+        (len(patches), submission.phase_pk, submission.role),
     )
     session.put(SUBMISSIONS, submission)
-    if patches:
-        for patch, key in zip(patches, session.next_ids(PATCHES, len(patches)), strict=True):
-            patch.id, patch.submission_pk = key, submission.id
-            session.put(PATCHES, patch)
+    for patch, key in zip(patches, patch_ids, strict=True):
+        patch.id, patch.submission_pk = key, submission.id
+        session.put(PATCHES, patch)
     return submission
 
 

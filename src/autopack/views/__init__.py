@@ -44,7 +44,10 @@ class Shape(BaseModel):
         values = [*read(row), *given.values()]
         for place in _lists(cls, (*names, *given)):
             values[place] = tuple(values[place])
-        found: Self = _shared(cast("Hashable", cls), (*names, *given), tuple(values))
+        try:
+            found: Self = _shared(cast("Hashable", cls), (*names, *given), tuple(values))
+        except TypeError:  # a JSON object within: it cannot be looked up
+            return cls.of(row, **given)
         return found
 
 
