@@ -130,6 +130,20 @@ def test_a_rollback_leaves_nothing_of_a_change(session: RowSession, connection: 
     assert read(connection, "SELECT tokens_used FROM phases") == [(0,)]
 
 
+def test_a_rollback_drops_statements_that_were_not_sent(
+    session: RowSession, connection: Connection, sent: list[str]
+) -> None:
+    session.gather("UPDATE phases SET tokens_used = 7")
+    session.rollback()
+    session.begin_change()
+    session.gather("UPDATE runs SET tokens_used = 7")
+    session.rollback()
+    session.commit()
+    assert read(connection, "SELECT tokens_used FROM runs") == [(0,)]
+    assert read(connection, "SELECT tokens_used FROM phases") == [(0,)]
+    assert "UPDATE" not in "; ".join(sent)
+
+
 def test_a_rollback_takes_back_what_was_sent(session: RowSession, connection: Connection) -> None:
     run, _, _ = rows_of(session)
     run.tokens_used = 7
