@@ -78,6 +78,15 @@ def test_an_auditor_that_could_not_work_uses_no_try_and_gets_its_whole_time_agai
     assert drive.review("approve").state is PhaseStatus.COMPLETE
 
 
+def test_a_review_is_not_awaited_beyond_the_end_of_the_run(start: Start) -> None:
+    """However far off the time is that an Auditor names, its own time counts from the run's end."""
+    drive = start(phase=HELD, audit_minutes=10)
+    drive.build()
+    claim(drive, AUDITOR)
+    phase = give_up(drive, AUDITOR, minutes=60 * 24 * 365)
+    assert phase.deadline_at == drive.run.deadline_at + timedelta(minutes=10)
+
+
 @pytest.mark.parametrize(
     ("owner", "claimant", "waits"),
     [

@@ -148,6 +148,12 @@ class TestTiers:
         assert drive.tier("T1").state == "IN_PROGRESS"
         assert drive.tier("T2").state == "PENDING"
 
+    def test_a_tier_whose_first_phase_is_skipped_is_in_progress(self, start: Start) -> None:
+        drive = start(TWO_TIERS)
+        drive.set_status(PhaseStatus.SKIPPED, "P1")
+        assert drive.tier("T1").state == "IN_PROGRESS"
+        assert drive.tier("T2").state == "PENDING"
+
     def test_a_tier_completes_with_its_last_phase(self, start: Start) -> None:
         drive = start(TWO_TIERS)
         drive.build("P1")

@@ -123,6 +123,18 @@ FOUND_BEFORE_THE_COMMIT: dict[str, tuple[Prepare, int | None, type[Exception]]] 
 }
 
 
+def test_a_lock_that_was_left_within_a_name_is_no_ref_there(
+    repository: Repository, commits: list[str]
+) -> None:
+    left = repository.git_dir / TAG / "p2.lock"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    repository.require_free_ref(TAG)
+    move(repository, RefUpdate(f"{TAG}/p1", commits[0], None))
+    with pytest.raises(RefNameTakenError, match="run/p1/p1"):
+        repository.require_free_ref(TAG)
+
+
 @pytest.mark.parametrize(
     ("prepare", "old", "error"), FOUND_BEFORE_THE_COMMIT.values(), ids=FOUND_BEFORE_THE_COMMIT
 )

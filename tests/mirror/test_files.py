@@ -154,6 +154,13 @@ class TestTheMachineStops:
         monkeypatch.setattr(durability, "boot_id", lambda: boot)
         assert mirror.unsynced_since() == 7
 
+    def test_a_system_that_names_no_start_may_have_stopped_at_any_time(
+        self, mirror: Mirror, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(durability, "boot_id", lambda: "")
+        mirror.sync(7, is_forced=False)
+        assert mirror.unsynced_since() == 7
+
     @pytest.mark.parametrize(
         "content", ["", "{", "[]", '{"event": "x", "boot": ""}', '{"event": 3}', "null"]
     )
