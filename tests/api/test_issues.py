@@ -80,6 +80,15 @@ def test_an_issue_shows_its_latest_report_and_its_phases_newest_first(
     assert seen(api)["resolved_at"] is not None
 
 
+def test_an_issue_keeps_the_newest_evidence(api: Api) -> None:
+    api.start(phases=2)
+    for first in (0, 60):
+        api.issue(evidence_refs=[f"test_{number}" for number in range(first, first + 60)])
+    issue = seen(api)
+    assert issue["evidence_refs"] == [f"test_{number}" for number in range(20, 120)]
+    assert issue["places"][0]["occurrence_count"] == 2
+
+
 def test_an_issue_shows_at_most_twenty_phases_and_none_that_expected_it(api: Api) -> None:
     api.start(phases=22, phase={"expected_issues": ["a_failing_test"]})
     for index in range(22):

@@ -133,6 +133,14 @@ def test_two_equal_hunks_take_two_places() -> None:
     assert (first.start, second.start) == (0, 3)
 
 
+def test_lines_within_an_earlier_hunk_are_not_taken_by_a_later_one() -> None:
+    """They are the nearest that fit, and are spoken for: the hunk's place is further down."""
+    text = "@@ -1,5 +1,5 @@\n x\n a\n y\n-q\n+Q\n r\n@@ -6,2 +6,2 @@\n-a\n+A\n y\n"
+    first, second = place(text, lines(*"xayqrstuvwxay"))
+    assert (first.status, first.start, first.end) == (HunkStatus.APPLIED, 0, 5)
+    assert (second.status, second.start, second.end) == (HunkStatus.APPLIED, 11, 13)
+
+
 def test_a_hunk_that_is_there_already_and_one_that_applies_are_told_apart() -> None:
     text = MIDDLE + "@@ -13,3 +13,3 @@\n m\n-n\n+N\n o\n"
     statuses = [found.status for found in place(text, lines(*"abcDefghijklmnopq"))]
