@@ -192,6 +192,15 @@ def test_the_base_is_the_commit_that_the_index_lines_name(branch: Branch) -> Non
     assert ticket["base"] == branch.base
 
 
+def test_of_several_commits_with_these_ids_the_latest_is_the_base(branch: Branch) -> None:
+    patch = branch.patch({STEPS: changed(SOURCE, EDIT)})
+    branch.drift({STEPS: changed(SOURCE, FURTHER_DOWN)})
+    branch.drift({STEPS: SOURCE})
+    latest = branch.head
+    branch.drift({STEPS: changed(SOURCE, SAME_LINE)})
+    assert branch.ticket(patch)["base"] == latest != branch.base
+
+
 def test_an_abbreviated_id_of_several_versions_names_no_base(branch: Branch) -> None:
     patch = branch.patch({STEPS: changed(SOURCE, EDIT)})
     full = blob_id(SOURCE)
