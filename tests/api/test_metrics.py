@@ -136,6 +136,28 @@ def test_figures_are_those_of_the_run_itself(api: Api) -> None:
     assert 0 <= figures["duration_minutes"] < 1
 
 
+def test_each_final_state_of_phases_is_counted_for_itself(api: Api) -> None:
+    api.start(phases=6, run_scope="multi_tier")
+    api.result()
+    api.result(phase_id="P0.1")
+    api.status("EXECUTING", phase_id="P0.2")
+    api.status("FAILED", phase_id="P0.2")
+    api.client.post("/runs/run-001/cancel", json={"reason": "enough"}).raise_for_status()
+    states = Counter(phase["state"] for phase in api.run()["tiers"][0]["phases"])
+    (figures,) = ask(api, "/metrics/runs")["runs"]
+    told = [figures[f"phases_{state}"] for state in ("complete", "failed", "skipped")]
+    assert told == [states["COMPLETE"], states["FAILED"], states["SKIPPED"]]
+    assert len({*told}) == len(told), "one of them could stand for another"
+
+
+def test_a_run_from_before_the_clock_was_set_back_has_taken_no_time(api: Api, app: FastAPI) -> None:
+    api.start()
+    context = app.state.context
+    app.state.context = replace(context, now=lambda: context.now() - timedelta(hours=1))
+    (figures,) = ask(api, "/metrics/runs")["runs"]
+    assert (figures["duration_minutes"], figures["duration_utilization"]) == (0, 0)
+
+
 def test_a_share_of_nothing_is_finite() -> None:
     assert utilization(0, 0) == 0
     assert utilization(2, 0) == 2

@@ -201,6 +201,17 @@ def test_of_several_commits_with_these_ids_the_latest_is_the_base(branch: Branch
     assert branch.ticket(patch)["base"] == latest != branch.base
 
 
+def test_the_base_of_a_series_is_that_of_its_first_patch(branch: Branch, git_repo: GitRepo) -> None:
+    start, first = branch.base, changed(SOURCE, EDIT)
+    one = branch.patch({STEPS: first})
+    git_repo.git("checkout", "-q", "--detach", start)
+    branch.base = branch.commit({STEPS: first})
+    git_repo.git("checkout", "-q", "main")
+    other = branch.patch({STEPS: changed(first, FURTHER_DOWN)})
+    branch.drift({STEPS: changed(SOURCE, SAME_LINE)})
+    assert branch.ticket(one + other)["base"] == start
+
+
 def test_an_abbreviated_id_of_several_versions_names_no_base(branch: Branch) -> None:
     patch = branch.patch({STEPS: changed(SOURCE, EDIT)})
     full = blob_id(SOURCE)

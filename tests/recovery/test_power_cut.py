@@ -19,6 +19,7 @@ from starlette.testclient import TestClient
 
 from autopack.config import Settings
 from autopack.mirror import durability
+from autopack.services.upkeep import keep_up
 
 from .consistency import assert_consistent
 from .test_rebuild import BRANCH, LINES, RUN, edit, must, service, start, submit
@@ -134,6 +135,22 @@ def test_files_are_not_written_again_while_the_machine_has_not_stopped(work: Set
         pass
     after = {path: path.stat().st_mtime_ns for path in (work.autonomous_runs_dir / RUN).rglob("*")}
     assert after == before
+
+
+def test_files_that_are_written_again_without_an_event_are_synced_again(
+    work: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with service(work) as client:
+        context = client.app.state.context  # type: ignore[attr-defined]  # an ASGI app to its type
+        keep_up(context)
+        synced: list[durability.SyncMark] = []
+        monkeypatch.setattr(durability, "sync", lambda _folder, mark: synced.append(mark))
+        keep_up(context)
+        assert synced == []
+        shutil.rmtree(work.autonomous_runs_dir / RUN)
+        keep_up(context)
+        assert (work.autonomous_runs_dir / RUN / "run_summary.md").exists()
+        assert synced == [durability.read_mark(work.autonomous_runs_dir)]
 
 
 def test_runs_that_were_synced_long_before_are_not_written_again(work: Settings) -> None:
