@@ -182,7 +182,7 @@ def accept_verdict(decision: Decision, given: CiVerdict) -> None:
 def fail_unjudged(decision: Decision, phase_id: str, why: str) -> None:
     """Fail a phase and its run, since CI could not judge the commit."""
     reason = f"CI did not run: {why}"
-    # The service's own finding, whoever reported it: evolve.py tells it from a failure by hand.
+    # The service found it, not a client: evolve.py distinguishes it from a failure by hand.
     decision.record(PhaseFailed(phase_id=phase_id, reason=reason, actor=SUPERVISOR))
     end_failed(decision, FailureCode.CI_DID_NOT_RUN, reason)
 

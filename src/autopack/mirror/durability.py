@@ -1,9 +1,10 @@
-"""Which files of the runs directory a stop of the machine may have cost.
+"""Which files of the runs directory a stop of the machine may have damaged.
 
-A request does not wait until its files are on the disk: Postgres can give all of them again. Every
-few seconds the directory's whole file system is synced instead, and a mark beside the runs notes up
-to which event that was, and in which start of the machine. In another one, what came later may be
-truncated, empty, missing or old, and is written again. (docs/architecture.md, "A power cut")
+A request does not wait until its files are on the disk, because Postgres can give all of them
+again. Instead, every few seconds the directory's whole file system is synced, and a mark beside the
+runs records the last event before that and the start of the machine. After another start, files of
+later events may be truncated, empty, missing or old: they are written again, with some before the
+mark (services/upkeep.py). (docs/architecture.md, "A power cut")
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ _MARK_BYTES: Final = 1_024
 
 @dataclass(frozen=True, slots=True)
 class SyncMark:
-    """Up to which event of the database the files were on the disk, and in which start."""
+    """The last event whose files were on the disk, and the start of the machine at that time."""
 
     event: int
     boot: str
 
 
 def boot_id() -> str:
-    """Return what names this start of the machine; empty where the system has no such name."""
+    """Return the id of this start of the machine; empty where the system has none."""
     try:
         return _BOOT_ID.read_text().strip()
     except OSError:
@@ -39,9 +40,9 @@ def boot_id() -> str:
 
 
 def read_mark(runs_dir: Path) -> SyncMark | None:
-    """Return the mark; None: there is none yet, and every file was synced when it was written.
+    """Return the mark; None without one: then no service has written files without syncing them.
 
-    A mark that cannot be read vouches for nothing. Raises MirrorUnusableError.
+    After a mark that cannot be read, no file is trusted. Raises MirrorUnusableError.
     """
     with usable(runs_dir), open_top(runs_dir) as top:
         if not exists(top, MARK):
@@ -55,7 +56,7 @@ def read_mark(runs_dir: Path) -> SyncMark | None:
 
 
 def sync(runs_dir: Path, mark: SyncMark) -> None:
-    """Bring every file to the disk, and then set the mark. Raises MirrorUnusableError."""
+    """Sync every file, and then set the mark. Raises MirrorUnusableError."""
     with usable(runs_dir), open_top(runs_dir) as top:
         sync_file_system(top)
         text = json.dumps(asdict(mark)).encode()

@@ -1,7 +1,7 @@
 """Whole files or none: temporary file, then rename.
 
-That a power cut costs no file is not seen to here, for each file, but for all of them together
-(durability.py).
+This module does not protect files against a power cut; durability.py does that for all files
+together.
 
 All access goes through file descriptors of folders that were opened without following links, so a
 hostile link below the runs directory has no effect. The lock is `flock` on the folder itself: it

@@ -86,10 +86,10 @@ class Mirror:
         return mark.event
 
     def sync(self, event: int, *, is_forced: bool) -> None:
-        """Bring all files to the disk, and note the last event that they show.
+        """Sync all files, and record the last event that they show.
 
-        Unless it is noted already, and nothing was written since that no event tells of.
-        Raises MirrorUnusableError.
+        Does nothing if that event is recorded already, unless `is_forced`: files were written
+        without an event. Raises MirrorUnusableError.
         """
         mark = durability.SyncMark(event=event, boot=durability.boot_id())
         if is_forced or durability.read_mark(self.runs_dir) != mark:
@@ -202,7 +202,7 @@ class Mirror:
         with self._locked_top() as top:
             if only_if_absent and exists(top, name):
                 return False
-            # An operator's own words, of which Postgres may hold an older version alone.
+            # The operator wrote it, and Postgres may have only an older version.
             replace_files(top, [NewFile(top, name, content)], durably=True)
         return True
 

@@ -35,7 +35,7 @@ def is_branch_elsewhere(context: AppContext, run_id: str, head: str) -> bool:
     repository = context.repository
     try:
         return repository.read_ref(branch_ref(run_id)) != head or not repository.has_commit(head)
-    except AutopackError:  # a ref that cannot be read is met again by whoever has to move it
+    except AutopackError:  # the next change that moves this ref meets the error again
         return False
 
 

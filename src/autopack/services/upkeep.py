@@ -1,4 +1,4 @@
-"""What is done without being asked: at start, and every few seconds."""
+"""Work that no request asks for: at the start, and every few seconds."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ logger = structlog.get_logger(__name__)
 
 BATCH = 100
 LATEST_RUNS = 50
-EVENTS_UNDER_WAY = 10_000  # at most so many events are numbered by changes not yet committed
+EVENTS_UNDER_WAY = 10_000  # more events than changes can have that are not complete yet
 PULSE = "upkeep"
-UPKEEP_QUEUE = "upkeep"  # of those who have the repository and the runs' folder
+UPKEEP_QUEUE = "upkeep"  # for workers with the repository and the runs directory
 
 
 def start_up(context: AppContext) -> None:
-    """Lay out the project's files and roll forward whatever lags from before."""
+    """Write the project's files, and roll forward runs that lag."""
     context.mirror.prepare()
     _distrust_files(context)
     _find_lost_files(context)
     try:
         read_ruleset(context)
     except AutopackError as error:
-        logger.warning("ruleset_refused", why=error.detail)  # starts are refused, all else works
+        logger.warning("ruleset_refused", why=error.detail)  # no run can start meanwhile
     with context.reading() as session:
         project_backlog(context, session)
     keep_up(context)
 
 
 def _distrust_files(context: AppContext) -> None:
-    """After a stop of the machine, let those runs lag whose files it may have damaged."""
+    """After a stop of the machine, mark runs as lagging whose files may be damaged."""
     event = context.mirror.unsynced_since()
     if event is None:
         return
     with context.writing() as session:
-        # A change that was not committed when the mark was made has a number below the mark's.
+        # Changes that were not complete when the mark was set may have events before the mark's.
         changed = runs.list_changed_since(session, event - EVENTS_UNDER_WAY)
         runs.forget_mirrored(session, changed)
         session.commit()
@@ -49,9 +49,9 @@ def _distrust_files(context: AppContext) -> None:
 
 
 def _find_lost_files(context: AppContext) -> None:
-    """Let those runs lag whose files somebody has removed, and lay out the project's own.
+    """Mark runs as lagging whose files were removed, and write the project's own files again.
 
-    Looks at the latest runs; at all of them once one of these is found to have none.
+    Checks the latest runs; if one of them has no files, checks all runs.
     """
     try:
         if not context.mirror.has_backlog():
@@ -73,7 +73,7 @@ def _find_lost_files(context: AppContext) -> None:
 
 
 def keep_up_alone(context: AppContext) -> None:
-    """Keep up, unless somebody else is at it; who is killed at it keeps nobody waiting."""
+    """Keep up, unless another process does; the lock of a killed process is free at once."""
     with context.writing() as session:
         if pulses.try_turn(session, PULSE):
             keep_up(context)
@@ -95,14 +95,17 @@ def keep_up(context: AppContext) -> None:
     for run_id in dict.fromkeys([*lagging, *overdue, *elsewhere]):
         try:
             with changing(context, run_id, is_waiting=False):
-                pass  # to open a change is to bring the run up to date
+                pass  # opening a change brings the run up to date
         except runs.RunBusyError:
-            continue  # whoever holds it brings it up to date
+            continue  # the process that holds it brings it up to date
         except (AutopackError, DBAPIError) as error:
             logger.warning("upkeep_failed", run_id=run_id, why=str(error))
-        except Exception:  # one run's trouble keeps neither the others waiting nor us from starting
+        except Exception:  # an error of one run must stop neither the other runs nor the start
             logger.exception("upkeep_failed", run_id=run_id)
-    context.mirror.sync(event, is_forced=bool(lagging))
+    try:
+        context.mirror.sync(event, is_forced=bool(lagging))
+    except AutopackError as error:  # a full disk must not stop the rest
+        logger.warning("files_not_synced", why=error.detail)
     with context.writing() as session:
         pulses.beat(session, PULSE)
         session.commit()

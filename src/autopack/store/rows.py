@@ -1,8 +1,8 @@
-"""Rows of tables as plain objects, and from rows to the rules' own values.
+"""Rows of tables as plain objects, and the values of the domain made from rows.
 
-SQLAlchemy's mapped objects cost some 0.4 ms of CPU a statement, mostly for bookkeeping that one
+Mapped objects of SQLAlchemy cost about 0.4 ms of CPU a statement, mostly for bookkeeping that a
 change of one run does not need. A plain row has the columns of its model as attributes and belongs
-to no session of SQLAlchemy's; session.py reads and writes it.
+to no session of SQLAlchemy; session.py reads and writes it.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ class Rows(Generic[Model]):
             for name, value in vars(kind).items()
             if isinstance(value, property)
         }
-        # Without what a model's class does to its attributes: that is what makes it plain.
+        # Without the instrumented attributes of the model's class, which make mapped objects slow.
         self._class: Final = type(model.__name__, (_Row,), {"__slots__": (), **properties})
 
     def new(self, **values: Any) -> Model:
-        """Make a row that is in no table yet; what is left out has its default, or is NULL."""
+        """Make a new row; columns that are not given have their default, or NULL."""
         row: Any = object.__new__(self._class)
         row.__dict__.update(dict.fromkeys(self._all))
         for name, default in self._defaults.items():
@@ -74,7 +74,7 @@ class Rows(Generic[Model]):
         return cast("Model", row)
 
     def read(self, values: Sequence[Any]) -> Model:
-        """Make a row of what a SELECT of `columns` gave."""
+        """Make a row from the result of a SELECT of `columns`."""
         row: Any = object.__new__(self._class)
         decoded = list(values)
         for position, decode in self._decoders:

@@ -265,7 +265,7 @@ def list_live_heads(session: Session) -> list[tuple[str, str]]:
 
 
 def mark_mirrored(session: RowSession, run_pk: int, revision: int) -> None:
-    """Record that branch and files show this revision, and release the lock."""
+    """Record that branch and files show this revision, together with the release of the lock."""
     session.gather(_MARK_MIRRORED, (revision, run_pk, revision))
 
 

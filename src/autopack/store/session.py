@@ -1,6 +1,6 @@
 """A session that reads and writes plain rows, in few round trips.
 
-What differs in rows that a change has read, and every row that it added, goes to Postgres at once,
+All differences in the rows that a change has read, and all rows that it added, are sent to Postgres
 together with the COMMIT. (docs/architecture.md, "One request")
 """
 
@@ -22,7 +22,7 @@ from .rows import Model, Rows, Values, differences
 
 Other = TypeVar("Other", bound=Base)
 
-# Of a statement in an error: a patch's bytes are none of a log's business.
+# How much of a statement an error shows: a log must not contain whole patches.
 _SHOWN_BYTES: Final = 1_000
 _NEXT_IDS: Final = (
     "ARRAY(SELECT nextval(pg_get_serial_sequence(%s, 'id')) FROM generate_series(1, %s))"
@@ -32,13 +32,13 @@ _NEXT_IDS: Final = (
 class RowSession(Session):
     """A session that also reads and writes plain rows.
 
-    On an engine in AUTOCOMMIT, `begin_change` opens a transaction that ends with the session's
-    `commit` or `rollback`. Mapped objects may be used beside plain rows: what is gathered is sent
-    before they are flushed or asked for.
+    On an engine in AUTOCOMMIT, `begin_change` opens a transaction, which ends with the session's
+    `commit`, `rollback` or `close`. Mapped objects may be used beside plain rows: gathered
+    statements are sent before mapped objects are flushed or queried.
     """
 
     def __init__(self, bind: Engine | Connection, *, is_writing: bool = False) -> None:
-        """On an engine that opens transactions by itself, a session may be one that writes."""
+        """`is_writing`: the engine opens transactions by itself, and changed rows are written."""
         super().__init__(bind=bind, expire_on_commit=False)
         self._engine = bind if isinstance(bind, Engine) else None
         self._is_writing = is_writing
@@ -52,16 +52,16 @@ class RowSession(Session):
     # Reading
 
     def fetch(self, statement: str, values: Values = ()) -> list[tuple[Any, ...]]:
-        """Return what a SELECT gives, in one round trip with the statements gathered before it.
+        """Return the result of a SELECT, in one round trip with the statements gathered before it.
 
-        It does not see rows that were added or changed but not sent.
+        The SELECT does not see rows that were added or changed but not sent.
         """
         return self._send([(statement, values)], has_result=True)
 
     def rows(self, rows: Rows[Model], condition: str, values: Values = ()) -> list[Model]:
-        """Return the rows that a condition selects; in a change, what is done to them is written.
+        """Return the rows that a condition selects; in a change, edits of these rows are written.
 
-        The condition follows `FROM table`, and is a literal of the store's; values are bound.
+        The condition follows `FROM table`. It is a literal in `store/`; values are bound.
         """
         statement = f"SELECT {rows.columns} FROM {rows.name} {condition}"  # noqa: S608 - see above
         return self._found(rows, map(rows.read, self.fetch(statement, values)))
@@ -115,19 +115,19 @@ class RowSession(Session):
         self._is_begun = True
 
     def gather(self, statement: str, values: Values = ()) -> None:
-        """Let a statement be sent with the next one that has a result, or with the commit.
+        """Send a statement later, with the next one that has a result, or with the commit.
 
-        Rows that were added or changed are sent after it, whenever that was.
+        Rows that were added or changed are sent after it, also those of before this call.
         """
         self._gathered.append((statement, values))
 
     def put(self, rows: Rows[Model], row: Model) -> Model:
-        """Let a row be added, as it is when the session is sent."""
+        """Add a row with the values that it has when the session is sent."""
         self._added.append((rows, row))
         return row
 
     def follow(self, rows: Rows[Model], row: Model) -> Model:
-        """Let what is changed in a row from now on be written; return the row.
+        """Write what is changed in a row from now on; return the row.
 
         One that is followed already is the same object again, as one of two copies would be written
         over the other. It takes over what is new in the database, except what was changed here.
@@ -143,7 +143,7 @@ class RowSession(Session):
         return cast("Model", first)
 
     def send(self) -> None:
-        """Send what is gathered, and all rows that were added or changed."""
+        """Send the gathered statements, and all rows that were added or changed."""
         self._gather_rows()
         if self._gathered:
             self._send([])
@@ -153,7 +153,7 @@ class RowSession(Session):
         super().flush(objects)
 
     def commit(self) -> None:
-        """Send everything and commit, in one round trip where no mapped object is to be flushed."""
+        """Send everything and commit, in one round trip if there is no mapped object to flush."""
         if self.new or self.dirty or self.deleted:
             self.flush()
         self._gather_rows()
@@ -185,7 +185,7 @@ class RowSession(Session):
             self.bind, self._connection = self._engine, None
 
     def invalidate(self) -> None:
-        """Give up the connection: nothing is known of its state."""
+        """Close the connection for good: its state is not known."""
         if self._connection is not None:
             self._connection.invalidate()
         super().invalidate()
@@ -195,7 +195,7 @@ class RowSession(Session):
         self._followed.clear()
 
     def _gather_rows(self) -> None:
-        """Gather what rows have become: those added in their order, then those changed."""
+        """Gather the INSERTs of added rows in their order, then the UPDATEs of changed ones."""
         added, self._added = self._added, []
         for rows, group in groupby(added, key=itemgetter(0)):
             members = [row for _, row in group]
@@ -253,7 +253,7 @@ class RowSession(Session):
 
 
 def _as_sqlalchemy(connection: Connection, text: bytes, error: psycopg2.Error) -> DBAPIError:
-    """Return an error of psycopg2's as SQLAlchemy raises it; a lost connection is given up."""
+    """Return an error of psycopg2 as SQLAlchemy raises it; invalidate a lost connection."""
     driver: Any = error  # is one of the dialect's errors, which have no type of their own
     is_lost = connection.dialect.is_disconnect(driver, connection.connection.dbapi_connection, None)
     if is_lost:
