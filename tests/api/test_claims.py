@@ -238,6 +238,29 @@ class TestHeartbeat:
         agents.upkeep()
         assert agents.build(item).status_code == 200
 
+    def test_comes_too_late_at_the_moment_when_the_lease_ends(
+        self, api: Api, agents: Agents
+    ) -> None:
+        api.start()
+        item = agents.claim()
+        end = moment(item["lease"]["expires_at"])
+        context = agents.app.state.context
+        agents.app.state.context = replace(context, now=lambda: end)
+        answer = agents.beat(item)
+        assert (answer["directive"], answer["expires_at"]) == ("stop", None)
+        assert api.phase()["state"] == "QUEUED"
+
+    def test_never_shortens_the_lease_though_the_clock_was_set_back(
+        self, api: Api, agents: Agents
+    ) -> None:
+        api.start()
+        item = agents.claim()
+        agents.wait(seconds=60)
+        end = agents.beat(item)["expires_at"]
+        agents.wait(seconds=-30)
+        assert agents.beat(item)["expires_at"] == end
+        assert api.phase()["deadline_at"] == end
+
     def test_never_extends_past_the_runs_end(self, api: Api, agents: Agents) -> None:
         run = api.start(max_duration_minutes=20)
         item = agents.claim(lease_seconds=86_400)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from autopack.gitrepo import Repository, RepositoryUnusableError
+from autopack.services import settling
 
 if TYPE_CHECKING:
     from tests.api.conftest import Api
@@ -50,6 +52,20 @@ def test_it_holds_the_files_of_the_run_and_the_patches(api: Api) -> None:
     assert status["commits_ahead_of_main"] == 2
     assert status["files_changed"] == ["src/P0.0.txt"]
     assert FOLDER not in api.client.get("/runs/run-001/diff").text
+
+
+@pytest.mark.parametrize(("short_of", "kept"), [(0, 2), (1, 1)])
+def test_it_holds_the_first_patches_up_to_a_total_size(
+    api: Api, monkeypatch: pytest.MonkeyPatch, short_of: int, kept: int
+) -> None:
+    patches = [api.new_file(f"src/{name}.txt", name) for name in ("one", "two", "three")]
+    most = sum(len(patch.encode()) for patch in patches[:2])
+    monkeypatch.setattr(settling, "MAX_RECORDED_PATCH_BYTES", most - short_of)
+    api.start(phases=3)
+    for number, patch in enumerate(patches):
+        api.result(phase_id=f"P0.{number}", patch=patch)
+    names = [f"patches/{sha256(patch.encode()).hexdigest()}.patch" for patch in patches]
+    assert {name for name in files(api) if name.startswith("patches/")} == {*names[:kept]}
 
 
 @pytest.mark.parametrize("complexity", ["medium", "high"])

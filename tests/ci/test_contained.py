@@ -280,6 +280,22 @@ class TestAMachineThatIsShort:
         if verdict is Verdict.DID_NOT_RUN:
             assert "the kernel killed 2 processes: exit 1" in outcome.reason
 
+    def test_what_was_not_done_in_time_while_the_kernel_kills_for_memory_is_no_red(
+        self, stage: Stage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A machine out of memory is slow, so the time is not the command's own limit there."""
+        vmstat = stage.folder / "vmstat"
+        vmstat.write_text("nr_free_pages 1\noom_kill 4\n")
+        monkeypatch.setattr(usage, "VMSTAT", vmstat)
+
+        def kill() -> bool:
+            vmstat.write_text("nr_free_pages 1\noom_kill 5\n")
+            return False
+
+        outcome = stage.run(f"sleep {stage.token}", seconds=0.5, should_stop=kill)
+        assert outcome.verdict is Verdict.DID_NOT_RUN
+        assert "the kernel killed 1 processes: it was not done after 0.5 seconds" in outcome.reason
+
 
 def test_the_log_of_an_endless_output_is_its_beginning_and_end(stage: Stage) -> None:
     outcome = stage.run("echo first; yes", seconds=0.5)
