@@ -32,7 +32,8 @@ class Service:
         for event in self._events:
             if isinstance(event, ClientError):
                 raise event
-            assert event.wait(WAIT_SECONDS)
+            if not event.wait(WAIT_SECONDS):
+                raise ClientError("the view was not drawn in time")
             yield event
 
 
