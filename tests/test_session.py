@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -12,10 +13,11 @@ from sqlalchemy.exc import DBAPIError
 
 from autopack.config import Settings
 from autopack.database import make_engine
-from autopack.domain.terms import CiProfile
+from autopack.domain.terms import CiProfile, Role
 from autopack.models import CiRun, Phase, Run, Tier
 from autopack.store.ci_runs import CI_RUNS
 from autopack.store.issues import ISSUES
+from autopack.store.leases import LEASES, add_lease, end_leases
 from autopack.store.rows import differences
 from autopack.store.runs import PHASES, RUNS, TIERS, add_run, place
 from autopack.store.session import RowSession
@@ -257,6 +259,23 @@ def test_a_column_of_json_without_a_value_is_null(
         run.tests = None
         session.commit()
     assert read(connection, "SELECT tests IS NULL FROM ci_runs") == [(True,)]
+
+
+def test_a_lease_that_has_ended_keeps_the_time_of_its_end(
+    session: RowSession, connection: Connection
+) -> None:
+    _, _, phase = rows_of(session)
+    held = {"role": Role.BUILDER, "agent": "a", "fence": 1, "token_sha256": "a", "seconds": 900}
+    lease = LEASES.new(run_pk=phase.run_pk, phase_pk=phase.id, expires_at=NOON, **held)
+    key = add_lease(session, lease).id
+    end_leases(session, [], NOON - timedelta(minutes=1))
+    session.commit()
+    assert read(connection, "SELECT ended_at FROM leases") == [(None,)]
+    for minutes in (1, 2):
+        session.begin_change()
+        end_leases(session, [key], NOON + timedelta(minutes=minutes))
+        session.commit()
+    assert read(connection, "SELECT ended_at FROM leases") == [(NOON + timedelta(minutes=1),)]
 
 
 def test_new_rows_share_no_default(session: RowSession) -> None:

@@ -6,7 +6,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from autopack.domain.errors import AutopackError, ConflictError, UnavailableError
+from autopack.services.replies import answering, key_scope, once
+
 if TYPE_CHECKING:
+    from fastapi import FastAPI
     from httpx2 import Response
     from tests.api.conftest import Api
 
@@ -131,6 +135,26 @@ def test_a_key_gets_its_refusal_again_when_state_and_lease_have_moved_on(api: Ap
     assert api.result(phase_id="P0.1", key="anew").status_code == 200
     again = api.result(phase_id="P0.1", key="early")
     assert (again.status_code, is_replay(again), again.json()) == (409, True, problem)
+
+
+def test_a_key_keeps_a_refusal_and_no_want_of_a_moment(api: Api, app: FastAPI) -> None:
+    """What is unavailable now may be there when the request is sent again with its key."""
+    api.start()
+    asked = once("a test", {}, [key_scope("one")])
+
+    def ask(refusal: AutopackError | None) -> bool:
+        with answering(app.state.context, "run-001", asked) as turn:
+            if refusal is not None:
+                raise refusal
+            return turn.is_new
+
+    with pytest.raises(UnavailableError, match="a moment"):
+        ask(UnavailableError("a moment"))
+    with pytest.raises(ConflictError, match="never"):
+        ask(ConflictError("never"))
+    with pytest.raises(AutopackError, match="never") as again:
+        ask(None)
+    assert again.value.is_replay
 
 
 def test_a_refused_request_changes_nothing_but_its_own_key(api: Api) -> None:

@@ -192,6 +192,22 @@ def test_what_may_have_arrived_and_has_no_key_is_not_sent_again() -> None:
 
 
 @pytest.mark.unit
+@pytest.mark.parametrize("status", [409, 500, 502])
+def test_an_answer_that_is_not_for_want_of_a_moment_is_not_asked_for_again(
+    status: int, pauses: list[float]
+) -> None:
+    asked: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        return httpx.Response(status, json={"code": "some_code", "detail": "no"})
+
+    with pytest.raises(ApiError) as refused:
+        answering(answer).get_run("run-001")
+    assert (refused.value.status, len(asked), pauses) == (status, 1, [])
+
+
+@pytest.mark.unit
 def test_a_missing_service_is_reported_with_what_to_do(pauses: list[float]) -> None:
     def refuse(request: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError("Connection refused")

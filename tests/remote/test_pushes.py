@@ -159,6 +159,16 @@ def test_a_snapshot_brings_the_branch_and_its_tag_to_the_remote(desk: Desk) -> N
     }
 
 
+def test_what_ci_elsewhere_has_to_judge_is_pushed_before_its_verdict(desk: Desk) -> None:
+    rules = {"project_id": "Autopack", "ci": {"mode": "external"}}
+    assert desk.client.put("/project/ruleset", json=rules).status_code == 200
+    desk.start(phases=1)
+    desk.build("P0")
+    assert desk.rows() == 1
+    assert desk.push() == 0
+    assert desk.bare.refs() == {BRANCH: desk.head()}  # without a snapshot: nothing is green yet
+
+
 def test_several_snapshots_are_one_push(desk: Desk, server: GitServer) -> None:
     desk.start()
     for phase_id in ("P0", "P1", "P2"):
