@@ -99,6 +99,20 @@ class Settings(BaseSettings):
         description="Which callers are answered: those on this machine only, those with an API key,"
         " or all. More in docs/security.md.",
     )
+    key_requests_per_minute: int = Field(
+        default=1_200,
+        gt=0,
+        description="Most requests a minute of an API key that has no limit of its own; each"
+        " service counts alone.",
+    )
+    key_streams: int = Field(
+        default=50,
+        gt=0,
+        description="Most open event streams of such a key; each service counts alone.",
+    )
+    key_claims: int = Field(
+        default=50, gt=0, description="Most leases that such a key holds at a time."
+    )
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         default=("localhost", "127.0.0.1", "[::1]"),
         description="Host names the service answers to, separated by commas.",

@@ -313,6 +313,7 @@ class TestTheLifeOfAKey:
             "key": "codex-3",
             "roles": ["builder", "auditor"],
             "project_id": None,
+            "limits": {"requests_per_minute": 1_200, "streams": 50, "claims": 50},
             "actor": "key:codex-3:builder",
         }
         api.refused(team.ask("POST", "/keys", "operator", json=wanted), 409, "key_name_taken")

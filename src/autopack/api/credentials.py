@@ -6,6 +6,7 @@ takes the same path to it, so that the answer tells nothing about a key.
 
 from __future__ import annotations
 
+import time
 from typing import Final
 
 import anyio
@@ -15,9 +16,10 @@ from starlette.types import Scope
 
 from ..domain.access import Caller, WrongProjectError
 from ..domain.keys import digest_of
+from ..domain.limits import Rates, TooManyRequestsError
 from ..services.availability import OUTAGES
 from ..services.keys import Keyring
-from .errors import outage_response, problem_response
+from .errors import outage_response, problem_response, refusal_response
 
 # Threads that look keys up: a flood of unknown ones leaves the others to requests.
 _LOOKUPS: Final = 4
@@ -31,6 +33,7 @@ class Credentials:
 
     def __init__(self) -> None:
         self._lookups = anyio.CapacityLimiter(_LOOKUPS)
+        self._rates = Rates(clock=time.monotonic)
 
     async def caller_of(self, scope: Scope, headers: Headers) -> Caller | Response | None:
         """Return the caller, the refusal, or None for what is answered without a key."""
@@ -51,8 +54,10 @@ class Credentials:
             return _refusal()
         try:
             caller.require_project(scope["app"].state.settings.project_id)
-        except WrongProjectError as error:
-            return problem_response(403, error.code, error.detail)
+            if caller.key is not None and caller.limits is not None:
+                self._rates.take(caller.key, caller.limits.requests_per_minute)
+        except (WrongProjectError, TooManyRequestsError) as error:
+            return refusal_response(error)
         scope["key_digest"] = digest
         return caller
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from ..domain.errors import AutopackError, ErrorKind
+from ..domain.errors import AutopackError, ErrorKind, TooManyError
 from ..domain.values import MAX_PROBLEMS
 from ..services.availability import OUTAGES, as_unavailable
 
@@ -28,6 +28,7 @@ STATUS_OF_KIND = {
     ErrorKind.CONFLICT: 409,
     ErrorKind.FORBIDDEN: 403,
     ErrorKind.TOO_LARGE: 413,
+    ErrorKind.TOO_MANY: 429,
     ErrorKind.UNAVAILABLE: 503,
 }
 TITLES = {
@@ -42,6 +43,7 @@ TITLES = {
     415: "Unsupported media type",
     421: "Misdirected request",
     422: "Invalid request",
+    429: "Too many requests",
     431: "Request header fields too large",
     500: "Internal error",
     503: "Unavailable",
@@ -152,7 +154,7 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
             "description": TITLES[status],
             "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
         }
-        for status in sorted({*statuses, *of_body, 401, 403, 421})
+        for status in sorted({*statuses, *of_body, 401, 403, 421, 429})
     }
 
 
@@ -186,8 +188,15 @@ def _with_problems_alone(describe: Callable[[], dict[str, Any]]) -> Callable[[],
 
 def _refusal(request: Request, error: Exception) -> Response:
     assert isinstance(error, AutopackError)  # noqa: S101 - for the type checker
+    return refusal_response(error)
+
+
+def refusal_response(error: AutopackError) -> Response:
+    """Answer a refusal with its problem document."""
     status = STATUS_OF_KIND[error.kind]
     headers = dict(RETRY_AFTER) if status == 503 else {}
+    if isinstance(error, TooManyError):
+        headers["Retry-After"] = str(error.retry_after)
     if error.is_replay:
         headers["Idempotency-Replayed"] = "true"
     return problem_response(status, error.code, error.detail, error.extra, headers)

@@ -16,7 +16,7 @@ from ..services.feed import AllView, Feed, RunView, View
 from ..views.events import EndOfRun, EventAnswer, EventPage, StreamedEvent
 from .credentials import is_still_known
 from .errors import problems
-from .guard import GuardedRoute
+from .guard import GuardedRoute, caller_of
 from .inputs import Context, Cursor, PageLimit, RunId, decode_cursor, encode_cursor
 
 router = APIRouter(tags=["events"], route_class=GuardedRoute)
@@ -102,7 +102,7 @@ def list_events(
     ends with an event named `end` once the run is over.
     """
     if wants_stream:
-        feed.require_room()
+        feed.require_room(context.caller)
         start = last_event_id if last_event_id is not None else after or 0
         return _stream(request, feed, RunView(context, run_id), start)
     position = decode_cursor(cursor, int)[0] if cursor else after or 0
@@ -131,7 +131,7 @@ def stream_events(
 
     The ids are positions among the events of all runs, in the order in which streams send them.
     """
-    feed.require_room()
+    feed.require_room(context.caller)
     start = last_event_id if last_event_id is not None else after
     return _stream(request, feed, AllView(context, feed), start)
 
@@ -143,14 +143,15 @@ def _stream(request: Request, feed: Feed, view: View, start: int | None) -> Even
 async def _lines(
     request: Request, feed: Feed, view: View, start: int | None
 ) -> AsyncIterator[bytes]:
-    yield format_sse_event(retry=RETRY_MILLISECONDS)
-    async with aclosing(feed.follow(view, start)) as events:
-        async for event in events:
-            if not await is_still_known(request.scope):
-                return
-            if event is None:
-                yield KEEPALIVE_COMMENT
-            elif isinstance(event, EndOfRun):
-                yield format_sse_event(event="end", data_str=event.model_dump_json())
-            else:
-                yield format_sse_event(id=str(view.number(event)), data_str=event.document)
+    with feed.counted(caller_of(request.scope)):
+        yield format_sse_event(retry=RETRY_MILLISECONDS)
+        async with aclosing(feed.follow(view, start)) as events:
+            async for event in events:
+                if not await is_still_known(request.scope):
+                    return
+                if event is None:
+                    yield KEEPALIVE_COMMENT
+                elif isinstance(event, EndOfRun):
+                    yield format_sse_event(event="end", data_str=event.model_dump_json())
+                else:
+                    yield format_sse_event(id=str(view.number(event)), data_str=event.document)

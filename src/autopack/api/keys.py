@@ -11,7 +11,14 @@ from ..domain.keys import NewKey
 from ..domain.values import Identifier
 from ..services import audit, keys
 from ..services.keys import Keyring
-from ..views.keys import AuditPage, CallerAnswer, KeyAnswer, KeysAnswer, SecretKeyAnswer
+from ..views.keys import (
+    AuditPage,
+    CallerAnswer,
+    KeyAnswer,
+    KeysAnswer,
+    LimitsAnswer,
+    SecretKeyAnswer,
+)
 from .bodies import StrictRoute
 from .errors import problems
 from .examples import NEW_KEY, example
@@ -41,6 +48,7 @@ def whoami(context: Context) -> CallerAnswer:
         key=caller.key,
         roles=[role for role in AccessRole if role in caller.roles],
         project_id=caller.project_id,
+        limits=None if caller.limits is None else LimitsAnswer.of(caller.limits),
         actor=caller.actor,
     )
 

@@ -19,6 +19,7 @@ from ..database import DatabaseError
 from ..domain.access import AccessRole
 from ..domain.errors import AutopackError
 from ..domain.keys import NewKey, expiry
+from ..domain.limits import KeyLimits
 from ..gitrepo.errors import RepositoryUnusableError
 from .command import FINE, NO, UNAVAILABLE, CommandError, command_app
 from .settings import read_settings
@@ -46,6 +47,15 @@ def create(
     expires: Annotated[
         str | None, typer.Option(metavar="LIFETIME", help="When it stops: 12h, 90d, 8w (never).")
     ] = None,
+    requests_per_minute: Annotated[
+        int | None, typer.Option(min=1, help="AUTOPACK_KEY_REQUESTS_PER_MINUTE for this key.")
+    ] = None,
+    streams: Annotated[
+        int | None, typer.Option(min=1, help="AUTOPACK_KEY_STREAMS for this key.")
+    ] = None,
+    claims: Annotated[
+        int | None, typer.Option(min=1, help="AUTOPACK_KEY_CLAIMS for this key.")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Make a key and print it, this once; the database stores its digest alone."""
@@ -54,7 +64,15 @@ def create(
     with _beside_database() as context:
         try:
             expires_at = None if expires is None else expiry(expires, context.now())
-            wanted = NewKey(name=name, roles=tuple(role), project_id=project, expires_at=expires_at)
+            wanted = NewKey(
+                name=name,
+                roles=tuple(role),
+                project_id=project,
+                expires_at=expires_at,
+                limits=KeyLimits(
+                    requests_per_minute=requests_per_minute, streams=streams, claims=claims
+                ),
+            )
         except ValidationError as error:
             first = error.errors()[0]
             raise CommandError(f"--{first['loc'][0]}: {first['msg']}") from error

@@ -21,6 +21,7 @@ DEFAULT_URL: Final = "http://localhost:8000"
 TIMEOUT_SECONDS: Final = 60.0
 CONNECT_SECONDS: Final = 5.0
 RETRIES: Final = 3
+MAX_PAUSE_SECONDS: Final = 60.0
 FIRST_PAUSE_SECONDS: Final = 0.25  # doubled for each further try
 _MAX_SHOWN: Final = 1_000
 
@@ -113,8 +114,10 @@ class Connection:
             else:
                 if response.is_success or response.status_code in expected:
                     return response
-                if not (tries_left and is_repeatable and response.status_code == 503):
+                is_refused = response.status_code == 429  # so it had no effect
+                if not (tries_left and (is_refused or (is_repeatable and _is_away(response)))):
                     raise refusal(response)
+                pause = max(pause, _retry_after(response))
             time.sleep(pause)
             tries_left, pause = tries_left - 1, pause * 2
 
@@ -139,6 +142,16 @@ class Connection:
             return UnreachableError(_one_line(f"no service at {self.address} ({error}). {hint}"))
         reason = str(error) or type(error).__name__
         return UnreachableError(_one_line(f"{self.address} gave no answer: {reason}"))
+
+
+def _is_away(response: httpx.Response) -> bool:
+    return response.status_code == 503
+
+
+def _retry_after(response: httpx.Response) -> float:
+    """Return how many seconds the service asks to wait, MAX_PAUSE_SECONDS at most."""
+    given = response.headers.get("Retry-After", "")
+    return min(float(given), MAX_PAUSE_SECONDS) if given.isdecimal() else 0.0
 
 
 def new_key() -> str:

@@ -13,6 +13,7 @@ from typing import Final
 
 from .errors import ForbiddenError
 from .events import SUPERVISOR
+from .limits import Limits
 from .terms import Role
 
 
@@ -132,6 +133,7 @@ class Caller:
     role: AccessRole | None = None
     name: str | None = None
     host: str | None = None
+    limits: Limits | None = None
 
     @property
     def actor(self) -> str:

@@ -12,6 +12,7 @@ class ErrorKind(StrEnum):
     CONFLICT = "conflict"
     FORBIDDEN = "forbidden"
     TOO_LARGE = "too_large"
+    TOO_MANY = "too_many"
     UNAVAILABLE = "unavailable"
 
 
@@ -55,6 +56,17 @@ class ForbiddenError(AutopackError):
 class TooLargeError(AutopackError):
     kind = ErrorKind.TOO_LARGE
     code = "too_large"
+
+
+class TooManyError(AutopackError):
+    """Beyond a limit of the caller; `retry_after` seconds later it may be within."""
+
+    kind = ErrorKind.TOO_MANY
+    code = "too_many"
+
+    def __init__(self, detail: str, *, retry_after: int) -> None:
+        super().__init__(detail, retry_after=retry_after)
+        self.retry_after = retry_after
 
 
 class UnavailableError(AutopackError):

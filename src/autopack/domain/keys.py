@@ -18,6 +18,7 @@ from typing import Annotated, Final
 from pydantic import AwareDatetime, Field
 
 from .access import AccessRole
+from .limits import KeyLimits
 from .values import Closed, Identifier, Several
 
 PREFIX: Final = "ap_"
@@ -41,6 +42,7 @@ class NewKey(Closed):
     project_id: Annotated[
         Identifier | None, Field(description="The one project that the key is for.")
     ] = None
+    limits: KeyLimits = KeyLimits()
     expires_at: Annotated[
         AwareDatetime | None, Field(description="When the key stops working; never if it is null.")
     ] = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import ARRAY, CheckConstraint, Text
+from sqlalchemy import ARRAY, CheckConstraint, Text, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from ..domain.access import AccessRole
@@ -23,6 +23,7 @@ class ApiKey(Base):
     name: Mapped[str] = mapped_column(unique=True)
     roles: Mapped[list[str]] = mapped_column(ARRAY(Text))
     project_id: Mapped[str | None]
+    limits: Mapped[Json] = mapped_column(default=dict, server_default=text("'{}'"))
     sha256: Mapped[str] = mapped_column(unique=True)
     previous_sha256: Mapped[str | None] = mapped_column(unique=True)
     previous_until: Mapped[datetime | None]

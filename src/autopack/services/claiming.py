@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from contextlib import AbstractContextManager
 from decimal import Decimal
-from typing import Annotated
+from typing import Annotated, Final
 
 import structlog
 from pydantic import AwareDatetime, Field
@@ -19,6 +19,7 @@ from ..domain.deciding import decide
 from ..domain.decision import RunOverError, require_live
 from ..domain.errors import AutopackError
 from ..domain.evolve import fold
+from ..domain.limits import TooManyClaimsError
 from ..domain.money import ZERO_USD
 from ..domain.redaction import redacted
 from ..domain.results import ACCOUNT_MEANING
@@ -34,6 +35,9 @@ from .opening import changing, changing_locked, session_for_locks
 from .replies import Answer, answering, key_scope, lease_scope, once
 from .settling import settle
 from .work_items import work_item
+
+# Leases last minutes: a key at its limit need not ask more often.
+CLAIM_RETRY_SECONDS: Final = 5
 
 logger = structlog.get_logger(__name__)
 
@@ -89,6 +93,8 @@ def claim_any(context: AppContext, wanted: Claim) -> WorkItemAnswer | None:
                     item, _ = _claim(changing_locked(context, session, run_id), wanted)
             except RunOverError:
                 continue
+            except TooManyClaimsError:
+                raise
             except AutopackError as error:
                 logger.warning("run_passed_by", run_id=run_id, why=error.detail)
                 continue
@@ -238,6 +244,19 @@ def _claim(
     return item, change
 
 
+def _require_free_claim(change: RunChange) -> None:
+    """Refuse a claim by a key that holds as many leases as it may. Raises TooManyClaimsError."""
+    caller = change.context.caller
+    if caller.key is None or caller.limits is None:
+        return
+    held = leases.count_open_of(change.session, f"key:{caller.key}:")
+    if held >= caller.limits.claims:
+        raise TooManyClaimsError(
+            f"key '{caller.key}' holds {held} leases already; submit or release one first",
+            retry_after=CLAIM_RETRY_SECONDS,
+        )
+
+
 def _take(change: RunChange, wanted: Claim) -> WorkItemAnswer | None:
     role, now = wanted.role, change.now
     change.name_agent(wanted.agent)
@@ -245,6 +264,7 @@ def _take(change: RunChange, wanted: Claim) -> WorkItemAnswer | None:
     found = claiming.find_claimable(change.state, role, now, wanted.account)
     if found is None:
         return None
+    _require_free_claim(change)
     token = secrets.token_urlsafe(32)
     phase = change.phase(found.phase.phase_id)
     lease = leases.add_lease(

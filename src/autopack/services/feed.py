@@ -7,7 +7,7 @@ tables, at its position. Everything except the queries runs in the event loop.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -16,8 +16,10 @@ from typing import Final, Protocol
 import structlog
 from sqlalchemy import Engine
 
+from ..domain.access import Caller
 from ..domain.errors import UnavailableError
 from ..domain.events import canonical_json, event_document
+from ..domain.limits import TooManyKeyStreamsError
 from ..store import feed as store
 from ..store import runs
 from ..store.feed import FeedEvent, Listener
@@ -32,6 +34,7 @@ KEEP_ALIVE_SECONDS: Final = 15.0
 # Interval while a transaction with lower ids is open: if it fails, no notification comes.
 SETTLING_SECONDS: Final = 0.03
 RETRY_SECONDS: Final = 1.0
+KEY_RETRY_SECONDS: Final = 15
 
 
 class TooManyStreamsError(UnavailableError):
@@ -73,6 +76,7 @@ class Feed:
         self.engine = engine
         self._limit = limit
         self._mailboxes: set[_Mailbox] = set()
+        self._of_keys = Counter[str]()  # open streams by the names of their keys
         self._listening: asyncio.Task[None] | None = None
         self._news = asyncio.Event()
         self._position: int | None = None  # the position up to which all readers have got events
@@ -84,12 +88,30 @@ class Feed:
     def position(self) -> int:
         return self._position or 0
 
-    def require_room(self) -> None:
-        """Raises TooManyStreamsError."""
+    def require_room(self, caller: Caller) -> None:
+        """Raises TooManyStreamsError, TooManyKeyStreamsError."""
+        key, limits = caller.key, caller.limits
+        if key is not None and limits is not None and self._of_keys[key] >= limits.streams:
+            raise TooManyKeyStreamsError(
+                f"key '{key}' has {limits.streams} streams open; close one first",
+                retry_after=KEY_RETRY_SECONDS,
+            )
         if len(self._mailboxes) >= self._limit:
             raise TooManyStreamsError(
                 f"{self._limit} streams are open already (AUTOPACK_MAX_STREAMS); try again later"
             )
+
+    @contextmanager
+    def counted(self, caller: Caller) -> Iterator[None]:
+        """Count a stream for its key as long as it is open."""
+        key = caller.key or ""
+        self._of_keys[key] += 1
+        try:
+            yield
+        finally:
+            self._of_keys[key] -= 1
+            if not self._of_keys[key]:
+                del self._of_keys[key]
 
     async def follow(
         self, view: View, last: int | None

@@ -14,6 +14,7 @@ from ..domain.access import AccessRole, Caller, WrongProjectError
 from ..domain.audit import AuditAction
 from ..domain.errors import ConflictError, ForbiddenError
 from ..domain.keys import ROTATION_OVERLAP, NewKey, digest_of, make_key
+from ..domain.limits import Limits
 from ..models import ApiKey
 from ..store import keys
 from ..views.keys import KeyAnswer, SecretKeyAnswer
@@ -57,7 +58,8 @@ def create_key(context: AppContext, wanted: NewKey) -> SecretKeyAnswer:
     secret, now = make_key(), context.now()
     roles = [role for role in AccessRole if role in wanted.roles]
     with context.writing() as session:
-        data = {"roles": roles, "project_id": wanted.project_id}
+        limits = wanted.limits.model_dump(exclude_none=True)
+        data = {"roles": roles, "project_id": wanted.project_id, "limits": limits}
         if wanted.expires_at is not None:
             data["expires_at"] = wanted.expires_at.isoformat()
         note(session, context, AuditAction.KEY_CREATED, wanted.name, data)
@@ -70,6 +72,7 @@ def create_key(context: AppContext, wanted: NewKey) -> SecretKeyAnswer:
             name=wanted.name,
             roles=roles,
             project_id=wanted.project_id or context.caller.project_id,
+            limits=limits,
             sha256=digest_of(secret.encode()),
             created_at=now,
             created_by=context.caller.actor,
@@ -161,7 +164,7 @@ class Keyring:
         generation, read_at, now = self._generation, time.monotonic(), self._context.now()
         with self._context.reading() as session:
             key = keys.find_by_digest(session, digest)
-            known = _Known(*_caller_of(key, digest, now), read_at)
+            known = _Known(*self._caller_of(key, digest, now), read_at)
             if key is not None and known.caller is not None and _is_use_old(key, now):
                 keys.touch(session, key, now)
         with self._changing:
@@ -172,23 +175,31 @@ class Keyring:
                     self._known.popitem(last=False)
         return known.caller
 
-
-def _caller_of(
-    key: ApiKey | None, digest: str, now: datetime
-) -> tuple[Caller | None, datetime | None]:
-    """Return who calls by a key with this digest, and until when; None for no live key."""
-    stored = (key.sha256, key.previous_sha256 or "") if key else ("", "")
-    # Both are compared, and in constant time, though the index has found one already.
-    is_current = hmac.compare_digest(stored[0], digest)
-    is_previous = hmac.compare_digest(stored[1], digest)
-    if key is None or not (is_current or is_previous) or _state(key, now) != "live":
-        return None, None
-    ends = [key.expires_at, None if is_current else key.previous_until]
-    ends_at = min((end for end in ends if end is not None), default=None)
-    if ends_at is not None and ends_at <= now:
-        return None, None
-    roles = frozenset(AccessRole(role) for role in key.roles)
-    return Caller(roles=roles, key=key.name, project_id=key.project_id), ends_at
+    def _caller_of(
+        self, key: ApiKey | None, digest: str, now: datetime
+    ) -> tuple[Caller | None, datetime | None]:
+        """Return who calls by a key with this digest, and until when; None for no live key."""
+        stored = (key.sha256, key.previous_sha256 or "") if key else ("", "")
+        # Both are compared, and in constant time, though the index has found one already.
+        is_current = hmac.compare_digest(stored[0], digest)
+        is_previous = hmac.compare_digest(stored[1], digest)
+        if key is None or not (is_current or is_previous) or _state(key, now) != "live":
+            return None, None
+        ends = [key.expires_at, None if is_current else key.previous_until]
+        ends_at = min((end for end in ends if end is not None), default=None)
+        if ends_at is not None and ends_at <= now:
+            return None, None
+        roles = frozenset(AccessRole(role) for role in key.roles)
+        settings = self._context.settings
+        limits = Limits(
+            requests_per_minute=key.limits.get(
+                "requests_per_minute", settings.key_requests_per_minute
+            ),
+            streams=key.limits.get("streams", settings.key_streams),
+            claims=key.limits.get("claims", settings.key_claims),
+        )
+        caller = Caller(roles=roles, key=key.name, project_id=key.project_id, limits=limits)
+        return caller, ends_at
 
 
 def _is_use_old(key: ApiKey, now: datetime) -> bool:

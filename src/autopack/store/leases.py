@@ -32,6 +32,18 @@ def find_lease(session: RowSession, phase_pk: int, token: str) -> Lease | None:
     return session.row(LEASES, is_theirs, (phase_pk, hash_token(token)))
 
 
+def count_open_of(session: RowSession, actor_prefix: str) -> int:
+    """Return how many open leases actors of a prefix hold.
+
+    Until the transaction ends, another count for this prefix waits: two claims see each other.
+    """
+    lock = "SELECT pg_advisory_xact_lock(hashtextextended(%s, 4))"
+    session.gather(lock, (actor_prefix,))
+    count = "SELECT count(*) FROM leases WHERE ended_at IS NULL AND starts_with(actor, %s)"
+    ((held,),) = session.fetch(count, (actor_prefix,))
+    return int(held)
+
+
 def end_leases(session: RowSession, lease_ids: Sequence[int], now: datetime) -> None:
     """Close leases."""
     statement = "UPDATE leases SET ended_at = %s WHERE id = ANY(%s) AND ended_at IS NULL"

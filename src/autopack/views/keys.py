@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from ..domain.access import AccessRole
 from ..domain.audit import AuditAction
+from ..domain.limits import KeyLimits
 from . import Shape, WireTime
 
 
@@ -16,6 +17,7 @@ class KeyAnswer(Shape):
     roles: list[AccessRole]
     project_id: str | None
     state: Literal["live", "expired", "revoked"]
+    limits: KeyLimits
     created_at: WireTime
     created_by: str
     rotated_at: WireTime | None
@@ -36,6 +38,12 @@ class SecretKeyAnswer(Shape):
     key: KeyAnswer
 
 
+class LimitsAnswer(Shape):
+    requests_per_minute: int
+    streams: int
+    claims: int
+
+
 class CallerAnswer(Shape):
     """`key` is null for a caller that needs none."""
 
@@ -43,6 +51,7 @@ class CallerAnswer(Shape):
     key: str | None
     roles: list[AccessRole]
     project_id: str | None
+    limits: LimitsAnswer | None
     actor: str
 
 
