@@ -19,7 +19,7 @@ from autopack.store.ci_runs import CI_RUNS
 from autopack.store.issues import ISSUES
 from autopack.store.leases import LEASES, add_lease, end_leases
 from autopack.store.rows import differences
-from autopack.store.runs import PHASES, RUNS, TIERS, add_run, place
+from autopack.store.runs import PHASES, RUNS, TIERS, add_run, mark_mirrored, place
 from autopack.store.session import RowSession
 
 from .test_models import NOON, PHASE, RUN, SHA, TIER
@@ -259,6 +259,19 @@ def test_a_column_of_json_without_a_value_is_null(
         run.tests = None
         session.commit()
     assert read(connection, "SELECT tests IS NULL FROM ci_runs") == [(True,)]
+
+
+def test_files_that_show_a_later_revision_are_not_said_to_show_an_earlier_one(
+    session: RowSession, connection: Connection
+) -> None:
+    ((run_pk,),) = session.fetch("SELECT id FROM runs")
+    session.begin_change()
+    session.gather("UPDATE runs SET revision = 9, mirrored_revision = 0")
+    session.commit()
+    for revision in (5, 3):
+        mark_mirrored(session, run_pk, revision)
+        session.commit()
+    assert read(connection, "SELECT mirrored_revision FROM runs") == [(5,)]
 
 
 def test_a_lease_that_has_ended_keeps_the_time_of_its_end(

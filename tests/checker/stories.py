@@ -342,6 +342,16 @@ def reviewed(branches: Branches) -> GitDrive:
     return drive
 
 
+def reviewed_and_judged(branches: Branches) -> GitDrive:
+    """A held patch that a review lets pass, and CI after it."""
+    drive = begin(branches, start(phase={"auto_apply": False, "has_ci": True}))
+    drive.count_issues(minors=1)
+    drive.build()
+    drive.review("approve")
+    drive.green()
+    return drive
+
+
 def unverified(branches: Branches) -> GitDrive:
     drive = begin(branches, start({"T1": ("P1", "P2")}))
     drive.build()
@@ -437,6 +447,7 @@ def without_phases_in_a_tier(branches: Branches) -> GitDrive:
 NAMED: tuple[Callable[[Branches], GitDrive], ...] = (
     *(green, reviewed, unverified, by_hand, undone, rolled_back, cancelled, over_budget),
     *(too_dear, unclean, unjudged, too_late, lapsed, without_phases_in_a_tier),
+    reviewed_and_judged,
 )
 
 

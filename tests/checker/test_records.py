@@ -224,7 +224,7 @@ def told(branches: Branches) -> Callable[[str], Story]:
 Tampering = Callable[[Story], object]
 GREEN, REVIEWED, UNCLEAN, UNDONE = "green", "reviewed", "unclean", "undone"
 ROLLED_BACK, LATE, BY_HAND, OVER = "rolled_back", "too_late", "by_hand", "over_budget"
-CANCELLED = "cancelled"
+CANCELLED, JUDGED = "cancelled", "reviewed_and_judged"
 
 
 def put(story: Story, path: str, value: object) -> None:
@@ -574,6 +574,11 @@ ORDER: list[tuple[str, Tampering, str]] = [
         resolved_after("BuilderResultReceived", -1, "auditor", "test"),
         "in phase 'P1', and no review says so",
     ),
+    (
+        JUDGED,
+        resolved_after("CiVerdictReceived", -1, "auditor", "test"),
+        "in phase 'P1', and no review says so",
+    ),
     (UNCLEAN, resolved_by("nobody"), "IssueResolved cannot be read"),
     (UNCLEAN, resolved_by(None), "minor_issues_count is 3 in the record, 2 by its events"),
     (UNCLEAN, resolved_unseen, "resolves unseen in phase 'P1', where it was never seen"),
@@ -709,6 +714,19 @@ def test_a_record_whose_seal_is_another_is_refused(
     story = told(GREEN)
     reason = "run.json is not what the record's commit says: it was changed"
     check_tampered(story, story.write(seal="1" * 64), reason, checkers)
+
+
+def test_a_record_with_two_seals_is_refused(
+    told: Callable[[str], Story], checkers: Checkers
+) -> None:
+    """Neither of them is the one that the service set, whichever comes first."""
+    story = told(GREEN)
+    head = story.write()
+    message = story.branches.git[head].peel(pygit2.Commit).message
+    twice = story.branches.commit(story.branches.tree_of(head), message * 2, story.work)
+    story.branches.move(branch_ref(RUN), twice)
+    reason = "the head of the branch is no record: something was committed after it"
+    check_tampered(story, twice, reason, checkers)
 
 
 # What git holds: the row of the run still names the honest commit
