@@ -11,6 +11,7 @@ import pytest
 from autopack.config import Settings
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
     from tests.api.conftest import Api
 
 pytestmark = pytest.mark.integration
@@ -507,3 +508,14 @@ def test_a_name_that_comes_twice_in_one_object_is_refused(api: Api) -> None:
     )
     assert response.status_code == 422
     assert "'run_id' twice" in response.json()["detail"]
+
+
+def test_what_is_unavailable_is_503_and_says_when_to_ask_again(api: Api, app: FastAPI) -> None:
+    api.start()
+    app.state.context.superseded.set()
+    response = api.result()
+    api.refused(response, 503, "superseded")
+    assert response.headers["retry-after"] == "1"
+    other = api.client.get("/runs/none")
+    api.refused(other, 404, "not_found")
+    assert "retry-after" not in other.headers

@@ -414,6 +414,22 @@ deleted file mode 100644
 """
 
 
+def test_a_file_that_was_moved_away_may_be_created_again_and_one_that_was_copied_may_not() -> None:
+    def section(kind: bytes) -> bytes:
+        lines = (
+            b"diff --git a/n b/m\nsimilarity index 100%\n",
+            kind,
+            b" from n\n",
+            kind,
+            b" to m\n",
+        )
+        return b"".join(lines)
+
+    assert len(scan(MAKE + section(b"rename") + MAKE).files) == 3
+    with pytest.raises(PatchMalformedError, match="n is created twice"):
+        scan(MAKE + section(b"copy") + MAKE)
+
+
 def test_a_file_that_is_created_twice_is_refused_and_one_made_anew_is_not() -> None:
     with pytest.raises(PatchMalformedError, match="n is created twice") as refused:
         scan(MAKE + MAKE)
