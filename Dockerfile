@@ -33,8 +33,8 @@ VOLUME /var/lib/autopack
 WORKDIR /repo
 EXPOSE 8000
 
-# By Python, because the image has no curl.
+# By Python, because the image has no curl. /health needs a key where callers do.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
-    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health', timeout=4)"]
+    CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:8000/health' + '/live' * (os.environ.get('AUTOPACK_AUTH') == 'required'), timeout=4)"]
 
 CMD ["python", "-m", "autopack", "serve", "--port", "8000"]

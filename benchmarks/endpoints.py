@@ -1,6 +1,9 @@
 """The cost of a request, as a multiple of a floor in the same benchmark.
 
-    python benchmarks/endpoints.py [--requests 200]
+    python benchmarks/endpoints.py [--requests 200] [--auth]
+
+`--auth` compares two services instead, of which one needs an API key: blocks of both in turn, and
+of each the block that took the least CPU, as noise only adds.
 
 The floor (floor.py) is a bare FastAPI application that only does the indispensable durable work.
 CPU is that of all server processes, with Postgres and git, from /proc; the two alternate, so that
@@ -16,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import httpx
-from servers import Server, Work, both
+from servers import Server, Work, both, with_and_without_keys
 
 BLOCK = 50
 
@@ -43,6 +46,35 @@ OPERATIONS = (
     Operation("POST /runs/start, 25 phases", Work.starts, 2.1),
     Operation("builder_result with a patch", Work.results, 1.8),
 )
+
+
+KEYED = (Operation("GET /whoami", Work.callers, 0), *OPERATIONS, Operation("claim", Work.claims, 0))
+MAX_KEY_MS = 0.3
+
+
+def compare_keys(free: Server, keyed: Server, requests: int) -> None:
+    """Print the CPU of each operation without and with an API key, and the difference."""
+    works = Work(free), Work(keyed)
+    print(f"{'CPU ms a request':32}{'no key':>8}{'key':>8}{'more':>8}{'at most':>9}")
+    for operation in KEYED:
+        for work in works:
+            for request in operation.requests(work, 10):  # warm
+                work.server.client.send(request)
+        taken: dict[str, list[float]] = {"free": [], "keyed": []}
+        for number in range(max(2, requests // BLOCK)):
+            order = list(zip(taken.values(), works, strict=True))
+            for times, work in order if number % 2 else reversed(order):
+                block = operation.requests(work, BLOCK)
+                before = work.server.cpu_seconds()
+                for request in block:
+                    work.server.send(operation.name, request)
+                times.append((work.server.cpu_seconds() - before) / BLOCK * 1e3)
+        without, with_key = (min(times) for times in taken.values())
+        verdict = "" if with_key - without <= MAX_KEY_MS else "  over"
+        print(
+            f"{operation.name:32}{without:8.2f}{with_key:8.2f}{with_key - without:8.2f}"
+            f"{MAX_KEY_MS:9.1f}{verdict}"
+        )
 
 
 def measure(ours: Server, floor: Server, requests: int) -> None:
@@ -80,7 +112,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--requests", type=int, default=200)
-    requests = parser.parse_args().requests
+    parser.add_argument("--auth", action="store_true", help="compare calls with and without a key")
+    given = parser.parse_args()
+    requests = given.requests
+    if given.auth:
+        with with_and_without_keys() as (free, keyed):
+            compare_keys(free, keyed, requests)
+            print(f"{free.failures + keyed.failures} requests failed")
+        return
     with both() as (ours, floor):
         measure(ours, floor, requests)
         report(ours, floor, requests)

@@ -108,6 +108,9 @@ class Work:
         run_id = self.new_run()
         return [self.server.client.build_request("GET", f"/runs/{run_id}")] * count
 
+    def callers(self, count: int) -> list[httpx.Request]:
+        return [self.server.client.build_request("GET", "/whoami")] * count
+
     def reads_by_mcp(self, count: int) -> list[httpx.Request]:
         call = {"name": "get_run", "arguments": {"run_id": self.new_run()}}
         message = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": call}
@@ -139,6 +142,11 @@ class Work:
             self.post(path, {"issue_key": f"k{n % 10}", "source": "test", "category": "tests"})
             for n in range(count)
         ]
+
+    def claims(self, count: int) -> list[httpx.Request]:
+        """Take the first phase of a new run each time."""
+        body = {"role": "builder", "agent": "bench@host"}
+        return [self.post(f"/runs/{self.new_run()}/claim", body) for _ in range(count)]
 
     def results(self, count: int) -> list[httpx.Request]:
         return [self.result() for _ in range(count)]
@@ -232,49 +240,83 @@ def pages_of(client: httpx.Client, runs: Path) -> dict[str, list[Page]]:
     return pages
 
 
+def serve(stack: ExitStack, top: Path, runs: Path, name: str, **settings: str) -> Server:
+    """Start a service with its own repository and Postgres; its runs' files are in `runs`."""
+    (top / name).mkdir()
+    apply.make_repository(top / name / "repository", FILES, 0)
+    (runs / name).mkdir()
+    rule = {"max_builder_attempts": 100}
+    ruleset = {"project_id": "Autopack", "categories": {"default": rule}, "aliases": {}}
+    (runs / name / "project_ruleset_Autopack.json").write_text(json.dumps(ruleset))
+    postgres = stack.enter_context(EmbeddedPostgres(top / name / "postgres"))
+    environment = {
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "DATABASE_URL": postgres.url.replace("+psycopg2", ""),
+        "AUTOPACK_REPO_PATH": str(top / name / "repository"),
+        "AUTOPACK_HOME": str(top / name / "home"),
+        "AUTONOMOUS_RUNS_DIR": str(runs / name),
+        **settings,
+    }
+    command = [sys.executable, "-m", "autopack", "serve", "--port", "{port}"]
+    log = top / f"{name}.log"
+    client, process = stack.enter_context(running(command, log, environment, "/health/live"))
+    if settings.get("AUTOPACK_AUTH") == "required":
+        key = [sys.executable, "-m", "autopack", "keys", "create", "--name", "a", "--role"]
+        made = subprocess.run(
+            [*key, "operator"],
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        client.headers["Authorization"] = f"Bearer {made.stdout.strip()}"
+    return Server(client, process, postmaster(top / name))
+
+
+@contextmanager
+def folders() -> Iterator[tuple[Path, Path]]:
+    """Make a temporary folder, and one for the files of runs.
+
+    The latter is in memory if possible: the noise of a disk is larger than the differences.
+    """
+    memory = Path("/dev/shm")  # noqa: S108 - a folder of our own is made there
+    place = memory if os.access(memory, os.W_OK) else None
+    with (
+        tempfile.TemporaryDirectory(prefix="autopack-bench-") as top,
+        tempfile.TemporaryDirectory(prefix="autopack-runs-", dir=place) as runs,
+    ):
+        yield Path(top), Path(runs)
+
+
+@contextmanager
+def with_and_without_keys() -> Iterator[tuple[Server, Server]]:
+    """Start two services, of which the second one needs an API key, which its client sends."""
+    with ExitStack() as stack:
+        top, runs = stack.enter_context(folders())
+        free = serve(stack, top, runs, "free")
+        unlimited = {
+            "AUTOPACK_KEY_REQUESTS_PER_MINUTE": "1000000",
+            "AUTOPACK_KEY_CLAIMS": "1000000",
+        }
+        yield free, serve(stack, top, runs, "keyed", AUTOPACK_AUTH="required", **unlimited)
+
+
 @contextmanager
 def both() -> Iterator[tuple[Server, Server]]:
-    """Start the service and the floor, each with a repository and a Postgres of its own.
-
-    The files of runs are in memory if the system supports that: a disk's noise is larger than the
-    measured difference.
-    """
-    memory = Path("/dev/shm")  # noqa: S108 - a new private folder is created there
+    """Start the service and the floor, each with a repository and a Postgres of its own."""
     with ExitStack() as stack:
-        top = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="autopack-bench-")))
-        place = memory if os.access(memory, os.W_OK) else None
-        temporary = tempfile.TemporaryDirectory(prefix="autopack-runs-", dir=place)
-        runs = Path(stack.enter_context(temporary))
-        for name in ("ours", "floor"):
-            (top / name).mkdir()
-            apply.make_repository(top / name / "repository", FILES, 0)
-        (runs / "ours").mkdir()
-        rule = {"max_builder_attempts": 100}
-        ruleset = {"project_id": "Autopack", "categories": {"default": rule}, "aliases": {}}
-        (runs / "ours/project_ruleset_Autopack.json").write_text(json.dumps(ruleset))
-        urls = {}
-        for name in ("ours", "floor"):
-            postgres = stack.enter_context(EmbeddedPostgres(top / name / "postgres"))
-            urls[name] = postgres.url.replace("+psycopg2", "")
-        environment = {
-            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-            "DATABASE_URL": urls["ours"],
-            "AUTOPACK_REPO_PATH": str(top / "ours/repository"),
-            "AUTOPACK_HOME": str(top / "ours/home"),
-            "AUTONOMOUS_RUNS_DIR": str(runs / "ours"),
-        }
-        command = [sys.executable, "-m", "autopack", "serve", "--port", "{port}"]
-        client, process = stack.enter_context(
-            running(command, top / "ours.log", environment, "/health/live")
-        )
-        ours = Server(client, process, postmaster(top / "ours"))
-        pages = pages_of(client, runs / "ours")
-        shape = client.get("/runs/shape").json()
-        document = {"run": shape, "pages": pages}
-        (top / "floor/shape.json").write_text(json.dumps(document))
+        top, runs = stack.enter_context(folders())
+        ours = serve(stack, top, runs, "ours")
+        pages = pages_of(ours.client, runs / "ours")
+        (top / "floor").mkdir()
+        apply.make_repository(top / "floor" / "repository", FILES, 0)
+        shape = ours.client.get("/runs/shape").json()
+        (top / "floor/shape.json").write_text(json.dumps({"run": shape, "pages": pages}))
+        postgres = stack.enter_context(EmbeddedPostgres(top / "floor" / "postgres"))
         bare = Path(__file__).with_name("floor.py")
-        command = [sys.executable, str(bare), urls["floor"], str(top / "floor")]
-        command += [str(runs / "floor"), "{port}"]
+        command = [sys.executable, str(bare), postgres.url.replace("+psycopg2", "")]
+        command += [str(top / "floor"), str(runs / "floor"), "{port}"]
+        environment = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         client, process = stack.enter_context(
             running(command, top / "floor.log", environment, "/openapi.json")
         )

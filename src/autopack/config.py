@@ -29,6 +29,7 @@ _OTHER_VARIABLES = frozenset(
         *(
             "API_KEY",
             "API_KEY_FILE",
+            "DB_PASSWORD",
             "URL",
             "WORKER_HOME",
             "WORK_ITEM",
