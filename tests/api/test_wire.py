@@ -129,6 +129,19 @@ async def test_bytes_between_and_after_the_chunks_of_a_body_are_limited_too() ->
 
 
 @story
+async def test_a_trailer_is_no_header() -> None:
+    """A proxy that checks the headers of a request would not see it."""
+    async with served() as connect:
+        reader, writer = await connect()
+        body = b"2\r\n{}\r\n0\r\nX-API-Key: ap_x\r\n\r\n"
+        writer.write(POST + b"Transfer-Encoding: chunked\r\n\r\n" + body)
+        assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
+        names = [name for name, _ in connect.made[-1].headers]
+        assert names == [b"host", b"transfer-encoding"]
+        writer.close()
+
+
+@story
 async def test_requests_within_the_limits_are_answered_alone_and_in_a_row() -> None:
     async with served() as connect:
         largest = HEAD + b"X: %b\r\n" % (b"a" * 3_000)

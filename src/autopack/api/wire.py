@@ -68,6 +68,7 @@ class WireProtocol(HttpToolsProtocol):
         self._has_advanced = False  # a message or a part of a body began or ended in this step
         self._field_count = 0
         self._is_in_message = False
+        self._is_head_whole = False
         self._is_refused = False
 
     # uvicorn declares this type too: a TCP server has no other transport.
@@ -109,15 +110,19 @@ class WireProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._is_in_message = self._has_advanced = True
+        self._is_head_whole = False
         self._field_count = 0
         self._wait()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._field_count += 1
-        if self._field_count <= self.max_header_fields:
+        # uvicorn would add the trailers of a body to the headers, behind a proxy's back: a proxy
+        # that checks or removes a header does not look for it there.
+        if self._field_count <= self.max_header_fields and not self._is_head_whole:
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        self._is_head_whole = True
         if self._field_count <= self.max_header_fields:
             super().on_headers_complete()
 
