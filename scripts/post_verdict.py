@@ -83,7 +83,7 @@ def key_of(environment: Mapping[str, str]) -> str:
         with open(file, encoding="ascii", errors="replace") as opened:
             if os.fstat(opened.fileno()).st_mode & 0o077:
                 raise ValueError(f"others may read {file}: chmod 600 {file}")
-            key = opened.read(1_000)
+            key = opened.read(20_000)  # a token of an issuer is longer than a key
     key = key.strip()
     if not re.fullmatch(r"[!-~]*", key):  # http.client would tell it in its error
         raise ValueError("the key has a character that a header must not have")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 from pathlib import Path
@@ -20,6 +21,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, NoDecode, SettingsConfigDict
 
 from .domain.identifiers import identifier_problem
+from .domain.oidc import RoleClaims
 
 MEGABYTE = 1_000_000
 # Names that the client, the worker, CI commands and the container use.
@@ -99,6 +101,19 @@ class Settings(BaseSettings):
         default="loopback",
         description="Which callers are answered: those on this machine only, those with an API key,"
         " or all. More in docs/security.md.",
+    )
+    oidc_issuer: str | None = Field(
+        default=None,
+        description="Issuer of OpenID Connect tokens that are accepted in place of a key, such as"
+        " `https://token.actions.githubusercontent.com`; unset: none. More in docs/security.md.",
+    )
+    oidc_audience: str | None = Field(
+        default=None, description="Audience that such a token must be for; needed with an issuer."
+    )
+    oidc_claims: Annotated[RoleClaims | None, NoDecode] = Field(
+        default=None,
+        description="JSON: for each role the claims that a token must have; needed with an issuer.",
+        validate_default=True,
     )
     key_requests_per_minute: int = Field(
         default=1_200,
@@ -241,6 +256,30 @@ class Settings(BaseSettings):
         if isinstance(value, str):
             return tuple(part.strip().lower() for part in value.split(",") if part.strip())
         return value
+
+    @field_validator("oidc_issuer")
+    @classmethod
+    def _issuer(cls, value: str | None) -> str | None:
+        if value is not None and not re.match(r"https://[^/]|http://(127\.|localhost)", value):
+            raise ValueError("must begin with https://")
+        return value
+
+    @field_validator("oidc_claims", mode="before")
+    @classmethod
+    def _claims(cls, value: object, info: ValidationInfo) -> object:
+        """Check the settings of OpenID Connect, which need one another."""
+        if info.data.get("oidc_issuer") is None:
+            return None
+        if not info.data.get("oidc_audience"):
+            raise ValueError("needs AUTOPACK_OIDC_AUDIENCE beside it")
+        if not value:
+            raise ValueError("is needed with an issuer")
+        if not isinstance(value, str):
+            return value
+        try:
+            return json.loads(value)
+        except ValueError:
+            raise ValueError("is not JSON") from None
 
     @field_validator("ci_readable_paths", mode="before")
     @classmethod

@@ -49,6 +49,7 @@ from .config import MEGABYTE, Settings, SettingsError, load_settings
 from .database import DatabaseClock, DatabaseError, open_database
 from .domain.access import Caller
 from .domain.keys import without_keys
+from .domain.limits import Limits
 from .domain.printable import lines_of
 from .gitrepo import Repository
 from .jobs.worker import Queue, Workers
@@ -66,6 +67,7 @@ from .services.keys import create_key as create_key
 from .services.keys import list_keys as list_keys
 from .services.keys import revoke_key as revoke_key
 from .services.keys import rotate_key as rotate_key
+from .services.oidc import IssuerKeys, TokenVerifier
 from .services.pushes import push_branch, resume_pushes
 from .services.serving import ClonePlace, ServedElsewhereError, require_history
 from .services.settling import CI_QUEUE, CI_TASK
@@ -85,6 +87,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             app.state.turns = Turns()
             app.state.context = await run_in_threadpool(_open, settings, stack)
             app.state.keyring = Keyring(app.state.context)
+            app.state.verifier = _verifier(settings)
             # A stream keeps its connection, so some connections are reserved for other requests.
             most = settings.max_connections or connections_within(raise_file_limit())
             streams = min(settings.max_streams, most * 3 // 4)
@@ -138,6 +141,22 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     # Outermost, so that refused requests count too.
     app.add_middleware(TrafficMiddleware, traffic=app.state.traffic)
     return app
+
+
+def _verifier(settings: Settings) -> TokenVerifier | None:
+    if settings.oidc_issuer is None or settings.oidc_audience is None:
+        return None
+    return TokenVerifier(
+        issuer=settings.oidc_issuer,
+        audience=settings.oidc_audience,
+        role_claims=settings.oidc_claims or {},
+        limits=Limits(
+            requests_per_minute=settings.key_requests_per_minute,
+            streams=settings.key_streams,
+            claims=settings.key_claims,
+        ),
+        keys=IssuerKeys(settings.oidc_issuer),
+    )
 
 
 def wire_protocol(settings: Settings) -> type[WireProtocol]:

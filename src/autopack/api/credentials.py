@@ -6,6 +6,7 @@ takes the same path to it, so that the answer tells nothing about a key.
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Final
 
@@ -14,11 +15,13 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Scope
 
-from ..domain.access import Caller, WrongProjectError
+from ..domain.access import Caller
+from ..domain.errors import AutopackError
 from ..domain.keys import digest_of
-from ..domain.limits import Rates, TooManyRequestsError
+from ..domain.limits import Rates
 from ..services.availability import OUTAGES
 from ..services.keys import Keyring
+from ..services.oidc import TokenVerifier
 from .errors import outage_response, problem_response, refusal_response
 
 # Threads that look keys up: a flood of unknown ones leaves the others to requests.
@@ -42,28 +45,43 @@ class Credentials:
         key = _key_in(headers)
         if key is None:
             return _refusal()
+        try:
+            caller = await self._known_by(key, scope)
+            if caller is None:
+                return _refusal()
+            caller.require_project(scope["app"].state.settings.project_id)
+            if caller.holder is not None and caller.limits is not None:
+                self._rates.take(caller.holder, caller.limits.requests_per_minute)
+        except AutopackError as error:
+            return refusal_response(error)
+        except OUTAGES as error:
+            return outage_response(error)
+        return caller
+
+    async def _known_by(self, key: bytes, scope: Scope) -> Caller | None:
+        """Return who has a key or sends a token; `scope` then says how long a stream may last.
+
+        Raises TokenRefusedError, IssuerAwayError, and what a database that is away raises.
+        """
+        verifier: TokenVerifier | None = scope["app"].state.verifier
+        if verifier is not None and key.count(b".") == 2:
+            verify, token = verifier.verify, key.decode("latin-1")
+            caller, until = await anyio.to_thread.run_sync(verify, token, limiter=self._lookups)
+            scope["caller_until"] = until
+            return caller
         keyring: Keyring = scope["app"].state.keyring
         digest = digest_of(key)
-        caller, is_known = keyring.find(digest)
+        known, is_known = keyring.find(digest)
         if not is_known:
-            try:
-                caller = await anyio.to_thread.run_sync(keyring.read, digest, limiter=self._lookups)
-            except OUTAGES as error:
-                return outage_response(error)
-        if caller is None:
-            return _refusal()
-        try:
-            caller.require_project(scope["app"].state.settings.project_id)
-            if caller.key is not None and caller.limits is not None:
-                self._rates.take(caller.key, caller.limits.requests_per_minute)
-        except (WrongProjectError, TooManyRequestsError) as error:
-            return refusal_response(error)
+            known = await anyio.to_thread.run_sync(keyring.read, digest, limiter=self._lookups)
         scope["key_digest"] = digest
-        return caller
+        return known
 
 
 async def is_still_known(scope: Scope) -> bool:
     """Tell whether the key of an open stream still works; True where none is asked for."""
+    if time.time() > scope.get("caller_until", math.inf):
+        return False
     digest = scope.get("key_digest")
     if digest is None:
         return True

@@ -27,6 +27,7 @@ STATUS_OF_KIND = {
     ErrorKind.NOT_FOUND: 404,
     ErrorKind.CONFLICT: 409,
     ErrorKind.FORBIDDEN: 403,
+    ErrorKind.UNAUTHORIZED: 401,
     ErrorKind.TOO_LARGE: 413,
     ErrorKind.TOO_MANY: 429,
     ErrorKind.UNAVAILABLE: 503,
@@ -195,6 +196,8 @@ def refusal_response(error: AutopackError) -> Response:
     """Answer a refusal with its problem document."""
     status = STATUS_OF_KIND[error.kind]
     headers = dict(RETRY_AFTER) if status == 503 else {}
+    if status == 401:
+        headers["WWW-Authenticate"] = 'Bearer realm="autopack"'
     if isinstance(error, TooManyError):
         headers["Retry-After"] = str(error.retry_after)
     if error.is_replay:

@@ -17,8 +17,9 @@ SCHEMES: Final = {
     "bearer": {
         "type": "http",
         "scheme": "bearer",
-        "description": "An API key, `ap_…`. Asked for where AUTOPACK_AUTH is `required`. The"
-        " entries of an operation are the roles of which a key needs one.",
+        "description": "An API key, `ap_…`, or a token of the service's issuer. Asked for where"
+        " AUTOPACK_AUTH is `required`. The entries of an operation are the roles of which the"
+        " caller needs one.",
     },
     "header": {
         "type": "apiKey",

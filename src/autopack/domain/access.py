@@ -124,7 +124,8 @@ class Caller:
     """Who calls: the key that came with the call, or a process that needs none (`key` is None).
 
     `role` is the one in which the caller does what was asked for, once that is known. A caller
-    without a key is a process of `host`, known by the `name` that it gives itself.
+    without a key is a process of `host`, known by the `name` that it gives itself, or the `subject`
+    of a token that an issuer has signed (oidc.py).
     """
 
     roles: frozenset[AccessRole] = frozenset(AccessRole)
@@ -134,20 +135,29 @@ class Caller:
     name: str | None = None
     host: str | None = None
     limits: Limits | None = None
+    subject: str | None = None
 
     @property
     def actor(self) -> str:
-        """How events name the caller: `key:NAME:ROLE`, `local:NAME@HOST`, or `supervisor`.
+        """How events name the caller: `key:NAME:ROLE`, `oidc:SUBJECT:ROLE`, `local:NAME@HOST`, or
+        `supervisor`.
 
         A caller without a key and a name is named by its role. One that has no role either is the
         service itself.
         """
-        if self.key is not None:
-            return f"key:{self.key}:{self.role}"
+        if self.holder is not None:
+            return f"{self.holder}:{self.role}"
         name = self.name or self.role
         if name is None:
             return SUPERVISOR
         return f"local:{name}" if "@" in name or self.host is None else f"local:{name}@{self.host}"
+
+    @property
+    def holder(self) -> str | None:
+        """Whose limits a call counts for: a key's or a subject's; None: no one's."""
+        if self.key is not None:
+            return f"key:{self.key}"
+        return None if self.subject is None else f"oidc:{self.subject}"
 
     def named(self, name: str | None) -> Caller:
         """Return the caller under the name that it gives itself, which counts without a key."""
@@ -160,6 +170,10 @@ class Caller:
     def claiming(self, role: Role) -> Caller:
         """Return the caller in the role that a claim is for. Raises MissingRoleError."""
         return self._acting((AccessRole(role), AccessRole.OPERATOR), f"a claim as {role}")
+
+    @property
+    def _shown(self) -> str:
+        return f"key '{self.key}'" if self.subject is None else f"the token of '{self.subject}'"
 
     def require_project(self, project_id: str) -> None:
         """Refuse a key that is bound to another project. Raises WrongProjectError."""
@@ -175,7 +189,7 @@ class Caller:
         if role is None:
             held = ", ".join(each for each in AccessRole if each in self.roles)
             raise MissingRoleError(
-                f"{what} needs the role {' or '.join(accepted)}; key '{self.key}' has {held}",
+                f"{what} needs the role {' or '.join(accepted)}; {self._shown} has {held}",
                 allowed=list(accepted),
             )
         return replace(self, role=role)

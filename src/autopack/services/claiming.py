@@ -247,12 +247,12 @@ def _claim(
 def _require_free_claim(change: RunChange) -> None:
     """Refuse a claim by a key that holds as many leases as it may. Raises TooManyClaimsError."""
     caller = change.context.caller
-    if caller.key is None or caller.limits is None:
+    if caller.holder is None or caller.limits is None:
         return
-    held = leases.count_open_of(change.session, f"key:{caller.key}:")
+    held = leases.count_open_of(change.session, f"{caller.holder}:")
     if held >= caller.limits.claims:
         raise TooManyClaimsError(
-            f"key '{caller.key}' holds {held} leases already; submit or release one first",
+            f"{caller.holder} holds {held} leases already; submit or release one first",
             retry_after=CLAIM_RETRY_SECONDS,
         )
 

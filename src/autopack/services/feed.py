@@ -90,10 +90,10 @@ class Feed:
 
     def require_room(self, caller: Caller) -> None:
         """Raises TooManyStreamsError, TooManyKeyStreamsError."""
-        key, limits = caller.key, caller.limits
+        key, limits = caller.holder, caller.limits
         if key is not None and limits is not None and self._of_keys[key] >= limits.streams:
             raise TooManyKeyStreamsError(
-                f"key '{key}' has {limits.streams} streams open; close one first",
+                f"{key} has {limits.streams} streams open; close one first",
                 retry_after=KEY_RETRY_SECONDS,
             )
         if len(self._mailboxes) >= self._limit:
@@ -104,7 +104,7 @@ class Feed:
     @contextmanager
     def counted(self, caller: Caller) -> Iterator[None]:
         """Count a stream for its key as long as it is open."""
-        key = caller.key or ""
+        key = caller.holder or ""
         self._of_keys[key] += 1
         try:
             yield
