@@ -16,10 +16,11 @@ pytestmark = pytest.mark.unit
 TEXT = st.text(st.characters(min_codepoint=32, max_codepoint=126))
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT,
-    lambda inner: st.lists(inner) | st.dictionaries(TEXT, inner),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4),
+    max_leaves=12,
 )
 
 
-@given(st.dictionaries(TEXT, VALUES))
+@given(st.dictionaries(TEXT, VALUES, max_size=4))
 def test_a_document_is_laid_out_as_json_dumps_does(document: dict[str, object]) -> None:
     assert encode(document).decode() == json.dumps(document, indent=2) + "\n"
