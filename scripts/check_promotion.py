@@ -205,6 +205,14 @@ class Role(StrEnum):
     AUDITOR = "auditor"
 
 
+class Independence(StrEnum):
+    """By what an Auditor must differ from a phase's Builder, and CI from both."""
+
+    NONE = "none"
+    AGENT = "agent"  # by key where calls need one, else by the name that the agent gives itself
+    KEY = "key"  # by key; a caller without one is not told apart
+
+
 class Verdict(StrEnum):
     GREEN = "green"
     RED = "red"
@@ -617,6 +625,7 @@ class PhaseState:
     verdict: Verdict | None = None
     sandbox: Sandbox | None = None
     completed_by: CompletedBy | None = None
+    independence: Independence = Independence.NONE
     built_by: str | None = None
     reviewed_by: str | None = None
     judged_by: str | None = None
@@ -1300,6 +1309,65 @@ _READERS = {
 }
 
 
+# ---- autopack/domain/independence.py -------------------------------------------------------------
+
+"""Whether who reviews or judges a phase is another than who built it. (rules §2.4)
+
+Standard library alone: `scripts/check_promotion.py` is made from this module among others.
+"""
+
+
+# Names of callers that gave none: they are known by what they did, which tells no two apart.
+_UNNAMED: Final = frozenset({"viewer", "builder", "auditor", "ci", "operator"})
+
+
+class NotIndependentError(ConflictError):
+    code = "not_independent"
+
+
+def identity_of(actor: str) -> str | None:
+    """Return who an actor is, whatever its role; None for the service and for unnamed callers."""
+    kind, _, rest = actor.partition(":")
+    if kind in ("key", "oidc"):
+        return actor.rpartition(":")[0]
+    if kind == "local" and rest.partition("@")[0] not in _UNNAMED:
+        return actor
+    return None
+
+
+def is_independent(phase: PhaseState, actor: str, *, is_judge: bool = False) -> bool:
+    """Tell whether an actor may review a phase, or as CI judge it.
+
+    A reviewer must not be its last Builder, CI neither that nor its last Auditor.
+    """
+    mine = identity_of(actor)
+    if mine is None or phase.independence is Independence.NONE:
+        return True
+    if phase.independence is Independence.KEY and mine.startswith("local:"):
+        return True
+    others = {phase.built_by, phase.reviewed_by} if is_judge else {phase.built_by}
+    return mine not in {identity_of(other) for other in others if other is not None}
+
+
+def require_independent(phase: PhaseState, actor: str, *, is_judge: bool = False) -> None:
+    """Refuse a review or a verdict on an actor's own work. Raises NotIndependentError."""
+    if not is_independent(phase, actor, is_judge=is_judge):
+        own = "built or reviewed" if is_judge else "built"
+        raise NotIndependentError(
+            f"phase '{phase.phase_id}' needs another than {identity_of(actor)}, which {own} it"
+        )
+
+
+def rests_on_names(phase: PhaseState) -> bool:
+    """Tell whether independence was asked for, and only names that agents gave show it."""
+    actors = (phase.built_by, phase.reviewed_by)
+    return (
+        phase.independence is not Independence.NONE
+        and phase.reviewed_by is not None
+        and any(actor is None or actor.startswith("local:") for actor in actors)
+    )
+
+
 # ---- autopack/domain/promotion.py ----------------------------------------------------------------
 
 """May a run's branch go to the base branch? (rules §8)"""
@@ -1343,6 +1411,8 @@ def judge_promotion(run: RunState) -> PromotionVerdict:
             f"debt_status is excess_minor_issues: {run.minor_issues_count} minor issues, "
             f"{run.max_minor_issues_total} allowed"
         )
+    if any(map(rests_on_names, run.phases)):
+        warnings.append("independence rests on names that agents gave themselves")
     for phase in in_order(run.phases):
         if phase.completed_by is CompletedBy.HAND:
             how = "completed" if phase.state is PhaseStatus.COMPLETE else "skipped"
@@ -2198,6 +2268,7 @@ def _phase_at_start(phase: JsonObject) -> PhaseState:
         auto_apply=False,
         is_high_risk=False,
         allow_empty=False,
+        independence=Independence(phase.get("independence", Independence.NONE)),
     )
 
 
@@ -2377,6 +2448,10 @@ class _Replay:
                 self._check_judged(state, number, event)
             case IssueResolved():
                 self._check_resolution(state, number, event)
+            case AuditorResultReceived():
+                self._check_independence(state, number, event, is_judge=False)
+            case CiVerdictReceived():
+                self._check_independence(state, number, event, is_judge=True)
 
     def _check_start(self, event: RunStarted) -> None:
         record = self.record
@@ -2432,6 +2507,21 @@ class _Replay:
                 f"event {number} moves phase '{event.phase_id}' from {phase.state} to"
                 f" {event.STATE}, and its verdict is {show(phase.verdict)}",
             )
+
+    def _check_independence(
+        self,
+        state: RunState,
+        number: int,
+        event: AuditorResultReceived | CiVerdictReceived,
+        *,
+        is_judge: bool,
+    ) -> None:
+        """Expect that no actor reviews or judges its own work. (rules §2.4)"""
+        self.expect(
+            is_independent(state.phase(event.phase_id), event.actor, is_judge=is_judge),
+            f"event {number} of phase '{event.phase_id}' is by {show(event.actor)}, whose own work"
+            " it judges",
+        )
 
     def _check_resolution(self, state: RunState, number: int, event: IssueResolved) -> None:
         """Expect an issue to be resolved by who may resolve it, where it was seen. (rules §7)"""

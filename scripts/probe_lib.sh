@@ -5,6 +5,8 @@
 #   AUTONOMOUS_RUNS_DIR   its runs directory, to check the files (.autonomous_runs)
 #   AUTOPACK_API_KEY      an operator's key, if the service needs one; or
 #   AUTOPACK_API_KEY_FILE a file of mode 600 with that key
+#   PROBE_AUDITOR_KEY_FILE, PROBE_CI_KEY_FILE
+#                         such files for reviews and for verdicts, which a key must not give to its own work
 #   PROBE_FILES           `skip` if that directory is not reachable from here (check)
 #   PYTHON                a Python 3, to read JSON (python3)
 #
@@ -51,17 +53,25 @@ finish() { # name of the probe
     echo "PASS  $1: $CHECKS checks of $API_URL$skipped"
 }
 
-need_key() { # put the key, where there is one, into the headers of every request
-    local key="${AUTOPACK_API_KEY:-}" file="${AUTOPACK_API_KEY_FILE:-}"
+put_key() { # header file, key, file with the key where none is given
+    local key="$2" file="$3"
     if [ -z "$key" ] && [ -n "$file" ]; then
-        [ -r "$file" ] || cannot "AUTOPACK_API_KEY_FILE ($file) cannot be read"
+        [ -r "$file" ] || cannot "$file cannot be read, which should have a key"
         case "$(ls -ldL -- "$file")" in
             ????------*) ;;
             *) cannot "others may read $file: chmod 600 $file" ;;
         esac
         key=$(cat -- "$file")
     fi
-    [ -z "$key" ] || printf 'Authorization: Bearer %s\n' "$key" >"$HEADERS"
+    [ -z "$key" ] || printf 'Authorization: Bearer %s\n' "$key" >"$1"
+}
+
+need_keys() { # put the keys, where there are any, into header files
+    put_key "$HEADERS" "${AUTOPACK_API_KEY:-}" "${AUTOPACK_API_KEY_FILE:-}"
+    cp "$HEADERS" "$HEADERS.auditor_result"
+    cp "$HEADERS" "$HEADERS.ci_result"
+    put_key "$HEADERS.auditor_result" "" "${PROBE_AUDITOR_KEY_FILE:-}"
+    put_key "$HEADERS.ci_result" "" "${PROBE_CI_KEY_FILE:-}"
 }
 
 need_tools() {
@@ -69,7 +79,7 @@ need_tools() {
     for tool in curl "$PYTHON"; do
         command -v "$tool" >/dev/null || cannot "$tool is needed and is not there"
     done
-    need_key
+    need_keys
     case "$PROBE_FILES" in
         check | skip) ;;
         *) cannot "PROBE_FILES is '$PROBE_FILES': use check or skip" ;;
@@ -114,8 +124,10 @@ json_at() { # file, place
 ask() { # name, method, path, expected status, [body], [header]...
     local name="$1" method="$2" path="$3" expected="$4" body="${5-}" status
     shift "$(($# < 5 ? $# : 5))"
+    local headers="$HEADERS.${path##*/}"
+    [ -f "$headers" ] || headers="$HEADERS"
     local arguments=(--silent --show-error --max-time 60 --request "$method"
-        --header "@$HEADERS" --output "$ANSWER" --write-out '%{http_code}')
+        --header "@$headers" --output "$ANSWER" --write-out '%{http_code}')
     if [ -n "$body" ]; then
         arguments+=(--header 'Content-Type: application/json' --data-binary @-)
     fi

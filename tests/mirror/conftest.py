@@ -17,6 +17,7 @@ from autopack.domain.states import Cleanliness, PhaseStatus, RunStatus, TierStat
 from autopack.domain.terms import (
     CiProfile,
     Complexity,
+    Independence,
     Role,
     RunScope,
     SafetyProfile,
@@ -178,6 +179,7 @@ def make_phase(
         verdict=None,
         sandbox=Sandbox.BUBBLEWRAP,
         completed_by=None,
+        independence=Independence.NONE,
         built_by=None,
         reviewed_by=None,
         judged_by=None,

@@ -11,7 +11,8 @@ from .capacity import must_wait
 from .consequences import end_failed
 from .decision import Decision
 from .errors import ConflictError
-from .events import LeaseGranted, PhaseStarted
+from .events import SUPERVISOR, LeaseGranted, PhaseStarted
+from .independence import is_independent
 from .money import MAX_USD, ZERO_USD, usd, usd_text
 from .run import FailureCode, PhaseState, RunState
 from .states import PhaseStatus
@@ -64,10 +65,10 @@ class Claim:
 
 
 def find_claimable(
-    run: RunState, role: Role, now: datetime, account: str | None = None
+    run: RunState, role: Role, now: datetime, account: str | None = None, actor: str = SUPERVISOR
 ) -> Claimable | None:
     """Return what an agent of this role and account can claim now; None: nothing."""
-    phase = _waiting_phase(run, role, now, account)
+    phase = _waiting_phase(run, role, now, account, actor)
     tokens_left = _tokens_left(run)
     if phase is None or tokens_left <= 0:
         return None
@@ -84,7 +85,7 @@ def ask_for_work(decision: Decision, asked: WorkAsked) -> None:
     """
     decision.require_live()
     run = decision.state
-    phase = _waiting_phase(run, asked.role, decision.now, asked.account)
+    phase = _waiting_phase(run, asked.role, decision.now, asked.account, decision.actor)
     if phase is None:
         return
     if _tokens_left(run) <= 0 and not run.tokens_reserved:
@@ -114,7 +115,7 @@ def accept_claim(decision: Decision, claim: Claim) -> None:
     Raises RunOverError, LeaseLostError when the phase cannot be claimed now.
     """
     decision.require_live()
-    found = find_claimable(decision.state, claim.role, decision.now, claim.account)
+    found = find_claimable(decision.state, claim.role, decision.now, claim.account, decision.actor)
     if found is None or found.phase.phase_id != claim.phase_id:
         raise LeaseLostError(f"phase '{claim.phase_id}' cannot be claimed now")
     fence = found.phase.fence + 1
@@ -142,10 +143,12 @@ def accept_claim(decision: Decision, claim: Claim) -> None:
 
 
 def _waiting_phase(
-    run: RunState, role: Role, now: datetime, account: str | None
+    run: RunState, role: Role, now: datetime, account: str | None, actor: str
 ) -> PhaseState | None:
     phase = run.next_phase
     if run.is_over or phase is None or not _waits_for(phase, role):
+        return None
+    if role is Role.AUDITOR and not is_independent(phase, actor):
         return None
     return None if must_wait(phase, account, now) else phase
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .independence import rests_on_names
 from .run import CompletedBy, FailureCode, RunState, in_order
 from .states import Cleanliness, PhaseStatus, RunStatus
 from .terms import CiProfile, Sandbox, Verdict
@@ -46,6 +47,8 @@ def judge_promotion(run: RunState) -> PromotionVerdict:
             f"debt_status is excess_minor_issues: {run.minor_issues_count} minor issues, "
             f"{run.max_minor_issues_total} allowed"
         )
+    if any(map(rests_on_names, run.phases)):
+        warnings.append("independence rests on names that agents gave themselves")
     for phase in in_order(run.phases):
         if phase.completed_by is CompletedBy.HAND:
             how = "completed" if phase.state is PhaseStatus.COMPLETE else "skipped"

@@ -47,6 +47,7 @@ from .events import (
     wire_time,
 )
 from .evolve import evolve, resolved_places
+from .independence import is_independent
 from .money import usd_text
 from .naming import RECORD, RECORD_SEAL
 from .outcomes import CommitKind
@@ -61,7 +62,7 @@ from .states import (
     RunStatus,
     TierStatus,
 )
-from .terms import CiProfile, RunScope, Verdict
+from .terms import CiProfile, Independence, RunScope, Verdict
 
 SCHEMA_VERSION: Final = 1
 MAX_SHOWN: Final = 500
@@ -384,6 +385,7 @@ def _phase_at_start(phase: JsonObject) -> PhaseState:
         auto_apply=False,
         is_high_risk=False,
         allow_empty=False,
+        independence=Independence(phase.get("independence", Independence.NONE)),
     )
 
 
@@ -563,6 +565,10 @@ class _Replay:
                 self._check_judged(state, number, event)
             case IssueResolved():
                 self._check_resolution(state, number, event)
+            case AuditorResultReceived():
+                self._check_independence(state, number, event, is_judge=False)
+            case CiVerdictReceived():
+                self._check_independence(state, number, event, is_judge=True)
 
     def _check_start(self, event: RunStarted) -> None:
         record = self.record
@@ -618,6 +624,21 @@ class _Replay:
                 f"event {number} moves phase '{event.phase_id}' from {phase.state} to"
                 f" {event.STATE}, and its verdict is {show(phase.verdict)}",
             )
+
+    def _check_independence(
+        self,
+        state: RunState,
+        number: int,
+        event: AuditorResultReceived | CiVerdictReceived,
+        *,
+        is_judge: bool,
+    ) -> None:
+        """Expect that no actor reviews or judges its own work. (rules §2.4)"""
+        self.expect(
+            is_independent(state.phase(event.phase_id), event.actor, is_judge=is_judge),
+            f"event {number} of phase '{event.phase_id}' is by {show(event.actor)}, whose own work"
+            " it judges",
+        )
 
     def _check_resolution(self, state: RunState, number: int, event: IssueResolved) -> None:
         """Expect an issue to be resolved by who may resolve it, where it was seen. (rules §7)"""

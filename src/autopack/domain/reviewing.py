@@ -27,6 +27,7 @@ from .events import (
     ReviewRequested,
     RevisionRequested,
 )
+from .independence import require_independent
 from .issue_rules import IssueSeen, resolve_for_auditor, see_issues
 from .money import ZERO_USD
 from .patches import AppliedPatch, record_applied
@@ -102,10 +103,11 @@ def require_reviewable(run: RunState, phase_id: str) -> None:
 def weigh_review(decision: Decision, review: Review) -> WeighedReview:
     """Count a review with its tokens and issues, and return what to do with its patches. (rules §2)
 
-    Raises RunOverError, WrongStateError, InvalidError.
+    Raises RunOverError, WrongStateError, NotIndependentError, InvalidError.
     """
     phase_id = review.phase_id
     require_reviewable(decision.state, phase_id)
+    require_independent(decision.phase(phase_id), decision.actor)
     decision.record(
         AuditorResultReceived(
             phase_id=phase_id,

@@ -10,7 +10,7 @@ from typing import Annotated, Final, Self
 
 from pydantic import Field, model_validator
 
-from .terms import CiMode, CiProfile, Complexity, RunScope, SafetyProfile, Severity
+from .terms import CiMode, CiProfile, Complexity, Independence, RunScope, SafetyProfile, Severity
 from .values import (
     Closed,
     Count,
@@ -48,6 +48,7 @@ class CategoryRule(Closed):
     auto_apply: bool = True
     auditor_profile: Word | None = None
     default_severity: Severity = Severity.MINOR
+    independence: Independence = Independence.NONE
 
     @property
     def is_high_risk(self) -> bool:
@@ -72,6 +73,7 @@ class SafetyRule(Closed):
     minor_cap_ends_run: bool = False
     any_failure_stops: bool = False
     high_risk_needs_review: bool = False
+    independence: Independence = Independence.NONE
 
 
 class RunBudget(Closed):
@@ -246,6 +248,7 @@ DEFAULT_SAFETY: Mapping[SafetyProfile, SafetyRule] = {
         minor_cap_ends_run=True,
         any_failure_stops=True,
         high_risk_needs_review=True,
+        independence=Independence.AGENT,
     ),
 }
 

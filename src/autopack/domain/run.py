@@ -12,7 +12,7 @@ from .errors import NotFoundError
 from .money import ZERO_USD
 from .sightings import Sighting
 from .states import Cleanliness, PhaseStatus, RunStatus, TierStatus
-from .terms import CiProfile, Role, RunScope, Sandbox, Verdict
+from .terms import CiProfile, Independence, Role, RunScope, Sandbox, Verdict
 
 
 class FailureCode(StrEnum):
@@ -101,6 +101,7 @@ class PhaseState:
     verdict: Verdict | None = None
     sandbox: Sandbox | None = None
     completed_by: CompletedBy | None = None
+    independence: Independence = Independence.NONE
     built_by: str | None = None
     reviewed_by: str | None = None
     judged_by: str | None = None

@@ -67,4 +67,5 @@ def _phase(phase: PlanPhase, tier: PlanTier, strategy: Strategy) -> PhaseState:
         auto_apply=mine.auto_apply,
         is_high_risk=mine.default_severity is Severity.MAJOR,
         allow_empty=phase.allow_empty,
+        independence=mine.independence,
     )

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from .plan import Plan, PlanPhase
 from .ruleset import CiRules, Message, PathRules, Price, Ruleset, SafetyRule
-from .terms import CiMode, CiProfile, Complexity, RunScope, SafetyProfile, Severity
+from .terms import CiMode, CiProfile, Complexity, Independence, RunScope, SafetyProfile, Severity
 from .values import MAX_COUNT, Closed, Count, Identifier, PathGlob, PositiveCount, PositiveUsd, Word
 
 
@@ -28,6 +28,7 @@ class PhaseStrategy(Closed):
     default_severity: Severity
     max_patch_files: PositiveCount | None
     opened_paths: tuple[PathGlob, ...]
+    independence: Independence = Independence.NONE
 
 
 class TierStrategy(Closed):
@@ -143,6 +144,9 @@ def _phase_strategy(ruleset: Ruleset, safety: SafetyRule, phase: PlanPhase) -> P
         auto_apply=rule.auto_apply,
         auditor_profile=rule.auditor_profile,
         default_severity=rule.default_severity,
+        independence=(
+            safety.independence if rule.independence is Independence.NONE else rule.independence
+        ),
         max_patch_files=mode.max_patch_files if mode else None,
         opened_paths=tuple(ruleset.paths.opened.get(category, ())),
     )

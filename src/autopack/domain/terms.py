@@ -46,6 +46,14 @@ class Role(StrEnum):
     AUDITOR = "auditor"
 
 
+class Independence(StrEnum):
+    """By what an Auditor must differ from a phase's Builder, and CI from both."""
+
+    NONE = "none"
+    AGENT = "agent"  # by key where calls need one, else by the name that the agent gives itself
+    KEY = "key"  # by key; a caller without one is not told apart
+
+
 class Verdict(StrEnum):
     GREEN = "green"
     RED = "red"

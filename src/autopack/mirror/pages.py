@@ -20,7 +20,7 @@ from ..domain.issues import IssueStatus
 from ..domain.money import short_usd
 from ..domain.run import CompletedBy, DebtStatus, FailureCode
 from ..domain.states import Cleanliness, PhaseStatus, RunStatus, TierStatus
-from ..domain.terms import Sandbox, Verdict
+from ..domain.terms import Independence, Sandbox, Verdict
 from ..views.issues import PhaseIssue
 from ..views.results import AttemptDetail
 from ..views.runs import PhaseDetail, RunDetail, TierDetail
@@ -374,6 +374,8 @@ def _task(phase: PhaseDetail) -> Iterable[tuple[str, str]]:
     yield "CI profile", phase.ci_profile
     yield "Patches", "applied at once" if phase.auto_apply else "pending until an Auditor approves"
     yield "Auditor profile", code(phase.auditor_profile or "")
+    if phase.independence is not Independence.NONE:
+        yield "Reviewed by another", phase.independence
     if phase.allow_empty:
         yield "Empty result", "allowed"
     if phase.allowed_paths is not None:

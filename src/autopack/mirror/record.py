@@ -78,6 +78,7 @@ _PHASE = (
     "verdict",
     "sandbox",
     "completed_by",
+    "independence",
     "built_by",
     "reviewed_by",
     "judged_by",

@@ -12,7 +12,16 @@ from ..domain.issues import IssueState, issue_state
 from ..domain.naming import branch_name
 from ..domain.run import CompletedBy, DebtStatus, FailureCode
 from ..domain.states import Cleanliness, PhaseStatus, RunStatus, TierStatus
-from ..domain.terms import CiProfile, Complexity, Role, RunScope, SafetyProfile, Sandbox, Verdict
+from ..domain.terms import (
+    CiProfile,
+    Complexity,
+    Independence,
+    Role,
+    RunScope,
+    SafetyProfile,
+    Sandbox,
+    Verdict,
+)
 from .base import Base, Cost, Id, Json, not_negative, one_of
 
 
@@ -193,6 +202,9 @@ class Phase(HasIssues, Base):
     incident_token_cap: Mapped[int]
     auto_apply: Mapped[bool]
     is_high_risk: Mapped[bool]
+    independence: Mapped[Independence] = mapped_column(
+        default=Independence.NONE, server_default=text("'none'")
+    )
     auditor_profile: Mapped[str | None]
     max_patch_files: Mapped[int | None]
     opened_paths: Mapped[Json]
@@ -258,6 +270,7 @@ class Phase(HasIssues, Base):
         one_of("verdict", Verdict),
         one_of("sandbox", Sandbox),
         one_of("completed_by", CompletedBy),
+        one_of("independence", Independence),
         one_of("lease_role", Role),
         *not_negative(
             "builder_attempts_used",

@@ -120,7 +120,7 @@ def peek(
         state, now = runs.read_state(run), context.now_in(run)
         events = decide(state, Tick(), now)
         require_live(fold(state, events))
-        found = claiming.find_claimable(state, role, now, account)
+        found = claiming.find_claimable(state, role, now, account, context.caller.actor)
         if found is None or events:
             asked = decide(state, claiming.WorkAsked(role, account), now)
             require_live(fold(state, (*events, *asked)))
@@ -261,7 +261,7 @@ def _take(change: RunChange, wanted: Claim) -> WorkItemAnswer | None:
     role, now = wanted.role, change.now
     change.name_agent(wanted.agent)
     change.decide(claiming.WorkAsked(role, wanted.account))
-    found = claiming.find_claimable(change.state, role, now, wanted.account)
+    found = claiming.find_claimable(change.state, role, now, wanted.account, change.actor)
     if found is None:
         return None
     _require_free_claim(change)

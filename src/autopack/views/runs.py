@@ -9,7 +9,15 @@ from pydantic import Field
 from ..domain.issues import IssueState
 from ..domain.run import CompletedBy, DebtStatus, FailureCode
 from ..domain.states import Cleanliness, PhaseStatus, RunStatus, TierStatus
-from ..domain.terms import CiProfile, Complexity, RunScope, SafetyProfile, Sandbox, Verdict
+from ..domain.terms import (
+    CiProfile,
+    Complexity,
+    Independence,
+    RunScope,
+    SafetyProfile,
+    Sandbox,
+    Verdict,
+)
 from ..domain.values import Usd
 from . import Shape, WireTime
 from .issues import PhaseIssue
@@ -33,6 +41,7 @@ class PhaseAnswer(Shape):
     ci_profile: CiProfile
     auto_apply: bool
     auditor_profile: str | None
+    independence: Independence
     max_builder_attempts: int
     builder_attempts_used: int
     max_auditor_attempts: int
