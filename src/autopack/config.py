@@ -385,6 +385,12 @@ def misspelt_settings() -> list[str]:
     return lines
 
 
+def settings_in_environment() -> list[str]:
+    """Return the names of the settings that this process's environment sets, except the file."""
+    names = {Settings.variable(name) for name in Settings.model_fields}
+    return sorted(name for name in names - {Settings.variable("env_file")} if os.environ.get(name))
+
+
 def _settings_file() -> Path | None:
     """Return the file with settings; None without one. Raises SettingsError."""
     variable = Settings.variable("env_file")

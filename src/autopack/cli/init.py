@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -10,7 +11,7 @@ from ..config import SettingsError
 from ..domain.errors import AutopackError
 from ..domain.terms import CiMode
 from ..gitrepo.errors import RepositoryUnusableError
-from ..setup import Action, SetUp, SetUpError, set_up
+from ..setup import Action, SetUp, SetUpError, set_up, unit_here
 from .command import CommandError, command_app
 from .settings import read_settings
 from .terminal import say
@@ -38,6 +39,10 @@ def init(
         bool,
         typer.Option("--apply", help="Change an edited ruleset too, where it has defaults."),
     ] = False,
+    service: Annotated[
+        bool,
+        typer.Option("--service", help="Write a unit for systemd, or an agent for launchd, too."),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be done, write nothing.")
     ] = False,
@@ -47,8 +52,14 @@ def init(
     Overwrites nothing, and shows what is left to do.
     """
     try:
+        settings = read_settings()
         found = set_up(
-            read_settings(), mode=ci, command=ci_command, is_applied=apply, is_dry_run=dry_run
+            settings,
+            mode=ci,
+            command=ci_command,
+            unit=unit_here(settings, os.environ) if service else None,
+            is_applied=apply,
+            is_dry_run=dry_run,
         )
     except (SettingsError, SetUpError, RepositoryUnusableError, AutopackError) as error:
         raise CommandError(str(error)) from error

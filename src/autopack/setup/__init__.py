@@ -2,5 +2,6 @@
 
 from .checks import Checks, find_checks
 from .project import Action, SetUp, SetUpError, set_up
+from .unit import unit_here
 
-__all__ = ["Action", "Checks", "SetUp", "SetUpError", "find_checks", "set_up"]
+__all__ = ["Action", "Checks", "SetUp", "SetUpError", "find_checks", "set_up", "unit_here"]

@@ -20,6 +20,7 @@ from ..gitrepo import Repository
 from ..mirror import Mirror
 from .checks import NOTHING, Checks, find_checks
 from .placing import LinkError, append, is_taken, read_file, require_no_link, write_new
+from .unit import Unit
 
 GATE: Final = "scripts/preflight_gate.sh"
 PROMOTION: Final = ".github/workflows/promotion.yml"
@@ -58,6 +59,7 @@ def set_up(
     *,
     mode: CiMode = CiMode.LOCAL,
     command: str | None = None,
+    unit: Unit | None = None,
     is_applied: bool = False,
     is_dry_run: bool = False,
 ) -> SetUp:
@@ -67,8 +69,8 @@ def set_up(
     `is_applied`; else only the difference is shown.
 
     `mode` selects the CI, if the project has checks. `command` runs these; without it they are
-    detected. A dry run only shows what would be done. Raises SetUpError, RepositoryUnusableError,
-    MirrorUnusableError.
+    detected. A `unit` is written for the service manager. A dry run only shows what would be done.
+    Raises SetUpError, RepositoryUnusableError, MirrorUnusableError.
     """
     base_branch, remotes = _look_over(settings)
     top = repository_top(settings.repo_path)
@@ -88,12 +90,16 @@ def set_up(
         left_to_do = list(_to_commit(base_branch, done, has_remote=bool(remotes)))
         change = _change_of(settings, ruleset)
         done[ruleset_name] = _put_ruleset(settings, change, is_dry_run, is_applied=is_applied)
+        if unit is not None:
+            done[str(unit.file)] = _put_unit(unit, is_dry_run)
     except LinkError as error:
         raise SetUpError(str(error)) from error
     except OSError as error:
         raise SetUpError(f"cannot write {error.filename}: {error.strerror}") from error
     left_to_do += _to_configure(ruleset, ruleset_name, change, done[ruleset_name])
     left_to_do += _to_host(settings, base_branch, ruleset.ci.mode, remotes)
+    if unit is not None:
+        left_to_do += _to_start(unit, done[str(unit.file)])
     return SetUp(top, base_branch, checks, done, tuple(left_to_do))
 
 
@@ -262,6 +268,30 @@ def _put_ruleset(
             change.wanted.project_id, content.encode(), only_if_absent=not change.is_there
         )
     return Action.UPDATED if change.is_there else Action.WRITTEN
+
+
+def _put_unit(unit: Unit, is_dry_run: bool) -> Action:
+    """Write a file for the service manager. It is no foreign folder, so links are followed."""
+    if unit.file.exists() or unit.file.is_symlink():
+        is_same = unit.file.is_file() and unit.file.read_bytes() == unit.content
+        return Action.KEPT if is_same else Action.DIFFERS
+    if not is_dry_run:
+        unit.file.parent.mkdir(parents=True, exist_ok=True)
+        with unit.file.open("xb") as file:
+            file.write(unit.content)
+    return Action.WRITTEN
+
+
+def _to_start(unit: Unit, action: Action) -> Iterator[str]:
+    if action is Action.DIFFERS:
+        yield f"{unit.file} is another one, and is kept: remove it to get a new one."
+        return
+    if unset := ", ".join(unit.unset):
+        yield (
+            f"Put these settings into a file, chmod 600, and name it by AUTOPACK_ENV_FILE in"
+            f" {unit.file}: {unset}. They are set in this shell only."
+        )
+    yield f"Start the service: {' && '.join(unit.start)}"
 
 
 def _to_commit(base_branch: str, done: Mapping[str, Action], *, has_remote: bool) -> Iterator[str]:
