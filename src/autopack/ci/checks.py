@@ -18,8 +18,8 @@ from typing import Final
 from ..config import Settings
 from ..domain.results import CheckCounts
 from ..domain.secret_rules import redact
+from ..domain.terms import CiProfile, Verdict
 from ..domain.terms import Sandbox as Place
-from ..domain.terms import Verdict
 from . import usage
 from .junit import Marks, ReportError, TestCounts, count_tests, mark_reports
 from .sandbox import OBJECTS, Limits, Sandbox, Start
@@ -97,6 +97,20 @@ class Log:
             return bytes(self._head + self._tail)
         marker = f"\n[… {dropped} bytes left out by AUTOPACK_CI_LOG_BYTES …]\n".encode()
         return bytes(self._head + marker + self._tail[-self._half :])
+
+
+def environment_for(
+    *, profile: CiProfile, run_id: str, phase_id: str, commit: str, attempt: int
+) -> dict[str, str]:
+    """Return the variables that a command gets beside those of the sandbox. (docs/ci.md)"""
+    return {
+        "CI": "true",
+        "CI_PROFILE": profile,
+        "AUTOPACK_RUN_ID": run_id,
+        "AUTOPACK_PHASE_ID": phase_id,
+        "AUTOPACK_COMMIT": commit,
+        "AUTOPACK_CI_ATTEMPT": str(attempt),
+    }
 
 
 class CheckRunner:

@@ -34,6 +34,7 @@ COMMANDS: Final = {
     "logout": "Remove the stored API key.",
     "whoami": "Show by which key and roles the service knows the caller.",
     "db": "Upgrade the database, show its status, open a shell.",
+    "ci": "Try the CI command on a commit, without a run.",
     "doctor": "Find what is wrong with a set-up, and say how to repair it.",
     "backtest": "Decide finished runs again under another ruleset.",
     "init": "Set the git repository of the current folder up for runs, CI and promotion.",

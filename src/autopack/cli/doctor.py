@@ -8,21 +8,21 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import ValidationError
+import typer
 
 from ..ci.sandbox import Sandbox
 from ..client import ApiError, Autopack, ClientError, UnreachableError
 from ..config import Settings, SettingsError, load_settings, misspelt_settings, repository_top
 from ..database import DatabaseError, open_database
 from ..domain.errors import AutopackError
-from ..domain.ruleset import Ruleset
-from ..domain.terms import CiMode
+from ..domain.ruleset import CiRules
+from ..domain.terms import CiMode, CiProfile, Verdict
 from ..gitrepo.errors import RepositoryUnusableError
 from ..gitrepo.repository import Base, Repository
 from ..gitrepo.signing import Signer
@@ -30,7 +30,16 @@ from ..gitrepo.tracked import require_untracked
 from ..setup.project import PROMOTION, SCRIPTS
 from .command import FINE, NO, command_app
 from .db import exists
-from .terminal import JsonOption, UrlOption, log_warnings_alone, print_json, print_table
+from .terminal import (
+    JsonOption,
+    UrlOption,
+    busy,
+    log_warnings_alone,
+    print_json,
+    print_table,
+    say,
+)
+from .trial import RulesetError, read_ruleset, reading_repository, try_commit
 
 LITTLE_SPACE = 1_000_000_000
 NO_SPACE = 100_000_000
@@ -49,16 +58,22 @@ class Finding:
     status: Literal["ok", "warn", "fail"]
     detail: str
     mend: str = ""
+    lines: Sequence[str] = ()  # the last ones of an output
 
 
 @app.command()
-def doctor(json: JsonOption = False, url: UrlOption = None) -> int:
+def doctor(
+    quick: Annotated[bool, typer.Option("--quick", help="Do not run the CI command.")] = False,
+    json: JsonOption = False,
+    url: UrlOption = None,
+) -> int:
     """Find what is wrong with the set-up of the current folder, and say how to repair it.
 
-    Changes nothing. Exits with 0 when the service can work, 1 when it cannot.
+    Runs the CI command on the base commit. Changes nothing. Exits with 0 when the service can work,
+    1 when it cannot.
     """
     log_warnings_alone()
-    findings = list(_examine(url))
+    findings = list(_examine(url, is_quick=quick))
     if json:
         print_json({"findings": [asdict(finding) for finding in findings]})
     else:
@@ -66,10 +81,13 @@ def doctor(json: JsonOption = False, url: UrlOption = None) -> int:
             ("check", "", "what was found", "what to do"),
             ((each.check, each.status, each.detail, each.mend) for each in findings),
         )
+        for each in findings:
+            if each.lines:
+                say("", f"{each.check}: the last lines", *(f"  {line}" for line in each.lines))
     return NO if any(each.status == "fail" for each in findings) else FINE
 
 
-def _examine(url: str | None) -> Iterator[Finding]:
+def _examine(url: str | None, *, is_quick: bool) -> Iterator[Finding]:
     yield Finding("python", "ok", f"{platform.python_version()} at {sys.executable}")
     try:
         settings = load_settings()
@@ -85,7 +103,7 @@ def _examine(url: str | None) -> Iterator[Finding]:
     yield from _repository(settings)
     yield from _database(settings)
     yield from _folders(settings)
-    yield from _ruleset(settings)
+    yield from _ruleset(settings, is_quick=is_quick)
     yield from _service(settings, url)
 
 
@@ -109,23 +127,22 @@ def _door(settings: Settings) -> Iterator[Finding]:
 
 
 def _repository(settings: Settings) -> Iterator[Finding]:
+    try:
+        require_untracked(settings)
+        with reading_repository(settings) as repository:
+            base = repository.base()
+            yield Finding("repository", "ok", f"{repository.path}, base {base.branch}")
+            yield from _behind(repository, base)
+            for warning in repository.pointers(base.commit).warnings():
+                yield Finding("contents", "warn", warning, "Do not plan phases that need them.")
+            yield from _checked_out(repository)
+            yield from _laid_out(repository, base)
+    except RepositoryUnusableError as error:
+        mend = "AUTOPACK_REPO_PATH and AUTOPACK_BASE_BRANCH select it."
+        yield Finding("repository", "fail", str(error), mend)
+        return
     # A temporary home, since checks must not change the real one.
     with tempfile.TemporaryDirectory(prefix="autopack-doctor-") as home:
-        alone = {"home": Path(home), "git_remote": None, "signing_key": None}
-        try:
-            require_untracked(settings)
-            repository = Repository.open(settings.model_copy(update=alone))
-            base = repository.base()
-        except RepositoryUnusableError as error:
-            mend = "AUTOPACK_REPO_PATH and AUTOPACK_BASE_BRANCH select it."
-            yield Finding("repository", "fail", str(error), mend)
-            return
-        yield Finding("repository", "ok", f"{repository.path}, base {base.branch}")
-        yield from _behind(repository, base)
-        for warning in repository.pointers(base.commit).warnings():
-            yield Finding("contents", "warn", warning, "Do not plan phases that need them.")
-        yield from _checked_out(repository)
-        yield from _laid_out(repository, base)
         yield _remote(settings.model_copy(update={"home": Path(home), "signing_key": None}))
     if settings.signing_key is not None:
         yield _signing(settings)
@@ -228,33 +245,59 @@ def _folders(settings: Settings) -> Iterator[Finding]:
             yield Finding(name, "ok", f"{folder}, {free / 1_000_000_000:,.0f} GB free")
 
 
-def _ruleset(settings: Settings) -> Iterator[Finding]:
-    file = settings.autonomous_runs_dir / f"project_ruleset_{settings.project_id}.json"
+def _ruleset(settings: Settings, *, is_quick: bool) -> Iterator[Finding]:
     try:
-        ruleset = Ruleset.model_validate_json(file.read_bytes())
-    except FileNotFoundError:
+        file, ruleset = read_ruleset(settings)
+    except RulesetError as error:
+        mend = "Correct it, or move it away to get the defaults again."
+        yield Finding("ruleset", "fail", str(error), mend if error.is_readable else "See its mode.")
+        return
+    if ruleset is None:
         yield Finding("ruleset", "ok", "the defaults; the first start writes them")
-        return
-    except OSError as error:
-        yield Finding("ruleset", "fail", f"{file}: {error.strerror}", "Make it readable.")
-        return
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        yield Finding(
-            "ruleset",
-            "fail",
-            f"{file}: {where} {first['msg']}".replace("\n", " "),
-            "Correct it, or move it away to get the defaults again.",
-        )
         return
     yield Finding("ruleset", "ok", f"{file}, version {ruleset.version}, CI {ruleset.ci.mode}")
     if ruleset.ci.mode is CiMode.LOCAL:
-        yield _sandbox(settings)
+        sandbox = _sandbox(settings)
+        yield sandbox
+        if not is_quick and sandbox.status != "fail":
+            yield from _trial(settings, ruleset.ci)
     if ruleset.ci.mode is CiMode.EXTERNAL and settings.git_remote is None:
         yield Finding(
             "ci", "fail", "CI is external and there is no remote", "Set AUTOPACK_GIT_REMOTE."
         )
+
+
+def _trial(settings: Settings, rules: CiRules) -> Iterator[Finding]:
+    """Run the CI command on the base commit."""
+    profile = CiProfile.NORMAL
+    try:
+        with reading_repository(settings) as repository:
+            base = repository.base()
+            with busy(f"the CI command runs on {base.branch}"):
+                trial = try_commit(
+                    settings,
+                    repository,
+                    branch=base.branch,
+                    commit=base.commit,
+                    profile=profile,
+                    rules=rules.command_for(profile),
+                )
+    except RepositoryUnusableError:
+        return  # the check of the repository tells it
+    outcome = trial.outcome
+    where = f"on {base.branch} ({base.commit[:12]})"
+    if outcome.verdict is Verdict.GREEN:
+        yield Finding("ci", "ok", f"green {where}")
+        return
+    yield Finding(
+        "ci",
+        # A run may be there to repair the base, but no run can succeed with a command that does
+        # not run.
+        "warn" if outcome.verdict is Verdict.RED else "fail",
+        f"{outcome.verdict} {where}: {outcome.reason}",
+        f"Set {trial.hint}" if trial.hint else "`autopack ci try --log` shows the whole log.",
+        lines=trial.last_lines,
+    )
 
 
 def _sandbox(settings: Settings) -> Finding:

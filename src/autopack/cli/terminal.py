@@ -115,6 +115,18 @@ def make_console() -> Console:
     return _Console(markup=False, emoji=False, highlight=False, width=width)
 
 
+@contextmanager
+def busy(doing: str) -> Iterator[None]:
+    """Show what is being done, while it takes time: on a terminal only, on standard error."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True, markup=False, highlight=False).status(cell(doing)):
+        yield
+
+
 def cell(value: object, style: str = "") -> Text:
     """Return one escaped line of a table cell; states have their colours."""
     from rich.text import Text

@@ -193,6 +193,16 @@ class Repository:
         """Return the commit (or tag object) of a ref, or None. Only reads files."""
         return self._refs.read(ref)
 
+    def find_commit(self, name: str) -> str | None:
+        """Return the commit that an operator names: a branch, a tag, a (short) id, `HEAD~1`."""
+        found = self._runner.run(
+            *("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}"),
+            folder=self.git_dir,
+            environment={"GIT_DIR": str(self.git_dir)},
+            allowed=(0, 1, 128),
+        )
+        return found.stdout.decode().strip() if not found.status else None
+
     def has_commit(self, commit: str) -> bool:
         try:
             return self.objects.read(commit)[0] == "commit"

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import structlog
 
-from ..ci import CheckRunner, Job, Outcome, StoppedError
+from ..ci import CheckRunner, Job, Outcome, StoppedError, environment_for
 from ..config import Settings
 from ..domain.errors import AutopackError
 from ..domain.judging import CiRunBegun, retry_wait
@@ -155,7 +155,13 @@ def _make(context: AppContext, order: Order) -> Outcome | None:
                     objects=checkout.objects,
                     command=order.rules.command or "",
                     timeout_seconds=order.rules.timeout_seconds,
-                    environment=_environment(order),
+                    environment=environment_for(
+                        profile=order.profile,
+                        run_id=order.run_id,
+                        phase_id=order.phase_id,
+                        commit=order.commit,
+                        attempt=order.attempt,
+                    ),
                     junit=order.rules.junit,
                 ),
                 lambda: not _is_wanted(context, order.ci_run_id),
@@ -268,14 +274,3 @@ def _is_wanted(context: AppContext, ci_run_id: int) -> bool:
 def _rules(session: RowSession, whole: Run, run: CiRun) -> CiCommand:
     strategy = runs.get_strategy(session, whole)
     return CiCommand.model_validate(strategy["ci"]["profiles"][run.profile])
-
-
-def _environment(order: Order) -> dict[str, str]:
-    return {
-        "CI": "true",
-        "CI_PROFILE": order.profile,
-        "AUTOPACK_RUN_ID": order.run_id,
-        "AUTOPACK_PHASE_ID": order.phase_id,
-        "AUTOPACK_COMMIT": order.commit,
-        "AUTOPACK_CI_ATTEMPT": str(order.attempt),
-    }

@@ -7,7 +7,12 @@ import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
+from ..config import Settings, repository_top
+
+# What tests need, and git usually ignores: without it in the sandbox they cannot run.
+_PACKAGES: Final = (".venv", "venv", "node_modules")
 _TEST_FOLDERS = (".", "tests", "test")
 _MAKE_TARGET = re.compile(r"^(test|check)\s*:(?!=)", re.MULTILINE)
 _NPM_PLACEHOLDER = "no test specified"  # the default of `npm init`
@@ -40,6 +45,24 @@ def find_checks(folder: Path) -> Checks | None:
         return Checks("go", "go test ./...")
     target = _MAKE_TARGET.search(_read(folder / "Makefile"))
     return Checks("make", f"make {target[1]}") if target else None
+
+
+def hidden_packages(settings: Settings) -> str | None:
+    """Return the setting that shows the project's installed packages to CI commands.
+
+    None where there are no such packages, or they are shown already.
+    """
+    top = repository_top(settings.repo_path)
+    shown = settings.ci_readable_paths
+    missing = [
+        folder
+        for folder in (top / name for name in _PACKAGES)
+        if folder.is_dir() and not any(folder.is_relative_to(path) for path in shown)
+    ]
+    if not missing:
+        return None
+    variable = Settings.variable("ci_readable_paths")
+    return f"{variable}={','.join(map(str, (*shown, *missing)))}"
 
 
 def _has_pytest(folder: Path) -> bool:

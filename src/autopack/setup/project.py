@@ -18,7 +18,7 @@ from ..domain.ruleset import CiCommand, CiProfiles, CiRules, PathRules, Ruleset
 from ..domain.terms import CiMode, CiProfile
 from ..gitrepo import Repository
 from ..mirror import Mirror
-from .checks import NOTHING, Checks, find_checks
+from .checks import NOTHING, Checks, find_checks, hidden_packages
 from .placing import LinkError, append, is_taken, read_file, require_no_link, write_new
 from .unit import Unit
 
@@ -97,6 +97,7 @@ def set_up(
     except OSError as error:
         raise SetUpError(f"cannot write {error.filename}: {error.strerror}") from error
     left_to_do += _to_configure(ruleset, ruleset_name, change, done[ruleset_name])
+    left_to_do += _to_install(settings, ruleset.ci.mode)
     left_to_do += _to_host(settings, base_branch, ruleset.ci.mode, remotes)
     if unit is not None:
         left_to_do += _to_start(unit, done[str(unit.file)])
@@ -319,11 +320,23 @@ def _to_configure(ruleset: Ruleset, name: str, change: _Change, action: Action) 
     elif action is Action.DIFFERS:
         changes = "".join(f"\n     {line}" for line in change.lines())
         yield f"{name} was changed by hand. `autopack init --apply` changes in it:{changes}"
-    if ruleset.ci.mode is CiMode.LOCAL:
+
+
+def _to_install(settings: Settings, mode: CiMode) -> Iterator[str]:
+    if mode is not CiMode.LOCAL:
+        return
+    setting = hidden_packages(settings)
+    if setting is None:
         yield (
             "Install what the checks need on the service's machine: they have no network there, and"
             " see only the system and the folders of AUTOPACK_CI_READABLE_PATHS."
         )
+    else:
+        yield (
+            "Show the installed packages to the checks, which see nothing else outside of the"
+            f" system; start the service with\n     {setting}"
+        )
+    yield "Try the checks where the service runs them: autopack ci try"
 
 
 def _to_host(
