@@ -217,6 +217,7 @@ def make_engine(url: str | URL, statement_seconds: int, *, is_autocommit: bool =
         pool_timeout=POOL_WAIT_SECONDS,
         # 30 µs of CPU a request; without it some requests fail after a restart of Postgres.
         pool_pre_ping=True,
+        use_native_hstore=False,  # no table has it; looking for it costs a new connection a trip
         json_deserializer=from_json,  # a run has some hundred JSON values: half of the time
         isolation_level="AUTOCOMMIT" if is_autocommit else "READ COMMITTED",
         connect_args={

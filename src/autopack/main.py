@@ -13,6 +13,7 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from types import FrameType
+from typing import Final
 
 import structlog
 from fastapi import FastAPI
@@ -73,6 +74,23 @@ from .services.serving import ClonePlace, ServedElsewhereError, require_history
 from .services.settling import CI_QUEUE, CI_TASK
 from .services.upkeep import UPKEEP_QUEUE, keep_up_alone, start_up
 
+# The modules of the HTTP API, in the order of OpenAPI.
+OPERATIONS: Final = (
+    service,
+    runs,
+    events,
+    phases,
+    issues,
+    results,
+    ci,
+    branches,
+    project,
+    work,
+    metrics,
+    monitoring,
+    reports,
+    keys,
+)
 UPKEEP_SECONDS = 5
 PUSH_WORKERS = 3
 
@@ -103,28 +121,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,
+        # Not `include_router`: it builds each route a second time, for every application, and each
+        # request would look through the routes by way of their routers.
+        routes=[route for module in OPERATIONS for route in module.router.routes],
     )
     _configure_logging(settings)
     app.state.settings = settings
     app.state.bodies = BodyReader(_json_limits(settings))
     install_error_handlers(app)
-    for module in (
-        service,
-        runs,
-        events,
-        phases,
-        issues,
-        results,
-        ci,
-        branches,
-        project,
-        work,
-        metrics,
-        monitoring,
-        reports,
-        keys,
-    ):
-        app.include_router(module.router)
     describe_access(app)
     mount_docs(app)
     mcp = mount_mcp(app)

@@ -32,7 +32,7 @@ def start_up(context: AppContext) -> None:
         logger.warning("ruleset_refused", why=error.detail)  # no run can start meanwhile
     with context.reading() as session:
         project_backlog(context, session)
-    keep_up(context)
+    _roll_forward(context)
 
 
 def _distrust_files(context: AppContext) -> None:
@@ -81,8 +81,12 @@ def keep_up_alone(context: AppContext) -> None:
 
 def keep_up(context: AppContext) -> None:
     """Roll forward what lags, end what has waited too long, add up counts. (rules §2, §4)"""
-    context.repository.remove_leftovers()
     _find_lost_files(context)
+    _roll_forward(context)
+
+
+def _roll_forward(context: AppContext) -> None:
+    context.repository.remove_leftovers()
     with context.writing() as session:
         counts.fold_counts(session)
         session.commit()
