@@ -25,18 +25,21 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 from sqlalchemy import Connection, Engine, event, text
+from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
 from autopack.config import Settings
 from autopack.database import init_db, make_engine
 from autopack.embedded_postgres import EmbeddedPostgres
 from autopack.main import create_app
+from autopack.store.figures import count_ended
 
 LIVE_RUNS = 20
 RUNS_A_KEY = 20
@@ -76,6 +79,9 @@ ENDPOINTS = (
     "/metrics/runs?limit=10&cursor=*",
     "/metrics/runs?status=DONE_SUCCESS&limit=10",
     "/metrics/tiers/{run_id}",
+    "/metrics/costs?by=agent",
+    "/metrics/costs?by=day",
+    "/metrics/quality",
     "/reports/issue_backlog_summary?limit=4",
     "/reports/budget_analysis?limit=3",
     "/reports/run_summary/{run_id}",
@@ -187,6 +193,8 @@ def fill(connection: Connection, runs: int) -> None:
             "phase_pk": f"{phase} + p",
             "role": "r.role",
             "tokens_used": "n * 11 % 50000",
+            "created_at": AT,
+            "agent": "'agent-' || n % 7",
             "outcome": "CASE r.role WHEN 'builder' THEN 'applied' ELSE 'approved' END",
         },
     )
@@ -226,6 +234,9 @@ def fill(connection: Connection, runs: int) -> None:
         " requested_at, ended_at)"
         f" SELECT {run}, {phase}, sha256(n::text::bytea), 'normal', 1, 'green', false,"
         " now(), now()",
+        "INSERT INTO commits (run_pk, position, kind, sha, tree, parent, message,"
+        " committed_at, is_merged)"
+        f" SELECT {run}, 0, 'patch', sha256(n::text::bytea), '', '', '', now(), false",
     ):
         connection.execute(text(f"{statement} FROM generate_series(1, {runs}) n"))
     if is_superuser:
@@ -279,7 +290,12 @@ def _copy(
 
 
 def settle(engine: Engine) -> None:
-    """Vacuum and analyze the tables, as autovacuum would."""
+    """Add up the figures, as upkeep would; vacuum and analyze, as autovacuum would."""
+    counted = 1
+    while counted:
+        with Session(engine) as session:
+            counted = count_ended(session, datetime.now(UTC) + timedelta(hours=1))
+            session.commit()
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("SET statement_timeout = 0"))
         connection.execute(text("VACUUM ANALYZE"))

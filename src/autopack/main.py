@@ -38,6 +38,7 @@ from .api import (
 )
 from .api.access import AccessMiddleware
 from .api.bodies import BodyReader
+from .api.csv_text import describe_csv
 from .api.docs import mount_docs
 from .api.errors import install_error_handlers
 from .api.guard import describe_access
@@ -130,6 +131,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.bodies = BodyReader(_json_limits(settings))
     install_error_handlers(app)
     describe_access(app)
+    describe_csv(app)
     mount_docs(app)
     mcp = mount_mcp(app)
     app.add_middleware(

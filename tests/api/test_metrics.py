@@ -31,6 +31,8 @@ BUDGETS = {
     "/metrics/runs?status=DONE_SUCCESS": 2,
     "/metrics/runs?status=DONE_FAILED_ENVIRONMENT&limit=1000": 2,
     "/metrics/tiers/{run_id}": 2,
+    "/metrics/costs?by=agent": 1,
+    "/metrics/quality": 2,
     "/reports/issue_backlog_summary": 3,
     "/reports/budget_analysis": 2,
     "/reports/run_summary/{run_id}": 7,

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+
+from autopack.store.gauges import GAUGES
 
 if TYPE_CHECKING:
     from tests.api.conftest import Api
 
 pytestmark = pytest.mark.integration
 
+GRAFANA = Path(__file__).resolve().parents[2] / "docs" / "grafana.json"
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
@@ -65,3 +71,22 @@ def test_figures_count_requests_and_states_and_no_label_comes_from_outside(api: 
     answer = api.client.get("/metrics", headers=accept)
     assert answer.headers["content-type"].startswith("application/openmetrics-text")
     assert answer.text.endswith("# EOF\n")
+
+
+def test_the_dashboard_for_grafana_shows_every_metric_of_ours_and_no_other(api: Api) -> None:
+    api.client.get("/runs")
+    dashboard = json.loads(GRAFANA.read_text())
+    shown = {
+        name
+        for panel in dashboard["panels"]
+        for target in panel["targets"]
+        for name in re.findall(r"\b(?:autopack|process)_\w+", target["expr"])
+    }
+    names = {name for name, _ in scrape(api)}
+    # These have no series while nothing has that state.
+    names |= {gauge.name for gauge in GAUGES}
+    assert shown <= names
+    ours = {name for name in names if name.startswith("autopack_")}
+    assert {name for name in ours - shown if not name.endswith(("_created", "_sum", "_count"))} == (
+        set()
+    )

@@ -27,6 +27,7 @@ from autopack.config import Settings
 
 from ..recovery import consistency
 from . import recount
+from .test_figures import add_up, shown, spent
 from .test_tampering import check
 
 if TYPE_CHECKING:
@@ -967,3 +968,7 @@ def test_every_walk_ends_and_its_events_tell_all(
 
     walk_and_count()
     consistency.assert_consistent(settings)
+    assert shown(app) == spent(app)
+    clock.now += timedelta(hours=1)
+    assert add_up(app)
+    assert shown(app) == spent(app)

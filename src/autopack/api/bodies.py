@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 
 from ..domain.values import Problems
+from .csv_text import as_csv, rows_field, wants_csv
 from .guard import GuardedRoute, Handler
 from .json_text import (
     SMALL_BYTES,
@@ -93,7 +94,10 @@ class ReadRequest(Request):
 
 
 class StrictRoute(GuardedRoute):
-    """A route whose body is read by a `BodyReader`. A change of a run waits (turns.py)."""
+    """A route whose body is read by a `BodyReader`. A change of a run waits (turns.py).
+
+    A list is CSV for a client that prefers it.
+    """
 
     def inner_handler(self) -> Handler:
         handle = super().inner_handler()
@@ -101,6 +105,7 @@ class StrictRoute(GuardedRoute):
         is_safe = (self.methods or set()) <= {"GET", "HEAD"}
         is_trial = self.path_format in TRIALS
         model = _model_of(self)
+        rows = rows_field(self.response_model) if is_safe else None
 
         async def handle_strictly(request: Request) -> Response:
             value = None
@@ -113,7 +118,10 @@ class StrictRoute(GuardedRoute):
                 request = ReadRequest(request, value, is_empty=not body)
                 del body
             if is_safe:
-                return await handle(request)
+                answer = await handle(request)
+                if rows is not None and wants_csv(request.headers.get("accept", "")):
+                    return as_csv(request, answer, rows)
+                return answer
             turns: Turns = request.app.state.turns
             async with turns.take(None if is_trial else run_of(request.path_params, value)):
                 return await handle(request)

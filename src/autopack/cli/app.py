@@ -26,6 +26,7 @@ COMMANDS: Final = {
     "work": "Let agents' commands build and review what runs have to do.",
     "run": "Start, show and control runs.",
     "issues": "List the project's backlog, resolve and reopen issues.",
+    "figures": "Show what runs cost, and how well they went.",
     "strategy": "Show and change the policy; compile a plan under it.",
     "promote": "Say whether a run's branch may be merged, and start that.",
     "verify": "Check a run's branch against its own record, without the service.",

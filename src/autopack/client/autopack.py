@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from ..views import Shape
 from ..views.branches import IntegrationStatusAnswer, PatchCheckAnswer, RollbackAnswer
 from ..views.events import EventAnswer, EventPage
+from ..views.figures import CostsAnswer, QualityAnswer
 from ..views.issues import (
     BacklogAnswer,
     BacklogEntryAnswer,
@@ -433,6 +434,20 @@ class Autopack:
         self, *, status: str | None = None, limit: int = 100, cursor: str | None = None
     ) -> RunMetricsPage:
         return self._get(RunMetricsPage, "/metrics/runs", status=status, limit=limit, cursor=cursor)
+
+    def costs(
+        self,
+        *,
+        by: str = "model",
+        start: str | None = None,
+        end: str | None = None,
+        limit: int = 100,
+    ) -> CostsAnswer:
+        query = {"by": by, "from": start, "to": end, "limit": limit}
+        return self._get(CostsAnswer, "/metrics/costs", **query)
+
+    def quality(self, *, start: str | None = None, end: str | None = None) -> QualityAnswer:
+        return self._get(QualityAnswer, "/metrics/quality", **{"from": start, "to": end})
 
     def metrics_tiers(self, run_id: str) -> TierMetricsListAnswer:
         return self._get(TierMetricsListAnswer, f"/metrics/tiers/{_quoted(run_id)}")

@@ -73,6 +73,8 @@ GRANTS: Final[Mapping[AccessRole, tuple[str, ...]]] = {
         f"GET {_RUN}/diff",
         f"GET {_RUN}/next_phase",
         f"GET {_RUN}/promotion",
+        "GET /metrics/costs",
+        "GET /metrics/quality",
         "GET /reports/issue_backlog_summary",
         "GET /reports/budget_analysis",
         "GET /reports/run_summary/{run_id}",

@@ -3,6 +3,7 @@
 from .base import Base, metadata
 from .counts import backlog_counts, run_counts
 from .events import EventRow
+from .figures import Figure
 from .issues import BacklogEntry, Issue, Sighting
 from .keys import ApiKey, AuditEntry
 from .pulses import Pulse
@@ -22,6 +23,7 @@ __all__ = [
     "CiRun",
     "Commit",
     "EventRow",
+    "Figure",
     "Issue",
     "Lease",
     "Patch",

@@ -91,6 +91,8 @@ class Run(Base):
     updated_at: Mapped[datetime]
     deadline_at: Mapped[datetime]
     ended_at: Mapped[datetime | None]
+    # Whether its figures are added to those of their days.
+    is_counted: Mapped[bool] = mapped_column(default=False, server_default=text("false"))
 
     tiers: Mapped[list[Tier]] = relationship(
         back_populates="run", order_by="Tier.tier_index", lazy="raise"
@@ -110,6 +112,7 @@ class Run(Base):
         Index("ix_runs_project_id_created_at_id", "project_id", "created_at", "id"),
         Index("ix_runs_lagging", "id", postgresql_where=text("mirrored_revision < revision")),
         Index("ix_runs_live_deadline_at", "deadline_at", postgresql_where=text("ended_at IS NULL")),
+        Index("ix_runs_uncounted_ended_at", "ended_at", postgresql_where=text("NOT is_counted")),
         one_of("state", RunStatus),
         one_of("safety_profile", SafetyProfile),
         one_of("run_scope", RunScope),

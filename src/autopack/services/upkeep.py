@@ -8,6 +8,7 @@ from sqlalchemy.exc import DBAPIError
 from ..domain.errors import AutopackError
 from ..store import counts, pulses, runs
 from .context import AppContext
+from .figures import count_ended_runs
 from .opening import changing
 from .projection import is_branch_elsewhere, project_backlog
 from .rulesets import read_ruleset, restore_ruleset
@@ -90,6 +91,7 @@ def _roll_forward(context: AppContext) -> None:
     with context.writing() as session:
         counts.fold_counts(session)
         session.commit()
+    count_ended_runs(context)
     with context.reading() as session:
         event = runs.last_event(session)
         lagging = runs.list_lagging(session, BATCH)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from ..domain.issues import BacklogStatus, IssueStatus
 from ..domain.run_issues import IndexEntry
 from ..domain.states import PhaseStatus, RunStatus
@@ -87,6 +89,8 @@ class IssueIndexAnswer(Shape):
 
 
 class BacklogAnswer(Shape):
+    csv_rows: ClassVar[str] = "issues_by_key"
+
     project_id: str
     issues_by_key: dict[str, BacklogEntryAnswer]
     next_cursor: str | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from ..domain.access import AccessRole
 from ..domain.audit import AuditAction
@@ -28,6 +28,8 @@ class KeyAnswer(Shape):
 
 
 class KeysAnswer(Shape):
+    csv_rows: ClassVar[str] = "keys"
+
     keys: list[KeyAnswer]
 
 
@@ -68,6 +70,8 @@ class AuditEntryAnswer(Shape):
 
 class AuditPage(Shape):
     """Entries in their order; `hash` covers an entry and the hash of the one before it."""
+
+    csv_rows: ClassVar[str] = "entries"
 
     entries: list[AuditEntryAnswer]
     next_cursor: str | None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -82,6 +82,8 @@ class RunMetricsAnswer(Shape):
 class RunMetricsPage(Shape):
     """`total_runs` counts all runs that match the filter, on all pages."""
 
+    csv_rows: ClassVar[str] = "runs"
+
     total_runs: int
     runs: list[RunMetricsAnswer]
     next_cursor: str | None = None
@@ -117,6 +119,8 @@ class TierMetricsAnswer(Shape):
 
 
 class TierMetricsListAnswer(Shape):
+    csv_rows: ClassVar[str] = "tiers"
+
     run_id: str
     tier_count: int
     tiers: list[TierMetricsAnswer]

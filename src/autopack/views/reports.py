@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from ..domain.issues import BacklogStatus
 from ..domain.rehearsal import Rehearsal
 from ..domain.run import FailureCode
@@ -103,6 +105,8 @@ class BudgetTotals(Shape):
 
 class BudgetAnalysisAnswer(BudgetTotals):
     """The first three are over all budget failures, `failures` is a page, newest first."""
+
+    csv_rows: ClassVar[str] = "failures"
 
     failures: list[BudgetFailureAnswer]
     next_cursor: str | None = None

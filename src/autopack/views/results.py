@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -144,6 +144,8 @@ class AttemptDetail(AttemptAnswer):
 
 
 class AttemptsAnswer(Shape):
+    csv_rows: ClassVar[str] = "attempts"
+
     run_id: str
     phase_id: str
     attempts: list[AttemptAnswer]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -166,6 +166,8 @@ class RunDetail(RunSummaryAnswer):
 
 
 class RunPage(Shape):
+    csv_rows: ClassVar[str] = "runs"
+
     runs: list[RunSummaryAnswer]
     next_cursor: str | None = None
 
