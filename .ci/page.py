@@ -2,9 +2,10 @@
 
     python .ci/page.py docs/deployment.md
 
-A block marked `bash needs-docker` or `bash needs-github` is skipped; one marked `bash background`
-runs until the next of its kind, and the next block waits until it answers. `/path/to/project` is a
-new repository, `/path/to/autopack` a clone of this one, and port 8000 one that is free.
+A block marked `bash needs-docker` or `bash needs-github` is skipped, one marked `bash install` if
+Autopack is installed already (tests/test_tutorial.py). One marked `bash background` runs until the
+next of its kind, and the next block waits until it answers. `/path/to/project` is a new repository,
+`/path/to/autopack` a clone of this one, and port 8000 one that is free.
 """
 
 from __future__ import annotations
@@ -44,19 +45,19 @@ done
 """
 
 
-def script(page: str) -> Iterator[str]:
-    """Yield the page's commands, for one shell."""
+def script(page: str, *, is_installed: bool = False) -> Iterator[str]:
+    """Yield the page's commands, for one shell; without those that install, if that is done."""
     yield "set -euo pipefail"
     for match in BLOCK.finditer(page):
         kind, block = match[1], match[2]
         line = page.count("\n", 0, match.start()) + 2
         title = f"\n== line {line}: {block.splitlines()[0]}"
-        if kind in ("needs-docker", "needs-github"):
+        if kind in ("needs-docker", "needs-github") or (kind == "install" and is_installed):
             yield f"echo {shlex.quote(f'{title} ({kind}: left out)')}"
         elif kind == "background":
             yield f"{STOP}\necho {shlex.quote(title)}"
             yield f"setsid bash -c {shlex.quote(block)} &\n{UNTIL_IT_ANSWERS}"
-        elif kind is None:
+        elif kind in (None, "install"):
             yield f"echo {shlex.quote(title)}\n{block}"
         else:
             sys.exit(f"line {line}: a block is marked '{kind}', which means nothing")

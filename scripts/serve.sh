@@ -4,4 +4,4 @@
 # Needs Python 3.11 or newer with venv, and git; installs the rest into .venv of this checkout.
 set -euo pipefail
 python=$(bash "$(dirname "$0")/venv.sh" requirements.txt)
-exec "$python" -m autopack serve "$@"
+exec "$python" -P -m autopack serve "$@"

@@ -9,12 +9,20 @@ from typing import Any, Self, cast
 
 import pytest
 
-from autopack.cli import run
+from autopack.cli import board
 from autopack.client import Autopack, ClientError
+from autopack.views.events import EventAnswer
 
 pytestmark = pytest.mark.unit
 
 WAIT_SECONDS = 10
+HAPPENED = EventAnswer.model_validate(
+    {
+        **{"sequence": 1, "at": "2026-11-26T08:00:00Z", "actor": "a", "kind": "PhaseStarted"},
+        **dict.fromkeys(("phase_id", "tier_id", "from_state", "to_state", "reason"), None),
+        **{"data": {}, "previous_hash": "", "hash": ""},
+    }
+)
 
 
 class Service:
@@ -28,13 +36,13 @@ class Service:
         self.asked += 1
         return SimpleNamespace(asked=self.asked)
 
-    def follow(self, _run_id: str) -> Iterator[Event]:
+    def follow(self, _run_id: str, *, after: int) -> Iterator[Any]:
         for event in self._events:
             if isinstance(event, ClientError):
                 raise event
             if not event.wait(WAIT_SECONDS):
                 raise ClientError("the view was not drawn in time")
-            yield event
+            yield HAPPENED
 
 
 class Screen:
@@ -65,10 +73,10 @@ class Screen:
 
 def watch(monkeypatch: pytest.MonkeyPatch, service: Service, screen: Screen) -> Any:
     """Watch a run whose view is the number of the answer that it is made of."""
-    monkeypatch.setattr(run, "REFRESH_SECONDS", 0.01)
+    monkeypatch.setattr(board, "REFRESH_SECONDS", 0.01)
     monkeypatch.setattr("rich.live.Live", screen)
     monkeypatch.setattr("autopack.cli.view.run_view", lambda answer, *_: answer.asked)
-    return run._watch_live(cast("Autopack", service), "run-001")
+    return board.Board(cast("Autopack", service), "run-001").show_live()
 
 
 def test_the_view_is_drawn_anew_without_events_since_the_minutes_change(

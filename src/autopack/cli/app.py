@@ -21,6 +21,7 @@ from .terminal import say
 # Each is the Typer `app` of the module of that name in this package. A module is imported when its
 # command is called, so that one command does not slow down another.
 COMMANDS: Final = {
+    "up": "Serve, start a run and work on it, with a live board, in one command.",
     "serve": "Serve the HTTP API on the git repository of the current folder.",
     "jobs": "Do background work until a signal comes.",
     "work": "Let agents' commands build and review what runs have to do.",

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import sys
-from contextlib import suppress
 from pathlib import Path
-from queue import Empty, Queue
-from threading import Thread
 from typing import Annotated
 
 import typer
 
-from ..client import Autopack, ClientError
-from ..views.events import EventAnswer
 from ..views.runs import RunAnswer
+from .board import Board, print_event
 from .command import FINE, NO, command_app
 from .service import asking, read_document
 from .terminal import (
@@ -29,7 +25,6 @@ from .terminal import (
 
 # About half a minute: `watch` continues after a restart of the service.
 PATIENT_RETRIES = 7
-REFRESH_SECONDS = 0.5
 
 app = command_app()
 
@@ -119,7 +114,7 @@ def events(
     """List the events of a run; with --json each event as a line of JSON."""
     with asking(url) as client:
         for event in client.events(run_id, after=after):
-            _print_event(event, as_json=json)
+            print_event(event, as_json=json)
 
 
 @app.command()
@@ -210,64 +205,10 @@ def ci(
 
 def _watch(run_id: str, url: str | None, *, after: int, as_json: bool) -> int:
     with asking(url, retries=PATIENT_RETRIES) as client:
-        if as_json or not sys.stdout.isatty():
-            for event in client.follow(run_id, after=after):
-                _print_event(event, as_json=as_json)
-            run = client.get_run(run_id)
-        else:
-            run = _watch_live(client, run_id)
+        board = Board(client, run_id, after=after)
+        is_live = sys.stdout.isatty() and not as_json
+        run = board.show_live() if is_live else board.show_lines(as_json=as_json)
     return FINE if run.state == "DONE_SUCCESS" else NO
-
-
-def _watch_live(client: Autopack, run_id: str) -> RunAnswer:
-    """Show a live view of the run until it is over, and return the run."""
-    from rich.live import Live
-
-    from .view import run_view
-
-    run = client.get_run(run_id)
-    happened: Queue[EventAnswer | ClientError | None] = Queue()
-    Thread(target=_follow, args=(client, run_id, happened), daemon=True).start()
-    console = make_console()
-    with Live(run_view(run, console.height), console=console) as live:
-        is_over = False
-        while not is_over:
-            news = _drain(happened)
-            for each in news:
-                if isinstance(each, ClientError):
-                    raise each
-            is_over = None in news
-            if news:
-                run = client.get_run(run_id)
-            # Without events too: the minutes change.
-            live.update(run_view(run, console.height), refresh=True)
-        live.update(run_view(run))
-    return run
-
-
-def _follow(
-    client: Autopack, run_id: str, happened: Queue[EventAnswer | ClientError | None]
-) -> None:
-    """Put each event into the queue, then None, or the error."""
-    try:
-        for event in client.follow(run_id):
-            happened.put(event)
-    except ClientError as error:
-        happened.put(error)
-    else:
-        happened.put(None)
-
-
-def _drain(
-    happened: Queue[EventAnswer | ClientError | None],
-) -> list[EventAnswer | ClientError | None]:
-    """Wait a moment, then take all events in the queue: a burst costs one request for the run."""
-    news = []
-    with suppress(Empty):
-        news.append(happened.get(timeout=REFRESH_SECONDS))
-        while True:
-            news.append(happened.get_nowait())
-    return news
 
 
 def _print_run(run: RunAnswer, *, as_json: bool) -> None:
@@ -277,13 +218,3 @@ def _print_run(run: RunAnswer, *, as_json: bool) -> None:
     from .view import run_view
 
     make_console().print(run_view(run))
-
-
-def _print_event(event: EventAnswer, *, as_json: bool) -> None:
-    if as_json:
-        print_json(event, is_line=True)
-        return
-    where = event.phase_id or event.tier_id or ""
-    move = f"{event.from_state or ''} -> {event.to_state}" if event.to_state else ""
-    words = (str(event.sequence), f"{event.at:%H:%M:%S}", event.kind, where, move, event.reason)
-    say("  ".join(word for word in words if word), is_now=True)

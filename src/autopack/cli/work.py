@@ -89,16 +89,10 @@ def work(
 
     if agent is not None:
         builder = _known(agent, builder)
-    given: dict[Role, str | None] = {"auditor": auditor, "builder": builder}  # reviews first
-    agents: dict[Role, Agent] = {}
-    for role, text in given.items():
-        if text is not None:
-            second = _agent("fallback", role, fallback, name, None) if fallback else None
-            agents[role] = _agent(role, role, text, name, account, second)
-    if not agents:
-        raise CommandError("give --builder or --auditor, or both")
     orders = Orders(
-        agents=agents,
+        agents=agents_for(
+            builder=builder, auditor=auditor, fallback=fallback, name=name, account=account
+        ),
         run_id=run,
         is_once=once,
         lease_seconds=lease_seconds,
@@ -153,6 +147,26 @@ def _known(agent: str, builder: str | None) -> str:
             "--name sets this worker's name in runs"
         )
     return agent
+
+
+def agents_for(
+    *,
+    builder: str | None,
+    auditor: str | None,
+    fallback: str | None = None,
+    name: str | None = None,
+    account: str | None = None,
+) -> dict[Role, Agent]:
+    """Return the agents of the options. Raises CommandError for a command that cannot start."""
+    given: dict[Role, str | None] = {"auditor": auditor, "builder": builder}  # reviews first
+    agents: dict[Role, Agent] = {}
+    for role, text in given.items():
+        if text is not None:
+            second = _agent("fallback", role, fallback, name, None) if fallback else None
+            agents[role] = _agent(role, role, text, name, account, second)
+    if not agents:
+        raise CommandError("give --builder or --auditor, or both")
+    return agents
 
 
 def _agent(

@@ -49,7 +49,8 @@ def unit_here(settings: Settings, environment: Mapping[str, str]) -> Unit:
         inherited[Settings.variable("env_file")] = str(settings.env_file)
     program = Program(
         project_id=settings.project_id,
-        words=[sys.executable, "-m", "autopack", "serve"],
+        # -P: Python must not import modules of the repository, which is its folder.
+        words=[sys.executable, "-P", "-m", "autopack", "serve"],
         folder=repository_top(settings.repo_path),
         environment=inherited,
     )

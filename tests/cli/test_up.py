@@ -1,0 +1,173 @@
+"""`autopack up` as its users meet it: one command, Ctrl-C, and the same command again."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+from autopack.cli.app import main
+
+if TYPE_CHECKING:
+    from tests.conftest import GitRepo
+
+PATIENCE_SECONDS = 90
+PLAN = """
+run: {run_id: greet}
+tiers: [{tier_id: T1, tier_index: 0, name: First}]
+phases:
+  - {phase_id: P1, phase_index: 0, tier_id: T1, name: Greet, task_category: docs}
+"""
+# Hangs while the file beside it says so.
+AGENT = """\
+cat >/dev/null
+here=$(dirname "$0")
+touch "$here/begun"
+if [ -e "$here/hang" ]; then sleep 600; fi
+echo hello >hello.txt
+"""
+MARK = "TEST_OF_UP"
+
+
+class Stage:
+    """A project, a plan, an agent, and the command."""
+
+    def __init__(self, repo: GitRepo, folder: Path, database_url: str) -> None:
+        self.repo = repo
+        self.folder = folder
+        (folder / "plan.yaml").write_text(PLAN)
+        self.agent = folder / "agent.sh"
+        self.agent.write_text(AGENT)
+        self.environment = {
+            **{name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ},
+            "HOME": str(folder),
+            "DATABASE_URL": database_url,
+            "AUTOPACK_PORT": "1",
+            MARK: str(folder),
+        }
+
+    def start(self) -> subprocess.Popen[str]:
+        words = ["up", "../plan.yaml", "--builder", shlex.join(["sh", str(self.agent)])]
+        return subprocess.Popen(
+            [sys.executable, "-m", "autopack", *words],
+            cwd=self.repo.path,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def processes(self) -> list[psutil.Process]:
+        """Return all processes of the command that still run, in any session."""
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.environ().get(MARK) == str(self.folder):
+                    found.append(process)
+        return found
+
+
+@pytest.fixture
+def stage(git_repo: GitRepo, tmp_path: Path, spare_database_url: str) -> Iterator[Stage]:
+    stage = Stage(git_repo, tmp_path, spare_database_url)
+    yield stage
+    for process in stage.processes():
+        with suppress(psutil.Error):
+            process.kill()
+
+
+def _wait(condition: Callable[[], bool], process: subprocess.Popen[str] | None = None) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        ended = process is not None and process.poll() is not None
+        said = process.communicate()[0] if ended and process is not None else ""
+        assert not ended, said
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.e2e
+def test_one_command_works_on_a_plan_stops_by_ctrl_c_and_continues(stage: Stage) -> None:
+    hang, begun = stage.folder / "hang", stage.folder / "begun"
+    hang.touch()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        stage.environment["AUTOPACK_PORT"] = str(taken.getsockname()[1])
+        with stage.start() as process:
+            _wait(begun.exists, process)
+            process.send_signal(signal.SIGINT)
+            said, _ = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 130, said
+    assert "is in use: this service takes" in said
+    assert "claimed by" in said
+    assert said.endswith("Stopped. The same command continues the run.\n")
+    assert "Traceback" not in said
+    assert stage.processes() == []
+
+    hang.unlink()
+    with stage.start() as process:
+        said, _ = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 0, said
+    assert "greet  DONE_SUCCESS" in said
+    assert "1/2 tries" in said  # to stop used none
+    assert "RunStarted" not in said  # what happened before is not told again
+    assert "git diff main...autonomous/greet" in said
+    assert stage.repo.git("show", "autonomous/greet:hello.txt").strip() == "hello"
+    assert stage.processes() == []
+
+
+@pytest.mark.e2e
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells children of a parent's end")
+def test_nothing_is_left_of_a_command_that_was_killed(stage: Stage) -> None:
+    (stage.folder / "hang").touch()
+    with stage.start() as process:
+        _wait((stage.folder / "begun").exists, process)
+        assert len(stage.processes()) >= 4  # with service, worker and agent
+        process.kill()
+        process.communicate()
+    _wait(lambda: stage.processes() == [])
+
+
+@pytest.mark.e2e
+def test_a_service_that_cannot_start_gives_its_reason(stage: Stage) -> None:
+    database, _, query = stage.environment["DATABASE_URL"].partition("?")
+    stage.environment["DATABASE_URL"] = f"{database}_gone?{query}"
+    with stage.start() as process:
+        said, _ = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 2
+    line = said.splitlines()[-1]
+    assert line.startswith("autopack: ")
+    assert "_gone" in line
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--builder", "no-such-agent"], "'no-such-agent': the program does not exist"),
+        ([], "give --builder or --auditor"),
+        (["--builder", "sh", "--port", "0"], "--port"),
+    ],
+)
+def test_what_cannot_work_is_told_before_anything_starts(
+    options: list[str],
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "plan.yaml").write_text(PLAN)
+    assert main(["up", "plan.yaml", *options]) == 2
+    assert told in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.yaml"]
