@@ -37,4 +37,4 @@ EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
     CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:8000/health' + '/live' * (os.environ.get('AUTOPACK_AUTH') == 'required'), timeout=4)"]
 
-CMD ["python", "-m", "autopack", "serve", "--port", "8000"]
+CMD ["python", "-P", "-m", "autopack", "serve", "--port", "8000"]

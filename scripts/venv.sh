@@ -52,7 +52,7 @@ prepare() {
 import pathlib, sys, sysconfig
 pathlib.Path(sysconfig.get_path("purelib"), "autopack-checkout.pth").write_text(sys.argv[1] + "\n")
 PYTHON
-    printf '#!/bin/sh\nexec "%s/bin/python" -m autopack "$@"\n' "$venv" >"$venv/bin/autopack"
+    printf '#!/bin/sh\nexec "%s/bin/python" -P -m autopack "$@"\n' "$venv" >"$venv/bin/autopack"
     chmod +x "$venv/bin/autopack"
     rm -f "$venv"/*.stamp
     stamp "$requirements" >"$venv/$requirements.stamp"
