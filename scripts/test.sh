@@ -4,4 +4,7 @@
 set -euo pipefail
 python=$(bash "$(dirname "$0")/venv.sh" requirements-dev.txt)
 cd "$(dirname "$0")/.."
-exec "$python" -m pytest tests/ --numprocesses=auto --dist=worksteal -m "not probes" "$@"
+# Each process compiles 260 files of tests, with pytest's assertions, if Python may not store them.
+unset PYTHONDONTWRITEBYTECODE
+# One process more than cores: tests also wait, for Postgres, timers and disks.
+exec "$python" -m pytest tests/ --numprocesses="$(($(nproc) + 1))" --dist=worksteal -m "not probes" "$@"

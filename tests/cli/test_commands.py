@@ -12,7 +12,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import pytest
 from typer.core import TyperGroup
 from typer.main import get_command
@@ -23,6 +22,7 @@ from autopack.cli.terminal import cell, print_json, print_table, print_text, say
 from autopack.client import Autopack
 
 if TYPE_CHECKING:
+    from tests.cli.conftest import Terminal
     from tests.conftest import GitRepo
 
     from autopack.config import Settings
@@ -35,42 +35,6 @@ tiers: [{tier_id: T1, tier_index: 0, name: "First [red]tier"}]
 phases:
   - {phase_id: P1, phase_index: 0, tier_id: T1, name: One, task_category: docs, allow_empty: true}
 """
-
-
-class Terminal:
-    """Calls commands and gives back what they printed."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
-        self._capsys = capsys
-
-    def run(self, *arguments: object, exit_code: int = 0) -> str:
-        self._capsys.readouterr()
-        code = main([str(argument) for argument in arguments])
-        out, err = self._capsys.readouterr()
-        assert code == exit_code, out + err
-        return out if code in (0, 1) and out else err
-
-    def json(self, *arguments: object, exit_code: int = 0) -> Any:
-        return json.loads(self.run(*arguments, "--json", exit_code=exit_code))
-
-
-@pytest.fixture
-def terminal(capsys: pytest.CaptureFixture[str]) -> Terminal:
-    return Terminal(capsys)
-
-
-@pytest.fixture
-def autopack(
-    in_process: httpx.BaseTransport, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Autopack]:
-    """The application in this process, which commands ask too."""
-
-    def connect(url: str | None, *, retries: int, api_key: str | None = None) -> Autopack:
-        return Autopack("http://localhost", retries=retries, api_key=api_key, transport=in_process)
-
-    monkeypatch.setattr(service, "Autopack", connect)
-    with connect(None, retries=0) as autopack:
-        yield autopack
 
 
 @pytest.fixture
