@@ -2432,11 +2432,13 @@ class _Replay:
                 self._check_end(state, number, event)
             case AuditorResultReceived():
                 self.is_review = True
+                self._check_independence(state, number, event, is_judge=False)
             case BuilderResultReceived():
                 self.is_review = False
             case CiVerdictReceived():
                 self.is_review = False
                 self.judged = event.phase_id, event.verdict
+                self._check_independence(state, number, event, is_judge=True)
                 self.expect(
                     event.commit == (state.phase(event.phase_id).commit or state.head_commit),
                     f"event {number}: CI judged {event.commit}, which is not the commit of"
@@ -2448,10 +2450,6 @@ class _Replay:
                 self._check_judged(state, number, event)
             case IssueResolved():
                 self._check_resolution(state, number, event)
-            case AuditorResultReceived():
-                self._check_independence(state, number, event, is_judge=False)
-            case CiVerdictReceived():
-                self._check_independence(state, number, event, is_judge=True)
 
     def _check_start(self, event: RunStarted) -> None:
         record = self.record

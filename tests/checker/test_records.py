@@ -524,6 +524,18 @@ def no_events(story: Story) -> None:
     story.record["events"] = []
 
 
+def by_one_key(*kinds: str) -> Tampering:
+    """Let one key do everything of these kinds, in a record that asks for another."""
+
+    def change(story: Story) -> None:
+        story.record["phases"][0]["independence"] = "agent"
+        for kind in kinds:
+            for event in story.events(kind):
+                event["actor"] = "key:both:builder"
+
+    return named(change, "by_one_key", *kinds)
+
+
 ORDER: list[tuple[str, Tampering, str]] = [
     (GREEN, without("RunStarted"), "event 1 (PhaseStarted) does not follow: a run starts once"),
     (GREEN, without("PhaseStarted"), "(PhaseGated) does not follow: phase 'P1' is QUEUED"),
@@ -557,6 +569,21 @@ ORDER: list[tuple[str, Tampering, str]] = [
     (GREEN, last_before("RunEnded", "PhaseCompleted"), "ends the run while phase 'P1' is"),
     (GREEN, last_before("CiVerdictReceived", "PatchApplied"), "which is not the commit of phase"),
     (GREEN, last_before("PatchApplied", "PatchApplied"), "the record's commits are not those"),
+    (
+        REVIEWED,
+        by_one_key("BuilderResultReceived", "AuditorResultReceived"),
+        "is by key:both:builder, whose own work it judges",
+    ),
+    (
+        JUDGED,
+        by_one_key("BuilderResultReceived", "CiVerdictReceived"),
+        "is by key:both:builder, whose own work it judges",
+    ),
+    (
+        JUDGED,
+        by_one_key("AuditorResultReceived", "CiVerdictReceived"),
+        "is by key:both:builder, whose own work it judges",
+    ),
     (UNCLEAN, resolved_by("auditor"), "in phase 'P1', and no review says so"),
     (UNCLEAN, resolved_by("green_verdict"), "where CI did not raise it, or is not green"),
     (
