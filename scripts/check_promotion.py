@@ -1381,6 +1381,25 @@ _BUDGETS = (
 )
 
 
+class PromotionState(StrEnum):
+    """The verdict in one word; a later rehearsal of the merge may still be against it."""
+
+    UNDECIDED = "undecided"  # the run is not over
+    ELIGIBLE = "eligible"
+    BLOCKED = "blocked"  # the run succeeded, and something is against it
+    NEVER = "never"  # the run failed
+
+
+def promotion_state(state: RunStatus, *, is_eligible: bool) -> PromotionState:
+    """Return the verdict on a run in one word."""
+    if not state.is_final:
+        return PromotionState.UNDECIDED
+    if is_eligible:
+        return PromotionState.ELIGIBLE
+    is_success = state is RunStatus.DONE_SUCCESS
+    return PromotionState.BLOCKED if is_success else PromotionState.NEVER
+
+
 @dataclass(frozen=True, slots=True)
 class PromotionVerdict:
     reasons: tuple[str, ...]

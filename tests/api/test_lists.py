@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from tests.api.conftest import Api
+    from tests.api.conftest import Agents, Api
 
 pytestmark = pytest.mark.integration
 
@@ -61,7 +61,6 @@ def test_runs_come_newest_first_each_once_whatever_the_page(api: Api) -> None:
         found = pages(api, "/runs", limit=limit)
         assert [run["run_id"] for page in found for run in page["runs"]] == names[::-1]
         assert all(len(page["runs"]) <= limit for page in found)
-        assert all("tiers" not in run for page in found for run in page["runs"])
 
 
 def test_a_run_started_between_two_pages_moves_nothing(api: Api) -> None:
@@ -89,6 +88,90 @@ def test_filters_narrow_the_list(api: Api) -> None:
     assert found(text="ALP", status="RUN_CREATED") == {"alpine"}
     assert found(project_id="Autopack") == {"alpha", "alpine", "beta_1", "beta21"}
     assert found(project_id="Other") == set()
+
+
+def give_up(api: Api, run_id: str = "run-001", phase_id: str = "P0.0") -> None:
+    api.status("EXECUTING", run_id, phase_id)
+    assert api.status("FAILED", run_id, phase_id).status_code == 200
+
+
+def test_runs_are_told_live_from_ended_and_cancelled_from_failed(api: Api, agents: Agents) -> None:
+    for name in ("live", "done", "cancelled", "failed"):
+        api.start(name)
+    assert agents.build(agents.claim(run_id="done")).status_code == 200
+    agents.wait(minutes=5)
+    between = agents.now.isoformat()
+    api.client.post("/runs/cancelled/cancel", json={"reason": "enough"})
+    give_up(api, "failed")
+
+    def found(**params: str) -> set[str]:
+        return {run["run_id"] for run in api.client.get("/runs", params=params).json()["runs"]}
+
+    assert found(live="true") == {"live"}
+    assert found(live="false") == {"done", "cancelled", "failed"}
+    assert found(ended_since=between) == {"cancelled", "failed"}
+    assert found(failure_code="cancelled") == {"cancelled"}
+    assert found(failure_code="phase_failed", live="false") == {"failed"}
+    assert found(promotion="undecided") == {"live"}
+    assert found(promotion="eligible") == {"done"}
+    assert found(promotion="blocked") == set()
+    assert found(promotion="never") == {"cancelled", "failed"}
+
+
+def test_a_text_is_found_in_phases_and_issues_too(api: Api) -> None:
+    for name in ("one", "two", "three"):
+        api.start(name, phase={"name": f"The phase of {name}_%"})
+    api.issue("a_needle__of_two", "two")
+    for text, runs in (("P0.", 3), ("of one_%", 1), ("needle__", 1), ("of_", 1), ("nothing", 0)):
+        page = api.client.get("/runs", params={"text": text}).json()["runs"]
+        assert len(page) == runs, text
+
+
+def test_a_list_says_what_each_run_is_at(api: Api, agents: Agents) -> None:
+    api.start("run-001", tiers=2, phases=2, run_scope="multi_tier")
+    api.start("waiting")
+    assert api.result(phase_id="P0.0").status_code == 200
+    api.repo.commit({"main.txt": "main went on"}, "Go on")
+    give_up(api, phase_id="P0.1")
+    item = agents.claim()
+    agents.wait(minutes=1)
+    agents.beat(item, tokens_used=250)
+    waiting, run = api.client.get("/runs").json()["runs"]
+
+    assert [tier["tier_id"] for tier in run["tiers"]] == ["T0", "T1"]
+    assert [[phase["state"] for phase in tier["phases"]] for tier in run["tiers"]] == [
+        ["COMPLETE", "FAILED"],
+        ["EXECUTING", "QUEUED"],
+    ]
+    assert (run["phases_complete"], run["phases_total"]) == (1, 4)
+    assert run["current_phase"] == {
+        "phase_id": "P1.0",
+        "tier_id": "T1",
+        "name": "Phase 0 of tier 1",
+        "state": "EXECUTING",
+    }
+    (held,) = run["leases"]
+    assert held["agent"] == "builder@host-1"
+    assert held["heartbeat_at"] > api.run()["tiers"][1]["phases"][0]["started_at"]
+    assert held["tokens_reported"] == 250
+    assert held["tokens_reserved"] == item["lease"]["tokens_reserved"] == run["tokens_reserved"]
+    assert "token" not in held
+    assert run["next"]["action"] == "build"
+    assert run["next"]["agent"] == "builder@host-1"
+    assert run["next"]["until"] == held["expires_at"]
+    assert run["next"]["will_fail"] is True
+    assert run["next"]["detail"] == (
+        "builder@host-1 builds phase 'P1.0'; the run will end as failed, since phase 'P0.1' failed"
+    )
+    assert (run["commits_ahead"], run["commits_behind"]) == (1, 1)
+    assert run["promotion"] == "undecided"
+    for name in ("next", "leases", "promotion", "tokens_reserved"):
+        assert api.run()[name] == run[name]
+
+    assert waiting["leases"] == []
+    assert waiting["next"]["detail"] == "phase 'P0.0' waits for a Builder"
+    assert waiting["next"]["until"] == waiting["deadline_at"]
+    assert (waiting["commits_ahead"], waiting["commits_behind"]) == (0, 1)
 
 
 def test_a_text_is_found_page_by_page_however_rare(
@@ -140,6 +223,11 @@ def test_a_wrong_filter_or_limit_is_422_naming_it(api: Api) -> None:
         ("/runs", {"limit": "9" * 5_000}),
         ("/runs", {"status": "DONE"}),
         ("/runs", {"status": "\0"}),
+        ("/runs", {"failure_code": "bored"}),
+        ("/runs", {"promotion": "maybe"}),
+        ("/runs", {"live": "perhaps"}),
+        ("/runs", {"ended_since": "yesterday"}),
+        ("/runs", {"ended_since": "2026-11-26T10:00:00"}),
         ("/runs", {"project_id": "--x"}),
         ("/runs", {"text": "a\0b"}),
         ("/runs", {"text": "x" * 65}),

@@ -45,7 +45,7 @@ BUDGETS = {
     "start": Cost(8, 18, processes=1),
     "start again": Cost(3, 6),
     "read": Cost(2, 2),
-    "list": Cost(1, 1),
+    "list": Cost(3, 3),
     "update_status": Cost(5, 15, files=3),
     "record_issue, new": Cost(9, 20, files=6),
     "record_issue, known": Cost(10, 18, files=6),

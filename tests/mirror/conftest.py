@@ -12,6 +12,7 @@ import pytest
 from autopack.domain.issues import BacklogStatus, IssueState, IssueStatus
 from autopack.domain.money import ZERO_USD
 from autopack.domain.outcomes import Outcome
+from autopack.domain.promotion import PromotionState
 from autopack.domain.run import DebtStatus
 from autopack.domain.states import Cleanliness, PhaseStatus, RunStatus, TierStatus
 from autopack.domain.terms import (
@@ -95,6 +96,7 @@ def make_run(phases: list[PhaseDetail] | None = None, **changes: Any) -> RunDeta
         debt_status=DebtStatus.CLEAN,
         failure_code=None,
         failure_reason=None,
+        promotion=PromotionState.UNDECIDED,
         promotion_eligible_to_main=False,
         promotion_reasons=[],
         promotion_warnings=[],

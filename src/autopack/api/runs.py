@@ -5,8 +5,12 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Query, Response
+from pydantic import AwareDatetime
 
 from ..domain.plan import Plan
+from ..domain.promotion import PromotionState
+from ..domain.run import FailureCode
+from ..domain.run_filter import RunFilter
 from ..domain.states import RunStatus
 from ..domain.values import Closed, Identifier, Text
 from ..services import runs
@@ -60,22 +64,45 @@ def list_runs(
     limit: PageLimit = 100,
     cursor: Cursor = None,
     status: Annotated[RunStatus | None, Query(description="Only runs in this state.")] = None,
+    failure_code: Annotated[
+        FailureCode | None, Query(description="Only runs that failed for this reason.")
+    ] = None,
+    promotion: Annotated[
+        PromotionState | None, Query(description="Only runs with this verdict on promotion.")
+    ] = None,
     project_id: Annotated[Identifier | None, Query(description="Only runs of a project.")] = None,
+    live: Annotated[
+        bool | None, Query(description="Only runs that are not over (true), or are (false).")
+    ] = None,
+    ended_since: Annotated[
+        AwareDatetime | None, Query(description="Only runs that ended at this time or later.")
+    ] = None,
     text: Annotated[
-        Text | None, Query(max_length=64, description="Only runs whose id holds this text.")
+        Text | None,
+        Query(
+            max_length=64,
+            description="Only runs that hold this text in their id, in the id or name of a phase, "
+            "or in the key of an issue.",
+        ),
     ] = None,
 ) -> RunPage:
-    """Runs, newest first, without their tiers.
+    """Runs, newest first: what each is at, without the details of its phases.
 
     Each page searches `text` in 5,000 runs, so it may be short or empty while there are more pages.
     """
     page, more = runs.list_runs(
         context,
+        RunFilter(
+            status=status,
+            failure_code=failure_code,
+            promotion=promotion,
+            project_id=project_id,
+            is_live=live,
+            ended_since=ended_since,
+            containing=text,
+        ),
         limit=limit,
         before=None if cursor is None else decode_moment(cursor),
-        status=status,
-        project_id=project_id,
-        containing=text,
     )
     return RunPage(
         runs=page,

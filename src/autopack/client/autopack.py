@@ -161,12 +161,24 @@ class Autopack:
         self,
         *,
         status: str | None = None,
+        failure_code: str | None = None,
+        promotion: str | None = None,
         project_id: str | None = None,
+        live: bool | None = None,
+        ended_since: str | None = None,
         text: str | None = None,
         limit: int = 100,
         cursor: str | None = None,
     ) -> RunPage:
-        query = {"status": status, "project_id": project_id, "text": text}
+        query: dict[str, str | None] = {
+            "status": status,
+            "failure_code": failure_code,
+            "promotion": promotion,
+            "project_id": project_id,
+            "live": None if live is None else str(live).lower(),
+            "ended_since": ended_since,
+            "text": text,
+        }
         return self._get(RunPage, "/runs", **query, limit=limit, cursor=cursor)
 
     def get_run(self, run_id: str) -> RunAnswer:

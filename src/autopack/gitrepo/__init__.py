@@ -20,6 +20,7 @@ from .errors import (
     RemoteMovedError,
     RepositoryUnusableError,
 )
+from .history import GainedCommits
 from .objects import CollisionError
 from .push import Remote
 from .refs import PreparedRefs, RefUpdate
@@ -33,6 +34,7 @@ __all__ = [
     "CloneIdentity",
     "CollisionError",
     "DiffStat",
+    "GainedCommits",
     "GitFailedError",
     "GitTimeoutError",
     "MergeResult",

@@ -28,6 +28,7 @@ from .conflict import resolve
 from .cost import require_few_steps
 from .errors import GitFailedError, RepositoryUnusableError, StorageError
 from .head import HeadFiles
+from .history import MAX_GAINED, GainedCommits
 from .objects import (
     EMPTY_TREE,
     MODE_FOLDER,
@@ -291,6 +292,20 @@ class Repository:
         options = ("--left-right", "--count", "--end-of-options")
         counts = self._read("rev-list", *options, f"{commit}...{other}").stdout.split()
         return int(counts[0]), int(counts[1])
+
+    def gained_since(self, tip: str, since: str) -> GainedCommits | None:
+        """Return the commits of a branch that another commit has not in its history.
+
+        At most one process; None for more than MAX_GAINED.
+        """
+        if tip == since:
+            return GainedCommits(since, {})
+        options = ("--parents", f"--max-count={MAX_GAINED + 1}")
+        lines = self._read("rev-list", *options, tip, f"^{since}").stdout.decode().splitlines()
+        if len(lines) > MAX_GAINED:
+            return None
+        commits = (line.split() for line in lines)
+        return GainedCommits(since, {commit: parents for commit, *parents in commits})
 
     def is_ancestor(self, commit: str, of: str) -> bool:
         """Return whether a commit is in the history of another one, or is that one."""

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from ..domain.issues import IssueState, issue_state
 from ..domain.naming import branch_name
+from ..domain.promotion import PromotionState, promotion_state
 from ..domain.run import CompletedBy, DebtStatus, FailureCode
 from ..domain.states import Cleanliness, PhaseStatus, RunStatus, TierStatus
 from ..domain.terms import (
@@ -105,6 +106,10 @@ class Run(Base):
     def branch(self) -> str:
         return branch_name(self.run_id)
 
+    @property
+    def promotion(self) -> PromotionState:
+        return promotion_state(self.state, is_eligible=self.promotion_eligible_to_main)
+
     __table_args__ = (
         Index("uq_runs_run_id_lower", text("lower(run_id)"), unique=True),
         Index("ix_runs_created_at_id", "created_at", "id"),
@@ -113,6 +118,13 @@ class Run(Base):
         Index("ix_runs_lagging", "id", postgresql_where=text("mirrored_revision < revision")),
         Index("ix_runs_live_deadline_at", "deadline_at", postgresql_where=text("ended_at IS NULL")),
         Index("ix_runs_uncounted_ended_at", "ended_at", postgresql_where=text("NOT is_counted")),
+        Index("ix_runs_ended_at", "ended_at", postgresql_where=text("ended_at IS NOT NULL")),
+        Index(
+            "ix_runs_eligible_created_at_id",
+            "created_at",
+            "id",
+            postgresql_where=text("promotion_eligible_to_main"),
+        ),
         one_of("state", RunStatus),
         one_of("safety_profile", SafetyProfile),
         one_of("run_scope", RunScope),

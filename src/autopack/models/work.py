@@ -29,6 +29,7 @@ class Lease(Base):
     token_sha256: Mapped[str] = mapped_column(unique=True)
     seconds: Mapped[int]
     expires_at: Mapped[datetime]
+    heartbeat_at: Mapped[datetime | None]  # None: no heartbeat yet
     ended_at: Mapped[datetime | None]
 
     __table_args__ = (

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
 
 from ..domain.building import BuilderResult, PatchAction, require_buildable
 from ..domain.changes import Repair
 from ..domain.deciding import weigh_builder_result
 from ..domain.errors import AutopackError, InvalidError
 from ..domain.money import ZERO_USD
+from ..domain.next_step import next_step
 from ..domain.outcomes import Outcome, PatchStatus
 from ..domain.patches import AppliedPatch, PendingPatch, RefusedPatch
 from ..domain.redaction import redacted
 from ..domain.results import BuilderReport
-from ..domain.run import RunState
+from ..domain.run import in_order
 from ..domain.states import PhaseStatus
 from ..domain.terms import BuilderStatus, Role
 from ..models import Patch, Phase, Submission
@@ -144,28 +144,15 @@ def _answer(
         repairs=tuple(RepairAnswer.of(repair) for repair in repairs),
         phase_state=phase.state,
         run_state=change.run.state,
-        next=what_next(change.state),
+        next=what_next(change),
     )
 
 
-def what_next(run: RunState) -> NextStep:
-    """Return what the run waits for now."""
-    if run.is_over:
-        return NextStep(action="none", phase_id=None, detail=f"the run is {run.state}")
-    phase = run.next_phase
-    if phase is None:
-        return NextStep(action="none", phase_id=None, detail="every phase has ended")
-    waits: dict[PhaseStatus, tuple[Literal["build", "audit", "ci"], str]] = {
-        PhaseStatus.QUEUED: ("build", "the phase waits for a builder result"),
-        PhaseStatus.EXECUTING: ("build", "the phase waits for its builder result"),
-        PhaseStatus.GATE: ("audit", "the phase waits for an auditor result"),
-        PhaseStatus.CI_RUNNING: ("ci", "the phase waits for CI's verdict"),
-    }
-    action, detail = waits[phase.state]
-    if phase.unavailable_reason is not None:
-        until = f" until {phase.retry_at:%Y-%m-%dT%H:%M:%SZ}" if phase.retry_at else ""
-        detail += f"; the last agent was unavailable{until}: {phase.unavailable_reason}"
-    return NextStep(action=action, phase_id=phase.phase_id, detail=detail)
+def what_next(change: RunChange) -> NextStep:
+    """Return what the run waits for now, after a change that left no lease on its next phase."""
+    state = change.state
+    failed = [each.phase_id for each in in_order(state.phases) if each.state is PhaseStatus.FAILED]
+    return NextStep.of(next_step(change.run, state.next_phase, agent=None, failed=failed))
 
 
 def _outcome_without_patch(state: PhaseStatus) -> Outcome:

@@ -153,6 +153,7 @@ def heartbeat(
             if directive is Directive.CONTINUE:
                 expires_at = max(expires_at, claiming.lease_end(state, now, lease.seconds))
             lease.expires_at = phase.deadline_at = expires_at
+            lease.heartbeat_at = now
             phase.tokens_reported, phase.cost_reported_usd = tokens_used, cost_usd
             session.commit()
             return HeartbeatAnswer(directive=directive, reason=reason, expires_at=expires_at)

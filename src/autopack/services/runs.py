@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 
-from ..domain.errors import ConflictError
+from ..domain.errors import ConflictError, UnavailableError
 from ..domain.events import GENESIS_HASH, RunStarted, canonical_json
 from ..domain.naming import branch_name, branch_ref, snapshot_ref
+from ..domain.next_step import next_step
 from ..domain.operating import Cancel
 from ..domain.plan import DebtPhase, Plan, PlanPhase
+from ..domain.run_filter import RunFilter
 from ..domain.secret_rules import redact
 from ..domain.starting import starting_state
-from ..domain.states import RunStatus
+from ..domain.states import PhaseStatus
 from ..domain.strategy import Strategy
 from ..domain.terms import CiMode, CiProfile
-from ..gitrepo import RefUpdate
+from ..gitrepo import GainedCommits, RefUpdate
 from ..models import EventRow, Phase, Run
-from ..store import runs
+from ..store import glances, runs
+from ..store.glances import PhasesOfRun, PhaseUnderWay
 from ..store.session import RowSession
 from ..views.issues import IssueIndexAnswer
-from ..views.results import AttemptsAnswer
-from ..views.runs import RunAnswer, RunSummaryAnswer
+from ..views.results import AttemptsAnswer, NextStep
+from ..views.runs import CurrentPhase, LeaseState, ListedRun, RunAnswer
 from .after_commit import after_commit, commit_for_good
 from .ci import checks_of
 from .context import AppContext
 from .opening import changing, locked_session, up_to_date
 from .projection import attempts_of, project
+from .reading import one_moment
 from .rulesets import plan_under, read_ruleset, strategy_version
 from .settling import settle
 
@@ -50,7 +55,7 @@ def start_run(context: AppContext, plan: Plan) -> tuple[RunAnswer, bool]:
             if existing.plan_sha256 == digest and existing.run_id == run_id:
                 if existing.mirrored_revision < existing.revision:
                     existing = up_to_date(context, session, run_id)
-                return RunAnswer.of(existing), False
+                return _answer_of(session, existing), False
             raise RunExistsError(
                 f"run '{existing.run_id}' exists, with another plan; choose another run_id"
             )
@@ -66,39 +71,90 @@ def start_run(context: AppContext, plan: Plan) -> tuple[RunAnswer, bool]:
             commit_for_good(session)
             after_commit(run, refs.commit)
         after_commit(run, lambda: _write_files(context, session, run))
-    return RunAnswer.of(run), True
+    return _answer(run, []), True
 
 
 def get_run(context: AppContext, run_id: str) -> RunAnswer:
     """Return a run with its tiers and phases; a run whose deadline has passed ends first."""
     with context.reading() as session:
         run = runs.get_run(session, run_id)
-    if run.ended_at is None and run.deadline_at <= context.now():
-        with changing(context, run_id) as change:
-            return RunAnswer.of(change.run)
-    return RunAnswer.of(run)
+        if run.ended_at is not None or context.now() < run.deadline_at:
+            return _answer_of(session, run)
+    with changing(context, run_id) as change:
+        return _answer(change.run, [])
+
+
+def _answer_of(session: RowSession, run: Run) -> RunAnswer:
+    """Return a run with its tiers and phases, and the leases that its phases name."""
+    is_held = any(phase.lease_id is not None for tier in run.tiers for phase in tier.phases)
+    return _answer(run, glances.list_leases(session, run.id) if is_held else [])
 
 
 def list_runs(
-    context: AppContext,
-    *,
-    limit: int,
-    before: runs.Position | None,
-    status: RunStatus | None,
-    project_id: str | None,
-    containing: str | None,
-) -> tuple[list[RunSummaryAnswer], runs.Position | None]:
-    """Return a page of runs, newest first, without their tiers, and where the next one begins."""
-    with context.reading() as session:
-        page, more = runs.list_runs(
-            session,
-            limit=limit,
-            before=before,
-            status=status,
-            project_id=project_id,
-            containing=containing,
-        )
-    return [RunSummaryAnswer.of(run) for run in page], more
+    context: AppContext, wanted: RunFilter, *, limit: int, before: runs.Position | None
+) -> tuple[list[ListedRun], runs.Position | None]:
+    """Return a page of runs, newest first, without their tiers, and where the next one begins.
+
+    Three statements and at most one process of git a base branch, whatever the page contains.
+    """
+    with one_moment(context) as session:
+        page, more = runs.list_runs(session, wanted, limit=limit, before=before)
+        keys = [run.id for run in page]
+        phases = glances.list_phases(session, keys) if page else {}
+        live = [run.id for run in page if run.ended_at is None]
+        under_way = glances.list_under_way(session, live) if live else {}
+    distances = _distances(context, page, {key: each.commits for key, each in phases.items()})
+    listed = [_listed(run, phases[run.id], under_way.get(run.id), distances) for run in page]
+    return listed, more
+
+
+def _listed(
+    run: Run,
+    phases: PhasesOfRun,
+    current: PhaseUnderWay | None,
+    distances: Mapping[int, tuple[int | None, int | None]],
+) -> ListedRun:
+    lease = current.lease if current else None
+    ahead, behind = distances.get(run.id, (None, None))
+    step = next_step(run, current, agent=lease.agent if lease else None, failed=phases.failed)
+    return ListedRun.of(
+        run,
+        phases_total=phases.total,
+        phases_complete=phases.complete,
+        builder_attempts_used=phases.builder_attempts_used,
+        tiers=phases.tiers,
+        current_phase=current and CurrentPhase.of(current),
+        next=NextStep.of(step),
+        leases=[lease] if lease else [],
+        commits_ahead=ahead,
+        commits_behind=behind,
+    )
+
+
+def _distances(
+    context: AppContext, page: Sequence[Run], commits: Mapping[int, int]
+) -> dict[int, tuple[int | None, int | None]]:
+    """Return how far each run's branch is ahead of its base branch and behind it, by the run's key.
+
+    All runs of a base branch are counted from the one walk back to the base of the oldest of them.
+    """
+    found: dict[int, tuple[int | None, int | None]] = {}
+    for branch in {run.base_branch for run in page}:
+        mine = [run for run in page if run.base_branch == branch]
+        gained = _gained(context, branch, mine[-1].base_commit)
+        for run in mine:
+            is_merged = gained is not None and gained.has(run.head_commit)
+            behind = gained.count_since(run.base_commit) if gained else None
+            found[run.id] = (0 if is_merged else commits[run.id], behind)
+    return found
+
+
+def _gained(context: AppContext, branch: str, since: str) -> GainedCommits | None:
+    try:
+        tip = context.repository.read_ref(f"refs/heads/{branch}")
+        return context.repository.gained_since(tip, since) if tip else None
+    except UnavailableError:  # a list of runs must not depend on git
+        return None
 
 
 def cancel_run(context: AppContext, run_id: str, reason: str) -> RunAnswer:
@@ -106,7 +162,21 @@ def cancel_run(context: AppContext, run_id: str, reason: str) -> RunAnswer:
     with changing(context, run_id) as change:
         change.decide(Cancel(redact(reason)))
         settle(change)
-    return RunAnswer.of(change.run)
+    return _answer(change.run, [])
+
+
+def _answer(run: Run, leases: Sequence[LeaseState]) -> RunAnswer:
+    """Return a run with its tiers and phases; `leases` are those of its phases."""
+    phases = [phase for tier in run.tiers for phase in tier.phases]
+    current = next((phase for phase in phases if not phase.state.is_final), None)
+    agents = {lease.phase_id: lease.agent for lease in leases}
+    step = next_step(
+        run,
+        current,
+        agent=agents.get(current.phase_id) if current else None,
+        failed=[phase.phase_id for phase in phases if phase.state is PhaseStatus.FAILED],
+    )
+    return RunAnswer.of(run, next=NextStep.of(step), leases=list(leases))
 
 
 def list_events(

@@ -8,16 +8,18 @@ from dataclasses import fields
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, TextClause, func, select, text, update
+from sqlalchemy import ColumnElement, TextClause, exists, func, or_, select, text, true, update
 from sqlalchemy.exc import DBAPIError, InvalidRequestError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from ..domain.errors import NotFoundError, UnavailableError
 from ..domain.events import Event, EventRecord, from_record, seal, to_record
-from ..domain.run import PhaseState, RunState, TierState
+from ..domain.promotion import PromotionState
+from ..domain.run import FAILURE_STATES, PhaseState, RunState, TierState
+from ..domain.run_filter import RunFilter
 from ..domain.states import PhaseStatus, RunStatus
 from ..domain.terms import Role
-from ..models import EventRow, Phase, Run, Tier
+from ..models import EventRow, Issue, Phase, Run, Tier
 from .rows import Rows, read_frozen, read_off
 from .session import RowSession
 
@@ -118,43 +120,69 @@ def find_run_by_any_case(session: RowSession, run_id: str) -> Run | None:
 
 
 def list_runs(
-    session: Session,
-    *,
-    limit: int,
-    before: Position | None = None,
-    status: RunStatus | None = None,
-    project_id: str | None = None,
-    containing: str | None = None,
+    session: Session, wanted: RunFilter, *, limit: int, before: Position | None = None
 ) -> tuple[list[Run], Position | None]:
     """Return runs, newest first, without their phases, and a cursor if there may be more.
 
     Text is searched in a limited number of runs at a time, so that a rare text costs no more.
     """
     newest_first = (Run.created_at.desc(), Run.id.desc())
-    wanted: list[ColumnElement[bool] | TextClause] = []
-    if status is not None:
-        wanted.append(Run.state == status)
-    if project_id is not None:
-        wanted.append(Run.project_id == project_id)
+    conditions = list(_conditions(wanted))
     if before is not None:
         after = text("(created_at, id) < (:at, :id)").bindparams(at=before[0], id=before[1])
-        wanted.append(after)
+        conditions.append(after)
     query = select(Run).order_by(*newest_first)
-    if containing:
-        names = select(Run.id, Run.created_at, Run.run_id).where(*wanted).order_by(*newest_first)
+    if wanted.containing:
+        names = (
+            select(Run.id, Run.created_at, Run.run_id).where(*conditions).order_by(*newest_first)
+        )
         name = names.limit(RUNS_SEARCHED).subquery("name").c
-        found = select(name.id).where(name.run_id.icontains(containing, autoescape=True))
+        found = select(name.id).where(_contains(name.id, name.run_id, wanted.containing))
         found = found.order_by(name.created_at.desc(), name.id.desc()).limit(limit + 1)
         page = list(session.scalars(query.where(Run.id.in_(found))))
     else:
-        page = list(session.scalars(query.where(*wanted).limit(limit + 1)))
+        page = list(session.scalars(query.where(*conditions).limit(limit + 1)))
     if len(page) > limit:
         page.pop()
         return page, (page[-1].created_at, page[-1].id)
-    if containing:
+    if wanted.containing:
         last = session.execute(names.offset(RUNS_SEARCHED - 1).limit(1)).one_or_none()
         return page, last and (last.created_at, last.id)
     return page, None
+
+
+def _conditions(wanted: RunFilter) -> Iterator[ColumnElement[bool] | TextClause]:
+    if wanted.status is not None:
+        yield Run.state == wanted.status
+    if wanted.failure_code is not None:
+        # The state follows from the code, and has an index.
+        yield Run.state == FAILURE_STATES[wanted.failure_code]
+        yield Run.failure_code == wanted.failure_code
+    if wanted.project_id is not None:
+        yield Run.project_id == wanted.project_id
+    if wanted.is_live is not None:
+        yield Run.ended_at.is_(None) if wanted.is_live else Run.ended_at.is_not(None)
+    if wanted.ended_since is not None:
+        yield Run.ended_at >= wanted.ended_since
+    match wanted.promotion:
+        case PromotionState.UNDECIDED:
+            yield Run.ended_at.is_(None)
+        case PromotionState.ELIGIBLE:
+            yield Run.promotion_eligible_to_main == true()
+        case PromotionState.BLOCKED:
+            yield Run.state == RunStatus.DONE_SUCCESS
+            yield Run.promotion_eligible_to_main.is_(False)
+        case PromotionState.NEVER:
+            yield Run.failure_code.is_not(None)
+
+
+def _contains(run_pk: ColumnElement[int], name: ColumnElement[str], wanted: str) -> Any:
+    def holds(column: ColumnElement[str] | InstrumentedAttribute[str]) -> ColumnElement[bool]:
+        return column.icontains(wanted, autoescape=True)
+
+    phase = exists().where(Phase.run_pk == run_pk, or_(holds(Phase.phase_id), holds(Phase.name)))
+    issue = exists().where(Issue.run_pk == run_pk, holds(Issue.issue_key))
+    return or_(holds(name), phase, issue)
 
 
 def lock_with_work(

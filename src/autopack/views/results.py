@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import datetime
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
+from ..domain.next_step import NextAction
 from ..domain.outcomes import Outcome
 from ..domain.states import PhaseStatus, RunStatus
 from ..domain.terms import CiProfile, Recommendation, Role, Sandbox, Verdict
@@ -16,11 +17,19 @@ from .branches import RepairAnswer
 
 
 class NextStep(Shape):
-    """What the run waits for now."""
+    """What the run waits for now, or what to do after its end.
 
-    action: Literal["build", "audit", "ci", "none"]
+    `agent` holds the phase's lease. `until`: when the wait ends by itself. `will_fail`: the run
+    goes on, but a failed phase lets it only end as failed.
+    """
+
+    action: NextAction
     phase_id: str | None
     detail: str
+    # Answers of earlier versions, which are returned again, do not have these.
+    agent: str | None = None
+    until: WireTime | None = None
+    will_fail: bool = False
 
 
 class BuilderResultAnswer(Shape):

@@ -7,12 +7,14 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from ..domain.issues import IssueState
+from ..domain.promotion import PromotionState
 from ..domain.run import CompletedBy, DebtStatus, FailureCode
 from ..domain.states import Cleanliness, PhaseStatus, RunStatus, TierStatus
 from ..domain.terms import (
     CiProfile,
     Complexity,
     Independence,
+    Role,
     RunScope,
     SafetyProfile,
     Sandbox,
@@ -21,7 +23,7 @@ from ..domain.terms import (
 from ..domain.values import Usd
 from . import Shape, WireTime
 from .issues import PhaseIssue
-from .results import AttemptDetail
+from .results import AttemptDetail, NextStep
 
 
 class PhaseAnswer(Shape):
@@ -109,7 +111,7 @@ class TierDetail(TierSummary):
 
 
 class RunSummaryAnswer(Shape):
-    """A run in lists, without its tiers."""
+    """A run without its tiers."""
 
     id: Annotated[str, Field(validation_alias="run_id")]
     run_id: str
@@ -132,6 +134,7 @@ class RunSummaryAnswer(Shape):
     minor_issues_count: int
     major_issues_count: int
     debt_status: DebtStatus
+    promotion: PromotionState
     promotion_eligible_to_main: bool
     promotion_reasons: list[str]
     failure_code: FailureCode | None
@@ -146,9 +149,78 @@ class RunSummaryAnswer(Shape):
     revision: int
 
 
-class RunAnswer(RunSummaryAnswer):
-    """A run with its tiers and phases."""
+class LeaseState(Shape):
+    """An agent at work, as others may see it: without the lease's token.
 
+    `heartbeat_at` is null before the first heartbeat, `tokens_reported` is what the last one said.
+    """
+
+    phase_id: str
+    tier_id: str
+    role: Role
+    agent: str
+    actor: Annotated[str | None, Field(description="Who claimed it; null for older leases.")]
+    account: str | None
+    fence: int
+    heartbeat_at: WireTime | None
+    expires_at: WireTime
+    tokens_reserved: int
+    tokens_reported: int
+    cost_reserved_usd: Usd
+    cost_reported_usd: Usd
+
+
+class PhaseMark(Shape):
+    phase_id: str
+    state: PhaseStatus
+
+
+class TierMarks(Shape):
+    """A tier with the states of its phases, in their order."""
+
+    tier_id: str
+    name: str
+    state: TierStatus
+    cleanliness: Cleanliness
+    phases: list[PhaseMark]
+
+
+class CurrentPhase(Shape):
+    """The first phase that has not ended."""
+
+    phase_id: str
+    tier_id: str
+    name: str
+    state: PhaseStatus
+
+
+class ListedRun(RunSummaryAnswer):
+    """A run in a list: what it is at, without the details of its phases.
+
+    `commits_ahead` are the branch's commits that the base branch does not have, `commits_behind`
+    the base branch's since the run started; null where git cannot tell.
+    """
+
+    tokens_reserved: int
+    cost_reserved_usd: Usd
+    phases_total: int
+    phases_complete: int
+    builder_attempts_used: int
+    tiers: list[TierMarks]
+    current_phase: CurrentPhase | None
+    next: NextStep
+    leases: list[LeaseState]
+    commits_ahead: int | None
+    commits_behind: int | None
+
+
+class RunAnswer(RunSummaryAnswer):
+    """A run with its tiers and phases; `leases` are the agents at work."""
+
+    tokens_reserved: int
+    cost_reserved_usd: Usd
+    next: NextStep
+    leases: list[LeaseState]
     tiers: list[TierAnswer]
 
 
@@ -168,7 +240,7 @@ class RunDetail(RunSummaryAnswer):
 class RunPage(Shape):
     csv_rows: ClassVar[str] = "runs"
 
-    runs: list[RunSummaryAnswer]
+    runs: list[ListedRun]
     next_cursor: str | None = None
 
 
