@@ -61,6 +61,7 @@ def test_figures_count_requests_and_states_and_no_label_comes_from_outside(api: 
     assert figure(samples, "autopack_runs", state="PHASE_EXECUTION") == 1
     assert figure(samples, "autopack_runs", state="RUN_CREATED") == 1
     assert figure(samples, "autopack_runs", state="GATE") == 0
+    assert figure(samples, "autopack_failed_runs", failure_code="cancelled") == 0
     assert figure(samples, "autopack_live_phases", state="QUEUED") == 2
     assert figure(samples, "autopack_leases", role="builder") == 1
     assert figure(samples, "autopack_leases", role="auditor") == 0

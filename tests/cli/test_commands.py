@@ -89,6 +89,9 @@ def test_a_failed_run_ends_its_watch_with_no(
     assert cancelled["state"] == "DONE_FAILED_REQUIRES_HUMAN_REVIEW"
     last = terminal.run("run", "watch", "run-001", "--json", exit_code=1).splitlines()[-1]
     assert json.loads(last)["kind"] == "RunEnded"
+    assert " cancelled " in terminal.run("run", "list", "--ended")
+    assert "run-001" not in terminal.run("run", "list", "--live")
+    assert terminal.run("run", "show", "run-001").count("cancelled by operator: enough") == 1
 
 
 @pytest.mark.integration

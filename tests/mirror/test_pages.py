@@ -240,6 +240,11 @@ def test_an_issue_shows_what_it_counts_as(
             "find out which process moved `autonomous/run-001`",
         ),
         (RunStatus.DONE_FAILED_REQUIRES_HUMAN_REVIEW, {}, "[incident.md](incident.md)"),
+        (
+            RunStatus.DONE_FAILED_REQUIRES_HUMAN_REVIEW,
+            {"failure_code": FailureCode.CANCELLED},
+            "Nothing, unless you want to keep",
+        ),
         (RunStatus.DONE_FAILED_ENVIRONMENT, {}, "repair what could not run"),
     ],
 )

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from ..domain.run import FailureCode
 from ..views.runs import RunAnswer
 from .board import Board, print_event
 from .command import FINE, NO, command_app
@@ -51,7 +52,12 @@ def start(
 @app.command("list")
 def list_runs(
     status: Annotated[str | None, typer.Option(help="Only runs in this state.")] = None,
-    text: Annotated[str | None, typer.Option(help="Only runs whose id contains this text.")] = None,
+    live: Annotated[
+        bool | None, typer.Option("--live/--ended", help="Only runs that are not over, or are.")
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option(help="Only runs with this text in their id, a phase or an issue.")
+    ] = None,
     limit: Annotated[int, typer.Option(help="How many.")] = 100,
     cursor: Annotated[str | None, typer.Option(help="`next_cursor` of the page before.")] = None,
     json: JsonOption = False,
@@ -59,20 +65,21 @@ def list_runs(
 ) -> None:
     """List runs, newest first."""
     with asking(url) as client:
-        page = client.list_runs(status=status, text=text, limit=limit, cursor=cursor)
+        page = client.list_runs(status=status, live=live, text=text, limit=limit, cursor=cursor)
     if json:
         print_json(page)
         return
-    headings = ("run", "state", "tokens", "of", "issues", "started", "promotion")
+    headings = ("run", "state", "phases", "tokens", "of", "started", "promotion")
     rows = [
         (
             run.run_id,
-            run.state,
+            # The state of a cancelled run is that of a failure.
+            "cancelled" if run.failure_code is FailureCode.CANCELLED else run.state,
+            f"{run.phases_complete}/{run.phases_total}",
             f"{run.tokens_used:,}",
             f"{run.token_cap:,}",
-            run.minor_issues_count + run.major_issues_count,
             f"{run.created_at:%Y-%m-%d %H:%M}",
-            "eligible" if run.promotion_eligible_to_main else "",
+            run.promotion,
         )
         for run in page.runs
     ]

@@ -42,6 +42,7 @@ def _parts(run: RunAnswer, *, is_folded: bool) -> Iterator[RenderableType]:
         yield cell(
             run.failure_reason if is_told else f"{run.failure_code}: {run.failure_reason}", "red"
         )
+    yield cell(f"next: {run.next.detail}", "yellow" if run.next.will_fail else "")
     for warning in run.warnings:
         yield cell(f"warning: {warning}", "yellow")
     yield BLANK

@@ -154,7 +154,7 @@ def run_page(run: RunDetail) -> bytes:
     return _page(
         run,
         f"# Run {inline(run.run_id)}",
-        f"**{RUN_WORDS[run.state]}** (`{run.state}`)",
+        f"**{_run_words(run)}** (`{run.state}`)",
         quote(run.failure_reason) if run.failure_reason else "",
         "## What next",
         _next_step(run, phases),
@@ -167,6 +167,13 @@ def run_page(run: RunDetail) -> bytes:
         "## Details",
         _facts(_whereabouts(run)),
     )
+
+
+def _run_words(run: RunDetail) -> str:
+    """Say what a run is at; the state of a cancelled one is that of a failure."""
+    if run.failure_code is FailureCode.CANCELLED:
+        return "Cancelled"
+    return RUN_WORDS[run.state]
 
 
 def tier_page(run: RunDetail, tier: TierDetail) -> bytes:
@@ -274,6 +281,10 @@ def _next_step(run: RunDetail, phases: Sequence[PhaseDetail]) -> str:
             return _after_failure("settle what broke the rules, and start a new run")
         case RunStatus.DONE_FAILED_ENVIRONMENT:
             return _after_failure("repair what could not run, and start a new run")
+        case RunStatus.DONE_FAILED_REQUIRES_HUMAN_REVIEW if (
+            run.failure_code is FailureCode.CANCELLED
+        ):
+            return "Nothing, unless you want to keep what is on the branch."
         case RunStatus.DONE_FAILED_REQUIRES_HUMAN_REVIEW:
             return _after_failure(
                 "decide what to keep of the branch, change the plan, and start a new run"

@@ -10,6 +10,7 @@ from typing import Any, Final
 from sqlalchemy import Executable, case, func, select, text
 from sqlalchemy.orm import Session
 
+from ..domain.run import FailureCode
 from ..domain.states import PhaseStatus, RunStatus
 from ..domain.terms import Role
 from ..models import Lease, Phase, Push, Run, run_counts
@@ -48,6 +49,15 @@ GAUGES: Final = (
         select(run_counts.c.state, total(run_counts.c.runs)).group_by(run_counts.c.state),
         ("state",),
         RunStatus,
+    ),
+    Gauge(
+        "autopack_failed_runs",
+        "Runs that failed, by failure code; an operator ended those that are cancelled.",
+        select(run_counts.c.failure_code, total(run_counts.c.runs))
+        .where(run_counts.c.failure_code.is_not(None))
+        .group_by(run_counts.c.failure_code),
+        ("failure_code",),
+        FailureCode,
     ),
     Gauge(
         "autopack_live_phases",
