@@ -7,4 +7,4 @@ cd "$(dirname "$0")/.."
 # Each process compiles 260 files of tests, with pytest's assertions, if Python may not store them.
 unset PYTHONDONTWRITEBYTECODE
 # One process more than cores: tests also wait, for Postgres, timers and disks.
-exec "$python" -m pytest tests/ --numprocesses="$(($(nproc) + 1))" --dist=worksteal -m "not probes" "$@"
+exec "$python" -m pytest tests/ --numprocesses="$("$python" -c 'import os; print((os.cpu_count() or 1) + 1)')" --dist=worksteal -m "not probes" "$@"

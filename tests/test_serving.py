@@ -174,6 +174,8 @@ def _cut_connections(context: AppContext) -> None:
             text(
                 "SELECT pg_terminate_backend(pid) FROM pg_locks"
                 " WHERE locktype = 'advisory' AND objsubid = 1 AND pid <> pg_backend_pid()"
+                # Other processes of the tests have locks in other databases of this server.
+                " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
             )
         )
 

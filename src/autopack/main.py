@@ -96,15 +96,18 @@ UPKEEP_SECONDS = 5
 PUSH_WORKERS = 3
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
-    """Create the application; nothing is opened before its lifespan begins."""
+def create_app(settings: Settings | None = None, opened: AppContext | None = None) -> FastAPI:
+    """Create the application; nothing is opened before its lifespan begins.
+
+    With `opened`, a context whose clone the caller holds, it opens none of its own.
+    """
     settings = settings or load_settings()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         with ExitStack() as stack:
             app.state.turns = Turns()
-            app.state.context = await run_in_threadpool(_open, settings, stack)
+            app.state.context = await run_in_threadpool(_start, settings, opened, stack)
             app.state.keyring = Keyring(app.state.context)
             app.state.verifier = _verifier(settings)
             # A stream keeps its connection, so some connections are reserved for other requests.
@@ -242,9 +245,11 @@ def holding_clone(context: AppContext, *, has_ci_alone: bool = False) -> Iterato
             place.close()
 
 
-def _open(settings: Settings, stack: ExitStack) -> AppContext:
-    context = stack.enter_context(open_context(settings))
-    stack.enter_context(holding_clone(context))
+def _start(settings: Settings, opened: AppContext | None, stack: ExitStack) -> AppContext:
+    context = opened
+    if context is None:
+        context = stack.enter_context(open_context(settings))
+        stack.enter_context(holding_clone(context))
     start_up(context)
     if context.repository.remote is not None:
         resume_pushes(context)

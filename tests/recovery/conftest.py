@@ -133,6 +133,7 @@ class Stage:
             headers={"Idempotency-Key": key} if key else {},
             timeout=PATIENCE_SECONDS,
             trust_env=False,
+            verify=False,
         )
 
     def must(self, method: str, path: str, body: Json | None = None) -> Json:

@@ -9,6 +9,7 @@ as `<step> <passage>`; while there is none, the service is as its users know it.
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import os
 import signal
@@ -174,4 +175,5 @@ def serve(commands: TextIO, answers: TextIO) -> None:
 
 
 if __name__ == "__main__":
+    gc.freeze()  # what was imported is garbage in no service
     serve(sys.stdin, sys.stdout)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import typer
@@ -27,6 +30,17 @@ class ClosedPipeError(Exception):
     It is not an OSError, because commands report those as errors, and Typer would exit with 1,
     which means no.
     """
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Collect no garbage while the whole service is imported: a sixth of that import's time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()  # what was imported stays to the end
+        gc.enable()
 
 
 def command_app() -> typer.Typer:

@@ -11,7 +11,7 @@ from .. import __version__
 from ..config import SettingsError
 from ..database import DatabaseError
 from ..gitrepo.errors import RepositoryUnusableError
-from .command import CommandError, command_app
+from .command import CommandError, command_app, importing
 from .settings import read_settings
 from .signals import leave_on_signals
 from .terminal import say
@@ -35,7 +35,8 @@ def jobs(
     services' repository and runs directory.
     """
     leave_on_signals()
-    from ..main import jobs_process  # here, so that help and wrong settings are shown fast
+    with importing():  # here, so that help and wrong settings are shown fast
+        from ..main import jobs_process
 
     try:
         with jobs_process(read_settings(), queue or (), workers) as names:

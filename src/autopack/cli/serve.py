@@ -19,7 +19,7 @@ from ..config import Settings, SettingsError, repository_top
 from ..database import DatabaseError
 from ..gitrepo.errors import RepositoryUnusableError
 from ..gitrepo.repository import Repository
-from .command import ClosedPipeError, CommandError, command_app
+from .command import ClosedPipeError, CommandError, command_app, importing
 from .settings import read_settings
 from .signals import leave_on_signals
 from .terminal import say
@@ -76,14 +76,15 @@ def _serve(stack: ExitStack, *, host: str | None, port: str | None, is_demo: boo
     listener = stack.enter_context(_listen(settings.host, settings.port))
     url = f"http://{_shown_host(settings.host)}:{listener.getsockname()[1]}"
     # Here, so that errors above are shown without this slow import.
-    from ..main import create_app, holding_clone, open_context, wire_protocol
+    with importing():
+        from ..main import create_app, holding_clone, open_context, wire_protocol
 
-    app = create_app(settings)
-    # The application does this too; here, so that an error is shown as one line.
-    stack.enter_context(holding_clone(stack.enter_context(open_context(settings))))
+    # The application could do this too; here, so that an error is shown as one line.
+    context = stack.enter_context(open_context(settings))
+    stack.enter_context(holding_clone(context))
     server = _Server(
         uvicorn.Config(
-            app,
+            create_app(settings, context),
             http=wire_protocol(settings),
             access_log=False,
             log_level="warning",
