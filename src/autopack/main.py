@@ -48,6 +48,7 @@ from .api.monitoring import Traffic, TrafficMiddleware
 from .api.turns import Turns
 from .api.wire import WireProtocol, connections_within, protocol_with, raise_file_limit
 from .config import MEGABYTE, Settings, SettingsError, load_settings
+from .dashboard.mount import mount_dashboard
 from .database import DatabaseClock, DatabaseError, open_database
 from .domain.access import Caller
 from .domain.keys import without_keys
@@ -137,6 +138,7 @@ def create_app(settings: Settings | None = None, opened: AppContext | None = Non
     describe_csv(app)
     mount_docs(app)
     mcp = mount_mcp(app)
+    mount_dashboard(app)
     app.add_middleware(
         AccessMiddleware,
         hosts=settings.allowed_hosts,

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import math
 import time
+from functools import partial
 from typing import Final
+from urllib.parse import urlencode
 
 import anyio
 from starlette.datastructures import Headers
-from starlette.responses import Response
+from starlette.requests import cookie_parser
+from starlette.responses import RedirectResponse, Response
 from starlette.types import Scope
 
 from ..domain.access import Caller
@@ -28,7 +31,11 @@ from .errors import outage_response, problem_response, refusal_response
 _LOOKUPS: Final = 4
 # The same for every caller and installation, so they are readable without a key.
 _PAGES: Final = frozenset({"/health/live", "/docs", "/redoc", "/openapi.json", "/favicon.ico"})
-_FILES: Final = "/docs/static/"
+_FILES: Final = ("/docs/static/", "/dashboard/static/")
+# Where a browser signs in: also posted to without a session.
+SIGN_IN: Final = "/dashboard/login"
+DASHBOARD: Final = "/dashboard"
+SESSION_COOKIE: Final = "autopack_session"
 
 
 class Credentials:
@@ -43,12 +50,15 @@ class Credentials:
         if _is_public(scope):
             return None
         key = _key_in(headers)
+        is_session = key is None
+        if is_session:
+            key = _session_in(scope, headers)
         if key is None:
-            return _refusal()
+            return _sign_in_or_refusal(scope, headers)
         try:
-            caller = await self._known_by(key, scope)
+            caller = await self._known_by(key, scope, is_session=is_session)
             if caller is None:
-                return _refusal()
+                return _sign_in_or_refusal(scope, headers)
             caller.require_project(scope["app"].state.settings.project_id)
             if caller.holder is not None and caller.limits is not None:
                 self._rates.take(caller.holder, caller.limits.requests_per_minute)
@@ -58,13 +68,13 @@ class Credentials:
             return outage_response(error)
         return caller
 
-    async def _known_by(self, key: bytes, scope: Scope) -> Caller | None:
+    async def _known_by(self, key: bytes, scope: Scope, *, is_session: bool) -> Caller | None:
         """Return who has a key or sends a token; `scope` then says how long a stream may last.
 
         Raises TokenRefusedError, IssuerAwayError, and what a database that is away raises.
         """
         verifier: TokenVerifier | None = scope["app"].state.verifier
-        if verifier is not None and key.count(b".") == 2:
+        if verifier is not None and not is_session and key.count(b".") == 2:
             verify, token = verifier.verify, key.decode("latin-1")
             caller, until = await anyio.to_thread.run_sync(verify, token, limiter=self._lookups)
             scope["caller_until"] = until
@@ -73,8 +83,9 @@ class Credentials:
         digest = digest_of(key)
         known, is_known = keyring.find(digest)
         if not is_known:
-            known = await anyio.to_thread.run_sync(keyring.read, digest, limiter=self._lookups)
-        scope["key_digest"] = digest
+            read = partial(keyring.read, digest, is_session=is_session)
+            known = await anyio.to_thread.run_sync(read, limiter=self._lookups)
+        scope["key_digest"], scope["is_session"] = digest, is_session
         return known
 
 
@@ -89,7 +100,8 @@ async def is_still_known(scope: Scope) -> bool:
     caller, is_known = keyring.find(digest)
     if not is_known:
         try:
-            caller = await anyio.to_thread.run_sync(keyring.read, digest)
+            read = partial(keyring.read, digest, is_session=scope["is_session"])
+            caller = await anyio.to_thread.run_sync(read)
         except OUTAGES:  # the stream goes on when the database does
             return True
     return caller is not None
@@ -109,6 +121,29 @@ def _key_in(headers: Headers) -> bytes | None:
     return found[0] if len(found) == 1 else None
 
 
+def _session_in(scope: Scope, headers: Headers) -> bytes | None:
+    """Return the secret of the browser's cookie, where a browser may use it.
+
+    A page of another origin cannot send a change: `SameSite=Strict` keeps the cookie back, and a
+    change that names no origin is no browser's.
+    """
+    is_read = scope["type"] == "http" and scope["method"] in ("GET", "HEAD")
+    if not is_read and (headers.get("origin") is None or not _is_within(_path(scope), DASHBOARD)):
+        return None
+    secret = cookie_parser(headers.get("cookie", "")).get(SESSION_COOKIE)
+    return secret.encode("latin-1", "replace") if secret else None
+
+
+def _sign_in_or_refusal(scope: Scope, headers: Headers) -> Response:
+    """Return the way to the sign-in page, for a browser that opens a page."""
+    path = _path(scope)
+    is_page = scope["type"] == "http" and "text/html" in headers.get("accept", "")
+    if is_page and (path == "/" or _is_within(path, DASHBOARD)):
+        root = str(scope.get("root_path", "")).rstrip("/")
+        return RedirectResponse(f"{root}{SIGN_IN}?{urlencode({'to': path})}", 303)
+    return _refusal()
+
+
 def _refusal() -> Response:
     return problem_response(
         401,
@@ -120,10 +155,20 @@ def _refusal() -> Response:
 
 
 def _is_public(scope: Scope) -> bool:
-    if scope["type"] != "http" or scope["method"] not in ("GET", "HEAD"):
+    if scope["type"] != "http":
         return False
+    path = _path(scope)
+    if path == SIGN_IN:
+        return scope["method"] in ("GET", "HEAD", "POST")
+    return scope["method"] in ("GET", "HEAD") and (path in _PAGES or path.startswith(_FILES))
+
+
+def _is_within(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(f"{folder}/")
+
+
+def _path(scope: Scope) -> str:
+    """Return the path as the router takes it."""
     path: str = scope["path"]
     prefix = str(scope.get("root_path", "")).rstrip("/")
-    if prefix and path.startswith(f"{prefix}/"):  # as the router takes it
-        path = path[len(prefix) :]
-    return path in _PAGES or path.startswith(_FILES)
+    return path[len(prefix) :] if prefix and path.startswith(f"{prefix}/") else path

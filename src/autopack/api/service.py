@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import RedirectResponse
 
 from .. import __version__
 from ..services.health import Check, check_health
 from ..views.service import CheckAnswer, HealthAnswer, LiveAnswer, ServiceAnswer
+from .credentials import DASHBOARD
 from .errors import problems
 from .guard import GuardedRoute
 from .inputs import Context
@@ -18,14 +20,18 @@ DESCRIPTION = "Supervises autonomous builds without intervention: from a plan to
 router = APIRouter(tags=["service"], route_class=GuardedRoute)
 
 
-@router.get("/", responses=problems(), summary="About this service")
-async def root() -> ServiceAnswer:
-    """Name, version and links."""
+@router.get("/", response_model=ServiceAnswer, responses=problems(), summary="About this service")
+async def root(request: Request) -> ServiceAnswer | RedirectResponse:
+    """Name, version and links. A browser is sent to the dashboard."""
+    if "text/html" in request.headers.get("accept", ""):
+        prefix = str(request.scope.get("root_path", "")).rstrip("/")
+        return RedirectResponse(f"{prefix}{DASHBOARD}", 303)
     return ServiceAnswer(
         service="Autopack Supervisor",
         version=__version__,
         description=DESCRIPTION,
         links={
+            "dashboard": DASHBOARD,
             "documentation": "/docs",
             "reference": "/redoc",
             "openapi": "/openapi.json",

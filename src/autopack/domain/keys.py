@@ -24,6 +24,8 @@ from .values import Closed, Identifier, Several
 PREFIX: Final = "ap_"
 # After a rotation the old key is accepted for so long, so that its users can be changed one by one.
 ROTATION_OVERLAP: Final = timedelta(hours=1)
+# How long a browser stays signed in.
+SESSION_LIFETIME: Final = timedelta(hours=12)
 
 _DIGITS: Final = string.digits + string.ascii_uppercase + string.ascii_lowercase
 _BODY: Final = 43  # digits of 256 bits in base 62

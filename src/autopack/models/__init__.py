@@ -5,7 +5,7 @@ from .counts import backlog_counts, run_counts
 from .events import EventRow
 from .figures import Figure
 from .issues import BacklogEntry, Issue, Sighting
-from .keys import ApiKey, AuditEntry
+from .keys import ApiKey, AuditEntry, BrowserSession
 from .pulses import Pulse
 from .pushes import Push
 from .rulesets import RulesetVersion
@@ -19,6 +19,7 @@ __all__ = [
     "AuditEntry",
     "BacklogEntry",
     "Base",
+    "BrowserSession",
     "CiLog",
     "CiRun",
     "Commit",

@@ -39,6 +39,20 @@ class ApiKey(Base):
     )
 
 
+class BrowserSession(Base):
+    """A browser that is signed in to the dashboard, by the digests of its cookie and of the key.
+
+    The session is as good as that secret of the key: it ends when the key does, and an hour after
+    the key's rotation.
+    """
+
+    __tablename__ = "browser_sessions"
+
+    sha256: Mapped[str] = mapped_column(primary_key=True)
+    key_sha256: Mapped[str]
+    expires_at: Mapped[datetime] = mapped_column(index=True)
+
+
 class AuditEntry(Base):
     """One entry of the audit log; entries are added and never changed."""
 

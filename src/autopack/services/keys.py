@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import secrets
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -13,9 +14,9 @@ from typing import Final, Literal
 from ..domain.access import AccessRole, Caller, WrongProjectError
 from ..domain.audit import AuditAction
 from ..domain.errors import ConflictError, ForbiddenError
-from ..domain.keys import ROTATION_OVERLAP, NewKey, digest_of, make_key
+from ..domain.keys import ROTATION_OVERLAP, SESSION_LIFETIME, NewKey, digest_of, make_key
 from ..domain.limits import Limits
-from ..models import ApiKey
+from ..models import ApiKey, BrowserSession
 from ..store import keys
 from ..views.keys import KeyAnswer, SecretKeyAnswer
 from .audit import note
@@ -120,6 +121,30 @@ def rotate_key(context: AppContext, name: str) -> SecretKeyAnswer:
         return SecretKeyAnswer(api_key=secret, key=_answer(key, now))
 
 
+def open_session(context: AppContext, key: str) -> str:
+    """Sign a browser in by a key that works, and return the secret of its cookie.
+
+    Whether the key works is for the caller to find out, by the keyring.
+    """
+    secret, now = secrets.token_urlsafe(32), context.now()
+    opened = BrowserSession(
+        sha256=digest_of(secret.encode()),
+        key_sha256=digest_of(key.encode()),
+        expires_at=now + SESSION_LIFETIME,
+    )
+    with context.writing() as session:
+        keys.add_session(session, opened, now)
+        session.commit()
+    return secret
+
+
+def close_session(context: AppContext, secret: str) -> None:
+    """Sign a browser out; its cookie is worth nothing from now on."""
+    with context.writing() as session:
+        keys.remove_session(session, digest_of(secret.encode()))
+        session.commit()
+
+
 @dataclass(frozen=True, slots=True)
 class _Known:
     """What the database said of a digest; `caller` is None for one that no key has."""
@@ -156,15 +181,24 @@ class Keyring:
         is_over = known.ends_at is not None and known.ends_at <= self._context.now()
         return (None if is_over else known.caller), True
 
-    def read(self, digest: str) -> Caller | None:
-        """Ask the database who has a digest; other threads' answers are taken where they came."""
+    def read(self, digest: str, *, is_session: bool = False) -> Caller | None:
+        """Ask the database who has a digest; other threads' answers are taken where they came.
+
+        With `is_session` it is that of a browser's cookie: the caller is who has the key by which
+        the browser signed in.
+        """
         caller, is_known = self.find(digest)
         if is_known:
             return caller
         generation, read_at, now = self._generation, time.monotonic(), self._context.now()
         with self._context.reading() as session:
-            key = keys.find_by_digest(session, digest)
-            known = _Known(*self._caller_of(key, digest, now), read_at)
+            opened = keys.find_session(session, digest, now) if is_session else None
+            secret = opened.key_sha256 if opened is not None else digest
+            key = None if is_session and opened is None else keys.find_by_digest(session, secret)
+            caller, ends_at = self._caller_of(key, secret, now)
+            if opened is not None:
+                ends_at = min(ends_at or opened.expires_at, opened.expires_at)
+            known = _Known(caller, ends_at, read_at)
             if key is not None and known.caller is not None and _is_use_old(key, now):
                 keys.touch(session, key, now)
         with self._changing:

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Final
 
-from sqlalchemy import func, or_, select, text, update
+from sqlalchemy import delete, func, or_, select, text, update
 from sqlalchemy.orm import Session
 
 from ..domain.audit import Deed, hash_of
 from ..domain.errors import NotFoundError
 from ..domain.events import GENESIS_HASH
-from ..models import ApiKey, AuditEntry
+from ..models import ApiKey, AuditEntry, BrowserSession
 
 PAGE: Final = 1_000
 _LOCK: Final = text("SELECT pg_advisory_xact_lock(hashtextextended('audit_log', 3))")
@@ -88,3 +88,20 @@ def stream_deeds(session: Session) -> Iterator[AuditEntry]:
 def touch(session: Session, key: ApiKey, now: datetime) -> None:
     """Note that a key was used."""
     session.execute(update(ApiKey).where(ApiKey.id == key.id).values(last_used_at=now))
+
+
+def find_session(session: Session, digest: str, now: datetime) -> BrowserSession | None:
+    """Return the browser's session of a cookie's digest, if it is not over."""
+    found = session.get(BrowserSession, digest)
+    return None if found is None or found.expires_at <= now else found
+
+
+def add_session(session: Session, opened: BrowserSession, now: datetime) -> None:
+    """Add a browser's session, and remove those that are over."""
+    session.execute(delete(BrowserSession).where(BrowserSession.expires_at <= now))
+    session.add(opened)
+
+
+def remove_session(session: Session, digest: str) -> None:
+    """End a browser's session."""
+    session.execute(delete(BrowserSession).where(BrowserSession.sha256 == digest))

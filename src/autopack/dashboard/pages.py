@@ -1,0 +1,186 @@
+"""The pages of all runs: overview, list, how to start one."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, time, timedelta
+from typing import Annotated, Any, Final
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import FileResponse, HTMLResponse
+from starlette.exceptions import HTTPException
+
+from ..api.inputs import Context, Cursor, decode_moment, encode_moment
+from ..domain.promotion import PromotionState
+from ..domain.run import FailureCode
+from ..domain.run_filter import RunFilter
+from ..domain.states import RunStatus
+from ..services import runs
+from ..services.context import AppContext
+from ..views.runs import ListedRun
+from .rendering import HOME, STATIC, Page, assets_version
+from .routes import InPage, PageRoute, not_found
+
+router = APIRouter(include_in_schema=False, route_class=PageRoute)
+
+RUNS_A_PAGE: Final = 50
+RUNS_ON_HOME: Final = 25
+SINCE: Final = timedelta(days=1)
+MEDIA_TYPES: Final = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+LIVE, CANCELLED = "live", "cancelled"
+CHOICES: Final = (
+    ("", "All"),
+    (LIVE, "Under way"),
+    (RunStatus.DONE_SUCCESS, "Succeeded"),
+    (RunStatus.DONE_FAILED_REQUIRES_HUMAN_REVIEW, "Needs a person"),
+    (RunStatus.DONE_FAILED_BUDGET_EXHAUSTED, "Budget spent"),
+    (RunStatus.DONE_FAILED_ENVIRONMENT, "Environment failed"),
+    (RunStatus.DONE_FAILED_POLICY_VIOLATION, "Policy violated"),
+    (CANCELLED, "Cancelled"),
+)
+
+
+@router.get(HOME)
+def home(context: Context, page: InPage) -> HTMLResponse:
+    """Show what runs and what ended since yesterday."""
+    return page.render(
+        "home.html",
+        here="home",
+        json=("/runs?live=true", "/attention"),
+        stream=f"{page.root}{HOME}/stream?page=home",
+        **home_values(context, page.now),
+        address=str(page.request.base_url).rstrip("/"),
+    )
+
+
+def home_values(context: AppContext, now: datetime) -> dict[str, Any]:
+    """Return what the overview shows of the runs."""
+    running, more_running = runs.list_runs(
+        context, RunFilter(is_live=True), limit=RUNS_ON_HOME, before=None
+    )
+    ended, more_ended = runs.list_runs(
+        context, RunFilter(ended_since=now - SINCE), limit=RUNS_ON_HOME, before=None
+    )
+    is_empty = not running and not ended and not _has_runs(context)
+    return _of_runs(now) | {
+        "running": running,
+        "more_running": more_running is not None,
+        "ended": ended,
+        "more_ended": more_ended is not None,
+        "is_empty": is_empty,
+    }
+
+
+def _has_runs(context: AppContext) -> bool:
+    page, _ = runs.list_runs(context, RunFilter(), limit=1, before=None)
+    return bool(page)
+
+
+def _of_runs(now: datetime) -> dict[str, Any]:
+    """Return the functions by which templates show runs."""
+
+    def minutes(run: ListedRun) -> int:
+        return max(0, round(((run.ended_at or now) - run.created_at).total_seconds() / 60))
+
+    return {"minutes": minutes, "shown_state": shown_state}
+
+
+def shown_state(run: Any) -> str:
+    """Return a run's state for people, who tell a cancelled run from one that failed."""
+    return CANCELLED if run.failure_code is FailureCode.CANCELLED else str(run.state)
+
+
+@router.get(f"{HOME}/start")
+def start(page: InPage) -> HTMLResponse:
+    """Show how a run is started."""
+    address = str(page.request.base_url).rstrip("/")
+    return page.render("start.html", address=address, is_empty=False)
+
+
+@router.get(f"{HOME}/runs")
+def list_runs(
+    context: Context,
+    page: InPage,
+    text: Annotated[str, Query(max_length=64)] = "",
+    state: str = "",
+    promotion: str = "",
+    since: str = "",
+    live: str = "",
+    cursor: Cursor = None,
+) -> HTMLResponse:
+    """Show the runs that match, newest first."""
+    state = LIVE if live == "true" else state
+    wanted, problem = _filter(text, state, promotion, since)
+    before = None if cursor is None else decode_moment(cursor)
+    found, more = runs.list_runs(context, wanted, limit=RUNS_A_PAGE, before=before)
+    query = {"text": text, "state": state, "promotion": promotion, "since": since}
+    return page.render(
+        "runs.html",
+        200 if problem is None else 422,
+        here="runs",
+        json=("/runs",),
+        runs=found,
+        choices=CHOICES,
+        query=query,
+        problem=problem,
+        is_later=cursor is not None,
+        first_page=_runs_page(page, query),
+        next_page=None if more is None else _runs_page(page, query, encode_moment(*more)),
+        **_of_runs(page.now),
+    )
+
+
+def _runs_page(page: Page, query: dict[str, str], cursor: str | None = None) -> str:
+    given = {name: value for name, value in query.items() if value}
+    if cursor is not None:
+        given["cursor"] = cursor
+    return f"{page.root}{HOME}/runs?{urlencode(given)}"
+
+
+def _filter(text: str, state: str, promotion: str, since: str) -> tuple[RunFilter, str | None]:
+    """Return what a form asks for, and what of it is not understood and left out."""
+    problem = None
+    status = code = verdict = ended_since = None
+    if state == CANCELLED:
+        code = FailureCode.CANCELLED
+    elif state not in ("", LIVE):
+        try:
+            status = RunStatus(state)
+        except ValueError:
+            problem = f"There is no state {state[:50]!r}."
+    if promotion:
+        try:
+            verdict = PromotionState(promotion)
+        except ValueError:
+            problem = f"There is no verdict {promotion[:50]!r} on merging."
+    if since:
+        try:
+            ended_since = datetime.combine(date.fromisoformat(since), time(), UTC)
+        except ValueError:
+            problem = f"{since[:50]!r} is no date, such as 2026-01-31."
+    wanted = RunFilter(
+        status=status,
+        failure_code=code,
+        promotion=verdict,
+        is_live=True if state == LIVE else None,
+        ended_since=ended_since,
+        containing=text.strip() or None,
+    )
+    return wanted, problem
+
+
+async def static_file(digest: str, name: str) -> Response:
+    """Serve a file under an address that changes with its content, so that it is kept for good."""
+    path = STATIC / name
+    if digest != assets_version() or path.suffix not in MEDIA_TYPES or path.parent != STATIC:
+        raise HTTPException(404)
+    return FileResponse(
+        path,
+        media_type=MEDIA_TYPES[path.suffix],
+        headers={"Cache-Control": "public, max-age=31536000, immutable"},
+    )
+
+
+async def nowhere(request: Request) -> Response:
+    """Answer for an address that no page has."""
+    return not_found(request, "there is no such page")
