@@ -58,7 +58,7 @@ def test_a_run_is_started_watched_and_promoted(
     autopack.submit_builder_result("run-001", "P1", {"status": "success", "tokens_used": 100})
 
     watched = terminal.run("run", "watch", "run-001").splitlines()
-    assert "DONE_SUCCESS" in watched[-1]
+    assert "The run succeeded: every phase has ended." in watched[-1]
     events = [
         json.loads(line) for line in terminal.run("run", "events", "run-001", "--json").splitlines()
     ]

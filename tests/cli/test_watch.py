@@ -20,7 +20,7 @@ HAPPENED = EventAnswer.model_validate(
     {
         **{"sequence": 1, "at": "2026-11-26T08:00:00Z", "actor": "a", "kind": "PhaseStarted"},
         **dict.fromkeys(("phase_id", "tier_id", "from_state", "to_state", "reason"), None),
-        **{"data": {}, "previous_hash": "", "hash": ""},
+        **{"data": {}, "previous_hash": "", "hash": "", "sentence": "Began.", "outcome": "working"},
     }
 )
 

@@ -29,7 +29,9 @@ _HASH = "0" * 64
 _EXAMPLE = (
     'id: 2\ndata: {"actor":"key:codex-3:builder","at":"2026-01-01T12:00:00.000000Z","data":{},'
     f'"from_state":"QUEUED","hash":"{_HASH}","kind":"PhaseStarted","phase_id":"P1.1","previous_hash":"{_HASH}",'
-    '"reason":null,"run_id":"run-001","sequence":2,"tier_id":"T1","to_state":"EXECUTING"}\n\n'
+    '"outcome":"working","reason":"claimed by codex","run_id":"run-001",'
+    '"sentence":"Building began: claimed by codex.","sequence":2,"tier_id":"T1",'
+    '"to_state":"EXECUTING"}\n\n'
     'event: end\ndata: {"run_id": "run-001", "state": "DONE_SUCCESS"}\n\n'
 )
 

@@ -139,6 +139,5 @@ def print_event(event: EventAnswer, *, as_json: bool) -> None:
         print_json(event, is_line=True)
         return
     where = event.phase_id or event.tier_id or ""
-    move = f"{event.from_state or ''} -> {event.to_state}" if event.to_state else ""
-    words = (str(event.sequence), f"{event.at:%H:%M:%S}", event.kind, where, move, event.reason)
+    words = (str(event.sequence), f"{event.at:%H:%M:%S}", where, event.sentence)
     say("  ".join(word for word in words if word), is_now=True)

@@ -7,6 +7,8 @@ from datetime import datetime
 from sqlalchemy import CheckConstraint, ForeignKey, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
+from ..domain.event_text import EventOutcome, Told, tell
+from ..domain.events import EventRecord
 from .base import Base, Id, Json
 
 
@@ -27,6 +29,30 @@ class EventRow(Base):
     data: Mapped[Json]
     previous_hash: Mapped[str]
     hash: Mapped[str]
+
+    @property
+    def told(self) -> Told:
+        return tell(
+            EventRecord(
+                kind=self.kind,
+                actor=self.actor,
+                at=self.at,
+                phase_id=self.phase_id,
+                tier_id=self.tier_id,
+                from_state=self.from_state,
+                to_state=self.to_state,
+                reason=self.reason,
+                data=self.data,
+            )
+        )
+
+    @property
+    def sentence(self) -> str:
+        return self.told[0]
+
+    @property
+    def outcome(self) -> EventOutcome:
+        return self.told[1]
 
     __table_args__ = (
         UniqueConstraint("run_pk", "sequence"),

@@ -18,6 +18,7 @@ from sqlalchemy import Engine
 
 from ..domain.access import Caller
 from ..domain.errors import UnavailableError
+from ..domain.event_text import tell
 from ..domain.events import canonical_json, event_document
 from ..domain.limits import TooManyKeyStreamsError
 from ..store import feed as store
@@ -309,11 +310,13 @@ class AllView:
 
 def _told(found: FeedEvent, previous: int = 0) -> FeedItem:
     document = event_document(found.sequence, found.event, found.previous_hash)
+    sentence, outcome = tell(found.event)
+    said = {"run_id": found.run_id, "hash": found.hash, "sentence": sentence, "outcome": outcome}
     return FeedItem(
         position=found.position,
         previous=previous,
         run_pk=found.run_pk,
         sequence=found.sequence,
         kind=found.event.kind,
-        document=canonical_json({"run_id": found.run_id, **document, "hash": found.hash}).decode(),
+        document=canonical_json({**document, **said}).decode(),
     )

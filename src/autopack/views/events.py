@@ -1,14 +1,20 @@
-"""Answers about events: the document that is hashed, and its hash."""
+"""Answers about events: the document that is hashed, its hash, and a sentence about it."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from ..domain.event_text import EventOutcome
 from ..domain.states import RunStatus
 from . import Shape, WireTime
 
 
 class EventAnswer(Shape):
+    """An event; its hash is over the fields up to `previous_hash`.
+
+    `sentence` is for people, and does not name the phase or the tier.
+    """
+
     sequence: int
     at: WireTime
     actor: str
@@ -21,10 +27,12 @@ class EventAnswer(Shape):
     data: dict[str, Any]
     previous_hash: str
     hash: str
+    sentence: str
+    outcome: EventOutcome
 
 
 class StreamedEvent(EventAnswer):
-    """An event in a stream; its hash is over the other fields without `run_id`."""
+    """An event in a stream, with its run, over which the hash is not."""
 
     run_id: str
 

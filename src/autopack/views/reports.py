@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from ..domain.event_text import EventOutcome
 from ..domain.issues import BacklogStatus
 from ..domain.rehearsal import Rehearsal
 from ..domain.run import FailureCode
@@ -148,6 +149,8 @@ class MoveAnswer(Shape):
     from_state: str | None
     to_state: str | None
     reason: str | None
+    sentence: str
+    outcome: EventOutcome
 
 
 class PromotionVerdictAnswer(Shape):
