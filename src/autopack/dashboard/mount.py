@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
-from . import pages, sign_in
+from . import actions, live, pages, run_page, sign_in
+from .live import Boards
 from .rendering import HOME
 
 
 def mount_dashboard(app: FastAPI) -> None:
     """Serve the pages below `/dashboard`."""
-    for module in (sign_in, pages):
+    app.state.boards = Boards()
+    for module in (sign_in, pages, run_page, live, actions):
         app.include_router(module.router)
     app.add_api_route(
         f"{HOME}/static/{{digest}}/{{name}}", pages.static_file, include_in_schema=False

@@ -85,7 +85,11 @@ def diff(context: AppContext, run_id: str, phase_id: str | None) -> bytes:
         run = runs.get_run(session, run_id)
     if phase_id is None:
         return context.repository.diff(run.base_commit, run.work_commit)
-    phase = runs.get_phase(run, phase_id)
+    return phase_diff(context, runs.get_phase(run, phase_id))
+
+
+def phase_diff(context: AppContext, phase: Phase) -> bytes:
+    """Return what a phase changed so far; nothing before its first commit."""
     if phase.start_commit is None or phase.commit is None:
         return b""
     return context.repository.diff(phase.start_commit, phase.commit)

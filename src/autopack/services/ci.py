@@ -82,10 +82,11 @@ def list_ci_runs(context: AppContext, run_id: str) -> CiRunsAnswer:
     """Return a run's CI runs, in order."""
     with context.reading() as session:
         found = ci_runs.list_ci_runs(session, runs.get_run_pk(session, run_id))
-    return CiRunsAnswer(run_id=run_id, ci_runs=[_shown(run_id, *each) for each in found])
+    return CiRunsAnswer(run_id=run_id, ci_runs=[ci_run_answer(run_id, *each) for each in found])
 
 
-def _shown(run_id: str, run: CiRun, phase_id: str) -> CiRunAnswer:
+def ci_run_answer(run_id: str, run: CiRun, phase_id: str) -> CiRunAnswer:
+    """Return a CI run as answers show it."""
     has_log = run.sandbox not in (None, Sandbox.EXTERNAL)
     log = f"/runs/{run_id}/ci/{run.id}/log" if has_log else None
     return CiRunAnswer.of(run, phase_id=phase_id, flaky=run.is_flaky, log=log)

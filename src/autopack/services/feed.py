@@ -77,6 +77,7 @@ class Feed:
         self.engine = engine
         self._limit = limit
         self._mailboxes: set[_Mailbox] = set()
+        self._open = 0
         self._of_keys = Counter[str]()  # open streams by the names of their keys
         self._listening: asyncio.Task[None] | None = None
         self._news = asyncio.Event()
@@ -89,6 +90,11 @@ class Feed:
     def position(self) -> int:
         return self._position or 0
 
+    @property
+    def is_ending(self) -> bool:
+        """Whether the streams end, with the service."""
+        return self._is_ending
+
     def require_room(self, caller: Caller) -> None:
         """Raises TooManyStreamsError, TooManyKeyStreamsError."""
         key, limits = caller.holder, caller.limits
@@ -97,7 +103,7 @@ class Feed:
                 f"{key} has {limits.streams} streams open; close one first",
                 retry_after=KEY_RETRY_SECONDS,
             )
-        if len(self._mailboxes) >= self._limit:
+        if self._open >= self._limit:
             raise TooManyStreamsError(
                 f"{self._limit} streams are open already (AUTOPACK_MAX_STREAMS); try again later"
             )
@@ -107,9 +113,11 @@ class Feed:
         """Count a stream for its key as long as it is open."""
         key = caller.holder or ""
         self._of_keys[key] += 1
+        self._open += 1
         try:
             yield
         finally:
+            self._open -= 1
             self._of_keys[key] -= 1
             if not self._of_keys[key]:
                 del self._of_keys[key]

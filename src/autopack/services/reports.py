@@ -105,7 +105,7 @@ def run_summary(context: AppContext, run_id: str) -> RunReportAnswer:
             event_count=run.event_sequence,
             timeline=reports.list_latest_moves(session, run.id, limit=TIMELINE_EVENTS),
         )
-    return summary(promotion=_promotion(context, run))  # git runs outside of any transaction
+    return summary(promotion=promotion_verdict(context, run))  # git runs outside of any transaction
 
 
 def promotion(context: AppContext, run_id: str) -> PromotionAnswer:
@@ -116,7 +116,7 @@ def promotion(context: AppContext, run_id: str) -> PromotionAnswer:
     with reading_run(context, run_id) as (session, run):
         found = open_issues(session, run)
         report = run_detail(session, run, detailed=())
-    verdict = _promotion(context, run)
+    verdict = promotion_verdict(context, run)
     return PromotionAnswer.of(
         verdict,
         run_id=run.run_id,
@@ -126,7 +126,7 @@ def promotion(context: AppContext, run_id: str) -> PromotionAnswer:
     )
 
 
-def _promotion(context: AppContext, run: Run) -> PromotionVerdictAnswer:
+def promotion_verdict(context: AppContext, run: Run) -> PromotionVerdictAnswer:
     """Return the eligibility by a run's record, or by the rules for a run without one. (rules §8)
 
     A rehearsal with today's base branch is added, and may only be stricter.

@@ -55,7 +55,7 @@ def start_run(context: AppContext, plan: Plan) -> tuple[RunAnswer, bool]:
             if existing.plan_sha256 == digest and existing.run_id == run_id:
                 if existing.mirrored_revision < existing.revision:
                     existing = up_to_date(context, session, run_id)
-                return _answer_of(session, existing), False
+                return answer_of(session, existing), False
             raise RunExistsError(
                 f"run '{existing.run_id}' exists, with another plan; choose another run_id"
             )
@@ -79,12 +79,12 @@ def get_run(context: AppContext, run_id: str) -> RunAnswer:
     with context.reading() as session:
         run = runs.get_run(session, run_id)
         if run.ended_at is not None or context.now() < run.deadline_at:
-            return _answer_of(session, run)
+            return answer_of(session, run)
     with changing(context, run_id) as change:
         return _answer(change.run, [])
 
 
-def _answer_of(session: RowSession, run: Run) -> RunAnswer:
+def answer_of(session: RowSession, run: Run) -> RunAnswer:
     """Return a run with its tiers and phases, and the leases that its phases name."""
     is_held = any(phase.lease_id is not None for tier in run.tiers for phase in tier.phases)
     return _answer(run, glances.list_leases(session, run.id) if is_held else [])

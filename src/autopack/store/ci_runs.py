@@ -92,6 +92,12 @@ def list_ci_runs(session: Session, run_pk: int) -> list[tuple[CiRun, str]]:
     return [(run, phase_id) for run, phase_id in session.execute(query)]
 
 
+def list_of_phase(session: Session, phase_pk: int) -> Sequence[CiRun]:
+    """Return the CI runs of a phase, newest first."""
+    query = select(CiRun).where(CiRun.phase_pk == phase_pk).order_by(CiRun.id.desc())
+    return session.scalars(query).all()
+
+
 def list_tails(session: RowSession, phase_pks: Sequence[int]) -> dict[str, list[str]]:
     """Return the verdict and the end of the log of each CI run of these phases, by commit."""
     query = (

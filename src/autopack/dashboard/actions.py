@@ -1,0 +1,60 @@
+"""What operators do on the pages: forms over the same services as the API, with the same checks."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from fastapi import APIRouter, Response
+from pydantic import TypeAdapter, ValidationError
+from starlette.exceptions import HTTPException
+
+from ..api.branches import Rollback
+from ..api.inputs import Context, PhaseId, RunId
+from ..api.runs import Cancellation
+from ..domain.values import Closed
+from ..services import branches, phases, runs
+from ..services.phases import StatusChange
+from .rendering import HOME
+from .routes import InPage, PageRoute, back_to
+from .sign_in import Form
+
+Wanted = TypeVar("Wanted", bound=Closed)
+router = APIRouter(include_in_schema=False, route_class=PageRoute)
+
+
+@router.post(f"{HOME}/runs/{{run_id}}/cancel", name="POST /runs/{run_id}/cancel")
+def cancel(context: Context, page: InPage, run_id: RunId, form: Form) -> Response:
+    """End a live run."""
+    wanted = _read(Cancellation, form)
+    runs.cancel_run(context, run_id, wanted.reason)
+    return back_to(page, f"{HOME}/runs/{run_id}")
+
+
+@router.post(f"{HOME}/runs/{{run_id}}/rollback", name="POST /runs/{run_id}/rollback")
+def rollback(context: Context, page: InPage, run_id: RunId, form: Form) -> Response:
+    """Put the branch of a run that is over back to the end of a phase."""
+    wanted = _read(Rollback, form)
+    branches.rollback(context, run_id, wanted.to_phase, wanted.reason, None)
+    return back_to(page, f"{HOME}/runs/{run_id}")
+
+
+@router.post(
+    f"{HOME}/runs/{{run_id}}/phases/{{phase_id}}/update_status",
+    name="POST /runs/{run_id}/phases/{phase_id}/update_status",
+)
+def update_status(
+    context: Context, page: InPage, run_id: RunId, phase_id: PhaseId, form: Form
+) -> Response:
+    """Set a phase by hand."""
+    phases.update_status(context, run_id, phase_id, _read(StatusChange, form))
+    return back_to(page, f"{HOME}/runs/{run_id}?phase={phase_id}#phase")
+
+
+def _read(kind: type[Wanted], form: dict[str, str]) -> Wanted:
+    """Read a form as the body of the API's operation. Raises HTTPException."""
+    try:
+        return TypeAdapter(kind).validate_python(form)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the form"
+        raise HTTPException(422, f"{where}: {first['msg']}") from None

@@ -1,0 +1,245 @@
+"""Pages that change while they are open: fragments of HTML, as server-sent events.
+
+All browsers that show one page share a board. It reads the page's data and renders its parts once
+for all of them, at most once a second, when an event concerns the page; browsers get the parts that
+differ. So a hundred open pages cost as much as a hundred open streams.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Final
+
+import structlog
+from fastapi import APIRouter, Header, Query, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
+
+from ..api.credentials import is_still_known
+from ..api.guard import caller_of
+from ..api.inputs import Context
+from ..domain.errors import AutopackError, InvalidError
+from ..domain.values import MAX_COUNT, Identifier
+from ..services.availability import OUTAGES
+from ..services.context import AppContext
+from ..services.feed import KEEP_ALIVE_SECONDS, AllView, Feed, RunView, View
+from ..views.events import EndOfRun
+from .pages import home_values
+from .rendering import HOME, Page, fragment, with_parts
+from .routes import PageRoute
+from .run_page import PARTS, run_values
+
+logger = structlog.get_logger(__name__)
+router = APIRouter(include_in_schema=False, route_class=PageRoute)
+
+PAUSE_SECONDS: Final = 1.0
+RETRY_MILLISECONDS: Final = 1_000
+HEADERS: Final = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+UNREADABLE: Final[tuple[type[Exception], ...]] = (AutopackError, *OUTAGES)
+# Relative times differ at each look, and the browser itself keeps them up to date.
+_AGES: Final = re.compile(r"(?<=>)[^<]*(?=</time>)")
+HOME_PARTS: Final = ("summary", "running", "ended")
+
+
+class UnknownPageError(InvalidError):
+    code = "unknown_page"
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What one board shows. Browsers with the same values share it."""
+
+    page: str
+    run_id: str
+    phase_id: str
+    root: str
+    may_act: bool
+
+
+@dataclass(slots=True)
+class Picture:
+    """The parts of a page at one moment; `lines` are the latest events with their numbers."""
+
+    number: int
+    parts: dict[str, str] = field(default_factory=dict)
+    lines: list[tuple[int, str]] = field(default_factory=list)
+    is_over: bool = False
+
+
+class Board:
+    """Renders a page's parts for all browsers that show it."""
+
+    def __init__(self, shown: Shown, draw: Callable[[], Picture], feed: Feed, view: View) -> None:
+        self.shown = shown
+        self.readers = 0
+        self.picture: Picture | None = None
+        self._draw = draw
+        self._feed = feed
+        self._view = view
+        self._is_dirty = asyncio.Event()
+        self._changed = asyncio.Condition()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._is_dirty.set()
+        self._tasks = [loop.create_task(self._follow()), loop.create_task(self._render())]
+
+    def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
+    async def next(self, seen: Picture | None) -> Picture | None:
+        """Return the next picture after one; None after a while without one."""
+        async with self._changed:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(
+                    self._changed.wait_for(lambda: self.picture is not seen), KEEP_ALIVE_SECONDS
+                )
+        return None if self.picture is seen else self.picture
+
+    async def _follow(self) -> None:
+        async with aclosing(self._feed.follow(self._view, None)) as events:
+            async for event in events:
+                if event is not None:
+                    self._is_dirty.set()
+                if isinstance(event, EndOfRun):
+                    return
+
+    async def _render(self) -> None:
+        while self.picture is None or not self.picture.is_over:
+            await self._is_dirty.wait()
+            self._is_dirty.clear()
+            try:
+                picture = await run_in_threadpool(self._draw)
+            except UNREADABLE as error:
+                logger.warning("page_not_drawn", page=self.shown.page, why=str(error))
+                self._is_dirty.set()  # again, after the pause
+            except Exception:  # an error of one page must not end its stream for good
+                logger.exception("page_not_drawn", page=self.shown.page)
+            else:
+                async with self._changed:
+                    self.picture = picture
+                    self._changed.notify_all()
+            await asyncio.sleep(PAUSE_SECONDS)
+
+
+class Boards:
+    """The boards of all pages that are open now."""
+
+    def __init__(self) -> None:
+        self._boards: dict[Shown, Board] = {}
+
+    def take(self, board: Board) -> Board:
+        """Return the board for a page: the one that there is, or this one, which then starts."""
+        found = self._boards.get(board.shown)
+        if found is None:
+            found = self._boards[board.shown] = board
+            board.start()
+        found.readers += 1
+        return found
+
+    def release(self, board: Board) -> None:
+        board.readers -= 1
+        if not board.readers:
+            board.stop()
+            self._boards.pop(board.shown, None)
+
+
+@router.get(f"{HOME}/stream")
+async def stream(
+    request: Request,
+    context: Context,
+    page: Annotated[str, Query(max_length=20)],
+    run: Identifier | None = None,
+    phase: Annotated[str, Query(max_length=200)] = "",
+    after: Annotated[int, Query(ge=0, le=MAX_COUNT)] = 0,
+    last_event_id: Annotated[int | None, Header(ge=0, le=MAX_COUNT)] = None,
+) -> EventSourceResponse:
+    """Send the parts of a page that differ from those a browser has: those after a number."""
+    feed: Feed = request.app.state.feed
+    feed.require_room(context.caller)
+    shown_by = Page(request, context.now())
+    shown = Shown(page, run or "", phase, shown_by.root, shown_by.may_act)
+    board = await _board(context, feed, shown, shown_by.values())
+    start = after if last_event_id is None else last_event_id
+    return EventSourceResponse(_events(request, feed, board, start), headers=HEADERS)
+
+
+async def _board(context: AppContext, feed: Feed, shown: Shown, values: dict[str, Any]) -> Board:
+    """Make the board of a page. Raises NotFoundError, UnknownPageError."""
+    if shown.page == "run" and shown.run_id:
+        view: View = await run_in_threadpool(RunView, context, shown.run_id)
+        return Board(shown, lambda: _draw_run(context, shown, values), feed, view)
+    if shown.page == "home":
+        return Board(shown, lambda: _draw_home(context, feed, values), feed, AllView(context, feed))
+    raise UnknownPageError("page: is one of 'home' and 'run', 'run' with the run's id")
+
+
+def _draw_run(context: AppContext, shown: Shown, values: dict[str, Any]) -> Picture:
+    now = context.now()
+    found = run_values(context, shown.run_id, shown.phase_id or None, now)
+    values = with_parts(values | found | {"now": now})
+    lines = [
+        (event.sequence, fragment("run.html", "feed", values | {"feed": [event]}))
+        for event in found["feed"]
+    ]
+    return Picture(
+        number=found["event_count"],
+        parts={name: fragment("run.html", name, values) for name in PARTS},
+        lines=lines,
+        is_over=found["r"].ended_at is not None,
+    )
+
+
+def _draw_home(context: AppContext, feed: Feed, values: dict[str, Any]) -> Picture:
+    now = context.now()
+    number = feed.position
+    values = with_parts(values | home_values(context, now) | {"now": now})
+    return Picture(number, {name: fragment("home.html", name, values) for name in HOME_PARTS})
+
+
+async def _events(request: Request, feed: Feed, board: Board, start: int) -> AsyncIterator[bytes]:
+    boards: Boards = request.app.state.boards
+    with feed.counted(caller_of(request.scope)):
+        board = boards.take(board)
+        try:
+            yield format_sse_event(retry=RETRY_MILLISECONDS)
+            seen: Picture | None = None
+            while True:
+                picture = await board.next(seen)
+                if not await is_still_known(request.scope) or feed.is_ending:
+                    return
+                if picture is None:
+                    yield KEEPALIVE_COMMENT
+                    continue
+                for event in _differences(seen, picture, start):
+                    yield event
+                seen = picture
+                if picture.is_over:
+                    yield format_sse_event(event="end", data_str="over")
+                    return
+        finally:
+            boards.release(board)
+
+
+def _differences(seen: Picture | None, picture: Picture, start: int) -> list[bytes]:
+    """Return the events that make of one picture the next; a browser at `start` has that one."""
+    before = {} if seen is None else seen.parts
+    last = start if seen is None else max((number for number, _ in seen.lines), default=start)
+    if seen is None and start and start == picture.number:
+        return []
+    number = str(picture.number)
+    changed = [
+        format_sse_event(id=number, event=name, data_str=text)
+        for name, text in picture.parts.items()
+        if name not in before or _AGES.sub("", before[name]) != _AGES.sub("", text)
+    ]
+    new = [text for number, text in picture.lines if number > last]
+    if new:
+        changed.append(format_sse_event(id=number, event="feed", data_str="".join(new)))
+    return changed

@@ -1,0 +1,196 @@
+"""The page of one run: its phases, one of them in detail, and what an operator can do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Query
+from fastapi.responses import HTMLResponse
+
+from ..api.inputs import Context, RunId
+from ..domain.printable import one_line
+from ..domain.rehearsal import RehearsalResult
+from ..domain.states import PHASE_TRANSITIONS, PhaseStatus
+from ..services import run_pages
+from ..services.context import AppContext
+from ..services.run_pages import RunPage
+from ..views.reports import PromotionVerdictAnswer
+from ..views.runs import PhaseAnswer, RunAnswer
+from .changes import read_changes
+from .pages import shown_state
+from .rendering import HOME
+from .routes import InPage, PageRoute
+
+router = APIRouter(include_in_schema=False, route_class=PageRoute)
+
+# The parts of the page that change while it is open, by the id of their element.
+PARTS: Final = ("head", "facts", "tiers", "next", "budgets", "promotion", "phase")
+TICKET_PLACES: Final = 20
+
+
+@router.get(f"{HOME}/runs/{{run_id}}")
+def show_run(
+    context: Context,
+    page: InPage,
+    run_id: RunId,
+    phase: Annotated[str | None, Query(max_length=200)] = None,
+) -> HTMLResponse:
+    """Show a run, and one of its phases in detail."""
+    values = run_values(context, run_id, phase, page.now)
+    run: RunAnswer = values["r"]
+    chosen: PhaseAnswer = values["sel"]
+    stream = None
+    if run.ended_at is None:
+        stream = f"{page.root}{HOME}/stream?page=run&run={run_id}&phase={chosen.phase_id}"
+        stream += f"&after={values['event_count']}"
+    return page.render(
+        "run.html",
+        here="runs",
+        stream=stream,
+        json=(
+            f"/runs/{run_id}",
+            f"/runs/{run_id}/phases/{chosen.phase_id}/attempts",
+            f"/runs/{run_id}/ci",
+            f"/runs/{run_id}/events",
+            f"/runs/{run_id}/promotion",
+        ),
+        **values,
+    )
+
+
+def run_values(
+    context: AppContext, run_id: str, phase_id: str | None, now: datetime
+) -> dict[str, Any]:
+    """Return what the page's template knows of a run. Raises NotFoundError."""
+    found = run_pages.read_run_page(context, run_id, phase_id)
+    run, phase = found.run, found.phase
+    promotion = run_pages.read_promotion(context, run_id)
+    return {
+        "r": run,
+        "sel": phase,
+        "shown": shown_state(run),
+        "sentence": _sentence(run),
+        "phases": [each for tier in run.tiers for each in tier.phases],
+        "lease": next((each for each in run.leases if each.phase_id == phase.phase_id), None),
+        "attempts": found.attempts,
+        "tickets": {each.id: _ticket(each.ticket) for each in found.attempts if each.ticket},
+        "ci_runs": found.ci_runs,
+        "issues": found.issues,
+        "feed": found.latest,
+        "event_count": found.event_count,
+        "event_words": event_words,
+        "budgets": _budgets(run, now),
+        "promotion": promotion,
+        "checks": _checks(run, promotion),
+        "changes": read_changes(run_pages.read_changes(context, run_id, phase.phase_id)),
+        "moves": sorted(PHASE_TRANSITIONS[phase.state]) if run.ended_at is None else [],
+        "snapshots": _snapshots(run, found),
+    }
+
+
+def _sentence(run: RunAnswer) -> str:
+    if run.failure_reason:
+        return run.failure_reason
+    detail = run.next.detail
+    return f"{detail[:1].upper()}{detail[1:]}"
+
+
+def _snapshots(run: RunAnswer, found: RunPage) -> list[str]:
+    """Return the phases to whose end the branch can be put back."""
+    if run.ended_at is None:
+        return []
+    return [
+        phase.phase_id
+        for tier in run.tiers
+        for phase in tier.phases
+        if phase.state is PhaseStatus.COMPLETE and phase.snapshot_tag is not None
+    ]
+
+
+def event_words(event: Any) -> str:
+    """Return an event as a sentence."""
+    return one_line(f"{event.kind} {event.reason or event.to_state or ''}".strip())
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """A budget as it is shown; a bar only where there is a cap."""
+
+    name: str
+    used: str
+    cap: str = ""
+    parts: tuple[float, float, float] | None = None
+    note: str = ""
+
+
+def _budgets(run: RunAnswer, now: datetime) -> list[Budget]:
+    minutes = max(0.0, ((run.ended_at or now) - run.created_at).total_seconds() / 60)
+    cost, cost_cap = float(run.cost_usd), run.cost_cap_usd
+    held = float(run.cost_reserved_usd)
+    return [
+        Budget(
+            "Tokens",
+            f"{run.tokens_used:,}",
+            f"{run.token_cap:,}",
+            (run.tokens_used, run.token_cap, run.tokens_reserved),
+            f"{run.tokens_reserved:,} reserved" if run.tokens_reserved else "",
+        ),
+        Budget(
+            "Cost",
+            f"${cost:,.2f}",
+            "no cap" if cost_cap is None else f"${float(cost_cap):,.2f}",
+            None if cost_cap is None else (cost, float(cost_cap), held),
+        ),
+        Budget(
+            "Minutes",
+            f"{minutes:,.0f}",
+            f"{run.max_duration_minutes:,}",
+            (minutes, run.max_duration_minutes, 0),
+        ),
+        Budget(
+            "Minor issues",
+            f"{run.minor_issues_count:,}",
+            f"{run.max_minor_issues_total:,}",
+            (run.minor_issues_count, run.max_minor_issues_total or 1, 0),
+        ),
+    ]
+
+
+def _checks(run: RunAnswer, promotion: PromotionVerdictAnswer) -> list[tuple[str, str, str]]:
+    """Return what speaks for and against merging: a state, a word, an explanation."""
+    checks = []
+    if run.ended_at is None:
+        checks.append(("undecided", "the run is not over", "It is decided at its end."))
+    else:
+        checks += [("blocked", "against it", reason) for reason in promotion.reasons]
+    checks += [("did_not_run", "look at", warning) for warning in promotion.warnings]
+    rehearsal = promotion.rehearsal
+    if rehearsal is not None and rehearsal.result is RehearsalResult.CLEAN:
+        base = f"{rehearsal.base_branch} at {rehearsal.base_commit[:12]}"
+        checks.append(("green", "merges", f"rehearsed with {base}"))
+    if promotion.eligible:
+        checks.append(("eligible", "every condition is met", ""))
+    return checks
+
+
+def _ticket(ticket: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the places of a repair ticket: what stands there, and what the patch makes of it."""
+    places: list[dict[str, Any]] = []
+    for file in ticket.get("files", ()):
+        path = file.get("path") or ""
+        hunks = [each for each in file.get("hunks", ()) if each.get("reason")]
+        for hunk in hunks or [file]:
+            is_merged = "merged" in hunk
+            places.append(
+                {
+                    "path": path,
+                    "reason": hunk.get("reason") or "",
+                    "line": hunk.get("now_start"),
+                    "now": hunk.get("now"),
+                    "title": "Merged with the patch" if is_merged else "Where both differ",
+                    "wanted": hunk.get("merged") or hunk.get("conflict") or "",
+                }
+            )
+    return places[:TICKET_PLACES]

@@ -1,0 +1,96 @@
+"""What the page of a run shows: the answers of several endpoints, at one moment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..domain.errors import AutopackError, NotFoundError
+from ..domain.states import PhaseStatus
+from ..models import Phase, Run
+from ..store import ci_runs, issues, runs
+from ..store.session import RowSession
+from ..views.events import EventAnswer
+from ..views.issues import PhaseIssue
+from ..views.reports import PromotionVerdictAnswer
+from ..views.results import AttemptDetail, CiRunAnswer
+from ..views.runs import PhaseAnswer, RunAnswer
+from .branches import phase_diff
+from .ci import ci_run_answer
+from .context import AppContext
+from .projection import attempts_of
+from .reading import reading_run
+from .reports import promotion_verdict
+from .runs import answer_of
+
+LATEST_EVENTS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class RunPage:
+    """A run, and one of its phases in detail. `latest` are the last events, newest first."""
+
+    run: RunAnswer
+    phase: PhaseAnswer
+    attempts: list[AttemptDetail]
+    ci_runs: list[CiRunAnswer]
+    issues: list[PhaseIssue]
+    latest: list[EventAnswer]
+    event_count: int
+
+
+def read_run_page(context: AppContext, run_id: str, phase_id: str | None) -> RunPage:
+    """Read a run with one phase in detail; without an id the one to look at first.
+
+    That is the latest phase that failed, else the one under way, else the last one. Raises
+    NotFoundError.
+    """
+    with reading_run(context, run_id) as (session, run):
+        phase = _chosen(run, phase_id)
+        return RunPage(
+            run=answer_of(session, run),
+            phase=PhaseAnswer.of(phase),
+            attempts=attempts_of(session, [phase]).get(phase.id, [])[::-1],
+            ci_runs=[
+                ci_run_answer(run_id, found, phase.phase_id)
+                for found in ci_runs.list_of_phase(session, phase.id)
+            ],
+            issues=[PhaseIssue.of(issue) for issue in issues.list_issues(session, [phase.id])],
+            latest=_latest(session, run),
+            event_count=run.event_sequence,
+        )
+
+
+def read_promotion(context: AppContext, run_id: str) -> PromotionVerdictAnswer:
+    """Return whether a run's branch may be merged. Raises NotFoundError."""
+    with reading_run(context, run_id) as (_, run):
+        return promotion_verdict(context, run)
+
+
+def read_changes(context: AppContext, run_id: str, phase_id: str) -> bytes:
+    """Return what a phase changed; nothing where git cannot say it. Raises NotFoundError."""
+    with reading_run(context, run_id) as (_, run):
+        phase = runs.get_phase(run, phase_id)
+    try:
+        return phase_diff(context, phase)
+    except AutopackError:
+        return b""
+
+
+def _chosen(run: Run, phase_id: str | None) -> Phase:
+    phases: Sequence[Phase] = [phase for tier in run.tiers for phase in tier.phases]
+    if phase_id is not None:
+        return runs.get_phase(run, phase_id)
+    failed = [phase for phase in phases if phase.state is PhaseStatus.FAILED]
+    live = [phase for phase in phases if not phase.state.is_final]
+    ended = [phase for phase in phases if phase.started_at is not None]
+    chosen = failed[-1:] or live[:1] or ended[-1:] or phases[-1:]
+    if not chosen:
+        raise NotFoundError(f"run '{run.run_id}' has no phase")
+    return chosen[0]
+
+
+def _latest(session: RowSession, run: Run) -> list[EventAnswer]:
+    after = max(0, run.event_sequence - LATEST_EVENTS)
+    rows = runs.list_events(session, run.id, after=after, limit=LATEST_EVENTS)
+    return [EventAnswer.of(row) for row in reversed(rows)]

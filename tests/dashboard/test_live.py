@@ -1,0 +1,149 @@
+"""Pages that change while they are open: what a browser gets, once, and only what differs."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+from tests.conftest import LiveServer
+
+from autopack.dashboard.rendering import HOME
+
+if TYPE_CHECKING:
+    pass
+
+pytestmark = pytest.mark.integration
+
+PLAN = {
+    "tiers": [{"tier_id": "T0", "tier_index": 0, "name": "T"}],
+    "phases": [
+        {"phase_id": f"P{n}", "phase_index": n, "tier_id": "T0", "name": f"Phase {n}"}
+        for n in range(2)
+    ],
+}
+
+
+class Stream:
+    """The events of an open page, as they come."""
+
+    def __init__(self, lines: Iterator[str]) -> None:
+        self._lines = lines
+
+    def next(self) -> dict[str, str]:
+        """Return the next event."""
+        event: dict[str, str] = {}
+        for line in self._lines:
+            if not line:
+                if "event" in event:
+                    return event
+                event = {}
+                continue
+            name, _, value = line.partition(": ")
+            event[name] = f"{event[name]}\n{value}" if name in event else value
+        return {"event": "closed"}
+
+    def until(self, name: str, word: str = "") -> dict[str, str]:
+        """Return the first event of this name that holds a word."""
+        while True:
+            event = self.next()
+            assert event["event"] != "closed"
+            if event["event"] == name and word in event.get("data", ""):
+                return event
+
+
+@contextmanager
+def opened(url: str, **query: Any) -> Iterator[Stream]:
+    headers = {"Last-Event-ID": str(query.pop("last"))} if "last" in query else {}
+    with httpx.stream(
+        "GET", f"{url}{HOME}/stream", params=query, headers=headers, timeout=20, trust_env=False
+    ) as answer:
+        assert answer.status_code == 200, answer.read()
+        yield Stream(answer.iter_lines())
+
+
+def post(url: str, path: str, **body: Any) -> Any:
+    answer = httpx.post(f"{url}{path}", json=body, timeout=20, trust_env=False)
+    assert answer.status_code < 300, answer.text
+    return answer.json()
+
+
+def start(url: str, run_id: str = "run-1") -> None:
+    post(url, "/runs/start", run={"run_id": run_id}, **PLAN)
+
+
+def test_an_open_page_gets_what_differs_and_its_end(live_server: LiveServer) -> None:
+    url = live_server.url
+    start(url)
+    count = httpx.get(f"{url}/runs/run-1/events", trust_env=False).json()["events"][-1]["sequence"]
+    with opened(url, page="run", run="run-1", phase="P0", after=count) as stream:
+        post(url, "/runs/run-1/phases/P0/update_status", state="EXECUTING")
+        assert "building" in stream.until("tiers")["data"]
+        assert "PhaseStarted" in stream.until("feed")["data"]
+        post(url, "/runs/run-1/cancel", reason="enough")
+        assert "enough" in stream.until("head", "cancelled")["data"]
+        stream.until("end")
+        assert stream.next()["event"] == "closed"
+
+
+def test_a_browser_that_comes_back_gets_what_it_missed(live_server: LiveServer) -> None:
+    url = live_server.url
+    start(url)
+    with opened(url, page="run", run="run-1", phase="P0") as stream:
+        number = stream.until("phase")["id"]
+    post(url, "/runs/run-1/phases/P0/update_status", state="EXECUTING")
+    with opened(url, page="run", run="run-1", phase="P0", last=number) as stream:
+        feed = stream.until("feed")
+        assert "PhaseStarted" in feed["data"]
+        assert "RunStarted" not in feed["data"], "each event is told once"
+
+
+def test_home_shows_runs_of_others_as_they_start(live_server: LiveServer) -> None:
+    url = live_server.url
+    with opened(url, page="home") as stream:
+        stream.until("running", "Nothing runs")
+        start(url, "run-2")
+        assert "run-2" in stream.until("running", "run-2")["data"]
+
+
+def test_pages_that_show_the_same_are_drawn_once(live_server: LiveServer) -> None:
+    url = live_server.url
+    start(url)
+    got: list[str] = []
+
+    def read() -> None:
+        with opened(url, page="run", run="run-1", phase="P0") as stream:
+            stream.until("feed")
+            ready.release()
+            got.append(json.dumps(stream.until("tiers", "building")))
+
+    ready = threading.Semaphore(0)
+    readers = [threading.Thread(target=read) for _ in range(10)]
+    for reader in readers:
+        reader.start()
+    for _ in readers:
+        ready.acquire()
+    post(url, "/runs/run-1/phases/P0/update_status", state="EXECUTING")
+    for reader in readers:
+        reader.join()
+    assert len(got) == 10
+    assert len({*got}) == 1
+
+
+def test_a_page_that_does_not_exist_has_no_stream(live_server: LiveServer) -> None:
+    url = f"{live_server.url}{HOME}/stream"
+    for query, status in (
+        ({"page": "nothing"}, 422),
+        ({"page": "run"}, 422),
+        ({"page": "run", "run": "nobody"}, 404),
+        ({"page": "run", "run": "nobody", "after": "-1"}, 422),
+    ):
+        assert httpx.get(url, params=query, trust_env=False).status_code == status, query
+    foreign = httpx.get(
+        url, params={"page": "home"}, headers={"Origin": "http://evil.example"}, trust_env=False
+    )
+    assert foreign.status_code == 403
