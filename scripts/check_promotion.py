@@ -796,6 +796,9 @@ class RunStarted(Event):
     base_commit: str
     strategy_version: int
     is_sandbox_required: bool | None = None  # older records do not contain it
+    # The failed run that this one continues, and the commit of its record.
+    continues: str | None = None
+    continued_commit: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -1412,8 +1415,8 @@ class PromotionVerdict:
 
 def judge_promotion(run: RunState) -> PromotionVerdict:
     """Say whether a run is eligible, with every reason against it and what to look at."""
-    reasons = []
-    warnings = []
+    reasons: list[str] = []
+    warnings: list[str] = []
     if run.state is not RunStatus.DONE_SUCCESS:
         reasons.append(f"the run is {run.state}, not DONE_SUCCESS")
     if run.failure_code in _BUDGETS:
@@ -1430,6 +1433,36 @@ def judge_promotion(run: RunState) -> PromotionVerdict:
             f"debt_status is excess_minor_issues: {run.minor_issues_count} minor issues, "
             f"{run.max_minor_issues_total} allowed"
         )
+    _judge_phases(run, reasons, warnings)
+    return PromotionVerdict(tuple(reasons), tuple(warnings))
+
+
+def judge_continued(run: RunState) -> PromotionVerdict:
+    """Judge the complete phases of a failed run, which another run continues. (rules §2.5)
+
+    Their commits become part of that run's branch, so they must satisfy what its own phases must.
+    `run` has its issues.
+    """
+    reasons: list[str] = []
+    warnings: list[str] = []
+    if run.failure_code in (FailureCode.BRANCH_MOVED, FailureCode.MINOR_ISSUE_CAP):
+        reasons.append(str(run.failure_reason))
+    if run.is_rolled_back:
+        reasons.append("the branch was rolled back by hand")
+    complete = {phase.phase_id for phase in run.phases if phase.state is PhaseStatus.COMPLETE}
+    majors = {
+        issue.issue_key
+        for issue in run.issues.values()
+        if issue.is_counted
+        and issue.phase_id in complete
+        and issue.effective_severity is Severity.MAJOR
+    }
+    reasons += [f"the major issue '{key}' of a complete phase is open" for key in sorted(majors)]
+    _judge_phases(run, reasons, warnings)
+    return PromotionVerdict(tuple(reasons), tuple(warnings))
+
+
+def _judge_phases(run: RunState, reasons: list[str], warnings: list[str]) -> None:
     if any(map(rests_on_names, run.phases)):
         warnings.append("independence rests on names that agents gave themselves")
     for phase in in_order(run.phases):
@@ -1453,7 +1486,6 @@ def judge_promotion(run: RunState) -> PromotionVerdict:
             reasons.append(f"strict phase '{phase.phase_id}' has no green verdict")
         else:
             warnings.append(f"nothing verified phase '{phase.phase_id}'")
-    return PromotionVerdict(tuple(reasons), tuple(warnings))
 
 
 # ---- autopack/domain/evolve.py -------------------------------------------------------------------
@@ -2096,6 +2128,29 @@ def check_record(data: bytes, message: str, claim: RecordClaim) -> CheckedRecord
     )
 
 
+def check_continued(data: bytes, message: str, record: JsonObject) -> CheckedRecord:
+    """Check the record of the failed run that `record` continues. (rules §2.5)
+
+    Its complete phases must satisfy what a promoted run's must, and `record` must start where the
+    last of them ended. Raises nothing.
+    """
+    run_id = str(record["continues"])
+    claim = RecordClaim(
+        run_id=run_id, branch=branch_name(run_id), base_branch=record["base_branch"]
+    )
+    findings = _Findings()
+    earlier: JsonObject | None = None
+    try:
+        earlier = _read_record(findings, data, message, claim)
+        _check_chain(findings, earlier["events"])
+        _Replay(findings, earlier, continued_at=record["base_commit"]).run()
+    except RecordError as refused:
+        findings.reasons.append(str(refused))
+    return CheckedRecord(
+        record=earlier, reasons=tuple(findings.reasons), warnings=tuple(findings.warnings)
+    )
+
+
 class _Findings:
     """The reasons against a record, as they are found."""
 
@@ -2356,7 +2411,11 @@ _MISFITS: Final = (
 class _Replay:
     """The run as its events make it, to compare with what the record says that it came to."""
 
-    def __init__(self, findings: _Findings, record: JsonObject) -> None:
+    def __init__(
+        self, findings: _Findings, record: JsonObject, *, continued_at: str | None = None
+    ) -> None:
+        self.continued_at = continued_at  # where the run that continues this one starts
+        self.heads: dict[str, str | None] = {}  # of the branch, when a phase was complete
         self.expect = findings.expect
         self.findings = findings
         self.record = record
@@ -2412,6 +2471,8 @@ class _Replay:
         )
         self._check_event(state, number, event)
         self._note_commit(event)
+        if isinstance(event, PhaseCompleted):
+            self.heads[event.phase_id] = state.head_commit
         return evolve(state, event)
 
     def _check_move(self, state: RunState, document: JsonObject) -> None:
@@ -2477,6 +2538,11 @@ class _Replay:
             event.base_commit == record["base_commit"]
             and event.base_branch == record["base_branch"],
             "the events tell of a run from another base",
+        )
+        self.expect(
+            (event.continues, event.continued_commit)
+            == (record.get("continues"), record.get("continued_commit")),
+            "the events tell of another run that this one continues",
         )
         self.expect(
             bool(event.is_sandbox_required) is record.get("is_sandbox_required", False),
@@ -2610,8 +2676,23 @@ class _Replay:
             and recorded["eligible"] is verdict.is_eligible,
             "the record's own verdict is not what its figures give",
         )
+        if self.continued_at is not None:
+            verdict = judge_continued(state)
+            self._judge_start(state, self.continued_at)
         self.findings.reasons += verdict.reasons
         self.findings.warnings += verdict.warnings
+
+    def _judge_start(self, state: RunState, commit: str) -> None:
+        """Expect the run that continues this one to start at the last verified commit."""
+        complete = [
+            phase for phase in in_order(state.phases) if phase.state is PhaseStatus.COMPLETE
+        ]
+        self.expect(state.is_over, "it is not over")
+        verified = self.heads.get(complete[-1].phase_id) if complete else None
+        self.expect(
+            verified == commit,
+            f"its last verified commit is {show(verified)}, not {show(commit)}",
+        )
 
 
 _PLACE_COLUMNS: Final = ("phase_id", "tier_id", "from_state", "to_state")
@@ -3228,6 +3309,7 @@ has: the branch's commits and trees, the record's files, its signature, today's 
 
 MAX_FILES: Final = 20_000
 MAX_REASONS: Final = 100
+MAX_CONTINUED: Final = 100
 MAX_HOPS: Final = 40  # as many as Linux follows
 OLDEST_MERGING_GIT: Final = (2, 38)  # the first with `merge-tree --write-tree`
 SSH_SIGNATURE: Final = b"\ngpgsig -----BEGIN SSH SIGNATURE-----\n"
@@ -3520,15 +3602,66 @@ class BranchCheck:
                 if not self.expect(not problem, f"commit {sha} records {show(path)}, {problem}"):
                     break
 
-    def _rehearse(self, record: JsonObject, head: str, base_head: str) -> None:
-        """Merge the branch with today's base branch, in memory: the run's verdict is of its end."""
+    def _check_continued(self, record: JsonObject, base_head: str) -> JsonObject:
+        """Check the failed runs that this one continues, whose commits its branch has.
+
+        Returns the record of the first of them, which started from the base branch; `record` where
+        it continues none. (rules §2.5)
+        """
+        hops = 0
+        while not self._is_in_base(record, base_head) and record.get("continues") is not None:
+            hops += 1
+            at = str(record["continued_commit"])
+            if hops > MAX_CONTINUED:
+                raise RecordError(f"more than {MAX_CONTINUED} runs continue one another")
+            if not OBJECT_ID.match(at):
+                raise RecordError(f"the continued run's record {show(at)} is no object id")
+            run_id = str(record["continues"])
+            claim = RecordClaim(run_id=run_id, branch=branch_name(run_id), base_branch=self.base)
+            earlier = BranchCheck(self.git, claim)
+            found = earlier.check_as_continued(at, base_head, record)
+            what = f"run '{show(run_id)}', which this one continues: "
+            self.reasons += [what + reason for reason in earlier.reasons]
+            if found is None:
+                return record
+            record = found
+        return record
+
+    def check_as_continued(self, head: str, base_head: str, later: JsonObject) -> JsonObject | None:
+        """Check a failed run by the record at `head`; `later` is the record that continues it."""
+        try:
+            commit = self.git.commit(head)
+            folder = self._find_record(commit)
+            entry = self.git.tree(folder).get(RECORD)
+            if entry is None or entry[0] != PLAIN_FILE:
+                raise RecordError(f"the record has no {RECORD}")
+            data = self.git.read(entry[1], "blob")
+            checked = check_continued(data, commit.message.decode("utf-8", "replace"), later)
+            self.reasons += checked.reasons
+            if checked.record is None:
+                return None
+            self._check_signature(head, base_head)
+            self._check_files(checked.record, folder)
+            self._check_history(checked.record, head)
+        except RecordError as refused:
+            self.reasons.append(str(refused))
+            return None
+        return checked.record
+
+    def _is_in_base(self, record: JsonObject, base_head: str) -> bool:
+        """Say whether a run started from a commit that the base branch has."""
         base = record["base_commit"]
         if not OBJECT_ID.match(base):
             raise RecordError(f"the recorded base {show(base)} is no object id")
         done = self.git.run("merge-base", "--is-ancestor", base, base_head)
         if done.returncode not in (0, 1):
             raise RecordError(f"the history of '{self.base}' is not whole here (a shallow clone?)")
-        if done.returncode == 1:
+        return done.returncode == 0
+
+    def _rehearse(self, record: JsonObject, head: str, base_head: str) -> None:
+        """Merge the branch with today's base branch, in memory: the run's verdict is of its end."""
+        record = self._check_continued(record, base_head)
+        if not self._is_in_base(record, base_head):
             self._came_to(RehearsalResult.BEHIND, record, base_head, [])
             return
         version = self.git.version()

@@ -306,6 +306,8 @@ def _detail(branches: Branches, run: RunState) -> SimpleNamespace:
         branch=f"autonomous/{RUN}",
         base_branch="main",
         base_commit=branches.base,
+        continues=None,
+        continued_commit=None,
         last_snapshot=None,
         safety_profile="normal",
         strategy_version=1,

@@ -95,6 +95,20 @@ def test_a_failed_run_ends_its_watch_with_no(
 
 
 @pytest.mark.integration
+def test_a_failed_run_is_continued_as_another_one(
+    terminal: Terminal, autopack: Autopack, plan: Path
+) -> None:
+    terminal.run("run", "start", plan)
+    assert "only a run that is over" in terminal.run("run", "retry", "run-001", exit_code=2)
+    terminal.run("run", "cancel", "run-001")
+    options = ("--phase", "P1", "--token-cap", 99)
+    again = terminal.json("run", "retry", "run-001", *options)
+    assert (again["run_id"], again["continues"]) == ("run-001.2", "run-001")
+    assert again["token_cap"] == 99
+    assert "continues run-001" in terminal.run("run", "retry", "run-001", *options)
+
+
+@pytest.mark.integration
 def test_an_issue_is_shown_with_its_words_its_evidence_and_where_it_was_seen(
     terminal: Terminal, autopack: Autopack, plan: Path
 ) -> None:

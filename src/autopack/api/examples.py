@@ -104,6 +104,7 @@ BACKTEST = {
     "ruleset": {"project_id": "Autopack", "run": {"max_duration_minutes": 60}},
     "limit": 10,
 }
+CONTINUATION = {"phases": ["P1.2"], "token_cap": 200_000}
 RULESET = {"project_id": "Autopack", "run": {"max_duration_minutes": 60}}
 
 

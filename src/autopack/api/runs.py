@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Query, Response
 from pydantic import AwareDatetime
 
+from ..domain.continuing import Continuation
 from ..domain.plan import Plan
 from ..domain.promotion import PromotionState
 from ..domain.run import FailureCode
@@ -17,7 +18,7 @@ from ..services import runs
 from ..views.runs import RunAnswer, RunPage
 from .bodies import StrictRoute
 from .errors import problems
-from .examples import CANCEL, PLAN, example
+from .examples import CANCEL, CONTINUATION, PLAN, example
 from .inputs import (
     Context,
     Cursor,
@@ -118,6 +119,33 @@ def list_runs(
 def get_run(context: Context, run_id: RunId) -> RunAnswer:
     """A run with its tiers and their phases."""
     return runs.get_run(context, run_id)
+
+
+@router.post(
+    "/runs/{run_id}/continue",
+    status_code=201,
+    responses={
+        200: {"model": RunAnswer, "description": "The same continuation was started before"},
+        **problems(404, 409, 413, 422, 503),
+    },
+    summary="Continue a failed run as a new one",
+)
+def continue_run(
+    context: Context,
+    response: Response,
+    run_id: RunId,
+    wanted: Annotated[
+        Continuation, Body(openapi_examples=example(CONTINUATION, "One phase, with its own cap"))
+    ],
+) -> RunAnswer:
+    """Start a run with the phases that are left, from the last verified commit of a failed run.
+
+    Its budgets are new; its work items have the earlier attempts; its record names the failed run.
+    """
+    run, is_new = runs.continue_run(context, run_id, wanted)
+    if not is_new:
+        response.status_code = 200
+    return run
 
 
 @router.post(

@@ -14,9 +14,23 @@ from typing import Final
 
 from ..domain.absolute_paths import ALLOWED_SIGNERS, absolute_problem
 from ..domain.changes import MODE_ABSENT
-from ..domain.naming import PULL_REQUEST, RECORD, RUNS_FOLDER, patch_name, record_folder
+from ..domain.naming import (
+    PULL_REQUEST,
+    RECORD,
+    RUNS_FOLDER,
+    branch_name,
+    patch_name,
+    record_folder,
+)
 from ..domain.outcomes import CommitKind
-from ..domain.record_check import JsonObject, RecordClaim, RecordError, check_record, show
+from ..domain.record_check import (
+    JsonObject,
+    RecordClaim,
+    RecordError,
+    check_continued,
+    check_record,
+    show,
+)
 from ..domain.rehearsal import (
     Rehearsal,
     RehearsalResult,
@@ -28,6 +42,7 @@ from .objects import FOLDER, LINK, OBJECT_ID, PLAIN_FILE, Commit, Git, WrongUseE
 
 MAX_FILES: Final = 20_000
 MAX_REASONS: Final = 100
+MAX_CONTINUED: Final = 100
 MAX_HOPS: Final = 40  # as many as Linux follows
 OLDEST_MERGING_GIT: Final = (2, 38)  # the first with `merge-tree --write-tree`
 SSH_SIGNATURE: Final = b"\ngpgsig -----BEGIN SSH SIGNATURE-----\n"
@@ -320,15 +335,66 @@ class BranchCheck:
                 if not self.expect(not problem, f"commit {sha} records {show(path)}, {problem}"):
                     break
 
-    def _rehearse(self, record: JsonObject, head: str, base_head: str) -> None:
-        """Merge the branch with today's base branch, in memory: the run's verdict is of its end."""
+    def _check_continued(self, record: JsonObject, base_head: str) -> JsonObject:
+        """Check the failed runs that this one continues, whose commits its branch has.
+
+        Returns the record of the first of them, which started from the base branch; `record` where
+        it continues none. (rules §2.5)
+        """
+        hops = 0
+        while not self._is_in_base(record, base_head) and record.get("continues") is not None:
+            hops += 1
+            at = str(record["continued_commit"])
+            if hops > MAX_CONTINUED:
+                raise RecordError(f"more than {MAX_CONTINUED} runs continue one another")
+            if not OBJECT_ID.match(at):
+                raise RecordError(f"the continued run's record {show(at)} is no object id")
+            run_id = str(record["continues"])
+            claim = RecordClaim(run_id=run_id, branch=branch_name(run_id), base_branch=self.base)
+            earlier = BranchCheck(self.git, claim)
+            found = earlier.check_as_continued(at, base_head, record)
+            what = f"run '{show(run_id)}', which this one continues: "
+            self.reasons += [what + reason for reason in earlier.reasons]
+            if found is None:
+                return record
+            record = found
+        return record
+
+    def check_as_continued(self, head: str, base_head: str, later: JsonObject) -> JsonObject | None:
+        """Check a failed run by the record at `head`; `later` is the record that continues it."""
+        try:
+            commit = self.git.commit(head)
+            folder = self._find_record(commit)
+            entry = self.git.tree(folder).get(RECORD)
+            if entry is None or entry[0] != PLAIN_FILE:
+                raise RecordError(f"the record has no {RECORD}")
+            data = self.git.read(entry[1], "blob")
+            checked = check_continued(data, commit.message.decode("utf-8", "replace"), later)
+            self.reasons += checked.reasons
+            if checked.record is None:
+                return None
+            self._check_signature(head, base_head)
+            self._check_files(checked.record, folder)
+            self._check_history(checked.record, head)
+        except RecordError as refused:
+            self.reasons.append(str(refused))
+            return None
+        return checked.record
+
+    def _is_in_base(self, record: JsonObject, base_head: str) -> bool:
+        """Say whether a run started from a commit that the base branch has."""
         base = record["base_commit"]
         if not OBJECT_ID.match(base):
             raise RecordError(f"the recorded base {show(base)} is no object id")
         done = self.git.run("merge-base", "--is-ancestor", base, base_head)
         if done.returncode not in (0, 1):
             raise RecordError(f"the history of '{self.base}' is not whole here (a shallow clone?)")
-        if done.returncode == 1:
+        return done.returncode == 0
+
+    def _rehearse(self, record: JsonObject, head: str, base_head: str) -> None:
+        """Merge the branch with today's base branch, in memory: the run's verdict is of its end."""
+        record = self._check_continued(record, base_head)
+        if not self._is_in_base(record, base_head):
             self._came_to(RehearsalResult.BEHIND, record, base_head, [])
             return
         version = self.git.version()

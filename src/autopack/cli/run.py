@@ -138,6 +138,38 @@ def cancel(
 
 
 @app.command()
+def retry(
+    run_id: RunId,
+    phase: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PHASE_ID", help="Only this phase; may be repeated."),
+    ] = None,
+    new_id: Annotated[
+        str | None, typer.Option(metavar="RUN_ID", help="Id of the new run (RUN_ID.2, .3, …).")
+    ] = None,
+    token_cap: Annotated[int | None, typer.Option(help="Its cap of tokens.")] = None,
+    max_minutes: Annotated[int | None, typer.Option(help="Its longest duration.")] = None,
+    json: JsonOption = False,
+    url: UrlOption = None,
+) -> None:
+    """Continue a run that failed, as a new run with the phases that are left.
+
+    It starts from the last verified commit, with new budgets; agents see the earlier attempts. The
+    same call again returns the same run.
+    """
+    given = {
+        "phases": phase or None,
+        "run_id": new_id,
+        "token_cap": token_cap,
+        "max_duration_minutes": max_minutes,
+    }
+    choice = {name: value for name, value in given.items() if value is not None}
+    with asking(url) as client:
+        run = client.continue_run(run_id, choice)
+    _print_run(run, as_json=json)
+
+
+@app.command()
 def rollback(
     run_id: RunId,
     to: Annotated[str, typer.Option(metavar="PHASE_ID", help="The phase to go back to.")],

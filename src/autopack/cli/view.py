@@ -37,6 +37,8 @@ def _parts(run: RunAnswer, *, is_folded: bool) -> Iterator[RenderableType]:
         f"  {run.safety_profile}, {run.run_scope}  ",
         cell(f"{run.branch} at {run.head_commit[:10]}", "dim"),
     )
+    if run.continues is not None:
+        yield cell(f"continues {run.continues}", "dim")
     if run.failure_reason:
         is_told = run.failure_code is FailureCode.CANCELLED  # its reason starts with that word
         yield cell(

@@ -187,6 +187,10 @@ class Autopack:
     def cancel(self, run_id: str, reason: str = "") -> RunAnswer:
         return self._post(RunAnswer, f"{_run(run_id)}/cancel", {"reason": reason})
 
+    def continue_run(self, run_id: str, choice: Body | None = None) -> RunAnswer:
+        """Continue a failed run as a new one; the same call again returns that run."""
+        return self._post(RunAnswer, f"{_run(run_id)}/continue", choice or {}, is_repeatable=True)
+
     def rollback(
         self, run_id: str, to_phase: str, reason: str = "", *, idempotency_key: str | None = None
     ) -> RollbackAnswer:

@@ -88,6 +88,7 @@ GRANTS: Final[Mapping[AccessRole, tuple[str, ...]]] = {
     AccessRole.CI: (f"POST {_PHASE}/ci_result",),
     AccessRole.OPERATOR: (
         "POST /runs/start",
+        f"POST {_RUN}/continue",
         f"POST {_RUN}/cancel",
         f"POST {_RUN}/rollback",
         f"POST {_PHASE}/update_status",

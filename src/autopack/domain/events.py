@@ -66,6 +66,9 @@ class RunStarted(Event):
     base_commit: str
     strategy_version: int
     is_sandbox_required: bool | None = None  # older records do not contain it
+    # The failed run that this one continues, and the commit of its record.
+    continues: str | None = None
+    continued_commit: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from enum import StrEnum
 from .independence import rests_on_names
 from .run import CompletedBy, FailureCode, RunState, in_order
 from .states import Cleanliness, PhaseStatus, RunStatus
-from .terms import CiProfile, Sandbox, Verdict
+from .terms import CiProfile, Sandbox, Severity, Verdict
 
 _BUDGETS = (
     FailureCode.TOKEN_CAP,
@@ -49,8 +49,8 @@ class PromotionVerdict:
 
 def judge_promotion(run: RunState) -> PromotionVerdict:
     """Say whether a run is eligible, with every reason against it and what to look at."""
-    reasons = []
-    warnings = []
+    reasons: list[str] = []
+    warnings: list[str] = []
     if run.state is not RunStatus.DONE_SUCCESS:
         reasons.append(f"the run is {run.state}, not DONE_SUCCESS")
     if run.failure_code in _BUDGETS:
@@ -67,6 +67,36 @@ def judge_promotion(run: RunState) -> PromotionVerdict:
             f"debt_status is excess_minor_issues: {run.minor_issues_count} minor issues, "
             f"{run.max_minor_issues_total} allowed"
         )
+    _judge_phases(run, reasons, warnings)
+    return PromotionVerdict(tuple(reasons), tuple(warnings))
+
+
+def judge_continued(run: RunState) -> PromotionVerdict:
+    """Judge the complete phases of a failed run, which another run continues. (rules §2.5)
+
+    Their commits become part of that run's branch, so they must satisfy what its own phases must.
+    `run` has its issues.
+    """
+    reasons: list[str] = []
+    warnings: list[str] = []
+    if run.failure_code in (FailureCode.BRANCH_MOVED, FailureCode.MINOR_ISSUE_CAP):
+        reasons.append(str(run.failure_reason))
+    if run.is_rolled_back:
+        reasons.append("the branch was rolled back by hand")
+    complete = {phase.phase_id for phase in run.phases if phase.state is PhaseStatus.COMPLETE}
+    majors = {
+        issue.issue_key
+        for issue in run.issues.values()
+        if issue.is_counted
+        and issue.phase_id in complete
+        and issue.effective_severity is Severity.MAJOR
+    }
+    reasons += [f"the major issue '{key}' of a complete phase is open" for key in sorted(majors)]
+    _judge_phases(run, reasons, warnings)
+    return PromotionVerdict(tuple(reasons), tuple(warnings))
+
+
+def _judge_phases(run: RunState, reasons: list[str], warnings: list[str]) -> None:
     if any(map(rests_on_names, run.phases)):
         warnings.append("independence rests on names that agents gave themselves")
     for phase in in_order(run.phases):
@@ -90,4 +120,3 @@ def judge_promotion(run: RunState) -> PromotionVerdict:
             reasons.append(f"strict phase '{phase.phase_id}' has no green verdict")
         else:
             warnings.append(f"nothing verified phase '{phase.phase_id}'")
-    return PromotionVerdict(tuple(reasons), tuple(warnings))

@@ -49,10 +49,10 @@ from .events import (
 from .evolve import evolve, resolved_places
 from .independence import is_independent
 from .money import usd_text
-from .naming import RECORD, RECORD_SEAL
+from .naming import RECORD, RECORD_SEAL, branch_name
 from .outcomes import CommitKind
-from .promotion import judge_promotion
-from .run import CompletedBy, PhaseState, RunState, TierState
+from .promotion import judge_continued, judge_promotion
+from .run import CompletedBy, PhaseState, RunState, TierState, in_order
 from .sightings import CI_SOURCE, Cause
 from .states import (
     PHASE_TRANSITIONS,
@@ -191,6 +191,29 @@ def check_record(data: bytes, message: str, claim: RecordClaim) -> CheckedRecord
         findings.reasons.append(str(refused))
     return CheckedRecord(
         record=record, reasons=tuple(findings.reasons), warnings=tuple(findings.warnings)
+    )
+
+
+def check_continued(data: bytes, message: str, record: JsonObject) -> CheckedRecord:
+    """Check the record of the failed run that `record` continues. (rules §2.5)
+
+    Its complete phases must satisfy what a promoted run's must, and `record` must start where the
+    last of them ended. Raises nothing.
+    """
+    run_id = str(record["continues"])
+    claim = RecordClaim(
+        run_id=run_id, branch=branch_name(run_id), base_branch=record["base_branch"]
+    )
+    findings = _Findings()
+    earlier: JsonObject | None = None
+    try:
+        earlier = _read_record(findings, data, message, claim)
+        _check_chain(findings, earlier["events"])
+        _Replay(findings, earlier, continued_at=record["base_commit"]).run()
+    except RecordError as refused:
+        findings.reasons.append(str(refused))
+    return CheckedRecord(
+        record=earlier, reasons=tuple(findings.reasons), warnings=tuple(findings.warnings)
     )
 
 
@@ -454,7 +477,11 @@ _MISFITS: Final = (
 class _Replay:
     """The run as its events make it, to compare with what the record says that it came to."""
 
-    def __init__(self, findings: _Findings, record: JsonObject) -> None:
+    def __init__(
+        self, findings: _Findings, record: JsonObject, *, continued_at: str | None = None
+    ) -> None:
+        self.continued_at = continued_at  # where the run that continues this one starts
+        self.heads: dict[str, str | None] = {}  # of the branch, when a phase was complete
         self.expect = findings.expect
         self.findings = findings
         self.record = record
@@ -510,6 +537,8 @@ class _Replay:
         )
         self._check_event(state, number, event)
         self._note_commit(event)
+        if isinstance(event, PhaseCompleted):
+            self.heads[event.phase_id] = state.head_commit
         return evolve(state, event)
 
     def _check_move(self, state: RunState, document: JsonObject) -> None:
@@ -575,6 +604,11 @@ class _Replay:
             event.base_commit == record["base_commit"]
             and event.base_branch == record["base_branch"],
             "the events tell of a run from another base",
+        )
+        self.expect(
+            (event.continues, event.continued_commit)
+            == (record.get("continues"), record.get("continued_commit")),
+            "the events tell of another run that this one continues",
         )
         self.expect(
             bool(event.is_sandbox_required) is record.get("is_sandbox_required", False),
@@ -708,8 +742,23 @@ class _Replay:
             and recorded["eligible"] is verdict.is_eligible,
             "the record's own verdict is not what its figures give",
         )
+        if self.continued_at is not None:
+            verdict = judge_continued(state)
+            self._judge_start(state, self.continued_at)
         self.findings.reasons += verdict.reasons
         self.findings.warnings += verdict.warnings
+
+    def _judge_start(self, state: RunState, commit: str) -> None:
+        """Expect the run that continues this one to start at the last verified commit."""
+        complete = [
+            phase for phase in in_order(state.phases) if phase.state is PhaseStatus.COMPLETE
+        ]
+        self.expect(state.is_over, "it is not over")
+        verified = self.heads.get(complete[-1].phase_id) if complete else None
+        self.expect(
+            verified == commit,
+            f"its last verified commit is {show(verified)}, not {show(commit)}",
+        )
 
 
 _PLACE_COLUMNS: Final = ("phase_id", "tier_id", "from_state", "to_state")

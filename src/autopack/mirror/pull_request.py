@@ -160,6 +160,8 @@ def _figures(run: RunDetail, phases: Sequence[PhaseDetail]) -> Iterable[tuple[st
         if named:
             more = f" and {len(named) - MAX_ACTORS} more" if len(named) > MAX_ACTORS else ""
             yield what, ", ".join(code(each, _NAME) for each in [*named][:MAX_ACTORS]) + more
+    if run.continues is not None:
+        yield "Continues", f"{code(run.continues)}, recorded at {run.continued_commit}"
     yield "Base commit", run.base_commit
     yield "Head commit", run.head_commit
     if run.last_snapshot:

@@ -22,6 +22,8 @@ _RUN = (
     "branch",
     "base_branch",
     "base_commit",
+    "continues",
+    "continued_commit",
     "head_commit",
     "last_snapshot",
     "state",

@@ -76,6 +76,11 @@ class Run(Base):
 
     base_branch: Mapped[str]
     base_commit: Mapped[str]
+    # The failed run that this one continues, the commit of its record, and where the first of these
+    # runs started: `base_commit` is on the branch of the continued run.
+    continues: Mapped[str | None]
+    continued_commit: Mapped[str | None]
+    trunk_commit: Mapped[str | None]
     head_commit: Mapped[str]
     # The last commit of the work: only the commit of the run's record comes after it.
     work_commit: Mapped[str]
@@ -109,6 +114,11 @@ class Run(Base):
     @property
     def promotion(self) -> PromotionState:
         return promotion_state(self.state, is_eligible=self.promotion_eligible_to_main)
+
+    @property
+    def trunk(self) -> str:
+        """The commit of the base branch on which the run's branch stands."""
+        return self.trunk_commit or self.base_commit
 
     __table_args__ = (
         Index("uq_runs_run_id_lower", text("lower(run_id)"), unique=True),

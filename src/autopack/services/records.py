@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..domain.errors import UnavailableError
 from ..domain.naming import RECORD, record_folder
 from ..domain.promotion import PromotionVerdict
-from ..domain.record_check import RecordClaim, check_record
+from ..domain.record_check import JsonObject, RecordClaim, check_continued, check_record
 from ..gitrepo import Repository
 from ..models import Run
 
@@ -26,4 +26,26 @@ def recorded_verdict(repository: Repository, run: Run) -> PromotionVerdict:
     if data is None:
         return PromotionVerdict((f"the record has no {RECORD}",), ())
     checked = check_record(data, message, claim)
-    return PromotionVerdict(checked.reasons, checked.warnings)
+    reasons = checked.reasons
+    if run.trunk_commit is not None and checked.record is not None:
+        reasons += _continued_reasons(repository, checked.record)
+    return PromotionVerdict(reasons, checked.warnings)
+
+
+def _continued_reasons(repository: Repository, record: JsonObject) -> tuple[str, ...]:
+    """Check the records of the failed runs that a run continues. (rules §2.5)"""
+    reasons: list[str] = []
+    later: JsonObject | None = record
+    while later is not None and (commit := later.get("continued_commit")) is not None:
+        run_id = later["continues"]
+        path = f"{record_folder(run_id)}/{RECORD}"
+        try:
+            data = repository.read_file(commit, path)
+            message = repository.message_of(commit)
+        except UnavailableError as error:
+            return (*reasons, f"the record of run '{run_id}' cannot be read: {error.detail}")
+        checked = check_continued(data or b"", message, later)
+        what = f"run '{run_id}', which this one continues: "
+        reasons += [what + reason for reason in checked.reasons]
+        later = checked.record
+    return tuple(reasons)

@@ -35,7 +35,7 @@ def rehearse(context: AppContext, run: Run) -> tuple[Rehearsal | None, tuple[str
     except UnavailableError as error:
         why = f"the merge with '{run.base_branch}' cannot be rehearsed: {error.detail}"
         return None, (why,)
-    reasons = rehearsal_reasons(rehearsal, run.base_commit)
+    reasons = rehearsal_reasons(rehearsal, run.trunk)
     if run.ended_at is not None and run.head_commit == run.work_commit:
         reasons += (missing_record(run.branch, run.run_id),)
     return rehearsal, reasons
@@ -45,7 +45,7 @@ def _rehearse(context: AppContext, run: Run, head: str, base: str) -> Rehearsal:
     def came_to(result: RehearsalResult, files: tuple[str, ...] = ()) -> Rehearsal:
         return Rehearsal(result=result, base_branch=run.base_branch, base_commit=base, files=files)
 
-    if not context.repository.is_ancestor(run.base_commit, base):
+    if not context.repository.is_ancestor(run.trunk, base):
         return came_to(RehearsalResult.BEHIND)
     merge = context.repository.try_merge(base, head)
     if merge.mergeable:

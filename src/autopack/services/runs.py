@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
+from ..domain.continuing import (
+    Continuation,
+    NotContinuableError,
+    continued_plan,
+    require_continuable,
+)
 from ..domain.errors import ConflictError, UnavailableError
 from ..domain.events import GENESIS_HASH, RunStarted, canonical_json
 from ..domain.naming import branch_name, branch_ref, snapshot_ref
@@ -17,9 +24,9 @@ from ..domain.starting import starting_state
 from ..domain.states import PhaseStatus
 from ..domain.strategy import Strategy
 from ..domain.terms import CiMode, CiProfile
-from ..gitrepo import GainedCommits, RefUpdate
+from ..gitrepo import Base, GainedCommits, RefUpdate
 from ..models import EventRow, Phase, Run
-from ..store import glances, runs
+from ..store import glances, issues, runs
 from ..store.glances import PhasesOfRun, PhaseUnderWay
 from ..store.session import RowSession
 from ..views.issues import IssueIndexAnswer
@@ -45,9 +52,61 @@ def start_run(context: AppContext, plan: Plan) -> tuple[RunAnswer, bool]:
     Raises InvalidPlanError, InvalidRulesetError, RunExistsError, RefNameTakenError, and
     InvalidError for the name of a file beside the runs.
     """
+    return _start(context, plan, None)
+
+
+def continue_run(context: AppContext, run_id: str, wanted: Continuation) -> tuple[RunAnswer, bool]:
+    """Start a run with the phases that a failed run has left; also return whether it is new.
+
+    It starts from the last verified commit, else from today's base branch. (rules §2.5)
+
+    Raises NotFoundError, NotContinuableError, UnknownPhasesError, and what `start_run` raises.
+    """
+    with locked_session(context, run_id) as session:
+        earlier = up_to_date(context, session, run_id)
+        found = issues.list_run_issues(session, earlier.id)
+        state = runs.read_state(earlier).with_issues(found)
+        require_continuable(state)
+        plan = continued_plan(runs.get_plan(session, earlier), state, wanted)
+        origin = _origin(earlier)
+        session.commit()
+    return _start(context, plan, origin)
+
+
+@dataclass(frozen=True, slots=True)
+class _Origin:
+    """The failed run that a new one continues. `base` is None if nothing of it is verified."""
+
+    run_id: str
+    record: str
+    base: Base | None
+    trunk: str
+
+
+def _origin(run: Run) -> _Origin:
+    if run.head_commit == run.work_commit:
+        raise NotContinuableError(
+            f"run '{run.run_id}' has no record on its branch, which its continuation would name"
+            " (AUTOPACK_COMMIT_RUN_RECORD)"
+        )
+    phases = [phase for tier in run.tiers for phase in tier.phases]
+    complete = [phase for phase in phases if phase.state is PhaseStatus.COMPLETE]
+    verified = complete[-1].snapshot_commit if complete else None
+    return _Origin(
+        run_id=run.run_id,
+        record=run.head_commit,
+        base=None if verified is None else Base(run.base_branch, verified),
+        trunk=run.trunk,
+    )
+
+
+def _start(context: AppContext, plan: Plan, origin: _Origin | None) -> tuple[RunAnswer, bool]:
     run_id = plan.run.run_id
     context.mirror.folder(run_id)  # refuses names of the project's own files
-    digest = hashlib.sha256(canonical_json(plan.model_dump(mode="json"))).hexdigest()
+    document = plan.model_dump(mode="json")
+    if origin is not None:
+        document["continues"] = origin.run_id
+    digest = hashlib.sha256(canonical_json(document)).hexdigest()
     with locked_session(context, run_id) as session:
         session.begin_change()
         existing = runs.find_run_by_any_case(session, run_id)
@@ -62,7 +121,7 @@ def start_run(context: AppContext, plan: Plan) -> tuple[RunAnswer, bool]:
         ruleset = read_ruleset(context)
         version = strategy_version(session, context, ruleset)
         plan, strategy = plan_under(session, context, plan, ruleset, version=version)
-        run = _new_run(context, session, plan, strategy, digest)
+        run = _new_run(context, session, plan, strategy, digest, origin)
         _add_first_event(session, run, context.caller.actor)
         # Tags of another service, as in a clone, would end the run at a snapshot.
         context.repository.require_free_ref(snapshot_ref(branch_name(run_id)))
@@ -220,6 +279,8 @@ def _add_first_event(session: RowSession, run: Run, actor: str) -> None:
         base_commit=run.base_commit,
         strategy_version=run.strategy_version,
         is_sandbox_required=run.is_sandbox_required,
+        continues=run.continues,
+        continued_commit=run.continued_commit,
     )
     runs.add_events(session, run, (event,))
 
@@ -248,11 +309,16 @@ def _gates(context: AppContext, strategy: Strategy, commit: str) -> list[str]:
 
 
 def _new_run(
-    context: AppContext, session: RowSession, plan: Plan, strategy: Strategy, digest: str
+    context: AppContext,
+    session: RowSession,
+    plan: Plan,
+    strategy: Strategy,
+    digest: str,
+    origin: _Origin | None,
 ) -> Run:
     """Create the rows: the description from plan and strategy, the rest from the run's state."""
     now = context.now()
-    base = context.repository.base()
+    base = (origin and origin.base) or context.repository.base()
     run = runs.RUNS.new(
         project_id=context.settings.project_id,
         run_id=plan.run.run_id,
@@ -275,6 +341,9 @@ def _new_run(
         ],
         base_branch=base.branch,
         base_commit=base.commit,
+        continues=origin and origin.run_id,
+        continued_commit=origin and origin.record,
+        trunk_commit=origin.trunk if origin and origin.base else None,
         work_commit=base.commit,
         event_sequence=0,
         event_hash=GENESIS_HASH,

@@ -63,7 +63,10 @@ def work_item(
         ),
         left=_left(context, run_state, state),
         gate=_gate(context, strategy, run, phase),
-        history=[PastAttemptAnswer.of(attempt) for attempt in attempts],
+        history=[
+            *_earlier_attempts(session, run, phase.phase_id),
+            *(PastAttemptAnswer.of(attempt) for attempt in attempts),
+        ],
         open_issues=[
             OpenIssueAnswer.of(issue)
             for issue in issues.list_issues(session, [phase.id])
@@ -73,6 +76,20 @@ def work_item(
         review=_review(context, session, run, phase, state) if is_review else None,
         unavailable_messages=strategy.get("unavailable_messages", {}),
     )
+
+
+def _earlier_attempts(session: RowSession, run: Run, phase_id: str) -> list[PastAttemptAnswer]:
+    """Return the attempts in the failed runs that this one continues, oldest first."""
+    found: list[PastAttemptAnswer] = []
+    while run.continues is not None:
+        run = runs.get_run(session, run.continues)
+        phase = runs.phases_of(run).get(phase_id)
+        if phase is None:
+            continue
+        attempts = attempts_of(session, [phase]).get(phase.id, [])
+        earlier = [PastAttemptAnswer.of(each, run_id=run.run_id) for each in attempts]
+        found = [*earlier, *found]
+    return found
 
 
 def _left(context: AppContext, run: RunState, phase: PhaseState) -> LeftAnswer:

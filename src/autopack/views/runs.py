@@ -142,6 +142,7 @@ class RunSummaryAnswer(Shape):
     warnings: list[str]
     base_branch: str
     base_commit: str
+    continues: str | None
     branch: str
     head_commit: str
     last_snapshot: str | None
@@ -231,6 +232,7 @@ class RunDetail(RunSummaryAnswer):
     contains the files that are made from this shape.
     """
 
+    continued_commit: str | None
     promotion_warnings: list[str]
     is_rolled_back: bool
     is_sandbox_required: bool

@@ -62,8 +62,12 @@ class GateAnswer(Shape):
 
 
 class PastAttemptAnswer(Shape):
-    """An earlier attempt; `ticket` says how a refused patch can be repaired."""
+    """An earlier attempt; `ticket` says how a refused patch can be repaired.
 
+    `run_id` is the failed run that this one continues, if the attempt was there.
+    """
+
+    run_id: str | None = None
     role: Role
     attempt: int
     agent: str | None
