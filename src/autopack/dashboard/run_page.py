@@ -10,7 +10,6 @@ from fastapi import APIRouter, Query
 from fastapi.responses import HTMLResponse
 
 from ..api.inputs import Context, RunId
-from ..domain.printable import one_line
 from ..domain.rehearsal import RehearsalResult
 from ..domain.states import PHASE_TRANSITIONS, PhaseStatus
 from ..services import run_pages
@@ -80,7 +79,6 @@ def run_values(
         "issues": found.issues,
         "feed": found.latest,
         "event_count": found.event_count,
-        "event_words": event_words,
         "budgets": _budgets(run, now),
         "promotion": promotion,
         "checks": _checks(run, promotion),
@@ -107,11 +105,6 @@ def _snapshots(run: RunAnswer, found: RunPage) -> list[str]:
         for phase in tier.phases
         if phase.state is PhaseStatus.COMPLETE and phase.snapshot_tag is not None
     ]
-
-
-def event_words(event: Any) -> str:
-    """Return an event as a sentence."""
-    return one_line(f"{event.kind} {event.reason or event.to_state or ''}".strip())
 
 
 @dataclass(frozen=True, slots=True)
