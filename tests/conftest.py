@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ import httpx
 import psycopg2
 import pytest
 from sqlalchemy import Engine, make_url, text
+from sqlalchemy.pool import QueuePool
 
 from autopack import database
 from autopack.config import Settings
@@ -187,9 +188,11 @@ def worker_database(
     url = _with_database(postgres_url, name)
     address = Settings(_env_file=None, database_url=url).database_url or ""
     engine = make_engine(address, 15)
+    engines = Engines(address)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(database, "make_engine", _keeping_statements(address))
+        patch.setattr(database, "make_engine", engines.make)
         yield url, engine
+    engines.close()
     engine.dispose()
     _execute(postgres_url, f'DROP DATABASE "{name}" WITH (FORCE)')
 
@@ -389,20 +392,41 @@ END $$
 """
 
 
-def _keeping_statements(address: str) -> Callable[..., Engine]:
-    """Make the engines of one address from one each, which has the statements compiled already.
+class Engines:
+    """The engines of a worker's applications, which outlast each application.
 
-    To compile them takes half of an application's start. Each engine has its own listeners, and to
-    dispose of it closes its connections.
+    To compile an application's statements takes half of its start, and to open its connections half
+    of Postgres' work. Each application's engine has its own listeners, and passes on its few
+    connections; a test that needed many has them closed.
     """
-    kept = functools.cache(make_engine)
 
-    def make(url: str, *arguments: Any, **options: Any) -> Engine:
-        if url != address:
+    MOST_KEPT = 6
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._engines: dict[object, Engine] = {}
+
+    def make(self, url: str, *arguments: Any, **options: Any) -> Engine:
+        if url != self._address:
             return make_engine(url, *arguments, **options)
-        return kept(url, *arguments, **options).execution_options()
+        key = (arguments, tuple(options.items()))
+        if key not in self._engines:
+            self._engines[key] = make_engine(url, *arguments, **options)
+        shared = self._engines[key]
+        engine = shared.execution_options()
 
-    return make
+        def dispose(close: bool = True) -> None:
+            pool = shared.pool
+            assert isinstance(pool, QueuePool)
+            if pool.checkedout() or pool.checkedin() > self.MOST_KEPT:
+                shared.dispose(close)
+
+        engine.dispose = dispose  # type: ignore[method-assign]
+        return engine
+
+    def close(self) -> None:
+        for engine in self._engines.values():
+            engine.dispose()
 
 
 def _database_settings(url: str) -> Settings:

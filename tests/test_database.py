@@ -166,6 +166,23 @@ class TestMigrations:
             assert connection.scalar(text("SELECT failure_code FROM runs")) == "ci_did_not_run"
             assert connection.scalar(text("SELECT outcome FROM submissions")) == "failed"
 
+    def test_a_dropped_patch_of_an_early_version_is_pending_as_it_would_be_now(
+        self, empty_engine: Engine
+    ) -> None:
+        _migrate_to(empty_engine, "fields_of_lists")
+        with empty_engine.begin() as connection:
+            connection.execute(text("SET session_replication_role = replica"))
+            _insert(connection, "phases", state="COMPLETE", builder_attempts_claimed=3)
+            for position, status in enumerate(("applied", "discarded", "refused")):
+                _insert(connection, "patches", position=position, status=status)
+        migrate(empty_engine)
+        with empty_engine.connect() as connection:
+            found = connection.scalars(text("SELECT status FROM patches ORDER BY position"))
+            assert list(found) == ["applied", "pending", "refused"]
+            assert connection.scalar(text("SELECT state FROM phases")) == "COMPLETE"
+        _migrate_to(empty_engine, "fields_of_lists")
+        migrate(empty_engine)
+
     def test_rows_survive_a_downgrade_and_an_upgrade(self, empty_engine: Engine) -> None:
         """An operator who goes back to the version before, and forward again, loses no run."""
         migrate(empty_engine)
@@ -245,7 +262,10 @@ def _insert(connection: Connection, table: str, **given: object) -> None:
             values[column.name] = given[column.name]
         elif not column.nullable and column.server_default is None and column.identity is None:
             kind = column.type.python_type
-            likely = {str: "x", int: 1, bool: False, datetime: datetime.now(UTC), object: []}
+            likely = {
+                **{str: "x", bytes: b"x", int: 1, bool: False, object: []},
+                datetime: datetime.now(UTC),
+            }
             values[column.name] = _LIKELY.get(column.name, likely[kind])
     connection.execute(insert(rows.tables[table]).values(values))
 

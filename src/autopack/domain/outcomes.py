@@ -23,9 +23,10 @@ class Outcome(StrEnum):
 
 
 class PatchStatus(StrEnum):
+    """Whether a patch is on the branch; a held one that never gets there stays pending."""
+
     APPLIED = "applied"
     PENDING = "pending"
-    DISCARDED = "discarded"
     REFUSED = "refused"
 
 

@@ -240,10 +240,6 @@ class Phase(HasIssues, Base):
     is_review_requested: Mapped[bool] = mapped_column(default=False)
     tokens_used: Mapped[int] = mapped_column(default=0)
     cost_usd: Mapped[Cost]
-    # Figures that agents report about themselves; recorded, but not used by any rule.
-    builder_attempts_claimed: Mapped[int | None]
-    minor_issues_claimed: Mapped[int | None]
-    major_issues_claimed: Mapped[int | None]
 
     fence: Mapped[int] = mapped_column(default=0)
     lease_id: Mapped[int | None] = mapped_column(ForeignKey("leases.id", use_alter=True))

@@ -12,7 +12,7 @@ from .settling import settle
 
 
 class StatusChange(Closed):
-    """What the operator sets; counts and attempts are recorded, but not used by the rules."""
+    """What the operator sets; reported counts have no effect, as the service counts itself."""
 
     state: PhaseStatus
     tokens_used: Count = 0
@@ -33,12 +33,5 @@ def update_status(
         change.decide(
             StatusByHand(phase_id=phase_id, wanted=wanted.state, tokens=wanted.tokens_used)
         )
-        for claim, value in (
-            ("builder_attempts_claimed", wanted.builder_attempts),
-            ("minor_issues_claimed", wanted.minor_issues_count),
-            ("major_issues_claimed", wanted.major_issues_count),
-        ):
-            if value is not None:
-                setattr(row, claim, value)
         settle(change)
     return PhaseAnswer.of(row)
