@@ -1970,9 +1970,10 @@ class Outcome(StrEnum):
 
 
 class PatchStatus(StrEnum):
+    """Whether a patch is on the branch; a held one that never gets there stays pending."""
+
     APPLIED = "applied"
     PENDING = "pending"
-    DISCARDED = "discarded"
     REFUSED = "refused"
 
 
@@ -3012,6 +3013,162 @@ def absolute_problem(path: str, mode: int) -> str | None:
     return None
 
 
+# ---- autopack/domain/links.py --------------------------------------------------------------------
+
+"""The symbolic links of a tree, and where they lead. The rule is about the tree, not a change."""
+
+
+_MAX_HOPS = 40  # as many as Linux follows
+_LONGEST_TARGET = 4095
+
+
+class LinkProblemError(Exception):
+    """A link's target is refused; the message is the end of a sentence."""
+
+
+class LinkTable:
+    """All links of one tree: paths (as in FileChange), and the targets in their blobs.
+
+    Links are followed name by name, as an operating system would, through other links of the tree.
+    Two names are the same if any supported file system reads them as the same (`paths.names_of`).
+    """
+
+    def __init__(self, targets: Mapping[str, bytes] | None = None) -> None:
+        self.targets = targets or {}
+        self._paths = {names_of(path): path for path in self.targets}
+        self._ends: dict[str, Names | str] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.targets)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def link_at(self, names: Names) -> str | None:
+        """Return the path of the link that has these names."""
+        return self._paths.get(names)
+
+    def end_of(self, path: str) -> Names | None:
+        """Return the names at which a link finally ends; None where that is refused."""
+        end = self._resolved(path)
+        return None if isinstance(end, str) else end
+
+    def problem_of(self, path: str) -> str | None:
+        """Return why a link is refused, as the end of a sentence; None: it stays inside."""
+        end = self._resolved(path)
+        return end if isinstance(end, str) else None
+
+    def follow(self, names: Names) -> Names:
+        """Return the path that these names lead to when every link on the way is followed.
+
+        Raises LinkProblemError.
+        """
+        place: list[str] = []
+        ahead = list(reversed(names))
+        hops = 0
+        while ahead:
+            name = ahead.pop()
+            if name == "..":
+                if not place:
+                    raise LinkProblemError("is a link that leads out of the repository")
+                place.pop()
+                continue
+            if name in ("", "."):
+                continue
+            place.append(name)
+            if name == ".git":
+                raise LinkProblemError("is a link that leads into a git directory")
+            link = self._paths.get(tuple(place))
+            if link is None:
+                continue
+            hops += 1
+            if hops > _MAX_HOPS:
+                raise LinkProblemError("is a link that leads back to itself")
+            target = self.targets[link]
+            _check_target(target)
+            place.pop()
+            ahead += reversed(names_of(target.decode(errors="surrogateescape")))
+        return tuple(place)
+
+    def _resolved(self, path: str) -> Names | str:
+        known = self._ends.get(path)
+        if known is None:
+            try:
+                known = self.follow(names_of(path))
+            except LinkProblemError as problem:
+                known = str(problem)
+            self._ends[path] = known
+        return known
+
+
+NO_LINKS = LinkTable()
+
+
+def link_problems(
+    before: LinkTable, after: LinkTable, problem_at: Callable[[Names], str | None]
+) -> Iterator[tuple[str, str]]:
+    """Yield each link that a change makes lead where it must not: path, end of a sentence.
+
+    A link is checked if its end differs from before, also where the change touches only a link on
+    its way. `problem_at` says why no link may end at these names, in words that follow a comma.
+    (docs/paths.md)
+    """
+    for path in after if after is not before else ():
+        is_new = after.targets[path] != before.targets.get(path)
+        problem, end = after.problem_of(path), after.end_of(path)
+        if problem is not None and (is_new or problem != before.problem_of(path)):
+            yield path, problem
+        elif end is not None and (is_new or end != before.end_of(path)):
+            why = problem_at(end)
+            if why is not None:
+                yield path, f"is a link to {'/'.join(end)}, {why}"
+
+
+def _check_target(target: bytes) -> None:
+    if not target or b"\0" in target or len(target) > _LONGEST_TARGET:
+        raise LinkProblemError("is a link whose target is empty, too long, or has a NUL character")
+    if target.startswith(b"/") or b"\\" in target or target[1:2] == b":":
+        raise LinkProblemError(
+            "is a link to an absolute or a Windows path; only relative targets are accepted"
+        )
+
+
+@lru_cache(maxsize=128)
+def seen_through(links: LinkTable, patterns: tuple[str, ...]) -> tuple[str, ...]:
+    """Return patterns, and the patterns that they also mean through links of the tree.
+
+    With `.github/workflows` a link to `../ci`, `ci/**` is what `.github/workflows/**` protects.
+    """
+    found = dict.fromkeys(patterns)
+    fresh = tuple(found) if links else ()
+    while fresh:
+        wanted = [*_moved(links, fresh), *_linked(links, fresh)]
+        fresh = tuple(dict.fromkeys(each for each in wanted if each not in found))
+        found |= dict.fromkeys(fresh)
+    return tuple(found)
+
+
+def _moved(links: LinkTable, patterns: tuple[str, ...]) -> Iterator[str]:
+    """Yield the patterns whose fixed first part leads elsewhere through a link."""
+    for pattern in patterns:
+        fixed, rest = fixed_part(pattern)
+        try:
+            end = links.follow(fixed)
+        except LinkProblemError:
+            continue
+        if end and end != fixed:
+            yield "/".join(end + rest)
+
+
+def _linked(links: LinkTable, patterns: tuple[str, ...]) -> Iterator[str]:
+    """Yield a pattern for everything below each link that the patterns match."""
+    meant = globs(patterns)
+    for path in links:
+        end = links.end_of(path)
+        if end and meant.match(names_of(path)):
+            yield "/".join([*end, "**"])
+
+
 # ---- autopack/domain/rehearsal.py ----------------------------------------------------------------
 
 """The result that a merge of a run's branch with today's base branch would have.
@@ -3283,7 +3440,7 @@ class Git:
     def changes(
         self, old: str | None, new: str | None, prefix: str = ""
     ) -> Iterator[tuple[str, str | None, str | None]]:
-        """Yield path, new mode and new id (None: deleted) of each file that two trees differ in."""
+        """Yield path, old and new mode (None: no file) of each file that two trees differ in."""
         before = self.tree(old) if old else {}
         after = self.tree(new) if new else {}
         for name in sorted(before.keys() | after.keys()):
@@ -3291,9 +3448,9 @@ class Git:
             if sides[0] == sides[1]:
                 continue
             folders = [side[1] if side and side[0] == FOLDER else None for side in sides]
-            if any(side and side[0] != FOLDER for side in sides):
-                mode, oid = sides[1] if sides[1] and not folders[1] else (None, None)
-                yield prefix + name, mode, oid
+            modes = [side[0] if side and side[0] != FOLDER else None for side in sides]
+            if any(modes):
+                yield prefix + name, modes[0], modes[1]
             if any(folders):
                 yield from self.changes(folders[0], folders[1], f"{prefix}{name}/")
 
@@ -3310,7 +3467,6 @@ has: the branch's commits and trees, the record's files, its signature, today's 
 MAX_FILES: Final = 20_000
 MAX_REASONS: Final = 100
 MAX_CONTINUED: Final = 100
-MAX_HOPS: Final = 40  # as many as Linux follows
 OLDEST_MERGING_GIT: Final = (2, 38)  # the first with `merge-tree --write-tree`
 SSH_SIGNATURE: Final = b"\ngpgsig -----BEGIN SSH SIGNATURE-----\n"
 _RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
@@ -3531,43 +3687,38 @@ class BranchCheck:
         ):
             return
         else:
-            for path, mode, oid in self.git.changes(parent.tree, commit.tree):
-                problem = absolute_problem(path, int(mode or "0", 8))
-                if problem is None and mode == LINK and oid is not None:
-                    problem = self._link_problem(commit.tree, path)
-                if not self.expect(not problem, f"commit {sha} changes {show(path)}, {problem}"):
-                    break  # one is enough to refuse it
+            for path, problem in self._change_problems(parent.tree, commit.tree):
+                self.reasons.append(f"commit {sha} changes {show(path)}, {problem}")
+                break  # one is enough to refuse it
             content = self.patches.get(recorded["patch_sha256"])
             if content is not None and not recorded["is_merged"]:
                 self._apply(sha, parent.tree, content, commit.tree)
 
-    def _link_problem(self, tree: str, path: str) -> str | None:
-        """Say what is wrong with where a link leads, followed name by name; None: nothing."""
-        place: list[str] = []
-        ahead = path.split("/")[::-1]
-        hops = 0
-        while ahead:
-            name = ahead.pop()
-            if name == ".." and not place:
-                return "a link that leads out of the repository"
-            if name == "..":
-                place.pop()
-            if name in ("", ".", ".."):
-                continue
-            place.append(name)
-            problem = absolute_problem("/".join(place), MODE_ABSENT)
-            if problem:
-                return f"a link to {show('/'.join(place))}, {problem}"
-            entry = self.git.find(tree, "/".join(place))
-            if entry is None or entry[0] != LINK:
-                continue
-            hops += 1
-            target = self.git.read(entry[1], "blob").decode("utf-8", "surrogateescape")
-            if hops > MAX_HOPS or not target or target[0] == "/" or "\\" in target:
-                return "a link that is absolute, or goes round in a circle"
-            place.pop()
-            ahead += target.split("/")[::-1]
-        return None
+    def _change_problems(self, old: str, new: str) -> Iterator[tuple[str, str]]:
+        """Yield each path that no patch may change so, and why."""
+        has_links = False
+        for path, old_mode, mode in self.git.changes(old, new):
+            problem = absolute_problem(path, int(mode or "0", 8))
+            if problem is not None:
+                yield path, problem
+            has_links |= LINK in (old_mode, mode)
+        if has_links:
+            for path, problem in link_problems(
+                self._links(old),
+                self._links(new),
+                lambda end: absolute_problem("/".join(end), MODE_ABSENT),
+            ):
+                yield path, f"which {problem}"
+
+    def _links(self, tree: str) -> LinkTable:
+        """Read all symbolic links of a tree."""
+        return LinkTable(
+            {
+                path: self.git.read(oid, "blob")
+                for path, mode, oid in self.git.files(tree)
+                if mode == LINK
+            }
+        )
 
     def _apply(self, sha: str, tree: str, patch: bytes, expected: str) -> None:
         """Put a patch on a tree, in an index of our own, and compare what comes of it."""

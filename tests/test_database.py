@@ -169,7 +169,7 @@ class TestMigrations:
     def test_a_dropped_patch_of_an_early_version_is_pending_as_it_would_be_now(
         self, empty_engine: Engine
     ) -> None:
-        _migrate_to(empty_engine, "fields_of_lists")
+        _migrate_to(empty_engine, "continued_runs")
         with empty_engine.begin() as connection:
             connection.execute(text("SET session_replication_role = replica"))
             _insert(connection, "phases", state="COMPLETE", builder_attempts_claimed=3)
@@ -180,7 +180,7 @@ class TestMigrations:
             found = connection.scalars(text("SELECT status FROM patches ORDER BY position"))
             assert list(found) == ["applied", "pending", "refused"]
             assert connection.scalar(text("SELECT state FROM phases")) == "COMPLETE"
-        _migrate_to(empty_engine, "fields_of_lists")
+        _migrate_to(empty_engine, "continued_runs")
         migrate(empty_engine)
 
     def test_rows_survive_a_downgrade_and_an_upgrade(self, empty_engine: Engine) -> None:

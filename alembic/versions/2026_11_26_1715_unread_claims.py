@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "unread_claims"
-down_revision = "fields_of_lists"
+down_revision = "continued_runs"
 branch_labels = None
 depends_on = None
 

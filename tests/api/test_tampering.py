@@ -166,12 +166,12 @@ PLANTED = {
     ".GitHub/Autopack_Allowed_Signers": "which no patch may",
 }
 LINKED = {
-    ("src/link", "../.git"): "a link to .git, which leads into a git dir",
-    ("link", "src/../.AutoPack/x"): "a link to .AutoPack, which no patch may",
+    ("src/link", "../.git"): "which is a link that leads into a git dir",
+    ("link", "src/../.AutoPack/x"): "is a link to .autopack/x, which no patch may",
     (".github", "src"): "a link in the place of a folder of .github/autopack_allowed_signers",
     ("link", "../.."): "a link that leads out of the repository",
-    ("link", "/etc"): "a link that is absolute",
-    ("link", "link"): "goes round in a circle",
+    ("link", "/etc"): "is a link to an absolute or a Windows path",
+    ("link", "link"): "is a link that leads back to itself",
 }
 
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import re
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Final
 
 from ..domain.absolute_paths import ALLOWED_SIGNERS, absolute_problem
 from ..domain.changes import MODE_ABSENT
+from ..domain.links import LinkTable, link_problems
 from ..domain.naming import (
     PULL_REQUEST,
     RECORD,
@@ -43,7 +45,6 @@ from .objects import FOLDER, LINK, OBJECT_ID, PLAIN_FILE, Commit, Git, WrongUseE
 MAX_FILES: Final = 20_000
 MAX_REASONS: Final = 100
 MAX_CONTINUED: Final = 100
-MAX_HOPS: Final = 40  # as many as Linux follows
 OLDEST_MERGING_GIT: Final = (2, 38)  # the first with `merge-tree --write-tree`
 SSH_SIGNATURE: Final = b"\ngpgsig -----BEGIN SSH SIGNATURE-----\n"
 _RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
@@ -264,43 +265,38 @@ class BranchCheck:
         ):
             return
         else:
-            for path, mode, oid in self.git.changes(parent.tree, commit.tree):
-                problem = absolute_problem(path, int(mode or "0", 8))
-                if problem is None and mode == LINK and oid is not None:
-                    problem = self._link_problem(commit.tree, path)
-                if not self.expect(not problem, f"commit {sha} changes {show(path)}, {problem}"):
-                    break  # one is enough to refuse it
+            for path, problem in self._change_problems(parent.tree, commit.tree):
+                self.reasons.append(f"commit {sha} changes {show(path)}, {problem}")
+                break  # one is enough to refuse it
             content = self.patches.get(recorded["patch_sha256"])
             if content is not None and not recorded["is_merged"]:
                 self._apply(sha, parent.tree, content, commit.tree)
 
-    def _link_problem(self, tree: str, path: str) -> str | None:
-        """Say what is wrong with where a link leads, followed name by name; None: nothing."""
-        place: list[str] = []
-        ahead = path.split("/")[::-1]
-        hops = 0
-        while ahead:
-            name = ahead.pop()
-            if name == ".." and not place:
-                return "a link that leads out of the repository"
-            if name == "..":
-                place.pop()
-            if name in ("", ".", ".."):
-                continue
-            place.append(name)
-            problem = absolute_problem("/".join(place), MODE_ABSENT)
-            if problem:
-                return f"a link to {show('/'.join(place))}, {problem}"
-            entry = self.git.find(tree, "/".join(place))
-            if entry is None or entry[0] != LINK:
-                continue
-            hops += 1
-            target = self.git.read(entry[1], "blob").decode("utf-8", "surrogateescape")
-            if hops > MAX_HOPS or not target or target[0] == "/" or "\\" in target:
-                return "a link that is absolute, or goes round in a circle"
-            place.pop()
-            ahead += target.split("/")[::-1]
-        return None
+    def _change_problems(self, old: str, new: str) -> Iterator[tuple[str, str]]:
+        """Yield each path that no patch may change so, and why."""
+        has_links = False
+        for path, old_mode, mode in self.git.changes(old, new):
+            problem = absolute_problem(path, int(mode or "0", 8))
+            if problem is not None:
+                yield path, problem
+            has_links |= LINK in (old_mode, mode)
+        if has_links:
+            for path, problem in link_problems(
+                self._links(old),
+                self._links(new),
+                lambda end: absolute_problem("/".join(end), MODE_ABSENT),
+            ):
+                yield path, f"which {problem}"
+
+    def _links(self, tree: str) -> LinkTable:
+        """Read all symbolic links of a tree."""
+        return LinkTable(
+            {
+                path: self.git.read(oid, "blob")
+                for path, mode, oid in self.git.files(tree)
+                if mode == LINK
+            }
+        )
 
     def _apply(self, sha: str, tree: str, patch: bytes, expected: str) -> None:
         """Put a patch on a tree, in an index of our own, and compare what comes of it."""

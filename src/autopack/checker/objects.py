@@ -218,7 +218,7 @@ class Git:
     def changes(
         self, old: str | None, new: str | None, prefix: str = ""
     ) -> Iterator[tuple[str, str | None, str | None]]:
-        """Yield path, new mode and new id (None: deleted) of each file that two trees differ in."""
+        """Yield path, old and new mode (None: no file) of each file that two trees differ in."""
         before = self.tree(old) if old else {}
         after = self.tree(new) if new else {}
         for name in sorted(before.keys() | after.keys()):
@@ -226,8 +226,8 @@ class Git:
             if sides[0] == sides[1]:
                 continue
             folders = [side[1] if side and side[0] == FOLDER else None for side in sides]
-            if any(side and side[0] != FOLDER for side in sides):
-                mode, oid = sides[1] if sides[1] and not folders[1] else (None, None)
-                yield prefix + name, mode, oid
+            modes = [side[0] if side and side[0] != FOLDER else None for side in sides]
+            if any(modes):
+                yield prefix + name, modes[0], modes[1]
             if any(folders):
                 yield from self.changes(folders[0], folders[1], f"{prefix}{name}/")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 
 from .paths import Names, fixed_part, globs, names_of
@@ -91,6 +91,26 @@ class LinkTable:
 
 
 NO_LINKS = LinkTable()
+
+
+def link_problems(
+    before: LinkTable, after: LinkTable, problem_at: Callable[[Names], str | None]
+) -> Iterator[tuple[str, str]]:
+    """Yield each link that a change makes lead where it must not: path, end of a sentence.
+
+    A link is checked if its end differs from before, also where the change touches only a link on
+    its way. `problem_at` says why no link may end at these names, in words that follow a comma.
+    (docs/paths.md)
+    """
+    for path in after if after is not before else ():
+        is_new = after.targets[path] != before.targets.get(path)
+        problem, end = after.problem_of(path), after.end_of(path)
+        if problem is not None and (is_new or problem != before.problem_of(path)):
+            yield path, problem
+        elif end is not None and (is_new or end != before.end_of(path)):
+            why = problem_at(end)
+            if why is not None:
+                yield path, f"is a link to {'/'.join(end)}, {why}"
 
 
 def _check_target(target: bytes) -> None:

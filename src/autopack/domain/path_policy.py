@@ -18,7 +18,7 @@ from .changes import (
     Violation,
     shown,
 )
-from .links import LinkTable, seen_through
+from .links import LinkTable, link_problems, seen_through
 from .paths import Globs, Names, folded, globs, names_of, windows_problem
 from .secret_rules import MAX_STEPS, FoundSecret, Steps, TooManyStepsError, find_secrets, plain_text
 
@@ -214,16 +214,14 @@ def _check_path(
 
 
 def _check_links(changes: Changes, protection: _Protection) -> Iterator[Violation]:
-    """Check every link of the resulting tree whose end differs from before."""
+    """Check where the links of the resulting tree lead, and what is written through them."""
     before, after = changes.links_before, changes.links
-    for path in after if after is not before else ():
-        is_new = after.targets[path] != before.targets.get(path)
-        problem, end = after.problem_of(path), after.end_of(path)
-        if problem is not None and (is_new or problem != before.problem_of(path)):
-            yield Violation(shown(path), "link", problem)
-        elif end is not None and (is_new or end != before.end_of(path)) and protection.covers(end):
-            detail = f"is a link to {'/'.join(end)}, which is protected"
-            yield Violation(shown(path), "link", detail)
+
+    def problem_at(end: Names) -> str | None:
+        return "which is protected" if protection.covers(end) else None
+
+    for path, problem in link_problems(before, after, problem_at):
+        yield Violation(shown(path), "link", problem)
     for change in changes.files if after else ():
         names = names_of(change.path)
         above = (after.link_at(names[:end]) for end in range(1, len(names) + 1))
