@@ -21,6 +21,7 @@ from starlette.concurrency import run_in_threadpool
 
 from . import __version__
 from .api import (
+    attention,
     branches,
     ci,
     events,
@@ -79,6 +80,7 @@ from .services.upkeep import UPKEEP_QUEUE, keep_up_alone, start_up
 # The modules of the HTTP API, in the order of OpenAPI.
 OPERATIONS: Final = (
     service,
+    attention,
     runs,
     events,
     phases,

@@ -147,6 +147,7 @@ class TestTools:
             ("record_issue", "post", f"{phase}/record_issue"),
             ("get_run", "get", "/runs/{run_id}"),
             ("get_backlog", "get", "/project/issues/backlog"),
+            ("get_attention", "get", "/attention"),
         ):
             operation = schema["paths"][path][method]
             wanted = {

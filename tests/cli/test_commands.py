@@ -423,6 +423,8 @@ def _named(name: str, command: Any) -> Iterator[str]:
     if not isinstance(command, TyperGroup):
         yield name
         return
+    if command.invoke_without_command:
+        yield name
     for below, each in command.commands.items():
         yield from _named(f"{name} {below}", each)
 
@@ -469,3 +471,21 @@ def test_the_doctor_asks_the_service_that_api_url_names(
     found = terminal.json("doctor", exit_code=1)["findings"]
     [of_service] = [each for each in found if each["check"] == "service"]
     assert "http://127.0.0.1:9" in of_service["detail"]
+
+
+@pytest.mark.integration
+def test_attention_says_what_needs_a_person_and_what_to_do(
+    terminal: Terminal, autopack: Autopack, plan: Path
+) -> None:
+    assert terminal.run("attention") == "Nothing needs you.\n"
+    terminal.run("run", "start", plan)
+    autopack.submit_builder_result("run-001", "P1", {"status": "success"})
+    lines = terminal.run("attention").splitlines()
+    assert lines[0] == "notice: run-001 succeeded and may be merged into main"
+    assert lines[1].endswith("UTC, run_eligible:run-001")
+    assert lines[2] == "    Review and merge it: autopack promote run-001 --open"
+    assert terminal.json("attention")["count"] == 1
+    told = terminal.run("attention", "dismiss", "run_eligible:run-001")
+    assert told.startswith("Run run-001 is dismissed by local:operator@")
+    assert "not_dismissible" in terminal.refusal("attention", "dismiss", "disk_low:home")
+    assert terminal.run("attention") == "Nothing needs you.\n"

@@ -37,6 +37,7 @@ async def root(request: Request) -> ServiceAnswer | RedirectResponse:
             "openapi": "/openapi.json",
             "health": "/health",
             "runs": "/runs",
+            "attention": "/attention",
         },
     )
 

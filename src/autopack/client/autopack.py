@@ -13,6 +13,7 @@ import httpx
 from pydantic import ValidationError
 
 from ..views import Shape
+from ..views.attention import AttentionAnswer, DismissalAnswer
 from ..views.branches import IntegrationStatusAnswer, PatchCheckAnswer, RollbackAnswer
 from ..views.events import EventAnswer, EventPage
 from ..views.figures import CostsAnswer, QualityAnswer
@@ -127,6 +128,16 @@ class Autopack:
         return self._get(LiveAnswer, "/health/live")
 
     # Keys
+
+    def attention(self) -> AttentionAnswer:
+        """Read what needs a person."""
+        return self._get(AttentionAnswer, "/attention")
+
+    def dismiss(self, item: str) -> DismissalAnswer:
+        """Dismiss an item about a run that is over."""
+        return self._post(
+            DismissalAnswer, f"/attention/{_quoted(item)}/dismiss", is_repeatable=True
+        )
 
     def whoami(self) -> CallerAnswer:
         return self._get(CallerAnswer, "/whoami")

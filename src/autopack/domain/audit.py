@@ -17,6 +17,7 @@ class AuditAction(StrEnum):
     KEY_REVOKED = "key_revoked"
     KEY_ROTATED = "key_rotated"
     RULESET_REPLACED = "ruleset_replaced"
+    ATTENTION_DISMISSED = "attention_dismissed"
 
 
 @dataclass(frozen=True, slots=True)

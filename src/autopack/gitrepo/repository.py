@@ -81,11 +81,13 @@ class DiffStat:
 class MergeResult:
     """Whether two commits merge without a conflict; if not, the paths in conflict.
 
-    Two commits without common history do not merge, and have no path in conflict.
+    Two commits without common history do not merge, and have no path in conflict. `tree` is the id
+    of the merge's tree, which is stored nowhere.
     """
 
     mergeable: bool
     conflicts: tuple[str, ...]
+    tree: str | None = None
 
 
 class Repository:
@@ -322,10 +324,11 @@ class Repository:
                 if "unrelated histories" in error.detail:
                     return MergeResult(mergeable=False, conflicts=())
                 raise
-        _tree, *paths = result.stdout.rstrip(b"\0").split(b"\0")
+        tree, *paths = result.stdout.rstrip(b"\0").split(b"\0")
         return MergeResult(
             mergeable=result.status == 0,
             conflicts=tuple(dict.fromkeys(path.decode(errors="surrogateescape") for path in paths)),
+            tree=tree.decode(),
         )
 
     # Writing

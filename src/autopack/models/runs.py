@@ -8,6 +8,7 @@ from decimal import Decimal
 from sqlalchemy import ForeignKey, Index, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
+from ..domain.attention import ClosedAs
 from ..domain.issues import IssueState, issue_state
 from ..domain.naming import branch_name
 from ..domain.promotion import PromotionState, promotion_state
@@ -99,6 +100,10 @@ class Run(Base):
     ended_at: Mapped[datetime | None]
     # Whether its figures are added to those of their days.
     is_counted: Mapped[bool] = mapped_column(default=False, server_default=text("false"))
+    # Since when a run that is over needs no person any more, by whom, and why.
+    closed_at: Mapped[datetime | None]
+    closed_by: Mapped[str | None]
+    closed_as: Mapped[ClosedAs | None]
 
     tiers: Mapped[list[Tier]] = relationship(
         back_populates="run", order_by="Tier.tier_index", lazy="raise"
@@ -130,6 +135,14 @@ class Run(Base):
         Index("ix_runs_uncounted_ended_at", "ended_at", postgresql_where=text("NOT is_counted")),
         Index("ix_runs_ended_at", "ended_at", postgresql_where=text("ended_at IS NOT NULL")),
         Index(
+            "ix_runs_unclosed_ended_at",
+            "ended_at",
+            postgresql_where=text(
+                "ended_at IS NOT NULL AND closed_at IS NULL"
+                " AND failure_code IS DISTINCT FROM 'cancelled'"
+            ),
+        ),
+        Index(
             "ix_runs_eligible_created_at_id",
             "created_at",
             "id",
@@ -140,6 +153,7 @@ class Run(Base):
         one_of("run_scope", RunScope),
         one_of("debt_status", DebtStatus),
         one_of("failure_code", FailureCode),
+        one_of("closed_as", ClosedAs),
         *not_negative(
             "token_cap",
             "tokens_used",

@@ -7,6 +7,7 @@ from sqlalchemy.exc import DBAPIError
 
 from ..domain.errors import AutopackError
 from ..store import counts, pulses, runs
+from .attention import close_merged_runs
 from .context import AppContext
 from .figures import count_ended_runs
 from .opening import changing
@@ -86,12 +87,20 @@ def keep_up(context: AppContext) -> None:
     _roll_forward(context)
 
 
+def _close_merged(context: AppContext) -> None:
+    try:
+        close_merged_runs(context)
+    except AutopackError as error:  # a repository that cannot be read must not stop the rest
+        logger.warning("merged_runs_not_closed", why=error.detail)
+
+
 def _roll_forward(context: AppContext) -> None:
     context.repository.remove_leftovers()
     with context.writing() as session:
         counts.fold_counts(session)
         session.commit()
     count_ended_runs(context)
+    _close_merged(context)
     with context.reading() as session:
         event = runs.last_event(session)
         lagging = runs.list_lagging(session, BATCH)

@@ -12,11 +12,13 @@ from ...domain.issues import BacklogStatus, IssueReport
 from ...domain.results import AuditorReport, BuilderReport, PatchCheck
 from ...domain.terms import Severity
 from ...domain.values import Closed, Identifier, Word
+from ...services import attention as attention_service
 from ...services import auditing, building, claiming, runs
 from ...services import issues as issue_services
 from ...services.claiming import Claim, Release
 from ...services.context import AppContext
 from ...views import Shape
+from ...views.attention import AttentionAnswer
 from ...views.branches import PatchCheckAnswer
 from ...views.issues import BacklogAnswer, RecordIssueAnswer
 from ...views.results import AuditorResultAnswer, BuilderResultAnswer
@@ -97,6 +99,10 @@ class RecordIssue(IssueReport):
 
 class GetRun(Closed):
     run_id: RunId
+
+
+class GetAttention(Closed):
+    pass
 
 
 class GetBacklog(Closed):
@@ -199,6 +205,11 @@ def get_backlog(context: AppContext, call: GetBacklog) -> object:
     return issues.backlog(context, **dict(call))
 
 
+def get_attention(context: AppContext, call: GetAttention) -> object:
+    """Read what needs a person now, the most urgent first, each with the call that settles it."""
+    return attention_service.attention(context)
+
+
 _PHASE = "/runs/{run_id}/phases/{phase_id}"
 TOOLS = {
     tool.run.__name__: tool
@@ -230,6 +241,7 @@ TOOLS = {
         Tool(
             "GET /project/issues/backlog", GetBacklog, BacklogAnswer, get_backlog, is_read_only=True
         ),
+        Tool("GET /attention", GetAttention, AttentionAnswer, get_attention, is_read_only=True),
     )
 }
 

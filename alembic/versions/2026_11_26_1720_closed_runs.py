@@ -1,0 +1,54 @@
+"""closed runs
+
+A run that is over needs a person until its branch is merged or an operator dismisses it. Runs of before this version are
+not closed; `GET /attention` lists those of the last thirty days. The audit log names dismissals.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "closed_runs"
+down_revision = "unread_claims"
+branch_labels = None
+depends_on = None
+
+BEFORE = "action IN ('key_created', 'key_revoked', 'key_rotated', 'ruleset_replaced')"
+SINCE = "action IN ('key_created', 'key_revoked', 'key_rotated', 'ruleset_replaced', 'attention_dismissed')"
+
+
+def upgrade() -> None:
+    op.add_column("runs", sa.Column("closed_at", sa.DateTime(timezone=True), nullable=True))
+    op.add_column("runs", sa.Column("closed_by", sa.Text(), nullable=True))
+    op.add_column("runs", sa.Column("closed_as", sa.String(length=64), nullable=True))
+    # NOT VALID: no row has the column yet, so that the table need not be read under the lock.
+    op.execute(
+        "ALTER TABLE runs ADD CONSTRAINT ck_runs_closed_as_known"
+        " CHECK (closed_as IN ('merged', 'dismissed')) NOT VALID"
+    )
+    op.execute("ALTER TABLE runs VALIDATE CONSTRAINT ck_runs_closed_as_known")
+    op.create_index(
+        "ix_runs_unclosed_ended_at",
+        "runs",
+        ["ended_at"],
+        postgresql_where=sa.text(
+            "ended_at IS NOT NULL AND closed_at IS NULL AND failure_code IS DISTINCT FROM 'cancelled'"
+        ),
+    )
+    op.drop_constraint("ck_audit_log_action_known", "audit_log")
+    op.create_check_constraint(op.f("ck_audit_log_action_known"), "audit_log", SINCE)
+
+
+def downgrade() -> None:
+    # The older version does not know the action. Its entries stay in the chain of hashes, so the
+    # constraint is not checked for them.
+    op.drop_constraint("ck_audit_log_action_known", "audit_log")
+    op.execute(
+        f"ALTER TABLE audit_log ADD CONSTRAINT ck_audit_log_action_known CHECK ({BEFORE}) NOT VALID"
+    )
+    op.drop_index("ix_runs_unclosed_ended_at", table_name="runs")
+    op.drop_constraint("ck_runs_closed_as_known", "runs")
+    op.drop_column("runs", "closed_as")
+    op.drop_column("runs", "closed_by")
+    op.drop_column("runs", "closed_at")

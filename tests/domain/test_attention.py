@@ -1,0 +1,89 @@
+"""When a disk is nearly full, and when a key is about to expire."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from autopack.domain.attention import (
+    RULES,
+    AttentionKind,
+    Disk,
+    ExpiringKey,
+    FailingPushes,
+    Situation,
+    needs,
+)
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+GB = 10**9
+
+
+@pytest.mark.parametrize(
+    ("free", "total", "inodes", "is_low"),
+    [
+        (GB - 1, 8 * GB, 50, True),
+        (GB, 8 * GB, 50, False),
+        (19 * GB, 400 * GB, 50, True),
+        (20 * GB, 8_000 * GB, 50, False),
+        (30 * GB, 500 * GB, 1, True),
+        (30 * GB, 500 * GB, 2, False),
+    ],
+)
+def test_a_disk_is_low_by_its_bytes_its_share_or_its_inodes(
+    free: int, total: int, inodes: int, is_low: bool
+) -> None:
+    disk = Disk(
+        name="home",
+        folder="/x y",
+        free_bytes=free,
+        total_bytes=total,
+        free_inodes=inodes,
+        total_inodes=100,
+    )
+    found = needs(Situation(disks=[disk]), NOW)
+    assert [need.id for need in found] == (["disk_low:home"] if is_low else [])
+    assert all(need.action.command == "df -h '/x y'" for need in found)
+
+
+def test_a_file_system_without_inodes_is_not_low() -> None:
+    disk = Disk(
+        name="home",
+        folder="/x",
+        free_bytes=50 * GB,
+        total_bytes=100 * GB,
+        free_inodes=0,
+        total_inodes=0,
+    )
+    assert needs(Situation(disks=[disk]), NOW) == []
+
+
+@pytest.mark.parametrize(
+    ("lifetime", "left", "is_told"),
+    [
+        (timedelta(days=90), timedelta(days=7), True),
+        (timedelta(days=90), timedelta(days=7, seconds=1), False),
+        (timedelta(hours=12), timedelta(hours=3), True),
+        (timedelta(hours=12), timedelta(hours=3, seconds=1), False),
+        (timedelta(days=90), timedelta(0), False),
+    ],
+)
+def test_a_key_is_told_a_week_before_its_end_or_a_quarter_of_its_lifetime(
+    lifetime: timedelta, left: timedelta, is_told: bool
+) -> None:
+    end = NOW + left
+    key = ExpiringKey(name="k", roles=["ci"], created_at=end - lifetime, expires_at=end)
+    assert [need.id for need in needs(Situation(keys=[key]), NOW)] == (
+        ["key_expiring:k"] if is_told else []
+    )
+    assert needs(Situation(keys=[key]), NOW, is_operator=False) == []
+
+
+def test_every_kind_has_a_rule_and_foreign_text_is_one_short_line() -> None:
+    assert set(RULES) == set(AttentionKind)
+    error = "no\nsuch \x1b[31m" + "x" * 5_000
+    pushes = FailingPushes(count=1, run_id="run-1", since=NOW, error=error)
+    (need,) = needs(Situation(pushes=pushes), NOW)
+    assert need.text.startswith("1 run waits to be pushed: no such \\x1b[31mxxx")
+    assert len(need.text) < 350
