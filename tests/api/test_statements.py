@@ -59,6 +59,8 @@ BUDGETS = {
     "builder_result, refused": Cost(11, 24, files=3),
     "builder_result, applied": Cost(12, 25, processes=2, files=3),
     "builder_result, replayed": Cost(5, 7),
+    "phase": Cost(10, 10),
+    "timeline": Cost(3, 3),
     "end": Cost(18, 28, processes=2),
 }
 
@@ -121,6 +123,8 @@ def test_each_request_keeps_its_budget_whatever_the_size_of_the_plan(
         "builder_result, refused": lambda: api.result(patch="no patch", lease_token=token[0]),
         "builder_result, applied": lambda: api.result(tokens_used=100),
         "builder_result, replayed": lambda: api.result(tokens_used=100),
+        "phase": lambda: api.client.get(phase),
+        "timeline": lambda: api.client.get("/runs/run-001/timeline"),
         "end": lambda: api.client.post("/runs/run-001/cancel", json={"reason": "enough"}),
     }
     costs = {}

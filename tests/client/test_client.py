@@ -156,7 +156,8 @@ def test_a_stream_that_breaks_goes_on_where_it_was(pauses: list[float]) -> None:
     def message(sequence: int) -> str:
         event = {"sequence": sequence, "at": "2026-11-24T19:00:00Z", "kind": "K", "data": {}}
         names = ("phase_id", "tier_id", "from_state", "to_state", "reason")
-        words = ("actor", "previous_hash", "hash")
+        words = ("actor", "previous_hash", "hash", "sentence")
+        event |= {"outcome": "good"}
         event |= dict.fromkeys(names) | dict.fromkeys(words, "")
         return f"id: {sequence}\ndata: {json.dumps(event)}\n\n"
 

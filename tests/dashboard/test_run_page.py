@@ -22,7 +22,7 @@ __all__ = ["team"]
 
 pytestmark = pytest.mark.integration
 
-STATEMENTS = 12
+STATEMENTS = 15
 BYTES = 200_000
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Response
+from fastapi import APIRouter, Body, Path, Response
 
 from ..domain.results import AuditorReport, AuditRequest, BuilderReport
-from ..services import auditing, building, runs
+from ..services import auditing, building, phase_reports
 from ..views.results import (
     AttemptsAnswer,
     AuditorResultAnswer,
@@ -100,5 +100,38 @@ def auditor_result(
     summary="Read what agents posted to a phase",
 )
 def attempts(context: Context, run_id: RunId, phase_id: PhaseId) -> AttemptsAnswer:
-    """Each submission of a Builder or an Auditor and its result, oldest first."""
-    return runs.list_attempts(context, run_id, phase_id)
+    """Each submission of a Builder or an Auditor and its result, oldest first.
+
+    Attempts that lapsed have no submission: `GET /runs/{run_id}/timeline` shows them.
+    """
+    return phase_reports.list_attempts(context, run_id, phase_id)
+
+
+@router.get(
+    "/runs/{run_id}/patches/{patch_id}",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "The patch as it was sent",
+            "content": {"text/x-diff": {"schema": {"type": "string"}}},
+        },
+        **problems(404, 422, 503),
+    },
+    summary="Read a patch that an agent sent",
+)
+def patch(
+    context: Context,
+    run_id: RunId,
+    patch_id: Annotated[
+        int,
+        Path(
+            ge=1,
+            le=2**63 - 1,
+            description="From an attempt's `patches`.",
+            openapi_examples={"first": {"value": 1}},
+        ),
+    ],
+) -> Response:
+    """A patch on the branch, held, discarded or refused; secrets in a refused one are redacted."""
+    content = phase_reports.read_patch(context, run_id, patch_id)
+    return Response(content, media_type="text/x-diff; charset=utf-8")

@@ -202,6 +202,37 @@ def diff(
 
 
 @app.command()
+def phase(
+    run_id: RunId,
+    phase_id: Annotated[str, typer.Argument(metavar="PHASE_ID", help="The phase's id.")],
+    json: JsonOption = False,
+    url: UrlOption = None,
+) -> None:
+    """Show what happened in a phase: its time, attempts, CI runs and issues."""
+    with asking(url) as client:
+        report = client.get_phase(run_id, phase_id)
+    if json:
+        print_json(report)
+        return
+    from .phase_view import print_phase
+
+    print_phase(report)
+
+
+@app.command()
+def patch(
+    run_id: RunId,
+    patch_id: Annotated[int, typer.Argument(metavar="ID", help="From `autopack run phase`.")],
+    raw: RawOption = False,
+    url: UrlOption = None,
+) -> None:
+    """Print a patch that an agent sent, on the branch or not."""
+    with asking(url) as client:
+        content = client.patch(run_id, patch_id)
+    print_text(content, is_raw=raw)
+
+
+@app.command()
 def ci(
     run_id: RunId,
     log: Annotated[

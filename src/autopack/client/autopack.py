@@ -40,8 +40,9 @@ from ..views.results import (
     BuilderResultAnswer,
     CiResultAnswer,
     CiRunsAnswer,
+    TimelineAnswer,
 )
-from ..views.runs import RunAnswer, RunPage, StatusAnswer
+from ..views.runs import PhaseReport, RunAnswer, RunPage, StatusAnswer
 from ..views.service import HealthAnswer, LiveAnswer, ServiceAnswer
 from ..views.work import HeartbeatAnswer, ReleaseAnswer, WorkItemAnswer
 from .connection import (
@@ -344,6 +345,17 @@ class Autopack:
     ) -> CiResultAnswer:
         path = f"{_phase(run_id, phase_id)}/ci_result"
         return self._post_once(CiResultAnswer, path, report, idempotency_key)
+
+    def get_phase(self, run_id: str, phase_id: str) -> PhaseReport:
+        return self._get(PhaseReport, _phase(run_id, phase_id))
+
+    def timeline(self, run_id: str) -> TimelineAnswer:
+        return self._get(TimelineAnswer, f"{_run(run_id)}/timeline")
+
+    def patch(self, run_id: str, patch_id: int) -> bytes:
+        """Return a patch that an agent sent, on the branch or not."""
+        path = f"{_run(run_id)}/patches/{patch_id}"
+        return self._connection.send("GET", path, is_repeatable=True).content
 
     def attempts(self, run_id: str, phase_id: str) -> AttemptsAnswer:
         return self._get(AttemptsAnswer, f"{_phase(run_id, phase_id)}/attempts")

@@ -9,6 +9,7 @@ queue `upkeep` moves refs and writes files, on a machine that has these.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
@@ -23,7 +24,7 @@ from ..domain.redaction import redacted
 from ..domain.results import MAX_LOG_TAIL
 from ..domain.ruleset import CiCommand
 from ..domain.secret_rules import redact, redact_bytes
-from ..domain.terms import CiProfile, Sandbox, Verdict
+from ..domain.terms import CiMode, CiProfile, Sandbox, Verdict
 from ..gitrepo.checkout import checked_out
 from ..gitrepo.workspace import WorkspaceError
 from ..jobs.queue import TryAgainError, defer
@@ -81,15 +82,36 @@ def checks_of(settings: Settings) -> CheckRunner:
 def list_ci_runs(context: AppContext, run_id: str) -> CiRunsAnswer:
     """Return a run's CI runs, in order."""
     with context.reading() as session:
-        found = ci_runs.list_ci_runs(session, runs.get_run_pk(session, run_id))
-    return CiRunsAnswer(run_id=run_id, ci_runs=[ci_run_answer(run_id, *each) for each in found])
+        run = runs.get_run(session, run_id)
+        found = ci_runs.list_ci_runs(session, run.id)
+        commands = ci_commands(session, run)
+    shown = [ci_run_answer(run_id, *each, commands) for each in found]
+    return CiRunsAnswer(run_id=run_id, ci_runs=shown)
 
 
-def ci_run_answer(run_id: str, run: CiRun, phase_id: str) -> CiRunAnswer:
-    """Return a CI run as answers show it."""
+def ci_commands(session: RowSession, run: Run) -> dict[CiProfile, str]:
+    """Return the commands by profile that the service runs for a run; none if CI is elsewhere."""
+    ci = runs.get_strategy(session, run)["ci"]
+    if ci["mode"] != CiMode.LOCAL:
+        return {}
+    profiles = ((profile, ci["profiles"].get(profile)) for profile in CiProfile)
+    return {profile: rule["command"] for profile, rule in profiles if rule and rule.get("command")}
+
+
+def ci_run_answer(
+    run_id: str, run: CiRun, phase_id: str, commands: Mapping[CiProfile, str]
+) -> CiRunAnswer:
+    """Return a CI run as readers see it; `commands` are those of its run."""
     has_log = run.sandbox not in (None, Sandbox.EXTERNAL)
     log = f"/runs/{run_id}/ci/{run.id}/log" if has_log else None
-    return CiRunAnswer.of(run, phase_id=phase_id, flaky=run.is_flaky, log=log)
+    is_elsewhere = run.sandbox is Sandbox.EXTERNAL
+    return CiRunAnswer.of(
+        run,
+        phase_id=phase_id,
+        flaky=run.is_flaky,
+        log=log,
+        command=None if is_elsewhere else commands.get(run.profile),
+    )
 
 
 def read_log(context: AppContext, run_id: str, ci_run_id: int) -> bytes:

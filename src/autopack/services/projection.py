@@ -212,6 +212,7 @@ def attempts_of(session: RowSession, phases: Sequence[Phase]) -> dict[int, list[
             log_tail=log_tail(row.body, [tail for sha in mine for tail in ci_tails.get(sha, ())]),
             # A new ticket has an order of its own, one from Postgres another: files have one.
             ticket=row.ticket and json.loads(canonical_json(row.ticket)),
+            confidence=row.body.get("confidence"),
         )
         attempts.setdefault(row.phase_pk, []).append(report)
     return attempts

@@ -8,17 +8,16 @@ from dataclasses import dataclass
 from ..domain.errors import AutopackError, NotFoundError
 from ..domain.states import PhaseStatus
 from ..models import Phase, Run
-from ..store import ci_runs, issues, runs
+from ..store import runs
 from ..store.session import RowSession
 from ..views.events import EventAnswer
 from ..views.issues import PhaseIssue
 from ..views.reports import PromotionVerdictAnswer
-from ..views.results import AttemptDetail, CiRunAnswer
+from ..views.results import AttemptAnswer, CiRunAnswer, TimelineAnswer
 from ..views.runs import PhaseAnswer, RunAnswer
 from .branches import phase_diff
-from .ci import ci_run_answer
 from .context import AppContext
-from .projection import attempts_of
+from .phase_reports import report_with_timeline
 from .reading import reading_run
 from .reports import promotion_verdict
 from .runs import answer_of
@@ -28,11 +27,16 @@ LATEST_EVENTS = 50
 
 @dataclass(frozen=True, slots=True)
 class RunPage:
-    """A run, and one of its phases in detail. `latest` are the last events, newest first."""
+    """A run, and one of its phases in detail.
+
+    Attempts and CI runs are newest first, as are `latest`, the last events.
+    """
 
     run: RunAnswer
+    timeline: TimelineAnswer
     phase: PhaseAnswer
-    attempts: list[AttemptDetail]
+    attempts: list[AttemptAnswer]
+    ci_command: str | None
     ci_runs: list[CiRunAnswer]
     issues: list[PhaseIssue]
     latest: list[EventAnswer]
@@ -46,16 +50,15 @@ def read_run_page(context: AppContext, run_id: str, phase_id: str | None) -> Run
     NotFoundError.
     """
     with reading_run(context, run_id) as (session, run):
-        phase = _chosen(run, phase_id)
+        report, timeline = report_with_timeline(session, run, _chosen(run, phase_id))
         return RunPage(
             run=answer_of(session, run),
-            phase=PhaseAnswer.of(phase),
-            attempts=attempts_of(session, [phase]).get(phase.id, [])[::-1],
-            ci_runs=[
-                ci_run_answer(run_id, found, phase.phase_id)
-                for found in ci_runs.list_of_phase(session, phase.id)
-            ],
-            issues=[PhaseIssue.of(issue) for issue in issues.list_issues(session, [phase.id])],
+            timeline=timeline,
+            phase=report.phase,
+            attempts=report.attempts[::-1],
+            ci_command=report.ci_command,
+            ci_runs=report.ci_runs[::-1],
+            issues=report.issues,
             latest=_latest(session, run),
             event_count=run.event_sequence,
         )

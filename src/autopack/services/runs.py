@@ -30,13 +30,13 @@ from ..store import glances, issues, runs
 from ..store.glances import PhasesOfRun, PhaseUnderWay
 from ..store.session import RowSession
 from ..views.issues import IssueIndexAnswer
-from ..views.results import AttemptsAnswer, NextStep
+from ..views.results import NextStep
 from ..views.runs import CurrentPhase, LeaseState, ListedRun, RunAnswer
 from .after_commit import after_commit, commit_for_good
 from .ci import checks_of
 from .context import AppContext
 from .opening import changing, locked_session, up_to_date
-from .projection import attempts_of, project
+from .projection import project
 from .reading import one_moment
 from .rulesets import plan_under, read_ruleset, strategy_version
 from .settling import settle
@@ -248,14 +248,6 @@ def list_events(
         )
     more = rows[limit - 1].sequence if len(rows) > limit else None
     return rows[:limit], more
-
-
-def list_attempts(context: AppContext, run_id: str, phase_id: str) -> AttemptsAnswer:
-    """Return the submissions of Builders and Auditors to a phase, and their outcomes."""
-    with context.reading() as session:
-        phase = runs.get_phase(runs.get_run(session, run_id), phase_id)
-        found = attempts_of(session, [phase]).get(phase.id, [])
-    return AttemptsAnswer(run_id=run_id, phase_id=phase_id, attempts=[*found])
 
 
 def _write_files(context: AppContext, session: RowSession, run: Run) -> None:

@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from ..domain.errors import NotFoundError, UnavailableError
-from ..domain.events import Event, EventRecord, from_record, seal, to_record
+from ..domain.events import Event, EventError, EventRecord, from_record, seal, to_record
 from ..domain.promotion import PromotionState
 from ..domain.run import FAILURE_STATES, PhaseState, RunState, TierState
 from ..domain.run_filter import RunFilter
@@ -395,6 +395,27 @@ def read_events(session: Session, run_pk: int) -> list[tuple[int, Event]]:
     """
     rows = list_events(session, run_pk, after=0, limit=None)
     return [(row.sequence, from_record(read_event(row))) for row in rows]
+
+
+def read_kinds(
+    session: RowSession, run_pk: int, *, everywhere: Collection[str], phase_id: str | None
+) -> list[Event]:
+    """Return a run's events of some kinds in order, and all events of one phase if it is named.
+
+    Events that cannot be read are left out.
+    """
+    of_phase = "" if phase_id is None else " OR phase_id = %s"
+    query = (
+        "SELECT kind, actor, at, phase_id, tier_id, from_state, to_state, reason, data"  # noqa: S608
+        f" FROM events WHERE run_pk = %s AND (kind = ANY(%s){of_phase}) ORDER BY sequence"
+    )
+    values = (run_pk, sorted(everywhere), *([] if phase_id is None else [phase_id]))
+    names = [field.name for field in fields(EventRecord)]
+    events = []
+    for row in session.fetch(query, values):
+        with suppress(EventError):  # an event of a later version
+            events.append(from_record(EventRecord(**dict(zip(names, row, strict=True)))))
+    return events
 
 
 def add_events(session: RowSession, run: Run, events: Sequence[Event]) -> None:

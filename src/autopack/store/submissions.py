@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any, Final
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from ..domain.errors import NotFoundError
 from ..domain.outcomes import CommitKind, PatchStatus
 from ..models import Commit, Patch, Phase, Reply, Submission
 from ..views.record import RecordedCommit
@@ -92,6 +94,53 @@ def list_patch_files(session: RowSession, submission_pks: Sequence[int]) -> dict
     for submission_pk, changed in session.fetch(query, (list(submission_pks),)):
         files.setdefault(submission_pk, []).extend(changed)
     return files
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PatchFacts:
+    """A patch without its bytes."""
+
+    id: int
+    submission_pk: int
+    sha256: str
+    status: PatchStatus
+    description: str | None
+    files_changed: list[str]
+    size_bytes: int
+
+
+def list_patch_facts(session: RowSession, phase_pk: int) -> dict[int, list[PatchFacts]]:
+    """Return the patches of each submission to a phase, in their order."""
+    facts: dict[int, list[PatchFacts]] = {}
+    # The row of a held patch stays as it was when the patch came; what became of it is elsewhere.
+    query = (
+        "SELECT p.id, p.submission_pk, p.sha256, CASE WHEN p.status <> 'pending' THEN p.status"
+        " WHEN EXISTS (SELECT FROM commits c WHERE c.run_pk = s.run_pk AND c.patch_pk = p.id)"
+        " THEN 'applied'"
+        " WHEN h.pending_submission_id = s.id THEN 'pending' ELSE 'discarded' END,"
+        " p.description, p.files_changed, octet_length(p.content)"
+        " FROM patches p JOIN submissions s ON s.id = p.submission_pk"
+        " JOIN phases h ON h.id = s.phase_pk"
+        " WHERE s.phase_pk = %s ORDER BY p.submission_pk, p.position"
+    )
+    names = [field.name for field in fields(PatchFacts)]
+    for row in session.fetch(query, (phase_pk,)):
+        fact = PatchFacts(**dict(zip(names, row, strict=True)))
+        facts.setdefault(fact.submission_pk, []).append(fact)
+    return facts
+
+
+def get_patch(session: Session, run_pk: int, patch_pk: int) -> bytes:
+    """Return the bytes of a patch that was submitted to a run. Raises NotFoundError."""
+    query = (
+        select(Patch.content)
+        .join(Submission, Submission.id == Patch.submission_pk)
+        .where(Patch.id == patch_pk, Submission.run_pk == run_pk)
+    )
+    content = session.scalars(query).one_or_none()
+    if content is None:
+        raise NotFoundError(f"the run has no patch {patch_pk}: see the attempts of its phases")
+    return bytes(content)
 
 
 def list_commits(session: RowSession, run_pk: int) -> list[Commit]:

@@ -8,9 +8,10 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from ..domain.next_step import NextAction
-from ..domain.outcomes import Outcome
+from ..domain.outcomes import Outcome, PatchStatus
+from ..domain.segments import SegmentKind
 from ..domain.states import PhaseStatus, RunStatus
-from ..domain.terms import CiProfile, Recommendation, Role, Sandbox, Verdict
+from ..domain.terms import CiProfile, Recommendation, Role, Sandbox, Severity, Verdict
 from ..domain.values import Usd
 from . import Shape, WireTime
 from .branches import RepairAnswer
@@ -82,12 +83,16 @@ class CiCounts(Shape):
 
 
 class CiRunAnswer(Shape):
-    """One CI run on one commit; `verdict` and `ended_at` are null while it runs."""
+    """One CI run on one commit; `verdict` and `ended_at` are null while it runs.
+
+    `command` is what the service runs; null where CI is elsewhere.
+    """
 
     id: int
     phase_id: str
     commit_sha: str
     profile: CiProfile
+    command: str | None
     attempt: int
     verdict: Verdict | None
     flaky: bool
@@ -118,7 +123,7 @@ class PriceAnswer(Shape):
     output: Usd
 
 
-class AttemptAnswer(Shape):
+class SubmittedAttempt(Shape):
     """One submission. `cost_usd` is null if it is not known; `log_tail` is its last output."""
 
     id: int
@@ -146,10 +151,77 @@ class AttemptAnswer(Shape):
     created_at: WireTime
 
 
-class AttemptDetail(AttemptAnswer):
+class AttemptDetail(SubmittedAttempt):
     """An attempt in the files of a run; `ticket` says how a refused patch can be repaired."""
 
     ticket: dict[str, Any] | None
+    # Not in the files, whose earlier versions did not have it.
+    confidence: Annotated[str | None, Field(exclude=True)] = None
+
+
+class AttemptPatch(Shape):
+    """A patch of an attempt, on the branch or not; `content` is where to read it."""
+
+    id: int
+    sha256: str
+    status: PatchStatus
+    description: str | None
+    files_changed: list[str]
+    size_bytes: int
+    content: str
+
+
+class AttemptIssue(Shape):
+    issue_key: str
+    category: str
+    severity: Annotated[Severity, Field(description="What it counts as.")]
+
+
+class AttemptAnswer(AttemptDetail):
+    """One submission, with all that is known of it.
+
+    `started_at` is when the agent began. Where that is not known, as of a result that nobody had
+    claimed, it is the result's own time.
+    """
+
+    started_at: WireTime
+    duration_seconds: float
+    confidence: Annotated[str | None, Field(description="Of an Auditor: low, medium or high.")]
+    issues_found: list[AttemptIssue]
+    issues_resolved: list[str]
+    patches: list[AttemptPatch]
+
+
+class SegmentAnswer(Shape):
+    """A part of a phase's time; `ended_at` is null while it lasts.
+
+    `role` is who works or is waited for, null: CI. `outcome` is what came of it, among them
+    `lapsed` and `unavailable`; then `tokens` and `cost_usd` are what the agent had reported.
+    """
+
+    kind: SegmentKind
+    role: Role | None
+    agent: str | None
+    started_at: WireTime
+    ended_at: WireTime | None
+    outcome: str | None
+    submission_id: int | None
+    ci_run_id: int | None
+    tokens: int | None
+    cost_usd: Usd | None
+
+
+class PhaseTimeline(Shape):
+    phase_id: str
+    tier_id: str
+    segments: list[SegmentAnswer]
+
+
+class TimelineAnswer(Shape):
+    """How the time of each phase was spent, in the order in which phases run."""
+
+    run_id: str
+    phases: list[PhaseTimeline]
 
 
 class AttemptsAnswer(Shape):

@@ -23,7 +23,7 @@ from ..domain.terms import (
 from ..domain.values import Usd
 from . import Shape, WireTime
 from .issues import PhaseIssue
-from .results import AttemptDetail, NextStep
+from .results import AttemptAnswer, AttemptDetail, CiRunAnswer, NextStep, SegmentAnswer
 
 
 class PhaseAnswer(Shape):
@@ -77,6 +77,41 @@ class PhaseDetail(PhaseAnswer):
 
     tier_index: int
     attempts: list[AttemptDetail]
+    issues: list[PhaseIssue]
+
+
+class LeaseState(Shape):
+    """An agent at work, as others may see it: without the lease's token.
+
+    `heartbeat_at` is null before the first heartbeat, `tokens_reported` is what the last one said.
+    """
+
+    phase_id: str
+    tier_id: str
+    role: Role
+    agent: str
+    actor: Annotated[str | None, Field(description="Who claimed it; null for older leases.")]
+    account: str | None
+    fence: int
+    heartbeat_at: WireTime | None
+    expires_at: WireTime
+    tokens_reserved: int
+    tokens_reported: int
+    cost_reserved_usd: Usd
+    cost_reported_usd: Usd
+
+
+class PhaseReport(Shape):
+    """A phase with all that happened in it; attempts and CI runs are in order, oldest first."""
+
+    run_id: str
+    run_state: RunStatus
+    phase: PhaseAnswer
+    lease: LeaseState | None
+    segments: list[SegmentAnswer]
+    attempts: list[AttemptAnswer]
+    ci_command: Annotated[str | None, Field(description="Null where CI is elsewhere, or off.")]
+    ci_runs: list[CiRunAnswer]
     issues: list[PhaseIssue]
 
 
@@ -148,27 +183,6 @@ class RunSummaryAnswer(Shape):
     last_snapshot: str | None
     strategy_version: int
     revision: int
-
-
-class LeaseState(Shape):
-    """An agent at work, as others may see it: without the lease's token.
-
-    `heartbeat_at` is null before the first heartbeat, `tokens_reported` is what the last one said.
-    """
-
-    phase_id: str
-    tier_id: str
-    role: Role
-    agent: str
-    actor: Annotated[str | None, Field(description="Who claimed it; null for older leases.")]
-    account: str | None
-    fence: int
-    heartbeat_at: WireTime | None
-    expires_at: WireTime
-    tokens_reserved: int
-    tokens_reported: int
-    cost_reserved_usd: Usd
-    cost_reported_usd: Usd
 
 
 class PhaseMark(Shape):
