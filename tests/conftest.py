@@ -43,7 +43,7 @@ TEMPLATE_LOCK = 721_001
 # The environment of the caller must not change the tests. TESTING may be set or not.
 for name in list(os.environ):
     if name in {"DATABASE_URL", "AUTONOMOUS_RUNS_DIR"} or (
-        name.startswith(("AUTOPACK_", "GIT_")) and name != "AUTOPACK_TEST_DATABASE_URL"
+        name.startswith(("AUTOPACK_", "GIT_")) and not name.startswith("AUTOPACK_TEST_")
     ):
         del os.environ[name]
 

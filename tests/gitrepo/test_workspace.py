@@ -200,6 +200,36 @@ def test_what_was_changed_becomes_a_patch(
     assert harvest.nested == (("nested",) if change is nest else ())
 
 
+def test_files_that_agents_and_editors_make_for_themselves_are_left_out(
+    git_repo: GitRepo, cache: ObjectCache, desk: Path
+) -> None:
+    """A file of the commit is not left out, nor is one that the ruleset opens."""
+    base = git_repo.commit({".claude/settings.json": "{}\n", ".vscode/tasks.json": "{}\n"})
+    workspace = lay_out(cache, git_repo, base, desk)
+    made = (
+        *(".aider.chat.history.md", ".aider.tags.cache.v4/a/b", ".claude/settings.json"),
+        *(".claude/settings.local.json", "src/.gemini/x", "src/.app.py.swp", "src/app.py~"),
+        *(".idea/a.xml", ".idea/b.xml", ".vscode/launch.json", "src/new.py", "codex/x"),
+    )
+    for name in made:
+        path = workspace.tree / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("new\n")
+    (workspace.tree / ".vscode/tasks.json").unlink()
+    harvest = workspace.harvest(LIMITS, opened=[".idea/a*"])
+    assert applied(git_repo, base, harvest.patch) == [
+        "M 100644 .claude/settings.json",
+        "A 100644 .idea/a.xml",
+        "D 000000 .vscode/tasks.json",
+        "A 100644 codex/x",
+        "A 100644 src/new.py",
+    ]
+    assert set(harvest.dropped) == {
+        *(".aider.chat.history.md", ".aider.tags.cache.v4", ".claude", ".idea", ".vscode"),
+        *("src/.gemini", "src/.app.py.swp", "src/app.py~"),
+    }
+
+
 def test_the_agent_finds_a_clean_repository_with_history(
     git_repo: GitRepo, base: str, workspace: Workspace
 ) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,7 +13,7 @@ import pytest
 from autopack.worker import cooling
 from autopack.worker.agents import Agent, read_output
 from autopack.worker.cooling import Cooling, WorkerError, why_unavailable
-from autopack.worker.report import Ended
+from autopack.worker.report import Ended, last_line
 from autopack.worker.worker import Ending
 
 if TYPE_CHECKING:
@@ -125,6 +127,44 @@ def test_a_known_agents_own_figures_are_read(agent: str, stdout: str, cost: str 
     assert said.text.startswith("Done.")
 
 
+OPENCODE_ERROR = {
+    "type": "error",
+    "error": {"name": "APIError", "data": {"message": "Revoked.", "statusCode": 401}},
+}
+GEMINI_ERROR = f'Loaded.\n{json.dumps({"error": {"message": "Revoked."}}, indent=2)}\n'
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("agent", "stdout", "stderr", "line"),
+    [
+        ("opencode", json.dumps(OPENCODE_ERROR), "", ": APIError 401: Revoked."),
+        ("gemini", "", GEMINI_ERROR, ": Revoked."),
+        ("claude", json.dumps({"result": "Not logged in."}), "log", ": Not logged in."),
+        ("aider", f"Model: m-1\nIt is good.\n{AIDER}", "Warning: no terminal", ": Done."),
+        ("mine", "work\n", "\x1b[31mno key\x1b[0m\n}\n", ": no key"),
+        ("mine", " -- \n", "", ""),
+    ],
+)
+def test_the_last_line_is_what_the_agent_said(
+    agent: str, stdout: str, stderr: str, line: str
+) -> None:
+    said = read_output(agent, stdout, stderr)
+    ended = Ended(exit_code=1, stdout=said.text, stderr=stderr, seconds=1.0, said=said)
+    assert last_line(ended) == line
+
+
+@pytest.mark.unit
+def test_aider_fails_with_exit_code_zero() -> None:
+    line = "litellm.RateLimitError: Too many."
+    ended = Ended(exit_code=0, stdout=f"Model: m-1\n{line}\n", stderr="", seconds=60.0)
+    messages = ("litellm.RateLimitError",)
+    weigh = partial(why_unavailable, messages=messages, hides_failure=True)
+    assert weigh(ended, has_answer=False) == line
+    assert weigh(ended, has_answer=True) is None
+    assert weigh(replace(ended, patch=b"x"), has_answer=False) is None
+
+
 @pytest.mark.unit
 @pytest.mark.parametrize("agent", ["codex", "claude", "opencode", "gemini", "aider", None, "mine"])
 @pytest.mark.parametrize("stdout", ["", "{", "[]\n{}", '{"type": 1, "usage": 3, "part": []}'])
@@ -221,6 +261,7 @@ def test_an_answer_file_is_read_and_is_in_no_patch(workshop: Workshop) -> None:
         "git add --all; git status --porcelain"
     )
     assert workshop.work(command) is Ending.SUCCESS
+    assert "COMPLETE; the agent said: M  README.md" in workshop.steps[-1].text
     (attempt,) = workshop.attempts()
     assert (attempt.notes, attempt.tokens_used, attempt.model) == ("Done.", 7, "m-1")
     assert str(attempt.cost_usd) == "0.250000"

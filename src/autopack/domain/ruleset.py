@@ -231,11 +231,15 @@ DEFAULT_UNAVAILABLE_MESSAGES: Mapping[str, tuple[str, ...]] = {
         "exhausted your capacity",
         "exhausted your daily quota",
         "Please set an Auth method",
+        "API key not valid",
+        "UNAUTHENTICATED",
     ),
     "opencode": (
         "Rate limit exceeded",
         "Too Many Requests",
         "insufficient_quota",
+        "APIError 401:",
+        "APIError 429:",
     ),
 }
 DEFAULT_SAFETY: Mapping[SafetyProfile, SafetyRule] = {

@@ -11,11 +11,12 @@ import hashlib
 import re
 import shlex
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..domain.errors import AutopackError
+from ..domain.paths import matches
 from .address import AddressError, RemoteAddress, parse_address
 from .errors import GitFailedError, RepositoryUnusableError
 from .process import GitResult, GitRunner
@@ -34,6 +35,11 @@ _ATTRIBUTES = "* -text -filter -ident -working-tree-encoding !diff\n"
 # git's own default for automatic gc, which the service's configuration turns off.
 _TIDY = ("-c", "gc.auto=6700", "-c", "gc.autoPackLimit=50", "-c", "gc.autoDetach=false")
 _COMMIT = re.compile(r"[0-9a-f]{40}\Z")
+# What agents and editors leave in a work tree for themselves: a file or folder of such a name.
+_DROPPING = re.compile(
+    r"\.aider.*|\.claude|\.codex|\.gemini|\.opencode|\.cursor|\.idea|\.vscode|\.DS_Store"
+    r"|.*~|\..*\.sw[a-p]|\.#.*|#.*#"
+)
 _NAMED_FOLDERS = 3
 
 
@@ -61,11 +67,13 @@ class Limits:
 class Harvest:
     """The changes as a patch; empty without changes.
 
-    `nested` are the folders of repositories within the tree; they are not part of the patch.
+    `nested` are the folders of repositories within the tree, `dropped` the files and folders that
+    agents and editors keep for themselves; neither is part of the patch.
     """
 
     patch: bytes
     nested: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
 
 
 class ObjectCache:
@@ -185,26 +193,35 @@ class Workspace:
         self._git_dir = git_dir
         self._base = self._run("write-tree").stdout.decode().strip()
 
-    def harvest(self, limits: Limits) -> Harvest:
+    def harvest(self, limits: Limits, *, opened: Sequence[str] = ()) -> Harvest:
         """Return the changes: files created, changed and deleted, without files that git ignores.
 
-        Commits of the agent count by the files that they leave. A nested repository is left out.
+        Commits of the agent count by the files that they leave. Nested repositories are left out,
+        and new files of agents and editors themselves, unless a pattern of `opened` matches them.
         Raises TooMuchChangedError, WorkspaceError.
         """
         try:
-            return self._harvest(limits)
+            return self._harvest(limits, opened)
         except GitFailedError as error:
             raise WorkspaceError(" ".join(error.detail.split())) from error
         except AutopackError as error:  # git ran out of its time or memory
             raise TooMuchChangedError(error.detail) from error
 
-    def _harvest(self, limits: Limits) -> Harvest:
+    def _harvest(self, limits: Limits, opened: Sequence[str]) -> Harvest:
         if not self.tree.is_dir():
             raise WorkspaceError("the work tree is gone")
         made = self._paths("ls-files", "--others", "--exclude-standard", "-z")
+        dropped = {
+            path: top
+            for path in made
+            if (top := _dropping(path)) is not None
+            and not any(matches(path, pattern) for pattern in opened)
+        }
+        made = [path for path in made if path not in dropped]
         nested = tuple(path.removesuffix("/") for path in made if path.endswith("/"))
         self._require_few(made, limits)
-        specs = [":/", *(f":(top,exclude,literal){path}" for path in nested)]
+        left_out = (*nested, *self._alone(dropped, made))
+        specs = [":/", *(f":(top,exclude,literal){path}" for path in left_out)]
         self._run(
             *("add", "--all", "--pathspec-from-file=-", "--pathspec-file-nul"),
             stdin="\0".join(specs).encode(errors="surrogateescape"),
@@ -222,7 +239,22 @@ class Workspace:
                 f"the changes are a patch of {size} bytes; the service accepts at most"
                 f" {limits.bytes}"
             )
-        return Harvest(output.read_bytes(), nested)
+        return Harvest(output.read_bytes(), nested, tuple(dict.fromkeys(dropped.values())))
+
+    def _alone(self, dropped: Mapping[str, str], made: Sequence[str]) -> list[str]:
+        """Return what to leave out for these new files, by the folder or file that is a dropping.
+
+        A folder with other files, of the commit or opened, is not left out as a whole.
+        """
+        paths: list[str] = []
+        for top in dict.fromkeys(dropped.values()):
+            if any(path.startswith(f"{top}/") for path in made) or self._paths(
+                *("ls-files", "-z", "--", f":(top,literal){top}")
+            ):
+                paths += [path.removesuffix("/") for path in dropped if dropped[path] == top]
+            else:
+                paths.append(top)
+        return paths
 
     def _require_few(self, paths: Sequence[str], limits: Limits) -> None:
         if len(paths) <= limits.files:
@@ -275,6 +307,15 @@ def _lay_out(
     runner.run("symbolic-ref", "HEAD", head, folder=tree, environment=theirs)
     shutil.copyfile(git_dir / "index", tree / ".git" / "index")
     return Workspace(runner, tree, git_dir, is_staged=is_staged)
+
+
+def _dropping(path: str) -> str | None:
+    """Return the part of a path that ends with the name of an agent's or editor's own file."""
+    parts = path.removesuffix("/").split("/")
+    for depth, part in enumerate(parts, 1):
+        if _DROPPING.fullmatch(part):
+            return "/".join(parts[:depth])
+    return None
 
 
 def _places(git_dir: Path, tree: Path) -> dict[str, str]:

@@ -41,6 +41,7 @@ class Said:
     cached_tokens: int | None = None
     cost_usd: Decimal | None = None
     model: str | None = None
+    is_known: bool = True  # it was printed in the format of a known agent
 
     @property
     def tokens(self) -> int:
@@ -50,18 +51,25 @@ class Said:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownAgent:
-    """A command line for each role; the prompt is its standard input."""
+    """A command line for each role; the prompt is its standard input.
+
+    `hides_failure`: it ends with exit code 0 when its model cannot be asked.
+    """
 
     builder: tuple[str, ...]
     auditor: tuple[str, ...]
     read: Callable[[str], Said | None]
+    hides_failure: bool = False
 
 
-def read_output(agent: str | None, stdout: str) -> Said:
-    """Read an agent's output; output in an unknown format is plain text."""
+def read_output(agent: str | None, stdout: str, stderr: str = "") -> Said:
+    """Read an agent's output; output in an unknown format is plain text.
+
+    Gemini prints the JSON of an error to standard error.
+    """
     known = KNOWN_AGENTS.get(agent or "")
-    said = known.read(stdout) if known else None
-    return said or Said(text=stdout)
+    said = (known.read(stdout) or known.read(stderr)) if known else None
+    return said or Said(text=stdout, is_known=False)
 
 
 def is_agents_own_limit(messages: tuple[str, ...], stdout: str, stderr: str) -> str | None:
@@ -136,7 +144,10 @@ def _opencode(stdout: str) -> Said | None:
                 totals["output"] += _count(tokens, "output") + _count(tokens, "reasoning")
                 cost += _money(part.get("cost")) or 0
             case "error":
-                texts.append(json.dumps(event.get("error")))
+                error = _object(event, "error")
+                data = _object(error, "data")
+                status = f" {data['statusCode']}" if "statusCode" in data else ""
+                texts.append(f"{error.get('name', 'error')}{status}: {data.get('message', '')}")
     return _said("\n".join(texts), totals, cost=cost or None) if texts or cost else None
 
 
@@ -161,8 +172,10 @@ def _aider(stdout: str) -> Said | None:
     """Read aider's lines about tokens: `Tokens: 2.3k sent, 1k cache hit, 200 received. Cost: …`."""
     totals = {"input": 0, "output": 0, "cached": 0}
     cost: Decimal | None = None
+    text: list[str] = []
     for line in stdout.splitlines():
         if not line.startswith("Tokens: "):
+            text.append(line)
             continue
         for figure, kind in re.findall(
             r"([\d.,]+[kM]?) (sent|cache hit|cache write|received)", line
@@ -173,7 +186,9 @@ def _aider(stdout: str) -> Said | None:
         if paid and (amount := _money(paid[1])) is not None:
             cost = (cost or 0) + amount
     model = re.search(r"^(?:Main model|Model): (\S+)", stdout, re.MULTILINE)
-    return _said(stdout, totals, cost=cost, model=model[1] if model else None)
+    if not text or not (model or any(totals.values())):
+        return None
+    return _said("\n".join(text), totals, cost=cost, model=model[1] if model else None)
 
 
 def _said(
@@ -198,8 +213,8 @@ def _lines(stdout: str) -> Iterator[Json]:
 
 
 def _whole(stdout: str) -> Json | None:
-    """Read the one JSON object of an output; other lines may come before it."""
-    return _parsed(stdout[stdout.find("\n{") + 1 :] if "\n{" in stdout else stdout)
+    """Read the last JSON object of an output that begins a line; other lines may come before it."""
+    return _parsed(stdout[stdout.rfind("\n{") + 1 :])
 
 
 def _parsed(text: str) -> Json | None:
@@ -250,6 +265,7 @@ KNOWN_AGENTS: Final[Mapping[str, KnownAgent]] = {
             *("--no-pretty", "--no-stream", "--chat-mode", "ask", "--message-file", "/dev/stdin"),
         ),
         read=_aider,
+        hides_failure=True,
     ),
     "claude": KnownAgent(
         builder=(
@@ -265,8 +281,8 @@ KNOWN_AGENTS: Final[Mapping[str, KnownAgent]] = {
         read=_codex,
     ),
     "gemini": KnownAgent(
-        builder=("gemini", "--output-format", "json", "--yolo"),
-        auditor=("gemini", "--output-format", "json", "--yolo"),
+        builder=("gemini", "--output-format", "json", "--yolo", "--skip-trust"),
+        auditor=("gemini", "--output-format", "json", "--yolo", "--skip-trust"),
         read=_gemini,
     ),
     "opencode": KnownAgent(

@@ -24,16 +24,21 @@ class WorkerError(Exception):
     """The worker cannot work. The message is one line that says why."""
 
 
-def why_unavailable(ended: Ended, messages: tuple[str, ...], *, has_answer: bool) -> str | None:
+def why_unavailable(
+    ended: Ended, messages: tuple[str, ...], *, has_answer: bool, hides_failure: bool = False
+) -> str | None:
     """Return why an agent could not work; None: it could, and its result counts.
 
     `messages` are parts of lines that this agent prints in such a case. An agent that fails at
     once, without a change and without an answer, did not start its work: it is not logged in, or
-    its options are wrong.
+    its options are wrong. `hides_failure`: it may have failed in spite of exit code 0.
     """
-    if ended.failure is not None or not ended.exit_code:
+    if ended.failure is not None or ended.exit_code is None:
         return None
-    said = last_line(ended.stdout, ended.stderr)
+    if ended.exit_code == 0:
+        has_result = bool(ended.patch) or has_answer or not hides_failure
+        return None if has_result else is_agents_own_limit(messages, ended.stdout, ended.stderr)
+    said = last_line(ended)
     if ended.exit_code == EXIT_TEMPORARY:
         return f"it ended with exit code {EXIT_TEMPORARY}{said}"
     line = is_agents_own_limit(messages, ended.stdout, ended.stderr)

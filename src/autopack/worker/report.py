@@ -24,6 +24,9 @@ from .agents import Said
 
 MAX_RESULT_BYTES = 1_000_000
 MAX_NOTES = 4_000
+MAX_NAMED = 10
+MAX_LINE = 500
+_CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")  # colours of a terminal
 # The verdict line of a review, in any Markdown. Only the last line with text counts, since an
 # earlier one may be a quotation from the reviewed text.
 _VERDICT = re.compile(
@@ -77,7 +80,8 @@ class Ended:
     `stdout` is for people to read; `said` has the figures that a known agent printed. `unavailable`
     says why it could not work, if it could not.
 
-    `nested`: folders that are other repositories, which a patch cannot contain.
+    `nested`: folders that are other repositories, which a patch cannot contain. `dropped`: files of
+    agents and editors themselves, which are left out of the patch.
     """
 
     exit_code: int | None
@@ -86,6 +90,7 @@ class Ended:
     seconds: float
     patch: bytes = b""
     nested: Sequence[str] = ()
+    dropped: Sequence[str] = ()
     failure: str | None = None
     said: Said | None = None
     unavailable: str | None = None
@@ -182,14 +187,9 @@ def builder_report(
     if failure is None and not ended.patch and not item.task.allow_empty:
         failure = "The command changed nothing that git does not ignore."
     status = BuilderStatus.FAILED if failure else file.status or BuilderStatus.SUCCESS
-    left_out = (
-        f"Left out, since they are other repositories: {', '.join(ended.nested)}."
-        if ended.nested
-        else None
-    )
     body = {
         "status": status,
-        "notes": _text(failure, left_out, remark, file.notes),
+        "notes": _text(failure, _left_out(ended), remark, file.notes),
         "suggested_issues": [issue.model_dump(mode="json") for issue in file.suggested_issues],
         "duration_minutes": round(ended.seconds / 60, 2),
         "base_commit": item.repository.base_commit,
@@ -209,7 +209,7 @@ def auditor_report(
     The recommendation is the last line of the output, else a field of the answer. The agent's
     changes are submitted with an approval, and with a revision if they can be a fix-up.
     """
-    verdict = _last_word(ended.stdout) or file.recommendation
+    verdict = last_word(ended.stdout) or file.recommendation
     if ended.unavailable is not None or verdict is Recommendation.UNAVAILABLE:
         return {
             "recommendation": Recommendation.UNAVAILABLE,
@@ -226,7 +226,9 @@ def auditor_report(
     fix_up = {"description": "What the Auditor changed.", **_patch(ended.patch)}
     return {
         "recommendation": verdict,
-        "review_notes": _text(remark, file.review_notes or ended.stdout[-MAX_NOTES:]),
+        "review_notes": _text(
+            _left_out(ended), remark, file.review_notes or ended.stdout[-MAX_NOTES:]
+        ),
         "confidence": file.confidence,
         "issues_found": [issue.model_dump(mode="json") for issue in file.issues_found],
         "resolved_issues": list(file.resolved_issues),
@@ -247,16 +249,38 @@ def refused_report(item: WorkItemAnswer, tokens_used: int, why: str) -> Json:
     }
 
 
-def last_line(*outputs: str) -> str:
-    """Return the last line with text of the last output that has one, after a colon."""
-    for output in reversed(outputs):
-        lines = [line.strip() for line in output.splitlines() if line.strip()]
-        if lines:
-            return f": {lines[-1][:500]}"
+def last_line(ended: Ended) -> str:
+    """Return the last line with a word that the agent printed, after a colon; without one nothing.
+
+    A known agent's own words come before its standard error, which has its log too.
+    """
+    outputs = [ended.stderr, ended.stdout]
+    if ended.said is not None and ended.said.is_known:
+        outputs.reverse()
+    for output in outputs:
+        for line in reversed(_CONTROL.sub("", output).splitlines()):
+            if any(sign.isalnum() for sign in line):
+                return f": {line.strip()[:MAX_LINE]}"
     return ""
 
 
-def _last_word(output: str) -> Recommendation | None:
+def _left_out(ended: Ended) -> str | None:
+    reasons = {
+        "they are other repositories": ended.nested,
+        "agents and editors made them for themselves": ended.dropped,
+    }
+    return _text(
+        *(
+            f"Left out, since {why}: {', '.join(paths[:MAX_NAMED])}"
+            + (f" and {len(paths) - MAX_NAMED} more." if len(paths) > MAX_NAMED else ".")
+            for why, paths in reasons.items()
+            if paths
+        )
+    )
+
+
+def last_word(output: str) -> Recommendation | None:
+    """Return the recommendation that the last line with a word names, if it does."""
     lines = [line for line in output.splitlines() if any(sign.isalnum() for sign in line)]
     said = _VERDICT.match(lines[-1]) if lines else None
     return Recommendation(said[1].lower()) if said else None

@@ -27,7 +27,7 @@ from ..gitrepo.workspace import (
     WorkspaceError,
 )
 from ..views.work import ReviewAnswer, WorkItemAnswer
-from .agents import Agent, read_output
+from .agents import KNOWN_AGENTS, Agent, read_output
 from .command import AgentCommand, agent_environment
 from .cooling import Cooling, WorkerError, why_unavailable
 from .heartbeat import Heartbeat
@@ -42,6 +42,7 @@ from .report import (
     auditor_report,
     builder_report,
     last_line,
+    last_word,
     read_result,
     refused_report,
     reported_tokens,
@@ -198,14 +199,14 @@ class Worker:
                         f"run {item.run_id} cannot be worked on from here: {error}. --remote names "
                         "another place to fetch from."
                     ) from error
-                is_taken = report is not None and self._hand_in(item, report)
+                is_taken = report is not None and self._hand_in(item, *report)
             self._cooling.require_patience(agent)
             return is_taken
 
     def _run(
         self, item: WorkItemAnswer, agent: Agent, desk: Path, answer: Path, heartbeat: Heartbeat
-    ) -> Json | None:
-        """Run the command; return the result to submit, or None without one.
+    ) -> tuple[Json, str] | None:
+        """Run the command; return the result to submit and its last line, or None without one.
 
         Raises WorkspaceError when the work tree cannot be created.
         """
@@ -244,12 +245,12 @@ class Worker:
         if failure is None:
             limits = Limits(item.gate.max_patch_files, item.gate.max_patch_bytes)
             try:
-                harvest = workspace.harvest(limits)
+                harvest = workspace.harvest(limits, opened=item.gate.opened_paths)
             except TooMuchChangedError as error:
                 failure = f"The changes are too large: {error}."
             except WorkspaceError as error:
                 failure = f"The changes cannot be read: {error}."
-        said = read_output(agent.kind, command.stdout)
+        said = read_output(agent.kind, command.stdout, command.stderr)
         ended = Ended(
             exit_code=exit_code,
             stdout=said.text,
@@ -257,13 +258,15 @@ class Worker:
             seconds=time.monotonic() - begun,
             patch=harvest.patch,
             nested=harvest.nested,
+            dropped=harvest.dropped,
             failure=failure,
             said=said,
         )
         report = self._report(item, agent, ended, answer)
-        if report is not None:
-            report["tokens_used"] = max(report["tokens_used"], heartbeat.tokens_used)
-        return report
+        if report is None:
+            return None
+        report["tokens_used"] = max(report["tokens_used"], heartbeat.tokens_used)
+        return report, last_line(ended)
 
     def _lay_out(self, item: WorkItemAnswer, desk: Path) -> Workspace:
         """Create the work tree; waits for a commit that is not yet on the remote."""
@@ -304,13 +307,16 @@ class Worker:
             ended = self._weigh(item, agent, ended, has_answer=built[0] != BuilderFile())
             return self._after_rest(agent, builder_report(item, ended, *built))
         judged = with_last_words(*_read(answer, AuditorFile, ended))
-        ended = self._weigh(item, agent, ended, has_answer=judged[0] != AuditorFile())
+        has_answer = judged[0] != AuditorFile()
+        if not ended.exit_code:
+            has_answer = has_answer or last_word(ended.stdout) is not None
+        ended = self._weigh(item, agent, ended, has_answer=has_answer)
         report = auditor_report(item, ended, *judged)
         if report is not None:
             return self._after_rest(agent, report)
         why = ended.failure or f"The command gave no verdict (exit code {ended.exit_code})."
-        last = last_line(ended.stdout, ended.stderr)
-        self._tell(Step("no_verdict", f"{why} Its lease will lapse, which uses a try{last}", item))
+        lapses = f"{why} Its lease will lapse, which uses a try{last_line(ended)}"
+        self._tell(Step("no_verdict", lapses, item))
         return None
 
     def _weigh(
@@ -318,7 +324,13 @@ class Worker:
     ) -> Ended:
         """Mark an agent that could not work, in contrast to one that failed. (rules §3)"""
         messages = tuple(item.unavailable_messages.get(agent.kind or "", ()))
-        why = why_unavailable(ended, messages, has_answer=has_answer)
+        known = KNOWN_AGENTS.get(agent.kind or "")
+        why = why_unavailable(
+            ended,
+            messages,
+            has_answer=has_answer,
+            hides_failure=known is not None and known.hides_failure,
+        )
         return ended if why is None else replace(ended, unavailable=why)
 
     def _after_rest(self, agent: Agent, report: Json) -> Json:
@@ -351,10 +363,10 @@ class Worker:
         except ApiError as error:
             self._tell(Step("refused", f"refused: {error}", item))
 
-    def _hand_in(self, item: WorkItemAnswer, report: Json) -> bool:
+    def _hand_in(self, item: WorkItemAnswer, report: Json, words: str = "") -> bool:
         """Submit a result until it is answered; with one idempotency key, so that it counts once.
 
-        Returns whether it was accepted and is not a failure.
+        `words`: the agent's last line. Returns whether it was accepted and is not a failure.
         """
         try:
             phase_state = self._ask(partial(self._submit, item, report, uuid.uuid4().hex))
@@ -362,7 +374,11 @@ class Worker:
             return self._handle_refusal(item, report, error)
         what = report.get("status") or report["recommendation"]
         why = f" ({report['reason']})" if report.get("reason") else ""
-        self._tell(Step("handed_in", f"submitted: {what}{why}; the phase is {phase_state}", item))
+        # The reason of an agent that could not work has its last line already.
+        said = f"; the agent said{words}" if words and not why else ""
+        self._tell(
+            Step("handed_in", f"submitted: {what}{why}; the phase is {phase_state}{said}", item)
+        )
         return what not in ("failed", "unavailable")
 
     def _submit(self, item: WorkItemAnswer, report: Json, key: str) -> str:

@@ -1,0 +1,96 @@
+"""Real agents as Builder and Auditor, with a scripted model. (CONTRIBUTING.md, Tests)"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tests.agents import clients
+from tests.agents.clients import AGENTS, Agent
+from tests.agents.model_server import ModelServer, Script, serve_model
+
+from autopack.client import Autopack
+
+if TYPE_CHECKING:
+    from tests.conftest import GitRepo, LiveServer
+
+PATIENCE_SECONDS = 240
+
+
+@dataclass
+class Scene:
+    """A service with a run of one phase, a scripted model, and one real agent."""
+
+    agent: Agent
+    service: Autopack
+    repo: GitRepo
+    folder: Path
+    stack: ExitStack
+    homes: int = 0
+
+    def start(self, **phase: Any) -> None:
+        tier = {"tier_id": "T1", "tier_index": 0, "name": "Tier"}
+        wanted = {
+            "phase_id": "P1",
+            "phase_index": 0,
+            "tier_id": "T1",
+            "name": "Greet people",
+            "task_category": "docs",
+        }
+        run = {"run_id": "run-001"}
+        self.service.start_run({"run": run, "tiers": [tier], "phases": [wanted | phase]})
+
+    def model(self, script: Script) -> ModelServer:
+        return self.stack.enter_context(serve_model(script))
+
+    def work(self, model: ModelServer, *options: str) -> subprocess.CompletedProcess[str]:
+        """Do one work item by `autopack work`, as an operator would start it."""
+        environment = clients.environment(self.agent, self._home(), model.url)
+        return subprocess.run(
+            [
+                *(sys.executable, "-m", "autopack", "work", "--run", "run-001", "--once"),
+                *("--url", self.service.address, *options),
+            ],
+            env=environment,
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_SECONDS,
+        )
+
+    def _home(self) -> Path:
+        """Name a new home for the agent."""
+        self.homes += 1
+        return self.folder / "agents" / str(self.homes)
+
+    def attempt(self) -> Any:
+        return self.service.attempts("run-001", "P1").attempts[-1]
+
+    def phase(self) -> Any:
+        return self.service.get_run("run-001").tiers[0].phases[0]
+
+
+@pytest.fixture
+def agent_name() -> str:
+    raise NotImplementedError("each test names its agents")
+
+
+@pytest.fixture
+def scene(
+    agent_name: str, live_server: LiveServer, git_repo: GitRepo, tmp_path: Path
+) -> Iterator[Scene]:
+    """Skips where the agent is not installed: `bash scripts/agents.sh` installs it."""
+    path = clients.programs()
+    if path is None:
+        pytest.skip(f"{clients.FOLDER} names no folder with agents: run scripts/agents.sh")
+    if shutil.which(agent_name, path=path) is None:
+        pytest.skip(f"{agent_name} is not installed in {clients.FOLDER}: its package is missing")
+    with Autopack(live_server.url) as service, ExitStack() as stack:
+        yield Scene(AGENTS[agent_name], service, git_repo, tmp_path, stack)
