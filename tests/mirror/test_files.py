@@ -143,14 +143,14 @@ class TestTheMachineStops:
         self, mirror: Mirror
     ) -> None:
         assert mirror.unsynced_since() is None
-        mirror.sync(7, is_forced=False)
+        mirror.sync(7)
         assert mirror.unsynced_since() is None
 
     @pytest.mark.parametrize("boot", ["another start", ""])
     def test_after_another_boot_runs_with_events_after_the_mark_are_unsynced(
         self, mirror: Mirror, monkeypatch: pytest.MonkeyPatch, boot: str
     ) -> None:
-        mirror.sync(7, is_forced=False)
+        mirror.sync(7)
         monkeypatch.setattr(durability, "boot_id", lambda: boot)
         assert mirror.unsynced_since() == 7
 
@@ -158,7 +158,7 @@ class TestTheMachineStops:
         self, mirror: Mirror, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(durability, "boot_id", lambda: "")
-        mirror.sync(7, is_forced=False)
+        mirror.sync(7)
         assert mirror.unsynced_since() == 7
 
     @pytest.mark.parametrize(
@@ -171,13 +171,12 @@ class TestTheMachineStops:
     def test_the_disk_is_synced_again_only_when_there_is_something_new(
         self, mirror: Mirror, steps: list[str]
     ) -> None:
-        mirror.sync(7, is_forced=False)
+        mirror.sync(7)
         steps.clear()
-        mirror.sync(7, is_forced=False)
+        mirror.sync(7)
         assert steps == []
-        mirror.sync(7, is_forced=True)
-        mirror.sync(8, is_forced=False)
-        assert steps == ["fsync", "rename", "fsync"] * 2
+        mirror.sync(8)
+        assert steps == ["fsync", "rename", "fsync"]
 
     def test_a_disk_that_cannot_be_synced_gets_no_mark(
         self, mirror: Mirror, monkeypatch: pytest.MonkeyPatch
@@ -187,7 +186,7 @@ class TestTheMachineStops:
 
         monkeypatch.setattr(durability, "sync_file_system", fail)
         with pytest.raises(MirrorUnusableError, match="Input/output error"):
-            mirror.sync(7, is_forced=False)
+            mirror.sync(7)
         assert not (mirror.runs_dir / durability.MARK).exists()
 
 

@@ -19,6 +19,8 @@ from starlette.testclient import TestClient
 
 from autopack.config import Settings
 from autopack.mirror import durability
+from autopack.mirror.files import OpenFolder
+from autopack.services import upkeep
 from autopack.services.upkeep import keep_up
 
 from .consistency import assert_consistent
@@ -137,20 +139,40 @@ def test_files_are_not_written_again_while_the_machine_has_not_stopped(work: Set
     assert after == before
 
 
-def test_files_that_are_written_again_without_an_event_are_synced_again(
-    work: Settings, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("by", ["a request", "the upkeep"])
+def test_files_that_were_written_again_without_an_event_survive_a_power_cut(
+    work: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, by: str
 ) -> None:
+    """Their events are older than all that is doubted after the stop."""
+    folder, on_disk = work.autonomous_runs_dir, tmp_path / "on disk"
+    sync = durability.sync_file_system
+
+    def sync_and_copy(top: OpenFolder) -> None:
+        sync(top)
+        shutil.rmtree(on_disk, ignore_errors=True)
+        shutil.copytree(folder, on_disk)
+
+    monkeypatch.setattr(upkeep, "EVENTS_UNDER_WAY", 0)
     with service(work) as client:
         context = client.app.state.context  # type: ignore[attr-defined]  # an ASGI app to its type
         keep_up(context)
-        synced: list[durability.SyncMark] = []
-        monkeypatch.setattr(durability, "sync", lambda _folder, mark: synced.append(mark))
+        for path in (folder / RUN).rglob("*.md"):
+            halve(path)  # a write that failed: the run lags
+        shutil.copytree(folder, on_disk)
+        lose_marks(work)
+        monkeypatch.setattr(durability, "sync_file_system", sync_and_copy)
+        if by == "a request":
+            start(client, phases=3)  # the same plan again: it only brings the run up to date
         keep_up(context)
-        assert synced == []
-        shutil.rmtree(work.autonomous_runs_dir / RUN)
-        keep_up(context)
-        assert (work.autonomous_runs_dir / RUN / "run_summary.md").exists()
-        assert synced == [durability.read_mark(work.autonomous_runs_dir)]
+        assert_consistent(work)
+    monkeypatch.undo()
+    monkeypatch.setattr(upkeep, "EVENTS_UNDER_WAY", 0)
+    shutil.rmtree(folder)
+    shutil.copytree(on_disk, folder)
+    stop_machine(work)
+    with service(work):
+        pass
+    assert_consistent(work)
 
 
 def test_runs_that_were_synced_long_before_are_not_written_again(work: Settings) -> None:

@@ -4,7 +4,8 @@ A request does not wait until its files are on the disk, because Postgres can gi
 again. Instead, every few seconds the directory's whole file system is synced, and a mark beside the
 runs records the last event before that and the start of the machine. After another start, files of
 later events may be truncated, empty, missing or old: they are written again, with some before the
-mark (services/upkeep.py). (docs/architecture.md, "A power cut")
+mark (services/upkeep.py). Files that are written without an event are synced at once.
+(docs/architecture.md, "A power cut")
 """
 
 from __future__ import annotations

@@ -85,15 +85,19 @@ class Mirror:
             return None
         return mark.event
 
-    def sync(self, event: int, *, is_forced: bool) -> None:
+    def sync(self, event: int) -> None:
         """Sync all files, and record the last event that they show.
 
-        Does nothing if that event is recorded already, unless `is_forced`: files were written
-        without an event. Raises MirrorUnusableError.
+        Does nothing if that event is recorded already. Raises MirrorUnusableError.
         """
         mark = durability.SyncMark(event=event, boot=durability.boot_id())
-        if is_forced or durability.read_mark(self.runs_dir) != mark:
+        if durability.read_mark(self.runs_dir) != mark:
             durability.sync(self.runs_dir, mark)
+
+    def sync_unmarked(self) -> None:
+        """Sync all files that were written without an event. Raises MirrorUnusableError."""
+        with usable(self.runs_dir), open_top(self.runs_dir) as top:
+            durability.sync_file_system(top)
 
     def check(self) -> None:
         """Check that a file can be written now. Raises MirrorUnusableError."""

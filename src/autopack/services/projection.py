@@ -59,6 +59,9 @@ def roll_forward(context: AppContext, session: RowSession, run: Run) -> None:
                 )
     project(context, session, run, phases=None, index=run_index(session, run))
     project_backlog(context, session)
+    # These files may show events from long before the mark of what is synced, so after a power cut
+    # nothing else would cause them to be written again.
+    context.mirror.sync_unmarked()
     runs.mark_mirrored(session, run.id, run.revision)
 
 

@@ -118,7 +118,7 @@ def _roll_forward(context: AppContext) -> None:
         except Exception:  # an error of one run must stop neither the other runs nor the start
             logger.exception("upkeep_failed", run_id=run_id)
     try:
-        context.mirror.sync(event, is_forced=bool(lagging))
+        context.mirror.sync(event)
     except AutopackError as error:  # a full disk must not stop the rest
         logger.warning("files_not_synced", why=error.detail)
     with context.writing() as session:
