@@ -68,17 +68,30 @@ def test_a_failed_run_needs_a_person_until_an_operator_dismisses_it(
     assert item["severity"] == "error"
     assert "max_duration_minutes" in item["text"]
     assert item["since"] == api.run()["ended_at"]
-    assert item["action"]["command"] == "autopack attention dismiss run_failed:run-001"
-    closed = api.client.post(item["action"]["path"])
+    assert item["action"]["command"] == "autopack run retry run-001"
+    assert item["is_dismissible"]
+    closed = api.client.post("/attention/run_failed:run-001/dismiss")
     assert closed.status_code == 200, closed.text
     assert closed.json()["closed_as"] == "dismissed"
     assert closed.json()["closed_by"].startswith("local:operator@")
     assert listed(api) == {}
-    assert api.client.post(item["action"]["path"]).json() == closed.json()
+    assert api.client.post("/attention/run_failed:run-001/dismiss").json() == closed.json()
     deeds = api.client.get("/audit").json()["entries"]
     assert [(each["action"], each["subject"]) for each in deeds] == [
         ("attention_dismissed", "run-001")
     ]
+
+
+def test_a_failed_run_that_another_one_continues_needs_nobody(api: Api, agents: Agents) -> None:
+    api.start(max_duration_minutes=1)
+    agents.wait(minutes=2)
+    agents.upkeep()
+    action = listed(api)["run_failed:run-001"]["action"]
+    continued = api.client.post(action["path"], json=action["body"])
+    assert continued.status_code == 201, continued.text
+    assert listed(api) == {}
+    closed = api.client.post("/attention/run_failed:run-001/dismiss").json()
+    assert closed["closed_as"] == "continued"
 
 
 def test_a_run_that_was_cancelled_needs_nobody(api: Api, agents: Agents) -> None:

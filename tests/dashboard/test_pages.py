@@ -235,3 +235,21 @@ def test_times_are_relative_to_now() -> None:
     now = datetime(2026, 1, 1, tzinfo=UTC)
     assert ago(now - timedelta(minutes=5), now) == "5 min ago"
     assert ago(now + timedelta(hours=2), now) == "in 2 h 0 min"
+
+
+def test_home_shows_what_needs_a_person_and_an_operator_dismisses_it(api: Api) -> None:
+    api.start("done-1")
+    assert "Nothing waits for a person" in words(api.client.get(HOME))
+    api.result("done-1")
+    page = api.client.get(HOME)
+    shown = words(page)
+    assert "Home 1 need you" in shown
+    assert "done-1 succeeded and may be merged into main" in shown
+    assert "autopack promote done-1 --open" in shown
+    assert api.client.get(f"{HOME}/attention-count").text.strip().startswith("<span")
+    form = f"{HOME}/attention/run_eligible:done-1/dismiss"
+    assert form in page.text
+    gone = api.client.post(form, follow_redirects=False)
+    assert (gone.status_code, gone.headers["location"]) == (303, HOME)
+    assert "Nothing waits for a person" in words(api.client.get(HOME))
+    assert api.client.get(f"{HOME}/attention-count").text.strip() == ""

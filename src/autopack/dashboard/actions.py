@@ -8,11 +8,12 @@ from fastapi import APIRouter, Response
 from pydantic import TypeAdapter, ValidationError
 from starlette.exceptions import HTTPException
 
+from ..api.attention import Item
 from ..api.branches import Rollback
 from ..api.inputs import Context, PhaseId, RunId
 from ..api.runs import Cancellation
 from ..domain.values import Closed
-from ..services import branches, phases, runs
+from ..services import attention, branches, phases, runs
 from ..services.phases import StatusChange
 from .rendering import HOME
 from .routes import InPage, PageRoute, back_to
@@ -48,6 +49,13 @@ def update_status(
     """Set a phase by hand."""
     phases.update_status(context, run_id, phase_id, _read(StatusChange, form))
     return back_to(page, f"{HOME}/runs/{run_id}?phase={phase_id}#phase")
+
+
+@router.post(f"{HOME}/attention/{{item}}/dismiss", name="POST /attention/{item}/dismiss")
+def dismiss(context: Context, page: InPage, item: Item) -> Response:
+    """Take a run that is over off the list of what needs a person."""
+    attention.dismiss(context, item)
+    return back_to(page, HOME)
 
 
 def _read(kind: type[Wanted], form: dict[str, str]) -> Wanted:

@@ -42,7 +42,7 @@ HEADERS: Final = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 UNREADABLE: Final[tuple[type[Exception], ...]] = (AutopackError, *OUTAGES)
 # Relative times differ at each look, and the browser itself keeps them up to date.
 _AGES: Final = re.compile(r"(?<=>)[^<]*(?=</time>)")
-HOME_PARTS: Final = ("summary", "running", "ended")
+HOME_PARTS: Final = ("attention", "summary", "running", "ended")
 
 
 class UnknownPageError(InvalidError):
@@ -199,7 +199,7 @@ def _draw_run(context: AppContext, shown: Shown, values: dict[str, Any]) -> Pict
 def _draw_home(context: AppContext, feed: Feed, values: dict[str, Any]) -> Picture:
     now = context.now()
     number = feed.position
-    values = with_parts(values | home_values(context, now) | {"now": now})
+    values = with_parts(values | home_values(context, now) | {"now": now, "is_live": True})
     return Picture(number, {name: fragment("home.html", name, values) for name in HOME_PARTS})
 
 

@@ -16,6 +16,7 @@ from ..domain.run import FailureCode
 from ..domain.run_filter import RunFilter
 from ..domain.states import RunStatus
 from ..services import runs
+from ..services.attention import attention
 from ..services.context import AppContext
 from ..views.runs import ListedRun
 from .rendering import HOME, STATIC, Page, assets_version
@@ -63,6 +64,8 @@ def home_values(context: AppContext, now: datetime) -> dict[str, Any]:
     )
     is_empty = not running and not ended and not _has_runs(context)
     return _of_runs(now) | {
+        "attention": attention(context),
+        "is_live": False,
         "running": running,
         "more_running": more_running is not None,
         "ended": ended,
@@ -88,6 +91,12 @@ def _of_runs(now: datetime) -> dict[str, Any]:
 def shown_state(run: Any) -> str:
     """Return a run's state for people, who tell a cancelled run from one that failed."""
     return CANCELLED if run.failure_code is FailureCode.CANCELLED else str(run.state)
+
+
+@router.get(f"{HOME}/attention-count")
+def attention_count(context: Context, page: InPage) -> HTMLResponse:
+    """Return the number beside "Home" for the pages that do not compute it."""
+    return page.render("attention-count.html", attention=attention(context))
 
 
 @router.get(f"{HOME}/start")

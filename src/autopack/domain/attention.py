@@ -55,6 +55,7 @@ class ClosedAs(StrEnum):
 
     MERGED = "merged"
     DISMISSED = "dismissed"
+    CONTINUED = "continued"
 
 
 class NotDismissibleError(ConflictError):
@@ -122,6 +123,11 @@ class Need:
     @property
     def id(self) -> str:
         return f"{self.kind}:{self.subject}" if self.subject else str(self.kind)
+
+    @property
+    def is_dismissible(self) -> bool:
+        """Whether it is about a run that is over; the phase of a live run is none."""
+        return self.kind in DISMISSIBLE and self.phase_id is None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -260,7 +266,13 @@ def _run_failed(now: Situation, _at: datetime) -> Iterator[Need]:
                 run_id=run.run_id,
                 text=f"failed: {_clipped(run.failure_reason or str(run.failure_code))}",
                 evidence=f"/reports/run_summary/{quote(run.run_id, safe='')}",
-                action=_dismissal(AttentionKind.RUN_FAILED, run.run_id),
+                action=Action(
+                    label="Continue it when you have seen to the cause",
+                    method="POST",
+                    path=f"{_run(run.run_id)}/continue",
+                    body={},
+                    command=f"autopack run retry {run.run_id}",
+                ),
             )
 
 

@@ -171,7 +171,7 @@ def _disks(context: AppContext) -> list[Disk]:
     folders = {
         "home": context.settings.home,
         "repository": context.repository.objects.folder,
-        "runs directory": context.settings.autonomous_runs_dir,
+        "runs_directory": context.settings.autonomous_runs_dir,
     }
     found: dict[int, Disk] = {}  # by device: one disk is one item
     for name, folder in folders.items():

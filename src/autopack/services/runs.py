@@ -26,7 +26,7 @@ from ..domain.strategy import Strategy
 from ..domain.terms import CiMode, CiProfile
 from ..gitrepo import Base, GainedCommits, RefUpdate
 from ..models import EventRow, Phase, Run
-from ..store import glances, issues, runs
+from ..store import attention, glances, issues, runs
 from ..store.glances import PhasesOfRun, PhaseUnderWay
 from ..store.session import RowSession
 from ..views.issues import IssueIndexAnswer
@@ -123,6 +123,9 @@ def _start(context: AppContext, plan: Plan, origin: _Origin | None) -> tuple[Run
         plan, strategy = plan_under(session, context, plan, ruleset, version=version)
         run = _new_run(context, session, plan, strategy, digest, origin)
         _add_first_event(session, run, context.caller.actor)
+        if origin is not None:
+            by = context.caller.actor
+            attention.close_continued(session, origin.run_id, run.created_at, by=by)
         # Tags of another service, as in a clone, would end the run at a snapshot.
         context.repository.require_free_ref(snapshot_ref(branch_name(run_id)))
         branch = RefUpdate(branch_ref(run_id), run.base_commit, None)

@@ -71,6 +71,15 @@ def close_run(
     return None
 
 
+def close_continued(session: RowSession, run_id: str, now: datetime, *, by: str) -> None:
+    """Close a failed run that a new one continues, together with the new one's start."""
+    session.gather(
+        "UPDATE runs SET closed_at = %s, closed_by = %s, closed_as = %s"
+        " WHERE lower(run_id) = %s AND run_id = %s AND closed_at IS NULL",
+        (now, by, str(ClosedAs.CONTINUED), run_id.lower(), run_id),
+    )
+
+
 # When a live run passed a share of a budget: by the sums of its counted tokens, or money.
 _SINCE: Final = """(SELECT min(at) FROM (SELECT at, sum((data->>'{0}')::numeric)
         OVER (ORDER BY sequence) AS used FROM events

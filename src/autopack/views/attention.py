@@ -25,7 +25,7 @@ class AttentionItem(Shape):
     """Something that needs a person; the same cause has the same `id` each time.
 
     `since` is null where nothing tells when it began. `text` goes on after the run's name, if there
-    is one. `evidence` is a path of this API.
+    is one. `evidence` is a path of this API. `is_dismissible`: an operator may dismiss it.
     """
 
     id: str
@@ -36,6 +36,7 @@ class AttentionItem(Shape):
     phase_id: str | None
     text: str
     evidence: str
+    is_dismissible: bool
     action: ActionAnswer
 
 
