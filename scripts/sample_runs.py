@@ -112,13 +112,9 @@ def new_file(path: str, *lines: str) -> str:
 def fill(url: str, repository: Path) -> None:
     """Make the runs."""
     samples = Samples(url, repository)
-    succeed(samples)
-    conflict(samples)
-    cancel(samples)
-    spend(samples)
-    fail(samples)
-    write_at_length(samples)
-    work(samples)
+    with samples.http:
+        for make in (succeed, conflict, cancel, spend, fail, write_at_length, work):
+            make(samples)
 
 
 def succeed(samples: Samples) -> None:

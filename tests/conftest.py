@@ -297,8 +297,8 @@ def live_server(settings: Settings, tmp_path: Path) -> Iterator[LiveServer]:
     stop_server(server)
 
 
-def start_server(settings: Settings, log: Path) -> LiveServer:
-    port = free_port()
+def start_server(settings: Settings, log: Path, port: int | None = None) -> LiveServer:
+    port = port or free_port()
     environment = {
         "PATH": os.environ["PATH"],
         "HOME": os.environ.get("HOME", "/"),

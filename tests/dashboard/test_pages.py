@@ -50,6 +50,7 @@ def test_every_page_loads_from_this_service_alone(api: Api, path: str) -> None:
     assert "default-src 'self'" in policy
     assert "unsafe" not in policy
     assert page.headers["cache-control"] == "no-store"
+    assert page.headers["referrer-policy"] == "same-origin", "else a form has the origin null"
     inline = r"<script(?![^>]*\bsrc=)|\bstyle=|\bon\w+=\"|(?:src|href|action)=\"https?:"
     assert not re.search(inline, page.text)
     for address in re.findall(r"(?:src|href)=\"([^\"#?]*/static/[^\"#?]*)", page.text):

@@ -172,6 +172,8 @@ def page_headers() -> Mapping[str, str]:
     return {
         "Content-Security-Policy": POLICY,
         "Cache-Control": "no-store",
+        # With `no-referrer` browsers send `Origin: null` with our own forms, which is no origin.
+        "Referrer-Policy": "same-origin",
         "Vary": "Cookie",
     }
 
