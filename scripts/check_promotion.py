@@ -796,6 +796,7 @@ class RunStarted(Event):
     base_commit: str
     strategy_version: int
     is_sandbox_required: bool | None = None  # older records do not contain it
+    strict_phases: tuple[str, ...] | None = None  # nor this
     # The failed run that this one continues, and the commit of its record.
     continues: str | None = None
     continued_commit: str | None = None
@@ -2428,6 +2429,7 @@ class _Replay:
         """Compare and judge as far as the events can be followed."""
         self._expect_once("phase", [each["phase_id"] for each in self.record["phases"]])
         self._expect_once("tier", [each["tier_id"] for each in self.record["tiers"]])
+        self._expect_order()
         try:
             state = _state_at_start(self.record)
             tier_of = {phase.phase_id: phase.tier_id for phase in state.phases}
@@ -2443,6 +2445,18 @@ class _Replay:
     def _expect_once(self, noun: str, names: Sequence[str]) -> None:
         for name, times in Counter(names).items():
             self.expect(times == 1, f"the record names {noun} '{name}' {times} times")
+
+    def _expect_order(self) -> None:
+        """Expect the indices to put all phases into one order. (rules §2)"""
+        tiers = {tier["tier_id"]: tier["tier_index"] for tier in self.record["tiers"]}
+        phases = self.record["phases"]
+        places = {(phase["tier_index"], phase["phase_index"]) for phase in phases}
+        self.expect(
+            len({*tiers.values()}) == len(tiers)
+            and len(places) == len(phases)
+            and all(tiers.get(phase["tier_id"]) == phase["tier_index"] for phase in phases),
+            "the indices of tiers and phases give no order",
+        )
 
     def _take(self, state: RunState, document: JsonObject, tier_of: Mapping[str, str]) -> RunState:
         """Check what an event must satisfy where it stands, and let it have its effect."""
@@ -2527,6 +2541,13 @@ class _Replay:
                 )
             case TokensCounted():
                 self.expect(event.tokens >= 0, f"event {number} counts {event.tokens} tokens")
+            case PhaseStarted():
+                following = state.next_phase
+                self.expect(
+                    following is not None and following.phase_id == event.phase_id,
+                    f"event {number} starts phase '{event.phase_id}', which by the record's"
+                    " indices is not the next one",
+                )
             case PhaseMoved():
                 self._check_judged(state, number, event)
             case IssueResolved():
@@ -2548,6 +2569,15 @@ class _Replay:
         self.expect(
             bool(event.is_sandbox_required) is record.get("is_sandbox_required", False),
             "the events tell another tale of whether a sandbox is required",
+        )
+        strict = {
+            phase["phase_id"]
+            for phase in record["phases"]
+            if phase["ci_profile"] == CiProfile.STRICT
+        }
+        self.expect(
+            event.strict_phases is None or set(event.strict_phases) == strict,
+            "the events name other strict phases than the record",
         )
         strategy = record.get("strategy_version", event.strategy_version)
         self.expect(
@@ -3691,8 +3721,12 @@ class BranchCheck:
                 self.reasons.append(f"commit {sha} changes {show(path)}, {problem}")
                 break  # one is enough to refuse it
             content = self.patches.get(recorded["patch_sha256"])
-            if content is not None and not recorded["is_merged"]:
-                self._apply(sha, parent.tree, content, commit.tree)
+            if content is not None:
+                what = f"the recorded patch of commit {sha}"
+                if self._applied(parent.tree, content) != commit.tree:
+                    self.expect(recorded["is_merged"], f"{what} does not give its tree")
+                else:
+                    self.expect(not recorded["is_merged"], f"{what} was not merged: it applies")
 
     def _change_problems(self, old: str, new: str) -> Iterator[tuple[str, str]]:
         """Yield each path that no patch may change so, and why."""
@@ -3720,19 +3754,14 @@ class BranchCheck:
             }
         )
 
-    def _apply(self, sha: str, tree: str, patch: bytes, expected: str) -> None:
-        """Put a patch on a tree, in an index of our own, and compare what comes of it."""
-        made = None
+    def _applied(self, tree: str, patch: bytes) -> str | None:
+        """Put a patch on a tree, in a private index; return the tree that it gives, if any."""
         done = self.git.run("read-tree", tree)
         if done.returncode == 0:
             done = self.git.run("apply", "--cached", "--whitespace=nowarn", "-", stdin=patch)
         if done.returncode == 0:
             done = self.git.run("write-tree")
-            made = done.stdout.decode("ascii", "replace").strip()
-        self.expect(
-            done.returncode == 0 and made == expected,
-            f"the recorded patch of commit {sha} does not give its tree",
-        )
+        return done.stdout.decode("ascii", "replace").strip() if done.returncode == 0 else None
 
     def _check_record_alone(self, sha: str, parent: Commit, commit: Commit) -> None:
         """A record's commit changes nothing but the run's own folder."""

@@ -213,6 +213,9 @@ def begin(branches: Branches, drive: Drive) -> GitDrive:
         base_commit=branches.base,
         strategy_version=1,
         is_sandbox_required=run.is_sandbox_required or None,
+        strict_phases=tuple(
+            phase.phase_id for phase in run.phases if phase.ci_profile is CiProfile.STRICT
+        ),
     )
     return GitDrive(run=run, events=[started], branches=branches)
 

@@ -284,6 +284,9 @@ FIELDS: list[tuple[str, str, object, str]] = [
     (GREEN, "phases.0.tier_id", "T2", "event 2 puts phase 'P1' into tier T1"),
     (GREEN, "phases.0.state", "SKIPPED", "phase 'P1': state is SKIPPED in the record"),
     (GREEN, "phases.0.ci_profile", "lax", "the events cannot be replayed: ValueError"),
+    (GREEN, "phases.0.ci_profile", "normal", "the events name other strict phases than"),
+    (GREEN, "phases.0.tier_index", 9, "the indices of tiers and phases give no order"),
+    (GREEN, "tiers.0.tier_index", 9, "the indices of tiers and phases give no order"),
     (GREEN, "phases.0.verdict", "red", "phase 'P1': verdict is red in the record, green by"),
     (LATE, "phases.0.verdict", "green", "phase 'P1': verdict is green in the record, did_not_run"),
     (GREEN, "phases.0.sandbox", "bubblewrap", "phase 'P1': sandbox is bubblewrap in the record"),
@@ -512,6 +515,12 @@ def with_a_phase(story: Story) -> None:
     story.record["phases"].append({**first, "phase_id": "P3"})
 
 
+def tiers_exchanged(story: Story) -> None:
+    """The record puts the second tier first."""
+    for each in (*story.record["tiers"], *story.record["phases"]):
+        each["tier_index"] = 1 - each["tier_index"]
+
+
 def never_rolled_back(story: Story) -> None:
     record = story.record
     record["events"].remove(story.event("RunRolledBack"))
@@ -616,6 +625,7 @@ ORDER: list[tuple[str, Tampering, str]] = [
     (GREEN, without_a_phase, "the record's commits are not those that its events tell of"),
     (GREEN, with_a_phase, "ends the run while phase 'P3' is QUEUED"),
     (ROLLED_BACK, never_rolled_back, "the record's commits are not those that its events tell"),
+    (GREEN, tiers_exchanged, "event 2 starts phase 'P1', which by the record's indices is not"),
     (GREEN, ended_early, "ends the run while phase 'P2' is QUEUED"),
     (GREEN, no_events, "the run: state is DONE_SUCCESS in the record, RUN_CREATED by its events"),
 ]
@@ -804,6 +814,11 @@ def another_patch(story: Story, head: str) -> str:
     return story.write()
 
 
+def a_patch_called_merged(story: Story, head: str) -> str:
+    story.record["commits"][0]["is_merged"] = True
+    return story.write()
+
+
 def another_strategy(story: Story, head: str) -> str:
     """The record names another hash of the policy that the run was led by."""
     entry = next(each for each in story.record["files"] if each["path"] == STRATEGY)
@@ -839,6 +854,7 @@ MOVES: list[tuple[Callable[[Story, str], str], str]] = [
     (with_file("evil.md", b"evil\n"), "the record does not name its file evil.md"),
     (with_file(STRATEGY, b'{"version": 2}\n'), f"{STRATEGY} of the record was changed"),
     (another_strategy, f"{STRATEGY} of the record was changed: its hash is another"),
+    (a_patch_called_merged, "was not merged: it applies"),
     (another_patch, ".patch of the record was changed: its hash is another"),
     (more_than_the_record, "changes more than the record's folder"),
     (commits_in_another_order, "the record names the branch's commits in another order"),

@@ -66,6 +66,7 @@ class RunStarted(Event):
     base_commit: str
     strategy_version: int
     is_sandbox_required: bool | None = None  # older records do not contain it
+    strict_phases: tuple[str, ...] | None = None  # nor this
     # The failed run that this one continues, and the commit of its record.
     continues: str | None = None
     continued_commit: str | None = None

@@ -34,6 +34,7 @@ from .events import (
     PatchApplied,
     PhaseCompleted,
     PhaseMoved,
+    PhaseStarted,
     PhaseUndone,
     RunEnded,
     RunRolledBack,
@@ -493,6 +494,7 @@ class _Replay:
         """Compare and judge as far as the events can be followed."""
         self._expect_once("phase", [each["phase_id"] for each in self.record["phases"]])
         self._expect_once("tier", [each["tier_id"] for each in self.record["tiers"]])
+        self._expect_order()
         try:
             state = _state_at_start(self.record)
             tier_of = {phase.phase_id: phase.tier_id for phase in state.phases}
@@ -508,6 +510,18 @@ class _Replay:
     def _expect_once(self, noun: str, names: Sequence[str]) -> None:
         for name, times in Counter(names).items():
             self.expect(times == 1, f"the record names {noun} '{name}' {times} times")
+
+    def _expect_order(self) -> None:
+        """Expect the indices to put all phases into one order. (rules §2)"""
+        tiers = {tier["tier_id"]: tier["tier_index"] for tier in self.record["tiers"]}
+        phases = self.record["phases"]
+        places = {(phase["tier_index"], phase["phase_index"]) for phase in phases}
+        self.expect(
+            len({*tiers.values()}) == len(tiers)
+            and len(places) == len(phases)
+            and all(tiers.get(phase["tier_id"]) == phase["tier_index"] for phase in phases),
+            "the indices of tiers and phases give no order",
+        )
 
     def _take(self, state: RunState, document: JsonObject, tier_of: Mapping[str, str]) -> RunState:
         """Check what an event must satisfy where it stands, and let it have its effect."""
@@ -592,6 +606,13 @@ class _Replay:
                 )
             case TokensCounted():
                 self.expect(event.tokens >= 0, f"event {number} counts {event.tokens} tokens")
+            case PhaseStarted():
+                following = state.next_phase
+                self.expect(
+                    following is not None and following.phase_id == event.phase_id,
+                    f"event {number} starts phase '{event.phase_id}', which by the record's"
+                    " indices is not the next one",
+                )
             case PhaseMoved():
                 self._check_judged(state, number, event)
             case IssueResolved():
@@ -613,6 +634,15 @@ class _Replay:
         self.expect(
             bool(event.is_sandbox_required) is record.get("is_sandbox_required", False),
             "the events tell another tale of whether a sandbox is required",
+        )
+        strict = {
+            phase["phase_id"]
+            for phase in record["phases"]
+            if phase["ci_profile"] == CiProfile.STRICT
+        }
+        self.expect(
+            event.strict_phases is None or set(event.strict_phases) == strict,
+            "the events name other strict phases than the record",
         )
         strategy = record.get("strategy_version", event.strategy_version)
         self.expect(
