@@ -1404,10 +1404,42 @@ def promotion_state(state: RunStatus, *, is_eligible: bool) -> PromotionState:
     return PromotionState.BLOCKED if is_success else PromotionState.NEVER
 
 
+class PromotionCheck(StrEnum):
+    """What is checked, in the order in which it is shown. The last two are about today."""
+
+    SUCCESS = "success"
+    BUDGETS = "budgets"
+    BRANCH = "branch"
+    TIERS = "tiers"
+    ISSUES = "issues"
+    BY_RULES = "by_rules"
+    VERDICTS = "verdicts"
+    RECORD = "record"
+    MERGE = "merge"
+
+
+#: What a check that is passed says.
+PASSED: Mapping[PromotionCheck, str] = {
+    PromotionCheck.SUCCESS: "every phase has ended, and none failed",
+    PromotionCheck.BUDGETS: "no budget was exhausted",
+    PromotionCheck.BRANCH: "the branch was not rolled back",
+    PromotionCheck.TIERS: "every tier is clean",
+    PromotionCheck.ISSUES: "no more minor issues are open than allowed",
+    PromotionCheck.BY_RULES: "no phase was completed or skipped by hand",
+    PromotionCheck.VERDICTS: "every phase that needs a green verdict has one that counts",
+    PromotionCheck.RECORD: "the branch ends in a whole record of the run",
+    PromotionCheck.MERGE: "it merges with today's base branch",
+}
+_Reasons = list[tuple[PromotionCheck, str]]
+
+
 @dataclass(frozen=True, slots=True)
 class PromotionVerdict:
+    """`checked` are the reasons by what they are about, where the rules gave them."""
+
     reasons: tuple[str, ...]
     warnings: tuple[str, ...]
+    checked: tuple[tuple[PromotionCheck, str], ...] = ()
 
     @property
     def is_eligible(self) -> bool:
@@ -1416,26 +1448,25 @@ class PromotionVerdict:
 
 def judge_promotion(run: RunState) -> PromotionVerdict:
     """Say whether a run is eligible, with every reason against it and what to look at."""
-    reasons: list[str] = []
+    reasons: _Reasons = []
     warnings: list[str] = []
     if run.state is not RunStatus.DONE_SUCCESS:
-        reasons.append(f"the run is {run.state}, not DONE_SUCCESS")
+        reasons.append((PromotionCheck.SUCCESS, f"the run is {run.state}, not DONE_SUCCESS"))
     if run.failure_code in _BUDGETS:
-        reasons.append(f"a budget was exhausted: {run.failure_reason}")
+        reasons.append((PromotionCheck.BUDGETS, f"a budget was exhausted: {run.failure_reason}"))
     if run.is_rolled_back:
-        reasons.append("the branch was rolled back by hand")
+        reasons.append((PromotionCheck.BRANCH, "the branch was rolled back by hand"))
     for tier in sorted(run.tiers, key=lambda tier: tier.tier_index):
         if tier.cleanliness is Cleanliness.NOT_CLEAN:
-            reasons.append(
-                f"tier '{tier.tier_id}' is not clean: {'; '.join(tier.cleanliness_reasons)}"
-            )
+            why = "; ".join(tier.cleanliness_reasons)
+            reasons.append((PromotionCheck.TIERS, f"tier '{tier.tier_id}' is not clean: {why}"))
     if run.minor_issues_count > run.max_minor_issues_total:
-        reasons.append(
-            f"debt_status is excess_minor_issues: {run.minor_issues_count} minor issues, "
-            f"{run.max_minor_issues_total} allowed"
-        )
+        figures = f"{run.minor_issues_count} minor issues, {run.max_minor_issues_total} allowed"
+        why = f"debt_status is excess_minor_issues: {figures}"
+        reasons.append((PromotionCheck.ISSUES, why))
     _judge_phases(run, reasons, warnings)
-    return PromotionVerdict(tuple(reasons), tuple(warnings))
+    texts = tuple(reason for _, reason in reasons)
+    return PromotionVerdict(texts, tuple(warnings), tuple(reasons))
 
 
 def judge_continued(run: RunState) -> PromotionVerdict:
@@ -1459,32 +1490,35 @@ def judge_continued(run: RunState) -> PromotionVerdict:
         and issue.effective_severity is Severity.MAJOR
     }
     reasons += [f"the major issue '{key}' of a complete phase is open" for key in sorted(majors)]
-    _judge_phases(run, reasons, warnings)
+    of_phases: _Reasons = []
+    _judge_phases(run, of_phases, warnings)
+    reasons += [reason for _, reason in of_phases]
     return PromotionVerdict(tuple(reasons), tuple(warnings))
 
 
-def _judge_phases(run: RunState, reasons: list[str], warnings: list[str]) -> None:
+def _judge_phases(run: RunState, reasons: _Reasons, warnings: list[str]) -> None:
     if any(map(rests_on_names, run.phases)):
         warnings.append("independence rests on names that agents gave themselves")
     for phase in in_order(run.phases):
         if phase.completed_by is CompletedBy.HAND:
             how = "completed" if phase.state is PhaseStatus.COMPLETE else "skipped"
-            reasons.append(f"phase '{phase.phase_id}' was {how} by hand")
+            why = f"phase '{phase.phase_id}' was {how} by hand"
+            reasons.append((PromotionCheck.BY_RULES, why))
         if phase.state is not PhaseStatus.COMPLETE:
             continue
         if phase.verdict is Verdict.GREEN:
             if phase.sandbox is not Sandbox.BUBBLEWRAP and run.is_sandbox_required:
-                reasons.append(
-                    f"the green verdict of phase '{phase.phase_id}' was not made in a sandbox,"
-                    " which ci.require_sandbox asks for"
-                )
+                why = f"the green verdict of phase '{phase.phase_id}' was not made in a sandbox,"
+                why += " which ci.require_sandbox asks for"
+                reasons.append((PromotionCheck.VERDICTS, why))
             elif phase.sandbox is Sandbox.NONE:
                 warnings.append(
                     f"the green verdict of phase '{phase.phase_id}' was made without a sandbox"
                 )
             continue
         if phase.ci_profile is CiProfile.STRICT:
-            reasons.append(f"strict phase '{phase.phase_id}' has no green verdict")
+            why = f"strict phase '{phase.phase_id}' has no green verdict"
+            reasons.append((PromotionCheck.VERDICTS, why))
         else:
             warnings.append(f"nothing verified phase '{phase.phase_id}'")
 

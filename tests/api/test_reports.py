@@ -303,3 +303,49 @@ def test_a_plan_of_any_size_gives_a_text_within_a_forges_limits(api: Api) -> Non
     assert len(request["title"]) <= 120
     assert len(request["body"]) < 65_536
     assert "50 more phases are not listed" in request["body"]
+
+
+def checks_of(api: Api, run_id: str) -> dict[str, tuple[bool | None, str]]:
+    found = api.client.get(f"/runs/{run_id}/promotion").json()
+    return {each["name"]: (each["passed"], each["detail"]) for each in found["checks"]}
+
+
+def test_promotion_says_what_was_checked(api: Api) -> None:
+    for name in ("live", "done", "by-hand", "failed"):
+        api.start(name)
+    api.result("done")
+    api.status("EXECUTING", "by-hand")
+    api.status("GATE", "by-hand")
+    api.status("COMPLETE", "by-hand")
+    api.client.post("/runs/failed/cancel", json={"reason": "enough"})
+
+    live = checks_of(api, "live")
+    assert live["success"] == (None, "decided at the run's end")
+    assert live["merge"] == (True, "it merges with today's base branch")
+    done = checks_of(api, "done")
+    assert {passed for passed, _ in done.values()} == {True}
+    assert done["tiers"] == (True, "every tier is clean")
+    by_hand = checks_of(api, "by-hand")
+    assert by_hand["by_rules"] == (False, "phase 'P0.0' was completed by hand")
+    assert by_hand["success"][0] is by_hand["record"][0] is True
+    assert checks_of(api, "failed")["success"][0] is False
+    promotions = {
+        name: api.client.get(f"/runs/{name}/promotion").json() for name in ("live", "done")
+    }
+    assert promotions["live"]["is_signed"] is None
+    assert promotions["done"]["is_signed"] is False
+
+
+def test_the_incident_of_a_failed_run_is_that_of_its_files(api: Api) -> None:
+    api.start()
+    missing = api.client.get("/runs/run-001/incident")
+    api.refused(missing, 404, "not_found", "run-001", "RUN_CREATED")
+    api.status("EXECUTING")
+    api.status("FAILED")
+    pack = api.client.get("/runs/run-001/incident").json()
+    assert pack["failure_code"] == "phase_failed"
+    assert [phase["phase_id"] for phase in pack["phases"]] == ["P0.0"]
+    assert pack == api.document("run-001", "incident.json")
+    page = api.client.get("/runs/run-001/incident.md")
+    assert page.headers["content-type"] == "text/markdown; charset=utf-8"
+    assert page.text == api.file("run-001", "incident.md")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 
 from ..services import reports
+from ..views.incident import IncidentPack
 from ..views.reports import (
     BacklogSummaryAnswer,
     BudgetAnalysisAnswer,
@@ -83,3 +84,33 @@ def promotion(context: Context, run_id: RunId) -> PromotionAnswer:
     sent anywhere.
     """
     return reports.promotion(context, run_id)
+
+
+@router.get(
+    "/runs/{run_id}/incident",
+    responses=problems(404, 422, 503),
+    summary="Read why a run failed",
+)
+def incident(context: Context, run_id: RunId) -> IncidentPack:
+    """The incident pack of a failed run: phases in trouble with their last attempts, budgets, open
+    issues, and what to do next. A run that did not fail has none.
+    """
+    return reports.run_incident(context, run_id)
+
+
+@router.get(
+    "/runs/{run_id}/incident.md",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "The incident pack as a page",
+            "content": {"text/markdown": {"schema": {"type": "string"}}},
+        },
+        **problems(404, 422, 503),
+    },
+    summary="Read why a run failed, as a page",
+)
+def incident_page(context: Context, run_id: RunId) -> Response:
+    """The incident pack as Markdown, as in the run's files."""
+    page = reports.run_incident_page(context, run_id)
+    return Response(page, media_type="text/markdown; charset=utf-8")

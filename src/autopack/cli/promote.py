@@ -52,6 +52,11 @@ def _tell(answer: PromotionAnswer) -> None:
     say(f"{answer.run_id} is {'' if answer.eligible else 'not '}eligible for promotion.")
     for reason in answer.reasons:
         say(f"  against it: {reason}")
+    for check in answer.checks:
+        if check.passed:
+            say(f"  for it: {check.detail}")
+    if answer.is_signed is not None:
+        say(f"  the record is {'' if answer.is_signed else 'not '}signed")
     if answer.rehearsal is not None:
         base = f"{answer.rehearsal.base_branch} at {answer.rehearsal.base_commit[:7]}"
         say(f"  merge with {base}: {answer.rehearsal.result}")

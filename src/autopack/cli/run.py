@@ -220,6 +220,16 @@ def phase(
 
 
 @app.command()
+def incident(run_id: RunId, json: JsonOption = False, url: UrlOption = None) -> None:
+    """Show why a run failed: phases in trouble, budgets, open issues, and what to do next."""
+    with asking(url) as client:
+        if json:
+            print_json(client.incident(run_id))
+        else:
+            print_text(client.incident_page(run_id), is_raw=False)
+
+
+@app.command()
 def patch(
     run_id: RunId,
     patch_id: Annotated[int, typer.Argument(metavar="ID", help="From `autopack run phase`.")],

@@ -17,6 +17,7 @@ from ..views.attention import AttentionAnswer, DismissalAnswer
 from ..views.branches import IntegrationStatusAnswer, PatchCheckAnswer, RollbackAnswer
 from ..views.events import EventAnswer, EventPage
 from ..views.figures import CostsAnswer, QualityAnswer
+from ..views.incident import IncidentPack
 from ..views.issues import (
     BacklogAnswer,
     BacklogEntryAnswer,
@@ -429,6 +430,14 @@ class Autopack:
 
     def promotion(self, run_id: str) -> PromotionAnswer:
         return self._get(PromotionAnswer, f"{_run(run_id)}/promotion")
+
+    def incident(self, run_id: str) -> IncidentPack:
+        return self._get(IncidentPack, f"{_run(run_id)}/incident")
+
+    def incident_page(self, run_id: str) -> bytes:
+        """Return the incident pack as Markdown."""
+        path = f"{_run(run_id)}/incident.md"
+        return self._connection.send("GET", path, is_repeatable=True).content
 
     # Policy
 

@@ -77,6 +77,8 @@ GRANTS: Final[Mapping[AccessRole, tuple[str, ...]]] = {
         f"GET {_RUN}/diff",
         f"GET {_RUN}/next_phase",
         f"GET {_RUN}/promotion",
+        f"GET {_RUN}/incident",
+        f"GET {_RUN}/incident.md",
         "GET /metrics/costs",
         "GET /metrics/quality",
         "GET /reports/issue_backlog_summary",

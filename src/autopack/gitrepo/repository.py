@@ -229,6 +229,14 @@ class Repository:
         self.tree_of(commit)
         return self.objects.read(commit)[1].partition(b"\n\n")[2].decode("utf-8", "replace")
 
+    def is_signed(self, commit: str) -> bool:
+        """Return whether a commit has a signature, by whomever.
+
+        Raises RepositoryUnusableError when it is missing.
+        """
+        self.tree_of(commit)
+        return b"\ngpgsig" in self.objects.read(commit)[1].partition(b"\n\n")[0]
+
     def read_file(self, commit: str, path: str) -> bytes | None:
         """Return a file of a commit, None where there is none.
 

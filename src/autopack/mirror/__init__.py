@@ -2,6 +2,7 @@
 
 from ..domain.naming import PULL_REQUEST, RECORD, patch_name
 from .files import MirrorUnusableError
+from .incident import incident_pack, incident_page
 from .mirror import Mirror, render_run
 from .pull_request import pull_request, pull_request_page
 from .record import run_record
@@ -11,6 +12,8 @@ __all__ = [
     "RECORD",
     "Mirror",
     "MirrorUnusableError",
+    "incident_pack",
+    "incident_page",
     "patch_name",
     "pull_request",
     "pull_request_page",

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
 
+from ..domain.errors import NotFoundError, UnavailableError
 from ..domain.issues import BacklogStatus
-from ..domain.promotion import PromotionVerdict, judge_promotion
+from ..domain.promotion import PASSED, PromotionCheck, PromotionVerdict, judge_promotion
 from ..domain.run_issues import issue_figures
 from ..domain.terms import Severity
-from ..mirror import pull_request
+from ..mirror import incident_pack, incident_page, pull_request
 from ..models import Run
 from ..store import issues, reports, runs
+from ..views.incident import IncidentPack
 from ..views.metrics import BudgetAnswer, budget
 from ..views.reports import (
     BacklogSummaryAnswer,
     BudgetAnalysisAnswer,
     IssueSummaryAnswer,
     PromotionAnswer,
+    PromotionCheckAnswer,
     PromotionVerdictAnswer,
     RunReportAnswer,
 )
@@ -138,12 +142,71 @@ def promotion_verdict(context: AppContext, run: Run) -> PromotionVerdictAnswer:
     else:
         verdict = recorded_verdict(context.repository, run)
     rehearsal, today = rehearse(context, run)
+    has_record = run.ended_at is not None and run.head_commit != run.work_commit
     return PromotionVerdictAnswer(
         eligible=run.promotion_eligible_to_main and verdict.is_eligible and not today,
         reasons=[*verdict.reasons, *today],
         warnings=list(verdict.warnings),
         rehearsal=rehearsal,
+        checks=_checks(run, verdict, today, has_record=has_record),
+        is_signed=_is_signed(context, run) if has_record else None,
     )
+
+
+def _checks(
+    run: Run, verdict: PromotionVerdict, today: Sequence[str], *, has_record: bool
+) -> list[PromotionCheckAnswer]:
+    """Return what was checked: the rules' conditions, the record, and today's merge.
+
+    Before the run's end only the merge is decided: a tier may become clean again.
+    """
+    rules = judge_promotion(runs.read_state(run))
+    against: dict[PromotionCheck, list[str]] = {
+        PromotionCheck.RECORD: [
+            reason for reason in verdict.reasons if has_record and reason not in rules.reasons
+        ],
+        PromotionCheck.MERGE: [*today],
+    }
+    for check, reason in rules.checked:
+        if check is PromotionCheck.SUCCESS and run.ended_at is None:
+            continue  # its state is no reason yet
+        against.setdefault(check, []).append(reason)
+    is_over = run.ended_at is not None
+    found = []
+    for check, passed in PASSED.items():
+        reasons = against.get(check, [])
+        is_decided = check is PromotionCheck.MERGE or (
+            has_record if check is PromotionCheck.RECORD else is_over
+        )
+        found.append(
+            PromotionCheckAnswer(
+                name=check,
+                passed=not reasons if is_decided else None,
+                detail="; ".join(reasons) or (passed if is_decided else "decided at the run's end"),
+            )
+        )
+    return found
+
+
+def _is_signed(context: AppContext, run: Run) -> bool | None:
+    try:
+        return context.repository.is_signed(run.head_commit)
+    except UnavailableError:  # the record cannot be read, which is among the reasons
+        return None
+
+
+def run_incident(context: AppContext, run_id: str) -> IncidentPack:
+    """Return the incident pack of a failed run. Raises NotFoundError for any other run."""
+    with reading_run(context, run_id) as (session, run):
+        pack = incident_pack(run_detail(session, run, detailed=None))
+    if pack is None:
+        raise NotFoundError(f"run '{run_id}' has no incident: it is {run.state}")
+    return pack
+
+
+def run_incident_page(context: AppContext, run_id: str) -> bytes:
+    """Return the incident pack as Markdown. Raises NotFoundError."""
+    return incident_page(run_incident(context, run_id))
 
 
 def _budgets(run: Run, now: datetime) -> list[BudgetAnswer]:

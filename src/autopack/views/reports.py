@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from ..domain.event_text import EventOutcome
 from ..domain.issues import BacklogStatus
+from ..domain.promotion import PromotionCheck
 from ..domain.rehearsal import Rehearsal
 from ..domain.run import FailureCode
 from ..domain.run_issues import IssueCounts, OpenIssue
@@ -153,17 +154,28 @@ class MoveAnswer(Shape):
     outcome: EventOutcome
 
 
+class PromotionCheckAnswer(Shape):
+    """One thing that is checked; `passed` is null while it is not decided."""
+
+    name: PromotionCheck
+    passed: bool | None
+    detail: str
+
+
 class PromotionVerdictAnswer(Shape):
     """`reasons` are all reasons against it; `warnings` are what to check before merging.
 
     Eligibility is decided at the run's end; the merge with today's base branch is rehearsed in
-    addition.
+    addition. `checks` are what was checked, passed or not. `is_signed`: whether the run's record is
+    signed, null while there is none; whose signature counts is decided by `autopack verify`.
     """
 
     eligible: bool
     reasons: list[str]
     warnings: list[str]
     rehearsal: Rehearsal | None
+    checks: list[PromotionCheckAnswer]
+    is_signed: bool | None
 
 
 class RunReportAnswer(Shape):
