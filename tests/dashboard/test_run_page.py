@@ -164,6 +164,16 @@ def test_an_operator_cancels_and_rolls_back_and_sets_by_hand(api: Api) -> None:
     assert api.run("run-a")["failure_reason"].endswith("no more")
     form = {"to_phase": "P0.0", "reason": "keep the first"}
     assert api.client.post(f"{HOME}/runs/run-a/rollback", data=form).status_code == 200
+    form = {"run_id": ""}
+    refused = api.client.post(f"{HOME}/runs/run-a/continue", data=form)
+    assert "rolled back" in words(refused)
+    api.start("run-b", phases=2)
+    api.result("run-b")
+    api.client.post("/runs/run-b/cancel", json={"reason": "later"})
+    continued = api.client.post(f"{HOME}/runs/run-b/continue", data=form, follow_redirects=False)
+    assert continued.status_code == 303
+    new = continued.headers["location"].rpartition("/")[2]
+    assert api.run(new)["ended_at"] is None
     again = api.client.post(f"{HOME}/runs/run-a/cancel", data={"reason": "x"})
     assert again.status_code == 409
     assert "is over" in words(again)

@@ -12,6 +12,7 @@ from ..api.attention import Item
 from ..api.branches import Rollback
 from ..api.inputs import Context, PhaseId, RunId
 from ..api.runs import Cancellation
+from ..domain.continuing import Continuation
 from ..domain.values import Closed
 from ..services import attention, branches, phases, runs
 from ..services.phases import StatusChange
@@ -29,6 +30,14 @@ def cancel(context: Context, page: InPage, run_id: RunId, form: Form) -> Respons
     wanted = _read(Cancellation, form)
     runs.cancel_run(context, run_id, wanted.reason)
     return back_to(page, f"{HOME}/runs/{run_id}")
+
+
+@router.post(f"{HOME}/runs/{{run_id}}/continue", name="POST /runs/{run_id}/continue")
+def continue_run(context: Context, page: InPage, run_id: RunId, form: Form) -> Response:
+    """Start a new run with what a failed run has left, and show it."""
+    wanted = _read(Continuation, {name: value for name, value in form.items() if value})
+    run, _ = runs.continue_run(context, run_id, wanted)
+    return back_to(page, f"{HOME}/runs/{run.run_id}")
 
 
 @router.post(f"{HOME}/runs/{{run_id}}/rollback", name="POST /runs/{run_id}/rollback")

@@ -11,6 +11,7 @@ from fastapi.responses import FileResponse, HTMLResponse
 from starlette.exceptions import HTTPException
 
 from ..api.inputs import Context, Cursor, decode_moment, encode_moment
+from ..domain.attention import AttentionKind
 from ..domain.promotion import PromotionState
 from ..domain.run import FailureCode
 from ..domain.run_filter import RunFilter
@@ -62,9 +63,16 @@ def home_values(context: AppContext, now: datetime) -> dict[str, Any]:
     ended, more_ended = runs.list_runs(
         context, RunFilter(ended_since=now - SINCE), limit=RUNS_ON_HOME, before=None
     )
+    needed = attention(context)
     is_empty = not running and not ended and not _has_runs(context)
     return _of_runs(now) | {
-        "attention": attention(context),
+        "attention": needed,
+        # A merge that is rehearsed today may be stricter than what was decided at a run's end.
+        "blocked": {
+            item.run_id: item.text
+            for item in needed.items
+            if item.kind is AttentionKind.PROMOTION_BLOCKED
+        },
         "is_live": False,
         "running": running,
         "more_running": more_running is not None,

@@ -11,15 +11,17 @@ from fastapi.responses import HTMLResponse
 
 from ..api.inputs import Context, RunId
 from ..domain.rehearsal import RehearsalResult
-from ..domain.states import PHASE_TRANSITIONS, PhaseStatus
+from ..domain.segments import SegmentKind
+from ..domain.states import PHASE_TRANSITIONS, PhaseStatus, RunStatus
 from ..services import run_pages
 from ..services.context import AppContext
 from ..services.run_pages import RunPage
 from ..views.reports import PromotionVerdictAnswer
+from ..views.results import TimelineAnswer
 from ..views.runs import PhaseAnswer, RunAnswer
 from .changes import read_changes
 from .pages import shown_state
-from .rendering import HOME
+from .rendering import HOME, duration
 from .routes import InPage, PageRoute
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
@@ -74,6 +76,10 @@ def run_values(
         "phases": [each for tier in run.tiers for each in tier.phases],
         "lease": next((each for each in run.leases if each.phase_id == phase.phase_id), None),
         "attempts": found.attempts,
+        "ci_command": found.ci_command,
+        "falls": waterfalls(found.timeline, run, now),
+        "axis": (f"{run.created_at:%H:%M}", f"{run.ended_at or now:%H:%M}"),
+        "is_continuable": run.ended_at is not None and run.state is not RunStatus.DONE_SUCCESS,
         "tickets": {each.id: _ticket(each.ticket) for each in found.attempts if each.ticket},
         "ci_runs": found.ci_runs,
         "issues": found.issues,
@@ -88,11 +94,72 @@ def run_values(
     }
 
 
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A mark of a waterfall; `x` and `width` are percents of the run's time."""
+
+    kind: str
+    x: float
+    width: float = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Waterfall:
+    """How the time of a phase was spent; `words` say the same."""
+
+    marks: list[Mark]
+    words: str
+
+
+# Work without one of these was lost: a cross says so.
+_LOST: Final = frozenset(
+    {"conflict", "failed", "refused", "over_budget", "lapsed", "empty", "red", "did_not_run"}
+)
+_FORMS: Final = {
+    SegmentKind.WAIT: "w",
+    SegmentKind.BUILD: "b",
+    SegmentKind.REVIEW: "r",
+    SegmentKind.CI: "c",
+}
+_WORDS: Final = {
+    SegmentKind.WAIT: "waited",
+    SegmentKind.BUILD: "built",
+    SegmentKind.REVIEW: "was reviewed",
+    SegmentKind.CI: "was in CI",
+}
+_LEAST_WIDTH: Final = 0.6
+
+
+def waterfalls(timeline: TimelineAnswer, run: RunAnswer, now: datetime) -> dict[str, Waterfall]:
+    """Place the parts of each phase's time on the time of the run."""
+    end = run.ended_at or now
+    whole = max((end - run.created_at).total_seconds(), 1.0)
+
+    def place(moment: datetime) -> float:
+        share = (min(max(moment, run.created_at), end) - run.created_at).total_seconds() / whole
+        return round(100 * share, 2)
+
+    found = {}
+    for phase in timeline.phases:
+        marks, seconds = [], dict.fromkeys(SegmentKind, 0.0)
+        for each in phase.segments:
+            until = each.ended_at or end
+            left = place(each.started_at)
+            width = round(max(place(until) - left, _LEAST_WIDTH), 2)
+            marks.append(Mark(_FORMS[each.kind], min(left, 100 - _LEAST_WIDTH), width))
+            if each.outcome in _LOST:
+                marks.append(Mark("x", min(left + width, 99)))
+            seconds[each.kind] += max(0.0, (until - each.started_at).total_seconds())
+        words = [f"{_WORDS[kind]} {duration(spent)}" for kind, spent in seconds.items() if spent]
+        if marks:
+            found[phase.phase_id] = Waterfall(marks, ", ".join(words) or "no time yet")
+    return found
+
+
 def _sentence(run: RunAnswer) -> str:
     if run.failure_reason:
         return run.failure_reason
-    detail = run.next.detail
-    return f"{detail[:1].upper()}{detail[1:]}"
+    return run.next.detail
 
 
 def _snapshots(run: RunAnswer, found: RunPage) -> list[str]:
