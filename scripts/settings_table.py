@@ -38,6 +38,8 @@ def document() -> str:
         default = field.default
         if isinstance(default, tuple):
             default = ",".join(default)
+        if name == "project_id":
+            default = None  # found by the data that are there, or by the folder
         shown = "unset" if default is None or default is False else f"`{default}`"
         rows.append(f"| `{Settings.variable(name)}` | {shown} | {field.description} |\n")
     return HEAD + "".join(rows)

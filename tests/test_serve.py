@@ -100,14 +100,14 @@ def test_a_service_can_be_used_killed_started_again_and_stopped(
     answer = httpx.request(method, url, json=body)
     assert answer.status_code == 201, answer.text
     assert git_repo.git("status", "--porcelain") == ""
-    assert (git_repo.path / ".autonomous_runs" / "run-001" / "run_summary.md").is_file()
+    assert (git_repo.path / ".autonomous_runs" / "first-run" / "run_summary.md").is_file()
     assert (git_repo.path / ".autopack" / "postgres").is_dir()
 
     first.process.kill()
     first.process.wait()
     second = serve(git_repo.path)
     second.wait_for("Ctrl-C stops")
-    assert httpx.get(f"{second.url}/runs/run-001").json()["run_id"] == "run-001"
+    assert httpx.get(f"{second.url}/runs/first-run").json()["run_id"] == "first-run"
 
     assert second.end(signal.SIGTERM) == 0
     assert _postgres_below(git_repo.path) == []

@@ -24,6 +24,10 @@ from .domain.identifiers import identifier_problem
 from .domain.oidc import RoleClaims
 
 MEGABYTE = 1_000_000
+# The project of every service that was not given another name, before folders gave them names.
+FORMER_PROJECT = "Autopack"
+# In the service's home: the name under which its data are.
+PROJECT_FILE = "project_id"
 # Names that the client, the worker, CI commands and the container use.
 _OTHER_VARIABLES = frozenset(
     f"AUTOPACK_{name}"
@@ -92,7 +96,11 @@ class Settings(BaseSettings):
         default=Path(".autopack"),
         description="Folder for the embedded Postgres, logs and temporary files.",
     )
-    project_id: str = Field(default="Autopack", description="Name of the project, in every run.")
+    project_id: str = Field(
+        default=FORMER_PROJECT,
+        description="Name of the project, in every run; unset: the one of the data that are there,"
+        " else that of the repository's folder.",
+    )
     base_branch: str | None = Field(
         default=None,
         description="Branch that runs start from; unset: `main`, else the repository's default.",
@@ -357,12 +365,33 @@ def load_settings(**values: object) -> Settings:
         settings = Settings(_env_file=file, env_file=file, **values)  # type: ignore[arg-type]
     except ValidationError as error:
         raise SettingsError("; ".join(_problem(item) for item in error.errors())) from error
+    if "project_id" not in settings.model_fields_set:
+        settings = settings.model_copy(update={"project_id": _project_of(settings)})
     unread = settings.home / ".env"
     if unread.is_file() and not (file and file.samefile(unread)):
         raise SettingsError(
             f"{unread} is not read: name it by AUTOPACK_ENV_FILE={unread}, or remove it"
         )
     return settings
+
+
+def _project_of(settings: Settings) -> str:
+    """Return the name of the project: data keep theirs, also when their folder is renamed.
+
+    An earlier version wrote no name into its home, nor a ruleset of another name.
+    """
+    try:
+        known = (settings.home / PROJECT_FILE).read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        known = ""
+    if known and identifier_problem(known) is None:
+        return known
+    former = settings.autonomous_runs_dir / f"project_ruleset_{FORMER_PROJECT}.json"
+    if former.exists() or (settings.home / ".gitignore").exists():
+        return FORMER_PROJECT
+    name = repository_top(settings.repo_path).name.removesuffix(".git")
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[:64].rstrip(".")
+    return FORMER_PROJECT if identifier_problem(name) else name
 
 
 def misspelt_settings() -> list[str]:

@@ -69,7 +69,7 @@ def test_every_operation_says_what_it_does_and_what_can_go_wrong(schema: dict[st
 def test_every_body_has_an_example_and_each_works_in_its_turn(
     api: Api, schema: dict[str, Any]
 ) -> None:
-    places = {"run_id": "run-001", "phase_id": "P1.1"}
+    places = {"run_id": "docs-001", "phase_id": "P1.1"}
     tried = []
     for method, path, operation in operations(schema):
         body = operation.get("requestBody", {}).get("content", {}).get("application/json")

@@ -8,7 +8,7 @@ from fastapi.openapi.models import Example
 
 PLAN: dict[str, Any] = {
     "run": {
-        "run_id": "run-001",
+        "run_id": "docs-001",
         "safety_profile": "normal",
         "run_scope": "incremental",
         "token_cap": 5_000_000,
@@ -57,7 +57,7 @@ new file mode 100644
 """
 BUILDER_RESULT = {
     "phase_id": "P1.1",
-    "run_id": "run-001",
+    "run_id": "docs-001",
     "patch_content": PATCH,
     "files_changed": ["src/auth.py"],
     "lines_added": 2,
@@ -70,14 +70,14 @@ BUILDER_RESULT = {
 }
 AUDITOR_REQUEST = {
     "phase_id": "P1.1",
-    "run_id": "run-001",
+    "run_id": "docs-001",
     "tier_id": "T1",
     "review_focus": "security",
     "auditor_profile": "schema_review",
 }
 AUDITOR_RESULT = {
     "phase_id": "P1.1",
-    "run_id": "run-001",
+    "run_id": "docs-001",
     "review_notes": "Security review complete",
     "recommendation": "approve",
     "confidence": "high",

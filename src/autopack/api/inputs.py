@@ -26,7 +26,7 @@ Context = Annotated[AppContext, Depends(_context)]
 # `openapi_examples`, since Swagger UI fills in only those, not a schema's `examples`.
 RunId = Annotated[
     Identifier,
-    Path(description="The run's id.", openapi_examples={"guide": {"value": "run-001"}}),
+    Path(description="The run's id.", openapi_examples={"guide": {"value": "docs-001"}}),
 ]
 PhaseId = Annotated[
     Identifier,

@@ -36,7 +36,7 @@ umask 077; autopack keys create --name ada --role operator >key
 autopack login --url {url} <key"""
 NEXT_STEP = """\
 curl -X POST {url}/runs/start -H 'Content-Type: application/json' -d '{{
-  "run": {{"run_id": "run-001"}},
+  "run": {{"run_id": "first-run"}},
   "tiers": [{{"tier_id": "T1", "tier_index": 0, "name": "First tier"}}],
   "phases": [{{"phase_id": "P1.1", "phase_index": 0, "tier_id": "T1", "name": "First phase",
               "task_category": "docs", "complexity": "low"}}]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from ..config import Settings
+from ..config import PROJECT_FILE, Settings
 from ..domain.changes import MODE_ABSENT, MODE_FILE, FileChange
 from .apply import (
     AppliedPatch,
@@ -544,6 +544,9 @@ class Repository:
         home = self._settings.home
         for folder in (self._shadow / "objects", self._shadow / "refs", self._scratch):
             folder.mkdir(parents=True, exist_ok=True)
+        project = home / PROJECT_FILE
+        if not project.exists():
+            project.write_text(f"{self._settings.project_id}\n")
         ignore = home / ".gitignore"
         if not ignore.exists():
             ignore.write_text("*\n")
