@@ -309,6 +309,7 @@ def start_server(settings: Settings, log: Path, port: int | None = None) -> Live
         "AUTONOMOUS_RUNS_DIR": str(settings.autonomous_runs_dir),
         "AUTOPACK_PORT": str(port),
         "AUTOPACK_AUTH": settings.auth,
+        "AUTOPACK_PROJECT_ID": settings.project_id,
     }
     if settings.database_url is not None:
         environment["DATABASE_URL"] = settings.database_url

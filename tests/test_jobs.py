@@ -265,6 +265,7 @@ def _environment(settings: Settings) -> dict[str, str]:
         "PYTHONPATH": str(ROOT / "src"),
         "DATABASE_URL": str(settings.database_url),
         "AUTOPACK_HOME": str(settings.home),
+        "AUTOPACK_PROJECT_ID": settings.project_id,
         "AUTONOMOUS_RUNS_DIR": str(settings.autonomous_runs_dir),
         "AUTOPACK_GIT_REMOTE": remote.get_secret_value() if remote else "",
     }

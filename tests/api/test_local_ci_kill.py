@@ -84,6 +84,7 @@ def test_a_killed_workers_ci_ends_with_it_and_is_done_again_by_another(
         "PYTHONPATH": str(ROOT / "src"),
         "AUTOPACK_REPO_PATH": str(settings.repo_path),
         "AUTOPACK_HOME": str(settings.home),
+        "AUTOPACK_PROJECT_ID": settings.project_id,
         "AUTONOMOUS_RUNS_DIR": str(settings.autonomous_runs_dir),
         "AUTOPACK_CI_READABLE_PATHS": str(lent),
         "DATABASE_URL": str(settings.database_url),

@@ -90,6 +90,7 @@ class Stage:
             "HOME": os.environ.get("HOME", "/"),
             "AUTOPACK_REPO_PATH": str(self.settings.repo_path),
             "AUTOPACK_HOME": str(self.settings.home),
+            "AUTOPACK_PROJECT_ID": self.settings.project_id,
             "AUTONOMOUS_RUNS_DIR": str(self.settings.autonomous_runs_dir),
             "AUTOPACK_PORT": "0",
             "DATABASE_URL": self.settings.database_url,

@@ -102,6 +102,7 @@ def start(settings: Settings, server: GitServer, tmp_path: Path) -> Iterator[Sta
                         "DATABASE_URL": str(settings.database_url),
                         "AUTOPACK_REPO_PATH": str(settings.repo_path),
                         "AUTOPACK_HOME": str(settings.home),
+                        "AUTOPACK_PROJECT_ID": settings.project_id,
                         "AUTONOMOUS_RUNS_DIR": str(settings.autonomous_runs_dir),
                         "AUTOPACK_GIT_REMOTE": remote or address,
                     },
