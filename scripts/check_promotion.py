@@ -641,6 +641,12 @@ class PhaseState:
         return max(0, self.max_builder_attempts - self.builder_attempts_used)
 
     @property
+    def builder_tries_text(self) -> str:
+        """Say how many tries of the Builder are used and left."""
+        used = f"{self.builder_attempts_used} of {self.max_builder_attempts}"
+        return f"Builder tries used: {used}; left: {self.builder_tries_left}."
+
+    @property
     def auditor_tries_left(self) -> int:
         return max(0, self.max_auditor_attempts - self.auditor_attempts_used)
 

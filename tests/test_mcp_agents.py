@@ -157,6 +157,9 @@ async def _one_run(url: str, repo: GitRepo) -> None:
             base_commit=work["repository"]["base_commit"],
         )
         ticket = await agent.submit_refused(work, outdated)
+        assert ticket.pop("detail") == (
+            check["problem"].pop("detail") + " Builder tries used: 1 of 2; left: 1."
+        )
         assert ticket == check["problem"]
         assert (ticket["status"], ticket["code"]) == (409, "patch_conflict")
 

@@ -156,6 +156,12 @@ def test_a_service_that_cannot_start_gives_its_reason(stage: Stage) -> None:
     [
         (["--builder", "no-such-agent"], "'no-such-agent': the program does not exist"),
         ([], "give --builder or --auditor"),
+        (["--builder", "cat | sh"], "no shell runs the command, so '|' has no effect"),
+        (["--builder", "sh -c ls>list"], "so '>' has no effect"),
+        (["--builder", "KEY=1 sh x"], "so 'KEY=1' has no effect"),
+        (["--builder", "sh $HOME/x"], "so '$HOME/x' has no effect"),
+        (["--builder", "sh -c 'cat | sh > $F'; ls"], "so ';' has no effect"),
+        (["--builder", "no-such-agent -c 'a | b' \"$HOME;\" a=1 5$"], "does not exist"),
         (["--builder", "sh", "--port", "0"], "--port"),
     ],
 )

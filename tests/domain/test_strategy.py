@@ -194,6 +194,15 @@ class TestRunAndTiers:
         assert strategy.tiers["T1"].token_cap == most
         assert strategy.max_minor_issues_total == most
 
+    def test_an_unknown_category_is_warned_of_with_the_nearest_known_one(self) -> None:
+        strategy = compiled({"task_category": "test"}, {"task_category": "doc"}, {})
+        assert [each for each in strategy.warnings if "task_category" in each] == [
+            "The ruleset has no task_category 'test' (P1), so the rule of 'default' applies; the"
+            " nearest that it has is 'tests'.",
+            "The ruleset has no task_category 'doc' (P2), so the rule of 'default' applies; the"
+            " nearest that it has is 'docs'.",
+        ]
+
     def test_strict_phases_without_ci_are_warned_of_at_the_start(self) -> None:
         strategy = compiled({"task_category": "docs"}, {"complexity": "high"})
         (warning,) = strategy.warnings

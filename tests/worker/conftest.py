@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -54,6 +55,7 @@ class Workshop:
     home: Path
     steps: list[Step] = field(default_factory=list)
     mailbox: Mailbox = field(default_factory=Mailbox)
+    clock: Callable[[], float] = time.monotonic
 
     def start(self, **phase: Any) -> None:
         """Start a run of one phase."""
@@ -103,6 +105,7 @@ class Workshop:
                 self.mailbox,
                 {"PATH": "/usr/bin:/bin", "DATABASE_URL": "secret", "GIT_DIR": "/none"},
                 self.steps.append,
+                self.clock,
             )
             return worker.work()
 

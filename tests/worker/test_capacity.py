@@ -34,6 +34,25 @@ def test_an_agent_that_named_a_time_rests_until_then() -> None:
 
 
 @pytest.mark.unit
+def test_an_account_rests_longer_each_time_until_its_agent_works() -> None:
+    agent, now = Agent("claude", ("claude",)), 0.0
+    resting = Cooling(lambda line: None, clock=lambda: now)
+    for pause in (10.0, 60.0, 300.0, 300.0):
+        assert resting.rest(agent, "it ended at once: not logged in") == pause
+        assert resting.able(agent) is None
+        now += pause - 0.1
+        assert resting.able(agent) is None
+        now += 0.1
+        assert resting.able(agent) is agent
+    with pytest.raises(WorkerError, match="3 times: it ended at once: not logged in"):
+        resting.require_patience(agent)
+    resting.has_worked(agent)
+    resting.require_patience(agent)
+    assert resting.rest(agent, "it ended at once") == 10.0
+    resting.require_patience(agent)
+
+
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("end", "has_answer", "why"),
     [

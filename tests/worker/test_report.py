@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from autopack.views.work import WorkItemAnswer
+from autopack.views.work import PastAttemptAnswer, WorkItemAnswer
 from autopack.worker.prompt import write_prompt
 from autopack.worker.report import (
     AuditorFile,
@@ -184,6 +184,29 @@ def test_a_result_file_counts_as_a_whole_or_not_at_all(
     file, said = read_result(path, BuilderFile)
     assert file.tokens_used == (0 if remark else 5)
     assert (said is None) if remark is None else (said is not None and remark in said)
+
+
+def test_a_prompt_has_each_log_once() -> None:
+    """The same output is in the probe of a patch, in its try, and in the next one."""
+    item = work_item("auditor")
+    log = [f"test {number} failed" for number in range(6)]
+    assert item.review is not None
+    probe = {"probe_type": "builder_command", "exit_code": 1, "stdout": "\n".join(log)}
+    past = {"role": "builder", "agent": None, "outcome": "applied", "reason": None, "ticket": None}
+    tails = [["$ builder_command: exit 1", *log], [*log, "and another"], ["short"], ["short"]]
+    history = [
+        PastAttemptAnswer.model_validate(
+            {**past, "attempt": number, "notes": None, "log_tail": "\n".join(tail), "commits": []}
+        )
+        for number, tail in enumerate(tails, 1)
+    ]
+    review = item.review.model_copy(update={"probe_results": [probe]})
+    seen = item.model_copy(update={"review": review, "history": history})
+    prompt = write_prompt(seen, is_staged=True, answer="/answer.json")
+    assert [prompt.count(line) for line in log] == [1] * len(log)
+    assert prompt.count("[lines that are above already]") == 3
+    for line in ("$ builder_command: exit 1", "and another", "short"):
+        assert prompt.count(line) == 1
 
 
 def test_what_others_wrote_cannot_pass_for_the_rules() -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
 import pytest
 
+from autopack.domain.next_step import NextAction
 from autopack.gitrepo.workspace import ObjectCache, WorkspaceError
+from autopack.views.results import NextStep
 from autopack.worker.cooling import WorkerError
-from autopack.worker.worker import Ending
+from autopack.worker.worker import Ending, Role, wait_line
 
 if TYPE_CHECKING:
     from .conftest import Workshop
@@ -118,3 +121,49 @@ def test_an_auditor_without_a_verdict_hands_in_nothing(workshop: Workshop) -> No
     assert workshop.work(auditor="echo 'I approve of this.'") is Ending.FAILURE
     assert workshop.kinds[-1] == "no_verdict"
     assert [attempt.role for attempt in workshop.attempts()] == ["builder"]
+
+
+def test_a_worker_says_what_it_waits_for_once_a_minute(workshop: Workshop) -> None:
+    workshop.start(task_category="debt_cleanup")
+    workshop.work("echo more >> README.md")
+    claims: list[str] = []
+
+    def claimed(request: httpx.Request) -> None:
+        if request.url.path.endswith("/claim"):
+            claims.append(request.url.path)
+        if workshop.kinds.count("waiting") == 2:
+            workshop.interrupt()
+
+    workshop.clock = lambda: 15.0 * len(claims)  # each claim takes 15 seconds
+    workshop.transport.interfere = claimed
+    assert workshop.work(is_once=False) is Ending.INTERRUPTED
+    told = [step.text for step in workshop.steps if step.kind == "waiting"]
+    assert len(claims) == 6  # told after the first and the fifth; the sixth is interrupted
+    assert len(told) == 2
+    assert told[0].startswith("phase 'P1' waits for an Auditor, until 2")
+    assert told[0].endswith("; start one with --auditor")
+
+
+@pytest.mark.parametrize(
+    ("action", "agent", "roles", "advice"),
+    [
+        (NextAction.AUDIT, None, ["builder"], "; start one with --auditor"),
+        (NextAction.AUDIT, None, ["builder", "auditor"], ""),
+        (NextAction.AUDIT, "claude@host", ["builder"], ""),
+        (NextAction.BUILD, None, ["auditor"], "; start one with --builder"),
+        (NextAction.CI, None, ["builder"], ""),
+    ],
+)
+def test_an_option_is_named_where_nobody_has_the_role(
+    action: NextAction, agent: str | None, roles: list[Role], advice: str
+) -> None:
+    until = datetime(2026, 11, 22, 12, 0).astimezone()
+    step = NextStep(action=action, phase_id="P1", detail="It waits", agent=agent, until=until)
+    assert wait_line(step, roles) == f"It waits, until 2026-11-22 12:00{advice}"
+
+
+def test_a_run_without_tokens_ends_with_a_warning(workshop: Workshop) -> None:
+    workshop.start()
+    assert workshop.work("echo more >> README.md", is_once=False) is Ending.SUCCESS
+    assert workshop.kinds[-2:] == ["run_over", "warning"]
+    assert "no tokens were counted" in workshop.steps[-1].text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from ..worker.worker import Ending, Orders, Role, Step, Tell
 
 INTERRUPTED = 130
+_ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=")
+_EXPANSION = re.compile(r"^[^'\"]*(\$[A-Za-z_({]|`)")
 _LONGEST_NAME = 100
 
 app = command_app()
@@ -185,8 +188,14 @@ def _agent(
 
     try:
         words = shlex.split(text)
+        syntax = _shell_syntax(text)
     except ValueError as error:
         raise CommandError(f"--{option} {text!r}: {error}") from error
+    if syntax is not None:
+        raise CommandError(
+            f"--{option} {text!r}: no shell runs the command, so {syntax!r} has no effect; give"
+            f" a shell ({shlex.join(['sh', '-c', text])}), or quote it if an argument is meant"
+        )
     kind = None
     if len(words) == 1 and words[0] in KNOWN_AGENTS:
         kind = words[0]
@@ -199,6 +208,19 @@ def _agent(
     # The command runs in another folder, so its path must be absolute.
     command = [os.path.abspath(program), *words[1:]]
     return Agent(name, command, kind or called, account or called[:_LONGEST_NAME], fallback)
+
+
+def _shell_syntax(text: str) -> str | None:
+    """Return the first word outside quotes that only a shell understands, else None."""
+    lexer = shlex.shlex(text, posix=False, punctuation_chars=True)
+    lexer.whitespace_split = True
+    lexer.commenters = ""
+    for number, word in enumerate(lexer):
+        if set(word) <= set("();<>|&") or (number == 0 and _ASSIGNMENT.match(word)):
+            return word
+        if word[0] not in "'\"" and _EXPANSION.search(word):
+            return word
+    return None
 
 
 def _print(step: Step) -> None:

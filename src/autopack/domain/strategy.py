@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 
 from pydantic import Field
 
 from .plan import Plan, PlanPhase
-from .ruleset import CiRules, Message, PathRules, Price, Ruleset, SafetyRule
+from .ruleset import (
+    DEFAULT_CATEGORY,
+    CiRules,
+    Message,
+    PathRules,
+    Price,
+    Ruleset,
+    SafetyRule,
+)
 from .terms import CiMode, CiProfile, Complexity, Independence, RunScope, SafetyProfile, Severity
 from .values import MAX_COUNT, Closed, Count, Identifier, PathGlob, PositiveCount, PositiveUsd, Word
 
@@ -110,7 +119,9 @@ def compile_strategy(ruleset: Ruleset, plan: Plan, *, version: int = 1) -> Strat
         tiers=tiers,
         phases=phases,
     )
-    return strategy.model_copy(update={"warnings": _warnings(strategy)})
+    return strategy.model_copy(
+        update={"warnings": (*_unknown(ruleset, plan), *_warnings(strategy))}
+    )
 
 
 def _count(product: int) -> int:
@@ -156,6 +167,22 @@ def _major_categories(ruleset: Ruleset) -> tuple[str, ...]:
     """Return the categories, aliases too, whose issues are major by default."""
     names = {*ruleset.categories, *ruleset.aliases}
     return tuple(sorted(name for name in names if ruleset.rule_for(name).is_high_risk))
+
+
+def _unknown(ruleset: Ruleset, plan: Plan) -> Iterator[str]:
+    """Warn of each category that the ruleset does not have: the default's rule applies to it."""
+    known = {*ruleset.categories, *ruleset.aliases}
+    phases: dict[str, list[str]] = {}
+    for phase in plan.phases:
+        if phase.task_category and phase.task_category not in known:
+            phases.setdefault(phase.task_category, []).append(phase.phase_id)
+    for category, ids in phases.items():
+        near = get_close_matches(category.casefold(), sorted(known), n=1, cutoff=0.0)
+        named = f"{', '.join(ids[:5])}{', …' if len(ids) > 5 else ''}"
+        yield (
+            f"The ruleset has no task_category '{category}' ({named}), so the rule of"
+            f" '{DEFAULT_CATEGORY}' applies; the nearest that it has is '{near[0]}'."
+        )
 
 
 def _warnings(strategy: Strategy) -> tuple[str, ...]:

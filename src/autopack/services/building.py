@@ -64,6 +64,7 @@ def submit_builder_result(
             patching.keep_no_secrets(patches)
             settle(change)
             if refusal is not None:
+                refusal.detail += f" {change.phase_state(phase_id).builder_tries_text}"
                 turn.refuse(refusal)
             turn.answer(_answer(change, phase, submission, repairs))
     return turn.result()

@@ -54,15 +54,18 @@ def why_unavailable(
 class Cooling:
     """The accounts that pause, until when, and how often in a row they had no capacity."""
 
-    def __init__(self, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self, tell: Callable[[str], None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._tell = tell
+        self._clock = clock
         self._until: dict[str, float] = {}
         self._in_a_row: dict[str, int] = {}
         self._reasons: dict[str, str] = {}
 
     def able(self, agent: Agent) -> Agent | None:
         """Return the agent if its account has capacity, else its fallback, else None."""
-        now = time.monotonic()
+        now = self._clock()
         if self._until.get(_key(agent), 0.0) <= now:
             return agent
         return self.able(agent.fallback) if agent.fallback is not None else None
@@ -74,7 +77,7 @@ class Cooling:
         self._in_a_row[key] = times + 1
         self._reasons[key] = reason
         pause = PAUSES[min(times, len(PAUSES) - 1)]
-        self._until[key] = time.monotonic() + pause
+        self._until[key] = self._clock() + pause
         instead = f"; {agent.fallback.name} works instead" if agent.fallback else ""
         self._tell(f"{agent.name} could not work, pauses {pause:g} s{instead}: {reason}")
         return pause
@@ -82,7 +85,7 @@ class Cooling:
     def rest_until(self, agent: Agent, moment: datetime) -> None:
         """Pause the agent's account until the time when it says that it can work again."""
         seconds = (moment - datetime.now(UTC)).total_seconds()
-        self._until[_key(agent)] = time.monotonic() + max(0.0, seconds)
+        self._until[_key(agent)] = self._clock() + max(0.0, seconds)
 
     def has_worked(self, agent: Agent) -> None:
         """Reset an account's failures in a row: its agent has worked."""

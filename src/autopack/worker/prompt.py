@@ -13,6 +13,8 @@ from ..views.work import OpenIssueAnswer, PastAttemptAnswer, ReviewAnswer, WorkI
 MAX_PATCH = 60_000
 MAX_TEXT = 6_000
 LAST_ATTEMPTS = 4
+SAME_LINES = 4
+SHOWN = "[lines that are above already]"
 
 _BUILDER = """\
 You are the Builder of one phase of an autonomous build. Questions are not answered: decide by
@@ -57,6 +59,33 @@ def write_prompt(item: WorkItemAnswer, *, is_staged: bool, answer: str) -> str:
     return "\n\n".join(part for part in _parts(item, is_staged, answer) if part) + "\n"
 
 
+class _Logs:
+    """Shows each text once: the same output is in a probe, in notes, and in the tries after it."""
+
+    def __init__(self) -> None:
+        self._blocks: set[tuple[str, ...]] = set()
+
+    def once(self, text: str) -> str:
+        """Return the text; each block of SAME_LINES or more lines that was shown is left out."""
+        lines = text.strip().splitlines()
+        blocks = [tuple(lines[start : start + SAME_LINES]) for start in range(len(lines))]
+        blocks = blocks[: max(1, len(lines) - SAME_LINES + 1)]  # a shorter text is one block
+        known = {
+            line
+            for start, block in enumerate(blocks)
+            if block in self._blocks
+            for line in range(start, start + SAME_LINES)
+        }
+        self._blocks.update(blocks)
+        shown: list[str] = []
+        for number, line in enumerate(lines):
+            if number not in known:
+                shown.append(line)
+            elif not shown or shown[-1] != SHOWN:
+                shown.append(SHOWN)
+        return "\n".join(shown)
+
+
 def _parts(item: WorkItemAnswer, is_staged: bool, answer: str) -> Iterator[str]:
     places = {"branch": item.repository.branch, "commit": item.repository.base_commit[:12]}
     if item.role is Role.BUILDER:
@@ -72,13 +101,14 @@ def _parts(item: WorkItemAnswer, is_staged: bool, answer: str) -> Iterator[str]:
     yield _rules(item)
     yield _MATERIAL
     yield _quoted(f"Task: {item.task.name}", _task(item))
+    logs = _Logs()
     if item.review is not None:
-        yield from _review(item.review)
+        yield from _review(item.review, logs)
     if item.open_issues:
         yield _quoted("Open issues of this phase", _lines(map(_issue, item.open_issues)))
     if item.aged_issues:
         yield _quoted("Aged issues of this category in the project", _lines(item.aged_issues))
-    yield from _history(item.history)
+    yield from _history(item.history, logs)
 
 
 def _rules(item: WorkItemAnswer) -> str:
@@ -124,23 +154,23 @@ def _where(review: ReviewAnswer | None, is_staged: bool) -> str:
     return "The patch under review is not applied there: read it below."
 
 
-def _review(review: ReviewAnswer) -> Iterator[str]:
+def _review(review: ReviewAnswer, logs: _Logs) -> Iterator[str]:
     if review.auditor_profile or review.review_focus:
         focus = f"{review.auditor_profile or 'general'}\n{review.review_focus or ''}".strip()
         yield _quoted("Profile and focus of the review", focus)
     if review.notes:
-        yield _quoted("The Builder's notes", _cut(review.notes, MAX_TEXT))
+        yield _quoted("The Builder's notes", logs.once(_cut(review.notes, MAX_TEXT)))
     for probe in review.probe_results:
         output = f"{probe.get('stdout', '')}{probe.get('stderr', '')}"
         title = f"Probe {probe.get('probe_type')}: exit code {probe.get('exit_code')}"
-        yield _quoted(title, output[-MAX_TEXT:])
+        yield _quoted(title, logs.once(output[-MAX_TEXT:]))
     if review.patch_content:
         yield _quoted("The patch under review", _cut(review.patch_content, MAX_PATCH))
     elif review.patch_content_base64:
         yield "The patch under review is not UTF-8: it is in AUTOPACK_WORK_ITEM as base64."
 
 
-def _history(attempts: Sequence[PastAttemptAnswer]) -> Iterator[str]:
+def _history(attempts: Sequence[PastAttemptAnswer], logs: _Logs) -> Iterator[str]:
     if len(attempts) > LAST_ATTEMPTS:
         left_out = len(attempts) - LAST_ATTEMPTS
         yield f"({left_out} earlier tries are in AUTOPACK_WORK_ITEM.)"
@@ -149,9 +179,9 @@ def _history(attempts: Sequence[PastAttemptAnswer]) -> Iterator[str]:
         if attempt.reason:
             text.append(f"because: {attempt.reason}")
         if attempt.notes:
-            text.append(f"notes: {_cut(attempt.notes, MAX_TEXT)}")
+            text.append(f"notes: {logs.once(_cut(attempt.notes, MAX_TEXT))}")
         if attempt.log_tail:
-            text.append(f"last output:\n{attempt.log_tail[-MAX_TEXT:]}")
+            text.append(f"last output:\n{logs.once(attempt.log_tail[-MAX_TEXT:])}")
         if attempt.ticket:
             ticket = json.dumps(attempt.ticket, indent=1, ensure_ascii=False)
             text.append(f"how to repair the patch:\n{_cut(ticket, 2 * MAX_TEXT)}")

@@ -6,7 +6,7 @@ import base64
 import secrets
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final, Literal, TypeVar
 
 from ..client import ApiError, Autopack, UnreachableError
+from ..domain.next_step import NextAction
 from ..gitrepo.workspace import (
     OURS,
     TREE,
@@ -26,6 +27,7 @@ from ..gitrepo.workspace import (
     Workspace,
     WorkspaceError,
 )
+from ..views.results import NextStep
 from ..views.work import ReviewAnswer, WorkItemAnswer
 from .agents import KNOWN_AGENTS, Agent, read_output
 from .command import AgentCommand, agent_environment
@@ -58,9 +60,16 @@ STOPPED: Final = "The worker was stopped."
 FIRST_PAUSE_SECONDS: Final = 0.5
 LONGEST_PAUSE_SECONDS: Final = 30.0
 MAX_INTERNAL_ERRORS: Final = 5
+WAITING_SECONDS: Final = 60.0  # between two lines about what the worker waits for
 FETCHING_SECONDS: Final = 60.0  # a branch may be on its way to the remote still
 # Refusals of a result that used a try: the worker must not submit a failure too.
 _COUNTED: Final = {"patch_empty", "patch_malformed", "patch_policy"}
+
+
+NO_TOKENS: Final = (
+    "warning: no tokens were counted, so no cap of tokens had an effect; the agents must report"
+    " them (docs/worker.md, Input and output of a command)"
+)
 
 
 class _Interrupted(Exception):  # noqa: N818 - a request, not an error
@@ -113,6 +122,7 @@ class Worker:
         mailbox: Mailbox,
         environment: Mapping[str, str],
         tell: Tell,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._service = service
         self._orders = orders
@@ -121,7 +131,9 @@ class Worker:
         self._mailbox = mailbox
         self._environment = environment
         self._tell = tell
-        self._cooling = Cooling(lambda text: tell(Step("waiting", text)))
+        self._clock = clock
+        self._cooling = Cooling(lambda text: tell(Step("waiting", text)), clock)
+        self._tell_again_at = 0.0  # when a line about what it waits for is due
 
     def work(self) -> Ending:
         """Work until the run is over, the one item is done, or a signal comes.
@@ -164,14 +176,28 @@ class Worker:
                     raise
                 if item is not None:
                     self._tell(Step("claimed", f"claimed as {item.role}: {item.task.name}", item))
+                    self._tell_again_at = 0.0
                     return item, agent
+            self._tell_wait()
             self._pause(orders.poll_seconds)
+
+    def _tell_wait(self) -> None:
+        """Say what the run waits for, at most once in WAITING_SECONDS."""
+        if self._orders.run_id is None or self._clock() < self._tell_again_at:
+            return
+        self._tell_again_at = self._clock() + WAITING_SECONDS
+        run = self._ask(partial(self._service.get_run, self._orders.run_id))
+        if run.next.action is not NextAction.NONE:
+            self._tell(Step("waiting", wait_line(run.next, self._orders.agents)))
 
     def _run_ending(self) -> Ending:
         assert self._orders.run_id is not None  # noqa: S101 - only claims of one run end so
         run = self._ask(partial(self._service.get_run, self._orders.run_id))
         reason = f": {run.failure_reason}" if run.failure_reason else ""
         self._tell(Step("run_over", f"{run.run_id} is {run.state}{reason}"))
+        phases = [phase for tier in run.tiers for phase in tier.phases]
+        if run.tokens_used == 0 and any(phase.builder_attempts_used for phase in phases):
+            self._tell(Step("warning", NO_TOKENS))
         return Ending.SUCCESS if run.state == "DONE_SUCCESS" else Ending.FAILURE
 
     def _do(self, item: WorkItemAnswer, agent: Agent) -> bool:
@@ -426,6 +452,17 @@ class Worker:
     def _pause(self, seconds: float) -> None:
         if self._mailbox.wait(seconds) is Mail.INTERRUPTED:
             raise _Interrupted
+
+
+def wait_line(step: NextStep, roles: Collection[Role]) -> str:
+    """Return what a run waits for, until when, and the option that an idle role lacks."""
+    line = step.detail
+    if step.until is not None:
+        line += f", until {step.until.astimezone():%Y-%m-%d %H:%M}"
+    for role, action in (("auditor", NextAction.AUDIT), ("builder", NextAction.BUILD)):
+        if step.action is action and step.agent is None and role not in roles:
+            line += f"; start one with --{role}"
+    return line
 
 
 def _read(answer: Path, kind: type[AnyFile], ended: Ended) -> tuple[AnyFile, str, str | None]:
