@@ -205,6 +205,33 @@ def test_the_backlog_comes_in_pages_and_filters(api: Api) -> None:
     assert found_keys(status="resolved") == set()
 
 
+def test_the_backlog_comes_in_each_order_page_by_page(api: Api) -> None:
+    api.start()
+    for key, severity, times in (("a", "minor", 1), ("b", "major", 1), ("c%_", "minor", 3)):
+        for number in range(times):
+            words: dict[str, Any] = {
+                "description": f"{key} was seen",
+                "evidence_refs": [f"log:{number}"],
+            }
+            api.issue(key, severity=severity, key=f"{key}{number}", **words)
+
+    def found(**params: str) -> list[str]:
+        read = pages(api, "/project/issues/backlog", limit=1, **params)
+        return [key for page in read for key in page["issues_by_key"]]
+
+    assert found() == found(order="first_seen") == ["a", "b", "c%_"]
+    assert found(order="pressing") == ["b", "c%_", "a"]
+    assert found(order="last_seen") == ["c%_", "b", "a"]
+    assert found(order="often") == ["c%_", "b", "a"]
+    assert found(text="%_") == ["c%_"]
+    assert found(text="C") == ["c%_"]
+    (page,) = pages(api, "/project/issues/backlog", text="c%_")
+    assert page["thresholds"] == {"after_runs": 3, "after_tiers": 2}
+    entry = page["issues_by_key"]["c%_"]
+    assert (entry["description"], entry["effective_severity"]) == ("c%_ was seen", "minor")
+    assert entry["evidence_refs"]
+
+
 def test_a_forged_cursor_is_422(api: Api) -> None:
     for cursor in FORGED_CURSORS:
         for path in ("/runs", "/project/issues/backlog"):
@@ -234,6 +261,8 @@ def test_a_wrong_filter_or_limit_is_422_naming_it(api: Api) -> None:
         ("/project/issues/backlog", {"category": "\0"}),
         ("/project/issues/backlog", {"severity": "huge"}),
         ("/project/issues/backlog", {"status": "closed"}),
+        ("/project/issues/backlog", {"order": "random"}),
+        ("/project/issues/backlog", {"text": "x" * 65}),
     ):
         problem = api.refused(api.client.get(path, params=params), 422)
         assert problem["detail"].startswith(next(iter(params)))

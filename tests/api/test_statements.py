@@ -50,7 +50,7 @@ BUDGETS = {
     "record_issue, new": Cost(9, 20, files=6),
     "record_issue, known": Cost(10, 18, files=6),
     "issue index": Cost(3, 3),
-    "backlog": Cost(1, 1),
+    "backlog": Cost(2, 2),
     "backlog issue": Cost(3, 3),
     "next_phase": Cost(6, 6),
     "claim": Cost(13, 20, files=3),

@@ -6,9 +6,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body, Query, Response
 
-from ..domain.issues import BacklogStatus, IssueReport
+from ..domain.issues import BacklogOrder, BacklogStatus, IssueReport
 from ..domain.terms import Severity
-from ..domain.values import Word
+from ..domain.values import Text, Word
 from ..services import issues
 from ..views.issues import (
     BacklogAnswer,
@@ -76,14 +76,29 @@ def backlog(
     status: Annotated[BacklogStatus | None, Query(description="Only these.")] = None,
     category: Annotated[Word | None, Query(description="Only of this category.")] = None,
     severity: Annotated[Severity | None, Query(description="Only of this severity.")] = None,
+    text: Annotated[
+        Text | None, Query(max_length=64, description="Only keys that hold this text.")
+    ] = None,
+    order: Annotated[
+        BacklogOrder,
+        Query(description="By the first sighting, by how pressing it is, or by the last sighting."),
+    ] = BacklogOrder.FIRST_SEEN,
 ) -> BacklogAnswer:
-    """Each key once, over all runs, with its age in runs and tiers."""
+    """Each key once, over all runs, with its age, and what was last said of it."""
     after = decode_cursor(cursor, int)[0] if cursor else 0
     page, more = issues.backlog(
-        context, limit=limit, after=after, status=status, category=category, severity=severity
+        context,
+        limit=limit,
+        after=after,
+        status=status,
+        category=category,
+        severity=severity,
+        containing=text,
+        order=order,
     )
     return BacklogAnswer(
         project_id=context.settings.project_id,
+        thresholds=issues.cleanup_thresholds(context),
         issues_by_key={entry.issue_key: entry for entry in page},
         next_cursor=None if more is None else encode_cursor(more),
     )

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from ..client import ApiError
+from ..domain.issues import BacklogOrder
 from ..views.issues import BacklogEntryAnswer, BacklogIssueAnswer
 from .command import NO, CommandError, command_app
 from .service import asking
@@ -27,6 +28,10 @@ def list_issues(
     ] = None,
     category: Annotated[str | None, typer.Option(help="Only of this category.")] = None,
     severity: Annotated[str | None, typer.Option(help="Only these: minor or major.")] = None,
+    text: Annotated[str | None, typer.Option(help="Only keys with this text.")] = None,
+    order: Annotated[
+        BacklogOrder | None, typer.Option(help="first_seen, pressing, last_seen or often.")
+    ] = None,
     limit: Annotated[int, typer.Option(help="How many.")] = 100,
     cursor: Annotated[str | None, typer.Option(help="`next_cursor` of the page before.")] = None,
     json: JsonOption = False,
@@ -34,13 +39,19 @@ def list_issues(
 ) -> None:
     """List the backlog, or the issues of a run."""
     if run is not None:
-        if status or category or severity or cursor:
+        if status or category or severity or text or order or cursor:
             raise CommandError("--run takes no filter: it lists all issues of the run.")
         _list_of_run(run, as_json=json, url=url)
         return
     with asking(url) as client:
         page = client.backlog(
-            status=status, category=category, severity=severity, limit=limit, cursor=cursor
+            status=status,
+            category=category,
+            severity=severity,
+            text=text,
+            order=order,
+            limit=limit,
+            cursor=cursor,
         )
     if json:
         print_json(page)
@@ -106,6 +117,21 @@ def _print_entry(entry: BacklogEntryAnswer, *, as_json: bool) -> None:
 
 def _print_details(issue: BacklogIssueAnswer) -> None:
     """Indent text of agents, so that none of its lines looks like a line of the command."""
+    limits = issue.thresholds
+    say(
+        "",
+        f"counts as {issue.effective_severity} in a new run; a minor issue needs cleanup after"
+        f" {limits.after_runs} runs or {limits.after_tiers} tiers",
+        f"first seen in {issue.first_seen_run}, last at {issue.last_seen_at:%Y-%m-%d %H:%M UTC}"
+        f" in {issue.last_seen_run}",
+        f"tiers: {', '.join(issue.tiers) or 'none'}",
+    )
+    for what, at in (
+        ("needs cleanup since", issue.needs_cleanup_at),
+        ("resolved at", issue.resolved_at),
+    ):
+        if at is not None:
+            say(f"{what} {at:%Y-%m-%d %H:%M UTC}")
     for heading, lines in (
         ("description", (issue.description or "none").splitlines()),
         ("evidence", issue.evidence_refs or ["none"]),

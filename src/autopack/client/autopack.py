@@ -382,10 +382,15 @@ class Autopack:
         status: str | None = None,
         category: str | None = None,
         severity: str | None = None,
+        text: str | None = None,
+        order: str | None = None,
         limit: int = 100,
         cursor: str | None = None,
     ) -> BacklogAnswer:
-        query = {"status": status, "category": category, "severity": severity}
+        query = {
+            **{"status": status, "category": category, "severity": severity},
+            **{"text": text, "order": order},
+        }
         return self._get(
             BacklogAnswer, "/project/issues/backlog", **query, limit=limit, cursor=cursor
         )

@@ -28,6 +28,15 @@ class BacklogStatus(StrEnum):
     RESOLVED = "resolved"
 
 
+class BacklogOrder(StrEnum):
+    """How a backlog is sorted."""
+
+    FIRST_SEEN = "first_seen"  # the oldest first
+    PRESSING = "pressing"  # what needs cleanup, then major ones, then by age
+    LAST_SEEN = "last_seen"  # the latest first
+    OFTEN = "often"  # the most often seen first
+
+
 class IssueReport(Closed):
     """One report of a problem by an agent, CI or a client."""
 
@@ -47,6 +56,11 @@ def base_severity(report: IssueReport, major_categories: Collection[str]) -> Sev
     if report.severity is not None:
         return report.severity
     return Severity.MAJOR if report.category in major_categories else Severity.MINOR
+
+
+def counts_as(severity: Severity, status: BacklogStatus) -> Severity:
+    """Return what a key of the backlog counts as in a new run. (rules §7)"""
+    return Severity.MAJOR if status is BacklogStatus.NEEDS_CLEANUP else severity
 
 
 def needs_cleanup(

@@ -7,7 +7,7 @@ from datetime import datetime
 from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from ..domain.issues import BacklogStatus, IssueStatus
+from ..domain.issues import BacklogStatus, IssueStatus, counts_as
 from ..domain.terms import Complexity, Severity
 from .base import Base, Id, Json, one_of
 
@@ -68,6 +68,10 @@ class BacklogEntry(Base):
     tiers: Mapped[Json] = mapped_column(default=list)
     needs_cleanup_at: Mapped[datetime | None]
     resolved_at: Mapped[datetime | None]
+
+    @property
+    def effective_severity(self) -> Severity:
+        return counts_as(self.base_severity, self.status)
 
     __table_args__ = (
         UniqueConstraint("project_id", "issue_key"),

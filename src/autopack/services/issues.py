@@ -6,7 +6,13 @@ from collections.abc import Iterable
 
 from ..domain.decision import require_live
 from ..domain.issue_rules import IssueSeen, IssuesSeen
-from ..domain.issues import BacklogStatus, IssueReport, base_severity, needs_cleanup
+from ..domain.issues import (
+    BacklogOrder,
+    BacklogStatus,
+    IssueReport,
+    base_severity,
+    needs_cleanup,
+)
 from ..domain.redaction import redacted
 from ..domain.terms import Severity
 from ..models import BacklogEntry, Phase
@@ -14,6 +20,8 @@ from ..store import issues, runs
 from ..views.issues import (
     BacklogEntryAnswer,
     BacklogIssueAnswer,
+    BacklogItem,
+    CleanupThresholds,
     IssueIndexAnswer,
     RecordIssueAnswer,
 )
@@ -21,6 +29,7 @@ from .change import RunChange
 from .context import AppContext
 from .projection import project_backlog, run_index
 from .replies import Answer, answering, key_scope, once
+from .rulesets import read_ruleset
 from .settling import settle
 
 MAX_PLACES = 20
@@ -146,7 +155,9 @@ def backlog(
     status: BacklogStatus | None,
     category: str | None,
     severity: Severity | None,
-) -> tuple[list[BacklogEntryAnswer], int | None]:
+    containing: str | None = None,
+    order: BacklogOrder = BacklogOrder.FIRST_SEEN,
+) -> tuple[list[BacklogItem], int | None]:
     """Return a page of the project's backlog, and where the next one begins."""
     with context.reading() as session:
         rows = issues.list_backlog(
@@ -157,10 +168,26 @@ def backlog(
             status=status,
             category=category,
             severity=severity,
+            containing=containing,
+            order=order,
         )
-    page = rows[:limit]
+        page = rows[:limit]
+        words = issues.list_latest_words(session, [row.id for row in page]) if page else {}
     more = page[-1].id if len(rows) > limit else None
-    return [BacklogEntryAnswer.of(row) for row in page], more
+    return [_item(row, *words[row.id]) for row in page], more
+
+
+def _item(entry: BacklogEntry, description: str | None, evidence: list[str]) -> BacklogItem:
+    return BacklogItem.of(entry, description=description, evidence_refs=evidence)
+
+
+def cleanup_thresholds(context: AppContext) -> CleanupThresholds:
+    """Return when minor issues of today's default safety profile need cleanup. (rules §7)"""
+    ruleset = read_ruleset(context)
+    rule = ruleset.safety_profiles[ruleset.default_safety_profile]
+    return CleanupThresholds(
+        after_runs=rule.cleanup_after_runs, after_tiers=rule.cleanup_after_tiers
+    )
 
 
 def backlog_issue(context: AppContext, issue_key: str) -> BacklogIssueAnswer:
@@ -170,12 +197,13 @@ def backlog_issue(context: AppContext, issue_key: str) -> BacklogIssueAnswer:
     """
     with context.reading() as session:
         entry = issues.get_backlog_entry(session, context.settings.project_id, issue_key)
-        description, evidence = issues.last_words(session, entry)
+        description, evidence = issues.list_latest_words(session, [entry.id])[entry.id]
         places = issues.list_places(session, entry, MAX_PLACES)
     return BacklogIssueAnswer.of(
         entry,
         description=description,
         evidence_refs=evidence,
+        thresholds=cleanup_thresholds(context),
         places=places,
     )
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Final
 
-from sqlalchemy import ColumnElement, Select, func, select, update
+from sqlalchemy import ColumnElement, Select, select, update
 from sqlalchemy.orm import Session
 
 from ..domain.errors import NotFoundError
-from ..domain.issues import BacklogStatus
+from ..domain.issues import BacklogOrder, BacklogStatus
 from ..domain.run_issues import RunIssue
 from ..domain.terms import Severity
 from ..models import BacklogEntry, Issue, Phase, Run, Sighting
@@ -174,19 +175,6 @@ def list_places(session: Session, entry: BacklogEntry, limit: int) -> list[Place
     return [PlaceAnswer(**row._mapping) for row in session.execute(query)]
 
 
-def last_words(session: Session, entry: BacklogEntry) -> tuple[str | None, list[str]]:
-    """Return the latest description of a key of the backlog, and its latest evidence."""
-    latest = select(Issue).where(*_of_entry(entry)).order_by(*_LAST_SEEN_FIRST).limit(1)
-    description = latest.with_only_columns(Issue.description).where(Issue.description.is_not(None))
-    evidence = latest.with_only_columns(Issue.evidence_refs).where(
-        func.jsonb_array_length(Issue.evidence_refs) > 0
-    )
-    said, shown = session.execute(
-        select(description.scalar_subquery(), evidence.scalar_subquery())
-    ).one()
-    return said, shown or []
-
-
 _LAST_SEEN_FIRST = (Issue.last_seen_at.desc(), Issue.id.desc())
 
 
@@ -228,6 +216,17 @@ def list_needing_cleanup(
     return list(session.scalars(query))
 
 
+# What each order sorts by, the largest first; rows that are equal come by their ids.
+_ORDERS: Final = {
+    BacklogOrder.PRESSING: (
+        "(status <> 'resolved')::int, (status = 'needs_cleanup')::int,"
+        " (base_severity = 'major')::int, age_in_runs, age_in_tiers, id"
+    ),
+    BacklogOrder.LAST_SEEN: "last_seen_at, id",
+    BacklogOrder.OFTEN: "total_occurrences, id",
+}
+
+
 def list_backlog(
     session: RowSession,
     project_id: str,
@@ -237,15 +236,55 @@ def list_backlog(
     status: BacklogStatus | None = None,
     category: str | None = None,
     severity: Severity | None = None,
+    containing: str | None = None,
+    order: BacklogOrder = BacklogOrder.FIRST_SEEN,
 ) -> list[BacklogEntry]:
-    """Return the backlog in the order in which its keys were first seen, after an id."""
+    """Return the backlog's entries after the one with an id, in an order.
+
+    An entry that changes between two pages may be in both or in none, as its place changes.
+    """
+    like = None if containing is None else f"%{_escaped(containing)}%"
     wanted: dict[str, object] = {
         "project_id = %s": project_id,
-        "id > %s": after,
         "status = %s": status,
         "category = %s": category,
         "base_severity = %s": severity,
+        "issue_key ILIKE %s": like,
     }
+    sorting = "ORDER BY id"
+    if order is BacklogOrder.FIRST_SEEN:
+        wanted["id > %s"] = after
+    else:
+        by = _ORDERS[order]
+        if after:
+            wanted[f"({by}) < (SELECT {by} FROM backlog WHERE id = %s)"] = after  # noqa: S608
+        sorting = f"ORDER BY ({by}) DESC"
     given = {condition: value for condition, value in wanted.items() if value is not None}
-    condition = f"WHERE {' AND '.join(given)} ORDER BY id LIMIT %s"
+    condition = f"WHERE {' AND '.join(given)} {sorting} LIMIT %s"
     return session.rows(BACKLOG, condition, [*given.values(), limit])
+
+
+def _escaped(text: str) -> str:
+    """Return a text in which LIKE finds no wildcard."""
+    return re.sub(r"([\\%_])", r"\\\1", text)
+
+
+# Of each key the issues of the last runs that saw it: issues are indexed by run.
+_LATEST_WORDS: Final = """SELECT b.id, said.description, shown.evidence_refs FROM backlog b
+    LEFT JOIN LATERAL (SELECT i.description FROM sightings s
+        JOIN issues i ON i.run_pk = s.run_pk AND i.issue_key = b.issue_key AND NOT i.is_expected
+        WHERE s.backlog_pk = b.id AND i.description IS NOT NULL
+        ORDER BY i.last_seen_at DESC, i.id DESC LIMIT 1) said ON true
+    LEFT JOIN LATERAL (SELECT i.evidence_refs FROM sightings s
+        JOIN issues i ON i.run_pk = s.run_pk AND i.issue_key = b.issue_key AND NOT i.is_expected
+        WHERE s.backlog_pk = b.id AND jsonb_array_length(i.evidence_refs) > 0
+        ORDER BY i.last_seen_at DESC, i.id DESC LIMIT 1) shown ON true
+    WHERE b.id = ANY(%s)"""
+
+
+def list_latest_words(
+    session: RowSession, entry_ids: Sequence[int]
+) -> dict[int, tuple[str | None, list[str]]]:
+    """Return the latest description and evidence of some keys of the backlog, by the entry's id."""
+    found = session.fetch(_LATEST_WORDS, (list(entry_ids),))
+    return {entry_id: (said, shown or []) for entry_id, said, shown in found}

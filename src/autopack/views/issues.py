@@ -46,6 +46,29 @@ class BacklogEntryAnswer(Shape):
     tiers: list[str]
 
 
+class BacklogItem(BacklogEntryAnswer):
+    """A key in the list of the backlog; `effective_severity` is what it counts as in a new run.
+
+    `description` and `evidence_refs` are the latest that were given.
+    """
+
+    effective_severity: Severity
+    needs_cleanup_at: WireTime | None
+    resolved_at: WireTime | None
+    description: str | None
+    evidence_refs: list[str]
+
+
+class CleanupThresholds(Shape):
+    """A minor issue seen in so many runs, or in so many tiers, needs cleanup.
+
+    They are those of the default safety profile; a run of another profile has its own.
+    """
+
+    after_runs: int
+    after_tiers: int
+
+
 class PlaceAnswer(Shape):
     """A phase that reported the issue; `status` and the severities are the issue's there."""
 
@@ -63,16 +86,10 @@ class PlaceAnswer(Shape):
     last_seen_at: WireTime
 
 
-class BacklogIssueAnswer(BacklogEntryAnswer):
-    """`places` are the last phases that reported it, at most twenty, newest first.
+class BacklogIssueAnswer(BacklogItem):
+    """`places` are the last phases that reported it, at most twenty, newest first."""
 
-    `description` and `evidence_refs` are those of the newest place that has any.
-    """
-
-    needs_cleanup_at: WireTime | None
-    resolved_at: WireTime | None
-    description: str | None
-    evidence_refs: list[str]
+    thresholds: CleanupThresholds
     places: list[PlaceAnswer]
 
 
@@ -92,5 +109,6 @@ class BacklogAnswer(Shape):
     csv_rows: ClassVar[str] = "issues_by_key"
 
     project_id: str
-    issues_by_key: dict[str, BacklogEntryAnswer]
+    thresholds: CleanupThresholds
+    issues_by_key: dict[str, BacklogItem]
     next_cursor: str | None = None
