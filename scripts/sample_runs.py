@@ -1,6 +1,6 @@
 """Runs of every kind, over HTTP, for screenshots and for looking at the dashboard.
 
-    python scripts/sample_runs.py http://localhost:8000
+    python scripts/sample_runs.py http://localhost:8000 REPOSITORY [SECONDS]
 
 Starts runs that succeed, fail, were cancelled, conflict with the base branch, and one that is under
 way; one has forty phases and long, hostile texts. The service must serve a repository of its own
@@ -12,6 +12,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +27,7 @@ HEADING: Final = """\
 +# Prices
  Sells things.
 """
+FIRST: Final = 3  # tries that a phase has at first
 NOTES: Final = "Wrote the change and its test. Prices were rounded twice; now once, at the end."
 HOSTILE: Final = (
     '<script>alert(1)</script> "><img src=x onerror=alert(2)> {{ 7 * 7 }} javascript:alert(3)'
@@ -36,7 +38,8 @@ HOSTILE: Final = (
 class Samples:
     """Starts runs and answers for their agents."""
 
-    def __init__(self, url: str, repository: Path) -> None:
+    def __init__(self, url: str, repository: Path, pace: float) -> None:
+        self.pace = pace
         self.http = httpx.Client(base_url=url, timeout=60, trust_env=False)
         self.repository = repository
 
@@ -109,9 +112,9 @@ def new_file(path: str, *lines: str) -> str:
     return f"--- /dev/null\n+++ b/{path}\n@@ -0,0 +1,{len(lines)} @@\n{body}"
 
 
-def fill(url: str, repository: Path) -> None:
-    """Make the runs."""
-    samples = Samples(url, repository)
+def fill(url: str, repository: Path, pace: float = 0.0) -> None:
+    """Make the runs; `pace` is how many seconds an agent of the last one thinks."""
+    samples = Samples(url, repository, pace)
     with samples.http:
         for make in (succeed, conflict, cancel, spend, fail, write_at_length, work):
             make(samples)
@@ -180,21 +183,29 @@ def write_at_length(samples: Samples) -> None:
 
 
 def work(samples: Samples) -> None:
+    """Let two agents work on a run that goes on; with a pace, its times look like times."""
+    run_id = "checkout-rounding"
     samples.start(
-        "checkout-rounding",
+        run_id,
         [["Round once", "Round at the end"], ["Show the rounded price"], ["Say so in the docs"]],
     )
-    samples.result(
-        "checkout-rounding",
-        "P1.1",
-        patch_content=HEADING,
-        tokens_used=9_800,
-        notes="Changed the heading.",
-    )
-    samples.result("checkout-rounding", "P1.1")
-    claim = samples.post("/runs/checkout-rounding/claim", role="builder", agent="claude-1")
+    for phase_id, agent in (("P1.1", "codex-2"), ("P1.1", "codex-2"), ("P1.2", "claude-1")):
+        claim = samples.post(f"/runs/{run_id}/claim", role="builder", agent=agent)
+        token = {"lease_token": claim["lease"]["token"], "agent": agent}
+        is_first = claim["left"]["builder_attempts"] == FIRST and phase_id == "P1.1"
+        time.sleep(samples.pace * (2 if is_first else 4))
+        if is_first:
+            notes = "Changed the heading."
+            samples.result(
+                run_id, phase_id, patch_content=HEADING, tokens_used=9_800, notes=notes, **token
+            )
+        else:
+            samples.result(run_id, phase_id, **token)
+        time.sleep(samples.pace)
+    claim = samples.post(f"/runs/{run_id}/claim", role="builder", agent="claude-1")
+    time.sleep(samples.pace * 3)
     samples.post(
-        "/runs/checkout-rounding/phases/P1.2/heartbeat",
+        f"/runs/{run_id}/phases/P2.1/heartbeat",
         lease_token=claim["lease"]["token"],
         tokens_used=6_300,
         cost_usd="0.05",
@@ -202,4 +213,8 @@ def work(samples: Samples) -> None:
 
 
 if __name__ == "__main__":
-    fill(sys.argv[1], Path(sys.argv[2] if len(sys.argv) > 2 else "."))
+    fill(
+        sys.argv[1],
+        Path(sys.argv[2] if len(sys.argv) > 2 else "."),
+        pace=float(sys.argv[3] if len(sys.argv) > 3 else 0),
+    )
