@@ -211,6 +211,7 @@ class Independence(StrEnum):
     NONE = "none"
     AGENT = "agent"  # by key where calls need one, else by the name that the agent gives itself
     KEY = "key"  # by key; a caller without one is not told apart
+    MODEL = "model"  # by the model that the agent names; CI by key or name
 
 
 class Verdict(StrEnum):
@@ -626,7 +627,14 @@ class PhaseState:
     sandbox: Sandbox | None = None
     completed_by: CompletedBy | None = None
     independence: Independence = Independence.NONE
+    approvals_needed: int = 1
+    # Of the last Builder's result; and of every Builder whose patch is on the branch.
     built_by: str | None = None
+    built_with: str | None = None
+    builders: tuple[str, ...] = ()
+    builder_models: tuple[str, ...] = ()
+    # Who approved what the phase has now, each once.
+    approved_by: tuple[str, ...] = ()
     reviewed_by: str | None = None
     judged_by: str | None = None
     failure_signatures: tuple[str, ...] = ()
@@ -649,6 +657,10 @@ class PhaseState:
     @property
     def auditor_tries_left(self) -> int:
         return max(0, self.max_auditor_attempts - self.auditor_attempts_used)
+
+    @property
+    def approvals_missing(self) -> int:
+        return max(0, self.approvals_needed - len(self.approved_by))
 
     @property
     def budgets_text(self) -> str:
@@ -802,7 +814,6 @@ class RunStarted(Event):
     base_commit: str
     strategy_version: int
     is_sandbox_required: bool | None = None  # older records do not contain it
-    strict_phases: tuple[str, ...] | None = None  # nor this
     # The failed run that this one continues, and the commit of its record.
     continues: str | None = None
     continued_commit: str | None = None
@@ -941,6 +952,7 @@ class LeaseGranted(PhaseEvent):
     tokens_reserved: int
     cost_reserved_usd: Decimal = ZERO_USD
     account: str | None = None
+    model: str | None = None
     deadline_at: datetime | None = None
 
 
@@ -1000,6 +1012,7 @@ class BuilderResultReceived(PhaseEvent):
     tokens_used: int
     cost_usd: Decimal = ZERO_USD
     patch_sha256: str | None
+    model: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -1055,6 +1068,7 @@ class AuditorResultReceived(PhaseEvent):
     tokens_used: int
     cost_usd: Decimal = ZERO_USD
     patch_sha256s: tuple[str, ...]
+    model: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -1073,7 +1087,19 @@ class PendingPatchDiscarded(PhaseEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ApprovalGiven(PhaseEvent):
+    """An Auditor approved, and the phase needs other Auditors' approvals too.
+
+    Its try is returned, unless it brought patches of its own.
+    """
+
+    commits: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PhaseApproved(PhaseEvent):
+    """The last approval that the phase needed."""
+
     commits: tuple[str, ...]
 
 
@@ -1335,6 +1361,10 @@ class NotIndependentError(ConflictError):
     code = "not_independent"
 
 
+class AlreadyApprovedError(ConflictError):
+    code = "already_approved"
+
+
 def identity_of(actor: str) -> str | None:
     """Return who an actor is, whatever its role; None for the service and for unnamed callers."""
     kind, _, rest = actor.partition(":")
@@ -1345,37 +1375,114 @@ def identity_of(actor: str) -> str | None:
     return None
 
 
-def is_independent(phase: PhaseState, actor: str, *, is_judge: bool = False) -> bool:
-    """Tell whether an actor may review a phase, or as CI judge it.
+def model_of(name: str | None) -> str | None:
+    """Return a model's name as it is compared: without its provider, blanks and case."""
+    known = (name or "").rpartition("/")[2].strip().casefold()
+    return known or None
 
-    A reviewer must not be its last Builder, CI neither that nor its last Auditor.
+
+def has_approved(phase: PhaseState, actor: str) -> bool:
+    """Tell whether an actor is among those who approved what the phase has now.
+
+    Unnamed callers are not told apart, so they count as one Auditor.
     """
-    mine = identity_of(actor)
-    if mine is None or phase.independence is Independence.NONE:
-        return True
-    if phase.independence is Independence.KEY and mine.startswith("local:"):
-        return True
-    others = {phase.built_by, phase.reviewed_by} if is_judge else {phase.built_by}
-    return mine not in {identity_of(other) for other in others if other is not None}
+    return (identity_of(actor) or actor) in {
+        identity_of(each) or each for each in phase.approved_by
+    }
 
 
-def require_independent(phase: PhaseState, actor: str, *, is_judge: bool = False) -> None:
-    """Refuse a review or a verdict on an actor's own work. Raises NotIndependentError."""
-    if not is_independent(phase, actor, is_judge=is_judge):
-        own = "built or reviewed" if is_judge else "built"
-        raise NotIndependentError(
-            f"phase '{phase.phase_id}' needs another than {identity_of(actor)}, which {own} it"
+def why_not_reviewer(phase: PhaseState, actor: str, model: str | None = None) -> str | None:
+    """Return why an actor may not review a phase; None: nothing that is known speaks against it.
+
+    Its Builders are the last one, and those whose patches are on the branch.
+    """
+    if phase.independence is Independence.MODEL:
+        theirs = {model_of(each) for each in (phase.built_with, *phase.builder_models)} - {None}
+        return f"the model '{model}' built it" if model_of(model) in theirs else None
+    mine = _told_apart(phase, actor)
+    if mine is None or mine not in _identities((phase.built_by, *phase.builders)):
+        return None
+    return f"{mine} built it"
+
+
+def why_not_judge(phase: PhaseState, actor: str) -> str | None:
+    """Return why an actor may not judge a phase as CI: it is a Builder or an Auditor of it."""
+    mine = _told_apart(phase, actor)
+    others = (phase.built_by, *phase.builders, phase.reviewed_by, *phase.approved_by)
+    return f"{mine} built or reviewed it" if mine in _identities(others) else None
+
+
+def require_reviewer(
+    phase: PhaseState, actor: str, model: str | None, *, is_approval: bool
+) -> None:
+    """Refuse a review of an actor's own work, or a second approval of it.
+
+    Raises NotIndependentError, AlreadyApprovedError.
+    """
+    why_not = why_not_reviewer(phase, actor, model)
+    if why_not is not None:
+        raise NotIndependentError(f"phase '{phase.phase_id}' needs another Auditor: {why_not}")
+    require_model(phase, actor, model)
+    if is_approval and has_approved(phase, actor):
+        who = identity_of(actor) or "an Auditor without a name"
+        raise AlreadyApprovedError(
+            f"{who} has approved phase '{phase.phase_id}' already: it needs the approval of "
+            f"{phase.approvals_missing} more, each with a key or an agent name of its own"
         )
 
 
+def require_model(phase: PhaseState, actor: str, model: str | None) -> None:
+    """Refuse a keyed result that names no model, where models must differ.
+
+    A caller without a key is accepted, as is one without a name. Raises NotIndependentError.
+    """
+    if (
+        phase.independence is Independence.MODEL
+        and model_of(model) is None
+        and not actor.startswith("local:")
+        and identity_of(actor) is not None
+    ):
+        raise NotIndependentError(
+            f"phase '{phase.phase_id}' needs an Auditor of another model than its Builder's: "
+            "name your `model`, in the claim or in the result"
+        )
+
+
+def require_judge(phase: PhaseState, actor: str) -> None:
+    """Refuse a verdict on an actor's own work. Raises NotIndependentError."""
+    why_not = why_not_judge(phase, actor)
+    if why_not is not None:
+        raise NotIndependentError(f"phase '{phase.phase_id}' needs a verdict of another: {why_not}")
+
+
 def rests_on_names(phase: PhaseState) -> bool:
-    """Tell whether independence was asked for, and only names that agents gave show it."""
-    actors = (phase.built_by, phase.reviewed_by)
-    return (
-        phase.independence is not Independence.NONE
-        and phase.reviewed_by is not None
-        and any(actor is None or actor.startswith("local:") for actor in actors)
+    """Tell whether independence was asked for, and only names that agents gave show it.
+
+    Of a model no key says anything.
+    """
+    if phase.reviewed_by is None:
+        return False
+    if phase.independence is Independence.MODEL:
+        return True
+    actors = (phase.built_by, *phase.builders, phase.reviewed_by, *phase.approved_by)
+    is_asked = phase.independence is not Independence.NONE or phase.approvals_needed > 1
+    return is_asked and any(
+        actor is None or identity_of(actor) is None or actor.startswith("local:")
+        for actor in actors
     )
+
+
+def _told_apart(phase: PhaseState, actor: str) -> str | None:
+    """Return who an actor is, if the phase's rule tells it from others."""
+    mine = identity_of(actor)
+    if mine is None or phase.independence is Independence.NONE:
+        return None
+    is_key_asked = phase.independence is Independence.KEY
+    return None if is_key_asked and mine.startswith("local:") else mine
+
+
+def _identities(actors: Iterable[str | None]) -> set[str | None]:
+    return {identity_of(actor) for actor in actors if actor is not None} - {None}
 
 
 # ---- autopack/domain/promotion.py ----------------------------------------------------------------
@@ -1558,8 +1665,8 @@ def evolve(state: RunState, event: Event) -> RunState:
         case LeaseGranted():
             return _grant_lease(state, event)
         case BuilderResultReceived():
-            state = change_phase(state, event.phase_id, built_by=_known_actor(event))
-            return _use_builder_try(state, event)
+            author = {"built_by": _known_actor(event), "built_with": event.model}
+            return _use_builder_try(change_phase(state, event.phase_id, **author), event)
         case AuditorResultReceived():
             state = change_phase(state, event.phase_id, reviewed_by=_known_actor(event))
             return _use_auditor_try(state, event)
@@ -1570,20 +1677,15 @@ def evolve(state: RunState, event: Event) -> RunState:
         case PendingPatchDiscarded():
             return _give_back_auditor_try(state, event)
         case PatchApplied():
-            state = replace(state, head_commit=event.commit)
-            return change_phase(
-                state,
-                event.phase_id,
-                commit=event.commit,
-                pending_submission_id=None,
-                **_UNJUDGED,  # the verdict was on another tree
-            )
+            return _apply_patch(replace(state, head_commit=event.commit), event)
         case PatchHeld():
             return change_phase(state, event.phase_id, pending_submission_id=event.submission_id)
         case PhaseUndone():
             return replace(state, head_commit=event.commit)
         case RevisionRequested():
-            return change_phase(state, event.phase_id, pending_submission_id=None)
+            return change_phase(state, event.phase_id, pending_submission_id=None, approved_by=())
+        case ApprovalGiven() | PhaseApproved():
+            return _approve(state, event)
         case AttemptFailed():
             return _fail_attempt(state, event)
         case ReviewFailed():
@@ -1634,7 +1736,7 @@ def evolve(state: RunState, event: Event) -> RunState:
             reset = replace(state, head_commit=event.commit, is_rolled_back=True)
             return _decide_eligibility(reset)
     # The remaining kinds record a decision and change no state: RunStarted, PatchRefused,
-    # ReviewRefused, PhaseApproved.
+    # ReviewRefused.
     return state
 
 
@@ -1649,6 +1751,8 @@ _WAITS_FOR_NO_CAPACITY: Final[Mapping[str, None]] = {
     "retry_at": None,
     "retry_account": None,
 }
+# A phase that comes here has other work to approve than before.
+_BEFORE_APPROVAL: Final = frozenset({PhaseStatus.QUEUED, PhaseStatus.EXECUTING, PhaseStatus.GATE})
 _UNJUDGED: Final[Mapping[str, None]] = {"verdict": None, "sandbox": None}
 
 
@@ -1674,6 +1778,8 @@ def _move_phase(state: RunState, event: PhaseMoved) -> RunState:
     }
     if to is not PhaseStatus.GATE:
         changes["pending_submission_id"] = None
+    if to in _BEFORE_APPROVAL:
+        changes["approved_by"] = ()
     if to.is_final:
         changes["ended_at"] = event.at
     match event:
@@ -1768,12 +1874,45 @@ def _use_auditor_try(state: RunState, event: AuditLapsed | AuditorResultReceived
     return change_phase(state, event.phase_id, **changes)
 
 
+def _apply_patch(state: RunState, event: PatchApplied) -> RunState:
+    """Add a patch to a phase: a Builder's, whose author is noted, or an Auditor's own.
+
+    Earlier approvals were of the phase without the Auditor's own patch, so they do not count.
+    """
+    phase = state.phase(event.phase_id)
+    changes: dict[str, Any] = {
+        "commit": event.commit,
+        "pending_submission_id": None,
+        **_UNJUDGED,  # the verdict was on another tree
+    }
+    is_pending = event.submission_id == phase.pending_submission_id
+    if is_pending or phase.state is PhaseStatus.EXECUTING:
+        changes["builders"] = _with(phase.builders, phase.built_by)
+        changes["builder_models"] = _with(phase.builder_models, phase.built_with)
+    else:
+        changes["approved_by"] = ()
+    return change_phase(state, event.phase_id, **changes)
+
+
+def _with(names: tuple[str, ...], name: str | None) -> tuple[str, ...]:
+    return names if name is None or name in names else (*names, name)
+
+
+def _approve(state: RunState, event: ApprovalGiven | PhaseApproved) -> RunState:
+    phase = state.phase(event.phase_id)
+    changes: dict[str, Any] = {"approved_by": _with(phase.approved_by, event.actor)}
+    if isinstance(event, ApprovalGiven) and not event.commits:
+        changes["auditor_attempts_used"] = phase.auditor_attempts_used - 1
+    return change_phase(state, event.phase_id, **changes)
+
+
 def _give_back_auditor_try(state: RunState, event: PendingPatchDiscarded) -> RunState:
     phase = state.phase(event.phase_id)
     return change_phase(
         state,
         event.phase_id,
         pending_submission_id=None,
+        approved_by=(),
         auditor_attempts_used=phase.auditor_attempts_used - 1,
         failure_reason=event.reason,
     )
@@ -2385,6 +2524,7 @@ def _phase_at_start(phase: JsonObject) -> PhaseState:
         is_high_risk=False,
         allow_empty=False,
         independence=Independence(phase.get("independence", Independence.NONE)),
+        approvals_needed=phase.get("approvals_needed", 1),
     )
 
 
@@ -2426,6 +2566,7 @@ _PHASE_FIGURES: Final = (
     "completed_by",
     "built_by",
     "reviewed_by",
+    "approved_by",
     "judged_by",
     "tokens_used",
     "cost_usd",
@@ -2469,7 +2610,6 @@ class _Replay:
         """Compare and judge as far as the events can be followed."""
         self._expect_once("phase", [each["phase_id"] for each in self.record["phases"]])
         self._expect_once("tier", [each["tier_id"] for each in self.record["tiers"]])
-        self._expect_order()
         try:
             state = _state_at_start(self.record)
             tier_of = {phase.phase_id: phase.tier_id for phase in state.phases}
@@ -2485,18 +2625,6 @@ class _Replay:
     def _expect_once(self, noun: str, names: Sequence[str]) -> None:
         for name, times in Counter(names).items():
             self.expect(times == 1, f"the record names {noun} '{name}' {times} times")
-
-    def _expect_order(self) -> None:
-        """Expect the indices to put all phases into one order. (rules §2)"""
-        tiers = {tier["tier_id"]: tier["tier_index"] for tier in self.record["tiers"]}
-        phases = self.record["phases"]
-        places = {(phase["tier_index"], phase["phase_index"]) for phase in phases}
-        self.expect(
-            len({*tiers.values()}) == len(tiers)
-            and len(places) == len(phases)
-            and all(tiers.get(phase["tier_id"]) == phase["tier_index"] for phase in phases),
-            "the indices of tiers and phases give no order",
-        )
 
     def _take(self, state: RunState, document: JsonObject, tier_of: Mapping[str, str]) -> RunState:
         """Check what an event must satisfy where it stands, and let it have its effect."""
@@ -2567,13 +2695,22 @@ class _Replay:
                 self._check_end(state, number, event)
             case AuditorResultReceived():
                 self.is_review = True
-                self._check_independence(state, number, event, is_judge=False)
+                phase = state.phase(event.phase_id)
+                why_not = why_not_reviewer(phase, event.actor, event.model)
+                self._expect_independent(number, event, why_not)
+            case ApprovalGiven() | PhaseApproved():
+                self.expect(
+                    not has_approved(state.phase(event.phase_id), event.actor),
+                    f"event {number} counts the approval of phase '{event.phase_id}' by"
+                    f" {show(event.actor)} twice",
+                )
             case BuilderResultReceived():
                 self.is_review = False
             case CiVerdictReceived():
                 self.is_review = False
                 self.judged = event.phase_id, event.verdict
-                self._check_independence(state, number, event, is_judge=True)
+                why_not = why_not_judge(state.phase(event.phase_id), event.actor)
+                self._expect_independent(number, event, why_not)
                 self.expect(
                     event.commit == (state.phase(event.phase_id).commit or state.head_commit),
                     f"event {number}: CI judged {event.commit}, which is not the commit of"
@@ -2581,15 +2718,9 @@ class _Replay:
                 )
             case TokensCounted():
                 self.expect(event.tokens >= 0, f"event {number} counts {event.tokens} tokens")
-            case PhaseStarted():
-                following = state.next_phase
-                self.expect(
-                    following is not None and following.phase_id == event.phase_id,
-                    f"event {number} starts phase '{event.phase_id}', which by the record's"
-                    " indices is not the next one",
-                )
             case PhaseMoved():
                 self._check_judged(state, number, event)
+                self._check_approved(state, number, event)
             case IssueResolved():
                 self._check_resolution(state, number, event)
 
@@ -2609,15 +2740,6 @@ class _Replay:
         self.expect(
             bool(event.is_sandbox_required) is record.get("is_sandbox_required", False),
             "the events tell another tale of whether a sandbox is required",
-        )
-        strict = {
-            phase["phase_id"]
-            for phase in record["phases"]
-            if phase["ci_profile"] == CiProfile.STRICT
-        }
-        self.expect(
-            event.strict_phases is None or set(event.strict_phases) == strict,
-            "the events name other strict phases than the record",
         )
         strategy = record.get("strategy_version", event.strategy_version)
         self.expect(
@@ -2653,28 +2775,37 @@ class _Replay:
         A hand may complete a phase, and the end of the run skips it, whatever CI says.
         """
         phase = state.phase(event.phase_id)
-        is_by_hand = isinstance(event, PhaseCompleted) and event.completed_by is CompletedBy.HAND
+        is_hand = isinstance(event, PhaseCompleted) and event.completed_by is CompletedBy.HAND
         is_left_out = event.STATE is PhaseStatus.SKIPPED
-        if phase.state is PhaseStatus.CI_RUNNING and not is_by_hand and not is_left_out:
+        if phase.state is PhaseStatus.CI_RUNNING and not is_hand and not is_left_out:
             self.expect(
                 (phase.verdict is Verdict.GREEN) is (event.STATE is PhaseStatus.COMPLETE),
                 f"event {number} moves phase '{event.phase_id}' from {phase.state} to"
                 f" {event.STATE}, and its verdict is {show(phase.verdict)}",
             )
 
-    def _check_independence(
-        self,
-        state: RunState,
-        number: int,
-        event: AuditorResultReceived | CiVerdictReceived,
-        *,
-        is_judge: bool,
+    def _check_approved(self, state: RunState, number: int, event: PhaseMoved) -> None:
+        """Expect a reviewed phase to pass the gate with all approvals. (rules §2.4)
+
+        A hand may let it pass.
+        """
+        phase = state.phase(event.phase_id)
+        is_passed = event.STATE in (PhaseStatus.CI_RUNNING, PhaseStatus.COMPLETE)
+        if phase.state is PhaseStatus.GATE and phase.approved_by and is_passed:
+            self.expect(
+                not phase.approvals_missing or is_by_hand(event.actor),
+                f"event {number} lets phase '{event.phase_id}' pass with"
+                f" {len(phase.approved_by)} of {phase.approvals_needed} approvals",
+            )
+
+    def _expect_independent(
+        self, number: int, event: AuditorResultReceived | CiVerdictReceived, why_not: str | None
     ) -> None:
         """Expect that no actor reviews or judges its own work. (rules §2.4)"""
         self.expect(
-            is_independent(state.phase(event.phase_id), event.actor, is_judge=is_judge),
+            why_not is None,
             f"event {number} of phase '{event.phase_id}' is by {show(event.actor)}, whose own work"
-            " it judges",
+            f" it judges: {show(why_not)}",
         )
 
     def _check_resolution(self, state: RunState, number: int, event: IssueResolved) -> None:
@@ -3761,12 +3892,8 @@ class BranchCheck:
                 self.reasons.append(f"commit {sha} changes {show(path)}, {problem}")
                 break  # one is enough to refuse it
             content = self.patches.get(recorded["patch_sha256"])
-            if content is not None:
-                what = f"the recorded patch of commit {sha}"
-                if self._applied(parent.tree, content) != commit.tree:
-                    self.expect(recorded["is_merged"], f"{what} does not give its tree")
-                else:
-                    self.expect(not recorded["is_merged"], f"{what} was not merged: it applies")
+            if content is not None and not recorded["is_merged"]:
+                self._apply(sha, parent.tree, content, commit.tree)
 
     def _change_problems(self, old: str, new: str) -> Iterator[tuple[str, str]]:
         """Yield each path that no patch may change so, and why."""
@@ -3794,14 +3921,19 @@ class BranchCheck:
             }
         )
 
-    def _applied(self, tree: str, patch: bytes) -> str | None:
-        """Put a patch on a tree, in a private index; return the tree that it gives, if any."""
+    def _apply(self, sha: str, tree: str, patch: bytes, expected: str) -> None:
+        """Put a patch on a tree, in an index of our own, and compare what comes of it."""
+        made = None
         done = self.git.run("read-tree", tree)
         if done.returncode == 0:
             done = self.git.run("apply", "--cached", "--whitespace=nowarn", "-", stdin=patch)
         if done.returncode == 0:
             done = self.git.run("write-tree")
-        return done.stdout.decode("ascii", "replace").strip() if done.returncode == 0 else None
+            made = done.stdout.decode("ascii", "replace").strip()
+        self.expect(
+            done.returncode == 0 and made == expected,
+            f"the recorded patch of commit {sha} does not give its tree",
+        )
 
     def _check_record_alone(self, sha: str, parent: Commit, commit: Commit) -> None:
         """A record's commit changes nothing but the run's own folder."""

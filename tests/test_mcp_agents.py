@@ -183,6 +183,10 @@ async def _one_run(url: str, repo: GitRepo) -> None:
         assert (held["phase_state"], held["next"]["action"]) == ("GATE", "audit")
         assert await agent.claim("builder", "run-001") is None
 
+        own = await agent.call("claim_work", role="auditor", agent="ada")
+        assert own["work"] is None
+        assert "waits for another Auditor: local:ada@" in own["message"]
+        agent.name = "grace"
         review = await agent.claim("auditor", "run-001")
         assert review is not None
         assert review["review"]["patch_content"] == patch

@@ -117,6 +117,11 @@ class Recount:
             "last_snapshot": None,
         }
         self.tiers, self.phases = {}, {}
+        phases = [phase for tier in self.started["tiers"] for phase in tier["phases"]]
+        self._approvals = {each["phase_id"]: each["approvals_needed"] for each in phases}
+        self._rules = {each["phase_id"]: each["independence"] for each in phases}
+        self._authors: dict[str, set[str]] = {}
+        self._last_builder: dict[str, str] = {}
         for tier in self.started["tiers"]:
             self.tiers[tier["tier_id"]] = {
                 "state": "PENDING" if tier["phases"] else "SKIPPED",
@@ -129,6 +134,7 @@ class Recount:
                     "state": "QUEUED",
                     "builder_attempts_used": 0,
                     "auditor_attempts_used": 0,
+                    "approved_by": [],
                     "tokens_used": 0,
                     "completed_by": None,
                     "start_commit": None,
@@ -188,6 +194,8 @@ class Recount:
             phase |= {"started_at": event["at"], "start_commit": self.run["head_commit"]}
         if after == "QUEUED" and before == "EXECUTING" and _is_by_hand(event):
             phase["builder_attempts_used"] += 1
+        if after in ("QUEUED", "EXECUTING", "GATE"):
+            phase["approved_by"] = []
         if after in ("COMPLETE", "FAILED", "SKIPPED"):
             phase["ended_at"] = event["at"]
             phase["completed_by"] = event["data"].get("completed_by")
@@ -211,6 +219,15 @@ class Recount:
             self.tiers[phase["tier_id"]]["ci_runs_count"] += 1
         assert (event["to_state"] == "COMPLETE") is (verdict == "green")
 
+    def _check_independent(self, event: Json) -> None:
+        """See that no Auditor with a name reviews what it built last, or has on the branch."""
+        phase_id, actor = event["phase_id"], event["actor"]
+        if event["kind"] == "BuilderResultReceived":
+            self._last_builder[phase_id] = actor
+        elif self._rules[phase_id] == "agent" and not actor.startswith("local:auditor@"):
+            assert actor != self._last_builder.get(phase_id)
+            assert actor not in self._authors.get(phase_id, ())
+
     def _note(self, phase: Json, event: Json) -> None:
         kind, data = event["kind"], event["data"]
         if kind == "TokensCounted":
@@ -219,9 +236,11 @@ class Recount:
             self.run["tokens_used"] += data["tokens"]
         elif kind in ("BuilderResultReceived", "AuditorResultReceived"):
             role = "builder" if kind.startswith("Builder") else "auditor"
+            self._check_independent(event)
             phase[f"{role}_attempts_used"] += 1
             self.submissions[data["submission_id"]] = {
                 "role": role,
+                "actor": event["actor"],
                 "phase_id": event["phase_id"],
                 "attempt": data["attempt"],
                 "tokens_used": data["tokens_used"],
@@ -234,13 +253,28 @@ class Recount:
             phase["auditor_attempts_used"] += 1
         elif kind == "PendingPatchDiscarded":
             phase["auditor_attempts_used"] -= 1
+            phase["approved_by"] = []
+        elif kind == "RevisionRequested":
+            phase["approved_by"] = []
+        elif kind in ("ApprovalGiven", "PhaseApproved"):
+            assert event["actor"] not in phase["approved_by"], "an Auditor approves once"
+            phase["approved_by"] = [*phase["approved_by"], event["actor"]]
+            is_last = len(phase["approved_by"]) == self._approvals[event["phase_id"]]
+            assert is_last is (kind == "PhaseApproved")
+            if not is_last and not data.get("commits"):
+                phase["auditor_attempts_used"] -= 1
         elif kind in ("PatchApplied", "PhaseUndone", "RunRolledBack"):
             self.run["head_commit"] = data["commit"]
             self.commits.append({"kind": kind, "phase": dict(phase), **data})
             self.has_rollback |= kind == "RunRolledBack"
             if kind == "PatchApplied":
                 phase["commit"], phase["verdict"] = data["commit"], None
-                self.submissions[data["submission_id"]]["commits"].append(data["commit"])
+                sent = self.submissions[data["submission_id"]]
+                sent["commits"].append(data["commit"])
+                if sent["role"] == "auditor":
+                    phase["approved_by"] = []
+                else:
+                    self._authors.setdefault(event["phase_id"], set()).add(sent["actor"])
         elif kind == "IssueRecorded":
             self._sight(event["phase_id"], data)
         elif kind == "IssueResolved":

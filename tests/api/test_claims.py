@@ -542,6 +542,8 @@ class TestWorkItem:
             "review_focus": "security",
             "auditor_profile": "paranoid",
             "is_pending": True,
+            "approvals_needed": 1,
+            "approved_by": [],
             "patch_content": patch,
             "patch_content_base64": None,
             "notes": "tried hard",

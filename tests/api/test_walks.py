@@ -79,6 +79,8 @@ RULES = st.fixed_dictionaries(
         "max_auditor_attempts": st.integers(0, 2),
         "incident_token_cap": st.sampled_from([100, 1_000_000]),
         "auto_apply": st.sampled_from([True, True, False]),
+        "approvals": st.sampled_from([1, 1, 2, 3]),
+        "independence": st.sampled_from(["none", "none", "agent", "model"]),
     }
 )
 RULESETS = st.fixed_dictionaries(
@@ -118,6 +120,7 @@ PLANS = st.fixed_dictionaries(
         "max_duration_minutes": st.sampled_from([None, 45, 400, 400, 400]),
     }
 )
+AGENTS = st.sampled_from([None, "codex@host", "claude@host", "gemini@host"])
 TOKENS = st.integers(0, 24).map(
     lambda drawn: {
         20: "to_phase_cap",
@@ -155,6 +158,7 @@ BUILDS = st.tuples(
     TOKENS,
     st.one_of(st.just([]), st.just([]), ISSUES),
     st.sampled_from(["", "", "", "", "key", "again"]),
+    AGENTS,
 )
 REVIEWS = st.tuples(
     st.just("review"),
@@ -164,6 +168,7 @@ REVIEWS = st.tuples(
     TOKENS,
     st.one_of(st.just([]), st.just([]), ISSUES),
     st.one_of(st.just([]), st.lists(st.integers(0, 7), max_size=2)),
+    AGENTS,
 )
 VERDICTS = st.tuples(
     st.just("verdict"),
@@ -288,6 +293,37 @@ CI_TOUR: list[Any] = [
 ]
 
 
+# Two Auditors must approve: one builds what it may not review, one lets its review lapse, one sends
+# the phase back after another's approval, one brings a patch of its own.
+TWO_RULES: Json = {
+    **CI_RULES,
+    "default": {"approvals": 2, "auto_apply": False, "independence": "agent"},
+    "docs": {"approvals": 2, "max_auditor_attempts": 3},
+}
+TWO_PLAN: Json = {**PLAIN_PLAN, "tiers": [[{"task_category": "x"}], [{"task_category": "docs"}]]}
+TWO_TOUR: list[Any] = [
+    ("build", "success", "new", 0, "7", [], "", "codex@host"),
+    ("review", "approve", [], 0, "7", [], [], "codex@host"),
+    ("review", "approve", [], 0, "7", [], [], "claude@host"),
+    ("review", "approve", [], 0, "7", [], [], "claude@host"),
+    ("review", "revise", [], 0, "7", [], [], "gemini@host"),
+    ("build", "success", "new", 0, "7", [], "", "codex@host"),
+    ("claim", 900),
+    ("review", "approve", [], 0, "7", [], [], "claude@host"),
+    ("lapse", True),
+    ("review", "approve", [], 0, "7", [], [], "gemini@host"),
+    ("verdict", "green", ""),
+    ("build", "success", "new", 0, "7", [], "", "codex@host"),
+    ("review", "approve", [], 0, "7", [], [], "claude@host"),
+    ("verdict", "green", ""),
+    ("build", "needs_review", "new", 0, "7", [], "", "codex@host"),
+    ("review", "approve", [], 0, "7", [], [], "claude@host"),
+    ("review", "approve", ["new"], 0, "7", [], [], "gemini@host"),
+    ("review", "approve", [], 0, "7", [], [], "claude@host"),
+    ("verdict", "green", ""),
+]
+
+
 @dataclass
 class Walk:
     """One run on its way, by the service's answers alone."""
@@ -385,7 +421,7 @@ class Walk:
 
     def _claim(self, seconds: int) -> Response:
         role = "auditor" if self._at_hand()["state"] == "GATE" else "builder"
-        body = {"role": role, "agent": "walker", "lease_seconds": seconds}
+        body = {"role": role, "agent": f"walker-{self._step % 3}", "lease_seconds": seconds}
         response = self.api.client.post(f"/runs/{self.run_id}/claim", json=body)
         if response.status_code == 200:
             item = response.json()
@@ -415,6 +451,7 @@ class Walk:
         tokens: str,
         issues: list[Json],
         how: str,
+        agent: str | None = None,
         *,
         phase_id: str | None = None,
     ) -> Response:
@@ -427,6 +464,8 @@ class Walk:
             "tokens_used": self._tokens(tokens, phase),
             "notes": f"step {self._step}",
             "suggested_issues": self._reports(issues),
+            "agent": agent,
+            "model": agent and agent[:1],
         }
         if kind is not None:
             patch = self._patch(kind, line)
@@ -459,6 +498,7 @@ class Walk:
         tokens: str,
         issues: list[Json],
         resolved: list[int],
+        agent: str | None = None,
         *,
         phase_id: str | None = None,
     ) -> Response:
@@ -466,6 +506,8 @@ class Walk:
         body = {
             "recommendation": recommendation,
             "review_notes": f"step {self._step}",
+            "agent": agent,
+            "model": agent and agent[:1],
             "tokens_used": self._tokens(tokens, phase),
             "issues_found": self._reports(issues),
             "resolved_issues": [self._seen(number) for number in resolved],
@@ -938,6 +980,7 @@ def test_every_walk_ends_and_its_events_tell_all(
     @given(rules=RULESETS, drawn=WALKS)
     @example(rules=PLAIN_RULES, drawn=[(PLAIN_PLAN, TOUR)] * 3)
     @example(rules=CI_RULES, drawn=[(PLAIN_PLAN, CI_TOUR)])
+    @example(rules=TWO_RULES, drawn=[(TWO_PLAN, TWO_TOUR)])
     def walk_and_count(rules: Json, drawn: list[tuple[Json, list[Any]]]) -> None:
         example = next(numbers)
         response = api.client.put("/project/ruleset", json=make_ruleset(defaults, rules))

@@ -24,6 +24,7 @@ from tests.domain.conftest import NOON, Drive, major_issue, minor_issue, start
 from autopack.domain.errors import ConflictError
 from autopack.domain.events import (
     GENESIS_HASH,
+    SUPERVISOR,
     EventRecord,
     PatchApplied,
     PhaseUndone,
@@ -47,7 +48,7 @@ from autopack.domain.outcomes import CommitKind
 from autopack.domain.patches import AppliedPatch
 from autopack.domain.run import RunState
 from autopack.domain.states import PhaseStatus
-from autopack.domain.terms import BuilderStatus, CiProfile, RunScope, Verdict
+from autopack.domain.terms import BuilderStatus, CiProfile, Independence, RunScope, Verdict
 from autopack.mirror import run_record
 from autopack.views.record import RecordedCommit
 from autopack.views.runs import RunDetail
@@ -101,9 +102,9 @@ class GitDrive(Drive):
     patches: dict[str, bytes] = field(default_factory=dict)
     tip: str = ""
 
-    def decide(self, step: Callable[..., object]) -> RunState:
+    def decide(self, step: Callable[..., object], actor: str = SUPERVISOR) -> RunState:
         self.tip = self.run.head_commit or ""
-        return super().decide(step)
+        return super().decide(step, actor)
 
     def _commit(self, submission_id: int) -> AppliedPatch:
         assert self.branches is not None
@@ -213,9 +214,6 @@ def begin(branches: Branches, drive: Drive) -> GitDrive:
         base_commit=branches.base,
         strategy_version=1,
         is_sandbox_required=run.is_sandbox_required or None,
-        strict_phases=tuple(
-            phase.phase_id for phase in run.phases if phase.ci_profile is CiProfile.STRICT
-        ),
     )
     return GitDrive(run=run, events=[started], branches=branches)
 
@@ -357,6 +355,20 @@ def reviewed_and_judged(branches: Branches) -> GitDrive:
     return drive
 
 
+def approved_twice(branches: Branches) -> GitDrive:
+    """Two Auditors approve a pending patch, after one of them has sent another patch back."""
+    phase = {"auto_apply": False, "approvals_needed": 2, "independence": Independence.AGENT}
+    drive = begin(branches, start(phase=phase))
+    one, two = "key:claude:auditor", "key:gemini:auditor"
+    drive.build(actor="key:codex:builder", model="gpt-5")
+    drive.review("approve", actor=one)
+    drive.review("revise", actor=two)
+    drive.build(actor="key:codex:builder", model="gpt-5")
+    drive.review("approve", actor=one)
+    drive.review("approve", actor=two, model="opus")
+    return drive
+
+
 def unverified(branches: Branches) -> GitDrive:
     drive = begin(branches, start({"T1": ("P1", "P2")}))
     drive.build()
@@ -453,6 +465,7 @@ NAMED: tuple[Callable[[Branches], GitDrive], ...] = (
     *(green, reviewed, unverified, by_hand, undone, rolled_back, cancelled, over_budget),
     *(too_dear, unclean, unjudged, too_late, lapsed, without_phases_in_a_tier),
     reviewed_and_judged,
+    approved_twice,
 )
 
 

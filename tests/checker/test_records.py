@@ -224,7 +224,7 @@ def told(branches: Branches) -> Callable[[str], Story]:
 Tampering = Callable[[Story], object]
 GREEN, REVIEWED, UNCLEAN, UNDONE = "green", "reviewed", "unclean", "undone"
 ROLLED_BACK, LATE, BY_HAND, OVER = "rolled_back", "too_late", "by_hand", "over_budget"
-CANCELLED, JUDGED = "cancelled", "reviewed_and_judged"
+CANCELLED, JUDGED, TWICE = "cancelled", "reviewed_and_judged", "approved_twice"
 
 
 def put(story: Story, path: str, value: object) -> None:
@@ -284,9 +284,6 @@ FIELDS: list[tuple[str, str, object, str]] = [
     (GREEN, "phases.0.tier_id", "T2", "event 2 puts phase 'P1' into tier T1"),
     (GREEN, "phases.0.state", "SKIPPED", "phase 'P1': state is SKIPPED in the record"),
     (GREEN, "phases.0.ci_profile", "lax", "the events cannot be replayed: ValueError"),
-    (GREEN, "phases.0.ci_profile", "normal", "the events name other strict phases than"),
-    (GREEN, "phases.0.tier_index", 9, "the indices of tiers and phases give no order"),
-    (GREEN, "tiers.0.tier_index", 9, "the indices of tiers and phases give no order"),
     (GREEN, "phases.0.verdict", "red", "phase 'P1': verdict is red in the record, green by"),
     (LATE, "phases.0.verdict", "green", "phase 'P1': verdict is green in the record, did_not_run"),
     (GREEN, "phases.0.sandbox", "bubblewrap", "phase 'P1': sandbox is bubblewrap in the record"),
@@ -515,12 +512,6 @@ def with_a_phase(story: Story) -> None:
     story.record["phases"].append({**first, "phase_id": "P3"})
 
 
-def tiers_exchanged(story: Story) -> None:
-    """The record puts the second tier first."""
-    for each in (*story.record["tiers"], *story.record["phases"]):
-        each["tier_index"] = 1 - each["tier_index"]
-
-
 def never_rolled_back(story: Story) -> None:
     record = story.record
     record["events"].remove(story.event("RunRolledBack"))
@@ -543,6 +534,22 @@ def by_one_key(*kinds: str) -> Tampering:
                 event["actor"] = "key:both:builder"
 
     return named(change, "by_one_key", *kinds)
+
+
+def approved_by_one(story: Story) -> None:
+    """Let the key whose approval came first give the last one, too."""
+    one, two = "key:claude:auditor", "key:gemini:auditor"
+    story.event("PhaseApproved")["actor"] = one
+    for event in story.events("AuditorResultReceived")[-1:]:
+        event["actor"] = one
+    phase = story.record["phases"][0]
+    assert phase["approved_by"] == [one, two]
+    phase["approved_by"], phase["reviewed_by"] = [one], one
+
+
+def without_the_other_approval(story: Story) -> None:
+    story.record["events"].remove(story.events("ApprovalGiven")[-1])
+    story.number()
 
 
 ORDER: list[tuple[str, Tampering, str]] = [
@@ -578,6 +585,9 @@ ORDER: list[tuple[str, Tampering, str]] = [
     (GREEN, last_before("RunEnded", "PhaseCompleted"), "ends the run while phase 'P1' is"),
     (GREEN, last_before("CiVerdictReceived", "PatchApplied"), "which is not the commit of phase"),
     (GREEN, last_before("PatchApplied", "PatchApplied"), "the record's commits are not those"),
+    (TWICE, approved_by_one, "the approval of phase 'P1' by key:claude:auditor twice"),
+    (TWICE, without_the_other_approval, "pass with 1 of 2 approvals"),
+    (TWICE, on("PhaseApproved", "actor", "key:codex:auditor"), 'approved_by is ["key:claude'),
     (
         REVIEWED,
         by_one_key("BuilderResultReceived", "AuditorResultReceived"),
@@ -625,7 +635,6 @@ ORDER: list[tuple[str, Tampering, str]] = [
     (GREEN, without_a_phase, "the record's commits are not those that its events tell of"),
     (GREEN, with_a_phase, "ends the run while phase 'P3' is QUEUED"),
     (ROLLED_BACK, never_rolled_back, "the record's commits are not those that its events tell"),
-    (GREEN, tiers_exchanged, "event 2 starts phase 'P1', which by the record's indices is not"),
     (GREEN, ended_early, "ends the run while phase 'P2' is QUEUED"),
     (GREEN, no_events, "the run: state is DONE_SUCCESS in the record, RUN_CREATED by its events"),
 ]
@@ -814,11 +823,6 @@ def another_patch(story: Story, head: str) -> str:
     return story.write()
 
 
-def a_patch_called_merged(story: Story, head: str) -> str:
-    story.record["commits"][0]["is_merged"] = True
-    return story.write()
-
-
 def another_strategy(story: Story, head: str) -> str:
     """The record names another hash of the policy that the run was led by."""
     entry = next(each for each in story.record["files"] if each["path"] == STRATEGY)
@@ -854,7 +858,6 @@ MOVES: list[tuple[Callable[[Story, str], str], str]] = [
     (with_file("evil.md", b"evil\n"), "the record does not name its file evil.md"),
     (with_file(STRATEGY, b'{"version": 2}\n'), f"{STRATEGY} of the record was changed"),
     (another_strategy, f"{STRATEGY} of the record was changed: its hash is another"),
-    (a_patch_called_merged, "was not merged: it applies"),
     (another_patch, ".patch of the record was changed: its hash is another"),
     (more_than_the_record, "changes more than the record's folder"),
     (commits_in_another_order, "the record names the branch's commits in another order"),

@@ -22,7 +22,7 @@ from autopack.domain import (
 )
 from autopack.domain.building import BuilderResult, PatchAction
 from autopack.domain.decision import Decision
-from autopack.domain.events import Event, IssueResolved
+from autopack.domain.events import SUPERVISOR, Event, IssueResolved
 from autopack.domain.evolve import fold
 from autopack.domain.issue_rules import IssueSeen, IssuesSeen
 from autopack.domain.judging import CiVerdict
@@ -87,10 +87,10 @@ class Drive:
     def tier(self, tier_id: str) -> TierState:
         return next(tier for tier in self.run.tiers if tier.tier_id == tier_id)
 
-    def decide(self, step: Callable[[Decision], object]) -> RunState:
+    def decide(self, step: Callable[[Decision], object], actor: str = SUPERVISOR) -> RunState:
         """Take one decision and settle it; an exception leaves everything as it was."""
         before = self.run
-        decision = Decision(before, self.now)
+        decision = Decision(before, self.now, actor)
         step(decision)
         consequences.settle(decision, before)
         assert fold(before, decision.events) == decision.state, "the events make the state"
@@ -112,6 +112,8 @@ class Drive:
         has_patch: bool = True,
         conflict: str | None = None,
         minors: int = 0,
+        actor: str = SUPERVISOR,
+        model: str | None = None,
     ) -> PhaseState:
         """Post a Builder's result; `conflict` names a patch that git refuses.
 
@@ -128,9 +130,10 @@ class Drive:
                 tokens=tokens,
                 cost=cost,
                 patch_sha256=(conflict or f"{submission_id}") if has_patch else None,
+                model=model,
                 issues=tuple(minor_issue(f"seen-{number}") for number in range(minors)),
             )
-            action = building.weigh_result(Decision(decision.state, decision.now), result)
+            action = building.weigh_result(Decision(decision.state, decision.now, actor), result)
             self.submissions = submission_id
             if action is PatchAction.NOTHING:
                 building.accept_result(decision, result)
@@ -143,7 +146,7 @@ class Drive:
             else:
                 building.accept_result(decision, replace(result, patch=PendingPatch()))
 
-        self.decide(step)
+        self.decide(step, actor)
         return self.phase(phase_id)
 
     def fail(self, phase_id: str = "P1") -> PhaseState:
@@ -158,12 +161,15 @@ class Drive:
         own_patches: int = 0,
         pending_applies: bool = True,
         own_apply: bool = True,
+        actor: str = SUPERVISOR,
+        model: str | None = None,
     ) -> PhaseState:
         """Post an Auditor's result."""
 
         def step(decision: Decision) -> None:
             phase = decision.phase(phase_id)
-            is_held = phase.pending_submission_id is not None and recommendation == "approve"
+            held = phase.pending_submission_id if recommendation == "approve" else None
+            is_held = held is not None
             submission_id = self.submissions + 1
             review = Review(
                 phase_id=phase_id,
@@ -172,9 +178,10 @@ class Drive:
                 recommendation=Recommendation(recommendation),
                 tokens=tokens,
                 notes="hopeless" if recommendation == "escalate" else "do it again",
+                model=model,
                 patch_sha256s=tuple(f"{number}" for number in range(own_patches)),
             )
-            weighed = reviewing.weigh_review(Decision(decision.state, decision.now), review)
+            weighed = reviewing.weigh_review(Decision(decision.state, decision.now, actor), review)
             self.submissions = submission_id
             patches: tuple[AppliedPatch, ...] | RefusedReview | None = None
             if weighed.is_wanted and is_held and not pending_applies:
@@ -182,10 +189,12 @@ class Drive:
             elif weighed.is_wanted and not own_apply:
                 patches = RefusedReview("the fix-up conflicts", is_held=False)
             elif weighed.is_wanted:
-                patches = tuple(self._commit(submission_id) for _ in range(own_patches + is_held))
+                senders = [held] if held is not None else []
+                senders += [submission_id] * own_patches
+                patches = tuple(map(self._commit, senders))
             reviewing.accept_review(decision, replace(review, patches=patches))
 
-        self.decide(step)
+        self.decide(step, actor)
         return self.phase(phase_id)
 
     def set_status(self, wanted: PhaseStatus, phase_id: str = "P1") -> PhaseState:
@@ -204,10 +213,10 @@ class Drive:
         self, role: Role = Role.BUILDER, seconds: int = 900, account: str | None = None
     ) -> PhaseState | None:
         """Claim as the service does; the phase that was given, None when there is none."""
+        asked = claiming.WorkAsked(role, account)
         if not self.run.is_over:
-            asked = claiming.WorkAsked(role, account)
             self.decide(lambda decision: claiming.ask_for_work(decision, asked))
-        found = claiming.find_claimable(self.run, role, self.now, account)
+        found = claiming.find_claimable(self.run, asked, self.now)
         if found is None:
             return None
         claimed = claiming.Claim(

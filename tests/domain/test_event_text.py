@@ -235,6 +235,7 @@ TOLD: list[tuple[Event, str, EventOutcome]] = [
         "The held patch was discarded: it conflicts.",
         BAD,
     ),
+    (of(events.ApprovalGiven), "An Auditor approved it; it needs another's approval too.", GOOD),
     (of(events.PhaseApproved, commits=()), "The Auditor approved it.", GOOD),
     (
         of(events.PhaseApproved, commits=(SHA, SHA)),

@@ -6,7 +6,15 @@ from dataclasses import replace
 
 import pytest
 
-from autopack.domain.independence import identity_of, is_independent, rests_on_names
+from autopack.domain.independence import (
+    NotIndependentError,
+    identity_of,
+    model_of,
+    require_model,
+    rests_on_names,
+    why_not_judge,
+    why_not_reviewer,
+)
 from autopack.domain.run import PhaseState
 from autopack.domain.states import PhaseStatus
 from autopack.domain.terms import CiProfile, Independence
@@ -68,15 +76,78 @@ def test_an_auditor_is_another_than_the_builder(
     rule: str, built_by: str | None, reviewer: str, expected: bool
 ) -> None:
     phase = replace(PHASE, independence=Independence(rule), built_by=built_by)
-    assert is_independent(phase, reviewer) is expected
+    assert (why_not_reviewer(phase, reviewer) is None) is expected
+
+
+@pytest.mark.parametrize(
+    ("built_with", "model", "expected"),
+    [
+        ("gpt-5-codex", "gpt-5-codex", False),
+        ("gpt-5-codex", "openai/GPT-5-Codex ", False),
+        ("gpt-5-codex", "claude-opus-4", True),
+        ("gpt-5-codex", None, True),  # a claim that names none; of a result see below
+        (None, "claude-opus-4", True),
+        ("", "", True),
+    ],
+)
+def test_an_auditor_works_by_another_model_than_the_builder(
+    built_with: str | None, model: str | None, expected: bool
+) -> None:
+    phase = replace(
+        PHASE,
+        independence=Independence.MODEL,
+        built_by="key:a:builder",
+        built_with=built_with,
+    )
+    assert (why_not_reviewer(phase, "key:a:auditor", model) is None) is expected
+
+
+@pytest.mark.parametrize(
+    ("actor", "model", "is_refused"),
+    [
+        ("key:a:auditor", None, True),
+        ("oidc:repo:x:auditor", "", True),
+        ("key:a:auditor", "gpt-5", False),
+        ("local:codex@host", None, False),
+        ("local:auditor@host", None, False),
+        ("supervisor", None, False),
+    ],
+)
+def test_a_result_by_key_must_name_its_model(
+    actor: str, model: str | None, is_refused: bool
+) -> None:
+    require_model(PHASE, actor, model)  # another rule asks for none
+    phase = replace(PHASE, independence=Independence.MODEL)
+    if is_refused:
+        with pytest.raises(NotIndependentError, match="name your `model`"):
+            require_model(phase, actor, model)
+    else:
+        require_model(phase, actor, model)
+
+
+def test_whose_patch_is_on_the_branch_built_it_too() -> None:
+    phase = replace(PHASE, built_by="key:b:builder", builders=("key:a:builder",))
+    for reviewer in ("key:a:auditor", "key:b:auditor"):
+        assert why_not_reviewer(phase, reviewer) == f"{identity_of(reviewer)} built it"
+    assert why_not_judge(phase, "key:a:ci") is not None
+    phase = replace(phase, independence=Independence.MODEL, built_with="m2", builder_models=("m1",))
+    for model in ("m1", "m2"):
+        assert why_not_reviewer(phase, "key:c:auditor", model) == f"the model '{model}' built it"
+
+
+def test_a_model_is_compared_without_provider_case_and_blanks() -> None:
+    names = (None, "", " / ", "openai/", "GPT-5", "openai/gpt-5 ", "a/b/gpt-5")
+    assert [model_of(name) for name in names] == [None] * 4 + ["gpt-5"] * 3
 
 
 def test_ci_is_neither_the_builder_nor_the_auditor() -> None:
     phase = replace(PHASE, built_by="key:a:builder", reviewed_by="key:b:auditor")
     for judge, expected in (("key:a:ci", False), ("key:b:ci", False), ("key:c:ci", True)):
-        assert is_independent(phase, judge, is_judge=True) is expected
-    assert is_independent(phase, "supervisor", is_judge=True)  # CI of the service's own
-    assert is_independent(phase, "key:b:auditor")  # who reviewed may review again
+        assert (why_not_judge(phase, judge) is None) is expected
+    assert why_not_judge(phase, "supervisor") is None  # CI of the service's own
+    assert why_not_reviewer(phase, "key:b:auditor") is None  # who reviewed may review again
+    approved = replace(phase, reviewed_by="key:d:auditor", approved_by=("key:b:auditor",))
+    assert why_not_judge(approved, "key:b:ci") is not None
 
 
 def test_only_keys_prove_independence() -> None:
@@ -89,3 +160,5 @@ def test_only_keys_prove_independence() -> None:
         phase = replace(PHASE, built_by=built_by, reviewed_by=reviewed_by)
         assert rests_on_names(phase) is expected
         assert not rests_on_names(replace(phase, independence=Independence.NONE))
+        by_model = replace(phase, independence=Independence.MODEL)
+        assert rests_on_names(by_model) is (reviewed_by is not None)

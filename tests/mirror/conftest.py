@@ -186,6 +186,8 @@ def make_phase(
         independence=Independence.NONE,
         built_by=None,
         reviewed_by=None,
+        approvals_needed=1,
+        approved_by=[],
         judged_by=None,
         failure_reason=None,
         deadline_at=None,

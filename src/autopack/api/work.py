@@ -12,8 +12,8 @@ from ..domain.results import ACCOUNT_MEANING, TOKENS_MEANING
 from ..domain.terms import Role
 from ..domain.values import Closed, Count, Usd, Word
 from ..services import claiming
-from ..services.claiming import Claim, Release
-from ..views.work import HeartbeatAnswer, ReleaseAnswer, WorkItemAnswer
+from ..services.claiming import Claim, Claimed, Release
+from ..views.work import WAITS_HEADER, HeartbeatAnswer, ReleaseAnswer, WorkItemAnswer
 from .bodies import StrictRoute
 from .errors import problems
 from .examples import CLAIM, HEARTBEAT, RELEASE, example
@@ -23,6 +23,17 @@ from .replay import replayed
 router = APIRouter(tags=["work"], route_class=StrictRoute)
 
 NOTHING: dict[int | str, dict[str, Any]] = {204: {"description": "No work now"}}
+NOT_OFFERED: dict[int | str, dict[str, Any]] = {
+    204: {
+        "description": "No work now",
+        "headers": {
+            WAITS_HEADER: {
+                "description": "Why a review was not given: it waits for another Auditor.",
+                "schema": {"type": "string"},
+            }
+        },
+    }
+}
 
 
 class Heartbeat(Closed):
@@ -37,7 +48,7 @@ ClaimBody = Annotated[Claim, Body(openapi_examples=example(CLAIM, "A Builder cla
 @router.post(
     "/runs/{run_id}/claim",
     response_model=WorkItemAnswer,
-    responses={**NOTHING, **problems(404, 409, 413, 422, 503)},
+    responses={**NOT_OFFERED, **problems(404, 409, 413, 422, 503)},
     summary="Claim the next work item of a run",
 )
 def claim(context: Context, run_id: RunId, wanted: ClaimBody) -> object:
@@ -45,20 +56,26 @@ def claim(context: Context, run_id: RunId, wanted: ClaimBody) -> object:
 
     409 `run_over` when there will be none.
     """
-    item = claiming.claim(context, run_id, wanted)
-    return item if item is not None else Response(status_code=204)
+    return _answer(claiming.claim(context, run_id, wanted))
 
 
 @router.post(
     "/claim",
     response_model=WorkItemAnswer,
-    responses={**NOTHING, **problems(413, 422, 503)},
+    responses={**NOT_OFFERED, **problems(413, 422, 503)},
     summary="Claim the next work item of any run",
 )
 def claim_any(context: Context, wanted: ClaimBody) -> object:
     """Over all live runs, the oldest first; any number of agents may claim at the same time."""
-    item = claiming.claim_any(context, wanted)
-    return item if item is not None else Response(status_code=204)
+    return _answer(claiming.claim_any(context, wanted))
+
+
+def _answer(claimed: Claimed) -> object:
+    """Return the item, or 204 with the review that waits for another Auditor in a header."""
+    if claimed.item is not None:
+        return claimed.item
+    waits = claimed.waits and claimed.waits.encode("ascii", "backslashreplace").decode()
+    return Response(status_code=204, headers={WAITS_HEADER: waits} if waits else None)
 
 
 @router.get(

@@ -269,12 +269,8 @@ class BranchCheck:
                 self.reasons.append(f"commit {sha} changes {show(path)}, {problem}")
                 break  # one is enough to refuse it
             content = self.patches.get(recorded["patch_sha256"])
-            if content is not None:
-                what = f"the recorded patch of commit {sha}"
-                if self._applied(parent.tree, content) != commit.tree:
-                    self.expect(recorded["is_merged"], f"{what} does not give its tree")
-                else:
-                    self.expect(not recorded["is_merged"], f"{what} was not merged: it applies")
+            if content is not None and not recorded["is_merged"]:
+                self._apply(sha, parent.tree, content, commit.tree)
 
     def _change_problems(self, old: str, new: str) -> Iterator[tuple[str, str]]:
         """Yield each path that no patch may change so, and why."""
@@ -302,14 +298,19 @@ class BranchCheck:
             }
         )
 
-    def _applied(self, tree: str, patch: bytes) -> str | None:
-        """Put a patch on a tree, in a private index; return the tree that it gives, if any."""
+    def _apply(self, sha: str, tree: str, patch: bytes, expected: str) -> None:
+        """Put a patch on a tree, in an index of our own, and compare what comes of it."""
+        made = None
         done = self.git.run("read-tree", tree)
         if done.returncode == 0:
             done = self.git.run("apply", "--cached", "--whitespace=nowarn", "-", stdin=patch)
         if done.returncode == 0:
             done = self.git.run("write-tree")
-        return done.stdout.decode("ascii", "replace").strip() if done.returncode == 0 else None
+            made = done.stdout.decode("ascii", "replace").strip()
+        self.expect(
+            done.returncode == 0 and made == expected,
+            f"the recorded patch of commit {sha} does not give its tree",
+        )
 
     def _check_record_alone(self, sha: str, parent: Commit, commit: Commit) -> None:
         """A record's commit changes nothing but the run's own folder."""

@@ -25,6 +25,7 @@ INTERRUPTED = 130
 _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=")
 _EXPANSION = re.compile(r"^[^'\"]*(\$[A-Za-z_({]|`)")
 _LONGEST_NAME = 100
+_INTERPRETERS = re.compile(r"(ba|da|z|k)?sh|python[\d.]*|node|perl|ruby|deno|bun")
 
 app = command_app()
 
@@ -55,6 +56,12 @@ def work(
     once: Annotated[bool, typer.Option("--once", help="Do one work item.")] = False,
     name: Annotated[
         str | None, typer.Option(metavar="NAME", help="Name of this worker in runs (PROGRAM@HOST).")
+    ] = None,
+    builder_name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Name of the Builder in runs (as --name).")
+    ] = None,
+    auditor_name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Name of the Auditor in runs (as --name).")
     ] = None,
     lease_seconds: Annotated[
         int, typer.Option(min=1, max=86_400, help="Seconds until a lost worker's lease lapses.")
@@ -94,7 +101,12 @@ def work(
         builder = _known(agent, builder)
     orders = Orders(
         agents=agents_for(
-            builder=builder, auditor=auditor, fallback=fallback, name=name, account=account
+            builder=builder,
+            auditor=auditor,
+            fallback=fallback,
+            account=account,
+            builder_name=builder_name or name,
+            auditor_name=auditor_name or name,
         ),
         run_id=run,
         is_once=once,
@@ -157,16 +169,19 @@ def agents_for(
     builder: str | None,
     auditor: str | None,
     fallback: str | None = None,
-    name: str | None = None,
     account: str | None = None,
+    builder_name: str | None = None,
+    auditor_name: str | None = None,
 ) -> dict[Role, Agent]:
     """Return the agents of the options. Raises CommandError for a command that cannot start."""
     given: dict[Role, str | None] = {"auditor": auditor, "builder": builder}  # reviews first
+    names: dict[Role, str | None] = {"auditor": auditor_name, "builder": builder_name}
     agents: dict[Role, Agent] = {}
     for role, text in given.items():
         if text is not None:
-            second = _agent("fallback", role, fallback, name, None) if fallback else None
-            agents[role] = _agent(role, role, text, name, account, second)
+            mine = names[role]
+            second = _agent("fallback", role, fallback, mine, None) if fallback else None
+            agents[role] = _agent(role, role, text, mine, account, second)
     if not agents:
         raise CommandError("give --builder or --auditor, or both")
     return agents
@@ -204,7 +219,7 @@ def _agent(
     if program is None:
         raise CommandError(f"--{option} {text!r}: the program does not exist")
     called = Path(program).name
-    name = name or f"{called}@{socket.gethostname()}"[:_LONGEST_NAME]
+    name = name or f"{kind or _script(words) or called}@{socket.gethostname()}"[:_LONGEST_NAME]
     # The command runs in another folder, so its path must be absolute.
     command = [os.path.abspath(program), *words[1:]]
     return Agent(name, command, kind or called, account or called[:_LONGEST_NAME], fallback)
@@ -221,6 +236,12 @@ def _shell_syntax(text: str) -> str | None:
         if word[0] not in "'\"" and _EXPANSION.search(word):
             return word
     return None
+
+
+def _script(words: list[str]) -> str | None:
+    """Return the script that an interpreter runs: `python3 review.py`; None: it is no such call."""
+    is_interpreter = len(words) > 1 and _INTERPRETERS.fullmatch(Path(words[0]).name)
+    return None if not is_interpreter or words[1].startswith("-") else Path(words[1]).name
 
 
 def _print(step: Step) -> None:

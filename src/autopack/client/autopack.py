@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
@@ -45,7 +45,7 @@ from ..views.results import (
 )
 from ..views.runs import PhaseReport, RunAnswer, RunPage, StatusAnswer
 from ..views.service import HealthAnswer, LiveAnswer, ServiceAnswer
-from ..views.work import HeartbeatAnswer, ReleaseAnswer, WorkItemAnswer
+from ..views.work import WAITS_HEADER, HeartbeatAnswer, ReleaseAnswer, WorkItemAnswer
 from .connection import (
     FIRST_PAUSE_SECONDS,
     RETRIES,
@@ -276,16 +276,25 @@ class Autopack:
         run_id: str | None = None,
         lease_seconds: int = 900,
         account: str | None = None,
+        model: str | None = None,
+        on_waits: Callable[[str], None] | None = None,
     ) -> WorkItemAnswer | None:
         """Claim the next work item, of one run or of any; None when there is none now.
 
-        `account`: a label of the account whose limits the agent shares.
+        `account`: a label of the account whose limits the agent shares. `on_waits` is called with
+        the review that waits for another Auditor than this one, and why.
         """
         path = "/claim" if run_id is None else f"{_run(run_id)}/claim"
         body: dict[str, str | int] = {"role": role, "agent": agent, "lease_seconds": lease_seconds}
         if account is not None:
             body["account"] = account
-        return _read_any(WorkItemAnswer, self._connection.send("POST", path, body=body))
+        if model is not None:
+            body["model"] = model
+        response = self._connection.send("POST", path, body=body)
+        waits = response.headers.get(WAITS_HEADER)
+        if waits and on_waits is not None:
+            on_waits(waits)
+        return _read_any(WorkItemAnswer, response)
 
     def next_phase(self, run_id: str, role: Role = "builder") -> WorkItemAnswer | None:
         """Return the work item that a claim would return; None when there is none now."""

@@ -23,6 +23,7 @@ from .events import (
     PhaseQueued,
     PhaseStarted,
 )
+from .independence import require_model
 from .issue_rules import IssueSeen, see_issues
 from .money import ZERO_USD
 from .patches import AppliedPatch, PendingPatch, RefusedPatch, record_applied
@@ -51,6 +52,7 @@ class BuilderResult:
     tokens: int
     cost: Decimal = ZERO_USD
     patch_sha256: str | None
+    model: str | None = None
     issues: tuple[IssueSeen, ...] = ()
     patch: AppliedPatch | PendingPatch | RefusedPatch | None = None
 
@@ -59,10 +61,13 @@ def weigh_result(decision: Decision, result: BuilderResult) -> PatchAction:
     """Count an attempt with its tokens and issues, and return what to do with its patch. (rules §2)
 
     Tokens are counted first: a result whose tokens pass the run's cap ends the run, and its patch
-    is not applied. Raises RunOverError, WrongStateError, PhaseNotNextError.
+    is not applied. Raises RunOverError, WrongStateError, PhaseNotNextError, NotIndependentError.
     """
     phase_id = result.phase_id
     open_attempt(decision, phase_id)
+    is_wanted = result.patch_sha256 is not None and result.status is not BuilderStatus.FAILED
+    if is_wanted:
+        require_model(decision.phase(phase_id), decision.actor, result.model)
     decision.record(
         BuilderResultReceived(
             phase_id=phase_id,
@@ -72,11 +77,11 @@ def weigh_result(decision: Decision, result: BuilderResult) -> PatchAction:
             tokens_used=result.tokens,
             cost_usd=result.cost,
             patch_sha256=result.patch_sha256,
+            model=result.model,
         )
     )
     see_issues(decision, phase_id, result.issues)
     count_tokens(decision, phase_id, result.tokens, result.cost)
-    is_wanted = result.patch_sha256 is not None and result.status is not BuilderStatus.FAILED
     if decision.state.is_over or not is_wanted:
         return PatchAction.NOTHING
     return PatchAction.APPLY if decision.phase(phase_id).auto_apply else PatchAction.HOLD

@@ -12,7 +12,7 @@ from .consequences import end_failed
 from .decision import Decision
 from .errors import ConflictError
 from .events import SUPERVISOR, LeaseGranted, PhaseStarted
-from .independence import is_independent
+from .independence import has_approved, identity_of, why_not_reviewer
 from .money import MAX_USD, ZERO_USD, usd, usd_text
 from .run import FailureCode, PhaseState, RunState
 from .states import PhaseStatus
@@ -47,6 +47,7 @@ class WorkAsked:
 
     role: Role
     account: str | None = None
+    model: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,14 +62,15 @@ class Claim:
     agent: str
     lease_id: int
     account: str | None = None
+    model: str | None = None
     deadline_at: datetime | None
 
 
 def find_claimable(
-    run: RunState, role: Role, now: datetime, account: str | None = None, actor: str = SUPERVISOR
+    run: RunState, asked: WorkAsked, now: datetime, actor: str = SUPERVISOR
 ) -> Claimable | None:
-    """Return what an agent of this role and account can claim now; None: nothing."""
-    phase = _waiting_phase(run, role, now, account, actor)
+    """Return what an agent of this role, account and model can claim now; None: nothing."""
+    phase = _waiting_phase(run, asked, now, actor)
     tokens_left = _tokens_left(run)
     if phase is None or tokens_left <= 0:
         return None
@@ -85,7 +87,7 @@ def ask_for_work(decision: Decision, asked: WorkAsked) -> None:
     """
     decision.require_live()
     run = decision.state
-    phase = _waiting_phase(run, asked.role, decision.now, asked.account, decision.actor)
+    phase = _waiting_phase(run, asked, decision.now, decision.actor)
     if phase is None:
         return
     if _tokens_left(run) <= 0 and not run.tokens_reserved:
@@ -115,7 +117,8 @@ def accept_claim(decision: Decision, claim: Claim) -> None:
     Raises RunOverError, LeaseLostError when the phase cannot be claimed now.
     """
     decision.require_live()
-    found = find_claimable(decision.state, claim.role, decision.now, claim.account, decision.actor)
+    asked = WorkAsked(claim.role, claim.account, claim.model)
+    found = find_claimable(decision.state, asked, decision.now, decision.actor)
     if found is None or found.phase.phase_id != claim.phase_id:
         raise LeaseLostError(f"phase '{claim.phase_id}' cannot be claimed now")
     fence = found.phase.fence + 1
@@ -137,20 +140,32 @@ def accept_claim(decision: Decision, claim: Claim) -> None:
             tokens_reserved=found.tokens,
             cost_reserved_usd=found.cost,
             account=claim.account,
+            model=claim.model,
             deadline_at=claim.deadline_at,
         )
     )
 
 
-def _waiting_phase(
-    run: RunState, role: Role, now: datetime, account: str | None, actor: str
-) -> PhaseState | None:
+def why_not_offered(run: RunState, asked: WorkAsked, actor: str) -> str | None:
+    """Say which review waits for another Auditor than this one, and why; None: none does."""
     phase = run.next_phase
-    if run.is_over or phase is None or not _waits_for(phase, role):
+    if run.is_over or phase is None or asked.role is not Role.AUDITOR:
         return None
-    if role is Role.AUDITOR and not is_independent(phase, actor):
+    if not _waits_for(phase, asked.role):
         return None
-    return None if must_wait(phase, account, now) else phase
+    why = why_not_reviewer(phase, actor, asked.model)
+    if why is None and has_approved(phase, actor):
+        why = f"{identity_of(actor) or 'an Auditor without a name'} has approved it"
+    return None if why is None else f"{phase.phase_id} waits for another Auditor: {why}"
+
+
+def _waiting_phase(run: RunState, asked: WorkAsked, now: datetime, actor: str) -> PhaseState | None:
+    phase = run.next_phase
+    if run.is_over or phase is None or not _waits_for(phase, asked.role):
+        return None
+    if why_not_offered(run, asked, actor) is not None:
+        return None
+    return None if must_wait(phase, asked.account, now) else phase
 
 
 def _tokens_left(run: RunState) -> int:

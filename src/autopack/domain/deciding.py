@@ -142,11 +142,15 @@ def settle(before: RunState, state: RunState, now: datetime) -> tuple[Event, ...
     return tuple(decision.events)
 
 
-def weigh_builder_result(state: RunState, result: BuilderResult, now: datetime) -> PatchAction:
+def weigh_builder_result(
+    state: RunState, result: BuilderResult, now: datetime, actor: str
+) -> PatchAction:
     """Return what the use case must do with a result's patch. Raises the refusals of `decide`."""
-    return weigh_result(Decision(state, now), result)
+    return weigh_result(Decision(state, now, actor), result)
 
 
-def weigh_auditor_result(state: RunState, review: Review, now: datetime) -> WeighedReview:
+def weigh_auditor_result(
+    state: RunState, review: Review, now: datetime, actor: str
+) -> WeighedReview:
     """Return whether a review's patches must be applied. Raises the refusals of `decide`."""
-    return weigh_review(Decision(state, now), review)
+    return weigh_review(Decision(state, now, actor), review)

@@ -170,6 +170,8 @@ def _of_review(event: kinds.PhaseEvent) -> Told | None:
             count = len(event.commits)
             with_commits = f", with {count} commit{'s' * (count != 1)}" if count else ""
             return f"The Auditor approved it{with_commits}.", EventOutcome.GOOD
+        case kinds.ApprovalGiven():
+            return "An Auditor approved it; it needs another's approval too.", EventOutcome.GOOD
         case kinds.RevisionRequested():
             return _because("The Auditor sent it back", event.reason), EventOutcome.WAITING
         case _:

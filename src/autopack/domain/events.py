@@ -66,7 +66,6 @@ class RunStarted(Event):
     base_commit: str
     strategy_version: int
     is_sandbox_required: bool | None = None  # older records do not contain it
-    strict_phases: tuple[str, ...] | None = None  # nor this
     # The failed run that this one continues, and the commit of its record.
     continues: str | None = None
     continued_commit: str | None = None
@@ -205,6 +204,7 @@ class LeaseGranted(PhaseEvent):
     tokens_reserved: int
     cost_reserved_usd: Decimal = ZERO_USD
     account: str | None = None
+    model: str | None = None
     deadline_at: datetime | None = None
 
 
@@ -264,6 +264,7 @@ class BuilderResultReceived(PhaseEvent):
     tokens_used: int
     cost_usd: Decimal = ZERO_USD
     patch_sha256: str | None
+    model: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -319,6 +320,7 @@ class AuditorResultReceived(PhaseEvent):
     tokens_used: int
     cost_usd: Decimal = ZERO_USD
     patch_sha256s: tuple[str, ...]
+    model: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -337,7 +339,19 @@ class PendingPatchDiscarded(PhaseEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ApprovalGiven(PhaseEvent):
+    """An Auditor approved, and the phase needs other Auditors' approvals too.
+
+    Its try is returned, unless it brought patches of its own.
+    """
+
+    commits: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PhaseApproved(PhaseEvent):
+    """The last approval that the phase needed."""
+
     commits: tuple[str, ...]
 
 

@@ -16,6 +16,7 @@ from typing import Any, Final
 from .events import (
     SUPERVISOR,
     AgentUnavailable,
+    ApprovalGiven,
     AttemptFailed,
     AuditLapsed,
     AuditorResultReceived,
@@ -33,6 +34,7 @@ from .events import (
     PatchApplied,
     PatchHeld,
     PendingPatchDiscarded,
+    PhaseApproved,
     PhaseCiStarted,
     PhaseCompleted,
     PhaseFailed,
@@ -77,8 +79,8 @@ def evolve(state: RunState, event: Event) -> RunState:
         case LeaseGranted():
             return _grant_lease(state, event)
         case BuilderResultReceived():
-            state = change_phase(state, event.phase_id, built_by=_known_actor(event))
-            return _use_builder_try(state, event)
+            author = {"built_by": _known_actor(event), "built_with": event.model}
+            return _use_builder_try(change_phase(state, event.phase_id, **author), event)
         case AuditorResultReceived():
             state = change_phase(state, event.phase_id, reviewed_by=_known_actor(event))
             return _use_auditor_try(state, event)
@@ -89,20 +91,15 @@ def evolve(state: RunState, event: Event) -> RunState:
         case PendingPatchDiscarded():
             return _give_back_auditor_try(state, event)
         case PatchApplied():
-            state = replace(state, head_commit=event.commit)
-            return change_phase(
-                state,
-                event.phase_id,
-                commit=event.commit,
-                pending_submission_id=None,
-                **_UNJUDGED,  # the verdict was on another tree
-            )
+            return _apply_patch(replace(state, head_commit=event.commit), event)
         case PatchHeld():
             return change_phase(state, event.phase_id, pending_submission_id=event.submission_id)
         case PhaseUndone():
             return replace(state, head_commit=event.commit)
         case RevisionRequested():
-            return change_phase(state, event.phase_id, pending_submission_id=None)
+            return change_phase(state, event.phase_id, pending_submission_id=None, approved_by=())
+        case ApprovalGiven() | PhaseApproved():
+            return _approve(state, event)
         case AttemptFailed():
             return _fail_attempt(state, event)
         case ReviewFailed():
@@ -153,7 +150,7 @@ def evolve(state: RunState, event: Event) -> RunState:
             reset = replace(state, head_commit=event.commit, is_rolled_back=True)
             return _decide_eligibility(reset)
     # The remaining kinds record a decision and change no state: RunStarted, PatchRefused,
-    # ReviewRefused, PhaseApproved.
+    # ReviewRefused.
     return state
 
 
@@ -168,6 +165,8 @@ _WAITS_FOR_NO_CAPACITY: Final[Mapping[str, None]] = {
     "retry_at": None,
     "retry_account": None,
 }
+# A phase that comes here has other work to approve than before.
+_BEFORE_APPROVAL: Final = frozenset({PhaseStatus.QUEUED, PhaseStatus.EXECUTING, PhaseStatus.GATE})
 _UNJUDGED: Final[Mapping[str, None]] = {"verdict": None, "sandbox": None}
 
 
@@ -193,6 +192,8 @@ def _move_phase(state: RunState, event: PhaseMoved) -> RunState:
     }
     if to is not PhaseStatus.GATE:
         changes["pending_submission_id"] = None
+    if to in _BEFORE_APPROVAL:
+        changes["approved_by"] = ()
     if to.is_final:
         changes["ended_at"] = event.at
     match event:
@@ -287,12 +288,45 @@ def _use_auditor_try(state: RunState, event: AuditLapsed | AuditorResultReceived
     return change_phase(state, event.phase_id, **changes)
 
 
+def _apply_patch(state: RunState, event: PatchApplied) -> RunState:
+    """Add a patch to a phase: a Builder's, whose author is noted, or an Auditor's own.
+
+    Earlier approvals were of the phase without the Auditor's own patch, so they do not count.
+    """
+    phase = state.phase(event.phase_id)
+    changes: dict[str, Any] = {
+        "commit": event.commit,
+        "pending_submission_id": None,
+        **_UNJUDGED,  # the verdict was on another tree
+    }
+    is_pending = event.submission_id == phase.pending_submission_id
+    if is_pending or phase.state is PhaseStatus.EXECUTING:
+        changes["builders"] = _with(phase.builders, phase.built_by)
+        changes["builder_models"] = _with(phase.builder_models, phase.built_with)
+    else:
+        changes["approved_by"] = ()
+    return change_phase(state, event.phase_id, **changes)
+
+
+def _with(names: tuple[str, ...], name: str | None) -> tuple[str, ...]:
+    return names if name is None or name in names else (*names, name)
+
+
+def _approve(state: RunState, event: ApprovalGiven | PhaseApproved) -> RunState:
+    phase = state.phase(event.phase_id)
+    changes: dict[str, Any] = {"approved_by": _with(phase.approved_by, event.actor)}
+    if isinstance(event, ApprovalGiven) and not event.commits:
+        changes["auditor_attempts_used"] = phase.auditor_attempts_used - 1
+    return change_phase(state, event.phase_id, **changes)
+
+
 def _give_back_auditor_try(state: RunState, event: PendingPatchDiscarded) -> RunState:
     phase = state.phase(event.phase_id)
     return change_phase(
         state,
         event.phase_id,
         pending_submission_id=None,
+        approved_by=(),
         auditor_attempts_used=phase.auditor_attempts_used - 1,
         failure_reason=event.reason,
     )

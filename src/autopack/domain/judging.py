@@ -20,7 +20,7 @@ from .events import (
     PhaseCompleted,
     PhaseFailed,
 )
-from .independence import require_independent
+from .independence import require_judge
 from .issue_rules import IssueSeen, resolve_for_ci, see_issues
 from .run import CompletedBy, FailureCode, RunState
 from .states import PhaseStatus
@@ -142,7 +142,7 @@ def accept_verdict(decision: Decision, given: CiVerdict) -> None:
     another CI run follows. (rules §6)
     """
     phase_id = given.phase_id
-    require_independent(decision.phase(phase_id), decision.actor, is_judge=True)
+    require_judge(decision.phase(phase_id), decision.actor)
     decision.record(
         CiVerdictReceived(
             phase_id=phase_id,

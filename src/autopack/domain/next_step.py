@@ -56,6 +56,10 @@ class PhaseAtHand(Protocol):
     def unavailable_reason(self) -> str | None: ...
     @property
     def retry_at(self) -> datetime | None: ...
+    @property
+    def approvals_needed(self) -> int: ...
+    @property
+    def approved_by(self) -> Sequence[str]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +120,8 @@ def _wait(phase: PhaseAtHand, agent: str | None) -> str:
         case _:
             role = "an Auditor" if phase.state is PhaseStatus.GATE else "a Builder"
             detail = f"{name} waits for {role}"
+            if phase.approved_by:
+                detail += f": {len(phase.approved_by)} of {phase.approvals_needed} have approved"
     if phase.unavailable_reason is not None:
         until = f" until {phase.retry_at:%Y-%m-%dT%H:%M:%SZ}" if phase.retry_at else ""
         detail += f"; the last agent was unavailable{until}: {phase.unavailable_reason}"

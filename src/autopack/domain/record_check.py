@@ -24,6 +24,7 @@ from typing import Any, Final
 from .errors import NotFoundError
 from .events import (
     GENESIS_HASH,
+    ApprovalGiven,
     AuditorResultReceived,
     BuilderResultReceived,
     CiVerdictReceived,
@@ -32,9 +33,9 @@ from .events import (
     EventRecord,
     IssueResolved,
     PatchApplied,
+    PhaseApproved,
     PhaseCompleted,
     PhaseMoved,
-    PhaseStarted,
     PhaseUndone,
     RunEnded,
     RunRolledBack,
@@ -44,11 +45,12 @@ from .events import (
     TokensCounted,
     canonical_json,
     from_record,
+    is_by_hand,
     to_record,
     wire_time,
 )
 from .evolve import evolve, resolved_places
-from .independence import is_independent
+from .independence import has_approved, why_not_judge, why_not_reviewer
 from .money import usd_text
 from .naming import RECORD, RECORD_SEAL, branch_name
 from .outcomes import CommitKind
@@ -410,6 +412,7 @@ def _phase_at_start(phase: JsonObject) -> PhaseState:
         is_high_risk=False,
         allow_empty=False,
         independence=Independence(phase.get("independence", Independence.NONE)),
+        approvals_needed=phase.get("approvals_needed", 1),
     )
 
 
@@ -451,6 +454,7 @@ _PHASE_FIGURES: Final = (
     "completed_by",
     "built_by",
     "reviewed_by",
+    "approved_by",
     "judged_by",
     "tokens_used",
     "cost_usd",
@@ -494,7 +498,6 @@ class _Replay:
         """Compare and judge as far as the events can be followed."""
         self._expect_once("phase", [each["phase_id"] for each in self.record["phases"]])
         self._expect_once("tier", [each["tier_id"] for each in self.record["tiers"]])
-        self._expect_order()
         try:
             state = _state_at_start(self.record)
             tier_of = {phase.phase_id: phase.tier_id for phase in state.phases}
@@ -510,18 +513,6 @@ class _Replay:
     def _expect_once(self, noun: str, names: Sequence[str]) -> None:
         for name, times in Counter(names).items():
             self.expect(times == 1, f"the record names {noun} '{name}' {times} times")
-
-    def _expect_order(self) -> None:
-        """Expect the indices to put all phases into one order. (rules §2)"""
-        tiers = {tier["tier_id"]: tier["tier_index"] for tier in self.record["tiers"]}
-        phases = self.record["phases"]
-        places = {(phase["tier_index"], phase["phase_index"]) for phase in phases}
-        self.expect(
-            len({*tiers.values()}) == len(tiers)
-            and len(places) == len(phases)
-            and all(tiers.get(phase["tier_id"]) == phase["tier_index"] for phase in phases),
-            "the indices of tiers and phases give no order",
-        )
 
     def _take(self, state: RunState, document: JsonObject, tier_of: Mapping[str, str]) -> RunState:
         """Check what an event must satisfy where it stands, and let it have its effect."""
@@ -592,13 +583,22 @@ class _Replay:
                 self._check_end(state, number, event)
             case AuditorResultReceived():
                 self.is_review = True
-                self._check_independence(state, number, event, is_judge=False)
+                phase = state.phase(event.phase_id)
+                why_not = why_not_reviewer(phase, event.actor, event.model)
+                self._expect_independent(number, event, why_not)
+            case ApprovalGiven() | PhaseApproved():
+                self.expect(
+                    not has_approved(state.phase(event.phase_id), event.actor),
+                    f"event {number} counts the approval of phase '{event.phase_id}' by"
+                    f" {show(event.actor)} twice",
+                )
             case BuilderResultReceived():
                 self.is_review = False
             case CiVerdictReceived():
                 self.is_review = False
                 self.judged = event.phase_id, event.verdict
-                self._check_independence(state, number, event, is_judge=True)
+                why_not = why_not_judge(state.phase(event.phase_id), event.actor)
+                self._expect_independent(number, event, why_not)
                 self.expect(
                     event.commit == (state.phase(event.phase_id).commit or state.head_commit),
                     f"event {number}: CI judged {event.commit}, which is not the commit of"
@@ -606,15 +606,9 @@ class _Replay:
                 )
             case TokensCounted():
                 self.expect(event.tokens >= 0, f"event {number} counts {event.tokens} tokens")
-            case PhaseStarted():
-                following = state.next_phase
-                self.expect(
-                    following is not None and following.phase_id == event.phase_id,
-                    f"event {number} starts phase '{event.phase_id}', which by the record's"
-                    " indices is not the next one",
-                )
             case PhaseMoved():
                 self._check_judged(state, number, event)
+                self._check_approved(state, number, event)
             case IssueResolved():
                 self._check_resolution(state, number, event)
 
@@ -634,15 +628,6 @@ class _Replay:
         self.expect(
             bool(event.is_sandbox_required) is record.get("is_sandbox_required", False),
             "the events tell another tale of whether a sandbox is required",
-        )
-        strict = {
-            phase["phase_id"]
-            for phase in record["phases"]
-            if phase["ci_profile"] == CiProfile.STRICT
-        }
-        self.expect(
-            event.strict_phases is None or set(event.strict_phases) == strict,
-            "the events name other strict phases than the record",
         )
         strategy = record.get("strategy_version", event.strategy_version)
         self.expect(
@@ -678,28 +663,37 @@ class _Replay:
         A hand may complete a phase, and the end of the run skips it, whatever CI says.
         """
         phase = state.phase(event.phase_id)
-        is_by_hand = isinstance(event, PhaseCompleted) and event.completed_by is CompletedBy.HAND
+        is_hand = isinstance(event, PhaseCompleted) and event.completed_by is CompletedBy.HAND
         is_left_out = event.STATE is PhaseStatus.SKIPPED
-        if phase.state is PhaseStatus.CI_RUNNING and not is_by_hand and not is_left_out:
+        if phase.state is PhaseStatus.CI_RUNNING and not is_hand and not is_left_out:
             self.expect(
                 (phase.verdict is Verdict.GREEN) is (event.STATE is PhaseStatus.COMPLETE),
                 f"event {number} moves phase '{event.phase_id}' from {phase.state} to"
                 f" {event.STATE}, and its verdict is {show(phase.verdict)}",
             )
 
-    def _check_independence(
-        self,
-        state: RunState,
-        number: int,
-        event: AuditorResultReceived | CiVerdictReceived,
-        *,
-        is_judge: bool,
+    def _check_approved(self, state: RunState, number: int, event: PhaseMoved) -> None:
+        """Expect a reviewed phase to pass the gate with all approvals. (rules §2.4)
+
+        A hand may let it pass.
+        """
+        phase = state.phase(event.phase_id)
+        is_passed = event.STATE in (PhaseStatus.CI_RUNNING, PhaseStatus.COMPLETE)
+        if phase.state is PhaseStatus.GATE and phase.approved_by and is_passed:
+            self.expect(
+                not phase.approvals_missing or is_by_hand(event.actor),
+                f"event {number} lets phase '{event.phase_id}' pass with"
+                f" {len(phase.approved_by)} of {phase.approvals_needed} approvals",
+            )
+
+    def _expect_independent(
+        self, number: int, event: AuditorResultReceived | CiVerdictReceived, why_not: str | None
     ) -> None:
         """Expect that no actor reviews or judges its own work. (rules §2.4)"""
         self.expect(
-            is_independent(state.phase(event.phase_id), event.actor, is_judge=is_judge),
+            why_not is None,
             f"event {number} of phase '{event.phase_id}' is by {show(event.actor)}, whose own work"
-            " it judges",
+            f" it judges: {show(why_not)}",
         )
 
     def _check_resolution(self, state: RunState, number: int, event: IssueResolved) -> None:

@@ -159,6 +159,7 @@ class _Replayer:
                 agent=granted.agent,
                 lease_id=granted.lease_id,
                 account=granted.account,
+                model=granted.model,
                 deadline_at=None,
             )
         elif lapsed is not None and lapsed.lease_id is not None:
@@ -242,17 +243,19 @@ class _Replayer:
             tokens=event.tokens_used,
             cost=event.cost_usd,
             patch_sha256=event.patch_sha256,
+            model=event.model,
             issues=self._issues(events),
         )
-        action = weigh_builder_result(self.run, result, now)
+        action = weigh_builder_result(self.run, result, now, event.actor)
         refused = _first(events, e.PatchRefused)
         if action is PatchAction.NOTHING:
             return result
         if refused is not None:
             return replace(result, patch=RefusedPatch(refused.reason or ""))
-        if not (_first(events, e.PatchApplied) or _first(events, e.PatchHeld)):
-            self.assumed_patches += 1  # git was not asked then; assume that the patch applies
         is_held = action is PatchAction.HOLD
+        is_hopeless = is_held and not self.run.phase(event.phase_id).auditor_tries_left
+        if not (is_hopeless or _first(events, e.PatchApplied) or _first(events, e.PatchHeld)):
+            self.assumed_patches += 1  # git was not asked then; assume that the patch applies
         return replace(result, patch=PendingPatch() if is_held else _assumed(event.submission_id))
 
     def _review(
@@ -268,22 +271,22 @@ class _Replayer:
             tokens=event.tokens_used,
             cost=event.cost_usd,
             notes="as recorded",
+            model=event.model,
             patch_sha256s=event.patch_sha256s,
             issues=self._issues(events),
             resolved_keys=tuple(key for key in resolved if key in known),
         )
-        if not weigh_auditor_result(self.run, review, now).is_wanted:
+        if not weigh_auditor_result(self.run, review, now, event.actor).is_wanted:
             return review
         refused = _first(events, e.ReviewRefused)
         if refused is not None:
             is_held = _first(events, e.PendingPatchDiscarded) is not None
             return replace(review, patches=RefusedReview(refused.reason or "", is_held))
-        is_held = (
-            event.recommendation == "approve"
-            and self.run.phase(event.phase_id).pending_submission_id is not None
-        )
-        count = len(event.patch_sha256s) + is_held
-        patches = tuple(_assumed(event.submission_id, number) for number in range(count))
+        held = self.run.phase(event.phase_id).pending_submission_id
+        own = range(len(event.patch_sha256s))
+        patches = tuple(_assumed(event.submission_id, number) for number in own)
+        if held is not None and event.recommendation == "approve":
+            patches = (_assumed(held), *patches)
         return replace(review, patches=patches)
 
     def _verdict(self, event: e.CiVerdictReceived, events: Sequence[e.Event]) -> CiVerdict:

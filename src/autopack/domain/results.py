@@ -36,6 +36,9 @@ TOKENS_MEANING: Final = (
 ACCOUNT_MEANING: Final = (
     "A short label of the account whose limits the agent shares, such as `openai-team`."
 )
+MODEL_MEANING: Final = (
+    "The model that works. The ruleset may ask that an Auditor's differs from the Builder's."
+)
 
 
 def _encodable(value: str) -> str:
@@ -67,7 +70,7 @@ class AgentReport(Closed):
 
     lease_token: Word | None = None
     agent: Word | None = None
-    model: Word | None = None
+    model: Annotated[Word | None, Field(description=MODEL_MEANING)] = None
     tokens_used: Annotated[Count, Field(description=TOKENS_MEANING)] = 0
     input_tokens: Annotated[Count | None, Field(description="Tokens that the model read.")] = None
     output_tokens: Annotated[Count | None, Field(description="Tokens that the model wrote.")] = None

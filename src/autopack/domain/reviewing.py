@@ -14,6 +14,7 @@ from .consequences import count_tokens
 from .decision import Decision, WrongStateError, require_live
 from .errors import ConflictError
 from .events import (
+    ApprovalGiven,
     AuditorResultReceived,
     PendingPatchDiscarded,
     PhaseApproved,
@@ -27,7 +28,7 @@ from .events import (
     ReviewRequested,
     RevisionRequested,
 )
-from .independence import require_independent
+from .independence import require_reviewer
 from .issue_rules import IssueSeen, resolve_for_auditor, see_issues
 from .money import ZERO_USD
 from .patches import AppliedPatch, record_applied
@@ -67,6 +68,7 @@ class Review:
     tokens: int
     cost: Decimal = ZERO_USD
     notes: str
+    model: str | None = None
     patch_sha256s: tuple[str, ...] = ()
     issues: tuple[IssueSeen, ...] = ()
     resolved_keys: tuple[str, ...] = ()
@@ -103,11 +105,16 @@ def require_reviewable(run: RunState, phase_id: str) -> None:
 def weigh_review(decision: Decision, review: Review) -> WeighedReview:
     """Count a review with its tokens and issues, and return what to do with its patches. (rules §2)
 
-    Raises RunOverError, WrongStateError, NotIndependentError, InvalidError.
+    An approval that others must follow leaves a pending patch pending; only patches of its own are
+    applied, with the pending one before them. Raises RunOverError, WrongStateError,
+    NotIndependentError, AlreadyApprovedError, InvalidError.
     """
     phase_id = review.phase_id
     require_reviewable(decision.state, phase_id)
-    require_independent(decision.phase(phase_id), decision.actor)
+    is_approval = review.recommendation is Recommendation.APPROVE
+    require_reviewer(
+        decision.phase(phase_id), decision.actor, review.model, is_approval=is_approval
+    )
     decision.record(
         AuditorResultReceived(
             phase_id=phase_id,
@@ -117,6 +124,7 @@ def weigh_review(decision: Decision, review: Review) -> WeighedReview:
             tokens_used=review.tokens,
             cost_usd=review.cost,
             patch_sha256s=review.patch_sha256s,
+            model=review.model,
         )
     )
     see_issues(decision, phase_id, review.issues)
@@ -124,8 +132,10 @@ def weigh_review(decision: Decision, review: Review) -> WeighedReview:
     count_tokens(decision, phase_id, review.tokens, review.cost)
     if decision.state.is_over or review.recommendation is Recommendation.ESCALATE:
         return WeighedReview(is_wanted=False)
-    refusal = _why_not(decision.phase(phase_id), review)
-    return WeighedReview(is_wanted=refusal is None, refusal=refusal)
+    phase = decision.phase(phase_id)
+    refusal = _why_not(phase, review)
+    is_put = not is_approval or bool(review.patch_sha256s) or phase.approvals_missing <= 1
+    return WeighedReview(is_wanted=refusal is None and is_put, refusal=refusal)
 
 
 def accept_review(decision: Decision, review: Review) -> None:
@@ -142,6 +152,9 @@ def accept_review(decision: Decision, review: Review) -> None:
         _refuse(decision, review, weighed.refusal.detail)
         fail_review(decision, phase_id, weighed.refusal.detail)
         return
+    if not weighed.is_wanted:
+        _approve(decision, phase_id, ())
+        return
     if review.patches is None:
         raise ValueError("git was not asked about the patches")  # an error in the use case
     if isinstance(review.patches, RefusedReview):
@@ -154,11 +167,25 @@ def accept_review(decision: Decision, review: Review) -> None:
     for applied in review.patches:
         record_applied(decision, phase_id, applied)
     if review.recommendation is Recommendation.APPROVE:
-        commits = tuple(applied.commit for applied in review.patches)
-        decision.record(PhaseApproved(phase_id=phase_id, commits=commits))
-        pass_gate(decision, phase_id)
+        _approve(decision, phase_id, tuple(applied.commit for applied in review.patches))
     else:
         _send_back(decision, review)
+
+
+def _approve(decision: Decision, phase_id: str, commits: tuple[str, ...]) -> None:
+    """Count an approval: the phase goes on, or waits for the next Auditor."""
+    phase = decision.phase(phase_id)
+    if phase.approvals_missing <= 1:
+        decision.record(PhaseApproved(phase_id=phase_id, commits=commits))
+        pass_gate(decision, phase_id)
+        return
+    decision.record(ApprovalGiven(phase_id=phase_id, commits=commits))
+    phase = decision.phase(phase_id)
+    reason = f"{len(phase.approved_by)} of {phase.approvals_needed} Auditors have approved"
+    if phase.auditor_tries_left:
+        await_review(decision, phase_id, reason)
+    else:  # its own patches used the last try
+        fail_review(decision, phase_id, f"{reason}, and no Auditor try is left")
 
 
 def ask_for_review(decision: Decision, wish: ReviewWish) -> None:

@@ -49,6 +49,7 @@ class CategoryRule(Closed):
     auditor_profile: Word | None = None
     default_severity: Severity = Severity.MINOR
     independence: Independence = Independence.NONE
+    approvals: Annotated[int, Field(strict=True, ge=1, le=10)] = 1
 
     @property
     def is_high_risk(self) -> bool:
@@ -165,6 +166,7 @@ def _high_risk(builder: int, auditor: int, cap: int, auditor_profile: str) -> Ca
         auto_apply=False,
         auditor_profile=auditor_profile,
         default_severity=Severity.MAJOR,
+        independence=Independence.AGENT,
     )
 
 

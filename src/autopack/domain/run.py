@@ -102,7 +102,14 @@ class PhaseState:
     sandbox: Sandbox | None = None
     completed_by: CompletedBy | None = None
     independence: Independence = Independence.NONE
+    approvals_needed: int = 1
+    # Of the last Builder's result; and of every Builder whose patch is on the branch.
     built_by: str | None = None
+    built_with: str | None = None
+    builders: tuple[str, ...] = ()
+    builder_models: tuple[str, ...] = ()
+    # Who approved what the phase has now, each once.
+    approved_by: tuple[str, ...] = ()
     reviewed_by: str | None = None
     judged_by: str | None = None
     failure_signatures: tuple[str, ...] = ()
@@ -125,6 +132,10 @@ class PhaseState:
     @property
     def auditor_tries_left(self) -> int:
         return max(0, self.max_auditor_attempts - self.auditor_attempts_used)
+
+    @property
+    def approvals_missing(self) -> int:
+        return max(0, self.approvals_needed - len(self.approved_by))
 
     @property
     def budgets_text(self) -> str:

@@ -68,4 +68,5 @@ def _phase(phase: PlanPhase, tier: PlanTier, strategy: Strategy) -> PhaseState:
         is_high_risk=mine.default_severity is Severity.MAJOR,
         allow_empty=phase.allow_empty,
         independence=mine.independence,
+        approvals_needed=mine.approvals,
     )

@@ -38,6 +38,7 @@ class PhaseStrategy(Closed):
     max_patch_files: PositiveCount | None
     opened_paths: tuple[PathGlob, ...]
     independence: Independence = Independence.NONE
+    approvals: int = 1
 
 
 class TierStrategy(Closed):
@@ -158,6 +159,7 @@ def _phase_strategy(ruleset: Ruleset, safety: SafetyRule, phase: PlanPhase) -> P
         independence=(
             safety.independence if rule.independence is Independence.NONE else rule.independence
         ),
+        approvals=rule.approvals,
         max_patch_files=mode.max_patch_files if mode else None,
         opened_paths=tuple(ruleset.paths.opened.get(category, ())),
     )

@@ -52,6 +52,7 @@ class Independence(StrEnum):
     NONE = "none"
     AGENT = "agent"  # by key where calls need one, else by the name that the agent gives itself
     KEY = "key"  # by key; a caller without one is not told apart
+    MODEL = "model"  # by the model that the agent names; CI by key or name
 
 
 class Verdict(StrEnum):

@@ -389,6 +389,8 @@ def _task(phase: PhaseDetail) -> Iterable[tuple[str, str]]:
     yield "Auditor profile", code(phase.auditor_profile or "")
     if phase.independence is not Independence.NONE:
         yield "Reviewed by another", phase.independence
+    if phase.approvals_needed > 1:
+        yield "Approvals", f"{phase.approvals_needed} Auditors must approve"
     if phase.allow_empty:
         yield "Empty result", "allowed"
     if phase.allowed_paths is not None:
@@ -416,6 +418,8 @@ def _times(phase: PhaseDetail) -> Iterable[tuple[str, str]]:
     ):
         if actor:
             yield what, code(actor)
+    if phase.approvals_needed > 1 and phase.approved_by:
+        yield "Approved by", ", ".join(map(code, phase.approved_by))
     if phase.ended_at:
         yield "Ended", _time(phase.ended_at)
     elif phase.unavailable_reason is not None:

@@ -154,6 +154,7 @@ def _figures(run: RunDetail, phases: Sequence[PhaseDetail]) -> Iterable[tuple[st
     for what, actors in (
         ("Built by", [phase.built_by for phase in phases]),
         ("Reviewed by", [phase.reviewed_by for phase in phases]),
+        ("Approved by", [each for phase in phases for each in phase.approved_by]),
         ("Judged by", [phase.judged_by for phase in phases]),
     ):
         named = dict.fromkeys(actor for actor in actors if actor is not None)

@@ -244,6 +244,7 @@ class Phase(HasIssues, Base):
     independence: Mapped[Independence] = mapped_column(
         default=Independence.NONE, server_default=text("'none'")
     )
+    approvals_needed: Mapped[int] = mapped_column(default=1, server_default=text("1"))
     auditor_profile: Mapped[str | None]
     max_patch_files: Mapped[int | None]
     opened_paths: Mapped[Json]
@@ -283,6 +284,11 @@ class Phase(HasIssues, Base):
     built_by: Mapped[str | None]
     reviewed_by: Mapped[str | None]
     judged_by: Mapped[str | None]
+    built_with: Mapped[str | None]
+    # Of every Builder whose patch is on the branch; who approved what the phase has now.
+    builders: Mapped[Json] = mapped_column(default=list, server_default=text("'[]'"))
+    builder_models: Mapped[Json] = mapped_column(default=list, server_default=text("'[]'"))
+    approved_by: Mapped[Json] = mapped_column(default=list, server_default=text("'[]'"))
     failure_signatures: Mapped[Json] = mapped_column(default=list)
     failure_reason: Mapped[str | None]
     started_at: Mapped[datetime | None]

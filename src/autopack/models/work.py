@@ -25,6 +25,7 @@ class Lease(Base):
     agent: Mapped[str]
     actor: Mapped[str | None]  # unknown of older leases
     account: Mapped[str | None]
+    model: Mapped[str | None]
     fence: Mapped[int]
     token_sha256: Mapped[str] = mapped_column(unique=True)
     seconds: Mapped[int]

@@ -112,7 +112,7 @@ def submit_auditor_result(
     recorded, and without effect.
     """
     require_same_names(run_id, phase_id, report.run_id, report.phase_id)
-    identity = identify(phase_id, Role.AUDITOR, report, idempotency_key)
+    identity = identify(context, phase_id, Role.AUDITOR, report, idempotency_key)
     report = redacted(report)
     patches = _own_patches(report)
     is_unavailable = report.recommendation is Recommendation.UNAVAILABLE
@@ -215,12 +215,13 @@ def _decide(
         tokens=submission.tokens_used,
         cost=submission.cost_usd or ZERO_USD,
         notes=report.review_notes or "no notes",
+        model=submission.model,
         patch_sha256s=tuple(patch.sha256 for patch in patches),
         issues=seen_issues(change, phase, report.issues_found),
         resolved_keys=report.resolved_issues,
     )
     change.prepare(review)
-    weighed = weigh_auditor_result(change.state, review, change.now)
+    weighed = weigh_auditor_result(change.state, review, change.now, change.actor)
     refusal: AutopackError | None = weighed.refusal
     repairs: list[PatchRepairAnswer] = []
     if weighed.is_wanted:

@@ -48,7 +48,7 @@ def submit_builder_result(
     content = report.patch()
     if content is not None and report.status is BuilderStatus.UNAVAILABLE:
         raise InvalidError("patch_content: a Builder that was unavailable has no patch to submit")
-    identity = identify(phase_id, Role.BUILDER, report, idempotency_key)
+    identity = identify(context, phase_id, Role.BUILDER, report, idempotency_key)
     report = redacted(report)
     with answering(context, run_id, identity) as turn:
         if turn.is_new:
@@ -89,12 +89,13 @@ def _decide(
         tokens=submission.tokens_used,
         cost=submission.cost_usd or ZERO_USD,
         patch_sha256=patches[0].sha256 if patches else None,
+        model=submission.model,
         issues=seen_issues(change, phase, report.suggested_issues),
     )
     change.prepare(result)
     refusal: AutopackError | None = None
     repairs: tuple[Repair, ...] = ()
-    action = weigh_builder_result(change.state, result, change.now)
+    action = weigh_builder_result(change.state, result, change.now, change.actor)
     if action is not PatchAction.NOTHING:
         try:
             made, repairs = _put(change, phase, report, submission, patches[0], action)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Annotated, Final
 
@@ -22,7 +23,7 @@ from ..domain.evolve import fold
 from ..domain.limits import TooManyClaimsError
 from ..domain.money import ZERO_USD
 from ..domain.redaction import redacted
-from ..domain.results import ACCOUNT_MEANING
+from ..domain.results import ACCOUNT_MEANING, MODEL_MEANING
 from ..domain.terms import Role
 from ..domain.values import Closed, Text, Word
 from ..models import Lease, Phase
@@ -49,6 +50,7 @@ class Claim(Closed):
     agent: Word
     lease_seconds: Annotated[int, Field(strict=True, ge=1, le=86_400)] = 900
     account: Annotated[Word | None, Field(description=ACCOUNT_MEANING)] = None
+    model: Annotated[Word | None, Field(description=MODEL_MEANING)] = None
 
 
 class Release(Closed):
@@ -62,20 +64,32 @@ class Release(Closed):
     account: Annotated[Word | None, Field(description=ACCOUNT_MEANING)] = None
 
 
-def claim(context: AppContext, run_id: str, wanted: Claim) -> WorkItemAnswer | None:
-    """Give an agent the run's next work item, or None when there is none now. (rules §4)
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """The work item of a claim, None when there is none now.
+
+    `waits`: which review waits for another Auditor than this one, and why.
+    """
+
+    item: WorkItemAnswer | None
+    waits: str | None = None
+
+
+def claim(context: AppContext, run_id: str, wanted: Claim) -> Claimed:
+    """Give an agent the run's next work item, if there is one now. (rules §4)
 
     Raises RunOverError when the run is over, also when this claim ended it because no budget is
     left; MissingRoleError for a key without the claimed role.
     """
     context = context.for_caller(context.caller.claiming(wanted.role))
     item, change = _claim(changing(context, run_id), wanted)
-    if item is None:
-        require_live(change.state)
-    return item
+    if item is not None:
+        return Claimed(item)
+    require_live(change.state)
+    return Claimed(None, _why_not_offered(change, wanted))
 
 
-def claim_any(context: AppContext, wanted: Claim) -> WorkItemAnswer | None:
+def claim_any(context: AppContext, wanted: Claim) -> Claimed:
     """Give an agent the next work item of the oldest run that has one.
 
     Runs that another process has locked are skipped, and so are runs with an error: a claim of that
@@ -83,6 +97,7 @@ def claim_any(context: AppContext, wanted: Claim) -> WorkItemAnswer | None:
     """
     context = context.for_caller(context.caller.claiming(wanted.role))
     passed: list[str] = []
+    waits: str | None = None
     with session_for_locks(context) as session:
         while run_id := runs.lock_with_work(
             session, wanted.role, account=wanted.account, now=context.now(), passed=passed
@@ -90,7 +105,7 @@ def claim_any(context: AppContext, wanted: Claim) -> WorkItemAnswer | None:
             passed.append(run_id)
             try:
                 with runs.unlocking(session, run_id):
-                    item, _ = _claim(changing_locked(context, session, run_id), wanted)
+                    item, change = _claim(changing_locked(context, session, run_id), wanted)
             except RunOverError:
                 continue
             except TooManyClaimsError:
@@ -104,8 +119,9 @@ def claim_any(context: AppContext, wanted: Claim) -> WorkItemAnswer | None:
                 logger.warning("run_passed_by", run_id=run_id, why=type(error.orig).__name__)
                 continue
             if item is not None:
-                return item
-    return None
+                return Claimed(item)
+            waits = waits or _why_not_offered(change, wanted)
+    return Claimed(None, waits)
 
 
 def peek(
@@ -120,10 +136,11 @@ def peek(
         state, now = runs.read_state(run), context.now_in(run)
         events = decide(state, Tick(), now)
         require_live(fold(state, events))
-        found = claiming.find_claimable(state, role, now, account, context.caller.actor)
+        asked = claiming.WorkAsked(role, account)
+        found = claiming.find_claimable(state, asked, now, context.caller.actor)
         if found is None or events:
-            asked = decide(state, claiming.WorkAsked(role, account), now)
-            require_live(fold(state, (*events, *asked)))
+            ended = decide(state, asked, now)
+            require_live(fold(state, (*events, *ended)))
             return None
         return work_item(context, session, run, state, found.phase, role)
 
@@ -245,6 +262,12 @@ def _claim(
     return item, change
 
 
+def _why_not_offered(change: RunChange, wanted: Claim) -> str | None:
+    asked = claiming.WorkAsked(wanted.role, wanted.account, wanted.model)
+    why = claiming.why_not_offered(change.state, asked, change.actor)
+    return None if why is None else f"run {change.run.run_id}: {why}"
+
+
 def _require_free_claim(change: RunChange) -> None:
     """Refuse a claim by a key that holds as many leases as it may. Raises TooManyClaimsError."""
     caller = change.context.caller
@@ -261,8 +284,9 @@ def _require_free_claim(change: RunChange) -> None:
 def _take(change: RunChange, wanted: Claim) -> WorkItemAnswer | None:
     role, now = wanted.role, change.now
     change.name_agent(wanted.agent)
-    change.decide(claiming.WorkAsked(role, wanted.account))
-    found = claiming.find_claimable(change.state, role, now, wanted.account, change.actor)
+    asked = claiming.WorkAsked(role, wanted.account, wanted.model)
+    change.decide(asked)
+    found = claiming.find_claimable(change.state, asked, now, change.actor)
     if found is None:
         return None
     _require_free_claim(change)
@@ -277,6 +301,7 @@ def _take(change: RunChange, wanted: Claim) -> WorkItemAnswer | None:
             agent=wanted.agent,
             actor=change.actor,
             account=wanted.account,
+            model=wanted.model,
             fence=found.phase.fence + 1,
             token_sha256=leases.hash_token(token),
             seconds=wanted.lease_seconds,
@@ -290,6 +315,7 @@ def _take(change: RunChange, wanted: Claim) -> WorkItemAnswer | None:
             agent=wanted.agent,
             lease_id=lease.id,
             account=wanted.account,
+            model=wanted.model,
             deadline_at=lease.expires_at,
         )
     )

@@ -122,7 +122,7 @@ def _start(context: AppContext, plan: Plan, origin: _Origin | None) -> tuple[Run
         version = strategy_version(session, context, ruleset)
         plan, strategy = plan_under(session, context, plan, ruleset, version=version)
         run = _new_run(context, session, plan, strategy, digest, origin)
-        _add_first_event(session, run, strategy, context.caller.actor)
+        _add_first_event(session, run, context.caller.actor)
         if origin is not None:
             by = context.caller.actor
             attention.close_continued(session, origin.run_id, run.created_at, by=by)
@@ -264,8 +264,7 @@ def _write_files(context: AppContext, session: RowSession, run: Run) -> None:
     runs.mark_mirrored(session, run.id, run.revision)
 
 
-def _add_first_event(session: RowSession, run: Run, strategy: Strategy, actor: str) -> None:
-    strict = [name for name, its in strategy.phases.items() if its.ci_profile is CiProfile.STRICT]
+def _add_first_event(session: RowSession, run: Run, actor: str) -> None:
     event = RunStarted(
         actor=actor,
         at=run.created_at,
@@ -275,7 +274,6 @@ def _add_first_event(session: RowSession, run: Run, strategy: Strategy, actor: s
         base_commit=run.base_commit,
         strategy_version=run.strategy_version,
         is_sandbox_required=run.is_sandbox_required,
-        strict_phases=tuple(strict),
         continues=run.continues,
         continued_commit=run.continued_commit,
     )

@@ -16,6 +16,7 @@ from ..domain.terms import Role
 from ..models import Lease, Patch, Phase, Submission
 from ..store import runs, submissions
 from .change import RunChange
+from .context import AppContext
 from .replies import Once, key_scope, lease_scope, once
 
 # A longer patch is identified by its hash: writing megabytes as JSON is one call of C code, which
@@ -24,9 +25,17 @@ LONG_TEXT: Final = 100_000
 
 
 def identify(
-    phase_id: str, role: Role, report: BuilderReport | AuditorReport, idempotency_key: str | None
+    context: AppContext,
+    phase_id: str,
+    role: Role,
+    report: BuilderReport | AuditorReport,
+    idempotency_key: str | None,
 ) -> Once:
-    """Identify a result: by its key, else its lease, else the phase's latest result. (rules §5)"""
+    """Identify a result: by its key, else its lease, else the phase's latest result. (rules §5)
+
+    The same words of two holders of API keys are two results: both may be approvals.
+    """
+    holder = context.caller.holder
     document = report.model_dump(mode="json")
     for part in (document, *document.get("suggested_patches", ())):
         for name in ("patch_content", "patch_content_base64"):
@@ -34,7 +43,7 @@ def identify(
                 part[name] = hashlib.sha256(part[name].encode(errors="replace")).hexdigest()
     return once(
         f"{role}_result",
-        {"phase_id": phase_id, "report": document},
+        {"phase_id": phase_id, "report": document} | ({"holder": holder} if holder else {}),
         [
             key_scope(idempotency_key),
             lease_scope(report.lease_token),
@@ -50,7 +59,10 @@ def record_submission(
     patches: Sequence[Patch],
     lease: Lease | None,
 ) -> Submission:
-    """Store a result as it arrived; its outcome is `failed` until it is decided."""
+    """Store a result as it arrived; its outcome is `failed` until it is decided.
+
+    A result without a model has the one that its claim named.
+    """
     if isinstance(report, BuilderReport):
         role, status = Role.BUILDER, str(report.status)
     else:
@@ -58,7 +70,8 @@ def record_submission(
     agent = report.agent or (lease.agent if lease else None)
     change.name_agent(agent)
     change.show(phase.phase_id)
-    cost, price = _cost(change, report)
+    model = report.model or (lease.model if lease else None)
+    cost, price = _cost(change, report, model)
     return submissions.add_submission(
         change.session,
         submissions.SUBMISSIONS.new(
@@ -67,7 +80,7 @@ def record_submission(
             role=role,
             agent=agent,
             actor=change.actor,
-            model=report.model,
+            model=model,
             status=status,
             body=without_patches(report),
             tokens_used=report.tokens,
@@ -111,18 +124,18 @@ def could_not_work(
 
 
 def _cost(
-    change: RunChange, report: BuilderReport | AuditorReport
+    change: RunChange, report: BuilderReport | AuditorReport, model: str | None
 ) -> tuple[Decimal | None, dict[str, Any] | None]:
     """Return the cost of an attempt, and the price it was computed from if the agent gave none.
 
     Prices are those of the run's strategy, which do not change after the start.
     """
-    if report.cost_usd is not None or report.model is None or not report.tokens:
+    if report.cost_usd is not None or model is None or not report.tokens:
         return report.cost_usd, None
     prices = runs.get_strategy(change.session, change.run).get("prices", {})
-    if report.model not in prices:
+    if model not in prices:
         return None, None
-    price = {"model": report.model, **prices[report.model]}
+    price = {"model": model, **prices[model]}
     cost = cost_at(
         price,
         tokens_used=report.tokens,

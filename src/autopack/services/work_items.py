@@ -139,6 +139,8 @@ def _review(
         review_focus=audit.review_focus if audit else None,
         auditor_profile=(audit.auditor_profile if audit else None) or phase.auditor_profile,
         is_pending=state.pending_submission_id is not None,
+        approvals_needed=state.approvals_needed,
+        approved_by=list(state.approved_by),
         patch_content=None,
         patch_content_base64=None,
         notes=None,

@@ -105,7 +105,8 @@ _FACTS: Final = " UNION ALL ".join(
         _fact(
             "s.role",
             "s.created_at",
-            f"JOIN submissions s ON s.run_pk = r.id {_OF_PHASE}",
+            # A review of a final phase is advisory: its run does not count its tokens either.
+            f"JOIN submissions s ON s.run_pk = r.id AND s.outcome <> 'advisory' {_OF_PHASE}",
             category="p.task_category",
             agent="coalesce(s.agent, '')",
             model="coalesce(s.model, '')",

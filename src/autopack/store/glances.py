@@ -43,6 +43,8 @@ class PhaseUnderWay:
     deadline_at: datetime | None
     unavailable_reason: str | None
     retry_at: datetime | None
+    approvals_needed: int
+    approved_by: list[str]
     lease: LeaseState | None
 
 
@@ -84,7 +86,8 @@ _LEASE: Final = (
 )
 _LEASE_NAMES: Final = tuple(LeaseState.model_fields)
 _UNDER_WAY: Final = f"""SELECT DISTINCT ON (p.run_pk) p.run_pk, p.name, p.state,
-        p.deadline_at, p.unavailable_reason, p.retry_at, {_LEASE}
+        p.deadline_at, p.unavailable_reason, p.retry_at,
+        p.approvals_needed, p.approved_by, {_LEASE}
     FROM phases p LEFT JOIN leases l ON l.id = p.lease_id
     WHERE p.run_pk = ANY(%s) AND p.state NOT IN ('COMPLETE', 'FAILED', 'SKIPPED')
     ORDER BY p.run_pk, p.tier_index, p.phase_index"""  # noqa: S608 - one literal
@@ -95,9 +98,17 @@ _OF_RUN: Final = f"""SELECT {_LEASE} FROM phases p JOIN leases l ON l.id = p.lea
 def list_under_way(session: RowSession, run_pks: Sequence[int]) -> dict[int, PhaseUnderWay]:
     """Return the first phase of each run that has not ended, with its lease."""
     found = {}
-    for run_pk, name, state, deadline_at, reason, retry_at, *lease in session.fetch(
-        _UNDER_WAY, (list(run_pks),)
-    ):
+    for (
+        run_pk,
+        name,
+        state,
+        deadline_at,
+        reason,
+        retry_at,
+        needed,
+        approved_by,
+        *lease,
+    ) in session.fetch(_UNDER_WAY, (list(run_pks),)):
         phase_id, tier_id, role, *_ = lease
         found[run_pk] = PhaseUnderWay(
             phase_id=phase_id,
@@ -107,6 +118,8 @@ def list_under_way(session: RowSession, run_pks: Sequence[int]) -> dict[int, Pha
             deadline_at=deadline_at,
             unavailable_reason=reason,
             retry_at=retry_at,
+            approvals_needed=needed,
+            approved_by=approved_by,
             lease=None if role is None else _lease(lease),
         )
     return found

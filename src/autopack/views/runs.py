@@ -44,6 +44,7 @@ class PhaseAnswer(Shape):
     auto_apply: bool
     auditor_profile: str | None
     independence: Independence
+    approvals_needed: Annotated[int, Field(description="How many Auditors must approve it.")]
     max_builder_attempts: int
     builder_attempts_used: int
     max_auditor_attempts: int
@@ -59,6 +60,7 @@ class PhaseAnswer(Shape):
     completed_by: CompletedBy | None
     built_by: Annotated[str | None, Field(description="Who sent the last Builder's result.")]
     reviewed_by: Annotated[str | None, Field(description="Who sent the last review.")]
+    approved_by: Annotated[list[str], Field(description="Who approved what it has now.")]
     judged_by: Annotated[str | None, Field(description="Who posted the last verdict of CI.")]
     failure_reason: str | None
     start_commit: str | None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from ..domain.claiming import Directive
 from ..domain.outcomes import Outcome
@@ -10,6 +10,9 @@ from ..domain.states import PhaseStatus
 from ..domain.terms import CiProfile, Complexity, Role
 from ..domain.values import Usd
 from . import Shape, WireTime
+
+# The header of a claim's 204 that says which review waits for another Auditor, and why.
+WAITS_HEADER: Final = "Autopack-Waits"
 
 
 class LeaseAnswer(Shape):
@@ -96,6 +99,8 @@ class ReviewAnswer(Shape):
     review_focus: str | None
     auditor_profile: str | None
     is_pending: bool
+    approvals_needed: int
+    approved_by: list[str]
     patch_content: str | None
     patch_content_base64: str | None
     notes: str | None

@@ -63,6 +63,7 @@ MAX_INTERNAL_ERRORS: Final = 5
 WAITING_SECONDS: Final = 60.0  # between two lines about what the worker waits for
 FETCHING_SECONDS: Final = 60.0  # a branch may be on its way to the remote still
 # Refusals of a result that used a try: the worker must not submit a failure too.
+_NOT_THIS_AGENT: Final = {"not_independent", "already_approved"}
 _COUNTED: Final = {"patch_empty", "patch_malformed", "patch_policy"}
 
 
@@ -134,6 +135,9 @@ class Worker:
         self._clock = clock
         self._cooling = Cooling(lambda text: tell(Step("waiting", text)), clock)
         self._tell_again_at = 0.0  # when a line about what it waits for is due
+        # The model that each agent named last: a review of that model's work is not offered to it.
+        self._models: dict[str, str] = {}
+        self._waits: str | None = None
 
     def work(self) -> Ending:
         """Work until the run is over, the one item is done, or a signal comes.
@@ -167,6 +171,8 @@ class Worker:
                     run_id=orders.run_id,
                     lease_seconds=orders.lease_seconds,
                     account=agent.account,
+                    model=self._models.get(agent.name),
+                    on_waits=self._tell_waits,
                 )
                 try:
                     item = self._ask(claim)
@@ -189,6 +195,12 @@ class Worker:
         run = self._ask(partial(self._service.get_run, self._orders.run_id))
         if run.next.action is not NextAction.NONE:
             self._tell(Step("waiting", wait_line(run.next, self._orders.agents)))
+
+    def _tell_waits(self, why: str) -> None:
+        """Say once which review waits for another Auditor than this worker's."""
+        if why != self._waits:
+            self._waits = why
+            self._tell(Step("waiting", f"{why} (docs/worker.md, Two roles)"))
 
     def _run_ending(self) -> Ending:
         assert self._orders.run_id is not None  # noqa: S101 - only claims of one run end so
@@ -292,6 +304,8 @@ class Worker:
         if report is None:
             return None
         report["tokens_used"] = max(report["tokens_used"], heartbeat.tokens_used)
+        if report["model"]:
+            self._models[agent.name] = report["model"]
         return report, last_line(ended)
 
     def _lay_out(self, item: WorkItemAnswer, desk: Path) -> Workspace:
@@ -421,6 +435,11 @@ class Worker:
         self._tell(Step("refused", f"refused: {error}", item))
         if error.status in (401, 403):
             raise error
+        if error.code in _NOT_THIS_AGENT:
+            self._give_up(item, f"It needs another agent: {error}.")
+            if not report.get("model"):  # else the next claim names it, and gets other work
+                raise WorkerError(str(error)) from error
+            return False
         is_settled = error.status in (404, 409) or error.code in _COUNTED
         if item.role == "builder" and not is_settled and report["status"] != "failed":
             why = f"The service refused the result: {error}"

@@ -122,11 +122,13 @@ def claim_work(context: AppContext, call: ClaimWork) -> object:
     again in some seconds. An error `run_over` means that there will be none.
     """
     if call.run_id is None:
-        item = claiming.claim_any(context, call)
+        claimed = claiming.claim_any(context, call)
     else:
-        item = claiming.claim(context, call.run_id, call)
+        claimed = claiming.claim(context, call.run_id, call)
+    item = claimed.item
     if item is None:
-        return {"work": None, "message": "no work now; ask again in some seconds"}
+        why = f": {claimed.waits}" if claimed.waits else ""
+        return {"work": None, "message": f"no work now; ask again in some seconds{why}"}
     return {"work": item, "message": f"phase '{item.phase_id}' of run '{item.run_id}'"}
 
 
