@@ -33,7 +33,7 @@ from decimal import ROUND_HALF_UP, Decimal, InvalidOperation
 from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any, ClassVar, Final, TypeVar
+from typing import IO, Any, ClassVar, Final, Protocol, TypeVar
 
 # ---- autopack/domain/errors.py -------------------------------------------------------------------
 
@@ -760,6 +760,19 @@ class RunState:
 def in_order(phases: Iterable[PhaseState]) -> list[PhaseState]:
     """Sort phases by tier and phase index, the order in which they run. (rules §2)"""
     return sorted(phases, key=lambda phase: (phase.tier_index, phase.phase_index))
+
+
+class _Begun(Protocol):
+    @property
+    def started_at(self) -> datetime | None: ...
+
+
+def has_ended_early(state: TierStatus, phases: Iterable[_Begun]) -> bool:
+    """Say whether a tier is `SKIPPED` although work on it had begun. (rules §2.3)
+
+    People are told so in other words than of a tier that was skipped as a whole.
+    """
+    return state is TierStatus.SKIPPED and any(phase.started_at is not None for phase in phases)
 
 
 # ---- autopack/domain/events.py -------------------------------------------------------------------
@@ -3816,7 +3829,7 @@ class BranchCheck:
         for path in sorted(set(named) - found):
             self.reasons.append(f"{path} is missing from the record")
         for path in sorted(set(patches) - found):
-            self.warnings.append(f"{path} is not in the record, so nobody can apply it again")
+            self.warnings.append(f"{path} is not in the record, so it cannot be applied again")
 
     def _read_pull_request(self, data: bytes) -> None:
         heading, _, body = data.decode("utf-8", "replace").partition("\n")

@@ -70,6 +70,18 @@ def test_a_failed_and_an_eligible_run_say_what_to_do(api: Api) -> None:
     assert "What to do next" in shown
 
 
+def test_a_tier_that_the_runs_end_cut_short_is_not_called_skipped(api: Api) -> None:
+    api.start("run-a", tiers=2, phases=2, run_scope="multi_tier")
+    assert api.result("run-a").status_code == 200
+    api.client.post("/runs/run-a/cancel", json={"reason": "enough"})
+    assert [tier["state"] for tier in api.run("run-a")["tiers"]] == ["SKIPPED", "SKIPPED"]
+    # The tier and its event say so; the other tier was skipped as a whole.
+    assert show(api, "run-a").count("ended early") == 2
+    assert "Ended early, clean." in api.file("run-a", "run_summary.md")
+    assert "**Ended early** (`SKIPPED`)" in api.file("run-a", "tiers", "tier_0_T0.md")
+    assert "**Skipped** (`SKIPPED`)" in api.file("run-a", "tiers", "tier_1_T1.md")
+
+
 def test_an_unknown_run_or_phase_is_a_page_with_a_way_on(api: Api) -> None:
     api.start("checkout-rounding")
     page = api.client.get(f"{HOME}/runs/checkout-runding")

@@ -102,6 +102,21 @@ TOLD: list[tuple[Event, str, EventOutcome]] = [
         "The tier is complete.",
         GOOD,
     ),
+    (
+        of(events.TierStateChanged, **TIER, to_state=TierStatus.SKIPPED),
+        "The tier ended early: phases of it were skipped.",
+        NEUTRAL,
+    ),
+    (
+        of(
+            events.TierStateChanged,
+            tier_id="T2",
+            from_state=TierStatus.PENDING,
+            to_state=TierStatus.SKIPPED,
+        ),
+        "The tier was skipped.",
+        NEUTRAL,
+    ),
     (of(events.TierStateChanged, **TIER, to_state=TierStatus.FAILED), "The tier failed.", BAD),
     (
         of(

@@ -193,7 +193,7 @@ class BranchCheck:
         for path in sorted(set(named) - found):
             self.reasons.append(f"{path} is missing from the record")
         for path in sorted(set(patches) - found):
-            self.warnings.append(f"{path} is not in the record, so nobody can apply it again")
+            self.warnings.append(f"{path} is not in the record, so it cannot be applied again")
 
     def _read_pull_request(self, data: bytes) -> None:
         heading, _, body = data.decode("utf-8", "replace").partition("\n")

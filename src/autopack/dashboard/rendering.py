@@ -26,6 +26,7 @@ from ..domain.access import AccessRole
 from ..domain.events import wire_time
 from ..domain.money import short_usd
 from ..domain.printable import lines_of
+from ..domain.run import has_ended_early
 
 HOME: Final = "/dashboard"
 THEME_COOKIE: Final = "theme"
@@ -112,6 +113,7 @@ def _environment() -> Environment:
         exact=exact,
         duration=duration,
         railwords=rail_words,
+        ended_early=lambda tier: has_ended_early(tier.state, tier.phases),
         percent=lambda value: "-" if value is None else f"{value:.1%}",
     )
     environment.globals.update(version=__version__, static=f"{HOME}/static/{assets_version()}")

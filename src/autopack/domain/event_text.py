@@ -73,6 +73,8 @@ def _of_run(event: Event) -> Told:
             return _because(what, event.reason), EventOutcome.WAITING
         case kinds.RunStateChanged():
             return f"The run is {event.to_state}.", EventOutcome.NEUTRAL
+        case kinds.TierStateChanged(from_state=TierStatus.IN_PROGRESS, to_state=TierStatus.SKIPPED):
+            return "The tier ended early: phases of it were skipped.", EventOutcome.NEUTRAL
         case kinds.TierStateChanged():
             words = {
                 TierStatus.COMPLETE: ("The tier is complete.", EventOutcome.GOOD),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
+from typing import Protocol
 
 from .errors import NotFoundError
 from .money import ZERO_USD
@@ -235,3 +236,16 @@ class RunState:
 def in_order(phases: Iterable[PhaseState]) -> list[PhaseState]:
     """Sort phases by tier and phase index, the order in which they run. (rules §2)"""
     return sorted(phases, key=lambda phase: (phase.tier_index, phase.phase_index))
+
+
+class _Begun(Protocol):
+    @property
+    def started_at(self) -> datetime | None: ...
+
+
+def has_ended_early(state: TierStatus, phases: Iterable[_Begun]) -> bool:
+    """Say whether a tier is `SKIPPED` although work on it had begun. (rules §2.3)
+
+    People are told so in other words than of a tier that was skipped as a whole.
+    """
+    return state is TierStatus.SKIPPED and any(phase.started_at is not None for phase in phases)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from ..domain.events import wire_time
 from ..domain.issues import IssueStatus
 from ..domain.money import short_usd
-from ..domain.run import CompletedBy, DebtStatus, FailureCode
+from ..domain.run import CompletedBy, DebtStatus, FailureCode, has_ended_early
 from ..domain.states import Cleanliness, PhaseStatus, RunStatus, TierStatus
 from ..domain.terms import Independence, Sandbox, Verdict
 from ..views.issues import PhaseIssue
@@ -190,7 +190,7 @@ def tier_page(run: RunDetail, tier: TierDetail) -> bytes:
     return _page(
         run,
         f"# Tier {inline(tier.tier_id)}: {inline(tier.name)}",
-        f"**{TIER_WORDS[tier.state].capitalize()}** (`{tier.state}`), {_cleanliness(tier)}."
+        f"**{_tier_words(tier).capitalize()}** (`{tier.state}`), {_cleanliness(tier)}."
         f" Part of [run {inline(run.run_id)}](../run_summary.md).",
         bullets(inline(reason) for reason in tier.cleanliness_reasons),
         quote(tier.description) if tier.description else "",
@@ -309,9 +309,13 @@ def _promotion(run: RunDetail) -> Iterable[str]:
         yield bullets(inline(warning) for warning in run.promotion_warnings)
 
 
+def _tier_words(tier: TierDetail) -> str:
+    return "ended early" if has_ended_early(tier.state, tier.phases) else TIER_WORDS[tier.state]
+
+
 def _tier_overview(tier: TierDetail) -> Iterable[str]:
     yield (f"### [{inline(tier.tier_id)}](tiers/{tier_name(tier)}): {inline(tier.name, _CELL)}")
-    yield f"{TIER_WORDS[tier.state].capitalize()}, {_cleanliness(tier)}."
+    yield f"{_tier_words(tier).capitalize()}, {_cleanliness(tier)}."
     yield bullets(inline(reason) for reason in tier.cleanliness_reasons)
     yield _phase_table(tier.phases, "phases/")
 
