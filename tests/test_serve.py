@@ -188,8 +188,9 @@ def test_a_port_in_use_is_named(git_repo: GitRepo) -> None:
         assert f"port {port}" in _refusal(git_repo.path, AUTOPACK_PORT=port)
 
 
-def test_the_table_of_settings_is_in_step_with_the_code() -> None:
-    script = ROOT / "scripts" / "settings_table.py"
+@pytest.mark.parametrize("name", ["settings_table.py", "command_table.py"])
+def test_reference_pages_are_in_step_with_the_code(name: str) -> None:
+    script = ROOT / "scripts" / name
     result = subprocess.run(
         [sys.executable, script, "--check"], capture_output=True, text=True, check=False
     )
