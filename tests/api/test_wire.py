@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import resource
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -150,6 +151,25 @@ async def test_requests_within_the_limits_are_answered_alone_and_in_a_row() -> N
         found = await answer_to(connect, (largest + b"\r\n") * 3 + whole + last)
         assert found.count(b"HTTP/1.1 200 OK") == 5
         assert found.count(b"b" * 200_000) == 1
+
+
+@story
+async def test_a_wish_for_another_protocol_is_answered_as_http_and_logged_nowhere() -> None:
+    for wish in (b"websocket", b"h2c", b"x" * 2_000):
+        async with served() as connect:
+            warned: list[str] = []
+            head = HEAD + b"Connection: Upgrade, close\r\nUpgrade: %b\r\n" % wish
+            logger = logging.getLogger("uvicorn.error")
+            logger.setLevel(logging.WARNING)
+            catch = logging.Handler()
+            catch.emit = lambda record: warned.append(record.getMessage())  # type: ignore[method-assign]  # noqa: B023
+            logger.addHandler(catch)
+            try:
+                answer = await answer_to(connect, head + b"Sec-WebSocket-Version: 13\r\n\r\n")
+            finally:
+                logger.removeHandler(catch)
+            assert answer.startswith(b"HTTP/1.1 200 OK"), answer
+            assert warned == []
 
 
 @story

@@ -143,9 +143,12 @@ class WireProtocol(HttpToolsProtocol):
         if is_idle and not self.transport.is_closing():
             self._wait()
 
-    def handle_websocket_upgrade(self) -> None:
-        self._stop_waiting()
-        super().handle_websocket_upgrade()
+    def _should_upgrade(self) -> bool:
+        """Speak HTTP/1.1 alone: a wish for another protocol is ignored, as its standard allows."""
+        return False
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Log nothing: any client could fill the log with such wishes."""
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(400, "malformed_request", "this is not an HTTP request")
