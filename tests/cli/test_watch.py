@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from io import StringIO
 from threading import Event
 from types import SimpleNamespace, TracebackType
 from typing import Any, Self, cast
 
 import pytest
+from rich.console import Console
 
 from autopack.cli import board
+from autopack.cli.view import _ends, runs_view
 from autopack.client import Autopack, ClientError
+from autopack.domain.run import FailureCode
+from autopack.domain.states import PhaseStatus, RunStatus
 from autopack.views.events import EventAnswer
+from autopack.views.runs import ListedRun, PhaseAnswer
 
 pytestmark = pytest.mark.unit
 
@@ -113,3 +120,50 @@ def test_a_service_that_is_gone_ends_the_view_with_its_error(
 ) -> None:
     with pytest.raises(ClientError, match="gone"):
         watch(monkeypatch, Service(ClientError("gone")), Screen(lambda _: None))
+
+
+@pytest.mark.parametrize(
+    ("state", "code", "eligible", "shown"),
+    [
+        ("PHASE_EXECUTION", None, False, "phase execution"),
+        ("DONE_SUCCESS", None, True, "done, eligible"),
+        ("DONE_SUCCESS", None, False, "done, blocked"),
+        ("DONE_FAILED_REQUIRES_HUMAN_REVIEW", "phase_failed", False, "failed: review"),
+        ("DONE_FAILED_REQUIRES_HUMAN_REVIEW", "cancelled", False, "cancelled"),
+        ("DONE_FAILED_BUDGET_EXHAUSTED", "token_cap", False, "failed: budget"),
+        ("DONE_FAILED_POLICY_VIOLATION", "branch_moved", False, "failed: policy"),
+        ("DONE_FAILED_ENVIRONMENT", "ci_did_not_run", False, "failed: environment"),
+    ],
+)
+def test_a_list_of_runs_has_a_line_of_80_columns_for_each(
+    state: str, code: str | None, eligible: bool, shown: str
+) -> None:
+    run = SimpleNamespace(
+        run_id="r" * 64,
+        state=RunStatus(state),
+        failure_code=None if code is None else FailureCode(code),
+        promotion_eligible_to_main=eligible,
+        phases_complete=39,
+        phases_total=40,
+        tokens_used=4_999_999,
+        token_cap=5_000_000,
+        created_at=datetime(2026, 11, 26, 8, 5, tzinfo=UTC),
+    )
+    out = StringIO()
+    Console(file=out, width=80).print(runs_view([cast("ListedRun", run)] * 2))
+    heading, *lines = out.getvalue().splitlines()
+    assert heading.split() == ["run", "state", "phases", "tokens", "started"]
+    assert len(lines) == 2
+    for line in lines:
+        assert line.startswith("rrrr")
+        assert f"…  {shown}  " in line
+        assert line.rstrip().endswith("39/40   5M/5M   11-26 08:05")
+
+
+def test_phases_that_failed_are_not_told_as_done() -> None:
+    phases = [
+        cast("PhaseAnswer", SimpleNamespace(state=PhaseStatus(state)))
+        for state in ("COMPLETE", "FAILED", "SKIPPED", "SKIPPED", "QUEUED")
+    ]
+    assert _ends(phases) == "1 of 5, 1 failed, 2 skipped"
+    assert _ends(phases[:1]) == "1 of 1"

@@ -10,18 +10,27 @@ from ..client import ApiError
 from ..domain.issues import BacklogOrder
 from ..views.issues import BacklogEntryAnswer, BacklogIssueAnswer
 from .command import NO, CommandError, command_app
+from .completion import complete_issues, complete_runs
 from .service import asking
 from .terminal import JsonOption, UrlOption, print_json, print_table, say
 
 app = command_app()
 
-Key = Annotated[str, typer.Argument(metavar="ISSUE_KEY", help="The issue's key.")]
+Key = Annotated[
+    str,
+    typer.Argument(metavar="ISSUE_KEY", help="The issue's key.", autocompletion=complete_issues),
+]
 
 
 @app.command("list")
 def list_issues(
     run: Annotated[
-        str | None, typer.Option(metavar="RUN_ID", help="The issues of a run, not the backlog.")
+        str | None,
+        typer.Option(
+            metavar="RUN_ID",
+            help="The issues of a run, not the backlog.",
+            autocompletion=complete_runs,
+        ),
     ] = None,
     status: Annotated[
         str | None, typer.Option(help="Only these: open, needs_cleanup or resolved.")

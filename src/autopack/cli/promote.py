@@ -11,6 +11,7 @@ import typer
 
 from ..views.reports import PromotionAnswer
 from .command import FINE, NO, CommandError, command_app
+from .completion import RunId
 from .service import asking
 from .terminal import JsonOption, UrlOption, print_json, say
 
@@ -22,7 +23,7 @@ app = command_app()
 
 @app.command()
 def promote(
-    run_id: Annotated[str, typer.Argument(metavar="RUN_ID", help="The run's id.")],
+    run_id: RunId,
     is_opening: Annotated[
         bool, typer.Option("--open", help="Start the promotion workflow on GitHub by `gh`.")
     ] = False,

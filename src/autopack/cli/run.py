@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ..domain.run import FailureCode
-from ..views.runs import RunAnswer
+from ..views.runs import ListedRun, RunAnswer
 from .board import Board, print_event
 from .command import FINE, NO, command_app
+from .completion import RunId, complete_phases
 from .service import asking, read_document
 from .terminal import (
     JsonOption,
@@ -28,8 +30,6 @@ from .terminal import (
 PATIENT_RETRIES = 7
 
 app = command_app()
-
-RunId = Annotated[str, typer.Argument(metavar="RUN_ID", help="The run's id.")]
 
 
 @app.command()
@@ -69,6 +69,18 @@ def list_runs(
     if json:
         print_json(page)
         return
+    if sys.stdout.isatty():
+        from .view import runs_view
+
+        make_console().print(runs_view(page.runs))
+    else:
+        _print_runs(page.runs)
+    if page.next_cursor:
+        say(f"There are more: --cursor {page.next_cursor}")
+
+
+def _print_runs(runs: Sequence[ListedRun]) -> None:
+    """Print whole states and figures, for a pipe."""
     headings = ("run", "state", "phases", "tokens", "of", "started", "promotion")
     rows = [
         (
@@ -81,11 +93,9 @@ def list_runs(
             f"{run.created_at:%Y-%m-%d %H:%M}",
             run.promotion,
         )
-        for run in page.runs
+        for run in runs
     ]
     print_table(headings, rows)
-    if page.next_cursor:
-        say(f"There are more: --cursor {page.next_cursor}")
 
 
 @app.command()
@@ -142,7 +152,11 @@ def retry(
     run_id: RunId,
     phase: Annotated[
         list[str] | None,
-        typer.Option(metavar="PHASE_ID", help="Only this phase; may be repeated."),
+        typer.Option(
+            metavar="PHASE_ID",
+            help="Only this phase; may be repeated.",
+            autocompletion=complete_phases,
+        ),
     ] = None,
     new_id: Annotated[
         str | None, typer.Option(metavar="RUN_ID", help="Id of the new run (RUN_ID.2, .3, …).")
@@ -172,7 +186,12 @@ def retry(
 @app.command()
 def rollback(
     run_id: RunId,
-    to: Annotated[str, typer.Option(metavar="PHASE_ID", help="The phase to go back to.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            metavar="PHASE_ID", help="The phase to go back to.", autocompletion=complete_phases
+        ),
+    ],
     reason: Annotated[str, typer.Option(help="The reason, for the record.")] = "",
     json: JsonOption = False,
     url: UrlOption = None,
@@ -190,7 +209,12 @@ def rollback(
 def diff(
     run_id: RunId,
     phase: Annotated[
-        str | None, typer.Option(metavar="PHASE_ID", help="Only the changes of this phase.")
+        str | None,
+        typer.Option(
+            metavar="PHASE_ID",
+            help="Only the changes of this phase.",
+            autocompletion=complete_phases,
+        ),
     ] = None,
     raw: RawOption = False,
     url: UrlOption = None,

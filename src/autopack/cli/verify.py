@@ -9,6 +9,7 @@ import typer
 from ..checker.command import main
 from ..domain.naming import branch_name
 from .command import command_app
+from .completion import RunId
 from .terminal import JsonOption, to_a_reader
 
 app = command_app()
@@ -16,7 +17,7 @@ app = command_app()
 
 @app.command()
 def verify(
-    run_id: Annotated[str, typer.Argument(metavar="RUN_ID", help="The run's id.")],
+    run_id: RunId,
     branch: Annotated[
         str | None, typer.Option(help="Where it was built, if not on its own branch.")
     ] = None,

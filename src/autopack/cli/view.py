@@ -11,9 +11,9 @@ from rich.text import Text
 
 from ..domain.money import short_usd
 from ..domain.run import FailureCode
-from ..domain.states import TierStatus
+from ..domain.states import PhaseStatus, RunStatus, TierStatus
 from ..domain.terms import Sandbox
-from ..views.runs import PhaseAnswer, RunAnswer, TierAnswer
+from ..views.runs import ListedRun, PhaseAnswer, RunAnswer, TierAnswer
 from .terminal import cell
 
 BAR_WIDTH = 24
@@ -63,8 +63,8 @@ def _budgets(run: RunAnswer) -> Table:
     minutes = max((end - run.created_at).total_seconds(), 0) / 60
     phases = [phase for tier in run.tiers for phase in tier.phases]
     grid = Table.grid(padding=(0, 2))
-    done = sum(phase.state.is_final for phase in phases)
-    grid.add_row("phases", _bar(done, len(phases), "green"), f"{done} of {len(phases)}")
+    done = sum(phase.state is PhaseStatus.COMPLETE for phase in phases)
+    grid.add_row("phases", _bar(done, len(phases), "green"), _ends(phases))
     for name, used, cap in (
         ("tokens", run.tokens_used, run.token_cap),
         ("minutes", int(minutes), run.max_duration_minutes),
@@ -77,6 +77,55 @@ def _budgets(run: RunAnswer) -> Table:
         of = f"{short_usd(run.cost_usd)} of {short_usd(run.cost_cap_usd)}"
         grid.add_row("cost", _bar(float(run.cost_usd), float(run.cost_cap_usd)), of)
     return grid
+
+
+def _ends(phases: Sequence[PhaseAnswer]) -> str:
+    """Say how many phases are complete, and how many ended in another way."""
+    done = sum(phase.state is PhaseStatus.COMPLETE for phase in phases)
+    others = ((PhaseStatus.FAILED, "failed"), (PhaseStatus.SKIPPED, "skipped"))
+    counts = ((sum(phase.state is state for phase in phases), word) for state, word in others)
+    ends = "".join(f", {count} {word}" for count, word in counts if count)
+    return f"{done} of {len(phases)}{ends}"
+
+
+def runs_view(runs: Sequence[ListedRun]) -> RenderableType:
+    """Return the list of runs for a terminal: one line each, in which only the id is cut."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("run", overflow="ellipsis")  # the one that may become narrower
+    for heading in ("state", "phases", "tokens", "started"):
+        table.add_column(heading, no_wrap=True)
+    for run in runs:
+        table.add_row(
+            _on_one_line(cell(run.run_id)),
+            _short_state(run),
+            cell(f"{run.phases_complete}/{run.phases_total}"),
+            cell(f"{_short(run.tokens_used)}/{_short(run.token_cap)}"),
+            cell(f"{run.created_at:%m-%d %H:%M}"),
+        )
+    return table
+
+
+_FAILURES = {
+    RunStatus.DONE_FAILED_BUDGET_EXHAUSTED: "budget",
+    RunStatus.DONE_FAILED_POLICY_VIOLATION: "policy",
+    RunStatus.DONE_FAILED_REQUIRES_HUMAN_REVIEW: "review",
+    RunStatus.DONE_FAILED_ENVIRONMENT: "environment",
+}
+
+
+def _short_state(run: ListedRun) -> Text:
+    """Return a run's state in a few words: what it is at, or how it ended."""
+    if run.failure_code is FailureCode.CANCELLED:  # its state is that of a failure
+        return cell("cancelled", "dim")
+    if run.state is RunStatus.DONE_SUCCESS:
+        is_eligible = run.promotion_eligible_to_main
+        return cell(
+            "done, eligible" if is_eligible else "done, blocked",
+            "green" if is_eligible else "yellow",
+        )
+    if run.state in _FAILURES:
+        return cell(f"failed: {_FAILURES[run.state]}", "red")
+    return cell(run.state.lower().replace("_", " "), "cyan")
 
 
 def _tiers(tiers: Sequence[TierAnswer], *, is_folded: bool) -> Table:
@@ -103,7 +152,7 @@ def _tiers(tiers: Sequence[TierAnswer], *, is_folded: bool) -> Table:
 
 
 def _tier(tier: TierAnswer) -> tuple[Text, ...]:
-    done = sum(phase.state.is_final for phase in tier.phases)
+    done = sum(phase.state is PhaseStatus.COMPLETE for phase in tier.phases)
     return (
         cell(tier.tier_id, "bold"),
         cell(tier.state),
