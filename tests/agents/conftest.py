@@ -65,6 +65,22 @@ class Scene:
             timeout=PATIENCE_SECONDS,
         )
 
+    def drive(self, model: ModelServer, *command: str) -> subprocess.CompletedProcess[str]:
+        """Run the agent itself, with the service as its MCP server."""
+        mcp = f"{self.service.address}/mcp"
+        environment = clients.environment(self.agent, self._home(), model.url, mcp)
+        folder = Path(environment["HOME"], "work")
+        folder.mkdir()
+        return subprocess.run(
+            command,
+            env=environment,
+            cwd=folder,
+            input="Work as the builder of the Autopack run run-001.",
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_SECONDS,
+        )
+
     def _home(self) -> Path:
         """Name a new home for the agent."""
         self.homes += 1

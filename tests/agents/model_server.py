@@ -347,7 +347,7 @@ class _Handler(BaseHTTPRequestHandler):
             _texts([part for part in parts if "text" in part]),
             declared,
             [
-                json.dumps(part["functionResponse"]["response"])
+                "\n".join(map(_texts, part["functionResponse"]["response"].values()))
                 for part in parts
                 if "functionResponse" in part
             ],

@@ -136,6 +136,7 @@ class TestTools:
     def test_have_the_arguments_of_http_by_the_same_names(self, agent: Agent, api: Api) -> None:
         schema = api.client.get("/openapi.json").json()
         tools = {tool["name"]: tool for tool in agent.result("tools/list")["tools"]}
+        assert tools["claim_work"]["title"] == "Claim work"
         phase = "/runs/{run_id}/phases/{phase_id}"
         for tool, method, path in (
             ("claim_work", "post", "/runs/{run_id}/claim"),

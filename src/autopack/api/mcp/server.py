@@ -223,6 +223,7 @@ def _described(name: str, tool: Tool) -> types.Tool:
     either: Any = tool.answer | Problem
     return types.Tool(
         name=name,
+        title=name.replace("_", " ").capitalize(),
         description=tool.description,
         input_schema=tool.call.model_json_schema(),
         output_schema={"type": "object", **TypeAdapter(either).json_schema(mode="serialization")},
