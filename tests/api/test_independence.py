@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from pydantic import SecretStr
 from tests.api.test_actors import keyed  # noqa: F401 - a fixture
-from tests.api.test_keys import Team, team  # noqa: F401 - fixtures
+from tests.api.test_keys import Team, call_tool, team  # noqa: F401 - fixtures
 
 from autopack.config import Settings
 from autopack.domain.access import AccessRole
@@ -241,3 +241,47 @@ class TestExternalCi:
         assert team.ask("POST", path, "ci", json=verdict).is_success
         (phase,) = team.ask("GET", "/runs/run-001", "viewer").json()["tiers"][0]["phases"]
         assert (phase["state"], phase["judged_by"]) == ("COMPLETE", "key:ci:ci")
+
+
+def test_one_key_reviews_or_approves_its_own_work_in_no_way(
+    team: Team,  # noqa: F811 - the fixture
+    keyed: Api,  # noqa: F811 - the fixture
+) -> None:
+    """Another name, MCP, another's lease, a new secret, a second approval: each is refused."""
+    team.make("both", AccessRole.BUILDER, AccessRole.AUDITOR)
+    ruleset = team.ask("GET", "/project/ruleset", "operator").json()
+    ruleset["categories"]["security_auth_change"]["approvals"] = 2
+    assert team.ask("PUT", "/project/ruleset", "operator", json=ruleset).is_success
+    team.ask("POST", "/runs/start", "operator", json=keyed.plan(phase=HIGH_RISK))
+    work = {"role": "builder", "agent": "codex"}
+    item = team.ask("POST", "/claim", "both", json=work).json()
+    built = {
+        "status": "success",
+        "patch_content": keyed.new_file("src/auth.py"),
+        "lease_token": item["lease"]["token"],
+    }
+    assert team.ask("POST", f"{PHASE}/builder_result", "both", json=built).is_success
+    path = f"{PHASE}/auditor_result"
+
+    def refuse(key: str, code: str, **body: str) -> None:
+        before = team.ask("GET", "/runs/run-001", "viewer").json()
+        keyed.refused(team.ask("POST", path, key, json={**APPROVE, **body}), 409, code)
+        where = {"run_id": "run-001", "phase_id": "P0.0"}
+        by_mcp = call_tool(team, key, "submit_auditor_result", {**APPROVE, **body, **where})
+        assert by_mcp["structuredContent"]["code"] == code
+        assert team.ask("GET", "/runs/run-001", "viewer").json() == before
+
+    refuse("both", "not_independent", agent="claude", model="opus")
+    wanted = {"role": "auditor", "agent": "claude"}
+    lease = team.ask("POST", "/claim", "auditor", json=wanted).json()["lease"]["token"]
+    refuse("both", "not_independent", lease_token=lease)
+    rotated = team.ask("POST", "/keys/both/rotate", "operator").json()["api_key"]
+    assert team.ask("POST", "/claim", rotated, json=wanted).status_code == 204
+    body = {**APPROVE, "lease_token": lease}
+    assert team.ask("POST", path, "auditor", json=body).json()["phase_state"] == "GATE"
+    refuse(rotated, "not_independent")
+    refuse("auditor", "already_approved", agent="another")
+    again = team.ask("POST", "/claim", "auditor", json={**wanted, "agent": "another"})
+    assert again.headers["Autopack-Waits"].endswith("key:auditor has approved it")
+    team.make("gemini", AccessRole.AUDITOR)
+    assert team.ask("POST", path, "gemini", json=APPROVE).json()["phase_state"] == "COMPLETE"
