@@ -34,6 +34,8 @@ PAGES = (
     "/runs/invoice-mails",
     "/runs/long-plan",
     "/figures",
+    "/issues",
+    "/keys",
     "/runs/checkout-runding",
     "/start",
     "/login",

@@ -41,7 +41,9 @@ def first_broken_entry(context: AppContext) -> int | None:
         return first_broken(keys.stream_deeds(session))
 
 
-def last_deeds(context: AppContext, limit: int) -> list[AuditEntryAnswer]:
-    """Return the last entries of the log, oldest first."""
+def last_deeds(
+    context: AppContext, limit: int, before: int | None = None
+) -> list[AuditEntryAnswer]:
+    """Return the last entries of the log, or the last before a number, oldest first."""
     with context.reading() as session:
-        return [AuditEntryAnswer.of(row) for row in keys.last_deeds(session, limit)]
+        return [AuditEntryAnswer.of(row) for row in keys.last_deeds(session, limit, before)]

@@ -70,9 +70,11 @@ def list_deeds(session: Session, *, after: int, limit: int) -> Sequence[AuditEnt
     return session.scalars(query.order_by(AuditEntry.sequence).limit(limit)).all()
 
 
-def last_deeds(session: Session, limit: int) -> Sequence[AuditEntry]:
-    """Return the last entries of the log, in their order."""
+def last_deeds(session: Session, limit: int, before: int | None = None) -> Sequence[AuditEntry]:
+    """Return the last entries of the log, or the last before a number, in their order."""
     query = select(AuditEntry).order_by(AuditEntry.sequence.desc()).limit(limit)
+    if before is not None:
+        query = query.where(AuditEntry.sequence < before)
     return session.scalars(query).all()[::-1]
 
 
