@@ -32,7 +32,9 @@ def run_code(code: str, names: dict[str, Any]) -> None:
 
 @pytest.mark.unit
 def test_every_client_gets_the_same_address() -> None:
-    (cursor,), (codex,) = blocks("json"), blocks("toml")
+    (cursor, gemini, opencode), (codex,) = blocks("json"), blocks("toml")
+    assert json.loads(gemini)["mcpServers"]["autopack"]["httpUrl"] == f"{ADDRESS}/mcp"
+    assert json.loads(opencode)["mcp"]["autopack"]["url"] == f"{ADDRESS}/mcp"
     assert json.loads(cursor)["mcpServers"]["autopack"]["url"] == f"{ADDRESS}/mcp"
     assert tomllib.loads(codex)["mcp_servers"]["autopack"]["url"] == f"{ADDRESS}/mcp"
     assert f"--transport http autopack {ADDRESS}/mcp" in blocks("bash")[0]
