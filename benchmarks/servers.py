@@ -38,15 +38,11 @@ class Server:
     failures: int = 0
 
     def cpu_seconds(self) -> float:
-        total = 0.0
-        for root in (self.process, self.postgres):
-            for process in (root, *root.children(recursive=True)):
-                try:
-                    times = process.cpu_times()
-                except psutil.NoSuchProcess:
-                    continue
-                total += sum(times[:4])  # its own CPU time, and that of ended children
-        return total
+        return _seconds(self.process) + _seconds(self.postgres)
+
+    def postgres_seconds(self) -> float:
+        """Return the part of `cpu_seconds` that is Postgres'."""
+        return _seconds(self.postgres)
 
     def memory(self) -> int:
         """Return the megabytes that the server's own processes hold."""
@@ -67,6 +63,18 @@ class Server:
         for request in requests:
             self.send(name, request)
         self.cpu[name] = self.cpu.get(name, 0.0) + self.cpu_seconds() - before
+
+
+def _seconds(root: psutil.Process) -> float:
+    """Return the CPU time of a process and those below it, also of ended ones."""
+    total = 0.0
+    for process in (root, *root.children(recursive=True)):
+        try:
+            times = process.cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        total += sum(times[:4])  # its own CPU time, and that of ended children
+    return total
 
 
 def plan(run_id: str) -> Row:
@@ -240,8 +248,21 @@ def pages_of(client: httpx.Client, runs: Path) -> dict[str, list[Page]]:
     return pages
 
 
-def serve(stack: ExitStack, top: Path, runs: Path, name: str, **settings: str) -> Server:
-    """Start a service with its own repository and Postgres; its runs' files are in `runs`."""
+SERVICE = ("-m", "autopack")
+
+
+def serve(
+    stack: ExitStack,
+    top: Path,
+    runs: Path,
+    name: str,
+    program: Sequence[str] = SERVICE,
+    **settings: str,
+) -> Server:
+    """Start a service with its own repository and Postgres; its runs' files are in `runs`.
+
+    `program` are the words of Python's command line that start Autopack's.
+    """
     (top / name).mkdir()
     apply.make_repository(top / name / "repository", FILES, 0)
     (runs / name).mkdir()
@@ -257,7 +278,7 @@ def serve(stack: ExitStack, top: Path, runs: Path, name: str, **settings: str) -
         "AUTONOMOUS_RUNS_DIR": str(runs / name),
         **settings,
     }
-    command = [sys.executable, "-m", "autopack", "serve", "--port", "{port}"]
+    command = [sys.executable, *program, "serve", "--port", "{port}"]
     log = top / f"{name}.log"
     client, process = stack.enter_context(running(command, log, environment, "/health/live"))
     if settings.get("AUTOPACK_AUTH") == "required":
@@ -302,11 +323,11 @@ def with_and_without_keys() -> Iterator[tuple[Server, Server]]:
 
 
 @contextmanager
-def both() -> Iterator[tuple[Server, Server]]:
+def both(program: Sequence[str] = SERVICE) -> Iterator[tuple[Server, Server]]:
     """Start the service and the floor, each with a repository and a Postgres of its own."""
     with ExitStack() as stack:
         top, runs = stack.enter_context(folders())
-        ours = serve(stack, top, runs, "ours")
+        ours = serve(stack, top, runs, "ours", program)
         pages = pages_of(ours.client, runs / "ours")
         (top / "floor").mkdir()
         apply.make_repository(top / "floor" / "repository", FILES, 0)
