@@ -23,10 +23,19 @@ class Outcome(StrEnum):
 
 
 class PatchStatus(StrEnum):
-    """Whether a patch is on the branch; a held one that never gets there stays pending."""
+    """What was done with a patch when it came; it is stored, and a held patch stays pending."""
 
     APPLIED = "applied"
     PENDING = "pending"
+    REFUSED = "refused"
+
+
+class PatchOutcome(StrEnum):
+    """What became of a patch since, which follows from commits and phases; it is not stored."""
+
+    APPLIED = "applied"
+    PENDING = "pending"
+    DISCARDED = "discarded"
     REFUSED = "refused"
 
 

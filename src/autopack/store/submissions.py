@@ -12,7 +12,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from ..domain.errors import NotFoundError
-from ..domain.outcomes import CommitKind, PatchStatus
+from ..domain.outcomes import CommitKind, PatchOutcome, PatchStatus
 from ..models import Commit, Patch, Phase, Reply, Submission
 from ..views.record import RecordedCommit
 from .rows import Rows
@@ -103,7 +103,7 @@ class PatchFacts:
     id: int
     submission_pk: int
     sha256: str
-    status: PatchStatus
+    status: PatchOutcome
     description: str | None
     files_changed: list[str]
     size_bytes: int

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from ..domain.next_step import NextAction
-from ..domain.outcomes import Outcome, PatchStatus
+from ..domain.outcomes import Outcome, PatchOutcome
 from ..domain.segments import SegmentKind
 from ..domain.states import PhaseStatus, RunStatus
 from ..domain.terms import CiProfile, Recommendation, Role, Sandbox, Severity, Verdict
@@ -164,7 +164,7 @@ class AttemptPatch(Shape):
 
     id: int
     sha256: str
-    status: PatchStatus
+    status: PatchOutcome
     description: str | None
     files_changed: list[str]
     size_bytes: int
