@@ -290,6 +290,22 @@ def test_a_closed_pipe_is_no_traceback(
         assert main(arguments) == 141  # what is left in the buffer goes nowhere
 
 
+@pytest.mark.integration
+def test_warnings_are_left_out_where_that_is_asked_for(
+    git_repo: GitRepo, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(git_repo.path)
+    monkeypatch.setenv("AUTOPACK_PORTT", "1")
+    assert main(["init", "--dry-run"]) == 0
+    assert "AUTOPACK_PORTT is not a setting" in capsys.readouterr().err
+    assert main(["--quiet", "init", "--dry-run"]) == 0
+    out, err = capsys.readouterr()
+    assert "would write" in out
+    assert err == ""
+    assert main(["-q", "run", "show"]) == 2  # errors stay
+    assert "Missing argument" in capsys.readouterr().err
+
+
 @pytest.mark.unit
 def test_no_command_prints_but_through_the_one_place() -> None:
     for file in (ROOT / "src" / "autopack" / "cli").glob("*.py"):

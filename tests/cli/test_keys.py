@@ -181,3 +181,55 @@ def test_no_command_takes_a_key_as_an_argument() -> None:
     for file in (Path(service.__file__).parent).glob("*.py"):
         assert not re.search(r'"--(api-)?(key|token)"', file.read_text()), file
     assert "AUTOPACK_API_KEY" not in os.environ
+
+
+@pytest.mark.unit
+def test_the_operators_file_has_the_address_and_the_key_for_it_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    for name in ("API_URL", "AUTOPACK_API_KEY", "AUTOPACK_API_KEY_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    key = tmp_path / "key"
+    key.write_text("apk_file\n")
+    key.chmod(0o600)
+    file = tmp_path / "autopack" / "autopack.toml"
+    file.parent.mkdir()
+    file.write_text(f'url = "http://localhost:8123/"\napi_key_file = "{key}"\n')
+    with Autopack() as client:
+        assert client.address == "http://localhost:8123"
+    assert find_key("http://localhost:8123") == "apk_file"
+    assert find_key("http://elsewhere.example") is None
+    monkeypatch.setenv("API_URL", "http://localhost:1")
+    with Autopack() as client:
+        assert client.address == "http://localhost:1"
+    key.chmod(0o644)
+    with pytest.raises(ClientError, match="others may read it"):
+        find_key("http://localhost:8123")
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("url = ", "autopack.toml is not TOML"),
+        ("adress = 'x'", "'adress' is not a setting; the nearest known one is"),
+        ("api_key = 'x'", "the nearest known one is api_key_file"),
+        ("url = 3", "autopack.toml: url must be a text"),
+    ],
+)
+def test_a_wrong_operators_file_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    content: str,
+    told: str,
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.delenv("API_URL", raising=False)
+    (tmp_path / "autopack").mkdir()
+    (tmp_path / "autopack" / "autopack.toml").write_text(content)
+    assert main(["run", "list"]) == 2
+    line = capsys.readouterr().err
+    assert told in line
+    assert line.count("\n") == 1

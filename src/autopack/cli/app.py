@@ -16,7 +16,7 @@ from typer.main import get_command
 
 from .. import __version__
 from .command import CLOSED_PIPE, FINE, WRONG_USE, ClosedPipeError, CommandError
-from .terminal import say
+from .terminal import be_quiet, say
 
 # Each is the Typer `app` of the module of that name in this package. A module is imported when its
 # command is called, so that one command does not slow down another.
@@ -114,8 +114,12 @@ def _options(
     version: Annotated[
         bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print it.")
     ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print no progress, warnings and hints.")
+    ] = False,
 ) -> None:
     """Supervise autonomous builds."""
+    be_quiet(quiet)
 
 
 def _called_by_its_module() -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from ..config import Settings, load_settings, misspelt_settings
-from .terminal import say
+from .terminal import hint
 
 
 def read_settings(**values: object) -> Settings:
     """Read the settings, and warn about unknown names. Raises SettingsError."""
     settings = load_settings(**values)
     for line in misspelt_settings():
-        say(f"autopack: warning: {line}", is_error=True)
+        hint(f"autopack: warning: {line}")
     return settings

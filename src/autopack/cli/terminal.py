@@ -55,6 +55,21 @@ STYLES: Final = {
 }
 
 
+_quiet = False
+
+
+def be_quiet(is_wanted: bool) -> None:
+    """Print no progress, warnings and hints from now on; answers and errors stay."""
+    global _quiet
+    _quiet = is_wanted
+
+
+def hint(*lines: str) -> None:
+    """Print what is neither an answer nor an error, to standard error."""
+    if not _quiet:
+        say(*lines, is_error=True)
+
+
 def say(*lines: str, is_error: bool = False, is_now: bool = False) -> None:
     """Print lines. All text of a command goes through this function, also into a pipe.
 
@@ -118,7 +133,7 @@ def make_console() -> Console:
 @contextmanager
 def busy(doing: str) -> Iterator[None]:
     """Show what is being done, while it takes time: on a terminal only, on standard error."""
-    if not sys.stderr.isatty():
+    if _quiet or not sys.stderr.isatty():
         yield
         return
     from rich.console import Console

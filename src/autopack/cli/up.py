@@ -30,7 +30,7 @@ from .command import FINE, NO, UNAVAILABLE, CommandError, command_app
 from .run import PATIENT_RETRIES
 from .service import asking, read_document
 from .settings import read_settings
-from .terminal import JsonOption, busy, make_console, print_json, say
+from .terminal import JsonOption, busy, hint, make_console, print_json, say
 from .trial import RulesetError, read_ruleset
 from .work import INTERRUPTED, agents_for
 
@@ -101,7 +101,7 @@ def up(
             _tell_end(run, branch, as_json=json)
         except _Interrupted:
             if not json:
-                say("", "Stopped. The same command continues the run.", is_error=True)
+                hint("", "Stopped. The same command continues the run.")
             return INTERRUPTED
         except (SettingsError, RepositoryUnusableError) as error:
             raise CommandError(str(error)) from error
@@ -143,7 +143,7 @@ def _serve(
     chosen = wanted if port is not None or _is_free(wanted) else 0
     if not chosen:
         chosen = _free_port()
-        say(f"Port {wanted} is in use: this service takes {chosen}.", is_error=True)
+        hint(f"Port {wanted} is in use: this service takes {chosen}.")
     url = f"http://{HOST}:{chosen}"
     service = Child(["serve", "--host", HOST, "--port", str(chosen)], stdout=log, stderr=log)
     stack.callback(service.stop, STOP_SECONDS)
@@ -214,7 +214,7 @@ def _wait_for_push(client: Autopack, run: RunAnswer) -> None:
             if remote is None or remote.is_up_to_date:
                 return
             time.sleep(POLL_SECONDS)
-    say("The branch is not pushed yet: the next start pushes it.", is_error=True)
+    hint("The branch is not pushed yet: the next start pushes it.")
 
 
 def _footer(settings: Settings, url: str) -> list[str]:

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from .credentials import find_key, usable_key
 from .errors import ApiError, ClientError, UnreachableError
+from .operator_file import read_operator_settings
 
 DEFAULT_URL: Final = "http://localhost:8000"
 TIMEOUT_SECONDS: Final = 60.0
@@ -40,7 +41,7 @@ class Connection:
         retries: int,
         transport: httpx.BaseTransport | None,
     ) -> None:
-        given = url or os.environ.get("API_URL") or DEFAULT_URL
+        given = url or os.environ.get("API_URL") or read_operator_settings().url or DEFAULT_URL
         shown = re.sub(r"(?<=://).*@", "***@", given)  # it may contain a password
         try:
             self._url = httpx.URL(given.rstrip("/"))

@@ -1,7 +1,8 @@
 """The API key of a client: from the environment or a file of its own, never from an argument.
 
 In this order: AUTOPACK_API_KEY, the file that AUTOPACK_API_KEY_FILE names, what `autopack login`
-stored for the service's address. Files must be readable by their owner alone.
+stored for the service's address, the file that the operator's settings name for it. Files must be
+readable by their owner alone.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from .errors import ClientError
+from .operator_file import operator_folder, read_operator_settings
 
 VARIABLE: Final = "AUTOPACK_API_KEY"
 FILE_VARIABLE: Final = "AUTOPACK_API_KEY_FILE"
@@ -27,18 +29,26 @@ def find_key(address: str) -> str | None:
         return usable_key(given, VARIABLE)
     named = os.environ.get(FILE_VARIABLE)
     if named:
-        text = _private_text(Path(named).expanduser())
-        if text is None:
-            raise ClientError(f"{FILE_VARIABLE} ({named!r}): there is no such file")
-        return usable_key(text.strip(), named)
+        return _key_in(named, FILE_VARIABLE)
     stored = _stored().get(address)
-    return None if stored is None else usable_key(stored, str(login_file()))
+    if stored is not None:
+        return usable_key(stored, str(login_file()))
+    ours = read_operator_settings()
+    if ours.api_key_file is None or ours.url is None or ours.url.rstrip("/") != address:
+        return None
+    return _key_in(ours.api_key_file, "api_key_file")
+
+
+def _key_in(name: str, source: str) -> str:
+    text = _private_text(Path(name).expanduser())
+    if text is None:
+        raise ClientError(f"{source} ({name!r}): there is no such file")
+    return usable_key(text.strip(), name)
 
 
 def login_file() -> Path:
     """Return the file in which `autopack login` stores keys."""
-    folder = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
-    return Path(folder).expanduser() / "autopack" / "keys.json"
+    return operator_folder() / "keys.json"
 
 
 def store_key(address: str, key: str | None) -> bool:
