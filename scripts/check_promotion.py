@@ -1347,6 +1347,7 @@ def _plain(value: Any) -> Any:
 
 
 _KINDS = _subclasses(Event)
+EVENT_KINDS = frozenset(_KINDS)
 # For each kind: its fields with their defaults (`dataclasses.MISSING` where there is none), and the
 # functions that read their values from JSON.
 _DEFAULTS = {

@@ -232,7 +232,7 @@ class TestInAProcessOfItsOwn:
         finally:
             process.terminate()
             assert process.wait(PATIENCE_SECONDS) == 0
-        assert "works on upkeep, ci, pushes" in log.read_text()
+        assert "works on upkeep, ci, webhooks, pushes" in log.read_text()
         assert "Traceback" not in log.read_text()
 
 

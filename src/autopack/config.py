@@ -171,6 +171,16 @@ class Settings(BaseSettings):
         description="File of the private SSH key that signs records and snapshots; unset: they are"
         " not signed.",
     )
+    public_url: str | None = Field(
+        default=None,
+        description="Address at which people reach the service, for links in notifications; unset:"
+        " that of AUTOPACK_HOST and AUTOPACK_PORT.",
+    )
+    webhook_private: bool = Field(
+        default=False,
+        description="Whether webhooks may go to private and loopback addresses, and by `http://`."
+        " More in docs/webhooks.md.",
+    )
     log_format: Literal["text", "json"] = Field(
         default="text", description="Shape of the log lines."
     )

@@ -35,6 +35,7 @@ from .api import (
     results,
     runs,
     service,
+    webhooks,
     work,
 )
 from .api.access import AccessMiddleware
@@ -76,6 +77,9 @@ from .services.pushes import push_branch, resume_pushes
 from .services.serving import ClonePlace, ServedElsewhereError, require_history
 from .services.settling import CI_QUEUE, CI_TASK
 from .services.upkeep import UPKEEP_QUEUE, keep_up_alone, start_up
+from .services.webhooks import QUEUE as WEBHOOK_QUEUE
+from .services.webhooks import TASK as WEBHOOK_TASK
+from .services.webhooks import deliver_webhook, tell_webhooks
 
 # The modules of the HTTP API, in the order of OpenAPI.
 OPERATIONS: Final = (
@@ -94,9 +98,12 @@ OPERATIONS: Final = (
     monitoring,
     reports,
     keys,
+    webhooks,
 )
 UPKEEP_SECONDS = 5
 PUSH_WORKERS = 3
+# A receiver that hangs keeps one of them for some seconds at a time.
+WEBHOOK_WORKERS = 4
 
 
 def create_app(settings: Settings | None = None, opened: AppContext | None = None) -> FastAPI:
@@ -322,6 +329,14 @@ def queues_of(context: AppContext) -> list[Queue]:
     ci_workers = context.settings.ci_workers or max(1, (os.cpu_count() or 1) // 2)
     queues.append(
         Queue(name=CI_QUEUE, concurrency=ci_workers, tasks={CI_TASK: partial(run_ci, context)})
+    )
+    queues.append(
+        Queue(
+            name=WEBHOOK_QUEUE,
+            concurrency=WEBHOOK_WORKERS,
+            every={"tell_webhooks": (UPKEEP_SECONDS, partial(tell_webhooks, context))},
+            tasks={WEBHOOK_TASK: partial(deliver_webhook, context)},
+        )
     )
     remote = context.repository.remote
     if remote is not None:

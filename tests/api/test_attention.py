@@ -342,6 +342,25 @@ def test_a_key_that_is_about_to_expire_is_told_to_operators_alone(
     assert listed(api) == {}
 
 
+def test_a_webhook_that_is_off_is_told_until_it_is_enabled(
+    api: Api, agents: Agents, app: FastAPI
+) -> None:
+    """How it comes to be off is in test_webhooks.py."""
+    with app.state.context.writing() as session:
+        session.execute(
+            text(
+                "INSERT INTO webhooks (name, url, kinds, format, secret, position, created_at,"
+                " created_by, off_at, off_reason) VALUES ('hook', 'https://example.org/', '{*}',"
+                " 'cloudevents', 'whsec_', 0, now(), 'ada', now(), 'a delivery failed for a day')"
+            )
+        )
+        session.commit()
+    item = listed(api)["webhook_off:hook"]
+    assert item["text"] == "webhook hook is off: a delivery failed for a day"
+    assert api.client.post(item["action"]["path"]).status_code == 200
+    assert listed(api) == {}
+
+
 def test_the_most_urgent_come_first(api: Api, agents: Agents) -> None:
     api.start("run-1")
     api.result("run-1")
@@ -383,7 +402,7 @@ def test_the_number_of_statements_does_not_grow_with_the_runs(api: Api, app: Fas
         api.result(f"run-{number}", tokens_used=9)
     counted.clear()
     assert api.client.get("/attention").json()["count"] == 3
-    assert len(counted) == first == 6
+    assert len(counted) == first == 7
 
 
 def test_reads_by_indexes_that_hold_what_is_open(api: Api, app: FastAPI) -> None:

@@ -36,6 +36,11 @@ PLAN: dict[str, Any] = {
     ],
 }
 NEW_KEY = {"name": "codex-3", "roles": ["builder"]}
+NEW_WEBHOOK = {
+    "name": "chat",
+    "url": "https://hooks.example.org/autopack",
+    "kinds": ["RunEnded", "run_failed", "run_eligible"],
+}
 STATUS = {"state": "EXECUTING"}
 ISSUE = {
     "issue_key": "test_failure__auth_missing",

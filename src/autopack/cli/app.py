@@ -33,6 +33,7 @@ COMMANDS: Final = {
     "promote": "Say whether a run's branch may be merged, and start that.",
     "verify": "Check a run's branch against its own record, without the service.",
     "keys": "Make, list, revoke and rotate API keys, beside the database.",
+    "webhooks": "Make, list and remove webhooks, look at their deliveries.",
     "login": "Store an API key for the service.",
     "logout": "Remove the stored API key.",
     "whoami": "Show by which key and roles the service knows the caller.",

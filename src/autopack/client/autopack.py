@@ -45,6 +45,13 @@ from ..views.results import (
 )
 from ..views.runs import PhaseReport, RunAnswer, RunPage, StatusAnswer
 from ..views.service import HealthAnswer, LiveAnswer, ServiceAnswer
+from ..views.webhooks import (
+    DeliveriesAnswer,
+    DeliveryAnswer,
+    SecretWebhookAnswer,
+    WebhookAnswer,
+    WebhooksAnswer,
+)
 from ..views.work import WAITS_HEADER, HeartbeatAnswer, ReleaseAnswer, WorkItemAnswer
 from .connection import (
     FIRST_PAUSE_SECONDS,
@@ -156,6 +163,36 @@ class Autopack:
 
     def rotate_key(self, name: str) -> SecretKeyAnswer:
         return self._post(SecretKeyAnswer, f"/keys/{_quoted(name)}/rotate")
+
+    def list_webhooks(self) -> WebhooksAnswer:
+        return self._get(WebhooksAnswer, "/webhooks")
+
+    def create_webhook(self, webhook: Body) -> SecretWebhookAnswer:
+        """Make a webhook; the answer tells its secret, this once."""
+        return self._post(SecretWebhookAnswer, "/webhooks", webhook)
+
+    def remove_webhook(self, name: str) -> WebhookAnswer:
+        return self._post(WebhookAnswer, f"{_webhook(name)}/remove")
+
+    def enable_webhook(self, name: str) -> WebhookAnswer:
+        """Switch a webhook on again that was switched off since its receiver failed."""
+        return self._post(WebhookAnswer, f"{_webhook(name)}/enable", is_repeatable=True)
+
+    def test_webhook(self, name: str) -> DeliveryAnswer:
+        """Send a test message."""
+        return self._post(DeliveryAnswer, f"{_webhook(name)}/test")
+
+    def deliveries(
+        self, name: str, *, limit: int = 100, cursor: str | None = None
+    ) -> DeliveriesAnswer:
+        """Read the last deliveries of a webhook."""
+        path = f"{_webhook(name)}/deliveries"
+        return self._get(DeliveriesAnswer, path, limit=limit, cursor=cursor)
+
+    def redeliver(self, name: str, message_id: str) -> DeliveryAnswer:
+        """Deliver a message again, under the same id."""
+        path = f"{_webhook(name)}/deliveries/{_quoted(message_id)}/redeliver"
+        return self._post(DeliveryAnswer, path)
 
     def audit(self, *, limit: int = 100, cursor: str | None = None) -> AuditPage:
         return self._get(AuditPage, "/audit", limit=limit, cursor=cursor)
@@ -559,6 +596,10 @@ def _run(run_id: str) -> str:
 
 def _phase(run_id: str, phase_id: str) -> str:
     return f"{_run(run_id)}/phases/{_quoted(phase_id)}"
+
+
+def _webhook(name: str) -> str:
+    return f"/webhooks/{_quoted(name)}"
 
 
 def _quoted(name: str) -> str:

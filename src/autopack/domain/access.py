@@ -107,6 +107,13 @@ GRANTS: Final[Mapping[AccessRole, tuple[str, ...]]] = {
         "POST /keys/{name}/revoke",
         "POST /keys/{name}/rotate",
         "GET /audit",
+        "GET /webhooks",
+        "POST /webhooks",
+        "POST /webhooks/{name}/remove",
+        "POST /webhooks/{name}/enable",
+        "POST /webhooks/{name}/test",
+        "GET /webhooks/{name}/deliveries",
+        "POST /webhooks/{name}/deliveries/{message_id}/redeliver",
     ),
 }
 

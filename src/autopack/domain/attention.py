@@ -40,6 +40,7 @@ class AttentionKind(StrEnum):
     ISSUES_AGED = "issues_aged"
     DISK_LOW = "disk_low"
     KEY_EXPIRING = "key_expiring"
+    WEBHOOK_OFF = "webhook_off"
 
 
 class Urgency(StrEnum):
@@ -86,7 +87,7 @@ DISMISSIBLE: Final = frozenset(
     }
 )
 # About keys and what leaves the service, which are an operator's.
-FOR_OPERATORS: Final = frozenset({AttentionKind.KEY_EXPIRING})
+FOR_OPERATORS: Final = frozenset({AttentionKind.KEY_EXPIRING, AttentionKind.WEBHOOK_OFF})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,6 +220,13 @@ class ExpiringKey:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StoppedWebhook:
+    name: str
+    off_at: datetime
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Situation:
     """Everything that the rules look at, as of one moment."""
 
@@ -229,6 +237,7 @@ class Situation:
     issues: AgedIssues | None = None
     disks: Sequence[Disk] = ()
     keys: Sequence[ExpiringKey] = ()
+    webhooks: Sequence[StoppedWebhook] = ()
 
 
 def _clipped(text: str) -> str:
@@ -547,6 +556,24 @@ def _key_expiring(now: Situation, at: datetime) -> Iterator[Need]:
             )
 
 
+def _webhook_off(now: Situation, _at: datetime) -> Iterator[Need]:
+    for webhook in now.webhooks:
+        yield Need(
+            kind=AttentionKind.WEBHOOK_OFF,
+            urgency=Urgency.WARNING,
+            subject=webhook.name,
+            since=webhook.off_at,
+            text=f"webhook {webhook.name} is off: {_clipped(webhook.reason)}",
+            evidence=f"/webhooks/{webhook.name}/deliveries",
+            action=Action(
+                label="Switch it on again when its receiver answers",
+                method="POST",
+                path=f"/webhooks/{webhook.name}/enable",
+                command=f"autopack webhooks enable {webhook.name}",
+            ),
+        )
+
+
 Rule = Callable[[Situation, datetime], Iterator[Need]]
 
 #: One rule a kind: what needs a person, in a situation at a time.
@@ -563,6 +590,7 @@ RULES: Final[Mapping[AttentionKind, Rule]] = {
     AttentionKind.ISSUES_AGED: _issues_aged,
     AttentionKind.DISK_LOW: _disk_low,
     AttentionKind.KEY_EXPIRING: _key_expiring,
+    AttentionKind.WEBHOOK_OFF: _webhook_off,
 }
 _ORDER: Final = list(Urgency)
 

@@ -18,6 +18,9 @@ class AuditAction(StrEnum):
     KEY_ROTATED = "key_rotated"
     RULESET_REPLACED = "ruleset_replaced"
     ATTENTION_DISMISSED = "attention_dismissed"
+    WEBHOOK_CREATED = "webhook_created"
+    WEBHOOK_REMOVED = "webhook_removed"
+    WEBHOOK_ENABLED = "webhook_enabled"
 
 
 @dataclass(frozen=True, slots=True)

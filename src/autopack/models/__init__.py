@@ -11,6 +11,7 @@ from .pushes import Push
 from .rulesets import RulesetVersion
 from .runs import Phase, Run, Tier
 from .serving import ServedClone
+from .webhooks import Delivery, ToldAttention, Webhook
 from .work import Audit, CiLog, CiRun, Commit, Lease, Patch, Reply, Submission
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "CiLog",
     "CiRun",
     "Commit",
+    "Delivery",
     "EventRow",
     "Figure",
     "Issue",
@@ -38,6 +40,8 @@ __all__ = [
     "Sighting",
     "Submission",
     "Tier",
+    "ToldAttention",
+    "Webhook",
     "backlog_counts",
     "metadata",
     "run_counts",

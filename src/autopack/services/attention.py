@@ -97,6 +97,7 @@ def _situation(context: AppContext) -> tuple[Situation, bool]:
         pushes = store.find_failing_pushes(session)
         issues = store.find_aged_issues(session, context.settings.project_id)
         keys = store.list_expiring_keys(session, now)
+        webhooks = store.list_stopped_webhooks(session)
     situation = Situation(
         ended=_ended(context, runs[:MOST_OF_A_KIND]),  # git runs outside of the transaction
         live=live,
@@ -105,6 +106,7 @@ def _situation(context: AppContext) -> tuple[Situation, bool]:
         issues=issues,
         disks=_disks(context),
         keys=keys,
+        webhooks=webhooks,
     )
     is_complete = len(runs) <= MOST_OF_A_KIND and max(len(live), len(phases)) < MOST_OF_A_KIND
     return situation, is_complete

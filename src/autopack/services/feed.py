@@ -11,7 +11,7 @@ from collections import Counter, deque
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import structlog
 from sqlalchemy import Engine
@@ -316,15 +316,20 @@ class AllView:
             return [_told(each) for each in store.list_after(session, last, settled)], None
 
 
-def _told(found: FeedEvent, previous: int = 0) -> FeedItem:
+def document_of(found: FeedEvent) -> dict[str, Any]:
+    """Return an event as streams and webhooks tell it. (views/events.py)"""
     document = event_document(found.sequence, found.event, found.previous_hash)
     sentence, outcome = tell(found.event)
     said = {"run_id": found.run_id, "hash": found.hash, "sentence": sentence, "outcome": outcome}
+    return {**document, **said}
+
+
+def _told(found: FeedEvent, previous: int = 0) -> FeedItem:
     return FeedItem(
         position=found.position,
         previous=previous,
         run_pk=found.run_pk,
         sequence=found.sequence,
         kind=found.event.kind,
-        document=canonical_json({**document, **said}).decode(),
+        document=canonical_json(document_of(found)).decode(),
     )

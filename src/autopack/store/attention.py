@@ -22,6 +22,7 @@ from ..domain.attention import (
     FailingPushes,
     LiveRun,
     OpenPhase,
+    StoppedWebhook,
 )
 from ..domain.errors import NotFoundError
 from ..domain.states import PhaseStatus
@@ -196,5 +197,17 @@ def list_expiring_keys(session: RowSession, now: datetime) -> Sequence[ExpiringK
             "SELECT name, roles, created_at, expires_at FROM api_keys WHERE revoked_at IS NULL"
             " AND expires_at > %s AND expires_at <= %s ORDER BY expires_at, id LIMIT %s",
             (now, now + KEY_WARNING, MOST_OF_A_KIND),
+        )
+    ]
+
+
+def list_stopped_webhooks(session: RowSession) -> Sequence[StoppedWebhook]:
+    """Return the webhooks that are off."""
+    return [
+        StoppedWebhook(name=name, off_at=off_at, reason=reason or "")
+        for name, off_at, reason in session.fetch(
+            "SELECT name, off_at, off_reason FROM webhooks WHERE off_at IS NOT NULL"
+            " ORDER BY id LIMIT %s",
+            (MOST_OF_A_KIND,),
         )
     ]

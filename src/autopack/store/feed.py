@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import psycopg2
-from sqlalchemy import Engine, Row, select, text
+from sqlalchemy import Engine, Row, Select, select, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
@@ -62,6 +62,19 @@ class FeedEvent:
     previous_hash: str
     hash: str
 
+    @classmethod
+    def of(cls, row: Row[*tuple[Any, ...]]) -> FeedEvent:
+        """Return the event of a selected row."""
+        return cls(
+            position=row.id,
+            run_pk=row.run_pk,
+            run_id=row.run_id,
+            sequence=row.sequence,
+            event=read_off(EventRecord, row),
+            previous_hash=row.previous_hash,
+            hash=row.hash,
+        )
+
 
 def find_settled(session: Session) -> tuple[int, bool]:
     """Return the position up to which events are complete, and whether that is the newest id."""
@@ -73,15 +86,20 @@ def find_settled(session: Session) -> tuple[int, bool]:
 
 def list_after(session: Session, position: int, settled: int) -> list[FeedEvent]:
     """Return a page of all runs' events after a position."""
-    query = _EVENTS.where(EventRow.id > position, EventRow.id <= settled).order_by(EventRow.id)
-    return [_feed_event(row) for row in session.execute(query.limit(PAGE))]
+    query = events_between(position, settled)
+    return [FeedEvent.of(row) for row in session.execute(query.limit(PAGE))]
+
+
+def events_between(position: int, settled: int) -> Select[*tuple[Any, ...]]:
+    """Select all runs' events after a position up to another one, in their order."""
+    return _EVENTS.where(EventRow.id > position, EventRow.id <= settled).order_by(EventRow.id)
 
 
 def list_of_run(session: Session, run_pk: int, sequence: int) -> list[FeedEvent]:
     """Return a page of a run's events after a sequence number."""
     query = _EVENTS.where(EventRow.run_pk == run_pk, EventRow.sequence > sequence)
     query = query.order_by(EventRow.sequence).limit(PAGE)
-    return [_feed_event(row) for row in session.execute(query)]
+    return [FeedEvent.of(row) for row in session.execute(query)]
 
 
 def find_end(session: Session, run_pk: int) -> tuple[RunStatus, int] | None:
@@ -134,15 +152,3 @@ class Listener:
 
     def close(self) -> None:
         self._connection.close()
-
-
-def _feed_event(row: Row[*tuple[Any, ...]]) -> FeedEvent:
-    return FeedEvent(
-        position=row.id,
-        run_pk=row.run_pk,
-        run_id=row.run_id,
-        sequence=row.sequence,
-        event=read_off(EventRecord, row),
-        previous_hash=row.previous_hash,
-        hash=row.hash,
-    )

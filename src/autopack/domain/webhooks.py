@@ -1,0 +1,156 @@
+"""What webhooks are told, how it is signed, and when it is tried again. (docs/webhooks.md)
+
+The body is an event in the CloudEvents JSON format, the signature that of Standard Webhooks.
+"""
+
+from __future__ import annotations
+
+import base64
+import difflib
+import hashlib
+import hmac
+import secrets
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Annotated, Any, Final
+
+from pydantic import AfterValidator, Field
+
+from .attention import AttentionKind
+from .errors import ConflictError, InvalidError
+from .events import EVENT_KINDS, canonical_json, wire_time
+from .values import Closed, Identifier, Several, Text
+
+SECRET_PREFIX: Final = "whsec_"  # noqa: S105 - what a secret begins with
+FIRST_WAIT: Final = timedelta(seconds=5)
+LONGEST_WAIT: Final = timedelta(hours=1)
+# A delivery that fails for so long switches its webhook off.
+GIVE_UP_AFTER: Final = timedelta(days=1)
+ANSWER_LENGTH: Final = 500
+EVERYTHING: Final = "*"
+TEST_TYPE: Final = "autopack.test"
+EVENT_TYPE: Final = "autopack.event."
+ATTENTION_TYPE: Final = "autopack.attention."
+MEDIA_TYPE: Final = "application/cloudevents+json"
+
+
+class WebhookFormat(StrEnum):
+    CLOUDEVENTS = "cloudevents"
+    SLACK = "slack"
+
+
+class WebhookNameTakenError(ConflictError):
+    code = "webhook_name_taken"
+
+
+class WebhookOffError(ConflictError):
+    code = "webhook_off"
+
+
+class InvalidWebhookError(InvalidError):
+    code = "invalid_webhook"
+
+
+#: What a webhook can be told of.
+KINDS: Final = frozenset({EVERYTHING, *EVENT_KINDS, *AttentionKind})
+
+
+def _kind(value: str) -> str:
+    if value in KINDS:
+        return value
+    near = difflib.get_close_matches(value[:100], sorted(KINDS), n=1, cutoff=0.0)
+    raise ValueError(f"{value[:100]!r} is no kind of event or attention; the nearest is {near[0]}")
+
+
+Kind = Annotated[str, AfterValidator(_kind)]
+
+
+class NewWebhook(Closed):
+    """What an operator asks for."""
+
+    name: Identifier
+    url: Annotated[Text, Field(description="An https:// address of the public internet.")]
+    kinds: Annotated[
+        Several[Kind],
+        Field(min_length=1, description="Kinds of events and of attention; `*` is all of them."),
+    ]
+    format: WebhookFormat = WebhookFormat.CLOUDEVENTS
+    project_id: Annotated[
+        Identifier | None, Field(description="The project that it is about; null is all.")
+    ] = None
+
+
+def make_secret() -> str:
+    """Return a new random secret, in the form of Standard Webhooks."""
+    return SECRET_PREFIX + base64.b64encode(secrets.token_bytes(32)).decode()
+
+
+def make_message_id() -> str:
+    """Return the id of a message, which stays the same each time it is sent."""
+    return f"msg_{secrets.token_hex(16)}"
+
+
+def signed_headers(secret: str, message_id: str, at: datetime, body: bytes) -> dict[str, str]:
+    """Return the headers of Standard Webhooks: id, time in seconds, HMAC-SHA256 over all three."""
+    timestamp = str(int(at.timestamp()))
+    key = base64.b64decode(secret.removeprefix(SECRET_PREFIX))
+    signed = b".".join((message_id.encode(), timestamp.encode(), body))
+    digest = base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()
+    return {
+        "webhook-id": message_id,
+        "webhook-timestamp": timestamp,
+        "webhook-signature": f"v1,{digest}",
+    }
+
+
+def wants(kinds: Sequence[str], kind: str) -> bool:
+    """Say whether a webhook of these kinds is told of one."""
+    return EVERYTHING in kinds or kind in kinds
+
+
+def wants_attention(kinds: Sequence[str]) -> bool:
+    return any(wants(kinds, kind) for kind in AttentionKind)
+
+
+def retry_wait(attempts: int) -> timedelta:
+    """Return the wait after so many failed tries: twice as long each time, up to an hour."""
+    return min(FIRST_WAIT * (1 << min(attempts - 1, 16)), LONGEST_WAIT)
+
+
+def cloud_event(
+    *,
+    message_id: str,
+    kind: str,
+    project_id: str,
+    subject: str | None,
+    at: datetime,
+    data: Mapping[str, Any],
+) -> bytes:
+    """Return a message in the CloudEvents JSON format, version 1.0."""
+    document: dict[str, Any] = {
+        "specversion": "1.0",
+        "id": message_id,
+        "source": f"/autopack/{project_id}",
+        "type": kind,
+        "time": wire_time(at),
+        "datacontenttype": "application/json",
+        "data": dict(data),
+    }
+    if subject:
+        document["subject"] = subject
+    return canonical_json(document)
+
+
+def slack_message(run_id: str | None, text: str, link: str) -> bytes:
+    """Return one line with a link, as Slack's incoming webhooks take it."""
+    words = f"<{_slack(link)}|{_slack(run_id or 'Autopack')}> {_slack(text)}"
+    return canonical_json({"text": words})
+
+
+def _slack(text: str) -> str:
+    """Escape what has a meaning in Slack's markup, so that no text can add a link or a mention."""
+    line = " ".join(text.split())
+    for letter, escape in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
+        line = line.replace(letter, escape)
+    return line.replace("|", "¦")
