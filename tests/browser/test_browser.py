@@ -181,17 +181,69 @@ def tab_to(page: Any, name: str) -> None:
     raise AssertionError(f"no Tab leads to {name}")
 
 
-def start(url: str, run_id: str) -> None:
+def test_a_form_that_was_open_does_not_leave_the_page_behind(
+    browser: Browser, live_server: LiveServer
+) -> None:
+    start(live_server.url, "run-1")
+    context, reader = open_reader(browser, live_server.url)
+    page = reader.page
+    reader.open("/runs/run-1")
+    expect(page.locator("#live")).to_contain_text("live")
+    page.locator("summary", has_text="Cancel the run").click()
+    page.get_by_label("Reason").fill("half written")
+    post(live_server.url, "/runs/run-1/cancel", reason="by another operator")
+    expect(page.locator("#feed")).to_contain_text("by another operator")
+    expect(page.get_by_label("Reason")).to_have_value("half written")
+    page.keyboard.press("Escape")
+    expect(page.locator("#run-head")).to_contain_text("by another operator")
+    assert reader.complaints == []
+    context.close()
+
+
+def test_a_page_whose_session_has_ended_says_so(
+    browser: Browser, settings: Settings, tmp_path: Path
+) -> None:
+    from tests.conftest import start_server, stop_server
+
+    required = settings.model_copy(update={"auth": "required"})
+    with beside_database(required, "ada@host") as database:
+        operator = database.for_caller(Caller(name="ada@host"))
+        key, other = (
+            create_key(operator, NewKey(name=name, roles=(AccessRole.OPERATOR,))).api_key
+            for name in ("op-1", "op-2")
+        )
+    server = start_server(required, tmp_path / "server.log")
+    context, reader = open_reader(browser, server.url)
+    page = reader.page
+    reader.open("/login")
+    page.get_by_label("API key").fill(key)
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="Sign in")).not_to_be_visible()
+    start(server.url, "run-1", other)
+    reader.open("/runs/run-1")
+    expect(page.locator("#live")).to_contain_text("live")
+    post(server.url, "/keys/op-1/revoke", other)
+    post(server.url, "/runs/run-1/cancel", other, reason="enough")
+    expect(page.locator("#signed-out")).to_be_visible()
+    expect(page.locator("#lost")).not_to_be_visible()
+    expect(page.locator("#run-head")).not_to_contain_text("enough")
+    context.close()
+    stop_server(server)
+
+
+def start(url: str, run_id: str, key: str = "") -> None:
     post(
         url,
         "/runs/start",
+        key,
         run={"run_id": run_id},
         tiers=[{"tier_id": "T0", "tier_index": 0, "name": "T"}],
         phases=[{"phase_id": "P0", "phase_index": 0, "tier_id": "T0", "name": "Phase 0"}],
     )
 
 
-def post(url: str, path: str, **body: Any) -> Any:
-    answer = httpx.post(f"{url}{path}", json=body, timeout=20, trust_env=False)
+def post(url: str, path: str, key: str = "", **body: Any) -> Any:
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    answer = httpx.post(f"{url}{path}", json=body, headers=headers, timeout=20, trust_env=False)
     assert answer.status_code < 300, answer.text
     return answer.json()

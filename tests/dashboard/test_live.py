@@ -6,16 +6,14 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import create_engine, make_url, text
 from tests.conftest import LiveServer
 
 from autopack.dashboard.rendering import HOME
-
-if TYPE_CHECKING:
-    pass
 
 pytestmark = pytest.mark.integration
 
@@ -83,7 +81,7 @@ def test_an_open_page_gets_what_differs_and_its_end(live_server: LiveServer) -> 
     with opened(url, page="run", run="run-1", phase="P0", after=count) as stream:
         post(url, "/runs/run-1/phases/P0/update_status", state="EXECUTING")
         assert "building" in stream.until("tiers")["data"]
-        assert "PhaseStarted" in stream.until("feed")["data"]
+        assert "Building began" in stream.until("feed")["data"]
         post(url, "/runs/run-1/cancel", reason="enough")
         assert "enough" in stream.until("head", "cancelled")["data"]
         stream.until("end")
@@ -98,8 +96,62 @@ def test_a_browser_that_comes_back_gets_what_it_missed(live_server: LiveServer) 
     post(url, "/runs/run-1/phases/P0/update_status", state="EXECUTING")
     with opened(url, page="run", run="run-1", phase="P0", last=number) as stream:
         feed = stream.until("feed")
-        assert "PhaseStarted" in feed["data"]
-        assert "RunStarted" not in feed["data"], "each event is told once"
+        assert "Building began" in feed["data"]
+        assert "The run started" not in feed["data"], "each event is told once"
+
+
+def test_a_browser_that_has_it_all_gets_nothing_again(live_server: LiveServer) -> None:
+    url = live_server.url
+    start(url)
+    with opened(url, page="run", run="run-1", phase="P0") as stream:
+        number = stream.until("feed")["id"]
+    with opened(url, page="run", run="run-1", phase="P0", last=number) as stream:
+        assert stream.next() == {"event": "away", "data": "", "id": number}
+        post(url, "/runs/run-1/phases/P0/update_status", state="EXECUTING")
+        assert stream.next()["event"] == "head"
+    # What differs without an event is sent as well: the digest is of another state.
+    with opened(url, page="run", run="run-1", phase="P0", last=f"{number[:-8]}00000000") as stream:
+        assert stream.next()["event"] == "head"
+
+
+def test_open_pages_say_that_the_database_is_away_and_go_on(
+    live_server: LiveServer, database_url: str
+) -> None:
+    url = live_server.url
+    start(url)
+    address = make_url(database_url)
+    elsewhere = create_engine(address.set(database="postgres"), isolation_level="AUTOCOMMIT")
+    with (
+        opened(url, page="home") as home,
+        opened(url, page="run", run="run-1", phase="P0") as stream,
+        elsewhere.connect() as connection,
+    ):
+        home.until("ended")
+        stream.until("feed")
+
+        def allow(word: str) -> None:
+            connection.execute(
+                text(f'ALTER DATABASE "{address.database}" WITH ALLOW_CONNECTIONS {word}')
+            )
+
+        try:
+            allow("false")
+            connection.execute(
+                text(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name"
+                ),
+                {"name": address.database},
+            )
+            assert "database does not answer" in stream.until("away")["data"]
+            assert "database does not answer" in home.until("away")["data"]
+        finally:  # tests share the database
+            allow("true")
+        assert stream.until("away")["data"] == ""
+        assert home.until("away")["data"] == ""
+        post(url, "/runs/run-1/phases/P0/update_status", state="EXECUTING")
+        assert "building" in stream.until("tiers")["data"]
+        assert "building" in home.until("running", "building")["data"]
+    elsewhere.dispose()
 
 
 def test_home_shows_runs_of_others_as_they_start(live_server: LiveServer) -> None:

@@ -8,10 +8,12 @@ differ. So a hundred open pages cost as much as a hundred open streams.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Annotated, Any, Final
 
 import structlog
@@ -23,13 +25,13 @@ from ..api.credentials import is_still_known
 from ..api.guard import caller_of
 from ..api.inputs import Context
 from ..domain.errors import AutopackError, InvalidError
-from ..domain.values import MAX_COUNT, Identifier
+from ..domain.values import Identifier
 from ..services.availability import OUTAGES
 from ..services.context import AppContext
 from ..services.feed import KEEP_ALIVE_SECONDS, AllView, Feed, RunView, View
 from ..views.events import EndOfRun
 from .pages import home_values
-from .rendering import HOME, Page, fragment, with_parts
+from .rendering import ENVIRONMENT, HOME, Page, fragment, with_parts
 from .routes import PageRoute
 from .run_page import PARTS, run_values
 
@@ -37,12 +39,18 @@ logger = structlog.get_logger(__name__)
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
 
 PAUSE_SECONDS: Final = 1.0
+# Some of a page changes without an event: heartbeats of agents, what waits for too long.
+AGING_SECONDS: Final = 30.0
 RETRY_MILLISECONDS: Final = 1_000
 HEADERS: Final = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 UNREADABLE: Final[tuple[type[Exception], ...]] = (AutopackError, *OUTAGES)
 # Relative times differ at each look, and the browser itself keeps them up to date.
 _AGES: Final = re.compile(r"(?<=>)[^<]*(?=</time>)")
+# What grows with the time besides them is no reason to send a page to a browser that comes back.
+_GROWS: Final = re.compile(r'<svg class="fall".*?</svg>', re.DOTALL)
 HOME_PARTS: Final = ("attention", "summary", "running", "ended")
+# An event's id: the number of the page's last event, and a digest of what is shown.
+_ID: Final = r"^[0-9]{1,15}(-[0-9a-f]{8})?$"
 
 
 class UnknownPageError(InvalidError):
@@ -60,26 +68,42 @@ class Shown:
     may_act: bool
 
 
-@dataclass(slots=True)
+@dataclass
 class Picture:
-    """The parts of a page at one moment; `lines` are the latest events with their numbers."""
+    """The parts of a page at one moment; `lines` are the latest events with their numbers.
+
+    `ages` says whether the parts change without an event.
+    """
 
     number: int
     parts: dict[str, str] = field(default_factory=dict)
     lines: list[tuple[int, str]] = field(default_factory=list)
+    ages: bool = False
     is_over: bool = False
+    away: str = ""
+
+    @cached_property
+    def id(self) -> str:
+        """Return the id of this state of the page, by which a browser comes back."""
+        digest = hashlib.sha256()
+        for text in self.parts.values():
+            digest.update(_GROWS.sub("", _AGES.sub("", text)).encode())
+        return f"{self.number}-{digest.hexdigest()[:8]}"
 
 
 class Board:
     """Renders a page's parts for all browsers that show it."""
 
-    def __init__(self, shown: Shown, draw: Callable[[], Picture], feed: Feed, view: View) -> None:
+    def __init__(
+        self, shown: Shown, draw: Callable[[], Picture], feed: Feed, view: View, outage: str
+    ) -> None:
         self.shown = shown
         self.readers = 0
         self.picture: Picture | None = None
         self._draw = draw
         self._feed = feed
         self._view = view
+        self._outage = outage  # the fragment that says that the database does not answer
         self._is_dirty = asyncio.Event()
         self._changed = asyncio.Condition()
         self._tasks: list[asyncio.Task[None]] = []
@@ -107,24 +131,39 @@ class Board:
             async for event in events:
                 if event is not None:
                     self._is_dirty.set()
+                elif not self._feed.is_connected:
+                    await self._show_outage()
+                elif self.picture is not None and self.picture.away:
+                    self._is_dirty.set()
                 if isinstance(event, EndOfRun):
                     return
 
+    async def _show_outage(self) -> None:
+        """Say on the open pages that the database does not answer; they stay as they are."""
+        if self.picture is not None and not self.picture.away:
+            await self._show(replace(self.picture, away=self._outage))
+
+    async def _show(self, picture: Picture) -> None:
+        async with self._changed:
+            self.picture = picture
+            self._changed.notify_all()
+
     async def _render(self) -> None:
         while self.picture is None or not self.picture.is_over:
-            await self._is_dirty.wait()
+            ages = self.picture is not None and self.picture.ages
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._is_dirty.wait(), AGING_SECONDS if ages else None)
             self._is_dirty.clear()
             try:
                 picture = await run_in_threadpool(self._draw)
             except UNREADABLE as error:
                 logger.warning("page_not_drawn", page=self.shown.page, why=str(error))
                 self._is_dirty.set()  # again, after the pause
+                await self._show_outage()
             except Exception:  # an error of one page must not end its stream for good
                 logger.exception("page_not_drawn", page=self.shown.page)
             else:
-                async with self._changed:
-                    self.picture = picture
-                    self._changed.notify_all()
+                await self._show(picture)
             await asyncio.sleep(PAUSE_SECONDS)
 
 
@@ -157,8 +196,8 @@ async def stream(
     page: Annotated[str, Query(max_length=20)],
     run: Identifier | None = None,
     phase: Annotated[str, Query(max_length=200)] = "",
-    after: Annotated[int, Query(ge=0, le=MAX_COUNT)] = 0,
-    last_event_id: Annotated[int | None, Header(ge=0, le=MAX_COUNT)] = None,
+    after: Annotated[str, Query(pattern=_ID)] = "0",
+    last_event_id: Annotated[str | None, Header(pattern=_ID)] = None,
 ) -> EventSourceResponse:
     """Send the parts of a page that differ from those a browser has: those after a number."""
     feed: Feed = request.app.state.feed
@@ -172,11 +211,13 @@ async def stream(
 
 async def _board(context: AppContext, feed: Feed, shown: Shown, values: dict[str, Any]) -> Board:
     """Make the board of a page. Raises NotFoundError, UnknownPageError."""
+    outage = ENVIRONMENT.get_template("outage.html").render(values)
     if shown.page == "run" and shown.run_id:
         view: View = await run_in_threadpool(RunView, context, shown.run_id)
-        return Board(shown, lambda: _draw_run(context, shown, values), feed, view)
+        return Board(shown, lambda: _draw_run(context, shown, values), feed, view, outage)
     if shown.page == "home":
-        return Board(shown, lambda: _draw_home(context, feed, values), feed, AllView(context, feed))
+        view = AllView(context, feed)
+        return Board(shown, lambda: _draw_home(context, feed, values), feed, view, outage)
     raise UnknownPageError("page: is one of 'home' and 'run', 'run' with the run's id")
 
 
@@ -192,6 +233,7 @@ def _draw_run(context: AppContext, shown: Shown, values: dict[str, Any]) -> Pict
         number=found["event_count"],
         parts={name: fragment("run.html", name, values) for name in PARTS},
         lines=lines,
+        ages=bool(found["r"].leases),
         is_over=found["r"].ended_at is not None,
     )
 
@@ -200,10 +242,11 @@ def _draw_home(context: AppContext, feed: Feed, values: dict[str, Any]) -> Pictu
     now = context.now()
     number = feed.position
     values = with_parts(values | home_values(context, now) | {"now": now, "is_live": True})
-    return Picture(number, {name: fragment("home.html", name, values) for name in HOME_PARTS})
+    parts = {name: fragment("home.html", name, values) for name in HOME_PARTS}
+    return Picture(number, parts, ages=True)
 
 
-async def _events(request: Request, feed: Feed, board: Board, start: int) -> AsyncIterator[bytes]:
+async def _events(request: Request, feed: Feed, board: Board, start: str) -> AsyncIterator[bytes]:
     boards: Boards = request.app.state.boards
     with feed.counted(caller_of(request.scope)):
         board = boards.take(board)
@@ -227,19 +270,28 @@ async def _events(request: Request, feed: Feed, board: Board, start: int) -> Asy
             boards.release(board)
 
 
-def _differences(seen: Picture | None, picture: Picture, start: int) -> list[bytes]:
-    """Return the events that make of one picture the next; a browser at `start` has that one."""
-    before = {} if seen is None else seen.parts
-    last = start if seen is None else max((number for number, _ in seen.lines), default=start)
-    if seen is None and start and start == picture.number:
-        return []
-    number = str(picture.number)
+def _differences(seen: Picture | None, picture: Picture, start: str) -> list[bytes]:
+    """Return the events that make of one picture the next.
+
+    `start` is the id of the state that a browser has: a page that it has just loaded has no digest.
+    """
+    parts = picture.parts | {"away": picture.away}
+    number, _, digest = start.partition("-")
+    last = int(number)
+    if seen is not None:
+        before = seen.parts | {"away": seen.away}
+        last = max((number for number, _ in seen.lines), default=last)
+    elif last and start in (picture.id, str(picture.number)):
+        # Also a browser that has it all may still show that the database was away.
+        before = picture.parts if digest else parts
+    else:
+        before = {} if digest else {"away": ""}
     changed = [
-        format_sse_event(id=number, event=name, data_str=text)
-        for name, text in picture.parts.items()
+        format_sse_event(id=picture.id, event=name, data_str=text)
+        for name, text in parts.items()
         if name not in before or _AGES.sub("", before[name]) != _AGES.sub("", text)
     ]
     new = [text for number, text in picture.lines if number > last]
     if new:
-        changed.append(format_sse_event(id=number, event="feed", data_str="".join(new)))
+        changed.append(format_sse_event(id=picture.id, event="feed", data_str="".join(new)))
     return changed

@@ -186,7 +186,8 @@ class Budget:
 
 
 def _budgets(run: RunAnswer, now: datetime) -> list[Budget]:
-    minutes = max(0.0, ((run.ended_at or now) - run.created_at).total_seconds() / 60)
+    # Whole minutes, so that the part does not differ at each look.
+    minutes = max(0, int(((run.ended_at or now) - run.created_at).total_seconds() // 60))
     cost, cost_cap = float(run.cost_usd), run.cost_cap_usd
     held = float(run.cost_reserved_usd)
     return [
@@ -205,7 +206,7 @@ def _budgets(run: RunAnswer, now: datetime) -> list[Budget]:
         ),
         Budget(
             "Minutes",
-            f"{minutes:,.0f}",
+            f"{minutes:,}",
             f"{run.max_duration_minutes:,}",
             (minutes, run.max_duration_minutes, 0),
         ),

@@ -85,10 +85,16 @@ class Feed:
         self._last = 0  # the position of the last event sent
         self._is_placed = asyncio.Event()
         self._is_ending = False
+        self._is_connected = True
 
     @property
     def position(self) -> int:
         return self._position or 0
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether new events are heard of; not while the database is away."""
+        return self._is_connected
 
     @property
     def is_ending(self) -> bool:
@@ -125,8 +131,9 @@ class Feed:
     async def follow(
         self, view: View, last: int | None
     ) -> AsyncGenerator[FeedItem | EndOfRun | None]:
-        """Yield events after a number, or from now on; None after a while without one.
+        """Yield events after a number, or from now on.
 
+        None comes after a while without one, and when `is_connected` changes.
         Ends when all events were sent, or with the service.
         """
         with self._mailbox(view) as mailbox:
@@ -195,12 +202,15 @@ class Feed:
                     await asyncio.to_thread(listener.close)
             except OUTAGES as error:
                 logger.warning("event_feed_interrupted", why=str(error))
+                self._set_connected(False)
                 await asyncio.sleep(RETRY_SECONDS)
             except Exception:  # streams without events would not notice the outage
                 logger.exception("event_feed_failed")
+                self._set_connected(False)
                 await asyncio.sleep(RETRY_SECONDS)
         self._listening = None
         self._position = None
+        self._is_connected = True
         if not self._is_ending:
             self._is_placed.clear()
 
@@ -215,10 +225,17 @@ class Feed:
             if self._position is None:
                 self._last = news.position
             self._position = news.position
+            self._set_connected(True)
             self._is_placed.set()
             if not news.is_more:
                 seconds = KEEP_ALIVE_SECONDS if news.is_settled else SETTLING_SECONDS
                 await self._hear(listener, seconds)
+
+    def _set_connected(self, is_connected: bool) -> None:
+        if self._is_connected != is_connected:
+            self._is_connected = is_connected
+            for mailbox in self._mailboxes:
+                mailbox.wake()
 
     def _tell(self, events: list[FeedEvent]) -> None:
         for event in events:
