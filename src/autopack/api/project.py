@@ -12,11 +12,17 @@ from ..domain.ruleset import Ruleset
 from ..domain.values import Closed, Identifier, IssueKey, Several
 from ..services import backtests, issues, rulesets
 from ..views.issues import BacklogEntryAnswer, BacklogIssueAnswer
-from ..views.project import BacktestAnswer, DryRunAnswer
+from ..views.project import (
+    BacktestAnswer,
+    DryRunAnswer,
+    ProtectedPathsAnswer,
+    RulesetDiffAnswer,
+    RulesetVersionsAnswer,
+)
 from .bodies import StrictRoute
 from .errors import problems
-from .examples import BACKTEST, PLAN, RULESET, example
-from .inputs import Context
+from .examples import BACKTEST, PLAN, RULESET, RULESET_DIFF, example
+from .inputs import Context, Cursor, PageLimit, decode_cursor, encode_cursor
 
 router = APIRouter(tags=["project"], route_class=StrictRoute)
 
@@ -41,6 +47,13 @@ class Backtest(Closed):
     ruleset: dict[str, Any]
     run_ids: Several[Identifier] | None = None
     limit: Annotated[int, Field(strict=True, ge=1, le=1_000)] = 100
+    changed_only: bool = False
+
+
+class WantedRuleset(Closed):
+    """A ruleset that may be put in force."""
+
+    ruleset: dict[str, Any]
 
 
 @router.get("/project/ruleset", responses=problems(422, 503), summary="Read the ruleset")
@@ -58,6 +71,47 @@ def put_ruleset(
 ) -> Ruleset:
     """Active runs keep the strategy that they started with. Missing fields get their defaults."""
     return rulesets.write_ruleset(context, document)
+
+
+@router.post(
+    "/project/ruleset/diff",
+    responses=problems(413, 422, 503),
+    summary="Compare a ruleset with the one in force",
+)
+def diff_ruleset(
+    context: Context,
+    wanted: Annotated[WantedRuleset, Body(openapi_examples=example(RULESET_DIFF, "Half the time"))],
+) -> RulesetDiffAnswer:
+    """The fields that would change. Missing fields count as their defaults, as with `PUT`."""
+    return rulesets.diff_ruleset(context, wanted.ruleset)
+
+
+@router.get(
+    "/project/ruleset/versions",
+    responses=problems(422, 503),
+    summary="List the versions of the ruleset",
+)
+def list_versions(
+    context: Context, limit: PageLimit = 20, cursor: Cursor = None
+) -> RulesetVersionsAnswer:
+    """Each ruleset that was in force: since when, by whom, what it changed, and the document."""
+    before = decode_cursor(cursor, int)[0] if cursor else None
+    page, more = rulesets.list_versions(context, limit=limit, before=before)
+    return RulesetVersionsAnswer(
+        project_id=context.settings.project_id,
+        versions=page,
+        next_cursor=None if more is None else encode_cursor(more),
+    )
+
+
+@router.get(
+    "/project/protected_paths",
+    responses=problems(422, 503),
+    summary="Read which paths are protected",
+)
+def protected_paths(context: Context) -> ProtectedPathsAnswer:
+    """What no patch of a run that starts now may change, and where each pattern comes from."""
+    return rulesets.protected_paths(context)
 
 
 @router.post(
@@ -84,15 +138,17 @@ def backtest(
         Backtest, Body(openapi_examples=example(BACKTEST, "The newest runs, half the time"))
     ],
 ) -> BacktestAnswer:
-    """Replay finished runs under a ruleset; list those whose outcome, cost or eligibility changes.
+    """Replay finished runs under a ruleset; say whose outcome, cost or eligibility would change.
 
-    The recorded answer of git on each patch is kept.
+    With `changed_only` the answer leaves the other runs out. The recorded answer of git on each
+    patch is kept.
     """
-    compared = backtests.backtest(context, wanted.ruleset, wanted.run_ids, wanted.limit)
-    return BacktestAnswer(
-        compared_count=len(compared),
-        changed_count=sum(bool(each.changes) for each in compared),
-        runs=compared,
+    return backtests.backtest(
+        context,
+        wanted.ruleset,
+        wanted.run_ids,
+        wanted.limit,
+        is_changed_only=wanted.changed_only,
     )
 
 

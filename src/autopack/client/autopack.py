@@ -27,7 +27,13 @@ from ..views.issues import (
 )
 from ..views.keys import AuditPage, CallerAnswer, KeyAnswer, KeysAnswer, SecretKeyAnswer
 from ..views.metrics import RunMetricsPage, TierMetricsListAnswer
-from ..views.project import BacktestAnswer, DryRunAnswer
+from ..views.project import (
+    BacktestAnswer,
+    DryRunAnswer,
+    ProtectedPathsAnswer,
+    RulesetDiffAnswer,
+    RulesetVersionsAnswer,
+)
 from ..views.reports import (
     BacklogSummaryAnswer,
     BudgetAnalysisAnswer,
@@ -496,6 +502,20 @@ class Autopack:
         """Return the project's ruleset in the form that `put_ruleset` accepts."""
         return _document(self._connection.send("GET", "/project/ruleset", is_repeatable=True))
 
+    def ruleset_diff(self, ruleset: Body) -> RulesetDiffAnswer:
+        """Return which fields a ruleset would change of the one in force."""
+        body = {"ruleset": ruleset}
+        return self._post(RulesetDiffAnswer, "/project/ruleset/diff", body, is_repeatable=True)
+
+    def ruleset_versions(
+        self, *, limit: int = 20, cursor: str | None = None
+    ) -> RulesetVersionsAnswer:
+        path = "/project/ruleset/versions"
+        return self._get(RulesetVersionsAnswer, path, limit=limit, cursor=cursor)
+
+    def protected_paths(self) -> ProtectedPathsAnswer:
+        return self._get(ProtectedPathsAnswer, "/project/protected_paths")
+
     def put_ruleset(self, ruleset: Body) -> dict[str, Any]:
         """Replace the whole ruleset; missing fields get their defaults."""
         return _document(
@@ -515,6 +535,7 @@ class Autopack:
         *,
         run_ids: Sequence[str] = (),
         limit: int | None = None,
+        changed_only: bool = False,
     ) -> BacktestAnswer:
         """Decide finished runs again under a ruleset: these, else the newest."""
         body: dict[str, Any] = {"ruleset": ruleset}
@@ -522,6 +543,8 @@ class Autopack:
             body["run_ids"] = list(run_ids)
         if limit is not None:
             body["limit"] = limit
+        if changed_only:
+            body["changed_only"] = True
         response = self._connection.send(
             "POST", "/strategy/backtest", body=body, is_repeatable=True, timeout=BACKTEST_SECONDS
         )

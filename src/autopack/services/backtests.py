@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,14 +16,25 @@ from ..domain.strategy import compile_strategy
 from ..models import Run
 from ..store import runs
 from ..store.session import RowSession
-from ..views.project import ComparisonAnswer, EndingAnswer, PartingAnswer
+from ..views.project import (
+    BacktestAnswer,
+    ChangeKind,
+    ComparisonAnswer,
+    EndingAnswer,
+    PartingAnswer,
+)
 from .context import AppContext
 from .rulesets import parse_ruleset
 
 
 def backtest(
-    context: AppContext, document: dict[str, Any], run_ids: Sequence[str] | None, limit: int
-) -> list[ComparisonAnswer]:
+    context: AppContext,
+    document: dict[str, Any],
+    run_ids: Sequence[str] | None,
+    limit: int,
+    *,
+    is_changed_only: bool = False,
+) -> BacktestAnswer:
     """Replay finished runs under a ruleset: the named ones, else the newest. (rules §9)
 
     Raises InvalidRulesetError, NotFoundError, InvalidError for a run that is not over.
@@ -36,7 +48,15 @@ def backtest(
         for run in chosen:
             if run.ended_at is None:
                 raise InvalidError(f"run_ids: run '{run.run_id}' is {run.state}, not over yet")
-        return [_compare(session, ruleset, run, context) for run in chosen]
+        compared = [_compare(session, ruleset, run, context) for run in chosen]
+    changed = [each for each in compared if each.changes]
+    kinds = Counter(kind for each in changed for kind in each.change_kinds)
+    return BacktestAnswer(
+        compared_count=len(compared),
+        changed_count=len(changed),
+        changed_by_kind={kind: kinds[kind] for kind in ChangeKind},
+        runs=changed if is_changed_only else compared,
+    )
 
 
 def _compare(
@@ -52,6 +72,7 @@ def _compare(
             recorded=recorded,
             replayed=None,
             changes=[f"the plan would be refused: {error.detail}"],
+            change_kinds=[ChangeKind.REFUSED],
             parted_at=PartingAnswer(sequence=1, at=run.created_at, detail="at its start"),
             skipped_inputs=0,
             assumed_patches=0,
@@ -63,11 +84,13 @@ def _compare(
         strategy.major_categories,
     )
     replayed = EndingAnswer.of(outcome.run)
+    changes = _changes(recorded, replayed)
     return ComparisonAnswer(
         run_id=run.run_id,
         recorded=recorded,
         replayed=replayed,
-        changes=_changes(recorded, replayed),
+        changes=list(changes.values()),
+        change_kinds=list(changes),
         parted_at=PartingAnswer.of(outcome.parting) if outcome.parting else None,
         skipped_inputs=outcome.skipped_inputs,
         assumed_patches=outcome.assumed_patches,
@@ -83,16 +106,17 @@ def _plan_of(document: dict[str, Any]) -> Plan:
     return Plan.model_validate({**document, "phases": phases})
 
 
-def _changes(recorded: EndingAnswer, replayed: EndingAnswer) -> list[str]:
-    changes = []
+def _changes(recorded: EndingAnswer, replayed: EndingAnswer) -> dict[ChangeKind, str]:
+    changes = {}
     if recorded.state is not replayed.state or recorded.failure_code is not replayed.failure_code:
-        changes.append(f"outcome: {_named(recorded)}, would be {_named(replayed)}")
+        changes[ChangeKind.OUTCOME] = f"outcome: {_named(recorded)}, would be {_named(replayed)}"
     if recorded.tokens_used != replayed.tokens_used:
-        changes.append(f"cost: {recorded.tokens_used} tokens, would be {replayed.tokens_used}")
+        used = f"{recorded.tokens_used} tokens, would be {replayed.tokens_used}"
+        changes[ChangeKind.COST] = f"cost: {used}"
     if recorded.promotion_eligible_to_main != replayed.promotion_eligible_to_main:
         was = "eligible" if recorded.promotion_eligible_to_main else "not eligible"
         would = "eligible" if replayed.promotion_eligible_to_main else "not eligible"
-        changes.append(f"promotion: {was}, would be {would}")
+        changes[ChangeKind.PROMOTION] = f"promotion: {was}, would be {would}"
     return changes
 
 

@@ -8,16 +8,25 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from ..domain.absolute_paths import ABSOLUTE
 from ..domain.audit import AuditAction
+from ..domain.document_diff import differences
 from ..domain.errors import InvalidError
 from ..domain.events import canonical_json
+from ..domain.path_policy import DEFAULT_PROTECTED
 from ..domain.plan import Plan, check_plan, wants_debt_cleanup, with_debt_cleanup
-from ..domain.ruleset import Ruleset
+from ..domain.ruleset import CiRules, Ruleset
 from ..domain.strategy import Strategy, compile_strategy
-from ..domain.terms import CiMode
+from ..domain.terms import CiMode, CiProfile
 from ..domain.values import MAX_PROBLEMS, Problems
 from ..store import issues, rulesets
 from ..store.session import RowSession
+from ..views.project import (
+    FieldChangeAnswer,
+    ProtectedPathsAnswer,
+    RulesetDiffAnswer,
+    RulesetVersionAnswer,
+)
 from .audit import note
 from .context import AppContext
 
@@ -95,6 +104,69 @@ def write_ruleset(context: AppContext, document: dict[str, Any]) -> Ruleset:
         note(session, context, AuditAction.RULESET_REPLACED, project_id, data)
         session.commit()
     return ruleset
+
+
+def diff_ruleset(context: AppContext, document: dict[str, Any]) -> RulesetDiffAnswer:
+    """Return which fields a ruleset would change of the one in force. Raises InvalidRulesetError.
+
+    Fields that the document leaves out have their defaults, as when it is put in force.
+    """
+    today = read_ruleset(context)
+    wanted = parse_ruleset(json.dumps(document).encode(), context.settings.project_id)
+    changes = differences(today.model_dump(mode="json"), wanted.model_dump(mode="json"))
+    return RulesetDiffAnswer(
+        version=today.version, changes=[FieldChangeAnswer.of(each) for each in changes]
+    )
+
+
+def list_versions(
+    context: AppContext, *, limit: int, before: int | None
+) -> tuple[list[RulesetVersionAnswer], int | None]:
+    """Return a page of the ruleset's versions, newest first, and where the next one begins."""
+    project_id = context.settings.project_id
+    with context.reading() as session:
+        # One more, against which the last one of the page is compared.
+        rows = rulesets.list_versions(session, project_id, limit=limit + 1, before=before)
+        numbers = [row.version for row in rows]
+        authors = rulesets.list_authors(session, project_id, numbers) if rows else {}
+    found = []
+    for place, row in enumerate(rows[:limit]):
+        earlier = rows[place + 1].document if place + 1 < len(rows) else None
+        changes = [] if earlier is None else differences(earlier, row.document)
+        found.append(
+            RulesetVersionAnswer(
+                version=row.version,
+                created_at=row.created_at,
+                actor=authors.get(row.version),
+                changes=[FieldChangeAnswer.of(each) for each in changes],
+                document=row.document,
+            )
+        )
+    return found, rows[limit - 1].version if len(rows) > limit else None
+
+
+def protected_paths(context: AppContext) -> ProtectedPathsAnswer:
+    """Return what no patch of a run that starts now may change. (docs/paths.md)"""
+    ruleset = read_ruleset(context)
+    known = {*DEFAULT_PROTECTED, *ruleset.paths.protected}
+    scripts = ci_scripts(context, ruleset.ci, context.repository.base().commit)
+    return ProtectedPathsAnswer(
+        always=list(ABSOLUTE),
+        by_default=[path for path in DEFAULT_PROTECTED if path not in ABSOLUTE],
+        by_ruleset=list(ruleset.paths.protected),
+        ci_scripts=sorted(scripts - known),
+        opened={category: list(paths) for category, paths in ruleset.paths.opened.items()},
+    )
+
+
+def ci_scripts(context: AppContext, ci: CiRules, commit: str) -> set[str]:
+    """Return the files of a commit that CI's commands call.
+
+    They are protected paths, so that an agent cannot change the scripts that judge its patches.
+    """
+    profiles = (ci.command_for(profile) for profile in CiProfile)
+    named = {name for profile in profiles for name in profile.programs()}
+    return context.repository.files_in(commit, named) if named else set()
 
 
 def strategy_version(session: RowSession, context: AppContext, ruleset: Ruleset) -> int:

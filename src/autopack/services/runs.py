@@ -23,7 +23,7 @@ from ..domain.secret_rules import redact
 from ..domain.starting import starting_state
 from ..domain.states import PhaseStatus
 from ..domain.strategy import Strategy
-from ..domain.terms import CiMode, CiProfile
+from ..domain.terms import CiMode
 from ..gitrepo import Base, GainedCommits, RefUpdate
 from ..models import EventRow, Phase, Run
 from ..store import attention, glances, issues, runs
@@ -38,7 +38,7 @@ from .context import AppContext
 from .opening import changing, locked_session, up_to_date
 from .projection import project
 from .reading import one_moment
-from .rulesets import plan_under, read_ruleset, strategy_version
+from .rulesets import ci_scripts, plan_under, read_ruleset, strategy_version
 from .settling import settle
 
 
@@ -293,14 +293,8 @@ def _sandbox_warning(context: AppContext, strategy: Strategy) -> list[str]:
 
 
 def _gates(context: AppContext, strategy: Strategy, commit: str) -> list[str]:
-    """Return the repository's scripts that CI commands call.
-
-    They are protected paths, so that an agent cannot change the scripts that judge its patches.
-    """
-    profiles = (strategy.ci.command_for(profile) for profile in CiProfile)
-    named = {name for profile in profiles for name in profile.programs()}
-    known = set(strategy.paths.protected)
-    return sorted(context.repository.files_in(commit, named) - known) if named else []
+    """Return the scripts that CI commands call, and that are not protected otherwise."""
+    return sorted(ci_scripts(context, strategy.ci, commit) - {*strategy.paths.protected})
 
 
 def _new_run(

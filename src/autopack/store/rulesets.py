@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import select, text
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, undefer
 
-from ..models import RulesetVersion
+from ..domain.audit import AuditAction
+from ..models import AuditEntry, RulesetVersion
 
 
 def version_of(
@@ -47,6 +48,37 @@ def find_latest(session: Session, project_id: str) -> dict[str, Any] | None:
         .limit(1)
     )
     return session.scalars(query).one_or_none()
+
+
+def list_versions(
+    session: Session, project_id: str, *, limit: int, before: int | None
+) -> list[RulesetVersion]:
+    """Return versions of the project's ruleset with their documents, newest first."""
+    query = (
+        select(RulesetVersion)
+        .options(undefer(RulesetVersion.document))
+        .where(RulesetVersion.project_id == project_id)
+        .order_by(RulesetVersion.version.desc())
+        .limit(limit)
+    )
+    if before is not None:
+        query = query.where(RulesetVersion.version < before)
+    return list(session.scalars(query))
+
+
+def list_authors(session: Session, project_id: str, versions: Sequence[int]) -> dict[int, str]:
+    """Return who first put each of these versions in force by the API, as the audit log says."""
+    number = AuditEntry.data["strategy_version"].as_integer()
+    query = (
+        select(number, AuditEntry.actor)
+        .where(
+            AuditEntry.action == AuditAction.RULESET_REPLACED,
+            AuditEntry.subject == project_id,
+            number.in_(versions),
+        )
+        .order_by(AuditEntry.sequence.desc())
+    )
+    return {version: actor for version, actor in session.execute(query)}
 
 
 def _latest(session: Session, project_id: str) -> RulesetVersion | None:
