@@ -25,7 +25,24 @@ SCRATCH="$(mktemp -d)"
 ANSWER="$SCRATCH/answer" # the body of the last answer
 CHECKS=0
 SKIPPED=0
-trap 'rm -rf "$SCRATCH"' EXIT
+# A probe that failed would leave its runs open, and agents would claim them.
+clean_up() {
+    local list="$SCRATCH/left" id
+    local arguments=(--silent --max-time 10 --header "@$HEADERS")
+    if curl "${arguments[@]}" --fail --output "$list" "$API_URL/runs?live=true&text=$RUN"; then
+        for _ in 1 2 3 4 5 6 7 8 9 10; do
+            [ "$(json_at "$list" 'runs.#')" != 0 ] || break
+            id=$(json_at "$list" 'runs[0].run_id')
+            curl "${arguments[@]}" --fail --output /dev/null --request POST \
+                --header 'Content-Type: application/json' \
+                --data '{"reason": "the probe ended early"}' "$API_URL/runs/$id/cancel" || break
+            curl "${arguments[@]}" --fail --output "$list" \
+                "$API_URL/runs?live=true&text=$RUN" || break
+        done
+    fi
+    rm -rf "$SCRATCH"
+}
+trap 'clean_up 2>/dev/null || true' EXIT
 # A header file, as every process of the machine can read what curl's arguments are.
 HEADERS="$SCRATCH/headers"
 : >"$HEADERS"

@@ -48,6 +48,13 @@ def test_the_policy_allows_exactly_the_scripts_of_the_page(docs: TestClient, pat
     assert policy.startswith("default-src 'none'")
 
 
+def test_redoc_shows_a_logo_that_this_server_has(docs: TestClient) -> None:
+    script = (STATIC / "redoc.standalone.js").read_text()
+    assert "cdn.redoc.ly" not in script
+    assert 'src:"docs/static/favicon.svg"' in script  # relative: behind a proxy's path too
+    assert docs.get("/docs/static/favicon.svg").status_code == 200
+
+
 def test_files_beside_the_pages_are_not_served(docs: TestClient) -> None:
     for name in ("README.md", "..%2fdocs.py", "%2e%2e%2fdocs.py", "redoc.LICENSE.txt"):
         assert docs.get(f"/docs/static/{name}").status_code == 404

@@ -343,6 +343,8 @@ def test_a_probe_names_the_first_thing_that_is_not_true(
         assert head in line, line
         assert tail in line, line
         assert "PASS" not in done.stdout
+        live = httpx.get(f"{live_server.url}/runs?live=true", trust_env=False).json()["runs"]
+        assert live == [], f"{lie.name}: it left runs open"
 
 
 def test_probes_without_a_service_are_given_one_that_is_thrown_away(tmp_path: Path) -> None:
