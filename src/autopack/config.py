@@ -176,6 +176,14 @@ class Settings(BaseSettings):
         description="Address at which people reach the service, for links in notifications; unset:"
         " that of AUTOPACK_HOST and AUTOPACK_PORT.",
     )
+    github_token: SecretStr | None = Field(
+        default=None,
+        description="Token by which webhooks of the format `github` start promotion.yml; unset:"
+        " none. More in docs/webhooks.md.",
+    )
+    github_api: str = Field(
+        default="https://api.github.com", description="Address of GitHub's API."
+    )
     webhook_private: bool = Field(
         default=False,
         description="Whether webhooks may go to private and loopback addresses, and by `http://`."

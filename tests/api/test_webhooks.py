@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from pydantic import SecretStr
 from sqlalchemy import text
 from standardwebhooks import Webhook as Verifier
 from tests.outbound.receiver import Message, Receiver
@@ -472,3 +473,68 @@ def test_the_clock_of_the_day_is_the_first_wish(hooks: Hooks) -> None:
     hooks.agents.now += timedelta(seconds=10)
     hooks.receiver.answer = None
     assert len(hooks.work()) == 1
+
+
+class TestOnGitHub:
+    TOKEN = "ghs_" + "a1B2" * 9
+
+    @pytest.fixture
+    def settings(self, settings: Settings, receiver: Receiver) -> Settings:
+        api = f"http://127.0.0.1:{receiver.port}"
+        update = {"github_token": SecretStr(self.TOKEN), "github_api": api}
+        return settings.model_copy(update=update)
+
+    def test_an_eligible_run_starts_the_workflow_once_its_branch_is_pushed(
+        self, hooks: Hooks, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        url = f"http://127.0.0.1:{hooks.receiver.port}/repos/acme/sample/dispatches"
+        secret = hooks.make("run_eligible", format="github", url=url)
+        hooks.api.start()
+        hooks.api.result()
+        assert hooks.work() == []
+        with hooks.app.state.context.writing() as session:
+            session.execute(
+                text(
+                    "INSERT INTO pushes (run_pk, wanted_revision, attempts, pushed_commit)"
+                    " SELECT id, 1, 0, head_commit FROM runs"
+                )
+            )
+            session.commit()
+        hooks.receiver.answers(422, f"bad {self.TOKEN}")
+        (message,) = hooks.work()
+        assert message.path == "/repos/acme/sample/dispatches"
+        assert message.headers["authorization"] == f"Bearer {self.TOKEN}"
+        assert json.loads(message.body) == {
+            "event_type": "autopack-promotion",
+            "client_payload": {"run_id": "run-001", "integration_branch": "autonomous/run-001"},
+        }
+        shown = hooks.api.client.get("/webhooks/hook/deliveries").text + capsys.readouterr().out
+        assert self.TOKEN not in shown
+        assert secret not in shown
+        hooks.api.client.post("/webhooks/hook/test")
+        hooks.agents.wait(seconds=1)
+        (message,) = hooks.work()
+        assert json.loads(message.body)["event_type"] == "autopack-test"
+
+    def test_the_token_goes_to_github_alone(self, hooks: Hooks) -> None:
+        base = f"http://127.0.0.1:{hooks.receiver.port}"
+        for url in (
+            "https://evil.example/repos/acme/sample/dispatches",
+            f"{base}.evil.example/repos/acme/sample/dispatches",
+            f"{base}/repos/acme/sample/dispatches?x=1",
+            f"{base}/repos/../../dispatches",
+            f"{base}/user/repos",
+        ):
+            body = {"name": "hook", "url": url, "kinds": ["run_eligible"], "format": "github"}
+            answer = hooks.api.client.post("/webhooks", json=body)
+            hooks.api.refused(answer, 422, "invalid_webhook", "url: ", "/repos/OWNER/NAME")
+        body = {"name": "hook", "url": url, "kinds": ["*"], "format": "github"}
+        answer = hooks.api.client.post("/webhooks", json=body)
+        hooks.api.refused(answer, 422, "invalid_webhook", "kinds: ")
+
+
+def test_without_a_token_there_is_no_webhook_for_github(hooks: Hooks) -> None:
+    url = "https://api.github.com/repos/acme/sample/dispatches"
+    body = {"name": "hook", "url": url, "kinds": ["run_eligible"], "format": "github"}
+    answer = hooks.api.client.post("/webhooks", json=body)
+    hooks.api.refused(answer, 422, "invalid_webhook", "AUTOPACK_GITHUB_TOKEN")

@@ -118,8 +118,9 @@ sys.exit(0 if json.loads(said)["eligible"] else 1)
         done = Workflow.read(FOLDER / "promotion.yml").run(
             "promote",
             {
-                "inputs.run_id": run_id,
-                "inputs.integration_branch": branch,
+                "inputs.run_id || github.event.client_payload.run_id": run_id,
+                "inputs.integration_branch"
+                " || github.event.client_payload.integration_branch": branch,
                 "github.token": "a-token",
                 "github.repository": "acme/sample",
             },

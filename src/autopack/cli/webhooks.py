@@ -23,7 +23,9 @@ def create(
         list[str],
         typer.Option(help="A kind of event or attention, or `*`; may be repeated."),
     ],
-    slack: Annotated[bool, typer.Option("--slack", help="Send lines as Slack takes them.")] = False,
+    format: Annotated[
+        str, typer.Option(help="cloudevents, slack (lines) or github (starts promotion.yml).")
+    ] = "cloudevents",
     project: Annotated[
         str | None, typer.Option(metavar="PROJECT", help="The one project that it is about.")
     ] = None,
@@ -35,7 +37,7 @@ def create(
         "name": name,
         "url": address,
         "kinds": kind,
-        "format": "slack" if slack else "cloudevents",
+        "format": format,
         "project_id": project,
     }
     with asking(url) as client:

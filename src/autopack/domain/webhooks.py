@@ -9,6 +9,7 @@ import base64
 import difflib
 import hashlib
 import hmac
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
@@ -20,6 +21,7 @@ from pydantic import AfterValidator, Field
 from .attention import AttentionKind
 from .errors import ConflictError, InvalidError
 from .events import EVENT_KINDS, canonical_json, wire_time
+from .naming import branch_name
 from .values import Closed, Identifier, Several, Text
 
 SECRET_PREFIX: Final = "whsec_"  # noqa: S105 - what a secret begins with
@@ -38,6 +40,7 @@ MEDIA_TYPE: Final = "application/cloudevents+json"
 class WebhookFormat(StrEnum):
     CLOUDEVENTS = "cloudevents"
     SLACK = "slack"
+    GITHUB = "github"
 
 
 class WebhookNameTakenError(ConflictError):
@@ -51,6 +54,10 @@ class WebhookOffError(ConflictError):
 class InvalidWebhookError(InvalidError):
     code = "invalid_webhook"
 
+
+# What starts promotion.yml on GitHub, and the one kind of which it is told.
+GITHUB_EVENT: Final = "autopack-promotion"
+GITHUB_KINDS: Final = (AttentionKind.RUN_ELIGIBLE,)
 
 #: What a webhook can be told of.
 KINDS: Final = frozenset({EVERYTHING, *EVENT_KINDS, *AttentionKind})
@@ -146,6 +153,32 @@ def slack_message(run_id: str | None, text: str, link: str) -> bytes:
     """Return one line with a link, as Slack's incoming webhooks take it."""
     words = f"<{_slack(link)}|{_slack(run_id or 'Autopack')}> {_slack(text)}"
     return canonical_json({"text": words})
+
+
+def github_dispatch(run_id: str | None, *, is_test: bool) -> bytes:
+    """Return a `repository_dispatch` for promotion.yml; a test has a type that starts nothing."""
+    if is_test or run_id is None:
+        return canonical_json({"event_type": "autopack-test", "client_payload": {}})
+    payload = {"run_id": run_id, "integration_branch": branch_name(run_id)}
+    return canonical_json({"event_type": GITHUB_EVENT, "client_payload": payload})
+
+
+def require_github(wanted: NewWebhook, *, api: str, has_token: bool) -> None:
+    """Check a webhook of the format `github`: the service's token must go nowhere else.
+
+    Raises InvalidWebhookError.
+    """
+    if not has_token:
+        raise InvalidWebhookError("format: 'github' needs AUTOPACK_GITHUB_TOKEN")
+    if tuple(wanted.kinds) != GITHUB_KINDS:
+        raise InvalidWebhookError("kinds: of the format 'github' are ['run_eligible'] alone")
+    name = r"[A-Za-z0-9_][A-Za-z0-9._-]*"
+    if not re.fullmatch(
+        rf"{re.escape(api.rstrip('/'))}/repos/{name}/{name}/dispatches", wanted.url
+    ):
+        raise InvalidWebhookError(
+            f"url: of the format 'github' is {api.rstrip('/')}/repos/OWNER/NAME/dispatches"
+        )
 
 
 def _slack(text: str) -> str:

@@ -34,8 +34,10 @@ from ..domain.webhooks import (
     WebhookNameTakenError,
     WebhookOffError,
     cloud_event,
+    github_dispatch,
     make_message_id,
     make_secret,
+    require_github,
     retry_wait,
     signed_headers,
     slack_message,
@@ -75,7 +77,11 @@ def create_webhook(context: AppContext, wanted: NewWebhook) -> SecretWebhookAnsw
         raise WrongProjectError(
             f"project '{wanted.project_id}' is not the one that is served here: '{served}'"
         )
-    is_allowed = context.settings.webhook_private
+    settings = context.settings
+    if wanted.format is WebhookFormat.GITHUB:
+        has_token = settings.github_token is not None
+        require_github(wanted, api=settings.github_api, has_token=has_token)
+    is_allowed = settings.webhook_private
     try:
         address = parse_address(wanted.url, is_private_allowed=is_allowed)
         resolve(address, is_private_allowed=is_allowed)
@@ -256,6 +262,9 @@ def _news_of_attention(
     now: datetime,
 ) -> list[_Message]:
     wanted = {item.id: item for item in items if wants(webhook.kinds, item.kind)}
+    if webhook.format is WebhookFormat.GITHUB:  # the workflow needs the branch on the remote
+        pushed = store.list_pushed(session, [item.run_id or "" for item in wanted.values()])
+        wanted = {key: item for key, item in wanted.items() if item.run_id in pushed}
     told = store.list_told(session, webhook.id)
     new = wanted.keys() - told
     gone = told - wanted.keys() if is_complete else set[str]()
@@ -275,7 +284,9 @@ def _news_of_attention(
 
 def _delivery(context: AppContext, webhook: Webhook, message: _Message, now: datetime) -> Delivery:
     message_id = make_message_id()
-    if webhook.format is WebhookFormat.SLACK:
+    if webhook.format is WebhookFormat.GITHUB:
+        body = github_dispatch(message.run_id, is_test=message.kind == TEST_TYPE)
+    elif webhook.format is WebhookFormat.SLACK:
         body = slack_message(message.run_id, message.text, _link(context, message.run_id))
     else:
         body = cloud_event(
@@ -364,21 +375,32 @@ def _begin(context: AppContext, webhook_pk: int) -> _Order | None:
 
 
 def _send(context: AppContext, order: _Order) -> Reply | SendError:
-    is_slack = order.format is WebhookFormat.SLACK
+    is_event = order.format is WebhookFormat.CLOUDEVENTS
     headers = {
-        "Content-Type": "application/json" if is_slack else MEDIA_TYPE,
+        "Content-Type": MEDIA_TYPE if is_event else "application/json",
         "User-Agent": f"autopack/{__version__}",
         "Connection": "close",
         **signed_headers(order.secret, order.message_id, context.now(), order.body),
     }
+    token = context.settings.github_token
+    if order.format is WebhookFormat.GITHUB and token is not None:
+        headers["Authorization"] = f"Bearer {token.get_secret_value()}"
+        headers["Accept"] = "application/vnd.github+json"
     is_allowed = context.settings.webhook_private
     try:
+        if order.format is WebhookFormat.GITHUB and not _is_of_github(context, order.url):
+            raise AddressError("is not of AUTOPACK_GITHUB_API (any more)")
         address = parse_address(order.url, is_private_allowed=is_allowed)
         return send(address, headers, order.body, is_private_allowed=is_allowed)
     except AddressError as error:
         return SendError(str(error))
     except SendError as error:
         return error
+
+
+def _is_of_github(context: AppContext, url: str) -> bool:
+    """Say whether the token may go to an address: the setting may have changed since."""
+    return url.startswith(f"{context.settings.github_api.rstrip('/')}/repos/")
 
 
 def _note(context: AppContext, webhook_pk: int, order: _Order, found: Reply | SendError) -> bool:
@@ -392,7 +414,9 @@ def _note(context: AppContext, webhook_pk: int, order: _Order, found: Reply | Se
         delivery = store.lock_delivery(session, webhook_pk, order.message_id)
         delivery.error = error
         delivery.status = found.status if isinstance(found, Reply) else None
-        delivery.answer = _shown(found.text, order.secret) if isinstance(found, Reply) else None
+        delivery.answer = (
+            _shown(context, found.text, order.secret) if isinstance(found, Reply) else None
+        )
         if error is None:
             delivery.delivered_at, delivery.next_try_at = now, None
             session.commit()
@@ -426,9 +450,12 @@ def _problem(found: Reply | SendError) -> str | None:
     return f"the answer was {found.status}"
 
 
-def _shown(text: str, secret: str) -> str:
-    """Return the beginning of an answer as people may see it."""
-    return one_line(redact(text.replace(secret, "[redacted]")))[:ANSWER_LENGTH]
+def _shown(context: AppContext, text: str, secret: str) -> str:
+    """Return the beginning of an answer as people may see it, without what was sent as a secret."""
+    token = context.settings.github_token
+    for each in (secret, token.get_secret_value() if token else ""):
+        text = text.replace(each, "[redacted]") if each else text
+    return one_line(redact(text))[:ANSWER_LENGTH]
 
 
 def _queue(session: RowSession, webhook_pk: int, at: datetime | None = None) -> None:

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from ..domain.errors import NotFoundError
 from ..domain.webhooks import EVERYTHING
-from ..models import Delivery, EventRow, ToldAttention, Webhook
+from ..models import Delivery, EventRow, Push, Run, ToldAttention, Webhook
 from .feed import PAGE, FeedEvent, events_between
 
 # Of each webhook so many deliveries are kept, besides those that are due.
@@ -173,3 +173,17 @@ def count_due(session: Session) -> dict[int, int]:
     """Return how many deliveries of each webhook wait."""
     query = select(Delivery.webhook_pk, func.count()).where(Delivery.next_try_at.is_not(None))
     return {key: count for key, count in session.execute(query.group_by(Delivery.webhook_pk))}
+
+
+def list_pushed(session: Session, run_ids: Collection[str]) -> set[str]:
+    """Return which of these runs have their whole branch on the remote."""
+    query = select(Run.run_id).join(Push, Push.run_pk == Run.id)
+    return set(
+        session.scalars(
+            query.where(
+                Run.run_id.in_(run_ids),
+                Push.pushed_commit == Run.head_commit,
+                Push.next_try_at.is_(None),
+            )
+        )
+    )
