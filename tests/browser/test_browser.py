@@ -36,6 +36,8 @@ PAGES = (
     "/figures",
     "/issues",
     "/keys",
+    "/ruleset",
+    "/ruleset/versions",
     "/runs/checkout-runding",
     "/start",
     "/login",
