@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from html import unescape
 from typing import TYPE_CHECKING
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from starlette.testclient import TestClient
@@ -84,6 +85,28 @@ def test_home_shows_what_runs_and_what_ended(api: Api) -> None:
     assert "phase 'P0.0' waits for a Builder" in shown
     assert "cancelled" in shown
     assert "may be merged" in shown
+
+
+def test_all_pages_say_the_same_of_a_merge(api: Api) -> None:
+    api.start("done-1")
+    api.result("done-1")
+    pages = (HOME, f"{HOME}/runs", f"{HOME}/runs/done-1")
+    base = api.repo.git("rev-parse", "main")
+    api.repo.commit({"src/P0.0.txt": "another text\n"})
+    for path in pages:
+        shown = words(api.client.get(path))
+        assert "may be merged" not in shown, path
+        assert "does not merge with main" in shown, path
+    assert "settle the reasons in a new run" in shown
+    assert "open a pull request" not in shown
+    api.repo.git("reset", "--quiet", "--hard", base)
+    for path in pages:
+        assert "may be merged" in words(api.client.get(path)), path
+    api.repo.git("merge", "--quiet", "--no-edit", "autonomous/done-1")
+    for path in pages[:2]:
+        shown = words(api.client.get(path))
+        assert "merged" in shown
+        assert "may be merged" not in shown, path
 
 
 def test_runs_are_filtered_by_the_form(api: Api) -> None:
@@ -199,6 +222,12 @@ def test_a_session_ends_with_its_key(team: TestClient) -> None:
     revoke_key(app.state.context.for_caller(Caller(name="ada@host")), "eye-1")
     app.state.keyring.forget()
     assert team.get(HOME, follow_redirects=False).status_code == 303
+
+
+def test_the_way_to_the_sign_in_page_and_back_keeps_what_was_asked_for(team: TestClient) -> None:
+    asked = f"{HOME}/runs?text=run-7&state=live"
+    away = team.get(asked, headers={"Accept": "text/html"}, follow_redirects=False)
+    assert parse_qs(urlsplit(away.headers["location"]).query)["to"] == [asked]
 
 
 def test_a_way_out_of_the_dashboard_is_not_taken(team: TestClient) -> None:

@@ -140,7 +140,9 @@ def _sign_in_or_refusal(scope: Scope, headers: Headers) -> Response:
     is_page = scope["type"] == "http" and "text/html" in headers.get("accept", "")
     if is_page and (path == "/" or _is_within(path, DASHBOARD)):
         root = str(scope.get("root_path", "")).rstrip("/")
-        return RedirectResponse(f"{root}{SIGN_IN}?{urlencode({'to': path})}", 303)
+        query = scope.get("query_string", b"").decode("latin-1")
+        to = f"{path}?{query}" if query else path
+        return RedirectResponse(f"{root}{SIGN_IN}?{urlencode({'to': to})}", 303)
     return _refusal()
 
 

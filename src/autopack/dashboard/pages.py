@@ -11,13 +11,12 @@ from fastapi.responses import FileResponse, HTMLResponse
 from starlette.exceptions import HTTPException
 
 from ..api.inputs import Context, Cursor, decode_moment, encode_moment
-from ..domain.attention import AttentionKind
 from ..domain.promotion import PromotionState
 from ..domain.run import FailureCode
 from ..domain.run_filter import RunFilter
 from ..domain.states import RunStatus
 from ..services import runs
-from ..services.attention import attention
+from ..services.attention import attention, last_rehearsals
 from ..services.context import AppContext
 from ..views.runs import ListedRun
 from .rendering import HOME, STATIC, Page, assets_version
@@ -65,14 +64,8 @@ def home_values(context: AppContext, now: datetime) -> dict[str, Any]:
     )
     needed = attention(context)
     is_empty = not running and not ended and not _has_runs(context)
-    return _of_runs(now) | {
+    return _of_runs(context, now) | {
         "attention": needed,
-        # A merge that is rehearsed today may be stricter than what was decided at a run's end.
-        "blocked": {
-            item.run_id: item.text
-            for item in needed.items
-            if item.kind is AttentionKind.PROMOTION_BLOCKED
-        },
         "is_live": False,
         "running": running,
         "more_running": more_running is not None,
@@ -87,13 +80,29 @@ def _has_runs(context: AppContext) -> bool:
     return bool(page)
 
 
-def _of_runs(now: datetime) -> dict[str, Any]:
+def _of_runs(context: AppContext, now: datetime) -> dict[str, Any]:
     """Return the functions by which templates show runs."""
+    rehearsals = last_rehearsals(context)
 
     def minutes(run: ListedRun) -> int:
         return max(0, round(((run.ended_at or now) - run.created_at).total_seconds() / 60))
 
-    return {"minutes": minutes, "shown_state": shown_state}
+    def into_main(run: ListedRun) -> tuple[str, str]:
+        """Return the verdict on merging and a reason; the base branch may have moved since."""
+        last = rehearsals.get(run.run_id)
+        if (
+            run.promotion is PromotionState.ELIGIBLE
+            and last
+            and last.head_commit == run.head_commit
+        ):
+            if last.is_merged:
+                return "merged", ""
+            if last.reasons:
+                return str(PromotionState.BLOCKED), last.reasons[0]
+        reasons = run.promotion_reasons if run.promotion is PromotionState.BLOCKED else ()
+        return str(run.promotion), next(iter(reasons), "")
+
+    return {"minutes": minutes, "shown_state": shown_state, "into_main": into_main}
 
 
 def shown_state(run: Any) -> str:
@@ -143,7 +152,7 @@ def list_runs(
         is_later=cursor is not None,
         first_page=_runs_page(page, query),
         next_page=None if more is None else _runs_page(page, query, encode_moment(*more)),
-        **_of_runs(page.now),
+        **_of_runs(context, page.now),
     )
 
 

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query
 from fastapi.responses import HTMLResponse
 
 from ..api.inputs import Context, RunId
+from ..domain.next_step import step_when_blocked
 from ..domain.rehearsal import RehearsalResult
 from ..domain.segments import SegmentKind
 from ..domain.states import PHASE_TRANSITIONS, PhaseStatus, RunStatus
@@ -72,7 +73,8 @@ def run_values(
         "r": run,
         "sel": phase,
         "shown": shown_state(run),
-        "sentence": _sentence(run),
+        "sentence": _sentence(run, promotion),
+        "next_detail": _next_detail(run, promotion),
         "phases": [each for tier in run.tiers for each in tier.phases],
         "lease": next((each for each in run.leases if each.phase_id == phase.phase_id), None),
         "attempts": found.attempts,
@@ -156,9 +158,25 @@ def waterfalls(timeline: TimelineAnswer, run: RunAnswer, now: datetime) -> dict[
     return found
 
 
-def _sentence(run: RunAnswer) -> str:
-    if run.failure_reason:
-        return run.failure_reason
+def _sentence(run: RunAnswer, promotion: PromotionVerdictAnswer) -> str:
+    """Say in a sentence what the run is at or came to, and whether it may be merged."""
+    states = [phase.state for tier in run.tiers for phase in tier.phases]
+    complete = f"{states.count(PhaseStatus.COMPLETE)} of {len(states)} phases complete"
+    if run.ended_at is None:
+        return f"{run.next.detail}. {complete}."
+    took = f"after {duration((run.ended_at - run.created_at).total_seconds())}"
+    if run.state is not RunStatus.DONE_SUCCESS:
+        return f"Ended {took}, {complete}: {run.failure_reason or run.state}"
+    if promotion.eligible:
+        return f"Succeeded {took}. It may be merged into {run.base_branch}."
+    reasons = "; ".join(promotion.reasons)
+    return f"Succeeded {took}, but may not be merged into {run.base_branch}: {reasons}"
+
+
+def _next_detail(run: RunAnswer, promotion: PromotionVerdictAnswer) -> str:
+    """Return the next step, where the base branch of today may have made another one of it."""
+    if run.promotion_eligible_to_main and not promotion.eligible:
+        return step_when_blocked(run.branch, run.base_branch)
     return run.next.detail
 
 

@@ -142,8 +142,13 @@ def _after_the_end(run: RunAtHand) -> str:
             f" {run.base_branch}) and open a pull request to {run.base_branch}."
         )
     if run.state.is_final:
-        return (
-            f"{run.branch} is complete, but may not be merged into {run.base_branch}: settle the"
-            " reasons in a new run."
-        )
+        return step_when_blocked(run.branch, run.base_branch)
     return "every phase has ended"
+
+
+def step_when_blocked(branch: str, base_branch: str) -> str:
+    """Return what to do with a run that succeeded, where something is against its merge."""
+    return (
+        f"{branch} is complete, but may not be merged into {base_branch}: settle the reasons in a"
+        " new run."
+    )

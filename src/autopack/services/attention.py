@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
@@ -147,7 +147,8 @@ def _today(context: AppContext, run: Run) -> tuple[tuple[str, ...], bool]:
     base = repository.read_ref(f"refs/heads/{run.base_branch}") or ""
     head = repository.read_ref(branch_ref(run.run_id)) or ""
     key = (run.run_id, run.head_commit, head, base)
-    if (known := context.rehearsals.get(key)) is not None:
+    if (known := context.rehearsals.pop(key, None)) is not None:
+        context.rehearsals[key] = known  # the newest of its run is the last
         return known
     try:
         is_merged = bool(base) and _is_merged(context, run, base)
@@ -158,6 +159,23 @@ def _today(context: AppContext, run: Run) -> tuple[tuple[str, ...], bool]:
         context.rehearsals.clear()
     context.rehearsals[key] = reasons, is_merged
     return reasons, is_merged
+
+
+@dataclass(frozen=True, slots=True)
+class LastRehearsal:
+    """What became of the merge of a run that may be merged, when it was tried last."""
+
+    head_commit: str
+    reasons: tuple[str, ...]
+    is_merged: bool
+
+
+def last_rehearsals(context: AppContext) -> dict[str, LastRehearsal]:
+    """Return what is known of merges without trying them again, by the ids of their runs."""
+    return {
+        run_id: LastRehearsal(head_commit, reasons, is_merged)
+        for (run_id, head_commit, *_), (reasons, is_merged) in [*context.rehearsals.items()]
+    }
 
 
 def _is_merged(context: AppContext, run: Run, base: str) -> bool:
