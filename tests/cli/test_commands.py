@@ -505,3 +505,30 @@ def test_attention_says_what_needs_a_person_and_what_to_do(
     assert told.startswith("Run run-001 is dismissed by local:operator@")
     assert "not_dismissible" in terminal.refusal("attention", "dismiss", "disk_low:home")
     assert terminal.run("attention") == "Nothing needs you.\n"
+
+
+class TestWebhooks:
+    @pytest.fixture
+    def settings(self, settings: Settings) -> Settings:
+        return settings.model_copy(update={"webhook_private": True})
+
+    @pytest.mark.integration
+    def test_are_made_listed_tested_and_removed(
+        self, terminal: Terminal, autopack: Autopack
+    ) -> None:
+        address = ("--address", "http://127.0.0.1:9/s3cr3t", "--kind", "RunEnded")
+        secret = terminal.run("webhooks", "create", "--name", "chat", *address)
+        assert secret.startswith("whsec_")
+        shown = terminal.run("webhooks", "list")
+        assert "http://127.0.0.1:9 " in shown
+        assert secret.strip() not in shown
+        assert "is on its way" in terminal.run("webhooks", "test", "chat")
+        (delivery,) = terminal.json("webhooks", "deliveries", "chat")["deliveries"]
+        assert delivery["message_id"] in terminal.run("webhooks", "deliveries", "chat")
+        again = terminal.run("webhooks", "redeliver", "chat", delivery["message_id"])
+        assert again == f"{delivery['message_id']} is waiting.\n"
+        assert "is on" in terminal.run("webhooks", "enable", "chat")
+        wrong = ("--address", "http://127.0.0.1/", "--kind", "Ended")
+        assert "RunEnded" in terminal.refusal("webhooks", "create", "--name", "x", *wrong)
+        assert "is removed" in terminal.run("webhooks", "remove", "chat")
+        assert terminal.json("webhooks", "list") == {"webhooks": []}
