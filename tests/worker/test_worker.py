@@ -167,3 +167,21 @@ def test_a_run_without_tokens_ends_with_a_warning(workshop: Workshop) -> None:
     assert workshop.work("echo more >> README.md", is_once=False) is Ending.SUCCESS
     assert workshop.kinds[-2:] == ["run_over", "warning"]
     assert "no tokens were counted" in workshop.steps[-1].text
+
+
+def test_an_agents_last_words_are_wherever_its_failure_is_shown(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    workshop.start()
+    words = "the build needs a licence file"
+    workshop.work(f"echo more > README.md; echo '{words}' >&2; exit 3")
+    workshop.service.cancel("run-001", "Enough.")
+    lines = [step.text for step in workshop.steps if step.kind == "handed_in"]
+    assert lines[0].endswith(f"the agent said: {words}")
+    assert words in workshop.attempts()[0].log_tail
+    shown = {
+        path.relative_to(tmp_path / "runs" / "run-001").parts[0]
+        for path in (tmp_path / "runs" / "run-001").rglob("*.md")
+        if words in path.read_text()
+    }
+    assert shown == {"incident.md", "phases"}
