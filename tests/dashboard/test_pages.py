@@ -20,7 +20,7 @@ from autopack.main import create_app, create_key, revoke_key
 if TYPE_CHECKING:
     from fastapi import FastAPI
     from httpx2 import Response
-    from tests.api.conftest import Api
+    from tests.api.conftest import Agents, Api
     from tests.conftest import GitRepo
 
     from autopack.config import Settings
@@ -85,6 +85,21 @@ def test_home_shows_what_runs_and_what_ended(api: Api) -> None:
     assert "phase 'P0.0' waits for a Builder" in shown
     assert "cancelled" in shown
     assert "may be merged" in shown
+
+
+def test_many_of_one_kind_do_not_bury_what_else_needs_a_person(api: Api, agents: Agents) -> None:
+    for number in range(5):
+        api.start(f"late-{number}", max_duration_minutes=1)
+    agents.wait(minutes=2)
+    agents.upkeep()
+    api.start("done-1")
+    api.result("done-1")
+    shown = words(api.client.get(HOME)).partition("Running")[0]
+    assert "6 need you" in shown
+    at_once, _, others = shown.partition("2 more of these kinds")
+    assert at_once.count("max_duration_minutes") == 3
+    assert "Review and merge" in at_once
+    assert others.count("max_duration_minutes") == 2
 
 
 def test_all_pages_say_the_same_of_a_merge(api: Api) -> None:

@@ -34,7 +34,7 @@ def show(api: Api, run_id: str = "run-001", phase: str | None = None) -> str:
 
 def test_a_run_shows_its_phases_and_the_one_to_look_at_first(api: Api, agents: Agents) -> None:
     api.start(phases=3)
-    api.result(notes="It was easy.")
+    api.result(notes="It was easy.", tokens_used=100, cost_usd="0.02")
     item = agents.claim()
     agents.beat(item, 700)
     shown = show(api)
@@ -45,6 +45,8 @@ def test_a_run_shows_its_phases_and_the_one_to_look_at_first(api: Api, agents: A
     first = show(api, phase="P0.0")
     assert "It was easy." in first
     assert "+This is src/P0.0.txt." in first
+    assert "most in P0.0: $0.02" in first
+    assert "1 of 3 phases complete: builder@host-1 builds phase 'P0.1'" in first
     api.status("FAILED", phase_id="P0.1")
     assert "P0.1 Phase 1 of tier 0 failed" in show(api), "a failed phase comes first"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Annotated, Any, Final
 from urllib.parse import urlencode
@@ -18,6 +20,7 @@ from ..domain.states import RunStatus
 from ..services import runs
 from ..services.attention import attention, last_rehearsals
 from ..services.context import AppContext
+from ..views.attention import AttentionItem
 from ..views.runs import ListedRun
 from .rendering import HOME, STATIC, Page, assets_version
 from .routes import InPage, PageRoute, not_found
@@ -26,6 +29,7 @@ router = APIRouter(include_in_schema=False, route_class=PageRoute)
 
 RUNS_A_PAGE: Final = 50
 RUNS_ON_HOME: Final = 25
+ITEMS_OF_A_KIND: Final = 3
 SINCE: Final = timedelta(days=1)
 MEDIA_TYPES: Final = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 LIVE, CANCELLED = "live", "cancelled"
@@ -64,8 +68,11 @@ def home_values(context: AppContext, now: datetime) -> dict[str, Any]:
     )
     needed = attention(context)
     is_empty = not running and not ended and not _has_runs(context)
+    first_items, other_items = _few_of_each_kind(needed.items)
     return _of_runs(context, now) | {
         "attention": needed,
+        "first_items": first_items,
+        "other_items": other_items,
         "is_live": False,
         "running": running,
         "more_running": more_running is not None,
@@ -73,6 +80,19 @@ def home_values(context: AppContext, now: datetime) -> dict[str, Any]:
         "more_ended": more_ended is not None,
         "is_empty": is_empty,
     }
+
+
+def _few_of_each_kind(
+    items: Sequence[AttentionItem],
+) -> tuple[list[AttentionItem], list[AttentionItem]]:
+    """Return what is shown at once, and the rest: many of one kind would bury the other kinds."""
+    first: list[AttentionItem] = []
+    others: list[AttentionItem] = []
+    number = Counter[str]()
+    for item in items:
+        number[item.kind] += 1
+        (first if number[item.kind] <= ITEMS_OF_A_KIND else others).append(item)
+    return first, others
 
 
 def _has_runs(context: AppContext) -> bool:

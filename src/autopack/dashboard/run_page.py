@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query
 from fastapi.responses import HTMLResponse
 
 from ..api.inputs import Context, RunId
+from ..domain.money import short_usd
 from ..domain.next_step import step_when_blocked
 from ..domain.rehearsal import RehearsalResult
 from ..domain.segments import SegmentKind
@@ -163,7 +164,7 @@ def _sentence(run: RunAnswer, promotion: PromotionVerdictAnswer) -> str:
     states = [phase.state for tier in run.tiers for phase in tier.phases]
     complete = f"{states.count(PhaseStatus.COMPLETE)} of {len(states)} phases complete"
     if run.ended_at is None:
-        return f"{run.next.detail}. {complete}."
+        return f"{complete}: {run.next.detail}"
     took = f"after {duration((run.ended_at - run.created_at).total_seconds())}"
     if run.state is not RunStatus.DONE_SUCCESS:
         return f"Ended {took}, {complete}: {run.failure_reason or run.state}"
@@ -221,6 +222,7 @@ def _budgets(run: RunAnswer, now: datetime) -> list[Budget]:
             f"${cost:,.2f}",
             "no cap" if cost_cap is None else f"${float(cost_cap):,.2f}",
             None if cost_cap is None else (cost, float(cost_cap), held),
+            _dearest(run),
         ),
         Budget(
             "Minutes",
@@ -235,6 +237,15 @@ def _budgets(run: RunAnswer, now: datetime) -> list[Budget]:
             (run.minor_issues_count, run.max_minor_issues_total or 1, 0),
         ),
     ]
+
+
+def _dearest(run: RunAnswer) -> str:
+    """Name the phase that cost most, where one cost more than the others."""
+    phases = [phase for tier in run.tiers for phase in tier.phases]
+    first, *others = sorted(phases, key=lambda phase: phase.cost_usd, reverse=True)
+    if not others or first.cost_usd == others[0].cost_usd:
+        return ""
+    return f"most in {first.phase_id}: {short_usd(first.cost_usd)}"
 
 
 def _checks(run: RunAnswer, promotion: PromotionVerdictAnswer) -> list[tuple[str, str, str]]:
