@@ -86,6 +86,29 @@ def test_a_run_is_seen_from_its_start_to_its_end(browser: Browser, live_server: 
     context.close()
 
 
+def test_what_needs_a_person_appears_and_goes_on_an_open_overview(
+    browser: Browser, live_server: LiveServer
+) -> None:
+    url = live_server.url
+    start(url, "run-1")
+    context, reader = open_reader(browser, url)
+    page = reader.page
+    reader.open()
+    expect(page.locator("#attention")).to_contain_text("Nothing waits for a person")
+    patch = "--- /dev/null\n+++ b/new.txt\n@@ -0,0 +1 @@\n+hello\n"
+    post(url, "/runs/run-1/phases/P0/builder_result", status="success", patch_content=patch)
+    expect(page.locator("#attention")).to_contain_text("may be merged into main")
+    expect(page.locator("#nav-attention")).to_contain_text("1")
+    page.goto(f"{url}/dashboard/runs")
+    expect(page.locator("#nav-attention")).to_contain_text("1")
+    reader.open()
+    page.get_by_role("button", name="Dismiss").click()
+    expect(page.locator("#attention")).to_contain_text("Nothing waits for a person")
+    expect(page.locator("#nav-attention")).to_be_empty()
+    reader.check("the overview with attention")
+    context.close()
+
+
 def test_an_operator_cancels_by_keyboard_alone(browser: Browser, live_server: LiveServer) -> None:
     start(live_server.url, "run-1")
     context, reader = open_reader(browser, live_server.url)
