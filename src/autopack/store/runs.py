@@ -180,9 +180,13 @@ def _contains(run_pk: ColumnElement[int], name: ColumnElement[str], wanted: str)
     def holds(column: ColumnElement[str] | InstrumentedAttribute[str]) -> ColumnElement[bool]:
         return column.icontains(wanted, autoescape=True)
 
-    phase = exists().where(Phase.run_pk == run_pk, or_(holds(Phase.phase_id), holds(Phase.name)))
-    issue = exists().where(Issue.run_pk == run_pk, holds(Issue.issue_key))
-    return or_(holds(name), phase, issue)
+    # OFFSET keeps Postgres from reading both tables as a whole into a hash of all runs.
+    phase = select(Phase.id).where(
+        Phase.run_pk == run_pk, or_(holds(Phase.phase_id), holds(Phase.name))
+    )
+    issue = select(Issue.id).where(Issue.run_pk == run_pk, holds(Issue.issue_key))
+    found = (exists(each.offset(0)) for each in (phase, issue))
+    return or_(holds(name), *found)
 
 
 def lock_with_work(
