@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import psycopg2
 import pytest
+import structlog
 from sqlalchemy import Engine, make_url, text
 from sqlalchemy.pool import QueuePool
 
@@ -134,6 +135,20 @@ def _sample() -> Path:
     repo.git("init", "--quiet", "--initial-branch=main", "--template=")
     repo.commit({"README.md": "# Sample\n", "src/app.py": "VALUE = 1\n"}, "Start the sample")
     return repo.path
+
+
+@pytest.fixture(autouse=True)
+def logs_as_before() -> Iterator[None]:
+    """Undo the log configuration of a test.
+
+    An application and some commands configure structlog for the whole process. A command lets it
+    write to the standard error of its test, which is a closed file for the tests after it.
+    """
+    before = structlog.get_config() if structlog.is_configured() else None
+    yield
+    structlog.reset_defaults()
+    if before is not None:
+        structlog.configure(**before)
 
 
 @pytest.fixture

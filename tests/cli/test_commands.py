@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -13,12 +14,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import structlog
 from typer.core import TyperGroup
 from typer.main import get_command
 
 from autopack.cli import service
 from autopack.cli.app import COMMANDS, main
-from autopack.cli.terminal import cell, print_json, print_table, print_text, say
+from autopack.cli.terminal import (
+    cell,
+    log_warnings_alone,
+    print_json,
+    print_table,
+    print_text,
+    say,
+)
 from autopack.client import Autopack
 
 if TYPE_CHECKING:
@@ -311,6 +320,23 @@ def test_no_command_prints_but_through_the_one_place() -> None:
     for file in (ROOT / "src" / "autopack" / "cli").glob("*.py"):
         if file.name != "terminal.py":
             assert not re.search(r"(?<![\w.])print\(|typer\.echo", file.read_text()), file
+
+
+def test_the_logs_of_a_command_never_go_to_a_stream_that_is_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first, second = io.StringIO(), io.StringIO()
+    monkeypatch.setattr(sys, "stderr", first)
+    log_warnings_alone()
+    logger = structlog.get_logger()
+    logger.warning("at_first")
+    assert "at_first" in first.getvalue()
+    first.close()
+    monkeypatch.setattr(sys, "stderr", second)
+    logger.info("hidden")
+    logger.warning("later")
+    assert "later" in second.getvalue()
+    assert "hidden" not in second.getvalue()
 
 
 @pytest.mark.integration

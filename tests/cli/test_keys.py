@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-import structlog
 from tests.cli.test_commands import configure
 
 from autopack.cli import service
@@ -50,7 +49,6 @@ def required(home: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch) ->
 
         monkeypatch.setattr(service, "Autopack", asking)
         yield settings
-    structlog.reset_defaults()  # commands let it write to the standard error of this test
 
 
 @pytest.mark.integration

@@ -114,7 +114,8 @@ def log_warnings_alone() -> None:
 
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        # The stream is looked up for each line, as the one of this moment may be closed later.
+        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
     )
 
 
