@@ -199,6 +199,8 @@ def test_a_form_that_is_wrong_is_named(api: Api) -> None:
         ("phases/P0.0/update_status", {"state": "SLEEPING"}, "state"),
         ("phases/P0.0/update_status", {"state": "COMPLETE"}, "cannot become COMPLETE"),
         ("cancel", {"reasons": "x"}, "reasons"),
+        ("cancel", {"reason": " "}, "reason: say why"),
+        ("cancel", {}, "reason: say why"),
     ):
         refused = api.client.post(f"{HOME}/runs/run-001/{path}", data=form)
         assert refused.status_code in (409, 422)

@@ -28,6 +28,7 @@ router = APIRouter(include_in_schema=False, route_class=PageRoute)
 def cancel(context: Context, page: InPage, run_id: RunId, form: Form) -> Response:
     """End a live run."""
     wanted = _read(Cancellation, form)
+    _require_reason(form)
     runs.cancel_run(context, run_id, wanted.reason)
     return back_to(page, f"{HOME}/runs/{run_id}")
 
@@ -44,6 +45,7 @@ def continue_run(context: Context, page: InPage, run_id: RunId, form: Form) -> R
 def rollback(context: Context, page: InPage, run_id: RunId, form: Form) -> Response:
     """Put the branch of a run that is over back to the end of a phase."""
     wanted = _read(Rollback, form)
+    _require_reason(form)
     branches.rollback(context, run_id, wanted.to_phase, wanted.reason, None)
     return back_to(page, f"{HOME}/runs/{run_id}")
 
@@ -65,6 +67,12 @@ def dismiss(context: Context, page: InPage, item: Item) -> Response:
     """Take a run that is over off the list of what needs a person."""
     attention.dismiss(context, item)
     return back_to(page, HOME)
+
+
+def _require_reason(form: dict[str, str]) -> None:
+    """Expect that a person who ends something says why. Raises HTTPException."""
+    if not form.get("reason", "").strip():
+        raise HTTPException(422, "reason: say why; the run's events contain it")
 
 
 def _read(kind: type[Wanted], form: dict[str, str]) -> Wanted:
