@@ -505,14 +505,24 @@ def test_a_misspelt_setting_is_reported_with_the_nearest_known_one(
 
 
 @pytest.mark.integration
-def test_the_doctor_asks_the_service_that_api_url_names(
-    terminal: Terminal, settings: Settings, monkeypatch: pytest.MonkeyPatch
+def test_the_doctor_asks_the_service_that_the_client_would_ask(
+    terminal: Terminal, settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    def asked() -> str:
+        found = terminal.json("doctor", "--quick", exit_code=1)["findings"]
+        [of_service] = [each for each in found if each["check"] == "service"]
+        return str(of_service["detail"])
+
     configure(monkeypatch, settings)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    file = tmp_path / "autopack" / "autopack.toml"
+    file.parent.mkdir()
+    file.write_text("adress = 'x'\n")
+    assert "'adress' is not a setting" in asked()
+    file.write_text("url = 'http://127.0.0.1:7'\n")
+    assert "http://127.0.0.1:7" in asked()
     monkeypatch.setenv("API_URL", "http://127.0.0.1:9")
-    found = terminal.json("doctor", exit_code=1)["findings"]
-    [of_service] = [each for each in found if each["check"] == "service"]
-    assert "http://127.0.0.1:9" in of_service["detail"]
+    assert "http://127.0.0.1:9" in asked()
 
 
 @pytest.mark.integration

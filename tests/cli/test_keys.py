@@ -186,7 +186,7 @@ def test_the_operators_file_has_the_address_and_the_key_for_it_alone(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    for name in ("API_URL", "AUTOPACK_API_KEY", "AUTOPACK_API_KEY_FILE"):
+    for name in ("AUTOPACK_URL", "API_URL", "AUTOPACK_API_KEY", "AUTOPACK_API_KEY_FILE"):
         monkeypatch.delenv(name, raising=False)
     key = tmp_path / "key"
     key.write_text("apk_file\n")
@@ -199,6 +199,14 @@ def test_the_operators_file_has_the_address_and_the_key_for_it_alone(
     assert find_key("http://localhost:8123") == "apk_file"
     assert find_key("http://elsewhere.example") is None
     monkeypatch.setenv("API_URL", "http://localhost:1")
+    with Autopack() as client:
+        assert client.address == "http://localhost:1"
+    monkeypatch.setenv("AUTOPACK_URL", "http://localhost:2")
+    with Autopack() as client:
+        assert client.address == "http://localhost:2"
+    with Autopack("http://localhost:3") as client:
+        assert client.address == "http://localhost:3"
+    monkeypatch.setenv("AUTOPACK_URL", "")  # as if it were not set
     with Autopack() as client:
         assert client.address == "http://localhost:1"
     key.chmod(0o644)

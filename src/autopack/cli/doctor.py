@@ -18,6 +18,7 @@ import typer
 
 from ..ci.sandbox import Sandbox
 from ..client import ApiError, Autopack, ClientError, UnreachableError
+from ..client.connection import named_url
 from ..config import Settings, SettingsError, load_settings, misspelt_settings, repository_top
 from ..database import DatabaseError, open_database
 from ..domain.errors import AutopackError
@@ -333,12 +334,17 @@ def _laid_out(repository: Repository, base: Base) -> Iterator[Finding]:
 
 
 def _service(settings: Settings, url: str | None) -> Iterator[Finding]:
-    """Check the port: free, this service, or another program."""
+    """Check the service that the client would ask, else the port of the settings."""
     is_any = settings.host in {"0.0.0.0", "::"}  # noqa: S104 - compared, not bound
     host = "localhost" if is_any else settings.host
     shown_host = f"[{host}]" if ":" in host else host
-    address = url or f"http://{shown_host}:{settings.port}"
-    if url is None and not _answers(host, settings.port):
+    try:
+        named = url or named_url()
+    except ClientError as error:
+        yield Finding("service", "fail", str(error), "Correct that file, or remove it.")
+        return
+    address = named or f"http://{shown_host}:{settings.port}"
+    if named is None and not _answers(host, settings.port):
         yield Finding("service", "ok", f"not running; port {settings.port} is free")
         return
     try:

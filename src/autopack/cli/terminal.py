@@ -30,9 +30,8 @@ UrlOption = Annotated[
     str | None,
     typer.Option(
         "--url",
-        envvar="API_URL",
-        show_envvar=False,
-        help="The service (API_URL, http://localhost:8000).",
+        # No `envvar`: the client reads the environment, and a file after it.
+        help="The service (AUTOPACK_URL, API_URL, http://localhost:8000).",
     ),
 ]
 WIDE: Final = 500  # without a terminal, lines are not wrapped

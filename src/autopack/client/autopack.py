@@ -83,11 +83,12 @@ Answer = TypeVar("Answer", bound=Shape)
 class Autopack:
     """A client of the service. Close it, or use it in a `with` statement.
 
-    `url` is API_URL's when it is not given, else http://localhost:8000. `api_key` is that of
-    AUTOPACK_API_KEY, of the file AUTOPACK_API_KEY_FILE, or of `autopack login` when it is not
-    given; "" is none. Bodies are mappings, or models that write themselves as JSON. A repeatable
-    request without an answer or with 503 is sent again, up to `retries` times, with longer and
-    longer pauses. An operation that accepts an Idempotency-Key gets one, which makes it repeatable.
+    `url` is that of AUTOPACK_URL, API_URL or the operator's autopack.toml when it is not given,
+    else http://localhost:8000. `api_key` is that of AUTOPACK_API_KEY, of the file
+    AUTOPACK_API_KEY_FILE, or of `autopack login` when it is not given; "" is none. Bodies are
+    mappings, or models that write themselves as JSON. A repeatable request without an answer or
+    with 503 is sent again, up to `retries` times, with longer and longer pauses. An operation that
+    accepts an Idempotency-Key gets one, which makes it repeatable.
 
     Every method raises ApiError for a refusal and UnreachableError when there is no answer.
     """

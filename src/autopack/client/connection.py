@@ -19,6 +19,7 @@ from .errors import ApiError, ClientError, UnreachableError
 from .operator_file import read_operator_settings
 
 DEFAULT_URL: Final = "http://localhost:8000"
+URL_VARIABLES: Final = ("AUTOPACK_URL", "API_URL")
 TIMEOUT_SECONDS: Final = 60.0
 CONNECT_SECONDS: Final = 5.0
 RETRIES: Final = 3
@@ -27,6 +28,18 @@ FIRST_PAUSE_SECONDS: Final = 0.25  # doubled for each further try
 _MAX_SHOWN: Final = 1_000
 
 Body = Mapping[str, Any] | BaseModel
+
+
+def named_url() -> str | None:
+    """Return the service's address that AUTOPACK_URL, API_URL or the operator's file names.
+
+    AUTOPACK_URL comes first: other programs use a variable API_URL for services of their own, and
+    the key of AUTOPACK_API_KEY must not go there. Raises ClientError for a wrong file.
+    """
+    for name in URL_VARIABLES:
+        if given := os.environ.get(name):
+            return given
+    return read_operator_settings().url
 
 
 class Connection:
@@ -41,7 +54,7 @@ class Connection:
         retries: int,
         transport: httpx.BaseTransport | None,
     ) -> None:
-        given = url or os.environ.get("API_URL") or read_operator_settings().url or DEFAULT_URL
+        given = url or named_url() or DEFAULT_URL
         shown = re.sub(r"(?<=://).*@", "***@", given)  # it may contain a password
         try:
             self._url = httpx.URL(given.rstrip("/"))
@@ -139,7 +152,7 @@ class Connection:
 
     def _unreachable(self, error: httpx.RequestError) -> UnreachableError:
         if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-            hint = "`autopack serve` starts one; --url or API_URL gives another address."
+            hint = "`autopack serve` starts one; --url or AUTOPACK_URL gives another address."
             return UnreachableError(_one_line(f"no service at {self.address} ({error}). {hint}"))
         reason = str(error) or type(error).__name__
         return UnreachableError(_one_line(f"{self.address} gave no answer: {reason}"))
