@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from autopack.domain.terms import Verdict
 
 pytestmark = pytest.mark.unit
 
+ROOT = Path(__file__).resolve().parents[2]
 GREEN, RED, DID_NOT_RUN = Verdict.GREEN, Verdict.RED, Verdict.DID_NOT_RUN
 PASS = '<testcase classname="a" name="one"/>'
 FAIL = '<testcase classname="a" name="two"><failure>no</failure></testcase>'
@@ -53,6 +55,27 @@ def test_the_exit_decides(tmp_path: Path, command: str, verdict: Verdict, reason
     outcome = run(tmp_path / "tree", command)
     assert (outcome.verdict, outcome.sandbox) == (verdict, "none")
     assert reason in outcome.reason
+
+
+@pytest.mark.parametrize(
+    ("checks", "reason"),
+    [
+        (
+            "seq 9; echo FAILED a.py::one - assert 1 == 2; echo; echo 1 failed, 3 passed; exit 1",
+            "exit 1: 9 | FAILED a.py::one - assert 1 == 2 | 1 failed, 3 passed",
+        ),
+        ("exit 1", "exit 1: preflight: red: never green in 2 tries (exit code 1)"),
+    ],
+)
+def test_the_reason_behind_the_gate_is_what_the_checks_said(
+    tmp_path: Path, checks: str, reason: str
+) -> None:
+    scripts = tmp_path / "tree" / "scripts"
+    scripts.mkdir(parents=True)
+    shutil.copy(ROOT / "scripts" / "preflight_gate.sh", scripts)
+    gate = "BACKOFF_SECONDS=0 MAX_ATTEMPTS=2 bash scripts/preflight_gate.sh"
+    outcome = run(tmp_path / "tree", f"PREFLIGHT_COMMAND='{checks}' {gate}")
+    assert (outcome.verdict, outcome.reason) == (RED, reason)
 
 
 def test_the_line_that_becomes_a_reason_shows_no_credential(tmp_path: Path) -> None:

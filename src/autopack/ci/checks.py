@@ -8,7 +8,7 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from io import RawIOBase
@@ -31,6 +31,8 @@ SLOW_SHARE: Final = 5
 END_SECONDS: Final = 10
 CHUNK: Final = 65_536
 MAX_LINE: Final = 500
+GATE: Final = "preflight: "  # how the lines of scripts/preflight_gate.sh begin
+GATE_LINES: Final = 3
 # With less than this free, the machine counts as out of disk or memory.
 FREE_DISK_BYTES: Final = 128 * 1024 * 1024
 FREE_MEMORY_BYTES: Final = 64 * 1024 * 1024
@@ -221,7 +223,7 @@ class CheckRunner:
             why = last_line(log) or "the command was not found or is not executable"
             return self._did_not_run(f"{why} (exit {status})", log)
         if status:
-            names = _names(counts) or (f": {line}" if (line := last_line(log)) else "")
+            names = _names(counts) or (f": {words}" if (words := last_words(log)) else "")
             return self._red(f"exit {status}{names}", log, counts)
         if unread is not None:
             return self._red(unread, log, counts)
@@ -419,10 +421,33 @@ def _is_ready(descriptor: int, seconds: float) -> bool:
 
 def last_line(log: bytes) -> str:
     """Return the last line with text of an output, as one printable line."""
+    return _as_reason(_last_lines(log)[-1:])
+
+
+def last_words(log: bytes) -> str:
+    """Return what an output ends with, as one printable line: its last line with text.
+
+    scripts/preflight_gate.sh ends its output with lines of its own, which only say that the checks
+    failed. Then it is the last lines of the checks, if they printed any: `last_line` alone is often
+    a count.
+    """
+    lines = _last_lines(log)
+    if not lines or not lines[-1].startswith(GATE):
+        return _as_reason(lines[-1:])
+    own = [line for line in lines if not line.startswith(GATE)]
+    return _as_reason(own[-GATE_LINES:] or lines[-1:])
+
+
+def _last_lines(log: bytes) -> list[str]:
     lines = log[-8 * MAX_LINE :].decode(errors="replace").splitlines()
-    line = next((line for line in reversed(lines) if line.strip()), "").strip()
-    # It becomes a reason, which is committed with the record, so credentials are redacted.
-    line = redact(line)[-MAX_LINE:]
+    if len(log) > 8 * MAX_LINE and len(lines) > 1:
+        del lines[0]  # only the end of a line
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _as_reason(lines: Sequence[str]) -> str:
+    # A reason is committed with the record, so credentials are redacted.
+    line = " | ".join(redact(line) for line in lines)[-MAX_LINE:]
     return "".join(sign if sign.isprintable() else "?" for sign in line)
 
 
