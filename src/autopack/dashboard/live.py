@@ -127,7 +127,12 @@ class Board:
         return None if self.picture is seen else self.picture
 
     async def _follow(self) -> None:
-        async with aclosing(self._feed.follow(self._view, None)) as events:
+        last = None
+        if self.shown.run_id:  # its events have numbers of their own, not the feed's positions
+            async with self._changed:
+                await self._changed.wait_for(lambda: self.picture is not None)
+            last = self.picture.number if self.picture else 0
+        async with aclosing(self._feed.follow(self._view, last)) as events:
             async for event in events:
                 if event is not None:
                     self._is_dirty.set()
