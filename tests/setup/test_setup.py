@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tests.conftest import GitRepo
 
 RULESET = ".autonomous_runs/project_ruleset_widget.json"
+PREFLIGHT = ".github/workflows/preflight.yml"
 
 
 @pytest.mark.unit
@@ -178,6 +179,27 @@ def test_an_edited_ruleset_is_merged_field_by_field_where_that_is_asked_for(
     assert {"mine/**", "scripts/preflight_gate.sh"} < {*ruleset.paths.protected}
     again = set_up(_settings(git_repo), command="true", is_applied=True)
     assert again.done[RULESET] is Action.KEPT
+
+
+@pytest.mark.integration
+def test_a_command_that_is_given_replaces_the_one_that_was_found(git_repo: GitRepo) -> None:
+    _lay_out(git_repo.path, {"tests/test_it.py": ""})
+    set_up(_settings(git_repo), mode=CiMode.EXTERNAL)
+    assert "PREFLIGHT_JUNIT" in (_ruleset(git_repo).ci.profiles.normal.command or "")
+    for command in ("python3 -m unittest", "make check"):
+        done = set_up(_settings(git_repo), command=command).done
+        assert done[RULESET] is Action.UPDATED
+        assert done[PREFLIGHT] is Action.UPDATED
+        ruleset = _ruleset(git_repo)
+        assert command in (ruleset.ci.profiles.normal.command or "")
+        assert ruleset.ci.profiles.normal.junit is None
+        assert ruleset.ci.mode is CiMode.EXTERNAL, "it was chosen before"
+        assert command in (git_repo.path / PREFLIGHT).read_text()
+    again = set_up(_settings(git_repo))
+    assert again.done[RULESET] is Action.KEPT, "without one, the command stays"
+    assert "make check" in (_ruleset(git_repo).ci.profiles.strict.command or "")
+    (git_repo.path / PREFLIGHT).write_text("name: mine\n")
+    assert set_up(_settings(git_repo), command="tox").done[PREFLIGHT] is Action.DIFFERS
 
 
 @pytest.mark.integration

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -86,9 +87,11 @@ def set_up(
         if is_inside and is_taken(top, ruleset_name) and read_file(top, ruleset_name) is None:
             raise LinkError(f"{ruleset_name} is not a regular file: nothing is written through it")
         done = {name: _write(top, name, text, is_dry_run) for name, text in files.items()}
+        if done[PREFLIGHT] is Action.DIFFERS and _is_filled_by_init(top):
+            done[PREFLIGHT] = _replace(top, PREFLIGHT, files[PREFLIGHT], is_dry_run)
         done[".gitignore"] = _ignore(top, is_dry_run)
         left_to_do = list(_to_commit(base_branch, done, has_remote=bool(remotes)))
-        change = _change_of(settings, ruleset)
+        change = _change_of(settings, ruleset, is_replacing=command is not None)
         done[ruleset_name] = _put_ruleset(settings, change, is_dry_run, is_applied=is_applied)
         if unit is not None:
             done[str(unit.file)] = _put_unit(unit, is_dry_run)
@@ -154,6 +157,22 @@ def _write(top: Path, name: str, text: str, is_dry_run: bool) -> Action:
     return Action.WRITTEN
 
 
+def _is_filled_by_init(top: Path) -> bool:
+    """Return whether the workflow differs from its source by nothing but the values at its top."""
+    standing = (read_file(top, PREFLIGHT) or b"").decode(errors="replace")
+
+    def without_values(text: str) -> str:
+        return re.sub(r"(?m)^  (BASE|PREFLIGHT_SETUP|PREFLIGHT_COMMAND): .*$", r"  \1:", text)
+
+    return without_values(standing) == without_values(_source(PREFLIGHT))
+
+
+def _replace(top: Path, name: str, text: str, is_dry_run: bool) -> Action:
+    if not is_dry_run:
+        (top / name).write_text(text, encoding="utf-8")
+    return Action.UPDATED
+
+
 def _ignore(top: Path, is_dry_run: bool) -> Action:
     """Add the service's folders to `.gitignore`; git does not read it through a link."""
     name = ".gitignore"
@@ -191,6 +210,11 @@ def _ci_command(profile: CiProfile, checks: Checks) -> CiCommand:
     return CiCommand(command=f"{settings} bash {GATE}", retries=RETRIES, junit=JUNIT)
 
 
+_OWN_COMMAND: Final = re.compile(
+    rf"CI_PROFILE=\w+ MAX_ATTEMPTS=1 PREFLIGHT_(?:COMMAND|JUNIT)=.* bash {re.escape(GATE)}"
+)
+
+
 @dataclass(frozen=True, slots=True)
 class _Change:
     """A change of the ruleset; `standing` is the present one, None if it is invalid."""
@@ -201,8 +225,14 @@ class _Change:
 
     @property
     def is_untouched(self) -> bool:
-        """Whether the present ruleset is the default that the service writes at its start."""
-        return self.standing == Ruleset(project_id=self.wanted.project_id)
+        """Whether all of the present ruleset is what the service or an earlier `init` wrote."""
+        if self.standing is None:
+            return False
+        default = dict(_leaves(Ruleset(project_id=self.wanted.project_id).model_dump(mode="json")))
+        return all(
+            value == default.get(name) or _has_own_values(name, value)
+            for name, value in _leaves(self.standing.model_dump(mode="json"))
+        )
 
     def lines(self) -> Iterator[str]:
         """Yield each field that would change, with its present and its new value."""
@@ -220,8 +250,39 @@ def _leaves(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
             yield f"{prefix}{name}", value
 
 
-def _change_of(settings: Settings, ours: Ruleset) -> _Change:
-    """Merge the new fields into the present ruleset, where it has default values."""
+def _is_own_command(value: object) -> bool:
+    return isinstance(value, str) and _OWN_COMMAND.fullmatch(value) is not None
+
+
+def _without_own_commands(default: dict[str, Any], document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a default in which the commands that `init` wrote are what was there before."""
+    base: dict[str, Any] = json.loads(json.dumps(default))
+    for name, profile in document["ci"]["profiles"].items():
+        if _is_own_command(profile["command"]):
+            base["ci"]["profiles"][name] = profile
+    return base
+
+
+def _has_own_values(name: str, value: object) -> bool:
+    """Return whether `init` may have written this value; a mode is kept, whoever wrote it."""
+    match name.rpartition(".")[2]:
+        case "command":
+            return _is_own_command(value)
+        case "retries":
+            return value == RETRIES
+        case "junit":
+            return value == JUNIT
+        case "protected":
+            return value == list(SCRIPTS)
+        case last:
+            return last in ("mode", "version")
+
+
+def _change_of(settings: Settings, ours: Ruleset, *, is_replacing: bool) -> _Change:
+    """Merge the new fields into the present ruleset, where it has default values.
+
+    `is_replacing`: a command was given, so it also takes the place of one that `init` wrote before.
+    """
     content = Mirror(settings.autonomous_runs_dir).read_ruleset(ours.project_id)
     if content is None:
         return _Change(ours, None, is_there=False)
@@ -229,7 +290,8 @@ def _change_of(settings: Settings, ours: Ruleset) -> _Change:
         standing = Ruleset.model_validate_json(content)
         default = Ruleset(project_id=ours.project_id).model_dump(mode="json")
         document = standing.model_dump(mode="json")
-        merged = _merged(default, document, ours.model_dump(mode="json"))
+        base = _without_own_commands(default, document) if is_replacing else default
+        merged = _merged(base, document, ours.model_dump(mode="json"))
         merged["paths"]["protected"] = list(
             dict.fromkeys([*standing.paths.protected, *ours.paths.protected])
         )
@@ -243,7 +305,12 @@ def _change_of(settings: Settings, ours: Ruleset) -> _Change:
 def _merged(
     base: Mapping[str, Any], theirs: Mapping[str, Any], ours: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Merge three ways; where both sides changed a field, the operator's value stays."""
+    """Merge three ways; where both sides changed a field, the operator's value stays.
+
+    What belongs to a command, such as its report, stays with it.
+    """
+    if theirs.get("command") != base.get("command"):
+        return dict(theirs)
     merged: dict[str, Any] = {}
     for name, value in theirs.items():
         before, wanted = base.get(name), ours.get(name, value)
