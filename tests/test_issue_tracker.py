@@ -147,7 +147,7 @@ class TestThreeLevels:
         ]
         assert answer["phase_file"].endswith("run-1/issues/phase_0_T1a_issues.json")
         assert answer["run_index_entry"] == tracker.index("run-1")["slow"]
-        assert answer["project_backlog_entry"] == tracker.entry()
+        assert answer["project_backlog_entry"].items() <= tracker.entry().items()
         assert tracker.entry()["first_seen_run"] == tracker.entry()["last_seen_run"] == "run-1"
 
     def test_reports_count_and_keys_are_counted_once_at_every_level(self, tracker: Tracker) -> None:

@@ -518,10 +518,11 @@ class TestWorkItem:
         assert (gate["ci_profile"], gate["ci_command"]) == ("strict", None)
         assert (attempt["role"], attempt["attempt"], attempt["agent"]) == ("builder", 1, "codex")
         assert (attempt["notes"], attempt["commits"]) == ("I tried", [])
-        assert attempt["reason"] == refused.json()["detail"]
+        reason, tries = attempt["reason"], " Builder tries used: 1 of 2; left: 1."
+        assert refused.json()["detail"] == reason + tries
         (conflict,) = attempt["ticket"]["files"]
         assert conflict["path"] == "src/app.py"
-        assert attempt["ticket"].items() <= refused.json().items()
+        assert attempt["ticket"].items() <= (refused.json() | {"detail": reason}).items()
         assert (issue["issue_key"], issue["description"]) == ("odd", "It is odd")
         assert issue["evidence_refs"] == ["a.py:1"]
 

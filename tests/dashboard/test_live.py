@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +14,9 @@ import pytest
 from sqlalchemy import create_engine, make_url, text
 from tests.conftest import LiveServer
 
+from autopack.dashboard.live import Board, Picture, Shown
 from autopack.dashboard.rendering import HOME
+from autopack.services.feed import KEEP_ALIVE_SECONDS
 
 pytestmark = pytest.mark.integration
 
@@ -201,3 +204,35 @@ def test_a_page_that_does_not_exist_has_no_stream(live_server: LiveServer) -> No
         url, params={"page": "home"}, headers={"Origin": "http://evil.example"}, trust_env=False
     )
     assert foreign.status_code == 403
+
+
+class EndingFeed:
+    """A feed without events, until the service ends."""
+
+    def __init__(self) -> None:
+        self.ends = asyncio.Event()
+
+    @property
+    def is_ending(self) -> bool:
+        return self.ends.is_set()
+
+    async def follow(self, _view: object, _last: object) -> AsyncIterator[None]:
+        await self.ends.wait()
+        if not self.is_ending:
+            yield None
+
+
+def test_no_reader_waits_for_a_picture_when_the_service_ends() -> None:
+    async def end() -> None:
+        feed: Any = EndingFeed()
+        shown = Shown("run", "run-1", "P0", "", may_act=False)
+        board = Board(shown, lambda: Picture(1), feed, feed, "")
+        board.start()
+        first = await board.next(None)
+        waiting = asyncio.create_task(board.next(first))
+        await asyncio.sleep(0)
+        feed.ends.set()
+        assert await asyncio.wait_for(waiting, KEEP_ALIVE_SECONDS / 2) is None
+        board.stop()
+
+    asyncio.run(end())

@@ -122,7 +122,10 @@ class Board:
         async with self._changed:
             with suppress(TimeoutError):
                 await asyncio.wait_for(
-                    self._changed.wait_for(lambda: self.picture is not seen), KEEP_ALIVE_SECONDS
+                    self._changed.wait_for(
+                        lambda: self.picture is not seen or self._feed.is_ending
+                    ),
+                    KEEP_ALIVE_SECONDS,
                 )
         return None if self.picture is seen else self.picture
 
@@ -142,6 +145,8 @@ class Board:
                     self._is_dirty.set()
                 if isinstance(event, EndOfRun):
                     return
+        async with self._changed:  # the service ends: no reader waits for the next picture
+            self._changed.notify_all()
 
     async def _show_outage(self) -> None:
         """Say on the open pages that the database does not answer; they stay as they are."""

@@ -8,10 +8,10 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, Field
 
-from ...domain.issues import BacklogStatus, IssueReport
+from ...domain.issues import BacklogOrder, BacklogStatus, IssueReport
 from ...domain.results import AuditorReport, BuilderReport, PatchCheck
 from ...domain.terms import Severity
-from ...domain.values import Closed, Identifier, Word
+from ...domain.values import Closed, Identifier, Text, Word
 from ...services import attention as attention_service
 from ...services import auditing, building, claiming, runs
 from ...services import issues as issue_services
@@ -111,6 +111,8 @@ class GetBacklog(Closed):
     status: BacklogStatus | None = None
     category: Word | None = None
     severity: Severity | None = None
+    text: Annotated[Text, Field(max_length=64)] | None = None
+    order: BacklogOrder = BacklogOrder.FIRST_SEEN
 
 
 def claim_work(context: AppContext, call: ClaimWork) -> object:
