@@ -15,6 +15,7 @@ from sqlalchemy import create_engine, make_url, text
 from tests.conftest import LiveServer
 
 from autopack.dashboard.live import Board, Picture, Shown
+from autopack.dashboard.pages import RunQuery
 from autopack.dashboard.rendering import HOME
 from autopack.services.feed import KEEP_ALIVE_SECONDS
 
@@ -167,6 +168,15 @@ def test_home_shows_runs_of_others_as_they_start(live_server: LiveServer) -> Non
         assert "run-2" in stream.until("running", "run-2")["data"]
 
 
+def test_a_filtered_list_shows_the_runs_that_come_to_match(live_server: LiveServer) -> None:
+    url = live_server.url
+    start(url, "run-3")
+    with opened(url, page="runs", state="cancelled") as stream:
+        stream.until("runs", "No run matches")
+        post(url, "/runs/run-3/cancel", reason="enough")
+        assert "run-3" in stream.until("runs", "enough")["data"]
+
+
 def test_pages_that_show_the_same_are_drawn_once(live_server: LiveServer) -> None:
     url = live_server.url
     start(url)
@@ -225,7 +235,7 @@ class EndingFeed:
 def test_no_reader_waits_for_a_picture_when_the_service_ends() -> None:
     async def end() -> None:
         feed: Any = EndingFeed()
-        shown = Shown("run", "run-1", "P0", "", may_act=False)
+        shown = Shown("run", "run-1", "P0", "", may_act=False, query=RunQuery())
         board = Board(shown, lambda: Picture(1), feed, feed, "")
         board.start()
         first = await board.next(None)

@@ -30,7 +30,7 @@ from ..services.availability import OUTAGES
 from ..services.context import AppContext
 from ..services.feed import KEEP_ALIVE_SECONDS, AllView, Feed, RunView, View
 from ..views.events import EndOfRun
-from .pages import home_values
+from .pages import RunQuery, home_values, runs_values
 from .rendering import ENVIRONMENT, HOME, Page, fragment, with_parts
 from .routes import PageRoute
 from .run_page import PARTS, run_values
@@ -66,6 +66,7 @@ class Shown:
     phase_id: str
     root: str
     may_act: bool
+    query: RunQuery
 
 
 @dataclass
@@ -206,6 +207,10 @@ async def stream(
     page: Annotated[str, Query(max_length=20)],
     run: Identifier | None = None,
     phase: Annotated[str, Query(max_length=200)] = "",
+    text: Annotated[str, Query(max_length=64)] = "",
+    state: Annotated[str, Query(max_length=64)] = "",
+    promotion: Annotated[str, Query(max_length=64)] = "",
+    since: Annotated[str, Query(max_length=64)] = "",
     after: Annotated[str, Query(pattern=_ID)] = "0",
     last_event_id: Annotated[str | None, Header(pattern=_ID)] = None,
 ) -> EventSourceResponse:
@@ -213,7 +218,14 @@ async def stream(
     feed: Feed = request.app.state.feed
     feed.require_room(context.caller)
     shown_by = Page(request, context.now())
-    shown = Shown(page, run or "", phase, shown_by.root, shown_by.may_act)
+    shown = Shown(
+        page,
+        run or "",
+        phase,
+        shown_by.root,
+        shown_by.may_act,
+        RunQuery(text, state, promotion, since),
+    )
     board = await _board(context, feed, shown, shown_by.values())
     start = after if last_event_id is None else last_event_id
     return EventSourceResponse(_events(request, feed, board, start), headers=HEADERS)
@@ -228,7 +240,10 @@ async def _board(context: AppContext, feed: Feed, shown: Shown, values: dict[str
     if shown.page == "home":
         view = AllView(context, feed)
         return Board(shown, lambda: _draw_home(context, feed, values), feed, view, outage)
-    raise UnknownPageError("page: is one of 'home' and 'run', 'run' with the run's id")
+    if shown.page == "runs":
+        view = AllView(context, feed)
+        return Board(shown, lambda: _draw_runs(context, feed, shown, values), feed, view, outage)
+    raise UnknownPageError("page: is one of 'home', 'runs' and 'run', 'run' with the run's id")
 
 
 def _draw_run(context: AppContext, shown: Shown, values: dict[str, Any]) -> Picture:
@@ -254,6 +269,14 @@ def _draw_home(context: AppContext, feed: Feed, values: dict[str, Any]) -> Pictu
     values = with_parts(values | home_values(context, now) | {"now": now, "is_live": True})
     parts = {name: fragment("home.html", name, values) for name in HOME_PARTS}
     return Picture(number, parts, ages=True)
+
+
+def _draw_runs(context: AppContext, feed: Feed, shown: Shown, values: dict[str, Any]) -> Picture:
+    now = context.now()
+    number = feed.position
+    found = runs_values(context, shown.query, now, None)
+    values = with_parts(values | found | {"now": now})
+    return Picture(number, {"runs": fragment("runs.html", "runs", values)}, ages=True)
 
 
 async def _events(request: Request, feed: Feed, board: Board, start: str) -> AsyncIterator[bytes]:

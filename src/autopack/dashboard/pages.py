@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Annotated, Any, Final
 from urllib.parse import urlencode
@@ -155,32 +156,53 @@ def list_runs(
     cursor: Cursor = None,
 ) -> HTMLResponse:
     """Show the runs that match, newest first."""
-    state = LIVE if live == "true" else state
-    wanted, problem = _filter(text, state, promotion, since)
+    query = RunQuery(text, LIVE if live == "true" else state, promotion, since)
     before = None if cursor is None else decode_moment(cursor)
-    found, more = runs.list_runs(context, wanted, limit=RUNS_A_PAGE, before=before)
-    query = {"text": text, "state": state, "promotion": promotion, "since": since}
+    values = runs_values(context, query, page.now, before)
+    is_live = before is None and values["problem"] is None
     return page.render(
         "runs.html",
-        200 if problem is None else 422,
+        200 if values["problem"] is None else 422,
         here="runs",
         json=("/runs",),
-        runs=found,
+        stream=f"{page.root}{HOME}/stream?page=runs&{query.encoded()}" if is_live else None,
         choices=CHOICES,
         query=query,
-        problem=problem,
         is_later=cursor is not None,
         first_page=_runs_page(page, query),
-        next_page=None if more is None else _runs_page(page, query, encode_moment(*more)),
-        **_of_runs(context, page.now),
+        next_page=_runs_page(page, query, values["more"]) if values["more"] else None,
+        **values,
     )
 
 
-def _runs_page(page: Page, query: dict[str, str], cursor: str | None = None) -> str:
-    given = {name: value for name, value in query.items() if value}
-    if cursor is not None:
-        given["cursor"] = cursor
-    return f"{page.root}{HOME}/runs?{urlencode(given)}"
+@dataclass(frozen=True, slots=True)
+class RunQuery:
+    """What the form of the list of runs asks for, as it was sent."""
+
+    text: str = ""
+    state: str = ""
+    promotion: str = ""
+    since: str = ""
+
+    def encoded(self, **more: str) -> str:
+        return urlencode({name: value for name, value in (asdict(self) | more).items() if value})
+
+
+def runs_values(
+    context: AppContext, query: RunQuery, now: datetime, before: tuple[datetime, int] | None
+) -> dict[str, Any]:
+    """Return what a page of the list of runs shows; `problem` is what was not understood."""
+    wanted, problem = _filter(query.text, query.state, query.promotion, query.since)
+    found, more = runs.list_runs(context, wanted, limit=RUNS_A_PAGE, before=before)
+    return _of_runs(context, now) | {
+        "runs": found,
+        "problem": problem,
+        "more": None if more is None else encode_moment(*more),
+    }
+
+
+def _runs_page(page: Page, query: RunQuery, cursor: str = "") -> str:
+    return f"{page.root}{HOME}/runs?{query.encoded(cursor=cursor)}"
 
 
 def _filter(text: str, state: str, promotion: str, since: str) -> tuple[RunFilter, str | None]:
