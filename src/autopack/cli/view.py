@@ -13,6 +13,7 @@ from ..domain.money import short_usd
 from ..domain.run import FailureCode
 from ..domain.states import PhaseStatus, RunStatus, TierStatus
 from ..domain.terms import Sandbox
+from ..domain.times import whole_minutes_used
 from ..views.runs import ListedRun, PhaseAnswer, RunAnswer, TierAnswer
 from .terminal import cell
 
@@ -59,15 +60,14 @@ def _parts(run: RunAnswer, *, is_folded: bool) -> Iterator[RenderableType]:
 
 
 def _budgets(run: RunAnswer) -> Table:
-    end = run.ended_at or datetime.now(UTC)
-    minutes = max((end - run.created_at).total_seconds(), 0) / 60
+    minutes = whole_minutes_used(run.created_at, run.ended_at or datetime.now(UTC))
     phases = [phase for tier in run.tiers for phase in tier.phases]
     grid = Table.grid(padding=(0, 2))
     done = sum(phase.state is PhaseStatus.COMPLETE for phase in phases)
     grid.add_row("phases", _bar(done, len(phases), "green"), _ends(phases))
     for name, used, cap in (
         ("tokens", run.tokens_used, run.token_cap),
-        ("minutes", int(minutes), run.max_duration_minutes),
+        ("minutes", minutes, run.max_duration_minutes),
         ("minor issues", run.minor_issues_count, run.max_minor_issues_total),
     ):
         grid.add_row(name, _bar(used, cap), f"{used:,} of {cap:,}")

@@ -18,6 +18,7 @@ from ..domain.promotion import PromotionState
 from ..domain.run import FailureCode
 from ..domain.run_filter import RunFilter
 from ..domain.states import RunStatus
+from ..domain.times import whole_minutes_used
 from ..services import runs
 from ..services.attention import attention, last_rehearsals
 from ..services.context import AppContext
@@ -106,7 +107,7 @@ def _of_runs(context: AppContext, now: datetime) -> dict[str, Any]:
     rehearsals = last_rehearsals(context)
 
     def minutes(run: ListedRun) -> int:
-        return max(0, round(((run.ended_at or now) - run.created_at).total_seconds() / 60))
+        return whole_minutes_used(run.created_at, run.ended_at or now)
 
     def into_main(run: ListedRun) -> tuple[str, str]:
         """Return the verdict on merging and a reason; the base branch may have moved since."""

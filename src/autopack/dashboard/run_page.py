@@ -15,6 +15,7 @@ from ..domain.next_step import step_when_blocked
 from ..domain.rehearsal import RehearsalResult
 from ..domain.segments import SegmentKind
 from ..domain.states import PHASE_TRANSITIONS, PhaseStatus, RunStatus
+from ..domain.times import whole_minutes_used
 from ..services import run_pages
 from ..services.context import AppContext
 from ..services.run_pages import RunPage
@@ -206,7 +207,7 @@ class Budget:
 
 def _budgets(run: RunAnswer, now: datetime) -> list[Budget]:
     # Whole minutes, so that the part does not differ at each look.
-    minutes = max(0, int(((run.ended_at or now) - run.created_at).total_seconds() // 60))
+    minutes = whole_minutes_used(run.created_at, run.ended_at or now)
     cost, cost_cap = float(run.cost_usd), run.cost_cap_usd
     held = float(run.cost_reserved_usd)
     return [

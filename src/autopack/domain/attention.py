@@ -23,6 +23,7 @@ from .printable import one_line
 from .run import FailureCode
 from .states import PhaseStatus, RunStatus
 from .terms import Role
+from .times import whole_minutes_used
 
 
 class AttentionKind(StrEnum):
@@ -349,8 +350,8 @@ def _budget_low(now: Situation, at: datetime) -> Iterator[Need]:
             parts.append((words, run.cost_since or run.updated_at))
         since = run.created_at + timedelta(minutes=run.max_duration_minutes) * float(BUDGET_SHARE)
         if at >= since:
-            minutes = (at - run.created_at) / timedelta(minutes=1)
-            share = _share(int(minutes), run.max_duration_minutes)
+            minutes = whole_minutes_used(run.created_at, at)
+            share = _share(minutes, run.max_duration_minutes)
             parts.append((f"{share} of its {run.max_duration_minutes:,} minutes", since))
         if parts:
             yield Need(

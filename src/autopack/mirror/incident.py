@@ -9,6 +9,7 @@ from ..domain.issues import IssueStatus
 from ..domain.money import short_usd
 from ..domain.run import FailureCode
 from ..domain.terms import Severity
+from ..domain.times import whole_minutes_used
 from ..views.incident import IncidentBudget, IncidentIssue, IncidentPack, TroubledPhase
 from ..views.issues import PhaseIssue
 from ..views.runs import PhaseDetail, RunDetail
@@ -61,7 +62,7 @@ def _gravest_first(issue: PhaseIssue) -> tuple[bool, str]:
 
 def _budgets(run: RunDetail) -> list[IncidentBudget]:
     """Yield the budgets of the run and its tiers, and the exhausted budgets of phases."""
-    minutes = int(((run.ended_at or run.updated_at) - run.created_at).total_seconds() // 60)
+    minutes = whole_minutes_used(run.created_at, run.ended_at or run.updated_at)
     budgets = [_budget("run token_cap", run.token_cap, run.tokens_used)]
     if run.cost_cap_usd is not None:
         budgets.append(_budget("run cost_cap_usd", run.cost_cap_usd, run.cost_usd))

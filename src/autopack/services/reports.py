@@ -11,6 +11,7 @@ from ..domain.issues import BacklogStatus
 from ..domain.promotion import PASSED, PromotionCheck, PromotionVerdict, judge_promotion
 from ..domain.run_issues import issue_figures
 from ..domain.terms import Severity
+from ..domain.times import minutes_used
 from ..mirror import incident_pack, incident_page, pull_request
 from ..models import Run
 from ..store import issues, reports, runs
@@ -95,7 +96,7 @@ def run_summary(context: AppContext, run_id: str) -> RunReportAnswer:
             RunReportAnswer,
             run_id=run.run_id,
             run=RunSummaryAnswer.of(run),
-            duration_minutes=_minutes(run, now),
+            duration_minutes=round(minutes_used(run.created_at, run.ended_at or now), 2),
             budgets=_budgets(run, now),
             issues=IssueSummaryAnswer(
                 totals=totals,
@@ -213,14 +214,11 @@ def _budgets(run: Run, now: datetime) -> list[BudgetAnswer]:
     cost = (
         [] if run.cost_cap_usd is None else [budget("cost_cap_usd", run.cost_cap_usd, run.cost_usd)]
     )
+    minutes = minutes_used(run.created_at, run.ended_at or now)
     return [
         budget("token_cap", run.token_cap, run.tokens_used),
         *cost,
-        budget("max_duration_minutes", run.max_duration_minutes, _minutes(run, now)),
+        budget("max_duration_minutes", run.max_duration_minutes, round(minutes, 2)),
         budget("max_phases", run.max_phases, sum(len(tier.phases) for tier in run.tiers)),
         budget("max_minor_issues_total", run.max_minor_issues_total, run.minor_issues_count),
     ]
-
-
-def _minutes(run: Run, now: datetime) -> float:
-    return round(max(0.0, ((run.ended_at or now) - run.created_at).total_seconds()) / 60, 2)

@@ -17,6 +17,7 @@ from ..domain.money import ZERO_USD
 from ..domain.run import FailureCode
 from ..domain.states import PhaseStatus, RunStatus
 from ..domain.terms import Role, Severity, Verdict
+from ..domain.times import minutes_used
 from ..models import (
     BacklogEntry,
     CiRun,
@@ -255,10 +256,8 @@ def _broken_budget(row: Any) -> BudgetAnswer | None:
         case FailureCode.COST_CAP:
             return budget("cost_cap_usd", row["cost_cap_usd"], row["cost_usd"])
         case FailureCode.DURATION_CAP:
-            lasted = ((row["ended_at"] or row["updated_at"]) - row["created_at"]).total_seconds()
-            return budget(
-                "max_duration_minutes", row["max_duration_minutes"], round(lasted / 60, 2)
-            )
+            minutes = minutes_used(row["created_at"], row["ended_at"] or row["updated_at"])
+            return budget("max_duration_minutes", row["max_duration_minutes"], round(minutes, 2))
         case FailureCode.MINOR_ISSUE_CAP:
             return budget(
                 "max_minor_issues_total", row["max_minor_issues_total"], row["minor_issues_count"]
