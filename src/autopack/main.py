@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
@@ -15,6 +16,7 @@ from functools import partial
 from types import FrameType
 from typing import Final
 
+import anyio
 import structlog
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
@@ -40,6 +42,7 @@ from .api import (
 )
 from .api.access import AccessMiddleware
 from .api.bodies import BodyReader
+from .api.credentials import LOOKUPS
 from .api.csv_text import describe_csv
 from .api.docs import mount_docs
 from .api.errors import install_error_handlers
@@ -54,7 +57,7 @@ from .dashboard.mount import mount_dashboard
 from .database import DatabaseClock, DatabaseError, open_database
 from .domain.access import Caller
 from .domain.keys import without_keys
-from .domain.limits import Limits
+from .domain.limits import Limits, Rates
 from .domain.printable import lines_of
 from .gitrepo import Repository
 from .jobs.worker import Queue, Workers
@@ -120,6 +123,8 @@ def create_app(settings: Settings | None = None, opened: AppContext | None = Non
             app.state.context = await run_in_threadpool(_start, settings, opened, stack)
             app.state.keyring = Keyring(app.state.context)
             app.state.verifier = _verifier(settings)
+            app.state.lookups = anyio.CapacityLimiter(LOOKUPS)
+            app.state.rates = Rates(clock=time.monotonic)
             # A stream keeps its connection, so some connections are reserved for other requests.
             most = settings.max_connections or connections_within(raise_file_limit())
             streams = min(settings.max_streams, most * 3 // 4)

@@ -478,33 +478,45 @@ def live(settings: Settings, tmp_path: Path) -> Iterator[Callable[..., httpx.Res
 
 
 @pytest.mark.e2e
+@pytest.mark.parametrize(
+    ("path", "told", "ended"),
+    [
+        ("/events/stream?after=0", "data:", "RunEnded"),
+        ("/dashboard/stream?page=home", "event: running", "event: running"),
+    ],
+)
 def test_an_open_stream_ends_with_its_key_and_tells_nothing_more(
-    live: Any, team: Team, api: Api
+    live: Any, team: Team, api: Api, path: str, told: str, ended: str
 ) -> None:
+    """A page's stream is opened by the cookie of a browser that signed in by the key."""
+    headers = {"X-API-Key": team.secrets["viewer"]}
+    if path.startswith("/dashboard"):
+        signed = live("POST", "/dashboard/login", "none", data={"key": team.secrets["viewer"]})
+        headers = {"Cookie": signed.headers["set-cookie"].partition(";")[0]}
     lines: list[str] = []
     is_open, is_over = threading.Event(), threading.Event()
 
     def read() -> None:
-        headers = {"X-API-Key": team.secrets["viewer"]}
-        address = f"{live.url}/events/stream?after=0"
+        address = f"{live.url}{path}"
         with httpx.stream("GET", address, headers=headers, timeout=30, trust_env=False) as answer:
             for line in answer.iter_lines():
                 lines.append(line)
-                is_open.set()
+                if line.startswith(told):
+                    is_open.set()
         is_over.set()
 
     thread = threading.Thread(target=read)
     thread.start()
-    assert is_open.wait(10)
+    assert is_open.wait(10), lines
     operator = team.secrets["operator"]
     assert live("POST", "/keys/viewer/revoke", operator).status_code == 200
-    told = len([line for line in lines if line.startswith("data:")])
+    count = len([line for line in lines if line.startswith(told)])
     cancelled = live("POST", "/runs/run-001/cancel", operator, json={})
     assert cancelled.status_code == 200, cancelled.text
     assert is_over.wait(5)
     thread.join()
-    assert len([line for line in lines if line.startswith("data:")]) == told
-    assert not any("RunEnded" in line for line in lines)
+    new = [line for line in lines if line.startswith(told)][count:]
+    assert not any(ended in line for line in new)
 
 
 @pytest.mark.e2e

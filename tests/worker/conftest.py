@@ -83,15 +83,19 @@ class Workshop:
         *,
         kind: str | None = None,
         fallback: str | None = None,
+        name: str | None = None,
         **orders: Any,
     ) -> Ending:
-        """Let a worker work by shell commands, one item unless it is said otherwise."""
+        """Let a worker work by shell commands, one item unless it is said otherwise.
+
+        `name`: one program for both roles, under this name.
+        """
         commands: dict[Role, str | None] = {"auditor": auditor, "builder": builder}
         second = (
             Agent("second@test", ["/bin/sh", "-c", fallback], None, "theirs") if fallback else None
         )
         agents = {
-            role: Agent(f"{role}@test", ["/bin/sh", "-c", command], kind, "mine", second)
+            role: Agent(name or f"{role}@test", ["/bin/sh", "-c", command], kind, "mine", second)
             for role, command in commands.items()
             if command is not None
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from autopack.domain.next_step import NextAction
 from autopack.gitrepo.workspace import ObjectCache, WorkspaceError
 from autopack.views.results import NextStep
 from autopack.worker.cooling import WorkerError
+from autopack.worker.mailbox import Mailbox
 from autopack.worker.worker import Ending, Role, wait_line
 
 if TYPE_CHECKING:
@@ -142,6 +144,52 @@ def test_a_worker_says_what_it_waits_for_once_a_minute(workshop: Workshop) -> No
     assert len(told) == 2
     assert told[0].startswith("phase 'P1' waits for an Auditor, until 2")
     assert told[0].endswith("; start one with --auditor")
+
+
+def test_a_worker_of_one_program_says_that_it_may_not_review_and_another_one_does(
+    workshop: Workshop,
+) -> None:
+    workshop.start(task_category="security_auth_change")
+    claims: list[str] = []
+
+    def claimed(request: httpx.Request) -> None:
+        if request.url.path.endswith("/claim"):
+            claims.append(request.url.path)
+        if len(claims) == 7:
+            workshop.interrupt()
+
+    workshop.transport.interfere = claimed
+    build, review = "echo more >> README.md", "echo 'RECOMMENDATION: approve'"
+    ending = workshop.work(build, review, name="codex@test", is_once=False)
+    assert ending is Ending.INTERRUPTED
+    told = [step.text for step in workshop.steps if " another Auditor" in step.text]
+    assert told == [
+        "run run-001: P1 waits for another Auditor: local:codex@test built it "
+        "(docs/worker.md, Two roles)"
+    ], "it is said once, not at each claim"
+    assert [attempt.role for attempt in workshop.attempts()] == ["builder"]
+    workshop.transport.interfere = lambda request: None
+    workshop.mailbox = Mailbox()  # that of another worker
+    assert workshop.work(auditor=review, name="claude@test") is Ending.SUCCESS
+    assert [attempt.role for attempt in workshop.attempts()] == ["builder", "auditor"]
+
+
+def test_a_review_that_its_model_may_not_do_is_returned_without_a_try(workshop: Workshop) -> None:
+    """An agent's model is only known by its answer, so the first claim cannot keep it back."""
+    ruleset = workshop.service.get_ruleset()
+    ruleset["categories"]["security_auth_change"]["independence"] = "model"
+    workshop.service.put_ruleset(ruleset)
+    workshop.start(task_category="security_auth_change")
+    model = {"model": "gpt-5", "notes": "Did it."}
+    build = f"echo more >> README.md; echo '{json.dumps(model)}' > \"$AUTOPACK_RESULT\""
+    assert workshop.work(build, kind="codex") is Ending.SUCCESS
+    review = f"echo '{json.dumps({'recommendation': 'approve', 'model': 'gpt-5'})}'"
+    assert workshop.work(auditor=review, kind="codex") is Ending.FAILURE
+    assert workshop.kinds[-2:] == ["refused", "given_up"]
+    (phase,) = workshop.service.get_run("run-001").tiers[0].phases
+    assert (phase.state, phase.auditor_attempts_used) == ("GATE", 0)
+    item = workshop.service.claim("auditor", "other@test", run_id="run-001")
+    assert item is not None, "the lease was given back"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ from urllib.parse import urlencode
 
 import anyio
 from starlette.datastructures import Headers
-from starlette.requests import cookie_parser
 from starlette.responses import RedirectResponse, Response
 from starlette.types import Scope
 
@@ -28,7 +27,7 @@ from ..services.oidc import TokenVerifier
 from .errors import outage_response, problem_response, refusal_response
 
 # Threads that look keys up: a flood of unknown ones leaves the others to requests.
-_LOOKUPS: Final = 4
+LOOKUPS: Final = 4
 # The same for every caller and installation, so they are readable without a key.
 _PAGES: Final = frozenset({"/health/live", "/docs", "/redoc", "/openapi.json", "/favicon.ico"})
 _FILES: Final = ("/docs/static/", "/dashboard/static/")
@@ -40,10 +39,6 @@ SESSION_COOKIE: Final = "autopack_session"
 
 class Credentials:
     """Finds the caller of a request by its key."""
-
-    def __init__(self) -> None:
-        self._lookups = anyio.CapacityLimiter(_LOOKUPS)
-        self._rates = Rates(clock=time.monotonic)
 
     async def caller_of(self, scope: Scope, headers: Headers) -> Caller | Response | None:
         """Return the caller, the refusal, or None for what is answered without a key."""
@@ -61,7 +56,8 @@ class Credentials:
                 return _sign_in_or_refusal(scope, headers)
             caller.require_project(scope["app"].state.settings.project_id)
             if caller.holder is not None and caller.limits is not None:
-                self._rates.take(caller.holder, caller.limits.requests_per_minute)
+                rates: Rates = scope["app"].state.rates
+                rates.take(caller.holder, caller.limits.requests_per_minute)
         except AutopackError as error:
             return refusal_response(error)
         except OUTAGES as error:
@@ -74,17 +70,18 @@ class Credentials:
         Raises TokenRefusedError, IssuerAwayError, and what a database that is away raises.
         """
         verifier: TokenVerifier | None = scope["app"].state.verifier
+        lookups: anyio.CapacityLimiter = scope["app"].state.lookups
         if verifier is not None and not is_session and key.count(b".") == 2:
             verify, token = verifier.verify, key.decode("latin-1")
-            caller, until = await anyio.to_thread.run_sync(verify, token, limiter=self._lookups)
+            caller, until = await anyio.to_thread.run_sync(verify, token, limiter=lookups)
             scope["caller_until"] = until
             return caller
         keyring: Keyring = scope["app"].state.keyring
         digest = digest_of(key)
-        known, is_known = keyring.find(digest)
+        known, is_known = keyring.find(digest, is_session=is_session)
         if not is_known:
             read = partial(keyring.read, digest, is_session=is_session)
-            known = await anyio.to_thread.run_sync(read, limiter=self._lookups)
+            known = await anyio.to_thread.run_sync(read, limiter=lookups)
         scope["key_digest"], scope["is_session"] = digest, is_session
         return known
 
@@ -97,7 +94,7 @@ async def is_still_known(scope: Scope) -> bool:
     if digest is None:
         return True
     keyring: Keyring = scope["app"].state.keyring
-    caller, is_known = keyring.find(digest)
+    caller, is_known = keyring.find(digest, is_session=scope["is_session"])
     if not is_known:
         try:
             read = partial(keyring.read, digest, is_session=scope["is_session"])
@@ -130,8 +127,21 @@ def _session_in(scope: Scope, headers: Headers) -> bytes | None:
     is_read = scope["type"] == "http" and scope["method"] in ("GET", "HEAD")
     if not is_read and (headers.get("origin") is None or not _is_within(_path(scope), DASHBOARD)):
         return None
-    secret = cookie_parser(headers.get("cookie", "")).get(SESSION_COOKIE)
-    return secret.encode("latin-1", "replace") if secret else None
+    secret = session_cookie(headers)
+    return secret.encode() if secret else None
+
+
+def session_cookie(headers: Headers) -> str:
+    """Return the secret of the browser's cookie, "" without one.
+
+    Browsers send the cookie of the longest path first: that of this service, where another one is
+    served at the root of the same host.
+    """
+    for part in headers.get("cookie", "").split(";"):
+        name, _, value = part.partition("=")
+        if name.strip() == SESSION_COOKIE:
+            return value.strip()
+    return ""
 
 
 def _sign_in_or_refusal(scope: Scope, headers: Headers) -> Response:

@@ -17,7 +17,7 @@ from ..api.errors import STATUS_OF_KIND, TITLES, invalid_document
 from ..api.guard import GuardedRoute
 from ..api.inputs import Context
 from ..domain.access import ROLES_OF
-from ..domain.errors import AutopackError, ErrorKind
+from ..domain.errors import AutopackError, ErrorKind, TooManyError
 from ..domain.run_filter import RunFilter
 from ..services import runs
 from ..services.availability import OUTAGES, as_unavailable
@@ -75,7 +75,10 @@ def _refusal(request: Request, error: AutopackError) -> Response:
     run_id = request.path_params.get("run_id")
     if error.kind is ErrorKind.NOT_FOUND and run_id is not None:
         return not_found(request, error.detail, run_id, _nearest(request, run_id))
-    return _problem(request, status, error.detail, error.code)
+    answer = _problem(request, status, error.detail, error.code)
+    if isinstance(error, TooManyError):
+        answer.headers["Retry-After"] = str(error.retry_after)
+    return answer
 
 
 def not_found(request: Request, what: str, text: str = "", nearest: str | None = None) -> Response:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 from urllib.parse import parse_qs
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse
 from starlette.exceptions import HTTPException
 
 from ..api.bodies import read_body
-from ..api.credentials import SESSION_COOKIE, SIGN_IN
+from ..api.credentials import SESSION_COOKIE, SIGN_IN, session_cookie
 from ..api.inputs import Context
 from ..domain.keys import SESSION_LIFETIME, digest_of
+from ..domain.limits import Rates
 from ..services.context import AppContext, utc_now
 from ..services.keys import Keyring, close_session, open_session
 from .rendering import HOME, THEME_COOKIE, Page
@@ -53,12 +56,20 @@ async def sign_in(request: Request, form: Form) -> Response:
     page, key, to = Page(request, utc_now()), form.get("key", "").strip(), _way(form.get("to", ""))
     context: AppContext = request.app.state.context
     keyring: Keyring = request.app.state.keyring
-    caller = await run_in_threadpool(keyring.read, digest_of(key.encode())) if key else None
+    lookups: CapacityLimiter = request.app.state.lookups
+    digest = digest_of(key.encode())
+    caller = await to_thread.run_sync(keyring.read, digest, limiter=lookups) if key else None
     if caller is None:
         problem = "This is not a key that works: it is misspelt, revoked or expired."
         return page.render("login.html", 403, bare=True, problem=problem, to=to)
     caller.require_project(context.settings.project_id)
-    secret = await run_in_threadpool(open_session, context, key)
+    if caller.holder is not None and caller.limits is not None:
+        rates: Rates = request.app.state.rates
+        rates.take(caller.holder, caller.limits.requests_per_minute)
+    replaced = session_cookie(request.headers)
+    secret = await run_in_threadpool(partial(open_session, context, key, replaced=replaced))
+    if replaced:
+        keyring.forget()
     answer = back_to(page, to)
     answer.set_cookie(
         SESSION_COOKIE,
@@ -67,7 +78,7 @@ async def sign_in(request: Request, form: Form) -> Response:
         path=page.root or "/",
         httponly=True,
         samesite="strict",
-        secure=request.url.scheme == "https",
+        secure=_is_by_tls(request),
     )
     return answer
 
@@ -75,7 +86,7 @@ async def sign_in(request: Request, form: Form) -> Response:
 @router.post(f"{HOME}/logout")
 def sign_out(request: Request, context: Context, page: InPage) -> Response:
     """End the browser's session, here and in the database."""
-    close_session(context, request.cookies.get(SESSION_COOKIE, ""))
+    close_session(context, session_cookie(request.headers))
     keyring: Keyring = request.app.state.keyring
     keyring.forget()
     answer = back_to(page, SIGN_IN)
@@ -92,6 +103,16 @@ async def choose_theme(request: Request, form: Form) -> Response:
     if theme in ("light", "dark"):
         answer.set_cookie(THEME_COOKIE, theme, max_age=31_536_000, path="/", samesite="strict")
     return answer
+
+
+def _is_by_tls(request: Request) -> bool:
+    """Tell whether the browser speaks TLS, be it to a proxy that sends plain HTTP on.
+
+    The origin, which was compared with the host, is the browser's own word, unlike what proxies
+    add or forget to add.
+    """
+    origin = request.headers.get("origin", "")
+    return request.url.scheme == "https" or origin.startswith("https://")
 
 
 def _way(path: str) -> str:

@@ -121,10 +121,11 @@ def rotate_key(context: AppContext, name: str) -> SecretKeyAnswer:
         return SecretKeyAnswer(api_key=secret, key=_answer(key, now))
 
 
-def open_session(context: AppContext, key: str) -> str:
+def open_session(context: AppContext, key: str, *, replaced: str = "") -> str:
     """Sign a browser in by a key that works, and return the secret of its cookie.
 
-    Whether the key works is for the caller to find out, by the keyring.
+    `replaced`: the secret of the browser's cookie until now, whose session ends. Whether the key
+    works is for the caller to find out, by the keyring.
     """
     secret, now = secrets.token_urlsafe(32), context.now()
     opened = BrowserSession(
@@ -133,6 +134,8 @@ def open_session(context: AppContext, key: str) -> str:
         expires_at=now + SESSION_LIFETIME,
     )
     with context.writing() as session:
+        if replaced:
+            keys.remove_session(session, digest_of(replaced.encode()))
         keys.add_session(session, opened, now)
         session.commit()
     return secret
@@ -163,7 +166,8 @@ class Keyring:
 
     def __init__(self, context: AppContext) -> None:
         self._context = context
-        self._known: OrderedDict[str, _Known] = OrderedDict()
+        # By the digest, and whether it is that of a cookie: a cookie is not accepted as a key.
+        self._known: OrderedDict[tuple[str, bool], _Known] = OrderedDict()
         self._changing = Lock()
         self._generation = 0
 
@@ -173,9 +177,9 @@ class Keyring:
             self._generation += 1
             self._known.clear()
 
-    def find(self, digest: str) -> tuple[Caller | None, bool]:
+    def find(self, digest: str, *, is_session: bool = False) -> tuple[Caller | None, bool]:
         """Return who has a digest, and whether that is known; if not, `read` asks the database."""
-        known = self._known.get(digest)
+        known = self._known.get((digest, is_session))
         if known is None or time.monotonic() - known.read_at > CACHE_SECONDS:
             return None, False
         is_over = known.ends_at is not None and known.ends_at <= self._context.now()
@@ -187,7 +191,7 @@ class Keyring:
         With `is_session` it is that of a browser's cookie: the caller is who has the key by which
         the browser signed in.
         """
-        caller, is_known = self.find(digest)
+        caller, is_known = self.find(digest, is_session=is_session)
         if is_known:
             return caller
         generation, read_at, now = self._generation, time.monotonic(), self._context.now()
@@ -203,8 +207,8 @@ class Keyring:
                 keys.touch(session, key, now)
         with self._changing:
             if generation == self._generation:  # else it may have been read before the change
-                self._known[digest] = known
-                self._known.move_to_end(digest)
+                self._known[digest, is_session] = known
+                self._known.move_to_end((digest, is_session))
                 while len(self._known) > MAX_CACHED:
                     self._known.popitem(last=False)
         return known.caller
