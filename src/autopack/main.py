@@ -41,6 +41,7 @@ from .api import (
     work,
 )
 from .api.access import AccessMiddleware
+from .api.answers import describe_answers
 from .api.bodies import BodyReader
 from .api.credentials import LOOKUPS
 from .api.csv_text import describe_csv
@@ -150,6 +151,7 @@ def create_app(settings: Settings | None = None, opened: AppContext | None = Non
     install_error_handlers(app)
     describe_access(app)
     describe_csv(app)
+    describe_answers(app)
     mount_docs(app)
     mcp = mount_mcp(app)
     mount_dashboard(app)

@@ -43,6 +43,9 @@ class Contract:
         if described is None:
             self.problems.append(f"{where} is not described: {answer.text[:200]}")
             return
+        if "$ref" in described:
+            name = described["$ref"].rpartition("/")[2]
+            described = self.document["components"]["responses"][name]
         content = described.get("content", {})
         if not content and not answer.content:
             return

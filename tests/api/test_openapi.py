@@ -38,6 +38,23 @@ def test_the_schema_is_valid_openapi_3_1(schema: dict[str, Any]) -> None:
     OpenAPIV31SpecValidator(schema).validate()
 
 
+def resolved(schema: dict[str, Any], response: dict[str, Any]) -> dict[str, Any]:
+    """Follow a response's reference."""
+    if "$ref" not in response:
+        return response
+    found: dict[str, Any] = schema["components"]["responses"][response["$ref"].rpartition("/")[2]]
+    return found
+
+
+def test_each_refusal_is_described_once(schema: dict[str, Any]) -> None:
+    shared = schema["components"]["responses"]
+    assert len({each["description"] for each in shared.values()}) == len(shared)
+    for method, path, operation in operations(schema):
+        for code, response in operation["responses"].items():
+            if code[0] in "45" and path != "/health":  # an unhealthy service answers its health
+                assert list(response) == ["$ref"], f"{method} {path} {code}"
+
+
 def test_a_new_application_builds_no_route_of_its_modules_again(settings: Settings) -> None:
     # To build them takes 80 ms of CPU, which the first requests would wait for.
     first, second = create_app(settings), create_app(settings)
@@ -62,7 +79,7 @@ def test_every_operation_says_what_it_does_and_what_can_go_wrong(schema: dict[st
         if "requestBody" in operation:
             assert refusals >= {"413", "415", "422"}, where
         for code in refusals - {"503"}:
-            content = operation["responses"][code]["content"]
+            content = resolved(schema, operation["responses"][code])["content"]
             assert list(content) == ["application/problem+json"], f"{where} {code}"
 
 

@@ -168,20 +168,27 @@ def install_error_handlers(app: FastAPI) -> None:
         app.add_exception_handler(kind, _outage)
     app.add_exception_handler(Exception, _unforeseen)
     # FastAPI's documented way to change its document is to replace the method.
-    app.openapi = _with_problems_alone(app.openapi)  # type: ignore[method-assign]
+    app.openapi = _with_shared_problems(app.openapi)  # type: ignore[method-assign]
 
 
-def _with_problems_alone(describe: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
-    """Remove the media type that FastAPI adds to refusals with a model: it is never sent."""
+def _with_shared_problems(describe: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
+    """Describe each refusal once, in `components.responses`; operations refer to it.
+
+    The media type that FastAPI adds to refusals with a model goes: it is never sent.
+    """
 
     def openapi() -> dict[str, Any]:
         schema = describe()
+        shared = schema["components"].setdefault("responses", {})
         for operations in schema["paths"].values():
             for operation in operations.values():
-                for response in operation["responses"].values():
+                for status, response in operation["responses"].items():
                     content = response.get("content", {})
-                    if MEDIA_TYPE in content:
+                    if MEDIA_TYPE in content:  # not so in a document that was changed before
                         content.pop("application/json", None)
+                        name = TITLES[int(status)].title().replace(" ", "")
+                        shared.setdefault(name, response)
+                        operation["responses"][status] = {"$ref": f"#/components/responses/{name}"}
         return schema
 
     return openapi
