@@ -183,6 +183,19 @@ class TestMigrations:
         _migrate_to(empty_engine, "continued_runs")
         migrate(empty_engine)
 
+    def test_figures_without_the_tokens_of_operators_are_added_up_again(
+        self, empty_engine: Engine
+    ) -> None:
+        _migrate_to(empty_engine, "github_webhooks")
+        with empty_engine.begin() as connection:
+            _insert(connection, "runs", run_id="old", state="DONE_SUCCESS", is_counted=True)
+            connection.execute(text("SET session_replication_role = replica"))
+            _insert(connection, "figures", day="2026-03-01", last_run_id="old")
+        migrate(empty_engine)
+        with empty_engine.connect() as connection:
+            assert connection.scalar(text("SELECT count(*) FROM figures")) == 0
+            assert connection.scalar(text("SELECT is_counted FROM runs")) is False
+
     def test_rows_survive_a_downgrade_and_an_upgrade(self, empty_engine: Engine) -> None:
         """An operator who goes back to the version before, and forward again, loses no run."""
         migrate(empty_engine)

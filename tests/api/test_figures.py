@@ -123,6 +123,35 @@ def test_costs_are_those_of_the_events_by_every_key(api: Api, app: FastAPI, cloc
     assert {by: shown(app, by) for by in Grouping} == before
 
 
+def test_tokens_that_an_operator_counts_are_in_the_costs_but_are_no_try(
+    api: Api, app: FastAPI, clock: Clock
+) -> None:
+    api.start(
+        "run-a",
+        phases=2,
+        token_cap=1_000,
+        phase={"task_category": "docs"},
+    )
+    issue = {"issue_key": "slow", "category": "docs", "source": "test"}
+    api.result("run-a", agent="codex", model="gpt", tokens_used=100, suggested_issues=[issue])
+    for tokens in (30, 12, 900):  # the last ones pass the cap and end the run
+        clock.now += timedelta(minutes=1)
+        assert api.status("EXECUTING", "run-a", "P0.1", tokens_used=tokens).status_code == 200
+    assert api.run("run-a")["tokens_used"] == 1_042
+    for _ in range(2):
+        assert shown(app) == spent(app)
+        assert shown(app, Grouping.CATEGORY) == {"docs": (1_042, Decimal(0))}
+        groups = {each["name"]: each for each in ask(api, "/metrics/costs", by="agent")["groups"]}
+        assert (groups["codex"]["tokens"], groups["codex"]["tries"]) == (100, 1)
+        assert (groups[""]["tokens"], groups[""]["tries"], groups[""]["phases"]) == (942, 0, 0)
+        assert groups[""]["unpriced_results"] == 0
+        quality = ask(api, "/metrics/quality")
+        assert sum(quality["builder_outcomes"].values()) == 1
+        assert [day["tokens"] for day in quality["days"] if day["tokens"]] == [1_042]
+        clock.now += timedelta(hours=1)
+        add_up(app)
+
+
 def test_a_group_says_how_many_tries_its_phases_needed(
     api: Api, app: FastAPI, clock: Clock
 ) -> None:

@@ -36,6 +36,7 @@ class Subject(StrEnum):
     PHASE = "phase"
     BUILDER = "builder"
     AUDITOR = "auditor"
+    HAND = "hand"  # tokens that an operator counted, without a result
     CI = "ci"
     FLAKY_CHECK = "flaky_check"
     WAIT = "wait"

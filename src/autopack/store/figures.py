@@ -83,6 +83,11 @@ def _wait(role: str, *since: str, of_phase: bool) -> str:
     )
 
 
+# Events that report the tokens and the cost of an agent.
+_REPORTS: Final = (
+    "'BuilderResultReceived', 'AuditorResultReceived', 'AgentUnavailable', 'LeaseLapsed',"
+    " 'AuditLapsed'"
+)
 _OF_PHASE: Final = "JOIN phases p ON p.id = s.phase_pk"
 _FACTS: Final = " UNION ALL ".join(
     (
@@ -134,6 +139,21 @@ _FACTS: Final = " UNION ALL ".join(
             outcome="'lapsed'",
             tokens="coalesce((e.data ->> 'tokens_reported')::bigint, 0)",
             cost_usd="coalesce((e.data ->> 'cost_reported_usd')::numeric, 0)",
+        ),
+        # Tokens that an operator counted (`update_status`). Those of a result or of a lapse are
+        # counted above: their event comes after the result's or the lapse's, with only the issues
+        # of the result between them.
+        _fact(
+            f"'{Subject.HAND}'",
+            "e.at",
+            f"""JOIN events e ON e.run_pk = r.id AND e.kind = 'TokensCounted'
+            JOIN phases p ON p.run_pk = r.id AND p.phase_id = e.phase_id
+            JOIN LATERAL (SELECT b.kind FROM events b WHERE b.run_pk = r.id
+                AND b.sequence < e.sequence AND b.kind NOT IN ('IssueRecorded', 'IssueResolved')
+                ORDER BY b.sequence DESC LIMIT 1) cause ON cause.kind NOT IN ({_REPORTS})""",
+            category="p.task_category",
+            tokens="(e.data ->> 'tokens')::bigint",
+            cost_usd="coalesce((e.data ->> 'cost_usd')::numeric, 0)",
         ),
         _fact(
             f"'{Subject.CI}'",
@@ -199,6 +219,7 @@ _ALL: Final = f"""
         SELECT day, {_TEXTS}, step, {", ".join(_SUMS)}, last_run_id
         FROM figures WHERE day BETWEEN :start AND :end
         UNION ALL SELECT * FROM ({_ADDED}) added WHERE day BETWEEN :start AND :end)"""
+_PAID: Final = ", ".join(f"'{each}'" for each in (Subject.BUILDER, Subject.AUDITOR, Subject.HAND))
 _BUILT: Final = f"subject = '{Subject.BUILDER}'"
 
 
@@ -212,7 +233,7 @@ def _costs(by: Grouping) -> str:
             coalesce(sum(number) FILTER (WHERE {_BUILT} AND outcome <> 'unavailable'), 0)::bigint
                 AS tries,
             sum(tickets)::bigint AS tickets, sum(repairs)::bigint AS repairs
-        FROM found WHERE subject IN ('builder', 'auditor')
+        FROM found WHERE subject IN ({_PAID})
         GROUP BY GROUPING SETS ((1), ())
         ORDER BY grouping({_KEYS[by]}) DESC, {order} LIMIT :limit"""
 
@@ -227,7 +248,7 @@ _COUNTS: Final = text(f"""{_ALL}
     WHERE subject = 'run' OR is_within AND subject <> '{Subject.FLAKY_CHECK}'
     GROUP BY GROUPING SETS (
         (is_within, subject, outcome, name, step), (is_within, day, subject, outcome, name, step))
-    HAVING grouping(day) = 1 OR is_within AND subject IN ('run', 'ci', 'builder', 'auditor')""")
+    HAVING grouping(day) = 1 OR is_within AND subject IN ('run', 'ci', {_PAID})""")
 _FLAKY: Final = text(f"""{_ALL}
     SELECT name, sum(number)::bigint AS number, (array_agg(last_run_id ORDER BY day DESC))[1]
         AS last_run_id FROM found WHERE subject = '{Subject.FLAKY_CHECK}'
