@@ -754,7 +754,20 @@ class RunState:
 
         Phases run one after the other, and only this property defines their order. (rules §2)
         """
-        return next((phase for phase in in_order(self.phases) if not phase.state.is_final), None)
+        return first_open(in_order(self.phases))
+
+
+class _Stated(Protocol):
+    @property
+    def state(self) -> PhaseStatus: ...
+
+
+Stated = TypeVar("Stated", bound=_Stated)
+
+
+def first_open(phases: Iterable[Stated]) -> Stated | None:
+    """Return the first of a run's phases, in their order, that is not final. (rules §2)"""
+    return next((phase for phase in phases if not phase.state.is_final), None)
 
 
 def in_order(phases: Iterable[PhaseState]) -> list[PhaseState]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from .errors import NotFoundError
 from .money import ZERO_USD
@@ -230,7 +230,20 @@ class RunState:
 
         Phases run one after the other, and only this property defines their order. (rules §2)
         """
-        return next((phase for phase in in_order(self.phases) if not phase.state.is_final), None)
+        return first_open(in_order(self.phases))
+
+
+class _Stated(Protocol):
+    @property
+    def state(self) -> PhaseStatus: ...
+
+
+Stated = TypeVar("Stated", bound=_Stated)
+
+
+def first_open(phases: Iterable[Stated]) -> Stated | None:
+    """Return the first of a run's phases, in their order, that is not final. (rules §2)"""
+    return next((phase for phase in phases if not phase.state.is_final), None)
 
 
 def in_order(phases: Iterable[PhaseState]) -> list[PhaseState]:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from ..domain.events import wire_time
 from ..domain.issues import IssueStatus
 from ..domain.money import short_usd
-from ..domain.run import CompletedBy, DebtStatus, FailureCode, has_ended_early
+from ..domain.run import CompletedBy, DebtStatus, FailureCode, first_open, has_ended_early
 from ..domain.states import Cleanliness, PhaseStatus, RunStatus, TierStatus
 from ..domain.terms import Independence, Sandbox, Verdict
 from ..views.issues import PhaseIssue
@@ -237,7 +237,7 @@ def _phase_address(run: RunDetail, phase: PhaseDetail | None) -> str:
 
 
 def _next_step(run: RunDetail, phases: Sequence[PhaseDetail]) -> str:
-    current = next((phase for phase in phases if not phase.state.is_final), None)
+    current = first_open(phases)
     name = f"phase {_phase_link(current, 'phases/')}" if current else "the next phase"
     until = f" until {_time(current.deadline_at)}" if current and current.deadline_at else ""
     match run.state:

@@ -9,6 +9,7 @@ from ..domain.naming import branch_ref
 from ..domain.operating import Rollback, require_rollback
 from ..domain.outcomes import CommitKind
 from ..domain.results import PatchCheck
+from ..domain.run import first_open
 from ..domain.secret_rules import redact
 from ..gitrepo import RepositoryUnusableError
 from ..models import Phase, Run
@@ -169,7 +170,7 @@ def rollback(
 
 def _next_phase(run: Run) -> Phase:
     phases = [phase for tier in run.tiers for phase in tier.phases]
-    return next((phase for phase in phases if not phase.state.is_final), phases[-1])
+    return first_open(phases) or phases[-1]
 
 
 def _shown(path: str) -> str:

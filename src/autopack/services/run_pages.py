@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..domain.errors import AutopackError, NotFoundError
+from ..domain.run import first_open
 from ..domain.states import PhaseStatus
 from ..models import Phase, Run
 from ..store import runs
@@ -85,9 +86,9 @@ def _chosen(run: Run, phase_id: str | None) -> Phase:
     if phase_id is not None:
         return runs.get_phase(run, phase_id)
     failed = [phase for phase in phases if phase.state is PhaseStatus.FAILED]
-    live = [phase for phase in phases if not phase.state.is_final]
-    ended = [phase for phase in phases if phase.started_at is not None]
-    chosen = failed[-1:] or live[:1] or ended[-1:] or phases[-1:]
+    current = first_open(phases)
+    begun = [phase for phase in phases if phase.started_at is not None]
+    chosen = failed[-1:] or ([current] if current else []) or begun[-1:] or phases[-1:]
     if not chosen:
         raise NotFoundError(f"run '{run.run_id}' has no phase")
     return chosen[0]

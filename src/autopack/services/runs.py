@@ -18,6 +18,7 @@ from ..domain.naming import branch_name, branch_ref, snapshot_ref
 from ..domain.next_step import next_step
 from ..domain.operating import Cancel
 from ..domain.plan import DebtPhase, Plan, PlanPhase
+from ..domain.run import first_open
 from ..domain.run_filter import RunFilter
 from ..domain.secret_rules import redact
 from ..domain.starting import starting_state
@@ -230,7 +231,7 @@ def cancel_run(context: AppContext, run_id: str, reason: str) -> RunAnswer:
 def _answer(run: Run, leases: Sequence[LeaseState]) -> RunAnswer:
     """Return a run with its tiers and phases; `leases` are those of its phases."""
     phases = [phase for tier in run.tiers for phase in tier.phases]
-    current = next((phase for phase in phases if not phase.state.is_final), None)
+    current = first_open(phases)
     agents = {lease.phase_id: lease.agent for lease in leases}
     step = next_step(
         run,
