@@ -15,7 +15,8 @@ from tests.agents.model_server import MODEL, Call
 
 Json = dict[str, Any]
 FOLDER: Final = "AUTOPACK_TEST_AGENTS"  # where scripts/agents.sh installs the programs
-KEY: Final = "not-a-key"
+KEY: Final = "not-a-key"  # of the model
+API_KEY: Final = "AUTOPACK_API_KEY"  # the variable from which the header of MCP is made
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,9 @@ def programs() -> str | None:
     return f"{folder}/npm/node_modules/.bin:{folder}/aider/bin"
 
 
-def environment(agent: Agent, home: Path, model: str, mcp: str | None = None) -> dict[str, str]:
+def environment(
+    agent: Agent, home: Path, model: str, mcp: str | None = None, api_key: str | None = None
+) -> dict[str, str]:
     """Return an environment with a home of its own and nothing else of this machine."""
     scratch = home / "tmp"  # Codex refuses a home below the folder for temporary files
     scratch.mkdir(parents=True)
@@ -47,7 +50,8 @@ def environment(agent: Agent, home: Path, model: str, mcp: str | None = None) ->
     path = [programs() or "", os.path.dirname(node) if node else "", "/usr/local/bin:/usr/bin:/bin"]
     ours = agent.configure(home, model, mcp)
     own = {"HOME": str(home), "TMPDIR": str(scratch), "LANG": "C.UTF-8"}
-    return {"PATH": ":".join(filter(None, path)), **own, **ours}
+    key = {} if api_key is None else {API_KEY: api_key}
+    return {"PATH": ":".join(filter(None, path)), **own, **ours, **key}
 
 
 def _write(path: Path, text: str) -> None:
@@ -65,7 +69,7 @@ def _codex(home: Path, model: str, mcp: str | None) -> dict[str, str]:
     if mcp is not None:  # as docs/agents.md has it
         settings += (
             f'[mcp_servers.autopack]\nurl = "{mcp}"\ntool_timeout_sec = 120\n'
-            'default_tools_approval_mode = "approve"\n'
+            f'default_tools_approval_mode = "approve"\nbearer_token_env_var = "{API_KEY}"\n'
         )
     _write(home / ".codex/config.toml", settings)
     return {"STAND_IN_KEY": KEY}
@@ -73,7 +77,8 @@ def _codex(home: Path, model: str, mcp: str | None) -> dict[str, str]:
 
 def _claude(home: Path, model: str, mcp: str | None) -> dict[str, str]:
     if mcp is not None:
-        server = {"type": "http", "url": mcp}
+        headers = {"Authorization": f"Bearer ${{{API_KEY}}}"}
+        server = {"type": "http", "url": mcp, "headers": headers}
         _write(home / ".claude.json", json.dumps({"mcpServers": {"autopack": server}}))
     return {
         "ANTHROPIC_BASE_URL": model,
@@ -86,7 +91,9 @@ def _claude(home: Path, model: str, mcp: str | None) -> dict[str, str]:
 def _gemini(home: Path, model: str, mcp: str | None) -> dict[str, str]:
     settings: Json = {"security": {"auth": {"selectedType": "gemini-api-key"}}}
     if mcp is not None:
-        settings["mcpServers"] = {"autopack": {"httpUrl": mcp, "trust": True}}
+        headers = {"Authorization": f"Bearer ${{{API_KEY}}}"}
+        server = {"httpUrl": mcp, "trust": True, "headers": headers}
+        settings["mcpServers"] = {"autopack": server}
     _write(home / ".gemini/settings.json", json.dumps(settings))
     return {
         "GOOGLE_GEMINI_BASE_URL": model,
@@ -105,7 +112,8 @@ def _opencode(home: Path, model: str, mcp: str | None) -> dict[str, str]:
     }
     settings: Json = {"provider": {"stand-in": provider}, "model": f"stand-in/{MODEL}"}
     if mcp is not None:
-        settings["mcp"] = {"autopack": {"type": "remote", "url": mcp}}
+        headers = {"Authorization": f"Bearer {{env:{API_KEY}}}"}
+        settings["mcp"] = {"autopack": {"type": "remote", "url": mcp, "headers": headers}}
     _write(home / ".config/opencode/opencode.json", json.dumps(settings))
     return {"OPENCODE_DISABLE_MODELS_FETCH": "1", "OPENCODE_DISABLE_AUTOUPDATE": "1"}
 

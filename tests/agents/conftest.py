@@ -21,6 +21,8 @@ from autopack.client import Autopack
 if TYPE_CHECKING:
     from tests.conftest import GitRepo, LiveServer
 
+    from autopack.config import Settings
+
 PATIENCE_SECONDS = 240
 
 
@@ -33,7 +35,9 @@ class Scene:
     repo: GitRepo
     folder: Path
     stack: ExitStack
+    settings: Settings
     homes: int = 0
+    api_key: str | None = None  # of the agent, where the service asks for one
 
     def start(self, **phase: Any) -> None:
         tier = {"tier_id": "T1", "tier_index": 0, "name": "Tier"}
@@ -68,7 +72,7 @@ class Scene:
     def drive(self, model: ModelServer, *command: str) -> subprocess.CompletedProcess[str]:
         """Run the agent itself, with the service as its MCP server."""
         mcp = f"{self.service.address}/mcp"
-        environment = clients.environment(self.agent, self._home(), model.url, mcp)
+        environment = clients.environment(self.agent, self._home(), model.url, mcp, self.api_key)
         folder = Path(environment["HOME"], "work")
         folder.mkdir()
         return subprocess.run(
@@ -80,6 +84,25 @@ class Scene:
             text=True,
             timeout=PATIENCE_SECONDS,
         )
+
+    def make_key(self, name: str, role: str) -> str:
+        """Make a key beside the database of the service."""
+        settings = self.settings
+        environment = {
+            "PATH": "/usr/local/bin:/usr/bin:/bin",
+            "DATABASE_URL": settings.database_url or "",
+            "AUTOPACK_REPO_PATH": str(settings.repo_path),
+            "AUTOPACK_HOME": str(settings.home),
+            "AUTOPACK_AUTH": settings.auth,
+        }
+        command = ["keys", "create", "--name", name, "--role", role]
+        return subprocess.run(
+            [sys.executable, "-m", "autopack", *command],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
 
     def _home(self) -> Path:
         """Name a new home for the agent."""
@@ -100,7 +123,11 @@ def agent_name() -> str:
 
 @pytest.fixture
 def scene(
-    agent_name: str, live_server: LiveServer, git_repo: GitRepo, tmp_path: Path
+    agent_name: str,
+    live_server: LiveServer,
+    settings: Settings,
+    git_repo: GitRepo,
+    tmp_path: Path,
 ) -> Iterator[Scene]:
     """Skips where the agent is not installed: `bash scripts/agents.sh` installs it."""
     path = clients.programs()
@@ -109,4 +136,4 @@ def scene(
     if shutil.which(agent_name, path=path) is None:
         pytest.skip(f"{agent_name} is not installed in {clients.FOLDER}: its package is missing")
     with Autopack(live_server.url) as service, ExitStack() as stack:
-        yield Scene(AGENTS[agent_name], service, git_repo, tmp_path, stack)
+        yield Scene(AGENTS[agent_name], service, git_repo, tmp_path, stack, settings)

@@ -10,8 +10,12 @@ import pytest
 from tests.agents.clients import written
 from tests.agents.model_server import Call, Say, Situation, Turn
 
+from autopack.client import Autopack
+
 if TYPE_CHECKING:
     from tests.agents.conftest import Scene
+
+    from autopack.config import Settings
 
 pytestmark = pytest.mark.agents
 
@@ -35,9 +39,21 @@ def work_item(answer: str) -> Any:
     return document["work"]
 
 
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    """A service that asks for keys."""
+    return settings.model_copy(update={"auth": "required"})
+
+
 @pytest.mark.parametrize("agent_name", COMMANDS)
 def test_an_agent_builds_a_phase_by_the_tools_alone(scene: Scene) -> None:
-    """The clone of the repository's path works in the agent's own sandbox."""
+    """The clone of the repository's path works in the agent's own sandbox.
+
+    Each agent sends its API key with every message, as docs/agents.md configures it.
+    """
+    operator = scene.make_key("ada", "operator")
+    scene.service = scene.stack.enter_context(Autopack(scene.service.address, api_key=operator))
+    scene.api_key = scene.make_key("builder-1", "builder")
 
     def script(seen: Situation) -> Turn:
         if not seen.tools:
@@ -87,3 +103,4 @@ def test_an_agent_builds_a_phase_by_the_tools_alone(scene: Scene) -> None:
     assert scene.repo.git("show", "autonomous/run-001:greeter.py") == GREETER.rstrip()
     attempt = scene.attempt()
     assert (attempt.agent, attempt.tokens_used) == (scene.agent.name, 4_000)
+    assert attempt.actor == "key:builder-1:builder"
