@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -310,6 +311,40 @@ def live_server(settings: Settings, tmp_path: Path) -> Iterator[LiveServer]:
     server = start_server(settings, tmp_path / "server.log")
     yield server
     stop_server(server)
+
+
+@dataclass
+class ServedHere:
+    """A service in a thread of this process, behind a real socket."""
+
+    url: str
+
+
+@pytest.fixture
+def served_here(app: FastAPI, settings: Settings) -> Iterator[ServedHere]:
+    """Serve the application as a process does, without the second that its start takes."""
+    import uvicorn
+
+    from autopack.main import wire_protocol
+
+    config = uvicorn.Config(
+        app,
+        port=0,
+        http=wire_protocol(settings),
+        ws="none",
+        log_config=None,
+        timeout_graceful_shutdown=10,
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive(), "the service did not start"
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    yield ServedHere(f"http://127.0.0.1:{port}")
+    server.should_exit = True
+    thread.join()
 
 
 def start_server(settings: Settings, log: Path, port: int | None = None) -> LiveServer:

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import sync_playwright
-from tests.conftest import LiveServer
+from tests.conftest import ServedHere
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page
@@ -93,10 +93,10 @@ class Reader:
 
 
 @pytest.fixture
-def sampled(live_server: LiveServer, git_repo: Any) -> LiveServer:
+def sampled(served_here: ServedHere, git_repo: Any) -> ServedHere:
     """A service with runs of every kind."""
-    runpy.run_path(str(SAMPLES))["fill"](live_server.url, git_repo.path)
-    return live_server
+    runpy.run_path(str(SAMPLES))["fill"](served_here.url, git_repo.path)
+    return served_here
 
 
 def open_reader(

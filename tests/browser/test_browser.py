@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from playwright.sync_api import Browser
-    from tests.conftest import GitRepo, LiveServer
+    from tests.conftest import GitRepo, ServedHere
 
     from autopack.config import Settings
 
@@ -44,7 +44,7 @@ PAGES = (
 )
 
 
-def test_every_page_is_sound_in_each_size_and_theme(browser: Browser, sampled: LiveServer) -> None:
+def test_every_page_is_sound_in_each_size_and_theme(browser: Browser, sampled: ServedHere) -> None:
     for theme in THEMES:
         for width in WIDTHS:
             context, reader = open_reader(browser, sampled.url, width=width, theme=theme)
@@ -54,8 +54,8 @@ def test_every_page_is_sound_in_each_size_and_theme(browser: Browser, sampled: L
             context.close()
 
 
-def test_a_run_is_seen_from_its_start_to_its_end(browser: Browser, live_server: LiveServer) -> None:
-    url = live_server.url
+def test_a_run_is_seen_from_its_start_to_its_end(browser: Browser, served_here: ServedHere) -> None:
+    url = served_here.url
     context, reader = open_reader(browser, url)
     page = reader.page
     reader.open()
@@ -87,9 +87,9 @@ def test_a_run_is_seen_from_its_start_to_its_end(browser: Browser, live_server: 
 
 
 def test_what_needs_a_person_appears_and_goes_on_an_open_overview(
-    browser: Browser, live_server: LiveServer
+    browser: Browser, served_here: ServedHere
 ) -> None:
-    url = live_server.url
+    url = served_here.url
     start(url, "run-1")
     context, reader = open_reader(browser, url)
     page = reader.page
@@ -109,9 +109,9 @@ def test_what_needs_a_person_appears_and_goes_on_an_open_overview(
     context.close()
 
 
-def test_an_operator_cancels_by_keyboard_alone(browser: Browser, live_server: LiveServer) -> None:
-    start(live_server.url, "run-1")
-    context, reader = open_reader(browser, live_server.url)
+def test_an_operator_cancels_by_keyboard_alone(browser: Browser, served_here: ServedHere) -> None:
+    start(served_here.url, "run-1")
+    context, reader = open_reader(browser, served_here.url)
     page = reader.page
     reader.open("/runs/run-1")
     tab_to(page, "Cancel the run")
@@ -178,9 +178,9 @@ def test_a_lost_connection_is_told_and_goes_on_by_itself(
     stop_server(again)
 
 
-def test_pages_read_and_act_without_javascript(browser: Browser, live_server: LiveServer) -> None:
-    start(live_server.url, "run-1")
-    context, reader = open_reader(browser, live_server.url, java_script_enabled=False)
+def test_pages_read_and_act_without_javascript(browser: Browser, served_here: ServedHere) -> None:
+    start(served_here.url, "run-1")
+    context, reader = open_reader(browser, served_here.url, java_script_enabled=False)
     page = reader.page
     reader.open("/runs/run-1")
     expect(page.locator("#tiers")).to_contain_text("Phase 0")
@@ -207,16 +207,16 @@ def tab_to(page: Any, name: str) -> None:
 
 
 def test_a_form_that_was_open_does_not_leave_the_page_behind(
-    browser: Browser, live_server: LiveServer
+    browser: Browser, served_here: ServedHere
 ) -> None:
-    start(live_server.url, "run-1")
-    context, reader = open_reader(browser, live_server.url)
+    start(served_here.url, "run-1")
+    context, reader = open_reader(browser, served_here.url)
     page = reader.page
     reader.open("/runs/run-1")
     expect(page.locator("#live")).to_contain_text("live")
     page.locator("summary", has_text="Cancel the run").click()
     page.get_by_label("Reason").fill("half written")
-    post(live_server.url, "/runs/run-1/cancel", reason="by another operator")
+    post(served_here.url, "/runs/run-1/cancel", reason="by another operator")
     expect(page.locator("#feed")).to_contain_text("by another operator")
     expect(page.get_by_label("Reason")).to_have_value("half written")
     page.keyboard.press("Escape")

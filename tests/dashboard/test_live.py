@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from sqlalchemy import create_engine, make_url, text
-from tests.conftest import LiveServer
+from tests.conftest import ServedHere
 
 from autopack.dashboard.live import Board, Picture, Shown
 from autopack.dashboard.pages import RunQuery
@@ -78,8 +78,8 @@ def start(url: str, run_id: str = "run-1") -> None:
     post(url, "/runs/start", run={"run_id": run_id}, **PLAN)
 
 
-def test_an_open_page_gets_what_differs_and_its_end(live_server: LiveServer) -> None:
-    url = live_server.url
+def test_an_open_page_gets_what_differs_and_its_end(served_here: ServedHere) -> None:
+    url = served_here.url
     for number in range(8):  # the run's events are few among those of all runs
         start(url, f"other-{number}")
     start(url)
@@ -94,8 +94,8 @@ def test_an_open_page_gets_what_differs_and_its_end(live_server: LiveServer) -> 
         assert stream.next()["event"] == "closed"
 
 
-def test_a_browser_that_comes_back_gets_what_it_missed(live_server: LiveServer) -> None:
-    url = live_server.url
+def test_a_browser_that_comes_back_gets_what_it_missed(served_here: ServedHere) -> None:
+    url = served_here.url
     start(url)
     with opened(url, page="run", run="run-1", phase="P0") as stream:
         number = stream.until("phase")["id"]
@@ -106,8 +106,8 @@ def test_a_browser_that_comes_back_gets_what_it_missed(live_server: LiveServer) 
         assert "The run started" not in feed["data"], "each event is told once"
 
 
-def test_a_browser_that_has_it_all_gets_nothing_again(live_server: LiveServer) -> None:
-    url = live_server.url
+def test_a_browser_that_has_it_all_gets_nothing_again(served_here: ServedHere) -> None:
+    url = served_here.url
     start(url)
     with opened(url, page="run", run="run-1", phase="P0") as stream:
         number = stream.until("feed")["id"]
@@ -121,9 +121,9 @@ def test_a_browser_that_has_it_all_gets_nothing_again(live_server: LiveServer) -
 
 
 def test_open_pages_say_that_the_database_is_away_and_go_on(
-    live_server: LiveServer, database_url: str
+    served_here: ServedHere, database_url: str
 ) -> None:
-    url = live_server.url
+    url = served_here.url
     start(url)
     address = make_url(database_url)
     elsewhere = create_engine(address.set(database="postgres"), isolation_level="AUTOCOMMIT")
@@ -160,16 +160,16 @@ def test_open_pages_say_that_the_database_is_away_and_go_on(
     elsewhere.dispose()
 
 
-def test_home_shows_runs_of_others_as_they_start(live_server: LiveServer) -> None:
-    url = live_server.url
+def test_home_shows_runs_of_others_as_they_start(served_here: ServedHere) -> None:
+    url = served_here.url
     with opened(url, page="home") as stream:
         stream.until("running", "Nothing runs")
         start(url, "run-2")
         assert "run-2" in stream.until("running", "run-2")["data"]
 
 
-def test_a_filtered_list_shows_the_runs_that_come_to_match(live_server: LiveServer) -> None:
-    url = live_server.url
+def test_a_filtered_list_shows_the_runs_that_come_to_match(served_here: ServedHere) -> None:
+    url = served_here.url
     start(url, "run-3")
     with opened(url, page="runs", state="cancelled") as stream:
         stream.until("runs", "No run matches")
@@ -177,8 +177,8 @@ def test_a_filtered_list_shows_the_runs_that_come_to_match(live_server: LiveServ
         assert "run-3" in stream.until("runs", "enough")["data"]
 
 
-def test_pages_that_show_the_same_are_drawn_once(live_server: LiveServer) -> None:
-    url = live_server.url
+def test_pages_that_show_the_same_are_drawn_once(served_here: ServedHere) -> None:
+    url = served_here.url
     start(url)
     got: list[str] = []
 
@@ -201,8 +201,8 @@ def test_pages_that_show_the_same_are_drawn_once(live_server: LiveServer) -> Non
     assert len({*got}) == 1
 
 
-def test_a_page_that_does_not_exist_has_no_stream(live_server: LiveServer) -> None:
-    url = f"{live_server.url}{HOME}/stream"
+def test_a_page_that_does_not_exist_has_no_stream(served_here: ServedHere) -> None:
+    url = f"{served_here.url}{HOME}/stream"
     for query, status in (
         ({"page": "nothing"}, 422),
         ({"page": "run"}, 422),
