@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -445,6 +445,70 @@ def test_help_and_completion_come_at_once() -> None:
         COMP_CWORD="2",
     )
     assert completed.split() == ["watch"]
+
+
+@pytest.fixture
+def narrow(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[], None]:
+    """Make standard output a terminal of 80 columns when it is called, before then it is a pipe."""
+
+    def begin() -> None:
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+        monkeypatch.setenv("COLUMNS", "80")
+        monkeypatch.setenv("TERM", "dumb")  # no colours
+
+    return begin
+
+
+def require_80_columns(text: str) -> None:
+    assert [line for line in text.splitlines() if len(line) > 80] == []
+
+
+@pytest.mark.integration
+def test_the_backlog_fits_80_columns_of_a_terminal_and_is_whole_in_a_pipe(
+    terminal: Terminal, autopack: Autopack, plan: Path, narrow: Callable[[], None]
+) -> None:
+    terminal.run("run", "start", plan)
+    key = "test_failure__tests_test_login_py_test_that_a_token_expires"
+    body = {"issue_key": key, "source": "test", "category": "a_category_of_many_letters"}
+    autopack.record_issue("run-001", "P1", body)
+    piped = terminal.run("issues", "list")
+    assert len(piped.splitlines()) == 2
+    narrow()
+    for arguments in ((), ("--run", "run-001")):
+        shown = terminal.run("issues", "list", *arguments)
+        require_80_columns(shown)
+        assert "status" in shown
+        assert "seen" in shown
+        assert "category" not in shown
+    assert all(word in piped for word in (key, "category", "tiers", "runs"))
+
+
+@pytest.mark.integration
+def test_doctor_and_init_fit_80_columns_of_a_terminal_and_are_whole_in_a_pipe(
+    terminal: Terminal,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    narrow: Callable[[], None],
+) -> None:
+    configure(monkeypatch, settings)
+    init = ("init", "--dry-run", "--ci-command", "sh check.sh")
+    piped = terminal.run(*init)
+    [command] = [line for line in piped.splitlines() if "git add" in line]
+    assert len(command) > 80
+    assert "what to do" in terminal.run("doctor", "--quick").splitlines()[0]
+    narrow()
+    found = terminal.run("doctor", "--quick")
+    require_80_columns(found)
+    assert "to do: autopack init, then commit" in " ".join(found.split())
+    shown = terminal.run(*init)
+    steps = shown.partition("Left to do:")[2]
+    require_80_columns(steps)
+    assert command in re.sub(r" \\\n +", " ", steps)  # as the shell reads it
+    assert " ".join(steps.replace("\\\n", "").split()) == " ".join(
+        piped.partition("Left to do:")[2].split()
+    )
 
 
 def configure(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> None:

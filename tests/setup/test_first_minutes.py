@@ -101,7 +101,7 @@ def test_from_a_foreign_repository_to_an_eligible_branch(git_repo: GitRepo, tmp_
 
     steps = owner.autopack("init")
     assert "checks by pytest" in steps
-    [commit] = re.findall(r"On main: (git add .* && git commit)\. ", steps)
+    [commit] = re.findall(r"^ +(git add .* && git commit)$", steps, re.MULTILINE)
     owner.call("sh", "-c", f"{commit} --quiet --message='Set Autopack up'")
     assert "has no pytest" in owner.autopack("ci", "try", exit_code=3)
     [setting] = re.findall(r"^ +(AUTOPACK_CI_READABLE_PATHS=.*)$", steps, re.MULTILINE)

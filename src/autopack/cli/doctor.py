@@ -35,6 +35,7 @@ from .terminal import (
     JsonOption,
     UrlOption,
     busy,
+    is_terminal,
     log_warnings_alone,
     print_json,
     print_table,
@@ -78,14 +79,25 @@ def doctor(
     if json:
         print_json({"findings": [asdict(finding) for finding in findings]})
     else:
-        print_table(
-            ("check", "", "what was found", "what to do"),
-            ((each.check, each.status, each.detail, each.mend) for each in findings),
-        )
+        _print(findings)
         for each in findings:
             if each.lines:
                 say("", f"{each.check}: the last lines", *(f"  {line}" for line in each.lines))
     return NO if any(each.status == "fail" for each in findings) else FINE
+
+
+def _print(findings: Sequence[Finding]) -> None:
+    """Print a table; on a terminal with the advice below what was found, for 80 columns."""
+    if not is_terminal():
+        rows = [(each.check, each.status, each.detail, each.mend) for each in findings]
+        print_table(("check", "", "what was found", "what to do"), rows)
+        return
+    lines: list[tuple[str, str, str]] = []
+    for each in findings:
+        lines.append((each.check, each.status, each.detail))
+        if each.mend:
+            lines.append(("", "", f"to do: {each.mend}"))
+    print_table(("check", "", "what was found"), lines)
 
 
 def _examine(url: str | None, *, is_quick: bool) -> Iterator[Finding]:

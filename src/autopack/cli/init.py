@@ -14,7 +14,7 @@ from ..gitrepo.errors import RepositoryUnusableError
 from ..setup import Action, SetUp, SetUpError, set_up, unit_here
 from .command import CommandError, command_app
 from .settings import read_settings
-from .terminal import say
+from .terminal import say, wrapped
 
 # A dry run writes nothing, so its words say "would".
 WOULD = {
@@ -75,5 +75,9 @@ def _lines(found: SetUp, *, is_dry_run: bool) -> list[str]:
     lines += [f"  {words.get(action, action):<13} {name}" for name, action in found.done.items()]
     lines += ["", "Left to do:"]
     for number, step in enumerate(found.left_to_do, start=1):
-        lines += f"{number}. {step}".split("\n")
+        first, *others = step.split("\n")
+        lines += wrapped(f"{number}. {first}", indent="   ")
+        for other in others:  # commands, and settings, which are to be copied as they are
+            is_command = other.lstrip().startswith("git ")
+            lines += wrapped(other, "       ", is_command=True) if is_command else [other]
     return lines

@@ -65,7 +65,8 @@ def list_issues(
     if json:
         print_json(page)
         return
-    print_table(HEADINGS, (_row(entry) for entry in page.issues_by_key.values()))
+    rows = [_row(entry) for entry in page.issues_by_key.values()]
+    print_table(HEADINGS, rows, least=("tiers", "runs", "category"))
     if page.next_cursor:
         say(f"There are more: --cursor {page.next_cursor}")
 
@@ -178,4 +179,4 @@ def _list_of_run(run_id: str, *, as_json: bool, url: str | None) -> None:
         )
         for key, entry in index.issues_by_key.items()
     ]
-    print_table(headings, rows)
+    print_table(headings, rows, least=("category", "severity"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -35,6 +36,7 @@ UrlOption = Annotated[
     ),
 ]
 WIDE: Final = 500  # without a terminal, lines are not wrapped
+GAP: Final = 2  # between two columns
 STYLES: Final = {
     "DONE_SUCCESS": "green",
     "COMPLETE": "green",
@@ -126,7 +128,7 @@ def make_console() -> Console:
         def on_broken_pipe(self) -> None:
             raise ClosedPipeError
 
-    width = None if sys.stdout.isatty() else WIDE
+    width = None if is_terminal() else WIDE
     return _Console(markup=False, emoji=False, highlight=False, width=width)
 
 
@@ -151,13 +153,50 @@ def cell(value: object, style: str = "") -> Text:
     return Text(text, style or STYLES.get(text, failed), overflow="fold")
 
 
-def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print rows below their headings; only the headings where there are no rows."""
+def is_terminal() -> bool:
+    """Whether a person reads standard output; a pipe gets whole lines."""
+    return sys.stdout.isatty()
+
+
+def wrapped(text: str, indent: str = "", *, is_command: bool = False) -> list[str]:
+    """Wrap a line between words on a terminal, its further lines indented.
+
+    A command for the shell continues by a backslash, so that it can be copied.
+    """
+    if not is_terminal():
+        return [text]
+    lines = textwrap.wrap(
+        text,
+        make_console().width - 2 * is_command,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return [f"{line} \\" for line in lines[:-1]] + lines[-1:] if is_command else lines
+
+
+def print_table(
+    headings: Sequence[str], rows: Iterable[Sequence[object]], least: Sequence[str] = ()
+) -> None:
+    """Print rows below their headings; only the headings where there are no rows.
+
+    A terminal that is too narrow does not show the columns of the headings `least`, the first of
+    them first. A pipe gets all.
+    """
     from rich.table import Table
 
+    cells = [[cell(value) for value in row] for row in rows]
+    widths = {
+        heading: max([len(heading), *(row[column].cell_len for row in cells)])
+        for column, heading in enumerate(headings)
+    }
+    for heading in least:
+        if sum(widths.values()) + GAP * (len(widths) - 1) > make_console().width:
+            del widths[heading]
+    shown = [column for column, heading in enumerate(headings) if heading in widths]
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in headings:
-        table.add_column(heading, overflow="fold")
-    for row in rows:
-        table.add_row(*(cell(value) for value in row))
+    for column in shown:
+        table.add_column(headings[column], overflow="fold")
+    for texts in cells:
+        table.add_row(*(texts[column] for column in shown))
     make_console().print(table)

@@ -367,8 +367,8 @@ def _to_commit(base_branch: str, done: Mapping[str, Action], *, has_remote: bool
     if changed:
         push = " && git push" if has_remote else ""
         yield (
-            f"On {base_branch}: git add {' '.join(changed)} && git commit{push}."
-            " Runs start from what is committed there."
+            f"Commit on {base_branch}, as runs start from what is committed there:"
+            f"\n     git add {' '.join(changed)} && git commit{push}"
         )
     other = [name for name, action in done.items() if action is Action.DIFFERS]
     if other:
