@@ -2185,7 +2185,7 @@ class PatchStatus(StrEnum):
 
 
 class PatchOutcome(StrEnum):
-    """What became of a patch since, which follows from commits and phases; it is not stored."""
+    """The later state of a patch. It follows from commits and phases, and is not stored."""
 
     APPLIED = "applied"
     PENDING = "pending"

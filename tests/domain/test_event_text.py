@@ -169,7 +169,7 @@ TOLD: list[tuple[Event, str, EventOutcome]] = [
     ),
     (
         lease(events.LeaseLapsed),
-        "The Builder was not heard from in time: one try is lost.",
+        "The Builder sent no result in time: one try is lost.",
         BAD,
     ),
     (

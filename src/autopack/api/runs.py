@@ -87,7 +87,7 @@ def list_runs(
         ),
     ] = None,
 ) -> RunPage:
-    """Runs, newest first: what each is at, without the details of its phases.
+    """Runs, newest first: the progress of each, without the details of its phases.
 
     Each page searches `text` in 5,000 runs, so it may be short or empty while there are more pages.
     """

@@ -26,7 +26,7 @@ COMMANDS: Final = {
     "jobs": "Do background work until a signal comes.",
     "work": "Let agents' commands build and review what runs have to do.",
     "run": "Start, show and control runs.",
-    "attention": "Show what needs a person, and dismiss what was seen to.",
+    "attention": "Show what needs a person, and dismiss what is settled.",
     "issues": "List the project's backlog, resolve and reopen issues.",
     "figures": "Show what runs cost, and how well they went.",
     "strategy": "Show and change the policy; compile a plan under it.",

@@ -114,7 +114,7 @@ _FAILURES = {
 
 
 def _short_state(run: ListedRun) -> Text:
-    """Return a run's state in a few words: what it is at, or how it ended."""
+    """Return a run's state in a few words: its progress, or how it ended."""
     if run.failure_code is FailureCode.CANCELLED:  # its state is that of a failure
         return cell("cancelled", "dim")
     if run.state is RunStatus.DONE_SUCCESS:

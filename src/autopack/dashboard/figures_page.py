@@ -67,7 +67,7 @@ def costs_as_csv(
     start: Annotated[date | None, Query(alias="from")] = None,
     end: Annotated[date | None, Query(alias="to")] = None,
 ) -> Response:
-    """Give the costs of a period to a spreadsheet: a link cannot ask for a media type."""
+    """Return the costs of a period as CSV: a link cannot ask for a media type."""
     costs = figures.costs(context, by, start, end, limit=MOST_ROWS)
     return as_csv(request, Response(costs.model_dump_json()), costs.csv_rows)
 

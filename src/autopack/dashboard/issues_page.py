@@ -1,4 +1,4 @@
-"""The pages of the backlog: all issues, one issue, and an operator's word on it."""
+"""The pages of the backlog: all issues, one issue, and its changes by an operator."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def list_issues(
 
 
 def _choice(kind: type[Choice], given: str, problems: list[str]) -> Choice | None:
-    """Return what a form asks for; a value that there is not is left out, and told."""
+    """Return the value of a field; for an unknown one None, with a message in `problems`."""
     if not given:
         return None
     try:

@@ -1,4 +1,4 @@
-"""The page of API keys and of the audit log. Secrets are told by the command line and the API."""
+"""The page of API keys and of the audit log. Only the command line and the API show secrets."""
 
 from __future__ import annotations
 

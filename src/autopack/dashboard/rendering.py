@@ -52,7 +52,7 @@ def assets_version() -> str:
 
 
 def clean(value: str) -> str:
-    """Return foreign text as it may be shown: without terminal sequences, not endless."""
+    """Return foreign text without terminal sequences, and cut where it is too long."""
     if len(value) > CLIPPED:
         value = f"{value[:CLIPPED]}… ({len(value) - CLIPPED:,} more characters)"
     return lines_of(_ANSI.sub("", value))
@@ -140,7 +140,7 @@ class Page:
         return self.caller is not None and AccessRole.OPERATOR in self.caller.roles
 
     def values(self) -> dict[str, Any]:
-        """Return what every template knows, the parts among it."""
+        """Return the values that every template gets, with the macros of parts.html."""
         settings = self.request.app.state.settings
         holder = None
         if self.caller is not None and self.caller.key is not None:

@@ -161,7 +161,7 @@ def waterfalls(timeline: TimelineAnswer, run: RunAnswer, now: datetime) -> dict[
 
 
 def _sentence(run: RunAnswer, promotion: PromotionVerdictAnswer) -> str:
-    """Say in a sentence what the run is at or came to, and whether it may be merged."""
+    """Describe in a sentence how far the run is or how it ended, and whether it may be merged."""
     states = [phase.state for tier in run.tiers for phase in tier.phases]
     complete = f"{states.count(PhaseStatus.COMPLETE)} of {len(states)} phases complete"
     if run.ended_at is None:
@@ -176,14 +176,14 @@ def _sentence(run: RunAnswer, promotion: PromotionVerdictAnswer) -> str:
 
 
 def _next_detail(run: RunAnswer, promotion: PromotionVerdictAnswer) -> str:
-    """Return the next step, where the base branch of today may have made another one of it."""
+    """Return the next step; today's base branch may make it another one than at the run's end."""
     if run.promotion_eligible_to_main and not promotion.eligible:
         return step_when_blocked(run.branch, run.base_branch)
     return run.next.detail
 
 
 def _snapshots(run: RunAnswer, found: RunPage) -> list[str]:
-    """Return the phases to whose end the branch can be put back."""
+    """Return the phases to whose end the branch can be reset."""
     if run.ended_at is None:
         return []
     return [

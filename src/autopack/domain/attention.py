@@ -45,7 +45,7 @@ class AttentionKind(StrEnum):
 
 
 class Urgency(StrEnum):
-    """`error`: it does not go on by itself. `warning`: it will not for long. `notice`: it waits."""
+    """`error`: work has stopped. `warning`: work will stop soon. `notice`: a person can wait."""
 
     ERROR = "error"
     WARNING = "warning"
@@ -87,7 +87,7 @@ DISMISSIBLE: Final = frozenset(
         AttentionKind.CI_DID_NOT_RUN,
     }
 )
-# About keys and what leaves the service, which are an operator's.
+# These concern keys and webhooks, which only operators may see.
 FOR_OPERATORS: Final = frozenset({AttentionKind.KEY_EXPIRING, AttentionKind.WEBHOOK_OFF})
 
 
@@ -149,7 +149,7 @@ class EndedRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveRun:
-    """A run that has used much of a budget. `tokens_since`, `cost_since`: when it came to that."""
+    """A run that has used much of a budget. `tokens_since`, `cost_since`: from when on."""
 
     run_id: str
     created_at: datetime
@@ -242,7 +242,7 @@ class Situation:
 
 
 def _clipped(text: str) -> str:
-    """Make foreign text fit for the end of a sentence."""
+    """Return foreign text as one short line, for the end of a sentence."""
     line = one_line(" ".join(text.split()))
     return line if len(line) <= TEXT_LENGTH else f"{line[: TEXT_LENGTH - 1]}…"
 
@@ -277,7 +277,7 @@ def _run_failed(now: Situation, _at: datetime) -> Iterator[Need]:
                 text=f"failed: {_clipped(run.failure_reason or str(run.failure_code))}",
                 evidence=f"/reports/run_summary/{quote(run.run_id, safe='')}",
                 action=Action(
-                    label="Continue it when you have seen to the cause",
+                    label="Continue it when the cause is removed",
                     method="POST",
                     path=f"{_run(run.run_id)}/continue",
                     body={},
@@ -378,7 +378,7 @@ def _share(used: int | Decimal, cap: int | Decimal) -> str:
 
 
 def _wanted(phase: OpenPhase) -> Role | None:
-    """Return whom a phase waits for; None if an agent or CI has it."""
+    """Return the role that a phase waits for; None if an agent or CI has the phase."""
     if phase.has_agent:
         return None
     roles = {PhaseStatus.QUEUED: Role.BUILDER, PhaseStatus.GATE: Role.AUDITOR}
@@ -615,7 +615,7 @@ def dismissed_run(item: str) -> str:
     """
     kind, _, subject = item.partition(":")
     if kind not in set(AttentionKind):
-        raise NotFoundError(f"there is no attention '{_clipped(item)}'")
+        raise NotFoundError(f"there is no attention item '{_clipped(item)}'")
     if kind not in DISMISSIBLE:
         raise NotDismissibleError(
             f"{kind} goes when its cause goes; these can be dismissed: "

@@ -116,7 +116,7 @@ def _of_work(event: kinds.PhaseEvent) -> Told:
             tokens = f"{event.tokens_reserved:,} tokens reserved."
             return f"{_cut(held)} {tokens}", EventOutcome.WORKING
         case kinds.LeaseLapsed():
-            return "The Builder was not heard from in time: one try is lost.", EventOutcome.BAD
+            return "The Builder sent no result in time: one try is lost.", EventOutcome.BAD
         case kinds.AgentUnavailable():
             what = f"The {_name(event.role)} could not work and lost no try"
             return _because(what, event.reason), EventOutcome.WAITING

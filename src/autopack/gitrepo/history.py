@@ -10,7 +10,7 @@ MAX_GAINED: Final = 20_000
 
 
 class GainedCommits:
-    """The commits of a branch that the commit `since` has not in its history."""
+    """The commits of a branch that are not in the history of the commit `since`."""
 
     def __init__(self, since: str, parents: Mapping[str, Collection[str]]) -> None:
         self._since = since
@@ -22,7 +22,7 @@ class GainedCommits:
         return commit in self._parents
 
     def count_since(self, commit: str) -> int | None:
-        """Return how many commits of the branch another commit has not in its history.
+        """Return how many commits of the branch are not in the history of another commit.
 
         None for a commit that does not come after `since`: one walk does not tell.
         """

@@ -230,7 +230,7 @@ class Repository:
         return self.objects.read(commit)[1].partition(b"\n\n")[2].decode("utf-8", "replace")
 
     def is_signed(self, commit: str) -> bool:
-        """Return whether a commit has a signature, by whomever.
+        """Return whether a commit has a signature of any key.
 
         Raises RepositoryUnusableError when it is missing.
         """
@@ -304,7 +304,7 @@ class Repository:
         return int(counts[0]), int(counts[1])
 
     def gained_since(self, tip: str, since: str) -> GainedCommits | None:
-        """Return the commits of a branch that another commit has not in its history.
+        """Return the commits of a branch that are not in the history of another commit.
 
         At most one process; None for more than MAX_GAINED.
         """

@@ -36,7 +36,7 @@ _ATTRIBUTES = "* -text -filter -ident -working-tree-encoding !diff\n"
 _TIDY = ("-c", "gc.auto=6700", "-c", "gc.autoPackLimit=50", "-c", "gc.autoDetach=false")
 _COMMIT = re.compile(r"[0-9a-f]{40}\Z")
 # What agents and editors leave in a work tree for themselves: a file or folder of such a name.
-_DROPPING = re.compile(
+_TOOL_FILE = re.compile(
     r"\.aider.*|\.claude|\.codex|\.gemini|\.opencode|\.cursor|\.idea|\.vscode|\.DS_Store"
     r"|.*~|\..*\.sw[a-p]|\.#.*|#.*#"
 )
@@ -214,7 +214,7 @@ class Workspace:
         dropped = {
             path: top
             for path in made
-            if (top := _dropping(path)) is not None
+            if (top := _tool_file(path)) is not None
             and not any(matches(path, pattern) for pattern in opened)
         }
         made = [path for path in made if path not in dropped]
@@ -242,7 +242,7 @@ class Workspace:
         return Harvest(output.read_bytes(), nested, tuple(dict.fromkeys(dropped.values())))
 
     def _alone(self, dropped: Mapping[str, str], made: Sequence[str]) -> list[str]:
-        """Return what to leave out for these new files, by the folder or file that is a dropping.
+        """Return the paths to leave out for these new files: files that tools made for themselves.
 
         A folder with other files, of the commit or opened, is not left out as a whole.
         """
@@ -309,11 +309,11 @@ def _lay_out(
     return Workspace(runner, tree, git_dir, is_staged=is_staged)
 
 
-def _dropping(path: str) -> str | None:
+def _tool_file(path: str) -> str | None:
     """Return the part of a path that ends with the name of an agent's or editor's own file."""
     parts = path.removesuffix("/").split("/")
     for depth, part in enumerate(parts, 1):
-        if _DROPPING.fullmatch(part):
+        if _TOOL_FILE.fullmatch(part):
             return "/".join(parts[:depth])
     return None
 

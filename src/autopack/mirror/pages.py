@@ -170,7 +170,7 @@ def run_page(run: RunDetail) -> bytes:
 
 
 def _run_words(run: RunDetail) -> str:
-    """Say what a run is at; the state of a cancelled one is that of a failure."""
+    """Describe the state of a run; the state of a cancelled run is that of a failed one."""
     if run.failure_code is FailureCode.CANCELLED:
         return "Cancelled"
     return RUN_WORDS[run.state]

@@ -32,13 +32,13 @@ from .context import AppContext
 from .reading import one_moment
 from .rehearsal import rehearse
 
-# Merges of so many runs, the last ones, are rehearsed; a rehearsal is done once for two commits.
+# The merges of this many runs, the last ones, are rehearsed, once for each pair of commits.
 REHEARSED: Final = 50
 KEPT_REHEARSALS: Final = 2_000
 
 
 def attention(context: AppContext) -> AttentionAnswer:
-    """Return what needs a person; what is about keys, to operators alone."""
+    """Return what needs a person; only operators get the items about keys and webhooks."""
     situation, is_complete = _situation(context)
     is_operator = AccessRole.OPERATOR in context.caller.roles
     found = needs(situation, context.now(), is_operator=is_operator)
@@ -141,7 +141,7 @@ def _ended(context: AppContext, runs: Sequence[Run]) -> list[EndedRun]:
 def _today(context: AppContext, run: Run) -> tuple[tuple[str, ...], bool]:
     """Return the reasons against a run's merge as of now, and whether its work is merged.
 
-    What it came to is kept for the commits that both branches are at: to try costs three processes.
+    The result is kept for the commits of both branches, since a rehearsal starts three processes.
     """
     repository = context.repository
     base = repository.read_ref(f"refs/heads/{run.base_branch}") or ""
@@ -163,7 +163,7 @@ def _today(context: AppContext, run: Run) -> tuple[tuple[str, ...], bool]:
 
 @dataclass(frozen=True, slots=True)
 class LastRehearsal:
-    """What became of the merge of a run that may be merged, when it was tried last."""
+    """The result of the last rehearsal of the merge of a run."""
 
     head_commit: str
     reasons: tuple[str, ...]
@@ -171,7 +171,7 @@ class LastRehearsal:
 
 
 def last_rehearsals(context: AppContext) -> dict[str, LastRehearsal]:
-    """Return what is known of merges without trying them again, by the ids of their runs."""
+    """Return the results of the last rehearsals by run id, without a new rehearsal."""
     return {
         run_id: LastRehearsal(head_commit, reasons, is_merged)
         for (run_id, head_commit, *_), (reasons, is_merged) in [*context.rehearsals.items()]

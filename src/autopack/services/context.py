@@ -38,7 +38,7 @@ class AppContext:
     stopping: Event = field(default_factory=Event)  # set when the process must end
     # Set while the database belongs to another clone: its service took over during an outage.
     superseded: Event = field(default_factory=Event)
-    # What rehearsed merges came to, by the commits of both branches (attention.py).
+    # Results of rehearsed merges, by the commits of both branches (attention.py).
     rehearsals: dict[tuple[str, ...], tuple[tuple[str, ...], bool]] = field(default_factory=dict)
     caller: Caller = SERVICE
 

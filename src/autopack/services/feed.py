@@ -93,7 +93,7 @@ class Feed:
 
     @property
     def is_connected(self) -> bool:
-        """Whether new events are heard of; not while the database is away."""
+        """Whether new events arrive; False while the database does not answer."""
         return self._is_connected
 
     @property

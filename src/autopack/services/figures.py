@@ -31,7 +31,7 @@ from .context import AppContext
 from .reading import one_moment
 
 FLAKY_CHECKS: Final = 20
-# Of one pass of the upkeep, so that it does not keep other work waiting.
+# In one pass of the upkeep, so that other work does not wait for it.
 MOST_BATCHES: Final = 10
 # Attempts without a result.
 NO_RESULT: Final = frozenset({Outcome.UNAVAILABLE, "lapsed"})

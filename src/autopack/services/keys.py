@@ -186,7 +186,7 @@ class Keyring:
         return (None if is_over else known.caller), True
 
     def read(self, digest: str, *, is_session: bool = False) -> Caller | None:
-        """Ask the database who has a digest; other threads' answers are taken where they came.
+        """Ask the database who has a digest, unless another thread has got the answer meanwhile.
 
         With `is_session` it is that of a browser's cookie: the caller is who has the key by which
         the browser signed in.

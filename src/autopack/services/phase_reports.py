@@ -9,7 +9,7 @@ from ..domain import events as kinds
 from ..domain.events import Event
 from ..domain.segments import FRAME_KINDS, SEGMENT_KINDS, Segment, segments_of
 from ..models import Phase, Run
-from ..store import ci_runs, glances, issues, runs, submissions
+from ..store import ci_runs, issues, progress, runs, submissions
 from ..store.session import RowSession
 from ..views.issues import PhaseIssue
 from ..views.results import (
@@ -50,7 +50,7 @@ def report_of(session: RowSession, run: Run, phase: Phase, events: Sequence[Even
     judged = ci_runs.list_of_phase(session, phase.id)
     commands = ci_commands(session, run)
     found = issues.list_issues(session, [phase.id])
-    leases = glances.list_leases(session, run.id) if phase.lease_id is not None else []
+    leases = progress.list_leases(session, run.id) if phase.lease_id is not None else []
     return PhaseReport(
         run_id=run.run_id,
         run_state=run.state,

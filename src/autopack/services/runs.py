@@ -27,8 +27,8 @@ from ..domain.strategy import Strategy
 from ..domain.terms import CiMode
 from ..gitrepo import Base, GainedCommits, RefUpdate
 from ..models import EventRow, Phase, Run
-from ..store import attention, glances, issues, runs
-from ..store.glances import PhasesOfRun, PhaseUnderWay
+from ..store import attention, issues, progress, runs
+from ..store.progress import PhasesOfRun, PhaseUnderWay
 from ..store.session import RowSession
 from ..views.issues import IssueIndexAnswer
 from ..views.results import NextStep
@@ -150,7 +150,7 @@ def get_run(context: AppContext, run_id: str) -> RunAnswer:
 def answer_of(session: RowSession, run: Run) -> RunAnswer:
     """Return a run with its tiers and phases, and the leases that its phases name."""
     is_held = any(phase.lease_id is not None for tier in run.tiers for phase in tier.phases)
-    return _answer(run, glances.list_leases(session, run.id) if is_held else [])
+    return _answer(run, progress.list_leases(session, run.id) if is_held else [])
 
 
 def list_runs(
@@ -163,9 +163,9 @@ def list_runs(
     with one_moment(context) as session:
         page, more = runs.list_runs(session, wanted, limit=limit, before=before)
         keys = [run.id for run in page]
-        phases = glances.list_phases(session, keys) if page else {}
+        phases = progress.list_phases(session, keys) if page else {}
         live = [run.id for run in page if run.ended_at is None]
-        under_way = glances.list_under_way(session, live) if live else {}
+        under_way = progress.list_under_way(session, live) if live else {}
     distances = _distances(context, page, {key: each.commits for key, each in phases.items()})
     listed = [_listed(run, phases[run.id], under_way.get(run.id), distances) for run in page]
     return listed, more

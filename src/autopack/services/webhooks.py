@@ -1,4 +1,4 @@
-"""Webhooks: make and remove them, find out what they are to be told, deliver it. (docs/webhooks.md)
+"""Webhooks: create and remove them, find new events for them, deliver messages. (docs/webhooks.md)
 
 A webhook follows the feed of events by a position in the database. What it is to be told becomes
 rows in the transaction that moves the position, so a restart loses nothing and repeats nothing.
@@ -62,7 +62,7 @@ logger = structlog.get_logger(__name__)
 
 QUEUE: Final = "webhooks"
 TASK: Final = "deliver_webhook"
-# So many pages of events of one webhook in one pass.
+# At most this many pages of events of one webhook in one pass.
 MOST_PAGES: Final = 10
 GONE: Final = 410
 
@@ -215,7 +215,7 @@ def tell_webhooks(context: AppContext) -> None:
 def _items(context: AppContext) -> tuple[list[AttentionItem], bool] | None:
     try:
         found = attention(context)
-    except AutopackError as error:  # events are told all the same
+    except AutopackError as error:  # events are sent nevertheless
         logger.warning("attention_not_told", why=error.detail)
         return None
     return found.items, found.is_complete
@@ -389,7 +389,7 @@ def _send(context: AppContext, order: _Order) -> Reply | SendError:
     is_allowed = context.settings.webhook_private
     try:
         if order.format is WebhookFormat.GITHUB and not _is_of_github(context, order.url):
-            raise AddressError("is not of AUTOPACK_GITHUB_API (any more)")
+            raise AddressError("is not an address of AUTOPACK_GITHUB_API")
         address = parse_address(order.url, is_private_allowed=is_allowed)
         return send(address, headers, order.body, is_private_allowed=is_allowed)
     except AddressError as error:
@@ -404,7 +404,7 @@ def _is_of_github(context: AppContext, url: str) -> bool:
 
 
 def _note(context: AppContext, webhook_pk: int, order: _Order, found: Reply | SendError) -> bool:
-    """Write down what a try came to; return whether the next message may follow at once."""
+    """Store the result of a try; return whether the next message may follow at once."""
     now = context.now()
     error = _problem(found)
     with context.writing() as session:
@@ -434,7 +434,7 @@ def _note(context: AppContext, webhook_pk: int, order: _Order, found: Reply | Se
             logger.warning("webhook_off", webhook=order.name, why=webhook.off_reason)
         else:
             delivery.next_try_at = next_try_at
-            # Others that are due wait too, as a receiver that hangs would keep this worker.
+            # Other due messages wait too: a receiver that hangs would block this worker.
             _queue(session, webhook_pk, now + FIRST_WAIT)
         session.commit()
     return False

@@ -30,7 +30,7 @@ from ..models import Run
 from .runs import RUNS
 from .session import RowSession
 
-# The predicates of the index `ix_runs_unclosed_ended_at`. What an operator cancelled is settled.
+# The predicates of the index `ix_runs_unclosed_ended_at`. A cancelled run needs no person.
 _UNCLOSED: Final = (
     "WHERE ended_at > %s AND closed_at IS NULL AND failure_code IS DISTINCT FROM 'cancelled'"
 )
@@ -51,7 +51,7 @@ def list_succeeded(session: RowSession, now: datetime, limit: int) -> list[Run]:
 def close_run(
     session: RowSession, run_id: str, now: datetime, *, by: str, how: ClosedAs
 ) -> tuple[datetime, str, ClosedAs] | None:
-    """Close a run that is over; return when, by whom and how it was closed first, None if it lives.
+    """Close a run that is over; return when, by whom and how it was closed first, else None.
 
     Raises NotFoundError. The caller commits.
     """
@@ -81,7 +81,7 @@ def close_continued(session: RowSession, run_id: str, now: datetime, *, by: str)
     )
 
 
-# When a live run passed a share of a budget: by the sums of its counted tokens, or money.
+# The time at which a live run passed a share of a budget, by the sums of its tokens or cost.
 _SINCE: Final = """(SELECT min(at) FROM (SELECT at, sum((data->>'{0}')::numeric)
         OVER (ORDER BY sequence) AS used FROM events
         WHERE run_pk = r.id AND kind = 'TokensCounted') counted WHERE used >= %(share)s * {1})"""

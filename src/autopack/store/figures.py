@@ -199,7 +199,7 @@ _ADDED: Final = (
     " (array_agg(run_id))[1] AS last_run_id FROM facts"
     f" GROUP BY day, {_TEXTS}, step"
 )
-# The runs are chosen and marked by a statement of its own, so that all their rows are visible here.
+# Another statement chooses and marks the runs before, so that this one sees all their rows.
 _MARK: Final = text("""UPDATE runs SET is_counted = true WHERE id IN (
         SELECT id FROM runs WHERE NOT is_counted AND ended_at < :before
         ORDER BY id LIMIT :batch FOR UPDATE SKIP LOCKED) RETURNING id""")

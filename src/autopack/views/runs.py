@@ -212,7 +212,7 @@ class CurrentPhase(Shape):
 
 
 class ListedRun(RunSummaryAnswer):
-    """A run in a list: what it is at, without the details of its phases.
+    """A run in a list: its progress, without the details of its phases.
 
     `commits_ahead` are the branch's commits that the base branch does not have, `commits_behind`
     the base branch's since the run started; null where git cannot tell.

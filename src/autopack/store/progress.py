@@ -1,4 +1,4 @@
-"""What runs in a list are at: states of phases, the phase under way, and the agents at work."""
+"""The progress of runs: states of phases, the phase under way, and the agents at work."""
 
 from __future__ import annotations
 
