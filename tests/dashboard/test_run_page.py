@@ -193,6 +193,18 @@ def test_an_operator_cancels_and_rolls_back_and_sets_by_hand(api: Api) -> None:
     assert "is over" in words(again)
 
 
+def test_a_branch_that_another_process_moved_is_not_offered_for_a_rollback(api: Api) -> None:
+    api.start("run-a", phases=2)
+    api.result("run-a")
+    theirs = api.repo.commit({"theirs.txt": "x\n"})
+    api.repo.git("update-ref", "refs/heads/autonomous/run-a", theirs)
+    api.result("run-a", "P0.1")
+    assert api.run("run-a")["failure_code"] == "branch_moved"
+    page = api.client.get(f"{HOME}/runs/run-a").text
+    assert "/runs/run-a/continue" in page
+    assert "/runs/run-a/rollback" not in page
+
+
 def test_a_form_that_is_wrong_is_named(api: Api) -> None:
     api.start()
     for path, form, word in (

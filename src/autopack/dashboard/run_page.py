@@ -10,8 +10,10 @@ from fastapi import APIRouter, Query
 from fastapi.responses import HTMLResponse
 
 from ..api.inputs import Context, RunId
+from ..domain.errors import ConflictError
 from ..domain.money import short_usd
 from ..domain.next_step import step_when_blocked
+from ..domain.operating import require_rollback
 from ..domain.rehearsal import RehearsalResult
 from ..domain.segments import SegmentKind
 from ..domain.states import PHASE_TRANSITIONS, PhaseStatus, RunStatus
@@ -184,7 +186,9 @@ def _next_detail(run: RunAnswer, promotion: PromotionVerdictAnswer) -> str:
 
 def _snapshots(run: RunAnswer, found: RunPage) -> list[str]:
     """Return the phases to whose end the branch can be reset."""
-    if run.ended_at is None:
+    try:
+        require_rollback(run)
+    except ConflictError:
         return []
     return [
         phase.phase_id

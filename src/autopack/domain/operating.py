@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import Protocol
 
 from .consequences import count_tokens, end_failed
 from .decision import Decision
@@ -20,8 +21,8 @@ from .events import (
 )
 from .money import ZERO_USD
 from .reviewing import await_review
-from .run import CompletedBy, FailureCode, PhaseState, RunState
-from .states import PHASE_TRANSITIONS, IllegalTransitionError, PhaseStatus
+from .run import CompletedBy, FailureCode, PhaseState
+from .states import PHASE_TRANSITIONS, IllegalTransitionError, PhaseStatus, RunStatus
 
 CANCELLED = "cancelled by operator"
 
@@ -147,12 +148,21 @@ def cancelled_by_operator(reason: str) -> str:
     return f"{CANCELLED}: {reason}" if reason else CANCELLED
 
 
-def require_rollback(run: RunState) -> None:
+class _EndedRun(Protocol):
+    @property
+    def run_id(self) -> str: ...
+    @property
+    def state(self) -> RunStatus: ...
+    @property
+    def failure_code(self) -> FailureCode | None: ...
+
+
+def require_rollback(run: _EndedRun) -> None:
     """Refuse a rollback of a run that is not over, or whose branch another process moved.
 
     Raises RunNotOverError, BranchNotOursError.
     """
-    if not run.is_over:
+    if not run.state.is_final:
         raise RunNotOverError(
             f"run '{run.run_id}' is {run.state}; only a run that is over can be rolled back"
         )
