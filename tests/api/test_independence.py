@@ -285,3 +285,41 @@ def test_one_key_reviews_or_approves_its_own_work_in_no_way(
     assert again.headers["Autopack-Waits"].endswith("key:auditor has approved it")
     team.make("gemini", AccessRole.AUDITOR)
     assert team.ask("POST", path, "gemini", json=APPROVE).json()["phase_state"] == "COMPLETE"
+
+
+def test_a_key_stays_the_builder_over_a_rotation_and_a_release(
+    team: Team,  # noqa: F811 - the fixture
+    keyed: Api,  # noqa: F811 - the fixture
+) -> None:
+    """The key is rotated while its agent works; work that was only claimed makes no Builder."""
+    team.make("both", AccessRole.BUILDER, AccessRole.AUDITOR)
+    team.make("idle", AccessRole.BUILDER, AccessRole.AUDITOR)
+    team.ask("POST", "/runs/start", "operator", json=keyed.plan(phase=HIGH_RISK))
+
+    def claim(key: str, role: str) -> Response:
+        return team.ask("POST", "/claim", key, json={"role": role, "agent": "codex"})
+
+    def give_back(key: str, taken: Response) -> None:
+        body = {"lease_token": taken.json()["lease"]["token"]}
+        assert team.ask("POST", f"{PHASE}/release", key, json=body).is_success
+
+    give_back("idle", claim("idle", "builder"))
+    lease = claim("both", "builder").json()["lease"]["token"]
+    first = team.ask("POST", "/keys/both/rotate", "operator").json()["api_key"]
+    second = team.ask("POST", "/keys/both/rotate", "operator").json()["api_key"]
+    built = {
+        "status": "success",
+        "patch_content": keyed.new_file("src/auth.py"),
+        "lease_token": lease,
+    }
+    path = f"{PHASE}/builder_result"
+    keyed.refused(team.ask("POST", path, "both", json=built), 401)
+    assert team.ask("POST", path, first, json=built).is_success
+    review = claim("idle", "auditor")
+    assert review.status_code == 200
+    give_back("idle", review)
+    for secret in (first, second):
+        assert claim(secret, "auditor").status_code == 204
+        refused = team.ask("POST", f"{PHASE}/auditor_result", secret, json=APPROVE)
+        keyed.refused(refused, 409, "not_independent", "key:both")
+    assert claim("idle", "auditor").status_code == 200
