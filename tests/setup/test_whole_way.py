@@ -115,8 +115,9 @@ def test_from_init_to_a_pull_request(
         done = Workflow.read(promoted / ".github/workflows/promotion.yml").run(
             "promote",
             {
-                "inputs.run_id": run_id,
-                "inputs.integration_branch": BRANCH,
+                "inputs.run_id || github.event.client_payload.run_id": run_id,
+                "inputs.integration_branch"
+                " || github.event.client_payload.integration_branch": BRANCH,
                 "github.token": "a-token",
                 "github.repository": "acme/widget",
             },
