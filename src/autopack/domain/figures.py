@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from datetime import date, timedelta
+from decimal import Decimal
 from enum import StrEnum
 from typing import Final
 
@@ -61,9 +62,14 @@ def period(start: date | None, end: date | None, today: date) -> tuple[date, dat
     return start, end
 
 
-def share(part: int, whole: int) -> float | None:
+def share(part: int | Decimal, whole: int | Decimal) -> float | None:
     """Return a share of 0 to 1 with four digits; None: there is nothing to have a share of."""
-    return round(part / whole, 4) if whole else None
+    return round(float(part / whole), 4) if whole else None
+
+
+def per_phase(tries: int, phases: int) -> float | None:
+    """Return how many tries a phase needed, with two digits; None: no phase was tried."""
+    return round(tries / phases, 2) if phases else None
 
 
 def seconds_of(step: int) -> float:

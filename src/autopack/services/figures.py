@@ -8,7 +8,7 @@ from datetime import UTC, date, timedelta
 from decimal import Decimal
 from typing import Any, Final
 
-from ..domain.figures import Grouping, Subject, percentile, period, share
+from ..domain.figures import Grouping, Subject, per_phase, percentile, period, share
 from ..domain.money import ZERO_USD
 from ..domain.outcomes import Outcome
 from ..domain.states import PhaseStatus
@@ -57,11 +57,10 @@ def costs(
 
 def _cost(row: Mapping[str, Any], whole: Decimal) -> CostAnswer:
     values: dict[str, Any] = {name: value or 0 for name, value in row.items()}
-    tries, phases = values["tries"], values["phases"]
     return CostAnswer(
         **values | {"name": row["name"]},
-        cost_share=round(float(values["cost_usd"] / whole), 4) if whole else None,
-        tries_per_phase=round(tries / phases, 2) if phases else None,
+        cost_share=share(values["cost_usd"], whole),
+        tries_per_phase=per_phase(values["tries"], values["phases"]),
     )
 
 
@@ -166,7 +165,7 @@ def _phases(counts: _Counts) -> PhaseQualityAnswer:
             for each in phases
             if each.outcome == PhaseStatus.COMPLETE and each.step == 1
         ),
-        tries_per_phase=round(tries / tried, 2) if tried else None,
+        tries_per_phase=per_phase(tries, tried),
     )
 
 
