@@ -28,7 +28,7 @@ from autopack.config import Settings
 from autopack.database import init_db, make_engine
 from autopack.embedded_postgres import EmbeddedPostgres
 
-PAGES = ("", "/runs", "/runs/run-0", "/runs/run-0?phase=P0", "/figures")
+PAGES = ("", "/runs", "/runs/run-0", "/runs/run-0?phase=P0", "/issues", "/figures", "/ruleset")
 EVENTS = 2_000
 REQUESTS = 20
 # At most one picture of a page a second, so that each event is drawn.
