@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT / "src"))
 
 from typer.main import get_command  # noqa: E402  the path must be set first
 
-from autopack.cli.app import COMMANDS  # noqa: E402
+from autopack.cli.app import COMMANDS  # noqa: E402  as above
 
 DOCUMENT = ROOT / "docs" / "commands.md"
 HEAD = """\

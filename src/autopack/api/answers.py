@@ -12,6 +12,8 @@ from typing import Any, Final
 
 from fastapi import FastAPI
 
+from .openapi import Schema, amend
+
 FILE: Final = Path(__file__).with_name("answers.json")
 
 
@@ -27,22 +29,17 @@ def recorded_answers() -> dict[str, dict[str, Any]]:
 
 def describe_answers(app: FastAPI) -> None:
     """Let OpenAPI show the recorded answers."""
-    describe = app.openapi
+    amend(app, _add_examples)
 
-    def openapi() -> dict[str, Any]:
-        schema = describe()
-        answers = recorded_answers()
-        for path, operations in schema["paths"].items():
-            for method, operation in operations.items():
-                for status, answer in answers.get(f"{method.upper()} {path}", {}).items():
-                    operation["responses"][status]["content"]["application/json"][
-                        "example"
-                    ] = answer
-        for response in schema["components"]["responses"].values():
-            for content in response["content"].values():
-                for answer in answers[""].values():
-                    if answer["title"] == response["description"]:
-                        content["example"] = answer
-        return schema
 
-    app.openapi = openapi  # type: ignore[method-assign]
+def _add_examples(schema: Schema) -> None:
+    answers = recorded_answers()
+    for path, operations in schema["paths"].items():
+        for method, operation in operations.items():
+            for status, answer in answers.get(f"{method.upper()} {path}", {}).items():
+                operation["responses"][status]["content"]["application/json"]["example"] = answer
+    for response in schema["components"]["responses"].values():
+        for content in response["content"].values():
+            for answer in answers[""].values():
+                if answer["title"] == response["description"]:
+                    content["example"] = answer

@@ -15,6 +15,7 @@ from typing import Any, Final
 from fastapi import FastAPI, Request, Response
 
 from ..views import Shape
+from .openapi import Schema, amend
 
 MEDIA_TYPE: Final = "text/csv"
 # Spreadsheets take a cell that begins so as a formula, and most of these texts are foreign.
@@ -62,20 +63,17 @@ def as_csv(request: Request, answer: Response, field: str) -> Response:
 
 def describe_csv(app: FastAPI) -> None:
     """Let OpenAPI name CSV beside JSON at every list."""
-    describe = app.openapi
     lists = {kind.__name__ for kind in _kinds(Shape) if rows_field(kind) is not None}
 
-    def openapi() -> dict[str, Any]:
-        schema = describe()
+    def add_csv(schema: Schema) -> None:
         for operations in schema["paths"].values():
             answer = operations.get("get", {}).get("responses", {}).get("200", {})
             content = answer.get("content", {})
             shape = content.get("application/json", {}).get("schema", {}).get("$ref", "")
             if shape.rpartition("/")[2] in lists:
                 content[MEDIA_TYPE] = {"schema": {"type": "string"}}
-        return schema
 
-    app.openapi = openapi  # type: ignore[method-assign]
+    amend(app, add_csv)
 
 
 def _kinds(kind: type[Shape]) -> Iterator[type[Shape]]:

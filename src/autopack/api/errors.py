@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 import structlog
@@ -18,6 +18,7 @@ from starlette.routing import Match
 from ..domain.errors import AutopackError, ErrorKind, TooManyError
 from ..domain.values import MAX_PROBLEMS
 from ..services.availability import OUTAGES, as_unavailable
+from .openapi import Schema, amend
 
 logger = structlog.get_logger(__name__)
 
@@ -167,31 +168,24 @@ def install_error_handlers(app: FastAPI) -> None:
     for kind in OUTAGES:
         app.add_exception_handler(kind, _outage)
     app.add_exception_handler(Exception, _unforeseen)
-    # FastAPI's documented way to change its document is to replace the method.
-    app.openapi = _with_shared_problems(app.openapi)  # type: ignore[method-assign]
+    amend(app, _share_problems)
 
 
-def _with_shared_problems(describe: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
+def _share_problems(schema: Schema) -> None:
     """Describe each refusal once, in `components.responses`; operations refer to it.
 
     The media type that FastAPI adds to refusals with a model goes: it is never sent.
     """
-
-    def openapi() -> dict[str, Any]:
-        schema = describe()
-        shared = schema["components"].setdefault("responses", {})
-        for operations in schema["paths"].values():
-            for operation in operations.values():
-                for status, response in operation["responses"].items():
-                    content = response.get("content", {})
-                    if MEDIA_TYPE in content:  # not so in a document that was changed before
-                        content.pop("application/json", None)
-                        name = TITLES[int(status)].title().replace(" ", "")
-                        shared.setdefault(name, response)
-                        operation["responses"][status] = {"$ref": f"#/components/responses/{name}"}
-        return schema
-
-    return openapi
+    shared = schema["components"].setdefault("responses", {})
+    for operations in schema["paths"].values():
+        for operation in operations.values():
+            for status, response in operation["responses"].items():
+                content = response.get("content", {})
+                if MEDIA_TYPE in content:  # not so in a document that was changed before
+                    content.pop("application/json", None)
+                    name = TITLES[int(status)].title().replace(" ", "")
+                    shared.setdefault(name, response)
+                    operation["responses"][status] = {"$ref": f"#/components/responses/{name}"}
 
 
 def _refusal(request: Request, error: Exception) -> Response:

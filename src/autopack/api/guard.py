@@ -10,6 +10,7 @@ from fastapi.routing import APIRoute
 from starlette.types import Scope
 
 from ..domain.access import PUBLIC, ROLES_OF, Caller
+from .openapi import Schema, amend
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -66,20 +67,16 @@ class GuardedRoute(APIRoute):
 
 def describe_access(app: FastAPI) -> None:
     """Let OpenAPI tell the roles of each operation, and how a key is sent."""
-    describe = app.openapi
+    amend(app, _add_roles)
 
-    def openapi() -> dict[str, Any]:
-        schema = describe()
-        schema["components"]["securitySchemes"] = SCHEMES
-        for path, operations in schema["paths"].items():
-            for method, operation in operations.items():
-                # Alternatives: a list within one entry would ask for all of its roles.
-                operation["security"] = [
-                    {scheme: [role]}
-                    for role in ROLES_OF.get(f"{method.upper()} {path}", ())
-                    for scheme in SCHEMES
-                ]
-        return schema
 
-    # To replace the method is how FastAPI has its document changed.
-    app.openapi = openapi  # type: ignore[method-assign]
+def _add_roles(schema: Schema) -> None:
+    schema["components"]["securitySchemes"] = SCHEMES
+    for path, operations in schema["paths"].items():
+        for method, operation in operations.items():
+            # Alternatives: a list within one entry would ask for all of its roles.
+            operation["security"] = [
+                {scheme: [role]}
+                for role in ROLES_OF.get(f"{method.upper()} {path}", ())
+                for scheme in SCHEMES
+            ]

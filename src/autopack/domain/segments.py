@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 from . import events as kinds
 from .events import Event
@@ -113,23 +113,23 @@ class _Lane:
         if self.open is None or self.open.kind is not SegmentKind.WAIT or self.open.role != role:
             self._begin(Segment(kind=SegmentKind.WAIT, role=role, started_at=at))
 
-    def _begin(self, segment: Segment) -> None:
+    def _begin(self, segment: Segment) -> Segment:
         self.close(segment.started_at)
         self.open = segment
+        return segment
 
-    def close(self, at: datetime, **found: object) -> None:
+    def close(self, at: datetime, **found: Any) -> None:
         """End the open segment; a wait that took no time is left out."""
         if self.open is not None and (
             self.open.kind is not SegmentKind.WAIT or self.open.started_at < at
         ):
-            self._closed.append(replace(self.open, ended_at=at, **found))  # type: ignore[arg-type]
+            self._closed.append(replace(self.open, ended_at=at, **found))
         self.open = None
 
     def _work(self, kind: SegmentKind, role: Role | None, at: datetime) -> Segment:
         """Return the open work of a kind; without one it began now."""
         if self.open is None or self.open.kind is not kind:
-            self._begin(Segment(kind=kind, role=role, started_at=at))
-        assert self.open is not None  # noqa: S101 - for the type checker
+            return self._begin(Segment(kind=kind, role=role, started_at=at))
         return self.open
 
     def take(self, event: kinds.PhaseEvent) -> None:

@@ -257,7 +257,8 @@ def list_backlog(
     else:
         by = _ORDERS[order]
         if after:
-            wanted[f"({by}) < (SELECT {by} FROM backlog WHERE id = %s)"] = after  # noqa: S608
+            position = f"({by}) < (SELECT {by} FROM backlog WHERE id = %s)"  # noqa: S608 - literals
+            wanted[position] = after
         sorting = f"ORDER BY ({by}) DESC"
     given = {condition: value for condition, value in wanted.items() if value is not None}
     condition = f"WHERE {' AND '.join(given)} {sorting} LIMIT %s"

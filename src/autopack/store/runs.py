@@ -410,7 +410,7 @@ def read_kinds(
     """
     of_phase = "" if phase_id is None else " OR phase_id = %s"
     query = (
-        "SELECT kind, actor, at, phase_id, tier_id, from_state, to_state, reason, data"  # noqa: S608
+        "SELECT kind, actor, at, phase_id, tier_id, from_state, to_state, reason, data"  # noqa: S608 - literals
         f" FROM events WHERE run_pk = %s AND (kind = ANY(%s){of_phase}) ORDER BY sequence"
     )
     values = (run_pk, sorted(everywhere), *([] if phase_id is None else [phase_id]))
