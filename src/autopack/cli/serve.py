@@ -119,6 +119,7 @@ def _announce(settings: Settings, branch: str, url: str, *, is_demo: bool) -> No
     say(
         f"Autopack {__version__} serves {repository_top(settings.repo_path)} (base: {branch})",
         f"  API      {url}",
+        f"  Pages    {url}/dashboard",
         f"  Docs     {url}/docs and {url}/redoc",
         f"  Data     {database}; {settings.home}; {settings.autonomous_runs_dir}",
         is_now=True,

@@ -100,6 +100,7 @@ What to look at, while this server runs (Ctrl-C stops it and removes the sample)
   git -C {repository} diff main...autonomous/{RUN_ID}
   less {runs_dir / RUN_ID / 'run_summary.md'}
   curl {url}/runs/{RUN_ID}
+  {url}/dashboard/runs/{RUN_ID}
   {url}/docs""",
         flush=True,
     )
