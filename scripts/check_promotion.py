@@ -22,6 +22,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 import types
 import typing
 import unicodedata
@@ -34,6 +35,506 @@ from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, ClassVar, Final, Protocol, TypeVar
+
+# ---- autopack/domain/manifests.py ----------------------------------------------------------------
+
+"""Readers of manifests and lock files: names, versions, and where each comes from.
+
+Each reader takes hostile text and returns a dictionary, or raises ManifestError. Only what decides
+about content is read: environment markers and comments are not.
+
+Standard library alone: `scripts/check_promotion.py` is made from this module among others.
+"""
+
+
+MAX_MANIFEST_BYTES: Final = 4_000_000
+# A dotted key of TOML costs the square of its length, so what dots can cost is bounded first.
+_MAX_DOTS: Final = 30
+_MAX_DOT_COST: Final = 3_000_000
+_NAME: Final = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9._-]{0,199})\s*(?:\[[^\]\n]{0,200}\])?\s*")
+_SEPARATORS: Final = re.compile(r"[-_.]+")
+
+
+class ManifestError(ValueError):
+    """A manifest cannot be read. The message is one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A dependency: `version` for people; `source` tells one content from another."""
+
+    version: str
+    source: str = ""
+
+
+class _Found:
+    """The entries as they are read; one name with several versions is one entry that has all."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, dict[Entry, None]] = {}
+
+    def put(self, name: str, version: str, source: str = "") -> None:
+        self._parts.setdefault(name, {})[Entry(version, source)] = None
+
+    def __bool__(self) -> bool:
+        return bool(self._parts)
+
+    def entries(self) -> dict[str, Entry]:
+        """Return each name with all its versions and sources."""
+        return {
+            name: Entry(
+                ", ".join(dict.fromkeys(part.version for part in parts)),
+                "\n".join(part.source for part in parts),
+            )
+            for name, parts in self._parts.items()
+        }
+
+
+def is_manifest(path: str) -> bool:
+    """Tell by its name whether a file is a known manifest or lock file."""
+    return _reader_of(path) is not None
+
+
+def read_manifest(path: str, data: bytes) -> Mapping[str, Entry]:
+    """Return a manifest's entries by name. Raises ManifestError."""
+    reader = _reader_of(path)
+    if reader is None:
+        raise ManifestError("it is no known manifest")
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise ManifestError(f"it is larger than {MAX_MANIFEST_BYTES:,} bytes")
+    try:
+        return reader(data.decode("utf-8-sig")).entries()
+    except ManifestError:
+        raise
+    except RecursionError:
+        raise ManifestError("it is nested too deeply") from None
+    except UnicodeDecodeError:
+        raise ManifestError("it is not UTF-8") from None
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        words = str(error).splitlines() or [type(error).__name__]
+        raise ManifestError(words[0][:120]) from None
+
+
+def _reader_of(path: str) -> Callable[[str], _Found] | None:
+    name = path.rpartition("/")[2]
+    if name.startswith(("requirements", "constraints")) and name.endswith(".txt"):
+        return _read_requirements
+    return _BY_NAME.get(name)
+
+
+def _text(value: Any) -> str:
+    """Return a value of a manifest as text."""
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
+
+
+def _normal(name: str) -> str:
+    """Return the one form of a Python package's name."""
+    return _SEPARATORS.sub("-", name).lower()
+
+
+# Python
+
+
+def _read_requirements(text: str) -> _Found:
+    found = _Found()
+    for line in _logical_lines(text):
+        words = line.split(" --hash=")
+        requirement, hashes = words[0].strip(), sorted(words[1:])
+        if requirement.startswith("-"):
+            option, _, value = requirement.replace("=", " ", 1).partition(" ")
+            found.put(f"{option} {value.strip()}".strip(), "option")
+        else:
+            _put_requirement(found, requirement, "\n".join(hashes))
+    return found
+
+
+def _logical_lines(text: str) -> Iterator[str]:
+    """Yield lines without comments; a backslash at the end joins a line with the next."""
+    parts: list[str] = []
+    for line in text.split("\n"):
+        line = line.strip()
+        is_continued = line.endswith("\\")
+        code = "" if line.startswith("#") else line.removesuffix("\\").partition(" #")[0].strip()
+        parts.append(code)
+        if is_continued:
+            continue
+        whole = " ".join(part for part in parts if part)
+        parts = []
+        if whole:
+            yield whole
+    if parts:
+        yield " ".join(part for part in parts if part)
+
+
+def _put_requirement(found: _Found, requirement: str, source: str = "") -> None:
+    """Add a requirement in the form of PEP 508; any other text is its own name."""
+    name = _NAME.match(requirement)
+    rest = requirement[name.end() :] if name else ""
+    if name is None or (rest and rest[0] not in "=<>!~@;("):
+        found.put(requirement, "any", source)
+        return
+    version = (rest if rest.startswith("@") else rest.partition(";")[0]).strip() or "any"
+    found.put(_normal(name[1]), version, source)
+
+
+def _read_pyproject(text: str) -> _Found:
+    document = _toml(text)
+    found = _Found()
+    project, tool = document.get("project", {}), document.get("tool", {})
+    lists = [project.get("dependencies", []), document.get("build-system", {}).get("requires", [])]
+    lists += project.get("optional-dependencies", {}).values()
+    lists += document.get("dependency-groups", {}).values()
+    lists.append(tool.get("uv", {}).get("dev-dependencies", []))
+    lists += tool.get("pdm", {}).get("dev-dependencies", {}).values()
+    for each in lists:
+        for requirement in each:
+            if isinstance(requirement, str):  # a group may include another one
+                _put_requirement(found, requirement)
+    poetry = tool.get("poetry", {})
+    tables = [poetry.get("dependencies", {}), poetry.get("dev-dependencies", {})]
+    tables += [group.get("dependencies", {}) for group in poetry.get("group", {}).values()]
+    for table in tables:
+        for name, value in table.items():
+            found.put(_normal(name), _version_of(value), _source_of(value))
+    for name, value in tool.get("uv", {}).get("sources", {}).items():
+        found.put(f"source of {_normal(name)}", _text(value))
+    for index in (*tool.get("uv", {}).get("index", []), *poetry.get("source", [])):
+        found.put(f"index {index.get('name', '')}".strip(), _text(index.get("url", "")))
+    return found
+
+
+def _read_packages(text: str) -> _Found:
+    """Read `[[package]]` of poetry.lock, uv.lock and Cargo.lock."""
+    found = _Found()
+    for package in _toml(text).get("package", []):
+        source = {name: package[name] for name in _CONTENT if name in package}
+        found.put(_text(package["name"]), _text(package.get("version", "any")), _text(source))
+    return found
+
+
+_CONTENT: Final = ("source", "checksum", "files", "sdist", "wheels", "resolved", "integrity")
+
+
+def _toml(text: str) -> dict[str, Any]:
+    cost = sum(dots * dots for line in text.split("\n") if (dots := line.count(".")) > _MAX_DOTS)
+    if cost > _MAX_DOT_COST:
+        raise ManifestError("it has lines with too many dots")
+    return tomllib.loads(text)
+
+
+def _version_of(value: Any) -> str:
+    """Return the version of an entry that is a text, a table, or a list of tables."""
+    if isinstance(value, list):
+        return ", ".join(_version_of(each) for each in value)
+    if isinstance(value, dict):
+        return _text(value.get("version") or _where(value) or "any")
+    return _text(value)
+
+
+def _where(value: Mapping[str, Any]) -> str:
+    parts = (value.get(name) for name in ("git", "url", "path", "rev", "tag", "branch"))
+    return " ".join(_text(part) for part in parts if part is not None)
+
+
+def _source_of(value: Any) -> str:
+    return "" if isinstance(value, str) else _text(value)
+
+
+# Rust
+
+
+def _read_cargo(text: str) -> _Found:
+    document = _toml(text)
+    found = _Found()
+    places = [document, document.get("workspace", {}), *document.get("target", {}).values()]
+    for place in places:
+        for kind in ("dependencies", "dev-dependencies", "build-dependencies"):
+            for name, value in place.get(kind, {}).items():
+                is_table = isinstance(value, dict)
+                package = value.get("package", name) if is_table else name
+                found.put(_text(package), _version_of(value), _source_of(value))
+    for registry in document.get("patch", {}).values():
+        for name, value in registry.items():
+            found.put(f"patch of {name}", _version_of(value), _source_of(value))
+    return found
+
+
+# JavaScript
+
+
+def _read_package_json(text: str) -> _Found:
+    document = json.loads(text)
+    found = _Found()
+    for kind in ("dependencies", "devDependencies", "peerDependencies", "optionalDependencies"):
+        for name, value in document.get(kind, {}).items():
+            found.put(name, _text(value))
+    for kind in ("overrides", "resolutions"):
+        for name, value in document.get(kind, {}).items():
+            found.put(f"override of {name}", _text(value))
+    return found
+
+
+def _read_package_lock(text: str) -> _Found:
+    document = json.loads(text)
+    found = _Found()
+    for path, value in document.get("packages", {}).items():
+        if path:  # the empty path is the project itself
+            name = value.get("name") or path.rpartition("node_modules/")[2]
+            _put_locked(found, name, value)
+    waiting = [] if found else [document.get("dependencies", {})]  # of older files
+    while waiting:
+        for name, value in waiting.pop().items():
+            _put_locked(found, name, value)
+            waiting.append(value.get("dependencies", {}))
+    return found
+
+
+def _put_locked(found: _Found, name: str, value: Mapping[str, Any]) -> None:
+    if value.get("link"):
+        found.put(name, f"link to {_text(value.get('resolved', ''))}")
+        return
+    source = {each: value[each] for each in ("resolved", "integrity") if each in value}
+    found.put(name, _text(value.get("version", "any")), _text(source))
+
+
+def _read_pnpm_lock(text: str) -> _Found:
+    """Read the keys of `packages:`: `/name@1.2.3(peer@1):`, `name@1.2.3:`, `/name/1.2.3:`."""
+    found = _Found()
+    is_inside, key, source = False, "", ""
+    for line in [*text.split("\n"), "end:"]:
+        depth = len(line) - len(line.lstrip(" "))
+        if depth == 2 or (line.strip() and depth == 0):
+            if is_inside and key:
+                _put_pnpm(found, key, source)
+            key, source = "", ""
+        if line.strip() and depth == 0:
+            is_inside = line.startswith("packages:")
+        elif is_inside and depth == 2:
+            key = line.strip().partition(": {}")[0].removesuffix(":").strip("'\"")
+        elif is_inside and depth == 4 and line.lstrip().startswith("resolution:"):
+            source = line.strip()
+    return found
+
+
+def _put_pnpm(found: _Found, key: str, source: str) -> None:
+    key = key.removeprefix("/").partition("(")[0]
+    name, at, version = key.rpartition("@")
+    if not at or not name:
+        name, _, version = key.rpartition("/")
+    found.put(name or key, version or "any", source)
+
+
+def _read_yarn_lock(text: str) -> _Found:
+    """Read yarn.lock of both formats: `"name@^1", name@~1:`, then indented `version "1.2.3"`."""
+    found = _Found()
+    name, version, source = "", "", ""
+    for line in [*text.split("\n"), "end:"]:
+        if line[:1] not in ("", " ", "#", "\r"):
+            if name and version:
+                found.put(name, version, source)
+            first = line.strip().removesuffix(":").partition(",")[0].strip().strip('"')
+            # The name of a scope begins with an at sign too.
+            name = first[:1] + first[1:].partition("@")[0]
+            version = source = ""
+            continue
+        key, _, value = line.strip().replace(": ", " ", 1).partition(" ")
+        if line.startswith("  ") and not line.startswith("   "):
+            if key.strip('"') == "version":
+                version = value.strip('"')
+            elif key.strip('"') in ("resolved", "integrity", "resolution", "checksum"):
+                source += f"{value}\n"
+    return found
+
+
+# Go
+
+
+def _read_go_mod(text: str) -> _Found:
+    found = _Found()
+    block = ""
+    for line in text.split("\n"):
+        words = line.partition("//")[0].split()
+        if not words:
+            continue
+        if words[-1] == "(":
+            block = words[0]
+        elif words[0] == ")":
+            block = ""
+        else:
+            _put_go(found, [block, *words] if block else words)
+    return found
+
+
+def _put_go(found: _Found, words: list[str]) -> None:
+    if words[0] == "require" and len(words) >= 3:
+        found.put(words[1], words[2])
+    elif words[0] == "replace" and "=>" in words:
+        at = words.index("=>")
+        found.put(f"replace {' '.join(words[1:at])}", " ".join(words[at + 1 :]))
+    elif words[0] in ("go", "toolchain", "tool") and len(words) >= 2:
+        found.put(words[0] if words[0] != "tool" else f"tool {words[1]}", words[1])
+
+
+def _read_go_sum(text: str) -> _Found:
+    found = _Found()
+    for line in text.split("\n"):
+        words = line.split()
+        # The hash of a module's go.mod alone does not bring its code in.
+        if len(words) == 3 and not words[1].endswith("/go.mod"):
+            found.put(words[0], words[1], words[2])
+    return found
+
+
+_BY_NAME: Final[Mapping[str, Callable[[str], _Found]]] = {
+    "pyproject.toml": _read_pyproject,
+    "poetry.lock": _read_packages,
+    "uv.lock": _read_packages,
+    "package.json": _read_package_json,
+    "package-lock.json": _read_package_lock,
+    "npm-shrinkwrap.json": _read_package_lock,
+    "pnpm-lock.yaml": _read_pnpm_lock,
+    "yarn.lock": _read_yarn_lock,
+    "go.mod": _read_go_mod,
+    "go.sum": _read_go_sum,
+    "Cargo.toml": _read_cargo,
+    "Cargo.lock": _read_packages,
+}
+
+
+# ---- autopack/domain/dependencies.py -------------------------------------------------------------
+
+"""Which dependencies a change adds or moves, by name and version. (rules §2.6)
+
+The manifests come from agents, so they are hostile text: sizes, depths and the number of listed
+entries are bounded, and a manifest that cannot be read is told as such, which stops nothing by
+itself. The parsers live in manifests.py.
+
+Standard library alone: `scripts/check_promotion.py` is made from this module among others.
+"""
+
+
+MAX_LISTED: Final = 200  # of one patch; a new lock file has thousands
+_MAX_TEXT: Final = 120
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DependencyChange:
+    """One dependency before and after, in one manifest; `before` is None for a new one.
+
+    A `problem` stands in place of a name: the manifest cannot be read, or has more changes than are
+    listed.
+    """
+
+    manifest: str
+    name: str | None = None
+    before: str | None = None
+    after: str | None = None
+    problem: str | None = None
+
+    @property
+    def text(self) -> str:
+        """Say what changed in one line."""
+        if self.name is None:
+            return f"{self.manifest}: {self.problem}"
+        how = "new" if self.before is None else f"was {self.before}"
+        return f"{self.name} {self.after} ({how}; {self.manifest})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ManifestChange:
+    """A file before and after; None where there is none."""
+
+    path: str
+    before: bytes | None
+    after: bytes | None
+
+
+def changed_dependencies(files: Iterable[ManifestChange]) -> tuple[DependencyChange, ...]:
+    """Return the entries that were added or changed, and each manifest that cannot be read.
+
+    Removed entries are not listed: they bring nothing in. Raises nothing.
+    """
+    found: list[DependencyChange] = []
+    for file in sorted(files, key=lambda each: each.path):
+        if file.after is not None and is_manifest(file.path):
+            found += _changes_in(file.path, file.before, file.after)
+    if len(found) <= MAX_LISTED:
+        return tuple(found)
+    last = found[MAX_LISTED - 1]
+    more = f"{len(found) - MAX_LISTED + 1} more changes are not listed"
+    return (*found[: MAX_LISTED - 1], DependencyChange(manifest=last.manifest, problem=more))
+
+
+def merged(
+    earlier: tuple[DependencyChange, ...], later: tuple[DependencyChange, ...]
+) -> tuple[DependencyChange, ...]:
+    """Return the changes of a phase after one more patch: first `before`, last `after`."""
+    if not earlier:
+        return later
+    places = {_place(each): each for each in earlier}
+    for each in later:
+        first = places.get(_place(each), each)
+        places[_place(each)] = DependencyChange(
+            manifest=each.manifest,
+            name=each.name,
+            before=first.before,
+            after=each.after,
+            problem=each.problem,
+        )
+    return tuple(places.values())
+
+
+def unlisted(
+    recorded: Iterable[DependencyChange], found: Iterable[DependencyChange]
+) -> list[DependencyChange]:
+    """Return the changes that were found and that a record does not name."""
+    named = {_place(each) for each in recorded}
+    return [each for each in found if _place(each) not in named]
+
+
+def dependency_document(change: DependencyChange) -> dict[str, str]:
+    """Return a change as it is written in events, rows and records."""
+    given = {each.name: getattr(change, each.name) for each in fields(change)}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _place(change: DependencyChange) -> tuple[str, str | None]:
+    return change.manifest, change.name
+
+
+def _changes_in(path: str, before: bytes | None, after: bytes) -> list[DependencyChange]:
+    manifest = _shown(path, 200)
+    try:
+        new = read_manifest(path, after)
+    except ManifestError as error:
+        return [DependencyChange(manifest=manifest, problem=f"cannot be read: {error}")]
+    try:
+        old: Mapping[str, Entry] = read_manifest(path, before) if before is not None else {}
+    except ManifestError:  # what it named is not known, so all that it names now is listed
+        old = {}
+    return [
+        DependencyChange(
+            manifest=manifest,
+            name=_shown(name),
+            before=_shown(old[name].version) if name in old else None,
+            after=_after(old.get(name), entry),
+        )
+        for name, entry in sorted(new.items())
+        if old.get(name) != entry
+    ]
+
+
+def _after(old: Entry | None, new: Entry) -> str:
+    is_same = old is not None and old.version == new.version
+    version = _shown(new.version)
+    return f"{version}, from another source or with another hash" if is_same else version
+
+
+def _shown(text: str, most: int = _MAX_TEXT) -> str:
+    """Return a foreign text as a piece of one line."""
+    text = "".join(letter if letter.isprintable() else "?" for letter in text) or "any"
+    return text if len(text) <= most else text[:most] + "…"
+
 
 # ---- autopack/domain/errors.py -------------------------------------------------------------------
 
@@ -212,6 +713,13 @@ class Independence(StrEnum):
     AGENT = "agent"  # by key where calls need one, else by the name that the agent gives itself
     KEY = "key"  # by key; a caller without one is not told apart
     MODEL = "model"  # by the model that the agent names; CI by key or name
+
+
+class DependencyReview(StrEnum):
+    """What new dependencies of a phase ask for."""
+
+    LISTED = "listed"
+    REQUIRED = "required"
 
 
 class Verdict(StrEnum):
@@ -621,6 +1129,9 @@ class PhaseState:
     start_commit: str | None = None
     commit: str | None = None
     pending_submission_id: int | None = None
+    # New and changed dependencies: of what is on the branch, and of the pending patch.
+    dependencies: tuple[DependencyChange, ...] = ()
+    pending_dependencies: tuple[DependencyChange, ...] = ()
     minor_issues_count: int = 0
     major_issues_count: int = 0
     verdict: Verdict | None = None
@@ -709,6 +1220,7 @@ class RunState:
     any_failure_stops: bool
     high_risk_needs_review: bool
     is_sandbox_required: bool = False
+    dependencies_need_review: bool = False
     cost_cap_usd: Decimal | None = None
     tokens_used: int = 0
     tokens_reserved: int = 0
@@ -843,6 +1355,8 @@ class RunStarted(Event):
     # The failed run that this one continues, and the commit of its record.
     continues: str | None = None
     continued_commit: str | None = None
+    # Whether a phase with new dependencies needs a review.
+    dependencies_need_review: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -1061,11 +1575,13 @@ class PatchApplied(PhaseEvent):
     commit: str
     tree: str
     parent: str
+    dependencies: tuple[DependencyChange, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PatchHeld(PhaseEvent):
     submission_id: int
+    dependencies: tuple[DependencyChange, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -1322,7 +1838,12 @@ def _reader(hint: Any) -> Callable[[Any], Any]:
         inner = _reader(next(each for each in typing.get_args(hint) if each is not type(None)))
         return lambda value: None if value is None else inner(value)
     if typing.get_origin(hint) is tuple:
-        return lambda value: tuple(_of_type(str, each) for each in _of_type(list, value))
+        inner = _reader(typing.get_args(hint)[0])
+        return lambda value: tuple(inner(each) for each in _of_type(list, value))
+    if hint is DependencyChange:
+        return lambda value: hint(
+            **{name: _of_type(str, each) for name, each in _of_type(dict, value).items()}
+        )
     if hint is datetime:
         return _read_time
     if hint is Decimal:
@@ -1355,7 +1876,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Decimal):
         return usd_text(value)
     if isinstance(value, tuple):
-        return list(value)
+        return [_plain(each) for each in value]
+    if isinstance(value, DependencyChange):
+        return dependency_document(value)
     return value
 
 
@@ -1706,11 +2229,17 @@ def evolve(state: RunState, event: Event) -> RunState:
         case PatchApplied():
             return _apply_patch(replace(state, head_commit=event.commit), event)
         case PatchHeld():
-            return change_phase(state, event.phase_id, pending_submission_id=event.submission_id)
+            return change_phase(
+                state,
+                event.phase_id,
+                pending_submission_id=event.submission_id,
+                pending_dependencies=event.dependencies,
+            )
         case PhaseUndone():
+            state = change_phase(state, event.phase_id, dependencies=())
             return replace(state, head_commit=event.commit)
         case RevisionRequested():
-            return change_phase(state, event.phase_id, pending_submission_id=None, approved_by=())
+            return change_phase(state, event.phase_id, **_NOTHING_PENDING, approved_by=())
         case ApprovalGiven() | PhaseApproved():
             return _approve(state, event)
         case AttemptFailed():
@@ -1780,6 +2309,10 @@ _WAITS_FOR_NO_CAPACITY: Final[Mapping[str, None]] = {
 }
 # A phase that comes here has other work to approve than before.
 _BEFORE_APPROVAL: Final = frozenset({PhaseStatus.QUEUED, PhaseStatus.EXECUTING, PhaseStatus.GATE})
+_NOTHING_PENDING: Final[Mapping[str, Any]] = {
+    "pending_submission_id": None,
+    "pending_dependencies": (),
+}
 _UNJUDGED: Final[Mapping[str, None]] = {"verdict": None, "sandbox": None}
 
 
@@ -1804,7 +2337,7 @@ def _move_phase(state: RunState, event: PhaseMoved) -> RunState:
         "deadline_at": event.deadline_at,
     }
     if to is not PhaseStatus.GATE:
-        changes["pending_submission_id"] = None
+        changes |= _NOTHING_PENDING
     if to in _BEFORE_APPROVAL:
         changes["approved_by"] = ()
     if to.is_final:
@@ -1909,7 +2442,8 @@ def _apply_patch(state: RunState, event: PatchApplied) -> RunState:
     phase = state.phase(event.phase_id)
     changes: dict[str, Any] = {
         "commit": event.commit,
-        "pending_submission_id": None,
+        "dependencies": merged(phase.dependencies, event.dependencies),
+        **_NOTHING_PENDING,
         **_UNJUDGED,  # the verdict was on another tree
     }
     is_pending = event.submission_id == phase.pending_submission_id
@@ -1938,7 +2472,7 @@ def _give_back_auditor_try(state: RunState, event: PendingPatchDiscarded) -> Run
     return change_phase(
         state,
         event.phase_id,
-        pending_submission_id=None,
+        **_NOTHING_PENDING,
         approved_by=(),
         auditor_attempts_used=phase.auditor_attempts_used - 1,
         failure_reason=event.reason,
@@ -2524,6 +3058,7 @@ def _state_at_start(record: JsonObject) -> RunState:
         any_failure_stops=False,
         high_risk_needs_review=False,
         is_sandbox_required=record.get("is_sandbox_required", False) is True,
+        dependencies_need_review=record.get("dependencies_need_review", False) is True,
         head_commit=record["base_commit"],
         tiers=tuple(_tier_at_start(tier, with_phases) for tier in record["tiers"]),
         phases=tuple(_phase_at_start(phase) for phase in record["phases"]),
@@ -2612,6 +3147,7 @@ _PHASE_FIGURES: Final = (
     "major_issues_count",
     "start_commit",
     "commit",
+    "dependencies",
     "failure_reason",
 )
 # What a record that cannot be replayed makes of the rules, which trust their input.
@@ -2777,6 +3313,10 @@ class _Replay:
             bool(event.is_sandbox_required) is record.get("is_sandbox_required", False),
             "the events tell another tale of whether a sandbox is required",
         )
+        self.expect(
+            event.dependencies_need_review is record.get("dependencies_need_review", False),
+            "the events tell another tale of whether new dependencies need a review",
+        )
         strategy = record.get("strategy_version", event.strategy_version)
         self.expect(
             event.strategy_version == strategy,
@@ -2827,6 +3367,12 @@ class _Replay:
         """
         phase = state.phase(event.phase_id)
         is_passed = event.STATE in (PhaseStatus.CI_RUNNING, PhaseStatus.COMPLETE)
+        if phase.state is PhaseStatus.GATE and phase.dependencies and is_passed:
+            self.expect(
+                not state.dependencies_need_review or phase.approved_by or is_by_hand(event.actor),
+                f"event {number} lets phase '{event.phase_id}' pass with new dependencies and"
+                " without an approval, which review.new_dependencies asks for",
+            )
         if phase.state is PhaseStatus.GATE and phase.approved_by and is_passed:
             self.expect(
                 not phase.approvals_missing or is_by_hand(event.actor),
@@ -2978,7 +3524,9 @@ def _as_recorded(value: object) -> object:
         return usd_text(value)
     if isinstance(value, datetime):
         return wire_time(value)
-    return list(value) if isinstance(value, tuple) else value
+    if isinstance(value, DependencyChange):
+        return dependency_document(value)
+    return [_as_recorded(each) for each in value] if isinstance(value, tuple) else value
 
 
 # ---- autopack/domain/changes.py ------------------------------------------------------------------
@@ -3481,6 +4029,7 @@ GIT_SECONDS: Final = 300
 LINK: Final = "120000"
 FOLDER: Final = "40000"
 PLAIN_FILE: Final = "100644"
+EXECUTABLE_FILE: Final = "100755"
 OBJECT_ID: Final = re.compile(r"[0-9a-f]{40}\Z")
 
 
@@ -3720,6 +4269,8 @@ class BranchCheck:
         self.warnings: list[str] = []
         self.history: list[str] = []
         self.patches: dict[str, bytes] = {}  # of the record, by their hash
+        self.dependencies: dict[str, list[DependencyChange]] = {}  # by the commit that brings them
+        self.is_review_needed = False
         self.title = self.body = ""
         self.rehearsal: Rehearsal | None = None  # of the merge with today's base branch
         self.signature = ""
@@ -3860,6 +4411,7 @@ class BranchCheck:
 
     def _check_history(self, record: JsonObject, head: str) -> None:
         """The branch is what the record names, from its base to itself, commit by commit."""
+        self._read_dependencies(record)
         named = [each["sha"] for each in record["commits"]]
         base = record["base_commit"]
         found: list[str] = []
@@ -3927,9 +4479,36 @@ class BranchCheck:
             for path, problem in self._change_problems(parent.tree, commit.tree):
                 self.reasons.append(f"commit {sha} changes {show(path)}, {problem}")
                 break  # one is enough to refuse it
+            self._check_dependencies(sha, parent.tree, commit.tree)
             content = self.patches.get(recorded["patch_sha256"])
             if content is not None and not recorded["is_merged"]:
                 self._apply(sha, parent.tree, content, commit.tree)
+
+    def _check_dependencies(self, sha: str, old: str, new: str) -> None:
+        """The events name every dependency that a commit brings in. (rules §2.6)"""
+        manifests = [path for path, _, _ in self.git.changes(old, new) if is_manifest(path)]
+        found = changed_dependencies(
+            ManifestChange(path=path, before=self._file(old, path), after=self._file(new, path))
+            for path in manifests
+        )
+        for each in unlisted(self.dependencies.get(sha, ()), found)[:1]:  # one is enough
+            what = f"commit {sha} brings in {show(each.text)}, which its event does not name"
+            (self.reasons if self.is_review_needed else self.warnings).append(what)
+
+    def _file(self, tree: str, path: str) -> bytes | None:
+        entry = self.git.find(tree, path)
+        is_file = entry is not None and entry[0] in (PLAIN_FILE, EXECUTABLE_FILE)
+        return self.git.read(entry[1], "blob") if entry is not None and is_file else None
+
+    def _read_dependencies(self, record: JsonObject) -> None:
+        """Note what the events say of each commit's dependencies."""
+        self.is_review_needed = record.get("dependencies_need_review", False) is True
+        for event in record["events"]:
+            if event["kind"] == PatchApplied.__name__:
+                named = event["data"].get("dependencies", [])
+                self.dependencies[event["data"]["commit"]] = [
+                    DependencyChange(**each) for each in named
+                ]
 
     def _change_problems(self, old: str, new: str) -> Iterator[tuple[str, str]]:
         """Yield each path that no patch may change so, and why."""

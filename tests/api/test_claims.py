@@ -545,6 +545,7 @@ class TestWorkItem:
             "is_pending": True,
             "approvals_needed": 1,
             "approved_by": [],
+            "dependencies": [],
             "patch_content": patch,
             "patch_content_base64": None,
             "notes": "tried hard",

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from autopack.views.dependencies import DependencyAnswer
 from autopack.views.work import PastAttemptAnswer, WorkItemAnswer
 from autopack.worker.prompt import write_prompt
 from autopack.worker.report import (
@@ -34,6 +35,7 @@ def work_item(role: str, *, allow_empty: bool = False, is_pending: bool = True) 
         "is_pending": is_pending,
         "approvals_needed": 1,
         "approved_by": [],
+        "dependencies": [],
         "patch_content": f"{PATCH}=====\nRules: none.\nRECOMMENDATION: approve\n",
         "patch_content_base64": None,
         "notes": None,
@@ -249,3 +251,12 @@ def test_an_answer_file_that_is_a_link_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "answer.json").symlink_to(tmp_path / "secret.json")
     assert read_result(tmp_path / "answer.json", BuilderFile) == (BuilderFile(), None)
     assert reported_tokens(tmp_path / "answer.json") == 0
+
+
+def test_an_auditor_reads_which_dependencies_are_new() -> None:
+    named = {"manifest": "go.mod", "name": "a.b/c", "before": "v1", "after": "v2", "problem": None}
+    item = work_item("auditor")
+    assert item.review is not None
+    item.review.dependencies = [DependencyAnswer.model_validate(named)]
+    prompt = write_prompt(item, is_staged=True, answer="/answer.json")
+    assert "a.b/c v2 (was v1; go.mod)" in prompt

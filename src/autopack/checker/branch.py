@@ -15,7 +15,15 @@ from typing import Final
 
 from ..domain.absolute_paths import ALLOWED_SIGNERS, absolute_problem
 from ..domain.changes import MODE_ABSENT
+from ..domain.dependencies import (
+    DependencyChange,
+    ManifestChange,
+    changed_dependencies,
+    unlisted,
+)
+from ..domain.events import PatchApplied
 from ..domain.links import LinkTable, link_problems
+from ..domain.manifests import is_manifest
 from ..domain.naming import (
     PULL_REQUEST,
     RECORD,
@@ -40,7 +48,16 @@ from ..domain.rehearsal import (
     missing_record,
     rehearsal_reasons,
 )
-from .objects import FOLDER, LINK, OBJECT_ID, PLAIN_FILE, Commit, Git, WrongUseError
+from .objects import (
+    EXECUTABLE_FILE,
+    FOLDER,
+    LINK,
+    OBJECT_ID,
+    PLAIN_FILE,
+    Commit,
+    Git,
+    WrongUseError,
+)
 
 MAX_FILES: Final = 20_000
 MAX_REASONS: Final = 100
@@ -61,6 +78,8 @@ class BranchCheck:
         self.warnings: list[str] = []
         self.history: list[str] = []
         self.patches: dict[str, bytes] = {}  # of the record, by their hash
+        self.dependencies: dict[str, list[DependencyChange]] = {}  # by the commit that brings them
+        self.is_review_needed = False
         self.title = self.body = ""
         self.rehearsal: Rehearsal | None = None  # of the merge with today's base branch
         self.signature = ""
@@ -201,6 +220,7 @@ class BranchCheck:
 
     def _check_history(self, record: JsonObject, head: str) -> None:
         """The branch is what the record names, from its base to itself, commit by commit."""
+        self._read_dependencies(record)
         named = [each["sha"] for each in record["commits"]]
         base = record["base_commit"]
         found: list[str] = []
@@ -268,9 +288,36 @@ class BranchCheck:
             for path, problem in self._change_problems(parent.tree, commit.tree):
                 self.reasons.append(f"commit {sha} changes {show(path)}, {problem}")
                 break  # one is enough to refuse it
+            self._check_dependencies(sha, parent.tree, commit.tree)
             content = self.patches.get(recorded["patch_sha256"])
             if content is not None and not recorded["is_merged"]:
                 self._apply(sha, parent.tree, content, commit.tree)
+
+    def _check_dependencies(self, sha: str, old: str, new: str) -> None:
+        """The events name every dependency that a commit brings in. (rules §2.6)"""
+        manifests = [path for path, _, _ in self.git.changes(old, new) if is_manifest(path)]
+        found = changed_dependencies(
+            ManifestChange(path=path, before=self._file(old, path), after=self._file(new, path))
+            for path in manifests
+        )
+        for each in unlisted(self.dependencies.get(sha, ()), found)[:1]:  # one is enough
+            what = f"commit {sha} brings in {show(each.text)}, which its event does not name"
+            (self.reasons if self.is_review_needed else self.warnings).append(what)
+
+    def _file(self, tree: str, path: str) -> bytes | None:
+        entry = self.git.find(tree, path)
+        is_file = entry is not None and entry[0] in (PLAIN_FILE, EXECUTABLE_FILE)
+        return self.git.read(entry[1], "blob") if entry is not None and is_file else None
+
+    def _read_dependencies(self, record: JsonObject) -> None:
+        """Note what the events say of each commit's dependencies."""
+        self.is_review_needed = record.get("dependencies_need_review", False) is True
+        for event in record["events"]:
+            if event["kind"] == PatchApplied.__name__:
+                named = event["data"].get("dependencies", [])
+                self.dependencies[event["data"]["commit"]] = [
+                    DependencyChange(**each) for each in named
+                ]
 
     def _change_problems(self, old: str, new: str) -> Iterator[tuple[str, str]]:
         """Yield each path that no patch may change so, and why."""

@@ -22,6 +22,7 @@ GIT_SECONDS: Final = 300
 LINK: Final = "120000"
 FOLDER: Final = "40000"
 PLAIN_FILE: Final = "100644"
+EXECUTABLE_FILE: Final = "100755"
 OBJECT_ID: Final = re.compile(r"[0-9a-f]{40}\Z")
 
 

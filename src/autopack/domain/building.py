@@ -103,8 +103,8 @@ def accept_result(decision: Decision, result: BuilderResult) -> None:
             )
             signature = f"patch:{result.patch_sha256}"
             fail_attempt(decision, phase_id, detail, signature=signature)
-        case PendingPatch():
-            _hold(decision, result)
+        case PendingPatch() as pending:
+            _hold(decision, result, pending)
         case AppliedPatch() as applied:
             record_applied(decision, phase_id, applied)
             _gate(decision, result, applied)
@@ -187,7 +187,12 @@ def _accept_without_patch(decision: Decision, result: BuilderResult) -> None:
         decision.record(
             PhaseGated(phase_id=phase_id, reason="the Builder changed nothing, as allowed")
         )
-        pass_gate(decision, phase_id)
+        # Of an earlier attempt, whose approval ended with its red verdict.
+        review = _why_dependencies(decision.state, decision.phase(phase_id))
+        if review:
+            enter_review(decision, phase_id, review)
+        else:
+            pass_gate(decision, phase_id)
     else:
         fail_attempt(
             decision, phase_id, "the Builder sent no patch and the phase does not allow_empty"
@@ -207,14 +212,20 @@ def _gate(decision: Decision, result: BuilderResult, applied: AppliedPatch) -> N
         pass_gate(decision, phase_id)
 
 
-def _hold(decision: Decision, result: BuilderResult) -> None:
+def _hold(decision: Decision, result: BuilderResult, pending: PendingPatch) -> None:
     """Keep a patch that applies pending until the Auditor approves it."""
     phase_id = result.phase_id
     if not decision.phase(phase_id).auditor_tries_left:
         reason = "the patch needs a review and no Auditor try is left"
         fail_attempt(decision, phase_id, reason)
         return
-    decision.record(PatchHeld(phase_id=phase_id, submission_id=result.submission_id))
+    decision.record(
+        PatchHeld(
+            phase_id=phase_id,
+            submission_id=result.submission_id,
+            dependencies=pending.dependencies,
+        )
+    )
     decision.record(
         PhaseGated(
             phase_id=phase_id,
@@ -235,4 +246,13 @@ def _why_review(run: RunState, phase: PhaseState, status: BuilderStatus) -> str 
         return f"{phase.major_issues_count} major issues are open in the phase"
     if phase.is_high_risk and run.high_risk_needs_review:
         return "the phase is high risk and the run safety_critical"
-    return None
+    return _why_dependencies(run, phase)
+
+
+def _why_dependencies(run: RunState, phase: PhaseState) -> str | None:
+    """Return why new dependencies need a review; None if they need none. (rules §2.6)"""
+    if not phase.dependencies or not run.dependencies_need_review:
+        return None
+    many = len(phase.dependencies)
+    what = f"{many} dependencies are" if many > 1 else "a dependency is"
+    return f"{what} new or changed, and review.new_dependencies asks for an Auditor"

@@ -22,6 +22,7 @@ from decimal import Decimal, InvalidOperation
 from enum import StrEnum
 from typing import Any, ClassVar
 
+from .dependencies import DependencyChange, dependency_document
 from .money import MAX_USD, ZERO_USD, usd_text
 from .run import CompletedBy, FailureCode
 from .sightings import Cause
@@ -69,6 +70,8 @@ class RunStarted(Event):
     # The failed run that this one continues, and the commit of its record.
     continues: str | None = None
     continued_commit: str | None = None
+    # Whether a phase with new dependencies needs a review.
+    dependencies_need_review: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -287,11 +290,13 @@ class PatchApplied(PhaseEvent):
     commit: str
     tree: str
     parent: str
+    dependencies: tuple[DependencyChange, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PatchHeld(PhaseEvent):
     submission_id: int
+    dependencies: tuple[DependencyChange, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -548,7 +553,12 @@ def _reader(hint: Any) -> Callable[[Any], Any]:
         inner = _reader(next(each for each in typing.get_args(hint) if each is not type(None)))
         return lambda value: None if value is None else inner(value)
     if typing.get_origin(hint) is tuple:
-        return lambda value: tuple(_of_type(str, each) for each in _of_type(list, value))
+        inner = _reader(typing.get_args(hint)[0])
+        return lambda value: tuple(inner(each) for each in _of_type(list, value))
+    if hint is DependencyChange:
+        return lambda value: hint(
+            **{name: _of_type(str, each) for name, each in _of_type(dict, value).items()}
+        )
     if hint is datetime:
         return _read_time
     if hint is Decimal:
@@ -581,7 +591,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Decimal):
         return usd_text(value)
     if isinstance(value, tuple):
-        return list(value)
+        return [_plain(each) for each in value]
+    if isinstance(value, DependencyChange):
+        return dependency_document(value)
     return value
 
 

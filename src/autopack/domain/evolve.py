@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
+from .dependencies import merged
 from .events import (
     SUPERVISOR,
     AgentUnavailable,
@@ -93,11 +94,17 @@ def evolve(state: RunState, event: Event) -> RunState:
         case PatchApplied():
             return _apply_patch(replace(state, head_commit=event.commit), event)
         case PatchHeld():
-            return change_phase(state, event.phase_id, pending_submission_id=event.submission_id)
+            return change_phase(
+                state,
+                event.phase_id,
+                pending_submission_id=event.submission_id,
+                pending_dependencies=event.dependencies,
+            )
         case PhaseUndone():
+            state = change_phase(state, event.phase_id, dependencies=())
             return replace(state, head_commit=event.commit)
         case RevisionRequested():
-            return change_phase(state, event.phase_id, pending_submission_id=None, approved_by=())
+            return change_phase(state, event.phase_id, **_NOTHING_PENDING, approved_by=())
         case ApprovalGiven() | PhaseApproved():
             return _approve(state, event)
         case AttemptFailed():
@@ -167,6 +174,10 @@ _WAITS_FOR_NO_CAPACITY: Final[Mapping[str, None]] = {
 }
 # A phase that comes here has other work to approve than before.
 _BEFORE_APPROVAL: Final = frozenset({PhaseStatus.QUEUED, PhaseStatus.EXECUTING, PhaseStatus.GATE})
+_NOTHING_PENDING: Final[Mapping[str, Any]] = {
+    "pending_submission_id": None,
+    "pending_dependencies": (),
+}
 _UNJUDGED: Final[Mapping[str, None]] = {"verdict": None, "sandbox": None}
 
 
@@ -191,7 +202,7 @@ def _move_phase(state: RunState, event: PhaseMoved) -> RunState:
         "deadline_at": event.deadline_at,
     }
     if to is not PhaseStatus.GATE:
-        changes["pending_submission_id"] = None
+        changes |= _NOTHING_PENDING
     if to in _BEFORE_APPROVAL:
         changes["approved_by"] = ()
     if to.is_final:
@@ -296,7 +307,8 @@ def _apply_patch(state: RunState, event: PatchApplied) -> RunState:
     phase = state.phase(event.phase_id)
     changes: dict[str, Any] = {
         "commit": event.commit,
-        "pending_submission_id": None,
+        "dependencies": merged(phase.dependencies, event.dependencies),
+        **_NOTHING_PENDING,
         **_UNJUDGED,  # the verdict was on another tree
     }
     is_pending = event.submission_id == phase.pending_submission_id
@@ -325,7 +337,7 @@ def _give_back_auditor_try(state: RunState, event: PendingPatchDiscarded) -> Run
     return change_phase(
         state,
         event.phase_id,
-        pending_submission_id=None,
+        **_NOTHING_PENDING,
         approved_by=(),
         auditor_attempts_used=phase.auditor_attempts_used - 1,
         failure_reason=event.reason,

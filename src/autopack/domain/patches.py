@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .decision import Decision
+from .dependencies import DependencyChange
 from .events import PatchApplied
 
 
@@ -17,11 +18,14 @@ class AppliedPatch:
     commit: str
     tree: str
     parent: str
+    dependencies: tuple[DependencyChange, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class PendingPatch:
     """A patch that applies, and is pending until the Auditor approves it."""
+
+    dependencies: tuple[DependencyChange, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,5 +45,6 @@ def record_applied(decision: Decision, phase_id: str, applied: AppliedPatch) -> 
             commit=applied.commit,
             tree=applied.tree,
             parent=applied.parent,
+            dependencies=applied.dependencies,
         )
     )

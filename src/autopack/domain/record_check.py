@@ -21,6 +21,7 @@ from decimal import Decimal, InvalidOperation
 from enum import StrEnum
 from typing import Any, Final
 
+from .dependencies import DependencyChange, dependency_document
 from .errors import NotFoundError
 from .events import (
     GENESIS_HASH,
@@ -376,6 +377,7 @@ def _state_at_start(record: JsonObject) -> RunState:
         any_failure_stops=False,
         high_risk_needs_review=False,
         is_sandbox_required=record.get("is_sandbox_required", False) is True,
+        dependencies_need_review=record.get("dependencies_need_review", False) is True,
         head_commit=record["base_commit"],
         tiers=tuple(_tier_at_start(tier, with_phases) for tier in record["tiers"]),
         phases=tuple(_phase_at_start(phase) for phase in record["phases"]),
@@ -464,6 +466,7 @@ _PHASE_FIGURES: Final = (
     "major_issues_count",
     "start_commit",
     "commit",
+    "dependencies",
     "failure_reason",
 )
 # What a record that cannot be replayed makes of the rules, which trust their input.
@@ -629,6 +632,10 @@ class _Replay:
             bool(event.is_sandbox_required) is record.get("is_sandbox_required", False),
             "the events tell another tale of whether a sandbox is required",
         )
+        self.expect(
+            event.dependencies_need_review is record.get("dependencies_need_review", False),
+            "the events tell another tale of whether new dependencies need a review",
+        )
         strategy = record.get("strategy_version", event.strategy_version)
         self.expect(
             event.strategy_version == strategy,
@@ -679,6 +686,12 @@ class _Replay:
         """
         phase = state.phase(event.phase_id)
         is_passed = event.STATE in (PhaseStatus.CI_RUNNING, PhaseStatus.COMPLETE)
+        if phase.state is PhaseStatus.GATE and phase.dependencies and is_passed:
+            self.expect(
+                not state.dependencies_need_review or phase.approved_by or is_by_hand(event.actor),
+                f"event {number} lets phase '{event.phase_id}' pass with new dependencies and"
+                " without an approval, which review.new_dependencies asks for",
+            )
         if phase.state is PhaseStatus.GATE and phase.approved_by and is_passed:
             self.expect(
                 not phase.approvals_missing or is_by_hand(event.actor),
@@ -830,4 +843,6 @@ def _as_recorded(value: object) -> object:
         return usd_text(value)
     if isinstance(value, datetime):
         return wire_time(value)
-    return list(value) if isinstance(value, tuple) else value
+    if isinstance(value, DependencyChange):
+        return dependency_document(value)
+    return [_as_recorded(each) for each in value] if isinstance(value, tuple) else value

@@ -10,7 +10,16 @@ from typing import Annotated, Final, Self
 
 from pydantic import Field, model_validator
 
-from .terms import CiMode, CiProfile, Complexity, Independence, RunScope, SafetyProfile, Severity
+from .terms import (
+    CiMode,
+    CiProfile,
+    Complexity,
+    DependencyReview,
+    Independence,
+    RunScope,
+    SafetyProfile,
+    Severity,
+)
 from .values import (
     Closed,
     Count,
@@ -112,6 +121,12 @@ class PathRules(Closed):
     protected: Several[PathGlob] = ()
     opened: Mapping[Word, Several[PathGlob]] = Field(default_factory=dict)
     portable_names: Annotated[bool, Field(strict=True)] = True
+
+
+class ReviewRules(Closed):
+    """What needs an Auditor whatever the category says."""
+
+    new_dependencies: DependencyReview = DependencyReview.LISTED
 
 
 class CiCommand(Closed):
@@ -292,6 +307,7 @@ class Ruleset(Closed):
         default_factory=lambda: dict(DEFAULT_UNAVAILABLE_MESSAGES)
     )
     paths: PathRules = PathRules()
+    review: ReviewRules = ReviewRules()
     ci: CiRules = CiRules()
 
     @model_validator(mode="after")

@@ -9,6 +9,7 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Protocol, TypeVar
 
+from .dependencies import DependencyChange
 from .errors import NotFoundError
 from .money import ZERO_USD
 from .sightings import Sighting
@@ -97,6 +98,9 @@ class PhaseState:
     start_commit: str | None = None
     commit: str | None = None
     pending_submission_id: int | None = None
+    # New and changed dependencies: of what is on the branch, and of the pending patch.
+    dependencies: tuple[DependencyChange, ...] = ()
+    pending_dependencies: tuple[DependencyChange, ...] = ()
     minor_issues_count: int = 0
     major_issues_count: int = 0
     verdict: Verdict | None = None
@@ -185,6 +189,7 @@ class RunState:
     any_failure_stops: bool
     high_risk_needs_review: bool
     is_sandbox_required: bool = False
+    dependencies_need_review: bool = False
     cost_cap_usd: Decimal | None = None
     tokens_used: int = 0
     tokens_reserved: int = 0

@@ -8,7 +8,7 @@ from .plan import Plan, PlanPhase, PlanTier
 from .run import PhaseState, RunState, TierState
 from .states import PhaseStatus, RunStatus, TierStatus
 from .strategy import Strategy
-from .terms import Severity
+from .terms import DependencyReview, Severity
 
 
 def starting_state(plan: Plan, strategy: Strategy, now: datetime, base_commit: str) -> RunState:
@@ -30,6 +30,7 @@ def starting_state(plan: Plan, strategy: Strategy, now: datetime, base_commit: s
         any_failure_stops=safety.any_failure_stops,
         high_risk_needs_review=safety.high_risk_needs_review,
         is_sandbox_required=strategy.ci.require_sandbox,
+        dependencies_need_review=strategy.review.new_dependencies is DependencyReview.REQUIRED,
         head_commit=base_commit,
         tiers=tuple(_tier(tier, plan, strategy) for tier in plan.tiers),
         phases=tuple(_phase(phase, tiers[phase.tier_id], strategy) for phase in plan.phases),

@@ -14,6 +14,7 @@ from .ruleset import (
     Message,
     PathRules,
     Price,
+    ReviewRules,
     Ruleset,
     SafetyRule,
 )
@@ -66,6 +67,7 @@ class Strategy(Closed):
     safety: SafetyRule
     major_categories: tuple[Word, ...]
     paths: PathRules
+    review: ReviewRules = ReviewRules()
     ci: CiRules
     prices: Mapping[Word, Price] = Field(default_factory=dict)
     unavailable_messages: Mapping[Word, tuple[Message, ...]] = Field(default_factory=dict)
@@ -114,6 +116,7 @@ def compile_strategy(ruleset: Ruleset, plan: Plan, *, version: int = 1) -> Strat
         safety=safety,
         major_categories=_major_categories(ruleset),
         paths=ruleset.paths,
+        review=ruleset.review,
         ci=ruleset.ci,
         prices=ruleset.prices,
         unavailable_messages=ruleset.unavailable_messages,

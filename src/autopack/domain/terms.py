@@ -55,6 +55,13 @@ class Independence(StrEnum):
     MODEL = "model"  # by the model that the agent names; CI by key or name
 
 
+class DependencyReview(StrEnum):
+    """What new dependencies of a phase ask for."""
+
+    LISTED = "listed"
+    REQUIRED = "required"
+
+
 class Verdict(StrEnum):
     GREEN = "green"
     RED = "red"

@@ -24,6 +24,7 @@ from ..domain.terms import Independence, Sandbox, Verdict
 from ..views.issues import PhaseIssue
 from ..views.results import AttemptDetail
 from ..views.runs import PhaseDetail, RunDetail, TierDetail
+from .dependencies import dependency_section, phase_dependencies
 from .markdown import NONE, bullets, code, inline, quote, table
 
 RUN_WORDS = {
@@ -164,6 +165,7 @@ def run_page(run: RunDetail) -> bytes:
         *_promotion(run),
         "## Tiers and phases",
         *(block for tier in run.tiers for block in _tier_overview(tier)),
+        *dependency_section(phases),
         "## Details",
         _facts(_whereabouts(run)),
     )
@@ -219,6 +221,7 @@ def phase_page(run: RunDetail, tier: TierDetail, phase: PhaseDetail) -> bytes:
         "## Attempts",
         _attempts(phase.attempts),
         *_notes(phase.attempts),
+        *phase_dependencies(phase),
         "## Issues",
         _issues(phase),
         "## Commits",

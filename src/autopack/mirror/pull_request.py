@@ -16,6 +16,7 @@ from ..domain.states import PhaseStatus
 from ..domain.terms import Verdict
 from ..views.reports import PullRequestAnswer
 from ..views.runs import PhaseDetail, RunDetail
+from .dependencies import dependency_section
 from .markdown import NONE, bullets, code, inline, plain, table
 from .pages import DEBT_WORDS, PHASE_WORDS, RUN_WORDS, verdict_words
 
@@ -44,6 +45,7 @@ def pull_request(
         *_verdict(run, reasons, warnings),
         "## What was done",
         _phase_table(phases),
+        *dependency_section(phases),
         *_issues(open_issues),
         "## Figures",
         bullets(f"**{name}:** {value}" for name, value in _figures(run, phases)),

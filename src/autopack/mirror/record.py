@@ -31,6 +31,7 @@ _RUN = (
     "failure_reason",
     "is_rolled_back",
     "is_sandbox_required",
+    "dependencies_need_review",
     "run_scope",
     "safety_profile",
     "strategy_version",
@@ -137,7 +138,11 @@ def run_record(
 
 
 def _phase(phase: PhaseDetail, ci_runs: Sequence[RecordedCiRun]) -> dict[str, Any]:
-    return {**_read(phase, _PHASE), "ci_runs": [dict(run) for run in ci_runs]}
+    return {
+        **_read(phase, _PHASE),
+        "dependencies": [each.model_dump(exclude_none=True) for each in phase.dependencies],
+        "ci_runs": [dict(run) for run in ci_runs],
+    }
 
 
 def _read(source: object, names: Sequence[str]) -> dict[str, Any]:

@@ -54,6 +54,9 @@ class Run(Base):
     any_failure_stops: Mapped[bool]
     high_risk_needs_review: Mapped[bool]
     is_sandbox_required: Mapped[bool] = mapped_column(default=False)
+    dependencies_need_review: Mapped[bool] = mapped_column(
+        default=False, server_default=text("false")
+    )
     cleanup_after_runs: Mapped[int]
     cleanup_after_tiers: Mapped[int]
     major_categories: Mapped[Json]
@@ -277,6 +280,8 @@ class Phase(HasIssues, Base):
     pending_submission_id: Mapped[int | None] = mapped_column(
         ForeignKey("submissions.id", use_alter=True)
     )
+    dependencies: Mapped[Json] = mapped_column(default=list, server_default=text("'[]'"))
+    pending_dependencies: Mapped[Json] = mapped_column(default=list, server_default=text("'[]'"))
     verdict: Mapped[Verdict | None]
     sandbox: Mapped[Sandbox | None]
     completed_by: Mapped[CompletedBy | None]

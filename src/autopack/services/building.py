@@ -125,9 +125,9 @@ def _put(
     Raises one of PATCH_FAULTS.
     """
     if action is PatchAction.HOLD:
-        repairs = patching.dry_apply(change, phase, patch, report.base_commit)
+        pending, repairs = patching.dry_apply(change, phase, patch, report.base_commit)
         submission.outcome, patch.status = Outcome.HELD, PatchStatus.PENDING
-        return PendingPatch(), repairs
+        return pending, repairs
     applied, repairs = patching.apply(
         change, phase, submission, patch, title=phase.name, base_commit=report.base_commit
     )

@@ -8,11 +8,18 @@ from contextlib import contextmanager
 
 from ..config import Settings, repository_top
 from ..domain.absolute_paths import ABSOLUTE
-from ..domain.changes import Repair
+from ..domain.changes import MODE_EXECUTABLE, MODE_FILE, Repair
+from ..domain.dependencies import (
+    DependencyChange,
+    ManifestChange,
+    changed_dependencies,
+    dependency_document,
+)
 from ..domain.errors import AutopackError, ErrorKind
+from ..domain.manifests import is_manifest
 from ..domain.naming import STRICT_MARK
 from ..domain.outcomes import CommitKind, Outcome, PatchStatus
-from ..domain.patches import AppliedPatch
+from ..domain.patches import AppliedPatch, PendingPatch
 from ..domain.path_policy import DEFAULT_PROTECTED, PathPolicy, check_changes
 from ..domain.redaction import redacted
 from ..domain.secret_rules import redact_bytes
@@ -102,22 +109,51 @@ def keep_no_secrets(patches: Iterable[Patch]) -> None:
             patch.content = redact_bytes(patch.content)
 
 
+class _Inspection:
+    """The policy check of a phase's patch, which also notes the dependencies that it changes."""
+
+    def __init__(self, change: RunChange, phase: Phase) -> None:
+        self._require_allowed = policy_check_for(change.context.settings, change.run, phase)
+        self.dependencies: tuple[DependencyChange, ...] = ()
+
+    def __call__(self, changes: ChangeSet) -> None:
+        self._require_allowed(changes)
+        self.dependencies = tuple(
+            DependencyChange(**redacted(dependency_document(each)))
+            for each in changed_dependencies(_manifests(changes))
+        )
+
+
+def _manifests(changes: ChangeSet) -> Iterator[ManifestChange]:
+    """Yield the manifests among the changed files; a link or a submodule is none."""
+
+    def content(mode: int, oid: str | None) -> bytes | None:
+        is_file = mode in (MODE_FILE, MODE_EXECUTABLE) and oid is not None
+        return changes.read(str(oid)) if is_file else None
+
+    for file in changes.files:
+        if is_manifest(file.path):
+            yield ManifestChange(
+                path=file.path,
+                before=content(file.old_mode, file.old_oid),
+                after=content(file.new_mode, file.new_oid),
+            )
+
+
 def dry_apply(
     change: RunChange, phase: Phase, patch: Patch, base_commit: str | None
-) -> tuple[Repair, ...]:
+) -> tuple[PendingPatch, tuple[Repair, ...]]:
     """Check that a patch applies now, and store which files it changes.
 
-    Return its repairs. Raises one of PATCH_FAULTS.
+    Also return its repairs. Raises one of PATCH_FAULTS.
     """
+    inspection = _Inspection(change, phase)
     with _telling_no_secrets():
         applied = change.context.repository.dry_apply(
-            change.head,
-            patch.content,
-            policy_check_for(change.context.settings, change.run, phase),
-            base_commit=base_commit,
+            change.head, patch.content, inspection, base_commit=base_commit
         )
     patch.files_changed = [file.shown_path for file in applied.changes]
-    return applied.repairs
+    return PendingPatch(inspection.dependencies), applied.repairs
 
 
 def apply(
@@ -133,12 +169,10 @@ def apply(
 
     Raises one of PATCH_FAULTS.
     """
+    inspection = _Inspection(change, phase)
     with _telling_no_secrets():
         applied = change.context.repository.apply(
-            change.head,
-            patch.content,
-            policy_check_for(change.context.settings, change.run, phase),
-            base_commit=base_commit,
+            change.head, patch.content, inspection, base_commit=base_commit
         )
     patch.files_changed = [file.shown_path for file in applied.changes]
     commit = change.add_commit(
@@ -156,6 +190,7 @@ def apply(
         commit=commit.sha,
         tree=commit.tree,
         parent=commit.parent,
+        dependencies=inspection.dependencies,
     )
     return put, applied.repairs
 

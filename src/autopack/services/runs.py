@@ -277,6 +277,7 @@ def _add_first_event(session: RowSession, run: Run, actor: str) -> None:
         is_sandbox_required=run.is_sandbox_required,
         continues=run.continues,
         continued_commit=run.continued_commit,
+        dependencies_need_review=run.dependencies_need_review,
     )
     runs.add_events(session, run, (event,))
 

@@ -6,6 +6,7 @@ import base64
 from decimal import Decimal
 from typing import Any
 
+from ..domain.dependencies import merged
 from ..domain.issues import IssueStatus
 from ..domain.money import ZERO_USD
 from ..domain.path_policy import DEFAULT_PROTECTED
@@ -14,6 +15,7 @@ from ..domain.terms import Role
 from ..models import Phase, Run
 from ..store import audits, issues, runs, submissions
 from ..store.session import RowSession
+from ..views.dependencies import DependencyAnswer
 from ..views.work import (
     GateAnswer,
     LeftAnswer,
@@ -141,6 +143,10 @@ def _review(
         is_pending=state.pending_submission_id is not None,
         approvals_needed=state.approvals_needed,
         approved_by=list(state.approved_by),
+        dependencies=[
+            DependencyAnswer.of(each)
+            for each in merged(state.dependencies, state.pending_dependencies)
+        ],
         patch_content=None,
         patch_content_base64=None,
         notes=None,

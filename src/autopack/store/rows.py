@@ -8,9 +8,10 @@ to no session of SQLAlchemy; session.py reads and writes it.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import is_dataclass
 from functools import cache, lru_cache
 from operator import attrgetter
-from typing import Any, Final, Generic, TypeVar, cast, get_origin, get_type_hints
+from typing import Any, Final, Generic, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from psycopg2.extras import Json
 from sqlalchemy import ColumnDefault, Enum, LargeBinary, Table
@@ -138,7 +139,7 @@ def _quoted(name: str) -> str:
 def read_off(kind: type[Value], row: object, **given: Any) -> Value:
     """Make a dataclass from the attributes of the same names of a row, and from `given`.
 
-    JSON lists become tuples.
+    JSON lists become tuples, with objects of the domain where the field's type names their class.
     """
     names, values = _values(kind, tuple(given), row)
     return kind(**dict(zip(names, values, strict=True)), **given)
@@ -171,8 +172,9 @@ def _values(
     values = read(row)
     if lists:
         changed = list(values)
-        for position in lists:
-            changed[position] = tuple(changed[position])
+        for position, member in lists:
+            found = changed[position]
+            changed[position] = tuple(member(**each) for each in found) if member else tuple(found)
         values = tuple(changed)
     return names, values
 
@@ -180,8 +182,22 @@ def _values(
 @cache
 def _reader(
     kind: type[Any], given: tuple[str, ...]
-) -> tuple[tuple[str, ...], Callable[[object], tuple[Any, ...]], tuple[int, ...]]:
-    """Return which attributes are read, a function that reads them, and which of them are lists."""
+) -> tuple[
+    tuple[str, ...], Callable[[object], tuple[Any, ...]], tuple[tuple[int, type[Any] | None], ...]
+]:
+    """Return which attributes are read, a function that reads them, and which of them are lists.
+
+    With each list stands the class of its members where they are JSON objects.
+    """
     hints = {name: hint for name, hint in get_type_hints(kind).items() if name not in given}
-    lists = [place for place, hint in enumerate(hints.values()) if get_origin(hint) is tuple]
+    lists = [
+        (place, _member(hint))
+        for place, hint in enumerate(hints.values())
+        if get_origin(hint) is tuple
+    ]
     return tuple(hints), attrgetter(*hints), tuple(lists)
+
+
+def _member(hint: Any) -> type[Any] | None:
+    member = get_args(hint)[0]
+    return member if is_dataclass(member) and isinstance(member, type) else None

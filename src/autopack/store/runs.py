@@ -12,6 +12,7 @@ from sqlalchemy import ColumnElement, TextClause, exists, func, or_, select, tex
 from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
+from ..domain.dependencies import DependencyChange, dependency_document
 from ..domain.errors import NotFoundError, UnavailableError
 from ..domain.events import Event, EventError, EventRecord, from_record, seal, to_record
 from ..domain.promotion import PromotionState
@@ -505,4 +506,13 @@ def _write(row: object, state: Any, before: Any) -> None:
             continue
         value = getattr(state, field.name)
         if before is None or value != getattr(before, field.name):
-            setattr(row, field.name, list(value) if type(value) is tuple else value)
+            setattr(row, field.name, _column(value))
+
+
+def _column(value: Any) -> Any:
+    """Return a field's value as its column has it: a tuple is a JSON list."""
+    if type(value) is not tuple:
+        return value
+    return [
+        dependency_document(each) if isinstance(each, DependencyChange) else each for each in value
+    ]

@@ -22,6 +22,7 @@ from ..domain.terms import (
 )
 from ..domain.values import Usd
 from . import Shape, WireTime
+from .dependencies import DependencyAnswer
 from .issues import PhaseIssue
 from .results import AttemptAnswer, AttemptDetail, CiRunAnswer, NextStep, SegmentAnswer
 
@@ -55,6 +56,12 @@ class PhaseAnswer(Shape):
     minor_issues_count: int
     major_issues_count: int
     issue_state: IssueState
+    dependencies: Annotated[
+        list[DependencyAnswer], Field(description="New and changed ones, on the branch.")
+    ]
+    pending_dependencies: Annotated[
+        list[DependencyAnswer], Field(description="Those of the pending patch.")
+    ]
     verdict: Verdict | None
     sandbox: Sandbox | None
     completed_by: CompletedBy | None
@@ -252,6 +259,7 @@ class RunDetail(RunSummaryAnswer):
     promotion_warnings: list[str]
     is_rolled_back: bool
     is_sandbox_required: bool
+    dependencies_need_review: bool
     tiers: list[TierDetail]
 
 

@@ -10,6 +10,7 @@ from ..domain.states import PhaseStatus
 from ..domain.terms import CiProfile, Complexity, Role
 from ..domain.values import Usd
 from . import Shape, WireTime
+from .dependencies import DependencyAnswer
 
 # The header of a claim's 204 that says which review waits for another Auditor, and why.
 WAITS_HEADER: Final = "Autopack-Waits"
@@ -93,7 +94,10 @@ class OpenIssueAnswer(Shape):
 
 
 class ReviewAnswer(Shape):
-    """What an Auditor reviews: the pending patch, or all commits of the phase on the branch."""
+    """What an Auditor reviews: the pending patch, or all commits of the phase on the branch.
+
+    `dependencies` are those that it adds or changes.
+    """
 
     audit_id: int | None
     review_focus: str | None
@@ -101,6 +105,7 @@ class ReviewAnswer(Shape):
     is_pending: bool
     approvals_needed: int
     approved_by: list[str]
+    dependencies: list[DependencyAnswer]
     patch_content: str | None
     patch_content_base64: str | None
     notes: str | None

@@ -7,7 +7,9 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from ..domain.changes import DIFF_COMMAND
+from ..domain.dependencies import DependencyChange
 from ..domain.terms import Role
+from ..views.dependencies import DependencyAnswer
 from ..views.work import OpenIssueAnswer, PastAttemptAnswer, ReviewAnswer, WorkItemAnswer
 
 MAX_PATCH = 60_000
@@ -154,10 +156,16 @@ def _where(review: ReviewAnswer | None, is_staged: bool) -> str:
     return "The patch under review is not applied there: read it below."
 
 
+def _line(change: DependencyAnswer) -> str:
+    return DependencyChange(**change.model_dump()).text
+
+
 def _review(review: ReviewAnswer, logs: _Logs) -> Iterator[str]:
     if review.auditor_profile or review.review_focus:
         focus = f"{review.auditor_profile or 'general'}\n{review.review_focus or ''}".strip()
         yield _quoted("Profile and focus of the review", focus)
+    if review.dependencies:
+        yield _quoted("New and changed dependencies", "\n".join(map(_line, review.dependencies)))
     if review.notes:
         yield _quoted("The Builder's notes", logs.once(_cut(review.notes, MAX_TEXT)))
     for probe in review.probe_results:
