@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import functools
 import gc
+import json
 import os
 import shutil
 import socket
@@ -19,7 +20,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -259,8 +261,31 @@ def settings(tmp_path: Path, git_repo: GitRepo, database_url: str) -> Settings:
     )
 
 
+@pytest.fixture(scope="session")
+def described_once() -> Iterator[None]:
+    """Make the OpenAPI document once for all applications of a worker.
+
+    They share their routes, and to describe all of these takes most of a second.
+    """
+    from fastapi.openapi.utils import get_openapi
+
+    # With its routes, so that no other route gets their ids.
+    made: dict[tuple[object, ...], tuple[Sequence[Any], str]] = {}
+
+    def describe_once(*, routes: Sequence[Any], **texts: Any) -> Any:
+        shown = [route for route in routes if getattr(route, "include_in_schema", False)]
+        key = (repr(texts), *map(id, shown))
+        if key not in made:
+            made[key] = shown, json.dumps(get_openapi(routes=routes, **texts))
+        return json.loads(made[key][1])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fastapi.applications.get_openapi", describe_once)
+        yield
+
+
 @pytest.fixture
-def app(settings: Settings) -> FastAPI:
+def app(settings: Settings, described_once: None) -> FastAPI:
     from autopack.main import create_app
 
     return create_app(settings)
@@ -318,11 +343,12 @@ class ServedHere:
     """A service in a thread of this process, behind a real socket."""
 
     url: str
+    stop: Callable[[], None]  # as a signal to stop does; returns when the service has ended
 
 
-@pytest.fixture
-def served_here(app: FastAPI, settings: Settings) -> Iterator[ServedHere]:
-    """Serve the application as a process does, without the second that its start takes."""
+@contextmanager
+def serve_here(app: FastAPI, settings: Settings) -> Iterator[ServedHere]:
+    """Serve an application as a process does, without the seconds that its start takes."""
     import uvicorn
 
     from autopack.main import wire_protocol
@@ -337,14 +363,26 @@ def served_here(app: FastAPI, settings: Settings) -> Iterator[ServedHere]:
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
+
+    def stop() -> None:
+        server.should_exit = True
+        thread.join()
+
     thread.start()
     while not server.started:
         assert thread.is_alive(), "the service did not start"
         time.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]
-    yield ServedHere(f"http://127.0.0.1:{port}")
-    server.should_exit = True
-    thread.join()
+    try:
+        yield ServedHere(f"http://127.0.0.1:{port}", stop)
+    finally:
+        stop()
+
+
+@pytest.fixture
+def served_here(app: FastAPI, settings: Settings) -> Iterator[ServedHere]:
+    with serve_here(app, settings) as server:
+        yield server
 
 
 def start_server(settings: Settings, log: Path, port: int | None = None) -> LiveServer:

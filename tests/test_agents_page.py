@@ -16,7 +16,7 @@ from autopack.api.mcp.tools import TOOLS
 from autopack.domain.changes import DIFF_COMMAND
 
 if TYPE_CHECKING:
-    from tests.conftest import GitRepo, LiveServer
+    from tests.conftest import GitRepo, ServedHere
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "agents.md").read_text()
 ADDRESS = "http://localhost:8000"
@@ -57,15 +57,15 @@ def test_the_builder_on_the_page_makes_its_patch_with_the_command_of_the_prompts
 
 @pytest.mark.e2e
 def test_the_python_examples_work_as_they_stand_whatever_git_is_set_to(
-    live_server: LiveServer, git_repo: GitRepo, monkeypatch: pytest.MonkeyPatch
+    served_here: ServedHere, git_repo: GitRepo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hostile = {"diff.noprefix": "true", "color.ui": "always", "diff.external": "false"}
     monkeypatch.setenv("GIT_CONFIG_COUNT", str(len(hostile)))
     for index, (key, value) in enumerate(hostile.items()):
         monkeypatch.setenv(f"GIT_CONFIG_KEY_{index}", key)
         monkeypatch.setenv(f"GIT_CONFIG_VALUE_{index}", value)
-    builder, cursor, codex = (block.replace(ADDRESS, live_server.url) for block in blocks("python"))
-    with httpx.Client(base_url=live_server.url, timeout=60) as client:
+    builder, cursor, codex = (block.replace(ADDRESS, served_here.url) for block in blocks("python"))
+    with httpx.Client(base_url=served_here.url, timeout=60) as client:
         for run_id in ("run-001", "run-002"):
             plan = {**PLAN, "run": {**PLAN["run"], "run_id": run_id}}
             assert client.post("/runs/start", json=plan).status_code == 201

@@ -12,7 +12,7 @@ from mcp import Client
 from mcp_types import CallToolResult, TextContent, TextResourceContents
 
 if TYPE_CHECKING:
-    from tests.conftest import GitRepo, LiveServer
+    from tests.conftest import GitRepo, ServedHere
 
 pytestmark = pytest.mark.e2e
 
@@ -88,7 +88,7 @@ def plan(run_id: str, *phases: tuple[str, str]) -> Json:
     }
 
 
-def start(server: LiveServer, plan: Json) -> None:
+def start(server: ServedHere, plan: Json) -> None:
     answer = httpx.post(f"{server.url}/runs/start", json=plan, trust_env=False, timeout=60)
     assert answer.status_code == 201, answer.text
 
@@ -107,19 +107,19 @@ def new_file(path: str) -> str:
     )
 
 
-def test_agents_can_complete_runs_by_mcp_alone(live_server: LiveServer, git_repo: GitRepo) -> None:
+def test_agents_can_complete_runs_by_mcp_alone(served_here: ServedHere, git_repo: GitRepo) -> None:
     git_repo.commit({"src/app.py": "first\nVALUE = 1\nlast\n"})
-    start(live_server, plan("run-001", ("change", "docs"), ("schema", "schema_contract_change")))
-    anyio.run(_one_run, live_server.url, git_repo)
+    start(served_here, plan("run-001", ("change", "docs"), ("schema", "schema_contract_change")))
+    anyio.run(_one_run, served_here.url, git_repo)
 
     for number in range(RUNS):
-        start(live_server, plan(f"many-{number}", ("one", "docs"), ("two", "docs")))
-    claims = anyio.run(_many_agents, live_server.url)
+        start(served_here, plan(f"many-{number}", ("one", "docs"), ("two", "docs")))
+    claims = anyio.run(_many_agents, served_here.url)
     wanted = [(f"many-{number}", phase) for number in range(RUNS) for phase in ("one", "two")]
     assert sorted(claims) == sorted(wanted)  # no phase twice
     for number in range(RUNS):
         assert len(git_repo.git("rev-list", f"main..autonomous/many-{number}").split()) >= 2
-        run = httpx.get(f"{live_server.url}/runs/many-{number}", trust_env=False).json()
+        run = httpx.get(f"{served_here.url}/runs/many-{number}", trust_env=False).json()
         assert run["state"] == "DONE_SUCCESS"
         phases = [phase for tier in run["tiers"] for phase in tier["phases"]]
         assert [phase["builder_attempts_used"] for phase in phases] == [1, 1]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import httpx
 import pytest
-from tests.api.test_keys import AGENT, Team, api, call_tool, live, team  # noqa: F401 - fixtures
+from tests.api.test_keys import AGENT, Asked, Team, api, call_tool, live, team  # noqa: F401
 
 from autopack.domain.access import AccessRole
 from autopack.domain.limits import KeyLimits
@@ -89,7 +89,7 @@ def test_claims_at_once_do_not_pass_the_limit_together(
 
 @pytest.mark.e2e
 def test_a_key_has_so_many_streams_open_at_a_time(
-    live: Any,  # noqa: F811 - the fixture
+    live: Asked,  # noqa: F811 - the fixture
     team: Team,  # noqa: F811 - the fixture
     api: Api,  # noqa: F811 - the fixture
 ) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ import httpx
 import pytest
 from sqlalchemy import text
 from starlette.testclient import TestClient
-from tests.conftest import start_server, stop_server
+from tests.conftest import LiveServer, serve_here, start_server, stop_server
 
 from autopack.config import Settings
 from autopack.domain.access import PUBLIC, ROLES_OF, AccessRole, Caller
@@ -461,19 +461,32 @@ class TestTheAuditLog:
         assert first_broken_entry(team.app.state.context) is None
 
 
-@pytest.fixture
-def live(settings: Settings, tmp_path: Path) -> Iterator[Callable[..., httpx.Response]]:
-    """A service in a process of its own, and a function that asks it with a key."""
-    required = settings.model_copy(update={"auth": "required"})
-    server = start_server(required, tmp_path / "server.log")
+class Asked:
+    """A service behind a real socket, which is asked with a key."""
 
-    def ask(method: str, path: str, key: str, **given: Any) -> httpx.Response:
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def __call__(self, method: str, path: str, key: str, **given: Any) -> httpx.Response:
         headers = {"Authorization": f"Bearer {key}"}
-        url = f"{server.url}{path}"
+        url = f"{self.url}{path}"
         return httpx.request(method, url, headers=headers, trust_env=False, verify=False, **given)
 
-    ask.url, ask.log = server.url, tmp_path / "server.log"  # type: ignore[attr-defined]  # for tests
-    yield ask
+
+@pytest.fixture
+def live(settings: Settings) -> Iterator[Asked]:
+    """A second service on the team's clone, behind a real socket."""
+    required = settings.model_copy(update={"auth": "required"})
+    with serve_here(create_app(required), required) as server:
+        yield Asked(server.url)
+
+
+@pytest.fixture
+def process(settings: Settings, tmp_path: Path) -> Iterator[LiveServer]:
+    """A service in a process of its own, which writes a log."""
+    required = settings.model_copy(update={"auth": "required"})
+    server = start_server(required, tmp_path / "server.log")
+    yield server
     stop_server(server)
 
 
@@ -486,7 +499,7 @@ def live(settings: Settings, tmp_path: Path) -> Iterator[Callable[..., httpx.Res
     ],
 )
 def test_an_open_stream_ends_with_its_key_and_tells_nothing_more(
-    live: Any, team: Team, api: Api, path: str, told: str, ended: str
+    live: Asked, team: Team, api: Api, path: str, told: str, ended: str
 ) -> None:
     """A page's stream is opened by the cookie of a browser that signed in by the key."""
     headers = {"X-API-Key": team.secrets["viewer"]}
@@ -521,9 +534,10 @@ def test_an_open_stream_ends_with_its_key_and_tells_nothing_more(
 
 @pytest.mark.e2e
 def test_no_key_is_in_what_a_service_prints_writes_or_commits(
-    live: Any, team: Team, api: Api, settings: Settings, git_repo: GitRepo
+    process: LiveServer, team: Team, api: Api, settings: Settings, git_repo: GitRepo
 ) -> None:
     """Keys that are good and bad, each put wherever a request may hold a text."""
+    live = Asked(process.url)
     builder, operator, wrong = team.secrets["builder"], team.secrets["operator"], make_key()
     for key in (builder, operator, wrong):
         live("GET", f"/runs/{key}?key={key}", key)
@@ -545,7 +559,7 @@ def test_no_key_is_in_what_a_service_prints_writes_or_commits(
     live("POST", f"{path}/builder_result", builder, json=leak)
     live("POST", f"{path}/record_issue", builder, json=issue)
     team.ask("GET", "/keys", "operator")
-    written = [live.log, *settings.autonomous_runs_dir.rglob("*"), *settings.home.rglob("*.log")]
+    written = [process.log, *settings.autonomous_runs_dir.rglob("*"), *settings.home.rglob("*.log")]
     texts = {str(file): file.read_text(errors="replace") for file in written if file.is_file()}
     texts["git"] = git_repo.git("log", "--all", "--patch", "--format=%B")
     with team.app.state.context.engine.connect() as connection:

@@ -12,20 +12,21 @@ import pytest
 
 from autopack.config import Settings
 
+from .conftest import Api
+
 if TYPE_CHECKING:
-    from tests.api.conftest import Api
-    from tests.conftest import LiveServer
+    from tests.conftest import ServedHere
 
 pytestmark = pytest.mark.integration
 
 
 def test_over_a_real_socket_limits_are_answered_and_many_callers_are_served(
-    live_server: LiveServer, api: Api, settings: Settings
+    served_here: ServedHere, settings: Settings
 ) -> None:
     headers = {"Content-Type": "application/json"}
     limits = httpx.Limits(max_connections=30)
     with httpx.Client(
-        base_url=live_server.url, trust_env=False, timeout=30, limits=limits
+        base_url=served_here.url, trust_env=False, timeout=30, limits=limits
     ) as client:
         too_much = b" " * (settings.max_body_bytes + 1)
         announced = client.post("/runs/start", content=too_much, headers=headers)
@@ -36,7 +37,7 @@ def test_over_a_real_socket_limits_are_answered_and_many_callers_are_served(
             assert response.json()["code"] == "too_large"
 
         # What is just as long as allowed is read.
-        plan = json.dumps(api.plan(phases=2)).encode()
+        plan = json.dumps(Api.plan(phases=2)).encode()
         just_fits = plan + b" " * (settings.max_body_bytes - len(plan))
         pieces = (just_fits[at : at + 1_000_000] for at in range(0, len(just_fits), 1_000_000))
         started = client.post("/runs/start", content=pieces, headers=headers)
@@ -54,4 +55,9 @@ def test_over_a_real_socket_limits_are_answered_and_many_callers_are_served(
         odd = client.get("/runs/%ff%00")
         assert (odd.status_code, odd.json()["code"]) == (422, "invalid_request")
         assert client.get("/health", headers={"Host": "evil.example"}).status_code == 421
-    assert json.loads(api.file("run-001", "run_issue_index.json"))["issues_by_key"] == index
+    assert (
+        json.loads((settings.autonomous_runs_dir / "run-001" / "run_issue_index.json").read_text())[
+            "issues_by_key"
+        ]
+        == index
+    )

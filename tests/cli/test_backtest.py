@@ -17,7 +17,7 @@ from autopack.client import Autopack
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Terminal
-    from tests.conftest import LiveServer
+    from tests.conftest import ServedHere
 
 pytestmark = pytest.mark.integration
 
@@ -114,9 +114,9 @@ def test_the_whole_answer_can_be_had_as_json(terminal: Terminal, ruleset: Path) 
 
 @pytest.mark.e2e
 def test_a_process_asks_the_service_that_the_environment_or_an_option_names(
-    live_server: LiveServer, tmp_path: Path
+    served_here: ServedHere, tmp_path: Path
 ) -> None:
-    url = live_server.url
+    url = served_here.url
     with Autopack(url) as autopack:
         finish_run(autopack, "cheap", 10)
         file = tmp_path / "rules.json"

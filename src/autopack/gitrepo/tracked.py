@@ -129,12 +129,23 @@ def _tracked_at(runner: GitRunner, place: Path) -> list[_Tracked]:
 def _work_tree(runner: GitRunner, folder: Path) -> _WorkTree | None:
     """Return the work tree that a folder is in; the folder need not exist."""
     present = next(each for each in (folder, *folder.parents) if each.is_dir())
+    real = present.resolve()
+    if not any(_may_be_repository(each) for each in (real, *real.parents)):
+        return None
     asked = ("rev-parse", "--path-format=absolute", "--git-common-dir", "--show-toplevel")
     answer = runner.run(*asked, folder=present, environment=TRUST, allowed=(0, 128))
     if answer.status:
         return None
     git_dir, top = answer.stdout.decode(errors="surrogateescape").removesuffix("\n").split("\n")
     return _WorkTree(Path(top), Path(git_dir))
+
+
+def _may_be_repository(folder: Path) -> bool:
+    """Say whether git would look closer at a folder: a repository has a `.git` or is bare.
+
+    Most homes are in no repository, and no process of git is needed to see that.
+    """
+    return any(os.path.lexists(folder / name) for name in (".git", "HEAD"))
 
 
 def _entries(runner: GitRunner, top: Path, place: Path) -> Iterator[_Tracked]:
