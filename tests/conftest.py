@@ -14,7 +14,6 @@ import gc
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -34,6 +33,7 @@ from sqlalchemy import Engine, make_url, text
 from sqlalchemy.pool import QueuePool
 
 from autopack import database
+from autopack.cli.address import told_address
 from autopack.config import Settings
 from autopack.database import init_db, make_engine
 
@@ -385,8 +385,7 @@ def served_here(app: FastAPI, settings: Settings) -> Iterator[ServedHere]:
         yield server
 
 
-def start_server(settings: Settings, log: Path, port: int | None = None) -> LiveServer:
-    port = port or free_port()
+def start_server(settings: Settings, log: Path, port: int = 0) -> LiveServer:
     environment = {
         "PATH": os.environ["PATH"],
         "HOME": os.environ.get("HOME", "/"),
@@ -412,17 +411,15 @@ def start_server(settings: Settings, log: Path, port: int | None = None) -> Live
             stderr=subprocess.STDOUT,
             text=True,
         )
-    server = LiveServer(f"http://127.0.0.1:{port}", process, log)
+    server = LiveServer("", process, log)
     deadline = time.monotonic() + 60
-    while True:
-        try:
-            httpx.get(f"{server.url}/health/live", trust_env=False, verify=False)
-            return server
-        except httpx.TransportError:
-            if process.poll() is not None or time.monotonic() > deadline:
-                stop_server(server)
-                raise AssertionError(f"the server did not start:\n{log.read_text()}") from None
-            time.sleep(0.05)
+    while not (url := told_address(log.read_text())):
+        if process.poll() is not None or time.monotonic() > deadline:
+            stop_server(server)
+            raise AssertionError(f"the server did not start:\n{log.read_text()}")
+        time.sleep(0.02)
+    server.url = url
+    return server
 
 
 def stop_server(server: LiveServer) -> int:
@@ -434,13 +431,6 @@ def stop_server(server: LiveServer) -> int:
         server.process.kill()
         server.process.wait()
         raise AssertionError(f"SIGTERM did not end it:\n{server.log.read_text()}") from None
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 # TRUNCATE costs the same for an empty table as for a full one, so empty ones are skipped.

@@ -14,13 +14,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import httpx
 import psutil
 import pytest
 
 from autopack.cli.app import main
 
 if TYPE_CHECKING:
-    from tests.conftest import GitRepo
+    from tests.conftest import GitRepo, ServedHere
 
 PATIENCE_SECONDS = 90
 PLAN = """
@@ -57,8 +58,8 @@ class Stage:
             MARK: str(folder),
         }
 
-    def start(self) -> subprocess.Popen[str]:
-        words = ["up", "../plan.yaml", "--builder", shlex.join(["sh", str(self.agent)])]
+    def start(self, *options: str) -> subprocess.Popen[str]:
+        words = ["up", "../plan.yaml", "--builder", shlex.join(["sh", str(self.agent)]), *options]
         return subprocess.Popen(
             [sys.executable, "-m", "autopack", *words],
             cwd=self.repo.path,
@@ -108,7 +109,7 @@ def test_one_command_works_on_a_plan_stops_by_ctrl_c_and_continues(stage: Stage)
             process.send_signal(signal.SIGINT)
             said, _ = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 130, said
-    assert "is in use: this service takes" in said
+    assert "is in use: this service takes another one" in said
     assert "claimed by" in said
     assert said.endswith("Stopped. The same command continues the run.\n")
     assert "Traceback" not in said
@@ -136,6 +137,18 @@ def test_nothing_is_left_of_a_command_that_was_killed(stage: Stage) -> None:
         process.kill()
         process.communicate()
     _wait(lambda: stage.processes() == [])
+
+
+@pytest.mark.e2e
+def test_a_plan_never_goes_to_a_stranger_who_answers_at_the_port(
+    stage: Stage, served_here: ServedHere
+) -> None:
+    port = served_here.url.rpartition(":")[2]
+    with stage.start("--port", port) as process:
+        said, _ = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 2
+    assert f"cannot listen on 127.0.0.1 port {port}" in said
+    assert httpx.get(f"{served_here.url}/runs", trust_env=False).json()["runs"] == []
 
 
 @pytest.mark.e2e

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from autopack.cli.address import told_address
 from autopack.config import Settings
 
 from .conftest import Bare
@@ -40,11 +41,11 @@ class Service:
     def wait(self) -> Service:
         """Wait until it answers."""
         deadline = time.monotonic() + PATIENCE_SECONDS
-        while "  API      " not in self.log.read_text():
+        while not (url := told_address(self.log.read_text())):
             assert self.process.poll() is None, self.log.read_text()
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.02)
-        self.url = self.log.read_text().split("  API      ")[1].split()[0]
+        self.url = url
         return self
 
     def kill(self) -> None:

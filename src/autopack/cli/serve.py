@@ -19,6 +19,7 @@ from ..config import Settings, SettingsError, repository_top
 from ..database import DatabaseError
 from ..gitrepo.errors import RepositoryUnusableError
 from ..gitrepo.repository import Repository
+from .address import address_line
 from .command import ClosedPipeError, CommandError, command_app, importing
 from .settings import read_settings
 from .signals import leave_on_signals
@@ -118,7 +119,7 @@ def _announce(settings: Settings, branch: str, url: str, *, is_demo: bool) -> No
     database = "the embedded Postgres" if settings.database_url is None else "DATABASE_URL"
     say(
         f"Autopack {__version__} serves {repository_top(settings.repo_path)} (base: {branch})",
-        f"  API      {url}",
+        address_line(url),
         f"  Pages    {url}/dashboard",
         f"  Docs     {url}/docs and {url}/redoc",
         f"  Data     {database}; {settings.home}; {settings.autonomous_runs_dir}",

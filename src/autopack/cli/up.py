@@ -18,12 +18,13 @@ from typing import IO, Annotated, Final
 
 import typer
 
-from ..client import Autopack, ClientError
+from ..client import Autopack
 from ..config import Settings, SettingsError
 from ..domain.terms import CiMode
 from ..gitrepo.errors import RepositoryUnusableError
 from ..gitrepo.repository import Repository
 from ..views.runs import RunAnswer
+from .address import told_address
 from .board import Board
 from .child import Child
 from .command import FINE, NO, UNAVAILABLE, CommandError, command_app
@@ -138,29 +139,32 @@ def _stopping_on_signals() -> Iterator[list[Child]]:
 def _serve(
     stack: ExitStack, children: list[Child], settings: Settings, port: int | None, log: IO[bytes]
 ) -> str:
-    """Start a service; return its address when it answers. Raises CommandError."""
+    """Start a service; return its address when it answers. Raises CommandError.
+
+    Only the service itself says where it answers: a stranger may have taken the port meanwhile, and
+    the plan must not go to another project's service.
+    """
     wanted = port or settings.port
     chosen = wanted if port is not None or _is_free(wanted) else 0
     if not chosen:
-        chosen = _free_port()
-        hint(f"Port {wanted} is in use: this service takes {chosen}.")
-    url = f"http://{HOST}:{chosen}"
+        hint(f"Port {wanted} is in use: this service takes another one.")
     service = Child(["serve", "--host", HOST, "--port", str(chosen)], stdout=log, stderr=log)
     stack.callback(service.stop, STOP_SECONDS)
+    file = settings.home / LOG
     deadline = time.monotonic() + START_SECONDS
-    with busy("the service starts"), Autopack(url, retries=0, timeout=5) as client:
+    with busy("the service starts"):
         while time.monotonic() < deadline:
-            if service.has_ended:
-                reason = _last_line(settings.home / LOG, 0) or "it says nothing"
+            has_ended = service.has_ended  # before the log is read, which then has its last words
+            if url := told_address(file.read_text(errors="replace")):
+                children.append(service)
+                return url
+            if has_ended:
+                reason = _last_line(file, 0) or "it says nothing"
                 code = service.process.returncode
                 exit_code = code if code in (NO, UNAVAILABLE) else 2
                 raise CommandError(reason.removeprefix("autopack: "), exit_code)
-            with suppress(ClientError):
-                client.live()
-                children.append(service)
-                return url
             time.sleep(POLL_SECONDS)
-    raise CommandError(f"the service gave no answer: see {settings.home / LOG}", UNAVAILABLE)
+    raise CommandError(f"the service gave no answer: see {file}", UNAVAILABLE)
 
 
 def _work(
@@ -264,9 +268,3 @@ def _is_free(port: int) -> bool:
         except OSError:
             return False
     return True
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
