@@ -1357,6 +1357,9 @@ class RunStarted(Event):
     continued_commit: str | None = None
     # Whether a phase with new dependencies needs a review.
     dependencies_need_review: bool = False
+    # The run whose commits this one makes again on a newer base, and the commit of its record.
+    rebases: str | None = None
+    rebased_commit: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -1575,6 +1578,23 @@ class PatchApplied(PhaseEvent):
     commit: str
     tree: str
     parent: str
+    dependencies: tuple[DependencyChange, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PatchReplayed(PhaseEvent):
+    """An accepted patch of the run that this one rebases is on the branch again.
+
+    `original` is its commit there, in the phase `from_phase`; the Builders are of that phase.
+    """
+
+    original: str
+    from_phase: str
+    commit: str
+    tree: str
+    parent: str
+    builders: tuple[str, ...] = ()
+    builder_models: tuple[str, ...] = ()
     dependencies: tuple[DependencyChange, ...] = ()
 
 
@@ -2228,6 +2248,8 @@ def evolve(state: RunState, event: Event) -> RunState:
             return _give_back_auditor_try(state, event)
         case PatchApplied():
             return _apply_patch(replace(state, head_commit=event.commit), event)
+        case PatchReplayed():
+            return _replay_patch(replace(state, head_commit=event.commit), event)
         case PatchHeld():
             return change_phase(
                 state,
@@ -2453,6 +2475,25 @@ def _apply_patch(state: RunState, event: PatchApplied) -> RunState:
     else:
         changes["approved_by"] = ()
     return change_phase(state, event.phase_id, **changes)
+
+
+def _replay_patch(state: RunState, event: PatchReplayed) -> RunState:
+    """Add a commit of another run to a phase, with its authors."""
+    phase = state.phase(event.phase_id)
+    builders, models = phase.builders, phase.builder_models
+    for name in event.builders:
+        builders = _with(builders, name)
+    for name in event.builder_models:
+        models = _with(models, name)
+    return change_phase(
+        state,
+        event.phase_id,
+        commit=event.commit,
+        dependencies=merged(phase.dependencies, event.dependencies),
+        builders=builders,
+        builder_models=models,
+        **_UNJUDGED,
+    )
 
 
 def _with(names: tuple[str, ...], name: str | None) -> tuple[str, ...]:
@@ -2731,6 +2772,7 @@ class CommitKind(StrEnum):
     """Why a commit was made on the branch."""
 
     PATCH = "patch"
+    REPLAY = "replay"  # a commit of another run, made again on another base
     UNDO = "undo"
     ROLLBACK = "rollback"
     RECORD = "record"
@@ -2900,6 +2942,53 @@ def check_continued(data: bytes, message: str, record: JsonObject) -> CheckedRec
     return CheckedRecord(
         record=earlier, reasons=tuple(findings.reasons), warnings=tuple(findings.warnings)
     )
+
+
+def check_rebased(data: bytes, message: str, record: JsonObject) -> CheckedRecord:
+    """Check the record of the run whose commits `record` makes again. (rules §8.1)
+
+    It must satisfy all that is asked of a run that is promoted itself. Raises nothing.
+    """
+    run_id = str(record["rebases"])
+    claim = RecordClaim(
+        run_id=run_id, branch=branch_name(run_id), base_branch=record["base_branch"]
+    )
+    return check_record(data, message, claim)
+
+
+def replay_reasons(record: JsonObject, earlier: Iterable[JsonObject]) -> tuple[str, ...]:
+    """Compare the commits that a rebased run makes again with those of the earlier records.
+
+    `earlier` are the records of the run that is rebased and of those that it continues, oldest
+    first.
+    """
+    wanted = [commit for each in earlier for commit in accepted_commits(each)]
+    made = [
+        event["data"].get("original")
+        for event in record["events"]
+        if event["kind"] == PatchReplayed.__name__
+    ]
+    if made == wanted:
+        return ()
+    left = [commit for commit in wanted if commit not in made]
+    more = [commit for commit in made if commit not in wanted]
+    if left:
+        return (f"commit {show(left[0])} of the rebased run is not made again",)
+    if more:
+        return (f"commit {show(more[0])} is made again, and no complete phase has it",)
+    return ("the commits of the rebased run are made again in another order",)
+
+
+def accepted_commits(record: JsonObject) -> list[str]:
+    """Return the commits that hold the patches of a record's complete phases, in order."""
+    complete = {
+        phase["phase_id"] for phase in record["phases"] if phase["state"] == PhaseStatus.COMPLETE
+    }
+    return [
+        each["sha"]
+        for each in record["commits"]
+        if each["kind"] in (CommitKind.PATCH, CommitKind.REPLAY) and each["phase_id"] in complete
+    ]
 
 
 class _Findings:
@@ -3310,6 +3399,11 @@ class _Replay:
             "the events tell of another run that this one continues",
         )
         self.expect(
+            (event.rebases, event.rebased_commit)
+            == (record.get("rebases"), record.get("rebased_commit")),
+            "the events tell of another run that this one rebases",
+        )
+        self.expect(
             bool(event.is_sandbox_required) is record.get("is_sandbox_required", False),
             "the events tell another tale of whether a sandbox is required",
         )
@@ -3409,6 +3503,9 @@ class _Replay:
             case PatchApplied():
                 commit = (event.commit, event.tree, event.parent, event.patch_sha256)
                 self.commits.append((CommitKind.PATCH, event.phase_id, *commit))
+            case PatchReplayed():
+                where = (event.commit, event.tree, event.parent)
+                self.commits.append((CommitKind.REPLAY, event.phase_id, *where))
             case PhaseUndone():
                 self.commits.append((CommitKind.UNDO, event.phase_id, event.commit))
             case RunRolledBack():
@@ -3433,6 +3530,8 @@ class _Replay:
             fields: tuple[str, ...] = ("kind", "phase_id", "sha")
             if each["kind"] == CommitKind.PATCH:
                 fields += ("tree", "parent", "patch_sha256")
+            if each["kind"] == CommitKind.REPLAY:
+                fields += ("tree", "parent")
             if each["kind"] != CommitKind.RECORD:
                 recorded.append(tuple(each[field] for field in fields))
         self.expect(
@@ -4134,6 +4233,20 @@ class Git:
                 f"git {arguments[0]} took longer than {GIT_SECONDS} seconds"
             ) from None
 
+    def merge_trees(self, base: str, ours: str, theirs: str) -> str | None:
+        """Merge two trees of a common one, in our own git dir; None: there are conflicts."""
+        root = self._write_commit(base)
+        head, other = self._write_commit(ours, root), self._write_commit(theirs, root)
+        done = self.run("merge-tree", "--write-tree", "--no-messages", head, other)
+        return done.stdout.decode("ascii", "replace").strip() if done.returncode == 0 else None
+
+    def _write_commit(self, tree: str, *parents: str) -> str:
+        lines = [f"tree {tree}", *(f"parent {parent}" for parent in parents)]
+        lines += [f"{role} Checker <checker@localhost> 0 +0000" for role in ("author", "committer")]
+        text = "\n".join([*lines, "", "Merge", ""]).encode()
+        done = self.run("hash-object", "-t", "commit", "-w", "--stdin", stdin=text)
+        return done.stdout.decode("ascii", "replace").strip()
+
     def find_branch(self, name: str) -> str | None:
         """Return the commit of a branch, of this repository or else of its origin, or None."""
         return self.find_ref(f"refs/heads/{name}") or self.find_ref(f"refs/remotes/origin/{name}")
@@ -4270,6 +4383,8 @@ class BranchCheck:
         self.history: list[str] = []
         self.patches: dict[str, bytes] = {}  # of the record, by their hash
         self.dependencies: dict[str, list[DependencyChange]] = {}  # by the commit that brings them
+        self.originals: dict[str, str] = {}  # of commits that are made again
+        self.continued: list[JsonObject] = []  # the records of continued runs, newest first
         self.is_review_needed = False
         self.title = self.body = ""
         self.rehearsal: Rehearsal | None = None  # of the merge with today's base branch
@@ -4292,6 +4407,7 @@ class BranchCheck:
             self._check_signature(head, base_head)
             self._check_files(record, folder)
             self._check_history(record, head)
+            self._check_rebased(record, base_head)
             self._rehearse(record, head, base_head)
         except RecordError as refused:
             self.reasons.append(str(refused))
@@ -4411,7 +4527,7 @@ class BranchCheck:
 
     def _check_history(self, record: JsonObject, head: str) -> None:
         """The branch is what the record names, from its base to itself, commit by commit."""
-        self._read_dependencies(record)
+        self._read_events(record)
         named = [each["sha"] for each in record["commits"]]
         base = record["base_commit"]
         found: list[str] = []
@@ -4469,6 +4585,10 @@ class BranchCheck:
         sha, kind = recorded["sha"], recorded["kind"]
         if kind == CommitKind.RECORD:
             self._check_record_alone(sha, parent, commit)
+        elif kind == CommitKind.REPLAY:
+            self._check_changes(sha, parent.tree, commit.tree)
+            self._check_dependencies(sha, parent.tree, commit.tree)
+            self._check_replay(sha, parent.tree, commit.tree)
         elif kind in (CommitKind.UNDO, CommitKind.ROLLBACK):
             self.expect(commit.tree in trees, f"commit {sha} brings back no earlier tree")
         elif not self.expect(
@@ -4476,13 +4596,28 @@ class BranchCheck:
         ):
             return
         else:
-            for path, problem in self._change_problems(parent.tree, commit.tree):
-                self.reasons.append(f"commit {sha} changes {show(path)}, {problem}")
-                break  # one is enough to refuse it
+            self._check_changes(sha, parent.tree, commit.tree)
             self._check_dependencies(sha, parent.tree, commit.tree)
             content = self.patches.get(recorded["patch_sha256"])
             if content is not None and not recorded["is_merged"]:
                 self._apply(sha, parent.tree, content, commit.tree)
+
+    def _check_changes(self, sha: str, old: str, new: str) -> None:
+        for path, problem in self._change_problems(old, new):
+            self.reasons.append(f"commit {sha} changes {show(path)}, {problem}")
+            break  # one is enough to refuse it
+
+    def _check_replay(self, sha: str, old: str, new: str) -> None:
+        """A commit that is made again is the three-way merge of the original. (rules §8.1)"""
+        original = self.git.commit(self.originals.get(sha, ""))
+        before = self.git.commit(original.parents[0]).tree
+        made: str | None = original.tree
+        if before != old:
+            made = self.git.merge_trees(before, old, original.tree)
+        self.expect(
+            made == new,
+            f"commit {sha} is not what the commit that it makes again gives on its base",
+        )
 
     def _check_dependencies(self, sha: str, old: str, new: str) -> None:
         """The events name every dependency that a commit brings in. (rules §2.6)"""
@@ -4500,15 +4635,16 @@ class BranchCheck:
         is_file = entry is not None and entry[0] in (PLAIN_FILE, EXECUTABLE_FILE)
         return self.git.read(entry[1], "blob") if entry is not None and is_file else None
 
-    def _read_dependencies(self, record: JsonObject) -> None:
-        """Note what the events say of each commit's dependencies."""
+    def _read_events(self, record: JsonObject) -> None:
+        """Note what the events say of each commit: its dependencies, and what it makes again."""
         self.is_review_needed = record.get("dependencies_need_review", False) is True
         for event in record["events"]:
-            if event["kind"] == PatchApplied.__name__:
+            if event["kind"] in (PatchApplied.__name__, PatchReplayed.__name__):
                 named = event["data"].get("dependencies", [])
-                self.dependencies[event["data"]["commit"]] = [
-                    DependencyChange(**each) for each in named
-                ]
+                commit = event["data"]["commit"]
+                self.dependencies[commit] = [DependencyChange(**each) for each in named]
+                if "original" in event["data"]:
+                    self.originals[commit] = event["data"]["original"]
 
     def _change_problems(self, old: str, new: str) -> Iterator[tuple[str, str]]:
         """Yield each path that no patch may change so, and why."""
@@ -4586,16 +4722,44 @@ class BranchCheck:
             run_id = str(record["continues"])
             claim = RecordClaim(run_id=run_id, branch=branch_name(run_id), base_branch=self.base)
             earlier = BranchCheck(self.git, claim)
-            found = earlier.check_as_continued(at, base_head, record)
+            found = earlier.check_as_earlier(at, base_head, record, check_continued)
             what = f"run '{show(run_id)}', which this one continues: "
             self.reasons += [what + reason for reason in earlier.reasons]
             if found is None:
                 return record
+            self.continued.append(found)
             record = found
         return record
 
-    def check_as_continued(self, head: str, base_head: str, later: JsonObject) -> JsonObject | None:
-        """Check a failed run by the record at `head`; `later` is the record that continues it."""
+    def _check_rebased(self, record: JsonObject, base_head: str, hops: int = 0) -> None:
+        """Check the run whose commits this one makes again, as if it were promoted itself.
+
+        Its branch need not merge with today's base: that is why it was rebased. (rules §8.1)
+        """
+        if record.get("rebases") is None:
+            return
+        at, run_id = str(record["rebased_commit"]), str(record["rebases"])
+        if hops > MAX_CONTINUED:
+            raise RecordError(f"more than {MAX_CONTINUED} runs rebase one another")
+        claim = RecordClaim(run_id=run_id, branch=branch_name(run_id), base_branch=self.base)
+        earlier = BranchCheck(self.git, claim)
+        found = earlier.check_as_earlier(at, base_head, record, check_rebased)
+        if found is not None:
+            earlier._check_continued(found, base_head)
+            earlier._check_rebased(found, base_head, hops + 1)
+            records = [*reversed(earlier.continued), found]
+            self.reasons += replay_reasons(record, records)
+        what = f"run '{show(run_id)}', which this one rebases: "
+        self.reasons += [what + reason for reason in earlier.reasons]
+
+    def check_as_earlier(
+        self,
+        head: str,
+        base_head: str,
+        later: JsonObject,
+        check: Callable[[bytes, str, JsonObject], CheckedRecord],
+    ) -> JsonObject | None:
+        """Check a run by the record at `head`; `later` is the record that goes on from it."""
         try:
             commit = self.git.commit(head)
             folder = self._find_record(commit)
@@ -4603,7 +4767,7 @@ class BranchCheck:
             if entry is None or entry[0] != PLAIN_FILE:
                 raise RecordError(f"the record has no {RECORD}")
             data = self.git.read(entry[1], "blob")
-            checked = check_continued(data, commit.message.decode("utf-8", "replace"), later)
+            checked = check(data, commit.message.decode("utf-8", "replace"), later)
             self.reasons += checked.reasons
             if checked.record is None:
                 return None

@@ -145,7 +145,7 @@ def test_the_checker_finds_dependencies_that_no_event_names(
     if is_required:
         require_reviews(api)
     api.start()
-    monkeypatch.setattr(patching, "_manifests", lambda _: ())
+    monkeypatch.setattr(patching, "_manifests", lambda *_: ())
     assert api.result(patch=adding(api)).json()["run_state"] == "DONE_SUCCESS"
     verdict = offline(api)
     told = [*verdict["reasons"], *verdict["warnings"]]

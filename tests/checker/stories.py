@@ -308,6 +308,8 @@ def _detail(branches: Branches, run: RunState) -> SimpleNamespace:
         base_branch="main",
         base_commit=branches.base,
         continues=None,
+        rebases=None,
+        rebased_commit=None,
         continued_commit=None,
         last_snapshot=None,
         safety_profile="normal",

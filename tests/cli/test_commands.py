@@ -46,6 +46,13 @@ phases:
 """
 
 
+ADDITION = {
+    "status": "success",
+    "patch_content": "diff --git a/new.txt b/new.txt\nnew file mode 100644\n--- /dev/null\n"
+    "+++ b/new.txt\n@@ -0,0 +1 @@\n+New.\n",
+}
+
+
 @pytest.fixture
 def plan(tmp_path: Path) -> Path:
     file = tmp_path / "plan.yaml"
@@ -115,6 +122,20 @@ def test_a_failed_run_is_continued_as_another_one(
     assert (again["run_id"], again["continues"]) == ("run-001.2", "run-001")
     assert again["token_cap"] == 99
     assert "continues run-001" in terminal.run("run", "retry", "run-001", *options)
+
+
+@pytest.mark.integration
+def test_a_run_is_rebased_as_another_one(
+    terminal: Terminal, autopack: Autopack, plan: Path, git_repo: GitRepo
+) -> None:
+    terminal.run("run", "start", plan)
+    assert "only a run that is over" in terminal.run("run", "rebase", "run-001", exit_code=2)
+    autopack.submit_builder_result("run-001", "P1", ADDITION)
+    base = git_repo.commit({"other.txt": "other\n"})
+    wrong = terminal.run("run", "rebase", "run-001", "--base-commit", "0" * 40, exit_code=2)
+    assert f"'main' is at {base}" in wrong
+    assert terminal.json("run", "rebase", "run-001")["rebases"] == "run-001"
+    assert "rebases run-001" in terminal.run("run", "rebase", "run-001")
 
 
 @pytest.mark.integration

@@ -193,6 +193,18 @@ def test_an_operator_cancels_and_rolls_back_and_sets_by_hand(api: Api) -> None:
     assert "is over" in words(again)
 
 
+def test_a_run_that_may_be_promoted_is_rebased_by_a_form(api: Api) -> None:
+    api.start("run-a")
+    address = f"{HOME}/runs/run-a/rebase"
+    assert address not in api.client.get(f"{HOME}/runs/run-a").text
+    api.result("run-a")
+    assert address in api.client.get(f"{HOME}/runs/run-a").text
+    assert "stands on &#39;main&#39;" in api.client.post(address, data={"run_id": ""}).text
+    api.repo.commit({"other.txt": "other\n"})
+    rebased = api.client.post(address, data={"run_id": "run-new"}, follow_redirects=False)
+    assert rebased.headers["location"] == f"{HOME}/runs/run-new"
+
+
 def test_a_branch_that_another_process_moved_is_not_offered_for_a_rollback(api: Api) -> None:
     api.start("run-a", phases=2)
     api.result("run-a")

@@ -218,6 +218,14 @@ TOLD: list[tuple[Event, str, EventOutcome]] = [
     ),
     (of(events.PatchApplied, **PATCH), "The patch is commit 0123456789.", GOOD),
     (
+        of(
+            events.PatchReplayed,
+            **{"original": SHA, "from_phase": "P1.2", "commit": SHA, "tree": SHA, "parent": SHA},
+        ),
+        "Commit 0123456789 of phase P1.2 is made again as 0123456789.",
+        GOOD,
+    ),
+    (
         of(events.PatchHeld, submission_id=7),
         "The patch applies, and is held for a review.",
         WAITING,

@@ -125,7 +125,7 @@ def _assert_replay(session: Session, settings: Settings, run: Run) -> None:
                 assert content is not None
                 tree = _apply(settings, Path(scratch), trees[commit.parent], content)
                 assert tree == commit.tree
-            elif commit.kind is CommitKind.RECORD:
+            elif commit.kind in (CommitKind.RECORD, CommitKind.REPLAY):
                 content = commit.difference
                 assert content is not None
                 tree = _apply(settings, Path(scratch), trees[commit.parent], content)

@@ -110,6 +110,7 @@ BACKTEST = {
     "limit": 10,
 }
 CONTINUATION = {"phases": ["P1.2"], "token_cap": 200_000}
+REBASE = {"run_id": "run-001-rebased"}
 RULESET_DIFF = {"ruleset": {"project_id": "Autopack", "run": {"max_duration_minutes": 60}}}
 RULESET = {"project_id": "Autopack", "run": {"max_duration_minutes": 60}}
 

@@ -10,15 +10,16 @@ from pydantic import AwareDatetime
 from ..domain.continuing import Continuation
 from ..domain.plan import Plan
 from ..domain.promotion import PromotionState
+from ..domain.rebasing import RebaseWish
 from ..domain.run import FailureCode
 from ..domain.run_filter import RunFilter
 from ..domain.states import RunStatus
 from ..domain.values import Closed, Identifier, Text
-from ..services import runs
+from ..services import rebasing, runs
 from ..views.runs import RunAnswer, RunPage
 from .bodies import StrictRoute
 from .errors import problems
-from .examples import CANCEL, CONTINUATION, PLAN, example
+from .examples import CANCEL, CONTINUATION, PLAN, REBASE, example
 from .inputs import (
     Context,
     Cursor,
@@ -143,6 +144,33 @@ def continue_run(
     Its budgets are new; its work items have the earlier attempts; its record names the failed run.
     """
     run, is_new = runs.continue_run(context, run_id, wanted)
+    if not is_new:
+        response.status_code = 200
+    return run
+
+
+@router.post(
+    "/runs/{run_id}/rebase",
+    status_code=201,
+    responses={
+        200: {"model": RunAnswer, "description": "The same rebase was started before"},
+        **problems(404, 409, 413, 422, 503),
+    },
+    summary="Make a run's branch again on today's base, as a new run",
+)
+def rebase_run(
+    context: Context,
+    response: Response,
+    run_id: RunId,
+    wanted: Annotated[RebaseWish, Body(openapi_examples=example(REBASE, "Its own id"))],
+) -> RunAnswer:
+    """Start a run that has the patches of a run that may be promoted, merged onto today's base.
+
+    CI, where it is configured, judges the result. A patch that does not merge is 409
+    `rebase_conflict` with `phase_id` and `paths`, a base that moved is 409 `base_moved`; then
+    nothing is changed. The earlier run and its branch stay as they are.
+    """
+    run, is_new = rebasing.rebase_run(context, run_id, wanted)
     if not is_new:
         response.status_code = 200
     return run

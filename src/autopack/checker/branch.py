@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Final
 
@@ -21,7 +21,7 @@ from ..domain.dependencies import (
     changed_dependencies,
     unlisted,
 )
-from ..domain.events import PatchApplied
+from ..domain.events import PatchApplied, PatchReplayed
 from ..domain.links import LinkTable, link_problems
 from ..domain.manifests import is_manifest
 from ..domain.naming import (
@@ -34,11 +34,14 @@ from ..domain.naming import (
 )
 from ..domain.outcomes import CommitKind
 from ..domain.record_check import (
+    CheckedRecord,
     JsonObject,
     RecordClaim,
     RecordError,
     check_continued,
+    check_rebased,
     check_record,
+    replay_reasons,
     show,
 )
 from ..domain.rehearsal import (
@@ -79,6 +82,8 @@ class BranchCheck:
         self.history: list[str] = []
         self.patches: dict[str, bytes] = {}  # of the record, by their hash
         self.dependencies: dict[str, list[DependencyChange]] = {}  # by the commit that brings them
+        self.originals: dict[str, str] = {}  # of commits that are made again
+        self.continued: list[JsonObject] = []  # the records of continued runs, newest first
         self.is_review_needed = False
         self.title = self.body = ""
         self.rehearsal: Rehearsal | None = None  # of the merge with today's base branch
@@ -101,6 +106,7 @@ class BranchCheck:
             self._check_signature(head, base_head)
             self._check_files(record, folder)
             self._check_history(record, head)
+            self._check_rebased(record, base_head)
             self._rehearse(record, head, base_head)
         except RecordError as refused:
             self.reasons.append(str(refused))
@@ -220,7 +226,7 @@ class BranchCheck:
 
     def _check_history(self, record: JsonObject, head: str) -> None:
         """The branch is what the record names, from its base to itself, commit by commit."""
-        self._read_dependencies(record)
+        self._read_events(record)
         named = [each["sha"] for each in record["commits"]]
         base = record["base_commit"]
         found: list[str] = []
@@ -278,6 +284,10 @@ class BranchCheck:
         sha, kind = recorded["sha"], recorded["kind"]
         if kind == CommitKind.RECORD:
             self._check_record_alone(sha, parent, commit)
+        elif kind == CommitKind.REPLAY:
+            self._check_changes(sha, parent.tree, commit.tree)
+            self._check_dependencies(sha, parent.tree, commit.tree)
+            self._check_replay(sha, parent.tree, commit.tree)
         elif kind in (CommitKind.UNDO, CommitKind.ROLLBACK):
             self.expect(commit.tree in trees, f"commit {sha} brings back no earlier tree")
         elif not self.expect(
@@ -285,13 +295,28 @@ class BranchCheck:
         ):
             return
         else:
-            for path, problem in self._change_problems(parent.tree, commit.tree):
-                self.reasons.append(f"commit {sha} changes {show(path)}, {problem}")
-                break  # one is enough to refuse it
+            self._check_changes(sha, parent.tree, commit.tree)
             self._check_dependencies(sha, parent.tree, commit.tree)
             content = self.patches.get(recorded["patch_sha256"])
             if content is not None and not recorded["is_merged"]:
                 self._apply(sha, parent.tree, content, commit.tree)
+
+    def _check_changes(self, sha: str, old: str, new: str) -> None:
+        for path, problem in self._change_problems(old, new):
+            self.reasons.append(f"commit {sha} changes {show(path)}, {problem}")
+            break  # one is enough to refuse it
+
+    def _check_replay(self, sha: str, old: str, new: str) -> None:
+        """A commit that is made again is the three-way merge of the original. (rules §8.1)"""
+        original = self.git.commit(self.originals.get(sha, ""))
+        before = self.git.commit(original.parents[0]).tree
+        made: str | None = original.tree
+        if before != old:
+            made = self.git.merge_trees(before, old, original.tree)
+        self.expect(
+            made == new,
+            f"commit {sha} is not what the commit that it makes again gives on its base",
+        )
 
     def _check_dependencies(self, sha: str, old: str, new: str) -> None:
         """The events name every dependency that a commit brings in. (rules §2.6)"""
@@ -309,15 +334,16 @@ class BranchCheck:
         is_file = entry is not None and entry[0] in (PLAIN_FILE, EXECUTABLE_FILE)
         return self.git.read(entry[1], "blob") if entry is not None and is_file else None
 
-    def _read_dependencies(self, record: JsonObject) -> None:
-        """Note what the events say of each commit's dependencies."""
+    def _read_events(self, record: JsonObject) -> None:
+        """Note what the events say of each commit: its dependencies, and what it makes again."""
         self.is_review_needed = record.get("dependencies_need_review", False) is True
         for event in record["events"]:
-            if event["kind"] == PatchApplied.__name__:
+            if event["kind"] in (PatchApplied.__name__, PatchReplayed.__name__):
                 named = event["data"].get("dependencies", [])
-                self.dependencies[event["data"]["commit"]] = [
-                    DependencyChange(**each) for each in named
-                ]
+                commit = event["data"]["commit"]
+                self.dependencies[commit] = [DependencyChange(**each) for each in named]
+                if "original" in event["data"]:
+                    self.originals[commit] = event["data"]["original"]
 
     def _change_problems(self, old: str, new: str) -> Iterator[tuple[str, str]]:
         """Yield each path that no patch may change so, and why."""
@@ -395,16 +421,44 @@ class BranchCheck:
             run_id = str(record["continues"])
             claim = RecordClaim(run_id=run_id, branch=branch_name(run_id), base_branch=self.base)
             earlier = BranchCheck(self.git, claim)
-            found = earlier.check_as_continued(at, base_head, record)
+            found = earlier.check_as_earlier(at, base_head, record, check_continued)
             what = f"run '{show(run_id)}', which this one continues: "
             self.reasons += [what + reason for reason in earlier.reasons]
             if found is None:
                 return record
+            self.continued.append(found)
             record = found
         return record
 
-    def check_as_continued(self, head: str, base_head: str, later: JsonObject) -> JsonObject | None:
-        """Check a failed run by the record at `head`; `later` is the record that continues it."""
+    def _check_rebased(self, record: JsonObject, base_head: str, hops: int = 0) -> None:
+        """Check the run whose commits this one makes again, as if it were promoted itself.
+
+        Its branch need not merge with today's base: that is why it was rebased. (rules §8.1)
+        """
+        if record.get("rebases") is None:
+            return
+        at, run_id = str(record["rebased_commit"]), str(record["rebases"])
+        if hops > MAX_CONTINUED:
+            raise RecordError(f"more than {MAX_CONTINUED} runs rebase one another")
+        claim = RecordClaim(run_id=run_id, branch=branch_name(run_id), base_branch=self.base)
+        earlier = BranchCheck(self.git, claim)
+        found = earlier.check_as_earlier(at, base_head, record, check_rebased)
+        if found is not None:
+            earlier._check_continued(found, base_head)
+            earlier._check_rebased(found, base_head, hops + 1)
+            records = [*reversed(earlier.continued), found]
+            self.reasons += replay_reasons(record, records)
+        what = f"run '{show(run_id)}', which this one rebases: "
+        self.reasons += [what + reason for reason in earlier.reasons]
+
+    def check_as_earlier(
+        self,
+        head: str,
+        base_head: str,
+        later: JsonObject,
+        check: Callable[[bytes, str, JsonObject], CheckedRecord],
+    ) -> JsonObject | None:
+        """Check a run by the record at `head`; `later` is the record that goes on from it."""
         try:
             commit = self.git.commit(head)
             folder = self._find_record(commit)
@@ -412,7 +466,7 @@ class BranchCheck:
             if entry is None or entry[0] != PLAIN_FILE:
                 raise RecordError(f"the record has no {RECORD}")
             data = self.git.read(entry[1], "blob")
-            checked = check_continued(data, commit.message.decode("utf-8", "replace"), later)
+            checked = check(data, commit.message.decode("utf-8", "replace"), later)
             self.reasons += checked.reasons
             if checked.record is None:
                 return None

@@ -127,6 +127,20 @@ class Git:
                 f"git {arguments[0]} took longer than {GIT_SECONDS} seconds"
             ) from None
 
+    def merge_trees(self, base: str, ours: str, theirs: str) -> str | None:
+        """Merge two trees of a common one, in our own git dir; None: there are conflicts."""
+        root = self._write_commit(base)
+        head, other = self._write_commit(ours, root), self._write_commit(theirs, root)
+        done = self.run("merge-tree", "--write-tree", "--no-messages", head, other)
+        return done.stdout.decode("ascii", "replace").strip() if done.returncode == 0 else None
+
+    def _write_commit(self, tree: str, *parents: str) -> str:
+        lines = [f"tree {tree}", *(f"parent {parent}" for parent in parents)]
+        lines += [f"{role} Checker <checker@localhost> 0 +0000" for role in ("author", "committer")]
+        text = "\n".join([*lines, "", "Merge", ""]).encode()
+        done = self.run("hash-object", "-t", "commit", "-w", "--stdin", stdin=text)
+        return done.stdout.decode("ascii", "replace").strip()
+
     def find_branch(self, name: str) -> str | None:
         """Return the commit of a branch, of this repository or else of its origin, or None."""
         return self.find_ref(f"refs/heads/{name}") or self.find_ref(f"refs/remotes/origin/{name}")

@@ -184,6 +184,30 @@ def retry(
 
 
 @app.command()
+def rebase(
+    run_id: RunId,
+    new_id: Annotated[
+        str | None, typer.Option(metavar="RUN_ID", help="Id of the new run (RUN_ID.2, .3, …).")
+    ] = None,
+    base_commit: Annotated[
+        str | None,
+        typer.Option(metavar="COMMIT", help="Only if the base branch is at this commit."),
+    ] = None,
+    json: JsonOption = False,
+    url: UrlOption = None,
+) -> None:
+    """Make the branch of a run that may be promoted again on today's base, as a new run.
+
+    Its patches are merged in their order, and CI judges the result. A conflict changes nothing.
+    """
+    given = {"run_id": new_id, "base_commit": base_commit}
+    choice = {name: value for name, value in given.items() if value is not None}
+    with asking(url) as client:
+        run = client.rebase_run(run_id, choice)
+    _print_run(run, as_json=json)
+
+
+@app.command()
 def rollback(
     run_id: RunId,
     to: Annotated[

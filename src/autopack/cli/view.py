@@ -40,6 +40,8 @@ def _parts(run: RunAnswer, *, is_folded: bool) -> Iterator[RenderableType]:
     )
     if run.continues is not None:
         yield cell(f"continues {run.continues}", "dim")
+    if run.rebases is not None:
+        yield cell(f"rebases {run.rebases}", "dim")
     if run.failure_reason:
         is_told = run.failure_code is FailureCode.CANCELLED  # its reason starts with that word
         yield cell(

@@ -248,6 +248,10 @@ class Autopack:
         """Continue a failed run as a new one; the same call again returns that run."""
         return self._post(RunAnswer, f"{_run(run_id)}/continue", choice or {}, is_repeatable=True)
 
+    def rebase_run(self, run_id: str, choice: Body | None = None) -> RunAnswer:
+        """Make a run's branch again on today's base; the same call again returns the same run."""
+        return self._post(RunAnswer, f"{_run(run_id)}/rebase", choice or {}, is_repeatable=True)
+
     def rollback(
         self, run_id: str, to_phase: str, reason: str = "", *, idempotency_key: str | None = None
     ) -> RollbackAnswer:

@@ -13,8 +13,9 @@ from ..api.branches import Rollback
 from ..api.inputs import Context, PhaseId, RunId
 from ..api.runs import Cancellation
 from ..domain.continuing import Continuation
+from ..domain.rebasing import RebaseWish
 from ..domain.values import Closed
-from ..services import attention, branches, phases, runs
+from ..services import attention, branches, phases, rebasing, runs
 from ..services.phases import StatusChange
 from .rendering import HOME
 from .routes import InPage, PageRoute, back_to
@@ -38,6 +39,14 @@ def continue_run(context: Context, page: InPage, run_id: RunId, form: Form) -> R
     """Start a new run with what a failed run has left, and show it."""
     wanted = _read(Continuation, {name: value for name, value in form.items() if value})
     run, _ = runs.continue_run(context, run_id, wanted)
+    return back_to(page, f"{HOME}/runs/{run.run_id}")
+
+
+@router.post(f"{HOME}/runs/{{run_id}}/rebase", name="POST /runs/{run_id}/rebase")
+def rebase(context: Context, page: InPage, run_id: RunId, form: Form) -> Response:
+    """Make a run's branch again on today's base as a new run, and show it."""
+    wanted = _read(RebaseWish, {name: value for name, value in form.items() if value})
+    run, _ = rebasing.rebase_run(context, run_id, wanted)
     return back_to(page, f"{HOME}/runs/{run.run_id}")
 
 

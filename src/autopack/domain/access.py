@@ -98,6 +98,7 @@ GRANTS: Final[Mapping[AccessRole, tuple[str, ...]]] = {
     AccessRole.OPERATOR: (
         "POST /runs/start",
         f"POST {_RUN}/continue",
+        f"POST {_RUN}/rebase",
         f"POST {_RUN}/cancel",
         f"POST {_RUN}/rollback",
         f"POST {_PHASE}/update_status",

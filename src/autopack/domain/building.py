@@ -187,16 +187,24 @@ def _accept_without_patch(decision: Decision, result: BuilderResult) -> None:
         decision.record(
             PhaseGated(phase_id=phase_id, reason="the Builder changed nothing, as allowed")
         )
-        # Of an earlier attempt, whose approval ended with its red verdict.
-        review = _why_dependencies(decision.state, decision.phase(phase_id))
-        if review:
-            enter_review(decision, phase_id, review)
-        else:
-            pass_gate(decision, phase_id)
+        gate_work(decision, phase_id)
     else:
         fail_attempt(
             decision, phase_id, "the Builder sent no patch and the phase does not allow_empty"
         )
+
+
+def gate_work(decision: Decision, phase_id: str) -> None:
+    """Move a phase in the gate on, to which no Builder's patch came now.
+
+    What it has on the branch may bring in new dependencies, and an earlier approval ended with its
+    red verdict.
+    """
+    review = _why_dependencies(decision.state, decision.phase(phase_id))
+    if review:
+        enter_review(decision, phase_id, review)
+    else:
+        pass_gate(decision, phase_id)
 
 
 def _gate(decision: Decision, result: BuilderResult, applied: AppliedPatch) -> None:

@@ -31,6 +31,7 @@ from .operating import (
     roll_back,
     set_status,
 )
+from .rebasing import Rebase, accept_rebase
 from .reviewing import (
     Review,
     ReviewWish,
@@ -70,6 +71,7 @@ Given = (
     | Rollback
     | BranchMoved
     | Undone
+    | Rebase
 )
 
 
@@ -114,6 +116,8 @@ def decide(
             roll_back(decision, given)
         case BranchMoved():
             end_moved(decision, given)
+        case Rebase():
+            accept_rebase(decision, given)
         case Undone():
             decision.record(
                 PhaseUndone(phase_id=given.phase_id, commit=given.commit, tree=given.tree)

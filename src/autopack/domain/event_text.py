@@ -138,6 +138,9 @@ def _of_work(event: kinds.PhaseEvent) -> Told:
             return _because("No Builder try is left", event.reason), EventOutcome.BAD
         case kinds.PatchApplied():
             return f"The patch is commit {event.commit[:_SHA]}.", EventOutcome.GOOD
+        case kinds.PatchReplayed():
+            what = f"Commit {event.original[:_SHA]} of phase {event.from_phase} is made again"
+            return f"{what} as {event.commit[:_SHA]}.", EventOutcome.GOOD
         case kinds.PatchHeld():
             return "The patch applies, and is held for a review.", EventOutcome.WAITING
         case kinds.PatchRefused():

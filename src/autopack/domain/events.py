@@ -72,6 +72,9 @@ class RunStarted(Event):
     continued_commit: str | None = None
     # Whether a phase with new dependencies needs a review.
     dependencies_need_review: bool = False
+    # The run whose commits this one makes again on a newer base, and the commit of its record.
+    rebases: str | None = None
+    rebased_commit: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -290,6 +293,23 @@ class PatchApplied(PhaseEvent):
     commit: str
     tree: str
     parent: str
+    dependencies: tuple[DependencyChange, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PatchReplayed(PhaseEvent):
+    """An accepted patch of the run that this one rebases is on the branch again.
+
+    `original` is its commit there, in the phase `from_phase`; the Builders are of that phase.
+    """
+
+    original: str
+    from_phase: str
+    commit: str
+    tree: str
+    parent: str
+    builders: tuple[str, ...] = ()
+    builder_models: tuple[str, ...] = ()
     dependencies: tuple[DependencyChange, ...] = ()
 
 

@@ -34,6 +34,7 @@ from .events import (
     LeaseLapsed,
     PatchApplied,
     PatchHeld,
+    PatchReplayed,
     PendingPatchDiscarded,
     PhaseApproved,
     PhaseCiStarted,
@@ -93,6 +94,8 @@ def evolve(state: RunState, event: Event) -> RunState:
             return _give_back_auditor_try(state, event)
         case PatchApplied():
             return _apply_patch(replace(state, head_commit=event.commit), event)
+        case PatchReplayed():
+            return _replay_patch(replace(state, head_commit=event.commit), event)
         case PatchHeld():
             return change_phase(
                 state,
@@ -318,6 +321,25 @@ def _apply_patch(state: RunState, event: PatchApplied) -> RunState:
     else:
         changes["approved_by"] = ()
     return change_phase(state, event.phase_id, **changes)
+
+
+def _replay_patch(state: RunState, event: PatchReplayed) -> RunState:
+    """Add a commit of another run to a phase, with its authors."""
+    phase = state.phase(event.phase_id)
+    builders, models = phase.builders, phase.builder_models
+    for name in event.builders:
+        builders = _with(builders, name)
+    for name in event.builder_models:
+        models = _with(models, name)
+    return change_phase(
+        state,
+        event.phase_id,
+        commit=event.commit,
+        dependencies=merged(phase.dependencies, event.dependencies),
+        builders=builders,
+        builder_models=models,
+        **_UNJUDGED,
+    )
 
 
 def _with(names: tuple[str, ...], name: str | None) -> tuple[str, ...]:

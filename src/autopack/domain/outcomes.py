@@ -43,6 +43,7 @@ class CommitKind(StrEnum):
     """Why a commit was made on the branch."""
 
     PATCH = "patch"
+    REPLAY = "replay"  # a commit of another run, made again on another base
     UNDO = "undo"
     ROLLBACK = "rollback"
     RECORD = "record"

@@ -34,6 +34,7 @@ from .events import (
     EventRecord,
     IssueResolved,
     PatchApplied,
+    PatchReplayed,
     PhaseApproved,
     PhaseCompleted,
     PhaseMoved,
@@ -219,6 +220,53 @@ def check_continued(data: bytes, message: str, record: JsonObject) -> CheckedRec
     return CheckedRecord(
         record=earlier, reasons=tuple(findings.reasons), warnings=tuple(findings.warnings)
     )
+
+
+def check_rebased(data: bytes, message: str, record: JsonObject) -> CheckedRecord:
+    """Check the record of the run whose commits `record` makes again. (rules §8.1)
+
+    It must satisfy all that is asked of a run that is promoted itself. Raises nothing.
+    """
+    run_id = str(record["rebases"])
+    claim = RecordClaim(
+        run_id=run_id, branch=branch_name(run_id), base_branch=record["base_branch"]
+    )
+    return check_record(data, message, claim)
+
+
+def replay_reasons(record: JsonObject, earlier: Iterable[JsonObject]) -> tuple[str, ...]:
+    """Compare the commits that a rebased run makes again with those of the earlier records.
+
+    `earlier` are the records of the run that is rebased and of those that it continues, oldest
+    first.
+    """
+    wanted = [commit for each in earlier for commit in accepted_commits(each)]
+    made = [
+        event["data"].get("original")
+        for event in record["events"]
+        if event["kind"] == PatchReplayed.__name__
+    ]
+    if made == wanted:
+        return ()
+    left = [commit for commit in wanted if commit not in made]
+    more = [commit for commit in made if commit not in wanted]
+    if left:
+        return (f"commit {show(left[0])} of the rebased run is not made again",)
+    if more:
+        return (f"commit {show(more[0])} is made again, and no complete phase has it",)
+    return ("the commits of the rebased run are made again in another order",)
+
+
+def accepted_commits(record: JsonObject) -> list[str]:
+    """Return the commits that hold the patches of a record's complete phases, in order."""
+    complete = {
+        phase["phase_id"] for phase in record["phases"] if phase["state"] == PhaseStatus.COMPLETE
+    }
+    return [
+        each["sha"]
+        for each in record["commits"]
+        if each["kind"] in (CommitKind.PATCH, CommitKind.REPLAY) and each["phase_id"] in complete
+    ]
 
 
 class _Findings:
@@ -629,6 +677,11 @@ class _Replay:
             "the events tell of another run that this one continues",
         )
         self.expect(
+            (event.rebases, event.rebased_commit)
+            == (record.get("rebases"), record.get("rebased_commit")),
+            "the events tell of another run that this one rebases",
+        )
+        self.expect(
             bool(event.is_sandbox_required) is record.get("is_sandbox_required", False),
             "the events tell another tale of whether a sandbox is required",
         )
@@ -728,6 +781,9 @@ class _Replay:
             case PatchApplied():
                 commit = (event.commit, event.tree, event.parent, event.patch_sha256)
                 self.commits.append((CommitKind.PATCH, event.phase_id, *commit))
+            case PatchReplayed():
+                where = (event.commit, event.tree, event.parent)
+                self.commits.append((CommitKind.REPLAY, event.phase_id, *where))
             case PhaseUndone():
                 self.commits.append((CommitKind.UNDO, event.phase_id, event.commit))
             case RunRolledBack():
@@ -752,6 +808,8 @@ class _Replay:
             fields: tuple[str, ...] = ("kind", "phase_id", "sha")
             if each["kind"] == CommitKind.PATCH:
                 fields += ("tree", "parent", "patch_sha256")
+            if each["kind"] == CommitKind.REPLAY:
+                fields += ("tree", "parent")
             if each["kind"] != CommitKind.RECORD:
                 recorded.append(tuple(each[field] for field in fields))
         self.expect(

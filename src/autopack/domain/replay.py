@@ -8,7 +8,7 @@ answered about a patch stays as recorded. Everything else is decided again, by t
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from itertools import groupby
 from typing import TypeVar
@@ -26,6 +26,7 @@ from .judging import CiRunBegun, CiRunWanted, CiVerdict
 from .money import ZERO_USD
 from .operating import CANCELLED, BranchMoved, Cancel, Rollback, StatusByHand
 from .patches import AppliedPatch, PendingPatch, RefusedPatch
+from .rebasing import Rebase, ReplayedPatch
 from .reviewing import RefusedReview, Review, ReviewWish
 from .run import FailureCode, RunState
 from .states import PhaseStatus, RunStatus
@@ -112,6 +113,18 @@ class _Recorded:
         return None
 
 
+def _rebase(events: Sequence[e.PatchReplayed]) -> Rebase:
+    return Rebase(
+        from_run="",
+        patches=tuple(
+            ReplayedPatch(
+                **{each.name: getattr(event, each.name) for each in fields(ReplayedPatch)}
+            )
+            for event in events
+        ),
+    )
+
+
 @dataclass(slots=True)
 class _Replayer:
     run: RunState
@@ -180,7 +193,10 @@ class _Replayer:
         wish = _first(events, e.ReviewRequested)
         rolled_back = _first(events, e.RunRolledBack)
         ended = _first(events, e.RunEnded)
-        if issues:
+        replayed = [each for each in events if isinstance(each, e.PatchReplayed)]
+        if replayed:
+            yield _rebase(replayed)
+        elif issues:
             yield IssuesSeen(phase_id=_phase_of(events, e.IssueRecorded), issues=issues)
         elif wish is not None:
             yield ReviewWish(wish.phase_id)

@@ -24,6 +24,7 @@ from .history import GainedCommits
 from .objects import CollisionError
 from .push import Remote
 from .refs import PreparedRefs, RefUpdate
+from .replay import ReplayConflict, Replayed
 from .repository import Base, DiffStat, MergeResult, Repository
 
 __all__ = [
@@ -54,6 +55,8 @@ __all__ = [
     "RefUpdate",
     "Remote",
     "RemoteMovedError",
+    "ReplayConflict",
+    "Replayed",
     "Repository",
     "RepositoryUnusableError",
 ]

@@ -114,7 +114,7 @@ def rehearse(
         refuse_unproven(scanned)
         resolution = resolve(str(refusal))
         merged, repairs = resolution.is_merged, resolution.repairs or repairs
-        changes = _difference(quarantine, tree, resolution.tree)
+        changes = difference(quarantine, tree, resolution.tree)
         result = quarantine.draft(tree)
         result.edit(changes)
     prove(scanned, changes)
@@ -195,7 +195,7 @@ def _compare(before: dict[bytes, Entry], after: dict[bytes, Entry]) -> Iterable[
             yield FileChange(path_text(path), old_mode, new_mode, old_oid, new_oid)
 
 
-def _difference(quarantine: Quarantine, old: str, new: str) -> tuple[FileChange, ...]:
+def difference(quarantine: Quarantine, old: str, new: str) -> tuple[FileChange, ...]:
     """Return the changes between two trees, one of them in quarantine."""
     options = ("-r", "-z", "--raw", "--no-renames", "--no-abbrev", "--end-of-options")
     words = iter(quarantine.git("diff-tree", *options, old, new).stdout.split(b"\0"))

@@ -34,11 +34,27 @@ _SYMBOLIC_DEPTH = 5
 
 @dataclass(frozen=True, slots=True)
 class RefUpdate:
-    """Move `ref` to `new` if it is at `old`; with None, if it does not exist."""
+    """Move `ref` to `new` if it is at `old`; with None, if it does not exist.
+
+    With `is_check` the ref may be any branch: it only must be at `new` still, and is not written.
+    """
 
     ref: str
     new: str
     old: str | None
+    is_check: bool = False
+
+    @classmethod
+    def check(cls, ref: str, at: str) -> RefUpdate:
+        """Require that a branch is still where it was read."""
+        return cls(ref, at, at, is_check=True)
+
+    @property
+    def command(self) -> str:
+        """The line for `git update-ref --stdin`."""
+        if self.is_check:
+            return f"verify {self.ref} {self.new}\n"
+        return f"update {self.ref} {self.new} {self.old or _NONE}\n"
 
 
 class PreparedRefs:
@@ -108,11 +124,12 @@ class Refs:
         name space.
         """
         for update in updates:
-            if not is_ours(update.ref):
+            if not (update.is_check or is_ours(update.ref)):
                 raise ValueError(f"{update.ref!r} is not a ref of a run")
             if not all(_OID.match(oid) for oid in (update.new, update.old or _NONE)):
                 raise ValueError(f"{update.ref} would be moved between values that are not ids")
-            self._refuse_symbolic(update)
+            if not update.is_check:
+                self._refuse_symbolic(update)
         process = self._start(updates)
         try:
             yield PreparedRefs(process, self._runner)
@@ -126,8 +143,7 @@ class Refs:
             raise RefMovedError(update.ref, update.old, raw)
 
     def _start(self, updates: Sequence[RefUpdate]) -> subprocess.Popen[bytes]:
-        lines = [f"update {each.ref} {each.new} {each.old or _NONE}\n" for each in updates]
-        commands = "".join(["start\n", *lines, "prepare\n"])
+        commands = "".join(["start\n", *(each.command for each in updates), "prepare\n"])
         while True:
             process = self._runner.start(
                 "update-ref",
@@ -183,7 +199,7 @@ class Refs:
                 age = time.time() - lock.stat().st_mtime
             except FileNotFoundError:
                 continue
-            if age < _STALE_LOCK_SECONDS:
+            if age < _STALE_LOCK_SECONDS or update.is_check:  # not ours to remove
                 raise RefLockedError(f"{update.ref} is being moved by another git process.")
             logger.warning("removed the stale lock of %s, %d seconds old", update.ref, age)
             lock.unlink(missing_ok=True)

@@ -44,6 +44,7 @@ from .push import Remote
 from .quarantine import Quarantine, open_quarantine, remove_leftovers
 from .refs import PreparedRefs, Refs, RefUpdate
 from .repair import read_patch
+from .replay import ReplayConflict, Replayed, replay
 from .signing import Signer
 from .tracked import TRUST, require_untracked
 
@@ -251,6 +252,10 @@ class Repository:
                 f"An object of commit {commit} is missing from {self.git_dir}: {error}."
             ) from None
 
+    def read_blob(self, oid: str) -> bytes:
+        """Return a file's content by its object id. Raises KeyError when it is missing."""
+        return self.objects.read(oid)[1]
+
     def files_in(self, commit: str, paths: Collection[str]) -> set[str]:
         """Return those of these paths where a commit has a file."""
         options = ("--full-tree", "-z", "--end-of-options")
@@ -364,6 +369,21 @@ class Repository:
             rehearsal = self._rehearse(quarantine, head, patch, check_policy, base_commit)
             self.objects.install(rehearsal.loose)
         return rehearsal.applied
+
+    def replay(
+        self, onto: str, commits: Sequence[tuple[str, str]]
+    ) -> list[Replayed] | ReplayConflict:
+        """Make commits, each given with its parent, again on another commit, three-way.
+
+        The new objects are durable when this returns; after a conflict nothing is stored.
+        """
+        with self.quarantine() as quarantine:
+            result = replay(quarantine, onto, commits)
+            if isinstance(result, ReplayConflict):
+                return result
+            made, loose = result
+            self.objects.install(loose)
+        return made
 
     def put_folder(self, head: str, path: str, files: Mapping[str, bytes]) -> str:
         """Return the tree of a commit with these files, and no others, in one of its folders.

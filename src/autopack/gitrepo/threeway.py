@@ -77,9 +77,9 @@ def recent_commits(quarantine: Quarantine, head: str) -> list[str]:
 def _merge_trees(quarantine: Quarantine, base: str, ours: str, theirs: str) -> Merge:
     # `merge-tree` needs commits and finds their merge base by itself, so three commits are made
     # with exactly that history.
-    root = _write_commit(quarantine, tree_of(quarantine, base))
-    head = _write_commit(quarantine, ours, root)
-    patch = _write_commit(quarantine, theirs, root)
+    root = write_commit(quarantine, tree_of(quarantine, base))
+    head = write_commit(quarantine, ours, root)
+    patch = write_commit(quarantine, theirs, root)
     result = quarantine.git(
         "merge-tree", "--write-tree", "--messages", "-z", head, patch, allowed=(0, 1)
     )
@@ -96,7 +96,7 @@ def _merge_trees(quarantine: Quarantine, base: str, ours: str, theirs: str) -> M
     )
 
 
-def _write_commit(quarantine: Quarantine, tree: str, *parents: str) -> str:
+def write_commit(quarantine: Quarantine, tree: str, *parents: str) -> str:
     lines = [f"tree {tree}", *(f"parent {parent}" for parent in parents)]
     lines += [f"{role} Autopack <autopack@localhost> 0 +0000" for role in ("author", "committer")]
     return quarantine.write("commit", "\n".join([*lines, "", "Merge", ""]).encode())

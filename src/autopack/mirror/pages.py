@@ -370,6 +370,8 @@ def _whereabouts(run: RunDetail) -> Iterable[tuple[str, str]]:
     yield "Base", f"{code(run.base_branch)} at {code(run.base_commit)}"
     if run.continues is not None:
         yield "Continues", code(run.continues)
+    if run.rebases is not None:
+        yield "Rebases", code(run.rebases)
     yield "Last snapshot", code(run.last_snapshot or "")
     yield "Debt", DEBT_WORDS[run.debt_status]
     yield "Profile", f"{_words(run.safety_profile)}, {_words(run.run_scope)}"

@@ -165,6 +165,8 @@ def _figures(run: RunDetail, phases: Sequence[PhaseDetail]) -> Iterable[tuple[st
             yield what, ", ".join(code(each, _NAME) for each in [*named][:MAX_ACTORS]) + more
     if run.continues is not None:
         yield "Continues", f"{code(run.continues)}, recorded at {run.continued_commit}"
+    if run.rebases is not None:
+        yield "Rebases", f"{code(run.rebases)}, recorded at {run.rebased_commit}"
     yield "Base commit", run.base_commit
     yield "Head commit", run.head_commit
     if run.last_snapshot:

@@ -24,6 +24,8 @@ _RUN = (
     "base_commit",
     "continues",
     "continued_commit",
+    "rebases",
+    "rebased_commit",
     "head_commit",
     "last_snapshot",
     "state",

@@ -85,6 +85,9 @@ class Run(Base):
     continues: Mapped[str | None]
     continued_commit: Mapped[str | None]
     trunk_commit: Mapped[str | None]
+    # The run whose commits this one makes again on a newer base, and the commit of its record.
+    rebases: Mapped[str | None]
+    rebased_commit: Mapped[str | None]
     head_commit: Mapped[str]
     # The last commit of the work: only the commit of the run's record comes after it.
     work_commit: Mapped[str]

@@ -34,6 +34,9 @@ from ..views.runs import RunDetail
 from .context import AppContext
 from .projection import index_answer, run_index
 
+# Commits that no patch of their own run produces.
+_OWN_DIFFERENCE: Final = frozenset({CommitKind.RECORD, CommitKind.REPLAY})
+
 
 class RunChange:
     """One change of one run, under its lock.
@@ -54,6 +57,7 @@ class RunChange:
         self.commits: list[Commit] = []
         self.ref_updates: list[RefUpdate] = []
         self.revision_before: Final = run.revision
+        self.is_new_branch = False  # the branch is created by this change
         self.reports: list[tuple[str, IssueReport]] = []
         self.placed_commits = 0
         self.record: tuple[RunDetail, Mapping[str, bytes]] | None = None
@@ -159,7 +163,7 @@ class RunChange:
         was repaired) stores its own diff, so that it can be rebuilt.
         """
         repository, parents = self.context.repository, [self.head]
-        has_own_difference = has_own_difference or is_merged or kind is CommitKind.RECORD
+        has_own_difference = has_own_difference or is_merged or kind in _OWN_DIFFERENCE
         signature = None
         if kind is CommitKind.RECORD:
             signature = repository.sign_commit(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from ..config import Settings, repository_top
 from ..domain.absolute_paths import ABSOLUTE
-from ..domain.changes import MODE_EXECUTABLE, MODE_FILE, Repair
+from ..domain.changes import MODE_EXECUTABLE, MODE_FILE, FileChange, Repair
 from ..domain.dependencies import (
     DependencyChange,
     ManifestChange,
@@ -118,20 +118,29 @@ class _Inspection:
 
     def __call__(self, changes: ChangeSet) -> None:
         self._require_allowed(changes)
-        self.dependencies = tuple(
-            DependencyChange(**redacted(dependency_document(each)))
-            for each in changed_dependencies(_manifests(changes))
-        )
+        self.dependencies = dependencies_of(changes.files, changes.read)
 
 
-def _manifests(changes: ChangeSet) -> Iterator[ManifestChange]:
+def dependencies_of(
+    files: Iterable[FileChange], read: Callable[[str], bytes]
+) -> tuple[DependencyChange, ...]:
+    """Return the dependencies that changed files add or change; `read` returns a blob."""
+    return tuple(
+        DependencyChange(**redacted(dependency_document(each)))
+        for each in changed_dependencies(_manifests(files, read))
+    )
+
+
+def _manifests(
+    files: Iterable[FileChange], read: Callable[[str], bytes]
+) -> Iterator[ManifestChange]:
     """Yield the manifests among the changed files; a link or a submodule is none."""
 
     def content(mode: int, oid: str | None) -> bytes | None:
         is_file = mode in (MODE_FILE, MODE_EXECUTABLE) and oid is not None
-        return changes.read(str(oid)) if is_file else None
+        return read(str(oid)) if is_file else None
 
-    for file in changes.files:
+    for file in files:
         if is_manifest(file.path):
             yield ManifestChange(
                 path=file.path,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..domain.continuing import (
@@ -33,7 +33,8 @@ from ..store.session import RowSession
 from ..views.issues import IssueIndexAnswer
 from ..views.results import NextStep
 from ..views.runs import CurrentPhase, LeaseState, ListedRun, RunAnswer
-from .after_commit import after_commit, commit_for_good
+from .after_commit import after_commit, commit_change, commit_for_good
+from .change import RunChange
 from .ci import checks_of
 from .context import AppContext
 from .opening import changing, locked_session, up_to_date
@@ -53,7 +54,7 @@ def start_run(context: AppContext, plan: Plan) -> tuple[RunAnswer, bool]:
     Raises InvalidPlanError, InvalidRulesetError, RunExistsError, RefNameTakenError, and
     InvalidError for the name of a file beside the runs.
     """
-    return _start(context, plan, None)
+    return start_as(context, plan, None)
 
 
 def continue_run(context: AppContext, run_id: str, wanted: Continuation) -> tuple[RunAnswer, bool]:
@@ -67,24 +68,40 @@ def continue_run(context: AppContext, run_id: str, wanted: Continuation) -> tupl
         earlier = up_to_date(context, session, run_id)
         found = issues.list_run_issues(session, earlier.id)
         state = runs.read_state(earlier).with_issues(found)
+        if earlier.rebases is not None:
+            raise NotContinuableError(
+                f"run '{run_id}' rebases run '{earlier.rebases}': rebase that one again"
+            )
         require_continuable(state)
         plan = continued_plan(runs.get_plan(session, earlier), state, wanted)
         origin = _origin(earlier)
         session.commit()
-    return _start(context, plan, origin)
+    return start_as(context, plan, origin)
 
 
 @dataclass(frozen=True, slots=True)
-class _Origin:
-    """The failed run that a new one continues. `base` is None if nothing of it is verified."""
+class Origin:
+    """The run that a new one continues or rebases, and the commit of its record.
+
+    `base` is None if nothing of a continued run is verified. `trunk` is where the first of the
+    continued runs started. `replay` puts the commits of a rebased run on the new branch.
+    """
 
     run_id: str
     record: str
     base: Base | None
-    trunk: str
+    trunk: str | None
+    replay: Callable[[RunChange], None] | None = None
+
+    @property
+    def document(self) -> dict[str, str | None]:
+        """What belongs to the plan's hash, by which the same request is known again."""
+        if self.replay is None:
+            return {"continues": self.run_id}
+        return {"rebases": self.run_id, "onto": self.base.commit if self.base else None}
 
 
-def _origin(run: Run) -> _Origin:
+def _origin(run: Run) -> Origin:
     if run.head_commit == run.work_commit:
         raise NotContinuableError(
             f"run '{run.run_id}' has no record on its branch, which its continuation would name"
@@ -93,7 +110,7 @@ def _origin(run: Run) -> _Origin:
     phases = [phase for tier in run.tiers for phase in tier.phases]
     complete = [phase for phase in phases if phase.state is PhaseStatus.COMPLETE]
     verified = complete[-1].snapshot_commit if complete else None
-    return _Origin(
+    return Origin(
         run_id=run.run_id,
         record=run.head_commit,
         base=None if verified is None else Base(run.base_branch, verified),
@@ -101,12 +118,13 @@ def _origin(run: Run) -> _Origin:
     )
 
 
-def _start(context: AppContext, plan: Plan, origin: _Origin | None) -> tuple[RunAnswer, bool]:
+def start_as(context: AppContext, plan: Plan, origin: Origin | None) -> tuple[RunAnswer, bool]:
+    """Start a run, or return the one that the same request started, as `start_run` does."""
     run_id = plan.run.run_id
     context.mirror.folder(run_id)  # refuses names of the project's own files
     document = plan.model_dump(mode="json")
     if origin is not None:
-        document["continues"] = origin.run_id
+        document |= origin.document
     digest = hashlib.sha256(canonical_json(document)).hexdigest()
     with locked_session(context, run_id) as session:
         session.begin_change()
@@ -129,6 +147,13 @@ def _start(context: AppContext, plan: Plan, origin: _Origin | None) -> tuple[Run
             attention.close_continued(session, origin.run_id, run.created_at, by=by)
         # Tags of another service, as in a clone, would end the run at a snapshot.
         context.repository.require_free_ref(snapshot_ref(branch_name(run_id)))
+        if origin is not None and origin.replay is not None:
+            change = RunChange(context, session, run, context.caller.actor)
+            change.is_new_branch = True
+            origin.replay(change)
+            settle(change)
+            commit_change(change)
+            return _answer(run, []), True
         branch = RefUpdate(branch_ref(run_id), run.base_commit, None)
         with context.repository.prepare_refs([branch]) as refs:
             commit_for_good(session)
@@ -277,6 +302,8 @@ def _add_first_event(session: RowSession, run: Run, actor: str) -> None:
         is_sandbox_required=run.is_sandbox_required,
         continues=run.continues,
         continued_commit=run.continued_commit,
+        rebases=run.rebases,
+        rebased_commit=run.rebased_commit,
         dependencies_need_review=run.dependencies_need_review,
     )
     runs.add_events(session, run, (event,))
@@ -305,11 +332,13 @@ def _new_run(
     plan: Plan,
     strategy: Strategy,
     digest: str,
-    origin: _Origin | None,
+    origin: Origin | None,
 ) -> Run:
     """Create the rows: the description from plan and strategy, the rest from the run's state."""
     now = context.now()
     base = (origin and origin.base) or context.repository.base()
+    continued = origin if origin and origin.replay is None else None
+    rebased = origin if origin and origin.replay is not None else None
     run = runs.RUNS.new(
         project_id=context.settings.project_id,
         run_id=plan.run.run_id,
@@ -332,9 +361,11 @@ def _new_run(
         ],
         base_branch=base.branch,
         base_commit=base.commit,
-        continues=origin and origin.run_id,
-        continued_commit=origin and origin.record,
-        trunk_commit=origin.trunk if origin and origin.base else None,
+        continues=continued and continued.run_id,
+        continued_commit=continued and continued.record,
+        trunk_commit=continued.trunk if continued and continued.base else None,
+        rebases=rebased and rebased.run_id,
+        rebased_commit=rebased and rebased.record,
         work_commit=base.commit,
         event_sequence=0,
         event_hash=GENESIS_HASH,

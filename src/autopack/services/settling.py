@@ -66,7 +66,8 @@ def settle(change: RunChange) -> None:
         _want_push(change)
     if change.commits:
         branch = branch_ref(change.run.run_id)
-        change.ref_updates.insert(0, RefUpdate(branch, change.head, change.first_head))
+        old = None if change.is_new_branch else change.first_head
+        change.ref_updates.insert(0, RefUpdate(branch, change.head, old))
 
 
 def request_ci_run(change: RunChange, phase_id: str, *, at: datetime | None = None) -> None:

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from ..domain.errors import NotFoundError
 from ..domain.outcomes import CommitKind, PatchOutcome, PatchStatus
+from ..domain.states import PhaseStatus
 from ..models import Commit, Patch, Phase, Reply, Submission
 from ..views.record import RecordedCommit
 from .rows import Rows
@@ -146,6 +147,28 @@ def get_patch(session: Session, run_pk: int, patch_pk: int) -> bytes:
 def list_commits(session: RowSession, run_pk: int) -> list[Commit]:
     """Return every commit that the run's branch was at, oldest first."""
     return session.rows(_COMMITS, "WHERE run_pk = %s ORDER BY position", (run_pk,))
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptedCommit:
+    """A commit of a phase that is complete, and the Builders of that phase."""
+
+    sha: str
+    parent: str
+    message: str
+    phase_id: str
+    builders: list[str]
+    builder_models: list[str]
+
+
+def list_accepted_commits(session: RowSession, run_pk: int) -> list[AcceptedCommit]:
+    """Return the commits that hold the patches of complete phases, oldest first."""
+    query = """SELECT c.sha, c.parent, c.message, p.phase_id, p.builders, p.builder_models
+        FROM commits c JOIN phases p ON p.id = c.phase_pk
+        WHERE c.run_pk = %s AND c.kind = ANY(%s) AND p.state = %s ORDER BY c.position"""
+    kinds = [CommitKind.PATCH, CommitKind.REPLAY]
+    values = (run_pk, [str(kind) for kind in kinds], str(PhaseStatus.COMPLETE))
+    return [AcceptedCommit(*row) for row in session.fetch(query, values)]
 
 
 def find_change(session: Session, commit: Commit) -> bytes | None:

@@ -187,6 +187,7 @@ class RunSummaryAnswer(Shape):
     base_branch: str
     base_commit: str
     continues: str | None
+    rebases: str | None
     branch: str
     head_commit: str
     last_snapshot: str | None
@@ -256,6 +257,7 @@ class RunDetail(RunSummaryAnswer):
     """
 
     continued_commit: str | None
+    rebased_commit: str | None
     promotion_warnings: list[str]
     is_rolled_back: bool
     is_sandbox_required: bool

@@ -1,0 +1,259 @@
+"""The branch of a run is made again on today's base, as a new run. (rules §8.1)"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from pydantic import SecretStr
+
+from autopack.config import Settings
+from autopack.domain.record_check import JsonObject
+from autopack.gitrepo import Repository
+
+if TYPE_CHECKING:
+    from tests.api.conftest import Api
+
+pytestmark = [pytest.mark.integration, pytest.mark.safety_critical]
+
+CHECKER = Path(__file__).resolve().parents[2] / "scripts" / "check_promotion.py"
+EDIT = """\
+diff --git a/src/P0.0.txt b/src/P0.0.txt
+--- a/src/P0.0.txt
++++ b/src/P0.0.txt
+@@ -1 +1,2 @@
+ This is src/P0.0.txt.
++And more.
+"""
+
+
+def rebase(api: Api, of: str = "run-001", status: int = 201, **choice: Any) -> JsonObject:
+    response = api.client.post(f"/runs/{of}/rebase", json=choice)
+    assert response.status_code == status, response.text
+    return dict(response.json())
+
+
+def finish(api: Api, run_id: str = "run-001") -> None:
+    """Run two phases: one adds a file, the other one changes it."""
+    api.start(run_id, phases=2)
+    api.result(run_id)
+    assert api.result(run_id, "P0.1", EDIT).json()["run_state"] == "DONE_SUCCESS"
+
+
+def move_base(api: Api, path: str = "other.txt", text: str = "other\n") -> str:
+    """Add a commit to the base branch, as a person does by a merge."""
+    return api.repo.commit({path: text})
+
+
+def offline(api: Api, run_id: str) -> JsonObject:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-I", str(CHECKER), f"--run-id={run_id}", "--json"),
+            *(f"--branch=autonomous/{run_id}", f"--repository={api.repo.path}"),
+        ],
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    assert done.stderr == ""
+    verdict: JsonObject = json.loads(done.stdout)
+    assert verdict["eligible"] is (done.returncode == 0)
+    return verdict
+
+
+def show(api: Api, spec: str) -> str:
+    return api.repo.git("show", spec)
+
+
+def refs(api: Api) -> str:
+    return api.repo.git("for-each-ref")
+
+
+def test_a_rebased_run_has_the_same_patches_on_the_new_base_and_may_be_promoted(api: Api) -> None:
+    finish(api)
+    old = api.run()["head_commit"]
+    base = move_base(api)
+
+    run = rebase(api)
+    assert (run["run_id"], run["rebases"], run["state"]) == ("run-001.2", "run-001", "DONE_SUCCESS")
+    assert (run["base_commit"], run["promotion_eligible_to_main"]) == (base, True)
+    assert show(api, "autonomous/run-001.2:other.txt") == "other"
+    assert show(api, "autonomous/run-001.2:src/P0.0.txt").endswith("And more.")
+    subjects = api.repo.git("log", "--format=%s", f"{base}..{api.head('run-001.2')}").splitlines()
+    assert subjects == ["Phase 1 of tier 0", "Phase 0 of tier 0"]
+    assert api.run()["head_commit"] == old == api.repo.git("rev-parse", "autonomous/run-001")
+
+    promotion = api.client.get("/runs/run-001.2/promotion").json()
+    assert (promotion["eligible"], promotion["reasons"]) == (True, [])
+    assert "**Rebases:** `run-001`" in promotion["pull_request"]["body"]
+    assert offline(api, "run-001.2")["reasons"] == []
+    assert rebase(api, status=200)["created_at"] == run["created_at"]  # the same request
+
+
+def test_a_rebase_of_a_rebase_is_checked_back_to_the_first_run(api: Api) -> None:
+    finish(api)
+    move_base(api)
+    rebase(api)
+    move_base(api, "third.txt")
+    assert rebase(api, "run-001.2")["run_id"] == "run-001.3"
+    assert offline(api, "run-001.3")["reasons"] == []
+    api.repo.git("branch", "-D", "autonomous/run-001")
+    api.repo.git("tag", "-d", *api.repo.git("tag", "-l", "autonomous/run-001/*").split())
+    api.repo.git("reflog", "expire", "--expire=now", "--all")
+    api.repo.git("gc", "--quiet", "--prune=now")
+    [reason] = offline(api, "run-001.3")["reasons"]
+    assert reason.startswith("run 'run-001.2', which this one rebases: commit ")
+    assert "is missing here" in reason
+
+
+def test_a_patch_that_does_not_merge_names_phase_and_paths_and_changes_nothing(api: Api) -> None:
+    finish(api)
+    move_base(api, "src/P0.0.txt", "Somebody else wrote this.\n")
+    before = refs(api)
+    problem = api.refused(api.client.post("/runs/run-001/rebase", json={}), 409, "rebase_conflict")
+    assert (problem["phase_id"], problem["paths"]) == ("P0.0", ["src/P0.0.txt"])
+    assert refs(api) == before
+    assert api.client.get("/runs/run-001.2").status_code == 404
+
+
+def test_a_base_that_moves_during_the_rebase_changes_nothing(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish(api)
+    move_base(api)
+    replay = Repository.replay
+
+    def replay_slowly(*arguments: Any) -> Any:
+        result = replay(*arguments)
+        move_base(api, "late.txt")
+        return result
+
+    monkeypatch.setattr(Repository, "replay", replay_slowly)
+    api.refused(api.client.post("/runs/run-001/rebase", json={}), 409, "base_moved", "main")
+    monkeypatch.undo()
+    assert api.client.get("/runs/run-001.2").status_code == 404
+    assert "run-001.2" not in refs(api)
+    assert rebase(api)["state"] == "DONE_SUCCESS"
+
+
+def test_only_a_run_that_may_be_promoted_is_rebased_and_onto_another_base(api: Api) -> None:
+    def refuse(*names: str, code: str = "not_rebasable", **choice: str) -> None:
+        answer = api.client.post("/runs/run-001/rebase", json=choice)
+        api.refused(answer, 409, code, *names)
+
+    assert api.client.post("/runs/nobody/rebase", json={}).status_code == 404
+    api.start(phases=2)
+    refuse("only a run that is over")
+    api.result()
+    api.result(phase_id="P0.1", patch=EDIT)
+    refuse("stands on 'main' at")
+    move_base(api)
+    refuse("is at", code="base_moved", base_commit="0" * 40)
+    wrong = api.client.post("/runs/run-001/rebase", json={"base_commit": "main"})
+    api.refused(wrong, 422, None, "base_commit")
+    reason = {"to_phase": "P0.0", "reason": "no good"}
+    assert api.client.post("/runs/run-001/rollback", json=reason).status_code == 200
+    refuse("the branch was rolled back by hand")
+
+
+def test_a_base_that_has_all_changes_needs_no_rebase(api: Api) -> None:
+    finish(api)
+    tree = api.repo.git("rev-parse", f"{api.head()}^{{tree}}")
+    merged = api.repo.git("commit-tree", tree, "-p", "main", "-m", "Squashed")
+    api.repo.git("update-ref", "refs/heads/main", merged)
+    answer = api.client.post("/runs/run-001/rebase", json={})
+    api.refused(answer, 409, "not_rebasable", "has all changes of run")
+
+
+@pytest.fixture
+def settings(settings: Settings, tmp_path: Path) -> Settings:
+    bare = tmp_path / "remote.git"
+    subprocess.run(["git", "init", "--quiet", "--bare", str(bare)], check=True)
+    return settings.model_copy(update={"git_remote": SecretStr(str(bare))})
+
+
+def judge(api: Api, verdict: str) -> JsonObject:
+    body: JsonObject = {"commit_sha": api.head("run-001.2"), "verdict": verdict}
+    body |= {"failing_checks": ["test_a"]} if verdict == "red" else {}
+    answer = api.client.post("/runs/run-001.2/phases/rebase/ci_result", json=body)
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json())
+
+
+def test_ci_judges_the_rebased_branch_and_a_builder_mends_a_red_one(api: Api) -> None:
+    finish(api)
+    rules = api.client.get("/project/ruleset").json()
+    rules["ci"] = {"mode": "external"}
+    assert api.client.put("/project/ruleset", json=rules).status_code == 200
+    move_base(api)
+    assert rebase(api)["state"] == "CI_RUNNING"
+    assert judge(api, "red")["phase_state"] == "QUEUED"
+    mended = api.result("run-001.2", "rebase", api.new_file("src/mended.txt"))
+    assert mended.json()["phase_state"] == "CI_RUNNING"
+    assert judge(api, "green")["run_state"] == "DONE_SUCCESS"
+    assert offline(api, "run-001.2")["reasons"] == []
+
+
+def test_a_failed_rebase_is_not_continued_but_made_again(api: Api) -> None:
+    finish(api)
+    rules = api.client.get("/project/ruleset").json()
+    rules["ci"] = {"mode": "external"}
+    assert api.client.put("/project/ruleset", json=rules).status_code == 200
+    move_base(api)
+    rebase(api)
+    reason = {"reason": "another base comes"}
+    assert api.client.post("/runs/run-001.2/cancel", json=reason).status_code == 200
+    answer = api.client.post("/runs/run-001.2/continue", json={})
+    api.refused(answer, 409, "not_continuable", "rebase that one again")
+    assert rebase(api, run_id="run-001-again")["state"] == "CI_RUNNING"
+
+
+def test_new_dependencies_of_a_rebased_run_need_the_review_again(api: Api) -> None:
+    api.start()
+    added = api.new_file("requirements.txt", "requests==2.31")
+    assert api.result(patch=added).json()["run_state"] == "DONE_SUCCESS"
+    rules = api.client.get("/project/ruleset").json()
+    rules["review"]["new_dependencies"] = "required"
+    assert api.client.put("/project/ruleset", json=rules).status_code == 200
+    move_base(api)
+    assert rebase(api)["state"] == "GATE"
+    body = {"recommendation": "approve", "review_notes": "known"}
+    answer = api.client.post("/runs/run-001.2/phases/rebase/auditor_result", json=body)
+    assert answer.json()["phase_state"] == "COMPLETE", answer.text
+    assert offline(api, "run-001.2")["reasons"] == []
+
+
+@pytest.mark.parametrize("what", ["original", "left_out"])
+def test_the_checker_refuses_a_rebase_that_is_not_of_the_named_run(
+    api: Api, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """A service that was changed makes a commit of its own, or leaves one out."""
+    finish(api)
+    move_base(api)
+    replay = Repository.replay
+
+    def forge(repository: Repository, onto: str, commits: list[tuple[str, str]]) -> Any:
+        made = replay(repository, onto, commits)
+        assert isinstance(made, list)
+        return made
+
+    def other_tree(repository: Repository, onto: str, commits: list[tuple[str, str]]) -> Any:
+        made = forge(repository, onto, commits)
+        made[1] = made[0]
+        return made
+
+    if what == "original":
+        monkeypatch.setattr(Repository, "replay", other_tree)
+        told = "is not what the commit that it makes again gives on its base"
+    else:
+        from autopack.services import rebasing
+
+        accepted = rebasing._accepted
+        monkeypatch.setattr(rebasing, "_accepted", lambda *given: accepted(*given)[:1])
+        told = "of the rebased run is not made again"
+    rebase(api)
+    assert any(told in reason for reason in offline(api, "run-001.2")["reasons"])
