@@ -610,56 +610,6 @@ class UnavailableError(AutopackError):
     code = "unavailable"
 
 
-# ---- autopack/domain/money.py --------------------------------------------------------------------
-
-"""Money: US dollars as exact decimals with six places. Never a float, so that sums are exact."""
-
-
-ZERO_USD = Decimal("0.000000")
-MAX_USD = Decimal(1_000_000_000)
-_PLACE = Decimal("0.000001")
-_MILLION = Decimal(1_000_000)
-
-
-def usd(amount: Decimal | str | int) -> Decimal:
-    """Round an amount to six places, half up."""
-    return Decimal(amount).quantize(_PLACE, ROUND_HALF_UP)
-
-
-def usd_text(amount: Decimal) -> str:
-    """Return an amount as a decimal string with six places, the form of answers and records."""
-    return f"{amount:.6f}"
-
-
-def short_usd(amount: Decimal) -> str:
-    """Return an amount for people: two places, or four where it is less than a dollar."""
-    return f"${amount:,.2f}" if amount >= 1 or not amount else f"${amount:.4f}"
-
-
-def cost_at(
-    price: Mapping[str, Any],
-    *,
-    tokens_used: int,
-    input_tokens: int,
-    output_tokens: int,
-    cached_tokens: int,
-) -> Decimal:
-    """Price an attempt's tokens, in USD. `price`: USD per million `input`, `output`, `cached`.
-
-    The three kinds do not overlap. Tokens of `tokens_used` beyond them have no known kind and are
-    priced as input, since most tokens of an agent are input.
-    """
-    unknown = max(0, tokens_used - input_tokens - output_tokens - cached_tokens)
-    per_input = Decimal(price["input"])
-    per_cached = per_input if price.get("cached") is None else Decimal(price["cached"])
-    total = (
-        (input_tokens + unknown) * per_input
-        + cached_tokens * per_cached
-        + output_tokens * Decimal(price["output"])
-    )
-    return usd(total / _MILLION)
-
-
 # ---- autopack/domain/terms.py --------------------------------------------------------------------
 
 """The closed sets of words that rules, records and the offline checker share.
@@ -748,6 +698,199 @@ class Sandbox(StrEnum):
     BUBBLEWRAP = "bubblewrap"
     NONE = "none"
     EXTERNAL = "external"
+
+
+class EvidenceKind(StrEnum):
+    """What CI measures beside the command on the commit itself. (rules §6.1)"""
+
+    BASELINE = "baseline"
+
+
+class EvidenceResult(StrEnum):
+    """What a measurement says of the change. (rules §6.1)"""
+
+    PASSED = "passed"
+    WARNED = "warned"  # it speaks against the change, and plan or ruleset let that pass
+    FAILED = "failed"  # it speaks against the change: the verdict is not green
+    NOT_NEEDED = "not_needed"  # the change gives nothing to measure
+    NOT_MEASURED = "not_measured"  # over its budget, or not to be compared: nothing is known
+
+
+# ---- autopack/domain/evidence.py -----------------------------------------------------------------
+
+"""What CI measured beside the command on the commit: one entry a kind in a verdict. (rules §6.1)
+
+How the entries come about is the subject of `evidence_rules`; here is their shape, and what a phase
+needs for promotion.
+
+Standard library alone: `scripts/check_promotion.py` is made from this module among others.
+"""
+
+
+MAX_EVIDENCE_CHECKS: Final = 20
+MAX_EVIDENCE_TEXT: Final = 500
+MAX_CHECK_NAME: Final = 160
+_MAX_COUNTS: Final = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """One measurement of a verdict.
+
+    `tree` and `base_tree` are git's ids of the tree that it was measured on, and of the one that it
+    is compared with. `counts` are pairs in the order of their names. `checks` are the first names
+    of those that matter; `checks_count` is how many there are.
+    """
+
+    kind: EvidenceKind
+    result: EvidenceResult
+    reason: str
+    command: str | None = None
+    tree: str | None = None
+    base_tree: str | None = None
+    counts: tuple[tuple[str, int], ...] = ()
+    checks: tuple[str, ...] = ()
+    checks_count: int = 0
+
+    @property
+    def text(self) -> str:
+        """Say in one line what was measured and found."""
+        return evidence_text(self.kind, self.result, self.reason)
+
+    def document(self) -> dict[str, Any]:
+        """Return the entry as it is stored, recorded and shown."""
+        return {
+            "kind": str(self.kind),
+            "result": str(self.result),
+            "reason": self.reason,
+            "command": self.command,
+            "tree": self.tree,
+            "base_tree": self.base_tree,
+            "counts": dict(self.counts),
+            "checks": list(self.checks),
+            "checks_count": self.checks_count,
+        }
+
+    @classmethod
+    def read(cls, value: Any) -> Evidence:
+        """Read an entry as `document` writes it. Raises TypeError, ValueError."""
+        if not isinstance(value, Mapping):
+            raise TypeError(f"{value!r} is no evidence")
+        unknown = value.keys() - cls.__slots__
+        if unknown:
+            raise ValueError(f"evidence has no {sorted(unknown)[0]!r}")
+        counts, checks = value.get("counts", {}), value.get("checks", [])
+        if not isinstance(counts, Mapping) or len(counts) > _MAX_COUNTS:
+            raise TypeError("the counts of evidence are an object")
+        if not isinstance(checks, list) or len(checks) > MAX_EVIDENCE_CHECKS:
+            raise TypeError("the checks of evidence are a short list")
+        return cls(
+            kind=EvidenceKind(value["kind"]),
+            result=EvidenceResult(value["result"]),
+            reason=_evidence_word(value["reason"]),
+            command=_evidence_word_or_none(value.get("command")),
+            tree=_evidence_word_or_none(value.get("tree")),
+            base_tree=_evidence_word_or_none(value.get("base_tree")),
+            counts=counted(
+                {_evidence_word(name): _evidence_count(count) for name, count in counts.items()}
+            ),
+            checks=tuple(_evidence_word(name) for name in checks),
+            checks_count=_evidence_count(value.get("checks_count", 0)),
+        )
+
+
+def evidence_text(kind: EvidenceKind, result: EvidenceResult, reason: str) -> str:
+    """Say in one line what was measured and found."""
+    return f"{kind} {result.replace('_', ' ')}: {reason}"
+
+
+def counted(counts: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
+    """Return counts in the one order in which an entry has them."""
+    return tuple(sorted(counts.items()))
+
+
+def _evidence_word(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
+
+
+def _evidence_word_or_none(value: Any) -> str | None:
+    return None if value is None else _evidence_word(value)
+
+
+def _evidence_count(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise TypeError(f"{value!r} is no count")
+    return value
+
+
+def is_refuted(evidence: Iterable[Evidence]) -> bool:
+    """Return whether an entry forbids a green verdict. (rules §6.1)"""
+    return any(each.result is EvidenceResult.FAILED for each in evidence)
+
+
+def missing_evidence(
+    required: Sequence[EvidenceKind], evidence: Sequence[Evidence]
+) -> Iterator[str]:
+    """Yield what a green verdict lacks of the evidence that its phase needs. (rules §8)"""
+    found = {each.kind: each for each in evidence}
+    for kind in required:
+        entry = found.get(kind)
+        if entry is None:
+            yield f"{kind} is missing"
+        elif entry.result in (EvidenceResult.FAILED, EvidenceResult.NOT_MEASURED):
+            yield entry.text
+
+
+# ---- autopack/domain/money.py --------------------------------------------------------------------
+
+"""Money: US dollars as exact decimals with six places. Never a float, so that sums are exact."""
+
+
+ZERO_USD = Decimal("0.000000")
+MAX_USD = Decimal(1_000_000_000)
+_PLACE = Decimal("0.000001")
+_MILLION = Decimal(1_000_000)
+
+
+def usd(amount: Decimal | str | int) -> Decimal:
+    """Round an amount to six places, half up."""
+    return Decimal(amount).quantize(_PLACE, ROUND_HALF_UP)
+
+
+def usd_text(amount: Decimal) -> str:
+    """Return an amount as a decimal string with six places, the form of answers and records."""
+    return f"{amount:.6f}"
+
+
+def short_usd(amount: Decimal) -> str:
+    """Return an amount for people: two places, or four where it is less than a dollar."""
+    return f"${amount:,.2f}" if amount >= 1 or not amount else f"${amount:.4f}"
+
+
+def cost_at(
+    price: Mapping[str, Any],
+    *,
+    tokens_used: int,
+    input_tokens: int,
+    output_tokens: int,
+    cached_tokens: int,
+) -> Decimal:
+    """Price an attempt's tokens, in USD. `price`: USD per million `input`, `output`, `cached`.
+
+    The three kinds do not overlap. Tokens of `tokens_used` beyond them have no known kind and are
+    priced as input, since most tokens of an agent are input.
+    """
+    unknown = max(0, tokens_used - input_tokens - output_tokens - cached_tokens)
+    per_input = Decimal(price["input"])
+    per_cached = per_input if price.get("cached") is None else Decimal(price["cached"])
+    total = (
+        (input_tokens + unknown) * per_input
+        + cached_tokens * per_cached
+        + output_tokens * Decimal(price["output"])
+    )
+    return usd(total / _MILLION)
 
 
 # ---- autopack/domain/sightings.py ----------------------------------------------------------------
@@ -1109,6 +1252,9 @@ class PhaseState:
     auto_apply: bool
     is_high_risk: bool
     allow_empty: bool
+    # What a green verdict must rest on, and what the last verdict rests on.
+    evidence_required: tuple[EvidenceKind, ...] = ()
+    evidence: tuple[Evidence, ...] = ()
     builder_attempts_used: int = 0
     auditor_attempts_used: int = 0
     is_builder_spent: bool = False
@@ -1696,6 +1842,7 @@ class CiVerdictReceived(PhaseEvent):
     failing_checks: tuple[str, ...]
     flaky: bool
     is_repeated: bool = False
+    evidence: tuple[Evidence, ...] = ()
 
 
 # Issues
@@ -1864,6 +2011,8 @@ def _reader(hint: Any) -> Callable[[Any], Any]:
         return lambda value: hint(
             **{name: _of_type(str, each) for name, each in _of_type(dict, value).items()}
         )
+    if hint is Evidence:
+        return Evidence.read
     if hint is datetime:
         return _read_time
     if hint is Decimal:
@@ -1899,6 +2048,8 @@ def _plain(value: Any) -> Any:
         return [_plain(each) for each in value]
     if isinstance(value, DependencyChange):
         return dependency_document(value)
+    if isinstance(value, Evidence):
+        return value.document()
     return value
 
 
@@ -2190,6 +2341,18 @@ def _judge_phases(run: RunState, reasons: _Reasons, warnings: list[str]) -> None
         if phase.state is not PhaseStatus.COMPLETE:
             continue
         if phase.verdict is Verdict.GREEN:
+            reasons += [
+                (
+                    PromotionCheck.VERDICTS,
+                    f"the green verdict of phase '{phase.phase_id}' lacks evidence: {what}",
+                )
+                for what in missing_evidence(phase.evidence_required, phase.evidence)
+            ]
+            warnings += [
+                f"phase '{phase.phase_id}': {each.text}"
+                for each in phase.evidence
+                if each.result is EvidenceResult.WARNED
+            ]
             if phase.sandbox is not Sandbox.BUBBLEWRAP and run.is_sandbox_required:
                 why = f"the green verdict of phase '{phase.phase_id}' was not made in a sandbox,"
                 why += " which ci.require_sandbox asks for"
@@ -2335,7 +2498,7 @@ _NOTHING_PENDING: Final[Mapping[str, Any]] = {
     "pending_submission_id": None,
     "pending_dependencies": (),
 }
-_UNJUDGED: Final[Mapping[str, None]] = {"verdict": None, "sandbox": None}
+_UNJUDGED: Final[Mapping[str, Any]] = {"verdict": None, "sandbox": None, "evidence": ()}
 
 
 # Phases
@@ -2559,6 +2722,7 @@ def _apply_verdict(state: RunState, event: CiVerdictReceived) -> RunState:
         event.phase_id,
         verdict=event.verdict,
         sandbox=event.sandbox,
+        evidence=event.evidence,
         judged_by=_known_actor(event),
     )
     if event.verdict is Verdict.DID_NOT_RUN:
@@ -3185,6 +3349,7 @@ def _phase_at_start(phase: JsonObject) -> PhaseState:
         allow_empty=False,
         independence=Independence(phase.get("independence", Independence.NONE)),
         approvals_needed=phase.get("approvals_needed", 1),
+        evidence_required=tuple(map(EvidenceKind, phase.get("evidence_required", ()))),
     )
 
 
@@ -3223,6 +3388,7 @@ _PHASE_FIGURES: Final = (
     "state",
     "verdict",
     "sandbox",
+    "evidence",
     "completed_by",
     "built_by",
     "reviewed_by",
@@ -3376,6 +3542,14 @@ class _Replay:
                     event.commit == (state.phase(event.phase_id).commit or state.head_commit),
                     f"event {number}: CI judged {event.commit}, which is not the commit of"
                     f" phase '{event.phase_id}'",
+                )
+                self.expect(
+                    event.verdict is not Verdict.GREEN or not is_refuted(event.evidence),
+                    f"event {number}: CI is green, and its evidence speaks against it",
+                )
+                self.expect(
+                    len({each.kind for each in event.evidence}) == len(event.evidence),
+                    f"event {number} has two entries of evidence of one kind",
                 )
             case TokensCounted():
                 self.expect(event.tokens >= 0, f"event {number} counts {event.tokens} tokens")
@@ -3625,6 +3799,8 @@ def _as_recorded(value: object) -> object:
         return wire_time(value)
     if isinstance(value, DependencyChange):
         return dependency_document(value)
+    if isinstance(value, Evidence):
+        return value.document()
     return [_as_recorded(each) for each in value] if isinstance(value, tuple) else value
 
 

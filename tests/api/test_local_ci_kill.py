@@ -17,7 +17,7 @@ import pytest
 from autopack.config import Settings
 from autopack.jobs.worker import Workers
 from autopack.main import queues_of
-from autopack.services.ci import checks_of
+from autopack.services.runners import checks_of
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

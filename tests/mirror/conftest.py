@@ -193,6 +193,8 @@ def make_phase(
         reviewed_by=None,
         approvals_needed=1,
         approved_by=[],
+        evidence_required=[],
+        evidence=[],
         judged_by=None,
         failure_reason=None,
         deadline_at=None,

@@ -10,18 +10,19 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import RawIOBase
 from pathlib import Path
 from typing import Final
 
 from ..config import Settings
+from ..domain.evidence_rules import CaseState
 from ..domain.results import CheckCounts
 from ..domain.secret_rules import redact
 from ..domain.terms import CiProfile, Verdict
 from ..domain.terms import Sandbox as Place
 from . import usage
-from .junit import Marks, ReportError, TestCounts, count_tests, mark_reports
+from .junit import MAX_CASES, Marks, ReportError, TestCounts, count_tests, mark_reports
 from .sandbox import OBJECTS, Limits, Sandbox, Start
 from .usage import UnmeasurableError
 
@@ -66,6 +67,12 @@ class Outcome:
     log: bytes = b""
     tests: CheckCounts | None = None
     failing_checks: tuple[str, ...] = ()
+    # None: no JUnit report that can be read, or too many tests. (docs/evidence.md)
+    cases: Mapping[str, CaseState] | None = None
+    # None: the command was stopped, or was not started.
+    exit_status: int | None = None
+    is_overdue: bool = False
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +160,7 @@ class CheckRunner:
             marks = mark_reports(job.tree, job.junit) if job.junit else {}
         except ReportError as error:
             return self._red(str(error), b"", None)
+        began = time.monotonic()
         reading, writing = os.pipe()
         try:
             start = self._start(job, writing)
@@ -184,8 +192,13 @@ class CheckRunner:
             status = _status(report.read(), process, is_contained=start.is_contained)
         if stopped is not None and stopped.is_ours:
             return self._did_not_run(stopped.reason, watched.log.content())
-        outcome = self._judge(
-            job, marks, stopped.reason if stopped else None, status, watched.log.content()
+        outcome = replace(
+            self._judge(
+                job, marks, stopped.reason if stopped else None, status, watched.log.content()
+            ),
+            exit_status=None if stopped else status,
+            is_overdue=watched.is_overdue,
+            seconds=time.monotonic() - began,
         )
         is_own_limit = stopped is not None and not watched.is_overdue
         if outcome.verdict is Verdict.RED and shortage is not None and not is_own_limit:
@@ -237,6 +250,7 @@ class CheckRunner:
             sandbox=self.sandbox,
             log=log,
             tests=counts.counts() if counts else None,
+            cases=_cases(counts),
         )
 
     def _red(self, reason: str, log: bytes, counts: TestCounts | None) -> Outcome:
@@ -247,6 +261,7 @@ class CheckRunner:
             log=log,
             tests=counts.counts() if counts else None,
             failing_checks=tuple(counts.failing) if counts else (),
+            cases=_cases(counts),
         )
 
     def _did_not_run(self, reason: str, log: bytes) -> Outcome:
@@ -478,6 +493,12 @@ def _document(line: bytes) -> dict[str, int]:
     except ValueError:
         return {}
     return document if isinstance(document, dict) else {}
+
+
+def _cases(counts: TestCounts | None) -> Mapping[str, CaseState] | None:
+    if counts is None or len(counts.cases) > MAX_CASES:
+        return None
+    return counts.cases
 
 
 def _names(counts: TestCounts | None) -> str:

@@ -11,13 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from ..domain.evidence import MAX_CHECK_NAME
+from ..domain.evidence_rules import CaseState, worst
 from ..domain.paths import matches
 from ..domain.results import CheckCounts
 
 MAX_REPORTS: Final = 200
 MAX_REPORT_BYTES: Final = 20_000_000
 MAX_FAILING: Final = 200
-MAX_NAME: Final = 160
+MAX_CASES: Final = 50_000
 MAX_DEPTH: Final = 50
 MAX_ENTRIES: Final = 200_000
 
@@ -36,17 +38,22 @@ class TestCounts:
     failed: int = 0
     skipped: int = 0
     failing: list[str] = field(default_factory=list)
+    # By name; a name that occurs more than once has its worst state. More than MAX_CASES are cut.
+    cases: dict[str, CaseState] = field(default_factory=dict)
 
-    def add(self, name: str, outcome: str) -> None:
-        match outcome:
-            case "failed":
+    def add(self, name: str, state: CaseState) -> None:
+        match state:
+            case CaseState.FAILED:
                 self.failed += 1
                 if len(self.failing) < MAX_FAILING and name not in self.failing:
                     self.failing.append(name)
-            case "skipped":
-                self.skipped += 1
-            case _:
+            case CaseState.PASSED:
                 self.passed += 1
+            case _:
+                self.skipped += 1
+        known = self.cases.get(name)
+        if known is not None or len(self.cases) <= MAX_CASES:
+            self.cases[name] = state if known is None else worst(known, state)
 
     def counts(self) -> CheckCounts:
         return CheckCounts(
@@ -121,7 +128,7 @@ class _Reader:
         self._counts = counts
         self._depth = 0
         self._case: str | None = None
-        self._outcome = "passed"
+        self._state = CaseState.PASSED
 
     def read(self, content: bytes) -> None:
         parser = xml.parsers.expat.ParserCreate()
@@ -141,14 +148,16 @@ class _Reader:
             parts = (attributes.get("classname", ""), attributes.get("name", ""))
             name = ".".join(part for part in parts if part)
             printable = "".join(sign if sign.isprintable() else "?" for sign in name)
-            self._case, self._outcome = printable[-MAX_NAME:] or "unnamed", "passed"
+            self._case = printable[-MAX_CHECK_NAME:] or "unnamed"
+            self._state = CaseState.PASSED
         elif self._case is not None and tag in ("failure", "error"):
-            self._outcome = "failed"
-        elif self._case is not None and tag == "skipped" and self._outcome == "passed":
-            self._outcome = "skipped"
+            self._state = CaseState.FAILED
+        elif self._case is not None and tag == "skipped" and self._state is CaseState.PASSED:
+            is_xfail = "xfail" in attributes.get("type", "")  # pytest.xfail
+            self._state = CaseState.XFAILED if is_xfail else CaseState.SKIPPED
 
     def _end(self, tag: str) -> None:
         self._depth -= 1
         if tag == "testcase" and self._case is not None:
-            self._counts.add(self._case, self._outcome)
+            self._counts.add(self._case, self._state)
             self._case = None

@@ -29,6 +29,10 @@ def print_phase(report: PhaseReport) -> None:
         say("", f"CI: {report.ci_command or 'elsewhere'}")
         rows = [(run.id, run.commit_sha[:12], run.verdict, run.reason) for run in report.ci_runs]
         print_table(("id", "commit", "verdict", "why"), rows)
+        for run in report.ci_runs:
+            if run.evidence:
+                say("", f"evidence of CI run {run.id}")
+                say(*(f"  {each.text}" for each in run.evidence))
     if report.issues:
         say("", "issues")
         found = [

@@ -329,6 +329,9 @@ def ci(
             for run in answer.ci_runs
         ],
     )
+    for run in answer.ci_runs:
+        if run.evidence:
+            say("", f"evidence of CI run {run.id}", *(f"  {each.text}" for each in run.evidence))
 
 
 def _watch(run_id: str, url: str | None, *, after: int, as_json: bool) -> int:

@@ -135,7 +135,7 @@ def touches_issues(given: Given) -> bool:
         case Review():
             return bool(given.issues or given.resolved_keys)
         case CiVerdict():
-            return given.verdict is Verdict.GREEN
+            return given.verdict is Verdict.GREEN or bool(given.issues)
     return False
 
 

@@ -16,7 +16,7 @@ from .money import short_usd
 from .run import CompletedBy, FailureCode
 from .sightings import Cause
 from .states import Cleanliness, RunStatus, TierStatus
-from .terms import BuilderStatus, Recommendation, Role, Severity, Verdict
+from .terms import BuilderStatus, EvidenceResult, Recommendation, Role, Severity, Verdict
 
 MAX_REASON: Final = 300
 MAX_CHECKS: Final = 3
@@ -208,7 +208,9 @@ def _of_verdict(event: kinds.CiVerdictReceived) -> Told:
     at = event.commit[:_SHA]
     if event.verdict is Verdict.GREEN:
         flaky = ", but flaky" if event.flaky else ""
-        return f"CI is green on commit {at}{flaky}.", EventOutcome.GOOD
+        what = f"CI is green on commit {at}{flaky}"
+        told = [each.text for each in event.evidence if each.result is EvidenceResult.WARNED]
+        return _because(what, "; ".join(told) or None), EventOutcome.GOOD
     again = "; it runs again" if event.is_repeated else ""
     if event.verdict is Verdict.RED:
         what = f"CI is red on commit {at}{again}{_checks(event.failing_checks)}"

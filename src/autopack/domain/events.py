@@ -23,6 +23,7 @@ from enum import StrEnum
 from typing import Any, ClassVar
 
 from .dependencies import DependencyChange, dependency_document
+from .evidence import Evidence
 from .money import MAX_USD, ZERO_USD, usd_text
 from .run import CompletedBy, FailureCode
 from .sightings import Cause
@@ -411,6 +412,7 @@ class CiVerdictReceived(PhaseEvent):
     failing_checks: tuple[str, ...]
     flaky: bool
     is_repeated: bool = False
+    evidence: tuple[Evidence, ...] = ()
 
 
 # Issues
@@ -579,6 +581,8 @@ def _reader(hint: Any) -> Callable[[Any], Any]:
         return lambda value: hint(
             **{name: _of_type(str, each) for name, each in _of_type(dict, value).items()}
         )
+    if hint is Evidence:
+        return Evidence.read
     if hint is datetime:
         return _read_time
     if hint is Decimal:
@@ -614,6 +618,8 @@ def _plain(value: Any) -> Any:
         return [_plain(each) for each in value]
     if isinstance(value, DependencyChange):
         return dependency_document(value)
+    if isinstance(value, Evidence):
+        return value.document()
     return value
 
 

@@ -181,7 +181,7 @@ _NOTHING_PENDING: Final[Mapping[str, Any]] = {
     "pending_submission_id": None,
     "pending_dependencies": (),
 }
-_UNJUDGED: Final[Mapping[str, None]] = {"verdict": None, "sandbox": None}
+_UNJUDGED: Final[Mapping[str, Any]] = {"verdict": None, "sandbox": None, "evidence": ()}
 
 
 # Phases
@@ -405,6 +405,7 @@ def _apply_verdict(state: RunState, event: CiVerdictReceived) -> RunState:
         event.phase_id,
         verdict=event.verdict,
         sandbox=event.sandbox,
+        evidence=event.evidence,
         judged_by=_known_actor(event),
     )
     if event.verdict is Verdict.DID_NOT_RUN:

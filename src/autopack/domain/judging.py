@@ -20,6 +20,7 @@ from .events import (
     PhaseCompleted,
     PhaseFailed,
 )
+from .evidence import Evidence
 from .independence import require_judge
 from .issue_rules import IssueSeen, resolve_for_ci, see_issues
 from .run import CompletedBy, FailureCode, RunState
@@ -43,7 +44,10 @@ class WrongProfileError(ConflictError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CiVerdict:
-    """A verdict on a commit. `issues` are of flaky checks: red, then green on the same commit."""
+    """A verdict on a commit.
+
+    `issues` are of flaky checks (red, then green on the same commit) and of what evidence found.
+    """
 
     phase_id: str
     ci_run_id: int
@@ -55,6 +59,7 @@ class CiVerdict:
     is_flaky: bool = False
     is_repeated: bool = False
     issues: tuple[IssueSeen, ...] = ()
+    evidence: tuple[Evidence, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,13 +159,14 @@ def accept_verdict(decision: Decision, given: CiVerdict) -> None:
             failing_checks=given.failing_checks,
             flaky=given.is_flaky,
             is_repeated=given.is_repeated,
+            evidence=given.evidence,
         )
     )
     if given.is_repeated:
         return
     if given.verdict is Verdict.GREEN:
         resolve_for_ci(decision, phase_id)
-        see_issues(decision, phase_id, given.issues)
+    see_issues(decision, phase_id, given.issues)
     if decision.state.is_over:
         return
     match given.verdict:

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from .evidence import missing_evidence
 from .independence import rests_on_names
 from .run import CompletedBy, FailureCode, RunState, in_order
 from .states import Cleanliness, PhaseStatus, RunStatus
-from .terms import CiProfile, Sandbox, Severity, Verdict
+from .terms import CiProfile, EvidenceResult, Sandbox, Severity, Verdict
 
 _BUDGETS = (
     FailureCode.TOKEN_CAP,
@@ -141,6 +142,18 @@ def _judge_phases(run: RunState, reasons: _Reasons, warnings: list[str]) -> None
         if phase.state is not PhaseStatus.COMPLETE:
             continue
         if phase.verdict is Verdict.GREEN:
+            reasons += [
+                (
+                    PromotionCheck.VERDICTS,
+                    f"the green verdict of phase '{phase.phase_id}' lacks evidence: {what}",
+                )
+                for what in missing_evidence(phase.evidence_required, phase.evidence)
+            ]
+            warnings += [
+                f"phase '{phase.phase_id}': {each.text}"
+                for each in phase.evidence
+                if each.result is EvidenceResult.WARNED
+            ]
             if phase.sandbox is not Sandbox.BUBBLEWRAP and run.is_sandbox_required:
                 why = f"the green verdict of phase '{phase.phase_id}' was not made in a sandbox,"
                 why += " which ci.require_sandbox asks for"

@@ -51,6 +51,7 @@ from .events import (
     to_record,
     wire_time,
 )
+from .evidence import Evidence, is_refuted
 from .evolve import evolve, resolved_places
 from .independence import has_approved, why_not_judge, why_not_reviewer
 from .money import usd_text
@@ -67,7 +68,7 @@ from .states import (
     RunStatus,
     TierStatus,
 )
-from .terms import CiProfile, Independence, RunScope, Verdict
+from .terms import CiProfile, EvidenceKind, Independence, RunScope, Verdict
 
 SCHEMA_VERSION: Final = 1
 MAX_SHOWN: Final = 500
@@ -463,6 +464,7 @@ def _phase_at_start(phase: JsonObject) -> PhaseState:
         allow_empty=False,
         independence=Independence(phase.get("independence", Independence.NONE)),
         approvals_needed=phase.get("approvals_needed", 1),
+        evidence_required=tuple(map(EvidenceKind, phase.get("evidence_required", ()))),
     )
 
 
@@ -501,6 +503,7 @@ _PHASE_FIGURES: Final = (
     "state",
     "verdict",
     "sandbox",
+    "evidence",
     "completed_by",
     "built_by",
     "reviewed_by",
@@ -654,6 +657,14 @@ class _Replay:
                     event.commit == (state.phase(event.phase_id).commit or state.head_commit),
                     f"event {number}: CI judged {event.commit}, which is not the commit of"
                     f" phase '{event.phase_id}'",
+                )
+                self.expect(
+                    event.verdict is not Verdict.GREEN or not is_refuted(event.evidence),
+                    f"event {number}: CI is green, and its evidence speaks against it",
+                )
+                self.expect(
+                    len({each.kind for each in event.evidence}) == len(event.evidence),
+                    f"event {number} has two entries of evidence of one kind",
                 )
             case TokensCounted():
                 self.expect(event.tokens >= 0, f"event {number} counts {event.tokens} tokens")
@@ -903,4 +914,6 @@ def _as_recorded(value: object) -> object:
         return wire_time(value)
     if isinstance(value, DependencyChange):
         return dependency_document(value)
+    if isinstance(value, Evidence):
+        return value.document()
     return [_as_recorded(each) for each in value] if isinstance(value, tuple) else value

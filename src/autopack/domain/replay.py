@@ -321,6 +321,7 @@ class _Replayer:
             is_flaky=event.flaky,
             is_repeated=event.is_repeated,
             issues=self._issues(events),
+            evidence=event.evidence,
         )
 
     def _ci_runs(self, events: Sequence[e.Event]) -> Iterator[Given]:

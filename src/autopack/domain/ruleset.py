@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import math
 import posixpath
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from enum import StrEnum
 from typing import Annotated, Final, Self
 
 from pydantic import Field, model_validator
@@ -15,6 +17,7 @@ from .terms import (
     CiProfile,
     Complexity,
     DependencyReview,
+    EvidenceKind,
     Independence,
     RunScope,
     SafetyProfile,
@@ -34,6 +37,8 @@ from .values import (
 )
 
 DEFAULT_CATEGORY = "default"
+# A quick command's evidence may take longer than the command: to lay out a tree takes time too.
+MIN_EVIDENCE_SECONDS: Final = 60
 Message = Annotated[Text, Field(min_length=8)]  # shorter texts occur in ordinary output too
 Minutes = Annotated[int, Field(strict=True, ge=1, le=10_080)]
 # Characters that end a simple command of a shell, and quotes: `bash -c 'scripts/check.sh'`.
@@ -134,6 +139,22 @@ class CiCommand(Closed):
     timeout_seconds: Annotated[int, Field(strict=True, ge=1, le=86_400)] = 1_800
     retries: Annotated[int, Field(strict=True, ge=0, le=10)] = 1
     junit: PathGlob | None = None
+    evidence: Several[EvidenceKind] = ()
+    # How many times the command's own time one kind of evidence may take.
+    evidence_budget: Annotated[float, Field(strict=True, ge=0.1, le=100, allow_inf_nan=False)] = 2.0
+
+    def evidence_seconds(self, plain: float) -> int:
+        """Return how long one kind of evidence may take if the command took `plain` seconds."""
+        return max(MIN_EVIDENCE_SECONDS, math.ceil(self.evidence_budget * plain))
+
+    def most_seconds(self, evidence: Sequence[EvidenceKind]) -> int:
+        """Return how long a CI run can take: the command, its base, and all evidence, repeated."""
+        if not evidence:
+            return self.timeout_seconds
+        measured = self.timeout_seconds + len(evidence) * self.evidence_seconds(
+            self.timeout_seconds
+        )
+        return self.timeout_seconds + (1 + self.retries) * measured
 
     def programs(self) -> Iterator[str]:
         """Yield the programs that the command's text names; each may be a path."""
@@ -149,8 +170,16 @@ class CiProfiles(Closed):
     strict: CiCommand = CiCommand()
 
 
+class CiBaseline(StrEnum):
+    """What a check that is red on the base commit too does to a phase. (rules §6.1)"""
+
+    KNOWN = "known"  # it is not the phase's fault
+    STRICT = "strict"  # it has to be mended
+
+
 class CiRules(Closed):
     mode: CiMode = CiMode.NONE
+    baseline: CiBaseline = CiBaseline.KNOWN
     # Whether promotion demands that each green verdict was made in the service's sandbox.
     require_sandbox: bool = False
     profiles: CiProfiles = CiProfiles()
@@ -164,11 +193,22 @@ class CiRules(Closed):
             raise ValueError(
                 "require_sandbox needs mode local: external CI does not run in this sandbox"
             )
+        for profile in CiProfile:
+            self._check_evidence(profile)
         if self.mode is CiMode.LOCAL:
             for profile in CiProfile:
                 if not self.command_for(profile).command:
                     raise ValueError(f"mode local needs profiles.{profile}.command")
         return self
+
+    def _check_evidence(self, profile: CiProfile) -> None:
+        kinds = self.command_for(profile).evidence
+        place = f"profiles.{profile}.evidence"
+        if kinds and self.mode is not CiMode.LOCAL:
+            raise ValueError(f"{place} needs mode local: only this service's own CI measures it")
+        for kind in kinds:
+            if kinds.count(kind) > 1:
+                raise ValueError(f"{place} names '{kind}' twice")
 
 
 def _high_risk(builder: int, auditor: int, cap: int, auditor_profile: str) -> CategoryRule:

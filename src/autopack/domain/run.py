@@ -11,10 +11,11 @@ from typing import Protocol, TypeVar
 
 from .dependencies import DependencyChange
 from .errors import NotFoundError
+from .evidence import Evidence
 from .money import ZERO_USD
 from .sightings import Sighting
 from .states import Cleanliness, PhaseStatus, RunStatus, TierStatus
-from .terms import CiProfile, Independence, Role, RunScope, Sandbox, Verdict
+from .terms import CiProfile, EvidenceKind, Independence, Role, RunScope, Sandbox, Verdict
 
 
 class FailureCode(StrEnum):
@@ -78,6 +79,9 @@ class PhaseState:
     auto_apply: bool
     is_high_risk: bool
     allow_empty: bool
+    # What a green verdict must rest on, and what the last verdict rests on.
+    evidence_required: tuple[EvidenceKind, ...] = ()
+    evidence: tuple[Evidence, ...] = ()
     builder_attempts_used: int = 0
     auditor_attempts_used: int = 0
     is_builder_spent: bool = False

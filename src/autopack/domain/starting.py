@@ -70,4 +70,5 @@ def _phase(phase: PlanPhase, tier: PlanTier, strategy: Strategy) -> PhaseState:
         allow_empty=phase.allow_empty,
         independence=mine.independence,
         approvals_needed=mine.approvals,
+        evidence_required=mine.evidence,
     )

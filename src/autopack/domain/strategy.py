@@ -18,7 +18,16 @@ from .ruleset import (
     Ruleset,
     SafetyRule,
 )
-from .terms import CiMode, CiProfile, Complexity, Independence, RunScope, SafetyProfile, Severity
+from .terms import (
+    CiMode,
+    CiProfile,
+    Complexity,
+    EvidenceKind,
+    Independence,
+    RunScope,
+    SafetyProfile,
+    Severity,
+)
 from .values import MAX_COUNT, Closed, Count, Identifier, PathGlob, PositiveCount, PositiveUsd, Word
 
 
@@ -40,6 +49,7 @@ class PhaseStrategy(Closed):
     opened_paths: tuple[PathGlob, ...]
     independence: Independence = Independence.NONE
     approvals: int = 1
+    evidence: tuple[EvidenceKind, ...] = ()
 
 
 class TierStrategy(Closed):
@@ -147,12 +157,13 @@ def _phase_strategy(ruleset: Ruleset, safety: SafetyRule, phase: PlanPhase) -> P
     if mode and mode.max_builder_attempts is not None:
         builder_attempts = min(builder_attempts, mode.max_builder_attempts)
     ci_profile = CiProfile.STRICT if is_strict else CiProfile.NORMAL
+    command = ruleset.ci.command_for(ci_profile)
     return PhaseStrategy(
         task_category=category,
         complexity=complexity,
         builder_mode=phase.builder_mode,
         ci_profile=ci_profile,
-        ci_timeout_seconds=ruleset.ci.command_for(ci_profile).timeout_seconds,
+        ci_timeout_seconds=command.most_seconds(command.evidence),
         max_builder_attempts=builder_attempts,
         max_auditor_attempts=rule.max_auditor_attempts,
         incident_token_cap=rule.incident_token_cap,
@@ -163,6 +174,7 @@ def _phase_strategy(ruleset: Ruleset, safety: SafetyRule, phase: PlanPhase) -> P
             safety.independence if rule.independence is Independence.NONE else rule.independence
         ),
         approvals=rule.approvals,
+        evidence=command.evidence,
         max_patch_files=mode.max_patch_files if mode else None,
         opened_paths=tuple(ruleset.paths.opened.get(category, ())),
     )

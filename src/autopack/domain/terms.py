@@ -88,3 +88,19 @@ class Sandbox(StrEnum):
     BUBBLEWRAP = "bubblewrap"
     NONE = "none"
     EXTERNAL = "external"
+
+
+class EvidenceKind(StrEnum):
+    """What CI measures beside the command on the commit itself. (rules §6.1)"""
+
+    BASELINE = "baseline"
+
+
+class EvidenceResult(StrEnum):
+    """What a measurement says of the change. (rules §6.1)"""
+
+    PASSED = "passed"
+    WARNED = "warned"  # it speaks against the change, and plan or ruleset let that pass
+    FAILED = "failed"  # it speaks against the change: the verdict is not green
+    NOT_NEEDED = "not_needed"  # the change gives nothing to measure
+    NOT_MEASURED = "not_measured"  # over its budget, or not to be compared: nothing is known

@@ -1,4 +1,7 @@
-"""A commit checked out in a temporary folder, for CI: the repository itself is only read."""
+"""A tree checked out in a temporary folder, for CI: the repository itself is only read.
+
+The tree is that of a commit, or one that differs from it in some files.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from pathlib import Path
 from ..config import Settings
 from .quarantine import lock_folder, remove_leftovers
 from .repository import Repository
-from .workspace import ObjectCache
+from .workspace import ObjectCache, Workspace
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +25,7 @@ class Checkout:
 
     tree: Path
     objects: Path
+    workspace: Workspace
 
 
 @contextmanager
@@ -46,9 +50,9 @@ def checked_out(
             str(settings.ssh_auth_sock) if settings.ssh_auth_sock else None,
         )
         source = str(repository.git_dir) if is_here or remote is None else remote.address
-        tree = cache.lay_out(folder, sources=[source], branch=branch, commit=commit).tree
-        alternates = tree / ".git" / "objects" / "info" / "alternates"
-        yield Checkout(tree, Path(alternates.read_text().splitlines()[0]))
+        workspace = cache.lay_out(folder, sources=[source], branch=branch, commit=commit)
+        alternates = workspace.tree / ".git" / "objects" / "info" / "alternates"
+        yield Checkout(workspace.tree, Path(alternates.read_text().splitlines()[0]), workspace)
     finally:
         _remove(folder)
         os.close(lock)

@@ -76,6 +76,18 @@ class Harvest:
     dropped: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class TreeEntry:
+    """A file of a tree: git's mode and the id of its content."""
+
+    mode: str
+    oid: str
+
+    @property
+    def is_submodule(self) -> bool:
+        return self.mode == "160000"
+
+
 class ObjectCache:
     """Copies of repositories in one folder, which any number of workers on a machine share."""
 
@@ -192,6 +204,62 @@ class Workspace:
         self._runner = runner
         self._git_dir = git_dir
         self._base = self._run("write-tree").stdout.decode().strip()
+
+    @property
+    def base_tree(self) -> str:
+        """Git's id of the tree that was laid out."""
+        return self._base
+
+    def files(self, commit: str) -> dict[str, TreeEntry]:
+        """Return every file of a commit by its path. Raises AutopackError."""
+        listed = self._run("ls-tree", "-r", "-z", "--full-tree", commit).stdout
+        found = {}
+        for line in listed.decode(errors="surrogateescape").split("\0")[:-1]:
+            about, _, path = line.partition("\t")
+            mode, _, oid = about.split(" ")
+            found[path] = TreeEntry(mode, oid)
+        return found
+
+    def read(self, entry: TreeEntry) -> bytes:
+        """Return the content of a file. Raises AutopackError."""
+        return self._run("cat-file", "blob", entry.oid).stdout
+
+    def store(self, content: bytes, mode: str = "100644") -> TreeEntry:
+        """Keep the content of a file for `edit`. Raises AutopackError."""
+        done = self._run("hash-object", "-w", "--stdin", stdin=content)
+        return TreeEntry(mode, done.stdout.decode().strip())
+
+    def edit(self, changes: Mapping[str, TreeEntry | None]) -> str:
+        """Change files of the tree that was laid out; None removes one. Return the tree's id.
+
+        For before any command has run in it. Raises AutopackError.
+        """
+        lines = "".join(
+            f"{entry.mode} {entry.oid}\t{path}\0" if entry else f"0 {'0' * 40}\t{path}\0"
+            for path, entry in sorted(changes.items(), key=lambda change: change[1] is not None)
+        )
+        places = {
+            **_places(self._git_dir, self.tree),
+            "GIT_INDEX_FILE": str(self._git_dir / "edited"),
+        }
+
+        def run(*arguments: str, stdin: bytes = b"") -> str:
+            done = self._runner.run(*arguments, folder=self.tree, environment=places, stdin=stdin)
+            return done.stdout.decode().strip()
+
+        run("read-tree", self._base)
+        # What is removed comes first, as a folder may become a file, and a file a folder.
+        run(
+            "update-index",
+            "--replace",
+            "-z",
+            "--index-info",
+            stdin=lines.encode(errors="surrogateescape"),
+        )
+        tree = run("write-tree")
+        self._run("read-tree", "-u", "--reset", tree)
+        self._base = tree
+        return tree
 
     def harvest(self, limits: Limits, *, opened: Sequence[str] = ()) -> Harvest:
         """Return the changes: files created, changed and deleted, without files that git ignores.

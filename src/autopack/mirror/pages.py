@@ -394,6 +394,8 @@ def _task(phase: PhaseDetail) -> Iterable[tuple[str, str]]:
     yield "Complexity", phase.complexity
     yield "Builder mode", code(phase.builder_mode or "")
     yield "CI profile", phase.ci_profile
+    if phase.evidence_required:
+        yield "Evidence that a green verdict needs", ", ".join(phase.evidence_required)
     yield "Patches", "applied at once" if phase.auto_apply else "pending until an Auditor approves"
     yield "Auditor profile", code(phase.auditor_profile or "")
     if phase.independence is not Independence.NONE:
@@ -524,6 +526,8 @@ def _commits(phase: PhaseDetail) -> Iterable[tuple[str, str]]:
     yield "Ended at", code(phase.commit or "")
     yield "Snapshot", code(phase.snapshot_tag or "")
     yield "Verdict", verdict_words(phase)
+    for each in phase.evidence:
+        yield "Evidence", inline(each.text)
 
 
 def _sha(commit: str | None) -> str:

@@ -23,6 +23,7 @@ from .pages import DEBT_WORDS, PHASE_WORDS, RUN_WORDS, verdict_words
 MAX_TITLE = 120
 MAX_PHASES = 100  # GitHub accepts 65,536 characters
 MAX_REASONS = 50
+MAX_EVIDENCE = 100
 MAX_ACTORS = 20
 _NAME = 100
 _REASON = 300
@@ -46,6 +47,7 @@ def pull_request(
         "## What was done",
         _phase_table(phases),
         *dependency_section(phases),
+        *_evidence(phases),
         *_issues(open_issues),
         "## Figures",
         bullets(f"**{name}:** {value}" for name, value in _figures(run, phases)),
@@ -120,6 +122,24 @@ def _phase_table(phases: Sequence[PhaseDetail]) -> str:
     listing = table(header, rows, right=(4,))
     hidden = len(phases) - MAX_PHASES
     return f"{listing}\n\n{hidden} more phases are not listed." if hidden > 0 else listing
+
+
+def _evidence(phases: Sequence[PhaseDetail]) -> Iterable[str]:
+    """Say what the verdicts rest on beside the command, for the phases of the table."""
+    rows = [
+        (code(phase.phase_id), str(each.kind), _words(each.result), inline(each.reason, _TEXT))
+        for phase in phases[:MAX_PHASES]
+        for each in phase.evidence
+    ]
+    if rows:
+        yield "## Evidence"
+        yield table(("Phase", "Measured", "Result", "Found"), rows[:MAX_EVIDENCE])
+        if len(rows) > MAX_EVIDENCE:
+            yield f"{len(rows) - MAX_EVIDENCE} more measurements are not listed."
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _issues(issues: Sequence[OpenIssue]) -> Iterable[str]:

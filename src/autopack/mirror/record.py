@@ -82,6 +82,8 @@ _PHASE = (
     "ci_profile",
     "verdict",
     "sandbox",
+    "evidence_required",
+    "evidence",
     "completed_by",
     "independence",
     "approvals_needed",
@@ -143,6 +145,7 @@ def _phase(phase: PhaseDetail, ci_runs: Sequence[RecordedCiRun]) -> dict[str, An
     return {
         **_read(phase, _PHASE),
         "dependencies": [each.model_dump(exclude_none=True) for each in phase.dependencies],
+        "evidence": [dict(each) for each in phase.evidence],
         "ci_runs": [dict(run) for run in ci_runs],
     }
 

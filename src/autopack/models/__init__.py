@@ -12,7 +12,7 @@ from .rulesets import RulesetVersion
 from .runs import Phase, Run, Tier
 from .serving import ServedClone
 from .webhooks import Delivery, ToldAttention, Webhook
-from .work import Audit, CiLog, CiRun, Commit, Lease, Patch, Reply, Submission
+from .work import Audit, CiLog, CiRun, Commit, Lease, Measurement, Patch, Reply, Submission
 
 __all__ = [
     "ApiKey",
@@ -29,6 +29,7 @@ __all__ = [
     "Figure",
     "Issue",
     "Lease",
+    "Measurement",
     "Patch",
     "Phase",
     "Pulse",

@@ -164,6 +164,7 @@ class CiRun(Base):
     is_flaky: Mapped[bool] = mapped_column(default=False)
     tests: Mapped[Json] = mapped_column(nullable=True)
     failing_checks: Mapped[Json] = mapped_column(default=list, server_default=text("'[]'"))
+    evidence: Mapped[Json] = mapped_column(default=list, server_default=text("'[]'"))
     sandbox: Mapped[Sandbox | None]
     log_tail: Mapped[str | None]
     url: Mapped[str | None]
@@ -189,6 +190,19 @@ class CiLog(Base):
         ForeignKey("ci_runs.id", ondelete="CASCADE"), primary_key=True
     )
     compressed: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class Measurement(Base):
+    """The outcome of CI's command on one tree, so that the same question is asked once.
+
+    `key` is a hash of all that the outcome depends on (services/measuring.py).
+    """
+
+    __tablename__ = "measurements"
+
+    key: Mapped[str] = mapped_column(primary_key=True)
+    compressed: Mapped[bytes] = mapped_column(LargeBinary)
+    measured_at: Mapped[datetime] = mapped_column(index=True)
 
 
 class Reply(Base):

@@ -9,22 +9,22 @@ queue `upkeep` moves refs and writes files, on a machine that has these.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import structlog
 
-from ..ci import CheckRunner, Job, Outcome, StoppedError, environment_for
-from ..config import Settings
+from ..ci import Job, Outcome, StoppedError, environment_for
 from ..domain.errors import AutopackError
+from ..domain.evidence import Evidence, is_refuted
+from ..domain.evidence_rules import Judged
 from ..domain.judging import CiRunBegun, retry_wait
 from ..domain.redaction import redacted
 from ..domain.results import MAX_LOG_TAIL
-from ..domain.ruleset import CiCommand
+from ..domain.ruleset import CiCommand, CiRules
 from ..domain.secret_rules import redact, redact_bytes
-from ..domain.terms import CiMode, CiProfile, Sandbox, Verdict
+from ..domain.terms import CiMode, CiProfile, EvidenceKind, Sandbox, Verdict
 from ..gitrepo.checkout import checked_out
 from ..gitrepo.workspace import WorkspaceError
 from ..jobs.queue import TryAgainError, defer
@@ -33,8 +33,11 @@ from ..store import ci_runs, runs
 from ..store.session import RowSession
 from ..views.results import CiRunAnswer, CiRunsAnswer
 from .context import AppContext
+from .evidence import Inquiry, documents, gather
 from .judging import weigh_verdict
+from .measuring import Bench, NotMeasurableError, Question, measured
 from .opening import changing
+from .runners import checks_of
 from .settling import request_ci_run, settle
 from .upkeep import UPKEEP_QUEUE
 
@@ -56,6 +59,10 @@ class Order:
     profile: CiProfile
     attempt: int
     rules: CiCommand
+    ci: CiRules
+    base_commit: str
+    start_commit: str
+    evidence: tuple[EvidenceKind, ...]
 
 
 def run_ci(context: AppContext, ci_run_id: int) -> None:
@@ -71,12 +78,6 @@ def run_ci(context: AppContext, ci_run_id: int) -> None:
         _hand_over(context, ci_run_id, outcome)
     elif context.stopping.is_set():
         raise TryAgainError
-
-
-@lru_cache(maxsize=8)
-def checks_of(settings: Settings) -> CheckRunner:
-    """Return this machine's runner of CI commands; created once, at the first call."""
-    return CheckRunner(settings)
 
 
 def list_ci_runs(context: AppContext, run_id: str) -> CiRunsAnswer:
@@ -148,6 +149,8 @@ def _begin(context: AppContext, ci_run_id: int) -> Order | None:
         if run.ended_at is not None:
             return None
         whole = runs.get_run(session, run_id)
+        phase = runs.get_phase(whole, phase_id)
+        ci = CiRules.model_validate(runs.get_strategy(session, whole)["ci"])
         order = Order(
             ci_run_id=ci_run_id,
             run_id=run_id,
@@ -156,7 +159,11 @@ def _begin(context: AppContext, ci_run_id: int) -> Order | None:
             commit=run.commit_sha,
             profile=run.profile,
             attempt=run.attempt,
-            rules=_rules(session, whole, run),
+            rules=ci.command_for(run.profile),
+            ci=ci,
+            base_commit=whole.base_commit,
+            start_commit=phase.start_commit or whole.base_commit,
+            evidence=tuple(map(EvidenceKind, phase.evidence_required)),
         )
         run.started_at = max(context.now(), run.requested_at)
         _queue(session, BEGIN_TASK, ci_run_id)
@@ -164,14 +171,28 @@ def _begin(context: AppContext, ci_run_id: int) -> Order | None:
     return order
 
 
-def _make(context: AppContext, order: Order) -> Outcome | None:
-    """Run the command on the commit; None when it was stopped because no phase waits any more."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """The outcome of the command on the commit, the verdict that counts, and its evidence."""
+
+    outcome: Outcome
+    judged: Judged
+    evidence: tuple[Evidence, ...] = ()
+
+
+def _make(context: AppContext, order: Order) -> Result | None:
+    """Run the command on the commit, and measure the evidence.
+
+    None when it was stopped because no phase waits any more.
+    """
     log = logger.bind(run_id=order.run_id, phase_id=order.phase_id, ci_run_id=order.ci_run_id)
     log.info("ci_started", commit=order.commit, profile=order.profile, attempt=order.attempt)
+    evidence: tuple[Evidence, ...] = ()
     try:
         with checked_out(
             context.settings, context.repository, order.branch, order.commit
         ) as checkout:
+            tree = checkout.workspace.base_tree
             outcome = checks_of(context.settings).run(
                 Job(
                     tree=checkout.tree,
@@ -189,9 +210,15 @@ def _make(context: AppContext, order: Order) -> Outcome | None:
                 ),
                 lambda: not _is_wanted(context, order.ci_run_id),
             )
+        judged, evidence = _weigh(context, order, tree, outcome)
     except StoppedError:
         log.info("ci_stopped")
         return None
+    except NotMeasurableError as error:
+        outcome = replace(outcome, verdict=Verdict.DID_NOT_RUN)
+        judged = Judged(
+            verdict=Verdict.DID_NOT_RUN, reason=f"its evidence could not be measured: {error}"
+        )
     except (AutopackError, WorkspaceError, OSError) as error:
         why = error.detail if isinstance(error, AutopackError) else str(error)
         outcome = Outcome(
@@ -199,12 +226,47 @@ def _make(context: AppContext, order: Order) -> Outcome | None:
             reason=f"the commit could not be checked out: {why}",
             sandbox=checks_of(context.settings).sandbox,
         )
-    log.info("ci_ended", verdict=outcome.verdict, reason=outcome.reason)
-    return outcome
+        judged = Judged(verdict=outcome.verdict, reason=outcome.reason)
+    log.info("ci_ended", verdict=judged.verdict, reason=judged.reason)
+    return Result(outcome=outcome, judged=judged, evidence=evidence)
 
 
-def _hand_over(context: AppContext, ci_run_id: int, outcome: Outcome) -> None:
+def _weigh(
+    context: AppContext, order: Order, tree: str, outcome: Outcome
+) -> tuple[Judged, tuple[Evidence, ...]]:
+    """Return the verdict after its evidence, and that. Raises NotMeasurableError, StoppedError."""
+    head = measured(tree, outcome)
+    question = Question(
+        run_id=order.run_id,
+        phase_id=order.phase_id,
+        branch=order.branch,
+        profile=order.profile,
+        rules=order.rules,
+    )
+
+    def should_stop() -> bool:
+        return not _is_wanted(context, order.ci_run_id)
+
+    if order.evidence and head.verdict is Verdict.GREEN and order.attempt == 1:
+        Bench(context, question, should_stop).keep(head)  # the next run may start from this tree
+    inquiry = Inquiry(
+        context=context,
+        question=question,
+        should_stop=should_stop,
+        ci=order.ci,
+        commit=order.commit,
+        base_commit=order.base_commit,
+        start_commit=order.start_commit,
+        head=head,
+        seconds=outcome.seconds,
+        failing_checks=outcome.failing_checks,
+    )
+    return gather(inquiry, order.evidence)
+
+
+def _hand_over(context: AppContext, ci_run_id: int, result: Result) -> None:
     """Store the log, and queue the verdict for a worker with branch and files."""
+    outcome, judged = result.outcome, result.judged
     log = redact_bytes(outcome.log)
     tail = log[-4 * MAX_LOG_TAIL :].decode(errors="replace")[-MAX_LOG_TAIL:]
     with context.writing() as session:
@@ -213,11 +275,12 @@ def _hand_over(context: AppContext, ci_run_id: int, outcome: Outcome) -> None:
             session,
             TAKE_TASK,
             ci_run_id,
-            verdict=outcome.verdict,
-            reason=redact(outcome.reason),
+            verdict=judged.verdict,
+            reason=redact(judged.reason),
             sandbox=outcome.sandbox,
             tests=outcome.tests.model_dump(mode="json") if outcome.tests else None,
-            failing_checks=redacted(outcome.failing_checks),
+            failing_checks=redacted(judged.failing_checks),
+            evidence=documents(result.evidence),
             log_tail=tail.replace("\0", "\ufffd") or None,
         )
         session.commit()
@@ -243,6 +306,7 @@ def record_ci_outcome(
     tests: dict[str, Any] | None,
     failing_checks: list[str],
     log_tail: str | None,
+    evidence: Sequence[Mapping[str, Any]] = (),  # an earlier version passed none
 ) -> None:
     """Accept the verdict of a CI run, unless there is another one or the phase moved on."""
     place = _find_place(context, ci_run_id)
@@ -267,11 +331,14 @@ def record_ci_outcome(
         run.reason, run.is_flaky = reason, is_flaky
         run.sandbox = Sandbox(sandbox.partition(":")[0])  # an earlier version passed the reason too
         run.failing_checks, run.tests, run.log_tail = failing_checks, tests, log_tail
+        run.evidence = list(evidence)
+        rests_on = tuple(map(Evidence.read, evidence))
         run.ended_at = max(change.now, run.started_at or run.requested_at)
         wait = retry_wait(
             run.verdict,
             ci_runs.verdicts(earlier),
-            _rules(change.session, change.run, run).retries,
+            # What evidence refutes was repeated when it was measured.
+            0 if is_refuted(rests_on) else _rules(change.session, change.run, run).retries,
         )
         change.decide(
             weigh_verdict(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..domain.errors import ConflictError
+from ..domain.evidence import Evidence
 from ..domain.issues import IssueReport
 from ..domain.judging import CiVerdict, require_judged_commit
 from ..domain.redaction import redacted
@@ -107,6 +108,7 @@ def weigh_verdict(
         is_flaky=run.is_flaky,
         is_repeated=is_repeated,
         issues=seen_issues(change, phase, reports),
+        evidence=tuple(map(Evidence.read, run.evidence)),
     )
 
 

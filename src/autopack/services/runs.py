@@ -35,12 +35,12 @@ from ..views.results import NextStep
 from ..views.runs import CurrentPhase, LeaseState, ListedRun, RunAnswer
 from .after_commit import after_commit, commit_change, commit_for_good
 from .change import RunChange
-from .ci import checks_of
 from .context import AppContext
 from .opening import changing, locked_session, up_to_date
 from .projection import project
 from .reading import one_moment
 from .rulesets import ci_scripts, plan_under, read_ruleset, strategy_version
+from .runners import checks_of
 from .settling import settle
 
 

@@ -128,6 +128,7 @@ def _gate(context: AppContext, strategy: dict[str, Any], run: Run, phase: Phase)
         max_patch_files=most_files(settings, phase),
         ci_profile=phase.ci_profile,
         ci_command=profiles[phase.ci_profile]["command"] if phase.has_ci else None,
+        evidence=phase.evidence_required,
     )
 
 

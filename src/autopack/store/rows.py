@@ -172,22 +172,22 @@ def _values(
     values = read(row)
     if lists:
         changed = list(values)
-        for position, member in lists:
+        for position, read_item in lists:
             found = changed[position]
-            changed[position] = tuple(member(**each) for each in found) if member else tuple(found)
+            changed[position] = tuple(map(read_item, found) if read_item else found)
         values = tuple(changed)
     return names, values
 
 
 @cache
-def _reader(
-    kind: type[Any], given: tuple[str, ...]
-) -> tuple[
-    tuple[str, ...], Callable[[object], tuple[Any, ...]], tuple[tuple[int, type[Any] | None], ...]
+def _reader(kind: type[Any], given: tuple[str, ...]) -> tuple[
+    tuple[str, ...],
+    Callable[[object], tuple[Any, ...]],
+    tuple[tuple[int, Callable[[Any], Any] | None], ...],
 ]:
     """Return which attributes are read, a function that reads them, and which of them are lists.
 
-    With each list stands the class of its members where they are JSON objects.
+    With each list stands what reads its members where they are JSON objects.
     """
     hints = {name: hint for name, hint in get_type_hints(kind).items() if name not in given}
     lists = [
@@ -198,6 +198,9 @@ def _reader(
     return tuple(hints), attrgetter(*hints), tuple(lists)
 
 
-def _member(hint: Any) -> type[Any] | None:
+def _member(hint: Any) -> Callable[[Any], Any] | None:
     member = get_args(hint)[0]
-    return member if is_dataclass(member) and isinstance(member, type) else None
+    if not (is_dataclass(member) and isinstance(member, type)):
+        return None
+    read: Callable[[Any], Any] | None = getattr(member, "read", None)
+    return read or (lambda fields: member(**fields))

@@ -15,6 +15,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 from ..domain.dependencies import DependencyChange, dependency_document
 from ..domain.errors import NotFoundError, UnavailableError
 from ..domain.events import Event, EventError, EventRecord, from_record, seal, to_record
+from ..domain.evidence import Evidence
 from ..domain.promotion import PromotionState
 from ..domain.run import FAILURE_STATES, PhaseState, RunState, TierState
 from ..domain.run_filter import RunFilter
@@ -513,6 +514,10 @@ def _column(value: Any) -> Any:
     """Return a field's value as its column has it: a tuple is a JSON list."""
     if type(value) is not tuple:
         return value
-    return [
-        dependency_document(each) if isinstance(each, DependencyChange) else each for each in value
-    ]
+    return [_json(each) for each in value]
+
+
+def _json(value: Any) -> Any:
+    if isinstance(value, DependencyChange):
+        return dependency_document(value)
+    return value.document() if isinstance(value, Evidence) else value

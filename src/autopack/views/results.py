@@ -7,11 +7,21 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
+from ..domain.evidence import evidence_text
 from ..domain.next_step import NextAction
 from ..domain.outcomes import Outcome, PatchOutcome
 from ..domain.segments import SegmentKind
 from ..domain.states import PhaseStatus, RunStatus
-from ..domain.terms import CiProfile, Recommendation, Role, Sandbox, Severity, Verdict
+from ..domain.terms import (
+    CiProfile,
+    EvidenceKind,
+    EvidenceResult,
+    Recommendation,
+    Role,
+    Sandbox,
+    Severity,
+    Verdict,
+)
 from ..domain.values import Usd
 from . import Shape, WireTime
 from .branches import RepairAnswer
@@ -82,6 +92,29 @@ class CiCounts(Shape):
     skipped: int
 
 
+class EvidenceAnswer(Shape):
+    """What CI measured beside the command on the commit. (docs/evidence.md)
+
+    `tree` and `base_tree`: what it was measured on, and what that is compared with. `checks` are
+    the first names of those that matter, `checks_count` is how many there are.
+    """
+
+    kind: EvidenceKind
+    result: EvidenceResult
+    reason: str
+    command: str | None
+    tree: str | None
+    base_tree: str | None
+    counts: dict[str, int]
+    checks: list[str]
+    checks_count: int
+
+    @property
+    def text(self) -> str:
+        """What was measured and found, in one line."""
+        return evidence_text(self.kind, self.result, self.reason)
+
+
 class CiRunAnswer(Shape):
     """One CI run on one commit; `verdict` and `ended_at` are null while it runs.
 
@@ -99,6 +132,7 @@ class CiRunAnswer(Shape):
     reason: str | None
     tests: CiCounts | None
     failing_checks: list[str]
+    evidence: list[EvidenceAnswer]
     sandbox: Sandbox | None
     url: str | None
     log: str | None

@@ -13,6 +13,7 @@ from ..domain.states import Cleanliness, PhaseStatus, RunStatus, TierStatus
 from ..domain.terms import (
     CiProfile,
     Complexity,
+    EvidenceKind,
     Independence,
     Role,
     RunScope,
@@ -24,7 +25,14 @@ from ..domain.values import Usd
 from . import Shape, WireTime
 from .dependencies import DependencyAnswer
 from .issues import PhaseIssue
-from .results import AttemptAnswer, AttemptDetail, CiRunAnswer, NextStep, SegmentAnswer
+from .results import (
+    AttemptAnswer,
+    AttemptDetail,
+    CiRunAnswer,
+    EvidenceAnswer,
+    NextStep,
+    SegmentAnswer,
+)
 
 
 class PhaseAnswer(Shape):
@@ -64,6 +72,10 @@ class PhaseAnswer(Shape):
     ]
     verdict: Verdict | None
     sandbox: Sandbox | None
+    evidence_required: Annotated[
+        list[EvidenceKind], Field(description="What a green verdict must rest on.")
+    ]
+    evidence: Annotated[list[EvidenceAnswer], Field(description="What the last verdict rests on.")]
     completed_by: CompletedBy | None
     built_by: Annotated[str | None, Field(description="Who sent the last Builder's result.")]
     reviewed_by: Annotated[str | None, Field(description="Who sent the last review.")]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Annotated, Any, Final
+
+from pydantic import Field
 
 from ..domain.claiming import Directive
 from ..domain.outcomes import Outcome
 from ..domain.states import PhaseStatus
-from ..domain.terms import CiProfile, Complexity, Role
+from ..domain.terms import CiProfile, Complexity, EvidenceKind, Role
 from ..domain.values import Usd
 from . import Shape, WireTime
 from .dependencies import DependencyAnswer
@@ -63,6 +65,10 @@ class GateAnswer(Shape):
     max_patch_files: int
     ci_profile: CiProfile
     ci_command: str | None
+    evidence: Annotated[
+        list[EvidenceKind],
+        Field(description="What CI measures beside the command on the commit."),
+    ]
 
 
 class PastAttemptAnswer(Shape):

@@ -1,0 +1,180 @@
+"""What the outcomes of CI's command on several trees mean. (rules §6.1)"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from autopack.domain.evidence import (
+    MAX_EVIDENCE_CHECKS,
+    MAX_EVIDENCE_TEXT,
+    Evidence,
+    missing_evidence,
+)
+from autopack.domain.evidence_rules import (
+    CaseState,
+    Judged,
+    Measured,
+    conclude,
+    entry,
+    judge_baseline,
+    merged,
+)
+from autopack.domain.terms import EvidenceKind, EvidenceResult, Verdict
+
+pytestmark = pytest.mark.unit
+
+GREEN, RED, DID_NOT_RUN = Verdict.GREEN, Verdict.RED, Verdict.DID_NOT_RUN
+SIGNS: Mapping[str, CaseState] = {
+    "+": CaseState.PASSED,
+    "-": CaseState.FAILED,
+    "s": CaseState.SKIPPED,
+    "x": CaseState.XFAILED,
+}
+
+
+def measured(cases: str | None, status: int | None = None, **fields: Any) -> Measured:
+    """Make an outcome from its tests, such as `a+ b- c.s`."""
+    states = None if cases is None else {each[:-1]: SIGNS[each[-1]] for each in cases.split()}
+    is_red = CaseState.FAILED in (states or {}).values()
+    status = int(is_red) if status is None else status
+    return Measured(
+        **{
+            "tree": "1" * 40,
+            "verdict": RED if status else GREEN,
+            "reason": f"exit {status}",
+            "exit_status": status,
+            "cases": states,
+            **fields,
+        }
+    )
+
+
+def judged(head: Measured) -> Judged:
+    return Judged(verdict=head.verdict, reason=head.reason, failing_checks=head.failing)
+
+
+@pytest.mark.parametrize(
+    ("base", "head", "verdict", "result", "reason", "failing"),
+    [
+        ("a+", "a+", GREEN, "passed", "exit 0", ()),
+        ("a+", "a-", RED, "passed", "exit 1", ("a",)),
+        ("a- b+", "a+ b+", GREEN, "passed", "exit 0", ()),
+        ("a- b+", "a- b+", GREEN, "passed", "no check broke; 1 check was red before: a", ()),
+        ("a- b- c+", "a- b+ c+", GREEN, "passed", "2 checks were red before: a, b", ()),
+        ("a- b+", "a- b-", RED, "passed", "1 check broke: b; 1 check was red before: a", ("b",)),
+        ("a- b+", "a- new-", RED, "passed", "1 check broke: new", ("new",)),
+        ("a- b+", "a-", RED, "passed", "1 tests ran, on the base 2", ()),
+    ],
+)
+def test_a_phase_is_red_for_what_it_broke(
+    base: str, head: str, verdict: Verdict, result: str, reason: str, failing: tuple[str, ...]
+) -> None:
+    outcome = measured(head)
+    found, evidence = judge_baseline(
+        measured(base), outcome, judged(outcome), is_strict=False, command="make test"
+    )
+    assert (found.verdict, evidence.result, found.failing_checks) == (verdict, result, failing)
+    assert reason in found.reason
+
+
+@pytest.mark.parametrize(
+    ("base", "head", "verdict", "result"),
+    [
+        # Another exit status: something beside the tests is wrong.
+        (measured("a- b+"), measured("a- b+", 3), RED, "passed"),
+        # It was stopped.
+        (measured("a- b+"), measured("a- b+", 1, exit_status=None), RED, "passed"),
+        # No report names the checks.
+        (measured(None, 1), measured(None, 1), RED, "not_measured"),
+        (measured(None, 1), measured(None, 0), GREEN, "passed"),
+        (measured("a- b+"), measured(None, 1), RED, "passed"),
+        # The command does not run on the base.
+        (measured(None, 127, verdict=DID_NOT_RUN), measured("a+"), GREEN, "not_measured"),
+    ],
+)
+def test_a_red_commit_is_excused_by_nothing_but_names(
+    base: Measured, head: Measured, verdict: Verdict, result: str
+) -> None:
+    found, evidence = judge_baseline(base, head, judged(head), is_strict=False, command="make test")
+    assert (found.verdict, evidence.result) == (verdict, result)
+
+
+def test_a_strict_baseline_wants_red_checks_mended() -> None:
+    head = measured("a- b+")
+    found, evidence = judge_baseline(
+        measured("a- b+"), head, judged(head), is_strict=True, command="make test"
+    )
+    assert (found.verdict, evidence.result) == (RED, "failed")
+    assert found.failing_checks == ("a",)
+    assert "still: a; ci.baseline is strict" in found.reason
+
+
+def test_no_entry_that_speaks_against_the_change_leaves_a_verdict_green() -> None:
+    refuting = entry(EvidenceKind.BASELINE, EvidenceResult.FAILED, "why", checks=["a"])
+    green = Judged(verdict=GREEN, reason="exit 0")
+    assert conclude(green, []) == green
+    assert conclude(green, [refuting]) == Judged(
+        verdict=RED, reason="baseline failed: why", failing_checks=("a",)
+    )
+
+
+def test_a_test_that_passed_once_is_flaky_not_red() -> None:
+    found = merged([measured("a- b-"), measured("a+ b-")])
+    assert (found.failing, found.is_flaky) == (("b",), True)
+    assert not merged([measured("a- b+"), measured("a- b+")]).is_flaky
+
+
+def test_an_entry_has_a_bounded_size_and_reads_back() -> None:
+    names = [f"test_{number}" for number in range(1_000)]
+    made = entry(
+        EvidenceKind.BASELINE,
+        EvidenceResult.PASSED,
+        "long \n" * 1_000,
+        command="x" * 10_000,
+        on=measured("a+ b- c.s"),
+        checks=names,
+    )
+    assert (len(made.checks), made.checks_count) == (MAX_EVIDENCE_CHECKS, 1_000)
+    assert len(made.reason) == len(str(made.command)) == MAX_EVIDENCE_TEXT
+    assert dict(made.counts) == {"total": 3, "passed": 1, "failed": 1, "skipped": 1}
+    assert Evidence.read(made.document()) == made
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kind": "magic"},
+        {"result": "fine"},
+        {"reason": None},
+        {"counts": {"total": -1}},
+        {"counts": {"total": True}},
+        {"counts": {str(number): 1 for number in range(100)}},
+        {"checks": ["a"] * 100},
+        {"checks": [1]},
+        {"checks": "abc"},
+        {"more": 1},
+    ],
+)
+def test_a_forged_entry_is_not_read(change: dict[str, Any]) -> None:
+    made = entry(EvidenceKind.BASELINE, EvidenceResult.PASSED, "fine").document()
+    with pytest.raises((TypeError, ValueError)):
+        Evidence.read({**made, **change})
+
+
+@pytest.mark.parametrize(
+    ("result", "missing"),
+    [
+        (None, ["baseline is missing"]),
+        (EvidenceResult.PASSED, []),
+        (EvidenceResult.WARNED, []),
+        (EvidenceResult.NOT_NEEDED, []),
+        (EvidenceResult.NOT_MEASURED, ["baseline not measured: why"]),
+        (EvidenceResult.FAILED, ["baseline failed: why"]),
+    ],
+)
+def test_what_a_green_verdict_lacks(result: EvidenceResult | None, missing: list[str]) -> None:
+    found = [] if result is None else [entry(EvidenceKind.BASELINE, result, "why")]
+    assert [*missing_evidence([EvidenceKind.BASELINE], found)] == missing
