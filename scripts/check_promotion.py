@@ -14,7 +14,11 @@ What this proves, and what only a signed record proves, stands in Autopack's doc
 from __future__ import annotations
 
 import argparse
+import base64
+import binascii
 import hashlib
+import importlib
+import importlib.util
 import json
 import os
 import re
@@ -2848,8 +2852,9 @@ def _decide_eligibility(state: RunState) -> RunState:
 
 STRICT_MARK: Final = "[strict]"  # in a commit's subject, for CI: judge it by the strict profile
 RUNS_FOLDER: Final = ".autonomous_runs"
-RECORD: Final = "run.json"  # in a run's folder, as is the next
+RECORD: Final = "run.json"  # in a run's folder, as are the next
 PULL_REQUEST: Final = "pull_request.md"
+STATEMENT: Final = "statement.json"
 RECORD_SEAL: Final = "Autopack-Record-SHA256"  # the trailer of a record's commit: of `run.json`
 
 
@@ -4290,6 +4295,276 @@ def missing_record(branch: str, run_id: str) -> str:
     )
 
 
+# ---- autopack/domain/signatures.py ---------------------------------------------------------------
+
+"""Raw signatures by SSH keys, as DSSE has them, checked where Python's `cryptography` is at hand.
+
+The checker needs the standard library alone, which has no public-key cryptography. So the package
+is looked for when it is needed; without it a statement's signature is told as not checked. The
+record's own signature, which `ssh-keygen` checks, covers the statement too.
+"""
+
+
+_KEY_TYPES: Final = ("ssh-ed25519", "ssh-rsa", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384")
+_PACKAGE: Final = "cryptography.hazmat.primitives"
+
+
+def can_check() -> bool:
+    """Tell whether signatures can be checked here."""
+    return importlib.util.find_spec("cryptography") is not None
+
+
+def allowed_keys(allowed_signers: bytes) -> Iterator[bytes]:
+    """Yield the keys of a file in the format of `ssh-keygen`, each as `<type> <base64>`."""
+    for line in allowed_signers.decode("utf-8", "replace").splitlines():
+        words = line.split()
+        if line.startswith("#") or "cert-authority" in line:
+            continue
+        for place, word in enumerate(words[:-1]):
+            if word in _KEY_TYPES:
+                yield f"{word} {words[place + 1]}".encode()
+                break
+
+
+def fingerprint(key: bytes) -> str:
+    """Return a key's fingerprint as `ssh-keygen -l` shows it; an unreadable key has none."""
+    try:
+        data = base64.b64decode(key.split()[1], validate=True)
+    except (binascii.Error, IndexError):
+        return ""
+    digest = base64.b64encode(hashlib.sha256(data).digest()).decode().rstrip("=")
+    return f"SHA256:{digest}"
+
+
+def is_signed_by(key: bytes, signature: bytes, data: bytes) -> bool:
+    """Check a raw signature by a key `<type> <base64>`; needs `can_check`."""
+    load = importlib.import_module(f"{_PACKAGE}.serialization").load_ssh_public_key
+    invalid = importlib.import_module("cryptography.exceptions").InvalidSignature
+    unsupported = importlib.import_module("cryptography.exceptions").UnsupportedAlgorithm
+    try:
+        public: Any = load(key)
+        public.verify(signature, data, *signing_options(key.split()[0].decode()))
+    except (invalid, unsupported, ValueError):
+        return False
+    return True
+
+
+def signing_options(key_type: str) -> tuple[Any, ...]:
+    """Return how a key of a type signs, as arguments of `sign` and `verify`."""
+    if key_type == "ssh-ed25519":
+        return ()
+    hashes = importlib.import_module(f"{_PACKAGE}.hashes")
+    if key_type.startswith("ecdsa-"):
+        digest = hashes.SHA384() if key_type.endswith("384") else hashes.SHA256()
+        return (importlib.import_module(f"{_PACKAGE}.asymmetric.ec").ECDSA(digest),)
+    padding = importlib.import_module(f"{_PACKAGE}.asymmetric.padding")
+    digest = hashes.SHA256()
+    return (padding.PSS(padding.MGF1(digest), salt_length=digest.digest_size), digest)
+
+
+# ---- autopack/domain/statement.py ----------------------------------------------------------------
+
+"""The in-toto statement of a finished run: provenance in the form of SLSA, in a DSSE envelope.
+
+The statement is a function of the run's record alone, so the checker makes it again and compares.
+It says who built, reviewed and judged what, for tools that read provenance and not our record.
+(docs/promotion.md)
+
+Standard library alone: `scripts/check_promotion.py` is made from this module among others.
+"""
+
+
+PAYLOAD_TYPE: Final = "application/vnd.in-toto+json"
+STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
+PREDICATE_TYPE: Final = "https://slsa.dev/provenance/v1"
+BUILD_TYPE: Final = "urn:autopack:build:run:v1"
+BUILDER: Final = "urn:autopack:supervisor"
+MAX_SIGNATURES: Final = 10
+_ENVELOPE_SHAPE: Final = {
+    "payload": str,
+    "payloadType": str,
+    "signatures": [{"keyid": str, "sig": str}],
+}
+_RUN: Final = ("run_id", "project_id", "base_branch", "run_scope", "safety_profile")
+_PHASE: Final = (
+    "phase_id",
+    "name",
+    "task_category",
+    "state",
+    "completed_by",
+    "ci_profile",
+    "verdict",
+    "sandbox",
+    "approved_by",
+    "start_commit",
+    "commit",
+    "dependencies",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """A signature of a statement: raw bytes, by the key with this fingerprint."""
+
+    key_id: str
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    payload: bytes
+    signatures: tuple[Signature, ...]
+
+
+def statement_of(record: JsonObject) -> JsonObject:
+    """Return the statement about the work that a record tells of.
+
+    The subject is the last commit of the work, before the record's own. Raises LookupError and
+    TypeError for a record of another shape.
+    """
+    work = record["commits"][-1] if record["commits"] else None
+    digest = {"gitCommit": work["sha"] if work else record["base_commit"]}
+    if work is not None:
+        digest["gitTree"] = work["tree"]
+    started = record["events"][0]
+    return {
+        "_type": STATEMENT_TYPE,
+        "subject": [{"name": record["branch"], "digest": digest}],
+        "predicateType": PREDICATE_TYPE,
+        "predicate": {
+            "buildDefinition": {
+                "buildType": BUILD_TYPE,
+                "externalParameters": {
+                    **{name: record.get(name) for name in _RUN},
+                    "plan_sha256": started["data"].get("plan_sha256"),
+                },
+                "internalParameters": {"strategy_version": record.get("strategy_version")},
+                "resolvedDependencies": [*_materials(record)],
+            },
+            "runDetails": {
+                "builder": {"id": BUILDER},
+                "metadata": {
+                    "invocationId": record["run_id"],
+                    "startedOn": started["at"],
+                    "finishedOn": record["ended_at"],
+                },
+                "byproducts": [
+                    {"name": "events", "digest": {"sha256": record["events"][-1]["hash"]}}
+                ],
+            },
+            "autopack_phases": [_phase(record, phase) for phase in record["phases"]],
+            "autopack_promotion": record["promotion"],
+        },
+    }
+
+
+def _materials(record: JsonObject) -> Iterable[JsonObject]:
+    """Yield what the work was made of: base, earlier runs, strategy and accepted patches."""
+    yield {"name": record["base_branch"], "digest": {"gitCommit": record["base_commit"]}}
+    for name, commit in (("continues", "continued_commit"), ("rebases", "rebased_commit")):
+        if record.get(name) is not None:
+            what = {"name": f"record of run {record[name]}"}
+            yield {**what, "digest": {"gitCommit": record[commit]}}
+    strategy = f"project_implementation_strategy_v{record.get('strategy_version')}.json"
+    for file in record["files"]:
+        if file["path"] == strategy:
+            yield {"name": strategy, "digest": {"sha256": file["sha256"]}}
+    originals = {
+        event["data"].get("commit"): event["data"]["original"]
+        for event in record["events"]
+        if "original" in event["data"]
+    }
+    for commit in record["commits"]:
+        notes = {"commit": commit["sha"], "phase_id": commit["phase_id"]}
+        if commit["patch_sha256"] is not None:
+            yield {
+                "name": patch_name(commit["patch_sha256"]),
+                "digest": {"sha256": commit["patch_sha256"]},
+                "annotations": notes,
+            }
+        elif commit["kind"] == CommitKind.REPLAY:
+            original = originals[commit["sha"]]
+            yield {
+                "name": f"commit {original}",
+                "digest": {"gitCommit": original},
+                "annotations": notes,
+            }
+
+
+def _phase(record: JsonObject, phase: Mapping[str, Any]) -> JsonObject:
+    events = [each for each in record["events"] if each["phase_id"] == phase["phase_id"]]
+    return {
+        **{name: phase.get(name) for name in _PHASE},
+        "builders": _actors(events, "BuilderResultReceived", "status"),
+        "auditors": _actors(events, "AuditorResultReceived", "recommendation"),
+        # With all that a verdict says of itself: commit, sandbox, failing checks, evidence.
+        "verdicts": [
+            {"at": each["at"], "judge": each["actor"], **each["data"]}
+            for each in events
+            if each["kind"] == "CiVerdictReceived"
+        ],
+    }
+
+
+def _actors(events: Sequence[JsonObject], kind: str, result: str) -> list[JsonObject]:
+    return [
+        {
+            "actor": each["actor"],
+            "model": each["data"].get("model"),
+            result: each["data"].get(result),
+        }
+        for each in events
+        if each["kind"] == kind
+    ]
+
+
+# The envelope
+
+
+def signed_bytes(payload: bytes) -> bytes:
+    """Return what a signature is over: DSSE's pre-authentication encoding of a payload."""
+    kind = PAYLOAD_TYPE.encode()
+    return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)
+
+
+def payload_of(record: JsonObject) -> bytes:
+    return canonical_json(statement_of(record))
+
+
+def write_envelope(payload: bytes, signatures: Sequence[Signature]) -> bytes:
+    """Write `statement.json`; without a signature it only has a form that tools read."""
+    document = {
+        "payload": base64.b64encode(payload).decode(),
+        "payloadType": PAYLOAD_TYPE,
+        "signatures": [
+            {"keyid": each.key_id, "sig": base64.b64encode(each.value).decode()}
+            for each in signatures
+        ],
+    }
+    return (json.dumps(document, indent=1) + "\n").encode()
+
+
+def read_envelope(data: bytes) -> Envelope:
+    """Read `statement.json` of a foreign record. Raises RecordError."""
+    try:
+        document = parse_json(data)
+        problem = shape_problem(document, _ENVELOPE_SHAPE, "statement.json")
+        if problem:
+            raise RecordError(problem)
+        if document["payloadType"] != PAYLOAD_TYPE:
+            raise RecordError("statement.json has another payloadType")
+        if len(document["signatures"]) > MAX_SIGNATURES:
+            raise RecordError(f"statement.json has more than {MAX_SIGNATURES} signatures")
+        payload = base64.b64decode(document["payload"], validate=True)
+        signatures = tuple(
+            Signature(each["keyid"], base64.b64decode(each["sig"], validate=True))
+            for each in document["signatures"]
+        )
+    except (binascii.Error, RecursionError, ValueError) as error:
+        raise RecordError(f"statement.json cannot be read: {error}") from None
+    return Envelope(payload, signatures)
+
+
 # ---- autopack/checker/objects.py -----------------------------------------------------------------
 
 """git over the objects of a repository, in a git dir of our own: no setting reaches it.
@@ -4565,6 +4840,8 @@ class BranchCheck:
         self.title = self.body = ""
         self.rehearsal: Rehearsal | None = None  # of the merge with today's base branch
         self.signature = ""
+        self.allowed: bytes | None = None  # the keys that the base branch accepts
+        self.statement = ""
 
     def expect(self, condition: object, reason: str) -> bool:
         if not condition:
@@ -4627,6 +4904,7 @@ class BranchCheck:
     def _check_signature(self, head: str, base_head: str) -> None:
         """Where the base branch says who may sign records, one of them has to have done so."""
         signers = self.git.find(self.git.commit(base_head).tree, ALLOWED_SIGNERS)
+        self.allowed = None if signers is None else self.git.read(signers[1], "blob")
         header = self.git.read(head, "commit").partition(b"\n\n")[0] + b"\n"
         is_signed = SSH_SIGNATURE in header
         if signers is None:
@@ -4645,7 +4923,7 @@ class BranchCheck:
             )
             return
         allowed = self.git.scratch / "allowed_signers"
-        allowed.write_bytes(self.git.read(signers[1], "blob"))
+        allowed.write_bytes(self.allowed or b"")
         done = self.git.run(
             *("-c", f"gpg.ssh.allowedSignersFile={allowed}", "-c", "gpg.minTrustLevel=fully"),
             *("verify-commit", "--raw", head),
@@ -4690,12 +4968,42 @@ class BranchCheck:
                 continue
             if path in patches:
                 self.patches[sha256] = data
+            if path == STATEMENT:
+                self._check_statement(record, data)
             if path == PULL_REQUEST:
                 self._read_pull_request(data)
         for path in sorted(set(named) - found):
             self.reasons.append(f"{path} is missing from the record")
         for path in sorted(set(patches) - found):
             self.warnings.append(f"{path} is not in the record, so it cannot be applied again")
+
+    def _check_statement(self, record: JsonObject, data: bytes) -> None:
+        """The statement is what the record gives, and a signature of it is by an allowed key."""
+        envelope = read_envelope(data)
+        if not self.expect(
+            envelope.payload == payload_of(record), f"{STATEMENT} tells another tale than {RECORD}"
+        ):
+            return
+        if self.allowed is None or not envelope.signatures:
+            what = "is signed, but nothing says whose signature counts"
+            self.statement = f"the statement {what if envelope.signatures else 'is not signed'}"
+            return
+        if not can_check():
+            self.statement = (
+                "the statement's signature was not checked: Python's `cryptography` is not"
+                " installed here; the record's own signature covers the statement"
+            )
+            return
+        signed = signed_bytes(envelope.payload)
+        keys = [*allowed_keys(self.allowed)]
+        for each in envelope.signatures:
+            key = next((key for key in keys if fingerprint(key) == each.key_id), None)
+            if key is not None and is_signed_by(key, each.value, signed):
+                self.statement = f"the statement is signed by {each.key_id}"
+                return
+        self.reasons.append(
+            f"the statement's signature is not by one of {ALLOWED_SIGNERS} of '{self.base}'"
+        )
 
     def _read_pull_request(self, data: bytes) -> None:
         heading, _, body = data.decode("utf-8", "replace").partition("\n")
@@ -5032,6 +5340,7 @@ def _document(checked: BranchCheck) -> JsonObject:
         "commits": checked.history,
         "rehearsal": rehearsal and {**asdict(rehearsal), "files": list(rehearsal.files)},
         "signature": show(checked.signature),
+        "statement": show(checked.statement),
     }
 
 
@@ -5073,6 +5382,8 @@ def main(arguments: list[str] | None = None, program: str | None = None) -> int:
         lines = [*verdict["reasons"], *(f"warning: {each}" for each in verdict["warnings"])]
         if verdict["signature"]:
             lines.append(verdict["signature"])
+        if verdict["statement"]:
+            lines.append(verdict["statement"])
         if verdict["eligible"]:
             lines.insert(0, f"'{given.branch}' may go to '{given.base}'")
         encoding = sys.stdout.encoding or "utf-8"

@@ -22,7 +22,9 @@ from autopack.checker.branch import check_branch
 from autopack.config import Settings
 from autopack.domain.absolute_paths import absolute_problem
 from autopack.domain.changes import MODE_FILE
+from autopack.domain.naming import STATEMENT
 from autopack.domain.record_check import RecordClaim
+from autopack.domain.statement import payload_of, write_envelope
 from autopack.gitrepo import Repository, RepositoryUnusableError
 from autopack.services.rebuilding import require_objects
 from autopack.store import runs
@@ -115,6 +117,14 @@ class Forger:
         changes = {"parent": parent} if parent else {}
         self.move(self.commit(self.head, message=message, **changes))
 
+    def restate(self) -> None:
+        """Write the statement that fits the changed record, without a signature."""
+        data = write_envelope(payload_of(self.record), [])
+        self.amend(STATEMENT, data)
+        for file in self.record["files"]:
+            if file["path"] == STATEMENT:
+                file["sha256"] = hashlib.sha256(data).hexdigest()
+
     def reseal(self) -> None:
         """Seal the events anew, so that their chain is whole again."""
         previous = "0" * 64
@@ -184,6 +194,7 @@ def red_before_green(forger: Forger) -> None:
     for number, event in enumerate(events, start=1):
         event["sequence"] = number
     forger.reseal()
+    forger.restate()
     forger.rewrite()
 
 
@@ -554,8 +565,9 @@ def test_a_signature_is_what_the_base_branch_asks_for(
     verdict = ask(key)
     assert verdict["eligible"]
     assert verdict["signature"] == f"the record is signed by one of {SIGNERS} of 'main'"
-    (reason,) = ask(stranger)["reasons"]
-    assert f"the record's signature is not by one of {SIGNERS} of 'main'" in reason
+    of_record, of_statement = ask(stranger)["reasons"]
+    assert f"the record's signature is not by one of {SIGNERS} of 'main'" in of_record
+    assert of_statement == f"the statement's signature is not by one of {SIGNERS} of 'main'"
     ask(key)
     signed = recorded.git("rev-parse", BRANCH)
     Forger(recorded).rewrite()  # which leaves the signature as it was

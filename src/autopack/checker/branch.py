@@ -28,6 +28,7 @@ from ..domain.naming import (
     PULL_REQUEST,
     RECORD,
     RUNS_FOLDER,
+    STATEMENT,
     branch_name,
     patch_name,
     record_folder,
@@ -51,6 +52,8 @@ from ..domain.rehearsal import (
     missing_record,
     rehearsal_reasons,
 )
+from ..domain.signatures import allowed_keys, can_check, fingerprint, is_signed_by
+from ..domain.statement import payload_of, read_envelope, signed_bytes
 from .objects import (
     EXECUTABLE_FILE,
     FOLDER,
@@ -88,6 +91,8 @@ class BranchCheck:
         self.title = self.body = ""
         self.rehearsal: Rehearsal | None = None  # of the merge with today's base branch
         self.signature = ""
+        self.allowed: bytes | None = None  # the keys that the base branch accepts
+        self.statement = ""
 
     def expect(self, condition: object, reason: str) -> bool:
         if not condition:
@@ -150,6 +155,7 @@ class BranchCheck:
     def _check_signature(self, head: str, base_head: str) -> None:
         """Where the base branch says who may sign records, one of them has to have done so."""
         signers = self.git.find(self.git.commit(base_head).tree, ALLOWED_SIGNERS)
+        self.allowed = None if signers is None else self.git.read(signers[1], "blob")
         header = self.git.read(head, "commit").partition(b"\n\n")[0] + b"\n"
         is_signed = SSH_SIGNATURE in header
         if signers is None:
@@ -168,7 +174,7 @@ class BranchCheck:
             )
             return
         allowed = self.git.scratch / "allowed_signers"
-        allowed.write_bytes(self.git.read(signers[1], "blob"))
+        allowed.write_bytes(self.allowed or b"")
         done = self.git.run(
             *("-c", f"gpg.ssh.allowedSignersFile={allowed}", "-c", "gpg.minTrustLevel=fully"),
             *("verify-commit", "--raw", head),
@@ -213,12 +219,42 @@ class BranchCheck:
                 continue
             if path in patches:
                 self.patches[sha256] = data
+            if path == STATEMENT:
+                self._check_statement(record, data)
             if path == PULL_REQUEST:
                 self._read_pull_request(data)
         for path in sorted(set(named) - found):
             self.reasons.append(f"{path} is missing from the record")
         for path in sorted(set(patches) - found):
             self.warnings.append(f"{path} is not in the record, so it cannot be applied again")
+
+    def _check_statement(self, record: JsonObject, data: bytes) -> None:
+        """The statement is what the record gives, and a signature of it is by an allowed key."""
+        envelope = read_envelope(data)
+        if not self.expect(
+            envelope.payload == payload_of(record), f"{STATEMENT} tells another tale than {RECORD}"
+        ):
+            return
+        if self.allowed is None or not envelope.signatures:
+            what = "is signed, but nothing says whose signature counts"
+            self.statement = f"the statement {what if envelope.signatures else 'is not signed'}"
+            return
+        if not can_check():
+            self.statement = (
+                "the statement's signature was not checked: Python's `cryptography` is not"
+                " installed here; the record's own signature covers the statement"
+            )
+            return
+        signed = signed_bytes(envelope.payload)
+        keys = [*allowed_keys(self.allowed)]
+        for each in envelope.signatures:
+            key = next((key for key in keys if fingerprint(key) == each.key_id), None)
+            if key is not None and is_signed_by(key, each.value, signed):
+                self.statement = f"the statement is signed by {each.key_id}"
+                return
+        self.reasons.append(
+            f"the statement's signature is not by one of {ALLOWED_SIGNERS} of '{self.base}'"
+        )
 
     def _read_pull_request(self, data: bytes) -> None:
         heading, _, body = data.decode("utf-8", "replace").partition("\n")
@@ -555,4 +591,5 @@ def _document(checked: BranchCheck) -> JsonObject:
         "commits": checked.history,
         "rehearsal": rehearsal and {**asdict(rehearsal), "files": list(rehearsal.files)},
         "signature": show(checked.signature),
+        "statement": show(checked.statement),
     }

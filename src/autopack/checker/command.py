@@ -44,6 +44,8 @@ def main(arguments: list[str] | None = None, program: str | None = None) -> int:
         lines = [*verdict["reasons"], *(f"warning: {each}" for each in verdict["warnings"])]
         if verdict["signature"]:
             lines.append(verdict["signature"])
+        if verdict["statement"]:
+            lines.append(verdict["statement"])
         if verdict["eligible"]:
             lines.insert(0, f"'{given.branch}' may go to '{given.base}'")
         encoding = sys.stdout.encoding or "utf-8"

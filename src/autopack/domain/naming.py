@@ -6,8 +6,9 @@ from typing import Final
 
 STRICT_MARK: Final = "[strict]"  # in a commit's subject, for CI: judge it by the strict profile
 RUNS_FOLDER: Final = ".autonomous_runs"
-RECORD: Final = "run.json"  # in a run's folder, as is the next
+RECORD: Final = "run.json"  # in a run's folder, as are the next
 PULL_REQUEST: Final = "pull_request.md"
+STATEMENT: Final = "statement.json"
 RECORD_SEAL: Final = "Autopack-Record-SHA256"  # the trailer of a record's commit: of `run.json`
 
 

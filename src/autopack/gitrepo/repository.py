@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ..config import PROJECT_FILE, Settings
 from ..domain.changes import MODE_ABSENT, MODE_FILE, FileChange
+from ..domain.statement import Signature
 from .apply import (
     AppliedPatch,
     PolicyCheck,
@@ -473,6 +474,10 @@ class Repository:
         Raises RepositoryUnusableError.
         """
         return self._sign(_commit_lines(parents, tree, at), message)
+
+    def sign_statement(self, payload: bytes) -> Signature | None:
+        """Return the raw signature of a statement's payload; None without a key that makes one."""
+        return self.signer.sign_raw(payload) if self.signer else None
 
     def write_tag(
         self, *, name: str, commit: str, message: str, at: datetime, signature: str | None = None

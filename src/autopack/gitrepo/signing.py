@@ -7,9 +7,23 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import structlog
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_pem_private_key,
+    load_ssh_private_key,
+)
 
 from ..config import Settings
+from ..domain.signatures import fingerprint, signing_options
+from ..domain.statement import Signature
 from .errors import RepositoryUnusableError
+
+logger = structlog.get_logger(__name__)
 
 SETTING = Settings.variable("signing_key")
 
@@ -62,3 +76,19 @@ class Signer:
                 " of a private SSH key without a passphrase, readable only by the service."
             )
         return done.stdout.decode()
+
+    def sign_raw(self, payload: bytes) -> Signature | None:
+        """Return a raw signature, as DSSE has it; None for a key that cannot make one.
+
+        Such are keys of a security key, whose private part is in the device.
+        """
+        try:
+            data = self.key.read_bytes()
+            load = load_ssh_private_key if b"OPENSSH" in data else load_pem_private_key
+            private: Any = load(data, password=None)
+            public = private.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+            options = signing_options(public.split()[0].decode())
+            return Signature(fingerprint(public), private.sign(payload, *options))
+        except (AttributeError, OSError, TypeError, UnsupportedAlgorithm, ValueError) as error:
+            logger.warning("statement_not_signed", why=type(error).__name__)
+            return None

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 
 from ..domain import run_issues
 from ..domain.errors import AutopackError
 from ..domain.events import canonical_json, event_document
-from ..domain.naming import branch_ref, snapshot_ref
+from ..domain.naming import STATEMENT, branch_ref, record_folder, snapshot_ref
 from ..domain.results import log_tail
 from ..domain.run import FailureCode
 from ..domain.run_issues import OpenIssue, RunIssue, index_of
@@ -78,15 +79,28 @@ def project(
     A run that is over has all of them written, its record included.
     """
     if run.ended_at is not None:
-        context.mirror.write_files(*finished_files(session, run))
+        context.mirror.write_files(*finished_files(session, run, _written_statement(context, run)))
         return
     report = run_detail(session, run, detailed=phases)
     documents = _strategy(session, run) if phases is None else {}
     context.mirror.write_run(report, phases=phases, index=index, documents=documents)
 
 
-def finished_files(session: RowSession, run: Run) -> tuple[RunDetail, dict[str, bytes]]:
-    """Return all files of a run that is over, by name, and the report that they were made of."""
+def _written_statement(context: AppContext, run: Run) -> bytes | None:
+    """Return the statement of the run's record: not every key gives the same signature twice."""
+    if run.head_commit == run.work_commit:
+        return None
+    path = f"{record_folder(run.run_id)}/{STATEMENT}"
+    return context.repository.read_file(run.head_commit, path)
+
+
+def finished_files(
+    session: RowSession, run: Run, statement: bytes | Callable[[bytes], bytes] | None
+) -> tuple[RunDetail, dict[str, bytes]]:
+    """Return all files of a run that is over, by name, and the report that they were made of.
+
+    `statement` is the file as it was written, or makes it of the record; None for a run without.
+    """
     report = run_detail(session, run, detailed=None)
     files = _strategy(session, run)
     found = issues.list_run_issues(session, run.id)
@@ -98,13 +112,18 @@ def finished_files(session: RowSession, run: Run) -> tuple[RunDetail, dict[str, 
     )
     files[PULL_REQUEST] = pull_request_page(request)
     files |= render_run(report, None, index_answer(run, found))
-    record = run_record(
+    make = partial(
+        run_record,
         report,
         commits=submissions.list_recorded_commits(session, run.id),
         ci_runs=ci_runs.list_of_run(session, run.id),
-        events=map(_event, runs.list_events(session, run.id, after=0, limit=None)),
-        files=files,
+        events=[_event(row) for row in runs.list_events(session, run.id, after=0, limit=None)],
     )
+    if callable(statement):
+        statement = statement(make(files=files))
+    if statement is not None:
+        files = {STATEMENT: statement, **files}
+    record = make(files=files)
     return report, {RECORD: record, **files}  # the summary stays the last
 
 

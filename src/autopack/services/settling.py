@@ -7,7 +7,9 @@ commits, events and, at a run's end, its record. No rule is decided here.
 from __future__ import annotations
 
 import hashlib
+import json
 from datetime import datetime
+from functools import partial
 from typing import Final
 
 import structlog
@@ -27,6 +29,7 @@ from ..domain.naming import (
 )
 from ..domain.outcomes import CommitKind
 from ..domain.run import FailureCode, PhaseState
+from ..domain.statement import payload_of, signed_bytes, write_envelope
 from ..domain.states import PhaseStatus, RunStatus
 from ..domain.terms import CiMode, CiProfile, Verdict
 from ..gitrepo import CollisionError, RefUpdate, RepositoryUnusableError
@@ -288,6 +291,13 @@ def _place_commits(change: RunChange) -> None:
         change.run.work_commit = change.run.head_commit
 
 
+def _statement(change: RunChange, record: bytes) -> bytes:
+    """Make the in-toto statement of a record, signed where there is a key that can."""
+    payload = payload_of(json.loads(record))
+    signature = change.context.repository.sign_statement(signed_bytes(payload))
+    return write_envelope(payload, [signature] if signature else [])
+
+
 def _record(change: RunChange) -> None:
     """Add the commit of the run's record as the last one of the branch.
 
@@ -301,7 +311,7 @@ def _record(change: RunChange) -> None:
     ):
         return
     session.send()  # the files are made from rows that are read again
-    report, files = finished_files(session, run)
+    report, files = finished_files(session, run, partial(_statement, change))
     patches = submissions.list_accepted_patches(session, run.id, MAX_RECORDED_PATCH_BYTES)
     recorded = {**files, **{patch_name(name): content for name, content in patches.items()}}
     message = record_message(
