@@ -1385,6 +1385,8 @@ class RunState:
     promotion_reasons: tuple[str, ...] = ()
     promotion_warnings: tuple[str, ...] = ()
     is_rolled_back: bool = False
+    # Why CI's command does not run on the base commit; None: it does, or that was not measured.
+    base_problem: str | None = None
     head_commit: str | None = None
     ended_at: datetime | None = None
     tiers: tuple[TierState, ...] = ()
@@ -1537,6 +1539,21 @@ class RunRolledBack(Event):
     tier_id: str | None = None
     reason: str | None = None
     commit: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaselineMeasured(Event):
+    """CI's command ran on the run's base commit, before its phases need a verdict.
+
+    `failing_checks` are the first names of the red checks, `checks_count` is how many there are.
+    """
+
+    reason: str | None = None
+    profile: CiProfile
+    commit: str
+    verdict: Verdict
+    failing_checks: tuple[str, ...] = ()
+    checks_count: int = 0
 
 
 # Tiers
@@ -2460,6 +2477,9 @@ def evolve(state: RunState, event: Event) -> RunState:
             return change_phase(state, event.phase_id, deadline_at=None)
         case CiVerdictReceived():
             return _apply_verdict(state, event)
+        case BaselineMeasured(verdict=Verdict.DID_NOT_RUN):
+            problem = f"CI ({event.profile}) does not run on the base commit: {event.reason}"
+            return replace(state, base_problem=problem)
         case IssueRecorded() | IssueResolved():
             return _count_issues(_keep_issue(state, event))
         case TierStateChanged():
@@ -3370,6 +3390,7 @@ _RUN_FIGURES: Final = (
     "failure_reason",
     "ended_at",
     "is_rolled_back",
+    "base_problem",
     "head_commit",
 )
 _BUDGET_FIGURES: Final = (

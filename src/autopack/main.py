@@ -68,6 +68,7 @@ from .services import pushes
 # What the command line does beside the database, it imports from here.
 from .services.audit import first_broken_entry as first_broken_entry
 from .services.audit import last_deeds as last_deeds
+from .services.baseline import MEASURE_BASE_TASK, NOTE_BASE_TASK, measure_base, record_base
 from .services.ci import BEGIN_TASK, TAKE_TASK, begin_ci_run, record_ci_outcome, run_ci
 from .services.context import AppContext as AppContext  # the command line names it
 from .services.feed import Feed
@@ -330,12 +331,20 @@ def queues_of(context: AppContext) -> list[Queue]:
             tasks={
                 BEGIN_TASK: partial(begin_ci_run, context),
                 TAKE_TASK: partial(record_ci_outcome, context),
+                NOTE_BASE_TASK: partial(record_base, context),
             },
         ),
     ]
     ci_workers = context.settings.ci_workers or max(1, (os.cpu_count() or 1) // 2)
     queues.append(
-        Queue(name=CI_QUEUE, concurrency=ci_workers, tasks={CI_TASK: partial(run_ci, context)})
+        Queue(
+            name=CI_QUEUE,
+            concurrency=ci_workers,
+            tasks={
+                CI_TASK: partial(run_ci, context),
+                MEASURE_BASE_TASK: partial(measure_base, context),
+            },
+        )
     )
     queues.append(
         Queue(

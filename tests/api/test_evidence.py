@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import text
 
+from autopack.services import baseline, ci
 from autopack.services.context import AppContext
 
-from .test_local_ci import context, runs_of_ci, waiting, work
+from .test_local_ci import context, runs_of_ci, take
 from .test_tampering import check
 
 if TYPE_CHECKING:
@@ -61,13 +63,32 @@ def base(api: Api, **files: str) -> str:
     return api.repo.commit({**named})
 
 
+def work_all(context: AppContext) -> None:
+    """Do all the jobs of CI that wait, and what follows from them."""
+    while True:
+        with context.writing() as session:
+            query = text(
+                "DELETE FROM procrastinate_jobs WHERE id = (SELECT min(id) FROM procrastinate_jobs"
+                " WHERE queue_name = 'ci') RETURNING task_name, args"
+            )
+            found = session.execute(query).one_or_none()
+            session.commit()
+        if found is None:
+            return
+        tasks: dict[str, Callable[..., None]] = {
+            "run_ci": ci.run_ci,
+            baseline.MEASURE_BASE_TASK: baseline.measure_base,
+        }
+        tasks[found[0]](context, **found[1])
+        take(context)
+
+
 def judge(api: Api, context: AppContext, patch: str, **plan: Any) -> dict[str, Any]:
     """Start a run, submit a patch and let CI judge it; return the last CI run."""
     api.start(**plan)
     answer = api.result(patch=patch)
     assert answer.json()["phase_state"] == "CI_RUNNING", answer.text
-    while waiting(context):
-        work(context)
+    work_all(context)
     return runs_of_ci(api)[-1]
 
 
@@ -117,7 +138,7 @@ def test_the_same_tree_is_measured_once(api: Api, context: AppContext) -> None:
         run_id = f"run-00{number}"
         api.start(run_id)
         api.result(run_id, patch=api.new_file(f"src/{number}.txt"))
-        work(context)
+        work_all(context)
     with context.reading() as session:
         assert session.scalar(text("SELECT count(*) FROM measurements")) == 3
 
@@ -140,3 +161,38 @@ def test_a_ruleset_that_asks_for_what_is_not_there_is_refused(
 ) -> None:
     document = {"project_id": "Autopack", "ci": ci}
     api.refused(api.client.put("/project/ruleset", json=document), 422, "invalid_ruleset", names)
+
+
+def test_a_base_that_does_not_run_is_told_before_an_agent_works(
+    api: Api, context: AppContext
+) -> None:
+    rule(api, "baseline", command="./no-such-script")
+    api.start()
+    assert api.run()["base_problem"] is None
+    work_all(context)
+    run = api.run()
+    told = "CI (normal) does not run on the base commit: "
+    assert run["base_problem"].startswith(told)
+    assert told in run["next"]["detail"]
+    [item] = api.client.get("/attention").json()["items"]
+    assert (item["kind"], item["phase_id"]) == ("ci_did_not_run", "P0.0")
+    assert told in item["text"]
+    assert run["tiers"][0]["phases"][0]["state"] == "QUEUED"
+
+
+def test_a_base_is_told_once_and_its_red_checks_are_in_the_events(
+    api: Api, context: AppContext
+) -> None:
+    base(api, **{"tests__a.t": "old:false\nfine:true\n"})
+    rule(api, "baseline")
+    api.start()
+    baseline.measure_base(context, run_id="run-001", profile="normal")  # by a worker that is killed
+    work_all(context)
+    events = api.client.get("/runs/run-001/events").json()["events"]
+    [told] = [each for each in events if each["kind"] == "BaselineMeasured"]
+    assert told["data"]["failing_checks"] == ["tests/a.t.old"]
+    assert "is red (tests/a.t.old)" in told["sentence"]
+    api.result()
+    work_all(context)
+    assert api.run()["promotion_eligible_to_main"], api.run()["promotion_reasons"]
+    assert check(str(api.repo.path), "run-001", "autonomous/run-001", "main")["eligible"]

@@ -18,7 +18,7 @@ from sqlalchemy import text
 from autopack.config import Settings
 from autopack.gitrepo import Repository
 from autopack.mirror import Mirror
-from autopack.services import ci
+from autopack.services import baseline, ci
 from autopack.services.context import AppContext
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ def take(context: AppContext) -> None:
     tasks: dict[str, Callable[..., None]] = {
         ci.BEGIN_TASK: ci.begin_ci_run,
         ci.TAKE_TASK: ci.record_ci_outcome,
+        baseline.NOTE_BASE_TASK: baseline.record_base,
     }
     with context.writing() as session:
         query = text(

@@ -103,6 +103,7 @@ def make_run(phases: list[PhaseDetail] | None = None, **changes: Any) -> RunDeta
         warnings=[],
         is_rolled_back=False,
         dependencies_need_review=False,
+        base_problem=None,
         is_sandbox_required=False,
         continues=None,
         rebases=None,

@@ -168,6 +168,7 @@ class OpenPhase:
     """The first phase of a live run that has not ended, which no agent holds or CI did not judge.
 
     `since`: the last event that let it wait. `ci_failed_at`: when its last CI run did not run.
+    `base_problem`: why CI's command does not run on the commit that the run started from.
     """
 
     run_id: str
@@ -179,6 +180,8 @@ class OpenPhase:
     retry_at: datetime | None
     ci_failed_at: datetime | None
     ci_reason: str | None
+    base_problem: str | None = None
+    run_created_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -445,6 +448,9 @@ def _ci_did_not_run(now: Situation, _at: datetime) -> Iterator[Need]:
     for phase in now.phases:
         if phase.ci_failed_at is not None:
             yield _without_ci(phase.run_id, phase.phase_id, phase.ci_failed_at, phase.ci_reason)
+        elif phase.base_problem is not None:
+            since, why = phase.run_created_at or phase.since, phase.base_problem
+            yield _without_ci(phase.run_id, phase.phase_id, since, why)
 
 
 def _without_ci(run_id: str, phase_id: str | None, since: datetime, why: str | None) -> Need:

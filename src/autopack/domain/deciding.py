@@ -20,7 +20,16 @@ from .deadlines import Lapse, Tick, accept_lapse, pass_time
 from .decision import Decision
 from .events import SUPERVISOR, Event, PhaseUndone
 from .issue_rules import IssuesSeen, accept_issues
-from .judging import CiRunBegun, CiRunWanted, CiVerdict, accept_verdict, begin_run, request_run
+from .judging import (
+    BaseMeasured,
+    CiRunBegun,
+    CiRunWanted,
+    CiVerdict,
+    accept_verdict,
+    begin_run,
+    note_base,
+    request_run,
+)
 from .operating import (
     BranchMoved,
     Cancel,
@@ -60,6 +69,7 @@ Given = (
     | CiVerdict
     | CiRunWanted
     | CiRunBegun
+    | BaseMeasured
     | WorkAsked
     | Claim
     | Tick
@@ -96,6 +106,8 @@ def decide(
             request_run(decision, given)
         case CiRunBegun():
             begin_run(decision, given)
+        case BaseMeasured():
+            note_base(decision, given)
         case WorkAsked():
             ask_for_work(decision, given)
         case Claim():

@@ -68,6 +68,8 @@ def _of_run(event: Event) -> Told:
         case kinds.RunEnded():
             code = f" ({event.failure_code})" if event.failure_code else ""
             return _because(f"The run failed{code}", event.reason), EventOutcome.BAD
+        case kinds.BaselineMeasured():
+            return _of_base(event)
         case kinds.RunRolledBack():
             what = f"The branch is back at the snapshot of phase '{event.phase_id}'"
             return _because(what, event.reason), EventOutcome.WAITING
@@ -202,6 +204,17 @@ def _of_checks(event: kinds.PhaseEvent) -> Told:
             return _sentence(_cut(f"Issue {event.issue_key} is resolved{how}")), EventOutcome.GOOD
         case _:
             return _because(event.kind, event.reason), EventOutcome.NEUTRAL
+
+
+def _of_base(event: kinds.BaselineMeasured) -> Told:
+    what = f"CI ({event.profile}) on the base commit {event.commit[:_SHA]}"
+    if event.verdict is Verdict.GREEN:
+        return f"{what} is green.", EventOutcome.GOOD
+    if event.verdict is Verdict.RED:
+        return _because(f"{what} is red{_checks(event.failing_checks)}", event.reason), (
+            EventOutcome.NEUTRAL
+        )
+    return _because(f"{what} does not run", event.reason), EventOutcome.BAD
 
 
 def _of_verdict(event: kinds.CiVerdictReceived) -> Told:

@@ -28,7 +28,7 @@ from .money import MAX_USD, ZERO_USD, usd_text
 from .run import CompletedBy, FailureCode
 from .sightings import Cause
 from .states import Cleanliness, PhaseStatus, RunStatus, TierStatus
-from .terms import BuilderStatus, Recommendation, Role, Sandbox, Severity, Verdict
+from .terms import BuilderStatus, CiProfile, Recommendation, Role, Sandbox, Severity, Verdict
 
 GENESIS_HASH = "0" * 64
 SUPERVISOR = "supervisor"
@@ -103,6 +103,21 @@ class RunRolledBack(Event):
     tier_id: str | None = None
     reason: str | None = None
     commit: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaselineMeasured(Event):
+    """CI's command ran on the run's base commit, before its phases need a verdict.
+
+    `failing_checks` are the first names of the red checks, `checks_count` is how many there are.
+    """
+
+    reason: str | None = None
+    profile: CiProfile
+    commit: str
+    verdict: Verdict
+    failing_checks: tuple[str, ...] = ()
+    checks_count: int = 0
 
 
 # Tiers

@@ -21,6 +21,7 @@ from .events import (
     AttemptFailed,
     AuditLapsed,
     AuditorResultReceived,
+    BaselineMeasured,
     BuilderResultReceived,
     BuilderTriesSpent,
     CapacityAwaited,
@@ -139,6 +140,9 @@ def evolve(state: RunState, event: Event) -> RunState:
             return change_phase(state, event.phase_id, deadline_at=None)
         case CiVerdictReceived():
             return _apply_verdict(state, event)
+        case BaselineMeasured(verdict=Verdict.DID_NOT_RUN):
+            problem = f"CI ({event.profile}) does not run on the base commit: {event.reason}"
+            return replace(state, base_problem=problem)
         case IssueRecorded() | IssueResolved():
             return _count_issues(_keep_issue(state, event))
         case TierStateChanged():

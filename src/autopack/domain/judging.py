@@ -14,18 +14,19 @@ from .decision import Decision, WrongStateError, require_live
 from .errors import ConflictError
 from .events import (
     SUPERVISOR,
+    BaselineMeasured,
     CiRequested,
     CiStarted,
     CiVerdictReceived,
     PhaseCompleted,
     PhaseFailed,
 )
-from .evidence import Evidence
+from .evidence import MAX_EVIDENCE_CHECKS, Evidence
 from .independence import require_judge
 from .issue_rules import IssueSeen, resolve_for_ci, see_issues
 from .run import CompletedBy, FailureCode, RunState
 from .states import PhaseStatus
-from .terms import Sandbox, Verdict
+from .terms import CiProfile, Sandbox, Verdict
 
 # For the checkout and for reading reports, in addition to the command's own time.
 GRACE_SECONDS: Final = 300
@@ -77,6 +78,33 @@ class CiRunBegun:
 
     phase_id: str
     ci_run_id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseMeasured:
+    """CI's command ran on the run's base commit, for the phases of a profile."""
+
+    profile: CiProfile
+    commit: str
+    verdict: Verdict
+    reason: str
+    failing_checks: tuple[str, ...] = ()
+
+
+def note_base(decision: Decision, given: BaseMeasured) -> None:
+    """Record what CI says of the base commit; it stops nothing. (rules §6.1)"""
+    if decision.state.is_over:
+        return
+    decision.record(
+        BaselineMeasured(
+            profile=given.profile,
+            commit=given.commit,
+            verdict=given.verdict,
+            reason=given.reason,
+            failing_checks=given.failing_checks[:MAX_EVIDENCE_CHECKS],
+            checks_count=len(given.failing_checks),
+        )
+    )
 
 
 def request_run(decision: Decision, wanted: CiRunWanted) -> None:

@@ -41,6 +41,8 @@ class RunAtHand(Protocol):
     def failure_code(self) -> FailureCode | None: ...
     @property
     def promotion_eligible_to_main(self) -> bool: ...
+    @property
+    def base_problem(self) -> str | None: ...
 
 
 class PhaseAtHand(Protocol):
@@ -98,6 +100,8 @@ def next_step(
     detail = _wait(phase, agent)
     if failed:
         detail += f"; the run will end as failed, since phase '{failed[0]}' failed"
+    if run.base_problem is not None:
+        detail += f"; {run.base_problem}"
     return NextStep(
         action=_ACTIONS[phase.state],
         phase_id=phase.phase_id,

@@ -480,6 +480,7 @@ _RUN_FIGURES: Final = (
     "failure_reason",
     "ended_at",
     "is_rolled_back",
+    "base_problem",
     "head_commit",
 )
 _BUDGET_FIGURES: Final = (

@@ -208,6 +208,8 @@ class RunState:
     promotion_reasons: tuple[str, ...] = ()
     promotion_warnings: tuple[str, ...] = ()
     is_rolled_back: bool = False
+    # Why CI's command does not run on the base commit; None: it does, or that was not measured.
+    base_problem: str | None = None
     head_commit: str | None = None
     ended_at: datetime | None = None
     tiers: tuple[TierState, ...] = ()

@@ -368,6 +368,8 @@ def _whereabouts(run: RunDetail) -> Iterable[tuple[str, str]]:
     yield "Branch", code(run.branch)
     yield "Head", code(run.head_commit)
     yield "Base", f"{code(run.base_branch)} at {code(run.base_commit)}"
+    if run.base_problem is not None:
+        yield "CI on the base", inline(run.base_problem)
     if run.continues is not None:
         yield "Continues", code(run.continues)
     if run.rebases is not None:

@@ -32,6 +32,7 @@ _RUN = (
     "failure_code",
     "failure_reason",
     "is_rolled_back",
+    "base_problem",
     "is_sandbox_required",
     "dependencies_need_review",
     "run_scope",

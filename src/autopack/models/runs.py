@@ -77,6 +77,7 @@ class Run(Base):
     promotion_warnings: Mapped[Json] = mapped_column(default=list)
     warnings: Mapped[Json] = mapped_column(default=list)
     is_rolled_back: Mapped[bool] = mapped_column(default=False)
+    base_problem: Mapped[str | None]
 
     base_branch: Mapped[str]
     base_commit: Mapped[str]

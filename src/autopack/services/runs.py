@@ -34,6 +34,7 @@ from ..views.issues import IssueIndexAnswer
 from ..views.results import NextStep
 from ..views.runs import CurrentPhase, LeaseState, ListedRun, RunAnswer
 from .after_commit import after_commit, commit_change, commit_for_good
+from .baseline import want_base
 from .change import RunChange
 from .context import AppContext
 from .opening import changing, locked_session, up_to_date
@@ -142,6 +143,7 @@ def start_as(context: AppContext, plan: Plan, origin: Origin | None) -> tuple[Ru
         plan, strategy = plan_under(session, context, plan, ruleset, version=version)
         run = _new_run(context, session, plan, strategy, digest, origin)
         _add_first_event(session, run, context.caller.actor)
+        want_base(session, run, strategy)
         if origin is not None:
             by = context.caller.actor
             attention.close_continued(session, origin.run_id, run.created_at, by=by)

@@ -119,7 +119,8 @@ _PHASES: Final = """SELECT r.run_id, p.phase_id, p.state, p.lease_id IS NOT NULL
         coalesce((SELECT at FROM events WHERE run_pk = r.id AND kind = ANY(%s)
             ORDER BY sequence DESC LIMIT 1), r.updated_at),
         p.unavailable_reason, p.retry_at,
-        CASE WHEN c.verdict = 'did_not_run' THEN coalesce(c.ended_at, c.requested_at) END, c.reason
+        CASE WHEN c.verdict = 'did_not_run' THEN coalesce(c.ended_at, c.requested_at) END, c.reason,
+        r.base_problem, r.created_at
     FROM runs r CROSS JOIN LATERAL (
         SELECT * FROM phases WHERE run_pk = r.id AND state NOT IN ('COMPLETE', 'FAILED', 'SKIPPED')
         ORDER BY tier_index, phase_index LIMIT 1
@@ -128,12 +129,13 @@ _PHASES: Final = """SELECT r.run_id, p.phase_id, p.state, p.lease_id IS NOT NULL
         WHERE phase_pk = p.id AND verdict IS NOT NULL ORDER BY id DESC LIMIT 1
     ) c ON true
     WHERE r.ended_at IS NULL
-        AND (p.lease_id IS NULL AND p.state IN ('QUEUED', 'GATE') OR c.verdict = 'did_not_run')
+        AND (p.lease_id IS NULL AND p.state IN ('QUEUED', 'GATE') OR c.verdict = 'did_not_run'
+            OR r.base_problem IS NOT NULL)
     ORDER BY r.id DESC LIMIT %s"""
 
 
 def list_open_phases(session: RowSession) -> list[OpenPhase]:
-    """Return the next phases of live runs that no agent holds, or that CI could not judge."""
+    """Return the next phases of live runs that no agent holds, or whose CI could not run."""
     return [
         OpenPhase(
             run_id=run_id,
@@ -145,6 +147,8 @@ def list_open_phases(session: RowSession) -> list[OpenPhase]:
             retry_at=retry_at,
             ci_failed_at=ci_failed_at,
             ci_reason=ci_reason,
+            base_problem=base_problem,
+            run_created_at=run_created_at,
         )
         for (
             run_id,
@@ -156,6 +160,8 @@ def list_open_phases(session: RowSession) -> list[OpenPhase]:
             retry_at,
             ci_failed_at,
             ci_reason,
+            base_problem,
+            run_created_at,
         ) in session.fetch(_PHASES, (_MOVES, MOST_OF_A_KIND))
     ]
 

@@ -198,6 +198,9 @@ class RunSummaryAnswer(Shape):
     warnings: list[str]
     base_branch: str
     base_commit: str
+    base_problem: Annotated[
+        str | None, Field(description="Why CI does not run on the base commit; null: none known.")
+    ]
     continues: str | None
     rebases: str | None
     branch: str
