@@ -98,6 +98,22 @@ TOLD: list[tuple[Event, str, EventOutcome]] = [
         WAITING,
     ),
     (
+        of(events.BaselineMeasured, profile="strict", commit=SHA, verdict=Verdict.GREEN),
+        f"CI (strict) on the base commit {SHA[:10]} is green.",
+        GOOD,
+    ),
+    (
+        of(
+            events.BaselineMeasured,
+            profile="strict",
+            commit=SHA,
+            verdict=Verdict.DID_NOT_RUN,
+            reason="not found",
+        ),
+        f"CI (strict) on the base commit {SHA[:10]} does not run: not found.",
+        BAD,
+    ),
+    (
         of(events.TierStateChanged, **TIER, to_state=TierStatus.COMPLETE),
         "The tier is complete.",
         GOOD,
