@@ -11,6 +11,7 @@ from tests.browser.conftest import THEMES, WIDTHS, open_reader
 
 from autopack.domain.access import AccessRole, Caller
 from autopack.domain.keys import NewKey
+from autopack.domain.times import duration
 from autopack.main import beside_database, create_key
 
 if TYPE_CHECKING:
@@ -254,6 +255,17 @@ def test_a_page_whose_session_has_ended_says_so(
     expect(page.locator("#run-head")).not_to_contain_text("enough")
     context.close()
     stop_server(server)
+
+
+def test_the_browser_tells_time_spans_as_the_service_does(
+    browser: Browser, sampled: ServedHere
+) -> None:
+    context, reader = open_reader(browser, sampled.url)
+    reader.open("")
+    spans = [0, 59, 60, 90, 599, 600, 3_599, 3_600, 7_260, 90_000, 172_799, 172_800, 400_000]
+    told = reader.page.evaluate("spans => spans.map(duration)", spans)
+    assert told == [duration(each) for each in spans]
+    context.close()
 
 
 def start(url: str, run_id: str, key: str = "") -> None:

@@ -112,7 +112,7 @@ def test_a_browser_that_has_it_all_gets_nothing_again(served_here: ServedHere) -
     with opened(url, page="run", run="run-1", phase="P0") as stream:
         number = stream.until("feed")["id"]
     with opened(url, page="run", run="run-1", phase="P0", last=number) as stream:
-        assert stream.next() == {"event": "away", "data": "", "id": number}
+        assert stream.next() == {"event": "outage", "data": "", "id": number}
         post(url, "/runs/run-1/phases/P0/update_status", state="EXECUTING")
         assert stream.next()["event"] == "head"
     # What differs without an event is sent as well: the digest is of another state.
@@ -148,12 +148,12 @@ def test_open_pages_say_that_the_database_is_away_and_go_on(
                 ),
                 {"name": address.database},
             )
-            assert "database does not answer" in stream.until("away")["data"]
-            assert "database does not answer" in home.until("away")["data"]
+            assert "database does not answer" in stream.until("outage")["data"]
+            assert "database does not answer" in home.until("outage")["data"]
         finally:  # tests share the database
             allow("true")
-        assert stream.until("away")["data"] == ""
-        assert home.until("away")["data"] == ""
+        assert stream.until("outage")["data"] == ""
+        assert home.until("outage")["data"] == ""
         post(url, "/runs/run-1/phases/P0/update_status", state="EXECUTING")
         assert "building" in stream.until("tiers")["data"]
         assert "building" in home.until("running", "building")["data"]

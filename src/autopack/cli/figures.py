@@ -8,6 +8,7 @@ import typer
 
 from ..domain.figures import Grouping
 from ..domain.money import short_usd
+from ..domain.times import duration
 from ..views.figures import QualityAnswer, TimesAnswer
 from .command import command_app
 from .service import asking
@@ -96,15 +97,9 @@ def _times(times: TimesAnswer) -> tuple[str, str]:
     if times.median_seconds is None or times.p90_seconds is None:
         return "-", "never"
     return (
-        f"{_duration(times.median_seconds)} (median)",
-        f"1 of 10 over {_duration(times.p90_seconds)}",
+        f"{duration(times.median_seconds)} (median)",
+        f"1 of 10 over {duration(times.p90_seconds)}",
     )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min"
 
 
 def _percent(share: float | None) -> str:

@@ -13,10 +13,11 @@ from fastapi.responses import HTMLResponse
 from ..api.csv_text import as_csv
 from ..api.inputs import Context
 from ..domain.figures import Grouping
+from ..domain.times import duration
 from ..services import figures, reports
 from ..views.figures import DayAnswer, QualityAnswer
 from .plots import Plot, Series, bars, lines
-from .rendering import HOME, duration
+from .rendering import HOME
 from .routes import InPage, PageRoute
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)

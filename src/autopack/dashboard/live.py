@@ -46,7 +46,7 @@ HEADERS: Final = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 UNREADABLE: Final[tuple[type[Exception], ...]] = (AutopackError, *OUTAGES)
 # Relative times differ at each look, and the browser itself keeps them up to date.
 _AGES: Final = re.compile(r"(?<=>)[^<]*(?=</time>)")
-# What grows with the time besides them is no reason to send a page to a browser that comes back.
+# What grows with the time besides them is no reason to send a page to a browser that reconnects.
 _GROWS: Final = re.compile(r'<svg class="fall".*?</svg>', re.DOTALL)
 HOME_PARTS: Final = ("attention", "summary", "running", "ended")
 # An event's id: the number of the page's last event, and a digest of what is shown.
@@ -81,11 +81,11 @@ class Picture:
     lines: list[tuple[int, str]] = field(default_factory=list)
     ages: bool = False
     is_over: bool = False
-    away: str = ""
+    outage: str = ""
 
     @cached_property
     def id(self) -> str:
-        """Return the id of this state of the page, by which a browser comes back."""
+        """Return the id of this state of the page, that a browser names when it reconnects."""
         digest = hashlib.sha256()
         for text in self.parts.values():
             digest.update(_GROWS.sub("", _AGES.sub("", text)).encode())
@@ -104,7 +104,7 @@ class Board:
         self._draw = draw
         self._feed = feed
         self._view = view
-        self._outage = outage  # the fragment that says that the database does not answer
+        self._outage_notice = outage  # the fragment that says that the database does not answer
         self._is_dirty = asyncio.Event()
         self._changed = asyncio.Condition()
         self._tasks: list[asyncio.Task[None]] = []
@@ -142,7 +142,7 @@ class Board:
                     self._is_dirty.set()
                 elif not self._feed.is_connected:
                     await self._show_outage()
-                elif self.picture is not None and self.picture.away:
+                elif self.picture is not None and self.picture.outage:
                     self._is_dirty.set()
                 if isinstance(event, EndOfRun):
                     return
@@ -151,8 +151,8 @@ class Board:
 
     async def _show_outage(self) -> None:
         """Say on the open pages that the database does not answer; they stay as they are."""
-        if self.picture is not None and not self.picture.away:
-            await self._show(replace(self.picture, away=self._outage))
+        if self.picture is not None and not self.picture.outage:
+            await self._show(replace(self.picture, outage=self._outage_notice))
 
     async def _show(self, picture: Picture) -> None:
         async with self._changed:
@@ -308,17 +308,17 @@ def _differences(seen: Picture | None, picture: Picture, start: str) -> list[byt
 
     `start` is the id of the state that a browser has: a page that it has just loaded has no digest.
     """
-    parts = picture.parts | {"away": picture.away}
+    parts = picture.parts | {"outage": picture.outage}
     number, _, digest = start.partition("-")
     last = int(number)
     if seen is not None:
-        before = seen.parts | {"away": seen.away}
+        before = seen.parts | {"outage": seen.outage}
         last = max((number for number, _ in seen.lines), default=last)
     elif last and start in (picture.id, str(picture.number)):
-        # Also a browser that has it all may still show that the database was away.
+        # Also a browser that has it all may still show that the database did not answer.
         before = picture.parts if digest else parts
     else:
-        before = {} if digest else {"away": ""}
+        before = {} if digest else {"outage": ""}
     changed = [
         format_sse_event(id=picture.id, event=name, data_str=text)
         for name, text in parts.items()

@@ -27,6 +27,7 @@ from ..domain.events import wire_time
 from ..domain.money import short_usd
 from ..domain.printable import lines_of
 from ..domain.run import has_ended_early
+from ..domain.times import duration
 
 HOME: Final = "/dashboard"
 THEME_COOKIE: Final = "theme"
@@ -38,7 +39,6 @@ POLICY: Final = (
 PARTS: Final = ("icon", "state", "when", "copy", "bar", "pips", "rail", "diff", "share")
 CLIPPED: Final = 20_000
 _ANSI: Final = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-_])")
-_MINUTE, _HOUR, _DAY = 60, 3_600, 86_400
 
 
 @cache
@@ -56,20 +56,6 @@ def clean(value: str) -> str:
     if len(value) > CLIPPED:
         value = f"{value[:CLIPPED]}… ({len(value) - CLIPPED:,} more characters)"
     return lines_of(_ANSI.sub("", value))
-
-
-def duration(seconds: float) -> str:
-    """Return a time span in words of at most two units."""
-    seconds = max(0, round(seconds))
-    if seconds < _MINUTE:
-        return f"{seconds} s"
-    if seconds < _HOUR:
-        return f"{seconds // _MINUTE} min"
-    if seconds < 3 * _HOUR:
-        return f"{seconds // _HOUR} h {seconds % _HOUR // _MINUTE} min"
-    if seconds < 2 * _DAY:
-        return f"{seconds // _HOUR} h"
-    return f"{round(seconds / _DAY)} d"
 
 
 def ago(moment: datetime, now: datetime) -> str:

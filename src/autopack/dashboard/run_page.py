@@ -17,7 +17,7 @@ from ..domain.operating import require_rollback
 from ..domain.rehearsal import RehearsalResult
 from ..domain.segments import SegmentKind
 from ..domain.states import PHASE_TRANSITIONS, PhaseStatus, RunStatus
-from ..domain.times import whole_minutes_used
+from ..domain.times import duration, whole_minutes_used
 from ..services import run_pages
 from ..services.context import AppContext
 from ..services.run_pages import RunPage
@@ -26,7 +26,7 @@ from ..views.results import TimelineAnswer
 from ..views.runs import PhaseAnswer, RunAnswer
 from .changes import read_changes
 from .pages import shown_state
-from .rendering import HOME, duration
+from .rendering import HOME
 from .routes import InPage, PageRoute
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)

@@ -21,6 +21,7 @@ from ..domain.money import short_usd
 from ..domain.run import CompletedBy, DebtStatus, FailureCode, first_open, has_ended_early
 from ..domain.states import Cleanliness, PhaseStatus, RunStatus, TierStatus
 from ..domain.terms import Independence, Sandbox, Verdict
+from ..domain.times import duration
 from ..views.issues import PhaseIssue
 from ..views.results import AttemptDetail
 from ..views.runs import PhaseDetail, RunDetail, TierDetail
@@ -145,8 +146,8 @@ def run_page(run: RunDetail) -> bytes:
         _cost(run.cost_usd, run.cost_cap_usd),
         (
             "Duration" if run.ended_at else "Duration so far",
-            _duration(spent),
-            _duration(allowed),
+            duration(spent.total_seconds()),
+            duration(allowed.total_seconds()),
             _percent(int(spent.total_seconds()), int(allowed.total_seconds())),
         ),
         _figure("Minor issues", run.minor_issues_count, run.max_minor_issues_total),
@@ -564,16 +565,6 @@ def _facts(facts: Iterable[tuple[str, str]]) -> str:
 
 def _percent(part: int, whole: int) -> str:
     return f"{100 * part // whole}%" if whole else NONE
-
-
-def _duration(span: timedelta) -> str:
-    seconds = max(0, int(span.total_seconds()))
-    if seconds < 60:
-        return f"{seconds} s"
-    hours, minutes = divmod(seconds // 60, 60)
-    if not hours:
-        return f"{minutes} min"
-    return f"{hours} h {minutes} min" if minutes else f"{hours} h"
 
 
 def _time(moment: datetime | None) -> str:
