@@ -4719,17 +4719,17 @@ class Git:
         done = self.run("hash-object", "-t", "commit", "-w", "--stdin", stdin=text)
         return done.stdout.decode("ascii", "replace").strip()
 
-    def find_branch(self, name: str) -> str | None:
-        """Return the commit of a branch, of this repository or else of its origin, or None."""
-        return self.find_ref(f"refs/heads/{name}") or self.find_ref(f"refs/remotes/origin/{name}")
+    def find_refs(self, *refs: str) -> dict[str, str]:
+        """Return what refs are at; those that do not exist, or cannot exist, are left out.
 
-    def find_ref(self, ref: str) -> str | None:
-        """Return what a ref is at, None where there is none, or could be none."""
-        if self._theirs("check-ref-format", ref).returncode != 0:
-            return None
-        found = self._theirs("show-ref", "--verify", "--hash", ref)
-        oid = found.stdout.decode("ascii", "replace").strip()
-        return oid if found.returncode == 0 and OBJECT_ID.match(oid) else None
+        One process for all of them. git lists refs below the given names too, so the name that it
+        says is compared: a name with another meaning in a pattern is the name of no ref.
+        """
+        found = self._theirs("for-each-ref", "--format=%(objectname) %(refname)", "--", *refs)
+        if found.returncode != 0:
+            return {}
+        lines = (line.partition(" ") for line in os.fsdecode(found.stdout).split("\n"))
+        return {ref: oid for oid, _, ref in lines if ref in refs and OBJECT_ID.match(oid)}
 
     def read(self, oid: str, kind: str) -> bytes:
         """Return an object's content, and see that it is what its id says."""
@@ -4887,8 +4887,16 @@ class BranchCheck:
             self.reasons.append(str(refused))
 
     def _find_branches(self) -> tuple[str, str]:
-        head, base_head = self.git.find_branch(self.branch), self.git.find_branch(self.base)
-        upstream = self.git.find_ref(f"refs/remotes/origin/{self.base}")
+        # Of this repository, or else of its origin.
+        places = ("refs/heads/", "refs/remotes/origin/")
+        refs = self.git.find_refs(
+            *(f"{place}{name}" for name in (self.branch, self.base) for place in places)
+        )
+        head, base_head = (
+            next((refs[f"{place}{name}"] for place in places if f"{place}{name}" in refs), None)
+            for name in (self.branch, self.base)
+        )
+        upstream = refs.get(f"refs/remotes/origin/{self.base}")
         if base_head and upstream and upstream != base_head:
             self.warnings.append(
                 f"'{self.base}' is at {base_head[:7]} here and was at {upstream[:7]} on its remote"

@@ -117,8 +117,16 @@ class BranchCheck:
             self.reasons.append(str(refused))
 
     def _find_branches(self) -> tuple[str, str]:
-        head, base_head = self.git.find_branch(self.branch), self.git.find_branch(self.base)
-        upstream = self.git.find_ref(f"refs/remotes/origin/{self.base}")
+        # Of this repository, or else of its origin.
+        places = ("refs/heads/", "refs/remotes/origin/")
+        refs = self.git.find_refs(
+            *(f"{place}{name}" for name in (self.branch, self.base) for place in places)
+        )
+        head, base_head = (
+            next((refs[f"{place}{name}"] for place in places if f"{place}{name}" in refs), None)
+            for name in (self.branch, self.base)
+        )
+        upstream = refs.get(f"refs/remotes/origin/{self.base}")
         if base_head and upstream and upstream != base_head:
             self.warnings.append(
                 f"'{self.base}' is at {base_head[:7]} here and was at {upstream[:7]} on its remote"
