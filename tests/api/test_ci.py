@@ -194,7 +194,9 @@ def test_aged_issues_are_cleaned_up_by_phases_of_their_own(api: Api) -> None:
     for number in range(3):
         run_id = f"age-{number}"
         api.start(run_id)
-        api.issue("old_debt", run_id=run_id)
+        api.result(run_id)
+        verdict(api, "red", run_id, failing_checks=["test_old"])
+        api.issue("old_debt", run_id=run_id, evidence_refs=["test_old"])
     backlog = api.client.get("/project/issues/backlog").json()["issues_by_key"]
     assert backlog["old_debt"]["status"] == "needs_cleanup"
 
@@ -211,7 +213,7 @@ def test_aged_issues_are_cleaned_up_by_phases_of_their_own(api: Api) -> None:
     api.result("clean", "DEBT-1", patch=api.new_file("src/debt.txt"))
     review = "/runs/clean/phases/DEBT-1/auditor_result"
     api.client.post(review, json={"recommendation": "approve"})
-    answer = verdict(api, "green", "clean", "DEBT-1")
+    answer = verdict(api, "green", "clean", "DEBT-1", passed_checks=["test_old"])
     assert answer.json()["run_state"] == "DONE_SUCCESS", answer.text
     backlog = api.client.get("/project/issues/backlog").json()["issues_by_key"]
     assert backlog["old_debt"]["status"] == "resolved"

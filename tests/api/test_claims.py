@@ -499,6 +499,7 @@ class TestWorkItem:
                 "base_commit": api.head(),
             },
             "aged_issues": ["worn"],
+            "debt": None,
             "review": None,
             "unavailable_messages": {
                 agent: list(messages) for agent, messages in DEFAULT_UNAVAILABLE_MESSAGES.items()

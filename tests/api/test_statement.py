@@ -135,7 +135,7 @@ def test_a_statement_about_something_else_is_refused(
     """A service that was changed signs another tale."""
 
     monkeypatch.setattr(
-        "autopack.services.settling.payload_of", lambda record: b'{"_type": "nothing"}'
+        "autopack.services.projection.payload_of", lambda record: b'{"_type": "nothing"}'
     )
     finish(api)
 

@@ -51,7 +51,7 @@ BUDGETS = {
     "record_issue, known": Cost(10, 18, files=6),
     "issue index": Cost(3, 3),
     "backlog": Cost(2, 2),
-    "backlog issue": Cost(3, 3),
+    "backlog issue": Cost(4, 4),
     "next_phase": Cost(6, 6),
     "claim": Cost(13, 20, files=3),
     "claim, none": Cost(4, 6),

@@ -147,6 +147,7 @@ def _print_details(issue: BacklogIssueAnswer) -> None:
         ("evidence", issue.evidence_refs or ["none"]),
     ):
         say("", heading, *(f"  {line}" for line in lines))
+    _print_life(issue)
     say("", "seen in")
     headings = ("run", "is", "phase", "is", "issue", "severity", "source", "seen", "last seen")
     rows = [
@@ -158,6 +159,33 @@ def _print_details(issue: BacklogIssueAnswer) -> None:
         for place in issue.places
     ]
     print_table(headings, rows)
+
+
+def _print_life(issue: BacklogIssueAnswer) -> None:
+    """Show the checks that were red, the cleanup phases, and what happened, newest first."""
+    say("", "checks that were red there", *(f"  {name}" for name in issue.red_checks or ["none"]))
+    if issue.cleanups:
+        say("", "cleanup phases")
+        rows = [
+            (each.run_id, each.run_state, each.phase_id, each.phase_state, each.verdict or "none")
+            for each in issue.cleanups
+        ]
+        print_table(("run", "is", "phase", "is", "verdict"), rows)
+    say("", "life")
+    happened = [
+        (
+            f"{each.at:%Y-%m-%d %H:%M UTC}",
+            each.kind,
+            "/".join(part for part in (each.run_id, each.phase_id) if part) or each.actor or "",
+            ", ".join(each.checks),
+            each.reason or "",
+        )
+        for each in issue.life
+    ]
+    if happened:
+        print_table(("when", "what", "by", "checks", "why"), happened)
+    else:
+        say("  none")
 
 
 def _list_of_run(run_id: str, *, as_json: bool, url: str | None) -> None:

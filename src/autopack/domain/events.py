@@ -428,6 +428,8 @@ class CiVerdictReceived(PhaseEvent):
     flaky: bool
     is_repeated: bool = False
     evidence: tuple[Evidence, ...] = ()
+    # Of a cleanup phase: checks that were red where its issue was seen, and pass now.
+    mended_checks: tuple[str, ...] = ()
 
 
 # Issues

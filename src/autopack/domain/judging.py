@@ -61,6 +61,7 @@ class CiVerdict:
     is_repeated: bool = False
     issues: tuple[IssueSeen, ...] = ()
     evidence: tuple[Evidence, ...] = ()
+    mended_checks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,6 +189,7 @@ def accept_verdict(decision: Decision, given: CiVerdict) -> None:
             flaky=given.is_flaky,
             is_repeated=given.is_repeated,
             evidence=given.evidence,
+            mended_checks=given.mended_checks,
         )
     )
     if given.is_repeated:

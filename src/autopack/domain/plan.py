@@ -184,7 +184,8 @@ def with_debt_cleanup(plan: Plan, aged: Sequence[tuple[str, str]]) -> Plan:
             phase_index=index,
             tier_id=DEBT_TIER_ID,
             name=f"Clean up {key}",
-            description=f"Remove the cause of the issue {key} ({category}).",
+            description=f"Remove the cause of the issue {key} ({category}). It is closed by a check"
+            " that failed before and passes now.",
             task_category="debt_cleanup",
             issue_key=key,
         )

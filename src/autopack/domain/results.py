@@ -167,6 +167,10 @@ class CiReport(Closed):
     verdict: Verdict
     tests: CheckCounts | None = None
     failing_checks: Several[Name] = ()
+    passed_checks: Annotated[
+        Several[Name],
+        Field(description="Names of checks that ran and passed: they can close an aged issue."),
+    ] = ()
     flaky: bool = False
     url: Annotated[str, Field(max_length=2_000, pattern=r"^https?://[!-~]+$")] | None = None
     summary: Text | None = None

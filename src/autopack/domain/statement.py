@@ -56,6 +56,10 @@ class Signature:
     key_id: str
     value: bytes
 
+    def document(self) -> dict[str, str]:
+        """Return the signature as the envelope has it."""
+        return {"keyid": self.key_id, "sig": base64.b64encode(self.value).decode()}
+
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
@@ -178,15 +182,13 @@ def payload_of(record: JsonObject) -> bytes:
     return canonical_json(statement_of(record))
 
 
-def write_envelope(payload: bytes, signatures: Sequence[Signature]) -> bytes:
+def write_envelope(payload: bytes, signatures: Sequence[Mapping[str, str]]) -> bytes:
     """Write `statement.json`; without a signature it only has a form that tools read."""
     document = {
         "payload": base64.b64encode(payload).decode(),
         "payloadType": PAYLOAD_TYPE,
-        "signatures": [
-            {"keyid": each.key_id, "sig": base64.b64encode(each.value).decode()}
-            for each in signatures
-        ],
+        # In one order: Postgres keeps none.
+        "signatures": [{"keyid": each["keyid"], "sig": each["sig"]} for each in signatures],
     }
     return (json.dumps(document, indent=1) + "\n").encode()
 

@@ -4,7 +4,7 @@ from .base import Base, metadata
 from .counts import backlog_counts, run_counts
 from .events import EventRow
 from .figures import Figure
-from .issues import BacklogEntry, Issue, Sighting
+from .issues import BacklogEntry, Issue, IssueEvent, Sighting
 from .keys import ApiKey, AuditEntry, BrowserSession
 from .pulses import Pulse
 from .pushes import Push
@@ -28,6 +28,7 @@ __all__ = [
     "EventRow",
     "Figure",
     "Issue",
+    "IssueEvent",
     "Lease",
     "Measurement",
     "Patch",

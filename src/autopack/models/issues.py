@@ -7,6 +7,7 @@ from datetime import datetime
 from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
 
+from ..domain.debt import LifeKind
 from ..domain.issues import BacklogStatus, IssueStatus, counts_as
 from ..domain.terms import Complexity, Severity
 from .base import Base, Id, Json, one_of
@@ -93,6 +94,27 @@ class BacklogEntry(Base):
         ),
         one_of("status", BacklogStatus),
         one_of("base_severity", Severity),
+    )
+
+
+class IssueEvent(Base):
+    """What happened to an issue of the backlog besides its sightings, oldest first by `id`."""
+
+    __tablename__ = "issue_events"
+
+    id: Mapped[Id]
+    backlog_pk: Mapped[int] = mapped_column(ForeignKey("backlog.id", ondelete="CASCADE"))
+    kind: Mapped[LifeKind]
+    at: Mapped[datetime]
+    run_id: Mapped[str | None]
+    phase_id: Mapped[str | None]
+    actor: Mapped[str | None]
+    checks: Mapped[Json] = mapped_column(default=list)
+    reason: Mapped[str | None]
+
+    __table_args__ = (
+        Index("ix_issue_events_backlog_pk_id", "backlog_pk", "id"),
+        one_of("kind", LifeKind),
     )
 
 

@@ -93,6 +93,8 @@ class Run(Base):
     # The last commit of the work: only the commit of the run's record comes after it.
     work_commit: Mapped[str]
     last_snapshot: Mapped[str | None]
+    # The signatures of the statement in its record, as the file has them; None without a statement.
+    statement_signatures: Mapped[Json] = mapped_column(nullable=True)
 
     # `revision` counts the changes of the run; branch and files show the state at
     # `mirrored_revision`.
@@ -316,6 +318,7 @@ class Phase(HasIssues, Base):
             "deadline_at",
             postgresql_where=text("deadline_at IS NOT NULL"),
         ),
+        Index("ix_phases_issue_key", "issue_key", postgresql_where=text("issue_key IS NOT NULL")),
         one_of("state", PhaseStatus),
         one_of("complexity", Complexity),
         one_of("ci_profile", CiProfile),

@@ -16,9 +16,10 @@ from typing import Any, Final
 import structlog
 
 from ..ci import Job, Outcome, StoppedError, environment_for
+from ..domain.debt import mended_checks
 from ..domain.errors import AutopackError
 from ..domain.evidence import Evidence, is_refuted
-from ..domain.evidence_rules import Judged
+from ..domain.evidence_rules import CaseState, Judged
 from ..domain.judging import CiRunBegun, retry_wait
 from ..domain.redaction import redacted
 from ..domain.results import MAX_LOG_TAIL
@@ -29,7 +30,7 @@ from ..gitrepo.checkout import checked_out
 from ..gitrepo.workspace import WorkspaceError
 from ..jobs.queue import TryAgainError, defer
 from ..models import CiRun, Run
-from ..store import ci_runs, runs
+from ..store import ci_runs, issues, runs
 from ..store.session import RowSession
 from ..views.results import CiRunAnswer, CiRunsAnswer
 from .context import AppContext
@@ -281,9 +282,19 @@ def _hand_over(context: AppContext, ci_run_id: int, result: Result) -> None:
             tests=outcome.tests.model_dump(mode="json") if outcome.tests else None,
             failing_checks=redacted(judged.failing_checks),
             evidence=documents(result.evidence),
+            passed_checks=_named_passes(session, ci_run_id, outcome),
             log_tail=tail.replace("\0", "\ufffd") or None,
         )
         session.commit()
+
+
+def _named_passes(session: RowSession, ci_run_id: int, outcome: Outcome) -> list[str]:
+    """Return the checks that passed of those that were red where the phase's issue was seen."""
+    if outcome.verdict is not Verdict.GREEN or not outcome.cases:
+        return []
+    red = issues.list_red_checks_for(session, ci_run_id)
+    passed = (name for name, state in outcome.cases.items() if state is CaseState.PASSED)
+    return [*mended_checks(red, {redact(name) for name in passed})] if red else []
 
 
 def _queue(session: RowSession, task: str, ci_run_id: int, **arguments: object) -> None:
@@ -307,6 +318,7 @@ def record_ci_outcome(
     failing_checks: list[str],
     log_tail: str | None,
     evidence: Sequence[Mapping[str, Any]] = (),  # an earlier version passed none
+    passed_checks: Sequence[str] = (),  # likewise
 ) -> None:
     """Accept the verdict of a CI run, unless there is another one or the phase moved on."""
     place = _find_place(context, ci_run_id)
@@ -347,6 +359,7 @@ def record_ci_outcome(
                 run,
                 flaky_checks=red_before if is_flaky else (),
                 is_repeated=wait is not None,
+                passed=passed_checks,
             )
         )
         if wait is not None:

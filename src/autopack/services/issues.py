@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+from ..domain.debt import LifeKind
 from ..domain.decision import require_live
 from ..domain.issue_rules import IssueSeen, IssuesSeen
 from ..domain.issues import (
@@ -21,8 +23,10 @@ from ..views.issues import (
     BacklogEntryAnswer,
     BacklogIssueAnswer,
     BacklogItem,
+    CleanupAnswer,
     CleanupThresholds,
     IssueIndexAnswer,
+    LifeAnswer,
     RecordIssueAnswer,
 )
 from .change import RunChange
@@ -33,6 +37,7 @@ from .rulesets import read_ruleset
 from .settling import settle
 
 MAX_PLACES = 20
+MAX_LIFE = 50
 
 
 def record_issue(
@@ -138,6 +143,11 @@ def _age(change: RunChange, entry: BacklogEntry, severity: Severity) -> Severity
     ):
         entry.status = BacklogStatus.NEEDS_CLEANUP
         entry.needs_cleanup_at = change.now
+        issues.note(
+            *(change.session, run.project_id, entry.issue_key, LifeKind.AGED, change.now),
+            run_id=run.run_id,
+            reason=f"seen in {entry.age_in_runs} runs and {entry.age_in_tiers} tiers",
+        )
     return Severity.MAJOR if was_aged_before else severity
 
 
@@ -199,13 +209,43 @@ def backlog_issue(context: AppContext, issue_key: str) -> BacklogIssueAnswer:
         entry = issues.get_backlog_entry(session, context.settings.project_id, issue_key)
         description, evidence = issues.list_latest_words(session, [entry.id])[entry.id]
         places = issues.list_places(session, entry, MAX_PLACES)
+        history = issues.get_history(
+            session, entry.project_id, issue_key, cleanups=MAX_PLACES, events=MAX_LIFE
+        )
     return BacklogIssueAnswer.of(
         entry,
         description=description,
         evidence_refs=evidence,
         thresholds=cleanup_thresholds(context),
         places=places,
+        red_checks=history.red_checks,
+        cleanups=[CleanupAnswer.model_validate(each) for each in history.cleanups],
+        life=_life(history.events),
     )
+
+
+def _life(events: Sequence[Mapping[str, Any]]) -> list[LifeAnswer]:
+    """Return what happened, newest first, with the sightings that reopened a closed issue."""
+    found: list[LifeAnswer] = []
+    for each in events:
+        later = found[-1].at if found else None
+        if each["again_at"] is not None:
+            again = LifeAnswer.model_validate(
+                {
+                    "kind": LifeKind.REOPENED,
+                    "at": each["again_at"],
+                    "run_id": each["again_run_id"],
+                    "phase_id": each["again_phase_id"],
+                    "actor": None,
+                    "checks": [],
+                    "reason": "it was seen again",
+                }
+            )
+            # Else an operator had reopened it before.
+            if later is None or again.at <= later:
+                found.append(again)
+        found.append(LifeAnswer.model_validate(each))
+    return found
 
 
 def resolve_backlog_issue(context: AppContext, issue_key: str) -> BacklogEntryAnswer:
@@ -224,9 +264,16 @@ def _set_backlog_status(
     with context.writing() as session:
         entry = issues.lock_backlog_entry(session, context.settings.project_id, issue_key)
         if wanted is BacklogStatus.RESOLVED:
+            kind = None if entry.status is wanted else LifeKind.RESOLVED
             entry.status, entry.resolved_at = wanted, entry.resolved_at or context.now()
         elif entry.status is BacklogStatus.RESOLVED:
+            kind = LifeKind.REOPENED
             entry.status, entry.resolved_at = wanted, None
+        else:
+            kind = None
+        if kind is not None:
+            place = (entry.project_id, issue_key)
+            issues.note(session, *place, kind, context.now(), actor=context.caller.actor)
         session.commit()
     with context.reading() as session:
         project_backlog(context, session)

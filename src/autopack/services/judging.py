@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..domain.debt import mended_checks
 from ..domain.errors import ConflictError
 from ..domain.evidence import Evidence
 from ..domain.issues import IssueReport
@@ -13,7 +14,7 @@ from ..domain.results import CiReport
 from ..domain.sightings import CI_SOURCE
 from ..domain.terms import CiMode, Sandbox, Severity, Verdict
 from ..models import CiRun, Phase
-from ..store import ci_runs, runs
+from ..store import ci_runs, issues, runs
 from ..views.results import CiResultAnswer
 from .change import RunChange
 from .context import AppContext
@@ -71,7 +72,11 @@ def submit_ci_result(
                 ),
             )
             flaky_checks = report.failing_checks if report.flaky else ()
-            change.decide(weigh_verdict(change, phase, run, flaky_checks=flaky_checks))
+            change.decide(
+                weigh_verdict(
+                    change, phase, run, flaky_checks=flaky_checks, passed=report.passed_checks
+                )
+            )
             settle(change)
             turn.answer(
                 CiResultAnswer(
@@ -92,11 +97,19 @@ def weigh_verdict(
     *,
     flaky_checks: Sequence[str] = (),
     is_repeated: bool = False,
+    passed: Sequence[str] = (),
 ) -> CiVerdict:
-    """Return the verdict of a CI run for the rules, with an issue for each flaky check."""
+    """Return the verdict of a CI run for the rules, with an issue for each flaky check.
+
+    `passed` are names of checks that ran and passed, as far as CI tells them.
+    """
     assert run.verdict is not None  # noqa: S101 - for the type checker: it was just set
     is_green = run.verdict is Verdict.GREEN and not is_repeated
     reports = [_flaky(check) for check in flaky_checks] if is_green else []
+    mended: tuple[str, ...] = ()
+    if is_green and passed and phase.issue_key is not None:
+        red = issues.list_red_checks(change.session, change.run.project_id, phase.issue_key)
+        mended = mended_checks(red, set(passed))
     return CiVerdict(
         phase_id=phase.phase_id,
         ci_run_id=run.id,
@@ -109,6 +122,7 @@ def weigh_verdict(
         is_repeated=is_repeated,
         issues=seen_issues(change, phase, reports),
         evidence=tuple(map(Evidence.read, run.evidence)),
+        mended_checks=mended,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final
@@ -11,10 +11,11 @@ from typing import Any, Final
 from ..domain import run_issues
 from ..domain.errors import AutopackError
 from ..domain.events import canonical_json, event_document
-from ..domain.naming import STATEMENT, branch_ref, record_folder, snapshot_ref
+from ..domain.naming import STATEMENT, branch_ref, snapshot_ref
 from ..domain.results import log_tail
 from ..domain.run import FailureCode
 from ..domain.run_issues import OpenIssue, RunIssue, index_of
+from ..domain.statement import payload_of, write_envelope
 from ..mirror import PULL_REQUEST, RECORD, pull_request, pull_request_page, render_run, run_record
 from ..models import EventRow, Phase, Run
 from ..store import ci_runs, issues, runs, submissions
@@ -79,27 +80,23 @@ def project(
     A run that is over has all of them written, its record included.
     """
     if run.ended_at is not None:
-        context.mirror.write_files(*finished_files(session, run, _written_statement(context, run)))
+        context.mirror.write_files(*finished_files(session, run, run.statement_signatures))
         return
     report = run_detail(session, run, detailed=phases)
     documents = _strategy(session, run) if phases is None else {}
     context.mirror.write_run(report, phases=phases, index=index, documents=documents)
 
 
-def _written_statement(context: AppContext, run: Run) -> bytes | None:
-    """Return the statement of the run's record: not every key gives the same signature twice."""
-    if run.head_commit == run.work_commit:
-        return None
-    path = f"{record_folder(run.run_id)}/{STATEMENT}"
-    return context.repository.read_file(run.head_commit, path)
+Signatures = Sequence[Mapping[str, str]]
 
 
 def finished_files(
-    session: RowSession, run: Run, statement: bytes | Callable[[bytes], bytes] | None
+    session: RowSession, run: Run, signatures: Signatures | Callable[[bytes], Signatures] | None
 ) -> tuple[RunDetail, dict[str, bytes]]:
     """Return all files of a run that is over, by name, and the report that they were made of.
 
-    `statement` is the file as it was written, or makes it of the record; None for a run without.
+    `signatures` are those of its statement, or a function that makes them of the statement's
+    payload; None for a run without a statement.
     """
     report = run_detail(session, run, detailed=None)
     files = _strategy(session, run)
@@ -119,10 +116,10 @@ def finished_files(
         ci_runs=ci_runs.list_of_run(session, run.id),
         events=[_event(row) for row in runs.list_events(session, run.id, after=0, limit=None)],
     )
-    if callable(statement):
-        statement = statement(make(files=files))
-    if statement is not None:
-        files = {STATEMENT: statement, **files}
+    if signatures is not None:
+        payload = payload_of(json.loads(make(files=files)))
+        made = signatures(payload) if callable(signatures) else signatures
+        files = {STATEMENT: write_envelope(payload, made), **files}
     record = make(files=files)
     return report, {RECORD: record, **files}  # the summary stays the last
 

@@ -7,16 +7,15 @@ commits, events and, at a run's end, its record. No rule is decided here.
 from __future__ import annotations
 
 import hashlib
-import json
 from datetime import datetime
-from functools import partial
 from typing import Final
 
 import structlog
 
+from ..domain.debt import Closing, LifeKind, closing_of
 from ..domain.deciding import Undone
 from ..domain.deciding import settle as settle_run
-from ..domain.events import IssueResolved
+from ..domain.events import CiVerdictReceived, IssueResolved
 from ..domain.issues import MAX_EVIDENCE_REFS, IssueReport, IssueStatus
 from ..domain.judging import CiRunWanted
 from ..domain.naming import (
@@ -29,7 +28,7 @@ from ..domain.naming import (
 )
 from ..domain.outcomes import CommitKind
 from ..domain.run import FailureCode, PhaseState
-from ..domain.statement import payload_of, signed_bytes, write_envelope
+from ..domain.statement import signed_bytes
 from ..domain.states import PhaseStatus, RunStatus
 from ..domain.terms import CiMode, CiProfile, Verdict
 from ..gitrepo import CollisionError, RefUpdate, RepositoryUnusableError
@@ -38,7 +37,7 @@ from ..mirror import RECORD, patch_name
 from ..models import Issue, Phase
 from ..store import ci_runs, issues, leases, runs, submissions
 from .change import RunChange
-from .projection import finished_files
+from .projection import Signatures, finished_files
 from .pushes import want_push
 
 logger = structlog.get_logger(__name__)
@@ -184,15 +183,40 @@ def _tag_snapshots(change: RunChange) -> None:
 
 
 def _resolve_cleaned(change: RunChange) -> None:
-    """Resolve the aged issues whose cleanup phase has a green verdict."""
-    keys = [
-        phase.issue_key
-        for phase in _completed(change)
-        if phase.issue_key is not None and phase.verdict is Verdict.GREEN
-    ]
-    if keys:
-        issues.resolve_cleaned(change.session, change.run.project_id, keys, change.now)
+    """Resolve the aged issues whose cleanup a check proves. (rules §7.1)"""
+    run = change.run
+    for phase in _completed(change):
+        if phase.issue_key is None:
+            continue
+        closing, why = _closing(change, phase)
+        issues.note(
+            *(change.session, run.project_id, phase.issue_key),
+            LifeKind.NOT_CLOSED if closing is None else LifeKind.CLOSED,
+            change.now,
+            run_id=run.run_id,
+            phase_id=phase.phase_id,
+            checks=() if closing is None else closing.checks,
+            reason=why,
+        )
+        if closing is not None:
+            issues.resolve_cleaned(change.session, run.project_id, phase.issue_key, change.now)
         change.show_backlog()
+
+
+def _closing(change: RunChange, phase: Phase) -> tuple[Closing | None, str]:
+    """Return what proves the cleanup of a complete phase, and how, or why nothing does."""
+    verdict = next(
+        (
+            each
+            for each in reversed(change.events)
+            if isinstance(each, CiVerdictReceived) and each.phase_id == phase.phase_id
+        ),
+        None,
+    )
+    if verdict is None or phase.verdict is not Verdict.GREEN:
+        return None, "the phase is complete without a green verdict"
+    closing = closing_of(verdict.evidence, verdict.mended_checks)
+    return closing, closing.reason if closing else "no check is known to have failed before"
 
 
 def _want_push(change: RunChange) -> None:
@@ -291,13 +315,6 @@ def _place_commits(change: RunChange) -> None:
         change.run.work_commit = change.run.head_commit
 
 
-def _statement(change: RunChange, record: bytes) -> bytes:
-    """Make the in-toto statement of a record, signed where there is a key that can."""
-    payload = payload_of(json.loads(record))
-    signature = change.context.repository.sign_statement(signed_bytes(payload))
-    return write_envelope(payload, [signature] if signature else [])
-
-
 def _record(change: RunChange) -> None:
     """Add the commit of the run's record as the last one of the branch.
 
@@ -311,7 +328,14 @@ def _record(change: RunChange) -> None:
     ):
         return
     session.send()  # the files are made from rows that are read again
-    report, files = finished_files(session, run, partial(_statement, change))
+    signatures: list[dict[str, str]] = []
+
+    def sign(payload: bytes) -> Signatures:
+        signature = repository.sign_statement(signed_bytes(payload))
+        signatures.extend([signature.document()] if signature else [])
+        return signatures
+
+    report, files = finished_files(session, run, sign)
     patches = submissions.list_accepted_patches(session, run.id, MAX_RECORDED_PATCH_BYTES)
     recorded = {**files, **{patch_name(name): content for name, content in patches.items()}}
     message = record_message(
@@ -331,6 +355,8 @@ def _record(change: RunChange) -> None:
         if isinstance(error, RepositoryUnusableError) and run.state is RunStatus.DONE_SUCCESS:
             raise
         logger.warning("run_not_recorded", run_id=run.run_id, why=str(error))
+        run.statement_signatures = None
         return
     _place_commits(change)
+    run.statement_signatures = signatures  # kept, as not every key makes the same one twice
     change.record = report, files

@@ -17,6 +17,7 @@ from ..store import audits, issues, runs, submissions
 from ..store.session import RowSession
 from ..views.dependencies import DependencyAnswer
 from ..views.work import (
+    DebtAnswer,
     GateAnswer,
     LeftAnswer,
     OpenIssueAnswer,
@@ -75,6 +76,7 @@ def work_item(
             if issue.status is IssueStatus.OPEN
         ],
         aged_issues=[entry.issue_key for entry in aged],
+        debt=_debt(session, run, phase),
         review=_review(context, session, run, phase, state) if is_review else None,
         unavailable_messages=strategy.get("unavailable_messages", {}),
     )
@@ -129,6 +131,23 @@ def _gate(context: AppContext, strategy: dict[str, Any], run: Run, phase: Phase)
         ci_profile=phase.ci_profile,
         ci_command=profiles[phase.ci_profile]["command"] if phase.has_ci else None,
         evidence=phase.evidence_required,
+    )
+
+
+def _debt(session: RowSession, run: Run, phase: Phase) -> DebtAnswer | None:
+    """Return what is known of the issue that a cleanup phase is for. (rules §7.1)"""
+    if phase.issue_key is None:
+        return None
+    entry = issues.find_backlog_entry(session, run.project_id, phase.issue_key)
+    if entry is None:
+        return None
+    description, evidence = issues.list_latest_words(session, [entry.id])[entry.id]
+    return DebtAnswer(
+        issue_key=phase.issue_key,
+        description=description,
+        evidence_refs=evidence,
+        red_checks=issues.list_red_checks(session, run.project_id, phase.issue_key),
+        places=issues.list_places(session, entry, AGED_ISSUES),
     )
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Select, select, update
 from sqlalchemy.orm import Session
 
+from ..domain.debt import LifeKind
 from ..domain.errors import NotFoundError
 from ..domain.issues import BacklogOrder, BacklogStatus
 from ..domain.run_issues import RunIssue
@@ -146,6 +149,15 @@ def lock_backlog_entry(session: Session, project_id: str, issue_key: str) -> Bac
     return _backlog_entry(session, project_id, issue_key, select(BacklogEntry).with_for_update())
 
 
+def find_backlog_entry(session: Session, project_id: str, issue_key: str) -> BacklogEntry | None:
+    """Return a key of the project's backlog, if it is there."""
+    return session.scalars(
+        select(BacklogEntry).where(
+            BacklogEntry.project_id == project_id, BacklogEntry.issue_key == issue_key
+        )
+    ).one_or_none()
+
+
 def _backlog_entry(
     session: Session, project_id: str, issue_key: str, query: Select[BacklogEntry]
 ) -> BacklogEntry:
@@ -188,13 +200,108 @@ def _of_entry(entry: BacklogEntry) -> list[ColumnElement[bool]]:
     ]
 
 
-def resolve_cleaned(session: Session, project_id: str, keys: Sequence[str], now: datetime) -> None:
-    """Resolve the keys that debt-cleanup phases have cleaned up."""
+def resolve_cleaned(session: Session, project_id: str, key: str, now: datetime) -> None:
+    """Resolve a key that a debt-cleanup phase has cleaned up."""
     session.execute(
         update(BacklogEntry)
-        .where(BacklogEntry.project_id == project_id, BacklogEntry.issue_key.in_(keys))
+        .where(BacklogEntry.project_id == project_id, BacklogEntry.issue_key == key)
         .values(status=BacklogStatus.RESOLVED, resolved_at=now)
     )
+
+
+def note(
+    session: RowSession,
+    project_id: str,
+    issue_key: str,
+    kind: LifeKind,
+    at: datetime,
+    *,
+    run_id: str | None = None,
+    phase_id: str | None = None,
+    actor: str | None = None,
+    checks: Sequence[str] = (),
+    reason: str | None = None,
+) -> None:
+    """Keep what happened to an issue of the backlog; a key that is not there has no life."""
+    session.gather(
+        "INSERT INTO issue_events"
+        " (backlog_pk, kind, at, run_id, phase_id, actor, checks, reason)"
+        " SELECT id, %s, %s, %s, %s, %s, %s::jsonb, %s FROM backlog"
+        " WHERE project_id = %s AND issue_key = %s",
+        (
+            *(str(kind), at, run_id, phase_id, actor, json.dumps(list(checks)), reason),
+            *(project_id, issue_key),
+        ),
+    )
+
+
+# The checks that CI named red in phases whose reports of an issue name them, the latest first. A
+# report names a check by its evidence, or by its key: `test_failure__<check>`. A flaky check passes
+# again without a change, so it proves nothing; a cleanup phase could make its check red.
+_RED: Final = """SELECT checks.name, max(c.id) AS latest FROM issues i
+    JOIN phases p ON p.id = i.phase_pk AND p.issue_key IS NULL
+    JOIN ci_runs c ON c.phase_pk = p.id AND c.verdict = 'red'
+    CROSS JOIN LATERAL jsonb_array_elements_text(c.failing_checks) AS checks (name)
+    WHERE i.run_pk IN (SELECT s.run_pk FROM sightings s WHERE s.backlog_pk = b.id)
+        AND i.issue_key = b.issue_key AND NOT i.is_expected AND i.category <> 'ci_flaky'
+        AND (i.evidence_refs ? checks.name OR right(i.issue_key, length(checks.name) + 2)
+            = '__' || checks.name)
+    GROUP BY checks.name ORDER BY latest DESC, checks.name LIMIT 100"""
+# A phase that had seen the issue before counts by its last sighting.
+_SEEN_AGAIN: Final = """SELECT p.phase_id, r.run_id, CASE WHEN i.first_seen_at > e.at
+            THEN i.first_seen_at ELSE i.last_seen_at END AS at
+    FROM issues i JOIN phases p ON p.id = i.phase_pk JOIN runs r ON r.id = i.run_pk
+    WHERE e.kind IN ('closed', 'resolved') AND i.last_seen_at > e.at AND NOT i.is_expected
+        AND i.run_pk IN (SELECT s.run_pk FROM sightings s WHERE s.backlog_pk = b.id)
+        AND i.issue_key = b.issue_key ORDER BY at, i.id LIMIT 1"""
+_LIFE: Final = f"""SELECT e.id, e.kind, e.at, e.run_id, e.phase_id, e.actor, e.checks, e.reason,
+        again.at AS again_at, again.run_id AS again_run_id, again.phase_id AS again_phase_id
+    FROM issue_events e LEFT JOIN LATERAL ({_SEEN_AGAIN}) again ON true
+    WHERE e.backlog_pk = b.id ORDER BY e.id DESC LIMIT %s"""  # noqa: S608 - literals
+_CLEANUPS: Final = """SELECT p.id, r.run_id, r.state AS run_state, p.phase_id,
+        p.state AS phase_state, p.verdict, p.started_at, p.ended_at
+    FROM phases p JOIN runs r ON r.id = p.run_pk AND r.project_id = b.project_id
+    WHERE p.issue_key = b.issue_key ORDER BY p.id DESC LIMIT %s"""
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What is known of an issue beside its reports; events and cleanups are the newest first.
+
+    An event that closed it may have the sighting after it, as `again_at` and so on.
+    """
+
+    red_checks: list[str]
+    cleanups: list[dict[str, Any]]
+    events: list[dict[str, Any]]
+
+
+def get_history(
+    session: RowSession, project_id: str, issue_key: str, *, cleanups: int = 0, events: int = 0
+) -> History:
+    """Return the red checks of an issue, and so many of its cleanup phases and events."""
+    query = f"""SELECT
+            (SELECT jsonb_agg(x.name ORDER BY x.latest DESC, x.name) FROM ({_RED}) x),
+            (SELECT jsonb_agg(to_jsonb(x) - 'id' ORDER BY x.id DESC) FROM ({_CLEANUPS}) x),
+            (SELECT jsonb_agg(to_jsonb(x) - 'id' ORDER BY x.id DESC) FROM ({_LIFE}) x)
+        FROM backlog b WHERE b.project_id = %s AND b.issue_key = %s"""  # noqa: S608 - literals
+    for red, phases, happened in session.fetch(query, (cleanups, events, project_id, issue_key)):
+        return History(red or [], phases or [], happened or [])
+    return History([], [], [])
+
+
+def list_red_checks(session: RowSession, project_id: str, issue_key: str) -> list[str]:
+    """Return the checks that CI named red in phases whose reports of an issue name them."""
+    return get_history(session, project_id, issue_key).red_checks
+
+
+def list_red_checks_for(session: RowSession, ci_run_id: int) -> list[str]:
+    """Return those checks of the issue that the phase of a CI run cleans up; else none."""
+    query = """SELECT r.project_id, p.issue_key FROM ci_runs c JOIN phases p ON p.id = c.phase_pk
+        JOIN runs r ON r.id = p.run_pk WHERE c.id = %s AND p.issue_key IS NOT NULL"""
+    for project_id, issue_key in session.fetch(query, (ci_run_id,)):
+        return list_red_checks(session, project_id, issue_key)
+    return []
 
 
 def list_needing_cleanup(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from ..domain.debt import LifeKind
 from ..domain.issues import BacklogStatus, IssueStatus
 from ..domain.run_issues import IndexEntry
 from ..domain.states import PhaseStatus, RunStatus
-from ..domain.terms import Complexity, Severity
+from ..domain.terms import Complexity, Severity, Verdict
 from . import Shape, WireTime
 
 
@@ -86,11 +87,45 @@ class PlaceAnswer(Shape):
     last_seen_at: WireTime
 
 
+class CleanupAnswer(Shape):
+    """A phase that was to clean the issue up."""
+
+    run_id: str
+    run_state: RunStatus
+    phase_id: str
+    phase_state: PhaseStatus
+    verdict: Verdict | None
+    started_at: WireTime | None
+    ended_at: WireTime | None
+
+
+class LifeAnswer(Shape):
+    """What happened to the issue; `checks` are those that closed it.
+
+    Times, runs and actors that were not kept are null.
+    """
+
+    kind: LifeKind
+    at: WireTime
+    run_id: str | None
+    phase_id: str | None
+    actor: str | None
+    checks: list[str]
+    reason: str | None
+
+
 class BacklogIssueAnswer(BacklogItem):
-    """`places` are the last phases that reported it, at most twenty, newest first."""
+    """`places` are the last phases that reported it, at most twenty, newest first.
+
+    `red_checks` are checks that CI named red there, and that its reports name: one of them that
+    passes closes it. `cleanups` and `life` are the newest first, at most twenty and fifty.
+    """
 
     thresholds: CleanupThresholds
     places: list[PlaceAnswer]
+    red_checks: list[str]
+    cleanups: list[CleanupAnswer]
+    life: list[LifeAnswer]
 
 
 class RecordIssueAnswer(Shape):

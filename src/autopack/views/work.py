@@ -13,6 +13,7 @@ from ..domain.terms import CiProfile, Complexity, EvidenceKind, Role
 from ..domain.values import Usd
 from . import Shape, WireTime
 from .dependencies import DependencyAnswer
+from .issues import PlaceAnswer
 
 # The header of a claim's 204 that says which review waits for another Auditor, and why.
 WAITS_HEADER: Final = "Autopack-Waits"
@@ -99,6 +100,20 @@ class OpenIssueAnswer(Shape):
     description: str | None
 
 
+class DebtAnswer(Shape):
+    """The aged issue that a cleanup phase is for, with the evidence of where it was seen.
+
+    It closes by a check that failed before and passes now: one of `red_checks`, or a test that the
+    phase adds or changes, where CI measures whether it fails on the code before.
+    """
+
+    issue_key: str
+    description: str | None
+    evidence_refs: list[str]
+    red_checks: list[str]
+    places: list[PlaceAnswer]
+
+
 class ReviewAnswer(Shape):
     """What an Auditor reviews: the pending patch, or all commits of the phase on the branch.
 
@@ -136,6 +151,7 @@ class WorkItemAnswer(Shape):
     history: list[PastAttemptAnswer]
     open_issues: list[OpenIssueAnswer]
     aged_issues: list[str]
+    debt: DebtAnswer | None = None
     review: ReviewAnswer | None
     unavailable_messages: dict[str, list[str]]
 

@@ -10,7 +10,13 @@ from ..domain.changes import DIFF_COMMAND
 from ..domain.dependencies import DependencyChange
 from ..domain.terms import Role
 from ..views.dependencies import DependencyAnswer
-from ..views.work import OpenIssueAnswer, PastAttemptAnswer, ReviewAnswer, WorkItemAnswer
+from ..views.work import (
+    DebtAnswer,
+    OpenIssueAnswer,
+    PastAttemptAnswer,
+    ReviewAnswer,
+    WorkItemAnswer,
+)
 
 MAX_PATCH = 60_000
 MAX_TEXT = 6_000
@@ -104,6 +110,8 @@ def _parts(item: WorkItemAnswer, is_staged: bool, answer: str) -> Iterator[str]:
     yield _MATERIAL
     yield _quoted(f"Task: {item.task.name}", _task(item))
     logs = _Logs()
+    if item.debt is not None:
+        yield _quoted("The issue to clean up", _debt(item.debt))
     if item.review is not None:
         yield from _review(item.review, logs)
     if item.open_issues:
@@ -154,6 +162,22 @@ def _where(review: ReviewAnswer | None, is_staged: bool) -> str:
     if is_staged:
         return f"The patch under review is applied there, not committed (`{DIFF_COMMAND} HEAD`)."
     return "The patch under review is not applied there: read it below."
+
+
+def _debt(debt: DebtAnswer) -> str:
+    seen = (
+        f"Seen in run {place.run_id}, phase {place.phase_id}, by {place.source}"
+        for place in debt.places
+    )
+    lines = [
+        f"{debt.issue_key}: {_cut(debt.description or 'nobody described it', MAX_TEXT)}",
+        "It closes by a check that failed before and passes now: mend the cause, and add or keep"
+        " a test of it.",
+        *(f"Red there: {check}" for check in debt.red_checks),
+        *(f"Evidence: {ref}" for ref in debt.evidence_refs),
+        *seen,
+    ]
+    return "\n".join(lines)
 
 
 def _line(change: DependencyAnswer) -> str:
