@@ -91,6 +91,7 @@ def work_item(role: str, *, allow_empty: bool = False, is_pending: bool = True) 
                 "max_patch_files": 5,
                 "ci_profile": "normal",
                 "ci_command": "make check",
+                "evidence": [],
             },
             "history": [],
             "open_issues": [],
