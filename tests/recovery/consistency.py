@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import cast
 
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session, undefer
@@ -179,11 +178,11 @@ def _assert_no_other_refs(settings: Settings, names: list[str]) -> None:
 
 
 def _assert_files(engine: Engine, settings: Settings, names: list[str]) -> None:
-    """Every file is what writing all of them anew would make of the database."""
+    """Every file is what writing all of them anew would make of database and branch."""
     with tempfile.TemporaryDirectory() as scratch:
         mirror = Mirror(Path(scratch))
         mirror.prepare()
-        repository = cast("Repository", None)  # files are written of the database alone
+        repository = Repository.open(settings)
         context = AppContext(
             settings, engine, engine, repository, mirror, now=lambda: datetime.now(UTC)
         )

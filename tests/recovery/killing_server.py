@@ -19,7 +19,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from autopack import main as _imported  # noqa: F401 - all that a service imports, before the fork
+# All that a service imports, before the fork: the last three it imports only when it needs them.
+import alembic.command  # noqa: F401
+import anyio._backends._asyncio  # noqa: F401
+import uvicorn.lifespan.on  # noqa: F401
+
+from autopack import main as _imported  # noqa: F401
+from autopack.cli import serve as _command  # noqa: F401
 from autopack.cli.app import main
 from autopack.gitrepo.objects import Objects
 from autopack.gitrepo.refs import PreparedRefs
