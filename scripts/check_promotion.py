@@ -707,7 +707,9 @@ class Sandbox(StrEnum):
 class EvidenceKind(StrEnum):
     """What CI measures beside the command on the commit itself. (rules §6.1)"""
 
-    BASELINE = "baseline"
+    BASELINE = "baseline"  # the command on the run's base
+    BASE_TESTS = "base_tests"  # the base's tests on the new code
+    FAILS_BEFORE = "fails_before"  # the phase's tests on the code as before the phase
 
 
 class EvidenceResult(StrEnum):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,8 +12,10 @@ from sqlalchemy import text
 
 from autopack.services import baseline, ci
 from autopack.services.context import AppContext
+from autopack.views.work import WorkItemAnswer
+from autopack.worker.prompt import write_prompt
 
-from .test_local_ci import context, runs_of_ci, take
+from .test_local_ci import backtest_changes, context, runs_of_ci, take
 from .test_tampering import check
 
 if TYPE_CHECKING:
@@ -21,6 +25,7 @@ __all__ = ["context"]
 
 pytestmark = pytest.mark.integration
 
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "evidence.md"
 # A small test tool: each line of tests/*.t is a test `NAME: COMMAND`, and its report is JUnit.
 TOOL = r"""
 mkdir -p out; status=0
@@ -154,6 +159,11 @@ def test_the_same_tree_is_measured_once(api: Api, context: AppContext) -> None:
         ({"profiles": {"normal": {"evidence": ["magic"]}}}, "ci.profiles.normal.evidence.0"),
         ({"profiles": {"normal": {"evidence_budget": 0}}}, "ci.profiles.normal.evidence_budget"),
         ({"baseline": "lenient"}, "ci.baseline"),
+        ({"test_paths": ["a\nb"]}, "ci.test_paths.0"),
+        (
+            {"mode": "local", "profiles": {"normal": {"evidence": ["base_tests"]}}},
+            "'base_tests' needs ci.profiles.normal.junit",
+        ),
     ],
 )
 def test_a_ruleset_that_asks_for_what_is_not_there_is_refused(
@@ -196,3 +206,169 @@ def test_a_base_is_told_once_and_its_red_checks_are_in_the_events(
     work_all(context)
     assert api.run()["promotion_eligible_to_main"], api.run()["promotion_reasons"]
     assert check(str(api.repo.path), "run-001", "autonomous/run-001", "main")["eligible"]
+
+
+def patched(api: Api, files: dict[str, str | None]) -> str:
+    """Return a patch from the base branch to these files; None removes one."""
+    start = api.repo.git("rev-parse", "HEAD")
+    changed = api.repo.commit({**files})
+    patch = api.repo.git("diff", "--binary", start, changed)
+    api.repo.git("reset", "--hard", "--quiet", start)
+    return patch + "\n"
+
+
+OLD = {"tests__a.t": "price:grep -q 10 src/price\nname:true\n", "src__price": "10\n"}
+
+
+@pytest.mark.parametrize(
+    ("change", "checks"),
+    [
+        # An assertion is weakened, so that the broken code passes.
+        ({"src/price": "11\n", "tests/a.t": "price:true\nname:true\n"}, ["price"]),
+        # The test is deleted, skipped, or its file.
+        ({"src/price": "11\n", "tests/a.t": "name:true\n"}, ["price"]),
+        ({"tests/a.t": "price:skip\nname:true\n"}, ["price"]),
+        ({"tests/a.t": None, "tests/b.t": "other:true\n"}, ["name", "price"]),
+        # It is renamed, and weakened.
+        ({"src/price": "11\n", "tests/a.t": "cost:true\nname:true\n"}, ["price"]),
+    ],
+)
+def test_a_weakened_test_is_red_and_a_major_issue(
+    api: Api, context: AppContext, change: dict[str, str | None], checks: list[str]
+) -> None:
+    base(api, **OLD)
+    rule(api, "base_tests")
+    run = judge(api, context, patched(api, change))
+    assert run["verdict"] == "red", run["evidence"]
+    [found] = run["evidence"]
+    assert (found["kind"], found["result"]) == ("base_tests", "failed")
+    assert found["checks"] == [f"tests/a.t.{name}" for name in checks]
+    index = api.client.get("/runs/run-001/issues/index").json()["issues_by_key"]
+    assert list(index) == [f"weakened_test__tests/a.t.{name}" for name in checks]
+    assert {each["effective_severity"] for each in index.values()} == {"major"}
+    assert api.phase()["state"] == "QUEUED"
+
+
+def test_honest_work_beside_the_old_tests_passes(api: Api, context: AppContext) -> None:
+    base(api, **OLD)
+    rule(api, "base_tests", "fails_before")
+    tests = "price:grep -q 10 src/price\ntax:grep -q 2 src/tax\nname:true\n"
+    run = judge(api, context, patched(api, {"src/tax": "2\n", "tests/a.t": tests}))
+    assert run["verdict"] == "green", run["evidence"]
+    assert entries(run) == {
+        "base_tests": (
+            "passed",
+            "all 2 tests that were green on the base are green with its 1 test file",
+        ),
+        "fails_before": ("passed", "1 test fails without this change: tests/a.t.tax"),
+    }
+    assert api.run()["promotion_eligible_to_main"], api.run()["promotion_reasons"]
+    assert backtest_changes(api) == []
+
+
+def test_a_plan_may_expect_weakened_tests_also_for_later_phases(
+    api: Api, context: AppContext
+) -> None:
+    base(api, **OLD)
+    rule(api, "base_tests")
+    plan = api.plan(phases=2)
+    plan["phases"][0]["expected_issues"] = ["weakened_test__*"]
+    assert api.client.post("/runs/start", json=plan).status_code == 201
+    tests = "price:grep -q 11 src/price\nname:true\n"
+    api.result(patch=patched(api, {"src/price": "11\n", "tests/a.t": tests}))
+    work_all(context)
+    [judged] = runs_of_ci(api)
+    assert (judged["verdict"], entries(judged)["base_tests"][0]) == ("green", "warned")
+    api.result(phase_id="P0.1")
+    work_all(context)
+    assert runs_of_ci(api)[-1]["verdict"] == "green"
+    run = api.run()
+    assert (run["state"], run["major_issues_count"]) == ("DONE_SUCCESS", 0)
+    assert run["promotion_eligible_to_main"], run["promotion_reasons"]
+    warnings = api.client.get("/runs/run-001/promotion").json()["warnings"]
+    assert any("1 weakened test, all expected by the plan" in each for each in warnings)
+    verdict = check(str(api.repo.path), "run-001", "autonomous/run-001", "main")
+    assert verdict["eligible"], verdict["reasons"]
+
+
+@pytest.mark.parametrize(
+    ("change", "verdict", "reason"),
+    [
+        (
+            {"src/price": "12\n", "tests/new.t": "twelve:grep -q 12 src/price\n"},
+            "green",
+            "1 test fails without this change: tests/new.t.twelve",
+        ),
+        (
+            {"src/price": "12\n", "tests/new.t": "true:true\n"},
+            "red",
+            "no test fails without this change",
+        ),
+        ({"src/other": "12\n"}, "red", "no test fails without this change"),
+        # A check that was red is mended, without a new test.
+        ({"src/flag": "1\n"}, "green", "1 test fails without this change: tests/a.t.flag"),
+    ],
+)
+def test_a_phase_that_must_fail_before_needs_a_test_that_does(
+    api: Api, context: AppContext, change: dict[str, str | None], verdict: str, reason: str
+) -> None:
+    flag = "true" if "src/flag" not in change else "test -e src/flag"
+    base(api, **{"tests__a.t": f"flag:{flag}\n"}, src__price="10\n")
+    rule(api, "baseline")
+    run = judge(api, context, patched(api, change), phase={"must_fail_before": True})
+    assert run["verdict"] == verdict, run["evidence"]
+    assert entries(run)["fails_before"][1] == reason
+
+
+@pytest.mark.parametrize(
+    ("ci", "junit", "names"),
+    [
+        ({"mode": "none"}, None, "needs ci.mode local, and it is none"),
+        ({"mode": "local"}, None, "needs ci.profiles.normal.junit"),
+        ({"mode": "local", "test_paths": []}, "*.xml", "needs ci.test_paths"),
+    ],
+)
+def test_must_fail_before_without_tests_is_refused_by_name(
+    api: Api, ci: dict[str, Any], junit: str | None, names: str
+) -> None:
+    each = {"command": "true", "junit": junit}
+    rules = {"profiles": {"normal": each, "strict": each}, **ci}
+    document = {"project_id": "Autopack", "ci": rules}
+    assert api.client.put("/project/ruleset", json=document).status_code == 200
+    plan = api.plan(phase={"must_fail_before": True})
+    response = api.client.post("/runs/start", json=plan)
+    api.refused(response, 422, "invalid_plan", "phases[0].must_fail_before", names)
+    assert api.client.get("/runs/run-001").status_code == 404
+
+
+def test_over_its_budget_evidence_is_not_measured_and_promotion_refuses(
+    api: Api, context: AppContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autopack.domain.ruleset.MIN_EVIDENCE_SECONDS", 0)
+    base(api, **OLD)
+    # Quick on base and commit, slow with the old test beside the new code.
+    slow = f"test -e src/tax && grep -q name tests/a.t && sleep 30; {PROFILE['command']}"
+    rule(api, "base_tests", command=slow)
+    tests = "price:grep -q 10 src/price\ntax:true\n"
+    run = judge(api, context, patched(api, {"src/tax": "2\n", "tests/a.t": tests}))
+    assert run["verdict"] == "green", run
+    result, reason = entries(run)["base_tests"]
+    assert (result, "over its budget" in reason) == ("not_measured", True)
+    reasons = api.run()["promotion_reasons"]
+    assert any("lacks evidence: base_tests not measured" in each for each in reasons)
+
+
+def test_the_examples_of_the_documentation_work(api: Api) -> None:
+    ruleset, phase = (
+        json.loads(each.partition("```")[0]) for each in DOCUMENT.read_text().split("```json\n")[1:]
+    )
+    response = api.client.put("/project/ruleset", json={"project_id": "Autopack", **ruleset})
+    assert response.status_code == 200, response.text
+    plan = {**api.plan(), "phases": [{**phase, "tier_id": "T0", "complexity": "high"}]}
+    response = api.client.post("/runs/start", json=plan)
+    assert response.status_code == 201, response.text
+    item = api.client.post("/runs/run-001/claim", json={"role": "builder", "agent": "a"}).json()
+    assert item["gate"]["evidence"] == ["baseline", "base_tests", "fails_before"]
+    assert item["gate"]["must_fail_before"]
+    words = write_prompt(WorkItemAnswer.model_validate(item), is_staged=False, answer="answer.json")
+    assert "At least one test must fail without your change" in words

@@ -19,7 +19,9 @@ from autopack.domain.evidence_rules import (
     Measured,
     conclude,
     entry,
+    judge_base_tests,
     judge_baseline,
+    judge_fails_before,
     merged,
 )
 from autopack.domain.terms import EvidenceKind, EvidenceResult, Verdict
@@ -110,6 +112,130 @@ def test_a_strict_baseline_wants_red_checks_mended() -> None:
     assert (found.verdict, evidence.result) == (RED, "failed")
     assert found.failing_checks == ("a",)
     assert "still: a; ci.baseline is strict" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("base", "head", "old", "result", "checks"),
+    [
+        ("a+ b+", "a+ b+", None, "not_needed", ()),
+        ("a+ b+", "a+ b+", "a+ b+", "passed", ()),
+        # Weakened: the old test is red on the new code.
+        ("a+ b+", "a+ b+", "a- b+", "failed", ("a",)),
+        ("a+ b+", "a+ b+", "as b+", "failed", ("a",)),
+        ("a+ b+", "a+ b+", "ax b+", "failed", ("a",)),
+        # It was red before: known.
+        ("a- b+", "a+ b+", "a- b+", "passed", ()),
+        # Deleted or renamed.
+        ("a+ b+", "a+", "a+ b+", "failed", ("b",)),
+        ("a+ b+", "a+ c+", "a+ b+", "passed", ()),
+        ("a+ b+", "a+ c+", "a+ b-", "failed", ("b",)),
+        # Skipped, or expected to fail.
+        ("a+ b+", "a+ bs", None, "failed", ("b",)),
+        ("a+ b+", "a+ bx", "a+ b+", "failed", ("b",)),
+        ("a+ bs", "a+ bs", None, "not_needed", ()),
+        # The files of the base cannot be loaded.
+        ("tests.t.a+ b+", "tests.t.a+ b+", "tests.t-", "failed", ("tests.t.a",)),
+        ("a+ b+", "a+ b+", "collection-", "failed", ("a", "b")),
+        # No test was green on the base.
+        ("a-", "a+", "a-", "not_needed", ()),
+        ("", "a+", None, "not_needed", ()),
+    ],
+)
+def test_a_test_that_was_green_on_the_base_must_be_green(
+    base: str, head: str, old: str | None, result: str, checks: tuple[str, ...]
+) -> None:
+    found = judge_base_tests(
+        measured(base),
+        measured(head),
+        None if old is None else measured(old),
+        restored=["tests/t.py"],
+        expected=[],
+        command="make test",
+    )
+    assert (found.result, found.checks) == (result, checks)
+
+
+@pytest.mark.parametrize(
+    ("expected", "result", "checks"),
+    [
+        ([], "failed", ("a", "b")),
+        (["weakened_test__a"], "failed", ("b",)),
+        (["weakened_test__a", "weakened_test__b"], "warned", ("a", "b")),
+        (["weakened_test__*"], "warned", ("a", "b")),
+        (["*"], "failed", ("a", "b")),
+    ],
+)
+def test_a_plan_may_expect_that_tests_change(
+    expected: list[str], result: str, checks: tuple[str, ...]
+) -> None:
+    found = judge_base_tests(
+        measured("a+ b+ c+"),
+        measured("a+ b+ c+"),
+        measured("a- b- c+"),
+        restored=["t.py"],
+        expected=expected,
+        command="make test",
+    )
+    assert (found.result, found.checks) == (result, checks)
+
+
+@pytest.mark.parametrize(
+    ("base", "old"),
+    [
+        (measured(None, 1), None),
+        (measured(None, 127, verdict=DID_NOT_RUN), None),
+        (measured("a+"), measured(None, 127, verdict=DID_NOT_RUN)),
+    ],
+)
+def test_what_cannot_be_compared_is_not_measured(base: Measured, old: Measured | None) -> None:
+    found = judge_base_tests(
+        base, measured("a+"), old, restored=["t.py"], expected=[], command="make test"
+    )
+    assert found.result == "not_measured"
+
+
+def test_a_report_of_the_old_tests_that_cannot_be_read_excuses_nothing() -> None:
+    found = judge_base_tests(
+        measured("a+"),
+        measured("a+"),
+        measured(None, 1),
+        restored=["t.py"],
+        expected=[],
+        command="make test",
+    )
+    assert (found.result, found.checks) == ("failed", ("a",))
+
+
+@pytest.mark.parametrize(
+    ("before", "head", "is_required", "result", "checks"),
+    [
+        (None, "a+", False, "not_needed", ()),
+        (measured("new- a+"), "new+ a+", True, "passed", ("new",)),
+        (measured("new- a+"), "new+ a+", False, "passed", ("new",)),
+        # It passes without the change too.
+        (measured("new+ a+"), "new+ a+", True, "failed", ()),
+        (measured("new+ a+"), "new+ a+", False, "warned", ()),
+        # A known check that is mended, without a new test.
+        (measured("old- a+"), "old+ a+", True, "passed", ("old",)),
+        (measured("old- a+"), "old- a+", True, "failed", ()),
+        # It cannot be loaded without the change.
+        (measured("collection-"), "new+", True, "passed", ("new",)),
+        (measured("", 4), "new+", True, "passed", ("new",)),
+        # It is not there without the change, and nothing is red.
+        (measured("a+"), "new+ a+", True, "failed", ()),
+        # It ran out of time: no test is red.
+        (measured("a+", 1, exit_status=None), "new+ a+", True, "failed", ()),
+        (measured(None, 127, verdict=DID_NOT_RUN), "new+", True, "not_measured", ()),
+        (measured(None, 1), "new+", True, "not_measured", ()),
+        # Skipped before is not red.
+        (measured("news"), "new+", True, "failed", ()),
+    ],
+)
+def test_a_change_is_proven_by_a_test_that_fails_without_it(
+    before: Measured | None, head: str, is_required: bool, result: str, checks: tuple[str, ...]
+) -> None:
+    found = judge_fails_before(before, measured(head), is_required=is_required, command="make test")
+    assert (found.result, found.checks) == (result, checks)
 
 
 def test_no_entry_that_speaks_against_the_change_leaves_a_verdict_green() -> None:

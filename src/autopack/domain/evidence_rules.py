@@ -6,11 +6,12 @@ Each kind of evidence has one pure function here, from what was measured to its 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from .evidence import MAX_EVIDENCE_CHECKS, MAX_EVIDENCE_TEXT, Evidence, counted, is_refuted
+from .issues import is_expected_key, weakened_test_key
 from .terms import EvidenceKind, EvidenceResult, Verdict
 
 _SHOWN_CHECKS = 5
@@ -207,6 +208,151 @@ def judge_baseline(
         refuted = found(EvidenceResult.FAILED, why, still)
         return Judged(verdict=Verdict.RED, reason=_short(why), failing_checks=still), refuted
     return Judged(verdict=Verdict.GREEN, reason=_short(f"no check broke; {before}")), passed
+
+
+# The base's tests
+
+
+def judge_base_tests(
+    base: Measured,
+    head: Measured,
+    old: Measured | None,
+    *,
+    restored: Sequence[str],
+    expected: Collection[str],
+    command: str,
+) -> Evidence:
+    """Say which tests the run weakened: green on the base, and not any more. (rules §6.1)
+
+    `old` is the outcome with the tests as on the base, `restored` are the files that differ there;
+    None: the run changed none. `expected` are the issues that the plan lets pass.
+    """
+    kind = EvidenceKind.BASE_TESTS
+    if base.cases is None or head.cases is None or base.verdict is Verdict.DID_NOT_RUN:
+        why = f"the tests of the base are not known: {base.reason}"
+        return entry(kind, EvidenceResult.NOT_MEASURED, why, command=command, on=old, against=base)
+    before = base.named(CaseState.PASSED)
+    if not before:
+        why = "no test is green on the base"
+        return entry(kind, EvidenceResult.NOT_NEEDED, why, command=command, against=base)
+    if old is not None and old.verdict is Verdict.DID_NOT_RUN:
+        why = f"the command does not run with the tests of the base: {old.reason}"
+        return entry(kind, EvidenceResult.NOT_MEASURED, why, command=command, on=old, against=base)
+    found: dict[str, str] = {}
+    if old is not None:
+        found |= _not_green(before, old, restored)
+    for name in before:
+        match head.cases.get(name):
+            case CaseState.SKIPPED:
+                found.setdefault(name, "skipped")
+            case CaseState.XFAILED:
+                found.setdefault(name, "expected to fail")
+            case None if len(head.cases) < len(base.cases):
+                found.setdefault(name, "not collected")
+    unexpected = [name for name in found if not is_expected_key(weakened_test_key(name), expected)]
+    told = unexpected or list(found)
+    counts = {
+        "files_restored": len(restored),
+        "green_on_base": len(before),
+        "expected": len(found) - len(unexpected),
+        "weakened": len(found),
+    }
+    if not found:
+        result = EvidenceResult.PASSED if old is not None else EvidenceResult.NOT_NEEDED
+        files = f"{len(restored)} test file{'s' if len(restored) != 1 else ''}"
+        why = (
+            f"all {len(before)} tests that were green on the base are green with its {files}"
+            if old is not None
+            else "no test of the base was changed, deleted or skipped"
+        )
+    else:
+        result = EvidenceResult.FAILED if unexpected else EvidenceResult.WARNED
+        noun = "weakened test" if len(told) == 1 else "weakened tests"
+        names = [f"{name} ({found[name]})" for name in told]
+        why = named(len(told), noun if unexpected else f"{noun}, all expected by the plan", names)
+    on = old if old is not None else head
+    return entry(
+        kind, result, why, command=command, on=on, against=base, counts=counts, checks=told
+    )
+
+
+def _not_green(before: Sequence[str], old: Measured, restored: Sequence[str]) -> dict[str, str]:
+    """Return the tests that are not green any more with the base's test files, and how they are.
+
+    A file that cannot be loaded may end the command before other files' tests: then only the tests
+    of the restored files count, if their names tell which these are.
+    """
+    cases = old.cases or {}
+    found: dict[str, str] = {}
+    absent = []
+    for name in before:
+        match cases.get(name):
+            case CaseState.FAILED:
+                found[name] = "red"
+            case CaseState.SKIPPED:
+                found[name] = "skipped"
+            case CaseState.XFAILED:
+                found[name] = "expected to fail"
+            case None if old.verdict is Verdict.RED:
+                absent.append(name)
+    stems = tuple(_dotted(path.rpartition(".")[0] or path) for path in restored)
+    theirs = [name for name in absent if any(stem in _dotted(name) for stem in stems)]
+    return found | dict.fromkeys(theirs or absent, "not run")
+
+
+def _dotted(path: str) -> str:
+    return path.replace("/", ".").replace("\\", ".")
+
+
+# The phase's tests on the code as before it
+
+
+def judge_fails_before(
+    before: Measured | None, head: Measured, *, is_required: bool, command: str
+) -> Evidence:
+    """Say which tests are red without the phase's change and green with it. (rules §6.1)
+
+    `before` is the outcome on the code as before the phase with the phase's tests; None: it changed
+    none, and needs none. A test that could not be loaded there counts as red.
+    """
+    kind = EvidenceKind.FAILS_BEFORE
+    if before is None:
+        why = "the phase changes no test"
+        return entry(kind, EvidenceResult.NOT_NEEDED, why, command=command)
+
+    def found(result: EvidenceResult, reason: str, checks: Sequence[str] = ()) -> Evidence:
+        counts = {"green_after": len(after), "red_before": len(checks)}
+        return entry(
+            kind,
+            result,
+            reason,
+            command=command,
+            on=before,
+            against=head,
+            counts=counts,
+            checks=checks,
+        )
+
+    after = head.named(CaseState.PASSED)
+    if before.verdict is Verdict.DID_NOT_RUN or before.cases is None or head.cases is None:
+        why = f"the tests cannot be compared: {before.reason}"
+        return found(EvidenceResult.NOT_MEASURED, why)
+    is_cut_short = before.verdict is Verdict.RED and before.exit_status is not None
+    red = [
+        name
+        for name in after
+        if before.cases.get(name) is CaseState.FAILED or (is_cut_short and name not in before.cases)
+    ]
+    if red:
+        noun = "test fails" if len(red) == 1 else "tests fail"
+        return found(
+            EvidenceResult.PASSED, named(len(red), f"{noun} without this change", red), red
+        )
+    if is_required:
+        return found(EvidenceResult.FAILED, "no test fails without this change")
+    return found(
+        EvidenceResult.WARNED, "no test fails without this change: its tests prove nothing of it"
+    )
 
 
 def _checks(number: int) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from enum import StrEnum
+from typing import Final
 
 from .terms import Complexity, Severity
 from .values import Closed, IssueKey, Several, Text, Word
 
 MAX_EVIDENCE_REFS = 100
+WEAKENED_TEST: Final = "weakened_test__"
 
 
 class IssueState(StrEnum):
@@ -56,6 +58,20 @@ def base_severity(report: IssueReport, major_categories: Collection[str]) -> Sev
     if report.severity is not None:
         return report.severity
     return Severity.MAJOR if report.category in major_categories else Severity.MINOR
+
+
+def is_expected_key(issue_key: str, expected: Collection[str]) -> bool:
+    """Return whether a phase's `expected_issues` contain a key. (rules §7)
+
+    A weakened test is named, or all of them are by `weakened_test__*`.
+    """
+    is_weakened = issue_key.startswith(WEAKENED_TEST)
+    return issue_key in expected or (is_weakened and f"{WEAKENED_TEST}*" in expected)
+
+
+def weakened_test_key(name: str) -> str:
+    """Return the key of the issue of a weakened test. (rules §6.1)"""
+    return f"{WEAKENED_TEST}{name}"[:200]
 
 
 def counts_as(severity: Severity, status: BacklogStatus) -> Severity:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import Field, SerializeAsAny
 
 from .errors import InvalidError
-from .ruleset import Ruleset
+from .ruleset import DEBT_CATEGORY, Ruleset
 from .terms import CiMode, Complexity, RunScope, SafetyProfile
 from .values import (
     MAX_PROBLEMS,
@@ -60,6 +60,15 @@ class PlanPhase(Closed):
     allow_empty: bool = False
     allowed_paths: Several[PathGlob] | None = None
     expected_issues: Several[IssueKey] = ()
+    # Left out of the document where it is not given, as `cost_cap_usd` is.
+    must_fail_before: Annotated[
+        bool,
+        Field(
+            strict=True,
+            exclude_if=lambda wanted: not wanted,
+            description="Whether a test must fail without this phase's change, and pass with it.",
+        ),
+    ] = False
 
 
 class DebtPhase(PlanPhase):
@@ -186,7 +195,7 @@ def with_debt_cleanup(plan: Plan, aged: Sequence[tuple[str, str]]) -> Plan:
             name=f"Clean up {key}",
             description=f"Remove the cause of the issue {key} ({category}). It is closed by a check"
             " that failed before and passes now.",
-            task_category="debt_cleanup",
+            task_category=DEBT_CATEGORY,
             issue_key=key,
         )
         for index, (key, category) in enumerate(aged)

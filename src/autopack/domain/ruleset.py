@@ -37,6 +37,17 @@ from .values import (
 )
 
 DEFAULT_CATEGORY = "default"
+DEBT_CATEGORY: Final = "debt_cleanup"
+#: Which files are tests, and what tests read, by the usual names of several languages.
+DEFAULT_TEST_PATHS: Final = (
+    *("**/tests/**", "**/test/**", "**/__tests__/**", "**/spec/**", "**/testdata/**"),
+    *("**/test_*.py", "**/*_test.py", "**/conftest.py", "**/pytest.ini"),
+    *("**/*.test.*", "**/*.spec.*", "**/__snapshots__/**", "**/*.snap"),
+    *("**/*_test.go", "**/*_spec.rb", "**/*_test.rb", "**/*_test.exs", "**/*Test.php"),
+    *("**/*Test.java", "**/*Tests.java", "**/*Test.kt", "**/*Tests.cs", "**/*Test.scala"),
+)
+# Kinds of evidence that compare tests by their names.
+BY_TEST_NAMES: Final = frozenset({EvidenceKind.BASE_TESTS, EvidenceKind.FAILS_BEFORE})
 # A quick command's evidence may take longer than the command: to lay out a tree takes time too.
 MIN_EVIDENCE_SECONDS: Final = 60
 Message = Annotated[Text, Field(min_length=8)]  # shorter texts occur in ordinary output too
@@ -180,6 +191,7 @@ class CiBaseline(StrEnum):
 class CiRules(Closed):
     mode: CiMode = CiMode.NONE
     baseline: CiBaseline = CiBaseline.KNOWN
+    test_paths: Several[PathGlob] = DEFAULT_TEST_PATHS
     # Whether promotion demands that each green verdict was made in the service's sandbox.
     require_sandbox: bool = False
     profiles: CiProfiles = CiProfiles()
@@ -209,6 +221,19 @@ class CiRules(Closed):
         for kind in kinds:
             if kinds.count(kind) > 1:
                 raise ValueError(f"{place} names '{kind}' twice")
+            problem = self.evidence_problem(profile, kind)
+            if problem is not None:
+                raise ValueError(f"{place}: '{kind}' {problem}")
+
+    def evidence_problem(self, profile: CiProfile, kind: EvidenceKind) -> str | None:
+        """Say what the rules of a profile lack to measure a kind of evidence; None: nothing."""
+        if self.mode is not CiMode.LOCAL:
+            return f"needs ci.mode local, and it is {self.mode}"
+        if kind not in BY_TEST_NAMES:
+            return None
+        if self.command_for(profile).junit is None:
+            return f"needs ci.profiles.{profile}.junit, whose reports name the tests"
+        return None if self.test_paths else "needs ci.test_paths, which is empty"
 
 
 def _high_risk(builder: int, auditor: int, cap: int, auditor_profile: str) -> CategoryRule:
@@ -243,7 +268,7 @@ DEFAULT_CATEGORIES: Mapping[str, CategoryRule] = {
     "feature_scaffolding": CategoryRule(),
     "docs": _low_risk(2, 1, 200_000),
     "tests": _low_risk(3, 1, 300_000),
-    "debt_cleanup": CategoryRule(
+    DEBT_CATEGORY: CategoryRule(
         max_builder_attempts=2,
         max_auditor_attempts=1,
         incident_token_cap=400_000,

@@ -7,8 +7,9 @@ from difflib import get_close_matches
 
 from pydantic import Field
 
-from .plan import Plan, PlanPhase
+from .plan import InvalidPlanError, Plan, PlanPhase
 from .ruleset import (
+    DEBT_CATEGORY,
     DEFAULT_CATEGORY,
     CiRules,
     Message,
@@ -50,6 +51,7 @@ class PhaseStrategy(Closed):
     independence: Independence = Independence.NONE
     approvals: int = 1
     evidence: tuple[EvidenceKind, ...] = ()
+    must_fail_before: bool = False
 
 
 class TierStrategy(Closed):
@@ -138,6 +140,19 @@ def compile_strategy(ruleset: Ruleset, plan: Plan, *, version: int = 1) -> Strat
     )
 
 
+def require_evidence(plan: Plan, ruleset: Ruleset, strategy: Strategy) -> None:
+    """Refuse a plan whose `must_fail_before` CI cannot measure. Raises InvalidPlanError."""
+    for index, phase in enumerate(plan.phases):
+        profile = strategy.phases[phase.phase_id].ci_profile
+        problem = ruleset.ci.evidence_problem(profile, EvidenceKind.FAILS_BEFORE)
+        if phase.must_fail_before and problem is not None:
+            place = f"phases[{index}].must_fail_before"
+            raise InvalidPlanError(
+                f"{place}: phase '{phase.phase_id}' {problem}",
+                errors=[{"loc": place, "message": problem}],
+            )
+
+
 def _count(product: int) -> int:
     """Limit a product of caps to the highest count; a cap that high is no cap."""
     return min(product, MAX_COUNT)
@@ -158,12 +173,15 @@ def _phase_strategy(ruleset: Ruleset, safety: SafetyRule, phase: PlanPhase) -> P
         builder_attempts = min(builder_attempts, mode.max_builder_attempts)
     ci_profile = CiProfile.STRICT if is_strict else CiProfile.NORMAL
     command = ruleset.ci.command_for(ci_profile)
+    evidence = command.evidence
+    if phase.must_fail_before and EvidenceKind.FAILS_BEFORE not in evidence:
+        evidence = (*evidence, EvidenceKind.FAILS_BEFORE)
     return PhaseStrategy(
         task_category=category,
         complexity=complexity,
         builder_mode=phase.builder_mode,
         ci_profile=ci_profile,
-        ci_timeout_seconds=command.most_seconds(command.evidence),
+        ci_timeout_seconds=command.most_seconds(evidence),
         max_builder_attempts=builder_attempts,
         max_auditor_attempts=rule.max_auditor_attempts,
         incident_token_cap=rule.incident_token_cap,
@@ -174,7 +192,8 @@ def _phase_strategy(ruleset: Ruleset, safety: SafetyRule, phase: PlanPhase) -> P
             safety.independence if rule.independence is Independence.NONE else rule.independence
         ),
         approvals=rule.approvals,
-        evidence=command.evidence,
+        evidence=evidence,
+        must_fail_before=phase.must_fail_before or category == DEBT_CATEGORY,
         max_patch_files=mode.max_patch_files if mode else None,
         opened_paths=tuple(ruleset.paths.opened.get(category, ())),
     )

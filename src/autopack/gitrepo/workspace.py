@@ -83,9 +83,13 @@ class TreeEntry:
     mode: str
     oid: str
 
-    @property
-    def is_submodule(self) -> bool:
-        return self.mode == "160000"
+
+@dataclass(frozen=True, slots=True)
+class FileChange:
+    """A file in two trees; None where a tree does not have it."""
+
+    old: TreeEntry | None
+    new: TreeEntry | None
 
 
 class ObjectCache:
@@ -210,14 +214,15 @@ class Workspace:
         """Git's id of the tree that was laid out."""
         return self._base
 
-    def files(self, commit: str) -> dict[str, TreeEntry]:
-        """Return every file of a commit by its path. Raises AutopackError."""
-        listed = self._run("ls-tree", "-r", "-z", "--full-tree", commit).stdout
+    def differences(self, old: str, new: str) -> dict[str, FileChange]:
+        """Return the files in which two commits differ, by path. Raises AutopackError."""
+        options = ("diff-tree", "-r", "-z", "--raw", "--no-renames", "--no-abbrev")
+        listed = self._run(*options, old, new).stdout.decode(errors="surrogateescape")
+        fields = listed.split("\0")[:-1]
         found = {}
-        for line in listed.decode(errors="surrogateescape").split("\0")[:-1]:
-            about, _, path = line.partition("\t")
-            mode, _, oid = about.split(" ")
-            found[path] = TreeEntry(mode, oid)
+        for about, path in zip(fields[::2], fields[1::2], strict=True):
+            old_mode, new_mode, old_oid, new_oid, _ = about[1:].split(" ")
+            found[path] = FileChange(_entry(old_mode, old_oid), _entry(new_mode, new_oid))
         return found
 
     def read(self, entry: TreeEntry) -> bytes:
@@ -375,6 +380,10 @@ def _lay_out(
     runner.run("symbolic-ref", "HEAD", head, folder=tree, environment=theirs)
     shutil.copyfile(git_dir / "index", tree / ".git" / "index")
     return Workspace(runner, tree, git_dir, is_staged=is_staged)
+
+
+def _entry(mode: str, oid: str) -> TreeEntry | None:
+    return None if mode == "000000" else TreeEntry(mode, oid)
 
 
 def _tool_file(path: str) -> str | None:

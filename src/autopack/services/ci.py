@@ -9,7 +9,7 @@ queue `upkeep` moves refs and writes files, on a machine that has these.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -25,11 +25,12 @@ from ..domain.redaction import redacted
 from ..domain.results import MAX_LOG_TAIL
 from ..domain.ruleset import CiCommand, CiRules
 from ..domain.secret_rules import redact, redact_bytes
+from ..domain.states import PhaseStatus
 from ..domain.terms import CiMode, CiProfile, EvidenceKind, Sandbox, Verdict
 from ..gitrepo.checkout import checked_out
 from ..gitrepo.workspace import WorkspaceError
 from ..jobs.queue import TryAgainError, defer
-from ..models import CiRun, Run
+from ..models import CiRun, Phase, Run
 from ..store import ci_runs, issues, runs
 from ..store.session import RowSession
 from ..views.results import CiRunAnswer, CiRunsAnswer
@@ -64,6 +65,8 @@ class Order:
     base_commit: str
     start_commit: str
     evidence: tuple[EvidenceKind, ...]
+    expected_issues: tuple[str, ...]
+    must_fail_before: bool
 
 
 def run_ci(context: AppContext, ci_run_id: int) -> None:
@@ -151,7 +154,8 @@ def _begin(context: AppContext, ci_run_id: int) -> Order | None:
             return None
         whole = runs.get_run(session, run_id)
         phase = runs.get_phase(whole, phase_id)
-        ci = CiRules.model_validate(runs.get_strategy(session, whole)["ci"])
+        strategy = runs.get_strategy(session, whole)
+        ci = CiRules.model_validate(strategy["ci"])
         order = Order(
             ci_run_id=ci_run_id,
             run_id=run_id,
@@ -165,11 +169,23 @@ def _begin(context: AppContext, ci_run_id: int) -> Order | None:
             base_commit=whole.base_commit,
             start_commit=phase.start_commit or whole.base_commit,
             evidence=tuple(map(EvidenceKind, phase.evidence_required)),
+            expected_issues=tuple(_expected(whole, phase)),
+            must_fail_before=strategy["phases"][phase_id].get("must_fail_before", False),
         )
         run.started_at = max(context.now(), run.requested_at)
         _queue(session, BEGIN_TASK, ci_run_id)
         session.commit()
     return order
+
+
+def _expected(run: Run, phase: Phase) -> Iterator[str]:
+    """Yield the issues that the plan lets pass: of this phase, and of those that are complete.
+
+    A test that an earlier phase changed as planned is not this one's fault.
+    """
+    for each in runs.phases_of(run).values():
+        if each is phase or each.state is PhaseStatus.COMPLETE:
+            yield from each.expected_issues
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,6 +277,8 @@ def _weigh(
         head=head,
         seconds=outcome.seconds,
         failing_checks=outcome.failing_checks,
+        expected_issues=order.expected_issues,
+        must_fail_before=order.must_fail_before,
     )
     return gather(inquiry, order.evidence)
 

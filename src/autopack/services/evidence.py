@@ -11,12 +11,22 @@ from dataclasses import dataclass
 from typing import Final
 
 from ..domain.evidence import Evidence
-from ..domain.evidence_rules import Judged, Measured, conclude, entry, judge_baseline
+from ..domain.evidence_rules import (
+    Judged,
+    Measured,
+    conclude,
+    entry,
+    judge_base_tests,
+    judge_baseline,
+    judge_fails_before,
+)
+from ..domain.paths import globs, names_of
 from ..domain.redaction import redacted
 from ..domain.ruleset import CiBaseline, CiRules
 from ..domain.terms import EvidenceKind, EvidenceResult, Verdict
+from ..gitrepo.workspace import TreeEntry, Workspace
 from .context import AppContext
-from .measuring import Bench, OverBudgetError, Question
+from .measuring import Bench, Changes, OverBudgetError, Question
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,11 +46,18 @@ class Inquiry:
     start_commit: str
     head: Measured
     seconds: float
+    # The issues that this phase and the complete ones may raise, by their keys.
+    expected_issues: tuple[str, ...]
+    must_fail_before: bool
     failing_checks: tuple[str, ...] = ()
 
     @property
     def command(self) -> str:
         return self.question.rules.command or ""
+
+    def is_test(self, path: str) -> bool:
+        """Return whether a file is a test, or what tests read, by `ci.test_paths`."""
+        return globs(self.ci.test_paths).match(names_of(path))
 
     def bench(self) -> Bench:
         """Return what measures trees for one kind of evidence, within its budget."""
@@ -48,8 +65,54 @@ class Inquiry:
         return Bench(self.context, self.question, self.should_stop, seconds)
 
 
+def measure_base_tests(inquiry: Inquiry) -> Evidence:
+    """Run the tests as they are on the base on the new code, if the run changed any of them."""
+    restored: dict[str, TreeEntry | None] = {}
+
+    def restore(workspace: Workspace) -> Changes | None:
+        changes = workspace.differences(inquiry.base_commit, inquiry.commit)
+        restored.update((path, each.old) for path, each in changes.items() if inquiry.is_test(path))
+        # What was only added runs on the commit too; but a conftest.py changes what others do.
+        is_any = any(
+            entry is not None or path.rpartition("/")[2] == "conftest.py"
+            for path, entry in restored.items()
+        )
+        return restored if is_any else None
+
+    old = inquiry.bench().measure_changed(inquiry.commit, restore)
+    return judge_base_tests(
+        base_of(inquiry),
+        inquiry.head,
+        old,
+        restored=[path for path, entry in restored.items() if entry is not None],
+        expected=inquiry.expected_issues,
+        command=inquiry.command,
+    )
+
+
+def measure_fails_before(inquiry: Inquiry) -> Evidence:
+    """Run the tests as they are on the commit on the code as it was before the phase."""
+
+    def take_back(workspace: Workspace) -> Changes | None:
+        changes = workspace.differences(inquiry.start_commit, inquiry.commit)
+        code = {path: each.old for path, each in changes.items() if not inquiry.is_test(path)}
+        has_tests = len(code) < len(changes)
+        return code if has_tests or inquiry.must_fail_before else None
+
+    before = inquiry.bench().measure_changed(inquiry.commit, take_back)
+    return judge_fails_before(
+        before,
+        inquiry.head,
+        is_required=inquiry.must_fail_before,
+        command=inquiry.command,
+    )
+
+
 #: What measures each kind, if the commit is green; each has its own budget.
-MEASURES: Final[Mapping[EvidenceKind, Callable[[Inquiry], Evidence]]] = {}
+MEASURES: Final[Mapping[EvidenceKind, Callable[[Inquiry], Evidence]]] = {
+    EvidenceKind.BASE_TESTS: measure_base_tests,
+    EvidenceKind.FAILS_BEFORE: measure_fails_before,
+}
 
 
 def gather(inquiry: Inquiry, kinds: Sequence[EvidenceKind]) -> tuple[Judged, tuple[Evidence, ...]]:

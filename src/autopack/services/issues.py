@@ -13,6 +13,7 @@ from ..domain.issues import (
     BacklogStatus,
     IssueReport,
     base_severity,
+    is_expected_key,
     needs_cleanup,
 )
 from ..domain.redaction import redacted
@@ -99,7 +100,7 @@ def _weigh(
 ) -> tuple[IssueSeen, BacklogEntry | None]:
     run = change.run
     severity = effective = base_severity(report, run.major_categories)
-    is_expected = report.expected_fail and report.issue_key in phase.expected_issues
+    is_expected = report.expected_fail and is_expected_key(report.issue_key, phase.expected_issues)
     entry: BacklogEntry | None = None
     if not is_expected:
         entry = issues.sight(

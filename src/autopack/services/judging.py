@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from ..domain.debt import mended_checks
 from ..domain.errors import ConflictError
 from ..domain.evidence import Evidence
-from ..domain.issues import IssueReport
+from ..domain.issues import IssueReport, is_expected_key, weakened_test_key
 from ..domain.judging import CiVerdict, require_judged_commit
 from ..domain.redaction import redacted
 from ..domain.results import CiReport
 from ..domain.sightings import CI_SOURCE
-from ..domain.terms import CiMode, Sandbox, Severity, Verdict
+from ..domain.terms import CiMode, EvidenceKind, EvidenceResult, Sandbox, Severity, Verdict
 from ..models import CiRun, Phase
 from ..store import ci_runs, issues, runs
 from ..views.results import CiResultAnswer
@@ -105,11 +105,14 @@ def weigh_verdict(
     """
     assert run.verdict is not None  # noqa: S101 - for the type checker: it was just set
     is_green = run.verdict is Verdict.GREEN and not is_repeated
+    evidence = tuple(map(Evidence.read, run.evidence))
     reports = [_flaky(check) for check in flaky_checks] if is_green else []
     mended: tuple[str, ...] = ()
     if is_green and passed and phase.issue_key is not None:
         red = issues.list_red_checks(change.session, change.run.project_id, phase.issue_key)
         mended = mended_checks(red, set(passed))
+    if not is_repeated:
+        reports += _weakened(evidence, phase.expected_issues)
     return CiVerdict(
         phase_id=phase.phase_id,
         ci_run_id=run.id,
@@ -121,7 +124,7 @@ def weigh_verdict(
         is_flaky=run.is_flaky,
         is_repeated=is_repeated,
         issues=seen_issues(change, phase, reports),
-        evidence=tuple(map(Evidence.read, run.evidence)),
+        evidence=evidence,
         mended_checks=mended,
     )
 
@@ -132,6 +135,31 @@ def _require_outside_ci(change: RunChange, phase_id: str) -> None:
             f"phase '{phase_id}' is judged by this service's own CI (ci.mode 'local'); no "
             "verdict from outside is accepted"
         )
+
+
+def _weakened(evidence: Iterable[Evidence], expected: Collection[str]) -> list[IssueReport]:
+    """Return an issue for each weakened test that an entry names; expected ones do not count."""
+    names = {
+        name: each.result is EvidenceResult.WARNED
+        for each in evidence
+        if each.kind is EvidenceKind.BASE_TESTS
+        and each.result in (EvidenceResult.FAILED, EvidenceResult.WARNED)
+        for name in each.checks
+    }
+    keys = {weakened_test_key(name): is_expected for name, is_expected in names.items()}
+    return [
+        IssueReport(
+            issue_key=key,
+            severity=Severity.MAJOR,
+            source=CI_SOURCE,
+            category="weakened_test",
+            expected_fail=is_expected,
+            description="It was green on the run's base, and is not any more. (docs/evidence.md)",
+        )
+        for key, is_expected in keys.items()
+        # What an earlier phase was expected to change is not this phase's issue.
+        if not is_expected or is_expected_key(key, expected)
+    ]
 
 
 def _flaky(check: str) -> IssueReport:

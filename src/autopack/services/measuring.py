@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -68,33 +68,52 @@ class Bench:
         self._seconds = seconds
         self._deadline = None if seconds is None else time.monotonic() + seconds
 
-    def measure(
-        self,
-        commit: str,
-        change: Callable[[Workspace], Changes] | None = None,
-        *,
-        is_repeated: bool = True,
-    ) -> Measured:
-        """Return the outcome on a commit's tree, or on one that `change` makes of it.
+    def measure(self, commit: str) -> Measured:
+        """Return the outcome on a commit's tree.
 
         A red outcome is repeated as often as the profile says, so that a flaky test speaks against
         no change. Raises OverBudgetError, NotMeasurableError, StoppedError.
         """
         repository = self._context.repository
-        if change is None and repository.has_commit(commit):
+        if repository.has_commit(commit):
             kept = self._find(repository.tree_of(commit))
             if kept is not None:
                 return kept
+        found = self._measure(commit, lambda _: {}, self._question.rules.retries)
+        assert found is not None  # noqa: S101 - for the type checker: there are changes, if none
+        return found
+
+    def measure_changed(
+        self,
+        commit: str,
+        change: Callable[[Workspace], Changes | None],
+        *,
+        is_repeated: bool = True,
+    ) -> Measured | None:
+        """Return the outcome on a commit's tree with changed files; None if `change` gives None.
+
+        `change` is called for each repeat. Raises what `measure` raises.
+        """
+        return self._measure(commit, change, self._question.rules.retries if is_repeated else 0)
+
+    def _measure(
+        self, commit: str, change: Callable[[Workspace], Changes | None], repeats: int
+    ) -> Measured | None:
         found: list[Measured] = []
-        repeats = self._question.rules.retries if is_repeated else 0
         while len(found) <= repeats:
             began = time.monotonic()
-            with self._tree(commit, change) as (checkout, tree):
+            with self._checkout(commit) as checkout:
+                with _environment():
+                    changes = change(checkout.workspace)
+                    if changes is None:
+                        return None
+                    workspace = checkout.workspace
+                    tree = workspace.edit(changes) if changes else workspace.base_tree
                 kept = None if found else self._find(tree)
                 if kept is not None:
                     return kept
                 found.append(self._run(checkout, tree, commit, len(found) + 1))
-            if found and self._deadline is not None and len(found) > 1:
+            if self._deadline is not None and len(found) > 1:
                 self._deadline += time.monotonic() - began
             if found[-1].verdict is not Verdict.RED:
                 break
@@ -135,18 +154,15 @@ class Bench:
         return hashlib.sha256(canonical_json(document)).hexdigest()
 
     @contextmanager
-    def _tree(
-        self, commit: str, change: Callable[[Workspace], Changes] | None
-    ) -> Iterator[tuple[Checkout, str]]:
+    def _checkout(self, commit: str) -> Iterator[Checkout]:
         self._left()
-        context, branch = self._context, self._question.branch
-        with (
-            _environment(),
-            checked_out(context.settings, context.repository, branch, commit) as checkout,
-        ):
-            workspace = checkout.workspace
-            tree = workspace.edit(change(workspace)) if change else workspace.base_tree
-            yield checkout, tree
+        context = self._context
+        with ExitStack() as stack:
+            with _environment():
+                checkout = stack.enter_context(
+                    checked_out(context.settings, context.repository, self._question.branch, commit)
+                )
+            yield checkout
 
     def _left(self) -> float:
         """Return how many seconds the command may take."""

@@ -16,7 +16,7 @@ from ..domain.events import canonical_json
 from ..domain.path_policy import DEFAULT_PROTECTED
 from ..domain.plan import Plan, check_plan, wants_debt_cleanup, with_debt_cleanup
 from ..domain.ruleset import CiRules, Ruleset
-from ..domain.strategy import Strategy, compile_strategy
+from ..domain.strategy import Strategy, compile_strategy, require_evidence
 from ..domain.terms import CiMode, CiProfile
 from ..domain.values import MAX_PROBLEMS, Problems
 from ..store import issues, rulesets
@@ -193,7 +193,9 @@ def plan_under(
         room = (plan.run.max_phases or ruleset.run.max_phases) - len(plan.phases)
         aged = issues.list_needing_cleanup(session, ruleset.project_id, limit=max(0, room))
         plan = with_debt_cleanup(plan, [(entry.issue_key, entry.category) for entry in aged])
-    return plan, compile_strategy(ruleset, plan, version=version)
+    strategy = compile_strategy(ruleset, plan, version=version)
+    require_evidence(plan, ruleset, strategy)
+    return plan, strategy
 
 
 def dry_run(

@@ -11,7 +11,7 @@ from ..domain.issues import IssueStatus
 from ..domain.money import ZERO_USD
 from ..domain.path_policy import DEFAULT_PROTECTED
 from ..domain.run import PhaseState, RunState
-from ..domain.terms import Role
+from ..domain.terms import EvidenceKind, Role
 from ..models import Phase, Run
 from ..store import audits, issues, runs, submissions
 from ..store.session import RowSession
@@ -131,6 +131,7 @@ def _gate(context: AppContext, strategy: dict[str, Any], run: Run, phase: Phase)
         ci_profile=phase.ci_profile,
         ci_command=profiles[phase.ci_profile]["command"] if phase.has_ci else None,
         evidence=phase.evidence_required,
+        must_fail_before=_must_fail_before(strategy, phase),
     )
 
 
@@ -149,6 +150,12 @@ def _debt(session: RowSession, run: Run, phase: Phase) -> DebtAnswer | None:
         red_checks=issues.list_red_checks(session, run.project_id, phase.issue_key),
         places=issues.list_places(session, entry, AGED_ISSUES),
     )
+
+
+def _must_fail_before(strategy: dict[str, Any], phase: Phase) -> bool:
+    mine = strategy["phases"][phase.phase_id]
+    is_measured = EvidenceKind.FAILS_BEFORE in phase.evidence_required
+    return is_measured and mine.get("must_fail_before", False)
 
 
 def _review(

@@ -66,10 +66,14 @@ class GateAnswer(Shape):
     max_patch_files: int
     ci_profile: CiProfile
     ci_command: str | None
+    # A service of an earlier version says nothing of these two.
     evidence: Annotated[
         list[EvidenceKind],
         Field(description="What CI measures beside the command on the commit."),
-    ]
+    ] = Field(default_factory=list)
+    must_fail_before: Annotated[
+        bool, Field(description="Whether a test must fail without the change.")
+    ] = False
 
 
 class PastAttemptAnswer(Shape):

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from ..domain.changes import DIFF_COMMAND
 from ..domain.dependencies import DependencyChange
-from ..domain.terms import Role
+from ..domain.terms import EvidenceKind, Role
 from ..views.dependencies import DependencyAnswer
 from ..views.work import (
     DebtAnswer,
@@ -131,6 +131,13 @@ def _rules(item: WorkItemAnswer) -> str:
     rules.append(f"At most {gate.max_patch_files} files, {gate.max_patch_bytes} bytes of patch.")
     if gate.ci_command:
         rules.append(f"CI will judge the result ({gate.ci_profile}) by: {gate.ci_command}")
+    if EvidenceKind.BASE_TESTS in gate.evidence:
+        rules.append(
+            "CI also runs the tests as they were at the start of the run on your code: never"
+            " weaken, skip or delete a test that passes, unless the task says so."
+        )
+    if gate.must_fail_before:
+        rules.append("At least one test must fail without your change, and pass with it.")
     if task.allow_empty:
         rules.append("To change nothing is a valid result.")
     tries = left.builder_attempts if item.role is Role.BUILDER else left.auditor_attempts
