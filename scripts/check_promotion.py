@@ -52,8 +52,12 @@ Standard library alone: `scripts/check_promotion.py` is made from this module am
 
 
 MAX_MANIFEST_BYTES: Final = 4_000_000
-# A dotted key of TOML costs the square of its length, so what dots can cost is bounded first.
+MAX_TOML_BYTES: Final = 2_000_000  # whose reader is slower
+# A dotted key of TOML costs the square of its length, in a table's header ten times that; so what
+# dots can cost is bounded first. Addresses of files have up to thirty.
 _MAX_DOTS: Final = 30
+_MAX_HEADER_DOTS: Final = 3
+_HEADER_COST: Final = 10
 _MAX_DOT_COST: Final = 3_000_000
 _NAME: Final = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9._-]{0,199})\s*(?:\[[^\]\n]{0,200}\])?\s*")
 _SEPARATORS: Final = re.compile(r"[-_.]+")
@@ -77,8 +81,9 @@ class _Found:
     def __init__(self) -> None:
         self._parts: dict[str, dict[Entry, None]] = {}
 
-    def put(self, name: str, version: str, source: str = "") -> None:
-        self._parts.setdefault(name, {})[Entry(version, source)] = None
+    def put(self, name: object, version: object, source: str = "") -> None:
+        """Add an entry; what is no text in a foreign file becomes one."""
+        self._parts.setdefault(_text(name), {})[Entry(_text(version), source)] = None
 
     def __bool__(self) -> bool:
         return bool(self._parts)
@@ -120,8 +125,9 @@ def read_manifest(path: str, data: bytes) -> Mapping[str, Entry]:
 
 
 def _reader_of(path: str) -> Callable[[str], _Found] | None:
-    name = path.rpartition("/")[2]
-    if name.startswith(("requirements", "constraints")) and name.endswith(".txt"):
+    folder, _, name = path.rpartition("/")
+    is_named = name.startswith(("requirements", "constraints"))
+    if name.endswith(".txt") and (is_named or folder.rpartition("/")[2] == "requirements"):
         return _read_requirements
     return _BY_NAME.get(name)
 
@@ -220,10 +226,18 @@ _CONTENT: Final = ("source", "checksum", "files", "sdist", "wheels", "resolved",
 
 
 def _toml(text: str) -> dict[str, Any]:
-    cost = sum(dots * dots for line in text.split("\n") if (dots := line.count(".")) > _MAX_DOTS)
-    if cost > _MAX_DOT_COST:
+    if len(text) > MAX_TOML_BYTES:
+        raise ManifestError(f"it is larger than {MAX_TOML_BYTES:,} bytes")
+    if sum(map(_dot_cost, text.split("\n"))) > _MAX_DOT_COST:
         raise ManifestError("it has lines with too many dots")
     return tomllib.loads(text)
+
+
+def _dot_cost(line: str) -> int:
+    dots = line.count(".")
+    if dots > _MAX_HEADER_DOTS and line.lstrip().startswith("["):
+        return _HEADER_COST * dots * dots
+    return dots * dots if dots > _MAX_DOTS else 0
 
 
 def _version_of(value: Any) -> str:
@@ -423,7 +437,9 @@ _MAX_TEXT: Final = 120
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DependencyChange:
-    """One dependency before and after, in one manifest; `before` is None for a new one.
+    """One dependency before and after, in one manifest.
+
+    `before` is None for a new one, `after` for one that was removed.
 
     A `problem` stands in place of a name: the manifest cannot be read, or has more changes than are
     listed.
@@ -440,6 +456,8 @@ class DependencyChange:
         """Say what changed in one line."""
         if self.name is None:
             return f"{self.manifest}: {self.problem}"
+        if self.after is None:
+            return f"{self.name} removed (was {self.before}; {self.manifest})"
         how = "new" if self.before is None else f"was {self.before}"
         return f"{self.name} {self.after} ({how}; {self.manifest})"
 
@@ -454,14 +472,15 @@ class ManifestChange:
 
 
 def changed_dependencies(files: Iterable[ManifestChange]) -> tuple[DependencyChange, ...]:
-    """Return the entries that were added or changed, and each manifest that cannot be read.
+    """Return the entries that were added, changed or removed, and manifests that cannot be read.
 
-    Removed entries are not listed: they bring nothing in. Raises nothing.
+    Raises nothing.
     """
     found: list[DependencyChange] = []
     for file in sorted(files, key=lambda each: each.path):
-        if file.after is not None and is_manifest(file.path):
+        if is_manifest(file.path):
             found += _changes_in(file.path, file.before, file.after)
+    found.sort(key=lambda each: each.after is None and each.name is not None)  # removed ones last
     if len(found) <= MAX_LISTED:
         return tuple(found)
     last = found[MAX_LISTED - 1]
@@ -472,19 +491,20 @@ def changed_dependencies(files: Iterable[ManifestChange]) -> tuple[DependencyCha
 def merged(
     earlier: tuple[DependencyChange, ...], later: tuple[DependencyChange, ...]
 ) -> tuple[DependencyChange, ...]:
-    """Return the changes of a phase after one more patch: first `before`, last `after`."""
-    if not earlier:
-        return later
+    """Return what a phase brings in after one more patch: first `before`, last `after`.
+
+    What was removed again, or put back to what it was, brings nothing in.
+    """
     places = {_place(each): each for each in earlier}
+    readable = {each.manifest for each in later if each.name is not None}
+    for manifest in readable:
+        places.pop((manifest, None), None)
     for each in later:
         first = places.get(_place(each), each)
-        places[_place(each)] = DependencyChange(
-            manifest=each.manifest,
-            name=each.name,
-            before=first.before,
-            after=each.after,
-            problem=each.problem,
-        )
+        if each.name is not None and each.after in (None, first.before):
+            places.pop(_place(each), None)
+        else:
+            places[_place(each)] = replace(each, before=first.before)
     return tuple(places.values())
 
 
@@ -493,7 +513,8 @@ def unlisted(
 ) -> list[DependencyChange]:
     """Return the changes that were found and that a record does not name."""
     named = {_place(each) for each in recorded}
-    return [each for each in found if _place(each) not in named]
+    brought = (each for each in found if each.name is None or each.after is not None)
+    return [each for each in brought if _place(each) not in named]
 
 
 def dependency_document(change: DependencyChange) -> dict[str, str]:
@@ -506,10 +527,10 @@ def _place(change: DependencyChange) -> tuple[str, str | None]:
     return change.manifest, change.name
 
 
-def _changes_in(path: str, before: bytes | None, after: bytes) -> list[DependencyChange]:
+def _changes_in(path: str, before: bytes | None, after: bytes | None) -> list[DependencyChange]:
     manifest = _shown(path, 200)
     try:
-        new = read_manifest(path, after)
+        new: Mapping[str, Entry] = read_manifest(path, after) if after is not None else {}
     except ManifestError as error:
         return [DependencyChange(manifest=manifest, problem=f"cannot be read: {error}")]
     try:
@@ -521,10 +542,10 @@ def _changes_in(path: str, before: bytes | None, after: bytes) -> list[Dependenc
             manifest=manifest,
             name=_shown(name),
             before=_shown(old[name].version) if name in old else None,
-            after=_after(old.get(name), entry),
+            after=_after(old.get(name), new[name]) if name in new else None,
         )
-        for name, entry in sorted(new.items())
-        if old.get(name) != entry
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
     ]
 
 

@@ -93,11 +93,30 @@ def test_new_and_changed_entries_are_told_by_name_and_version(
     assert changes(path, after, after) == []
 
 
-def test_removed_entries_and_other_files_are_not_listed() -> None:
-    assert changes("requirements.txt", "a==1\nb==1\n", "a==1\n") == []
+def test_removed_entries_are_told_and_other_files_are_not() -> None:
+    assert changes("requirements.txt", "a==1\nb==1\n", "a==1\n") == [
+        "b removed (was ==1; requirements.txt)"
+    ]
     assert changes("requirements.md", "", "a==1\n") == []
+    assert changes("requirements/base.txt", "", "a==1\n") != []
     gone = ManifestChange(path="go.mod", before=b"require a v1\n", after=None)
-    assert changed_dependencies([gone]) == ()
+    assert [each.after for each in changed_dependencies([gone])] == [None]
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("package-lock.json", '{"packages": {"node_modules/a": {"name": 5, "version": [1]}}}'),
+        ("package-lock.json", '{"packages": {"node_modules/a": {"name": ["x"]}, "b": {}}}'),
+        ("Cargo.lock", "[[package]]\nname = 1979-05-27\nversion = 1.5\n"),
+        ("Cargo.toml", "[dependencies]\na = {package = 5, version = []}\nb = [1]\n"),
+        ("pyproject.toml", "[tool.poetry.dependencies]\na = [{version = 1}, 2]\n"),
+        ("package.json", '{"dependencies": {"\\ud800": {"x": null}}}'),
+    ],
+)
+def test_values_of_any_kind_become_texts(path: str, text: str) -> None:
+    for line in changes(path, None, text):
+        assert line.isprintable()
 
 
 @pytest.mark.parametrize(
@@ -163,7 +182,7 @@ def test_names_are_one_line_of_bounded_length() -> None:
     assert len(text) < 200
 
 
-def change(name: str, before: str | None, after: str) -> DependencyChange:
+def change(name: str, before: str | None, after: str | None) -> DependencyChange:
     return DependencyChange(manifest="go.mod", name=name, before=before, after=after)
 
 
@@ -172,3 +191,13 @@ def test_a_phase_tells_the_first_version_before_and_the_last_after() -> None:
     assert merged(first, second) == (change("a", "1", "3"), change("b", None, "1"))
     assert merged((), second) == second
     assert unlisted(first, second) == [change("b", None, "1")]
+
+
+def test_what_is_taken_back_brings_nothing_in() -> None:
+    new = (change("a", "1", "2"), change("b", None, "1"))
+    back = (change("a", "2", "1"), change("b", "1", None))
+    assert merged(new, back) == ()
+    assert merged((), (change("c", "1", None),)) == ()
+    broken = DependencyChange(manifest="go.mod", problem="cannot be read")
+    assert merged((broken,), (change("a", None, "1"),)) == (change("a", None, "1"),)
+    assert unlisted((), back[1:]) == []

@@ -10,7 +10,7 @@ Standard library alone: `scripts/check_promotion.py` is made from this module am
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Final
 
 from .manifests import Entry, ManifestError, is_manifest, read_manifest
@@ -21,7 +21,9 @@ _MAX_TEXT: Final = 120
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DependencyChange:
-    """One dependency before and after, in one manifest; `before` is None for a new one.
+    """One dependency before and after, in one manifest.
+
+    `before` is None for a new one, `after` for one that was removed.
 
     A `problem` stands in place of a name: the manifest cannot be read, or has more changes than are
     listed.
@@ -38,6 +40,8 @@ class DependencyChange:
         """Say what changed in one line."""
         if self.name is None:
             return f"{self.manifest}: {self.problem}"
+        if self.after is None:
+            return f"{self.name} removed (was {self.before}; {self.manifest})"
         how = "new" if self.before is None else f"was {self.before}"
         return f"{self.name} {self.after} ({how}; {self.manifest})"
 
@@ -52,14 +56,15 @@ class ManifestChange:
 
 
 def changed_dependencies(files: Iterable[ManifestChange]) -> tuple[DependencyChange, ...]:
-    """Return the entries that were added or changed, and each manifest that cannot be read.
+    """Return the entries that were added, changed or removed, and manifests that cannot be read.
 
-    Removed entries are not listed: they bring nothing in. Raises nothing.
+    Raises nothing.
     """
     found: list[DependencyChange] = []
     for file in sorted(files, key=lambda each: each.path):
-        if file.after is not None and is_manifest(file.path):
+        if is_manifest(file.path):
             found += _changes_in(file.path, file.before, file.after)
+    found.sort(key=lambda each: each.after is None and each.name is not None)  # removed ones last
     if len(found) <= MAX_LISTED:
         return tuple(found)
     last = found[MAX_LISTED - 1]
@@ -70,19 +75,20 @@ def changed_dependencies(files: Iterable[ManifestChange]) -> tuple[DependencyCha
 def merged(
     earlier: tuple[DependencyChange, ...], later: tuple[DependencyChange, ...]
 ) -> tuple[DependencyChange, ...]:
-    """Return the changes of a phase after one more patch: first `before`, last `after`."""
-    if not earlier:
-        return later
+    """Return what a phase brings in after one more patch: first `before`, last `after`.
+
+    What was removed again, or put back to what it was, brings nothing in.
+    """
     places = {_place(each): each for each in earlier}
+    readable = {each.manifest for each in later if each.name is not None}
+    for manifest in readable:
+        places.pop((manifest, None), None)
     for each in later:
         first = places.get(_place(each), each)
-        places[_place(each)] = DependencyChange(
-            manifest=each.manifest,
-            name=each.name,
-            before=first.before,
-            after=each.after,
-            problem=each.problem,
-        )
+        if each.name is not None and each.after in (None, first.before):
+            places.pop(_place(each), None)
+        else:
+            places[_place(each)] = replace(each, before=first.before)
     return tuple(places.values())
 
 
@@ -91,7 +97,8 @@ def unlisted(
 ) -> list[DependencyChange]:
     """Return the changes that were found and that a record does not name."""
     named = {_place(each) for each in recorded}
-    return [each for each in found if _place(each) not in named]
+    brought = (each for each in found if each.name is None or each.after is not None)
+    return [each for each in brought if _place(each) not in named]
 
 
 def dependency_document(change: DependencyChange) -> dict[str, str]:
@@ -104,10 +111,10 @@ def _place(change: DependencyChange) -> tuple[str, str | None]:
     return change.manifest, change.name
 
 
-def _changes_in(path: str, before: bytes | None, after: bytes) -> list[DependencyChange]:
+def _changes_in(path: str, before: bytes | None, after: bytes | None) -> list[DependencyChange]:
     manifest = _shown(path, 200)
     try:
-        new = read_manifest(path, after)
+        new: Mapping[str, Entry] = read_manifest(path, after) if after is not None else {}
     except ManifestError as error:
         return [DependencyChange(manifest=manifest, problem=f"cannot be read: {error}")]
     try:
@@ -119,10 +126,10 @@ def _changes_in(path: str, before: bytes | None, after: bytes) -> list[Dependenc
             manifest=manifest,
             name=_shown(name),
             before=_shown(old[name].version) if name in old else None,
-            after=_after(old.get(name), entry),
+            after=_after(old.get(name), new[name]) if name in new else None,
         )
-        for name, entry in sorted(new.items())
-        if old.get(name) != entry
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
     ]
 
 

@@ -16,8 +16,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 MAX_MANIFEST_BYTES: Final = 4_000_000
-# A dotted key of TOML costs the square of its length, so what dots can cost is bounded first.
+MAX_TOML_BYTES: Final = 2_000_000  # whose reader is slower
+# A dotted key of TOML costs the square of its length, in a table's header ten times that; so what
+# dots can cost is bounded first. Addresses of files have up to thirty.
 _MAX_DOTS: Final = 30
+_MAX_HEADER_DOTS: Final = 3
+_HEADER_COST: Final = 10
 _MAX_DOT_COST: Final = 3_000_000
 _NAME: Final = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9._-]{0,199})\s*(?:\[[^\]\n]{0,200}\])?\s*")
 _SEPARATORS: Final = re.compile(r"[-_.]+")
@@ -41,8 +45,9 @@ class _Found:
     def __init__(self) -> None:
         self._parts: dict[str, dict[Entry, None]] = {}
 
-    def put(self, name: str, version: str, source: str = "") -> None:
-        self._parts.setdefault(name, {})[Entry(version, source)] = None
+    def put(self, name: object, version: object, source: str = "") -> None:
+        """Add an entry; what is no text in a foreign file becomes one."""
+        self._parts.setdefault(_text(name), {})[Entry(_text(version), source)] = None
 
     def __bool__(self) -> bool:
         return bool(self._parts)
@@ -84,8 +89,9 @@ def read_manifest(path: str, data: bytes) -> Mapping[str, Entry]:
 
 
 def _reader_of(path: str) -> Callable[[str], _Found] | None:
-    name = path.rpartition("/")[2]
-    if name.startswith(("requirements", "constraints")) and name.endswith(".txt"):
+    folder, _, name = path.rpartition("/")
+    is_named = name.startswith(("requirements", "constraints"))
+    if name.endswith(".txt") and (is_named or folder.rpartition("/")[2] == "requirements"):
         return _read_requirements
     return _BY_NAME.get(name)
 
@@ -184,10 +190,18 @@ _CONTENT: Final = ("source", "checksum", "files", "sdist", "wheels", "resolved",
 
 
 def _toml(text: str) -> dict[str, Any]:
-    cost = sum(dots * dots for line in text.split("\n") if (dots := line.count(".")) > _MAX_DOTS)
-    if cost > _MAX_DOT_COST:
+    if len(text) > MAX_TOML_BYTES:
+        raise ManifestError(f"it is larger than {MAX_TOML_BYTES:,} bytes")
+    if sum(map(_dot_cost, text.split("\n"))) > _MAX_DOT_COST:
         raise ManifestError("it has lines with too many dots")
     return tomllib.loads(text)
+
+
+def _dot_cost(line: str) -> int:
+    dots = line.count(".")
+    if dots > _MAX_HEADER_DOTS and line.lstrip().startswith("["):
+        return _HEADER_COST * dots * dots
+    return dots * dots if dots > _MAX_DOTS else 0
 
 
 def _version_of(value: Any) -> str:
