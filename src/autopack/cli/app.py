@@ -39,6 +39,7 @@ COMMANDS: Final = {
     "whoami": "Show by which key and roles the service knows the caller.",
     "db": "Upgrade the database, show its status, open a shell.",
     "ci": "Try the CI command on a commit, without a run.",
+    "gate": "Show that the CI command tells good commits from bad ones.",
     "doctor": "Find what is wrong with a set-up, and say how to repair it.",
     "backtest": "Decide finished runs again under another ruleset.",
     "init": "Set the git repository of the current folder up for runs, CI and promotion.",

@@ -22,15 +22,18 @@ from ..client.connection import named_url
 from ..config import Settings, SettingsError, load_settings, misspelt_settings, repository_top
 from ..database import DatabaseError, open_database
 from ..domain.errors import AutopackError
+from ..domain.gate_proof import ProofResult
 from ..domain.ruleset import CiRules
 from ..domain.terms import CiMode, CiProfile, Verdict
 from ..gitrepo.errors import RepositoryUnusableError
 from ..gitrepo.repository import Base, Repository
 from ..gitrepo.signing import Signer
 from ..gitrepo.tracked import require_untracked
+from ..gitrepo.workspace import WorkspaceError
 from ..setup.project import PROMOTION, SCRIPTS
 from .command import FINE, NO, command_app
 from .db import exists
+from .proving import Prover
 from .terminal import (
     JsonOption,
     UrlOption,
@@ -41,7 +44,7 @@ from .terminal import (
     print_table,
     say,
 )
-from .trial import RulesetError, read_ruleset, reading_repository, try_commit
+from .trial import RulesetError, Trial, read_ruleset, reading_repository
 
 LITTLE_SPACE = 1_000_000_000
 NO_SPACE = 100_000_000
@@ -71,8 +74,8 @@ def doctor(
 ) -> int:
     """Find what is wrong with the set-up of the current folder, and say how to repair it.
 
-    Runs the CI command on the base commit. Changes nothing. Exits with 0 when the service can work,
-    1 when it cannot.
+    Runs the CI command on the base commit, and on broken ones. Changes nothing. Exits with 0 when
+    the service can work, 1 when it cannot.
     """
     log_warnings_alone()
     findings = list(_examine(url, is_quick=quick))
@@ -281,27 +284,22 @@ def _ruleset(settings: Settings, *, is_quick: bool) -> Iterator[Finding]:
 
 
 def _trial(settings: Settings, rules: CiRules) -> Iterator[Finding]:
-    """Run the CI command on the base commit."""
-    profile = CiProfile.NORMAL
+    """Run the CI command on the base commit, and where that is green on what must not be."""
     try:
         with reading_repository(settings) as repository:
             base = repository.base()
+            prover = Prover(settings, repository, base, rules, CiProfile.NORMAL)
             with busy(f"the CI command runs on {base.branch}"):
-                trial = try_commit(
-                    settings,
-                    repository,
-                    branch=base.branch,
-                    commit=base.commit,
-                    profile=profile,
-                    rules=rules.command_for(profile),
-                )
+                trial = prover.try_base()
+            where = f"on {base.branch} ({base.commit[:12]})"
+            if trial.outcome.verdict is Verdict.GREEN:
+                yield Finding("ci", "ok", f"green {where}")
+                with busy("the CI command runs on broken commits"):
+                    yield from _proved(prover, trial)
+                return
     except RepositoryUnusableError:
         return  # the check of the repository tells it
     outcome = trial.outcome
-    where = f"on {base.branch} ({base.commit[:12]})"
-    if outcome.verdict is Verdict.GREEN:
-        yield Finding("ci", "ok", f"green {where}")
-        return
     yield Finding(
         "ci",
         # A run may be there to repair the base, but no run can succeed with a command that does
@@ -311,6 +309,23 @@ def _trial(settings: Settings, rules: CiRules) -> Iterator[Finding]:
         f"Set {trial.hint}" if trial.hint else "`autopack ci try --log` shows the whole log.",
         lines=trial.last_lines,
     )
+
+
+def _proved(prover: Prover, base: Trial) -> Iterator[Finding]:
+    """Check that the CI command is not green whatever the commit is."""
+    try:
+        proofs = list(prover.proofs(base))
+    except (AutopackError, WorkspaceError, OSError) as error:
+        why = error.detail if isinstance(error, AutopackError) else str(error)
+        yield Finding("gate", "warn", f"not proved: {why}", "Try `autopack gate prove`.")
+        return
+    against = [proof.detail for proof in proofs if proof.result is ProofResult.FAILED]
+    if against:
+        mend = "`autopack gate prove` repeats this after a change of the command."
+        yield Finding("gate", "warn", "; ".join(against), mend)
+    else:
+        told = [proof.detail for proof in proofs[1:] if proof.result is ProofResult.PASSED]
+        yield Finding("gate", "ok", "; ".join(told) or "nothing here to prove it by")
 
 
 def _sandbox(settings: Settings) -> Finding:

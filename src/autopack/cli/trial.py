@@ -7,7 +7,7 @@ are: the commit is checked out in a temporary folder.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from ..domain.errors import AutopackError
 from ..domain.ruleset import CiCommand, Ruleset
 from ..domain.secret_rules import redact_bytes
 from ..domain.terms import CiProfile, Sandbox, Verdict
-from ..gitrepo.checkout import checked_out
+from ..gitrepo.checkout import Checkout, checked_out
 from ..gitrepo.repository import Repository
 from ..gitrepo.workspace import WorkspaceError
 from ..setup import hidden_packages
@@ -69,6 +69,31 @@ def reading_repository(settings: Settings) -> Iterator[Repository]:
         yield Repository.open(settings.model_copy(update=alone))
 
 
+@contextmanager
+def laid_out(
+    settings: Settings, repository: Repository, branch: str, commit: str
+) -> Iterator[Checkout]:
+    """Check out a commit in a temporary folder, outside of the service's.
+
+    Raises AutopackError, WorkspaceError, OSError.
+    """
+    with tempfile.TemporaryDirectory(prefix="autopack-trial-") as home:
+        alone = settings.model_copy(update={"home": Path(home)})
+        with checked_out(alone, repository, branch, commit) as checkout:
+            yield checkout
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """A file's content for a trial, with git's mode."""
+
+    content: bytes
+    mode: str = "100644"
+
+
+Edits = Mapping[str, Edit | None]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
     """The result of a trial; `hint` is what may be missing in the sandbox."""
@@ -97,33 +122,43 @@ def try_commit(
     commit: str,
     profile: CiProfile,
     rules: CiCommand,
+    edits: Edits | None = None,
 ) -> Trial:
-    """Run a profile's command on a commit once, in the sandbox of the service."""
+    """Run a profile's command on a commit once, in the sandbox of the service.
+
+    `edits` are files that differ from the commit for this trial.
+    """
     runner = CheckRunner(settings)
-    with tempfile.TemporaryDirectory(prefix="autopack-trial-") as home:
-        alone = settings.model_copy(update={"home": Path(home)})
-        try:
-            with checked_out(alone, repository, branch, commit) as checkout:
-                outcome = runner.run(
-                    Job(
-                        tree=checkout.tree,
-                        objects=checkout.objects,
-                        command=rules.command or "",
-                        timeout_seconds=rules.timeout_seconds,
-                        environment=environment_for(
-                            profile=profile, run_id=NAME, phase_id=NAME, commit=commit, attempt=1
-                        ),
-                        junit=rules.junit,
-                    ),
-                    should_stop=lambda: False,
+    try:
+        with laid_out(settings, repository, branch, commit) as checkout:
+            if edits:
+                workspace = checkout.workspace
+                workspace.edit(
+                    {
+                        path: None if edit is None else workspace.store(edit.content, edit.mode)
+                        for path, edit in edits.items()
+                    }
                 )
-        except (AutopackError, WorkspaceError, OSError) as error:
-            why = error.detail if isinstance(error, AutopackError) else str(error)
-            outcome = Outcome(
-                verdict=Verdict.DID_NOT_RUN,
-                reason=f"the commit could not be checked out: {why}",
-                sandbox=runner.sandbox,
+            outcome = runner.run(
+                Job(
+                    tree=checkout.tree,
+                    objects=checkout.objects,
+                    command=rules.command or "",
+                    timeout_seconds=rules.timeout_seconds,
+                    environment=environment_for(
+                        profile=profile, run_id=NAME, phase_id=NAME, commit=commit, attempt=1
+                    ),
+                    junit=rules.junit,
+                ),
+                should_stop=lambda: False,
             )
+    except (AutopackError, WorkspaceError, OSError) as error:
+        why = error.detail if isinstance(error, AutopackError) else str(error)
+        outcome = Outcome(
+            verdict=Verdict.DID_NOT_RUN,
+            reason=f"the commit could not be checked out: {why}",
+            sandbox=runner.sandbox,
+        )
     is_green = outcome.verdict is Verdict.GREEN
     is_walled = outcome.sandbox is Sandbox.BUBBLEWRAP
     hint = hidden_packages(settings) if is_walled and not is_green else None

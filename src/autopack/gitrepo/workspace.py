@@ -214,6 +214,16 @@ class Workspace:
         """Git's id of the tree that was laid out."""
         return self._base
 
+    def files(self) -> dict[str, TreeEntry]:
+        """Return every file of the tree that was laid out, by path. Raises AutopackError."""
+        listed = self._run("ls-tree", "-r", "-z", "--full-tree", self._base).stdout
+        found = {}
+        for line in listed.decode(errors="surrogateescape").split("\0")[:-1]:
+            about, _, path = line.partition("\t")
+            mode, _, oid = about.split(" ")
+            found[path] = TreeEntry(mode, oid)
+        return found
+
     def differences(self, old: str, new: str) -> dict[str, FileChange]:
         """Return the files in which two commits differ, by path. Raises AutopackError."""
         options = ("diff-tree", "-r", "-z", "--raw", "--no-renames", "--no-abbrev")

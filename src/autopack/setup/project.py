@@ -403,7 +403,10 @@ def _to_install(settings: Settings, mode: CiMode) -> Iterator[str]:
             "Show the installed packages to the checks, which see nothing else outside of the"
             f" system; start the service with\n     {setting}"
         )
-    yield "Try the checks where the service runs them: autopack ci try"
+    yield (
+        "Try the checks where the service runs them, and show that they are red where they must be:"
+        "\n     autopack ci try && autopack gate prove"
+    )
 
 
 def _to_host(
