@@ -1301,6 +1301,15 @@ class PhaseState:
     deadline_at: datetime | None = None
     start_commit: str | None = None
     commit: str | None = None
+    # Without `depends_on` a phase waits for all before it; `allowed_paths` is of the plan.
+    depends_on: tuple[str, ...] | None = None
+    allowed_paths: tuple[str, ...] | None = None
+    # The head when the latest attempt started; the one that the phase's commits on the branch
+    # follow, None when it has none there; and the place of its last one in their order.
+    attempt_commit: str | None = None
+    before_commit: str | None = None
+    branch_place: int = 0
+    is_conflict_forgiven: bool = False
     pending_submission_id: int | None = None
     # New and changed dependencies: of what is on the branch, and of the pending patch.
     dependencies: tuple[DependencyChange, ...] = ()
@@ -1394,6 +1403,7 @@ class RunState:
     high_risk_needs_review: bool
     is_sandbox_required: bool = False
     dependencies_need_review: bool = False
+    is_parallel: bool = False
     cost_cap_usd: Decimal | None = None
     tokens_used: int = 0
     tokens_reserved: int = 0
@@ -1434,32 +1444,6 @@ class RunState:
 
     def tier(self, tier_id: str) -> TierState:
         return next(tier for tier in self.tiers if tier.tier_id == tier_id)
-
-    @property
-    def next_phase(self) -> PhaseState | None:
-        """The phase that may start now or is under way: the first that is not final.
-
-        Phases run one after the other, and only this property defines their order. (rules §2)
-        """
-        return first_open(in_order(self.phases))
-
-
-class _Stated(Protocol):
-    @property
-    def state(self) -> PhaseStatus: ...
-
-
-Stated = TypeVar("Stated", bound=_Stated)
-
-
-def first_open(phases: Iterable[Stated]) -> Stated | None:
-    """Return the first of a run's phases, in their order, that is not final. (rules §2)"""
-    return next((phase for phase in phases if not phase.state.is_final), None)
-
-
-def in_order(phases: Iterable[PhaseState]) -> list[PhaseState]:
-    """Sort phases by tier and phase index, the order in which they run. (rules §2)"""
-    return sorted(phases, key=lambda phase: (phase.tier_index, phase.phase_index))
 
 
 class _Begun(Protocol):
@@ -1532,6 +1516,8 @@ class RunStarted(Event):
     continued_commit: str | None = None
     # Whether a phase with new dependencies needs a review.
     dependencies_need_review: bool = False
+    # Whether phases may be under way side by side.
+    is_parallel: bool = False
     # The run whose commits this one makes again on a newer base, and the commit of its record.
     rebases: str | None = None
     rebased_commit: str | None = None
@@ -1667,10 +1653,14 @@ class PhaseSkipped(PhaseMoved):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PhaseUndone(PhaseEvent):
-    """The tree is again what it was before the failed phase."""
+    """The tree is again what it was before the phase, which failed or has to be built again.
+
+    `taken_off` are phases whose commits came after it: their patches are applied again.
+    """
 
     commit: str
     tree: str
+    taken_off: tuple[str, ...] = ()
 
 
 # Work and leases
@@ -1757,6 +1747,11 @@ class AttemptFailed(PhaseEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TryReturned(PhaseEvent):
+    """The Builder's try does not count: other phases have changed the branch since it began."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BuilderTriesSpent(PhaseEvent):
     pass
 
@@ -1769,6 +1764,8 @@ class PatchApplied(PhaseEvent):
     tree: str
     parent: str
     dependencies: tuple[DependencyChange, ...] = ()
+    # It was on the branch before, and a phase before it was undone.
+    is_again: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -2252,6 +2249,427 @@ def _identities(actors: Iterable[str | None]) -> set[str | None]:
     return {identity_of(actor) for actor in actors if actor is not None} - {None}
 
 
+# ---- autopack/domain/paths.py --------------------------------------------------------------------
+
+"""How file systems read paths, and globs over paths.
+
+A path is normalized as far as any supported file system does: without regard to letter case,
+Unicode form, and the characters that macOS and Windows leave out of names.
+"""
+
+
+Names = tuple[str, ...]
+
+# Characters that HFS+ leaves out of names, and the short names that NTFS gives to `.git` and
+# similar files.
+_IGNORED_BY_HFS = dict.fromkeys(
+    [*range(0x200C, 0x2010), *range(0x202A, 0x202F), *range(0x206A, 0x2070), 0xFEFF]
+)
+_NTFS_SHORT = re.compile(r"(git|gitmod|gi7eba|gitatt|gi7d29)~[0-9]{1,20}+\Z")
+_NTFS_LONG = {
+    "git": ".git",
+    "gitmod": ".gitmodules",
+    "gi7eba": ".gitmodules",
+    "gitatt": ".gitattributes",
+    "gi7d29": ".gitattributes",
+}
+_DEVICES: Final = frozenset(
+    ["con", "prn", "aux", "nul", "conin$", "conout$"]
+    + [f"{port}{digit}" for port in ("com", "lpt") for digit in "0123456789¹²³"]
+)
+_NOT_ON_WINDOWS: Final = frozenset('<>:"|?*\\') | frozenset(map(chr, range(32)))
+
+
+@lru_cache(maxsize=4096)
+def names_of(path: str) -> Names:
+    """Split a path into names, normalized as far as any supported file system does."""
+    return tuple(_plain_name(name) for name in path.replace("\\", "/").split("/"))
+
+
+def folded(name: str) -> str:
+    """Return a key that is equal for names that differ only by letter case or Unicode form."""
+    if name.isascii():
+        return name.lower()
+    composed = unicodedata.normalize("NFC", name.translate(_IGNORED_BY_HFS))
+    return unicodedata.normalize("NFC", composed.casefold())
+
+
+def windows_problem(name: str) -> str | None:
+    """Return why Windows does not allow a name, as the end of a sentence; None: it does."""
+    if name.endswith((".", " ")):
+        return "ends in a dot or a space, which Windows removes"
+    forbidden = sorted(_NOT_ON_WINDOWS.intersection(name))
+    if forbidden:
+        return f"has {forbidden[0]!r} in it, which Windows does not allow"
+    stem = name.partition(".")[0].rstrip(" ")
+    if stem.lower() in _DEVICES:
+        return f"is the device {stem} on Windows, not a file"
+    return None
+
+
+def _plain_name(name: str) -> str:
+    if name in (".", ".."):
+        return name
+    plain = folded(name)
+    plain = plain.partition(":")[0].rstrip(". ") or plain  # streams, and what NTFS removes
+    short = _NTFS_SHORT.match(plain)
+    return _NTFS_LONG[short.group(1)] if short else plain
+
+
+class Globs:
+    """Patterns of paths as one automaton, which reads a path once: one step for each character.
+
+    `*` and `?` stand for characters of one name, `**` for any number of whole names, none
+    included, so `a/**` is `a` and all below it. A pattern is anchored at the top. Paths are read
+    as `names_of` reads them.
+
+    The states are the bits of one number, those of all patterns side by side. Bit n is set where
+    token n is expected next.
+    """
+
+    def __init__(self, patterns: Iterable[str]) -> None:
+        self._accept = self._any = self._star = self._outside = self._inside = 0
+        self._literal: dict[str, int] = {"/": 0}
+        above: set[Names] = set()
+        start, bit = 0, 1
+        for pattern in patterns:
+            names = names_of(pattern)
+            start |= bit
+            for name, follows in zip(names, (*names[1:], ""), strict=True):
+                if not name == follows == "**":  # two of them in a row mean the same as one
+                    bit = self._add_name(name, bit)
+            self._accept |= bit
+            bit <<= 1
+            fixed, rest = fixed_part(pattern)
+            above |= {fixed[:end] for end in range(1, len(fixed) + bool(rest))}
+        self._above = frozenset(above)
+        self._start = self._between_names(start)
+        for sign in self._literal.keys() - {"/"}:
+            self._literal[sign] |= self._any
+
+    def _add_name(self, name: str, bit: int) -> int:
+        if name == "**":
+            self._outside |= bit  # between two names
+            self._inside |= bit << 1  # within one
+            return bit << 2
+        for sign in re.sub(r"\*+", "*", name) + "/":
+            if sign == "*":
+                self._star |= bit
+            elif sign == "?":
+                self._any |= bit
+            else:
+                self._literal[sign] = self._literal.get(sign, 0) | bit
+            bit <<= 1
+        return bit
+
+    def _between_names(self, states: int) -> int:
+        """Add the states after tokens that may match nothing at the start of a name."""
+        states |= (states & self._outside) << 2
+        return states | (states & self._star) << 1
+
+    def match(self, names: Names) -> bool:
+        """Return whether a pattern matches the path of these names."""
+        states, staying = self._start, self._star | self._inside
+        for name in names:
+            for sign in name:
+                going = states & (self._literal.get(sign, self._any) | self._outside)
+                states = going << 1 | states & staying
+                states |= (states & self._star) << 1
+            states = (states & self._literal["/"]) << 1 | (states & self._inside) >> 1
+            states = self._between_names(states)
+            if not states:
+                return False
+        return bool(states & self._accept)
+
+    def stands_above(self, names: Names) -> bool:
+        """Return whether a path is a folder that a pattern names literally, above its matches."""
+        return names in self._above
+
+
+def _is_open(name: str) -> bool:
+    return "*" in name or "?" in name
+
+
+def fixed_part(pattern: str) -> tuple[Names, Names]:
+    """Split a pattern before its first name with a wildcard."""
+    names = names_of(pattern)
+    at = next((at for at, name in enumerate(names) if _is_open(name)), len(names))
+    return names[:at], names[at:]
+
+
+@lru_cache(maxsize=256)
+def globs(patterns: tuple[str, ...]) -> Globs:
+    """Return patterns as a cached automaton."""
+    return Globs(patterns)
+
+
+def matches(path: str, pattern: str) -> bool:
+    """Return whether a glob matches a path; letter case does not matter."""
+    return globs((pattern,)).match(names_of(path))
+
+
+def may_overlap(some: tuple[str, ...], others: tuple[str, ...]) -> bool:
+    """Return whether a path of some globs may be one of others, or be above or below it.
+
+    False is certain; in doubt it is True. Patterns are compared name by name, up to the first `**`
+    or the end of one: a path and a folder above it cannot both be files.
+    """
+    return any(_may_meet(one, other) for one in some for other in others)
+
+
+@lru_cache(maxsize=4096)
+def _may_meet(one: str, other: str) -> bool:
+    for name, facing in zip(names_of(one), names_of(other), strict=False):
+        if "**" in (name, facing):
+            return True
+        if not _may_equal(name, facing):
+            return False
+    return True
+
+
+def _may_equal(name: str, other: str) -> bool:
+    if not _is_open(name) and not _is_open(other):
+        return name == other
+    start, other_start = (_OPEN.split(each, maxsplit=1)[0] for each in (name, other))
+    end, other_end = (_OPEN.split(each)[-1] for each in (name, other))
+    return (start.startswith(other_start) or other_start.startswith(start)) and (
+        end.endswith(other_end) or other_end.endswith(end)
+    )
+
+
+_OPEN: Final = re.compile(r"[*?]")
+
+
+# ---- autopack/domain/order.py --------------------------------------------------------------------
+
+"""What may start now: the order of a run's phases. (rules §2.7)
+
+Standard library alone: `scripts/check_promotion.py` is made from this module among others.
+"""
+
+
+class OrderedPhase(Protocol):
+    """What the order of phases depends on, of a state or a row."""
+
+    @property
+    def phase_id(self) -> str: ...
+    @property
+    def tier_index(self) -> int: ...
+    @property
+    def phase_index(self) -> int: ...
+    @property
+    def state(self) -> PhaseStatus: ...
+    @property
+    def depends_on(self) -> Sequence[str] | None: ...
+    @property
+    def allowed_paths(self) -> Sequence[str] | None: ...
+    @property
+    def allow_empty(self) -> bool: ...
+    @property
+    def approvals_needed(self) -> int: ...
+    @property
+    def started_at(self) -> datetime | None: ...
+    @property
+    def before_commit(self) -> str | None: ...
+    @property
+    def branch_place(self) -> int: ...
+
+
+class _Stated(Protocol):
+    @property
+    def state(self) -> PhaseStatus: ...
+
+
+Ordered = TypeVar("Ordered", bound=OrderedPhase)
+Ordered_co = TypeVar("Ordered_co", bound=OrderedPhase, covariant=True)
+Stated = TypeVar("Stated", bound=_Stated)
+
+
+class OrderedRun(Protocol[Ordered_co]):
+    @property
+    def run_scope(self) -> RunScope: ...
+    @property
+    def is_parallel(self) -> bool: ...
+    @property
+    def phases(self) -> Sequence[Ordered_co]: ...
+
+
+class WaitCause(StrEnum):
+    """Why a phase waits for another one: by the plan's order, or because of paths."""
+
+    ORDER = "order"
+    PATHS = "paths"
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseWait:
+    """A queued phase waits until another one has ended."""
+
+    phase_id: str
+    cause: WaitCause
+
+
+def in_order(phases: Iterable[Ordered]) -> list[Ordered]:
+    """Sort phases by tier and phase index, the order of the plan. (rules §2)"""
+    return sorted(phases, key=lambda phase: (phase.tier_index, phase.phase_index))
+
+
+def is_begun(phase: OrderedPhase) -> bool:
+    """Return whether a phase is under way: it was started and has not ended.
+
+    Between two tries it is queued again, and still under way.
+    """
+    return phase.started_at is not None and not phase.state.is_final
+
+
+def waits_of(run: OrderedRun[Ordered]) -> Mapping[str, tuple[PhaseWait, ...]]:
+    """Return for each queued phase what it waits for; one that waits for nothing may start now.
+
+    Its time is linear in phases, dependencies and phases under way. Of many phases that one waits
+    for in the same way only the first is named, except those that its plan names. (rules §2.7)
+    """
+    return _waits(run, None)
+
+
+def may_start(run: OrderedRun[Ordered]) -> list[Ordered]:
+    """Return the queued phases that may start now, in order. (rules §2.7)
+
+    Each may start as long as no other one does: two of them may wait for one another.
+    """
+    waits = waits_of(run)
+    return [each for each in in_order(run.phases) if waits.get(each.phase_id) == ()]
+
+
+def first_at_hand(phases: Iterable[Stated]) -> Stated | None:
+    """Return what a run is about, of its phases in order: the first under way, else not ended.
+
+    Without phases side by side these are the same.
+    """
+    left = [phase for phase in phases if not phase.state.is_final]
+    at_work = (phase for phase in left if phase.state is not PhaseStatus.QUEUED)
+    return next(at_work, left[0] if left else None)
+
+
+def is_alone(run: OrderedRun[Ordered], phase_id: str) -> bool:
+    """Return whether no other phase is under way beside this one, or may start beside it.
+
+    Then the branch is its own: what it has put there stays there between its tries.
+    """
+    if not run.is_parallel:
+        return True
+    if any(is_begun(other) and other.phase_id != phase_id for other in run.phases):
+        return False
+    waits = _waits(run, phase_id)
+    return not any(wait == () for name, wait in waits.items() if name != phase_id)
+
+
+def ci_turn(run: OrderedRun[Ordered]) -> Ordered | None:
+    """Return the phase whose commit CI judges now: the first of those that wait for a verdict.
+
+    CI judges commits in the order of the branch, so all before the judged one are judged. (§2.7)
+    """
+    waiting = [each for each in in_order(run.phases) if each.state is PhaseStatus.CI_RUNNING]
+    return min(waiting, key=lambda phase: phase.branch_place, default=None)
+
+
+def has_commits(phase: OrderedPhase) -> bool:
+    """Return whether commits of a phase are on the branch."""
+    return phase.before_commit is not None
+
+
+def to_undo(before: OrderedRun[Ordered], after: OrderedRun[Ordered]) -> list[Ordered]:
+    """Return the phases whose commits a change takes off the branch, the latest first.
+
+    One that failed is undone, and so is one that left CI or its gate for another try while others
+    are under way: they must not build on it. (rules §2.1, §2.7)
+    """
+    earlier = {phase.phase_id: phase.state for phase in before.phases}
+    found = [
+        phase
+        for phase in after.phases
+        if phase.state is not earlier[phase.phase_id]
+        and (
+            phase.state is PhaseStatus.FAILED
+            or (
+                has_commits(phase)
+                and phase.state in (PhaseStatus.QUEUED, PhaseStatus.EXECUTING, PhaseStatus.GATE)
+                and earlier[phase.phase_id] in (PhaseStatus.CI_RUNNING, PhaseStatus.GATE)
+                and not is_alone(after, phase.phase_id)
+            )
+        )
+    ]
+    return sorted(found, key=lambda phase: phase.branch_place, reverse=True)
+
+
+def after_it(run: OrderedRun[Ordered], phase: OrderedPhase) -> list[Ordered]:
+    """Return the other phases with commits after a phase's own, in the order of the branch."""
+    others = [
+        each
+        for each in run.phases
+        if has_commits(each)
+        and each.branch_place > phase.branch_place
+        and each.phase_id != phase.phase_id
+    ]
+    return sorted(others, key=lambda each: each.branch_place)
+
+
+def _waits(run: OrderedRun[Ordered], holder: str | None) -> dict[str, tuple[PhaseWait, ...]]:
+    """Return what each queued phase waits for, as if `holder` had nothing on the branch."""
+    phases = in_order(run.phases)
+    open_ids = {phase.phase_id for phase in phases if not phase.state.is_final}
+    under_way = [phase for phase in phases if is_begun(phase)]
+    is_tiered = run.run_scope is not RunScope.MULTI_TIER
+    found: dict[str, tuple[PhaseWait, ...]] = {}
+    first: Ordered | None = None  # that has not ended
+    for phase in phases:
+        if phase.state is PhaseStatus.QUEUED:
+            is_listed = run.is_parallel and phase.depends_on is not None
+            names = [each for each in phase.depends_on or () if each in open_ids]
+            if first is not None and not (
+                is_listed and (not is_tiered or first.tier_index == phase.tier_index)
+            ):
+                names.insert(0, first.phase_id)
+            waits = [PhaseWait(name, WaitCause.ORDER) for name in dict.fromkeys(names)]
+            if run.is_parallel:
+                waits += [
+                    PhaseWait(other.phase_id, WaitCause.PATHS)
+                    for other in under_way
+                    if other is not phase
+                    and other.phase_id not in names
+                    and _excludes(other, phase, has_branch=other.phase_id != holder)
+                ]
+            found[phase.phase_id] = tuple(waits)
+        if first is None and not phase.state.is_final:
+            first = phase
+    return found
+
+
+def _excludes(other: OrderedPhase, phase: OrderedPhase, *, has_branch: bool) -> bool:
+    """Return whether a phase that is under way makes another one wait.
+
+    What is on the branch outside of CI is unfinished: nothing may be built on it.
+    """
+    is_unfinished = other.before_commit is not None and other.state is not PhaseStatus.CI_RUNNING
+    if has_branch and is_unfinished:
+        return True
+    return (
+        _needs_branch(other)
+        or _needs_branch(phase)
+        or other.allowed_paths is None
+        or phase.allowed_paths is None
+        or may_overlap(tuple(other.allowed_paths), tuple(phase.allowed_paths))
+    )
+
+
+def _needs_branch(phase: OrderedPhase) -> bool:
+    """Return whether a phase is never beside another one.
+
+    One that may change nothing has no commit of its own that CI could judge, and what some Auditors
+    of several have approved would be unfinished on the branch.
+    """
+    return phase.allow_empty or phase.approvals_needed > 1
+
+
 # ---- autopack/domain/promotion.py ----------------------------------------------------------------
 
 """May a run's branch go to the base branch? (rules §8)"""
@@ -2467,8 +2885,12 @@ def evolve(state: RunState, event: Event) -> RunState:
                 pending_dependencies=event.dependencies,
             )
         case PhaseUndone():
-            state = change_phase(state, event.phase_id, dependencies=())
-            return replace(state, head_commit=event.commit)
+            return _undo_phase(state, event)
+        case TryReturned():
+            used = state.phase(event.phase_id).builder_attempts_used - 1
+            return change_phase(
+                state, event.phase_id, builder_attempts_used=used, is_conflict_forgiven=True
+            )
         case RevisionRequested():
             return change_phase(state, event.phase_id, **_NOTHING_PENDING, approved_by=())
         case ApprovalGiven() | PhaseApproved():
@@ -2578,7 +3000,7 @@ def _move_phase(state: RunState, event: PhaseMoved) -> RunState:
         changes["ended_at"] = event.at
     match event:
         case PhaseStarted():
-            changes["fence"] = phase.fence + 1
+            changes |= {"fence": phase.fence + 1, "attempt_commit": state.head_commit}
             if phase.started_at is None:
                 changes |= {"started_at": event.at, "start_commit": state.head_commit}
         case PhaseQueued(is_attempt_used=True):
@@ -2676,10 +3098,14 @@ def _apply_patch(state: RunState, event: PatchApplied) -> RunState:
     phase = state.phase(event.phase_id)
     changes: dict[str, Any] = {
         "commit": event.commit,
+        "before_commit": phase.before_commit or event.parent or None,
+        "branch_place": 1 + max(each.branch_place for each in state.phases),
         "dependencies": merged(phase.dependencies, event.dependencies),
-        **_NOTHING_PENDING,
         **_UNJUDGED,  # the verdict was on another tree
     }
+    if event.is_again:  # the same patch, by the same authors, with its approvals
+        return change_phase(state, event.phase_id, **changes)
+    changes |= _NOTHING_PENDING
     is_pending = event.submission_id == phase.pending_submission_id
     if is_pending or phase.state is PhaseStatus.EXECUTING:
         changes["builders"] = _with(phase.builders, phase.built_by)
@@ -2706,6 +3132,17 @@ def _replay_patch(state: RunState, event: PatchReplayed) -> RunState:
         builder_models=models,
         **_UNJUDGED,
     )
+
+
+def _undo_phase(state: RunState, event: PhaseUndone) -> RunState:
+    """Take a phase's commits off the branch, and those after it for as long as they are missing."""
+    state = replace(state, head_commit=event.commit)
+    for phase_id in event.taken_off:
+        state = change_phase(state, phase_id, before_commit=None, dependencies=())
+    changes: dict[str, Any] = {"dependencies": (), "before_commit": None}
+    if not state.phase(event.phase_id).state.is_final:
+        changes["commit"] = None
+    return change_phase(state, event.phase_id, **changes)
 
 
 def _with(names: tuple[str, ...], name: str | None) -> tuple[str, ...]:
@@ -3340,7 +3777,7 @@ def _check_chain(findings: _Findings, events: Iterable[JsonObject]) -> None:
 def _state_at_start(record: JsonObject) -> RunState:
     """Return the run before its first event, by what the record says of its plan and caps.
 
-    `evolve` reads neither the plan's scope nor its minutes and profiles, by which rules decide, so
+    `evolve` reads neither the plan's minutes and profiles, by which rules decide, so
     these are left at nothing.
     """
     tiers = {tier["tier_id"]: tier for tier in record["tiers"]}
@@ -3349,7 +3786,7 @@ def _state_at_start(record: JsonObject) -> RunState:
     return RunState(
         run_id=record["run_id"],
         state=RunStatus.RUN_CREATED,
-        run_scope=RunScope.SINGLE_TIER,
+        run_scope=RunScope(record.get("run_scope", RunScope.SINGLE_TIER)),
         token_cap=budgets["token_cap"],
         cost_cap_usd=_dollars(budgets.get("cost_cap_usd")),
         max_minor_issues_total=budgets["max_minor_issues_total"],
@@ -3362,6 +3799,7 @@ def _state_at_start(record: JsonObject) -> RunState:
         high_risk_needs_review=False,
         is_sandbox_required=record.get("is_sandbox_required", False) is True,
         dependencies_need_review=record.get("dependencies_need_review", False) is True,
+        is_parallel=record.get("is_parallel", False) is True,
         head_commit=record["base_commit"],
         tiers=tuple(_tier_at_start(tier, with_phases) for tier in record["tiers"]),
         phases=tuple(_phase_at_start(phase) for phase in record["phases"]),
@@ -3382,6 +3820,7 @@ def _tier_at_start(tier: JsonObject, with_phases: set[str]) -> TierState:
 
 
 def _phase_at_start(phase: JsonObject) -> PhaseState:
+    names = phase.get("depends_on")
     return PhaseState(
         phase_id=phase["phase_id"],
         tier_id=phase["tier_id"],
@@ -3399,6 +3838,7 @@ def _phase_at_start(phase: JsonObject) -> PhaseState:
         allow_empty=False,
         independence=Independence(phase.get("independence", Independence.NONE)),
         approvals_needed=phase.get("approvals_needed", 1),
+        depends_on=None if names is None else tuple(names),
         evidence_required=tuple(map(EvidenceKind, phase.get("evidence_required", ()))),
     )
 
@@ -3533,7 +3973,9 @@ class _Replay:
         self._check_event(state, number, event)
         self._note_commit(event)
         if isinstance(event, PhaseCompleted):
-            self.heads[event.phase_id] = state.head_commit
+            phase = state.phase(event.phase_id)
+            is_beside = state.is_parallel and phase.before_commit is not None
+            self.heads[event.phase_id] = phase.commit if is_beside else state.head_commit
         return evolve(state, event)
 
     def _check_move(self, state: RunState, document: JsonObject) -> None:
@@ -3605,6 +4047,7 @@ class _Replay:
             case TokensCounted():
                 self.expect(event.tokens >= 0, f"event {number} counts {event.tokens} tokens")
             case PhaseMoved():
+                self._check_order(state, number, event)
                 self._check_judged(state, number, event)
                 self._check_approved(state, number, event)
             case IssueResolved():
@@ -3636,6 +4079,10 @@ class _Replay:
             event.dependencies_need_review is record.get("dependencies_need_review", False),
             "the events tell another tale of whether new dependencies need a review",
         )
+        self.expect(
+            event.is_parallel is record.get("is_parallel", False),
+            "the events tell another tale of whether phases are side by side",
+        )
         strategy = record.get("strategy_version", event.strategy_version)
         self.expect(
             event.strategy_version == strategy,
@@ -3663,6 +4110,20 @@ class _Replay:
             f"event {number} ends the run as {event.to_state} with {usd_text(state.cost_usd)} USD"
             f" spent, {cap} allowed",
         )
+
+    def _check_order(self, state: RunState, number: int, event: PhaseMoved) -> None:
+        """Expect a phase to start when all that it depends on have ended. (rules §2.7)
+
+        Records of earlier versions do not say whether phases could be side by side.
+        """
+        if event.STATE is not PhaseStatus.EXECUTING or "is_parallel" not in self.record:
+            return
+        for wait in waits_of(state).get(event.phase_id, ()):
+            self.expect(
+                wait.cause is not WaitCause.ORDER,
+                f"event {number} starts phase '{event.phase_id}' before phase '{wait.phase_id}',"
+                " on which it depends, has ended",
+            )
 
     def _check_judged(self, state: RunState, number: int, event: PhaseMoved) -> None:
         """Expect CI to complete a phase by green alone, and green to do nothing else. (rules §6)
@@ -3792,11 +4253,8 @@ class _Replay:
 
     def _judge_start(self, state: RunState, commit: str) -> None:
         """Expect the run that continues this one to start at the last verified commit."""
-        complete = [
-            phase for phase in in_order(state.phases) if phase.state is PhaseStatus.COMPLETE
-        ]
         self.expect(state.is_over, "it is not over")
-        verified = self.heads.get(complete[-1].phase_id) if complete else None
+        verified = next(reversed(self.heads.values()), None)
         self.expect(
             verified == commit,
             f"its last verified commit is {show(verified)}, not {show(commit)}",
@@ -3929,165 +4387,6 @@ class Repair:
     kind: RepairKind
     detail: str
     line: int | None = None
-
-
-# ---- autopack/domain/paths.py --------------------------------------------------------------------
-
-"""How file systems read paths, and globs over paths.
-
-A path is normalized as far as any supported file system does: without regard to letter case,
-Unicode form, and the characters that macOS and Windows leave out of names.
-"""
-
-
-Names = tuple[str, ...]
-
-# Characters that HFS+ leaves out of names, and the short names that NTFS gives to `.git` and
-# similar files.
-_IGNORED_BY_HFS = dict.fromkeys(
-    [*range(0x200C, 0x2010), *range(0x202A, 0x202F), *range(0x206A, 0x2070), 0xFEFF]
-)
-_NTFS_SHORT = re.compile(r"(git|gitmod|gi7eba|gitatt|gi7d29)~[0-9]{1,20}+\Z")
-_NTFS_LONG = {
-    "git": ".git",
-    "gitmod": ".gitmodules",
-    "gi7eba": ".gitmodules",
-    "gitatt": ".gitattributes",
-    "gi7d29": ".gitattributes",
-}
-_DEVICES: Final = frozenset(
-    ["con", "prn", "aux", "nul", "conin$", "conout$"]
-    + [f"{port}{digit}" for port in ("com", "lpt") for digit in "0123456789¹²³"]
-)
-_NOT_ON_WINDOWS: Final = frozenset('<>:"|?*\\') | frozenset(map(chr, range(32)))
-
-
-@lru_cache(maxsize=4096)
-def names_of(path: str) -> Names:
-    """Split a path into names, normalized as far as any supported file system does."""
-    return tuple(_plain_name(name) for name in path.replace("\\", "/").split("/"))
-
-
-def folded(name: str) -> str:
-    """Return a key that is equal for names that differ only by letter case or Unicode form."""
-    if name.isascii():
-        return name.lower()
-    composed = unicodedata.normalize("NFC", name.translate(_IGNORED_BY_HFS))
-    return unicodedata.normalize("NFC", composed.casefold())
-
-
-def windows_problem(name: str) -> str | None:
-    """Return why Windows does not allow a name, as the end of a sentence; None: it does."""
-    if name.endswith((".", " ")):
-        return "ends in a dot or a space, which Windows removes"
-    forbidden = sorted(_NOT_ON_WINDOWS.intersection(name))
-    if forbidden:
-        return f"has {forbidden[0]!r} in it, which Windows does not allow"
-    stem = name.partition(".")[0].rstrip(" ")
-    if stem.lower() in _DEVICES:
-        return f"is the device {stem} on Windows, not a file"
-    return None
-
-
-def _plain_name(name: str) -> str:
-    if name in (".", ".."):
-        return name
-    plain = folded(name)
-    plain = plain.partition(":")[0].rstrip(". ") or plain  # streams, and what NTFS removes
-    short = _NTFS_SHORT.match(plain)
-    return _NTFS_LONG[short.group(1)] if short else plain
-
-
-class Globs:
-    """Patterns of paths as one automaton, which reads a path once: one step for each character.
-
-    `*` and `?` stand for characters of one name, `**` for any number of whole names, none
-    included, so `a/**` is `a` and all below it. A pattern is anchored at the top. Paths are read
-    as `names_of` reads them.
-
-    The states are the bits of one number, those of all patterns side by side. Bit n is set where
-    token n is expected next.
-    """
-
-    def __init__(self, patterns: Iterable[str]) -> None:
-        self._accept = self._any = self._star = self._outside = self._inside = 0
-        self._literal: dict[str, int] = {"/": 0}
-        above: set[Names] = set()
-        start, bit = 0, 1
-        for pattern in patterns:
-            names = names_of(pattern)
-            start |= bit
-            for name, follows in zip(names, (*names[1:], ""), strict=True):
-                if not name == follows == "**":  # two of them in a row mean the same as one
-                    bit = self._add_name(name, bit)
-            self._accept |= bit
-            bit <<= 1
-            fixed, rest = fixed_part(pattern)
-            above |= {fixed[:end] for end in range(1, len(fixed) + bool(rest))}
-        self._above = frozenset(above)
-        self._start = self._between_names(start)
-        for sign in self._literal.keys() - {"/"}:
-            self._literal[sign] |= self._any
-
-    def _add_name(self, name: str, bit: int) -> int:
-        if name == "**":
-            self._outside |= bit  # between two names
-            self._inside |= bit << 1  # within one
-            return bit << 2
-        for sign in re.sub(r"\*+", "*", name) + "/":
-            if sign == "*":
-                self._star |= bit
-            elif sign == "?":
-                self._any |= bit
-            else:
-                self._literal[sign] = self._literal.get(sign, 0) | bit
-            bit <<= 1
-        return bit
-
-    def _between_names(self, states: int) -> int:
-        """Add the states after tokens that may match nothing at the start of a name."""
-        states |= (states & self._outside) << 2
-        return states | (states & self._star) << 1
-
-    def match(self, names: Names) -> bool:
-        """Return whether a pattern matches the path of these names."""
-        states, staying = self._start, self._star | self._inside
-        for name in names:
-            for sign in name:
-                going = states & (self._literal.get(sign, self._any) | self._outside)
-                states = going << 1 | states & staying
-                states |= (states & self._star) << 1
-            states = (states & self._literal["/"]) << 1 | (states & self._inside) >> 1
-            states = self._between_names(states)
-            if not states:
-                return False
-        return bool(states & self._accept)
-
-    def stands_above(self, names: Names) -> bool:
-        """Return whether a path is a folder that a pattern names literally, above its matches."""
-        return names in self._above
-
-
-def _is_open(name: str) -> bool:
-    return "*" in name or "?" in name
-
-
-def fixed_part(pattern: str) -> tuple[Names, Names]:
-    """Split a pattern before its first name with a wildcard."""
-    names = names_of(pattern)
-    at = next((at for at, name in enumerate(names) if _is_open(name)), len(names))
-    return names[:at], names[at:]
-
-
-@lru_cache(maxsize=256)
-def globs(patterns: tuple[str, ...]) -> Globs:
-    """Return patterns as a cached automaton."""
-    return Globs(patterns)
-
-
-def matches(path: str, pattern: str) -> bool:
-    """Return whether a glob matches a path; letter case does not matter."""
-    return globs((pattern,)).match(names_of(path))
 
 
 # ---- autopack/domain/absolute_paths.py -----------------------------------------------------------

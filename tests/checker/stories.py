@@ -44,6 +44,7 @@ from autopack.domain.naming import (
     record_message,
 )
 from autopack.domain.operating import Rollback, roll_back
+from autopack.domain.order import first_at_hand, in_order
 from autopack.domain.outcomes import CommitKind
 from autopack.domain.patches import AppliedPatch
 from autopack.domain.run import RunState
@@ -507,7 +508,7 @@ def walk(branches: Branches, seed: int) -> GitDrive:
 
 
 def _step(drive: GitDrive, dice: random.Random) -> None:
-    phase = drive.run.next_phase
+    phase = first_at_hand(in_order(drive.run.phases))
     assert phase is not None
     name, tokens = phase.phase_id, dice.choice([0, 1, 6])
     conflict = dice.choice([None, None, None, "a"])

@@ -171,7 +171,7 @@ TOLD: list[tuple[Event, str, EventOutcome]] = [
     (of(events.PhaseSkipped, reason="the run ended"), "Skipped: the run ended.", NEUTRAL),
     (
         of(events.PhaseUndone, commit=SHA, tree=SHA),
-        "What the failed phase had changed was undone by commit 0123456789.",
+        "What the phase had changed was undone by commit 0123456789.",
         NEUTRAL,
     ),
     (
@@ -226,6 +226,11 @@ TOLD: list[tuple[Event, str, EventOutcome]] = [
         of(events.AttemptFailed, role=Role.BUILDER, reason="the patch conflicts"),
         "The Builder's try failed: the patch conflicts.",
         BAD,
+    ),
+    (
+        of(events.TryReturned, reason="the branch has changed"),
+        "The Builder's try does not count: the branch has changed.",
+        NEUTRAL,
     ),
     (
         of(events.BuilderTriesSpent, reason="incident_token_cap passed"),

@@ -242,7 +242,15 @@ class TestRuleset:
         assert set(json.loads(ruleset().model_dump_json())) == {
             *("version", "project_id", "default_safety_profile", "default_run_scope"),
             *("categories", "aliases", "builder_modes", "safety_profiles", "run", "tier"),
-            *("attempt_minutes", "audit_minutes", "auto_debt_cleanup", "paths", "review", "ci"),
+            *(
+                "attempt_minutes",
+                "audit_minutes",
+                "auto_debt_cleanup",
+                "parallel",
+                "paths",
+                "review",
+                "ci",
+            ),
             *("prices", "unavailable_messages"),
         }
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from autopack.domain.errors import ConflictError
 from autopack.domain.events import GENESIS_HASH, from_record, seal, to_record
 from autopack.domain.evolve import fold
-from autopack.domain.run import PhaseState, RunState, in_order
+from autopack.domain.order import first_at_hand, in_order
+from autopack.domain.run import PhaseState, RunState
 from autopack.domain.states import Cleanliness, PhaseStatus, RunStatus
 from autopack.domain.terms import BuilderStatus, CiProfile, RunScope
 
@@ -82,7 +83,7 @@ def plans(start: Start) -> st.SearchStrategy[Drive]:
 
 
 def at_hand(drive: Drive) -> str:
-    phase = drive.run.next_phase
+    phase = first_at_hand(in_order(drive.run.phases))
     return phase.phase_id if phase else drive.run.phases[0].phase_id
 
 

@@ -26,8 +26,9 @@ from .events import (
 from .independence import require_model
 from .issue_rules import IssueSeen, see_issues
 from .money import ZERO_USD
+from .order import is_alone
 from .patches import AppliedPatch, PendingPatch, RefusedPatch, record_applied
-from .reviewing import enter_review, pass_gate
+from .reviewing import enter_review, forgive_conflict, pass_gate
 from .run import PhaseState, RunState
 from .states import PhaseStatus
 from .terms import BuilderStatus, Role
@@ -39,6 +40,7 @@ class PatchAction(StrEnum):
     NOTHING = "nothing"
     APPLY = "apply"
     HOLD = "hold"
+    APPLY_UNLESS_NEW_DEPENDENCIES = "apply_unless_new_dependencies"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +86,17 @@ def weigh_result(decision: Decision, result: BuilderResult) -> PatchAction:
     count_tokens(decision, phase_id, result.tokens, result.cost)
     if decision.state.is_over or not is_wanted:
         return PatchAction.NOTHING
-    return PatchAction.APPLY if decision.phase(phase_id).auto_apply else PatchAction.HOLD
+    phase = decision.phase(phase_id)
+    if not phase.auto_apply:
+        return PatchAction.HOLD
+    if is_alone(decision.state, phase_id):
+        return PatchAction.APPLY
+    # What waits for an Auditor is unfinished: beside other phases it is not put on the branch.
+    why_review = _why_review(decision.state, phase, result.status)
+    if why_review is not None:
+        return PatchAction.HOLD
+    is_asked = decision.state.dependencies_need_review
+    return PatchAction.APPLY_UNLESS_NEW_DEPENDENCIES if is_asked else PatchAction.APPLY
 
 
 def accept_result(decision: Decision, result: BuilderResult) -> None:
@@ -97,10 +109,13 @@ def accept_result(decision: Decision, result: BuilderResult) -> None:
         _accept_without_patch(decision, result)
         return
     match result.patch:
-        case RefusedPatch(detail):
+        case RefusedPatch(detail) as refused:
             decision.record(
                 PatchRefused(phase_id=phase_id, submission_id=result.submission_id, reason=detail)
             )
+            if refused.is_conflict and forgive_conflict(decision, phase_id):
+                decision.record(PhaseQueued(phase_id=phase_id, reason=detail))
+                return
             signature = f"patch:{result.patch_sha256}"
             fail_attempt(decision, phase_id, detail, signature=signature)
         case PendingPatch() as pending:
@@ -223,9 +238,14 @@ def _gate(decision: Decision, result: BuilderResult, applied: AppliedPatch) -> N
 def _hold(decision: Decision, result: BuilderResult, pending: PendingPatch) -> None:
     """Keep a patch that applies pending until the Auditor approves it."""
     phase_id = result.phase_id
+    reason = "patches of this task category need the Auditor's approval"
+    if decision.phase(phase_id).auto_apply:
+        asked = _why_review(decision.state, decision.phase(phase_id), result.status)
+        why = asked or "new dependencies need an Auditor"
+        reason = f"{why}, and other phases are under way"
     if not decision.phase(phase_id).auditor_tries_left:
-        reason = "the patch needs a review and no Auditor try is left"
-        fail_attempt(decision, phase_id, reason)
+        hopeless = "the patch needs a review and no Auditor try is left"
+        fail_attempt(decision, phase_id, hopeless)
         return
     decision.record(
         PatchHeld(
@@ -240,7 +260,6 @@ def _hold(decision: Decision, result: BuilderResult, pending: PendingPatch) -> N
             reason="the patch applies and is pending until the Auditor approves it",
         )
     )
-    reason = "patches of this task category need the Auditor's approval"
     enter_review(decision, phase_id, reason)
 
 

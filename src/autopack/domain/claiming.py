@@ -14,6 +14,7 @@ from .errors import ConflictError
 from .events import SUPERVISOR, LeaseGranted, PhaseStarted
 from .independence import has_approved, identity_of, why_not_reviewer
 from .money import MAX_USD, ZERO_USD, usd, usd_text
+from .order import in_order, may_start
 from .run import FailureCode, PhaseState, RunState
 from .states import PhaseStatus
 from .terms import Role
@@ -148,10 +149,16 @@ def accept_claim(decision: Decision, claim: Claim) -> None:
 
 def why_not_offered(run: RunState, asked: WorkAsked, actor: str) -> str | None:
     """Say which review waits for another Auditor than this one, and why; None: none does."""
-    phase = run.next_phase
-    if run.is_over or phase is None or asked.role is not Role.AUDITOR:
+    if run.is_over or asked.role is not Role.AUDITOR:
         return None
-    if not _waits_for(phase, asked.role):
+    return next(
+        (why for each in _waiting(run, asked.role) if (why := _why(each, asked, actor))), None
+    )
+
+
+def _why(phase: PhaseState, asked: WorkAsked, actor: str) -> str | None:
+    """Say why a review is not for this Auditor; None: it is, or it is no review."""
+    if asked.role is not Role.AUDITOR:
         return None
     why = why_not_reviewer(phase, actor, asked.model)
     if why is None and has_approved(phase, actor):
@@ -160,12 +167,13 @@ def why_not_offered(run: RunState, asked: WorkAsked, actor: str) -> str | None:
 
 
 def _waiting_phase(run: RunState, asked: WorkAsked, now: datetime, actor: str) -> PhaseState | None:
-    phase = run.next_phase
-    if run.is_over or phase is None or not _waits_for(phase, asked.role):
+    """Return the first phase that this agent can take now. (rules §2.7)"""
+    if run.is_over:
         return None
-    if why_not_offered(run, asked, actor) is not None:
-        return None
-    return None if must_wait(phase, asked.account, now) else phase
+    for phase in _waiting(run, asked.role):
+        if _why(phase, asked, actor) is None and not must_wait(phase, asked.account, now):
+            return phase
+    return None
 
 
 def _tokens_left(run: RunState) -> int:
@@ -229,9 +237,14 @@ def beat(
     return Directive.CONTINUE, "the lease is extended"
 
 
-def _waits_for(phase: PhaseState, role: Role) -> bool:
+def _waiting(run: RunState, role: Role) -> list[PhaseState]:
+    """Return the phases that wait for an agent of a role, in order."""
     if role is Role.BUILDER:
-        return phase.state is PhaseStatus.QUEUED
-    return (
-        phase.state is PhaseStatus.GATE and phase.lease_id is None and phase.auditor_tries_left > 0
-    )
+        return may_start(run)
+    return [
+        phase
+        for phase in in_order(run.phases)
+        if phase.state is PhaseStatus.GATE
+        and phase.lease_id is None
+        and phase.auditor_tries_left > 0
+    ]

@@ -20,7 +20,8 @@ from .events import (
     TokensCounted,
 )
 from .money import ZERO_USD, usd_text
-from .run import FAILURE_STATES, FailureCode, PhaseState, RunState, in_order
+from .order import in_order
+from .run import FAILURE_STATES, FailureCode, PhaseState, RunState
 from .states import (
     Cleanliness,
     PhaseStatus,
@@ -175,7 +176,7 @@ def _settle_end(decision: Decision) -> None:
             FailureCode.MAJOR_ISSUE,
             f"{run.major_issues_count} major issues are open and the run is safety_critical",
         )
-    if decision.state.is_over or decision.state.next_phase is not None:
+    if decision.state.is_over or not all(each.state.is_final for each in run.phases):
         return
     if failed:
         end_failed(decision, FailureCode.PHASE_FAILED, _failed_text(failed))

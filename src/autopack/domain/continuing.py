@@ -68,6 +68,8 @@ def continued_plan(document: Mapping[str, Any], run: RunState, wanted: Continuat
         left = [each for each in left if each["phase_id"] in wanted.phases]
     if not left:
         raise NotContinuableError(f"run '{run.run_id}' has no phase left: all are complete")
+    names = {each["phase_id"] for each in left}
+    left = [_waiting_for(each, names) for each in left]
     tiers = {each["tier_id"] for each in left}
     given = wanted.model_dump(exclude_none=True, exclude={"phases"})
     return Plan.model_validate(
@@ -77,6 +79,13 @@ def continued_plan(document: Mapping[str, Any], run: RunState, wanted: Continuat
             "phases": left,
         }
     )
+
+
+def _waiting_for(phase: Mapping[str, Any], left: Collection[str]) -> Mapping[str, Any]:
+    """Return a phase of the plan that depends on none but those that are left."""
+    if phase.get("depends_on") is None:
+        return phase
+    return {**phase, "depends_on": [each for each in phase["depends_on"] if each in left]}
 
 
 def _require_left(wanted: Collection[str], left: Collection[str], run_id: str) -> None:

@@ -40,6 +40,7 @@ from .operating import (
     roll_back,
     set_status,
 )
+from .patches import AppliedPatch, record_applied
 from .rebasing import Rebase, accept_rebase
 from .reviewing import (
     Review,
@@ -49,17 +50,29 @@ from .reviewing import (
     ask_for_review,
     weigh_review,
 )
-from .run import RunState
+from .run import FailureCode, RunState
 from .terms import Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Undone:
-    """A failed phase's commits were undone by a commit that restores the tree it started from."""
+    """A phase's commits were undone by a commit that restores the tree before them.
+
+    `again` are the patches of other phases that came after them, each now one more commit.
+    """
 
     phase_id: str
     commit: str
     tree: str
+    again: tuple[tuple[str, AppliedPatch], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entangled:
+    """A phase cannot be undone without another one, whose patch does not apply without it."""
+
+    phase_id: str
+    other_id: str
 
 
 Given = (
@@ -81,6 +94,7 @@ Given = (
     | Rollback
     | BranchMoved
     | Undone
+    | Entangled
     | Rebase
 )
 
@@ -131,10 +145,28 @@ def decide(
         case Rebase():
             accept_rebase(decision, given)
         case Undone():
-            decision.record(
-                PhaseUndone(phase_id=given.phase_id, commit=given.commit, tree=given.tree)
+            _undo(decision, given)
+        case Entangled():
+            consequences.end_failed(
+                decision,
+                FailureCode.PHASE_FAILED,
+                f"phases '{given.phase_id}' and '{given.other_id}' are entangled: the first has to"
+                " be undone, and the patch of the second does not apply without it",
             )
     return tuple(decision.events)
+
+
+def _undo(decision: Decision, given: Undone) -> None:
+    decision.record(
+        PhaseUndone(
+            phase_id=given.phase_id,
+            commit=given.commit,
+            tree=given.tree,
+            taken_off=tuple(dict.fromkeys(phase_id for phase_id, _ in given.again)),
+        )
+    )
+    for phase_id, applied in given.again:
+        record_applied(decision, phase_id, applied, is_again=True)
 
 
 def touches_issues(given: Given) -> bool:

@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from .errors import ConflictError
 from .events import SUPERVISOR, Event, PhaseEvent, PhaseMoved, RunRolledBack
 from .evolve import evolve
+from .order import WaitCause, may_start, waits_of
 from .run import PhaseState, RunState
 from .states import check_phase_transition
 
@@ -40,12 +41,15 @@ def require_live(run: RunState) -> None:
 
 def require_next(run: RunState, phase_id: str) -> None:
     """Refuse a phase that may not start yet. Raises PhaseNotNextError."""
-    following = run.next_phase
-    if following is not None and following.phase_id != phase_id:
+    waits = waits_of(run).get(phase_id, ())
+    if waits:
+        first = run.phase(waits[0].phase_id)
+        why = "" if waits[0].cause is WaitCause.ORDER else " and may change the same paths"
+        ready = [each.phase_id for each in may_start(run)]
         raise PhaseNotNextError(
-            f"phase '{phase_id}' may not start before '{following.phase_id}', "
-            f"which is {following.state}",
-            allowed=[following.phase_id],
+            f"phase '{phase_id}' may not start before '{first.phase_id}', "
+            f"which is {first.state}{why}",
+            allowed=ready or [first.phase_id],
         )
 
 

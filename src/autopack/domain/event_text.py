@@ -136,10 +136,13 @@ def _of_work(event: kinds.PhaseEvent) -> Told:
         case kinds.AttemptFailed():
             what = f"The {_name(event.role)}'s try failed"
             return _because(what, event.reason), EventOutcome.BAD
+        case kinds.TryReturned():
+            return _because("The Builder's try does not count", event.reason), EventOutcome.NEUTRAL
         case kinds.BuilderTriesSpent():
             return _because("No Builder try is left", event.reason), EventOutcome.BAD
         case kinds.PatchApplied():
-            return f"The patch is commit {event.commit[:_SHA]}.", EventOutcome.GOOD
+            again = " again" if event.is_again else ""
+            return f"The patch is commit {event.commit[:_SHA]}{again}.", EventOutcome.GOOD
         case kinds.PatchReplayed():
             what = f"Commit {event.original[:_SHA]} of phase {event.from_phase} is made again"
             return f"{what} as {event.commit[:_SHA]}.", EventOutcome.GOOD
@@ -148,8 +151,10 @@ def _of_work(event: kinds.PhaseEvent) -> Told:
         case kinds.PatchRefused():
             return _because("The patch was refused", event.reason), EventOutcome.BAD
         case kinds.PhaseUndone():
-            what = f"What the failed phase had changed was undone by commit {event.commit[:_SHA]}."
-            return what, EventOutcome.NEUTRAL
+            what = f"What the phase had changed was undone by commit {event.commit[:_SHA]}"
+            after = ", ".join(event.taken_off)
+            also = f"; the patches of {after} follow again" if after else ""
+            return f"{what}{also}.", EventOutcome.NEUTRAL
         case _:
             return _of_checks(event)
 

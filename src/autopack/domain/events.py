@@ -73,6 +73,8 @@ class RunStarted(Event):
     continued_commit: str | None = None
     # Whether a phase with new dependencies needs a review.
     dependencies_need_review: bool = False
+    # Whether phases may be under way side by side.
+    is_parallel: bool = False
     # The run whose commits this one makes again on a newer base, and the commit of its record.
     rebases: str | None = None
     rebased_commit: str | None = None
@@ -208,10 +210,14 @@ class PhaseSkipped(PhaseMoved):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PhaseUndone(PhaseEvent):
-    """The tree is again what it was before the failed phase."""
+    """The tree is again what it was before the phase, which failed or has to be built again.
+
+    `taken_off` are phases whose commits came after it: their patches are applied again.
+    """
 
     commit: str
     tree: str
+    taken_off: tuple[str, ...] = ()
 
 
 # Work and leases
@@ -298,6 +304,11 @@ class AttemptFailed(PhaseEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TryReturned(PhaseEvent):
+    """The Builder's try does not count: other phases have changed the branch since it began."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BuilderTriesSpent(PhaseEvent):
     pass
 
@@ -310,6 +321,8 @@ class PatchApplied(PhaseEvent):
     tree: str
     parent: str
     dependencies: tuple[DependencyChange, ...] = ()
+    # It was on the branch before, and a phase before it was undone.
+    is_again: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -56,6 +56,7 @@ from .events import (
     TierCleanlinessChanged,
     TierStateChanged,
     TokensCounted,
+    TryReturned,
 )
 from .money import ZERO_USD
 from .promotion import judge_promotion
@@ -105,8 +106,12 @@ def evolve(state: RunState, event: Event) -> RunState:
                 pending_dependencies=event.dependencies,
             )
         case PhaseUndone():
-            state = change_phase(state, event.phase_id, dependencies=())
-            return replace(state, head_commit=event.commit)
+            return _undo_phase(state, event)
+        case TryReturned():
+            used = state.phase(event.phase_id).builder_attempts_used - 1
+            return change_phase(
+                state, event.phase_id, builder_attempts_used=used, is_conflict_forgiven=True
+            )
         case RevisionRequested():
             return change_phase(state, event.phase_id, **_NOTHING_PENDING, approved_by=())
         case ApprovalGiven() | PhaseApproved():
@@ -216,7 +221,7 @@ def _move_phase(state: RunState, event: PhaseMoved) -> RunState:
         changes["ended_at"] = event.at
     match event:
         case PhaseStarted():
-            changes["fence"] = phase.fence + 1
+            changes |= {"fence": phase.fence + 1, "attempt_commit": state.head_commit}
             if phase.started_at is None:
                 changes |= {"started_at": event.at, "start_commit": state.head_commit}
         case PhaseQueued(is_attempt_used=True):
@@ -314,10 +319,14 @@ def _apply_patch(state: RunState, event: PatchApplied) -> RunState:
     phase = state.phase(event.phase_id)
     changes: dict[str, Any] = {
         "commit": event.commit,
+        "before_commit": phase.before_commit or event.parent or None,
+        "branch_place": 1 + max(each.branch_place for each in state.phases),
         "dependencies": merged(phase.dependencies, event.dependencies),
-        **_NOTHING_PENDING,
         **_UNJUDGED,  # the verdict was on another tree
     }
+    if event.is_again:  # the same patch, by the same authors, with its approvals
+        return change_phase(state, event.phase_id, **changes)
+    changes |= _NOTHING_PENDING
     is_pending = event.submission_id == phase.pending_submission_id
     if is_pending or phase.state is PhaseStatus.EXECUTING:
         changes["builders"] = _with(phase.builders, phase.built_by)
@@ -344,6 +353,17 @@ def _replay_patch(state: RunState, event: PatchReplayed) -> RunState:
         builder_models=models,
         **_UNJUDGED,
     )
+
+
+def _undo_phase(state: RunState, event: PhaseUndone) -> RunState:
+    """Take a phase's commits off the branch, and those after it for as long as they are missing."""
+    state = replace(state, head_commit=event.commit)
+    for phase_id in event.taken_off:
+        state = change_phase(state, phase_id, before_commit=None, dependencies=())
+    changes: dict[str, Any] = {"dependencies": (), "before_commit": None}
+    if not state.phase(event.phase_id).state.is_final:
+        changes["commit"] = None
+    return change_phase(state, event.phase_id, **changes)
 
 
 def _with(names: tuple[str, ...], name: str | None) -> tuple[str, ...]:

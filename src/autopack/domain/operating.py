@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Protocol
 
 from .consequences import count_tokens, end_failed
-from .decision import Decision
+from .decision import Decision, WrongStateError
 from .errors import ConflictError
 from .events import (
     PhaseCiStarted,
@@ -20,6 +20,7 @@ from .events import (
     RunRolledBack,
 )
 from .money import ZERO_USD
+from .order import is_alone
 from .reviewing import await_review
 from .run import CompletedBy, FailureCode, PhaseState
 from .states import PHASE_TRANSITIONS, IllegalTransitionError, PhaseStatus, RunStatus
@@ -97,6 +98,10 @@ def set_status(decision: Decision, given: StatusByHand) -> None:
             decision.record(PhaseGated(phase_id=phase_id, reason="sent to review by hand"))
             await_review(decision, phase_id, "sent to review by hand")
         case PhaseStatus.CI_RUNNING:
+            if phase.commit is None and not is_alone(decision.state, phase_id):
+                raise WrongStateError(
+                    f"phase '{phase_id}' has no commit for CI, and others are under way"
+                )
             deadline = decision.in_seconds(phase.ci_timeout_seconds)
             decision.record(
                 PhaseCiStarted(phase_id=phase_id, reason="sent to CI by hand", deadline_at=deadline)

@@ -33,9 +33,12 @@ class RefusedPatch:
     """Git or the path policy refuses a patch because of its content."""
 
     detail: str
+    is_conflict: bool = False
 
 
-def record_applied(decision: Decision, phase_id: str, applied: AppliedPatch) -> None:
+def record_applied(
+    decision: Decision, phase_id: str, applied: AppliedPatch, *, is_again: bool = False
+) -> None:
     """Record that a patch is on the branch."""
     decision.record(
         PatchApplied(
@@ -46,5 +49,6 @@ def record_applied(decision: Decision, phase_id: str, applied: AppliedPatch) -> 
             tree=applied.tree,
             parent=applied.parent,
             dependencies=applied.dependencies,
+            is_again=is_again,
         )
     )

@@ -160,3 +160,35 @@ def globs(patterns: tuple[str, ...]) -> Globs:
 def matches(path: str, pattern: str) -> bool:
     """Return whether a glob matches a path; letter case does not matter."""
     return globs((pattern,)).match(names_of(path))
+
+
+def may_overlap(some: tuple[str, ...], others: tuple[str, ...]) -> bool:
+    """Return whether a path of some globs may be one of others, or be above or below it.
+
+    False is certain; in doubt it is True. Patterns are compared name by name, up to the first `**`
+    or the end of one: a path and a folder above it cannot both be files.
+    """
+    return any(_may_meet(one, other) for one in some for other in others)
+
+
+@lru_cache(maxsize=4096)
+def _may_meet(one: str, other: str) -> bool:
+    for name, facing in zip(names_of(one), names_of(other), strict=False):
+        if "**" in (name, facing):
+            return True
+        if not _may_equal(name, facing):
+            return False
+    return True
+
+
+def _may_equal(name: str, other: str) -> bool:
+    if not _is_open(name) and not _is_open(other):
+        return name == other
+    start, other_start = (_OPEN.split(each, maxsplit=1)[0] for each in (name, other))
+    end, other_end = (_OPEN.split(each)[-1] for each in (name, other))
+    return (start.startswith(other_start) or other_start.startswith(start)) and (
+        end.endswith(other_end) or other_end.endswith(end)
+    )
+
+
+_OPEN: Final = re.compile(r"[*?]")

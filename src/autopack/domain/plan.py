@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain, islice
 from typing import Annotated, Any
 
@@ -59,6 +59,11 @@ class PlanPhase(Closed):
     builder_mode: Word | None = None
     allow_empty: bool = False
     allowed_paths: Several[PathGlob] | None = None
+    # The phases that must have ended before this one starts; without it all before it. Left out of
+    # the document where it is not given, as above.
+    depends_on: Annotated[
+        Several[Identifier] | None, Field(exclude_if=lambda names: names is None)
+    ] = None
     expected_issues: Several[IssueKey] = ()
     # Left out of the document where it is not given, as `cost_cap_usd` is.
     must_fail_before: Annotated[
@@ -138,6 +143,58 @@ def _problems(plan: Plan, ruleset: Ruleset) -> Iterable[tuple[str, str]]:
                 f"phases[{index}].tier_id",
                 f"'{phase.tier_id}' is not a tier of the plan (it has: {names})",
             )
+    yield from _order_problems(plan)
+
+
+def _order_problems(plan: Plan) -> Iterable[tuple[str, str]]:
+    """Yield what is wrong with `depends_on`, in linear time. (rules §2.7)"""
+    tiers = {tier.tier_id: tier.tier_index for tier in plan.tiers}
+    places = {
+        phase.phase_id: (tiers.get(phase.tier_id, -1), phase.phase_index) for phase in plan.phases
+    }
+    circular = _circular({phase.phase_id: phase.depends_on or () for phase in plan.phases})
+    for index, phase in enumerate(plan.phases):
+        seen: set[str] = set()
+        for number, name in enumerate(phase.depends_on or ()):
+            place = f"phases[{index}].depends_on[{number}]"
+            if name in seen:
+                yield place, f"'{name}' is named twice"
+            elif name == phase.phase_id:
+                yield place, f"phase '{name}' cannot depend on itself"
+            elif name not in places:
+                yield place, f"'{name}' is not a phase of the plan"
+            elif {name, phase.phase_id} <= circular:
+                yield place, f"'{phase.phase_id}' and '{name}' are part of a cycle"
+            elif places[name] >= places[phase.phase_id]:
+                yield (
+                    place,
+                    f"'{name}' comes later than '{phase.phase_id}' by tier_index and phase_index",
+                )
+            seen.add(name)
+
+
+def _circular(before: Mapping[str, Sequence[str]]) -> set[str]:
+    """Return the phases that are on a cycle of dependencies, or between two cycles."""
+    known = {
+        name: [each for each in set(names) if each in before] for name, names in before.items()
+    }
+    after: dict[str, list[str]] = {name: [] for name in known}
+    for name, names in known.items():
+        for each in names:
+            after[each].append(name)
+    return _not_sortable(known, after) & _not_sortable(after, known)
+
+
+def _not_sortable(before: Mapping[str, list[str]], after: Mapping[str, list[str]]) -> set[str]:
+    """Return what is left when all whose predecessors are gone is taken away, again and again."""
+    open_counts = {name: len(names) for name, names in before.items()}
+    ready = [name for name, count in open_counts.items() if not count]
+    while ready:
+        for name in after[ready.pop()]:
+            open_counts[name] -= 1
+            if not open_counts[name]:
+                ready.append(name)
+    return {name for name, count in open_counts.items() if count}
 
 
 def _reserved_names(plan: Plan) -> Iterable[tuple[str, str]]:

@@ -8,7 +8,8 @@ from enum import StrEnum
 
 from .evidence import missing_evidence
 from .independence import rests_on_names
-from .run import CompletedBy, FailureCode, RunState, in_order
+from .order import in_order
+from .run import CompletedBy, FailureCode, RunState
 from .states import Cleanliness, PhaseStatus, RunStatus
 from .terms import CiProfile, EvidenceResult, Sandbox, Severity, Verdict
 

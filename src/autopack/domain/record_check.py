@@ -56,9 +56,10 @@ from .evolve import evolve, resolved_places
 from .independence import has_approved, why_not_judge, why_not_reviewer
 from .money import usd_text
 from .naming import RECORD, RECORD_SEAL, branch_name
+from .order import WaitCause, waits_of
 from .outcomes import CommitKind
 from .promotion import judge_continued, judge_promotion
-from .run import CompletedBy, PhaseState, RunState, TierState, in_order
+from .run import CompletedBy, PhaseState, RunState, TierState
 from .sightings import CI_SOURCE, Cause
 from .states import (
     PHASE_TRANSITIONS,
@@ -405,7 +406,7 @@ def _check_chain(findings: _Findings, events: Iterable[JsonObject]) -> None:
 def _state_at_start(record: JsonObject) -> RunState:
     """Return the run before its first event, by what the record says of its plan and caps.
 
-    `evolve` reads neither the plan's scope nor its minutes and profiles, by which rules decide, so
+    `evolve` reads neither the plan's minutes and profiles, by which rules decide, so
     these are left at nothing.
     """
     tiers = {tier["tier_id"]: tier for tier in record["tiers"]}
@@ -414,7 +415,7 @@ def _state_at_start(record: JsonObject) -> RunState:
     return RunState(
         run_id=record["run_id"],
         state=RunStatus.RUN_CREATED,
-        run_scope=RunScope.SINGLE_TIER,
+        run_scope=RunScope(record.get("run_scope", RunScope.SINGLE_TIER)),
         token_cap=budgets["token_cap"],
         cost_cap_usd=_dollars(budgets.get("cost_cap_usd")),
         max_minor_issues_total=budgets["max_minor_issues_total"],
@@ -427,6 +428,7 @@ def _state_at_start(record: JsonObject) -> RunState:
         high_risk_needs_review=False,
         is_sandbox_required=record.get("is_sandbox_required", False) is True,
         dependencies_need_review=record.get("dependencies_need_review", False) is True,
+        is_parallel=record.get("is_parallel", False) is True,
         head_commit=record["base_commit"],
         tiers=tuple(_tier_at_start(tier, with_phases) for tier in record["tiers"]),
         phases=tuple(_phase_at_start(phase) for phase in record["phases"]),
@@ -447,6 +449,7 @@ def _tier_at_start(tier: JsonObject, with_phases: set[str]) -> TierState:
 
 
 def _phase_at_start(phase: JsonObject) -> PhaseState:
+    names = phase.get("depends_on")
     return PhaseState(
         phase_id=phase["phase_id"],
         tier_id=phase["tier_id"],
@@ -464,6 +467,7 @@ def _phase_at_start(phase: JsonObject) -> PhaseState:
         allow_empty=False,
         independence=Independence(phase.get("independence", Independence.NONE)),
         approvals_needed=phase.get("approvals_needed", 1),
+        depends_on=None if names is None else tuple(names),
         evidence_required=tuple(map(EvidenceKind, phase.get("evidence_required", ()))),
     )
 
@@ -598,7 +602,9 @@ class _Replay:
         self._check_event(state, number, event)
         self._note_commit(event)
         if isinstance(event, PhaseCompleted):
-            self.heads[event.phase_id] = state.head_commit
+            phase = state.phase(event.phase_id)
+            is_beside = state.is_parallel and phase.before_commit is not None
+            self.heads[event.phase_id] = phase.commit if is_beside else state.head_commit
         return evolve(state, event)
 
     def _check_move(self, state: RunState, document: JsonObject) -> None:
@@ -670,6 +676,7 @@ class _Replay:
             case TokensCounted():
                 self.expect(event.tokens >= 0, f"event {number} counts {event.tokens} tokens")
             case PhaseMoved():
+                self._check_order(state, number, event)
                 self._check_judged(state, number, event)
                 self._check_approved(state, number, event)
             case IssueResolved():
@@ -701,6 +708,10 @@ class _Replay:
             event.dependencies_need_review is record.get("dependencies_need_review", False),
             "the events tell another tale of whether new dependencies need a review",
         )
+        self.expect(
+            event.is_parallel is record.get("is_parallel", False),
+            "the events tell another tale of whether phases are side by side",
+        )
         strategy = record.get("strategy_version", event.strategy_version)
         self.expect(
             event.strategy_version == strategy,
@@ -728,6 +739,20 @@ class _Replay:
             f"event {number} ends the run as {event.to_state} with {usd_text(state.cost_usd)} USD"
             f" spent, {cap} allowed",
         )
+
+    def _check_order(self, state: RunState, number: int, event: PhaseMoved) -> None:
+        """Expect a phase to start when all that it depends on have ended. (rules §2.7)
+
+        Records of earlier versions do not say whether phases could be side by side.
+        """
+        if event.STATE is not PhaseStatus.EXECUTING or "is_parallel" not in self.record:
+            return
+        for wait in waits_of(state).get(event.phase_id, ()):
+            self.expect(
+                wait.cause is not WaitCause.ORDER,
+                f"event {number} starts phase '{event.phase_id}' before phase '{wait.phase_id}',"
+                " on which it depends, has ended",
+            )
 
     def _check_judged(self, state: RunState, number: int, event: PhaseMoved) -> None:
         """Expect CI to complete a phase by green alone, and green to do nothing else. (rules §6)
@@ -857,11 +882,8 @@ class _Replay:
 
     def _judge_start(self, state: RunState, commit: str) -> None:
         """Expect the run that continues this one to start at the last verified commit."""
-        complete = [
-            phase for phase in in_order(state.phases) if phase.state is PhaseStatus.COMPLETE
-        ]
         self.expect(state.is_over, "it is not over")
-        verified = self.heads.get(complete[-1].phase_id) if complete else None
+        verified = next(reversed(self.heads.values()), None)
         self.expect(
             verified == commit,
             f"its last verified commit is {show(verified)}, not {show(commit)}",

@@ -267,8 +267,11 @@ class _Replayer:
         if action is PatchAction.NOTHING:
             return result
         if refused is not None:
-            return replace(result, patch=RefusedPatch(refused.reason or ""))
-        is_held = action is PatchAction.HOLD
+            is_forgiven = _first(events, e.TryReturned) is not None
+            return replace(result, patch=RefusedPatch(refused.reason or "", is_forgiven))
+        is_held = action is PatchAction.HOLD or (
+            action is not PatchAction.APPLY and _first(events, e.PatchHeld) is not None
+        )
         is_hopeless = is_held and not self.run.phase(event.phase_id).auditor_tries_left
         if not (is_hopeless or _first(events, e.PatchApplied) or _first(events, e.PatchHeld)):
             self.assumed_patches += 1  # git was not asked then; assume that the patch applies

@@ -27,10 +27,12 @@ from .events import (
     ReviewRefused,
     ReviewRequested,
     RevisionRequested,
+    TryReturned,
 )
 from .independence import require_reviewer
 from .issue_rules import IssueSeen, resolve_for_auditor, see_issues
 from .money import ZERO_USD
+from .order import ci_turn
 from .patches import AppliedPatch, record_applied
 from .run import CompletedBy, PhaseState, RunState
 from .states import PhaseStatus
@@ -233,7 +235,12 @@ def pass_gate(decision: Decision, phase_id: str) -> None:
             PhaseCiStarted(
                 phase_id=phase_id,
                 reason="the gate was passed",
-                deadline_at=decision.in_seconds(phase.ci_timeout_seconds),
+                # Behind another commit only the wait for that one's verdict limits this wait.
+                deadline_at=(
+                    decision.in_seconds(phase.ci_timeout_seconds)
+                    if ci_turn(decision.state) is None
+                    else None
+                ),
             )
         )
     else:
@@ -289,10 +296,26 @@ def _drop_held(decision: Decision, phase_id: str, reason: str) -> None:
     The Auditor made no error, so its try is returned.
     """
     decision.record(PendingPatchDiscarded(phase_id=phase_id, reason=reason))
+    forgive_conflict(decision, phase_id)
     if decision.phase(phase_id).builder_tries_left:
         decision.record(PhaseQueued(phase_id=phase_id, reason=reason))
     else:
         enter_review(decision, phase_id, f"the pending patch no longer applies: {reason}")
+
+
+def forgive_conflict(decision: Decision, phase_id: str) -> bool:
+    """Return a Builder's try, once, if the branch has changed since it began. (rules §2.7)"""
+    run, phase = decision.state, decision.phase(phase_id)
+    has_moved = run.is_parallel and phase.attempt_commit not in (None, run.head_commit)
+    if not has_moved or phase.is_conflict_forgiven:
+        return False
+    decision.record(
+        TryReturned(
+            phase_id=phase_id,
+            reason="it does not merge with what other phases have done since: no try is used",
+        )
+    )
+    return True
 
 
 def _send_back(decision: Decision, review: Review) -> None:

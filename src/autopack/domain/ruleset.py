@@ -367,6 +367,7 @@ class Ruleset(Closed):
     attempt_minutes: Minutes = 60
     audit_minutes: Minutes = 60
     auto_debt_cleanup: bool = False
+    parallel: bool = True
     prices: Mapping[Word, Price] = Field(default_factory=dict)
     unavailable_messages: Mapping[Word, tuple[Message, ...]] = Field(
         default_factory=lambda: dict(DEFAULT_UNAVAILABLE_MESSAGES)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from .dependencies import DependencyChange
 from .errors import NotFoundError
@@ -101,6 +101,15 @@ class PhaseState:
     deadline_at: datetime | None = None
     start_commit: str | None = None
     commit: str | None = None
+    # Without `depends_on` a phase waits for all before it; `allowed_paths` is of the plan.
+    depends_on: tuple[str, ...] | None = None
+    allowed_paths: tuple[str, ...] | None = None
+    # The head when the latest attempt started; the one that the phase's commits on the branch
+    # follow, None when it has none there; and the place of its last one in their order.
+    attempt_commit: str | None = None
+    before_commit: str | None = None
+    branch_place: int = 0
+    is_conflict_forgiven: bool = False
     pending_submission_id: int | None = None
     # New and changed dependencies: of what is on the branch, and of the pending patch.
     dependencies: tuple[DependencyChange, ...] = ()
@@ -194,6 +203,7 @@ class RunState:
     high_risk_needs_review: bool
     is_sandbox_required: bool = False
     dependencies_need_review: bool = False
+    is_parallel: bool = False
     cost_cap_usd: Decimal | None = None
     tokens_used: int = 0
     tokens_reserved: int = 0
@@ -234,32 +244,6 @@ class RunState:
 
     def tier(self, tier_id: str) -> TierState:
         return next(tier for tier in self.tiers if tier.tier_id == tier_id)
-
-    @property
-    def next_phase(self) -> PhaseState | None:
-        """The phase that may start now or is under way: the first that is not final.
-
-        Phases run one after the other, and only this property defines their order. (rules §2)
-        """
-        return first_open(in_order(self.phases))
-
-
-class _Stated(Protocol):
-    @property
-    def state(self) -> PhaseStatus: ...
-
-
-Stated = TypeVar("Stated", bound=_Stated)
-
-
-def first_open(phases: Iterable[Stated]) -> Stated | None:
-    """Return the first of a run's phases, in their order, that is not final. (rules §2)"""
-    return next((phase for phase in phases if not phase.state.is_final), None)
-
-
-def in_order(phases: Iterable[PhaseState]) -> list[PhaseState]:
-    """Sort phases by tier and phase index, the order in which they run. (rules §2)"""
-    return sorted(phases, key=lambda phase: (phase.tier_index, phase.phase_index))
 
 
 class _Begun(Protocol):

@@ -8,7 +8,7 @@ from .plan import Plan, PlanPhase, PlanTier
 from .run import PhaseState, RunState, TierState
 from .states import PhaseStatus, RunStatus, TierStatus
 from .strategy import Strategy
-from .terms import DependencyReview, Severity
+from .terms import CiMode, DependencyReview, Severity
 
 
 def starting_state(plan: Plan, strategy: Strategy, now: datetime, base_commit: str) -> RunState:
@@ -31,9 +31,22 @@ def starting_state(plan: Plan, strategy: Strategy, now: datetime, base_commit: s
         high_risk_needs_review=safety.high_risk_needs_review,
         is_sandbox_required=strategy.ci.require_sandbox,
         dependencies_need_review=strategy.review.new_dependencies is DependencyReview.REQUIRED,
+        is_parallel=_is_parallel(plan, strategy),
         head_commit=base_commit,
         tiers=tuple(_tier(tier, plan, strategy) for tier in plan.tiers),
         phases=tuple(_phase(phase, tiers[phase.tier_id], strategy) for phase in plan.phases),
+    )
+
+
+def _is_parallel(plan: Plan, strategy: Strategy) -> bool:
+    """Return whether phases may be under way side by side. (rules §2.7)
+
+    An external CI judges a branch when it was pushed, not in the order that attribution needs.
+    """
+    return (
+        strategy.parallel
+        and strategy.ci.mode is not CiMode.EXTERNAL
+        and any(phase.depends_on is not None for phase in plan.phases)
     )
 
 
@@ -68,6 +81,8 @@ def _phase(phase: PlanPhase, tier: PlanTier, strategy: Strategy) -> PhaseState:
         auto_apply=mine.auto_apply,
         is_high_risk=mine.default_severity is Severity.MAJOR,
         allow_empty=phase.allow_empty,
+        depends_on=phase.depends_on,
+        allowed_paths=phase.allowed_paths,
         independence=mine.independence,
         approvals_needed=mine.approvals,
         evidence_required=mine.evidence,

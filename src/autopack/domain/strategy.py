@@ -76,6 +76,7 @@ class Strategy(Closed):
     max_minor_issues_total: Count
     attempt_minutes: PositiveCount
     audit_minutes: PositiveCount
+    parallel: bool = True
     safety: SafetyRule
     major_categories: tuple[Word, ...]
     paths: PathRules
@@ -125,6 +126,7 @@ def compile_strategy(ruleset: Ruleset, plan: Plan, *, version: int = 1) -> Strat
         max_minor_issues_total=_count(ruleset.run.minor_issues_per_phase * len(plan.phases)),
         attempt_minutes=ruleset.attempt_minutes,
         audit_minutes=ruleset.audit_minutes,
+        parallel=ruleset.parallel,
         safety=safety,
         major_categories=_major_categories(ruleset),
         paths=ruleset.paths,

@@ -18,7 +18,8 @@ from typing import NamedTuple
 from ..domain.events import wire_time
 from ..domain.issues import IssueStatus
 from ..domain.money import short_usd
-from ..domain.run import CompletedBy, DebtStatus, FailureCode, first_open, has_ended_early
+from ..domain.order import first_at_hand
+from ..domain.run import CompletedBy, DebtStatus, FailureCode, has_ended_early
 from ..domain.states import Cleanliness, PhaseStatus, RunStatus, TierStatus
 from ..domain.terms import Independence, Sandbox, Verdict
 from ..domain.times import duration
@@ -241,7 +242,7 @@ def _phase_address(run: RunDetail, phase: PhaseDetail | None) -> str:
 
 
 def _next_step(run: RunDetail, phases: Sequence[PhaseDetail]) -> str:
-    current = first_open(phases)
+    current = first_at_hand(phases)
     name = f"phase {_phase_link(current, 'phases/')}" if current else "the next phase"
     until = f" until {_time(current.deadline_at)}" if current and current.deadline_at else ""
     match run.state:

@@ -57,6 +57,7 @@ class Run(Base):
     dependencies_need_review: Mapped[bool] = mapped_column(
         default=False, server_default=text("false")
     )
+    is_parallel: Mapped[bool] = mapped_column(default=False, server_default=text("false"))
     cleanup_after_runs: Mapped[int]
     cleanup_after_tiers: Mapped[int]
     major_categories: Mapped[Json]
@@ -239,6 +240,7 @@ class Phase(HasIssues, Base):
     builder_mode: Mapped[str | None]
     allow_empty: Mapped[bool]
     allowed_paths: Mapped[Json] = mapped_column(nullable=True)
+    depends_on: Mapped[Json] = mapped_column(nullable=True)
     expected_issues: Mapped[Json]
     issue_key: Mapped[str | None]
 
@@ -279,6 +281,12 @@ class Phase(HasIssues, Base):
     deadline_at: Mapped[datetime | None]
     start_commit: Mapped[str | None]
     commit: Mapped[str | None]
+    # The head when the latest attempt started; the commit that its own on the branch follow, none
+    # without any there; the place of its last one among those of all phases.
+    attempt_commit: Mapped[str | None]
+    before_commit: Mapped[str | None]
+    branch_place: Mapped[int] = mapped_column(default=0, server_default=text("0"))
+    is_conflict_forgiven: Mapped[bool] = mapped_column(default=False, server_default=text("false"))
     snapshot_tag: Mapped[str | None]
     snapshot_oid: Mapped[str | None]
     snapshot_commit: Mapped[str | None]

@@ -7,9 +7,9 @@ from typing import Any
 from ..domain.errors import AutopackError, ConflictError
 from ..domain.naming import branch_ref
 from ..domain.operating import Rollback, require_rollback
+from ..domain.order import first_at_hand
 from ..domain.outcomes import CommitKind
 from ..domain.results import PatchCheck
-from ..domain.run import first_open
 from ..domain.secret_rules import redact
 from ..gitrepo import RepositoryUnusableError
 from ..models import Phase, Run
@@ -93,7 +93,7 @@ def phase_diff(context: AppContext, phase: Phase) -> bytes:
     """Return what a phase changed so far; nothing before its first commit."""
     if phase.start_commit is None or phase.commit is None:
         return b""
-    return context.repository.diff(phase.start_commit, phase.commit)
+    return context.repository.diff(phase.before_commit or phase.start_commit, phase.commit)
 
 
 def check_patch(
@@ -170,7 +170,7 @@ def rollback(
 
 def _next_phase(run: Run) -> Phase:
     phases = [phase for tier in run.tiers for phase in tier.phases]
-    return first_open(phases) or phases[-1]
+    return first_at_hand(phases) or phases[-1]
 
 
 def _shown(path: str) -> str:

@@ -11,13 +11,14 @@ from ..domain.deciding import weigh_builder_result
 from ..domain.errors import AutopackError, InvalidError
 from ..domain.money import ZERO_USD
 from ..domain.next_step import next_step
+from ..domain.order import first_at_hand, in_order
 from ..domain.outcomes import Outcome, PatchStatus
 from ..domain.patches import AppliedPatch, PendingPatch, RefusedPatch
 from ..domain.redaction import redacted
 from ..domain.results import BuilderReport
-from ..domain.run import in_order
 from ..domain.states import PhaseStatus
 from ..domain.terms import BuilderStatus, Role
+from ..gitrepo import PatchConflictError
 from ..models import Patch, Phase, Submission
 from ..store import submissions
 from ..views.branches import RepairAnswer
@@ -102,7 +103,8 @@ def _decide(
             result = replace(result, patch=made)
         except patching.PATCH_FAULTS as error:
             patching.refuse(submission, error)
-            result = replace(result, patch=RefusedPatch(error.detail))
+            is_conflict = isinstance(error, PatchConflictError)
+            result = replace(result, patch=RefusedPatch(error.detail, is_conflict))
             refusal = error
     change.decide(result)
     if submission.outcome is Outcome.FAILED:  # no patch was put on the branch or refused
@@ -124,10 +126,11 @@ def _put(
 
     Raises one of PATCH_FAULTS.
     """
-    if action is PatchAction.HOLD:
+    if action is not PatchAction.APPLY:
         pending, repairs = patching.dry_apply(change, phase, patch, report.base_commit)
-        submission.outcome, patch.status = Outcome.HELD, PatchStatus.PENDING
-        return pending, repairs
+        if action is PatchAction.HOLD or pending.dependencies:
+            submission.outcome, patch.status = Outcome.HELD, PatchStatus.PENDING
+            return pending, repairs
     applied, repairs = patching.apply(
         change, phase, submission, patch, title=phase.name, base_commit=report.base_commit
     )
@@ -154,7 +157,8 @@ def what_next(change: RunChange) -> NextStep:
     """Return what the run waits for now, after a change that left no lease on its next phase."""
     state = change.state
     failed = [each.phase_id for each in in_order(state.phases) if each.state is PhaseStatus.FAILED]
-    return NextStep.of(next_step(change.run, state.next_phase, agent=None, failed=failed))
+    current = first_at_hand(in_order(state.phases))
+    return NextStep.of(next_step(change.run, current, agent=None, failed=failed))
 
 
 def _outcome_without_patch(state: PhaseStatus) -> Outcome:

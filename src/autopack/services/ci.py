@@ -167,7 +167,7 @@ def _begin(context: AppContext, ci_run_id: int) -> Order | None:
             rules=ci.command_for(run.profile),
             ci=ci,
             base_commit=whole.base_commit,
-            start_commit=phase.start_commit or whole.base_commit,
+            start_commit=phase.before_commit or phase.start_commit or whole.base_commit,
             evidence=tuple(map(EvidenceKind, phase.evidence_required)),
             expected_issues=tuple(_expected(whole, phase)),
             must_fail_before=strategy["phases"][phase_id].get("must_fail_before", False),

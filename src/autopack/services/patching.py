@@ -22,6 +22,7 @@ from ..domain.outcomes import CommitKind, Outcome, PatchStatus
 from ..domain.patches import AppliedPatch, PendingPatch
 from ..domain.path_policy import DEFAULT_PROTECTED, PathPolicy, check_changes
 from ..domain.redaction import redacted
+from ..domain.run import PhaseState
 from ..domain.secret_rules import redact_bytes
 from ..domain.terms import CiProfile
 from ..gitrepo import (
@@ -35,6 +36,7 @@ from ..gitrepo import (
     PolicyCheck,
 )
 from ..models import Patch, Phase, Run, Submission
+from ..store import submissions
 from .change import RunChange
 
 # Refusals because of the patch's content: they use a try. A patch above a limit, or an error of the
@@ -149,6 +151,13 @@ def _manifests(
             )
 
 
+def _began_at(change: RunChange, phase: Phase) -> str | None:
+    """Return the head when the attempt began, if other phases have changed the branch since."""
+    state = change.phase_state(phase.phase_id)
+    is_moved = change.state.is_parallel and state.attempt_commit != change.head
+    return state.attempt_commit if is_moved else None
+
+
 def dry_apply(
     change: RunChange, phase: Phase, patch: Patch, base_commit: str | None
 ) -> tuple[PendingPatch, tuple[Repair, ...]]:
@@ -157,6 +166,7 @@ def dry_apply(
     Also return its repairs. Raises one of PATCH_FAULTS.
     """
     inspection = _Inspection(change, phase)
+    base_commit = base_commit or _began_at(change, phase)
     with _telling_no_secrets():
         applied = change.context.repository.dry_apply(
             change.head, patch.content, inspection, base_commit=base_commit
@@ -179,6 +189,7 @@ def apply(
     Raises one of PATCH_FAULTS.
     """
     inspection = _Inspection(change, phase)
+    base_commit = base_commit or _began_at(change, phase)
     with _telling_no_secrets():
         applied = change.context.repository.apply(
             change.head, patch.content, inspection, base_commit=base_commit
@@ -202,6 +213,43 @@ def apply(
         dependencies=inspection.dependencies,
     )
     return put, applied.repairs
+
+
+def apply_again(change: RunChange, state: PhaseState) -> list[AppliedPatch]:
+    """Put the patches of a phase that were on the branch on its new head, each as one commit.
+
+    Raises one of PATCH_FAULTS.
+    """
+    phase = change.phase(state.phase_id)
+    made: list[AppliedPatch] = []
+    for patch in submissions.list_patches_after(
+        change.session, change.run.id, phase.id, str(state.before_commit)
+    ):
+        inspection = _Inspection(change, phase)
+        with _telling_no_secrets():
+            applied = change.context.repository.apply(
+                change.head, patch.content, inspection, base_commit=state.before_commit
+            )
+        commit = change.add_commit(
+            CommitKind.PATCH,
+            applied.tree,
+            patch.message,
+            phase=phase,
+            patch_pk=patch.patch_pk,
+            is_merged=applied.merged,
+            has_own_difference=bool(applied.repairs),
+        )
+        made.append(
+            AppliedPatch(
+                submission_id=patch.submission_pk,
+                patch_sha256=patch.sha256,
+                commit=commit.sha,
+                tree=commit.tree,
+                parent=commit.parent,
+                dependencies=inspection.dependencies,
+            )
+        )
+    return made
 
 
 def refuse(submission: Submission, error: AutopackError) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..domain.errors import AutopackError, NotFoundError
-from ..domain.run import first_open
+from ..domain.order import first_at_hand
 from ..domain.states import PhaseStatus
 from ..models import Phase, Run
 from ..store import runs
@@ -86,7 +86,7 @@ def _chosen(run: Run, phase_id: str | None) -> Phase:
     if phase_id is not None:
         return runs.get_phase(run, phase_id)
     failed = [phase for phase in phases if phase.state is PhaseStatus.FAILED]
-    current = first_open(phases)
+    current = first_at_hand(phases)
     begun = [phase for phase in phases if phase.started_at is not None]
     chosen = failed[-1:] or ([current] if current else []) or begun[-1:] or phases[-1:]
     if not chosen:

@@ -17,8 +17,8 @@ from ..domain.events import GENESIS_HASH, RunStarted, canonical_json
 from ..domain.naming import branch_name, branch_ref, snapshot_ref
 from ..domain.next_step import next_step
 from ..domain.operating import Cancel
+from ..domain.order import first_at_hand
 from ..domain.plan import DebtPhase, Plan, PlanPhase
-from ..domain.run import first_open
 from ..domain.run_filter import RunFilter
 from ..domain.secret_rules import redact
 from ..domain.starting import starting_state
@@ -108,9 +108,14 @@ def _origin(run: Run) -> Origin:
             f"run '{run.run_id}' has no record on its branch, which its continuation would name"
             " (AUTOPACK_COMMIT_RUN_RECORD)"
         )
-    phases = [phase for tier in run.tiers for phase in tier.phases]
-    complete = [phase for phase in phases if phase.state is PhaseStatus.COMPLETE]
-    verified = complete[-1].snapshot_commit if complete else None
+    ended = [
+        (phase.ended_at, phase.tier_index, phase.phase_index, phase.snapshot_commit)
+        for tier in run.tiers
+        for phase in tier.phases
+        if phase.state is PhaseStatus.COMPLETE and phase.ended_at is not None
+    ]
+    # Of the phase that completed last: what completed before it is on the branch before it.
+    verified = max(ended)[-1] if ended else None
     return Origin(
         run_id=run.run_id,
         record=run.head_commit,
@@ -258,7 +263,7 @@ def cancel_run(context: AppContext, run_id: str, reason: str) -> RunAnswer:
 def _answer(run: Run, leases: Sequence[LeaseState]) -> RunAnswer:
     """Return a run with its tiers and phases; `leases` are those of its phases."""
     phases = [phase for tier in run.tiers for phase in tier.phases]
-    current = first_open(phases)
+    current = first_at_hand(phases)
     agents = {lease.phase_id: lease.agent for lease in leases}
     step = next_step(
         run,
@@ -307,6 +312,7 @@ def _add_first_event(session: RowSession, run: Run, actor: str) -> None:
         rebases=run.rebases,
         rebased_commit=run.rebased_commit,
         dependencies_need_review=run.dependencies_need_review,
+        is_parallel=run.is_parallel,
     )
     runs.add_events(session, run, (event,))
 
@@ -401,7 +407,6 @@ def _new_phase(phase: PlanPhase, strategy: Strategy) -> Phase:
         task_category=mine.task_category,
         complexity=mine.complexity,
         builder_mode=mine.builder_mode,
-        allowed_paths=None if phase.allowed_paths is None else list(phase.allowed_paths),
         expected_issues=list(phase.expected_issues),
         auditor_profile=mine.auditor_profile,
         max_patch_files=mine.max_patch_files,

@@ -13,7 +13,7 @@ from typing import Final
 import structlog
 
 from ..domain.debt import Closing, LifeKind, closing_of
-from ..domain.deciding import Undone
+from ..domain.deciding import Entangled, Undone
 from ..domain.deciding import settle as settle_run
 from ..domain.events import CiVerdictReceived, IssueResolved
 from ..domain.issues import MAX_EVIDENCE_REFS, IssueReport, IssueStatus
@@ -26,7 +26,9 @@ from ..domain.naming import (
     snapshot_name,
     snapshot_ref,
 )
+from ..domain.order import after_it, ci_turn, has_commits, to_undo
 from ..domain.outcomes import CommitKind
+from ..domain.patches import AppliedPatch
 from ..domain.run import FailureCode, PhaseState
 from ..domain.statement import signed_bytes
 from ..domain.states import PhaseStatus, RunStatus
@@ -36,6 +38,7 @@ from ..jobs.queue import defer
 from ..mirror import RECORD, patch_name
 from ..models import Issue, Phase
 from ..store import ci_runs, issues, leases, runs, submissions
+from . import patching
 from .change import RunChange
 from .projection import Signatures, finished_files
 from .pushes import want_push
@@ -50,7 +53,7 @@ CI_TASK: Final = "run_ci"
 
 def settle(change: RunChange) -> None:
     """Compute all consequences of the decision, and write them to the tables."""
-    _undo_failed_phases(change)
+    _undo_phases(change)
     _request_ci(change)
     change.take(settle_run(change.before, change.state, change.now))
     _write_rows(change)
@@ -123,31 +126,55 @@ def _completed(change: RunChange) -> list[Phase]:
 # Acting on it
 
 
-def _undo_failed_phases(change: RunChange) -> None:
-    """Restore the tree that a failed phase started from, by a commit. (rules §2)"""
+def _undo_phases(change: RunChange) -> None:
+    """Take the commits of phases off the branch that failed, or are built again. (rules §2.7)"""
+    for phase in to_undo(change.before, change.state):
+        if not change.state.is_over or phase.state is PhaseStatus.FAILED:
+            _undo(change, phase)
+
+
+def _undo(change: RunChange, phase: PhaseState) -> None:
+    """Restore the tree before a phase's commits, and put those of others after it on it again."""
     repository = change.context.repository
-    for phase in _newly(change, PhaseStatus.FAILED):
-        if phase.start_commit in (None, change.head):
-            continue
-        tree = repository.tree_of(str(phase.start_commit))
-        if tree == repository.tree_of(change.head):
-            continue
-        message = (
-            f"Undo phase {phase.phase_id}\n\n"
-            f"It failed, so the tree is again that of {phase.start_commit}.\n\n"
-            f"Autopack-Run: {change.run.run_id}\nAutopack-Phase: {phase.phase_id}\n"
-        )
-        row = change.phase(phase.phase_id)
-        commit = change.add_commit(CommitKind.UNDO, tree, message, phase=row)
-        change.decide(Undone(phase_id=phase.phase_id, commit=commit.sha, tree=tree))
+    before, others = phase.before_commit or phase.start_commit, after_it(change.state, phase)
+    if before in (None, change.head):
+        return
+    tree = repository.tree_of(str(before))
+    if phase.state is PhaseStatus.FAILED and not others and tree == repository.tree_of(change.head):
+        return
+    why = "It failed" if phase.state is PhaseStatus.FAILED else "It is built again"
+    message = (
+        f"Undo phase {phase.phase_id}\n\n"
+        f"{why}, so the tree is again that of {before}.\n\n"
+        f"Autopack-Run: {change.run.run_id}\nAutopack-Phase: {phase.phase_id}\n"
+    )
+    kept = len(change.commits)
+    row = change.phase(phase.phase_id)
+    commit = change.add_commit(CommitKind.UNDO, tree, message, phase=row)
+    again: list[tuple[str, AppliedPatch]] = []
+    for other in others:
+        try:
+            again += [(other.phase_id, each) for each in patching.apply_again(change, other)]
+        except patching.PATCH_FAULTS:
+            change.drop_commits(kept)
+            change.decide(Entangled(phase_id=phase.phase_id, other_id=other.phase_id))
+            return
+    change.decide(Undone(phase_id=phase.phase_id, commit=commit.sha, tree=tree, again=tuple(again)))
 
 
 def _request_ci(change: RunChange) -> None:
-    """Request a CI run for phases that just reached CI_RUNNING, if CI is the service's own."""
-    come = _newly(change, PhaseStatus.CI_RUNNING)
-    if come and runs.get_strategy(change.session, change.run)["ci"]["mode"] == CiMode.LOCAL:
-        for phase in come:
-            request_ci_run(change, phase.phase_id)
+    """Request a CI run for the phase whose turn has come, if CI is the service's own. (rules §2.7)
+
+    Without phases side by side that is the one that just reached CI_RUNNING.
+    """
+    turn, earlier = ci_turn(change.state), ci_turn(change.before)
+    if turn is None:
+        return
+    is_same = earlier is not None and earlier.phase_id == turn.phase_id
+    if is_same and change.before.phase(turn.phase_id).commit == turn.commit:
+        return
+    if runs.get_strategy(change.session, change.run)["ci"]["mode"] == CiMode.LOCAL:
+        request_ci_run(change, turn.phase_id)
 
 
 def _end_ci(change: RunChange) -> None:
@@ -167,8 +194,12 @@ def _end_ci(change: RunChange) -> None:
 
 def _tag_snapshots(change: RunChange) -> None:
     """Tag the head for each phase that just completed."""
-    repository, head = change.context.repository, change.head
+    repository = change.context.repository
     for phase in _completed(change):
+        state = change.phase_state(phase.phase_id)
+        # Commits of other phases may follow it, which CI has not judged yet.
+        is_beside = change.state.is_parallel and has_commits(state)
+        head = (state.commit if is_beside else None) or change.head
         name = snapshot_name(change.run.run_id, phase.tier_id, phase.phase_id)
         message = snapshot_message(change.run.run_id, phase.phase_id, phase.name)
         signature = repository.sign_tag(name=name, commit=head, message=message, at=change.now)

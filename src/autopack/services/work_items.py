@@ -183,7 +183,8 @@ def _review(
         held = submissions.list_patches(session, state.pending_submission_id)
         content = b"".join(patch.content for patch in held)
     elif phase.start_commit is not None and phase.commit is not None:
-        content = context.repository.diff(phase.start_commit, phase.commit)
+        before = phase.before_commit or phase.start_commit
+        content = context.repository.diff(before, phase.commit)
     else:
         content = b""
     try:

@@ -213,7 +213,7 @@ def lock_with_work(
     return str(found[0][0]) if found else None
 
 
-# A run with a phase in such a state has no work for that role, as its phases run one by one.
+# A run with a phase in such a state has no work for that role, if its phases run one by one.
 _BUSY = {
     Role.BUILDER: (PhaseStatus.EXECUTING, PhaseStatus.GATE, PhaseStatus.CI_RUNNING),
     Role.AUDITOR: (PhaseStatus.EXECUTING, PhaseStatus.CI_RUNNING),
@@ -226,9 +226,9 @@ _LOCK_WITH_WORK: Final = """
         WHERE r.ended_at IS NULL AND r.run_id <> ALL(%(passed)s)
             AND EXISTS (SELECT FROM phases p WHERE p.run_pk = r.id AND p.state = %(waiting)s
                 AND (%(is_builder)s OR p.lease_id IS NULL))
-            AND NOT EXISTS (SELECT FROM phases p WHERE p.run_pk = r.id
+            AND (r.is_parallel OR NOT EXISTS (SELECT FROM phases p WHERE p.run_pk = r.id
                 AND (p.state = ANY(%(busy)s) OR p.retry_at > %(now)s AND (%(account)s IS NULL
-                    OR p.retry_account IS NULL OR p.retry_account = %(account)s)))
+                    OR p.retry_account IS NULL OR p.retry_account = %(account)s))))
         ORDER BY r.created_at, r.id
     )
     SELECT run_id FROM candidate

@@ -162,13 +162,47 @@ class AcceptedCommit:
 
 
 def list_accepted_commits(session: RowSession, run_pk: int) -> list[AcceptedCommit]:
-    """Return the commits that hold the patches of complete phases, oldest first."""
+    """Return the commits that hold the patches of complete phases, oldest first.
+
+    Of a patch that was applied again, after a phase before it was undone, the last one.
+    """
     query = """SELECT c.sha, c.parent, c.message, p.phase_id, p.builders, p.builder_models
         FROM commits c JOIN phases p ON p.id = c.phase_pk
-        WHERE c.run_pk = %s AND c.kind = ANY(%s) AND p.state = %s ORDER BY c.position"""
+        WHERE c.run_pk = %s AND c.kind = ANY(%s) AND p.state = %s
+            AND c.position > coalesce((SELECT b.position FROM commits b
+                WHERE b.run_pk = c.run_pk AND b.sha = p.before_commit), -1)
+        ORDER BY c.position"""
     kinds = [CommitKind.PATCH, CommitKind.REPLAY]
     values = (run_pk, [str(kind) for kind in kinds], str(PhaseStatus.COMPLETE))
     return [AcceptedCommit(*row) for row in session.fetch(query, values)]
+
+
+@dataclass(frozen=True, slots=True)
+class PatchOnBranch:
+    """A patch of a phase that is on the branch now, and its commit's message."""
+
+    message: str
+    patch_pk: int
+    submission_pk: int
+    sha256: str
+    content: bytes
+
+
+def list_patches_after(
+    session: RowSession, run_pk: int, phase_pk: int, commit: str
+) -> list[PatchOnBranch]:
+    """Return a phase's patches whose commits come after a commit of the branch, oldest first."""
+    query = """SELECT c.message, p.id, p.submission_pk, p.sha256, p.content
+        FROM commits c JOIN patches p ON p.id = c.patch_pk
+        WHERE c.run_pk = %s AND c.phase_pk = %s
+            AND c.position > coalesce((SELECT b.position FROM commits b
+                WHERE b.run_pk = c.run_pk AND b.sha = %s), -1)
+        ORDER BY c.position"""
+    rows = session.fetch(query, (run_pk, phase_pk, commit))
+    return [
+        PatchOnBranch(message, patch_pk, submission_pk, sha256, bytes(content))
+        for message, patch_pk, submission_pk, sha256, content in rows
+    ]
 
 
 def find_change(session: Session, commit: Commit) -> bytes | None:

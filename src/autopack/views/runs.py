@@ -47,6 +47,10 @@ class PhaseAnswer(Shape):
     builder_mode: str | None
     allow_empty: bool
     allowed_paths: list[str] | None
+    depends_on: Annotated[
+        list[str] | None,
+        Field(description="Which phases must have ended before; null: all before it."),
+    ]
     expected_issues: list[str]
     issue_key: Annotated[str | None, Field(description="The aged issue that it cleans up.")]
     ci_profile: CiProfile
@@ -277,6 +281,7 @@ class RunDetail(RunSummaryAnswer):
     is_rolled_back: bool
     is_sandbox_required: bool
     dependencies_need_review: bool
+    is_parallel: bool
     tiers: list[TierDetail]
 
 

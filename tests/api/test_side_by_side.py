@@ -1,0 +1,259 @@
+"""Phases side by side through the service: claims, commits by arrival, undoing, merging."""
+
+from __future__ import annotations
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from subprocess import run as run_process
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import text
+from tests.api.test_local_ci import rule, take, waiting, work
+
+from autopack.services import ci
+from autopack.services.context import AppContext
+
+if TYPE_CHECKING:
+    from tests.api.conftest import Agents, Api, Json
+
+pytestmark = pytest.mark.integration
+
+LANES = ("a", "b", "c")
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def context(agents: Agents) -> AppContext:
+    context: AppContext = agents.app.state.context
+    return context
+
+
+def start(api: Api, depth: int = 1, **how: object) -> None:
+    """Start a run of three lanes; `a1` depends on `a0`, and changes the same folder."""
+    phases = [
+        {
+            "phase_id": f"{lane}{step}",
+            "phase_index": step * len(LANES) + at,
+            "tier_id": "T0",
+            "name": f"Step {step} of lane {lane}",
+            "depends_on": [f"{lane}{step - 1}"] if step else [],
+            "allowed_paths": [f"src/{lane}/**"],
+        }
+        for step in range(depth)
+        for at, lane in enumerate(LANES)
+    ]
+    plan = {**api.plan(**how), "phases": phases}  # type: ignore[arg-type]
+    response = api.client.post("/runs/start", json=plan)
+    assert response.status_code == 201, response.text
+
+
+def build(agents: Agents, item: Json, name: str = "file", **fields: object) -> Json:
+    """Hand in a patch for the item's lane that must be accepted."""
+    lane = str(item["phase_id"])[0]
+    patch = agents.api.new_file(f"src/{lane}/{name}.txt")
+    response = agents.build(item, patch=patch, **fields)
+    assert response.status_code == 200, response.text
+    answer: Json = response.json()
+    return answer
+
+
+def states(api: Api) -> dict[str, str]:
+    [tier] = api.run()["tiers"]
+    return {phase["phase_id"]: phase["state"] for phase in tier["phases"]}
+
+
+def paths(api: Api) -> list[str]:
+    names = api.repo.git("ls-tree", "-r", "--name-only", api.head(), "src/").split()
+    return [name.removeprefix("src/") for name in names if name.count("/") > 1]
+
+
+def judge(context: AppContext) -> None:
+    """Do what workers would do with every queued run of CI, also with those that have ended."""
+    for ci_run_id in waiting(context):
+        with context.writing() as session:
+            done = text("UPDATE procrastinate_jobs SET status = 'doing' WHERE queue_name = 'ci'")
+            session.execute(done)
+            session.commit()
+        ci.run_ci(context, ci_run_id)
+    take(context)
+
+
+def verify(api: Api) -> None:
+    """Expect the offline checker, as a script, to accept the run's branch."""
+    script = ROOT / "scripts" / "check_promotion.py"
+    done = run_process(
+        [sys.executable, script, "--run-id", "run-001", "--branch", "autonomous/run-001"],
+        cwd=api.repo.path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_lanes_are_claimed_at_once_and_their_results_are_commits_in_order_of_arrival(
+    api: Api, agents: Agents
+) -> None:
+    start(api, depth=2)
+    items = [agents.claim() for _ in LANES]
+    assert [item["phase_id"] for item in items] == ["a0", "b0", "c0"]
+    agents.nothing_for("builder")
+    assert agents.reserved() == (1_500_000, 1_500_000)
+    bases = {item["repository"]["base_commit"] for item in items}
+    assert len(bases) == 1
+    for item in reversed(items):
+        build(agents, item)
+    assert states(api) | {"a1": "QUEUED"} == states(api)
+    assert paths(api) == ["a/file.txt", "b/file.txt", "c/file.txt"]
+    commits = api.commits()
+    assert [api.repo.git("log", "-1", "--format=%s", each) for each in reversed(commits)] == [
+        f"Step 0 of lane {lane}" for lane in "cba"
+    ]
+    items = [agents.claim() for _ in LANES]
+    for item in items:
+        build(agents, item, "more")
+    assert api.run()["state"] == "DONE_SUCCESS"
+    assert agents.reserved() == (0, 0)
+    verify(api)
+
+
+def test_two_agents_that_claim_at_once_never_get_the_same_phase(api: Api, agents: Agents) -> None:
+    start(api)
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(lambda _: agents.ask(), range(6)))
+    assert sorted(each.status_code for each in answers) == [200] * 3 + [204] * 3
+    items = [each.json() for each in answers if each.status_code == 200]
+    assert {item["phase_id"] for item in items} == {"a0", "b0", "c0"}
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda item: build(agents, item), items))
+    assert api.run()["state"] == "DONE_SUCCESS"
+    assert len(api.commits()) == 3
+    assert paths(api) == ["a/file.txt", "b/file.txt", "c/file.txt"]
+    verify(api)
+
+
+def test_a_claim_over_all_runs_gives_each_agent_a_lane(api: Api, agents: Agents) -> None:
+    start(api)
+    assert [agents.claim(run_id=None)["phase_id"] for _ in LANES] == ["a0", "b0", "c0"]
+    agents.nothing_for("builder", None)
+
+
+def test_a_red_verdict_undoes_the_phase_alone_and_ci_judges_the_others_without_it(
+    api: Api, agents: Agents, context: AppContext
+) -> None:
+    rule(api, "! test -e src/a/bad.txt")
+    start(api)
+    a, b, c = (agents.claim() for _ in LANES)
+    build(agents, a, "bad")
+    build(agents, b)
+    build(agents, c)
+    assert len(waiting(context)) == 1, "CI judges one commit at a time"
+    work(context)
+    assert states(api) == {"a0": "QUEUED", "b0": "CI_RUNNING", "c0": "CI_RUNNING"}
+    assert paths(api) == ["b/file.txt", "c/file.txt"]
+    assert len(api.commits()) == 6  # three patches, the undoing, two patches again
+    work(context)
+    work(context)
+    assert states(api) == {"a0": "QUEUED", "b0": "COMPLETE", "c0": "COMPLETE"}
+    [reason] = [
+        event["reason"]
+        for event in agents.events()
+        if event["kind"] == "PhaseQueued" and event["phase_id"] == "a0"
+    ]
+    assert reason.startswith("CI is red")
+    again = agents.claim()
+    assert again["phase_id"] == "a0"
+    build(agents, again, "good")
+    work(context)
+    assert api.run()["state"] == "DONE_SUCCESS"
+    assert paths(api) == ["a/good.txt", "b/file.txt", "c/file.txt"]
+    assert api.run()["promotion_eligible_to_main"] is True
+    verify(api)
+
+
+def test_a_phase_that_fails_for_good_is_undone_and_the_lanes_beside_it_go_on(
+    api: Api, agents: Agents, context: AppContext
+) -> None:
+    rule(api, "! test -e src/a/bad.txt")
+    start(api, run_scope="multi_tier")
+    a, b, c = (agents.claim() for _ in LANES)
+    build(agents, a, "bad")
+    build(agents, b)
+    assert api.status("FAILED", phase_id="a0").status_code == 200
+    assert states(api) == {"a0": "FAILED", "b0": "CI_RUNNING", "c0": "EXECUTING"}
+    assert paths(api) == ["b/file.txt"]
+    judge(context)
+    build(agents, c)
+    judge(context)
+    run = api.run()
+    assert run["state"] == "DONE_FAILED_REQUIRES_HUMAN_REVIEW"
+    assert paths(api) == ["b/file.txt", "c/file.txt"]
+    answer = api.client.post("/runs/run-001/continue", json={})
+    assert answer.status_code == 201, answer.text
+    new = answer.json()
+    assert [phase["phase_id"] for tier in new["tiers"] for phase in tier["phases"]] == ["a0"]
+    assert api.repo.git("rev-parse", "autonomous/run-001.2^{tree}") == api.repo.git(
+        "rev-parse", f"{api.head()}^{{tree}}"
+    )
+
+
+def test_a_review_is_pending_beside_other_phases_and_applied_by_its_approval(
+    api: Api, agents: Agents
+) -> None:
+    start(api)
+    a, b, _ = (agents.claim() for _ in LANES)
+    build(agents, a, status="needs_review")
+    assert states(api)["a0"] == "GATE"
+    assert api.commits() == []
+    build(agents, b)
+    review = agents.claim("auditor")
+    assert review["phase_id"] == "a0"
+    assert agents.review("approve", review["lease"]["token"], phase_id="a0").status_code == 200
+    assert states(api) == {"a0": "COMPLETE", "b0": "COMPLETE", "c0": "EXECUTING"}
+    assert paths(api) == ["a/file.txt", "b/file.txt"]
+
+
+def test_what_does_not_merge_is_a_ticket_and_no_lost_try_the_first_time(
+    api: Api, agents: Agents
+) -> None:
+    start(api)
+    a, b, _ = (agents.claim() for _ in LANES)
+    build(agents, b)
+    for used in (0, 1):
+        patch = f"--- a/src/a/x.txt\n+++ b/src/a/x.txt\n@@ -1 +1 @@\n-old {used}\n+new\n"
+        answer = agents.build(a, patch=patch)
+        api.refused(answer, 409, "patch_conflict")
+        assert api.phase(phase_id="a0")["builder_attempts_used"] == used
+        assert states(api)["a0"] == "QUEUED"
+        a = agents.claim()
+        assert a["phase_id"] == "a0"
+        if not used:  # the branch moves on again
+            agents.api.status("FAILED", phase_id="c0")
+
+
+def test_one_phase_that_passes_the_runs_cap_ends_the_others_too(api: Api, agents: Agents) -> None:
+    start(api, token_cap=1_000)
+    a = agents.claim()
+    agents.nothing_for()  # the first claim has reserved all that the run has
+    assert agents.beat(a, tokens_used=10)["directive"] == "continue"
+    build(agents, a, tokens_used=10)
+    b = agents.claim()
+    agents.build(b, tokens_used=2_000)
+    run = api.run()
+    assert run["state"] == "DONE_FAILED_BUDGET_EXHAUSTED"
+    assert states(api) == {"a0": "COMPLETE", "b0": "SKIPPED", "c0": "SKIPPED"}
+
+
+def test_without_the_rulesets_leave_the_plan_is_built_in_its_order(
+    api: Api, agents: Agents
+) -> None:
+    document = {"project_id": "Autopack", "parallel": False}
+    assert api.client.put("/project/ruleset", json=document).status_code == 200
+    start(api)
+    first = agents.claim()
+    agents.nothing_for()
+    api.refused(api.result(phase_id="b0"), 409, "phase_not_next", "'a0'")
+    build(agents, first)
+    assert agents.claim()["phase_id"] == "b0"
