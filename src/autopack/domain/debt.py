@@ -14,8 +14,6 @@ from .evidence import Evidence
 from .terms import EvidenceKind, EvidenceResult
 
 MAX_MENDED: Final = 20
-FAILS_BEFORE: Final = "fails_before"
-_BASELINE: Final[str] = EvidenceKind.BASELINE
 
 
 class LifeKind(StrEnum):
@@ -47,9 +45,15 @@ def closing_of(evidence: Sequence[Evidence], mended: Sequence[str]) -> Closing |
     A check that CI accepts although it is red on the base proves nothing.
     """
     for each in evidence:
-        if each.kind == FAILS_BEFORE and each.result is EvidenceResult.PASSED and each.checks:
+        if (
+            each.kind is EvidenceKind.FAILS_BEFORE
+            and each.result is EvidenceResult.PASSED
+            and each.checks
+        ):
             return Closing(each.checks, "it fails on the code before the phase, and passes now")
-    known = {check for each in evidence if each.kind == _BASELINE for check in each.checks}
+    known = {
+        check for each in evidence if each.kind is EvidenceKind.BASELINE for check in each.checks
+    }
     checks = tuple(check for check in mended if check not in known)
     if not checks:
         return None

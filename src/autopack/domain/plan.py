@@ -233,8 +233,13 @@ def wants_debt_cleanup(plan: Plan, ruleset: Ruleset) -> bool:
     )
 
 
-def with_debt_cleanup(plan: Plan, aged: Sequence[tuple[str, str]]) -> Plan:
-    """Add a last tier with a phase for each aged issue, given as (key, category)."""
+def with_debt_cleanup(
+    plan: Plan, aged: Sequence[tuple[str, str]], *, must_fail_before: bool = False
+) -> Plan:
+    """Add a last tier with a phase for each aged issue, given as (key, category).
+
+    `must_fail_before`: CI can measure whether a test fails without the phase's change. (rules §7.1)
+    """
     if not aged:
         return plan
     last = max(tier.tier_index for tier in plan.tiers)
@@ -254,6 +259,7 @@ def with_debt_cleanup(plan: Plan, aged: Sequence[tuple[str, str]]) -> Plan:
             " that failed before and passes now.",
             task_category=DEBT_CATEGORY,
             issue_key=key,
+            must_fail_before=must_fail_before,
         )
         for index, (key, category) in enumerate(aged)
     )

@@ -17,7 +17,7 @@ from ..domain.path_policy import DEFAULT_PROTECTED
 from ..domain.plan import Plan, check_plan, wants_debt_cleanup, with_debt_cleanup
 from ..domain.ruleset import CiRules, Ruleset
 from ..domain.strategy import Strategy, compile_strategy, require_evidence
-from ..domain.terms import CiMode, CiProfile
+from ..domain.terms import CiMode, CiProfile, EvidenceKind
 from ..domain.values import MAX_PROBLEMS, Problems
 from ..store import issues, rulesets
 from ..store.session import RowSession
@@ -192,7 +192,14 @@ def plan_under(
     if wants_debt_cleanup(plan, ruleset):
         room = (plan.run.max_phases or ruleset.run.max_phases) - len(plan.phases)
         aged = issues.list_needing_cleanup(session, ruleset.project_id, limit=max(0, room))
-        plan = with_debt_cleanup(plan, [(entry.issue_key, entry.category) for entry in aged])
+        is_measured = not any(
+            ruleset.ci.evidence_problem(profile, EvidenceKind.FAILS_BEFORE) for profile in CiProfile
+        )
+        plan = with_debt_cleanup(
+            plan,
+            [(entry.issue_key, entry.category) for entry in aged],
+            must_fail_before=is_measured,
+        )
     strategy = compile_strategy(ruleset, plan, version=version)
     require_evidence(plan, ruleset, strategy)
     return plan, strategy
