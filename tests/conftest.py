@@ -43,6 +43,15 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 TEMPLATE_LOCK = 721_001
+# Files whose tests take many seconds each: each worker begins with its share of them, so that at
+# the end no worker runs one while the others have nothing to do.
+LONG_STORIES = {
+    f"tests/{name}.py"
+    for name in (
+        *("setup/test_first_minutes", "cli/test_up", "api/test_walks", "test_tutorial"),
+        *("worker/test_end_to_end", "remote/test_service", "test_serve", "setup/test_whole_way"),
+    )
+}
 
 # The environment of the caller must not change the tests. TESTING may be set or not.
 for name in list(os.environ):
@@ -67,6 +76,21 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection() -> None:
     """Collect no garbage while the tests are imported: what is made there stays."""
     gc.disable()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put long stories first in each worker's part, which xdist cuts off in this order."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    long = [item for item in items if item.nodeid.partition("::")[0] in LONG_STORIES]
+    others = [item for item in items if item.nodeid.partition("::")[0] not in LONG_STORIES]
+    total = len(items)
+    items.clear()
+    for worker in range(workers):
+        share = long[worker::workers]
+        rest = (total - len(items)) // (workers - worker) - len(share)
+        items += [*share, *others[: max(0, rest)]]
+        del others[: max(0, rest)]
 
 
 def pytest_collection_finish() -> None:
