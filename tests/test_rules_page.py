@@ -16,7 +16,8 @@ from autopack.domain.states import PhaseStatus, RunStatus
 
 pytestmark = pytest.mark.unit
 
-PAGE = (Path(__file__).resolve().parents[1] / "docs" / "rules.md").read_text()
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+PAGE = (DOCS / "rules.md").read_text()
 
 
 def rows_after(heading: str) -> dict[str, list[str]]:
@@ -55,6 +56,10 @@ def test_every_field_of_the_ruleset_is_there_with_its_default() -> None:
         "unavailable_messages",
     ):
         del document[elsewhere]
+    test_paths = document["ci"].pop("test_paths")
+    document["ci"]["test_paths"] = "[the usual names](evidence.md#which-files-are-tests)"
+    evidence = (DOCS / "evidence.md").read_text().split("## Which files are tests")[1]
+    assert re.findall(r"`([^`]*[*][^`]*)`", evidence.partition("\n## ")[0]) == test_paths
     assert {name: row[0] for name, row in rows_after("field").items()} == flat(document)
 
 
