@@ -3613,14 +3613,15 @@ def replay_reasons(record: JsonObject, earlier: Iterable[JsonObject]) -> tuple[s
     `earlier` are the records of the run that is rebased and of those that it continues, oldest
     first.
     """
-    wanted = [commit for each in earlier for commit in accepted_commits(each)]
+    records = [*earlier]
+    wanted = [commit for each in records for commit in accepted_commits(each)]
     made = [
         event["data"].get("original")
         for event in record["events"]
         if event["kind"] == PatchReplayed.__name__
     ]
     if made == wanted:
-        return ()
+        return _leniency(record, records)
     left = [commit for commit in wanted if commit not in made]
     more = [commit for commit in made if commit not in wanted]
     if left:
@@ -3628,6 +3629,19 @@ def replay_reasons(record: JsonObject, earlier: Iterable[JsonObject]) -> tuple[s
     if more:
         return (f"commit {show(more[0])} is made again, and no complete phase has it",)
     return ("the commits of the rebased run are made again in another order",)
+
+
+def _leniency(record: JsonObject, earlier: Iterable[JsonObject]) -> tuple[str, ...]:
+    """Expect strict CI where a phase of the rebased run had it. (rules §8.1)"""
+    was_strict = any(
+        phase["ci_profile"] == CiProfile.STRICT for each in earlier for phase in each["phases"]
+    )
+    lenient = [
+        phase["phase_id"] for phase in record["phases"] if phase["ci_profile"] != CiProfile.STRICT
+    ]
+    if not was_strict or not lenient:
+        return ()
+    return (f"phase '{show(lenient[0])}' is not strict, and a phase of the rebased run was",)
 
 
 def accepted_commits(record: JsonObject) -> list[str]:

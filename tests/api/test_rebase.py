@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import subprocess
 import sys
@@ -12,8 +13,10 @@ import pytest
 from pydantic import SecretStr
 
 from autopack.config import Settings
+from autopack.domain.rebasing import rebase_plan
 from autopack.domain.record_check import JsonObject
 from autopack.gitrepo import Repository
+from autopack.services import rebasing
 
 if TYPE_CHECKING:
     from tests.api.conftest import Api
@@ -250,10 +253,82 @@ def test_the_checker_refuses_a_rebase_that_is_not_of_the_named_run(
         monkeypatch.setattr(Repository, "replay", other_tree)
         told = "is not what the commit that it makes again gives on its base"
     else:
-        from autopack.services import rebasing
-
         accepted = rebasing._accepted
         monkeypatch.setattr(rebasing, "_accepted", lambda *given: accepted(*given)[:1])
         told = "of the rebased run is not made again"
     rebase(api)
     assert any(told in reason for reason in offline(api, "run-001.2")["reasons"])
+
+
+def test_every_view_of_a_rebased_run_answers_and_a_backtest_comes_to_the_same(api: Api) -> None:
+    finish(api)
+    move_base(api)
+    rebase(api)
+    for path in (
+        "/runs/run-001.2",
+        "/runs/run-001.2/phases/rebase",
+        "/runs/run-001.2/phases/rebase/attempts",
+        "/runs/run-001.2/timeline",
+        "/runs/run-001.2/diff",
+        "/runs/run-001.2/diff?phase_id=rebase",
+        "/runs/run-001.2/events",
+        "/runs/run-001.2/integration_status",
+        "/reports/run_summary/run-001.2",
+        "/dashboard/runs/run-001.2?phase=rebase",
+        "/metrics/tiers/run-001.2",
+        "/runs?text=rebase",
+    ):
+        assert api.client.get(path).status_code == 200, path
+    rules = api.client.get("/project/ruleset").json()
+    compared = api.client.post("/strategy/backtest", json={"ruleset": rules}).json()
+    assert [run for run in compared["runs"] if run["changes"] or run["parted_at"]] == []
+    shown = api.repo.git("show", "autonomous/run-001.2:.autonomous_runs/run-001.2/statement.json")
+    payload = json.loads(base64.b64decode(json.loads(shown)["payload"]))
+    made_of = payload["predicate"]["buildDefinition"]["resolvedDependencies"]
+    assert [each["name"] for each in made_of if each["name"].startswith(("record", "commit"))] == [
+        "record of run run-001",
+        *(f"commit {commit}" for commit in reversed(api.commits())),
+    ]
+
+
+def test_a_continued_run_is_rebased_with_the_commits_of_the_run_that_failed(api: Api) -> None:
+    api.start(phases=2)
+    api.result()
+    api.client.post("/runs/run-001/cancel", json={"reason": "enough for today"})
+    assert api.client.post("/runs/run-001/continue", json={}).status_code == 201
+    assert api.result("run-001.2", "P0.1", EDIT).json()["run_state"] == "DONE_SUCCESS"
+    move_base(api)
+    assert rebase(api, "run-001.2")["run_id"] == "run-001.3"
+    assert show(api, "autonomous/run-001.3:src/P0.0.txt").endswith("And more.")
+    assert offline(api, "run-001.3")["reasons"] == []
+    assert api.client.get("/runs/run-001.3/promotion").json()["reasons"] == []
+
+
+def test_a_rebase_is_judged_as_strictly_as_the_run_was(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rules = api.client.get("/project/ruleset").json()
+    rules["ci"] = {"mode": "external"}
+    assert api.client.put("/project/ruleset", json=rules).status_code == 200
+    api.start(phase={"complexity": "high"})
+    api.result()
+    body = {"commit_sha": api.head(), "verdict": "green"}
+    answer = api.client.post("/runs/run-001/phases/P0.0/ci_result", json=body)
+    assert answer.json()["run_state"] == "DONE_SUCCESS", answer.text
+    move_base(api)
+    assert rebase(api)["tiers"][0]["phases"][0]["ci_profile"] == "strict"
+    judge(api, "green")
+    assert offline(api, "run-001.2")["reasons"] == []
+
+    def lenient(*given: Any, **named: Any) -> Any:
+        made = rebase_plan(*given, **named)
+        phase = made.phases[0].model_copy(update={"complexity": None})
+        return made.model_copy(update={"phases": (phase,)})
+
+    monkeypatch.setattr(rebasing, "rebase_plan", lenient)
+    move_base(api, "fourth.txt")
+    rebase(api, run_id="run-lenient")
+    body["commit_sha"] = api.head("run-lenient")
+    api.client.post("/runs/run-lenient/phases/rebase/ci_result", json=body)
+    told = "phase 'rebase' is not strict, and a phase of the rebased run was"
+    assert offline(api, "run-lenient")["reasons"] == [told]
