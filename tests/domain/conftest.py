@@ -23,6 +23,7 @@ from autopack.domain import (
 from autopack.domain.building import BuilderResult, PatchAction
 from autopack.domain.decision import Decision
 from autopack.domain.events import SUPERVISOR, Event, IssueResolved
+from autopack.domain.evidence import Evidence
 from autopack.domain.evolve import fold
 from autopack.domain.issue_rules import IssueSeen, IssuesSeen
 from autopack.domain.judging import CiVerdict
@@ -258,7 +259,13 @@ class Drive:
         self.now += timedelta(**time)
         return self.decide(lambda decision: deadlines.pass_time(decision, deadlines.Tick()))
 
-    def judge(self, verdict: Verdict, phase_id: str = "P1", checks: str = "test_a") -> PhaseState:
+    def judge(
+        self,
+        verdict: Verdict,
+        phase_id: str = "P1",
+        checks: str = "test_a",
+        evidence: tuple[Evidence, ...] = (),
+    ) -> PhaseState:
         """Let CI give its verdict on the phase's commit."""
 
         def step(decision: Decision) -> None:
@@ -269,6 +276,7 @@ class Drive:
                 verdict=verdict,
                 reason="as it is",
                 failing_checks=(checks,) if verdict is Verdict.RED else (),
+                evidence=evidence,
             )
             judging.accept_verdict(decision, given)
 

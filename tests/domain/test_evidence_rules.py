@@ -136,6 +136,11 @@ def test_a_strict_baseline_wants_red_checks_mended() -> None:
         # The files of the base cannot be loaded.
         ("tests.t.a+ b+", "tests.t.a+ b+", "tests.t-", "failed", ("tests.t.a",)),
         ("a+ b+", "a+ b+", "collection-", "failed", ("a", "b")),
+        # Deselected by a configuration, beside added tests.
+        ("a+ b+", "a+ new+", "a+", "failed", ("b",)),
+        # Names that differ from run to run.
+        ("a[0x1]+ b+", "a[0x2]+ b+", "a[0x3]+ b+", "passed", ()),
+        ("a[0x1]+ b-", "a[0x2]+ b-", "a[0x3]+ b-", "passed", ()),
         # No test was green on the base.
         ("a-", "a+", "a-", "not_needed", ()),
         ("", "a+", None, "not_needed", ()),
@@ -227,6 +232,8 @@ def test_a_report_of_the_old_tests_that_cannot_be_read_excuses_nothing() -> None
         (measured("a+", 1, exit_status=None), "new+ a+", True, "failed", ()),
         (measured(None, 127, verdict=DID_NOT_RUN), "new+", True, "not_measured", ()),
         (measured(None, 1), "new+", True, "not_measured", ()),
+        # Names that differ from run to run, beside a known red test.
+        (measured("a[0x1]+ old-"), "a[0x2]+ old-", True, "failed", ()),
         # Skipped before is not red.
         (measured("news"), "new+", True, "failed", ()),
     ],

@@ -13,11 +13,20 @@ from hypothesis import strategies as st
 
 from autopack.domain.errors import ConflictError
 from autopack.domain.events import GENESIS_HASH, from_record, seal, to_record
+from autopack.domain.evidence import is_refuted
+from autopack.domain.evidence_rules import Judged, conclude, entry
 from autopack.domain.evolve import fold
 from autopack.domain.order import first_at_hand, in_order
 from autopack.domain.run import PhaseState, RunState
 from autopack.domain.states import Cleanliness, PhaseStatus, RunStatus
-from autopack.domain.terms import BuilderStatus, CiProfile, RunScope
+from autopack.domain.terms import (
+    BuilderStatus,
+    CiProfile,
+    EvidenceKind,
+    EvidenceResult,
+    RunScope,
+    Verdict,
+)
 
 if TYPE_CHECKING:
     from tests.domain.conftest import Drive, Start
@@ -65,6 +74,7 @@ def plans(start: Start) -> st.SearchStrategy[Drive]:
                 "allow_empty": st.booleans(),
                 "is_high_risk": st.booleans(),
                 "ci_profile": st.sampled_from(CiProfile),
+                "evidence_required": st.sampled_from([(), (EvidenceKind.BASELINE,)]),
             }
         ),
         st.fixed_dictionaries({"minors_tolerated": st.integers(0, 2)}),
@@ -103,11 +113,15 @@ def review(recommendation: str, tokens: int, own_patches: int, pending_applies: 
     )
 
 
-def verdict(is_green: bool, checks: str) -> Step:
+def verdict(is_green: bool, checks: str, result: EvidenceResult | None = None) -> Step:
+    """Let CI judge; `result` is that of the baseline, None if CI did not measure it."""
+
     def step(drive: Drive) -> None:
         phase_id = at_hand(drive)
         if drive.phase(phase_id).state is PhaseStatus.CI_RUNNING:
-            drive.green(phase_id) if is_green else drive.red(phase_id, checks)
+            found = () if result is None else (entry(EvidenceKind.BASELINE, result, "why"),)
+            told = Judged(verdict=Verdict.GREEN if is_green else Verdict.RED, reason="why")
+            drive.judge(conclude(told, found).verdict, phase_id, checks, found)
 
     return step
 
@@ -160,7 +174,12 @@ REVIEWS = st.builds(
     st.integers(0, 1),
     st.booleans(),
 )
-VERDICTS = st.builds(verdict, st.booleans(), st.sampled_from(["test_a", "test_b"]))
+VERDICTS = st.builds(
+    verdict,
+    st.booleans(),
+    st.sampled_from(["test_a", "test_b"]),
+    st.sampled_from([None, None, *EvidenceResult]),
+)
 STEPS: st.SearchStrategy[Step] = st.builds(
     lambda choice, expected, other: other if choice == 0 else expected,
     st.integers(0, 3),
@@ -196,6 +215,10 @@ def check_state(run: RunState) -> None:
     assert run.promotion_eligible_to_main is (run.state.is_final and not run.promotion_reasons)
     if run.promotion_eligible_to_main:
         assert run.state is RunStatus.DONE_SUCCESS
+        for phase in run.phases:
+            if phase.verdict is Verdict.GREEN and phase.evidence_required:
+                [found] = phase.evidence
+                assert found.result in ("passed", "warned", "not_needed")
 
 
 def check_phase(phase: PhaseState) -> None:
@@ -206,6 +229,10 @@ def check_phase(phase: PhaseState) -> None:
     assert phase.auditor_attempts_used >= 0
     if phase.state is PhaseStatus.FAILED:
         assert phase.failure_reason
+    if phase.evidence:
+        assert phase.verdict is not None, "evidence of another tree"
+    if phase.verdict is Verdict.GREEN:
+        assert not is_refuted(phase.evidence)
 
 
 def check_change(before: RunState, after: RunState) -> None:

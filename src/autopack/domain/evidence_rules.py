@@ -210,6 +210,15 @@ def judge_baseline(
     return Judged(verdict=Verdict.GREEN, reason=_short(f"no check broke; {before}")), passed
 
 
+def is_cut_short(outcome: Measured, other: Measured) -> bool:
+    """Return whether tests may be missing since the command ended early: a file did not load.
+
+    Then it is red for something that is not red in the other outcome.
+    """
+    is_red = outcome.verdict is Verdict.RED and outcome.exit_status is not None
+    return is_red and (not outcome.cases or not set(outcome.failing) <= set(other.failing))
+
+
 # The base's tests
 
 
@@ -240,7 +249,7 @@ def judge_base_tests(
         return entry(kind, EvidenceResult.NOT_MEASURED, why, command=command, on=old, against=base)
     found: dict[str, str] = {}
     if old is not None:
-        found |= _not_green(before, old, restored)
+        found |= _not_green(before, base, old, restored)
     for name in before:
         match head.cases.get(name):
             case CaseState.SKIPPED:
@@ -276,13 +285,17 @@ def judge_base_tests(
     )
 
 
-def _not_green(before: Sequence[str], old: Measured, restored: Sequence[str]) -> dict[str, str]:
+def _not_green(
+    before: Sequence[str], base: Measured, old: Measured, restored: Sequence[str]
+) -> dict[str, str]:
     """Return the tests that are not green any more with the base's test files, and how they are.
 
     A file that cannot be loaded may end the command before other files' tests: then only the tests
     of the restored files count, if their names tell which these are.
     """
     cases = old.cases or {}
+    # Names may differ from run to run, such as those with an address in memory.
+    is_fewer = len(cases) < len(base.cases or {})
     found: dict[str, str] = {}
     absent = []
     for name in before:
@@ -293,7 +306,7 @@ def _not_green(before: Sequence[str], old: Measured, restored: Sequence[str]) ->
                 found[name] = "skipped"
             case CaseState.XFAILED:
                 found[name] = "expected to fail"
-            case None if old.verdict is Verdict.RED:
+            case None if is_fewer or is_cut_short(old, base):
                 absent.append(name)
     stems = tuple(_dotted(path.rpartition(".")[0] or path) for path in restored)
     theirs = [name for name in absent if any(stem in _dotted(name) for stem in stems)]
@@ -337,11 +350,11 @@ def judge_fails_before(
     if before.verdict is Verdict.DID_NOT_RUN or before.cases is None or head.cases is None:
         why = f"the tests cannot be compared: {before.reason}"
         return found(EvidenceResult.NOT_MEASURED, why)
-    is_cut_short = before.verdict is Verdict.RED and before.exit_status is not None
+    is_cut = is_cut_short(before, head)
     red = [
         name
         for name in after
-        if before.cases.get(name) is CaseState.FAILED or (is_cut_short and name not in before.cases)
+        if before.cases.get(name) is CaseState.FAILED or (is_cut and name not in before.cases)
     ]
     if red:
         noun = "test fails" if len(red) == 1 else "tests fail"

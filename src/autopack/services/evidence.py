@@ -68,20 +68,23 @@ class Inquiry:
 def measure_base_tests(inquiry: Inquiry) -> Evidence:
     """Run the tests as they are on the base on the new code, if the run changed any of them."""
     restored: dict[str, TreeEntry | None] = {}
+    base = base_of(inquiry)
+    is_missing = any(name not in (inquiry.head.cases or {}) for name in base.cases or {})
 
     def restore(workspace: Workspace) -> Changes | None:
         changes = workspace.differences(inquiry.base_commit, inquiry.commit)
         restored.update((path, each.old) for path, each in changes.items() if inquiry.is_test(path))
-        # What was only added runs on the commit too; but a conftest.py changes what others do.
+        # What was only added runs on the commit too, beside the others; but a conftest.py changes
+        # what these do, and added tests can hide that others do not run.
         is_any = any(
-            entry is not None or path.rpartition("/")[2] == "conftest.py"
+            is_missing or entry is not None or path.rpartition("/")[2] == "conftest.py"
             for path, entry in restored.items()
         )
         return restored if is_any else None
 
     old = inquiry.bench().measure_changed(inquiry.commit, restore)
     return judge_base_tests(
-        base_of(inquiry),
+        base,
         inquiry.head,
         old,
         restored=[path for path, entry in restored.items() if entry is not None],
