@@ -731,6 +731,7 @@ class EvidenceKind(StrEnum):
     BASELINE = "baseline"  # the command on the run's base
     BASE_TESTS = "base_tests"  # the base's tests on the new code
     FAILS_BEFORE = "fails_before"  # the phase's tests on the code as before the phase
+    SEEDED_FAULTS = "seeded_faults"  # the commit with small faults in the phase's lines
 
 
 class EvidenceResult(StrEnum):

@@ -159,6 +159,8 @@ def test_the_same_tree_is_measured_once(api: Api, context: AppContext) -> None:
         ({"profiles": {"normal": {"evidence": ["magic"]}}}, "ci.profiles.normal.evidence.0"),
         ({"profiles": {"normal": {"evidence_budget": 0}}}, "ci.profiles.normal.evidence_budget"),
         ({"baseline": "lenient"}, "ci.baseline"),
+        ({"deaf_gate": "loud"}, "ci.deaf_gate"),
+        ({"seeded_faults": 21}, "ci.seeded_faults"),
         ({"test_paths": ["a\nb"]}, "ci.test_paths.0"),
         (
             {"mode": "local", "profiles": {"normal": {"evidence": ["base_tests"]}}},
@@ -358,6 +360,60 @@ def test_over_its_budget_evidence_is_not_measured_and_promotion_refuses(
     assert any("lacks evidence: base_tests not measured" in each for each in reasons)
 
 
+CODE = {"src/limit.sh": 'if [ "$1" -gt 3 ]; then exit 1; fi\necho "within 3"\n'}
+
+
+def test_a_gate_that_notices_seeded_faults_passes_and_names_them(
+    api: Api, context: AppContext
+) -> None:
+    base(api, **OLD)
+    rule(api, "seeded_faults")
+    test = "limit:sh src/limit.sh 3 && ! sh src/limit.sh 4\n"
+    run = judge(api, context, patched(api, {**CODE, "tests/limit.t": test}))
+    assert run["verdict"] == "green", run
+    [found] = run["evidence"]
+    assert (found["kind"], found["result"]) == ("seeded_faults", "passed")
+    assert "src/limit.sh:1 negate_comparison: noticed" in found["checks"]
+    assert found["counts"]["noticed"] >= 2
+    assert api.run()["promotion_eligible_to_main"], api.run()["promotion_reasons"]
+
+
+@pytest.mark.parametrize(("deaf_gate", "verdict"), [("warn", "green"), ("red", "red")])
+def test_a_gate_that_notices_no_seeded_fault_is_deaf(
+    api: Api, context: AppContext, deaf_gate: str, verdict: str
+) -> None:
+    base(api, **OLD)
+    rule(api, "seeded_faults", ci={"deaf_gate": deaf_gate, "seeded_faults": 2})
+    run = judge(api, context, patched(api, {**CODE, "tests/limit.t": "limit:test -e src\n"}))
+    assert run["verdict"] == verdict
+    result, reason = entries(run)["seeded_faults"]
+    assert result == ("warned" if verdict == "green" else "failed")
+    assert "deaf_gate: the command is green with each of 2 seeded faults: src/limit.sh:1" in reason
+    if verdict == "green":
+        warnings = api.client.get("/runs/run-001/promotion").json()["warnings"]
+        assert any("deaf_gate" in each for each in warnings)
+        assert "src/limit.sh:1" in api.file("run-001", "pull_request.md")
+    assert "deaf_gate" in api.file("run-001", "phases", "phase_0_P0.0.md")
+
+
+def test_only_the_lines_that_the_phase_wrote_get_faults(api: Api, context: AppContext) -> None:
+    old = 'test "$1" -lt 9 || exit 1\n'
+    base(api, **OLD, **{"src__limit.sh": old})
+    rule(api, "seeded_faults")
+    run = judge(api, context, patched(api, {"src/limit.sh": f"{old}test $1 -ne 4 || exit 1\n"}))
+    checks = run["evidence"][0]["checks"]
+    assert checks
+    assert all(check.startswith("src/limit.sh:2 ") for check in checks)
+
+
+def test_a_phase_without_code_needs_no_faults(api: Api, context: AppContext) -> None:
+    base(api, **OLD)
+    rule(api, "seeded_faults")
+    run = judge(api, context, patched(api, {"docs.md": "x == 3\n", "tests/b.t": "b:true\n"}))
+    assert run["verdict"] == "green"
+    assert entries(run)["seeded_faults"][0] == "not_needed"
+
+
 def test_the_examples_of_the_documentation_work(api: Api) -> None:
     ruleset, phase = (
         json.loads(each.partition("```")[0]) for each in DOCUMENT.read_text().split("```json\n")[1:]
@@ -368,7 +424,7 @@ def test_the_examples_of_the_documentation_work(api: Api) -> None:
     response = api.client.post("/runs/start", json=plan)
     assert response.status_code == 201, response.text
     item = api.client.post("/runs/run-001/claim", json={"role": "builder", "agent": "a"}).json()
-    assert item["gate"]["evidence"] == ["baseline", "base_tests", "fails_before"]
+    assert item["gate"]["evidence"] == ["baseline", "base_tests", "fails_before", "seeded_faults"]
     assert item["gate"]["must_fail_before"]
     words = write_prompt(WorkItemAnswer.model_validate(item), is_staged=False, answer="answer.json")
     assert "At least one test must fail without your change" in words

@@ -22,8 +22,11 @@ from autopack.domain.evidence_rules import (
     judge_base_tests,
     judge_baseline,
     judge_fails_before,
+    judge_seeded_faults,
     merged,
 )
+from autopack.domain.fault_terms import FaultOperator
+from autopack.domain.faults import Fault
 from autopack.domain.terms import EvidenceKind, EvidenceResult, Verdict
 
 pytestmark = pytest.mark.unit
@@ -311,3 +314,54 @@ def test_a_forged_entry_is_not_read(change: dict[str, Any]) -> None:
 def test_what_a_green_verdict_lacks(result: EvidenceResult | None, missing: list[str]) -> None:
     found = [] if result is None else [entry(EvidenceKind.BASELINE, result, "why")]
     assert [*missing_evidence([EvidenceKind.BASELINE], found)] == missing
+
+
+def faults(number: int) -> list[Fault]:
+    return [
+        Fault(
+            path=f"shop/{index}.py",
+            line=3,
+            operator=FaultOperator.CHANGE_CONSTANT,
+            before="return 3",
+            after="return 4",
+            content=b"",
+        )
+        for index in range(number)
+    ]
+
+
+SHOWN = "shop/0.py:3 change_constant (return 3 -> return 4)"
+
+
+@pytest.mark.parametrize(
+    ("seeded", "outcomes", "result", "reason"),
+    [
+        (0, [], "not_needed", "the phase changes no line of code to break"),
+        (2, ["a- b+", "a+ b-"], "passed", "2 of 2 seeded faults noticed"),
+        (2, ["a+ b+", "a+ b-"], "passed", f"1 of 2 seeded faults noticed; not noticed: {SHOWN}"),
+        (2, ["a+ b+", "a+ b+"], "warned", f"green with each of 2 seeded faults: {SHOWN}"),
+        (1, ["a+ b+"], "warned", f"green with the seeded fault: {SHOWN}"),
+        (3, ["a-"], "passed", "1 of 1 seeded faults noticed"),
+        (3, ["a+ b+"], "not_measured", "over its budget: 2 of 3 seeded faults are left"),
+        (3, [], "not_measured", "over its budget: 3 of 3 seeded faults are left"),
+        (2, ["collection-", ""], "not_needed", "every seeded fault broke the build"),
+        (2, ["collection-", "a+ b+"], "warned", "green with the seeded fault: shop/1.py:3"),
+    ],
+)
+def test_a_command_that_notices_no_seeded_fault_is_deaf(
+    seeded: int, outcomes: list[str], result: str, reason: str
+) -> None:
+    head = measured("a+ b+")
+    found = [measured(each, None if each else 1) for each in outcomes]
+    entry = judge_seeded_faults(faults(seeded), found, head, is_red=False, command="c")
+    assert (entry.result, reason in entry.reason) == (result, True), entry.reason
+    assert len(entry.checks) == seeded
+    strict = judge_seeded_faults(faults(seeded), found, head, is_red=True, command="c")
+    assert strict.result == ("failed" if result == "warned" else result)
+
+
+def test_without_reports_every_red_outcome_is_a_noticed_fault() -> None:
+    found = [measured(None, 1), measured(None, 2)]
+    entry = judge_seeded_faults(faults(2), found, measured(None), is_red=True, command="c")
+    assert entry.result is EvidenceResult.PASSED
+    assert entry.checks[0] == "shop/0.py:3 change_constant: noticed"

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from autopack.domain.faults import MAX_FILE_BYTES, Fault, SourceFile, is_deaf, seed_faults
+from autopack.domain.faults import MAX_FILE_BYTES, Fault, SourceFile, seed_faults
 
 pytestmark = pytest.mark.unit
 
@@ -165,19 +165,3 @@ def test_the_work_for_a_hostile_file_is_bounded(name: str, ending: str) -> None:
     assert len(faults) <= 5
     if name in ("one long line", "too large"):
         assert not faults
-
-
-@pytest.mark.parametrize(
-    ("caught", "is_so"),
-    [
-        ([], False),
-        ([None, None], False),
-        ([False], True),
-        ([False, None, False], True),
-        ([False, True], False),
-    ],
-)
-def test_a_gate_is_deaf_if_it_notices_none_of_the_faults_that_count(
-    caught: list[bool | None], is_so: bool
-) -> None:
-    assert is_deaf(caught) is is_so

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from .evidence import MAX_EVIDENCE_CHECKS, MAX_EVIDENCE_TEXT, Evidence, counted, is_refuted
+from .faults import Fault
 from .issues import is_expected_key, weakened_test_key
 from .terms import EvidenceKind, EvidenceResult, Verdict
 
@@ -370,3 +371,78 @@ def judge_fails_before(
 
 def _checks(number: int) -> str:
     return "checks were" if number != 1 else "check was"
+
+
+# Seeded faults
+
+
+def judge_seeded_faults(
+    faults: Sequence[Fault],
+    outcomes: Sequence[Measured],
+    head: Measured,
+    *,
+    is_red: bool,
+    command: str,
+) -> Evidence:
+    """Say which faults in the phase's lines the command noticed; none: it is deaf. (rules §6.1)
+
+    `outcomes` are those of the first faults, as far as the budget went. `is_red`: what the ruleset
+    says of a deaf command.
+    """
+    states = [_fault_state(outcome, head) for outcome in outcomes]
+    states += [FaultState.NOT_MEASURED] * (len(faults) - len(states))
+    noticed, unnoticed = states.count(FaultState.NOTICED), states.count(FaultState.NOT_NOTICED)
+    counted = noticed + unnoticed
+
+    def found(result: EvidenceResult, reason: str) -> Evidence:
+        return entry(
+            EvidenceKind.SEEDED_FAULTS,
+            result,
+            reason,
+            command=command,
+            on=head,
+            counts={"faults": len(faults), "noticed": noticed, "not_noticed": unnoticed},
+            checks=[f"{each.name}: {state}" for each, state in zip(faults, states, strict=True)],
+        )
+
+    missed = [
+        f"{each.name} ({each.before} -> {each.after})"
+        for each, state in zip(faults, states, strict=True)
+        if state is FaultState.NOT_NOTICED
+    ]
+    if not faults:
+        return found(EvidenceResult.NOT_NEEDED, "the phase changes no line of code to break")
+    if noticed:
+        told = f"{noticed} of {counted} seeded faults noticed"
+        return found(EvidenceResult.PASSED, f"{told}; not noticed: {missed[0]}" if missed else told)
+    if FaultState.NOT_MEASURED in states:
+        left = states.count(FaultState.NOT_MEASURED)
+        why = f"over its budget: {left} of {len(faults)} seeded faults are left, and none noticed"
+        return found(EvidenceResult.NOT_MEASURED, why)
+    if not unnoticed:
+        return found(EvidenceResult.NOT_NEEDED, "every seeded fault broke the build")
+    each = "the seeded fault" if counted == 1 else f"each of {counted} seeded faults"
+    why = f"deaf_gate: the command is green with {each}: {missed[0]}"
+    return found(EvidenceResult.FAILED if is_red else EvidenceResult.WARNED, why)
+
+
+class FaultState(StrEnum):
+    """What the command said of a fault."""
+
+    NOTICED = "noticed"
+    NOT_NOTICED = "not noticed"
+    BROKE_THE_BUILD = "broke the build"
+    NOT_MEASURED = "not measured"
+
+
+def _fault_state(outcome: Measured, head: Measured) -> FaultState:
+    """Only reports tell a broken build from a failing test: it runs none of the commit's tests."""
+    if outcome.verdict is Verdict.GREEN:
+        return FaultState.NOT_NOTICED
+    ran = {*head.named(CaseState.PASSED, CaseState.FAILED)}
+    is_built = not ran or any(
+        name in ran for name in outcome.named(CaseState.PASSED, CaseState.FAILED)
+    )
+    if outcome.verdict is Verdict.DID_NOT_RUN or not is_built:
+        return FaultState.BROKE_THE_BUILD
+    return FaultState.NOTICED

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
+
+DEFAULT_FAULTS: Final = 5
 
 
 class FaultOperator(StrEnum):

@@ -14,16 +14,15 @@ from __future__ import annotations
 import hashlib
 import posixpath
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
 from .fault_python import is_python, python_edits
-from .fault_terms import Edit, FaultOperator
+from .fault_terms import DEFAULT_FAULTS, Edit, FaultOperator
 from .fault_text import Language, text_edits
 
-DEFAULT_FAULTS: Final = 5
 # Larger files, and files with longer lines, are generated or data. The limits bound the work too.
 MAX_FILE_BYTES: Final = 512 * 1024
 MAX_LINE: Final = 500
@@ -108,6 +107,12 @@ def seed_faults(
         if not _is_python(source) or is_python(fault.content):
             chosen.append(fault)
     return tuple(sorted(chosen, key=lambda each: (each.path, each.line, each.operator)))
+
+
+def is_code(path: str) -> bool:
+    """Return whether a file may be code, by its name: the content of one without ending tells."""
+    name, dot, ending = posixpath.basename(path).rpartition(".")
+    return not (name and dot) or ending.lower() in (*_LANGUAGES, "py", "pyw")
 
 
 def _edits(
@@ -204,9 +209,3 @@ def _fault(source: SourceFile, edit: Edit) -> Fault:
 def _shown(text: bytes) -> str:
     line = " ".join(text.decode(errors="replace").split())
     return line if len(line) <= _SHOWN else f"{line[: _SHOWN - 1]}…"
-
-
-def is_deaf(caught: Sequence[bool | None]) -> bool:
-    """Return whether no fault was seen; None stands for a fault that broke the build."""
-    counted = [each for each in caught if each is not None]
-    return bool(counted) and not any(counted)

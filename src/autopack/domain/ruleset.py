@@ -12,6 +12,7 @@ from typing import Annotated, Final, Self
 
 from pydantic import Field, model_validator
 
+from .fault_terms import DEFAULT_FAULTS
 from .terms import (
     CiMode,
     CiProfile,
@@ -188,10 +189,20 @@ class CiBaseline(StrEnum):
     STRICT = "strict"  # it has to be mended
 
 
+class DeafGate(StrEnum):
+    """What a CI command that notices no seeded fault does to a phase. (rules §6.1)"""
+
+    WARN = "warn"
+    RED = "red"
+
+
 class CiRules(Closed):
     mode: CiMode = CiMode.NONE
     baseline: CiBaseline = CiBaseline.KNOWN
     test_paths: Several[PathGlob] = DEFAULT_TEST_PATHS
+    # How many faults are seeded into the lines of a phase, and what follows if none is noticed.
+    seeded_faults: Annotated[int, Field(strict=True, ge=1, le=20)] = DEFAULT_FAULTS
+    deaf_gate: DeafGate = DeafGate.WARN
     # Whether promotion demands that each green verdict was made in the service's sandbox.
     require_sandbox: bool = False
     profiles: CiProfiles = CiProfiles()

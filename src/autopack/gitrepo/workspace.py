@@ -235,6 +235,15 @@ class Workspace:
             found[path] = FileChange(_entry(old_mode, old_oid), _entry(new_mode, new_oid))
         return found
 
+    def changed_lines(self, old: TreeEntry, new: TreeEntry) -> frozenset[int]:
+        """Return the numbers of a file's new or changed lines, from 1 on. Raises AutopackError."""
+        options = ("-U0", "--text", "--no-color", "--no-ext-diff", "--no-textconv")
+        output = self._run("diff", *options, old.oid, new.oid).stdout
+        found: set[int] = set()
+        for start, count in re.findall(rb"^@@ -\S+ \+(\d+)(?:,(\d+))? @@", output, re.MULTILINE):
+            found.update(range(int(start), int(start) + int(count or 1)))
+        return frozenset(found)
+
     def read(self, entry: TreeEntry) -> bytes:
         """Return the content of a file. Raises AutopackError."""
         return self._run("cat-file", "blob", entry.oid).stdout

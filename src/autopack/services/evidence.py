@@ -7,6 +7,7 @@ pure function of `domain/evidence_rules.py`, which says what the outcomes mean.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,10 +20,12 @@ from ..domain.evidence_rules import (
     judge_base_tests,
     judge_baseline,
     judge_fails_before,
+    judge_seeded_faults,
 )
+from ..domain.faults import MAX_FILES, Fault, SourceFile, is_code, seed_faults
 from ..domain.paths import globs, names_of
 from ..domain.redaction import redacted
-from ..domain.ruleset import CiBaseline, CiRules
+from ..domain.ruleset import CiBaseline, CiRules, DeafGate
 from ..domain.terms import EvidenceKind, EvidenceResult, Verdict
 from ..gitrepo.workspace import TreeEntry, Workspace
 from .context import AppContext
@@ -111,10 +114,66 @@ def measure_fails_before(inquiry: Inquiry) -> Evidence:
     )
 
 
+def measure_seeded_faults(inquiry: Inquiry) -> Evidence:
+    """Run the command on the commit with one small fault at a time in the phase's lines."""
+    bench = inquiry.bench()
+    faults: list[tuple[Fault, str]] = []
+    outcomes: list[Measured] = []
+
+    def seed(workspace: Workspace) -> Changes | None:
+        if not outcomes:
+            faults[:] = _faults(inquiry, workspace)
+        if len(outcomes) == len(faults):
+            return None
+        fault, mode = faults[len(outcomes)]
+        return {fault.path: workspace.store(fault.content, mode)}
+
+    with suppress(OverBudgetError):  # what was noticed until then counts
+        while True:
+            outcome = bench.measure_changed(inquiry.commit, seed, is_repeated=False)
+            if outcome is None:
+                break
+            outcomes.append(outcome)
+    return judge_seeded_faults(
+        [fault for fault, _ in faults],
+        outcomes,
+        inquiry.head,
+        is_red=inquiry.ci.deaf_gate is DeafGate.RED,
+        command=inquiry.command,
+    )
+
+
+def _faults(inquiry: Inquiry, workspace: Workspace) -> list[tuple[Fault, str]]:
+    """Return the faults for the phase's lines, each with its file's mode."""
+    changes = workspace.differences(inquiry.start_commit, inquiry.commit)
+    code = {
+        path: each
+        for path, each in changes.items()
+        if each.new is not None and is_code(path) and not inquiry.is_test(path)
+    }
+    sources, modes = [], {}
+    for path, each in sorted(code.items())[:MAX_FILES]:
+        old, new = each.old, each.new
+        if new is None or not new.mode.startswith("100"):
+            continue  # a link, or a repository within this one
+        is_file = old is not None and old.mode.startswith("100")
+        lines = workspace.changed_lines(old, new) if old is not None and is_file else None
+        sources.append(SourceFile(path=path, content=workspace.read(new), lines=lines))
+        modes[path] = new.mode
+    seeded = seed_faults(
+        sources,
+        commit=inquiry.commit,
+        count=inquiry.ci.seeded_faults,
+        is_test=inquiry.is_test,
+    )
+    return [(fault, modes[fault.path]) for fault in seeded]
+
+
 #: What measures each kind, if the commit is green; each has its own budget.
 MEASURES: Final[Mapping[EvidenceKind, Callable[[Inquiry], Evidence]]] = {
     EvidenceKind.BASE_TESTS: measure_base_tests,
     EvidenceKind.FAILS_BEFORE: measure_fails_before,
+    EvidenceKind.SEEDED_FAULTS: measure_seeded_faults,
 }
 
 
