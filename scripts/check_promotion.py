@@ -38,7 +38,7 @@ from decimal import ROUND_HALF_UP, Decimal, InvalidOperation
 from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any, ClassVar, Final, Protocol, TypeVar
+from typing import IO, Any, ClassVar, Final, Generic, Protocol, TypeVar
 
 # ---- autopack/domain/manifests.py ----------------------------------------------------------------
 
@@ -2493,6 +2493,15 @@ class OrderedRun(Protocol[Ordered_co]):
     def is_parallel(self) -> bool: ...
     @property
     def phases(self) -> Sequence[Ordered_co]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class PhasesInRun(Generic[Ordered]):
+    """A run as its order sees it, from rows."""
+
+    run_scope: RunScope
+    is_parallel: bool
+    phases: Sequence[Ordered]
 
 
 class WaitCause(StrEnum):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import text
 from tests.api.test_local_ci import rule, take, waiting, work
+from tests.lanes import LANES, lanes
 
 from autopack.services import ci
 from autopack.services.context import AppContext
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.integration
 
-LANES = ("a", "b", "c")
 ROOT = Path(__file__).parents[2]
 
 
@@ -32,19 +32,7 @@ def context(agents: Agents) -> AppContext:
 
 def start(api: Api, depth: int = 1, **how: object) -> None:
     """Start a run of three lanes; `a1` depends on `a0`, and changes the same folder."""
-    phases = [
-        {
-            "phase_id": f"{lane}{step}",
-            "phase_index": step * len(LANES) + at,
-            "tier_id": "T0",
-            "name": f"Step {step} of lane {lane}",
-            "depends_on": [f"{lane}{step - 1}"] if step else [],
-            "allowed_paths": [f"src/{lane}/**"],
-        }
-        for step in range(depth)
-        for at, lane in enumerate(LANES)
-    ]
-    plan = {**api.plan(**how), "phases": phases}  # type: ignore[arg-type]
+    plan = {**api.plan(**how), "phases": lanes(depth)["phases"]}  # type: ignore[arg-type]
     response = api.client.post("/runs/start", json=plan)
     assert response.status_code == 201, response.text
 

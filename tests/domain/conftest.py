@@ -15,12 +15,14 @@ from autopack.domain import (
     claiming,
     consequences,
     deadlines,
+    deciding,
     issue_rules,
     judging,
     operating,
     reviewing,
 )
 from autopack.domain.building import BuilderResult, PatchAction
+from autopack.domain.deciding import Undone
 from autopack.domain.decision import Decision
 from autopack.domain.events import SUPERVISOR, Event, IssueResolved
 from autopack.domain.evidence import Evidence
@@ -28,6 +30,7 @@ from autopack.domain.evolve import fold
 from autopack.domain.issue_rules import IssueSeen, IssuesSeen
 from autopack.domain.judging import CiVerdict
 from autopack.domain.money import ZERO_USD
+from autopack.domain.order import after_it, to_undo
 from autopack.domain.patches import AppliedPatch, PendingPatch, RefusedPatch
 from autopack.domain.reviewing import RefusedReview, Review
 from autopack.domain.run import FailureCode, PhaseState, RunState, TierState
@@ -93,11 +96,36 @@ class Drive:
         before = self.run
         decision = Decision(before, self.now, actor)
         step(decision)
+        if before.is_parallel:
+            self._undo(decision, before)
         consequences.settle(decision, before)
         assert fold(before, decision.events) == decision.state, "the events make the state"
         self.run = decision.state
         self.events += decision.events
         return self.run
+
+    def _undo(self, decision: Decision, before: RunState) -> None:
+        """Take commits off the branch as the service does; every patch applies again."""
+        for phase in to_undo(before, decision.state):
+            now = decision.phase(phase.phase_id)
+            if decision.state.is_over and now.state is not PhaseStatus.FAILED:
+                continue
+            if now.before_commit is None:
+                continue
+            again = [
+                (other.phase_id, self._commit(self.submissions))
+                for other in after_it(decision.state, now)
+            ]
+            self.commits += 1
+            undone = Undone(
+                phase_id=phase.phase_id,
+                commit=f"{self.commits:040x}",
+                tree=f"tree-{self.commits}",
+                again=tuple(again),
+            )
+            events = deciding.decide(decision.state, undone, self.now)
+            decision.state = fold(decision.state, events)
+            decision.events += events
 
     def start_phase(self, phase_id: str) -> PhaseState:
         self.decide(lambda decision: building.open_attempt(decision, phase_id))

@@ -14,6 +14,8 @@ from ..views.runs import ListedRun, RunAnswer
 from .board import Board, print_event
 from .command import FINE, NO, command_app
 from .completion import RunId, complete_phases
+from .graph import GraphFormat, draw
+from .graph import document as graph_document
 from .service import asking, read_document
 from .terminal import (
     JsonOption,
@@ -265,6 +267,24 @@ def phase(
     from .phase_view import print_phase
 
     print_phase(report)
+
+
+@app.command()
+def graph(
+    run_id: RunId,
+    form: Annotated[
+        GraphFormat, typer.Option("--format", help="Text, or a drawing's source.")
+    ] = GraphFormat.TEXT,
+    json: JsonOption = False,
+    url: UrlOption = None,
+) -> None:
+    """Show the order of a run's phases: what depends on what, what waits, what may start now."""
+    with asking(url) as client:
+        run = client.get_run(run_id)
+    if json:
+        print_json(graph_document(run))
+    else:
+        say(*draw(run, form))
 
 
 @app.command()

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from .paths import may_overlap
 from .states import PhaseStatus
@@ -60,6 +60,15 @@ class OrderedRun(Protocol[Ordered_co]):
     def is_parallel(self) -> bool: ...
     @property
     def phases(self) -> Sequence[Ordered_co]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class PhasesInRun(Generic[Ordered]):
+    """A run as its order sees it, from rows."""
+
+    run_scope: RunScope
+    is_parallel: bool
+    phases: Sequence[Ordered]
 
 
 class WaitCause(StrEnum):

@@ -523,6 +523,8 @@ def _severity(issue: PhaseIssue) -> str:
 
 
 def _commits(phase: PhaseDetail) -> Iterable[tuple[str, str]]:
+    if phase.depends_on is not None:
+        yield "Depends on", ", ".join(map(code, phase.depends_on)) or "no other phase"
     yield "Started from", code(phase.start_commit or "")
     for attempt in phase.attempts:
         for commit in attempt.commits:

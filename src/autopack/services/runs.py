@@ -17,7 +17,7 @@ from ..domain.events import GENESIS_HASH, RunStarted, canonical_json
 from ..domain.naming import branch_name, branch_ref, snapshot_ref
 from ..domain.next_step import next_step
 from ..domain.operating import Cancel
-from ..domain.order import first_at_hand
+from ..domain.order import PhasesInRun, first_at_hand, waits_of
 from ..domain.plan import DebtPhase, Plan, PlanPhase
 from ..domain.run_filter import RunFilter
 from ..domain.secret_rules import redact
@@ -32,7 +32,7 @@ from ..store.progress import PhasesOfRun, PhaseUnderWay
 from ..store.session import RowSession
 from ..views.issues import IssueIndexAnswer
 from ..views.results import NextStep
-from ..views.runs import CurrentPhase, LeaseState, ListedRun, RunAnswer
+from ..views.runs import CurrentPhase, LeaseState, ListedRun, PhaseWaitAnswer, RunAnswer
 from .after_commit import after_commit, commit_change, commit_for_good
 from .baseline import want_base
 from .change import RunChange
@@ -271,7 +271,17 @@ def _answer(run: Run, leases: Sequence[LeaseState]) -> RunAnswer:
         agent=agents.get(current.phase_id) if current else None,
         failed=[phase.phase_id for phase in phases if phase.state is PhaseStatus.FAILED],
     )
-    return RunAnswer.of(run, next=NextStep.of(step), leases=list(leases))
+    order = PhasesInRun(run.run_scope, run.is_parallel, phases)
+    waits = (
+        []
+        if run.ended_at
+        else [
+            PhaseWaitAnswer(phase_id=phase_id, waits_for=wait.phase_id, cause=wait.cause)
+            for phase_id, found in waits_of(order).items()
+            for wait in found
+        ]
+    )
+    return RunAnswer.of(run, next=NextStep.of(step), leases=list(leases), waits=waits)
 
 
 def list_events(

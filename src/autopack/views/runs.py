@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from ..domain.issues import IssueState
+from ..domain.order import WaitCause
 from ..domain.promotion import PromotionState
 from ..domain.run import CompletedBy, DebtStatus, FailureCode
 from ..domain.states import Cleanliness, PhaseStatus, RunStatus, TierStatus
@@ -258,13 +259,26 @@ class ListedRun(RunSummaryAnswer):
     commits_behind: int | None
 
 
+class PhaseWaitAnswer(Shape):
+    """A queued phase waits until another one has ended: by the plan's order, or for its paths."""
+
+    phase_id: str
+    waits_for: str
+    cause: WaitCause
+
+
 class RunAnswer(RunSummaryAnswer):
-    """A run with its tiers and phases; `leases` are the agents at work."""
+    """A run with its tiers and phases; `leases` are the agents at work.
+
+    A queued phase that is not among `waits` may start now.
+    """
 
     tokens_reserved: int
     cost_reserved_usd: Usd
     next: NextStep
     leases: list[LeaseState]
+    is_parallel: Annotated[bool, Field(description="Whether phases may be side by side.")]
+    waits: list[PhaseWaitAnswer]
     tiers: list[TierAnswer]
 
 
