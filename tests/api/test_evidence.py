@@ -428,3 +428,30 @@ def test_the_examples_of_the_documentation_work(api: Api) -> None:
     assert item["gate"]["must_fail_before"]
     words = write_prompt(WorkItemAnswer.model_validate(item), is_staged=False, answer="answer.json")
     assert "At least one test must fail without your change" in words
+
+
+def test_a_weakened_test_sends_the_next_try_to_review_and_green_resolves_it(
+    api: Api, context: AppContext
+) -> None:
+    base(api, **OLD)
+    rule(api, "base_tests")
+    weak = {"src/price": "11\n", "tests/a.t": "price:true\nname:true\n"}
+    assert judge(api, context, patched(api, weak))["verdict"] == "red"
+    item = api.client.post("/runs/run-001/claim", json={"role": "builder", "agent": "a"}).json()
+    assert "1 weakened test: tests/a.t.price (red)" in item["history"][0]["log_tail"]
+    assert item["open_issues"][0]["issue_key"] == "weakened_test__tests/a.t.price"
+    start = api.repo.git("rev-parse", "HEAD")
+    api.repo.git("checkout", "--quiet", "--detach", item["repository"]["base_commit"])
+    mended = patched(api, {"src/price": "10\n", "tests/a.t": OLD["tests__a.t"]})
+    api.repo.git("checkout", "--quiet", "--detach", start)
+    answer = api.result(patch=mended, lease_token=item["lease"]["token"])
+    assert answer.json()["phase_state"] == "GATE", answer.text
+    path = "/runs/run-001/phases/P0.0/auditor_result"
+    answer = api.client.post(path, json={"recommendation": "approve"})
+    assert answer.json()["phase_state"] == "CI_RUNNING", answer.text
+    work_all(context)
+    run = api.run()
+    assert (run["state"], run["major_issues_count"]) == ("DONE_SUCCESS", 0)
+    assert run["promotion_eligible_to_main"], run["promotion_reasons"]
+    verdict = check(str(api.repo.path), "run-001", "autonomous/run-001", "main")
+    assert verdict["eligible"], verdict["reasons"]

@@ -138,3 +138,33 @@ def test_what_is_left_running_ends_without_a_sandbox_too(tmp_path: Path) -> None
     assert outcome.verdict is GREEN
     pid = int((tmp_path / "tree" / "pid").read_text())
     assert not Path(f"/proc/{pid}/exe").exists()  # a dead one has none, reaped or not
+
+
+def test_the_tests_of_a_hostile_report_are_bounded(tmp_path: Path) -> None:
+    many = "".join(f'<testcase name="t{number}"/>' for number in range(50_002))
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "many").write_text(f"<testsuite>{many}</testsuite>")
+    outcome = run(tmp_path / "tree", f"cp {tmp_path}/many out.xml", "*.xml")
+    assert (outcome.verdict, outcome.cases) == (GREEN, None)
+    long = f'<testcase classname="a" name="{"x" * 1_000_000}&#9;&#x202e;end"/>'
+    (tmp_path / "long").write_text(f"<testsuite>{long}{PASS}{PASS}{SKIP}</testsuite>")
+    outcome = run(tmp_path / "tree", f"cp {tmp_path}/long out.xml", "*.xml")
+    names = [*(outcome.cases or {})]
+    assert [len(name) for name in names] == [160, len("a.one"), len("a.three")]
+    assert names[0].endswith("xx??end")
+
+
+@pytest.mark.parametrize(
+    ("cases", "state"),
+    [
+        (PASS + '<testcase classname="a" name="one"><failure/></testcase>', "failed"),
+        (PASS + PASS, "passed"),
+        (PASS + '<testcase classname="a" name="one"><skipped/></testcase>', "skipped"),
+        ('<testcase classname="a" name="one"><skipped type="pytest.xfail"/></testcase>', "xfailed"),
+    ],
+)
+def test_of_tests_of_one_name_the_worst_counts(tmp_path: Path, cases: str, state: str) -> None:
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "report").write_text(f"<testsuite>{cases}</testsuite>")
+    outcome = run(tmp_path / "tree", f"cp {tmp_path}/report out.xml", "*.xml")
+    assert outcome.cases == {"a.one": state}

@@ -65,7 +65,8 @@ def measure_base(context: AppContext, *, run_id: str, profile: str) -> None:
     question = Question(
         run_id=run_id,
         phase_id="base",
-        branch=run.base_branch,
+        # A run that continues another starts from a commit that the base branch does not have.
+        branch=run.base_branch if run.continues is None else run.branch,
         profile=CiProfile(profile),
         rules=rules.command_for(CiProfile(profile)),
     )
