@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -210,7 +210,7 @@ def test_a_base_is_told_once_and_its_red_checks_are_in_the_events(
     assert check(str(api.repo.path), "run-001", "autonomous/run-001", "main")["eligible"]
 
 
-def patched(api: Api, files: dict[str, str | None]) -> str:
+def patched(api: Api, files: Mapping[str, str | None]) -> str:
     """Return a patch from the base branch to these files; None removes one."""
     start = api.repo.git("rev-parse", "HEAD")
     changed = api.repo.commit({**files})
