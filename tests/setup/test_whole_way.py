@@ -141,6 +141,16 @@ def test_from_init_to_a_pull_request(
     assert opened["title"] == served["title"]
     assert RUN in opened["body"]
 
+    # The base branch moves. The runner rehearses the merge with the one that it has checked out.
+    (promoted / "widget" / "widget.sh").write_text("# Another comment.\necho widget\n")
+    identity = ("-c", "user.name=Person", "-c", "user.email=person@localhost")
+    git_repo.git("-C", str(promoted), *identity, "commit", "--quiet", "-am", "Another comment")
+    code, said = promote(RUN)
+    assert code != 0
+    assert "does not merge with trunk at " in said
+    assert "widget/widget.sh" in said
+    assert len(pull_requests(tmp_path / "bin")) == 1
+
 
 PLAN: dict[str, object] = {
     "run": {"run_id": RUN, "safety_profile": "safety_critical"},  # every phase is strict
