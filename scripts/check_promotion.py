@@ -1315,6 +1315,8 @@ class PhaseState:
     # New and changed dependencies: of what is on the branch, and of the pending patch.
     dependencies: tuple[DependencyChange, ...] = ()
     pending_dependencies: tuple[DependencyChange, ...] = ()
+    # Those that the phase had when an Auditor approved it last.
+    approved_dependencies: tuple[DependencyChange, ...] = ()
     minor_issues_count: int = 0
     major_issues_count: int = 0
     verdict: Verdict | None = None
@@ -1351,6 +1353,11 @@ class PhaseState:
     @property
     def auditor_tries_left(self) -> int:
         return max(0, self.max_auditor_attempts - self.auditor_attempts_used)
+
+    @property
+    def unapproved_dependencies(self) -> tuple[DependencyChange, ...]:
+        """Those that no approval of the phase has covered. (rules §2.6)"""
+        return tuple(each for each in self.dependencies if each not in self.approved_dependencies)
 
     @property
     def approvals_missing(self) -> int:
@@ -3162,6 +3169,8 @@ def _with(names: tuple[str, ...], name: str | None) -> tuple[str, ...]:
 def _approve(state: RunState, event: ApprovalGiven | PhaseApproved) -> RunState:
     phase = state.phase(event.phase_id)
     changes: dict[str, Any] = {"approved_by": _with(phase.approved_by, event.actor)}
+    if isinstance(event, PhaseApproved):
+        changes["approved_dependencies"] = phase.dependencies
     if isinstance(event, ApprovalGiven) and not event.commits:
         changes["auditor_attempts_used"] = phase.auditor_attempts_used - 1
     return change_phase(state, event.phase_id, **changes)
@@ -4171,7 +4180,7 @@ class _Replay:
         """
         phase = state.phase(event.phase_id)
         is_passed = event.STATE in (PhaseStatus.CI_RUNNING, PhaseStatus.COMPLETE)
-        if phase.state is PhaseStatus.GATE and phase.dependencies and is_passed:
+        if phase.state is PhaseStatus.GATE and phase.unapproved_dependencies and is_passed:
             self.expect(
                 not state.dependencies_need_review or phase.approved_by or is_by_hand(event.actor),
                 f"event {number} lets phase '{event.phase_id}' pass with new dependencies and"

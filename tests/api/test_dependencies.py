@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from pydantic import SecretStr
 
+from autopack.config import Settings
 from autopack.domain.record_check import JsonObject
 from autopack.services import patching
 
@@ -31,8 +33,16 @@ diff --git a/requirements.txt b/requirements.txt
 """
 
 
-def require_reviews(api: Api) -> None:
+@pytest.fixture
+def settings(settings: Settings, tmp_path: Path) -> Settings:
+    bare = tmp_path / "remote.git"
+    subprocess.run(["git", "init", "--quiet", "--bare", str(bare)], check=True)
+    return settings.model_copy(update={"git_remote": SecretStr(str(bare))})
+
+
+def require_reviews(api: Api, ci: str = "none") -> None:
     rules = api.client.get("/project/ruleset").json()
+    rules["ci"]["mode"] = ci
     rules["review"]["new_dependencies"] = "required"
     assert api.client.put("/project/ruleset", json=rules).status_code == 200
 
@@ -45,10 +55,10 @@ def named(phase: JsonObject) -> list[tuple[Any, ...]]:
     return [(each["name"], each["before"], each["after"]) for each in phase["dependencies"]]
 
 
-def approve(api: Api, phase_id: str = "P0.0") -> None:
+def approve(api: Api, phase_id: str = "P0.0", notes: str = "seen") -> None:
     answer = api.client.post(
         f"/runs/run-001/phases/{phase_id}/auditor_result",
-        json={"recommendation": "approve", "review_notes": "seen"},
+        json={"recommendation": "approve", "review_notes": notes},
     )
     assert answer.status_code == 200, answer.text
 
@@ -112,6 +122,36 @@ def test_approved_dependencies_may_be_promoted(api: Api) -> None:
     approve(api)
     assert api.result(phase_id="P0.1").json()["run_state"] == "DONE_SUCCESS"
     assert offline(api)["reasons"] == []
+
+
+def test_other_dependencies_after_a_red_verdict_need_another_review(api: Api) -> None:
+    require_reviews(api, ci="external")
+    api.start()
+    assert api.result(patch=adding(api)).json()["phase_state"] == "GATE"
+    approve(api)
+    judge(api, "red", failing_checks=["test_a"])
+    assert api.result(patch=MOVED).json()["phase_state"] == "GATE"  # others than the approved
+    approve(api, notes="seen again")
+    judge(api, "green")
+    assert offline(api)["reasons"] == []
+
+
+def test_a_later_try_without_other_dependencies_goes_on_to_ci(api: Api) -> None:
+    require_reviews(api, ci="external")
+    api.start()
+    api.result(patch=adding(api))
+    approve(api)
+    judge(api, "red", failing_checks=["test_a"])
+    mended = api.result(patch=api.new_file("src/mended.txt"))
+    assert mended.json()["phase_state"] == "CI_RUNNING"
+    judge(api, "green")
+    assert offline(api)["reasons"] == []
+
+
+def judge(api: Api, verdict: str, **fields: Any) -> None:
+    body = {"commit_sha": api.head(), "verdict": verdict, **fields}
+    answer = api.client.post("/runs/run-001/phases/P0.0/ci_result", json=body)
+    assert answer.status_code == 200, answer.text
 
 
 def test_a_pending_patch_names_its_own_and_a_revision_forgets_them(api: Api) -> None:

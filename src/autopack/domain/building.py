@@ -278,8 +278,8 @@ def _why_review(run: RunState, phase: PhaseState, status: BuilderStatus) -> str 
 
 def _why_dependencies(run: RunState, phase: PhaseState) -> str | None:
     """Return why new dependencies need a review; None if they need none. (rules §2.6)"""
-    if not phase.dependencies or not run.dependencies_need_review:
+    many = len(phase.unapproved_dependencies)
+    if not many or not run.dependencies_need_review:
         return None
-    many = len(phase.dependencies)
     what = f"{many} dependencies are" if many > 1 else "a dependency is"
     return f"{what} new or changed, and review.new_dependencies asks for an Auditor"

@@ -373,6 +373,8 @@ def _with(names: tuple[str, ...], name: str | None) -> tuple[str, ...]:
 def _approve(state: RunState, event: ApprovalGiven | PhaseApproved) -> RunState:
     phase = state.phase(event.phase_id)
     changes: dict[str, Any] = {"approved_by": _with(phase.approved_by, event.actor)}
+    if isinstance(event, PhaseApproved):
+        changes["approved_dependencies"] = phase.dependencies
     if isinstance(event, ApprovalGiven) and not event.commits:
         changes["auditor_attempts_used"] = phase.auditor_attempts_used - 1
     return change_phase(state, event.phase_id, **changes)

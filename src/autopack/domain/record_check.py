@@ -790,7 +790,7 @@ class _Replay:
         """
         phase = state.phase(event.phase_id)
         is_passed = event.STATE in (PhaseStatus.CI_RUNNING, PhaseStatus.COMPLETE)
-        if phase.state is PhaseStatus.GATE and phase.dependencies and is_passed:
+        if phase.state is PhaseStatus.GATE and phase.unapproved_dependencies and is_passed:
             self.expect(
                 not state.dependencies_need_review or phase.approved_by or is_by_hand(event.actor),
                 f"event {number} lets phase '{event.phase_id}' pass with new dependencies and"

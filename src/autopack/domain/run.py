@@ -114,6 +114,8 @@ class PhaseState:
     # New and changed dependencies: of what is on the branch, and of the pending patch.
     dependencies: tuple[DependencyChange, ...] = ()
     pending_dependencies: tuple[DependencyChange, ...] = ()
+    # Those that the phase had when an Auditor approved it last.
+    approved_dependencies: tuple[DependencyChange, ...] = ()
     minor_issues_count: int = 0
     major_issues_count: int = 0
     verdict: Verdict | None = None
@@ -150,6 +152,11 @@ class PhaseState:
     @property
     def auditor_tries_left(self) -> int:
         return max(0, self.max_auditor_attempts - self.auditor_attempts_used)
+
+    @property
+    def unapproved_dependencies(self) -> tuple[DependencyChange, ...]:
+        """Those that no approval of the phase has covered. (rules §2.6)"""
+        return tuple(each for each in self.dependencies if each not in self.approved_dependencies)
 
     @property
     def approvals_missing(self) -> int:

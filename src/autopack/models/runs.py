@@ -296,6 +296,7 @@ class Phase(HasIssues, Base):
     )
     dependencies: Mapped[Json] = mapped_column(default=list, server_default=text("'[]'"))
     pending_dependencies: Mapped[Json] = mapped_column(default=list, server_default=text("'[]'"))
+    approved_dependencies: Mapped[Json] = mapped_column(default=list, server_default=text("'[]'"))
     verdict: Mapped[Verdict | None]
     sandbox: Mapped[Sandbox | None]
     completed_by: Mapped[CompletedBy | None]
