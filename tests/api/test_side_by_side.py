@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 from pathlib import Path
 from subprocess import run as run_process
 from typing import TYPE_CHECKING
@@ -13,6 +15,7 @@ from sqlalchemy import text
 from tests.api.test_local_ci import rule, take, waiting, work
 from tests.lanes import LANES, lanes
 
+from autopack.domain.record_check import RecordClaim, check_record
 from autopack.services import ci
 from autopack.services.context import AppContext
 
@@ -245,3 +248,87 @@ def test_without_the_rulesets_leave_the_plan_is_built_in_its_order(
     api.refused(api.result(phase_id="b0"), 409, "phase_not_next", "'a0'")
     build(agents, first)
     assert agents.claim()["phase_id"] == "b0"
+
+
+def test_the_checker_expects_phases_to_start_in_the_order_of_the_graph(
+    api: Api, agents: Agents
+) -> None:
+    start(api)
+    for item in [agents.claim() for _ in LANES]:
+        build(agents, item)
+    data = api.repo.git("show", "autonomous/run-001:.autonomous_runs/run-001/run.json")
+    record = json.loads(data)
+    assert record["is_parallel"] is True
+    assert check(record) == []
+    record["phases"][1]["depends_on"] = ["a0"]
+    assert any("starts phase 'b0' before phase 'a0'" in reason for reason in check(record))
+
+
+def check(record: Json) -> list[str]:
+    data = json.dumps(record).encode()
+    message = f"Record\n\nAutopack-Record-SHA256: {sha256(data).hexdigest()}\n"
+    claim = RecordClaim(
+        run_id="run-001", branch="autonomous/run-001", base_branch=record["base_branch"]
+    )
+    return list(check_record(data, message, claim).reasons)
+
+
+def test_the_same_result_twice_is_one_commit_though_others_came_between(
+    api: Api, agents: Agents
+) -> None:
+    start(api)
+    a, b, _ = (agents.claim() for _ in LANES)
+    first = build(agents, a)
+    build(agents, b)
+    patch = api.new_file("src/a/file.txt")
+    again = agents.build(a, patch=patch)
+    assert again.headers["Idempotency-Replayed"] == "true"
+    assert again.json() == first
+    assert len(api.commits()) == 2
+
+
+def test_the_operator_cancels_one_phase_while_others_are_under_way(
+    api: Api, agents: Agents
+) -> None:
+    start(api, depth=2)
+    a, b, c = (agents.claim() for _ in LANES)
+    assert api.status("QUEUED", phase_id="a0").status_code == 200
+    api.refused(agents.build(a), 409, "lease_lost")
+    assert api.status("FAILED", phase_id="b0").status_code == 200
+    assert agents.beat(b)["directive"] == "stop"
+    build(agents, c)
+    assert agents.claim()["phase_id"] == "a0"
+
+
+def test_a_lapse_of_one_lane_takes_nothing_from_the_others(api: Api, agents: Agents) -> None:
+    start(api)
+    a = agents.claim(lease_seconds=60)
+    b = agents.claim()
+    agents.wait(seconds=61)
+    agents.upkeep()
+    assert states(api) == {"a0": "QUEUED", "b0": "EXECUTING", "c0": "QUEUED"}
+    api.refused(agents.build(a), 409, "lease_lost")
+    build(agents, b)
+    assert agents.reserved() == (0, 0)
+
+
+def test_a_run_with_an_undone_phase_is_rebased_by_what_is_on_its_branch(
+    api: Api, agents: Agents, context: AppContext
+) -> None:
+    rule(api, "! test -e src/a/bad.txt")
+    start(api)
+    a, b, c = (agents.claim() for _ in LANES)
+    build(agents, a, "bad")
+    build(agents, b)
+    build(agents, c)
+    for _ in LANES:
+        work(context)
+    build(agents, agents.claim(), "good")
+    work(context)
+    tree = api.repo.git("rev-parse", f"{api.head()}^{{tree}}")
+    empty = api.repo.git("commit-tree", "main^{tree}", "-p", "main", "-m", "Another's work")
+    api.repo.git("update-ref", "refs/heads/main", empty)
+    answer = api.client.post("/runs/run-001/rebase", json={})
+    assert answer.status_code == 201, answer.text
+    assert len(api.commits("run-001.2")) == 3
+    assert api.repo.git("rev-parse", f"{api.head('run-001.2')}^{{tree}}") == tree

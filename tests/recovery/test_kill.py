@@ -73,6 +73,16 @@ def patch_pending(stage: Stage) -> None:
     stage.must("POST", *result("P1", new_file("src/one.txt")))
 
 
+def beside_another(stage: Stage) -> None:
+    """Two phases side by side: an agent has the first one."""
+    document = plan("P1", "P2", "P3")
+    for phase, path in zip(document["phases"][:2], ("src/one.txt", "src/two.txt"), strict=True):
+        phase |= {"depends_on": [], "allowed_paths": [path]}
+    stage.must("POST", "/runs/start", document)
+    claim = {"role": "builder", "agent": "codex", "lease_seconds": 900}
+    assert stage.must("POST", f"/runs/{RUN}/claim", claim)["phase_id"] == "P1"
+
+
 def ended(stage: Stage) -> None:
     one_phase_left(stage)
     stage.must("POST", *result("P2", new_file("src/two.txt")))
@@ -122,6 +132,13 @@ CHANGES = {
         status=200,
         undecided=("locked", "objects_written", "commit_written", "flushed", "refs_prepared"),
         decided=AFTER_REFS,
+    ),
+    "patch_applied_side_by_side": Change(
+        prepare=beside_another,
+        request=result("P2", new_file("src/two.txt")),
+        status=200,
+        undecided=("commit_written", "refs_prepared"),
+        decided=("committed", "refs_moved", "mirrored"),
     ),
     "patch_refused": Change(
         prepare=started,

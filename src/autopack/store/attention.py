@@ -123,7 +123,7 @@ _PHASES: Final = """SELECT r.run_id, p.phase_id, p.state, p.lease_id IS NOT NULL
         r.base_problem, r.created_at
     FROM runs r CROSS JOIN LATERAL (
         SELECT * FROM phases WHERE run_pk = r.id AND state NOT IN ('COMPLETE', 'FAILED', 'SKIPPED')
-        ORDER BY tier_index, phase_index LIMIT 1
+        ORDER BY state = 'QUEUED', tier_index, phase_index LIMIT 1
     ) p LEFT JOIN LATERAL (
         SELECT verdict, ended_at, requested_at, reason FROM ci_runs
         WHERE phase_pk = p.id AND verdict IS NOT NULL ORDER BY id DESC LIMIT 1

@@ -90,7 +90,7 @@ _UNDER_WAY: Final = f"""SELECT DISTINCT ON (p.run_pk) p.run_pk, p.name, p.state,
         p.approvals_needed, p.approved_by, {_LEASE}
     FROM phases p LEFT JOIN leases l ON l.id = p.lease_id
     WHERE p.run_pk = ANY(%s) AND p.state NOT IN ('COMPLETE', 'FAILED', 'SKIPPED')
-    ORDER BY p.run_pk, p.tier_index, p.phase_index"""  # noqa: S608 - one literal
+    ORDER BY p.run_pk, p.state = 'QUEUED', p.tier_index, p.phase_index"""  # noqa: S608 - one literal
 _OF_RUN: Final = f"""SELECT {_LEASE} FROM phases p JOIN leases l ON l.id = p.lease_id
     WHERE p.run_pk = %s ORDER BY p.tier_index, p.phase_index"""  # noqa: S608 - one literal
 
