@@ -163,6 +163,20 @@ def test_only_a_run_that_may_be_promoted_is_rebased_and_onto_another_base(api: A
     refuse("the branch was rolled back by hand")
 
 
+def test_a_commit_whose_change_the_base_has_is_made_again_as_an_empty_one(api: Api) -> None:
+    finish(api)
+    api.repo.commit({"src/P0.0.txt": "This is src/P0.0.txt.\n"})
+    run = rebase(api)
+    assert run["state"] == "DONE_SUCCESS"
+    assert show(api, "autonomous/run-001.2:src/P0.0.txt").endswith("And more.")
+    assert offline(api, "run-001.2")["reasons"] == []
+    with api.client.app.state.context.reading() as session:  # type: ignore[attr-defined]
+        rows = session.fetch(
+            "SELECT difference IS NULL FROM commits WHERE kind = 'replay' ORDER BY position", ()
+        )
+    assert [is_empty for (is_empty,) in rows] == [True, False]
+
+
 def test_a_base_that_has_all_changes_needs_no_rebase(api: Api) -> None:
     finish(api)
     tree = api.repo.git("rev-parse", f"{api.head()}^{{tree}}")

@@ -184,7 +184,8 @@ class RunChange:
             patch_pk=patch_pk,
             is_merged=is_merged,
             signature=signature,
-            difference=repository.diff(self.head, sha) if has_own_difference else None,
+            # None where nothing differs: a commit that is made again on a base that has its change.
+            difference=(repository.diff(self.head, sha) or None) if has_own_difference else None,
         )
         self.commits.append(commit)
         return commit
