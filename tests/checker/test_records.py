@@ -329,6 +329,20 @@ def on(kind: str, name: str, value: object) -> Tampering:
     return named(change, kind, name)
 
 
+PASSED: Json = {"kind": "baseline", "result": "passed", "reason": "the base is green"}
+REFUTED: Json = {**PASSED, "result": "failed", "reason": "1 check is still red"}
+WARNED: Json = {**PASSED, "result": "warned", "reason": "as the plan expects"}
+
+
+def resting_on(*evidence: Json) -> Tampering:
+    """Let the last verdict, which is green, rest on evidence."""
+
+    def change(story: Story) -> None:
+        story.events("CiVerdictReceived")[-1]["data"]["evidence"] = list(evidence)
+
+    return named(change, *(str(each.get("result")) for each in evidence))
+
+
 EVENTS: list[tuple[str, Tampering, str]] = [
     (GREEN, on("RunStarted", "base_commit", "1" * 40), "the events tell of a run from another"),
     (GREEN, on("RunStarted", "base_branch", "next"), "the events tell of a run from another base"),
@@ -376,6 +390,10 @@ EVENTS: list[tuple[str, Tampering, str]] = [
     (GREEN, on("CiVerdictReceived", "verdict", "green"), "to QUEUED, and its verdict is green"),
     (GREEN, on("CiVerdictReceived", "commit", "1" * 40), "which is not the commit of phase 'P1'"),
     (GREEN, on("CiVerdictReceived", "sandbox", "nowhere"), "CiVerdictReceived cannot be read"),
+    (GREEN, resting_on({}), "CiVerdictReceived cannot be read"),
+    (GREEN, resting_on(REFUTED), "CI is green, and its evidence speaks against it"),
+    (GREEN, resting_on(PASSED, PASSED), "two entries of evidence of one kind"),
+    (GREEN, resting_on(WARNED), "the record's own verdict is not what its figures give"),
     (GREEN, on("CiVerdictReceived", "is_repeated", True), "ci_runs_count is 2 in the record, 1"),
     (GREEN, on("CiVerdictReceived", "verdict", "did_not_run"), "ci_runs_count is 2 in the record"),
     (GREEN, on("IssueRecorded", "effective_severity", "major"), "major_issues_count is 0 in the"),

@@ -72,9 +72,9 @@ class Evidence:
         if not isinstance(checks, list) or len(checks) > MAX_EVIDENCE_CHECKS:
             raise TypeError("the checks of evidence are a short list")
         return cls(
-            kind=EvidenceKind(value["kind"]),
-            result=EvidenceResult(value["result"]),
-            reason=_evidence_word(value["reason"]),
+            kind=EvidenceKind(_evidence_word(value.get("kind"))),
+            result=EvidenceResult(_evidence_word(value.get("result"))),
+            reason=_evidence_word(value.get("reason")),
             command=_evidence_word_or_none(value.get("command")),
             tree=_evidence_word_or_none(value.get("tree")),
             base_tree=_evidence_word_or_none(value.get("base_tree")),
