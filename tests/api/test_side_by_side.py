@@ -16,7 +16,8 @@ from tests.api.test_local_ci import rule, take, waiting, work
 from tests.lanes import LANES, lanes
 
 from autopack.domain.record_check import RecordClaim, check_record
-from autopack.services import ci
+from autopack.gitrepo import PatchEmptyError
+from autopack.services import ci, patching
 from autopack.services.context import AppContext
 
 if TYPE_CHECKING:
@@ -332,3 +333,26 @@ def test_a_run_with_an_undone_phase_is_rebased_by_what_is_on_its_branch(
     assert answer.status_code == 201, answer.text
     assert len(api.commits("run-001.2")) == 3
     assert api.repo.git("rev-parse", f"{api.head('run-001.2')}^{{tree}}") == tree
+
+
+def test_a_patch_that_does_not_apply_without_the_undone_one_ends_the_run_and_names_both(
+    api: Api, agents: Agents, context: AppContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Paths that cannot overlap exclude it; a fault of that rule would lead here."""
+
+    def refuse(*_: object) -> None:
+        raise PatchEmptyError("nothing of it is left")
+
+    rule(api, "! test -e src/a/bad.txt")
+    start(api)
+    a, b, _ = (agents.claim() for _ in LANES)
+    build(agents, a, "bad")
+    build(agents, b)
+    head = api.head()
+    monkeypatch.setattr(patching, "apply_again", refuse)
+    work(context)
+    run = api.run()
+    assert run["state"] == "DONE_FAILED_REQUIRES_HUMAN_REVIEW"
+    assert run["failure_reason"].startswith("phases 'a0' and 'b0' are entangled")
+    assert api.head() == head, "nothing is half done"
+    assert set(states(api).values()) == {"SKIPPED"}
