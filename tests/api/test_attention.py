@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,9 @@ from sqlalchemy import event, text
 
 from autopack.domain.access import AccessRole, Caller
 from autopack.domain.attention import AttentionKind, Disk
+from autopack.domain.evidence import Evidence
 from autopack.domain.keys import NewKey
+from autopack.domain.terms import EvidenceKind, EvidenceResult
 from autopack.main import create_key, revoke_key
 from autopack.models import Push
 from autopack.services import attention as service
@@ -284,6 +287,30 @@ class TestWithARemote:
         assert "no runner" in found["ci_did_not_run:run-001"]["text"]
         assert api.client.post("/attention/ci_did_not_run:run-001/dismiss").status_code == 200
         assert listed(api) == {}
+
+
+def test_a_deaf_gate_is_an_item_until_seeded_faults_are_noticed(api: Api, app: FastAPI) -> None:
+    reason = "deaf_gate: the command is green with the seeded fault: a.py:3"
+    insert = text(
+        "INSERT INTO ci_runs (run_pk, phase_pk, commit_sha, profile, attempt, verdict, reason,"
+        " requested_at, ended_at, is_flaky, evidence) SELECT run_pk, id, 'x', 'strict', :attempt,"
+        " 'red', 'deaf', now(), now(), false, CAST(:evidence AS jsonb) FROM phases"
+    )
+    api.start()
+    for attempt, result in ((1, "passed"), (2, "failed"), (3, "not_needed"), (4, "passed")):
+        entry = Evidence(
+            kind=EvidenceKind.SEEDED_FAULTS, result=EvidenceResult(result), reason=reason
+        ).document()
+        with app.state.context.writing() as session:
+            session.execute(insert, {"attempt": attempt, "evidence": json.dumps([entry])})
+            session.commit()
+        found = listed(api)
+        if result == "passed":
+            assert "deaf_gate:run-001" not in found
+        else:
+            item = found["deaf_gate:run-001"]
+            assert item["text"] == f"CI does not notice faults in the new code: {reason}"
+            assert item["action"]["command"] == "autopack gate prove"
 
 
 def test_aged_issues_are_one_item_until_they_are_resolved(api: Api, agents: Agents) -> None:

@@ -37,6 +37,7 @@ class AttentionKind(StrEnum):
     AGENTS_UNAVAILABLE = "agents_unavailable"
     PHASE_UNCLAIMED = "phase_unclaimed"
     CI_DID_NOT_RUN = "ci_did_not_run"
+    DEAF_GATE = "deaf_gate"
     PUSH_FAILING = "push_failing"
     ISSUES_AGED = "issues_aged"
     DISK_LOW = "disk_low"
@@ -169,6 +170,7 @@ class OpenPhase:
 
     `since`: the last event that let it wait. `ci_failed_at`: when its last CI run did not run.
     `base_problem`: why CI's command does not run on the commit that the run started from.
+    `deaf_gate`: which seeded faults CI did not notice when it last measured them, at `deaf_at`.
     """
 
     run_id: str
@@ -182,6 +184,8 @@ class OpenPhase:
     ci_reason: str | None
     base_problem: str | None = None
     run_created_at: datetime | None = None
+    deaf_at: datetime | None = None
+    deaf_gate: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -472,6 +476,25 @@ def _without_ci(run_id: str, phase_id: str | None, since: datetime, why: str | N
     )
 
 
+def _deaf_gate(now: Situation, _at: datetime) -> Iterator[Need]:
+    for phase in now.phases:
+        if phase.deaf_gate is not None:
+            yield Need(
+                kind=AttentionKind.DEAF_GATE,
+                urgency=Urgency.WARNING,
+                subject=phase.run_id,
+                since=phase.deaf_at or phase.since,
+                run_id=phase.run_id,
+                text=f"CI does not notice faults in the new code: {_clipped(phase.deaf_gate)}",
+                evidence=f"{_run(phase.run_id)}/ci",
+                action=Action(
+                    label="Show that the CI command is red where it must be",
+                    path=f"{_run(phase.run_id)}/ci",
+                    command="autopack gate prove",
+                ),
+            )
+
+
 def _push_failing(now: Situation, _at: datetime) -> Iterator[Need]:
     if (pushes := now.pushes) is not None:
         runs = "1 run waits" if pushes.count == 1 else f"{pushes.count} runs wait"
@@ -593,6 +616,7 @@ RULES: Final[Mapping[AttentionKind, Rule]] = {
     AttentionKind.AGENTS_UNAVAILABLE: _agents_unavailable,
     AttentionKind.PHASE_UNCLAIMED: _phase_unclaimed,
     AttentionKind.CI_DID_NOT_RUN: _ci_did_not_run,
+    AttentionKind.DEAF_GATE: _deaf_gate,
     AttentionKind.PUSH_FAILING: _push_failing,
     AttentionKind.ISSUES_AGED: _issues_aged,
     AttentionKind.DISK_LOW: _disk_low,

@@ -120,17 +120,23 @@ _PHASES: Final = """SELECT r.run_id, p.phase_id, p.state, p.lease_id IS NOT NULL
             ORDER BY sequence DESC LIMIT 1), r.updated_at),
         p.unavailable_reason, p.retry_at,
         CASE WHEN c.verdict = 'did_not_run' THEN coalesce(c.ended_at, c.requested_at) END, c.reason,
-        r.base_problem, r.created_at
+        r.base_problem, r.created_at, d.deaf_at, d.deaf_gate
     FROM runs r CROSS JOIN LATERAL (
         SELECT * FROM phases WHERE run_pk = r.id AND state NOT IN ('COMPLETE', 'FAILED', 'SKIPPED')
         ORDER BY state = 'QUEUED', tier_index, phase_index LIMIT 1
     ) p LEFT JOIN LATERAL (
         SELECT verdict, ended_at, requested_at, reason FROM ci_runs
         WHERE phase_pk = p.id AND verdict IS NOT NULL ORDER BY id DESC LIMIT 1
-    ) c ON true
+    ) c ON true LEFT JOIN LATERAL (
+        SELECT coalesce(ended_at, requested_at), entry->>'result', entry->>'reason'
+        FROM ci_runs CROSS JOIN LATERAL jsonb_array_elements(evidence) AS entry
+        WHERE run_pk = r.id AND entry->>'kind' = 'seeded_faults'
+            AND entry->>'result' IN ('passed', 'warned', 'failed')
+        ORDER BY id DESC LIMIT 1
+    ) d (deaf_at, result, deaf_gate) ON d.result <> 'passed'
     WHERE r.ended_at IS NULL
         AND (p.lease_id IS NULL AND p.state IN ('QUEUED', 'GATE') OR c.verdict = 'did_not_run'
-            OR r.base_problem IS NOT NULL)
+            OR r.base_problem IS NOT NULL OR d.deaf_gate IS NOT NULL)
     ORDER BY r.id DESC LIMIT %s"""
 
 
@@ -149,6 +155,8 @@ def list_open_phases(session: RowSession) -> list[OpenPhase]:
             ci_reason=ci_reason,
             base_problem=base_problem,
             run_created_at=run_created_at,
+            deaf_at=deaf_at,
+            deaf_gate=deaf_gate,
         )
         for (
             run_id,
@@ -162,6 +170,8 @@ def list_open_phases(session: RowSession) -> list[OpenPhase]:
             ci_reason,
             base_problem,
             run_created_at,
+            deaf_at,
+            deaf_gate,
         ) in session.fetch(_PHASES, (_MOVES, MOST_OF_A_KIND))
     ]
 
