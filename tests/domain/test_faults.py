@@ -165,3 +165,11 @@ def test_the_work_for_a_hostile_file_is_bounded(name: str, ending: str) -> None:
     assert len(faults) <= 5
     if name in ("one long line", "too large"):
         assert not faults
+
+
+def test_names_of_hostile_files_are_short_lines_that_can_be_stored() -> None:
+    for path in ("a\nb\x1b[31m.py", "\udcff.py", f"{'x' * 4_000}.py"):
+        (fault,) = seeded(path, "x = 3  # \x1b[31m\x7f\n")
+        assert len(fault.name) <= 160
+        assert (fault.name + fault.before + fault.after).isprintable()
+        assert fault.path == path

@@ -81,8 +81,10 @@ class Fault:
 
     @property
     def name(self) -> str:
-        """Name the fault in one line: `shop/total.py:12 negate_comparison`."""
-        return f"{self.path}:{self.line} {self.operator}"
+        """Name the fault in one short line: `shop/total.py:12 negate_comparison`."""
+        path = _printable(self.path)
+        path = path if len(path) <= _SHOWN else f"…{path[1 - _SHOWN :]}"
+        return f"{path}:{self.line} {self.operator}"
 
 
 def seed_faults(
@@ -207,5 +209,10 @@ def _fault(source: SourceFile, edit: Edit) -> Fault:
 
 
 def _shown(text: bytes) -> str:
-    line = " ".join(text.decode(errors="replace").split())
+    line = _printable(" ".join(text.decode(errors="replace").split()))
     return line if len(line) <= _SHOWN else f"{line[: _SHOWN - 1]}…"
+
+
+def _printable(text: str) -> str:
+    """Replace what a terminal would obey, and bytes of a path that are no text."""
+    return "".join(sign if sign.isprintable() else "?" for sign in text)
