@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from sqlalchemy import text
-from tests.api.test_local_ci import rule, take, waiting, work
+from tests.api.test_local_ci import backtest_changes, rule, take, waiting, work
 from tests.lanes import LANES, lanes
 
 from autopack.domain.record_check import RecordClaim, check_record
@@ -161,6 +161,7 @@ def test_a_red_verdict_undoes_the_phase_alone_and_ci_judges_the_others_without_i
     work(context)
     assert api.run()["state"] == "DONE_SUCCESS"
     assert paths(api) == ["a/good.txt", "b/file.txt", "c/file.txt"]
+    assert backtest_changes(api) == []
     assert api.run()["promotion_eligible_to_main"] is True
     verify(api)
 

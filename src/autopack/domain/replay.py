@@ -18,13 +18,14 @@ from .building import BuilderResult, PatchAction
 from .capacity import Unavailable
 from .claiming import Claim, LeaseLostError, WorkAsked
 from .deadlines import Lapse, Tick
-from .deciding import Given, decide, settle, weigh_auditor_result, weigh_builder_result
+from .deciding import Given, Undone, decide, settle, weigh_auditor_result, weigh_builder_result
 from .errors import AutopackError
 from .evolve import fold
 from .issue_rules import IssueSeen, IssuesSeen
 from .judging import CiRunBegun, CiRunWanted, CiVerdict
 from .money import ZERO_USD
 from .operating import CANCELLED, BranchMoved, Cancel, Rollback, StatusByHand
+from .order import after_it, has_commits, to_undo
 from .patches import AppliedPatch, PendingPatch, RefusedPatch
 from .rebasing import Rebase, ReplayedPatch
 from .reviewing import RefusedReview, Review, ReviewWish
@@ -145,7 +146,21 @@ class _Replayer:
             self.run = before
             self.skipped_inputs += 1
             return
+        if self.run.is_parallel:
+            self._undo(before, now)
         self._settle(before, now)
+
+    def _undo(self, before: RunState, now: datetime) -> None:
+        """Take commits off the branch as the service does; all patches apply again. (rules §2.7)"""
+        for phase in to_undo(before, self.run):
+            mine = self.run.phase(phase.phase_id)
+            if has_commits(mine) and (not self.run.is_over or mine.state is PhaseStatus.FAILED):
+                again = tuple(
+                    (other.phase_id, _assumed(0, number))
+                    for number, other in enumerate(after_it(self.run, mine))
+                )
+                undone = Undone(phase_id=mine.phase_id, commit="replayed", tree="", again=again)
+                self.run = fold(self.run, decide(self.run, undone, now))
 
     def _settle(self, before: RunState, now: datetime) -> None:
         if self.run != before:
@@ -364,7 +379,7 @@ def _assumed(submission_id: int, number: int = 0) -> AppliedPatch:
     """Return an applied patch without a real commit, for a patch that is assumed to apply."""
     name = f"replayed:{submission_id}:{number}"
     return AppliedPatch(
-        submission_id=submission_id, patch_sha256="", commit=name, tree="", parent=""
+        submission_id=submission_id, patch_sha256="", commit=name, tree="", parent="replayed"
     )
 
 
