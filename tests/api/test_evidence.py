@@ -396,6 +396,19 @@ def test_a_gate_that_notices_no_seeded_fault_is_deaf(
     assert "deaf_gate" in api.file("run-001", "phases", "phase_0_P0.0.md")
 
 
+def test_a_fault_that_makes_the_command_hang_is_noticed(
+    api: Api, context: AppContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autopack.domain.ruleset.MIN_EVIDENCE_SECONDS", 2)
+    monkeypatch.setattr("autopack.services.evidence.hang_seconds", lambda _: 0.5)
+    base(api, **OLD)
+    rule(api, "seeded_faults", evidence_budget=0.1, ci={"seeded_faults": 1})
+    code = 'if [ "$1" -eq 3 ]; then exit; fi\nsleep 30\n'
+    files = {"src/wait.sh": code.replace("30", "${2:-60}"), "tests/w.t": "w:sh src/wait.sh 3\n"}
+    run = judge(api, context, patched(api, files))
+    assert entries(run)["seeded_faults"] == ("passed", "1 of 1 seeded faults noticed"), run
+
+
 def test_only_the_lines_that_the_phase_wrote_get_faults(api: Api, context: AppContext) -> None:
     old = 'test "$1" -lt 9 || exit 1\n'
     base(api, **OLD, **{"src__limit.sh": old})

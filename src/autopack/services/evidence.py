@@ -6,9 +6,10 @@ pure function of `domain/evidence_rules.py`, which says what the outcomes mean.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from ..domain.evidence import Evidence
@@ -30,6 +31,8 @@ from ..domain.terms import EvidenceKind, EvidenceResult, Verdict
 from ..gitrepo.workspace import TreeEntry, Workspace
 from .context import AppContext
 from .measuring import Bench, Changes, OverBudgetError, Question
+
+HANG_SECONDS: Final = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,12 +131,17 @@ def measure_seeded_faults(inquiry: Inquiry) -> Evidence:
         fault, mode = faults[len(outcomes)]
         return {fault.path: workspace.store(fault.content, mode)}
 
+    began = time.monotonic()
     with suppress(OverBudgetError):  # what was noticed until then counts
         while True:
+            began = time.monotonic()
             outcome = bench.measure_changed(inquiry.commit, seed, is_repeated=False)
             if outcome is None:
                 break
             outcomes.append(outcome)
+    if len(outcomes) < len(faults) and time.monotonic() - began > hang_seconds(inquiry.seconds):
+        # A loop without end: the command's own limit would make it red.
+        outcomes.append(replace(inquiry.head, verdict=Verdict.RED, reason="it did not end"))
     return judge_seeded_faults(
         [fault for fault, _ in faults],
         outcomes,
@@ -141,6 +149,11 @@ def measure_seeded_faults(inquiry: Inquiry) -> Evidence:
         is_red=inquiry.ci.deaf_gate is DeafGate.RED,
         command=inquiry.command,
     )
+
+
+def hang_seconds(plain: float) -> float:
+    """Return after which time a command hangs that took `plain` seconds on the commit."""
+    return 5 * plain + HANG_SECONDS
 
 
 def _faults(inquiry: Inquiry, workspace: Workspace) -> list[tuple[Fault, str]]:
