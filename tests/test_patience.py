@@ -119,3 +119,16 @@ def test_a_slow_answer_that_the_server_allows_is_waited_for(database_url: str) -
         with pytest.raises(OperationalError, match="statement timeout"):
             connection.execute(text("SELECT pg_sleep(30)"))
     engine.dispose()
+
+
+def test_a_connection_that_left_the_pool_is_closed_without_an_error(
+    database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = make_engine(
+        make_url(Settings(_env_file=None, database_url=database_url).database_url or ""), 1
+    )
+    connection = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+    connection.detach()
+    connection.close()
+    engine.dispose()
+    assert caplog.text == ""

@@ -239,13 +239,16 @@ class _PoolRecord(Protocol):
 
 
 def _restore_settings(
-    connection: DBAPIConnection, record: _PoolRecord, _state: PoolResetState
+    connection: DBAPIConnection, record: _PoolRecord | None, _state: PoolResetState
 ) -> None:
     """Reset a session's isolation level while the pool still handles failures.
 
     SQLAlchemy would reset it a moment later. There a lost connection raises psycopg2's own error,
-    and its place in the pool is never free again. Here the pool replaces the connection.
+    and its place in the pool is never free again. Here the pool replaces the connection. One that
+    has left the pool has no record, and is closed next.
     """
+    if record is None:
+        return
     if record.finalize_callback:
         connection.rollback()  # free where no transaction is open
     while record.finalize_callback:

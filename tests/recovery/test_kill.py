@@ -216,9 +216,14 @@ def test_a_change_cut_short_after_its_commit_is_finished_and_answered_as_the_fir
 ) -> None:
     change = CHANGES[name]
     change.prepare(stage)
-    cut_short(stage, change, step)
-    stage.assert_consistent()
-    before = history(stage)
+    unchanged = history(stage) if name != "start_run" else []
+    # The upkeep may write the files of what came before, and so end the service too early.
+    for _ in range(3):
+        cut_short(stage, change, step)
+        stage.assert_consistent()
+        before = history(stage)
+        if before != unchanged:
+            break
     answer = send(stage, change)
     if name in ("start_run", "rebased"):  # it says by its status that the run was there
         assert answer.status_code == 200, answer.text
