@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,8 @@ from autopack.worker.worker import Ending, Orders, Role, Step, Worker
 
 if TYPE_CHECKING:
     from starlette.testclient import TestClient
+
+    from autopack.meter.server import GatewayServer
 
 Json = dict[str, Any]
 
@@ -57,11 +59,11 @@ class Workshop:
     mailbox: Mailbox = field(default_factory=Mailbox)
     clock: Callable[[], float] = time.monotonic
 
-    def start(self, **phase: Any) -> None:
+    def start(self, run: Json | None = None, **phase: Any) -> None:
         """Start a run of one phase."""
         self.service.start_run(
             {
-                "run": {"run_id": "run-001"},
+                "run": {"run_id": "run-001"} | (run or {}),
                 "tiers": [{"tier_id": "T1", "tier_index": 0, "name": "Tier"}],
                 "phases": [
                     {
@@ -84,6 +86,8 @@ class Workshop:
         kind: str | None = None,
         fallback: str | None = None,
         name: str | None = None,
+        gateway: GatewayServer | None = None,
+        environment: Mapping[str, str] | None = None,
         **orders: Any,
     ) -> Ending:
         """Let a worker work by shell commands, one item unless it is said otherwise.
@@ -107,9 +111,11 @@ class Workshop:
                 stack.enter_context(workspace.enter(self.home)),
                 ObjectCache(self.home / "repositories"),
                 self.mailbox,
-                {"PATH": "/usr/bin:/bin", "DATABASE_URL": "secret", "GIT_DIR": "/none"},
+                {"PATH": "/usr/bin:/bin", "DATABASE_URL": "secret", "GIT_DIR": "/none"}
+                | dict(environment or {}),
                 self.steps.append,
                 self.clock,
+                gateway,
             )
             return worker.work()
 
@@ -118,6 +124,10 @@ class Workshop:
 
     def attempts(self) -> list[Any]:
         return self.service.attempts("run-001", "P1").attempts
+
+    def said(self, kind: str) -> str:
+        """Return the text of the last step of a kind."""
+        return [step.text for step in self.steps if step.kind == kind][-1]
 
     @property
     def kinds(self) -> list[str]:

@@ -33,7 +33,7 @@ def test_the_tokens_of_a_heartbeat_never_go_down(monkeypatch: pytest.MonkeyPatch
     told: list[int] = []
     read = [5, 0, 7]
 
-    def beat(_run: str, _phase: str, _token: str, tokens: int) -> object:
+    def beat(_run: str, _phase: str, _token: str, tokens: int, _cost: None) -> object:
         told.append(tokens)
         is_last = len(told) == len(read)
         directive = Directive.STOP if is_last else Directive.CONTINUE
@@ -42,7 +42,7 @@ def test_the_tokens_of_a_heartbeat_never_go_down(monkeypatch: pytest.MonkeyPatch
     service = cast("Autopack", SimpleNamespace(heartbeat=beat))
     monkeypatch.setattr("autopack.worker.heartbeat.BEATS_A_LEASE", 1_000)
     mailbox = Mailbox()
-    with Heartbeat(service, ITEM, 1, mailbox, lambda: read[len(told)]) as heartbeat:
+    with Heartbeat(service, ITEM, 1, mailbox, lambda: (read[len(told)], None)) as heartbeat:
         assert mailbox.wait(10, heartbeat.about) is Mail.LOST
     assert told == [5, 5, 7]
     assert heartbeat.tokens_used == 7

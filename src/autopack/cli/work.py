@@ -8,6 +8,7 @@ import shlex
 import shutil
 import signal
 import socket
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +19,7 @@ from .service import asking
 from .terminal import UrlOption, print_json, say
 
 if TYPE_CHECKING:
+    from ..meter.server import GatewayServer
     from ..worker.agents import Agent
     from ..worker.worker import Ending, Orders, Role, Step, Tell
 
@@ -86,6 +88,12 @@ def work(
             help="Where work trees and copies of repositories are (~/.cache/autopack-worker).",
         ),
     ] = None,
+    meter: Annotated[
+        bool,
+        typer.Option(
+            "--meter", help="Measure what agents spend; keep the model's key and the budget."
+        ),
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
     url: UrlOption = None,
 ) -> int:
@@ -116,14 +124,14 @@ def work(
         remote=remote,
     )
     home = (folder or Path("~/.cache/autopack-worker")).expanduser().absolute()
-    ending = _work(orders, home, url, _print_json if json else _print)
+    ending = _work(orders, home, url, _print_json if json else _print, is_metered=meter)
     if ending == "interrupted":
         # Work on any run normally ends by a signal; work on one run should end with the run.
         return INTERRUPTED if run or once else FINE
     return FINE if ending == "success" else NO
 
 
-def _work(orders: Orders, home: Path, url: str | None, tell: Tell) -> Ending:
+def _work(orders: Orders, home: Path, url: str | None, tell: Tell, *, is_metered: bool) -> Ending:
     from ..gitrepo.workspace import ObjectCache, WorkspaceError
     from ..worker import workspace
     from ..worker.cooling import WorkerError
@@ -131,6 +139,7 @@ def _work(orders: Orders, home: Path, url: str | None, tell: Tell) -> Ending:
     from ..worker.worker import Worker
 
     mailbox = Mailbox()
+    gateway = _gateway(orders) if is_metered else None
 
     def interrupt(number: int, _frame: object) -> None:
         mailbox.post(Mail.INTERRUPTED)
@@ -140,14 +149,46 @@ def _work(orders: Orders, home: Path, url: str | None, tell: Tell) -> Ending:
         if signal.getsignal(number) is not signal.SIG_IGN:  # ignored: by nohup
             signal.signal(number, interrupt)
     try:
-        with asking(url) as service, workspace.enter(home) as folder:
+        with ExitStack() as stack:
+            service = stack.enter_context(asking(url))
+            folder = stack.enter_context(workspace.enter(home))
+            if gateway is not None:
+                stack.enter_context(gateway)
             cache = ObjectCache(home / "repositories", os.environ.get("SSH_AUTH_SOCK"))
-            worker = Worker(service, orders, folder, cache, mailbox, os.environ, tell)
+            worker = Worker(
+                service, orders, folder, cache, mailbox, os.environ, tell, gateway=gateway
+            )
             return worker.work()
     except (WorkerError, WorkspaceError) as error:
         raise CommandError(str(error)) from error
     except OSError as error:
         raise CommandError(f"{error.filename or home}: {error.strerror}") from error
+
+
+def _gateway(orders: Orders) -> GatewayServer:
+    """Take the models' keys out of this process's environment, into a gateway.
+
+    Raises CommandError where the gateway has no key, or not the wire format of an agent.
+    """
+    from ..meter.providers import ProviderError, providers_of, without_keys
+    from ..meter.server import GatewayServer
+    from ..worker.command import hide_from_other_processes
+    from ..worker.metered import unmetered_kind
+
+    kind = unmetered_kind(orders.agents)
+    if kind is not None:
+        raise CommandError(
+            f"--meter cannot measure {kind}: the gateway speaks the wire formats of OpenAI and "
+            "Anthropic alone"
+        )
+    try:
+        providers = providers_of(os.environ)
+    except ProviderError as error:
+        raise CommandError(str(error)) from error
+    hide_from_other_processes()
+    for name in os.environ.keys() - without_keys(os.environ, providers).keys():
+        del os.environ[name]
+    return GatewayServer(providers)
 
 
 def _known(agent: str, builder: str | None) -> str:

@@ -20,6 +20,7 @@ from ..views.work import (
     DebtAnswer,
     GateAnswer,
     LeftAnswer,
+    ModelPrice,
     OpenIssueAnswer,
     PastAttemptAnswer,
     RepositoryAnswer,
@@ -79,6 +80,7 @@ def work_item(
         debt=_debt(session, run, phase),
         review=_review(context, session, run, phase, state) if is_review else None,
         unavailable_messages=strategy.get("unavailable_messages", {}),
+        prices={model: ModelPrice(**price) for model, price in strategy.get("prices", {}).items()},
     )
 
 

@@ -137,10 +137,19 @@ class ReviewAnswer(Shape):
     probe_results: list[dict[str, Any]]
 
 
+class ModelPrice(Shape):
+    """USD per million tokens of each kind; `cached` null: the price of `input`."""
+
+    input: Usd
+    cached: Usd | None = None
+    output: Usd
+
+
 class WorkItemAnswer(Shape):
     """Everything that an agent needs; `lease` is null if nothing was claimed.
 
-    `unavailable_messages`: by agent, what it prints when it cannot work.
+    `unavailable_messages`: by agent, what it prints when it cannot work. `prices`: by model, those
+    of the run's ruleset.
     """
 
     role: Role
@@ -158,6 +167,7 @@ class WorkItemAnswer(Shape):
     debt: DebtAnswer | None = None
     review: ReviewAnswer | None
     unavailable_messages: dict[str, list[str]]
+    prices: dict[str, ModelPrice]
 
 
 class ReleaseAnswer(Shape):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from . import guard
 GRACE_SECONDS = 10.0
 TAIL_BYTES = 1_000_000  # known agents print all their steps as JSON, and the usage last
 _DRAINING_SECONDS = 2.0
+_SET_DUMPABLE = 4  # PR_SET_DUMPABLE of prctl(2)
 # The agent needs its own keys, not the service's; and git must find the work tree by itself.
 _WITHHELD = ("AUTOPACK_", "GIT_", "DATABASE_URL", "AUTONOMOUS_RUNS_DIR")
 
@@ -26,6 +28,16 @@ def agent_environment(inherited: Mapping[str, str], ours: Mapping[str, str]) -> 
     """
     kept = {name: value for name, value in inherited.items() if not name.startswith(_WITHHELD)}
     return {**kept, **ours}
+
+
+def hide_from_other_processes() -> None:
+    """Keep the environment and the memory of this process from others of the same user.
+
+    The kernel then lets only root read /proc/PID/environ and /proc/PID/mem, and writes no core
+    dump. A process that this one starts is not hidden. Linux alone has this.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 class AgentCommand:

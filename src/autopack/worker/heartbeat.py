@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
+from decimal import Decimal
 from types import TracebackType
 from typing import Self
 
 from ..client import ApiError, Autopack, UnreachableError
 from ..domain.claiming import Directive
-from ..views.work import WorkItemAnswer
+from ..views.work import HeartbeatAnswer, WorkItemAnswer
 from .mailbox import Mail, Mailbox
 
 BEATS_A_LEASE = 3
@@ -25,7 +27,7 @@ class Heartbeat:
         item: WorkItemAnswer,
         lease_seconds: int,
         mailbox: Mailbox,
-        tokens_used: Callable[[], int],
+        spent: Callable[[], tuple[int, Decimal | None]],
     ) -> None:
         assert item.lease is not None  # noqa: S101 - for the type checker: it was claimed
         self.about = item.lease.token
@@ -35,7 +37,7 @@ class Heartbeat:
         self._item = item
         self._pause = lease_seconds / BEATS_A_LEASE
         self._mailbox = mailbox
-        self._read_tokens = tokens_used
+        self._spent = spent
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
@@ -55,11 +57,8 @@ class Heartbeat:
         pause = self._pause
         while not self._is_over.wait(pause):
             pause = self._pause
-            self.tokens_used = max(self.tokens_used, self._read_tokens())
             try:
-                answer = self._service.heartbeat(
-                    self._item.run_id, self._item.phase_id, self.about, self.tokens_used
-                )
+                answer = self._send()
             except UnreachableError:
                 pause = min(self._pause, _AGAIN_SECONDS)
                 continue
@@ -74,6 +73,18 @@ class Heartbeat:
                 has_lease = answer.expires_at is not None
                 self._stop(Mail.OUT_OF_BUDGET if has_lease else Mail.LOST, answer.reason)
                 return
+
+    def report_spent(self) -> None:
+        """Report the last figures of work that ends without a result, so that they count."""
+        with suppress(ApiError, UnreachableError):  # they are as of the last heartbeat then
+            self._send()
+
+    def _send(self) -> HeartbeatAnswer:
+        tokens, cost = self._spent()
+        self.tokens_used = max(self.tokens_used, tokens)
+        return self._service.heartbeat(
+            self._item.run_id, self._item.phase_id, self.about, self.tokens_used, cost
+        )
 
     def _stop(self, mail: Mail, reason: str) -> None:
         self.reason = reason

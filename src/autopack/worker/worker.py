@@ -9,10 +9,11 @@ import uuid
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 from ..client import ApiError, Autopack, UnreachableError
 from ..domain.next_step import NextAction
@@ -34,6 +35,7 @@ from .command import AgentCommand, agent_environment
 from .cooling import Cooling, WorkerError, why_unavailable
 from .heartbeat import Heartbeat
 from .mailbox import Mail, Mailbox
+from .metered import Metered, measured_report, metering, spent_line
 from .prompt import write_prompt
 from .report import (
     AnyFile,
@@ -51,6 +53,9 @@ from .report import (
     with_last_words,
 )
 from .workspace import WorkerFolder
+
+if TYPE_CHECKING:
+    from ..meter.server import GatewayServer
 
 Role = Literal["builder", "auditor"]
 Tell = Callable[["Step"], None]
@@ -70,6 +75,12 @@ _COUNTED: Final = {"patch_empty", "patch_malformed", "patch_policy"}
 NO_TOKENS: Final = (
     "warning: no tokens were counted, so no cap of tokens had an effect; the agents must report"
     " them (docs/worker.md, Input and output of a command)"
+)
+
+
+NOTHING_MEASURED: Final = (
+    "warning: no request of a model came through the gateway, so the figures are the agent's own"
+    " (docs/worker.md, Measured spend)"
 )
 
 
@@ -124,7 +135,9 @@ class Worker:
         environment: Mapping[str, str],
         tell: Tell,
         clock: Callable[[], float] = time.monotonic,
+        gateway: GatewayServer | None = None,
     ) -> None:
+        self._gateway = gateway
         self._service = service
         self._orders = orders
         self._folder = folder
@@ -221,14 +234,25 @@ class Worker:
             # A random name in the work tree, where a sandboxed agent may write. Only the agent gets
             # the name: see docs/decisions/agents-answers.md.
             answer = desk / TREE / f"{OURS}{secrets.token_hex(16)}.json"
-            tokens_used = partial(reported_tokens, answer)
-            orders = self._orders
-            with Heartbeat(
-                self._service, item, orders.lease_seconds, self._mailbox, tokens_used
-            ) as heartbeat:
+            assert item.lease is not None  # noqa: S101 - for the type checker: it was claimed
+            at_cap = partial(self._mailbox.post, Mail.OUT_OF_BUDGET, item.lease.token)
+            with (
+                metering(self._gateway, item, at_cap) as metered,
+                Heartbeat(
+                    self._service,
+                    item,
+                    self._orders.lease_seconds,
+                    self._mailbox,
+                    partial(_spent, metered, answer),
+                ) as heartbeat,
+            ):
                 try:
-                    report = self._run(item, agent, desk, answer, heartbeat)
+                    report = self._run(item, agent, desk, answer, heartbeat, metered)
+                    if report is None and metered is not None:
+                        heartbeat.report_spent()
                 except _Interrupted:
+                    if metered is not None:
+                        heartbeat.report_spent()
                     self._give_up(item, STOPPED)
                     raise
                 except WorkspaceError as error:
@@ -242,7 +266,13 @@ class Worker:
             return is_taken
 
     def _run(
-        self, item: WorkItemAnswer, agent: Agent, desk: Path, answer: Path, heartbeat: Heartbeat
+        self,
+        item: WorkItemAnswer,
+        agent: Agent,
+        desk: Path,
+        answer: Path,
+        heartbeat: Heartbeat,
+        metered: Metered | None,
     ) -> tuple[Json, str] | None:
         """Run the command; return the result to submit and its last line, or None without one.
 
@@ -260,10 +290,13 @@ class Worker:
         # Not for an Auditor: it runs the code under review, which could write the answer.
         if item.role == "builder":
             ours["AUTOPACK_RESULT"] = str(answer)
+        words, environment = agent.command, self._environment
+        if metered is not None:
+            words, environment = metered.command(agent), metered.environment(environment, agent)
         command = AgentCommand(
-            agent.command,
+            words,
             folder=workspace.tree,
-            environment=agent_environment(self._environment, ours),
+            environment=agent_environment(environment, ours),
             prompt=prompt,
             lock=self._folder.lock,
             on_end=partial(self._mailbox.post, Mail.ENDED, heartbeat.about),
@@ -273,12 +306,14 @@ class Worker:
             mail = self._mailbox.wait(self._orders.timeout_seconds, heartbeat.about)
         finally:
             exit_code = command.finish()
+            if metered is not None:
+                metered.end()
         if mail is Mail.LOST:
             self._tell(Step("dropped", f"dropped: {heartbeat.reason}", item))
             return None
         if mail is Mail.INTERRUPTED:
             raise _Interrupted
-        failure = self._why_stopped(mail, heartbeat)
+        failure = self._why_stopped(mail, heartbeat, exit_code, metered)
         harvest = Harvest(b"")
         if failure is None:
             limits = Limits(item.gate.max_patch_files, item.gate.max_patch_bytes)
@@ -303,7 +338,13 @@ class Worker:
         report = self._report(item, agent, ended, answer)
         if report is None:
             return None
-        report["tokens_used"] = max(report["tokens_used"], heartbeat.tokens_used)
+        if metered is not None and metered.spent is not None:
+            report = measured_report(report, metered.spent)
+            self._tell(Step("measured", spent_line(metered.spent), item))
+        else:
+            report["tokens_used"] = max(report["tokens_used"], heartbeat.tokens_used)
+            if metered is not None:
+                self._tell(Step("measured", NOTHING_MEASURED, item))
         if report["model"]:
             self._models[agent.name] = report["model"]
         return report, last_line(ended)
@@ -329,13 +370,19 @@ class Worker:
             self._pause(pause)
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
-    def _why_stopped(self, mail: Mail | None, heartbeat: Heartbeat) -> str | None:
+    def _why_stopped(
+        self, mail: Mail | None, heartbeat: Heartbeat, exit_code: int, metered: Metered | None
+    ) -> str | None:
         """Return why a command's work does not count; None when the command ended by itself."""
         if mail is None:
             minutes = self._orders.timeout_seconds / 60
             return f"The command was stopped: it did not end within {minutes:g} minutes."
+        refusal = metered.account.refusal if metered is not None else None
         if mail is Mail.OUT_OF_BUDGET:
-            return f"The command was stopped: {heartbeat.reason}."
+            return f"The command was stopped: {heartbeat.reason or refusal}."
+        # Its own message is of a rate limit, but it has failed: another try finds no budget either.
+        if refusal is not None and exit_code:
+            return f"The command ended with exit code {exit_code}: {refusal}"
         return None
 
     def _report(
@@ -482,6 +529,13 @@ def wait_line(step: NextStep, roles: Collection[Role]) -> str:
         if step.action is action and step.agent is None and role not in roles:
             line += f"; start one with --{role}"
     return line
+
+
+def _spent(metered: Metered | None, answer: Path) -> tuple[int, Decimal | None]:
+    """Return the tokens and the cost so far: those that were measured, else those told."""
+    if metered is not None and (spent := metered.spent) is not None:
+        return spent.usage.tokens, spent.cost_usd
+    return reported_tokens(answer), None
 
 
 def _read(answer: Path, kind: type[AnyFile], ended: Ended) -> tuple[AnyFile, str, str | None]:

@@ -1,0 +1,380 @@
+"""The gateway's HTTP: accounts by token, known paths, requests to the provider and back.
+
+It keeps no prompt and no answer: bodies are in memory while they are passed on, in no log and no
+file. Errors are in the provider's own form, as its clients read no other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import zlib
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
+
+import httpx
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from .account import Account, AtCapError, Reserved
+from .providers import Upstream
+from .wire import (
+    Asked,
+    Events,
+    Format,
+    Provider,
+    Reading,
+    RequestError,
+    Usage,
+    error_document,
+    error_event,
+    read_request,
+)
+
+T = TypeVar("T")
+MOST_BYTES: Final = 64 * 2**20  # of a body, either way; the providers accept half of that
+# A model may think for minutes before the first byte of an answer that is not a stream.
+TIMEOUT: Final = httpx.Timeout(connect=15, read=900, write=60, pool=None)
+RETRY_SECONDS: Final = 3_600  # no budget comes back while the command runs
+_SPENDING: Final[Mapping[str, tuple[Provider, Format]]] = {
+    "/v1/chat/completions": (Provider.OPENAI, Format.CHAT),
+    "/v1/responses": (Provider.OPENAI, Format.RESPONSES),
+    "/v1/responses/compact": (Provider.OPENAI, Format.RESPONSES),
+    "/v1/messages": (Provider.ANTHROPIC, Format.MESSAGES),
+}
+_COUNTING: Final = "/v1/messages/count_tokens"  # free of charge
+_MODELS: Final = re.compile(r"/v1/models(/[\w:@-][\w.:@-]*)*")
+# RFC 9110 7.6.1, and what the gateway sets by itself.
+_NOT_PASSED_ON: Final = {
+    *("connection", "keep-alive", "proxy-connection", "proxy-authenticate", "proxy-authorization"),
+    *("te", "trailer", "transfer-encoding", "upgrade", "host", "content-length", "expect"),
+    *("content-encoding", "accept-encoding", "authorization", "x-api-key", "cookie", "set-cookie"),
+    *("forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"),
+}
+
+
+class _RefusedError(Exception):
+    """The gateway answers with this status instead of asking the provider."""
+
+    def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = headers
+
+
+@dataclass(eq=False, slots=True)
+class _Session:
+    account: Account
+    tasks: set[asyncio.Task[Any]] = field(default_factory=set)
+
+
+class Gateway:
+    """The ASGI application. Its methods are for the thread of its event loop."""
+
+    def __init__(
+        self,
+        providers: Mapping[Provider, Upstream],
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._providers = providers
+        self._sessions: dict[str, _Session] = {}
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)
+        self._client = httpx.AsyncClient(transport=transport, timeout=TIMEOUT, limits=limits)
+
+    def open(self, token: str, account: Account) -> None:
+        """Accept requests with this token, on this account."""
+        self._sessions[token] = _Session(account)
+
+    async def close(self, token: str, patience_seconds: float) -> None:
+        """Refuse this token from now on; end its requests, estimating those that are cut short."""
+        session = self._sessions.pop(token, None)
+        if session is None or not session.tasks:
+            return
+        _, left = await asyncio.wait(session.tasks, timeout=patience_seconds)
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+
+    async def aclose(self) -> None:
+        """Close the connections to the providers."""
+        await self._client.aclose()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+        elif scope["type"] == "http":
+            request = Request(scope, receive)
+            provider = _provider(request)
+            try:
+                await self._answer(request, provider, send)
+            except _RefusedError as error:
+                document = error_document(provider, error.status, str(error))
+                response = JSONResponse(document, error.status, error.headers)
+                await response(scope, receive, send)
+            except ClientDisconnect:
+                return
+
+    async def _answer(self, request: Request, provider: Provider, send: Send) -> None:
+        session = self._sessions.get(_token(request))
+        if session is None:
+            raise _RefusedError(401, "This token is not, or no longer, valid for the gateway.")
+        path, method = request.url.path, request.method
+        spending = _SPENDING.get(path) if method == "POST" else None
+        is_free = (method == "POST" and path == _COUNTING) or (
+            method == "GET" and _MODELS.fullmatch(path) is not None
+        )
+        if spending is None and not is_free:
+            raise _RefusedError(404, f"The gateway does not serve {method} {path[:200]}.")
+        if provider not in self._providers:
+            raise _RefusedError(404, f"The gateway has no key for {provider}.")
+        body = await _body(request)
+        if spending is None:
+            work = self._pass_on(request, provider, body)
+            response: Response | None = await self._follow(request, session, work, ends=True)
+        else:
+            response = await self._spend(request, provider, spending[1], body, session, send)
+        if response is not None:
+            await response(request.scope, request.receive, send)
+
+    async def _spend(
+        self,
+        request: Request,
+        provider: Provider,
+        kind: Format,
+        body: bytes,
+        session: _Session,
+        send: Send,
+    ) -> Response | None:
+        """Reserve a request, pass it on, book what it used. Returns None after a stream.
+
+        A provider ends a stream that its client has left, and charges what it has written. An
+        answer that is not a stream it finishes: that is read to its end, to know what it cost.
+        """
+        try:
+            asked = read_request(kind, body)
+        except RequestError as error:
+            raise _RefusedError(400, f"The gateway refused the request: {error}.") from None
+        try:
+            held = await self._follow(request, session, session.account.reserve(asked), ends=True)
+        except AtCapError as error:
+            headers = {"retry-after": str(RETRY_SECONDS), "x-should-retry": "false"}
+            raise _RefusedError(429, str(error), headers) from None
+        work = _Exchange(asked, session.account, held).run(
+            self._request(request, provider, asked.body), self, provider, send
+        )
+        return await self._follow(request, session, work, ends=asked.is_stream)
+
+    async def _follow(
+        self, request: Request, session: _Session, work: Coroutine[Any, Any, T], *, ends: bool
+    ) -> T:
+        """Do work of a session, until the session is closed.
+
+        Where `ends` is set, the client's disconnection ends it too. Raises ClientDisconnect.
+        """
+        task = asyncio.ensure_future(work)
+        session.tasks.add(task)
+        task.add_done_callback(session.tasks.discard)
+        gone = asyncio.ensure_future(_gone(request)) if ends else None
+        try:
+            await asyncio.wait({task, *([gone] if gone else [])}, return_when="FIRST_COMPLETED")
+        except asyncio.CancelledError:  # the server stops
+            task.cancel()
+            raise
+        finally:
+            if gone is not None:
+                gone.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
+        if not task.cancelled():
+            return task.result()
+        if ends:
+            raise ClientDisconnect
+        raise _RefusedError(503, "The command that has this token is over.")
+
+    async def _pass_on(self, request: Request, provider: Provider, body: bytes) -> Response:
+        try:
+            answer = await self.send(self._request(request, provider, body))
+            try:
+                return self.whole(answer, await read_whole(answer), provider)
+            finally:
+                await answer.aclose()
+        except httpx.HTTPError as error:
+            raise _RefusedError(*_failure(error)) from None
+
+    def _request(self, request: Request, provider: Provider, body: bytes) -> httpx.Request:
+        upstream = self._providers[provider]
+        path = request.url.path
+        if provider is Provider.OPENAI:
+            path = path.removeprefix("/v1")
+        query = f"?{request.url.query}" if request.url.query else ""
+        headers = {
+            **_passed_on(request.headers),
+            "accept-encoding": "gzip, identity",
+            **upstream.headers,
+        }
+        return self._client.build_request(
+            request.method,
+            f"{upstream.base_url}{path}{query}",
+            headers=headers,
+            content=body if request.method == "POST" else None,
+        )
+
+    async def send(self, request: httpx.Request) -> httpx.Response:
+        """Ask the provider; returns when the answer's headers are here. Raises httpx.HTTPError."""
+        return await self._client.send(request, stream=True)
+
+    def whole(self, answer: httpx.Response, body: bytes, provider: Provider) -> Response:
+        """Return an answer that is complete, without the key if the provider repeats it."""
+        for secret in self._providers[provider].secrets:
+            body = body.replace(secret.encode(), b"***")
+        return Response(body, answer.status_code, _passed_on(answer.headers))
+
+
+class _Exchange:
+    """One request that spends tokens, from its reservation to the booking of what it used."""
+
+    def __init__(self, asked: Asked, account: Account, held: Reserved) -> None:
+        self._asked = asked
+        self._account = account
+        self._held: Reserved | None = held
+        self._reading = Reading(asked)
+        self._may_cost = False  # whether the provider has, or may have, begun to work
+
+    async def run(
+        self, request: httpx.Request, gateway: Gateway, provider: Provider, send: Send
+    ) -> Response | None:
+        """Pass the request on and its answer back. The reservation is settled in every case."""
+        answer: httpx.Response | None = None
+        try:
+            self._may_cost = True
+            answer = await gateway.send(request)
+            self._may_cost = answer.is_success
+            kind = answer.headers.get("content-type", "")
+            if answer.is_success and kind.startswith("text/event-stream"):
+                await self._relay(answer, send)
+                return None
+            body = await read_whole(answer)
+            if answer.is_success:
+                self._reading.document(body)
+            return gateway.whole(answer, body, provider)
+        except httpx.HTTPError as error:
+            if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+                self._may_cost = False
+            raise _RefusedError(*_failure(error)) from None
+        finally:
+            self._settle()
+            if answer is not None:
+                await answer.aclose()
+
+    async def _relay(self, answer: httpx.Response, send: Send) -> None:
+        """Pass a stream on, event by event."""
+        headers = [
+            (name.encode("latin-1"), value.encode("latin-1"))
+            for name, value in _passed_on(answer.headers).items()
+        ]
+        start = {"type": "http.response.start", "status": answer.status_code, "headers": headers}
+        await send(start)
+        events = Events()
+        try:
+            async for part in answer.aiter_bytes():
+                whole = events.split(part)
+                seen = b"".join(event for event in whole if self._reading.event(event))
+                if events.size > MOST_BYTES:
+                    raise httpx.DecodingError("an event is too large")
+                if seen:
+                    await send({"type": "http.response.body", "body": seen, "more_body": True})
+            last = events.rest()
+            end = last if last and self._reading.event(last) else b""
+        except httpx.HTTPError as error:
+            # The status is sent already: the client learns of it by an event.
+            end = error_event(self._asked.format, _failure(error)[1])
+        self._settle()  # before the end, so that a client that has it finds it counted
+        await send({"type": "http.response.body", "body": end, "more_body": False})
+
+    def _settle(self) -> None:
+        if self._held is None:
+            return
+        held, self._held = self._held, None
+        usage = self._reading.usage
+        is_estimate = usage is None and self._may_cost
+        self._account.settle(
+            held,
+            self._asked,
+            self._reading.estimate() if self._may_cost else Usage(),
+            self._reading.model,
+            is_estimate=is_estimate,
+        )
+
+
+async def read_whole(answer: httpx.Response) -> bytes:
+    """Read an answer that is not a stream. Raises httpx.HTTPError."""
+    body = bytearray()
+    async for part in answer.aiter_bytes():
+        body += part
+        if len(body) > MOST_BYTES:
+            raise httpx.DecodingError("the answer is too large")
+    return bytes(body)
+
+
+async def _body(request: Request) -> bytes:
+    """Read a request's body, unpacked. Raises _RefusedError."""
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("identity", "gzip"):
+        raise _RefusedError(415, "The gateway reads bodies as they are, or in gzip.")
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > MOST_BYTES:
+            raise _RefusedError(413, f"The body has more than {MOST_BYTES} bytes.")
+    if encoding == "identity":
+        return bytes(body)
+    unpacker = zlib.decompressobj(wbits=31)
+    try:
+        text = unpacker.decompress(bytes(body), MOST_BYTES + 1)
+    except zlib.error:
+        raise _RefusedError(400, "The body is not gzip.") from None
+    if len(text) > MOST_BYTES:
+        raise _RefusedError(413, f"The body has more than {MOST_BYTES} bytes.")
+    return text
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _provider(request: Request) -> Provider:
+    """Return whose path it is; both have `/v1/models`, where Anthropic's clients name a version."""
+    path = request.url.path
+    is_messages = path == "/v1/messages" or path.startswith("/v1/messages/")
+    is_anthropic = is_messages or "anthropic-version" in request.headers
+    return Provider.ANTHROPIC if is_anthropic else Provider.OPENAI
+
+
+def _token(request: Request) -> str:
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and token:
+        return token.strip()
+    return request.headers.get("x-api-key", "")
+
+
+def _passed_on(headers: Mapping[str, str]) -> dict[str, str]:
+    """Return the headers that are for the other end, not for this connection."""
+    named = {name.strip().lower() for name in headers.get("connection", "").split(",")}
+    return {
+        name: value
+        for name, value in ((name.lower(), value) for name, value in headers.items())
+        if name not in _NOT_PASSED_ON and name not in named
+    }
+
+
+def _failure(error: httpx.HTTPError) -> tuple[int, str]:
+    """Return status and message of a provider that did not answer. Its address is not told."""
+    if isinstance(error, httpx.TimeoutException):
+        return 504, "The provider did not answer in time."
+    if isinstance(error, httpx.ConnectError):
+        return 502, "The provider cannot be reached."
+    return 502, f"The provider's answer broke off ({type(error).__name__})."
