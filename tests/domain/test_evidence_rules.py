@@ -164,6 +164,31 @@ def test_a_test_that_was_green_on_the_base_must_be_green(
 
 
 @pytest.mark.parametrize(
+    ("base", "head", "old", "told"),
+    [
+        ("a+ b-", "a+ b+", "a+ b-", True),
+        ("b-", "b+", "b-", True),
+        ("a+ b-", "a+ b+", "a+ b+", False),  # the code mends it
+        ("a+ b-", "a+ b-", "a+ b-", False),
+        ("a+ b-", "a+", "a+ b-", False),
+    ],
+)
+def test_a_red_test_that_only_its_change_made_green_is_named(
+    base: str, head: str, old: str, told: bool
+) -> None:
+    found = judge_base_tests(
+        measured(base),
+        measured(head),
+        measured(old),
+        restored=["t.py"],
+        expected=[],
+        command="make test",
+    )
+    assert found.result == ("passed" if "a+" in base else "not_needed")
+    assert found.reason.endswith("1 test that was red there, green only as changed: b") == told
+
+
+@pytest.mark.parametrize(
     ("expected", "result", "checks"),
     [
         ([], "failed", ("a", "b")),

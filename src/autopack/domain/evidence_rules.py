@@ -235,15 +235,20 @@ def judge_base_tests(
     """Say which tests the run weakened: green on the base, and not any more. (rules §6.1)
 
     `old` is the outcome with the tests as on the base, `restored` are the files that differ there;
-    None: the run changed none. `expected` are the issues that the plan lets pass.
+    None: the run changed none. `expected` are the issues that the plan lets pass. A test that was
+    red there and is green only as the run changed it may be corrected or weakened: it is named.
     """
     kind = EvidenceKind.BASE_TESTS
     if base.cases is None or head.cases is None or base.verdict is Verdict.DID_NOT_RUN:
         why = f"the tests of the base are not known: {base.reason}"
         return entry(kind, EvidenceResult.NOT_MEASURED, why, command=command, on=old, against=base)
     before = base.named(CaseState.PASSED)
+    rewritten = [] if old is None else _green_by_their_change(base, head, old)
+    noun = "test that was" if len(rewritten) == 1 else "tests that were"
+    also = named(len(rewritten), f"{noun} red there, green only as changed", rewritten)
+    also = f"; {also}" if rewritten else ""
     if not before:
-        why = "no test is green on the base"
+        why = f"no test is green on the base{also}"
         return entry(kind, EvidenceResult.NOT_NEEDED, why, command=command, against=base)
     if old is not None and old.verdict is Verdict.DID_NOT_RUN:
         why = f"the command does not run with the tests of the base: {old.reason}"
@@ -266,12 +271,16 @@ def judge_base_tests(
         "green_on_base": len(before),
         "expected": len(found) - len(unexpected),
         "weakened": len(found),
+        "green_by_their_change": len(rewritten),
     }
     if not found:
         result = EvidenceResult.PASSED if old is not None else EvidenceResult.NOT_NEEDED
         files = f"{len(restored)} test file{'s' if len(restored) != 1 else ''}"
+        all_of, are = f"all {len(before)} tests that were", "are"
+        if len(before) == 1:
+            all_of, are = "the test that was", "is"
         why = (
-            f"all {len(before)} tests that were green on the base are green with its {files}"
+            f"{all_of} green on the base {are} green with its {files}{also}"
             if old is not None
             else "no test of the base was changed, deleted or skipped"
         )
@@ -284,6 +293,12 @@ def judge_base_tests(
     return entry(
         kind, result, why, command=command, on=on, against=base, counts=counts, checks=told
     )
+
+
+def _green_by_their_change(base: Measured, head: Measured, old: Measured) -> list[str]:
+    """Return the tests that were red on the base, and with its files still are."""
+    still = {*base.failing} & {*old.failing}
+    return [name for name in head.named(CaseState.PASSED) if name in still]
 
 
 def _not_green(
