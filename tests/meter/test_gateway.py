@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
@@ -13,9 +14,12 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from autopack.meter.account import Account
+from autopack.meter.gateway import Gateway
+from autopack.meter.providers import providers_of
 from autopack.meter.wire import Usage
 
-from .conftest import MODEL, REAL_KEY, Json, sse, stream
+from .conftest import MODEL, PRICES, REAL_KEY, Json, Provider, sse, stream
 
 if TYPE_CHECKING:
     from .conftest import Benches
@@ -65,6 +69,18 @@ FORMATS = pytest.mark.parametrize(
         ("/v1/messages", MESSAGES_USAGE, MESSAGES, "https://api.anthropic.com/v1/messages"),
     ],
 )
+
+
+# A request of which each token of the bound is used.
+BOUNDED = {"model": MODEL, "input": "Work.", "max_output_tokens": 100}
+
+
+async def use_all(request: httpx.Request) -> httpx.Response:
+    """Answer later than all requests of the moment have come, and use what the bounds allow."""
+    for _ in range(3):
+        await asyncio.sleep(0)
+    usage = {"input_tokens": len(request.content), "output_tokens": 100}
+    return httpx.Response(200, json={"usage": usage})
 
 
 def spent(path: str) -> Usage:
@@ -219,6 +235,40 @@ def test_requests_sent_at_once_pass_the_cap_by_one_at_most(bench: Benches) -> No
     assert 1_000 <= used < 1_000 + bound
     assert codes.count(200) == used // bound
     assert codes.count(429) == 20 - used // bound
+
+
+def test_no_answer_waits_for_an_acknowledgement(bench: Benches) -> None:
+    """asyncio sets TCP_NODELAY only on connections of a listener that names its protocol."""
+    assert bench.server._listener.proto == socket.IPPROTO_TCP
+
+
+def test_fifty_agents_at_once_pass_their_caps_by_one_request_each_at_most() -> None:
+    """Each sends five requests at once; a cap is used up by the second or the third of them."""
+    provider = Provider(use_all)
+    gateway = Gateway(providers_of({"OPENAI_API_KEY": REAL_KEY}), provider)
+    caps = {f"token-{number}": 200 + 7 * number for number in range(50)}
+    accounts = {token: Account(cap, None, PRICES) for token, cap in caps.items()}
+    transport = httpx.ASGITransport(gateway)
+
+    async def send(client: httpx.AsyncClient, token: str) -> int:
+        headers = {"authorization": f"Bearer {token}"}
+        return (await client.post("/v1/responses", json=BOUNDED, headers=headers)).status_code
+
+    async def run() -> list[int]:
+        for token, account in accounts.items():
+            gateway.open(token, account)
+        async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+            codes = await asyncio.gather(*(send(client, token) for token in [*caps] * 5))
+        await gateway.aclose()
+        return codes
+
+    codes = asyncio.run(run())
+    most = len(json.dumps(BOUNDED)) + BOUNDED["max_output_tokens"]
+    over = [account.spent.usage.tokens - caps[token] for token, account in accounts.items()]
+    assert all(0 <= each < most for each in over)
+    assert max(over) > 0
+    assert codes.count(200) == len(provider.requests)
+    assert codes.count(429) == 5 * 50 - len(provider.requests)
 
 
 def test_an_error_of_the_provider_is_passed_on_without_the_key_and_costs_nothing(
