@@ -39,7 +39,7 @@ class Scene:
     homes: int = 0
     api_key: str | None = None  # of the agent, where the service asks for one
 
-    def start(self, **phase: Any) -> None:
+    def start(self, token_cap: int | None = None, **phase: Any) -> None:
         tier = {"tier_id": "T1", "tier_index": 0, "name": "Tier"}
         wanted = {
             "phase_id": "P1",
@@ -48,7 +48,9 @@ class Scene:
             "name": "Greet people",
             "task_category": "docs",
         }
-        run = {"run_id": "run-001"}
+        run: dict[str, Any] = {"run_id": "run-001"}
+        if token_cap is not None:
+            run["token_cap"] = token_cap
         self.service.start_run({"run": run, "tiers": [tier], "phases": [wanted | phase]})
 
     def model(self, script: Script) -> ModelServer:
@@ -57,6 +59,10 @@ class Scene:
     def work(self, model: ModelServer, *options: str) -> subprocess.CompletedProcess[str]:
         """Do one work item by `autopack work`, as an operator would start it."""
         environment = clients.environment(self.agent, self._home(), model.url)
+        if "--meter" in options:  # the worker finds the model by these, the agent by the worker
+            key = clients.KEY
+            environment |= {"OPENAI_BASE_URL": f"{model.url}/v1", "OPENAI_API_KEY": key}
+            environment |= {"ANTHROPIC_BASE_URL": model.url, "ANTHROPIC_API_KEY": key}
         return subprocess.run(
             [
                 *(sys.executable, "-m", "autopack", "work", "--run", "run-001", "--once"),
