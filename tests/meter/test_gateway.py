@@ -72,7 +72,7 @@ FORMATS = pytest.mark.parametrize(
 
 
 # A request of which each token of the bound is used.
-BOUNDED = {"model": MODEL, "input": "Work.", "max_output_tokens": 100}
+BOUNDED: Json = {"model": MODEL, "input": "Work.", "max_output_tokens": 100}
 
 
 async def use_all(request: httpx.Request) -> httpx.Response:
