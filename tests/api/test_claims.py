@@ -504,6 +504,7 @@ class TestWorkItem:
             "unavailable_messages": {
                 agent: list(messages) for agent, messages in DEFAULT_UNAVAILABLE_MESSAGES.items()
             },
+            "prices": {},
         }
         assert left.pop("minutes") in (119, 120)
         assert left == {

@@ -98,6 +98,7 @@ def work_item(role: str, *, allow_empty: bool = False, is_pending: bool = True) 
             "aged_issues": [],
             "review": review if role == "auditor" else None,
             "unavailable_messages": {},
+            "prices": {},
         }
     )
 
