@@ -18,7 +18,7 @@ from autopack.models import CiRun, Phase, Run, Tier
 from autopack.store.ci_runs import CI_RUNS
 from autopack.store.issues import ISSUES
 from autopack.store.leases import LEASES, add_lease, end_leases
-from autopack.store.rows import differences
+from autopack.store.rows import PreparedJoin, PreparedSelect, differences
 from autopack.store.runs import PHASES, RUNS, TIERS, add_run, mark_mirrored, place
 from autopack.store.session import RowSession
 
@@ -233,12 +233,47 @@ def test_a_joined_row_is_one_object_whose_change_is_written(session: RowSession)
     fields = {"run_pk": tier.run_pk, "tier_pk": tier.id, "phase_id": "P2", "phase_index": 1}
     session.put(PHASES, PHASES.new(**PHASE | fields))
     session.send()
-    joined = "LEFT JOIN phases ON phases.tier_pk = tiers.id ORDER BY phases.phase_index"
-    (again,), phases = session.joined(TIERS, PHASES, joined)
+    joined = "LEFT JOIN phases ON phases.tier_pk = tiers.id WHERE tiers.id = %s"
+    in_order = PreparedJoin(TIERS, PHASES, f"{joined} ORDER BY phases.phase_index")
+    (again,), phases = session.joined(in_order, (tier.id,))
     assert [phase.phase_id for phase in phases] == ["P1", "P2"]
     again.tokens_used = 7
     session.commit()
     assert session.fetch("SELECT tokens_used FROM tiers") == [(7,)]
+
+
+def test_a_select_is_prepared_once_for_a_connection_also_if_its_change_is_rolled_back(
+    session: RowSession, sent: list[str]
+) -> None:
+    by_name = PreparedSelect(TIERS, "WHERE tier_id = %s")
+    session.begin_change()
+    assert session.rows_by(by_name, ("T1",))
+    session.rollback()
+    assert session.rows_by(by_name, ("none",)) == []
+    assert len(sent) == 3
+    assert "PREPARE" in sent[0]
+    assert sent[2].startswith("EXECUTE")
+
+
+def test_a_select_that_failed_when_it_was_prepared_is_prepared_again(session: RowSession) -> None:
+    halved = PreparedSelect(TIERS, "WHERE id / %s > 0")
+    with pytest.raises(DBAPIError, match="division by zero"):
+        session.rows_by(halved, (0,))
+    assert session.rows_by(halved, (1,))
+
+
+def test_a_prepared_select_goes_on_after_a_migration_of_its_table(session: RowSession) -> None:
+    """Postgres refuses a prepared statement whose result would have other types than before."""
+    by_name = PreparedSelect(TIERS, "WHERE tier_id = %s")
+    (before,) = session.rows_by(by_name, ("T1",))
+    session.begin_change()
+    session.gather(
+        "ALTER TABLE tiers ALTER name TYPE varchar(999), ALTER tokens_used TYPE numeric,"
+        " ALTER cost_usd TYPE numeric(30, 12), ALTER tier_id TYPE text, ADD one_more bigint"
+    )
+    (after,) = session.rows_by(by_name, ("T1",))
+    session.rollback()  # other tests use the table
+    assert after.__dict__ == before.__dict__
 
 
 def test_a_column_of_json_without_a_value_is_null(

@@ -38,8 +38,11 @@ class Cost:
     files: int = 0
 
 
-# Several statements go in one round trip, with "; " between them.
-_STATEMENT = re.compile(r"(?:^|; )(?:WITH|SELECT|INSERT|UPDATE|DELETE|SET|BEGIN|COMMIT|ROLLBACK)\b")
+# Several statements go in one round trip, with "; " between them. What a connection prepares at its
+# first use is counted where it is executed.
+_STATEMENT = re.compile(
+    r"(?:^|; )(?:WITH|SELECT|EXECUTE|INSERT|UPDATE|DELETE|SET|BEGIN|COMMIT|ROLLBACK)\b"
+)
 
 BUDGETS = {
     "start": Cost(8, 18, processes=1),

@@ -19,16 +19,18 @@ from ..domain.run_issues import RunIssue
 from ..domain.terms import Severity
 from ..models import BacklogEntry, Issue, Phase, Run, Sighting
 from ..views.issues import PlaceAnswer
-from .rows import Rows
+from .rows import PreparedSelect, Rows
 from .session import RowSession
 
 ISSUES: Final = Rows(Issue)
 BACKLOG: Final = Rows(BacklogEntry)
+_OF_PHASES: Final = PreparedSelect(ISSUES, "WHERE phase_pk = ANY(%s) ORDER BY id")
+_OF_KEY: Final = PreparedSelect(ISSUES, "WHERE phase_pk = %s AND issue_key = %s")
 
 
 def list_issues(session: RowSession, phase_pks: Sequence[int]) -> list[Issue]:
     """Return the issues of phases, in the order in which they were first seen."""
-    return session.rows(ISSUES, "WHERE phase_pk = ANY(%s) ORDER BY id", (list(phase_pks),))
+    return session.rows_by(_OF_PHASES, (list(phase_pks),))
 
 
 _RUN_ISSUE: Final = (
@@ -56,7 +58,8 @@ def list_run_issues(session: RowSession, run_pk: int) -> list[RunIssue]:
 
 def find_issue(session: RowSession, phase_pk: int, issue_key: str) -> Issue | None:
     """Return a key's entry in a phase; the caller holds the run's lock."""
-    return session.row(ISSUES, "WHERE phase_pk = %s AND issue_key = %s", (phase_pk, issue_key))
+    found = session.rows_by(_OF_KEY, (phase_pk, issue_key))
+    return found[0] if found else None
 
 
 def add_issue(session: RowSession, issue: Issue) -> Issue:

@@ -7,6 +7,7 @@ to no session of SQLAlchemy; session.py reads and writes it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import is_dataclass
 from functools import cache, lru_cache
@@ -16,13 +17,18 @@ from typing import Any, Final, Generic, TypeVar, cast, get_args, get_origin, get
 from psycopg2.extras import Json
 from sqlalchemy import ColumnDefault, Enum, LargeBinary, Table
 from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql.psycopg2 import PGDialect_psycopg2
 from sqlalchemy.orm import class_mapper
+from sqlalchemy.types import TypeEngine
 
 from ..models import Base
 
 Value = TypeVar("Value")
 Model = TypeVar("Model", bound=Base)
+Other = TypeVar("Other", bound=Base)
 Values = Sequence[Any] | Mapping[str, Any]
+
+_DIALECT: Final = PGDialect_psycopg2()  # type: ignore[no-untyped-call]
 
 
 class Rows(Generic[Model]):
@@ -42,6 +48,11 @@ class Rows(Generic[Model]):
         self.width: Final = len(columns)
         #: The columns that are read, for a SELECT on this table.
         self.columns: Final = ", ".join(f'{self.name}."{column.name}"' for column in columns)
+        #: The same, each with its type, without the limits of that type.
+        self.typed_columns: Final = ", ".join(
+            f'{self.name}."{column.name}"::{_type_without_limits(column.type)}'
+            for column in columns
+        )
         self._decoders: Final = [
             (position, decode)
             for position, column in enumerate(columns)
@@ -106,6 +117,48 @@ class Rows(Generic[Model]):
         return Json(value) if name in self._json and value is not None else value
 
 
+class PreparedSelect(Generic[Model]):
+    """A SELECT of rows that each connection prepares once.
+
+    Postgres needs two thirds of such a statement's CPU to parse and plan it: the row of a run has
+    60 columns. A service of an older release may serve while a migration changes the tables. Then
+    Postgres plans anew, but refuses if the result would have other types: so every column has a
+    type of its own here. (docs/decisions/plain-rows.md)
+    """
+
+    def __init__(self, rows: Rows[Model], condition: str) -> None:
+        """The condition follows `FROM table`; `%s` stands for a value, of which it has some."""
+        self.rows: Final = rows
+        first, *others = condition.split("%s")
+        marked = "".join(f"${n}{text}" for n, text in enumerate(others, 1))
+        #: The statement to prepare.
+        self.text: Final = (
+            f"SELECT {self._columns()} FROM {rows.name} {first}{marked}"  # noqa: S608 - a literal in `store/`
+        )
+        self._marks: Final = ", ".join(["%s"] * len(others))
+
+    def _columns(self) -> str:
+        return self.rows.typed_columns
+
+    def execute(self, name: str) -> str:
+        """Return the statement that runs what was prepared under a name."""
+        return f"EXECUTE {name} ({self._marks})"
+
+
+class PreparedJoin(PreparedSelect[Model], Generic[Model, Other]):
+    """A prepared SELECT of the rows of two tables; its condition joins the second one.
+
+    A row of the first may have none of the second.
+    """
+
+    def __init__(self, first: Rows[Model], second: Rows[Other], condition: str) -> None:
+        self.second: Final = second
+        super().__init__(first, condition)
+
+    def _columns(self) -> str:
+        return f"{self.rows.typed_columns}, {self.second.typed_columns}"
+
+
 def differences(row: object, loaded: dict[str, Any]) -> dict[str, Any]:
     """Return the columns in which a row differs from what was read, with their new values."""
     known = row.__dict__
@@ -130,6 +183,11 @@ def _decoder(kind: object) -> Callable[[Any], Any] | None:
     if isinstance(kind, LargeBinary):
         return bytes  # a memoryview, from psycopg2
     return None
+
+
+def _type_without_limits(kind: TypeEngine[Any]) -> str:
+    """Return a type for a cast that changes no value, such as `VARCHAR` for `VARCHAR(200)`."""
+    return re.sub(r"\([\d, ]*\)", "", kind.compile(_DIALECT))
 
 
 def _quoted(name: str) -> str:

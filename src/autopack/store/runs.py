@@ -22,7 +22,7 @@ from ..domain.run_filter import RunFilter
 from ..domain.states import PhaseStatus, RunStatus
 from ..domain.terms import Role
 from ..models import EventRow, Issue, Phase, Run, Tier
-from .rows import Rows, read_frozen, read_off
+from .rows import PreparedJoin, PreparedSelect, Rows, read_frozen, read_off
 from .session import RowSession
 
 Position = tuple[datetime, int]
@@ -43,7 +43,14 @@ _LOCK: Final = "SELECT pg_advisory_lock(hashtextextended(%s, 0))"
 _TRY_LOCK: Final = "SELECT pg_try_advisory_lock(hashtextextended(%s, 0))"
 _UNLOCK: Final = "SELECT pg_advisory_unlock(hashtextextended(%s, 0))"
 # The index is over lower(run_id); the name itself must match exactly.
-_BY_NAME: Final = "WHERE lower(run_id) = %s AND run_id = %s"
+_BY_NAME: Final = PreparedSelect(RUNS, "WHERE lower(run_id) = %s AND run_id = %s")
+_BY_NAME_LOCKED: Final = PreparedSelect(RUNS, "WHERE lower(run_id) = %s AND run_id = %s FOR UPDATE")
+_GRAPH: Final = PreparedJoin(
+    TIERS,
+    PHASES,
+    "LEFT JOIN phases ON phases.tier_pk = tiers.id WHERE tiers.run_pk = %s"
+    " ORDER BY tiers.tier_index, phases.phase_index",
+)
 # A power cut may lose this update: then the files are written again.
 _MARK_MIRRORED: Final = (
     "BEGIN; SET LOCAL synchronous_commit = off;"
@@ -102,7 +109,7 @@ def unlocking(session: RowSession, run_id: str) -> Iterator[None]:
 
 def get_run(session: RowSession, run_id: str) -> Run:
     """Return a run with its tiers and phases. Raises NotFoundError."""
-    return _with_graph(session, _one(session.rows(RUNS, _BY_NAME, _names(run_id)), run_id))
+    return _with_graph(session, _one(session.rows_by(_BY_NAME, _names(run_id)), run_id))
 
 
 def lock_run(session: RowSession, run_id: str) -> Run:
@@ -111,8 +118,7 @@ def lock_run(session: RowSession, run_id: str) -> Run:
     Raises NotFoundError.
     """
     session.begin_change()
-    found = session.rows(RUNS, f"{_BY_NAME} FOR UPDATE", _names(run_id))
-    return _with_graph(session, _one(found, run_id))
+    return _with_graph(session, _one(session.rows_by(_BY_NAME_LOCKED, _names(run_id)), run_id))
 
 
 def find_run_by_any_case(session: RowSession, run_id: str) -> Run | None:
@@ -453,15 +459,9 @@ def _names(run_id: str) -> tuple[str, str]:
     return run_id.lower(), run_id
 
 
-_GRAPH: Final = (
-    "LEFT JOIN phases ON phases.tier_pk = tiers.id WHERE tiers.run_pk = %s"
-    " ORDER BY tiers.tier_index, phases.phase_index"
-)
-
-
 def _with_graph(session: RowSession, run: Run) -> Run:
     """Load a run's tiers and phases."""
-    place(run, *session.joined(TIERS, PHASES, _GRAPH, (run.id,)))
+    place(run, *session.joined(_GRAPH, (run.id,)))
     return run
 
 

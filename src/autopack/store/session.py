@@ -8,22 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import closing, suppress
-from itertools import groupby
+from itertools import count, groupby
 from operator import itemgetter
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, cast
 
 import psycopg2
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, InvalidRequestError, PendingRollbackError
 from sqlalchemy.orm import Session
 
-from ..models import Base
-from .rows import Model, Rows, Values, differences
-
-Other = TypeVar("Other", bound=Base)
+from .rows import Model, Other, PreparedJoin, PreparedSelect, Rows, Values, differences
 
 # How much of a statement an error shows: a log must not contain whole patches.
 _SHOWN_BYTES: Final = 1_000
+_PREPARED_NAMES: Final = count(1)
 _NEXT_IDS: Final = (
     "ARRAY(SELECT nextval(pg_get_serial_sequence(%s, 'id')) FROM generate_series(1, %s))"
 )
@@ -66,29 +64,46 @@ class RowSession(Session):
         statement = f"SELECT {rows.columns} FROM {rows.name} {condition}"  # noqa: S608 - see above
         return self._found(rows, map(rows.read, self.fetch(statement, values)))
 
+    def rows_by(self, select: PreparedSelect[Model], values: Sequence[Any]) -> list[Model]:
+        """Return the rows of a prepared SELECT; otherwise as `rows`."""
+        return self._found(select.rows, map(select.rows.read, self._execute(select, values)))
+
     def row(self, rows: Rows[Model], condition: str, values: Values = ()) -> Model | None:
         """Return the first row that a condition selects, or None."""
         found = self.rows(rows, condition, values)
         return found[0] if found else None
 
     def joined(
-        self, first: Rows[Model], second: Rows[Other], condition: str, values: Values = ()
+        self, join: PreparedJoin[Model, Other], values: Sequence[Any]
     ) -> tuple[list[Model], list[Other]]:
-        """Return the rows of two tables that one statement selects, each of them once.
-
-        The condition follows `FROM first`, and joins the second, which may have no such row.
-        """
-        columns = f"{first.columns}, {second.columns}"
-        statement = f"SELECT {columns} FROM {first.name} {condition}"  # noqa: S608 - as above
+        """Return the rows of two tables that one prepared SELECT reads, each of them once."""
+        first, second = join.rows, join.second
         firsts: dict[tuple[Any, ...], Model] = {}  # by their ids, which are read first
         seconds = []
-        for each in self.fetch(statement, values):
+        for each in self._execute(join, values):
             one, other = each[: first.width], each[first.width :]
             if one[:1] not in firsts:
                 firsts[one[:1]] = first.read(one)
             if other[0] is not None:
                 seconds.append(second.read(other))
         return self._found(first, firsts.values()), self._found(second, seconds)
+
+    def _execute(self, select: PreparedSelect[Any], values: Sequence[Any]) -> list[tuple[Any, ...]]:
+        """Return the result of a prepared SELECT, which the connection's first use prepares.
+
+        It goes with the same round trip. What is prepared lasts as long as the connection, also
+        after a rollback.
+        """
+        known: dict[str, str] = self._held().info.setdefault("prepared", {})
+        text = select.text
+        if text in known:
+            return self.fetch(select.execute(known[text]), values)
+        # A name is used once, as a failure does not tell whether it was given.
+        name = f"select_{next(_PREPARED_NAMES)}"
+        self.gather(f"PREPARE {name} AS {text}")
+        found = self.fetch(select.execute(name), values)
+        known[text] = name
+        return found
 
     def _found(self, rows: Rows[Model], found: Iterable[Model]) -> list[Model]:
         if self._is_begun or self._is_writing:

@@ -16,7 +16,7 @@ from ..domain.outcomes import CommitKind, PatchOutcome, PatchStatus
 from ..domain.states import PhaseStatus
 from ..models import Commit, Patch, Phase, Reply, Submission
 from ..views.record import RecordedCommit
-from .rows import Rows
+from .rows import PreparedSelect, Rows
 from .session import RowSession
 
 SUBMISSIONS: Final = Rows(Submission)
@@ -24,6 +24,7 @@ PATCHES: Final = Rows(Patch, "content")
 COMMITS: Final = Rows(Commit, "difference")
 REPLIES: Final = Rows(Reply)
 _COMMITS: Final = Rows(Commit)  # without their bytes
+_OF_PHASES: Final = PreparedSelect(SUBMISSIONS, "WHERE phase_pk = ANY(%s) ORDER BY id")
 
 
 def add_submission(
@@ -77,7 +78,7 @@ def find_latest(session: RowSession, phase_pk: int, role: str) -> Submission | N
 
 def list_submissions(session: RowSession, phase_pks: Sequence[int]) -> list[Submission]:
     """Return the submissions of phases, oldest first."""
-    return session.rows(SUBMISSIONS, "WHERE phase_pk = ANY(%s) ORDER BY id", (list(phase_pks),))
+    return session.rows_by(_OF_PHASES, (list(phase_pks),))
 
 
 def list_patches(session: RowSession, submission_pk: int) -> list[Patch]:
