@@ -120,8 +120,8 @@ class Rows(Generic[Model]):
 class PreparedSelect(Generic[Model]):
     """A SELECT of rows that each connection prepares once.
 
-    Postgres needs two thirds of such a statement's CPU to parse and plan it: the row of a run has
-    60 columns. A service of an older release may serve while a migration changes the tables. Then
+    Postgres would plan such a statement longer than it runs it: the row of a run has 60 columns.
+    A service of an older release may serve while a migration changes the tables. Then
     Postgres plans anew, but refuses if the result would have other types: so every column has a
     type of its own here. (docs/decisions/plain-rows.md)
     """
