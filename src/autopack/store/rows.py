@@ -28,7 +28,7 @@ Model = TypeVar("Model", bound=Base)
 Other = TypeVar("Other", bound=Base)
 Values = Sequence[Any] | Mapping[str, Any]
 
-_DIALECT: Final = PGDialect_psycopg2()  # type: ignore[no-untyped-call]
+_DIALECT: Final = PGDialect_psycopg2()  # type: ignore[no-untyped-call]  # SQLAlchemy gives no types
 
 
 class Rows(Generic[Model]):
