@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.agents,
-    pytest.mark.parametrize("agent_name", ["codex", "claude"]),
+    pytest.mark.parametrize("agent_name", ["codex", "claude", "aider"]),
 ]
 GREETER = 'def greet(name):\n    return f"Hello, {name}!"\n'
 PER_TURN = USAGE.fresh + USAGE.cached + USAGE.output
@@ -21,6 +21,8 @@ PER_TURN = USAGE.fresh + USAGE.cached + USAGE.output
 
 def test_what_a_real_agent_spends_is_measured_and_it_has_no_key(scene: Scene) -> None:
     def script(seen: Situation) -> Turn:
+        if scene.agent.name == "aider":  # it has no tools
+            return Say(f"Done.\n\ngreeter.py\n```\n{GREETER}```\n")
         if not seen.tools:
             return Say("A title")
         steps = [scene.agent.shell(written("greeter.py", GREETER)), scene.agent.shell("env")]
@@ -38,11 +40,13 @@ def test_what_a_real_agent_spends_is_measured_and_it_has_no_key(scene: Scene) ->
     assert attempt.model
     assert f"measured: {model.turns} requests" in worker.stdout
     assert KEY not in attempt.log_tail
-    assert "OPENAI_API_KEY=autopack-" in attempt.log_tail
+    assert scene.agent.name == "aider" or "OPENAI_API_KEY=autopack-" in attempt.log_tail
 
 
 def test_a_real_agent_stops_at_the_cap(scene: Scene) -> None:
     """Without the cap it would go on for ever."""
+    if scene.agent.name == "aider":
+        pytest.skip("aider asks a model once for a task")
     scene.start(token_cap=3 * PER_TURN)
     model = scene.model(
         lambda seen: Say("No edit") if not seen.tools else scene.agent.shell("true")
