@@ -23,4 +23,4 @@ def amend(app: FastAPI, change: Callable[[Schema], None]) -> None:
         return schema
 
     # To replace the method is how FastAPI has its document changed.
-    app.openapi = openapi  # type: ignore[method-assign]
+    app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI documents
