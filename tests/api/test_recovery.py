@@ -311,7 +311,7 @@ class TestALostDatabase:
     @pytest.mark.parametrize(
         ("moment", "status"),
         # By the second moment branch and files are as they should be: the mark alone is missing.
-        [("FROM issues WHERE phase_pk", 503), ("SET mirrored_revision", 200)],
+        [("EXECUTE select_issues", 503), ("SET mirrored_revision", 200)],
     )
     def test_a_connection_cut_after_the_commit_is_rolled_forward(
         self, api: Api, app: FastAPI, settings: Settings, moment: str, status: int

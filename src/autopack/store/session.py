@@ -98,8 +98,9 @@ class RowSession(Session):
         text = select.text
         if text in known:
             return self.fetch(select.execute(known[text]), values)
-        # A name is used once, as a failure does not tell whether it was given.
-        name = f"select_{next(_PREPARED_NAMES)}"
+        # A name is used once, as a failure does not tell whether it was given. The table in it says
+        # in Postgres' own views what runs.
+        name = f"select_{select.rows.name}_{next(_PREPARED_NAMES)}"
         self.gather(f"PREPARE {name} AS {text}")
         found = self.fetch(select.execute(name), values)
         known[text] = name
