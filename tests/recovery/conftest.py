@@ -69,6 +69,8 @@ class Stage:
     repo: GitRepo
     nursery: Nursery
     folder: Path
+    jobs: str = "inside"
+    leases: dict[str, str] = field(default_factory=dict)
     url: str = ""
     _pid: int = field(default=0, init=False)
 
@@ -93,6 +95,7 @@ class Stage:
             "AUTOPACK_PROJECT_ID": self.settings.project_id,
             "AUTONOMOUS_RUNS_DIR": str(self.settings.autonomous_runs_dir),
             "AUTOPACK_PORT": "0",
+            "AUTOPACK_JOBS": self.jobs,
             "DATABASE_URL": self.settings.database_url,
             "KILL_AT": str(self.fate),
         }

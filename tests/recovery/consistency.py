@@ -112,7 +112,9 @@ def _assert_replay(session: Session, settings: Settings, run: Run) -> None:
         .join(Submission, Submission.id == Patch.submission_pk)
         .where(Submission.run_pk == run.id, Patch.status == PatchStatus.APPLIED)
     ).all()
-    assert sorted(applied) == sorted(each.patch_pk for each in chain if each.patch_pk is not None)
+    placed = {each.patch_pk for each in chain if each.patch_pk is not None}
+    assert sorted(applied) == sorted(placed)
+    _assert_once_between_undos(chain)
     trees = {run.base_commit: _git(settings, "rev-parse", f"{run.base_commit}^{{tree}}").strip()}
     with tempfile.TemporaryDirectory() as scratch:
         for commit in chain:
@@ -132,6 +134,17 @@ def _assert_replay(session: Session, settings: Settings, run: Run) -> None:
             else:
                 assert commit.tree in trees.values()
             trees[commit.sha] = commit.tree
+
+
+def _assert_once_between_undos(chain: list[Commit]) -> None:
+    """A patch is on the branch once; only an undo takes it off, and it may be applied again."""
+    since_undo: set[int | None] = set()
+    for commit in chain:
+        if commit.kind is CommitKind.UNDO:
+            since_undo = set()
+        elif commit.kind is CommitKind.PATCH:
+            assert commit.patch_pk not in since_undo
+            since_undo.add(commit.patch_pk)
 
 
 def _apply(settings: Settings, scratch: Path, tree: str, patch: bytes) -> str:
