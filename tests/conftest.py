@@ -456,7 +456,7 @@ def stop_server(server: LiveServer) -> int:
     """End the server as a service manager would, and return its exit code."""
     server.process.terminate()
     try:
-        return server.process.wait(timeout=30)
+        return server.process.wait(timeout=60)
     except subprocess.TimeoutExpired:
         server.process.kill()
         server.process.wait()

@@ -374,7 +374,7 @@ class TestEmbeddedPostgres:
             database.migrate()
             for process in _postgres_in(settings.home / "postgres"):
                 process.kill()
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 60
             while True:
                 try:
                     with database.engine.connect() as connection:

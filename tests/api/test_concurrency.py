@@ -23,7 +23,7 @@ def at_once(calls: Sequence[Callable[[], Response]]) -> list[Response]:
     barrier = Barrier(len(calls))
 
     def wait_and(call: Callable[[], Response]) -> Response:
-        barrier.wait(10)
+        barrier.wait(60)
         return call()
 
     with ThreadPoolExecutor(len(calls)) as pool:

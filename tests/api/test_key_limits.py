@@ -95,7 +95,7 @@ def test_a_key_has_so_many_streams_open_at_a_time(
 ) -> None:
     team.make("watcher", AccessRole.VIEWER, limits=KeyLimits(streams=1))
     headers = {"X-API-Key": team.secrets["watcher"], "Accept": "text/event-stream"}
-    with httpx.Client(base_url=live.url, headers=headers, timeout=5, trust_env=False) as client:
+    with httpx.Client(base_url=live.url, headers=headers, timeout=60, trust_env=False) as client:
         with client.stream("GET", "/events/stream?after=0") as first:
             assert first.status_code == 200
             lines = first.iter_lines()  # which would close the stream if it were dropped
@@ -105,7 +105,7 @@ def test_a_key_has_so_many_streams_open_at_a_time(
                     assert second.status_code == 429
                     assert second.headers["retry-after"]
                     assert json.loads(second.read())["code"] == "too_many_key_streams"
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while True:  # until the service notices that the first one is closed
             with client.stream("GET", "/runs/run-001/events") as third:
                 if third.status_code == 200:

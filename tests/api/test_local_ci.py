@@ -272,7 +272,7 @@ def test_the_end_of_a_run_stops_its_ci(api: Api, context: AppContext) -> None:
             pass
         cancelled = api.client.post("/runs/run-001/cancel", json={"reason": "enough"})
         assert cancelled.status_code == 200, cancelled.text
-        working.result(timeout=30)
+        working.result(timeout=60)
     [run] = runs_of_ci(api)
     assert (run["verdict"], run["reason"]) == (None, "the phase no longer waits for it")
     assert run["ended_at"]

@@ -26,7 +26,7 @@ def test_over_a_real_socket_limits_are_answered_and_many_callers_are_served(
     headers = {"Content-Type": "application/json"}
     limits = httpx.Limits(max_connections=30)
     with httpx.Client(
-        base_url=served_here.url, trust_env=False, timeout=30, limits=limits
+        base_url=served_here.url, trust_env=False, timeout=60, limits=limits
     ) as client:
         too_much = b" " * (settings.max_body_bytes + 1)
         announced = client.post("/runs/start", content=too_much, headers=headers)

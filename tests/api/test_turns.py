@@ -52,7 +52,7 @@ def test_many_callers_of_one_busy_run_keep_no_thread_from_others(
         with run_held_elsewhere(settings, "run-001"):
             answers = [pool.submit(report, number) for number in range(CALLERS)]
             for _ in range(CALLERS):
-                assert sent.acquire(timeout=30)
+                assert sent.acquire(timeout=60)
             assert api.client.get("/health/live").status_code == 200
             assert api.run("run-001")["state"]  # a reader waits for no lock
             assert api.issue("other", "run-002").status_code == 201

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,6 +20,7 @@ from standardwebhooks import Webhook as Verifier
 from tests.outbound.receiver import Message, Receiver
 
 from autopack.domain.webhooks import make_secret, retry_wait, signed_headers
+from autopack.outbound import send
 from autopack.services.webhooks import deliver_webhook, tell_webhooks
 
 if TYPE_CHECKING:
@@ -83,7 +85,11 @@ class Hooks:
 
 
 @pytest.fixture
-def hooks(api: Api, agents: Agents, app: FastAPI, receiver: Receiver) -> Hooks:
+def hooks(
+    api: Api, agents: Agents, app: FastAPI, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> Hooks:
+    # A machine that stalls for seconds is no receiver that is silent.
+    monkeypatch.setattr("autopack.services.webhooks.send", partial(send, seconds=60))
     return Hooks(api, agents, app, receiver)
 
 

@@ -281,6 +281,6 @@ def start(url: str, run_id: str, key: str = "") -> None:
 
 def post(url: str, path: str, key: str = "", **body: Any) -> Any:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    answer = httpx.post(f"{url}{path}", json=body, headers=headers, timeout=20, trust_env=False)
+    answer = httpx.post(f"{url}{path}", json=body, headers=headers, timeout=60, trust_env=False)
     assert answer.status_code < 300, answer.text
     return answer.json()

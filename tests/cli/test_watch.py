@@ -22,7 +22,7 @@ from autopack.views.runs import ListedRun, PhaseAnswer
 
 pytestmark = pytest.mark.unit
 
-WAIT_SECONDS = 10
+WAIT_SECONDS = 60
 HAPPENED = EventAnswer.model_validate(
     {
         **{"sequence": 1, "at": "2026-11-26T08:00:00Z", "actor": "a", "kind": "PhaseStarted"},

@@ -62,14 +62,14 @@ class Stream:
 def opened(url: str, **query: Any) -> Iterator[Stream]:
     headers = {"Last-Event-ID": str(query.pop("last"))} if "last" in query else {}
     with httpx.stream(
-        "GET", f"{url}{HOME}/stream", params=query, headers=headers, timeout=20, trust_env=False
+        "GET", f"{url}{HOME}/stream", params=query, headers=headers, timeout=60, trust_env=False
     ) as answer:
         assert answer.status_code == 200, answer.read()
         yield Stream(answer.iter_lines())
 
 
 def post(url: str, path: str, **body: Any) -> Any:
-    answer = httpx.post(f"{url}{path}", json=body, timeout=20, trust_env=False)
+    answer = httpx.post(f"{url}{path}", json=body, timeout=60, trust_env=False)
     assert answer.status_code < 300, answer.text
     return answer.json()
 

@@ -177,8 +177,8 @@ def test_a_request_in_flight_at_the_end_of_the_command_is_estimated(bench: Bench
 
     it.provider.answer = hang
     with ThreadPoolExecutor() as pool:
-        waiting = pool.submit(it.post, "/v1/messages", ASKED, timeout=30)
-        assert asked.wait(10)
+        waiting = pool.submit(it.post, "/v1/messages", ASKED, timeout=60)
+        assert asked.wait(60)
         it.server.close(it.token, patience_seconds=0)
         assert waiting.result().status_code == 503
     assert it.account.spent.requests == it.account.spent.estimated == 1

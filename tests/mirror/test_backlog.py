@@ -61,12 +61,12 @@ def test_a_failure_is_raised_to_one_caller_and_the_others_try_again(
 
     def fail() -> Sequence[BacklogEntryAnswer]:
         is_reading.set()
-        may_fail.wait(10)
+        may_fail.wait(60)
         raise LookupError("the database went away")
 
     with ThreadPoolExecutor(4) as pool:
         first = pool.submit(mirror.write_backlog, "Autopack", fail)
-        assert is_reading.wait(10)
+        assert is_reading.wait(60)
         others = [
             pool.submit(mirror.write_backlog, "Autopack", lambda: [a_backlog_entry("key")])
             for _ in range(3)

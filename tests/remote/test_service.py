@@ -54,7 +54,7 @@ class Service:
 
     def post(self, path: str, body: dict[str, Any]) -> None:
         response = httpx.post(
-            f"{self.url}{path}", json=body, trust_env=False, verify=False, timeout=30
+            f"{self.url}{path}", json=body, trust_env=False, verify=False, timeout=60
         )
         assert response.is_success, response.text
 
