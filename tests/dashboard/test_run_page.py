@@ -181,6 +181,9 @@ def test_an_operator_cancels_and_rolls_back_and_sets_by_hand(api: Api) -> None:
     form = {"run_id": ""}
     refused = api.client.post(f"{HOME}/runs/run-a/continue", data=form)
     assert "rolled back" in words(refused)
+    page = api.client.get(f"{HOME}/runs/run-a")
+    assert "/runs/run-a/continue" not in page.text
+    assert re.search(r"Not possible: run 'run-a' cannot be continued: .*rolled back", words(page))
     api.start("run-b", phases=2)
     api.result("run-b")
     api.client.post("/runs/run-b/cancel", json={"reason": "later"})
@@ -213,7 +216,7 @@ def test_a_branch_that_another_process_moved_is_not_offered_for_a_rollback(api: 
     api.result("run-a", "P0.1")
     assert api.run("run-a")["failure_code"] == "branch_moved"
     page = api.client.get(f"{HOME}/runs/run-a").text
-    assert "/runs/run-a/continue" in page
+    assert "Not possible: run" in page
     assert "/runs/run-a/rollback" not in page
 
 

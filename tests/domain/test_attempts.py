@@ -381,6 +381,7 @@ class TestByHand:
                 drive.set_status(PhaseStatus(wanted))
             assert refusal.value.extra["allowed"] == allowed
         assert drive.phase("P1").state == current
+        assert operating.moves_by_hand(drive.run, "P1", drive.now) == allowed
 
     def test_a_final_phase_of_a_live_run_allows_nothing(self, start: Start) -> None:
         drive = start({"T1": ("P1", "P2")})
@@ -402,6 +403,7 @@ class TestByHand:
         drive = start({"T1": ("P1", "P2")})
         with pytest.raises(PhaseNotNextError):
             drive.set_status(PhaseStatus.EXECUTING, "P2")
+        assert operating.moves_by_hand(drive.run, "P2", drive.now) == ["SKIPPED"]
 
     def test_an_attempt_returned_by_hand_is_a_try_that_failed_and_its_holder_loses_it(
         self, start: Start
@@ -418,6 +420,8 @@ class TestByHand:
         with pytest.raises(IllegalTransitionError, match="no Builder try") as refusal:
             drive.set_status(PhaseStatus.QUEUED)
         assert refusal.value.extra["allowed"] == ["FAILED", "GATE", "SKIPPED"]
+        moves = operating.moves_by_hand(drive.run, "P1", drive.now)
+        assert moves == ["FAILED", "GATE", "SKIPPED"]
 
     @pytest.mark.parametrize("current", ["GATE", "CI_RUNNING"])
     def test_a_refused_return_names_every_legal_state(self, start: Start, current: str) -> None:

@@ -16,7 +16,7 @@ from ..domain.next_step import step_when_blocked
 from ..domain.operating import require_rollback
 from ..domain.rehearsal import RehearsalResult
 from ..domain.segments import SegmentKind
-from ..domain.states import PHASE_TRANSITIONS, PhaseStatus, RunStatus
+from ..domain.states import PhaseStatus, RunStatus
 from ..domain.times import duration, whole_minutes_used
 from ..services import run_pages
 from ..services.context import AppContext
@@ -85,7 +85,8 @@ def run_values(
         "ci_command": found.ci_command,
         "falls": waterfalls(found.timeline, run, now),
         "axis": (f"{run.created_at:%H:%M}", f"{run.ended_at or now:%H:%M}"),
-        "is_continuable": run.ended_at is not None and run.state is not RunStatus.DONE_SUCCESS,
+        "is_failed": run.ended_at is not None and run.state is not RunStatus.DONE_SUCCESS,
+        "not_continuable": found.not_continuable,
         "tickets": {each.id: _ticket(each.ticket) for each in found.attempts if each.ticket},
         "ci_runs": found.ci_runs,
         "issues": found.issues,
@@ -95,7 +96,7 @@ def run_values(
         "promotion": promotion,
         "checks": _checks(run, promotion),
         "changes": read_changes(run_pages.read_changes(context, run_id, phase.phase_id)),
-        "moves": sorted(PHASE_TRANSITIONS[phase.state]) if run.ended_at is None else [],
+        "moves": found.moves,
         "snapshots": _snapshots(run, found),
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from decimal import Decimal
 from typing import Protocol
 
@@ -22,7 +23,7 @@ from .events import (
 from .money import ZERO_USD
 from .order import is_alone
 from .reviewing import await_review
-from .run import CompletedBy, FailureCode, PhaseState
+from .run import CompletedBy, FailureCode, PhaseState, RunState
 from .states import PHASE_TRANSITIONS, IllegalTransitionError, PhaseStatus, RunStatus
 
 CANCELLED = "cancelled by operator"
@@ -120,6 +121,23 @@ def set_status(decision: Decision, given: StatusByHand) -> None:
                     phase_id=phase_id, reason="ended by hand", completed_by=CompletedBy.HAND
                 )
             )
+
+
+def moves_by_hand(run: RunState, phase_id: str, now: datetime) -> list[PhaseStatus]:
+    """Return the states to which an operator may move a phase now, sorted. (rules §2)"""
+    return [
+        wanted
+        for wanted in sorted(PHASE_TRANSITIONS[run.phase(phase_id).state])
+        if _is_allowed(Decision(run, now), StatusByHand(phase_id=phase_id, wanted=wanted))
+    ]
+
+
+def _is_allowed(decision: Decision, given: StatusByHand) -> bool:
+    try:
+        set_status(decision, given)
+    except ConflictError:
+        return False
+    return True
 
 
 def _requeue(decision: Decision, phase: PhaseState) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..domain.continuing import NotContinuableError
 from ..domain.errors import AutopackError, NotFoundError
+from ..domain.operating import moves_by_hand
 from ..domain.order import first_at_hand
-from ..domain.states import PhaseStatus
+from ..domain.states import PhaseStatus, RunStatus
 from ..models import Phase, Run
 from ..store import runs
 from ..store.session import RowSession
@@ -21,7 +23,7 @@ from .context import AppContext
 from .phase_reports import report_with_timeline
 from .reading import reading_run
 from .reports import promotion_verdict
-from .runs import answer_of
+from .runs import answer_of, continuable_state
 
 LATEST_EVENTS = 50
 
@@ -30,7 +32,9 @@ LATEST_EVENTS = 50
 class RunPage:
     """A run, and one of its phases in detail.
 
-    Attempts and CI runs are newest first, as are `latest`, the last events.
+    Attempts and CI runs are newest first, as are `latest`, the last events. `moves` are the states
+    that an operator may set the phase to; `not_continuable` says why a failed run cannot be
+    continued, and is None for one that can.
     """
 
     run: RunAnswer
@@ -42,6 +46,8 @@ class RunPage:
     issues: list[PhaseIssue]
     latest: list[EventAnswer]
     event_count: int
+    moves: list[PhaseStatus]
+    not_continuable: str | None
 
 
 def read_run_page(context: AppContext, run_id: str, phase_id: str | None) -> RunPage:
@@ -62,7 +68,19 @@ def read_run_page(context: AppContext, run_id: str, phase_id: str | None) -> Run
             issues=report.issues,
             latest=_latest(session, run),
             event_count=run.event_sequence,
+            moves=moves_by_hand(runs.read_state(run), report.phase.phase_id, context.now()),
+            not_continuable=_not_continuable(session, run),
         )
+
+
+def _not_continuable(session: RowSession, run: Run) -> str | None:
+    if not run.state.is_final or run.state is RunStatus.DONE_SUCCESS:
+        return None
+    try:
+        continuable_state(session, run)
+    except NotContinuableError as error:
+        return str(error)
+    return None
 
 
 def read_promotion(context: AppContext, run_id: str) -> PromotionVerdictAnswer:

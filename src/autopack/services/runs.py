@@ -19,6 +19,7 @@ from ..domain.next_step import next_step
 from ..domain.operating import Cancel
 from ..domain.order import PhasesInRun, first_at_hand, waits_of
 from ..domain.plan import DebtPhase, Plan, PlanPhase
+from ..domain.run import RunState
 from ..domain.run_filter import RunFilter
 from ..domain.secret_rules import redact
 from ..domain.starting import starting_state
@@ -67,17 +68,25 @@ def continue_run(context: AppContext, run_id: str, wanted: Continuation) -> tupl
     """
     with locked_session(context, run_id) as session:
         earlier = up_to_date(context, session, run_id)
-        found = issues.list_run_issues(session, earlier.id)
-        state = runs.read_state(earlier).with_issues(found)
-        if earlier.rebases is not None:
-            raise NotContinuableError(
-                f"run '{run_id}' rebases run '{earlier.rebases}': rebase that one again"
-            )
-        require_continuable(state)
+        state = continuable_state(session, earlier)
         plan = continued_plan(runs.get_plan(session, earlier), state, wanted)
         origin = _origin(earlier)
         session.commit()
     return start_as(context, plan, origin)
+
+
+def continuable_state(session: RowSession, run: Run) -> RunState:
+    """Return the state, with its issues, of a run that may be continued.
+
+    Raises NotContinuableError.
+    """
+    if run.rebases is not None:
+        raise NotContinuableError(
+            f"run '{run.run_id}' rebases run '{run.rebases}': rebase that one again"
+        )
+    state = runs.read_state(run).with_issues(issues.list_run_issues(session, run.id))
+    require_continuable(state)
+    return state
 
 
 @dataclass(frozen=True, slots=True)
