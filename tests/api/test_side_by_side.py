@@ -192,6 +192,29 @@ def test_a_phase_that_fails_for_good_is_undone_and_the_lanes_beside_it_go_on(
     )
 
 
+def test_what_an_operator_ends_by_hand_while_ci_runs_is_told_or_taken_off_the_branch(
+    api: Api, agents: Agents, context: AppContext
+) -> None:
+    """Skipped, it is undone; completed, it stays, and a later red verdict names it."""
+    rule(api, "! test -e src/b/bad.txt")
+    start(api)
+    a, b, c = (agents.claim() for _ in LANES)
+    build(agents, a)
+    build(agents, b, "bad")
+    build(agents, c)
+    assert api.status("SKIPPED", phase_id="a0").status_code == 200
+    assert paths(api) == ["b/bad.txt", "c/file.txt"]
+    assert api.status("COMPLETE", phase_id="b0").status_code == 200
+    judge(context)
+    assert states(api) == {"a0": "SKIPPED", "b0": "COMPLETE", "c0": "QUEUED"}
+    item = agents.claim()
+    assert "completed by hand and that no CI has judged: 'b0'" in item["history"][-1]["log_tail"]
+    assert api.status("FAILED", phase_id="c0").status_code == 200
+    assert api.run()["state"] == "DONE_FAILED_REQUIRES_HUMAN_REVIEW"
+    assert paths(api) == ["b/bad.txt"]
+    assert backtest_changes(api) == []
+
+
 def test_a_review_is_pending_beside_other_phases_and_applied_by_its_approval(
     api: Api, agents: Agents
 ) -> None:

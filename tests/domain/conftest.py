@@ -108,7 +108,7 @@ class Drive:
         """Take commits off the branch as the service does; every patch applies again."""
         for phase in to_undo(before, decision.state):
             now = decision.phase(phase.phase_id)
-            if decision.state.is_over and now.state is not PhaseStatus.FAILED:
+            if decision.state.is_over and not now.state.is_final:
                 continue
             if now.before_commit is None:
                 continue

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
-from autopack.domain.order import ci_turn, is_alone, may_start, to_undo, waits_of
+from autopack.domain.order import (
+    ci_turn,
+    is_alone,
+    may_start,
+    to_undo,
+    unjudged_before,
+    waits_of,
+)
 from autopack.domain.paths import may_overlap
 from autopack.domain.plan import InvalidPlanError, Plan, check_plan
 from autopack.domain.ruleset import Ruleset
+from autopack.domain.run import CompletedBy
 from autopack.domain.states import PhaseStatus
-from autopack.domain.terms import RunScope
+from autopack.domain.terms import RunScope, Verdict
 
 pytestmark = pytest.mark.unit
 
@@ -36,6 +44,8 @@ class P:
     started_at: datetime | None = None
     before_commit: str | None = None
     branch_place: int = 0
+    completed_by: CompletedBy | None = None
+    verdict: Verdict | None = None
 
     @property
     def allowed_paths(self) -> Sequence[str] | None:
@@ -183,6 +193,52 @@ def test_what_failed_or_is_built_again_beside_others_leaves_the_branch() -> None
     assert names(run(a(ci)), run(a(queued))) == []  # alone: the next try builds on it
     assert names(run(a(ci), beside), run(a(PhaseStatus.FAILED), beside)) == ["a"]
     assert names(run(a(ci), beside), run(a(PhaseStatus.COMPLETE), beside)) == []
+    skipped = a(PhaseStatus.SKIPPED)
+    assert names(run(a(ci), beside), run(skipped, beside)) == []  # by the end of the run
+    by_hand = replace(skipped, completed_by=CompletedBy.HAND)
+    assert names(run(a(ci), beside), run(by_hand, beside)) == ["a"]
+    assert names(run(a(ci)), run(by_hand)) == ["a"]
+    assert names(run(by_hand, beside), run(by_hand, beside)) == []
+
+
+HAND, RULES_ENDED = CompletedBy.HAND, CompletedBy.RULES
+GREEN, RED = Verdict.GREEN, Verdict.RED
+
+
+@pytest.mark.parametrize(
+    ("others", "named"),
+    [
+        ([], ""),
+        ([(1, HAND, None)], "p1"),
+        ([(2, HAND, None), (1, HAND, RED)], "p1 p2"),  # in the order of the branch
+        ([(1, RULES_ENDED, GREEN)], ""),
+        ([(1, RULES_ENDED, None)], ""),  # its profile has no CI
+        ([(1, HAND, GREEN)], ""),
+        # The verdict on a later commit covers what is before that, and not what is after it.
+        ([(1, HAND, None), (2, RULES_ENDED, GREEN)], ""),
+        ([(1, RULES_ENDED, GREEN), (2, HAND, None)], "p2"),
+        ([(1, HAND, None), (2, RULES_ENDED, RED)], "p1"),
+        ([(6, HAND, None)], ""),  # after the judged commit
+        ([(6, RULES_ENDED, GREEN), (1, HAND, None)], "p1"),
+    ],
+)
+def test_commits_completed_by_hand_stay_unjudged_until_a_later_green_verdict(
+    others: list[tuple[int, CompletedBy, Verdict | None]], named: str
+) -> None:
+    before = [
+        replace(
+            done(f"p{place}"),
+            before_commit="0",
+            branch_place=place,
+            completed_by=by,
+            verdict=verdict,
+        )
+        for place, by, verdict in others
+    ]
+    judged = executing("x", state=PhaseStatus.CI_RUNNING, before_commit="0", branch_place=5)
+    undone = replace(done("u"), completed_by=HAND, branch_place=3)  # without commits
+    found = unjudged_before(run(*before, undone, judged), judged)
+    assert " ".join(phase.phase_id for phase in found) == named
 
 
 def test_ci_judges_commits_in_the_order_of_the_branch() -> None:

@@ -24,6 +24,7 @@ from .events import (
 from .evidence import MAX_EVIDENCE_CHECKS, Evidence
 from .independence import require_judge
 from .issue_rules import IssueSeen, resolve_for_ci, see_issues
+from .order import unjudged_before
 from .run import CompletedBy, FailureCode, RunState
 from .states import PhaseStatus
 from .terms import CiProfile, Sandbox, Verdict
@@ -32,6 +33,7 @@ from .terms import CiProfile, Sandbox, Verdict
 GRACE_SECONDS: Final = 300
 # A CI run that did not run is repeated: so many tries, with these waits between them.
 ENVIRONMENT_TRIES: Final = 3
+MAX_NAMED: Final = 5
 _ENVIRONMENT_WAITS: Final = (timedelta(seconds=5), timedelta(seconds=30))
 
 
@@ -166,6 +168,23 @@ def require_judged_commit(run: RunState, phase_id: str, commit: str, profile: st
         raise WrongProfileError(
             f"the verdict is of profile '{profile}', but phase '{phase_id}' is {phase.ci_profile}"
         )
+
+
+def reason_of(run: RunState, phase_id: str, verdict: Verdict, reason: str) -> str:
+    """Return a verdict's reason, with the phases whose faults a red one may be. (rules §6)
+
+    Those were completed by hand, and no CI has judged their commits.
+    """
+    if verdict is not Verdict.RED:
+        return reason
+    names = [f"'{each.phase_id}'" for each in unjudged_before(run, run.phase(phase_id))]
+    if not names:
+        return reason
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return (
+        f"{reason}; the fault may also be in phases before it that were completed by hand and that"
+        f" no CI has judged: {', '.join(names[:MAX_NAMED])}{more}"
+    )
 
 
 def accept_verdict(decision: Decision, given: CiVerdict) -> None:

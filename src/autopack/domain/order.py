@@ -12,8 +12,9 @@ from enum import StrEnum
 from typing import Generic, Protocol, TypeVar
 
 from .paths import may_overlap
+from .run import CompletedBy
 from .states import PhaseStatus
-from .terms import RunScope
+from .terms import RunScope, Verdict
 
 
 class OrderedPhase(Protocol):
@@ -43,6 +44,15 @@ class OrderedPhase(Protocol):
     def branch_place(self) -> int: ...
 
 
+class EndingPhase(OrderedPhase, Protocol):
+    """What becomes of a phase's commits depends on how it ended, too."""
+
+    @property
+    def completed_by(self) -> CompletedBy | None: ...
+    @property
+    def verdict(self) -> Verdict | None: ...
+
+
 class _Stated(Protocol):
     @property
     def state(self) -> PhaseStatus: ...
@@ -50,6 +60,7 @@ class _Stated(Protocol):
 
 Ordered = TypeVar("Ordered", bound=OrderedPhase)
 Ordered_co = TypeVar("Ordered_co", bound=OrderedPhase, covariant=True)
+Ending = TypeVar("Ending", bound=EndingPhase)
 Stated = TypeVar("Stated", bound=_Stated)
 
 
@@ -154,11 +165,11 @@ def has_commits(phase: OrderedPhase) -> bool:
     return phase.before_commit is not None
 
 
-def to_undo(before: OrderedRun[Ordered], after: OrderedRun[Ordered]) -> list[Ordered]:
+def to_undo(before: OrderedRun[Ending], after: OrderedRun[Ending]) -> list[Ending]:
     """Return the phases whose commits a change takes off the branch, the latest first.
 
-    One that failed is undone, and so is one that left CI or its gate for another try while others
-    are under way: they must not build on it. (rules §2.1, §2.7)
+    One that failed or was skipped by hand is undone, and so is one that left CI or its gate for
+    another try while others are under way: they must not build on it. (rules §2.1, §2.7)
     """
     earlier = {phase.phase_id: phase.state for phase in before.phases}
     found = [
@@ -167,6 +178,7 @@ def to_undo(before: OrderedRun[Ordered], after: OrderedRun[Ordered]) -> list[Ord
         if phase.state is not earlier[phase.phase_id]
         and (
             phase.state is PhaseStatus.FAILED
+            or (phase.state is PhaseStatus.SKIPPED and phase.completed_by is CompletedBy.HAND)
             or (
                 has_commits(phase)
                 and phase.state in (PhaseStatus.QUEUED, PhaseStatus.EXECUTING, PhaseStatus.GATE)
@@ -176,6 +188,28 @@ def to_undo(before: OrderedRun[Ordered], after: OrderedRun[Ordered]) -> list[Ord
         )
     ]
     return sorted(found, key=lambda phase: phase.branch_place, reverse=True)
+
+
+def unjudged_before(run: OrderedRun[Ending], phase: Ending) -> list[Ending]:
+    """Return the phases before this one on the branch whose commits no green verdict covers.
+
+    These were completed by hand. CI judges a commit's whole tree, so the green verdict of any
+    phase after them covers them too. (rules §6)
+    """
+    earlier = [
+        each for each in run.phases if has_commits(each) and each.branch_place < phase.branch_place
+    ]
+    judged = max(
+        (each.branch_place for each in earlier if each.verdict is Verdict.GREEN), default=0
+    )
+    found = [
+        each
+        for each in earlier
+        if each.state is PhaseStatus.COMPLETE
+        and each.completed_by is CompletedBy.HAND
+        and each.branch_place > judged
+    ]
+    return sorted(found, key=lambda each: each.branch_place)
 
 
 def after_it(run: OrderedRun[Ordered], phase: OrderedPhase) -> list[Ordered]:

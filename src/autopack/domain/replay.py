@@ -154,7 +154,7 @@ class _Replayer:
         """Take commits off the branch as the service does; all patches apply again. (rules §2.7)"""
         for phase in to_undo(before, self.run):
             mine = self.run.phase(phase.phase_id)
-            if has_commits(mine) and (not self.run.is_over or mine.state is PhaseStatus.FAILED):
+            if has_commits(mine) and (not self.run.is_over or mine.state.is_final):
                 again = tuple(
                     (other.phase_id, _assumed(0, number))
                     for number, other in enumerate(after_it(self.run, mine))

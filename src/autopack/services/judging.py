@@ -8,7 +8,7 @@ from ..domain.debt import mended_checks
 from ..domain.errors import ConflictError
 from ..domain.evidence import Evidence
 from ..domain.issues import IssueReport, is_expected_key, weakened_test_key
-from ..domain.judging import CiVerdict, require_judged_commit
+from ..domain.judging import CiVerdict, reason_of, require_judged_commit
 from ..domain.redaction import redacted
 from ..domain.results import CiReport
 from ..domain.sightings import CI_SOURCE
@@ -101,9 +101,11 @@ def weigh_verdict(
 ) -> CiVerdict:
     """Return the verdict of a CI run for the rules, with an issue for each flaky check.
 
-    `passed` are names of checks that ran and passed, as far as CI tells them.
+    The CI run gets the reason that names whose fault it may be. `passed` are names of checks that
+    ran and passed, as far as CI tells them.
     """
     assert run.verdict is not None  # noqa: S101 - for the type checker: it was just set
+    run.reason = reason_of(change.state, phase.phase_id, run.verdict, run.reason or "")
     is_green = run.verdict is Verdict.GREEN and not is_repeated
     evidence = tuple(map(Evidence.read, run.evidence))
     reports = [_flaky(check) for check in flaky_checks] if is_green else []
@@ -118,7 +120,7 @@ def weigh_verdict(
         ci_run_id=run.id,
         commit=run.commit_sha,
         verdict=run.verdict,
-        reason=run.reason or "",
+        reason=run.reason,
         sandbox=run.sandbox,
         failing_checks=tuple(run.failing_checks),
         is_flaky=run.is_flaky,

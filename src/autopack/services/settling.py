@@ -1,7 +1,8 @@
 """Settle a change: the consequences of the decision, written to the tables.
 
-Undo the commits of failed phases, request CI, update tiers and run, and then write rows, snapshots,
-commits, events and, at a run's end, its record. No rule is decided here.
+Undo the commits of phases that failed or are built again, request CI, update tiers and run, and
+then write rows, snapshots, commits, events and, at a run's end, its record. No rule is decided
+here.
 """
 
 from __future__ import annotations
@@ -49,6 +50,10 @@ logger = structlog.get_logger(__name__)
 MAX_RECORDED_PATCH_BYTES: Final = 16_000_000
 CI_QUEUE: Final = "ci"
 CI_TASK: Final = "run_ci"
+_WHY_UNDONE: Final = {
+    PhaseStatus.FAILED: "It failed",
+    PhaseStatus.SKIPPED: "It was skipped by hand",
+}
 
 
 def settle(change: RunChange) -> None:
@@ -127,9 +132,9 @@ def _completed(change: RunChange) -> list[Phase]:
 
 
 def _undo_phases(change: RunChange) -> None:
-    """Take the commits of phases off the branch that failed, or are built again. (rules §2.7)"""
+    """Take the commits of phases off the branch that failed, were skipped or are built again."""
     for phase in to_undo(change.before, change.state):
-        if not change.state.is_over or phase.state is PhaseStatus.FAILED:
+        if not change.state.is_over or phase.state.is_final:
             _undo(change, phase)
 
 
@@ -140,9 +145,9 @@ def _undo(change: RunChange, phase: PhaseState) -> None:
     if before in (None, change.head):
         return
     tree = repository.tree_of(str(before))
-    if phase.state is PhaseStatus.FAILED and not others and tree == repository.tree_of(change.head):
+    if phase.state.is_final and not others and tree == repository.tree_of(change.head):
         return
-    why = "It failed" if phase.state is PhaseStatus.FAILED else "It is built again"
+    why = _WHY_UNDONE.get(phase.state, "It is built again")
     message = (
         f"Undo phase {phase.phase_id}\n\n"
         f"{why}, so the tree is again that of {before}.\n\n"
