@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import text
 
+from autopack.domain.ruleset import CiCommand
 from autopack.services import baseline, ci
 from autopack.services.context import AppContext
 from autopack.views.work import WorkItemAnswer
@@ -358,6 +359,21 @@ def test_over_its_budget_evidence_is_not_measured_and_promotion_refuses(
     assert (result, "over its budget" in reason) == ("not_measured", True)
     reasons = api.run()["promotion_reasons"]
     assert any("lacks evidence: base_tests not measured" in each for each in reasons)
+
+
+def test_all_evidence_of_a_ci_run_shares_one_time_with_base_and_repeats(
+    api: Api, context: AppContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each repeat has its kind's time again, and no more than all of them have together."""
+    monkeypatch.setattr(CiCommand, "all_evidence_seconds", lambda _: 1)
+    base(api, **OLD)
+    slow = f"test -e src/tax && grep -q name tests/a.t && sleep 30; {PROFILE['command']}"
+    rule(api, "base_tests", "fails_before", command=slow, retries=5)
+    tests = "price:grep -q 10 src/price\ntax:true\n"
+    run = judge(api, context, patched(api, {"src/tax": "2\n", "tests/a.t": tests}))
+    assert run["verdict"] == "green", run
+    over = ("not_measured", "over the time for all evidence of 1 seconds")
+    assert entries(run) == {"base_tests": over, "fails_before": over}
 
 
 CODE = {"src/limit.sh": 'if [ "$1" -gt 3 ]; then exit 1; fi\necho "within 3"\n'}

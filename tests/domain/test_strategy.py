@@ -144,6 +144,28 @@ class TestRunAndTiers:
         assert tier.minors_tolerated == 6
         assert tier.majors_tolerated == 0
 
+    @pytest.mark.parametrize(
+        ("profile", "seconds"),
+        [
+            ({}, 1_800),
+            ({"evidence": ("baseline",)}, 1_800 + 3_600),
+            ({"evidence": ("baseline", "base_tests", "fails_before")}, 1_800 + 3_600),
+            ({"evidence": ("base_tests",), "retries": 10}, 1_800 + 3_600),  # within that time
+            ({"evidence": ("base_tests",), "evidence_budget": 0.5}, 1_800 + 900),
+            ({"evidence": ("base_tests",), "timeout_seconds": 10}, 10 + 60),
+            ({"evidence": ("seeded_faults",), "timeout_seconds": 86_400}, 3 * 86_400),
+        ],
+    )
+    def test_a_ci_run_has_the_time_of_its_command_and_of_all_its_evidence(
+        self, profile: dict[str, Any], seconds: int
+    ) -> None:
+        command = {"command": "make", "junit": "out.xml", **profile}
+        profiles = {"normal": command, "strict": command}
+        rules = Ruleset.model_validate(
+            {"project_id": "Shop", "ci": {"mode": "local", "profiles": profiles}}
+        )
+        assert one(rules).ci_timeout_seconds == seconds
+
     def test_a_tier_without_phases_has_nothing_to_spend(self) -> None:
         tier = compiled({}).tiers["T2"]
         assert (tier.token_cap, tier.ci_run_cap, tier.minors_tolerated) == (0, 0, 0)

@@ -152,21 +152,21 @@ class CiCommand(Closed):
     retries: Annotated[int, Field(strict=True, ge=0, le=10)] = 1
     junit: PathGlob | None = None
     evidence: Several[EvidenceKind] = ()
-    # How many times the command's own time one kind of evidence may take.
+    # How many times the command's own time one kind of evidence may take, and how many times its
+    # time limit all kinds may take together.
     evidence_budget: Annotated[float, Field(strict=True, ge=0.1, le=100, allow_inf_nan=False)] = 2.0
 
     def evidence_seconds(self, plain: float) -> int:
         """Return how long one kind of evidence may take if the command took `plain` seconds."""
         return max(MIN_EVIDENCE_SECONDS, math.ceil(self.evidence_budget * plain))
 
+    def all_evidence_seconds(self) -> int:
+        """Return how long all evidence of a CI run may take, with base and repeats. (rules §6.1)"""
+        return self.evidence_seconds(self.timeout_seconds)
+
     def most_seconds(self, evidence: Sequence[EvidenceKind]) -> int:
-        """Return how long a CI run can take: the command, its base, and all evidence, repeated."""
-        if not evidence:
-            return self.timeout_seconds
-        measured = self.timeout_seconds + len(evidence) * self.evidence_seconds(
-            self.timeout_seconds
-        )
-        return self.timeout_seconds + (1 + self.retries) * measured
+        """Return how long a CI run may take: the command on the commit, and all evidence."""
+        return self.timeout_seconds + (self.all_evidence_seconds() if evidence else 0)
 
     def programs(self) -> Iterator[str]:
         """Yield the programs that the command's text names; each may be a path."""

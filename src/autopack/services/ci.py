@@ -37,7 +37,7 @@ from ..views.results import CiRunAnswer, CiRunsAnswer
 from .context import AppContext
 from .evidence import Inquiry, documents, gather
 from .judging import weigh_verdict
-from .measuring import Bench, NotMeasurableError, Question, measured
+from .measuring import Bench, Limit, NotMeasurableError, Question, measured
 from .opening import changing
 from .runners import checks_of
 from .settling import request_ci_run, settle
@@ -276,6 +276,7 @@ def _weigh(
         start_commit=order.start_commit,
         head=head,
         seconds=outcome.seconds,
+        limit=Limit.of(order.rules.all_evidence_seconds(), "the time for all evidence"),
         failing_checks=outcome.failing_checks,
         expected_issues=order.expected_issues,
         must_fail_before=order.must_fail_before,

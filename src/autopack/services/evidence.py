@@ -30,7 +30,7 @@ from ..domain.ruleset import CiBaseline, CiRules, DeafGate
 from ..domain.terms import EvidenceKind, EvidenceResult, Verdict
 from ..gitrepo.workspace import TreeEntry, Workspace
 from .context import AppContext
-from .measuring import Bench, Changes, OverBudgetError, Question
+from .measuring import Bench, Changes, Limit, OverBudgetError, Question
 
 HANG_SECONDS: Final = 10
 
@@ -40,7 +40,7 @@ class Inquiry:
     """A commit that CI has judged, and what its evidence is measured from.
 
     `base_commit` is the run's, `start_commit` the one before the phase. `head` is the outcome on
-    the commit, `seconds` how long that took.
+    the commit, `seconds` how long that took. `limit` is that of all evidence together.
     """
 
     context: AppContext
@@ -52,6 +52,7 @@ class Inquiry:
     start_commit: str
     head: Measured
     seconds: float
+    limit: Limit
     # The issues that this phase and the complete ones may raise, by their keys.
     expected_issues: tuple[str, ...]
     must_fail_before: bool
@@ -67,8 +68,8 @@ class Inquiry:
 
     def bench(self) -> Bench:
         """Return what measures trees for one kind of evidence, within its budget."""
-        seconds = self.question.rules.evidence_seconds(self.seconds)
-        return Bench(self.context, self.question, self.should_stop, seconds)
+        own = Limit.of(self.question.rules.evidence_seconds(self.seconds), "its budget")
+        return Bench(self.context, self.question, self.should_stop, own=own, shared=self.limit)
 
 
 def measure_base_tests(inquiry: Inquiry) -> Evidence:
@@ -199,13 +200,7 @@ def gather(inquiry: Inquiry, kinds: Sequence[EvidenceKind]) -> tuple[Judged, tup
     judged = Judged(verdict=head.verdict, reason=head.reason, failing_checks=inquiry.failing_checks)
     found: list[Evidence] = []
     if EvidenceKind.BASELINE in kinds and head.verdict is not Verdict.DID_NOT_RUN:
-        judged, baseline = judge_baseline(
-            base_of(inquiry),
-            head,
-            judged,
-            is_strict=inquiry.ci.baseline is CiBaseline.STRICT,
-            command=inquiry.command,
-        )
+        judged, baseline = _baseline(inquiry, judged)
         found.append(baseline)
     if judged.verdict is Verdict.GREEN:
         for kind in kinds:
@@ -215,16 +210,38 @@ def gather(inquiry: Inquiry, kinds: Sequence[EvidenceKind]) -> tuple[Judged, tup
 
 
 def base_of(inquiry: Inquiry) -> Measured:
-    """Return the outcome on the run's base commit. It is no kind's own, so it has no budget."""
-    bench = Bench(inquiry.context, inquiry.question, inquiry.should_stop)
+    """Return the outcome on the run's base commit. It is no kind's own, so it has no own limit.
+
+    Raises OverBudgetError.
+    """
+    bench = Bench(inquiry.context, inquiry.question, inquiry.should_stop, shared=inquiry.limit)
     return bench.measure(inquiry.base_commit)
+
+
+def _baseline(inquiry: Inquiry, judged: Judged) -> tuple[Judged, Evidence]:
+    """Return the verdict that counts after the base is known, and the entry."""
+    try:
+        base = base_of(inquiry)
+    except OverBudgetError as error:
+        return judged, _not_measured(inquiry, EvidenceKind.BASELINE, error)
+    return judge_baseline(
+        base,
+        inquiry.head,
+        judged,
+        is_strict=inquiry.ci.baseline is CiBaseline.STRICT,
+        command=inquiry.command,
+    )
 
 
 def _measured(inquiry: Inquiry, kind: EvidenceKind) -> Evidence:
     try:
         return MEASURES[kind](inquiry)
     except OverBudgetError as error:
-        return entry(kind, EvidenceResult.NOT_MEASURED, str(error), command=inquiry.command)
+        return _not_measured(inquiry, kind, error)
+
+
+def _not_measured(inquiry: Inquiry, kind: EvidenceKind, why: OverBudgetError) -> Evidence:
+    return entry(kind, EvidenceResult.NOT_MEASURED, str(why), command=inquiry.command)
 
 
 def documents(evidence: Sequence[Evidence]) -> list[dict[str, object]]:

@@ -48,11 +48,27 @@ class Question:
     rules: CiCommand
 
 
-class Bench:
-    """Measures trees for one run, within a budget of time.
+@dataclass(slots=True)
+class Limit:
+    """A time until which something may be measured."""
 
-    `seconds` is for everything that is asked; None: each command has its own limit only. What was
-    kept costs nothing, and a repeat of a red measurement does not count.
+    why: str  # a line for the entry of what was not measured
+    at: float  # by the monotonic clock
+
+    @classmethod
+    def of(cls, seconds: float, whose: str) -> Limit:
+        return cls(f"over {whose} of {seconds:.0f} seconds", time.monotonic() + seconds)
+
+    @property
+    def left(self) -> float:
+        return self.at - time.monotonic()
+
+
+class Bench:
+    """Measures trees for one run, within limits of time; each command has its own limit too.
+
+    What was kept costs nothing. A repeat of a red measurement does not count for `own`, the limit
+    of everything that is asked of this bench; `shared` is one of several benches, and is hard.
     """
 
     def __init__(
@@ -60,13 +76,15 @@ class Bench:
         context: AppContext,
         question: Question,
         should_stop: Callable[[], bool],
-        seconds: float | None = None,
+        *,
+        own: Limit | None = None,
+        shared: Limit | None = None,
     ) -> None:
         self._context = context
         self._question = question
         self._should_stop = should_stop
-        self._seconds = seconds
-        self._deadline = None if seconds is None else time.monotonic() + seconds
+        self._own = own
+        self._limits = [limit for limit in (own, shared) if limit is not None]
 
     def measure(self, commit: str) -> Measured:
         """Return the outcome on a commit's tree.
@@ -113,8 +131,8 @@ class Bench:
                 if kept is not None:
                     return kept
                 found.append(self._run(checkout, tree, commit, len(found) + 1))
-            if self._deadline is not None and len(found) > 1:
-                self._deadline += time.monotonic() - began
+            if self._own is not None and len(found) > 1:
+                self._own.at += time.monotonic() - began
             if found[-1].verdict is not Verdict.RED:
                 break
         outcome = merged(found)
@@ -164,18 +182,23 @@ class Bench:
                 )
             yield checkout
 
-    def _left(self) -> float:
-        """Return how many seconds the command may take."""
-        most = float(self._question.rules.timeout_seconds)
-        if self._deadline is None:
-            return most
-        left = self._deadline - time.monotonic()
-        if left <= 0:
-            raise OverBudgetError(f"over its budget of {self._seconds:.0f} seconds")
-        return min(most, left)
+    def _left(self) -> tuple[float, Limit | None]:
+        """Return how many seconds the command may take, and which limit says so; None: its own.
+
+        Raises OverBudgetError.
+        """
+        most, because = float(self._question.rules.timeout_seconds), None
+        for limit in self._limits:
+            left = limit.left
+            if left <= 0:
+                raise OverBudgetError(limit.why)
+            if left < most:
+                most, because = left, limit
+        return most, because
 
     def _run(self, checkout: Checkout, tree: str, commit: str, attempt: int) -> Measured:
-        question, seconds = self._question, self._left()
+        question = self._question
+        seconds, limit = self._left()
         outcome = checks_of(self._context.settings).run(
             Job(
                 tree=checkout.tree,
@@ -193,8 +216,8 @@ class Bench:
             ),
             self._should_stop,
         )
-        if outcome.is_overdue and seconds < question.rules.timeout_seconds:
-            raise OverBudgetError(f"over its budget of {self._seconds:.0f} seconds")
+        if outcome.is_overdue and limit is not None:
+            raise OverBudgetError(limit.why)
         if outcome.verdict is Verdict.DID_NOT_RUN and outcome.exit_status is None:
             raise NotMeasurableError(outcome.reason)
         return measured(tree, outcome)
