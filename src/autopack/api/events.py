@@ -59,12 +59,12 @@ def _schema(shape: type[BaseModel]) -> dict[str, Any]:
 _STREAM = _streamed(StreamedEvent, EndOfRun)
 
 
-def _feed(request: Request) -> Feed:
+async def _feed(request: Request) -> Feed:
     feed: Feed = request.app.state.feed
     return feed
 
 
-def _wants_stream(request: Request) -> bool:
+async def _wants_stream(request: Request) -> bool:
     return MEDIA_TYPE in request.headers.get("accept", "")
 
 

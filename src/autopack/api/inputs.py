@@ -17,7 +17,8 @@ from ..services.context import AppContext
 from .guard import caller_of
 
 
-def _context(request: Request) -> AppContext:
+async def _context(request: Request) -> AppContext:
+    # A coroutine, as all dependencies that wait for nothing: FastAPI gives others a thread.
     context: AppContext = request.app.state.context
     return context.for_caller(caller_of(request.scope))
 

@@ -27,7 +27,7 @@ from .inputs import Context, Cursor, PageLimit, decode_cursor, encode_cursor
 router = APIRouter(tags=["keys"], route_class=StrictRoute)
 
 
-def _keyring(request: Request) -> Keyring:
+async def _keyring(request: Request) -> Keyring:
     keyring: Keyring = request.app.state.keyring
     return keyring
 

@@ -92,7 +92,7 @@ class _Everything(Collector):
             yield family
 
 
-def _traffic(request: Request) -> Traffic:
+async def _traffic(request: Request) -> Traffic:
     traffic: Traffic = request.app.state.traffic
     return traffic
 
