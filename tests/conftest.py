@@ -15,7 +15,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -36,6 +35,8 @@ from autopack import database
 from autopack.cli.address import told_address
 from autopack.config import Settings
 from autopack.database import init_db, make_engine
+
+from .processes import ForkedProcess, ForkServer, running_fork_server
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -356,14 +357,23 @@ class LiveServer:
     """A service in another process, behind a real socket."""
 
     url: str
-    process: subprocess.Popen[str]
+    process: ForkedProcess
     log: Path
 
 
+@pytest.fixture(scope="session")
+def fork_server() -> Iterator[ForkServer]:
+    """What starts processes of the command line in a moment."""
+    with running_fork_server() as server:
+        yield server
+
+
 @pytest.fixture
-def live_server(settings: Settings, tmp_path: Path) -> Iterator[LiveServer]:
-    """Start the service as a user would, and wait until it answers."""
-    server = start_server(settings, tmp_path / "server.log")
+def live_server(
+    settings: Settings, tmp_path: Path, fork_server: ForkServer
+) -> Iterator[LiveServer]:
+    """Start the service in a process of its own, and wait until it answers."""
+    server = start_server(fork_server, settings, tmp_path / "server.log")
     yield server
     stop_server(server)
 
@@ -415,12 +425,12 @@ def served_here(app: FastAPI, settings: Settings) -> Iterator[ServedHere]:
         yield server
 
 
-def start_server(settings: Settings, log: Path, port: int = 0) -> LiveServer:
+def start_server(
+    fork_server: ForkServer, settings: Settings, log: Path, port: int = 0
+) -> LiveServer:
     environment = {
         "PATH": os.environ["PATH"],
         "HOME": os.environ.get("HOME", "/"),
-        "PYTHONPATH": str(ROOT / "src"),
-        "PYTHONUNBUFFERED": "1",
         "AUTOPACK_REPO_PATH": str(settings.repo_path),
         "AUTOPACK_HOME": str(settings.home),
         "AUTONOMOUS_RUNS_DIR": str(settings.autonomous_runs_dir),
@@ -433,13 +443,8 @@ def start_server(settings: Settings, log: Path, port: int = 0) -> LiveServer:
     if settings.git_remote is not None:
         environment["AUTOPACK_GIT_REMOTE"] = settings.git_remote.get_secret_value()
     with log.open("w") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "autopack", "serve"],
-            cwd=settings.repo_path,
-            env=environment,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            text=True,
+        process = fork_server.start(
+            "serve", folder=settings.repo_path, environment=environment, output=output
         )
     server = LiveServer("", process, log)
     deadline = time.monotonic() + 60

@@ -27,6 +27,7 @@ from autopack.jobs.worker import Queue, Workers, _Retrying
 if TYPE_CHECKING:
     from starlette.testclient import TestClient
     from tests.conftest import GitRepo
+    from tests.processes import ForkServer
 
 pytestmark = pytest.mark.integration
 
@@ -206,6 +207,7 @@ class TestInAProcessOfItsOwn:
         settings: Settings,
         git_repo: GitRepo,
         tmp_path: Path,
+        fork_server: ForkServer,
     ) -> None:
         assert client.get("/health").json()["checks"]["jobs"]["status"] == "ok"
         with engine.begin() as connection:
@@ -216,12 +218,8 @@ class TestInAProcessOfItsOwn:
         _start_overdue(client, engine)
         log = tmp_path / "jobs.log"
         with log.open("w") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "autopack", "jobs"],
-                cwd=git_repo.path,
-                env=_environment(settings),
-                stdout=output,
-                stderr=subprocess.STDOUT,
+            process = fork_server.start(
+                "jobs", folder=git_repo.path, environment=_environment(settings), output=output
             )
         try:
             wait_until(lambda: _state(engine) == "DONE_FAILED_BUDGET_EXHAUSTED", log.read_text)
@@ -237,14 +235,11 @@ class TestInAProcessOfItsOwn:
 
 
 @pytest.mark.e2e
-def test_a_queue_without_work_is_refused_in_one_line(settings: Settings, git_repo: GitRepo) -> None:
-    result = subprocess.run(
-        [sys.executable, "-m", "autopack", "jobs", "--queue", "pushes"],
-        cwd=git_repo.path,
-        env=_environment(settings),
-        capture_output=True,
-        text=True,
-        check=False,
+def test_a_queue_without_work_is_refused_in_one_line(
+    settings: Settings, git_repo: GitRepo, fork_server: ForkServer
+) -> None:
+    result = fork_server.run(
+        *("jobs", "--queue", "pushes"), folder=git_repo.path, environment=_environment(settings)
     )
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
     assert "autopack: no work for the queue 'pushes'" in result.stderr

@@ -22,6 +22,7 @@ import pytest
 
 if TYPE_CHECKING:
     from tests.conftest import GitRepo
+    from tests.processes import ForkedProcess, ForkServer
 
 pytestmark = pytest.mark.e2e
 
@@ -33,7 +34,7 @@ PATIENCE_SECONDS = 60
 class Service:
     """A started service, and what it has printed."""
 
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[str] | ForkedProcess
     output: Path
 
     @property
@@ -61,21 +62,28 @@ Serve = Callable[..., Service]
 
 
 @pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Serve]:
-    """Start `python -m autopack serve` in a folder; nothing of it is left after the test."""
+def serve(tmp_path: Path, fork_server: ForkServer) -> Iterator[Serve]:
+    """Start `autopack serve` in a folder; nothing of it is left after the test."""
     services: list[Service] = []
 
-    def start(folder: Path, *arguments: str) -> Service:
+    def start(folder: Path, *arguments: str, is_fresh: bool = False) -> Service:
         output = tmp_path / f"output-{len(services)}"
+        words = ("serve", "--port", "0", *arguments)
+        process: subprocess.Popen[str] | ForkedProcess
         with output.open("w") as file:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "autopack", "serve", "--port", "0", *arguments],
-                cwd=folder,
-                env=_environment(),
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
+            if is_fresh:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "autopack", *words],
+                    cwd=folder,
+                    env=_environment(),
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                )
+            else:
+                process = fork_server.start(
+                    *words, folder=folder, environment=_environment(), output=file
+                )
         services.append(Service(process, output))
         return services[-1]
 
@@ -92,7 +100,7 @@ def test_a_service_can_be_used_killed_started_again_and_stopped(
     serve: Serve, git_repo: GitRepo
 ) -> None:
     folder = git_repo.path / "src"  # anywhere inside the repository will do
-    first = serve(folder)
+    first = serve(folder, is_fresh=True)
     first.wait_for("Ctrl-C stops")
     assert f"serves {git_repo.path} (base: main)" in first.text
     assert httpx.get(f"{first.url}/docs").status_code == 200
@@ -156,42 +164,51 @@ def test_the_demonstration_drives_a_whole_run(serve: Serve, tmp_path: Path) -> N
     assert not sample.exists()
 
 
-def test_without_a_repository_one_line_says_what_to_do(tmp_path: Path) -> None:
-    assert "git init" in _refusal(tmp_path)
+def test_without_a_repository_one_line_says_what_to_do(
+    tmp_path: Path, fork_server: ForkServer
+) -> None:
+    assert "git init" in _refusal(fork_server, tmp_path)
 
 
-def test_without_a_commit_one_line_says_what_to_do(tmp_path: Path) -> None:
+def test_without_a_commit_one_line_says_what_to_do(tmp_path: Path, fork_server: ForkServer) -> None:
     subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
-    assert "commit" in _refusal(tmp_path)
+    assert "commit" in _refusal(fork_server, tmp_path)
 
 
-def test_a_wrong_setting_is_named(git_repo: GitRepo) -> None:
-    assert "AUTOPACK_PORT ('x')" in _refusal(git_repo.path, AUTOPACK_PORT="x")
+def test_a_wrong_setting_is_named(git_repo: GitRepo, fork_server: ForkServer) -> None:
+    assert "AUTOPACK_PORT ('x')" in _refusal(fork_server, git_repo.path, AUTOPACK_PORT="x")
 
 
-def test_an_unreachable_database_is_named(git_repo: GitRepo) -> None:
+def test_an_unreachable_database_is_named(git_repo: GitRepo, fork_server: ForkServer) -> None:
     line = _refusal(
-        git_repo.path, DATABASE_URL="postgresql://a:secret@127.0.0.1:1/b", AUTOPACK_PORT="0"
+        fork_server,
+        git_repo.path,
+        DATABASE_URL="postgresql://a:secret@127.0.0.1:1/b",
+        AUTOPACK_PORT="0",
     )
     assert "127.0.0.1:1/b" in line
     assert "secret" not in line
 
 
-def test_a_repository_that_tracks_settings_of_ours_is_not_served(git_repo: GitRepo) -> None:
+def test_a_repository_that_tracks_settings_of_ours_is_not_served(
+    git_repo: GitRepo, fork_server: ForkServer
+) -> None:
     git_repo.commit({".autopack/.env": "AUTOPACK_AUTH=disabled\nAUTOPACK_CI_SANDBOX=none\n"})
-    assert ".autopack/.env" in _refusal(git_repo.path)
+    assert ".autopack/.env" in _refusal(fork_server, git_repo.path)
 
 
-def test_a_file_of_settings_that_the_served_repository_tracks_is_refused(git_repo: GitRepo) -> None:
+def test_a_file_of_settings_that_the_served_repository_tracks_is_refused(
+    git_repo: GitRepo, fork_server: ForkServer
+) -> None:
     git_repo.commit({"service.env": "AUTOPACK_AUTH=disabled\n"})
-    line = _refusal(git_repo.path, AUTOPACK_ENV_FILE="service.env", AUTOPACK_PORT="0")
+    line = _refusal(fork_server, git_repo.path, AUTOPACK_ENV_FILE="service.env", AUTOPACK_PORT="0")
     assert line.startswith("autopack: AUTOPACK_ENV_FILE")
 
 
-def test_a_port_in_use_is_named(git_repo: GitRepo) -> None:
+def test_a_port_in_use_is_named(git_repo: GitRepo, fork_server: ForkServer) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        assert f"port {port}" in _refusal(git_repo.path, AUTOPACK_PORT=port)
+        assert f"port {port}" in _refusal(fork_server, git_repo.path, AUTOPACK_PORT=port)
 
 
 @pytest.mark.parametrize("name", ["settings_table.py", "command_table.py"])
@@ -210,17 +227,9 @@ def _environment(**more: str) -> dict[str, str]:
     return {**inherited, "PYTHONPATH": str(ROOT / "src"), "PYTHONUNBUFFERED": "1", **more}
 
 
-def _refusal(folder: Path, **environment: str) -> str:
+def _refusal(fork_server: ForkServer, folder: Path, **environment: str) -> str:
     """Start where it must not start; return the one line that says why."""
-    result = subprocess.run(
-        [sys.executable, "-m", "autopack", "serve"],
-        cwd=folder,
-        env=_environment(**environment),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=PATIENCE_SECONDS,
-    )
+    result = fork_server.run("serve", folder=folder, environment=_environment(**environment))
     assert result.returncode == 2, result.stderr
     assert result.stdout == ""
     assert result.stderr.count("\n") == 1, result.stderr

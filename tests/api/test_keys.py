@@ -16,6 +16,7 @@ import pytest
 from sqlalchemy import text
 from starlette.testclient import TestClient
 from tests.conftest import LiveServer, serve_here, start_server, stop_server
+from tests.processes import ForkServer
 
 from autopack.config import Settings
 from autopack.domain.access import PUBLIC, ROLES_OF, AccessRole, Caller
@@ -482,10 +483,10 @@ def live(settings: Settings) -> Iterator[Asked]:
 
 
 @pytest.fixture
-def process(settings: Settings, tmp_path: Path) -> Iterator[LiveServer]:
+def process(settings: Settings, tmp_path: Path, fork_server: ForkServer) -> Iterator[LiveServer]:
     """A service in a process of its own, which writes a log."""
     required = settings.model_copy(update={"auth": "required"})
-    server = start_server(required, tmp_path / "server.log")
+    server = start_server(fork_server, required, tmp_path / "server.log")
     yield server
     stop_server(server)
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from playwright.sync_api import Browser
     from tests.conftest import GitRepo, ServedHere
+    from tests.processes import ForkServer
 
     from autopack.config import Settings
 
@@ -131,7 +132,11 @@ def test_an_operator_cancels_by_keyboard_alone(browser: Browser, served_here: Se
 
 
 def test_a_key_signs_in_by_keyboard_and_a_page_waits_for_the_service(
-    browser: Browser, settings: Settings, git_repo: GitRepo, tmp_path: Path
+    browser: Browser,
+    settings: Settings,
+    git_repo: GitRepo,
+    tmp_path: Path,
+    fork_server: ForkServer,
 ) -> None:
     from tests.conftest import start_server, stop_server
 
@@ -139,7 +144,7 @@ def test_a_key_signs_in_by_keyboard_and_a_page_waits_for_the_service(
     with beside_database(required, "ada@host") as context:
         wanted = NewKey(name="op-1", roles=(AccessRole.OPERATOR,))
         key = create_key(context.for_caller(Caller(name="ada@host")), wanted).api_key
-    server = start_server(required, tmp_path / "server.log")
+    server = start_server(fork_server, required, tmp_path / "server.log")
     browsing, reader = open_reader(browser, server.url)
     page = reader.page
     reader.open("/runs")
@@ -159,11 +164,14 @@ def test_a_key_signs_in_by_keyboard_and_a_page_waits_for_the_service(
 
 
 def test_a_lost_connection_is_told_and_goes_on_by_itself(
-    browser: Browser, settings: Settings, tmp_path: Path
+    browser: Browser,
+    settings: Settings,
+    tmp_path: Path,
+    fork_server: ForkServer,
 ) -> None:
     from tests.conftest import start_server, stop_server
 
-    server = start_server(settings, tmp_path / "server.log")
+    server = start_server(fork_server, settings, tmp_path / "server.log")
     start(server.url, "run-1")
     context, reader = open_reader(browser, server.url)
     page = reader.page
@@ -171,7 +179,9 @@ def test_a_lost_connection_is_told_and_goes_on_by_itself(
     expect(page.locator("#live")).to_contain_text("live")
     stop_server(server)
     expect(page.locator("#lost")).to_be_visible()
-    again = start_server(settings, tmp_path / "again.log", port=int(server.url.rpartition(":")[2]))
+    again = start_server(
+        fork_server, settings, tmp_path / "again.log", port=int(server.url.rpartition(":")[2])
+    )
     post(again.url, "/runs/run-1/cancel", reason="while it was away")
     expect(page.locator("#run-head")).to_contain_text("while it was away")
     expect(page.locator("#lost")).not_to_be_visible()
@@ -227,7 +237,10 @@ def test_a_form_that_was_open_does_not_leave_the_page_behind(
 
 
 def test_a_page_whose_session_has_ended_says_so(
-    browser: Browser, settings: Settings, tmp_path: Path
+    browser: Browser,
+    settings: Settings,
+    tmp_path: Path,
+    fork_server: ForkServer,
 ) -> None:
     from tests.conftest import start_server, stop_server
 
@@ -238,7 +251,7 @@ def test_a_page_whose_session_has_ended_says_so(
             create_key(operator, NewKey(name=name, roles=(AccessRole.OPERATOR,))).api_key
             for name in ("op-1", "op-2")
         )
-    server = start_server(required, tmp_path / "server.log")
+    server = start_server(fork_server, required, tmp_path / "server.log")
     context, reader = open_reader(browser, server.url)
     page = reader.page
     reader.open("/login")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
@@ -18,6 +16,7 @@ from autopack.client import Autopack
 if TYPE_CHECKING:
     from tests.cli.conftest import Terminal
     from tests.conftest import ServedHere
+    from tests.processes import ForkServer
 
 pytestmark = pytest.mark.integration
 
@@ -114,7 +113,7 @@ def test_the_whole_answer_can_be_had_as_json(terminal: Terminal, ruleset: Path) 
 
 @pytest.mark.e2e
 def test_a_process_asks_the_service_that_the_environment_or_an_option_names(
-    served_here: ServedHere, tmp_path: Path
+    served_here: ServedHere, tmp_path: Path, fork_server: ForkServer
 ) -> None:
     url = served_here.url
     with Autopack(url) as autopack:
@@ -122,13 +121,10 @@ def test_a_process_asks_the_service_that_the_environment_or_an_option_names(
         file = tmp_path / "rules.json"
         file.write_text(json.dumps(autopack.get_ruleset()))
     for arguments, environment in (([], {"API_URL": url}), (["--url", url], {})):
-        done = subprocess.run(
-            [sys.executable, "-m", "autopack", "backtest", "--ruleset", str(file), *arguments],
-            env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT / "src"), **environment},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
+        done = fork_server.run(
+            *("backtest", "--ruleset", str(file), *arguments),
+            folder=tmp_path,
+            environment={"PATH": os.environ["PATH"], **environment},
         )
         assert (done.returncode, done.stderr) == (0, "")
         assert "1 finished run decided again" in done.stdout

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -22,43 +19,11 @@ from . import consistency
 
 if TYPE_CHECKING:
     from tests.conftest import GitRepo
+    from tests.processes import ForkedProcess, ForkServer
 
-ROOT = Path(__file__).resolve().parents[2]
+KILLING = Path(__file__).resolve().with_name("killing.py")
 PATIENCE_SECONDS = 60
 Json = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Nursery:
-    """The process that starts services, by `killing_server.py`."""
-
-    process: subprocess.Popen[str]
-
-    def ask(self, **command: object) -> int:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps(command) + "\n")
-        self.process.stdin.flush()
-        return int(self.process.stdout.readline())
-
-
-@pytest.fixture(scope="session")
-def nursery() -> Iterator[Nursery]:
-    process = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("killing_server.py"))],
-        env={
-            "PATH": os.environ["PATH"],
-            "HOME": os.environ.get("HOME", "/"),
-            "PYTHONPATH": str(ROOT / "src"),
-        },
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    with process:
-        yield Nursery(process)
-        assert process.stdin is not None
-        process.stdin.close()
 
 
 @dataclass
@@ -67,12 +32,12 @@ class Stage:
 
     settings: Settings
     repo: GitRepo
-    nursery: Nursery
+    fork_server: ForkServer
     folder: Path
     jobs: str = "inside"
     leases: dict[str, str] = field(default_factory=dict)
     url: str = ""
-    _pid: int = field(default=0, init=False)
+    _process: ForkedProcess | None = field(default=None, init=False)
 
     @property
     def log(self) -> Path:
@@ -99,7 +64,14 @@ class Stage:
             "DATABASE_URL": self.settings.database_url,
             "KILL_AT": str(self.fate),
         }
-        self._pid = self.nursery.ask(start=environment, log=str(self.log))
+        with self.log.open("a") as output:
+            self._process = self.fork_server.start(
+                "serve",
+                folder=self.settings.repo_path,
+                environment=environment,
+                output=output,
+                first=KILLING,
+            )
         wait_until(lambda: "  API " in self.log.read_text(), self.log.read_text)
         self.url = self.log.read_text().partition("  API ")[2].split()[0]
 
@@ -111,21 +83,22 @@ class Stage:
 
     def kill(self) -> None:
         """Kill the service here and now."""
-        os.kill(self._pid, signal.SIGKILL)
+        assert self._process is not None
+        self._process.kill()
         self.await_death()
 
     def await_death(self) -> None:
         """Wait for the killed service's end."""
-        status = self.nursery.ask(wait=self._pid)
-        self._pid = 0
-        assert status == -signal.SIGKILL, self.log.read_text()
+        assert self._process is not None
+        assert self._process.wait() == -signal.SIGKILL, self.log.read_text()
+        self._process = None
 
     def stop(self) -> None:
         """End the service as a service manager would."""
-        if self._pid:
-            os.kill(self._pid, signal.SIGTERM)
-            self.nursery.ask(wait=self._pid)
-            self._pid = 0
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait()
+            self._process = None
 
     def call(
         self, method: str, path: str, body: Json | None = None, key: str = ""
@@ -153,10 +126,10 @@ class Stage:
 
 @pytest.fixture
 def stage(
-    settings: Settings, git_repo: GitRepo, nursery: Nursery, tmp_path: Path
+    settings: Settings, git_repo: GitRepo, fork_server: ForkServer, tmp_path: Path
 ) -> Iterator[Stage]:
     """A started service; whatever becomes of it, it is gone at the end."""
-    stage = Stage(settings, git_repo, nursery, tmp_path)
+    stage = Stage(settings, git_repo, fork_server, tmp_path)
     stage.start()
     yield stage
     stage.stop()

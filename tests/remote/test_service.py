@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -25,6 +23,7 @@ from .test_pushes import BRANCH, new_file
 
 if TYPE_CHECKING:
     from tests.conftest import GitRepo
+    from tests.processes import ForkedProcess, ForkServer
 
 pytestmark = pytest.mark.e2e
 
@@ -34,7 +33,7 @@ SECRET = "s3cr3t-p4ss"
 
 @dataclass
 class Service:
-    process: subprocess.Popen[str]
+    process: ForkedProcess
     log: Path
     url: str = ""
 
@@ -85,7 +84,9 @@ Start = Callable[..., Service]
 
 
 @pytest.fixture
-def start(settings: Settings, server: GitServer, tmp_path: Path) -> Iterator[Start]:
+def start(
+    settings: Settings, server: GitServer, tmp_path: Path, fork_server: ForkServer
+) -> Iterator[Start]:
     with ExitStack() as stack:
 
         def start_one(name: str = "one", remote: str = "") -> Service:
@@ -93,13 +94,11 @@ def start(settings: Settings, server: GitServer, tmp_path: Path) -> Iterator[Sta
             address = server.url.replace("://", f"://ada:{SECRET}@") + "/bare.git"
             log = tmp_path / f"{name}.log"
             with log.open("w") as output:
-                process = subprocess.Popen(
-                    [sys.executable, "-m", "autopack", "serve", "--port=0"],
-                    cwd=settings.repo_path,
-                    env={
+                process = fork_server.start(
+                    *("serve", "--port=0"),
+                    folder=settings.repo_path,
+                    environment={
                         "PATH": os.environ["PATH"],
-                        "PYTHONPATH": str(ROOT / "src"),
-                        "PYTHONUNBUFFERED": "1",
                         "DATABASE_URL": str(settings.database_url),
                         "AUTOPACK_REPO_PATH": str(settings.repo_path),
                         "AUTOPACK_HOME": str(settings.home),
@@ -107,9 +106,7 @@ def start(settings: Settings, server: GitServer, tmp_path: Path) -> Iterator[Sta
                         "AUTONOMOUS_RUNS_DIR": str(settings.autonomous_runs_dir),
                         "AUTOPACK_GIT_REMOTE": remote or address,
                     },
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    text=True,
+                    output=output,
                 )
             stack.callback(process.wait)
             stack.callback(process.kill)

@@ -19,6 +19,7 @@ import psutil
 import pytest
 from sqlalchemy import create_engine, text
 from tests.conftest import start_server, stop_server
+from tests.processes import ForkedProcess, ForkServer
 
 from autopack.client import Autopack
 from autopack.config import Settings
@@ -57,7 +58,8 @@ class Stage:
     repo: GitRepo
     folder: Path
     database_url: str
-    workers: list[subprocess.Popen[str]] = field(default_factory=list)
+    fork_server: ForkServer
+    workers: list[ForkedProcess] = field(default_factory=list)
 
     def start(self) -> None:
         """Start the run that the documentation shows."""
@@ -65,24 +67,25 @@ class Stage:
         (plan,) = re.findall(r"^```yaml\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
         file = self.folder / "plan.yaml"
         file.write_text(plan)
-        assert "run-001" in run(*self.command("run", "start", str(file)))
+        said, errors = self.start_command("run", "start", str(file)).communicate()
+        assert "run-001" in said, errors
 
-    def work(self, *options: str, **environment: str) -> subprocess.Popen[str]:
+    def work(self, *options: str, **environment: str) -> ForkedProcess:
         """Start a worker that builds and reviews."""
-        command = self.command("work", "--run", "run-001", "--json", "--poll-seconds", "0.1")
-        command += ["--builder", BUILDER, "--auditor", AUDITOR, *options]
-        process = subprocess.Popen(
-            command,
-            env=_environment(HOME=str(self.folder), **environment),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+        process = self.start_command(
+            *("work", "--run", "run-001", "--json", "--poll-seconds", "0.1"),
+            *("--builder", BUILDER, "--auditor", AUDITOR, *options),
+            **environment,
         )
         self.workers.append(process)
         return process
 
-    def command(self, *words: str) -> list[str]:
-        return [sys.executable, "-m", "autopack", *words, "--url", self.service.address]
+    def start_command(self, *words: str, **environment: str) -> ForkedProcess:
+        return self.fork_server.start(
+            *(*words, "--url", self.service.address),
+            folder=self.folder,
+            environment=_environment(HOME=str(self.folder), **environment),
+        )
 
     def end_leases(self) -> None:
         """Let the time of all leases be over, which would take a minute at least."""
@@ -102,15 +105,17 @@ class Stage:
 
 
 @pytest.fixture
-def stage(settings: Settings, git_repo: GitRepo, tmp_path: Path) -> Iterator[Stage]:
+def stage(
+    settings: Settings, git_repo: GitRepo, tmp_path: Path, fork_server: ForkServer
+) -> Iterator[Stage]:
     """A service in a process of its own, over a project whose tests fail."""
     git_repo.commit(dict(SAMPLE), "Say what greetings shall be")
     assert settings.database_url
-    server = start_server(settings, tmp_path / "service.log")
+    server = start_server(fork_server, settings, tmp_path / "service.log")
     try:
         with Autopack(server.url) as service:
             service.put_ruleset({"project_id": "Autopack", "ci": CI})
-            stage = Stage(service, git_repo, tmp_path, settings.database_url)
+            stage = Stage(service, git_repo, tmp_path, settings.database_url, fork_server)
             yield stage
             for worker in stage.workers:
                 worker.kill()

@@ -1,32 +1,19 @@
-"""Starts the real service many times, each time able to kill itself at a step of its work.
+"""Makes the service of this process able to kill itself at a step of its work.
 
-A process that has imported everything and forks a child for each service, which is then up in a
-moment. It reads one JSON line a command: `{"start": {…environment…}, "log": path}` is answered by
-the child's id, `{"wait": id}` by how it ended. The file that KILL_AT names says where to die next,
-as `<step> <passage>`; while there is none, the service is as its users know it.
+The fork server runs this before the service's command. The file that KILL_AT names says where to
+die next, as `<step> <passage>`; while there is none, the service is as its users know it.
 """
 
 from __future__ import annotations
 
 import functools
-import gc
-import json
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-# All that a service imports, before the fork: the last three it imports only when it needs them.
-import alembic.command  # noqa: F401
-import anyio._backends._asyncio  # noqa: F401
-import uvicorn.lifespan.on  # noqa: F401
-
-from autopack import main as _imported  # noqa: F401
-from autopack.cli import serve as _command  # noqa: F401
-from autopack.cli.app import main
 from autopack.gitrepo.objects import Objects
 from autopack.gitrepo.refs import PreparedRefs
 from autopack.gitrepo.repository import Repository
@@ -147,39 +134,5 @@ def watch(fate: Fate) -> None:
     vars(files)["os"] = WatchedOs(fate)
 
 
-def start(environment: dict[str, str], log: str) -> int:
-    """Fork a service and return its process id."""
-    child = os.fork()
-    if child:
-        return child
-    os.environ.clear()
-    os.environ.update(environment)
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for descriptor in (sys.stdout.fileno(), sys.stderr.fileno()):
-        os.dup2(output, descriptor)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), sys.stdin.fileno())
-    os.chdir(environment["AUTOPACK_REPO_PATH"])
-    os.setpgid(0, 0)
-    watch(Fate(Path(environment["KILL_AT"])))
-    status = 1
-    try:
-        status = main(["serve"])
-    finally:
-        os._exit(status)
-
-
-def serve(commands: TextIO, answers: TextIO) -> None:
-    for line in commands:
-        command = json.loads(line)
-        if "start" in command:
-            answer = start(command["start"], command["log"])
-        else:
-            _, status = os.waitpid(command["wait"], 0)
-            answer = os.waitstatus_to_exitcode(status)
-        answers.write(f"{answer}\n")
-        answers.flush()
-
-
 if __name__ == "__main__":
-    gc.freeze()  # what was imported is garbage in no service
-    serve(sys.stdin, sys.stdout)
+    watch(Fate(Path(os.environ["KILL_AT"])))
