@@ -28,7 +28,7 @@ def services(stage: Stage, tmp_path: Path) -> Iterator[tuple[Stage, Stage]]:
     """Two started services that share all but their process."""
     folder = tmp_path / "other"
     folder.mkdir()
-    other = Stage(stage.settings, stage.repo, stage.nursery, folder)
+    other = Stage(stage.settings, stage.repo, stage.fork_server, folder)
     other.start()
     yield stage, other
     other.stop()
