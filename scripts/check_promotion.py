@@ -3427,6 +3427,11 @@ def record_message(run_id: str, state: str, record_sha256: str, *, is_strict: bo
     )
 
 
+def record_seals(message: str) -> list[str]:
+    """Return the sums of `run.json` that a record's commit names: one, if it is a record."""
+    return re.findall(rf"^{RECORD_SEAL}: ([0-9a-f]{{64}})$", message, re.MULTILINE)
+
+
 def snapshot_message(run_id: str, phase_id: str, title: str) -> str:
     """Return the message of a snapshot's tag. Without time or id, so a lost tag can be remade."""
     return f"Phase {phase_id} of run {run_id} is complete: {title}\n"
@@ -3500,7 +3505,6 @@ MAX_DIGITS: Final = 20
 
 JsonObject = dict[str, Any]
 
-_SEAL: Final = re.compile(rf"^{RECORD_SEAL}: ([0-9a-f]{{64}})$", re.MULTILINE)
 
 # The record's shape: a type, several of them, a list of one, or the members of an object. Members
 # that are not named here came later or say nothing of the verdict.
@@ -3738,7 +3742,7 @@ def _read_record(findings: _Findings, data: bytes, message: str, claim: RecordCl
             f"{RECORD} is of version {record['schema_version']}, this checker reads"
             f" {SCHEMA_VERSION}: take the checker of the Autopack that made the record"
         )
-    seals = _SEAL.findall(message)
+    seals = record_seals(message)
     if findings.expect(
         len(seals) == 1, "the head of the branch is no record: something was committed after it"
     ):

@@ -385,6 +385,7 @@ def load_settings(**values: object) -> Settings:
         raise SettingsError("; ".join(_problem(item) for item in error.errors())) from error
     if "project_id" not in settings.model_fields_set:
         settings = settings.model_copy(update={"project_id": _project_of(settings)})
+        settings.model_fields_set.discard("project_id")  # it is not the operator's word
     unread = settings.home / ".env"
     if unread.is_file() and not (file and file.samefile(unread)):
         raise SettingsError(

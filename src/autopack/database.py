@@ -316,6 +316,14 @@ def migrate(engine: Engine) -> None:
     logger.info("database_migrated", revision=head, was=revision)
 
 
+def known_revisions() -> frozenset[str]:
+    """Return the revisions of the schema that this Autopack can upgrade from."""
+    from alembic.script import ScriptDirectory
+
+    scripts = ScriptDirectory.from_config(alembic_config())
+    return frozenset(script.revision for script in scripts.walk_revisions())
+
+
 def _revision_of(connection: Connection) -> str | None:
     from alembic.runtime.migration import MigrationContext
 

@@ -28,7 +28,7 @@ from autopack.store import runs
 from autopack.store.session import RowSession
 
 # A page that did not change keeps the revision of its last change.
-_REVISION = re.compile(rb'(?<=<!-- autopack revision=)\d+|(?<=^  "revision": )\d+', re.MULTILINE)
+REVISION = re.compile(rb'(?<=<!-- autopack revision=)\d+|(?<=^  "revision": )\d+', re.MULTILINE)
 _COMMIT_FORMAT = "%H%x00%P%x00%T%x00%ct%x00%B"
 
 
@@ -213,7 +213,7 @@ def _assert_files(engine: Engine, settings: Settings, names: list[str]) -> None:
 
 def _content(folder: Path) -> dict[str, bytes]:
     return {
-        str(path.relative_to(folder)): _REVISION.sub(b"0", path.read_bytes())
+        str(path.relative_to(folder)): REVISION.sub(b"0", path.read_bytes())
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }

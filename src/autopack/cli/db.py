@@ -9,17 +9,22 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..config import Settings, SettingsError
 from ..database import Database, DatabaseError, open_database
+from ..domain.errors import AutopackError, ErrorKind
 from ..gitrepo.errors import RepositoryUnusableError
 from ..gitrepo.tracked import require_untracked
-from .command import FINE, NO, UNAVAILABLE, CommandError, command_app
+from .command import FINE, NO, UNAVAILABLE, WRONG_USE, CommandError, command_app, importing
 from .settings import read_settings
-from .terminal import JsonOption, log_warnings_alone, print_json, print_table, say
+from .terminal import JsonOption, hint, log_warnings_alone, print_json, print_table, say
+
+if TYPE_CHECKING:
+    from ..views.backups import RestoreAnswer
 
 app = command_app()
 
@@ -79,6 +84,106 @@ def shell(
     return done.returncode
 
 
+@app.command()
+def backup(
+    file: Annotated[Path, typer.Argument(help="The new file, which must not exist.")],
+    json: JsonOption = False,
+) -> None:
+    """Write a backup of database and repository into one file, while services may work.
+
+    The file has digests of keys, secrets of webhooks and all code of the runs: keep it safe.
+    """
+    with _restoring() as settings:
+        from ..backup import make_backup
+
+        _require_database(settings)
+        made = make_backup(settings, file)
+    for warning in made.warnings:
+        hint(f"autopack: warning: {warning}")
+    if json:
+        print_json(made)
+    else:
+        say(
+            f"{made.file} has {made.manifest.runs} runs in"
+            f" {made.size_bytes / 1_000_000:,.1f} MB, at revision {made.manifest.revision}."
+        )
+
+
+@app.command()
+def restore(
+    file: Annotated[Path, typer.Argument(help="A backup.")],
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Remove what the database has now.")
+    ] = False,
+    json: JsonOption = False,
+) -> int:
+    """Put a backup into database, repository and runs directory, and verify every run.
+
+    Ends with 0 when every run is as it was, else with each problem and 1.
+    """
+    with _restoring() as settings:
+        from ..backup import restore_backup
+
+        found = restore_backup(settings, file, is_replacing=replace, told=_tell_progress)
+    if json:
+        print_json(found)
+    else:
+        say(*_report(found))
+    return NO if found.problems else FINE
+
+
+def _tell_progress(done: int, total: int) -> None:
+    if done % 1000 == 0:
+        hint(f"{done} of {total} runs are rebuilt.")
+
+
+def _report(found: RestoreAnswer) -> Iterator[str]:
+    for run in found.runs:
+        for problem in run.problems:
+            yield f"{run.run_id}: {problem}"
+    for ref, place in found.set_aside.items():
+        yield f"{ref} was elsewhere: its commits are at {place}"
+    for branch in found.unknown_branches:
+        yield f"{branch}: the backup has no such run; its branch stays"
+    without = sum(not run.has_branch for run in found.runs)
+    if without:
+        yield f"{without} runs had no branch in the repository when the backup was made."
+    good = len(found.runs) - found.problems
+    yield (
+        f"{good} of {len(found.runs)} runs are as they were at"
+        f" {found.manifest.created_at:%Y-%m-%d %H:%M:%S} UTC; the database is at revision"
+        f" {found.revision}."
+    )
+
+
+@contextmanager
+def _restoring() -> Iterator[Settings]:
+    """Read the settings, and turn every error of a backup into one line. Raises CommandError."""
+    log_warnings_alone()
+    with importing():
+        from ..postgres_tools import PostgresToolError
+    try:
+        settings = read_settings()
+        require_untracked(settings)
+        yield settings
+    except SettingsError as error:
+        raise CommandError(str(error)) from error
+    except (DatabaseError, PostgresToolError) as error:
+        raise CommandError(str(error), UNAVAILABLE) from error
+    except AutopackError as error:
+        code = UNAVAILABLE if error.kind is ErrorKind.UNAVAILABLE else WRONG_USE
+        raise CommandError(error.detail, code) from error
+
+
+def _require_database(settings: Settings) -> None:
+    if not exists(settings):
+        raise CommandError(
+            f"{settings.home} has no database yet: `autopack serve` creates one there;"
+            " DATABASE_URL names another.",
+            NO,
+        )
+
+
 def _handle_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
@@ -109,12 +214,8 @@ def _opened(*, must_exist: bool = False) -> Iterator[Database]:
     try:
         settings = read_settings()
         require_untracked(settings)
-        if must_exist and not exists(settings):
-            raise CommandError(
-                f"{settings.home} has no database yet: `autopack serve` creates one there;"
-                " DATABASE_URL names another.",
-                NO,
-            )
+        if must_exist:
+            _require_database(settings)
         with open_database(settings) as database:
             yield database
     except (SettingsError, RepositoryUnusableError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 STRICT_MARK: Final = "[strict]"  # in a commit's subject, for CI: judge it by the strict profile
@@ -45,6 +46,11 @@ def record_message(run_id: str, state: str, record_sha256: str, *, is_strict: bo
         f"Record run {run_id}: {state}{mark}\n\n"
         f"Autopack-Run: {run_id}\n{RECORD_SEAL}: {record_sha256}\n"
     )
+
+
+def record_seals(message: str) -> list[str]:
+    """Return the sums of `run.json` that a record's commit names: one, if it is a record."""
+    return re.findall(rf"^{RECORD_SEAL}: ([0-9a-f]{{64}})$", message, re.MULTILINE)
 
 
 def snapshot_message(run_id: str, phase_id: str, title: str) -> str:

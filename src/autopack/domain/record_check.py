@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -55,7 +54,7 @@ from .evidence import Evidence, is_refuted
 from .evolve import evolve, resolved_places
 from .independence import has_approved, why_not_judge, why_not_reviewer
 from .money import usd_text
-from .naming import RECORD, RECORD_SEAL, branch_name
+from .naming import RECORD, branch_name, record_seals
 from .order import WaitCause, waits_of
 from .outcomes import CommitKind
 from .promotion import judge_continued, judge_promotion
@@ -77,7 +76,6 @@ MAX_DIGITS: Final = 20
 
 JsonObject = dict[str, Any]
 
-_SEAL: Final = re.compile(rf"^{RECORD_SEAL}: ([0-9a-f]{{64}})$", re.MULTILINE)
 
 # The record's shape: a type, several of them, a list of one, or the members of an object. Members
 # that are not named here came later or say nothing of the verdict.
@@ -315,7 +313,7 @@ def _read_record(findings: _Findings, data: bytes, message: str, claim: RecordCl
             f"{RECORD} is of version {record['schema_version']}, this checker reads"
             f" {SCHEMA_VERSION}: take the checker of the Autopack that made the record"
         )
-    seals = _SEAL.findall(message)
+    seals = record_seals(message)
     if findings.expect(
         len(seals) == 1, "the head of the branch is no record: something was committed after it"
     ):

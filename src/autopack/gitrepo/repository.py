@@ -24,6 +24,7 @@ from .apply import (
     apply_to_tree,
     rehearse,
 )
+from .bundles import Bundles
 from .clone import CloneIdentity, identify
 from .conflict import resolve
 from .cost import require_few_steps
@@ -100,8 +101,8 @@ class Repository:
     """
 
     @classmethod
-    def open(cls, settings: Settings) -> Repository:
-        """Find the repository and check that it can be served.
+    def open(cls, settings: Settings, *, may_be_empty: bool = False) -> Repository:
+        """Find the repository and check that it can be served; one to restore into may be empty.
 
         Raises RepositoryUnusableError, which says why it cannot and what to do.
         """
@@ -118,7 +119,8 @@ class Repository:
         require_untracked(settings)
         repository = cls(settings, runner, git_dir, is_bare)
         repository._prepare_home()
-        repository.check()
+        if not may_be_empty:
+            repository.check()
         repository.signer = Signer.open(settings)
         repository.remote = Remote.open(settings, runner, git_dir, repository._reading())
         return repository
@@ -128,6 +130,7 @@ class Repository:
         self.git_dir = git_dir  # for a linked work tree, the main one's
         self.is_bare = is_bare
         self.objects = Objects(git_dir / "objects")
+        self.bundles = Bundles(git_dir, runner.executable)
         self.remote: Remote | None = None  # the target of pushes
         self.signer: Signer | None = None  # signs records and snapshots
         self._settings = settings

@@ -6,7 +6,7 @@ import re
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -47,6 +47,7 @@ _OURS = re.compile(
 )
 # File times are less exact than the service's clock.
 _CLOCK_TOLERANCE = timedelta(seconds=1)
+_END_OF_TIME = datetime(9999, 1, 1, tzinfo=UTC)
 
 
 class Mirror:
@@ -149,6 +150,19 @@ class Mirror:
                     for folder in folders.values():
                         remove_older(folder, _OURS, report.created_at - _CLOCK_TOLERANCE)
             self._write_newer(top, report.revision, files)
+
+    def remove_files(self, run_id: str) -> None:
+        """Remove the files that Autopack wrote for a run; an older state of it follows.
+
+        Raises MirrorUnusableError.
+        """
+        with (
+            self._locked(run_id) as top,
+            usable(top.path),
+            _run_folders(top, _FOLDERS) as folders,
+        ):
+            for folder in folders.values():
+                remove_older(folder, _OURS, _END_OF_TIME)
 
     def _write_newer(self, top: OpenFolder, revision: int, files: Mapping[str, bytes]) -> None:
         """Write the files, except those that have a newer revision already."""

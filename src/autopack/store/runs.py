@@ -264,6 +264,11 @@ def list_mirrored(session: Session, limit: int | None) -> list[str]:
     return list(session.scalars(query))
 
 
+def list_names(session: RowSession) -> list[str]:
+    """Return the names of all runs, oldest first."""
+    return [name for (name,) in session.fetch("SELECT run_id FROM runs ORDER BY id")]
+
+
 def last_event(session: RowSession) -> int:
     """Return the id of the newest event of all runs; 0 without any."""
     ((event_id,),) = session.fetch("SELECT coalesce(max(id), 0) FROM events")

@@ -1,0 +1,119 @@
+"""Backup and restore: Postgres' programs, the archive and the services connected. (docs/backup.md)
+
+Unlike a service, a backup never migrates the database, so that it can be made before an upgrade.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from .config import PROJECT_FILE, Settings
+from .database import Database, DatabaseClock, DatabaseError, known_revisions, open_database
+from .gitrepo import Repository
+from .main import holding_clone
+from .mirror import Mirror
+from .postgres_tools import Address, PostgresToolError, dump, find_tool, restore
+from .services import backups
+from .services.context import AppContext
+from .views.backups import BackupAnswer, BackupManifest, RestoreAnswer
+
+__all__ = ["PostgresToolError", "make_backup", "restore_backup"]
+
+
+def make_backup(settings: Settings, path: Path) -> BackupAnswer:
+    """Write a backup of this moment, beside services that work on.
+
+    Raises DatabaseError, PostgresToolError, RepositoryUnusableError and the errors of `back_up`.
+    """
+    repository = Repository.open(settings)
+    with open_database(settings) as database:
+        address = _address(database)
+
+        def take_dump(schema: str, snapshot: str, server: int) -> tuple[int, Iterator[bytes]]:
+            tool = find_tool("pg_dump", oldest=server, wanted=server)
+            return tool.major, dump(tool, address, schema=schema, snapshot=snapshot)
+
+        return backups.back_up(
+            database.engine,
+            repository,
+            Mirror(settings.autonomous_runs_dir),
+            settings.project_id,
+            path.absolute(),
+            take_dump,
+        )
+
+
+def restore_backup(
+    settings: Settings,
+    path: Path,
+    *,
+    is_replacing: bool = False,
+    told: Callable[[int, int], None] = lambda _done, _all: None,
+) -> RestoreAnswer:
+    """Put a backup into the database, the repository and the runs directory of the settings.
+
+    The archive is checked whole before anything changes. `told` is called with the number of runs
+    that are rebuilt, and of all. Raises ArchiveError, DatabaseError, PostgresToolError,
+    RepositoryUnusableError and the errors of `services.backups`.
+    """
+    with backups.open_backup(path) as (archive, manifest):
+        if manifest.revision not in known_revisions():
+            raise DatabaseError(
+                f"{path} has the schema {manifest.revision}, which this Autopack does not know: it"
+                f" was made by Autopack {manifest.autopack}, which is newer. Update Autopack."
+            )
+        settings = _of_project(settings, manifest)
+        repository = Repository.open(settings, may_be_empty=True)
+        backups.require_same_project(manifest, repository, settings.project_id)
+        with open_database(settings) as database:
+            load = _loader(database, manifest)
+            is_known = database.status().revision in {None, *known_revisions()}
+            with backups.alone(database.engine, is_replacing=is_replacing, is_known=is_known):
+                refs = backups.restore_repository(archive, repository)
+                backups.restore_rows(database.engine, archive, load)
+                database.migrate()
+            repository.check()
+            context = AppContext(
+                settings,
+                database.engine,
+                database.autocommit,
+                repository,
+                Mirror(settings.autonomous_runs_dir),
+                now=DatabaseClock(database.autocommit),
+            )
+            with holding_clone(context):
+                found = backups.rebuild(
+                    context,
+                    archive,
+                    is_replacing=is_replacing,
+                    told=lambda done: told(done, manifest.runs),
+                )
+            revision = database.status().revision or ""
+    return backups.restore_answer(path, manifest, revision, refs, found)
+
+
+def _address(database: Database) -> Address:
+    url = database.engine.url.set(drivername="postgresql")
+    password = None if url.password is None else str(url.password)
+    return Address(url.set(password=None).render_as_string(hide_password=False), password)
+
+
+def _loader(database: Database, manifest: BackupManifest) -> Callable[[Iterator[bytes]], None]:
+    """Return the function that loads the dump. Raises DatabaseError, PostgresToolError."""
+    server = int(database.status().server_version.split(".")[0].split(" ")[0])
+    if server < manifest.postgres:
+        raise DatabaseError(
+            f"the backup is of Postgres {manifest.postgres}, and this server is Postgres {server}:"
+            f" restore it into Postgres {manifest.postgres} or newer"
+        )
+    tool = find_tool("pg_restore", oldest=manifest.dump_program, wanted=server)
+    address = _address(database)
+    return lambda chunks: restore(tool, address, chunks, schema=manifest.schema_name)
+
+
+def _of_project(settings: Settings, manifest: BackupManifest) -> Settings:
+    """Give a new home the project of the backup, unless the settings name one."""
+    if (settings.home / PROJECT_FILE).exists() or "project_id" in settings.model_fields_set:
+        return settings
+    return settings.model_copy(update={"project_id": manifest.project_id})

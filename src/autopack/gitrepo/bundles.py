@@ -1,0 +1,189 @@
+"""Bundles: commits with all their objects as one stream, out of a repository and into one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from subprocess import Popen
+from typing import Final, Protocol
+
+from .errors import GitFailedError
+from .process import GitRunner, redact
+from .refs import is_ours
+
+_CHUNK: Final = 1 << 20
+# Operators ask for bundles of whole repositories, so these limits are not those of a request.
+_LONGEST_SECONDS: Final = 24 * 3600
+_MOST_MEMORY: Final = 4 << 30
+_MOST_HEADER_BYTES: Final = 1 << 30
+_LINE: Final = re.compile(rb"([0-9a-f]{40}) (refs/[^\0-\x20\x7f~^:?*\[\\]+)\n")
+_SIGNATURE: Final = b"# v2 git bundle\n"
+
+
+class BundleError(GitFailedError):
+    """The bytes are not a bundle that can be put into this repository."""
+
+    code = "bundle_invalid"
+
+
+class Readable(Protocol):
+    def read(self, size: int = -1, /) -> bytes: ...
+
+
+class Bundles:
+    """Reads and writes the bundles of one repository."""
+
+    def __init__(self, git_dir: Path, executable: str) -> None:
+        self._git_dir = git_dir
+        self._runner = GitRunner(executable, _LONGEST_SECONDS, _MOST_MEMORY)
+        self._environment = {"GIT_DIR": str(git_dir)}
+
+    def list_refs(self, *prefixes: str) -> dict[str, str]:
+        """Return the refs below these prefixes, or of these names, with their objects."""
+        listed = self._runner.run(
+            *("for-each-ref", "--format=%(objectname) %(refname)", *prefixes),
+            folder=self._git_dir,
+            environment=self._environment,
+        )
+        lines = listed.stdout.decode(errors="surrogateescape").splitlines()
+        return {ref: oid for oid, _, ref in (line.partition(" ") for line in lines)}
+
+    def existing(self, oids: Iterable[str]) -> set[str]:
+        """Return those of these objects that the repository has."""
+        asked = "".join(f"{oid}\n" for oid in oids).encode()
+        found = self._runner.run(
+            *("cat-file", "--batch-check=%(objectname) %(objecttype)"),
+            folder=self._git_dir,
+            environment=self._environment,
+            stdin=asked,
+        ).stdout.decode()
+        rows = (line.split(" ") for line in found.splitlines())
+        return {oid for oid, kind in rows if kind in ("commit", "tag")}
+
+    def write(
+        self, refs: Iterable[str], commits: Iterable[str] = (), *, without: Iterable[str] = ()
+    ) -> Iterator[bytes]:
+        """Yield a bundle of refs and further commits, with their history up to `without`.
+
+        Raises GitFailedError.
+        """
+        words = [*refs, *commits, *(f"^{commit}" for commit in without)]
+        process = self._runner.start(
+            *("bundle", "create", "--quiet", "--version=2", "-", "--stdin"),
+            folder=self._git_dir,
+            environment=self._environment,
+        )
+        assert process.stdin is not None  # noqa: S101 - for the type checker
+        assert process.stdout is not None  # noqa: S101 - for the type checker
+        try:
+            # git reads all of it before it writes.
+            with suppress(BrokenPipeError):
+                process.stdin.write("".join(f"{word}\n" for word in words).encode())
+            with suppress(BrokenPipeError):
+                process.stdin.close()
+            while chunk := process.stdout.read(_CHUNK):
+                yield chunk
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            self._end(process, "bundle create")
+
+    def read(
+        self,
+        stream: Readable,
+        *,
+        into: Mapping[str, str] | None = None,
+        max_bytes: int | None = None,
+    ) -> dict[str, str]:
+        """Put a bundle's objects into the repository, or into a quarantine; return its refs.
+
+        `into` is a quarantine's environment. No ref changes. git computes the id of each object and
+        refuses one whose links are malformed. Raises BundleError.
+        """
+        refs, rest = _read_header(stream)
+        options = [] if max_bytes is None else [f"--max-input-size={max_bytes}"]
+        process = self._runner.start(
+            *("index-pack", "--stdin", "--fix-thin", "--strict", *options),
+            folder=self._git_dir,
+            environment={**self._environment, **(into or {})},
+        )
+        assert process.stdin is not None  # noqa: S101 - for the type checker
+        with suppress(BrokenPipeError):  # git ended, and says why
+            process.stdin.write(rest)
+            while chunk := stream.read(_CHUNK):
+                process.stdin.write(chunk)
+        with suppress(BrokenPipeError):
+            process.stdin.close()
+        try:
+            self._end(process, "index-pack")
+        except GitFailedError as error:
+            raise BundleError(f"the bundle cannot be read: {error.detail}") from error
+        return refs
+
+    def _end(self, process: Popen[bytes], command: str) -> None:
+        assert process.stderr is not None  # noqa: S101 - for the type checker
+        message = redact(process.stderr.read())
+        for stream in (process.stdout, process.stderr, process.stdin):
+            with suppress(BrokenPipeError):
+                if stream is not None:
+                    stream.close()
+        status = process.wait()
+        if status:
+            self._runner.require_room(message, command, self._git_dir)
+            raise GitFailedError(f"git {command} ended with {status}: {message.strip()[:2000]}")
+
+    def put_refs(self, wanted: Mapping[str, str], now: Mapping[str, str]) -> None:
+        """Set refs to objects that are here; `now` are their present values. All or none.
+
+        Raises RefNameTakenError where git cannot have a ref of that name beside others.
+        """
+        moves = [
+            f"update {ref} {oid} {now.get(ref, '0' * 40)}\n"
+            for ref, oid in wanted.items()
+            if now.get(ref) != oid
+        ]
+        self._update(moves)
+
+    def remove_refs(self, refs: Mapping[str, str]) -> None:
+        """Remove refs of runs that are at these values; other refs are never removed."""
+        self._update([f"delete {ref} {oid}\n" for ref, oid in refs.items() if is_ours(ref)])
+
+    def _update(self, commands: Sequence[str]) -> None:
+        if not commands:
+            return
+        done = self._runner.run(
+            *("update-ref", "--no-deref", "--stdin"),
+            folder=self._git_dir,
+            environment=self._environment,
+            stdin="".join(["start\n", *commands, "commit\n"]).encode(errors="surrogateescape"),
+            allowed=(0, 128),
+        )
+        if done.status:
+            self._runner.require_room(done.stderr, "update-ref", self._git_dir)
+            raise GitFailedError(f"git update-ref refused: {done.stderr.strip()[:2000]}")
+
+
+def _read_header(stream: Readable) -> tuple[dict[str, str], bytes]:
+    """Return a bundle's refs, and the bytes that were read beyond its header."""
+    data = b""
+    while b"\n\n" not in data:
+        chunk = stream.read(_CHUNK)
+        data += chunk
+        if not chunk or not data.startswith(_SIGNATURE[: len(data)]):
+            raise BundleError("the bundle is not one of git's version 2")
+        if len(data) > _MOST_HEADER_BYTES:
+            raise BundleError("the bundle's header does not end")
+    header, _, rest = data.partition(b"\n\n")
+    refs: dict[str, str] = {}
+    for line in header.removeprefix(_SIGNATURE).splitlines(keepends=True):
+        line = line if line.endswith(b"\n") else line + b"\n"
+        if line.startswith(b"-"):
+            continue  # a commit that the repository must have; index-pack finds a missing one
+        match = _LINE.fullmatch(line)
+        if match is None:
+            raise BundleError(f"the bundle has the line {line[:80]!r}, which names no ref")
+        refs[match[2].decode(errors="surrogateescape")] = match[1].decode()
+    return refs, rest
