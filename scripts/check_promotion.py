@@ -1264,7 +1264,7 @@ class CompletedBy(StrEnum):
     HAND = "hand"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class PhaseState:
     phase_id: str
     tier_id: str
@@ -1377,7 +1377,7 @@ class PhaseState:
         return ", ".join(figures)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class TierState:
     tier_id: str
     tier_index: int
@@ -1395,7 +1395,7 @@ class TierState:
     cleanliness_reasons: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class RunState:
     run_id: str
     state: RunStatus
@@ -1437,7 +1437,7 @@ class RunState:
 
     def with_issues(self, issues: Iterable[Sighting]) -> RunState:
         """Return the state with the run's issues, for a decision that concerns issues."""
-        return replace(self, issues={(each.phase_id, each.issue_key): each for each in issues})
+        return altered(self, issues={(each.phase_id, each.issue_key): each for each in issues})
 
     @property
     def is_over(self) -> bool:
@@ -1452,6 +1452,25 @@ class RunState:
 
     def tier(self, tier_id: str) -> TierState:
         return next(tier for tier in self.tiers if tier.tier_id == tier_id)
+
+
+State = TypeVar("State", PhaseState, TierState, RunState)
+
+
+def altered(state: State, /, **changes: Any) -> State:
+    """Return a copy of a state with other values in some fields.
+
+    The states have no slots for its sake: `dataclasses.replace` passes all 63 fields of a phase to
+    `__init__` again, which takes 60 times as long, and a request alters a dozen states. Raises
+    TypeError for a field that the state does not have.
+    """
+    values = state.__dict__
+    if not changes.keys() <= values.keys():
+        unknown = ", ".join(changes.keys() - values.keys())
+        raise TypeError(f"{type(state).__name__} has no {unknown}")
+    copy = object.__new__(type(state))
+    copy.__dict__.update(values, **changes)
+    return copy
 
 
 class _Begun(Protocol):
@@ -2924,9 +2943,9 @@ def evolve(state: RunState, event: Event) -> RunState:
         case PendingPatchDiscarded():
             return _give_back_auditor_try(state, event)
         case PatchApplied():
-            return _apply_patch(replace(state, head_commit=event.commit), event)
+            return _apply_patch(altered(state, head_commit=event.commit), event)
         case PatchReplayed():
-            return _replay_patch(replace(state, head_commit=event.commit), event)
+            return _replay_patch(altered(state, head_commit=event.commit), event)
         case PatchHeld():
             return change_phase(
                 state,
@@ -2976,7 +2995,7 @@ def evolve(state: RunState, event: Event) -> RunState:
             return _apply_verdict(state, event)
         case BaselineMeasured(verdict=Verdict.DID_NOT_RUN):
             problem = f"CI ({event.profile}) does not run on the base commit: {event.reason}"
-            return replace(state, base_problem=problem)
+            return altered(state, base_problem=problem)
         case IssueRecorded() | IssueResolved():
             return _count_issues(_keep_issue(state, event))
         case TierStateChanged():
@@ -2984,9 +3003,9 @@ def evolve(state: RunState, event: Event) -> RunState:
         case TierCleanlinessChanged():
             return _change_tier(state, event.tier_id, cleanliness=event.to_state)
         case RunStateChanged():
-            return replace(state, state=event.to_state)
+            return altered(state, state=event.to_state)
         case RunEnded():
-            ended = replace(
+            ended = altered(
                 state,
                 state=event.to_state,
                 ended_at=event.at,
@@ -2995,7 +3014,7 @@ def evolve(state: RunState, event: Event) -> RunState:
             )
             return _decide_eligibility(ended)
         case RunRolledBack():
-            reset = replace(state, head_commit=event.commit, is_rolled_back=True)
+            reset = altered(state, head_commit=event.commit, is_rolled_back=True)
             return _decide_eligibility(reset)
     # The remaining kinds record a decision and change no state: RunStarted, PatchRefused,
     # ReviewRefused.
@@ -3028,9 +3047,9 @@ _UNJUDGED: Final[Mapping[str, Any]] = {"verdict": None, "sandbox": None, "eviden
 def change_phase(state: RunState, phase_id: str, /, **changes: Any) -> RunState:
     """Return the state with changed fields of one phase."""
     phases = tuple(
-        replace(phase, **changes) if phase.phase_id == phase_id else phase for phase in state.phases
+        altered(phase, **changes) if phase.phase_id == phase_id else phase for phase in state.phases
     )
-    return replace(state, phases=phases)
+    return altered(state, phases=phases)
 
 
 def _move_phase(state: RunState, event: PhaseMoved) -> RunState:
@@ -3081,7 +3100,7 @@ def _end_lease(state: RunState, phase_id: str) -> RunState:
     phase = state.phase(phase_id)
     if phase.lease_id is None:
         return state
-    state = replace(
+    state = altered(
         state,
         tokens_reserved=state.tokens_reserved - phase.tokens_reserved,
         cost_reserved_usd=state.cost_reserved_usd - phase.cost_reserved_usd,
@@ -3100,7 +3119,7 @@ def _end_lease(state: RunState, phase_id: str) -> RunState:
 
 def _grant_lease(state: RunState, event: LeaseGranted) -> RunState:
     """Give a phase to an agent; the higher fence makes every earlier lease on it invalid."""
-    state = replace(
+    state = altered(
         state,
         tokens_reserved=state.tokens_reserved + event.tokens_reserved,
         cost_reserved_usd=state.cost_reserved_usd + event.cost_reserved_usd,
@@ -3186,7 +3205,7 @@ def _replay_patch(state: RunState, event: PatchReplayed) -> RunState:
 
 def _undo_phase(state: RunState, event: PhaseUndone) -> RunState:
     """Take a phase's commits off the branch, and those after it for as long as they are missing."""
-    state = replace(state, head_commit=event.commit)
+    state = altered(state, head_commit=event.commit)
     for phase_id in event.taken_off:
         state = change_phase(state, phase_id, before_commit=None, dependencies=())
     changes: dict[str, Any] = {"dependencies": (), "before_commit": None}
@@ -3236,7 +3255,7 @@ def _count_tokens(state: RunState, event: TokensCounted) -> RunState:
     phase = state.phase(event.phase_id)
     tier = state.tier(phase.tier_id)
     tokens, cost = event.tokens, event.cost_usd
-    state = replace(state, tokens_used=state.tokens_used + tokens, cost_usd=state.cost_usd + cost)
+    state = altered(state, tokens_used=state.tokens_used + tokens, cost_usd=state.cost_usd + cost)
     state = change_phase(
         state,
         event.phase_id,
@@ -3288,7 +3307,7 @@ def _keep_issue(state: RunState, event: IssueRecorded | IssueResolved) -> RunSta
     else:
         for each in resolved_places(state, event):
             issues[each] = replace(issues[each], is_open=False)
-    return replace(state, issues=issues)
+    return altered(state, issues=issues)
 
 
 def resolved_places(state: RunState, event: IssueResolved) -> list[tuple[str, str]]:
@@ -3322,14 +3341,14 @@ def _as_fields(counts: Counts) -> dict[str, Any]:
 
 
 def _put_counts(state: RunState, counts: Counts) -> RunState:
-    state = replace(state, **_as_fields(counts))
+    state = altered(state, **_as_fields(counts))
     if counts.majors:
         debt = DebtStatus.HAS_MAJOR_ISSUES
     elif counts.minors > state.max_minor_issues_total:
         debt = DebtStatus.EXCESS_MINOR_ISSUES
     else:
         debt = DebtStatus.HAS_MINOR_ISSUES if counts.minors else DebtStatus.CLEAN
-    return replace(state, debt_status=debt)
+    return altered(state, debt_status=debt)
 
 
 # Tiers and the run
@@ -3337,9 +3356,9 @@ def _put_counts(state: RunState, counts: Counts) -> RunState:
 
 def _change_tier(state: RunState, tier_id: str, /, **changes: Any) -> RunState:
     tiers = tuple(
-        replace(tier, **changes) if tier.tier_id == tier_id else tier for tier in state.tiers
+        altered(tier, **changes) if tier.tier_id == tier_id else tier for tier in state.tiers
     )
-    return _decide_cleanliness(replace(state, tiers=tiers), tier_id)
+    return _decide_cleanliness(altered(state, tiers=tiers), tier_id)
 
 
 def _decide_cleanliness(state: RunState, tier_id: str) -> RunState:
@@ -3348,8 +3367,8 @@ def _decide_cleanliness(state: RunState, tier_id: str) -> RunState:
     reasons = _uncleanliness(tier, state)
     if reasons == tier.cleanliness_reasons:
         return state
-    judged = replace(tier, cleanliness_reasons=reasons)
-    return replace(state, tiers=tuple(judged if each is tier else each for each in state.tiers))
+    judged = altered(tier, cleanliness_reasons=reasons)
+    return altered(state, tiers=tuple(judged if each is tier else each for each in state.tiers))
 
 
 def _uncleanliness(tier: TierState, state: RunState) -> tuple[str, ...]:
@@ -3371,7 +3390,7 @@ def _uncleanliness(tier: TierState, state: RunState) -> tuple[str, ...]:
 
 def _decide_eligibility(state: RunState) -> RunState:
     verdict = judge_promotion(state)
-    return replace(
+    return altered(
         state,
         promotion_eligible_to_main=verdict.is_eligible,
         promotion_reasons=verdict.reasons,

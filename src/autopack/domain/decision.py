@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from typing import Any
 
 from .errors import ConflictError
 from .events import SUPERVISOR, Event, PhaseEvent, PhaseMoved, RunRolledBack
@@ -68,13 +69,14 @@ class Decision:
         The event gets its time, actor, tier and former state here, so that no rule can set a wrong
         one. Raises IllegalTransitionError for a move that the transition table does not contain.
         """
-        event = replace(event, at=self.now, actor=event.actor or self.actor)
+        known: dict[str, Any] = {"at": self.now, "actor": event.actor or self.actor}
         if isinstance(event, PhaseEvent | RunRolledBack):
-            event = replace(event, tier_id=self.phase(event.phase_id).tier_id)
-        if isinstance(event, PhaseMoved):
-            current = self.phase(event.phase_id).state
-            check_phase_transition(event.phase_id, current, event.STATE)
-            event = replace(event, from_state=current)
+            phase = self.phase(event.phase_id)
+            known["tier_id"] = phase.tier_id
+            if isinstance(event, PhaseMoved):
+                check_phase_transition(event.phase_id, phase.state, event.STATE)
+                known["from_state"] = phase.state
+        event = replace(event, **known)
         self.state = evolve(self.state, event)
         self.events.append(event)
 

@@ -60,7 +60,7 @@ from .events import (
 )
 from .money import ZERO_USD
 from .promotion import judge_promotion
-from .run import CompletedBy, DebtStatus, RunState, TierState
+from .run import CompletedBy, DebtStatus, RunState, TierState, altered
 from .sightings import Counts, Sighting, count_open, sight
 from .states import PhaseStatus
 from .terms import Verdict
@@ -95,9 +95,9 @@ def evolve(state: RunState, event: Event) -> RunState:
         case PendingPatchDiscarded():
             return _give_back_auditor_try(state, event)
         case PatchApplied():
-            return _apply_patch(replace(state, head_commit=event.commit), event)
+            return _apply_patch(altered(state, head_commit=event.commit), event)
         case PatchReplayed():
-            return _replay_patch(replace(state, head_commit=event.commit), event)
+            return _replay_patch(altered(state, head_commit=event.commit), event)
         case PatchHeld():
             return change_phase(
                 state,
@@ -147,7 +147,7 @@ def evolve(state: RunState, event: Event) -> RunState:
             return _apply_verdict(state, event)
         case BaselineMeasured(verdict=Verdict.DID_NOT_RUN):
             problem = f"CI ({event.profile}) does not run on the base commit: {event.reason}"
-            return replace(state, base_problem=problem)
+            return altered(state, base_problem=problem)
         case IssueRecorded() | IssueResolved():
             return _count_issues(_keep_issue(state, event))
         case TierStateChanged():
@@ -155,9 +155,9 @@ def evolve(state: RunState, event: Event) -> RunState:
         case TierCleanlinessChanged():
             return _change_tier(state, event.tier_id, cleanliness=event.to_state)
         case RunStateChanged():
-            return replace(state, state=event.to_state)
+            return altered(state, state=event.to_state)
         case RunEnded():
-            ended = replace(
+            ended = altered(
                 state,
                 state=event.to_state,
                 ended_at=event.at,
@@ -166,7 +166,7 @@ def evolve(state: RunState, event: Event) -> RunState:
             )
             return _decide_eligibility(ended)
         case RunRolledBack():
-            reset = replace(state, head_commit=event.commit, is_rolled_back=True)
+            reset = altered(state, head_commit=event.commit, is_rolled_back=True)
             return _decide_eligibility(reset)
     # The remaining kinds record a decision and change no state: RunStarted, PatchRefused,
     # ReviewRefused.
@@ -199,9 +199,9 @@ _UNJUDGED: Final[Mapping[str, Any]] = {"verdict": None, "sandbox": None, "eviden
 def change_phase(state: RunState, phase_id: str, /, **changes: Any) -> RunState:
     """Return the state with changed fields of one phase."""
     phases = tuple(
-        replace(phase, **changes) if phase.phase_id == phase_id else phase for phase in state.phases
+        altered(phase, **changes) if phase.phase_id == phase_id else phase for phase in state.phases
     )
-    return replace(state, phases=phases)
+    return altered(state, phases=phases)
 
 
 def _move_phase(state: RunState, event: PhaseMoved) -> RunState:
@@ -252,7 +252,7 @@ def _end_lease(state: RunState, phase_id: str) -> RunState:
     phase = state.phase(phase_id)
     if phase.lease_id is None:
         return state
-    state = replace(
+    state = altered(
         state,
         tokens_reserved=state.tokens_reserved - phase.tokens_reserved,
         cost_reserved_usd=state.cost_reserved_usd - phase.cost_reserved_usd,
@@ -271,7 +271,7 @@ def _end_lease(state: RunState, phase_id: str) -> RunState:
 
 def _grant_lease(state: RunState, event: LeaseGranted) -> RunState:
     """Give a phase to an agent; the higher fence makes every earlier lease on it invalid."""
-    state = replace(
+    state = altered(
         state,
         tokens_reserved=state.tokens_reserved + event.tokens_reserved,
         cost_reserved_usd=state.cost_reserved_usd + event.cost_reserved_usd,
@@ -357,7 +357,7 @@ def _replay_patch(state: RunState, event: PatchReplayed) -> RunState:
 
 def _undo_phase(state: RunState, event: PhaseUndone) -> RunState:
     """Take a phase's commits off the branch, and those after it for as long as they are missing."""
-    state = replace(state, head_commit=event.commit)
+    state = altered(state, head_commit=event.commit)
     for phase_id in event.taken_off:
         state = change_phase(state, phase_id, before_commit=None, dependencies=())
     changes: dict[str, Any] = {"dependencies": (), "before_commit": None}
@@ -407,7 +407,7 @@ def _count_tokens(state: RunState, event: TokensCounted) -> RunState:
     phase = state.phase(event.phase_id)
     tier = state.tier(phase.tier_id)
     tokens, cost = event.tokens, event.cost_usd
-    state = replace(state, tokens_used=state.tokens_used + tokens, cost_usd=state.cost_usd + cost)
+    state = altered(state, tokens_used=state.tokens_used + tokens, cost_usd=state.cost_usd + cost)
     state = change_phase(
         state,
         event.phase_id,
@@ -459,7 +459,7 @@ def _keep_issue(state: RunState, event: IssueRecorded | IssueResolved) -> RunSta
     else:
         for each in resolved_places(state, event):
             issues[each] = replace(issues[each], is_open=False)
-    return replace(state, issues=issues)
+    return altered(state, issues=issues)
 
 
 def resolved_places(state: RunState, event: IssueResolved) -> list[tuple[str, str]]:
@@ -493,14 +493,14 @@ def _as_fields(counts: Counts) -> dict[str, Any]:
 
 
 def _put_counts(state: RunState, counts: Counts) -> RunState:
-    state = replace(state, **_as_fields(counts))
+    state = altered(state, **_as_fields(counts))
     if counts.majors:
         debt = DebtStatus.HAS_MAJOR_ISSUES
     elif counts.minors > state.max_minor_issues_total:
         debt = DebtStatus.EXCESS_MINOR_ISSUES
     else:
         debt = DebtStatus.HAS_MINOR_ISSUES if counts.minors else DebtStatus.CLEAN
-    return replace(state, debt_status=debt)
+    return altered(state, debt_status=debt)
 
 
 # Tiers and the run
@@ -508,9 +508,9 @@ def _put_counts(state: RunState, counts: Counts) -> RunState:
 
 def _change_tier(state: RunState, tier_id: str, /, **changes: Any) -> RunState:
     tiers = tuple(
-        replace(tier, **changes) if tier.tier_id == tier_id else tier for tier in state.tiers
+        altered(tier, **changes) if tier.tier_id == tier_id else tier for tier in state.tiers
     )
-    return _decide_cleanliness(replace(state, tiers=tiers), tier_id)
+    return _decide_cleanliness(altered(state, tiers=tiers), tier_id)
 
 
 def _decide_cleanliness(state: RunState, tier_id: str) -> RunState:
@@ -519,8 +519,8 @@ def _decide_cleanliness(state: RunState, tier_id: str) -> RunState:
     reasons = _uncleanliness(tier, state)
     if reasons == tier.cleanliness_reasons:
         return state
-    judged = replace(tier, cleanliness_reasons=reasons)
-    return replace(state, tiers=tuple(judged if each is tier else each for each in state.tiers))
+    judged = altered(tier, cleanliness_reasons=reasons)
+    return altered(state, tiers=tuple(judged if each is tier else each for each in state.tiers))
 
 
 def _uncleanliness(tier: TierState, state: RunState) -> tuple[str, ...]:
@@ -542,7 +542,7 @@ def _uncleanliness(tier: TierState, state: RunState) -> tuple[str, ...]:
 
 def _decide_eligibility(state: RunState) -> RunState:
     verdict = judge_promotion(state)
-    return replace(
+    return altered(
         state,
         promotion_eligible_to_main=verdict.is_eligible,
         promotion_reasons=verdict.reasons,

@@ -217,7 +217,7 @@ def read_frozen(kind: type[Value], row: object) -> Value:
     return made
 
 
-@lru_cache(maxsize=10_000)
+@lru_cache(maxsize=5_000)
 def _made(kind: Any, names: tuple[str, ...], values: tuple[Any, ...]) -> Any:
     return kind(**dict(zip(names, values, strict=True)))
 
