@@ -1,9 +1,24 @@
-"""Alembic's environment: the service passes its connection, the command line opens one."""
+"""Alembic's environment: the service passes its connection, the command line opens one.
+
+It adds four operations to Alembic's, for tables that a service reads and writes at the same time:
+`op.backfill`, `op.replace_check`, `op.build_index` and `op.alone`. On a live database each of them
+ends the transaction before it and uses its own, so that no lock is held while rows are read or
+changed. A migration that was interrupted after one of them starts again from its beginning, so what
+stands before the last of them must be repeatable (`if_not_exists=True`). On an empty database, and
+on the command line, they are part of the migration's transaction.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from alembic import context
-from sqlalchemy import Connection, MetaData
+from alembic.operations import MigrateOperation, Operations
+from sqlalchemy import Connection, MetaData, text
+
+# A batch locks its rows for some ten milliseconds.
+BATCH_ROWS = 2_000
 
 
 def run(connection: Connection, metadata: MetaData | None = None) -> None:
@@ -12,6 +27,7 @@ def run(connection: Connection, metadata: MetaData | None = None) -> None:
         target_metadata=metadata,
         compare_server_default=True,
         include_name=is_ours,
+        transaction_per_migration=is_live(),
     )
     with context.begin_transaction():
         context.run_migrations()
@@ -22,24 +38,144 @@ def is_ours(name: str | None, _kind: str, _parents: object) -> bool:
     return name is None or not name.startswith("procrastinate_")
 
 
+def is_live() -> bool:
+    """Return whether a service may use the database meanwhile; the caller says so."""
+    return bool(context.config.attributes.get("is_live"))
+
+
 def run_from_the_command_line() -> None:
     """Run migrations for commands such as `alembic check` and `alembic revision --autogenerate`."""
     from autopack.config import load_settings
     from autopack.database import open_database
     from autopack.models.base import Base
 
-    if context.is_offline_mode():
-        context.configure(dialect_name="postgresql", literal_binds=True)
-        with context.begin_transaction():
-            context.run_migrations()
-        return
     with open_database(load_settings()) as database, database.engine.begin() as connection:
         run(connection, Base.metadata)
 
 
+def print_statements() -> None:
+    context.configure(
+        dialect_name="postgresql", literal_binds=True, transaction_per_migration=is_live()
+    )
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+@contextmanager
+def _apart(operations: Operations) -> Iterator[bool]:
+    """Leave the migration's transaction on a live database; give whether it is one."""
+    if not is_live():
+        yield False
+        return
+    with operations.migration_context.autocommit_block():
+        yield True
+
+
+@Operations.register_operation("backfill")
+class Backfill(MigrateOperation):
+    """Change rows in batches, each in a transaction of its own."""
+
+    def __init__(self, table: str, values: str, where: str) -> None:
+        self.table, self.values, self.where = table, values, where
+
+    @classmethod
+    def backfill(cls, operations: Operations, table: str, *, values: str, where: str) -> None:
+        """Set `values` in the rows of `where`, which must not match a row that is done."""
+        operations.invoke(cls(table, values, where))
+
+
+@Operations.implementation_for(Backfill)
+def _backfill(operations: Operations, it: Backfill) -> None:
+    change = f"UPDATE {it.table} SET {it.values} WHERE "  # noqa: S608 - from the migration
+    with _apart(operations) as is_apart:
+        if not is_apart:
+            operations.execute(f"{change}{it.where}")
+            return
+        batch = f"/* batch */ {change}id > {{after}} AND id <= {{upto}} AND ({it.where})"
+        if operations.migration_context.as_sql:
+            operations.execute(batch.format(after=0, upto=BATCH_ROWS))
+            return
+        connection = operations.get_bind()
+        newest = f"SELECT coalesce(max(id), 0) FROM {it.table}"  # noqa: S608
+        last: int = connection.execute(text(newest)).scalar_one()
+        for after in range(0, last, BATCH_ROWS):
+            operations.execute(batch.format(after=after, upto=after + BATCH_ROWS))
+
+
+@Operations.register_operation("replace_check")
+class ReplaceCheck(MigrateOperation):
+    """Add or replace a check: new rows obey it at once, then the old ones are read."""
+
+    def __init__(self, table: str, name: str, condition: str) -> None:
+        self.table, self.name, self.condition = table, name, condition
+
+    @classmethod
+    def replace_check(cls, operations: Operations, table: str, name: str, condition: str) -> None:
+        """Give the table a constraint of this name and condition, which all its rows obey."""
+        operations.invoke(cls(table, name, condition))
+
+
+@Operations.implementation_for(ReplaceCheck)
+def _replace_check(operations: Operations, it: ReplaceCheck) -> None:
+    with _apart(operations):
+        operations.execute(
+            f"ALTER TABLE {it.table} DROP CONSTRAINT IF EXISTS {it.name},"
+            f" ADD CONSTRAINT {it.name} CHECK ({it.condition}) NOT VALID"
+        )
+        operations.execute(f"ALTER TABLE {it.table} VALIDATE CONSTRAINT {it.name}")
+
+
+@Operations.register_operation("build_index")
+class BuildIndex(MigrateOperation):
+    """Make an index while the table is written."""
+
+    def __init__(self, name: str, on: str) -> None:
+        self.name, self.on = name, on
+
+    @classmethod
+    def build_index(cls, operations: Operations, name: str, on: str) -> None:
+        """Make the index `name`; `on` is its SQL: table (columns) WHERE condition."""
+        operations.invoke(cls(name, on))
+
+
+@Operations.implementation_for(BuildIndex)
+def _build_index(operations: Operations, it: BuildIndex) -> None:
+    with _apart(operations) as is_apart:
+        if not is_apart:
+            operations.execute(f"CREATE INDEX {it.name} ON {it.on}")
+            return
+        if not operations.migration_context.as_sql:
+            # What an interrupted build left behind is not used for reading, and costs each write.
+            left = "SELECT NOT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:name)"
+            if operations.get_bind().execute(text(left), {"name": it.name}).scalar():
+                operations.execute(f"DROP INDEX CONCURRENTLY {it.name}")
+        operations.execute(f"CREATE INDEX CONCURRENTLY IF NOT EXISTS {it.name} ON {it.on}")
+
+
+@Operations.register_operation("alone")
+class Alone(MigrateOperation):
+    """Run one statement in a transaction of its own."""
+
+    def __init__(self, statement: str) -> None:
+        self.statement = statement
+
+    @classmethod
+    def alone(cls, operations: Operations, statement: str) -> None:
+        """Run a statement that may be run again and changes no row that a request waits for."""
+        operations.invoke(cls(statement))
+
+
+@Operations.implementation_for(Alone)
+def _alone(operations: Operations, it: Alone) -> None:
+    with _apart(operations):
+        operations.execute(it.statement)
+
+
 # The package is not imported on this path, as its name may be `src.autopack` here.
 given = context.config.attributes.get("connection")
-if given is not None:
+if context.is_offline_mode():
+    print_statements()
+elif given is not None:
     run(given)
 else:
     run_from_the_command_line()

@@ -27,15 +27,9 @@ from sqlalchemy.orm import Session
 from tests.test_models import add_phase, add_run, add_tier, one_of_each
 
 from autopack.config import Settings
-from autopack.database import (
-    DatabaseError,
-    alembic_config,
-    init_db,
-    make_engine,
-    migrate,
-    open_database,
-)
+from autopack.database import init_db, make_engine, open_database
 from autopack.embedded_postgres import EmbeddedPostgres, EmbeddedPostgresError
+from autopack.migrating import DatabaseError, alembic_config, migrate
 from autopack.models import Base
 from autopack.store import runs, submissions
 from autopack.store.session import RowSession

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from alembic.script import ScriptDirectory
 
-from autopack.database import alembic_config
+from autopack.migrating import alembic_config
 
 if TYPE_CHECKING:
     from tests.conftest import GitRepo

@@ -12,8 +12,8 @@ import pytest
 from sqlalchemy import text
 
 from autopack.config import Settings
-from autopack.database import DatabaseError
 from autopack.main import holding_clone, open_context
+from autopack.migrating import DatabaseError
 from autopack.services import serving
 from autopack.services.context import AppContext
 from autopack.services.serving import ClonePlace

@@ -32,7 +32,7 @@ END $$
 
 
 def upgrade() -> None:
-    op.get_bind().exec_driver_sql(SchemaManager.get_schema().replace("%", "%%"))
+    op.execute(SchemaManager.get_schema().replace(":", r"\:"))  # a colon begins no parameter here
 
 
 def downgrade() -> None:

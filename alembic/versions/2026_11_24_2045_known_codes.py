@@ -33,6 +33,4 @@ def downgrade() -> None:
 
 
 def _know(table: str, column: str, codes: str) -> None:
-    name = op.f(f"ck_{table}_{column}_known")
-    op.drop_constraint(name, table)
-    op.create_check_constraint(name, table, f"{column} IN ({codes})")
+    op.replace_check(table, f"ck_{table}_{column}_known", f"{column} IN ({codes})")

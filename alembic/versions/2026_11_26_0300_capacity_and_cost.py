@@ -53,11 +53,13 @@ def upgrade() -> None:
     for table, columns in _COSTS.items():
         for column in columns:
             op.add_column(
-                table, sa.Column(column, _MONEY, nullable=False, server_default=sa.text("0"))
+                table,
+                sa.Column(column, _MONEY, nullable=False, server_default=sa.text("0")),
+                if_not_exists=True,
             )
     for table, optional in _OPTIONAL.items():
         for column, kind in optional.items():
-            op.add_column(table, sa.Column(column, kind, nullable=True))
+            op.add_column(table, sa.Column(column, kind, nullable=True), if_not_exists=True)
     _know("runs", "failure_code", f"{_FAILURES}, 'cost_cap', 'agents_unavailable'")
     _know("submissions", "outcome", f"{_OUTCOMES}, 'unavailable'")
 
@@ -80,6 +82,4 @@ def downgrade() -> None:
 
 
 def _know(table: str, column: str, codes: str) -> None:
-    name = op.f(f"ck_{table}_{column}_known")
-    op.drop_constraint(name, table)
-    op.create_check_constraint(name, table, f"{column} IN ({codes})")
+    op.replace_check(table, f"ck_{table}_{column}_known", f"{column} IN ({codes})")

@@ -15,6 +15,8 @@ down_revision = "capacity_and_cost"
 branch_labels = None
 depends_on = None
 
+stop_first = "an older version writes the columns that are dropped"
+
 _PUSHES_CHECK = "ck_pushes_pushed_revision_not_negative"
 
 

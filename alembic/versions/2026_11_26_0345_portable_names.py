@@ -14,6 +14,8 @@ down_revision = "served_clone"
 branch_labels = None
 depends_on = None
 
+stop_first = "an older version does not write portable_names"
+
 
 def upgrade() -> None:
     op.add_column(

@@ -18,9 +18,10 @@ def upgrade() -> None:
     op.add_column(
         "phases",
         sa.Column("independence", sa.String(length=64), nullable=False, server_default="none"),
+        if_not_exists=True,
     )
-    op.create_check_constraint(
-        op.f("ck_phases_independence_known"), "phases", "independence IN ('none', 'agent', 'key')"
+    op.replace_check(
+        "phases", "ck_phases_independence_known", "independence IN ('none', 'agent', 'key')"
     )
 
 

@@ -30,17 +30,15 @@ def upgrade() -> None:
         ),
         sa.Column("cost_usd", sa.Numeric(20, 6), nullable=False, server_default=sa.text("0")),
         sa.Column("last_run_id", sa.Text, nullable=False),
+        if_not_exists=True,
     )
-    op.create_index("ix_figures_day", "figures", ["day"])
+    op.create_index("ix_figures_day", "figures", ["day"], if_not_exists=True)
     op.add_column(
-        "runs", sa.Column("is_counted", sa.Boolean, nullable=False, server_default=sa.false())
-    )
-    op.create_index(
-        "ix_runs_uncounted_ended_at",
         "runs",
-        ["ended_at"],
-        postgresql_where=sa.text("NOT is_counted"),
+        sa.Column("is_counted", sa.Boolean, nullable=False, server_default=sa.false()),
+        if_not_exists=True,
     )
+    op.build_index("ix_runs_uncounted_ended_at", "runs (ended_at) WHERE NOT is_counted")
 
 
 def downgrade() -> None:

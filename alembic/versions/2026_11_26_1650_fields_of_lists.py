@@ -16,17 +16,12 @@ depends_on = None
 
 
 def upgrade() -> None:
-    op.add_column("leases", sa.Column("heartbeat_at", sa.DateTime(timezone=True), nullable=True))
-    # Both are made in well under a second of a hundred thousand runs.
-    op.create_index(
-        "ix_runs_ended_at", "runs", ["ended_at"], postgresql_where=sa.text("ended_at IS NOT NULL")
-    )
-    op.create_index(
+    op.build_index("ix_runs_ended_at", "runs (ended_at) WHERE ended_at IS NOT NULL")
+    op.build_index(
         "ix_runs_eligible_created_at_id",
-        "runs",
-        ["created_at", "id"],
-        postgresql_where=sa.text("promotion_eligible_to_main"),
+        "runs (created_at, id) WHERE promotion_eligible_to_main",
     )
+    op.add_column("leases", sa.Column("heartbeat_at", sa.DateTime(timezone=True), nullable=True))
 
 
 def downgrade() -> None:

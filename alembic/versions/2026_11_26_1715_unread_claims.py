@@ -14,14 +14,16 @@ down_revision = "continued_runs"
 branch_labels = None
 depends_on = None
 
+stop_first = "an older version writes the columns and the status that are dropped"
+
 _COLUMNS = ("builder_attempts_claimed", "minor_issues_claimed", "major_issues_claimed")
 
 
 def upgrade() -> None:
+    op.backfill("patches", values="status = 'pending'", where="status = 'discarded'")
+    _allow("'applied', 'pending', 'refused'")
     for name in _COLUMNS:
         op.drop_column("phases", name)
-    op.execute("UPDATE patches SET status = 'pending' WHERE status = 'discarded'")
-    _allow("'applied', 'pending', 'refused'")
 
 
 def downgrade() -> None:
@@ -31,6 +33,4 @@ def downgrade() -> None:
 
 
 def _allow(statuses: str) -> None:
-    name = op.f("ck_patches_status_known")
-    op.drop_constraint(name, "patches")
-    op.create_check_constraint(name, "patches", f"status IN ({statuses})")
+    op.replace_check("patches", "ck_patches_status_known", f"status IN ({statuses})")

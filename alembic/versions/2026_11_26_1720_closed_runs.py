@@ -19,25 +19,19 @@ SINCE = "action IN ('key_created', 'key_revoked', 'key_rotated', 'ruleset_replac
 
 
 def upgrade() -> None:
-    op.add_column("runs", sa.Column("closed_at", sa.DateTime(timezone=True), nullable=True))
-    op.add_column("runs", sa.Column("closed_by", sa.Text(), nullable=True))
-    op.add_column("runs", sa.Column("closed_as", sa.String(length=64), nullable=True))
-    # NOT VALID: no row has the column yet, so that the table need not be read under the lock.
-    op.execute(
-        "ALTER TABLE runs ADD CONSTRAINT ck_runs_closed_as_known"
-        " CHECK (closed_as IN ('merged', 'dismissed')) NOT VALID"
-    )
-    op.execute("ALTER TABLE runs VALIDATE CONSTRAINT ck_runs_closed_as_known")
-    op.create_index(
+    for column in (
+        sa.Column("closed_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("closed_by", sa.Text(), nullable=True),
+        sa.Column("closed_as", sa.String(length=64), nullable=True),
+    ):
+        op.add_column("runs", column, if_not_exists=True)
+    op.replace_check("runs", "ck_runs_closed_as_known", "closed_as IN ('merged', 'dismissed')")
+    op.build_index(
         "ix_runs_unclosed_ended_at",
-        "runs",
-        ["ended_at"],
-        postgresql_where=sa.text(
-            "ended_at IS NOT NULL AND closed_at IS NULL AND failure_code IS DISTINCT FROM 'cancelled'"
-        ),
+        "runs (ended_at) WHERE ended_at IS NOT NULL AND closed_at IS NULL"
+        " AND failure_code IS DISTINCT FROM 'cancelled'",
     )
-    op.drop_constraint("ck_audit_log_action_known", "audit_log")
-    op.create_check_constraint(op.f("ck_audit_log_action_known"), "audit_log", SINCE)
+    op.replace_check("audit_log", "ck_audit_log_action_known", SINCE)
 
 
 def downgrade() -> None:

@@ -19,26 +19,27 @@ _LISTS = ("builders", "builder_models", "approved_by")
 
 
 def _know(words: str) -> None:
-    name = op.f("ck_phases_independence_known")
-    op.drop_constraint(name, "phases")
-    op.create_check_constraint(name, "phases", f"independence IN ({words})")
+    op.replace_check("phases", "ck_phases_independence_known", f"independence IN ({words})")
 
 
 def upgrade() -> None:
-    op.add_column(
-        "phases", sa.Column("approvals_needed", sa.BigInteger(), nullable=False, server_default="1")
-    )
-    op.add_column("phases", sa.Column("built_with", sa.Text(), nullable=True))
-    for name in _LISTS:
-        op.add_column(
-            "phases", sa.Column(name, postgresql.JSONB(), nullable=False, server_default="[]")
-        )
-    op.add_column("leases", sa.Column("model", sa.Text(), nullable=True))
+    for column in (
+        sa.Column("approvals_needed", sa.BigInteger(), nullable=False, server_default="1"),
+        sa.Column("built_with", sa.Text(), nullable=True),
+        *(
+            sa.Column(name, postgresql.JSONB(), nullable=False, server_default="[]")
+            for name in _LISTS
+        ),
+    ):
+        op.add_column("phases", column, if_not_exists=True)
     _know("'none', 'agent', 'key', 'model'")
-    op.execute(
-        "UPDATE phases SET builders = jsonb_build_array(built_by)"
-        " WHERE ended_at IS NULL AND commit IS NOT NULL AND built_by IS NOT NULL"
+    op.backfill(
+        "phases",
+        values="builders = jsonb_build_array(built_by)",
+        where="ended_at IS NULL AND commit IS NOT NULL AND built_by IS NOT NULL"
+        " AND builders = '[]'",
     )
+    op.add_column("leases", sa.Column("model", sa.Text(), nullable=True))
 
 
 def downgrade() -> None:

@@ -19,6 +19,7 @@ NEW = "'webhook_created', 'webhook_removed', 'webhook_enabled'"
 
 
 def upgrade() -> None:
+    op.replace_check("audit_log", "ck_audit_log_action_known", f"action IN ({BEFORE}, {NEW})")
     op.create_table(
         "webhooks",
         sa.Column("id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
@@ -82,10 +83,6 @@ def upgrade() -> None:
             ondelete="CASCADE",
         ),
         sa.PrimaryKeyConstraint("webhook_pk", "item", name=op.f("pk_told_attention")),
-    )
-    op.drop_constraint("ck_audit_log_action_known", "audit_log")
-    op.create_check_constraint(
-        op.f("ck_audit_log_action_known"), "audit_log", f"action IN ({BEFORE}, {NEW})"
     )
 
 

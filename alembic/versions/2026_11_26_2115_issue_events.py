@@ -43,21 +43,20 @@ def upgrade() -> None:
             ondelete="CASCADE",
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_issue_events")),
+        if_not_exists=True,
     )
-    op.create_index("ix_issue_events_backlog_pk_id", "issue_events", ["backlog_pk", "id"])
+    op.create_index(
+        "ix_issue_events_backlog_pk_id", "issue_events", ["backlog_pk", "id"], if_not_exists=True
+    )
     for kind, column in (("aged", "needs_cleanup_at"), ("resolved", "resolved_at")):
-        op.execute(
+        op.alone(
             "INSERT INTO issue_events (backlog_pk, kind, at, checks)"
             f" SELECT id, '{kind}', {column}, '[]' FROM backlog WHERE {column} IS NOT NULL"
+            " AND NOT EXISTS (SELECT 1 FROM issue_events done"
+            f" WHERE done.backlog_pk = backlog.id AND done.kind = '{kind}')"
             " ORDER BY id"
         )
-    # Few phases clean an issue up, so the index is small, and made in the time of one scan.
-    op.create_index(
-        "ix_phases_issue_key",
-        "phases",
-        ["issue_key"],
-        postgresql_where=sa.text("issue_key IS NOT NULL"),
-    )
+    op.build_index("ix_phases_issue_key", "phases (issue_key) WHERE issue_key IS NOT NULL")
 
 
 def downgrade() -> None:

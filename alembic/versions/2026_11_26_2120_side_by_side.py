@@ -27,13 +27,15 @@ def upgrade() -> None:
         sa.Column("branch_place", sa.BigInteger(), nullable=False, server_default="0"),
         sa.Column("is_conflict_forgiven", sa.Boolean(), nullable=False, server_default=sa.false()),
     ):
-        op.add_column("phases", column)
+        op.add_column("phases", column, if_not_exists=True)
+    op.backfill(
+        "phases",
+        values="before_commit = start_commit",
+        where="commit IS NOT NULL AND state NOT IN ('FAILED', 'SKIPPED')"
+        " AND before_commit IS NULL AND start_commit IS NOT NULL",
+    )
     op.add_column(
         "runs", sa.Column("is_parallel", sa.Boolean(), nullable=False, server_default=sa.false())
-    )
-    op.execute(
-        "UPDATE phases SET before_commit = start_commit"
-        " WHERE commit IS NOT NULL AND state NOT IN ('FAILED', 'SKIPPED')"
     )
 
 

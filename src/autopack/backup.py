@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .config import PROJECT_FILE, Settings
-from .database import Database, DatabaseClock, DatabaseError, known_revisions, open_database
+from .database import Database, DatabaseClock, open_database
 from .gitrepo import Repository
 from .main import holding_clone
+from .migrating import DatabaseError, known_revisions
 from .mirror import Mirror
 from .postgres_tools import Address, PostgresToolError, dump, find_tool, restore
 from .services import backups

@@ -1,34 +1,39 @@
-"""The service's Postgres: engine, sessions, migrations."""
+"""The service's Postgres: engines, sessions, the clock. Migrations are in `migrating`."""
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import structlog
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE, TRANSACTION_STATUS_UNKNOWN
 from pydantic_core import from_json
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy import URL, Engine, create_engine, event, make_url, text
 from sqlalchemy.engine import Dialect
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import PoolResetState
 
 from .config import Settings, load_settings
-from .patience import DatabaseSilentError, PatientConnection, ping_within, wait_forever
+from .migrating import (
+    DatabaseError,
+    Step,
+    alembic_config,
+    migrate,
+    one_line_errors,
+    pending_steps,
+    revision_of,
+)
+from .patience import DatabaseSilentError, PatientConnection, ping_within
 
 if TYPE_CHECKING:
-    from alembic.config import Config
-
     from .embedded_postgres import EmbeddedPostgres
 
 logger = structlog.get_logger(__name__)
@@ -45,17 +50,9 @@ CONNECT_SECONDS: Final = 5
 # A server that stops a statement answers with an error. Without an answer for so much longer, the
 # server counts as unavailable.
 GRACE_SECONDS: Final = 2
-# An arbitrary number that must be the same in every Autopack.
-MIGRATION_LOCK: Final = 4_702_111_234_474_983_745
-
-
 # A change of the database's clock is followed within this time.
 CLOCK_SECONDS: Final = 10
 _UPTIME: Final[int] = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-
-
-class DatabaseError(Exception):
-    """The database cannot be used. The message is one line that says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,19 +83,23 @@ class Database:
         """Bring the schema to head. Raises DatabaseError."""
         migrate(self.engine)
 
+    def pending_steps(self) -> list[Step]:
+        """Return the migrations that `migrate` would run. Raises DatabaseError."""
+        return pending_steps(self.engine)
+
     def status(self) -> DatabaseStatus:
         """Read the database's status without changing it. Raises DatabaseError."""
         from alembic.script import ScriptDirectory
 
         head = ScriptDirectory.from_config(alembic_config()).get_current_head()
-        with _one_line_errors(self.engine), self.engine.connect() as connection:
+        with one_line_errors(self.engine), self.engine.connect() as connection:
             version, size, now = connection.execute(
                 text(
                     "SELECT current_setting('server_version'),"
                     " pg_database_size(current_database()), clock_timestamp()"
                 )
             ).one()
-            return DatabaseStatus(_revision_of(connection), head, version, size, now)
+            return DatabaseStatus(revision_of(connection), head, version, size, now)
 
     def close(self) -> None:
         """Close every idle connection and release the embedded Postgres."""
@@ -279,83 +280,6 @@ def init_db(settings: Settings | None = None) -> None:
     """Migrate DATABASE_URL, or the embedded Postgres, to head. Raises DatabaseError."""
     with open_database(settings or load_settings()) as database:
         database.migrate()
-
-
-def migrate(engine: Engine) -> None:
-    """Bring the schema to head in one transaction, once even if many processes start together.
-
-    Raises DatabaseError.
-    """
-    from alembic import command
-    from alembic.script import ScriptDirectory
-
-    config = alembic_config()
-    scripts = ScriptDirectory.from_config(config)
-    head = scripts.get_current_head()
-    with _one_line_errors(engine):
-        with engine.connect() as connection:
-            if _revision_of(connection) == head:
-                return
-        with engine.begin() as connection:
-            # A migration, and the wait for another process that migrates, may take long.
-            connection.execute(text("SET LOCAL statement_timeout = 0"))
-            wait_forever(connection)
-            connection.execute(
-                text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK}
-            )
-            revision = _revision_of(connection)
-            if revision == head:
-                return
-            if revision not in {None, *(script.revision for script in scripts.walk_revisions())}:
-                raise DatabaseError(
-                    f"The database is at revision {revision}, which this Autopack does not know: "
-                    "it was migrated by a newer one. Update Autopack."
-                )
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
-    logger.info("database_migrated", revision=head, was=revision)
-
-
-def known_revisions() -> frozenset[str]:
-    """Return the revisions of the schema that this Autopack can upgrade from."""
-    from alembic.script import ScriptDirectory
-
-    scripts = ScriptDirectory.from_config(alembic_config())
-    return frozenset(script.revision for script in scripts.walk_revisions())
-
-
-def _revision_of(connection: Connection) -> str | None:
-    from alembic.runtime.migration import MigrationContext
-
-    return MigrationContext.configure(connection).get_current_revision()
-
-
-def alembic_config() -> Config:
-    """Return Alembic's configuration for the migrations that belong to this code.
-
-    They are in `alembic/` of a checkout, and in `autopack/migrations` of an installed package.
-    """
-    from alembic.config import Config
-
-    package = Path(__file__).resolve().parent
-    for folder in (package / "migrations", package.parents[1] / "alembic"):
-        if (folder / "env.py").is_file():
-            config = Config()
-            # The value is interpolated, so percent signs are doubled.
-            config.set_main_option("script_location", str(folder).replace("%", "%%"))
-            return config
-    raise DatabaseError(f"No migrations beside {package}: this Autopack is incomplete.")
-
-
-@contextlib.contextmanager
-def _one_line_errors(engine: Engine) -> Iterator[None]:
-    """Turn errors of a wrong address, password or permission into one line that names the cause."""
-    try:
-        yield
-    except (OperationalError, ProgrammingError) as error:
-        reason = " ".join(str(error.orig).split())
-        address = engine.url.render_as_string(hide_password=True)
-        raise DatabaseError(f"The database {address} cannot be used: {reason}") from error
 
 
 def _revive_on_connect(engine: Engine, embedded: EmbeddedPostgres) -> None:

@@ -55,13 +55,14 @@ from .api.turns import Turns
 from .api.wire import WireProtocol, connections_within, protocol_with, raise_file_limit
 from .config import MEGABYTE, Settings, SettingsError, load_settings
 from .dashboard.mount import mount_dashboard
-from .database import DatabaseClock, DatabaseError, open_database
+from .database import DatabaseClock, open_database
 from .domain.access import Caller
 from .domain.keys import without_keys
 from .domain.limits import Limits, Rates
 from .domain.printable import lines_of
 from .gitrepo import Repository
 from .jobs.worker import Queue, Workers
+from .migrating import DatabaseError
 from .mirror import Mirror
 from .services import pushes
 

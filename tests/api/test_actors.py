@@ -11,8 +11,9 @@ from alembic import command
 from sqlalchemy import Engine, text
 from tests.api.test_keys import Team, team  # noqa: F401 - the fixture's name
 
-from autopack.database import alembic_config, make_engine, migrate
+from autopack.database import make_engine
 from autopack.domain.access import AccessRole
+from autopack.migrating import alembic_config, migrate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

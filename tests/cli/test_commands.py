@@ -435,7 +435,9 @@ def test_the_database_is_looked_at_and_upgraded(
     configure(monkeypatch, settings)
     monkeypatch.setenv("DATABASE_URL", empty_database_url)
     assert terminal.json("db", "status", exit_code=1)["revision"] is None
+    assert "is empty" in terminal.run("db", "upgrade", "--check", exit_code=1)
     assert terminal.json("db", "upgrade")["is_current"]
+    assert "no migration is pending" in terminal.run("db", "upgrade", "--check")
     status = terminal.json("db", "status")
     assert status["revision"] == status["head"]
     monkeypatch.delenv("DATABASE_URL")

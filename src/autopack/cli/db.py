@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..config import Settings, SettingsError
-from ..database import Database, DatabaseError, open_database
+from ..database import Database, open_database
 from ..domain.errors import AutopackError, ErrorKind
 from ..gitrepo.errors import RepositoryUnusableError
 from ..gitrepo.tracked import require_untracked
+from ..migrating import DatabaseError, Step
 from .command import FINE, NO, UNAVAILABLE, WRONG_USE, CommandError, command_app, importing
 from .settings import read_settings
 from .terminal import JsonOption, hint, log_warnings_alone, print_json, print_table, say
@@ -30,8 +31,18 @@ app = command_app()
 
 
 @app.command()
-def upgrade(json: JsonOption = False) -> None:
-    """Upgrade the schema to this version's; `autopack serve` does so too."""
+def upgrade(
+    check: Annotated[
+        bool, typer.Option("--check", help="Show what would run, and change nothing.")
+    ] = False,
+    json: JsonOption = False,
+) -> int:
+    """Upgrade the schema to this version's; `autopack serve` does so too.
+
+    With --check it ends with 0 when the schema is this version's, 1 when migrations are pending.
+    """
+    if check:
+        return _check(json)
     with _opened() as database:
         database.migrate()
         found = _look(database)
@@ -39,6 +50,44 @@ def upgrade(json: JsonOption = False) -> None:
         print_json(found)
     else:
         say(f"The database is at revision {found['revision']}.")
+    return FINE
+
+
+def _check(json: bool) -> int:
+    """Show the migrations that are pending, and which of them a running service notices."""
+    with _opened(must_exist=True) as database:
+        found = _look(database)
+        # No service uses an empty database.
+        steps = [] if found["revision"] is None else database.pending_steps()
+    pending = [
+        {
+            "revision": step.revision,
+            "title": step.title,
+            "is_safe": step.is_safe,
+            "stop_first": step.stop_first,
+            "long_locks": step.faults.long_locks,
+        }
+        for step in steps
+    ]
+    if json:
+        print_json({**found, "is_safe": all(step.is_safe for step in steps), "pending": pending})
+    elif found["is_current"]:
+        say(f"The database is at revision {found['revision']}: no migration is pending.")
+    elif not steps:
+        say("The database is empty: `autopack db upgrade` makes its tables.")
+    else:
+        print_table(
+            ("migration", "changes", "beside a running service"),
+            [(step.revision, step.title, _safety(step)) for step in steps],
+        )
+        if not all(step.is_safe for step in steps):
+            say("Stop every service of an older version before `autopack db upgrade`.")
+    return FINE if found["is_current"] else NO
+
+
+def _safety(step: Step) -> str:
+    reasons = "; ".join(filter(None, (step.stop_first, *step.faults.long_locks)))
+    return "safe" if step.is_safe else f"stop it first: {reasons}"
 
 
 @app.command()

@@ -20,7 +20,7 @@ from ..ci.sandbox import Sandbox
 from ..client import ApiError, Autopack, ClientError, UnreachableError
 from ..client.connection import named_url
 from ..config import Settings, SettingsError, load_settings, misspelt_settings, repository_top
-from ..database import DatabaseError, open_database
+from ..database import open_database
 from ..domain.errors import AutopackError
 from ..domain.gate_proof import ProofResult
 from ..domain.ruleset import CiRules
@@ -30,6 +30,7 @@ from ..gitrepo.repository import Base, Repository
 from ..gitrepo.signing import Signer
 from ..gitrepo.tracked import require_untracked
 from ..gitrepo.workspace import WorkspaceError
+from ..migrating import DatabaseError
 from ..setup.project import PROMOTION, SCRIPTS
 from .command import FINE, NO, command_app
 from .db import exists

@@ -9,8 +9,8 @@ import typer
 
 from .. import __version__
 from ..config import SettingsError
-from ..database import DatabaseError
 from ..gitrepo.errors import RepositoryUnusableError
+from ..migrating import DatabaseError
 from .command import CommandError, command_app, importing
 from .settings import read_settings
 from .signals import leave_on_signals

@@ -15,12 +15,12 @@ import typer
 from pydantic import ValidationError
 
 from ..config import SettingsError
-from ..database import DatabaseError
 from ..domain.access import AccessRole
 from ..domain.errors import AutopackError
 from ..domain.keys import NewKey, expiry
 from ..domain.limits import KeyLimits
 from ..gitrepo.errors import RepositoryUnusableError
+from ..migrating import DatabaseError
 from .command import FINE, NO, UNAVAILABLE, CommandError, command_app
 from .settings import read_settings
 from .terminal import JsonOption, log_warnings_alone, print_json, print_table, say

@@ -16,9 +16,9 @@ import uvicorn
 from .. import __version__
 from ..ci.sandbox import Sandbox
 from ..config import Settings, SettingsError, repository_top
-from ..database import DatabaseError
 from ..gitrepo.errors import RepositoryUnusableError
 from ..gitrepo.repository import Repository
+from ..migrating import DatabaseError
 from .address import address_line
 from .command import ClosedPipeError, CommandError, command_app, importing
 from .settings import read_settings
