@@ -123,6 +123,54 @@ def test_a_patch_that_does_not_merge_names_phase_and_paths_and_changes_nothing(a
     assert api.client.get("/runs/run-001.2").status_code == 404
 
 
+def test_a_commit_that_todays_ruleset_refuses_is_named_and_changes_nothing(api: Api) -> None:
+    finish(api)
+    move_base(api)
+    rules = api.client.get("/project/ruleset").json()
+    protected = {**rules, "paths": {"protected": ["src/**"]}}
+    assert api.client.put("/project/ruleset", json=protected).status_code == 200
+    before = refs(api)
+    answer = api.client.post("/runs/run-001/rebase", json={})
+    problem = api.refused(answer, 409, "rebase_refused", "src/P0.0.txt is protected", "'P0.0'")
+    assert problem["phase_id"] == "P0.0"
+    [violation] = problem["violations"]
+    assert (violation["path"], violation["rule"]) == ("src/P0.0.txt", "protected_path")
+    assert refs(api) == before
+    assert api.client.get("/runs/run-001.2").status_code == 404
+    assert api.client.put("/project/ruleset", json=rules).status_code == 200
+    assert rebase(api)["state"] == "DONE_SUCCESS"
+
+
+def test_a_path_stays_open_for_the_category_of_the_phase_that_changed_it(api: Api) -> None:
+    """Also in a rebase of a rebase, whose phase has no category."""
+    rules = api.client.get("/project/ruleset").json()
+    rules["paths"] = {"protected": ["src/**"], "opened": {"docs": ["src/**"]}}
+    assert api.client.put("/project/ruleset", json=rules).status_code == 200
+    api.start(phase={"task_category": "docs"})
+    assert api.result().json()["run_state"] == "DONE_SUCCESS"
+    for number in (2, 3):
+        move_base(api, f"other{number}.txt")
+        earlier = "run-001" if number == 2 else "run-001.2"
+        assert rebase(api, earlier)["run_id"] == f"run-001.{number}"
+    rules["paths"]["opened"] = {"tests": ["src/**"]}
+    assert api.client.put("/project/ruleset", json=rules).status_code == 200
+    move_base(api, "other4.txt")
+    answer = api.client.post("/runs/run-001.3/rebase", json={})
+    api.refused(answer, 409, "rebase_refused", "src/P0.0.txt")
+
+
+def test_what_is_protected_through_a_link_of_todays_base_is_refused_too(api: Api) -> None:
+    finish(api)
+    rules = api.client.get("/project/ruleset").json()
+    rules["paths"] = {"protected": ["alias/**"]}
+    assert api.client.put("/project/ruleset", json=rules).status_code == 200
+    (api.repo.path / "alias").symlink_to("src")
+    api.repo.git("add", "alias")
+    api.repo.git("commit", "-qm", "Give the sources another name")
+    answer = api.client.post("/runs/run-001/rebase", json={})
+    api.refused(answer, 409, "rebase_refused", "src/P0.0.txt is protected")
+
+
 def test_a_base_that_moves_during_the_rebase_changes_nothing(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,6 +261,12 @@ def test_ci_judges_the_rebased_branch_and_a_builder_mends_a_red_one(api: Api) ->
     assert mended.json()["phase_state"] == "CI_RUNNING"
     assert judge(api, "green")["run_state"] == "DONE_SUCCESS"
     assert offline(api, "run-001.2")["reasons"] == []
+    rules["ci"] = {"mode": "none"}
+    assert api.client.put("/project/ruleset", json=rules).status_code == 200
+    move_base(api, "third.txt")
+    assert rebase(api, "run-001.2")["state"] == "DONE_SUCCESS"
+    assert len(api.commits("run-001.3")) == 3, "also those that were made again before"
+    assert offline(api, "run-001.3")["reasons"] == []
 
 
 def test_a_failed_rebase_is_not_continued_but_made_again(api: Api) -> None:

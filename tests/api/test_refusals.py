@@ -519,3 +519,16 @@ def test_what_is_unavailable_is_503_and_says_when_to_ask_again(api: Api, app: Fa
     other = api.client.get("/runs/none")
     api.refused(other, 404, "not_found")
     assert "retry-after" not in other.headers
+
+
+def test_a_body_whose_every_field_has_a_default_may_be_missing(api: Api) -> None:
+    api.start()
+    for path, status in (
+        ("phases/P0.0/auditor_request", 202),
+        ("cancel", 200),
+        ("continue", 201),
+        ("rebase", 409),  # the run failed
+    ):
+        response = api.client.post(f"/runs/run-001/{path}", headers=JSON)
+        assert response.status_code == status, response.text
+    api.refused(api.client.post("/runs/run-001.2/rollback", headers=JSON), 422, None, "body")

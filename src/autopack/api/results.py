@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 from fastapi import APIRouter, Body, Path, Response
 
@@ -21,6 +21,10 @@ from .inputs import Context, IdempotencyKey, PhaseId, RunId
 from .replay import replayed
 
 router = APIRouter(tags=["results"], route_class=StrictRoute)
+
+
+# A request for a review without a body: every field has a default.
+DEFAULT_REVIEW: Final = AuditRequest()
 
 
 @router.post(
@@ -62,7 +66,7 @@ def auditor_request(
     phase_id: PhaseId,
     request: Annotated[
         AuditRequest, Body(openapi_examples=example(AUDITOR_REQUEST, "A review of security"))
-    ],
+    ] = DEFAULT_REVIEW,
     idempotency_key: IdempotencyKey = None,
 ) -> object:
     """The phase does not pass its next gate without an Auditor's approval.

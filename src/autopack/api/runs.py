@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 from fastapi import APIRouter, Body, Query, Response
 from pydantic import AwareDatetime
@@ -34,6 +34,12 @@ router = APIRouter(tags=["runs"], route_class=StrictRoute)
 
 class Cancellation(Closed):
     reason: Text = ""
+
+
+# What a request without a body means: every field of these has a default.
+DEFAULT_CONTINUATION: Final = Continuation()
+DEFAULT_REBASE: Final = RebaseWish()
+DEFAULT_CANCELLATION: Final = Cancellation()
 
 
 @router.post(
@@ -137,7 +143,7 @@ def continue_run(
     run_id: RunId,
     wanted: Annotated[
         Continuation, Body(openapi_examples=example(CONTINUATION, "One phase, with its own cap"))
-    ],
+    ] = DEFAULT_CONTINUATION,
 ) -> RunAnswer:
     """Start a run with the phases that are left, from the last verified commit of a failed run.
 
@@ -162,12 +168,15 @@ def rebase_run(
     context: Context,
     response: Response,
     run_id: RunId,
-    wanted: Annotated[RebaseWish, Body(openapi_examples=example(REBASE, "Its own id"))],
+    wanted: Annotated[
+        RebaseWish, Body(openapi_examples=example(REBASE, "Its own id"))
+    ] = DEFAULT_REBASE,
 ) -> RunAnswer:
     """Start a run that has the patches of a run that may be promoted, merged onto today's base.
 
     CI, where it is configured, judges the result. A patch that does not merge is 409
-    `rebase_conflict` with `phase_id` and `paths`, a base that moved is 409 `base_moved`; then
+    `rebase_conflict` with `phase_id` and `paths`, one that today's rules about paths refuse is 409
+    `rebase_refused` with `phase_id` and `violations`, a base that moved is 409 `base_moved`; then
     nothing is changed. The earlier run and its branch stay as they are.
     """
     run, is_new = rebasing.rebase_run(context, run_id, wanted)
@@ -184,7 +193,9 @@ def rebase_run(
 def cancel_run(
     context: Context,
     run_id: RunId,
-    wanted: Annotated[Cancellation, Body(openapi_examples=example(CANCEL, "A reason"))],
+    wanted: Annotated[
+        Cancellation, Body(openapi_examples=example(CANCEL, "A reason"))
+    ] = DEFAULT_CANCELLATION,
 ) -> RunAnswer:
     """End a live run as `DONE_FAILED_REQUIRES_HUMAN_REVIEW`; unfinished phases are skipped."""
     return runs.cancel_run(context, run_id, wanted.reason)

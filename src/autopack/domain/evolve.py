@@ -348,6 +348,8 @@ def _replay_patch(state: RunState, event: PatchReplayed) -> RunState:
         state,
         event.phase_id,
         commit=event.commit,
+        before_commit=phase.before_commit or event.parent or None,
+        branch_place=1 + max(each.branch_place for each in state.phases),
         dependencies=merged(phase.dependencies, event.dependencies),
         builders=builders,
         builder_models=models,

@@ -37,6 +37,12 @@ class RebaseConflictError(ConflictError):
     code = "rebase_conflict"
 
 
+class RebaseRefusedError(ConflictError):
+    """Today's rules about paths refuse a patch; `violations` as of a refused patch."""
+
+    code = "rebase_refused"
+
+
 class RebaseWish(Closed):
     """What an operator may choose: the new run's id, and the base commit that must be today's."""
 
@@ -145,6 +151,14 @@ def accept_rebase(decision: Decision, given: Rebase) -> None:
         )
     )
     gate_work(decision, PHASE_ID)
+
+
+def refused_text(from_phase: str, commit: str, why: str) -> str:
+    """Say which patch today's rules about paths refuse, and why."""
+    return (
+        f"commit {commit[:12]} of phase '{from_phase}' is refused by the rules of today: {why}"
+        " Nothing was changed"
+    )
 
 
 def conflict_text(from_phase: str, commit: str, where: str, paths: Sequence[str]) -> str:

@@ -38,13 +38,13 @@ class ChangeSet:
     text: bytes
     links_before: LinkTable
     links: LinkTable
-    _quarantine: Quarantine
+    _read: Callable[[str], bytes]
     _before: TreeDraft
     _result: TreeDraft
 
     def read(self, oid: str) -> bytes:
         """Return a file's content, on either side. Raises KeyError for a submodule's commit."""
-        return self._quarantine.read(oid)[1]
+        return self._read(oid)
 
     def was_there(self, path: str) -> bool:
         """Return whether the tree before the change has a file or folder at a path."""
@@ -123,10 +123,12 @@ def rehearse(
     root, loose = result.write()
     links = quarantine.repository.links
     before = links.of_tree(tree)
-    after = links.of_changed_tree(root, before, changes, lambda oid: quarantine.read(oid)[1])
-    check_policy(
-        ChangeSet(changes, patch, before, after, quarantine, quarantine.draft(tree), result)
-    )
+
+    def read(oid: str) -> bytes:
+        return quarantine.read(oid)[1]
+
+    after = links.of_changed_tree(root, before, changes, read)
+    check_policy(ChangeSet(changes, patch, before, after, read, quarantine.draft(tree), result))
     loose |= quarantine.take({each.new_oid for each in changes if each.new_oid is not None})
     applied = AppliedPatch(
         root, changes, scanned.insertions, scanned.deletions, merged, tuple(repairs)

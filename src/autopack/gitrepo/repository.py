@@ -17,6 +17,7 @@ from ..domain.changes import MODE_ABSENT, MODE_FILE, FileChange
 from ..domain.statement import Signature
 from .apply import (
     AppliedPatch,
+    ChangeSet,
     PolicyCheck,
     RefusedError,
     Rehearsal,
@@ -388,6 +389,14 @@ class Repository:
             made, loose = result
             self.objects.install(loose)
         return made
+
+    def change_set(self, onto: str, made: Replayed) -> ChangeSet:
+        """Return what a commit that was made again changes, of the tree that it stands on."""
+        links = self.objects.links
+        before = links.of_tree(onto)
+        after = links.of_changed_tree(made.tree, before, made.changes, self.read_blob)
+        old, new = TreeDraft(onto, self._tree), TreeDraft(made.tree, self._tree)
+        return ChangeSet(made.changes, b"", before, after, self.read_blob, old, new)
 
     def put_folder(self, head: str, path: str, files: Mapping[str, bytes]) -> str:
         """Return the tree of a commit with these files, and no others, in one of its folders.

@@ -73,12 +73,17 @@ def most_files(settings: Settings, phase: Phase) -> int:
     return min(settings.max_patch_files, phase.max_patch_files or settings.max_patch_files)
 
 
-def policy_check_for(settings: Settings, run: Run, phase: Phase) -> PolicyCheck:
-    """Return the policy check for patches of this phase."""
+def policy_check_for(
+    settings: Settings, run: Run, phase: Phase, *, opened: Iterable[str] | None = None
+) -> PolicyCheck:
+    """Return the policy check for patches of this phase.
+
+    `opened` are the protected paths that they may change; None: those of the phase.
+    """
     policy = PathPolicy(
         protected=(*DEFAULT_PROTECTED, *run.protected_paths),
         absolute=(*ABSOLUTE, *_own_folders(settings)),
-        opened=tuple(phase.opened_paths),
+        opened=tuple(phase.opened_paths if opened is None else opened),
         allowed=None if phase.allowed_paths is None else tuple(phase.allowed_paths),
         max_files=most_files(settings, phase),
         max_path_bytes=settings.max_path_bytes,

@@ -7,6 +7,7 @@ The earlier run and its branch stay as they are.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ..domain.naming import branch_ref
 from ..domain.outcomes import CommitKind
@@ -16,13 +17,23 @@ from ..domain.rebasing import (
     NotRebasableError,
     Rebase,
     RebaseConflictError,
+    RebaseRefusedError,
     RebaseWish,
     ReplayedPatch,
     conflict_text,
     rebase_plan,
+    refused_text,
     require_rebasable,
 )
-from ..gitrepo import Base, RefMovedError, RefUpdate, ReplayConflict, Replayed
+from ..domain.redaction import redacted
+from ..gitrepo import (
+    Base,
+    PatchPolicyError,
+    RefMovedError,
+    RefUpdate,
+    ReplayConflict,
+    Replayed,
+)
 from ..models import Run
 from ..store import runs, submissions
 from ..store.session import RowSession
@@ -31,16 +42,16 @@ from ..views.runs import RunAnswer
 from .change import RunChange
 from .context import AppContext
 from .opening import locked_session, up_to_date
-from .patching import dependencies_of
+from .patching import dependencies_of, policy_check_for
 from .runs import Origin, start_as
 
 
 def rebase_run(context: AppContext, run_id: str, wanted: RebaseWish) -> tuple[RunAnswer, bool]:
     """Start a run with another one's patches on today's base; also return whether it is new.
 
-    A base that moves meanwhile, and a patch that does not merge, change nothing. Raises
-    NotFoundError, NotRebasableError, BaseMovedError, RebaseConflictError, and what `start_run`
-    raises.
+    A base that moves meanwhile, and a patch that does not merge or that today's rules refuse,
+    change nothing. Raises NotFoundError, NotRebasableError, BaseMovedError, RebaseConflictError,
+    RebaseRefusedError, and what `start_run` raises.
     """
     with locked_session(context, run_id) as session:
         earlier = up_to_date(context, session, run_id)
@@ -80,13 +91,33 @@ def _require_recorded(context: AppContext, run: Run) -> None:
 
 def _accepted(session: RowSession, run: Run) -> list[AcceptedCommit]:
     """Return the commits of complete phases, and of the failed runs that a run continues."""
-    found = submissions.list_accepted_commits(session, run.id)
+    found = _accepted_of(session, run)
     while run.continues is not None:
         run = runs.get_run(session, run.continues)
-        found = [*submissions.list_accepted_commits(session, run.id), *found]
+        found = [*_accepted_of(session, run), *found]
     if not found:
         raise NotRebasableError(f"run '{run.run_id}' has no commit that could be made again")
     return found
+
+
+def _accepted_of(session: RowSession, run: Run) -> list[AcceptedCommit]:
+    """Return the commits of a run's complete phases, each with the category that it was built for.
+
+    The phase of a rebased run has no category of its own; its first commits are those of the run
+    that it rebases, in their order.
+    """
+    found = submissions.list_accepted_commits(session, run.id)
+    if run.rebases is None:
+        return found
+    originals = iter(_accepted(session, runs.get_run(session, run.rebases)))
+    return [
+        (
+            replace(each, task_category=next(originals, each).task_category)
+            if each.kind is CommitKind.REPLAY
+            else each
+        )
+        for each in found
+    ]
 
 
 def _ref(base: Base) -> str:
@@ -138,6 +169,7 @@ def _put(
     """Put the commits on the new branch, if the base and the earlier run are as they were."""
     if runs.get_run(change.session, earlier.run_id).head_commit != earlier.head_commit:
         raise NotRebasableError(f"run '{earlier.run_id}' was changed meanwhile: rebase again")
+    _require_allowed(change, base, commits, replayed)
     change.ref_updates.append(RefUpdate.check(_ref(base), base.commit))
     phase = change.phase(PHASE_ID)
     read = change.context.repository.read_blob
@@ -163,6 +195,33 @@ def _put(
             )
         )
     change.decide(Rebase(from_run=earlier.run_id, patches=tuple(patches)))
+
+
+def _require_allowed(
+    change: RunChange, base: Base, commits: Sequence[AcceptedCommit], replayed: Sequence[Replayed]
+) -> None:
+    """Refuse what today's ruleset and base protect, as for a patch. Raises RebaseRefusedError.
+
+    A commit may change the protected paths that the ruleset opens for its own phase's category.
+    """
+    context, phase = change.context, change.phase(PHASE_ID)
+    opened = runs.get_strategy(change.session, change.run)["paths"]["opened"]
+    onto = context.repository.tree_of(base.commit)
+    for commit, made in zip(commits, replayed, strict=True):
+        require_allowed = policy_check_for(
+            *(context.settings, change.run, phase), opened=opened.get(commit.task_category, ())
+        )
+        try:
+            if made.changes:
+                require_allowed(context.repository.change_set(onto, made))
+        except PatchPolicyError as error:
+            raise RebaseRefusedError(
+                redacted(refused_text(commit.phase_id, commit.sha, error.detail)),
+                phase_id=commit.phase_id,
+                commit=commit.sha,
+                **redacted(error.extra),
+            ) from error
+        onto = made.tree
 
 
 def _message(run: Run, earlier: Run, commit: AcceptedCommit) -> str:

@@ -157,7 +157,9 @@ class AcceptedCommit:
     sha: str
     parent: str
     message: str
+    kind: CommitKind
     phase_id: str
+    task_category: str
     builders: list[str]
     builder_models: list[str]
 
@@ -167,7 +169,8 @@ def list_accepted_commits(session: RowSession, run_pk: int) -> list[AcceptedComm
 
     Of a patch that was applied again, after a phase before it was undone, the last one.
     """
-    query = """SELECT c.sha, c.parent, c.message, p.phase_id, p.builders, p.builder_models
+    query = """SELECT c.sha, c.parent, c.message, c.kind, p.phase_id, p.task_category,
+            p.builders, p.builder_models
         FROM commits c JOIN phases p ON p.id = c.phase_pk
         WHERE c.run_pk = %s AND c.kind = ANY(%s) AND p.state = %s
             AND c.position > coalesce((SELECT b.position FROM commits b
@@ -175,7 +178,10 @@ def list_accepted_commits(session: RowSession, run_pk: int) -> list[AcceptedComm
         ORDER BY c.position"""
     kinds = [CommitKind.PATCH, CommitKind.REPLAY]
     values = (run_pk, [str(kind) for kind in kinds], str(PhaseStatus.COMPLETE))
-    return [AcceptedCommit(*row) for row in session.fetch(query, values)]
+    return [
+        AcceptedCommit(sha, parent, message, CommitKind(kind), *phase)
+        for sha, parent, message, kind, *phase in session.fetch(query, values)
+    ]
 
 
 @dataclass(frozen=True, slots=True)
