@@ -897,6 +897,13 @@ def short_usd(amount: Decimal) -> str:
     return f"${amount:,.2f}" if amount >= 1 or not amount else f"${amount:.4f}"
 
 
+def measured_text(tokens_used: int, tokens_measured: int) -> str:
+    """Say how many of the tokens a gateway counted; nothing where it counted none. (rules §3.1)"""
+    if not tokens_measured:
+        return ""
+    return "measured" if tokens_measured >= tokens_used else f"{tokens_measured:,} measured"
+
+
 def cost_at(
     price: Mapping[str, Any],
     *,
@@ -1288,6 +1295,7 @@ class PhaseState:
     is_builder_spent: bool = False
     is_review_requested: bool = False
     tokens_used: int = 0
+    tokens_measured: int = 0
     cost_usd: Decimal = ZERO_USD
     fence: int = 0
     lease_id: int | None = None
@@ -1387,6 +1395,7 @@ class TierState:
     minors_tolerated: int
     majors_tolerated: int
     tokens_used: int = 0
+    tokens_measured: int = 0
     cost_usd: Decimal = ZERO_USD
     ci_runs_count: int = 0
     minor_issues_count: int = 0
@@ -1414,6 +1423,7 @@ class RunState:
     is_parallel: bool = False
     cost_cap_usd: Decimal | None = None
     tokens_used: int = 0
+    tokens_measured: int = 0
     tokens_reserved: int = 0
     cost_usd: Decimal = ZERO_USD
     cost_reserved_usd: Decimal = ZERO_USD
@@ -1734,6 +1744,7 @@ class AgentUnavailable(PhaseEvent):
     account: str | None
     tokens: int
     cost_usd: Decimal
+    is_measured: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -1746,10 +1757,11 @@ class CapacityAwaited(PhaseEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokensCounted(PhaseEvent):
-    """Tokens and money of an attempt."""
+    """Tokens and money of an attempt. `is_measured`: a gateway counted them. (rules §3.1)"""
 
     tokens: int
     cost_usd: Decimal = ZERO_USD
+    is_measured: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -1763,6 +1775,7 @@ class BuilderResultReceived(PhaseEvent):
     cost_usd: Decimal = ZERO_USD
     patch_sha256: str | None
     model: str | None = None
+    is_measured: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -1845,6 +1858,7 @@ class AuditorResultReceived(PhaseEvent):
     cost_usd: Decimal = ZERO_USD
     patch_sha256s: tuple[str, ...]
     model: str | None = None
+    is_measured: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -3257,17 +3271,25 @@ def _count_tokens(state: RunState, event: TokensCounted) -> RunState:
     phase = state.phase(event.phase_id)
     tier = state.tier(phase.tier_id)
     tokens, cost = event.tokens, event.cost_usd
-    state = altered(state, tokens_used=state.tokens_used + tokens, cost_usd=state.cost_usd + cost)
+    measured = tokens if event.is_measured else 0
+    state = altered(
+        state,
+        tokens_used=state.tokens_used + tokens,
+        tokens_measured=state.tokens_measured + measured,
+        cost_usd=state.cost_usd + cost,
+    )
     state = change_phase(
         state,
         event.phase_id,
         tokens_used=phase.tokens_used + tokens,
+        tokens_measured=phase.tokens_measured + measured,
         cost_usd=phase.cost_usd + cost,
     )
     return _change_tier(
         state,
         tier.tier_id,
         tokens_used=tier.tokens_used + tokens,
+        tokens_measured=tier.tokens_measured + measured,
         cost_usd=tier.cost_usd + cost,
     )
 
@@ -3951,6 +3973,7 @@ _RUN_FIGURES: Final = (
 )
 _BUDGET_FIGURES: Final = (
     "tokens_used",
+    "tokens_measured",
     "cost_usd",
     "minor_issues_count",
     "major_issues_count",
@@ -3962,6 +3985,7 @@ _TIER_FIGURES: Final = (
     "cleanliness_reasons",
     "ci_runs_count",
     "tokens_used",
+    "tokens_measured",
     "cost_usd",
     "minor_issues_count",
     "major_issues_count",
@@ -3977,6 +4001,7 @@ _PHASE_FIGURES: Final = (
     "approved_by",
     "judged_by",
     "tokens_used",
+    "tokens_measured",
     "cost_usd",
     "builder_attempts_used",
     "auditor_attempts_used",

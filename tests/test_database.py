@@ -152,6 +152,8 @@ class TestMigrations:
             assert state.phases[0].unavailable_reason is None
             (attempt,) = submissions.list_submissions(session, [1])
             assert (attempt.tokens_used, attempt.cost_usd) == (5, None)
+            assert (attempt.is_measured, attempt.reasoning_tokens) == (False, None)
+            assert (state.tokens_measured, state.phases[0].tokens_measured) == (0, 0)
         with empty_engine.begin() as connection:
             connection.execute(text("UPDATE runs SET failure_code = 'agents_unavailable'"))
             connection.execute(text("UPDATE submissions SET outcome = 'unavailable'"))

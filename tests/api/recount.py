@@ -110,6 +110,7 @@ class Recount:
         self.run = {
             "state": "RUN_CREATED",
             "tokens_used": 0,
+            "tokens_measured": 0,
             "head_commit": self.started["base_commit"],
             "failure_code": None,
             "failure_reason": None,
@@ -136,6 +137,7 @@ class Recount:
                     "auditor_attempts_used": 0,
                     "approved_by": [],
                     "tokens_used": 0,
+                    "tokens_measured": 0,
                     "completed_by": None,
                     "start_commit": None,
                     "started_at": None,
@@ -234,6 +236,9 @@ class Recount:
             assert data["tokens"] > 0
             phase["tokens_used"] += data["tokens"]
             self.run["tokens_used"] += data["tokens"]
+            if data["is_measured"]:
+                phase["tokens_measured"] += data["tokens"]
+                self.run["tokens_measured"] += data["tokens"]
         elif kind in ("BuilderResultReceived", "AuditorResultReceived"):
             role = "builder" if kind.startswith("Builder") else "auditor"
             self._check_independent(event)
@@ -244,6 +249,7 @@ class Recount:
                 "phase_id": event["phase_id"],
                 "attempt": data["attempt"],
                 "tokens_used": data["tokens_used"],
+                "is_measured": data["is_measured"],
                 "status": data["status" if role == "builder" else "recommendation"],
                 "commits": [],
             }
@@ -378,6 +384,7 @@ class Recount:
             tier |= _state(*self.count(tier_id=tier_id))
             mine = [self.phases[phase["phase_id"]] for phase in fixed["phases"]]
             tier["tokens_used"] = sum(phase["tokens_used"] for phase in mine)
+            tier["tokens_measured"] = sum(phase["tokens_measured"] for phase in mine)
             tier["cleanliness_reasons"] = self._uncleanliness(fixed, tier)
             assert bool(tier["cleanliness_reasons"]) is (tier["cleanliness"] == "not_clean")
             tier["phases"] = [

@@ -466,6 +466,7 @@ class Walk:
             "suggested_issues": self._reports(issues),
             "agent": agent,
             "model": agent and agent[:1],
+            "is_measured": agent is not None,
         }
         if kind is not None:
             patch = self._patch(kind, line)
@@ -508,6 +509,7 @@ class Walk:
             "review_notes": f"step {self._step}",
             "agent": agent,
             "model": agent and agent[:1],
+            "is_measured": agent is not None,
             "tokens_used": self._tokens(tokens, phase),
             "issues_found": self._reports(issues),
             "resolved_issues": [self._seen(number) for number in resolved],

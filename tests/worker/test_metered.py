@@ -40,7 +40,12 @@ for _ in range(int(sys.argv[1])):
     except urllib.error.HTTPError as error:
         sys.exit(error.read().decode())
 """
-USAGE = {"prompt_tokens": 900, "prompt_tokens_details": {"cached_tokens": 400}}
+USAGE = {
+    "prompt_tokens": 900,
+    "prompt_tokens_details": {"cached_tokens": 400},
+    "completion_tokens": 100,
+    "completion_tokens_details": {"reasoning_tokens": 30},
+}
 
 
 def ask(times: int) -> str:
@@ -49,9 +54,7 @@ def ask(times: int) -> str:
 
 @pytest.fixture
 def gateway() -> Iterator[GatewayServer]:
-    provider = Provider(
-        lambda request: httpx.Response(200, json={"usage": USAGE | {"completion_tokens": 100}})
-    )
+    provider = Provider(lambda request: httpx.Response(200, json={"usage": USAGE}))
     with GatewayServer(providers_of(KEYS), provider) as server:
         yield server
 
@@ -66,6 +69,9 @@ def test_what_was_measured_is_the_result_not_what_the_agent_says(
     (attempt,) = workshop.attempts()
     assert attempt.tokens_used == 2_000
     assert (attempt.input_tokens, attempt.cached_tokens, attempt.output_tokens) == (1_000, 800, 200)
+    assert attempt.reasoning_tokens == 60
+    assert attempt.is_measured
+    assert workshop.service.get_run("run-001").tokens_measured == 2_000
     assert attempt.model == MODEL
     assert attempt.cost_usd is None  # the ruleset has no price
     assert f"no price of {MODEL}" in workshop.said("measured")

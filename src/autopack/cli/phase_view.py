@@ -58,7 +58,7 @@ def _attempt(attempt: AttemptAnswer) -> tuple[object, ...]:
         f"{attempt.role} {attempt.attempt}",
         attempt.agent,
         attempt.outcome,
-        f"{attempt.tokens_used:,}",
+        f"{attempt.tokens_used:,}" + (" measured" if attempt.is_measured else ""),
         "" if attempt.cost_usd is None else short_usd(attempt.cost_usd),
         f"{attempt.duration_seconds:.1f}",
         ", ".join(f"{patch.id} {patch.status}" for patch in attempt.patches),

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ..domain.money import short_usd
+from ..domain.money import measured_text, short_usd
 from ..domain.run import FailureCode
 from ..domain.states import PhaseStatus, RunStatus, TierStatus
 from ..domain.terms import Sandbox
@@ -72,7 +72,8 @@ def _budgets(run: RunAnswer) -> Table:
         ("minutes", minutes, run.max_duration_minutes),
         ("minor issues", run.minor_issues_count, run.max_minor_issues_total),
     ):
-        grid.add_row(name, _bar(used, cap), f"{used:,} of {cap:,}")
+        counted = measured_text(used, run.tokens_measured) if name == "tokens" else ""
+        grid.add_row(name, _bar(used, cap), f"{used:,} of {cap:,}{counted and ', '}{counted}")
     if run.cost_cap_usd is None:
         grid.add_row("cost", BLANK, short_usd(run.cost_usd))
     else:

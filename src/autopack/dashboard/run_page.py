@@ -11,7 +11,7 @@ from fastapi.responses import HTMLResponse
 
 from ..api.inputs import Context, RunId
 from ..domain.errors import ConflictError
-from ..domain.money import short_usd
+from ..domain.money import measured_text, short_usd
 from ..domain.next_step import step_when_blocked
 from ..domain.operating import require_rollback
 from ..domain.rehearsal import RehearsalResult
@@ -221,7 +221,15 @@ def _budgets(run: RunAnswer, now: datetime) -> list[Budget]:
             f"{run.tokens_used:,}",
             f"{run.token_cap:,}",
             (run.tokens_used, run.token_cap, run.tokens_reserved),
-            f"{run.tokens_reserved:,} reserved" if run.tokens_reserved else "",
+            ", ".join(
+                filter(
+                    None,
+                    (
+                        f"{run.tokens_reserved:,} reserved" if run.tokens_reserved else "",
+                        measured_text(run.tokens_used, run.tokens_measured),
+                    ),
+                )
+            ),
         ),
         Budget(
             "Cost",

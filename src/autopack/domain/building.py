@@ -55,6 +55,7 @@ class BuilderResult:
     cost: Decimal = ZERO_USD
     patch_sha256: str | None
     model: str | None = None
+    is_measured: bool = False
     issues: tuple[IssueSeen, ...] = ()
     patch: AppliedPatch | PendingPatch | RefusedPatch | None = None
 
@@ -80,10 +81,11 @@ def weigh_result(decision: Decision, result: BuilderResult) -> PatchAction:
             cost_usd=result.cost,
             patch_sha256=result.patch_sha256,
             model=result.model,
+            is_measured=result.is_measured,
         )
     )
     see_issues(decision, phase_id, result.issues)
-    count_tokens(decision, phase_id, result.tokens, result.cost)
+    count_tokens(decision, phase_id, result.tokens, result.cost, is_measured=result.is_measured)
     if decision.state.is_over or not is_wanted:
         return PatchAction.NOTHING
     phase = decision.phase(phase_id)

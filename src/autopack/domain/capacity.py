@@ -39,6 +39,7 @@ class Unavailable:
     account: str | None = None
     tokens: int = 0
     cost: Decimal = ZERO_USD
+    is_measured: bool = False
 
 
 def accept_unavailable(decision: Decision, given: Unavailable) -> None:
@@ -63,9 +64,10 @@ def accept_unavailable(decision: Decision, given: Unavailable) -> None:
             account=given.account,
             tokens=given.tokens,
             cost_usd=given.cost,
+            is_measured=given.is_measured,
         )
     )
-    count_tokens(decision, phase_id, given.tokens, given.cost)
+    count_tokens(decision, phase_id, given.tokens, given.cost, is_measured=given.is_measured)
     if decision.state.is_over:
         return
     reason = f"the {given.role.capitalize()} was unavailable: {given.reason}"

@@ -33,14 +33,25 @@ from .states import (
 from .terms import RunScope
 
 
-def count_tokens(decision: Decision, phase_id: str, tokens: int, cost: Decimal = ZERO_USD) -> None:
+def count_tokens(
+    decision: Decision,
+    phase_id: str,
+    tokens: int,
+    cost: Decimal = ZERO_USD,
+    *,
+    is_measured: bool = False,
+) -> None:
     """Add an attempt's tokens and cost to phase, tier and run; end a run whose cap is passed.
+
+    Measured tokens count like others against every cap: the mark is for people. (rules §3.1)
 
     A phase that passes its incident cap loses all Builder tries that are left. (rules §3)
     """
     if not tokens and not cost:
         return
-    decision.record(TokensCounted(phase_id=phase_id, tokens=tokens, cost_usd=cost))
+    decision.record(
+        TokensCounted(phase_id=phase_id, tokens=tokens, cost_usd=cost, is_measured=is_measured)
+    )
     run, phase = decision.state, decision.phase(phase_id)
     if run.tokens_used > run.token_cap:
         end_failed(

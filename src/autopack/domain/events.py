@@ -264,6 +264,7 @@ class AgentUnavailable(PhaseEvent):
     account: str | None
     tokens: int
     cost_usd: Decimal
+    is_measured: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -276,10 +277,11 @@ class CapacityAwaited(PhaseEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokensCounted(PhaseEvent):
-    """Tokens and money of an attempt."""
+    """Tokens and money of an attempt. `is_measured`: a gateway counted them. (rules §3.1)"""
 
     tokens: int
     cost_usd: Decimal = ZERO_USD
+    is_measured: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -293,6 +295,7 @@ class BuilderResultReceived(PhaseEvent):
     cost_usd: Decimal = ZERO_USD
     patch_sha256: str | None
     model: str | None = None
+    is_measured: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -375,6 +378,7 @@ class AuditorResultReceived(PhaseEvent):
     cost_usd: Decimal = ZERO_USD
     patch_sha256s: tuple[str, ...]
     model: str | None = None
+    is_measured: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

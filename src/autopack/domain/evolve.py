@@ -409,17 +409,25 @@ def _count_tokens(state: RunState, event: TokensCounted) -> RunState:
     phase = state.phase(event.phase_id)
     tier = state.tier(phase.tier_id)
     tokens, cost = event.tokens, event.cost_usd
-    state = altered(state, tokens_used=state.tokens_used + tokens, cost_usd=state.cost_usd + cost)
+    measured = tokens if event.is_measured else 0
+    state = altered(
+        state,
+        tokens_used=state.tokens_used + tokens,
+        tokens_measured=state.tokens_measured + measured,
+        cost_usd=state.cost_usd + cost,
+    )
     state = change_phase(
         state,
         event.phase_id,
         tokens_used=phase.tokens_used + tokens,
+        tokens_measured=phase.tokens_measured + measured,
         cost_usd=phase.cost_usd + cost,
     )
     return _change_tier(
         state,
         tier.tier_id,
         tokens_used=tier.tokens_used + tokens,
+        tokens_measured=tier.tokens_measured + measured,
         cost_usd=tier.cost_usd + cost,
     )
 

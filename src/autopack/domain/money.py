@@ -27,6 +27,13 @@ def short_usd(amount: Decimal) -> str:
     return f"${amount:,.2f}" if amount >= 1 or not amount else f"${amount:.4f}"
 
 
+def measured_text(tokens_used: int, tokens_measured: int) -> str:
+    """Say how many of the tokens a gateway counted; nothing where it counted none. (rules §3.1)"""
+    if not tokens_measured:
+        return ""
+    return "measured" if tokens_measured >= tokens_used else f"{tokens_measured:,} measured"
+
+
 def cost_at(
     price: Mapping[str, Any],
     *,

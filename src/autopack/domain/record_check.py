@@ -501,6 +501,7 @@ _RUN_FIGURES: Final = (
 )
 _BUDGET_FIGURES: Final = (
     "tokens_used",
+    "tokens_measured",
     "cost_usd",
     "minor_issues_count",
     "major_issues_count",
@@ -512,6 +513,7 @@ _TIER_FIGURES: Final = (
     "cleanliness_reasons",
     "ci_runs_count",
     "tokens_used",
+    "tokens_measured",
     "cost_usd",
     "minor_issues_count",
     "major_issues_count",
@@ -527,6 +529,7 @@ _PHASE_FIGURES: Final = (
     "approved_by",
     "judged_by",
     "tokens_used",
+    "tokens_measured",
     "cost_usd",
     "builder_attempts_used",
     "auditor_attempts_used",

@@ -261,6 +261,7 @@ class _Replayer:
             account=event.account,
             tokens=event.tokens,
             cost=event.cost_usd,
+            is_measured=event.is_measured,
         )
 
     def _builder_result(
@@ -275,6 +276,7 @@ class _Replayer:
             cost=event.cost_usd,
             patch_sha256=event.patch_sha256,
             model=event.model,
+            is_measured=event.is_measured,
             issues=self._issues(events),
         )
         action = weigh_builder_result(self.run, result, now, event.actor)
@@ -306,6 +308,7 @@ class _Replayer:
             cost=event.cost_usd,
             notes="as recorded",
             model=event.model,
+            is_measured=event.is_measured,
             patch_sha256s=event.patch_sha256s,
             issues=self._issues(events),
             resolved_keys=tuple(key for key in resolved if key in known),

@@ -33,6 +33,10 @@ TOKENS_MEANING: Final = (
     "LLM tokens that this attempt used since its claim, all kinds together; never a running total "
     "over attempts. A later figure of the same attempt replaces an earlier one."
 )
+MEASURED_MEANING: Final = (
+    "Whether a gateway between the agent and its model counted the tokens. It rests on the word of "
+    "the client that sends the result."
+)
 ACCOUNT_MEANING: Final = (
     "A short label of the account whose limits the agent shares, such as `openai-team`."
 )
@@ -77,6 +81,11 @@ class AgentReport(Closed):
     cached_tokens: Annotated[
         Count | None, Field(description="Tokens read from a cache; not part of `input_tokens`.")
     ] = None
+    reasoning_tokens: Annotated[
+        Count | None,
+        Field(description="The part of `output_tokens` that the answer does not show."),
+    ] = None
+    is_measured: Annotated[bool, Field(description=MEASURED_MEANING)] = False
     cost_usd: Annotated[
         Usd | None,
         Field(description="Cost of this attempt in USD; by default, from the ruleset's `prices`."),
@@ -98,6 +107,15 @@ class AgentReport(Closed):
         if "tokens_used" in self.model_fields_set:
             return self.tokens_used
         return (self.input_tokens or 0) + (self.output_tokens or 0) + (self.cached_tokens or 0)
+
+    @model_validator(mode="after")
+    def _reasoning_is_output(self) -> Self:
+        if self.reasoning_tokens is not None and self.reasoning_tokens > (self.output_tokens or 0):
+            raise ValueError(
+                f"reasoning_tokens is {self.reasoning_tokens}, and output_tokens, of which it is a "
+                f"part, is {self.output_tokens or 0}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _waits_only_where_unavailable(self) -> Self:

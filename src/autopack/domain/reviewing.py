@@ -71,6 +71,7 @@ class Review:
     cost: Decimal = ZERO_USD
     notes: str
     model: str | None = None
+    is_measured: bool = False
     patch_sha256s: tuple[str, ...] = ()
     issues: tuple[IssueSeen, ...] = ()
     resolved_keys: tuple[str, ...] = ()
@@ -127,11 +128,12 @@ def weigh_review(decision: Decision, review: Review) -> WeighedReview:
             cost_usd=review.cost,
             patch_sha256s=review.patch_sha256s,
             model=review.model,
+            is_measured=review.is_measured,
         )
     )
     see_issues(decision, phase_id, review.issues)
     resolve_for_auditor(decision, phase_id, review.resolved_keys)
-    count_tokens(decision, phase_id, review.tokens, review.cost)
+    count_tokens(decision, phase_id, review.tokens, review.cost, is_measured=review.is_measured)
     if decision.state.is_over or review.recommendation is Recommendation.ESCALATE:
         return WeighedReview(is_wanted=False)
     phase = decision.phase(phase_id)

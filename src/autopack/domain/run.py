@@ -87,6 +87,7 @@ class PhaseState:
     is_builder_spent: bool = False
     is_review_requested: bool = False
     tokens_used: int = 0
+    tokens_measured: int = 0
     cost_usd: Decimal = ZERO_USD
     fence: int = 0
     lease_id: int | None = None
@@ -186,6 +187,7 @@ class TierState:
     minors_tolerated: int
     majors_tolerated: int
     tokens_used: int = 0
+    tokens_measured: int = 0
     cost_usd: Decimal = ZERO_USD
     ci_runs_count: int = 0
     minor_issues_count: int = 0
@@ -213,6 +215,7 @@ class RunState:
     is_parallel: bool = False
     cost_cap_usd: Decimal | None = None
     tokens_used: int = 0
+    tokens_measured: int = 0
     tokens_reserved: int = 0
     cost_usd: Decimal = ZERO_USD
     cost_reserved_usd: Decimal = ZERO_USD

@@ -167,6 +167,7 @@ def _phase(phase: TroubledPhase) -> list[str]:
         blocks.append(
             f"**{attempt.role.capitalize()} attempt {attempt.attempt}**"
             f"{f' ({who})' if who else ''}: {attempt.outcome}, {attempt.tokens_used:,} tokens"
+            f"{' (measured)' if attempt.is_measured else ''}"
             f"{f', {short_usd(attempt.cost_usd)}' if attempt.cost_usd else ''}."
         )
         blocks += [quote(text) for text in (attempt.reason, attempt.notes) if text]

@@ -144,6 +144,7 @@ def run_page(run: RunDetail) -> bytes:
     figures = [
         _figure("Phases complete", done, len(phases)),
         _figure("Tokens", run.tokens_used, run.token_cap),
+        *_measured(run),
         _cost(run.cost_usd, run.cost_cap_usd),
         (
             "Duration" if run.ended_at else "Duration so far",
@@ -186,6 +187,7 @@ def tier_page(run: RunDetail, tier: TierDetail) -> bytes:
     figures = [
         _figure("Phases complete", done, len(tier.phases)),
         _figure("Tokens", tier.tokens_used, tier.token_cap),
+        *_measured(tier),
         _cost(tier.cost_usd, None),
         _figure("CI runs", tier.ci_runs_count, tier.ci_run_cap),
         _figure("Minor issues", tier.minor_issues_count, tier.minors_tolerated),
@@ -467,7 +469,7 @@ def _attempts(attempts: Sequence[AttemptDetail]) -> str:
             _words(attempt.outcome),
             inline(attempt.reason, _CELL) if attempt.reason else NONE,
             str(len(attempt.files_changed)),
-            _number(attempt.tokens_used),
+            _number(attempt.tokens_used) + (" (measured)" if attempt.is_measured else ""),
             NONE if attempt.cost_usd is None else short_usd(attempt.cost_usd),
             ", ".join(map(_sha, attempt.commits)) or NONE,
             _time(attempt.created_at),
@@ -554,6 +556,12 @@ def _figures(rows: Iterable[tuple[str, str, str, str]]) -> str:
 
 def _figure(name: str, count: int, allowed: int) -> tuple[str, str, str, str]:
     return name, _number(count), _number(allowed), _percent(count, allowed)
+
+
+def _measured(spender: RunDetail | TierDetail) -> Iterable[tuple[str, str, str, str]]:
+    """Say how many of the tokens a gateway counted. Nothing, where it counted none."""
+    if spender.tokens_measured:
+        yield "Tokens measured", _number(spender.tokens_measured), NONE, NONE
 
 
 def _cost(spent: Decimal, cap: Decimal | None) -> tuple[str, str, str, str]:

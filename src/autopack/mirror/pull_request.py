@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from ..domain.money import short_usd
+from ..domain.money import measured_text, short_usd
 from ..domain.run import CompletedBy, DebtStatus
 from ..domain.run_issues import OpenIssue
 from ..domain.states import PhaseStatus
@@ -166,7 +166,9 @@ def _issues(issues: Sequence[OpenIssue]) -> Iterable[str]:
 def _figures(run: RunDetail, phases: Sequence[PhaseDetail]) -> Iterable[tuple[str, str]]:
     green = sum(phase.verdict is Verdict.GREEN for phase in phases)
     yield "CI", f"{green} of {len(phases)} phases have a green verdict"
-    yield "Tokens", f"{run.tokens_used:,} of {run.token_cap:,}"
+    measured = measured_text(run.tokens_used, run.tokens_measured)
+    words = f"{run.tokens_used:,} of {run.token_cap:,}"
+    yield "Tokens", f"{words}, {measured}" if measured else words
     if run.cost_usd:
         yield "Cost", short_usd(run.cost_usd)
     if run.debt_status is not DebtStatus.CLEAN:

@@ -46,6 +46,7 @@ _RUN = (
 _BUDGETS = (
     "token_cap",
     "tokens_used",
+    "tokens_measured",
     "cost_cap_usd",
     "cost_usd",
     "max_phases",
@@ -64,6 +65,7 @@ _TIER = (
     "cleanliness_reasons",
     "token_cap",
     "tokens_used",
+    "tokens_measured",
     "cost_usd",
     "ci_run_cap",
     "ci_runs_count",
@@ -100,6 +102,7 @@ _PHASE = (
     "auditor_attempts_used",
     "incident_token_cap",
     "tokens_used",
+    "tokens_measured",
     "cost_usd",
     "minor_issues_count",
     "major_issues_count",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from datetime import date
 
-from sqlalchemy import Date
+from sqlalchemy import Date, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from .base import Base, Cost
@@ -39,6 +39,7 @@ class Figure(Base):
     tickets: Mapped[int]
     repairs: Mapped[int]
     tokens: Mapped[int]
+    tokens_measured: Mapped[int] = mapped_column(default=0, server_default=text("0"))
     cost_usd: Mapped[Cost]
     unpriced: Mapped[int]
     last_run_id: Mapped[str]

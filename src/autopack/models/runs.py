@@ -65,6 +65,7 @@ class Run(Base):
     portable_names: Mapped[bool] = mapped_column(default=True)
 
     tokens_used: Mapped[int] = mapped_column(default=0)
+    tokens_measured: Mapped[int] = mapped_column(default=0, server_default=text("0"))
     tokens_reserved: Mapped[int] = mapped_column(default=0)
     cost_usd: Mapped[Cost]
     cost_reserved_usd: Mapped[Cost]
@@ -204,6 +205,7 @@ class Tier(HasIssues, Base):
     minors_tolerated: Mapped[int]
     majors_tolerated: Mapped[int]
     tokens_used: Mapped[int] = mapped_column(default=0)
+    tokens_measured: Mapped[int] = mapped_column(default=0, server_default=text("0"))
     cost_usd: Mapped[Cost]
     ci_runs_count: Mapped[int] = mapped_column(default=0)
 
@@ -265,6 +267,7 @@ class Phase(HasIssues, Base):
     is_builder_spent: Mapped[bool] = mapped_column(default=False)
     is_review_requested: Mapped[bool] = mapped_column(default=False)
     tokens_used: Mapped[int] = mapped_column(default=0)
+    tokens_measured: Mapped[int] = mapped_column(default=0, server_default=text("0"))
     cost_usd: Mapped[Cost]
 
     fence: Mapped[int] = mapped_column(default=0)

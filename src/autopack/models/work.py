@@ -65,6 +65,9 @@ class Submission(Base):
     input_tokens: Mapped[int | None]
     output_tokens: Mapped[int | None]
     cached_tokens: Mapped[int | None]
+    reasoning_tokens: Mapped[int | None]  # a part of `output_tokens`
+    # Whether a gateway counted the tokens. Results of before the mark have none.
+    is_measured: Mapped[bool] = mapped_column(default=False, server_default=text("false"))
     # None: not known. `price` is the ruleset's price that it was computed from; None: the agent
     # gave it.
     cost_usd: Mapped[Decimal | None]

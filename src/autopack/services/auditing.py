@@ -214,6 +214,7 @@ def _decide(
         recommendation=report.recommendation,
         tokens=submission.tokens_used,
         cost=submission.cost_usd or ZERO_USD,
+        is_measured=submission.is_measured,
         notes=report.review_notes or "no notes",
         model=submission.model,
         patch_sha256s=tuple(patch.sha256 for patch in patches),

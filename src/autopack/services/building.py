@@ -89,6 +89,7 @@ def _decide(
         status=report.status,
         tokens=submission.tokens_used,
         cost=submission.cost_usd or ZERO_USD,
+        is_measured=submission.is_measured,
         patch_sha256=patches[0].sha256 if patches else None,
         model=submission.model,
         issues=seen_issues(change, phase, report.suggested_issues),

@@ -87,6 +87,8 @@ def record_submission(
             input_tokens=report.input_tokens,
             output_tokens=report.output_tokens,
             cached_tokens=report.cached_tokens,
+            reasoning_tokens=report.reasoning_tokens,
+            is_measured=report.is_measured,
             cost_usd=cost,
             price=price,
             retry_at=report.retry_at,
@@ -120,6 +122,7 @@ def could_not_work(
         account=submission.account,
         tokens=submission.tokens_used,
         cost=submission.cost_usd or ZERO_USD,
+        is_measured=submission.is_measured,
     )
 
 

@@ -31,7 +31,16 @@ _KEYS: Final = {
     Grouping.DAY: "day::text",
 }
 _TEXTS: Final = "project_id, subject, category, agent, model, outcome, name"
-_SUMS: Final = ("number", "phases", "tickets", "repairs", "tokens", "cost_usd", "unpriced")
+_SUMS: Final = (
+    "number",
+    "phases",
+    "tickets",
+    "repairs",
+    "tokens",
+    "tokens_measured",
+    "cost_usd",
+    "unpriced",
+)
 
 # The columns of a figure that most kinds leave at these values.
 _NONE: Final = {
@@ -46,6 +55,7 @@ _NONE: Final = {
     "tickets": "0",
     "repairs": "0",
     "tokens": "0",
+    "tokens_measured": "0",
     "cost_usd": "0",
     "unpriced": "0",
 }
@@ -124,6 +134,7 @@ _FACTS: Final = " UNION ALL ".join(
                 WHERE c.run_pk = r.id AND a.submission_pk = s.id
                 AND c.difference IS NOT NULL AND NOT c.is_merged))::int""",
             tokens="s.tokens_used",
+            tokens_measured="CASE WHEN s.is_measured THEN s.tokens_used ELSE 0 END",
             cost_usd="coalesce(s.cost_usd, 0)",
             unpriced="(s.cost_usd IS NULL AND s.tokens_used > 0)::int",
         ),
@@ -228,6 +239,7 @@ def _costs(by: Grouping) -> str:
     order = "name" if by is Grouping.DAY else "cost_usd DESC, tokens DESC, name"
     return f"""{_ALL}
         SELECT {_KEYS[by]} AS name, sum(cost_usd) AS cost_usd, sum(tokens)::bigint AS tokens,
+            sum(tokens_measured)::bigint AS tokens_measured,
             sum(unpriced)::bigint AS unpriced_results,
             coalesce(sum(phases) FILTER (WHERE {_BUILT}), 0)::bigint AS phases,
             coalesce(sum(number) FILTER (WHERE {_BUILT} AND outcome <> 'unavailable'), 0)::bigint

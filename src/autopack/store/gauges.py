@@ -91,6 +91,11 @@ GAUGES: Final = (
         select(func.coalesce(func.sum(Run.tokens_used), 0)).where(Run.ended_at.is_(None)),
     ),
     Gauge(
+        "autopack_live_tokens_measured",
+        "Those of the tokens used so far that a gateway counted; the others are agents' figures.",
+        select(func.coalesce(func.sum(Run.tokens_measured), 0)).where(Run.ended_at.is_(None)),
+    ),
+    Gauge(
         "autopack_live_cost_usd",
         "What live runs have cost so far, in US dollars, as far as it is known.",
         select(func.coalesce(func.sum(Run.cost_usd), 0)).where(Run.ended_at.is_(None)),

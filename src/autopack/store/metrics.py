@@ -92,6 +92,7 @@ def page_of_runs(
             Run.max_duration_minutes,
             Run.token_cap,
             Run.tokens_used,
+            Run.tokens_measured,
             Run.cost_cap_usd,
             Run.cost_usd,
             Run.max_minor_issues_total,

@@ -12,12 +12,19 @@ from functools import cache, lru_cache
 from operator import attrgetter
 from typing import Annotated, Any, Self, cast, get_origin
 
-from pydantic import BaseModel, ConfigDict, PlainSerializer
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 
 from ..domain.events import wire_time
 
 WireTime = Annotated[
     datetime, PlainSerializer(wire_time, return_type=str, when_used="json-unless-none")
+]
+
+MeasuredTokens = Annotated[
+    int,
+    Field(
+        description="Those of `tokens_used` that a gateway counted; the others are agents' figures."
+    ),
 ]
 
 

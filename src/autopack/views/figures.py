@@ -17,13 +17,15 @@ class CostAnswer(Shape):
 
     `phases` counts each phase once, at its last Builder result, so `tries` divided by `phases` is
     right for each group. `tickets` are patches that did not apply, `repairs` those that applied
-    after a repair. `unpriced_results` used tokens at an unknown price.
+    after a repair. `unpriced_results` used tokens at an unknown price. `tokens_measured` are those
+    of `tokens` that a gateway counted, where the others are the agents' own figures.
     """
 
     name: str
     cost_usd: Usd
     cost_share: float | None
     tokens: int
+    tokens_measured: int
     unpriced_results: int
     phases: int
     tries: int

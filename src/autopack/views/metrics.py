@@ -13,7 +13,7 @@ from ..domain.run import CompletedBy, DebtStatus, FailureCode
 from ..domain.states import Cleanliness, PhaseStatus, RunStatus, TierStatus
 from ..domain.terms import CiProfile, Complexity, RunScope, SafetyProfile, Verdict
 from ..domain.values import Usd
-from . import Shape, WireTime
+from . import MeasuredTokens, Shape, WireTime
 
 
 class BudgetAnswer(Shape):
@@ -50,6 +50,7 @@ class RunMetricsAnswer(Shape):
     run_scope: RunScope
     token_cap: int
     tokens_used: int
+    tokens_measured: MeasuredTokens
     cost_cap_usd: Usd | None
     cost_usd: Usd
     token_utilization: float
@@ -102,6 +103,7 @@ class TierMetricsAnswer(Shape):
     phase_states: dict[PhaseStatus, int]
     token_cap: int
     tokens_used: int
+    tokens_measured: MeasuredTokens
     cost_usd: Usd
     token_utilization: float
     ci_run_cap: int
@@ -141,6 +143,7 @@ class PhaseMetricsAnswer(Shape):
     failure_reason: str | None
     incident_token_cap: int
     tokens_used: int
+    tokens_measured: MeasuredTokens
     cost_usd: Usd
     token_utilization: float
     max_builder_attempts: int

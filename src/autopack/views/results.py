@@ -10,6 +10,7 @@ from pydantic import Field
 from ..domain.evidence import evidence_text
 from ..domain.next_step import NextAction
 from ..domain.outcomes import Outcome, PatchOutcome
+from ..domain.results import MEASURED_MEANING
 from ..domain.segments import SegmentKind
 from ..domain.states import PhaseStatus, RunStatus
 from ..domain.terms import (
@@ -173,6 +174,8 @@ class SubmittedAttempt(Shape):
     input_tokens: int | None
     output_tokens: int | None
     cached_tokens: int | None
+    reasoning_tokens: int | None
+    is_measured: Annotated[bool, Field(description=MEASURED_MEANING)]
     cost_usd: Usd | None
     price: PriceAnswer | None
     account: str | None

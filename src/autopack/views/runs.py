@@ -23,7 +23,7 @@ from ..domain.terms import (
     Verdict,
 )
 from ..domain.values import Usd
-from . import Shape, WireTime
+from . import MeasuredTokens, Shape, WireTime
 from .dependencies import DependencyAnswer
 from .issues import PhaseIssue
 from .results import (
@@ -65,6 +65,7 @@ class PhaseAnswer(Shape):
     auditor_attempts_used: int
     incident_token_cap: int
     tokens_used: int
+    tokens_measured: MeasuredTokens
     cost_usd: Usd
     minor_issues_count: int
     major_issues_count: int
@@ -153,6 +154,7 @@ class TierSummary(Shape):
     cleanliness_reasons: list[str]
     token_cap: int
     tokens_used: int
+    tokens_measured: MeasuredTokens
     cost_usd: Usd
     ci_run_cap: int
     ci_runs_count: int
@@ -187,6 +189,7 @@ class RunSummaryAnswer(Shape):
     ended_at: WireTime | None
     token_cap: int
     tokens_used: int
+    tokens_measured: MeasuredTokens
     cost_cap_usd: Usd | None
     cost_usd: Usd
     max_phases: int

@@ -97,6 +97,8 @@ def measured_report(report: Json, spent: Spent) -> Json:
         "input_tokens": usage.input_tokens,
         "output_tokens": usage.output_tokens,
         "cached_tokens": usage.cached_tokens,
+        "reasoning_tokens": usage.reasoning_tokens or None,  # some providers do not tell it
+        "is_measured": True,
         "model": spent.model or report["model"],
         # A sum without the models that have no price would be taken for the whole cost.
         "cost_usd": None if spent.unpriced else str(spent.cost_usd),

@@ -239,12 +239,15 @@ def auditor_report(
     }
 
 
-def refused_report(item: WorkItemAnswer, tokens_used: int, why: str) -> Json:
-    """Return a failed try in place of a Builder's result that the service refused."""
+def refused_report(item: WorkItemAnswer, refused: Json, why: str) -> Json:
+    """Return a failed try in place of a Builder's result that the service refused.
+
+    What the attempt spent counts nevertheless.
+    """
     return {
         "status": BuilderStatus.FAILED,
         "notes": _text(why),
-        "tokens_used": tokens_used,
+        **{name: refused[name] for name in _FIGURES if name in refused},
         "lease_token": item.lease.token if item.lease else None,
     }
 
@@ -313,6 +316,7 @@ def _common(item: WorkItemAnswer, file: ResultFile, ended: Ended) -> Json:
 
 
 _KINDS = ("input_tokens", "output_tokens", "cached_tokens")
+_FIGURES = ("tokens_used", *_KINDS, "reasoning_tokens", "is_measured", "model", "cost_usd")
 
 
 def _has_patch(item: WorkItemAnswer) -> bool:

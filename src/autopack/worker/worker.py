@@ -490,7 +490,7 @@ class Worker:
         is_settled = error.status in (404, 409) or error.code in _COUNTED
         if item.role == "builder" and not is_settled and report["status"] != "failed":
             why = f"The service refused the result: {error}"
-            self._hand_in(item, refused_report(item, report["tokens_used"], why))
+            self._hand_in(item, refused_report(item, report, why))
         return False
 
     def _ask(self, request: Callable[[], Answer]) -> Answer:
