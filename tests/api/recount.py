@@ -236,7 +236,7 @@ class Recount:
             assert data["tokens"] > 0
             phase["tokens_used"] += data["tokens"]
             self.run["tokens_used"] += data["tokens"]
-            if data["is_measured"]:
+            if data.get("is_measured"):
                 phase["tokens_measured"] += data["tokens"]
                 self.run["tokens_measured"] += data["tokens"]
         elif kind in ("BuilderResultReceived", "AuditorResultReceived"):
@@ -249,7 +249,7 @@ class Recount:
                 "phase_id": event["phase_id"],
                 "attempt": data["attempt"],
                 "tokens_used": data["tokens_used"],
-                "is_measured": data["is_measured"],
+                "is_measured": data.get("is_measured", False),
                 "status": data["status" if role == "builder" else "recommendation"],
                 "commits": [],
             }
