@@ -29,7 +29,13 @@ from tests.test_models import add_phase, add_run, add_tier, one_of_each
 from autopack.config import Settings
 from autopack.database import init_db, make_engine, open_database
 from autopack.embedded_postgres import EmbeddedPostgres, EmbeddedPostgresError
-from autopack.migrating import DatabaseError, alembic_config, migrate
+from autopack.migrating import (
+    DatabaseError,
+    alembic_config,
+    known_revisions,
+    migrate,
+    newest_revision,
+)
 from autopack.models import Base
 from autopack.store import runs, submissions
 from autopack.store.session import RowSession
@@ -235,6 +241,12 @@ class TestMigrations:
         assert "127.0.0.1:1/some" in message
         assert "secret" not in message
         assert "\n" not in message
+
+
+def test_the_revisions_are_those_that_alembic_knows() -> None:
+    scripts = ScriptDirectory.from_config(alembic_config())
+    assert newest_revision() == scripts.get_current_head()
+    assert known_revisions() == {script.revision for script in scripts.walk_revisions()}
 
 
 def _migrate_to(engine: Engine, revision: str) -> None:

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from alembic.script import ScriptDirectory
 
-from autopack.migrating import alembic_config
+from autopack.migrating import newest_revision
 
 if TYPE_CHECKING:
     from tests.conftest import GitRepo
@@ -83,7 +82,7 @@ def copy(tmp_path: Path) -> Path:
 def test_a_new_field_of_a_phase_changes_five_files_and_is_shown_everywhere(
     copy: Path, shown: Callable[[Path], dict[str, Any]]
 ) -> None:
-    head = ScriptDirectory.from_config(alembic_config()).get_current_head()
+    head = newest_revision()
     for name, (line, added) in CHANGES.items():
         path = copy / name
         text = path.read_text() if path.exists() else ""

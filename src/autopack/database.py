@@ -25,8 +25,8 @@ from .config import Settings, load_settings
 from .migrating import (
     DatabaseError,
     Step,
-    alembic_config,
     migrate,
+    newest_revision,
     one_line_errors,
     pending_steps,
     revision_of,
@@ -89,9 +89,7 @@ class Database:
 
     def status(self) -> DatabaseStatus:
         """Read the database's status without changing it. Raises DatabaseError."""
-        from alembic.script import ScriptDirectory
-
-        head = ScriptDirectory.from_config(alembic_config()).get_current_head()
+        head = newest_revision()
         with one_line_errors(self.engine), self.engine.connect() as connection:
             version, size, now = connection.execute(
                 text(

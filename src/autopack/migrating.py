@@ -7,6 +7,7 @@ makes requests wait behind it, so it gives up after LOCK_SECONDS, lets them pass
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ _SHORTEST_PAUSE_SECONDS: Final = 0.2
 _LONGEST_PAUSE_SECONDS: Final = 5.0
 _LOOK_SECONDS: Final = 0.2  # how often one looks whether another process has migrated
 _BUSY: Final = {errorcodes.LOCK_NOT_AVAILABLE, errorcodes.DEADLOCK_DETECTED}
+_IDENTIFIERS: Final = re.compile(r"^((?:down_)?revision)\b[^=\n]*=(.*)$", re.MULTILINE)
 # They wait by a lock that no reader and writer waits behind, and may wait for a long transaction.
 _PATIENT: Final = (" CONCURRENTLY ", " VALIDATE CONSTRAINT ")
 
@@ -66,15 +68,16 @@ def migrate(engine: Engine) -> None:
     An empty database is filled in one transaction. On any other one, each migration is committed
     by itself, and one that was interrupted is done again. Raises DatabaseError.
     """
-    from alembic import command
-
-    config = alembic_config()
-    scripts = _scripts(config)
-    head = scripts.get_current_head()
+    head = newest_revision()
     with one_line_errors(engine):
         with engine.connect() as connection:
             if revision_of(connection) == head:
                 return
+        # Imported here, as most starts find the schema at head: a seventh of a second.
+        from alembic import command
+
+        config = alembic_config()
+        scripts = _scripts(config)
         with _alone(engine) as connection:
             was = revision_of(connection)
             connection.commit()
@@ -108,32 +111,67 @@ def all_steps() -> list[Step]:
     return _judged(config, "base", _pending(_scripts(config), None))
 
 
+def newest_revision() -> str:
+    """Return the revision that this code needs: the one that no other migration follows.
+
+    Raises DatabaseError.
+    """
+    revisions, followed = _revisions()
+    newest = sorted(revisions - followed)
+    if len(newest) != 1:
+        raise DatabaseError(f"The migrations have no single end: {', '.join(newest)}.")
+    return newest[0]
+
+
 def known_revisions() -> frozenset[str]:
-    """Return the revisions of the schema that this Autopack can upgrade from."""
-    return frozenset(script.revision for script in _scripts(alembic_config()).walk_revisions())
+    """Return the revisions of the schema that this Autopack can upgrade from.
+
+    Raises DatabaseError.
+    """
+    return frozenset(_revisions()[0])
+
+
+def _revisions() -> tuple[set[str], set[str]]:
+    """Return all revisions, and those that another one follows.
+
+    Read from the text of the migrations, since a start must not wait for Alembic to execute them.
+    """
+    revisions: set[str] = set()
+    followed: set[str] = set()
+    for file in (_migrations() / "versions").glob("*.py"):
+        for name, value in _IDENTIFIERS.findall(file.read_text(encoding="utf-8")):
+            (revisions if name == "revision" else followed).update(re.findall(r'"(.*?)"', value))
+    return revisions, followed
 
 
 def revision_of(connection: Connection) -> str | None:
     """Return the revision of the schema; None: it is empty."""
-    from alembic.runtime.migration import MigrationContext
-
-    return MigrationContext.configure(connection).get_current_revision()
+    if connection.execute(text("SELECT to_regclass('alembic_version')")).scalar_one() is None:
+        return None
+    found = connection.execute(text("SELECT version_num FROM alembic_version"))
+    revision: str | None = found.scalar_one_or_none()
+    return revision
 
 
 def alembic_config() -> Config:
-    """Return Alembic's configuration for the migrations that belong to this code.
-
-    They are in `alembic/` of a checkout, and in `autopack/migrations` of an installed package.
-    """
+    """Return Alembic's configuration for the migrations that belong to this code."""
     from alembic.config import Config
 
+    config = Config()
+    # The value is interpolated, so percent signs are doubled.
+    config.set_main_option("script_location", str(_migrations()).replace("%", "%%"))
+    return config
+
+
+def _migrations() -> Path:
+    """Return their folder: `alembic/` of a checkout, `autopack/migrations` of an installed package.
+
+    Raises DatabaseError.
+    """
     package = Path(__file__).resolve().parent
     for folder in (package / "migrations", package.parents[1] / "alembic"):
         if (folder / "env.py").is_file():
-            config = Config()
-            # The value is interpolated, so percent signs are doubled.
-            config.set_main_option("script_location", str(folder).replace("%", "%%"))
-            return config
+            return folder
     raise DatabaseError(f"No migrations beside {package}: this Autopack is incomplete.")
 
 

@@ -87,6 +87,7 @@ def _serve(stack: ExitStack, *, host: str | None, port: str | None, is_demo: boo
         uvicorn.Config(
             create_app(settings, context),
             http=wire_protocol(settings),
+            ws="none",
             access_log=False,
             log_level="warning",
             timeout_graceful_shutdown=GRACEFUL_SECONDS,
