@@ -8,7 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from datetime import datetime
 from decimal import Decimal
+from functools import cache
 from operator import attrgetter
+from types import NoneType
 from typing import Any
 
 from ..domain.events import wire_time
@@ -23,6 +25,7 @@ _UNSHOWN = re.compile(r"[\x7f-\x9f\u2028\u2029\u200e\u200f\u061c\u202a-\u202e\u2
 _REVISION = re.compile(rb'^  "revision": (\d{1,16}),?$', re.MULTILINE)
 _INDEX_NAMES = tuple(field.name for field in fields(IndexEntry))
 _BACKLOG_NAMES = tuple(name for name in BacklogEntryAnswer.model_fields if name != "issue_key")
+_SCALARS = (str, int, NoneType, datetime, float, Decimal)
 _index_values = attrgetter(*_INDEX_NAMES)
 _backlog_values = attrgetter(*_BACKLOG_NAMES)
 
@@ -95,14 +98,34 @@ def _encode_by_key(head: Mapping[str, Any], entries: Iterable[tuple[str, Any]]) 
 
 
 def _indented(value: object, line: str = "\n") -> str:
-    """Encode as `json.dumps` does with `indent=2`, which does all of it in Python."""
+    """Encode as `json.dumps` does with `indent=2`, which does all of it in Python.
+
+    Most containers have no other one inside. The encoder in C writes those in one call, with the
+    line breaks of the indentation as its separators.
+    """
     inner = line + "  "
+    if isinstance(value, dict | list) and _is_flat(value):
+        text = _encoder(inner).encode(value)
+        return f"{text[0]}{inner}{text[1:-1]}{line}{text[-1]}"
     if isinstance(value, Mapping) and value:
         members = (f"{_LINE.encode(name)}: {_indented(of, inner)}" for name, of in value.items())
         return f"{{{inner}{f',{inner}'.join(members)}{line}}}"
     if isinstance(value, list | tuple) and value:
         return f"[{inner}{f',{inner}'.join(_indented(each, inner) for each in value)}{line}]"
     return _LINE.encode(value)
+
+
+def _is_flat(value: dict[str, Any] | list[Any]) -> bool:
+    """Return whether no member has lines of its own."""
+    members = value.values() if isinstance(value, dict) else value
+    return bool(value) and all(
+        isinstance(each, _SCALARS) or (isinstance(each, list) and not each) for each in members
+    )
+
+
+@cache
+def _encoder(line: str) -> json.JSONEncoder:
+    return json.JSONEncoder(ensure_ascii=False, default=_plain, separators=(f",{line}", ": "))
 
 
 def _bytes(text: str) -> bytes:
