@@ -141,7 +141,7 @@ def project_backlog(context: AppContext, session: RowSession) -> None:
     project_id = context.settings.project_id
 
     def read() -> list[BacklogEntryAnswer]:
-        rows = issues.list_backlog(session, project_id)
+        rows = issues.list_whole_backlog(session, project_id)
         return [BacklogEntryAnswer.of(row) for row in rows]
 
     context.mirror.write_backlog(project_id, read)

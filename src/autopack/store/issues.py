@@ -19,13 +19,14 @@ from ..domain.run_issues import RunIssue
 from ..domain.terms import Severity
 from ..models import BacklogEntry, Issue, Phase, Run, Sighting
 from ..views.issues import PlaceAnswer
-from .rows import PreparedSelect, Rows
+from .rows import Prepared, PreparedSelect, Rows
 from .session import RowSession
 
 ISSUES: Final = Rows(Issue)
 BACKLOG: Final = Rows(BacklogEntry)
 _OF_PHASES: Final = PreparedSelect(ISSUES, "WHERE phase_pk = ANY(%s) ORDER BY id")
 _OF_KEY: Final = PreparedSelect(ISSUES, "WHERE phase_pk = %s AND issue_key = %s")
+_WHOLE_BACKLOG: Final = PreparedSelect(BACKLOG, "WHERE project_id = %s ORDER BY id")
 
 
 def list_issues(session: RowSession, phase_pks: Sequence[int]) -> list[Issue]:
@@ -38,17 +39,19 @@ _RUN_ISSUE: Final = (
     *("is_expected", "is_open", "phase_id", "phase_index", "tier_id", "tier_index"),
 )
 
+_OF_RUN: Final = Prepared(
+    "select_run_issues",
+    "SELECT i.issue_key::text, i.source::text, i.category::text, i.occurrence_count::bigint,"
+    " i.severity::text, i.effective_severity::text, i.is_expected, i.status = 'open',"
+    " p.phase_id::text, p.phase_index::bigint, p.tier_id::text, p.tier_index::bigint"
+    " FROM issues i JOIN phases p ON p.id = i.phase_pk WHERE i.run_pk = %s ORDER BY i.id",
+)
+
 
 def list_run_issues(session: RowSession, run_pk: int) -> list[RunIssue]:
     """Return a run's issues in the order in which they were first seen."""
-    query = (
-        "SELECT i.issue_key, i.source, i.category, i.occurrence_count, i.severity,"
-        " i.effective_severity, i.is_expected, i.status = 'open', p.phase_id, p.phase_index,"
-        " p.tier_id, p.tier_index FROM issues i JOIN phases p ON p.id = i.phase_pk"
-        " WHERE i.run_pk = %s ORDER BY i.id"
-    )
     found = []
-    for row in session.fetch(query, (run_pk,)):
+    for row in session.fetch_by(_OF_RUN, (run_pk,)):
         values = dict(zip(_RUN_ISSUE, row, strict=True))
         for severity in ("severity", "effective_severity"):
             values[severity] = Severity(values[severity])
@@ -103,20 +106,24 @@ _SIGHT: Final = """
         base_severity = CASE known.base_severity WHEN 'major' THEN 'major'
             ELSE excluded.base_severity END
 """
-_SIGHTING: Final = f"""
+_SIGHTING: Final = Prepared(
+    "count_sighting",
+    f"""
     WITH entry AS (
         SELECT id FROM backlog WHERE project_id = %s AND issue_key = %s
     ), new AS (
         INSERT INTO sightings (backlog_pk, run_pk, tier_id) SELECT id, %s, %s FROM entry
         ON CONFLICT DO NOTHING RETURNING run_pk, tier_id
     ), ages AS (
-        SELECT count(DISTINCT run_pk), array_agg(DISTINCT tier_id) FROM (
+        SELECT count(DISTINCT run_pk) AS runs, array_agg(DISTINCT tier_id) AS tiers FROM (
             SELECT run_pk, tier_id FROM sightings WHERE backlog_pk = (SELECT id FROM entry)
             UNION SELECT run_pk, tier_id FROM new
         ) seen WHERE EXISTS (SELECT FROM new)
     )
-    SELECT ages.*, {BACKLOG.columns} FROM ages, backlog WHERE id = (SELECT id FROM entry)
-"""  # noqa: S608 - the names of columns alone
+    SELECT ages.runs::bigint, ages.tiers::text[], {BACKLOG.typed_columns}
+    FROM ages, backlog WHERE id = (SELECT id FROM entry)
+""",  # noqa: S608 - the names of columns alone
+)
 
 
 def sight(
@@ -134,7 +141,7 @@ def sight(
     """Count one sighting in the backlog and bring the ages up to date."""
     seen = (project_id, issue_key, category, severity, run_id, run_id, now)
     session.gather(_SIGHT, seen)
-    found = session.fetch(_SIGHTING, (project_id, issue_key, run_pk, tier_id))
+    found = session.fetch_by(_SIGHTING, (project_id, issue_key, run_pk, tier_id))
     ((runs, tiers, *values),) = found
     entry = session.follow(BACKLOG, BACKLOG.read(values))
     if tiers is not None:
@@ -335,6 +342,11 @@ _ORDERS: Final = {
     BacklogOrder.LAST_SEEN: "last_seen_at, id",
     BacklogOrder.OFTEN: "total_occurrences, id",
 }
+
+
+def list_whole_backlog(session: RowSession, project_id: str) -> list[BacklogEntry]:
+    """Return all of the backlog's entries, in the order in which they were first seen."""
+    return session.rows_by(_WHOLE_BACKLOG, (project_id,))
 
 
 def list_backlog(

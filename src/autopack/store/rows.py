@@ -117,8 +117,8 @@ class Rows(Generic[Model]):
         return Json(value) if name in self._json and value is not None else value
 
 
-class PreparedSelect(Generic[Model]):
-    """A SELECT of rows that each connection prepares once.
+class Prepared:
+    """A statement with a result that each connection prepares once.
 
     Postgres would plan such a statement longer than it runs it: the row of a run has 60 columns.
     A service of an older release may serve while a migration changes the tables. Then
@@ -126,23 +126,32 @@ class PreparedSelect(Generic[Model]):
     type of its own here. (docs/decisions/plain-rows.md)
     """
 
-    def __init__(self, rows: Rows[Model], condition: str) -> None:
-        """The condition follows `FROM table`; `%s` stands for a value, of which it has some."""
-        self.rows: Final = rows
-        first, *others = condition.split("%s")
-        marked = "".join(f"${n}{text}" for n, text in enumerate(others, 1))
+    def __init__(self, name: str, statement: str) -> None:
+        """`%s` stands for a value, and for nothing else. The name says in Postgres what runs."""
+        self.name: Final = name
+        first, *others = statement.split("%s")
         #: The statement to prepare.
-        self.text: Final = (
-            f"SELECT {self._columns()} FROM {rows.name} {first}{marked}"  # noqa: S608 - a literal in `store/`
-        )
+        self.text: Final = first + "".join(f"${n}{text}" for n, text in enumerate(others, 1))
         self._marks: Final = ", ".join(["%s"] * len(others))
-
-    def _columns(self) -> str:
-        return self.rows.typed_columns
 
     def execute(self, name: str) -> str:
         """Return the statement that runs what was prepared under a name."""
         return f"EXECUTE {name} ({self._marks})"
+
+
+class PreparedSelect(Prepared, Generic[Model]):
+    """A prepared SELECT of the rows of a table."""
+
+    def __init__(self, rows: Rows[Model], condition: str) -> None:
+        """The condition follows `FROM table`."""
+        self.rows: Final = rows
+        super().__init__(
+            f"select_{rows.name}",
+            f"SELECT {self._columns()} FROM {rows.name} {condition}",  # noqa: S608 - a literal in `store/`
+        )
+
+    def _columns(self) -> str:
+        return self.rows.typed_columns
 
 
 class PreparedJoin(PreparedSelect[Model], Generic[Model, Other]):

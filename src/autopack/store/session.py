@@ -17,7 +17,16 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, InvalidRequestError, PendingRollbackError
 from sqlalchemy.orm import Session
 
-from .rows import Model, Other, PreparedJoin, PreparedSelect, Rows, Values, differences
+from .rows import (
+    Model,
+    Other,
+    Prepared,
+    PreparedJoin,
+    PreparedSelect,
+    Rows,
+    Values,
+    differences,
+)
 
 # How much of a statement an error shows: a log must not contain whole patches.
 _SHOWN_BYTES: Final = 1_000
@@ -56,6 +65,23 @@ class RowSession(Session):
         """
         return self._send([(statement, values)], has_result=True)
 
+    def fetch_by(self, prepared: Prepared, values: Sequence[Any]) -> list[tuple[Any, ...]]:
+        """Return the result of a statement that the connection's first use prepares.
+
+        It goes with the same round trip; otherwise as `fetch`. What is prepared lasts as long as
+        the connection, also after a rollback.
+        """
+        known: dict[str, str] = self._held().info.setdefault("prepared", {})
+        text = prepared.text
+        if text in known:
+            return self.fetch(prepared.execute(known[text]), values)
+        # A name is used once, as a failure does not tell whether it was given.
+        name = f"{prepared.name}_{next(_PREPARED_NAMES)}"
+        self.gather(f"PREPARE {name} AS {text}")
+        found = self.fetch(prepared.execute(name), values)
+        known[text] = name
+        return found
+
     def rows(self, rows: Rows[Model], condition: str, values: Values = ()) -> list[Model]:
         """Return the rows that a condition selects; in a change, edits of these rows are written.
 
@@ -66,7 +92,7 @@ class RowSession(Session):
 
     def rows_by(self, select: PreparedSelect[Model], values: Sequence[Any]) -> list[Model]:
         """Return the rows of a prepared SELECT; otherwise as `rows`."""
-        return self._found(select.rows, map(select.rows.read, self._execute(select, values)))
+        return self._found(select.rows, map(select.rows.read, self.fetch_by(select, values)))
 
     def row(self, rows: Rows[Model], condition: str, values: Values = ()) -> Model | None:
         """Return the first row that a condition selects, or None."""
@@ -80,31 +106,13 @@ class RowSession(Session):
         first, second = join.rows, join.second
         firsts: dict[tuple[Any, ...], Model] = {}  # by their ids, which are read first
         seconds = []
-        for each in self._execute(join, values):
+        for each in self.fetch_by(join, values):
             one, other = each[: first.width], each[first.width :]
             if one[:1] not in firsts:
                 firsts[one[:1]] = first.read(one)
             if other[0] is not None:
                 seconds.append(second.read(other))
         return self._found(first, firsts.values()), self._found(second, seconds)
-
-    def _execute(self, select: PreparedSelect[Any], values: Sequence[Any]) -> list[tuple[Any, ...]]:
-        """Return the result of a prepared SELECT, which the connection's first use prepares.
-
-        It goes with the same round trip. What is prepared lasts as long as the connection, also
-        after a rollback.
-        """
-        known: dict[str, str] = self._held().info.setdefault("prepared", {})
-        text = select.text
-        if text in known:
-            return self.fetch(select.execute(known[text]), values)
-        # A name is used once, as a failure does not tell whether it was given. The table in it says
-        # in Postgres' own views what runs.
-        name = f"select_{select.rows.name}_{next(_PREPARED_NAMES)}"
-        self.gather(f"PREPARE {name} AS {text}")
-        found = self.fetch(select.execute(name), values)
-        known[text] = name
-        return found
 
     def _found(self, rows: Rows[Model], found: Iterable[Model]) -> list[Model]:
         if self._is_begun or self._is_writing:

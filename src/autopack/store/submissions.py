@@ -16,7 +16,7 @@ from ..domain.outcomes import CommitKind, PatchOutcome, PatchStatus
 from ..domain.states import PhaseStatus
 from ..models import Commit, Patch, Phase, Reply, Submission
 from ..views.record import RecordedCommit
-from .rows import PreparedSelect, Rows
+from .rows import Prepared, PreparedSelect, Rows
 from .session import RowSession
 
 SUBMISSIONS: Final = Rows(Submission)
@@ -25,6 +25,32 @@ COMMITS: Final = Rows(Commit, "difference")
 REPLIES: Final = Rows(Reply)
 _COMMITS: Final = Rows(Commit)  # without their bytes
 _OF_PHASES: Final = PreparedSelect(SUBMISSIONS, "WHERE phase_pk = ANY(%s) ORDER BY id")
+_LATEST: Final = PreparedSelect(
+    SUBMISSIONS, "WHERE phase_pk = %s AND role = %s ORDER BY attempt DESC LIMIT 1"
+)
+_OF_SCOPE: Final = PreparedSelect(REPLIES, "WHERE run_pk = %s AND scope = %s")
+# The number of the next attempt, and the ids of the submission and its patches.
+_NEXT_SUBMISSION: Final = Prepared(
+    "next_submission",
+    "SELECT coalesce(max(attempt), 0)::bigint + 1,"
+    " nextval(pg_get_serial_sequence('submissions', 'id')),"
+    " ARRAY(SELECT nextval(pg_get_serial_sequence('patches', 'id'))"
+    " FROM generate_series(1, %s))"
+    " FROM submissions WHERE phase_pk = %s AND role = %s",
+)
+_FILES: Final = Prepared(
+    "select_patch_files",
+    "SELECT submission_pk, files_changed FROM patches WHERE submission_pk = ANY(%s)"
+    " ORDER BY submission_pk, position",
+)
+_PATCH_COMMITS: Final = Prepared(
+    "select_patch_commits",
+    "SELECT p.submission_pk, c.sha::text FROM commits c JOIN patches p ON p.id = c.patch_pk"
+    " WHERE c.run_pk = %s AND c.phase_pk = ANY(%s) ORDER BY c.position",
+)
+_LAST_POSITION: Final = Prepared(
+    "last_commit", "SELECT coalesce(max(position), 0)::bigint FROM commits WHERE run_pk = %s"
+)
 
 
 def add_submission(
@@ -34,13 +60,8 @@ def add_submission(
 
     All of them have their ids at once, and the submission the number of its attempt.
     """
-    ((submission.attempt, submission.id, patch_ids),) = session.fetch(
-        "SELECT coalesce(max(attempt), 0) + 1,"
-        " nextval(pg_get_serial_sequence('submissions', 'id')),"
-        " ARRAY(SELECT nextval(pg_get_serial_sequence('patches', 'id'))"
-        " FROM generate_series(1, %s))"
-        " FROM submissions WHERE phase_pk = %s AND role = %s",
-        (len(patches), submission.phase_pk, submission.role),
+    ((submission.attempt, submission.id, patch_ids),) = session.fetch_by(
+        _NEXT_SUBMISSION, (len(patches), submission.phase_pk, submission.role)
     )
     session.put(SUBMISSIONS, submission)
     for patch, key in zip(patches, patch_ids, strict=True):
@@ -72,8 +93,8 @@ def get_submission(session: RowSession, submission_pk: int) -> Submission:
 
 def find_latest(session: RowSession, phase_pk: int, role: str) -> Submission | None:
     """Return the last submission of a role to a phase."""
-    latest = "WHERE phase_pk = %s AND role = %s ORDER BY attempt DESC LIMIT 1"
-    return session.row(SUBMISSIONS, latest, (phase_pk, role))
+    found = session.rows_by(_LATEST, (phase_pk, role))
+    return found[0] if found else None
 
 
 def list_submissions(session: RowSession, phase_pks: Sequence[int]) -> list[Submission]:
@@ -89,11 +110,7 @@ def list_patches(session: RowSession, submission_pk: int) -> list[Patch]:
 def list_patch_files(session: RowSession, submission_pks: Sequence[int]) -> dict[int, list[str]]:
     """Return which files each submission's patches change."""
     files: dict[int, list[str]] = {}
-    query = (
-        "SELECT submission_pk, files_changed FROM patches WHERE submission_pk = ANY(%s)"
-        " ORDER BY submission_pk, position"
-    )
-    for submission_pk, changed in session.fetch(query, (list(submission_pks),)):
+    for submission_pk, changed in session.fetch_by(_FILES, (list(submission_pks),)):
         files.setdefault(submission_pk, []).extend(changed)
     return files
 
@@ -263,20 +280,14 @@ def list_patch_commits(
 ) -> dict[int, list[str]]:
     """Return the commits of each submission's patches."""
     commits: dict[int, list[str]] = {}
-    query = (
-        "SELECT p.submission_pk, c.sha FROM commits c JOIN patches p ON p.id = c.patch_pk"
-        " WHERE c.run_pk = %s AND c.phase_pk = ANY(%s) ORDER BY c.position"
-    )
-    for submission_pk, sha in session.fetch(query, (run_pk, list(phase_pks))):
+    for submission_pk, sha in session.fetch_by(_PATCH_COMMITS, (run_pk, list(phase_pks))):
         commits.setdefault(submission_pk, []).append(sha)
     return commits
 
 
 def add_commits(session: RowSession, run_pk: int, commits: Sequence[Commit]) -> None:
     """Append commits to a run's branch."""
-    ((last,),) = session.fetch(
-        "SELECT coalesce(max(position), 0) FROM commits WHERE run_pk = %s", (run_pk,)
-    )
+    ((last,),) = session.fetch_by(_LAST_POSITION, (run_pk,))
     for position, commit in enumerate(commits, last + 1):
         commit.position = position
         session.put(COMMITS, commit)
@@ -284,7 +295,8 @@ def add_commits(session: RowSession, run_pk: int, commits: Sequence[Commit]) -> 
 
 def find_reply(session: RowSession, run_pk: int, scope: str) -> Reply | None:
     """Return the stored answer of a scope."""
-    return session.row(REPLIES, "WHERE run_pk = %s AND scope = %s", (run_pk, scope))
+    found = session.rows_by(_OF_SCOPE, (run_pk, scope))
+    return found[0] if found else None
 
 
 def keep_reply(
