@@ -47,6 +47,17 @@ def give_up(
     return drive.phase("P1")
 
 
+def lanes(start: Start, **phase: Any) -> Drive:
+    """Start a run of four phases side by side that may cost 10 USD and 100,000 tokens."""
+    names = ("P1", "P2", "P3", "P4")
+    fields = {"depends_on": (), **phase}
+    caps = {"token_cap": 100_000, "cost_cap_usd": Decimal(10)}
+    drive = start({"T1": names}, phase=fields, is_parallel=True, **caps)
+    for name in names:
+        drive.run = change_phase(drive.run, name, allowed_paths=(f"{name}/**",))
+    return drive
+
+
 def test_a_builder_that_could_not_work_uses_no_try_and_its_clock_stops(start: Start) -> None:
     drive = start(phase={"max_builder_attempts": 1})
     claim(drive)
@@ -198,20 +209,54 @@ class TestCost:
         assert drive.run.cost_usd == Decimal(1)
 
     def test_a_claim_reserves_and_its_end_releases(self, start: Start) -> None:
-        drive = start(cost_cap_usd=Decimal(10))  # a tenth of the tokens: a tenth of the money
+        drive = start(cost_cap_usd=Decimal(10))
         phase = claim(drive)
         assert phase is not None
-        assert phase.cost_reserved_usd == drive.run.cost_reserved_usd == Decimal(1)
+        assert phase.cost_reserved_usd == drive.run.cost_reserved_usd == Decimal(10)
         give_up(drive)
         assert drive.run.cost_reserved_usd == 0
         assert drive.phase("P1").cost_reserved_usd == 0
 
+    @pytest.mark.parametrize(
+        ("tokens", "reserved"),
+        [
+            (10_000, ["1", "1", "1", "1"]),  # a tenth of the tokens: a tenth of the money
+            (40_000, ["4", "4", "2", None]),
+            (100_000, ["10", None, None, None]),
+        ],
+    )
+    def test_claims_side_by_side_never_reserve_more_than_the_cap(
+        self, start: Start, tokens: int, reserved: list[str | None]
+    ) -> None:
+        drive = lanes(start, incident_token_cap=tokens)
+        found = [claim(drive) for _ in reserved]
+        assert [phase and phase.cost_reserved_usd for phase in found] == [
+            amount and Decimal(amount) for amount in reserved
+        ]
+        assert drive.run.cost_reserved_usd <= Decimal(10)
+        assert not drive.run.is_over, "what is reserved may be released again"
+
     def test_an_agent_that_would_pass_the_cap_is_stopped(self, start: Start) -> None:
-        drive = start(cost_cap_usd=Decimal(2), cost_reserved_usd=Decimal(1))
+        drive = start(cost_cap_usd=Decimal(2))
         phase = claim(drive)
         assert phase is not None
-        for cost, directive in ((1, "continue"), (Decimal("1.01"), "stop")):
+        for cost, directive in ((2, "continue"), (Decimal("2.01"), "stop")):
             assert claiming.beat(drive.run, phase, 0, Decimal(cost))[0] == directive
+
+    @pytest.mark.parametrize(
+        ("reported", "most"), [("0", "9"), ("1", "9"), ("6", "4"), ("10", "0")]
+    )
+    def test_an_agent_may_not_spend_what_others_hold_or_say_they_have_spent(
+        self, start: Start, reported: str, most: str
+    ) -> None:
+        drive = lanes(start, incident_token_cap=10_000)
+        first, second = claim(drive), claim(drive)
+        assert first is not None
+        assert second is not None
+        drive.run = change_phase(drive.run, first.phase_id, cost_reported_usd=Decimal(reported))
+        for cost, directive in ((Decimal(most), "continue"), (Decimal(most) + 1, "stop")):
+            assert claiming.beat(drive.run, second, 0, cost)[0] == directive
+        assert claiming.cost_left(drive.run) == Decimal(most) - 1
 
     def test_a_lapse_settles_at_what_the_last_heartbeat_said(self, start: Start) -> None:
         drive = start()

@@ -125,6 +125,38 @@ def test_the_prices_of_the_ruleset_make_the_cost(
     assert "0.003400 of 0.002000 USD" in attempt.notes
 
 
+def test_beside_another_agent_the_money_is_what_the_claim_reserved(
+    workshop: Workshop, gateway: GatewayServer
+) -> None:
+    """So agents side by side pass the run's cap by at most one request each."""
+    price = {"input": 1, "cached": "0.5", "output": 10, "date": "2026-11-01"}
+    workshop.service.put_ruleset(workshop.service.get_ruleset() | {"prices": {MODEL: price}})
+    phases = [
+        {
+            "phase_id": name,
+            "phase_index": at,
+            "tier_id": "T1",
+            "name": "Do it",
+            "task_category": "docs",
+            "depends_on": [],
+            "allowed_paths": [f"{name}/**"],
+        }
+        for at, name in enumerate(("P1", "P2"))
+    ]
+    tiers = [{"tier_id": "T1", "tier_index": 0, "name": "Tier"}]
+    # 200,000 of the run's tokens for each phase: two thirds of the money, and what is left.
+    run = {"run_id": "run-001", "token_cap": 300_000, "cost_cap_usd": "0.006"}
+    workshop.service.start_run({"run": run, "tiers": tiers, "phases": phases})
+    other = workshop.service.claim("builder", "other", run_id="run-001")
+    assert other is not None
+    assert other.lease is not None
+    assert str(other.lease.cost_reserved_usd) == "0.004000"
+    assert workshop.work(ask(9), gateway=gateway, environment=KEYS) is Ending.FAILURE
+    (attempt,) = workshop.service.attempts("run-001", "P2").attempts
+    assert str(attempt.cost_usd) == "0.003400"  # two requests, the second of which passed it
+    assert "0.003400 of 0.002000 USD" in str(attempt.notes)
+
+
 def test_an_agent_that_asks_its_model_elsewhere_is_told_about(
     workshop: Workshop, gateway: GatewayServer
 ) -> None:

@@ -14,7 +14,7 @@ from .errors import ConflictError
 from .events import SUPERVISOR, LeaseGranted, PhaseStarted
 from .independence import has_approved, identity_of, why_not_reviewer
 from .money import MAX_USD, ZERO_USD, usd, usd_text
-from .order import in_order, may_start
+from .order import in_order, is_alone, may_start
 from .run import FailureCode, PhaseState, RunState
 from .states import PhaseStatus
 from .terms import Role
@@ -76,7 +76,7 @@ def find_claimable(
     if phase is None or tokens_left <= 0:
         return None
     tokens = min(phase.incident_token_cap, tokens_left)
-    cost = _cost_to_reserve(run, tokens)
+    cost = _cost_to_reserve(run, phase, tokens)
     return None if cost is None else Claimable(phase, tokens, cost)
 
 
@@ -98,7 +98,7 @@ def ask_for_work(decision: Decision, asked: WorkAsked) -> None:
             f"run token_cap {run.token_cap} is used up: {run.tokens_used} tokens used, "
             f"none left for phase '{phase.phase_id}'",
         )
-    elif _cost_left(run) <= 0 and run.cost_cap_usd is not None and not run.cost_reserved_usd:
+    elif cost_left(run) <= 0 and run.cost_cap_usd is not None and not run.cost_reserved_usd:
         end_failed(
             decision,
             FailureCode.COST_CAP,
@@ -180,23 +180,36 @@ def _tokens_left(run: RunState) -> int:
     return run.token_cap - run.tokens_used - run.tokens_reserved
 
 
-def _cost_left(run: RunState) -> Decimal:
-    """Return the money that is left of a run's cap; a run without a cap always has some left."""
+def cost_left(run: RunState, holder: str | None = None) -> Decimal:
+    """Return the money that is left of a run's cap; a run without a cap always has some left.
+
+    What agents have reserved is not left, nor what they report beyond that. `holder`: the phase
+    whose own agent asks.
+    """
     if run.cost_cap_usd is None:
         return MAX_USD
-    return run.cost_cap_usd - run.cost_usd - run.cost_reserved_usd
+    held = (
+        max(phase.cost_reserved_usd, phase.cost_reported_usd)
+        for phase in run.phases
+        if phase.lease_id is not None and phase.phase_id != holder
+    )
+    return run.cost_cap_usd - run.cost_usd - sum(held, ZERO_USD)
 
 
-def _cost_to_reserve(run: RunState, tokens: int) -> Decimal | None:
+def _cost_to_reserve(run: RunState, phase: PhaseState, tokens: int) -> Decimal | None:
     """Return the money that a claim reserves, in USD; None when nothing of the run's cap is left.
 
-    A phase has no cap of money. So a claim reserves the same share of the run's money as it
-    reserves of the run's tokens.
+    A phase has no cap of money. So a claim beside others reserves the same share of the run's
+    money as it reserves of the run's tokens. One that no other may be beside reserves what is left.
     """
     if run.cost_cap_usd is None:
         return ZERO_USD
-    left = _cost_left(run)
-    return None if left <= 0 else min(left, usd(run.cost_cap_usd * tokens / run.token_cap))
+    left = cost_left(run)
+    if left <= 0:
+        return None
+    if is_alone(run, phase.phase_id):
+        return left
+    return min(left, usd(run.cost_cap_usd * tokens / run.token_cap))
 
 
 def require_lease(phase: PhaseState, role: Role, lease_id: int | None, *, has_token: bool) -> None:
@@ -221,7 +234,8 @@ def beat(
 ) -> tuple[Directive, str]:
     """Return whether an agent that holds a lease may continue, and why not.
 
-    Both figures are of this attempt so far. It may not spend what other agents have reserved.
+    Both figures are of this attempt so far. It may not spend what other agents have reserved, or
+    report as spent.
     """
     others = run.tokens_reserved - phase.tokens_reserved
     if run.tokens_used + others + tokens_reported > run.token_cap:
@@ -230,9 +244,7 @@ def beat(
         return Directive.STOP, (
             f"incident_token_cap {phase.incident_token_cap} of the phase would be passed"
         )
-    others_cost = run.cost_reserved_usd - phase.cost_reserved_usd
-    spent = run.cost_usd + others_cost + cost_reported
-    if run.cost_cap_usd is not None and spent > run.cost_cap_usd:
+    if run.cost_cap_usd is not None and cost_reported > cost_left(run, phase.phase_id):
         return Directive.STOP, f"run cost_cap_usd {usd_text(run.cost_cap_usd)} would be passed"
     return Directive.CONTINUE, "the lease is extended"
 

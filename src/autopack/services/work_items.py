@@ -6,6 +6,7 @@ import base64
 from decimal import Decimal
 from typing import Any
 
+from ..domain.claiming import cost_left
 from ..domain.dependencies import merged
 from ..domain.issues import IssueStatus
 from ..domain.money import ZERO_USD
@@ -117,8 +118,7 @@ def _left(context: AppContext, run: RunState, phase: PhaseState) -> LeftAnswer:
 def _cost_left(run: RunState, phase: PhaseState) -> Decimal | None:
     if run.cost_cap_usd is None:
         return None
-    spoken_for = run.cost_usd + run.cost_reserved_usd - phase.cost_reserved_usd
-    return max(ZERO_USD, run.cost_cap_usd - spoken_for)
+    return max(ZERO_USD, cost_left(run, phase.phase_id))
 
 
 def _gate(context: AppContext, strategy: dict[str, Any], run: Run, phase: Phase) -> GateAnswer:

@@ -76,9 +76,10 @@ def metering(
     timer = threading.Timer(CAP_GRACE_SECONDS, at_cap)
     timer.daemon = True
     token, account = gateway.open(
-        # The phase's tokens that are left, and never more than the claim reserved of the run's.
+        # The phase's tokens that are left, and never more than the claim reserved of the run's:
+        # an agent beside this one may spend what is not reserved.
         min(item.left.phase_tokens, item.lease.tokens_reserved),
-        item.left.run_cost_usd,
+        None if item.left.run_cost_usd is None else item.lease.cost_reserved_usd,
         {model: price.model_dump() for model, price in item.prices.items()},
         timer.start,
     )
