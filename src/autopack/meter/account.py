@@ -87,14 +87,18 @@ class Account:
             self._held = Reserved(self._held.tokens + held.tokens, self._held.cost + held.cost)
             return held
 
+    def release(self, held: Reserved) -> None:
+        """Give a reservation back whose request did not go out."""
+        self._in_flight -= 1
+        self._held = Reserved(self._held.tokens - held.tokens, self._held.cost - held.cost)
+        self._changed.set()
+
     def settle(
         self, held: Reserved, asked: Asked, usage: Usage, answered: str, *, is_estimate: bool
     ) -> None:
         """Replace a reservation by what the request used. `answered`: the model in the answer."""
-        self._in_flight -= 1
-        self._held = Reserved(self._held.tokens - held.tokens, self._held.cost - held.cost)
         self._book(asked, usage, answered, is_estimate=is_estimate)
-        self._changed.set()
+        self.release(held)
 
     def _book(self, asked: Asked, usage: Usage, answered: str, *, is_estimate: bool) -> None:
         model = asked.model if asked.model in self._prices else answered or asked.model

@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import re
 import zlib
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, TypeVar
+from urllib.parse import quote
 
 import httpx
 from starlette.requests import ClientDisconnect, Request
@@ -34,10 +36,13 @@ from .wire import (
 )
 
 T = TypeVar("T")
+Headers = Sequence[tuple[bytes, bytes]]
 MOST_BYTES: Final = 64 * 2**20  # of a body, either way; the providers accept half of that
 # A model may think for minutes before the first byte of an answer that is not a stream.
 TIMEOUT: Final = httpx.Timeout(connect=15, read=900, write=60, pool=None)
 RETRY_SECONDS: Final = 3_600  # no budget comes back while the command runs
+# The provider did not get the request.
+_NEVER_SENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.LocalProtocolError)
 _SPENDING: Final[Mapping[str, tuple[Provider, Format]]] = {
     "/v1/chat/completions": (Provider.OPENAI, Format.CHAT),
     "/v1/responses": (Provider.OPENAI, Format.RESPONSES),
@@ -45,13 +50,15 @@ _SPENDING: Final[Mapping[str, tuple[Provider, Format]]] = {
     "/v1/messages": (Provider.ANTHROPIC, Format.MESSAGES),
 }
 _COUNTING: Final = "/v1/messages/count_tokens"  # free of charge
-_MODELS: Final = re.compile(r"/v1/models(/[\w:@-][\w.:@-]*)*")
+_MODELS: Final = re.compile(r"/v1/models(/[\w:@-][\w.:@-]*)*", re.ASCII)
+_READABLE: Final = {"", "identity", "gzip", "deflate"}  # gzip is asked for
 # RFC 9110 7.6.1, and what the gateway sets by itself.
 _NOT_PASSED_ON: Final = {
-    *("connection", "keep-alive", "proxy-connection", "proxy-authenticate", "proxy-authorization"),
-    *("te", "trailer", "transfer-encoding", "upgrade", "host", "content-length", "expect"),
-    *("content-encoding", "accept-encoding", "authorization", "x-api-key", "cookie", "set-cookie"),
-    *("forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"),
+    *(b"connection", b"keep-alive", b"proxy-connection", b"proxy-authenticate"),
+    *(b"proxy-authorization", b"te", b"trailer", b"transfer-encoding", b"upgrade", b"host"),
+    *(b"content-length", b"expect", b"content-encoding", b"accept-encoding", b"authorization"),
+    *(b"x-api-key", b"cookie", b"set-cookie", b"forwarded", b"x-forwarded-for"),
+    *(b"x-forwarded-host", b"x-forwarded-proto"),
 }
 
 
@@ -67,6 +74,7 @@ class _RefusedError(Exception):
 @dataclass(eq=False, slots=True)
 class _Session:
     account: Account
+    is_over: bool = False
     tasks: set[asyncio.Task[Any]] = field(default_factory=set)
 
 
@@ -90,7 +98,10 @@ class Gateway:
     async def close(self, token: str, patience_seconds: float) -> None:
         """Refuse this token from now on; end its requests, estimating those that are cut short."""
         session = self._sessions.pop(token, None)
-        if session is None or not session.tasks:
+        if session is None:
+            return
+        session.is_over = True  # also for requests that were let in before
+        if not session.tasks:
             return
         _, left = await asyncio.wait(session.tasks, timeout=patience_seconds)
         for task in left:
@@ -120,7 +131,7 @@ class Gateway:
         session = self._sessions.get(_token(request))
         if session is None:
             raise _RefusedError(401, "This token is not, or no longer, valid for the gateway.")
-        path, method = request.url.path, request.method
+        path, method = request.scope["path"], request.method
         spending = _SPENDING.get(path) if method == "POST" else None
         is_free = (method == "POST" and path == _COUNTING) or (
             method == "GET" and _MODELS.fullmatch(path) is not None
@@ -156,14 +167,16 @@ class Gateway:
             asked = read_request(kind, body)
         except RequestError as error:
             raise _RefusedError(400, f"The gateway refused the request: {error}.") from None
+        outgoing = self._request(request, provider, asked.body)
         try:
             held = await self._follow(request, session, session.account.reserve(asked), ends=True)
         except AtCapError as error:
             headers = {"retry-after": str(RETRY_SECONDS), "x-should-retry": "false"}
             raise _RefusedError(429, str(error), headers) from None
-        work = _Exchange(asked, session.account, held).run(
-            self._request(request, provider, asked.body), self, provider, send
-        )
+        if session.is_over:  # while it waited for its turn
+            session.account.release(held)
+            raise _over()
+        work = _Exchange(asked, session.account, held).run(outgoing, self, provider, send)
         return await self._follow(request, session, work, ends=asked.is_stream)
 
     async def _follow(
@@ -173,6 +186,9 @@ class Gateway:
 
         Where `ends` is set, the client's disconnection ends it too. Raises ClientDisconnect.
         """
+        if session.is_over:
+            work.close()
+            raise _over()
         task = asyncio.ensure_future(work)
         session.tasks.add(task)
         task.add_done_callback(session.tasks.discard)
@@ -192,11 +208,12 @@ class Gateway:
             return task.result()
         if ends:
             raise ClientDisconnect
-        raise _RefusedError(503, "The command that has this token is over.")
+        raise _over()
 
     async def _pass_on(self, request: Request, provider: Provider, body: bytes) -> Response:
+        outgoing = self._request(request, provider, body)
         try:
-            answer = await self.send(self._request(request, provider, body))
+            answer = await self.send(outgoing)
             try:
                 return self.whole(answer, await read_whole(answer), provider)
             finally:
@@ -205,22 +222,29 @@ class Gateway:
             raise _RefusedError(*_failure(error)) from None
 
     def _request(self, request: Request, provider: Provider, body: bytes) -> httpx.Request:
+        """Return the request to the provider: its address, and a path of the known ones.
+
+        Nothing is read from the URL that the framework makes of the path and the Host header.
+        """
         upstream = self._providers[provider]
-        path = request.url.path
+        path = request.scope["path"]
         if provider is Provider.OPENAI:
             path = path.removeprefix("/v1")
-        query = f"?{request.url.query}" if request.url.query else ""
-        headers = {
-            **_passed_on(request.headers),
-            "accept-encoding": "gzip, identity",
-            **upstream.headers,
-        }
-        return self._client.build_request(
-            request.method,
-            f"{upstream.base_url}{path}{query}",
-            headers=headers,
-            content=body if request.method == "POST" else None,
-        )
+        query = quote(request.scope["query_string"], safe="!$%&'()*+,/:;=?@[]~")
+        headers = [
+            *_passed_on(request.headers.raw),
+            (b"accept-encoding", b"gzip, identity"),
+            *((name.encode(), value.encode()) for name, value in upstream.headers.items()),
+        ]
+        try:
+            return self._client.build_request(
+                request.method,
+                f"{upstream.base_url}{path}{'?' if query else ''}{query}",
+                headers=headers,
+                content=body if request.method == "POST" else None,
+            )
+        except httpx.InvalidURL as error:
+            raise _RefusedError(400, f"The address is not a URL: {error}.") from None
 
     async def send(self, request: httpx.Request) -> httpx.Response:
         """Ask the provider; returns when the answer's headers are here. Raises httpx.HTTPError."""
@@ -228,9 +252,24 @@ class Gateway:
 
     def whole(self, answer: httpx.Response, body: bytes, provider: Provider) -> Response:
         """Return an answer that is complete, without the key if the provider repeats it."""
+        response = Response(self.without_key(body, provider), answer.status_code)
+        response.raw_headers += self.answer_headers(answer, provider)
+        return response
+
+    def answer_headers(
+        self, answer: httpx.Response, provider: Provider
+    ) -> list[tuple[bytes, bytes]]:
+        """Return the headers of an answer that are for the client, without the key."""
+        return [
+            (name, self.without_key(value, provider))
+            for name, value in _passed_on(answer.headers.raw)
+        ]
+
+    def without_key(self, text: bytes, provider: Provider) -> bytes:
+        """Return a text of the provider with stars in place of the key."""
         for secret in self._providers[provider].secrets:
-            body = body.replace(secret.encode(), b"***")
-        return Response(body, answer.status_code, _passed_on(answer.headers))
+            text = text.replace(secret.encode(), b"***")
+        return text
 
 
 class _Exchange:
@@ -252,16 +291,18 @@ class _Exchange:
             self._may_cost = True
             answer = await gateway.send(request)
             self._may_cost = answer.is_success
-            kind = answer.headers.get("content-type", "")
+            kind = answer.headers.get("content-type", "").lower()
             if answer.is_success and kind.startswith("text/event-stream"):
-                await self._relay(answer, send)
+                headers = gateway.answer_headers(answer, provider)
+                hide = partial(gateway.without_key, provider=provider)
+                await self._relay(answer, headers, hide, send)
                 return None
             body = await read_whole(answer)
             if answer.is_success:
                 self._reading.document(body)
             return gateway.whole(answer, body, provider)
         except httpx.HTTPError as error:
-            if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+            if isinstance(error, _NEVER_SENT):
                 self._may_cost = False
             raise _RefusedError(*_failure(error)) from None
         finally:
@@ -269,12 +310,15 @@ class _Exchange:
             if answer is not None:
                 await answer.aclose()
 
-    async def _relay(self, answer: httpx.Response, send: Send) -> None:
+    async def _relay(
+        self,
+        answer: httpx.Response,
+        headers: Headers,
+        hide: Callable[[bytes], bytes],
+        send: Send,
+    ) -> None:
         """Pass a stream on, event by event."""
-        headers = [
-            (name.encode("latin-1"), value.encode("latin-1"))
-            for name, value in _passed_on(answer.headers).items()
-        ]
+        _require_readable(answer)
         start = {"type": "http.response.start", "status": answer.status_code, "headers": headers}
         await send(start)
         events = Events()
@@ -285,9 +329,10 @@ class _Exchange:
                 if events.size > MOST_BYTES:
                     raise httpx.DecodingError("an event is too large")
                 if seen:
-                    await send({"type": "http.response.body", "body": seen, "more_body": True})
+                    body = {"type": "http.response.body", "body": hide(seen), "more_body": True}
+                    await send(body)
             last = events.rest()
-            end = last if last and self._reading.event(last) else b""
+            end = hide(last) if last and self._reading.event(last) else b""
         except httpx.HTTPError as error:
             # The status is sent already: the client learns of it by an event.
             end = error_event(self._asked.format, _failure(error)[1])
@@ -311,12 +356,23 @@ class _Exchange:
 
 async def read_whole(answer: httpx.Response) -> bytes:
     """Read an answer that is not a stream. Raises httpx.HTTPError."""
+    _require_readable(answer)
     body = bytearray()
     async for part in answer.aiter_bytes():
         body += part
         if len(body) > MOST_BYTES:
             raise httpx.DecodingError("the answer is too large")
     return bytes(body)
+
+
+def _require_readable(answer: httpx.Response) -> None:
+    """Refuse an encoding that was not asked for: its bytes would be taken for text.
+
+    Raises httpx.DecodingError.
+    """
+    encodings = answer.headers.get("content-encoding", "").lower().split(",")
+    if not {each.strip() for each in encodings} <= _READABLE:
+        raise httpx.DecodingError("an encoding that was not asked for")
 
 
 async def _body(request: Request) -> bytes:
@@ -348,7 +404,7 @@ async def _gone(request: Request) -> None:
 
 def _provider(request: Request) -> Provider:
     """Return whose path it is; both have `/v1/models`, where Anthropic's clients name a version."""
-    path = request.url.path
+    path = request.scope["path"]
     is_messages = path == "/v1/messages" or path.startswith("/v1/messages/")
     is_anthropic = is_messages or "anthropic-version" in request.headers
     return Provider.ANTHROPIC if is_anthropic else Provider.OPENAI
@@ -361,14 +417,20 @@ def _token(request: Request) -> str:
     return request.headers.get("x-api-key", "")
 
 
-def _passed_on(headers: Mapping[str, str]) -> dict[str, str]:
-    """Return the headers that are for the other end, not for this connection."""
-    named = {name.strip().lower() for name in headers.get("connection", "").split(",")}
-    return {
-        name: value
-        for name, value in ((name.lower(), value) for name, value in headers.items())
-        if name not in _NOT_PASSED_ON and name not in named
+def _passed_on(headers: Headers) -> list[tuple[bytes, bytes]]:
+    """Return the headers that are for the other end, not for this connection, byte for byte."""
+    lower = [(name.lower(), value) for name, value in headers]
+    named = {
+        each.strip().lower()
+        for name, value in lower
+        if name == b"connection"
+        for each in value.split(b",")
     }
+    return [each for each in lower if each[0] not in _NOT_PASSED_ON and each[0] not in named]
+
+
+def _over() -> _RefusedError:
+    return _RefusedError(503, "The command that has this token is over.")
 
 
 def _failure(error: httpx.HTTPError) -> tuple[int, str]:
@@ -377,4 +439,6 @@ def _failure(error: httpx.HTTPError) -> tuple[int, str]:
         return 504, "The provider did not answer in time."
     if isinstance(error, httpx.ConnectError):
         return 502, "The provider cannot be reached."
+    if isinstance(error, httpx.DecodingError):
+        return 502, "The provider's answer cannot be decoded, or is too large."
     return 502, f"The provider's answer broke off ({type(error).__name__})."

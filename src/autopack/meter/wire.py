@@ -20,7 +20,10 @@ MOST_OUTPUT: Final = 128_000
 # For estimates alone, where a provider's usage is lost. Most text has more bytes a token.
 BYTES_A_TOKEN: Final = 3
 _END_OF_EVENT: Final = re.compile(rb"\r\n\r\n|\n\n|\r\r")
-_MOST_COUNT: Final = 2**53
+# No request has so many tokens of a kind; a provider that tells more is not believed.
+_MOST_COUNT: Final = 10**9
+# What may be printed and recorded: no spaces, no controls, no marks that turn the text around.
+_MODEL_NAME: Final = re.compile(r"[\w.:/@+~-]{1,200}", re.ASCII)
 
 
 class RequestError(Exception):
@@ -99,9 +102,13 @@ def read_request(kind: Format, body: bytes) -> Asked:
     A token has at least one byte, so the size of the body bounds the tokens of its text.
     """
     try:
-        asked = json.loads(body)
+        return _read_request(kind, body)
     except (ValueError, RecursionError):
         raise RequestError("the body is not JSON") from None
+
+
+def _read_request(kind: Format, body: bytes) -> Asked:
+    asked = json.loads(body, object_pairs_hook=_named_once)
     if not isinstance(asked, dict):
         raise RequestError("the body is not a JSON object")
     if asked.get("background"):
@@ -115,24 +122,35 @@ def read_request(kind: Format, body: bytes) -> Asked:
             hides_usage = True
             asked["stream_options"] = {**options, "include_usage": True}
             body = json.dumps(asked).encode()
-    model = asked.get("model")
     stored = ("previous_response_id", "conversation", "prompt")
     return Asked(
         format=kind,
         body=body,
-        model=model if isinstance(model, str) else "",
+        model=_model_name(asked.get("model")),
         is_stream=is_stream,
         most_input=None if any(asked.get(name) for name in stored) else len(body),
-        most_output=_most_output(asked),
+        most_output=_most_output(kind, asked),
         hides_usage=hides_usage,
     )
 
 
-def _most_output(asked: Json) -> int:
+def _named_once(pairs: list[tuple[str, Any]]) -> Json:
+    """Return an object. Readers differ in which of two values of one name they take."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise RequestError("an object in the body has one name twice")
+    return found
+
+
+def _most_output(kind: Format, asked: Json) -> int:
+    """Return the bound of the output, from the limits that this format knows.
+
+    A server ignores, or refuses, those of other formats.
+    """
     limits = [
         limit
-        for name in ("max_tokens", "max_completion_tokens", "max_output_tokens")
-        if isinstance(limit := asked.get(name), int) and limit > 0
+        for name in _LIMITS[kind]
+        if type(limit := asked.get(name)) is int and limit > 0  # True is an int, and no limit
     ]
     answers = asked.get("n")  # Chat Completions: so many answers, each up to the limit
     number = answers if isinstance(answers, int) and answers > 1 else 1
@@ -196,9 +214,7 @@ class Reading:
         return True
 
     def _model(self, answer: Json) -> None:
-        model = answer.get("model")
-        if isinstance(model, str) and model:
-            self.model = model
+        self.model = _model_name(answer.get("model")) or self.model
 
     def _tell(self, usage: object, *, is_last: bool) -> None:
         if isinstance(usage, dict) and usage:
@@ -252,6 +268,11 @@ def error_event(kind: Format, message: str) -> bytes:
     return f"{name}data: {json.dumps(document)}\n\n".encode()
 
 
+_LIMITS: Final[Mapping[Format, tuple[str, ...]]] = {
+    Format.CHAT: ("max_tokens", "max_completion_tokens"),
+    Format.RESPONSES: ("max_output_tokens",),
+    Format.MESSAGES: ("max_tokens",),
+}
 _ANTHROPIC_ERRORS: Final = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -271,7 +292,23 @@ _OPENAI_ERRORS: Final = {
 }
 
 
-def _usage(kind: Format, told: Mapping[str, Any]) -> Usage:
+class _UntrueError(ValueError):
+    """A usage has a value that is no number of tokens."""
+
+
+def _usage(kind: Format, told: Mapping[str, Any]) -> Usage | None:
+    """Return the usage that a provider told; None where it cannot be true.
+
+    Every answer uses tokens, so none at all is not believed either.
+    """
+    try:
+        usage = _counts(kind, told)
+    except _UntrueError:
+        return None
+    return usage if usage.tokens else None
+
+
+def _counts(kind: Format, told: Mapping[str, Any]) -> Usage:
     if kind is Format.MESSAGES:
         return Usage(
             # Writing to the cache costs at least as much as uncached input.
@@ -283,7 +320,8 @@ def _usage(kind: Format, told: Mapping[str, Any]) -> Usage:
     inputs, outputs = (_count(told, f"{name}_tokens") for name in names)
     of_input, of_output = (_object(told, f"{name}_tokens_details") for name in names)
     cached = min(inputs, _count(of_input, "cached_tokens"))
-    return Usage(inputs - cached, outputs, cached, _count(of_output, "reasoning_tokens"))
+    reasoning = min(outputs, _count(of_output, "reasoning_tokens"))
+    return Usage(inputs - cached, outputs, cached, reasoning)
 
 
 def _data(event: bytes) -> bytes:
@@ -308,15 +346,26 @@ def _object(source: object, name: str) -> Json:
 
 def _count(source: Mapping[str, Any], name: str) -> int:
     value = source.get(name)
-    if not isinstance(value, int) or isinstance(value, bool):
+    if value is None:
         return 0
-    return value if 0 <= value < _MOST_COUNT else 0
+    if type(value) is not int or not 0 <= value < _MOST_COUNT:
+        raise _UntrueError(name)
+    return value
+
+
+def _model_name(value: object) -> str:
+    return value if isinstance(value, str) and _MODEL_NAME.fullmatch(value) else ""
 
 
 def _letters(value: object) -> int:
-    """Return the bytes of all texts in a part of an answer."""
-    if isinstance(value, str):
-        return len(value.encode(errors="replace"))
-    if isinstance(value, dict):
-        return sum(map(_letters, value.values()))
-    return sum(map(_letters, value)) if isinstance(value, list) else 0
+    """Return the bytes of all texts in a part of an answer, however deep it is."""
+    count, left = 0, [value]
+    while left:
+        each = left.pop()
+        if isinstance(each, str):
+            count += len(each.encode(errors="replace"))
+        elif isinstance(each, dict):
+            left += each.values()
+        elif isinstance(each, list):
+            left += each
+    return count

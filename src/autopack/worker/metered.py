@@ -120,7 +120,9 @@ def spent_line(spent: Spent) -> str:
 
 def _money(cost: Decimal, unpriced: Sequence[str]) -> str:
     if unpriced:
-        return f"cost unknown: the ruleset has no price of {', '.join(unpriced)}"
+        names = [model or "a model whose name is not known" for model in unpriced[:3]]
+        more = f" and {len(unpriced) - 3} more" if len(unpriced) > 3 else ""
+        return f"cost unknown: the ruleset has no price of {', '.join(names)}{more}"
     return f"{cost} USD"
 
 
