@@ -40,7 +40,7 @@ PARTS: Final[dict[str, list[tuple[str, str, str]]]] = {
         ("autopack.store.session", "RowSession", "rollback close"),
     ],
     "rules": [
-        ("autopack.services.change", "", "decide fold"),
+        ("autopack.services.change", "", "decide"),
         ("autopack.services.settling", "", "settle_run"),
         ("autopack.services.building", "", "weigh_builder_result"),
         ("autopack.store.runs", "", "read_state write_state add_events"),

@@ -123,9 +123,9 @@ class Drive:
                 tree=f"tree-{self.commits}",
                 again=tuple(again),
             )
-            events = deciding.decide(decision.state, undone, self.now)
-            decision.state = fold(decision.state, events)
-            decision.events += events
+            decided = deciding.decide(decision.state, undone, self.now)
+            decision.state = decided.state
+            decision.events += decided.events
 
     def start_phase(self, phase_id: str) -> PhaseState:
         self.decide(lambda decision: building.open_attempt(decision, phase_id))

@@ -1,7 +1,7 @@
 """The entry point of the rules: a state and an input give events. (rules §1)
 
-    events = decide(state, given, now)        # what happened state = fold(state, events)
-    # evolve.py events += settle(before, state, now)      # what follows for tiers and run
+    decided = decide(state, given, now)            # what happened, and the state after it
+    settled = settle(state, decided.state, now)    # what follows for tiers and run
 
 Between `decide` and `settle` the use case does in git what the events demand. Nothing here reads a
 clock, a database or a repository, so recorded inputs can be decided again under other rules.
@@ -99,9 +99,15 @@ Given = (
 )
 
 
-def decide(
-    state: RunState, given: Given, now: datetime, actor: str = SUPERVISOR
-) -> tuple[Event, ...]:
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """The events of a decision, and the state that `fold` makes of them."""
+
+    events: tuple[Event, ...]
+    state: RunState
+
+
+def decide(state: RunState, given: Given, now: datetime, actor: str = SUPERVISOR) -> Decided:
     """Return the events that an input causes.
 
     Raises a typed refusal (errors.py); a refused input changes nothing.
@@ -153,7 +159,7 @@ def decide(
                 f"phases '{given.phase_id}' and '{given.other_id}' are entangled: the first has to"
                 " be undone, and the patch of the second does not apply without it",
             )
-    return tuple(decision.events)
+    return Decided(tuple(decision.events), decision.state)
 
 
 def _undo(decision: Decision, given: Undone) -> None:
@@ -183,11 +189,11 @@ def touches_issues(given: Given) -> bool:
     return False
 
 
-def settle(before: RunState, state: RunState, now: datetime) -> tuple[Event, ...]:
+def settle(before: RunState, state: RunState, now: datetime) -> Decided:
     """Return the events of tiers and run that follow from a change, as its last step."""
     decision = Decision(state, now)
     consequences.settle(decision, before)
-    return tuple(decision.events)
+    return Decided(tuple(decision.events), decision.state)
 
 
 def weigh_builder_result(

@@ -20,7 +20,6 @@ from .claiming import Claim, LeaseLostError, WorkAsked
 from .deadlines import Lapse, Tick
 from .deciding import Given, Undone, decide, settle, weigh_auditor_result, weigh_builder_result
 from .errors import AutopackError
-from .evolve import fold
 from .issue_rules import IssueSeen, IssuesSeen
 from .judging import CiRunBegun, CiRunWanted, CiVerdict
 from .money import ZERO_USD
@@ -136,12 +135,12 @@ class _Replayer:
     def take(self, events: Sequence[e.Event]) -> None:
         """Apply the clock, then decide the inputs of one recorded change."""
         now, before = events[0].at, self.run
-        self.run = fold(before, decide(before, Tick(), now))
+        self.run = decide(before, Tick(), now).state
         self._settle(before, now)
         before = self.run
         try:
             for given in self._given(events, now):
-                self.run = fold(self.run, decide(self.run, given, now, events[0].actor))
+                self.run = decide(self.run, given, now, events[0].actor).state
         except AutopackError:  # refused under these rules
             self.run = before
             self.skipped_inputs += 1
@@ -160,11 +159,11 @@ class _Replayer:
                     for number, other in enumerate(after_it(self.run, mine))
                 )
                 undone = Undone(phase_id=mine.phase_id, commit="replayed", tree="", again=again)
-                self.run = fold(self.run, decide(self.run, undone, now))
+                self.run = decide(self.run, undone, now).state
 
     def _settle(self, before: RunState, now: datetime) -> None:
         if self.run != before:
-            self.run = fold(self.run, settle(before, self.run, now))
+            self.run = settle(before, self.run, now).state
 
     def _given(self, events: Sequence[e.Event], now: datetime) -> Iterator[Given]:
         """Read the inputs of a change from its events."""

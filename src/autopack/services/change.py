@@ -17,9 +17,8 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Final
 
-from ..domain.deciding import Given, decide, touches_issues
+from ..domain.deciding import Decided, Given, decide, touches_issues
 from ..domain.events import Event, IssueRecorded, PhaseEvent
-from ..domain.evolve import fold
 from ..domain.issues import IssueReport
 from ..domain.outcomes import CommitKind
 from ..domain.run import PhaseState
@@ -65,6 +64,7 @@ class RunChange:
         self._shown: set[str] = set()
         self._shows_backlog = False
         self._has_issues = False
+        self._index: tuple[Mapping[tuple[str, str], Sighting], IssueIndexAnswer] | None = None
 
     def name_agent(self, agent: str | None) -> None:
         """Let the events name an agent without a key by the name that it gives itself."""
@@ -83,10 +83,10 @@ class RunChange:
         self.prepare(given)
         self.take(decide(self.state, given, self.now, self.actor))
 
-    def take(self, events: tuple[Event, ...]) -> None:
-        """Apply events of the rules to the state."""
-        self.state = fold(self.state, events)
-        self.events += events
+    def take(self, decided: Decided) -> None:
+        """Take over what the rules have decided about the state so far."""
+        self.state = decided.state
+        self.events += decided.events
 
     def prepare(self, given: Given) -> None:
         """Read the run's issues if the decision about this input concerns them."""
@@ -99,9 +99,11 @@ class RunChange:
         """Return the run's issues by key, after the settled change."""
         if not self._has_issues:
             return run_index(self.session, self.run)
-        return index_answer(
-            self.run, [self._run_issue(each) for each in self.state.issues.values()]
-        )
+        entries = self.state.issues
+        if self._index is None or self._index[0] is not entries:  # the answer and a file show it
+            found = [self._run_issue(each) for each in entries.values()]
+            self._index = entries, index_answer(self.run, found)
+        return self._index[1]
 
     def _run_issue(self, entry: Sighting) -> RunIssue:
         """Return an entry with its place in the run; new entries of this change have none yet."""

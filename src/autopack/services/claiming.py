@@ -134,13 +134,12 @@ def peek(
     with context.reading() as session:
         run = runs.get_run(session, run_id)
         state, now = runs.read_state(run), context.now_in(run)
-        events = decide(state, Tick(), now)
-        require_live(fold(state, events))
+        ticked = decide(state, Tick(), now)
+        require_live(ticked.state)
         asked = claiming.WorkAsked(role, account)
         found = claiming.find_claimable(state, asked, now, context.caller.actor)
-        if found is None or events:
-            ended = decide(state, asked, now)
-            require_live(fold(state, (*events, *ended)))
+        if found is None or ticked.events:
+            require_live(fold(ticked.state, decide(state, asked, now).events))
             return None
         return work_item(context, session, run, state, found.phase, role)
 

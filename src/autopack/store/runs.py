@@ -507,12 +507,10 @@ _NOT_COLUMNS: Final = frozenset({"tiers", "phases", "issues"})
 def _write(row: object, state: Any, before: Any) -> None:
     if state is before:  # values are immutable, so the same object is unchanged
         return
-    for field in fields(state):
-        if field.name in _NOT_COLUMNS:
-            continue
-        value = getattr(state, field.name)
-        if before is None or value != getattr(before, field.name):
-            setattr(row, field.name, _column(value))
+    known = {} if before is None else before.__dict__
+    for name, value in state.__dict__.items():
+        if name not in _NOT_COLUMNS and (before is None or value != known[name]):
+            setattr(row, name, _column(value))
 
 
 def _column(value: Any) -> Any:
