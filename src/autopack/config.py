@@ -6,6 +6,7 @@ import difflib
 import json
 import os
 import re
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -22,6 +23,7 @@ from pydantic_settings import BaseSettings, DotEnvSettingsSource, NoDecode, Sett
 
 from .domain.identifiers import identifier_problem
 from .domain.oidc import RoleClaims
+from .domain.retention import read_retention
 
 MEGABYTE = 1_000_000
 # The project of every service that was not given another name, before folders gave them names.
@@ -275,6 +277,16 @@ class Settings(BaseSettings):
         " and end are.",
     )
     sql_timeout_seconds: int = Field(default=15, gt=0, description="Longest SQL statement.")
+    retention: Annotated[timedelta | None, NoDecode] = Field(
+        default=None,
+        description="How long the details of a settled run are kept, such as `90d` or `12w`; unset:"
+        " for ever. More in docs/backup.md.",
+    )
+
+    @field_validator("retention", mode="before")
+    @classmethod
+    def _retention(cls, value: object) -> object:
+        return read_retention(value) if isinstance(value, str) else value
 
     @field_validator("allowed_hosts", mode="before")
     @classmethod

@@ -80,6 +80,8 @@ from .services.keys import revoke_key as revoke_key
 from .services.keys import rotate_key as rotate_key
 from .services.oidc import IssuerKeys, TokenVerifier
 from .services.pushes import push_branch, resume_pushes
+from .services.retention import Retention
+from .services.retention import retain as retain
 from .services.serving import ClonePlace, ServedElsewhereError, require_history
 from .services.settling import CI_QUEUE, CI_TASK
 from .services.upkeep import UPKEEP_QUEUE, keep_up_alone, start_up
@@ -107,6 +109,7 @@ OPERATIONS: Final = (
     webhooks,
 )
 UPKEEP_SECONDS = 5
+RETENTION_SECONDS = 50  # how often it is seen whether a pass is due
 PUSH_WORKERS = 3
 # A receiver that hangs keeps one of them for some seconds at a time.
 WEBHOOK_WORKERS = 4
@@ -328,7 +331,10 @@ def queues_of(context: AppContext) -> list[Queue]:
         Queue(
             name=UPKEEP_QUEUE,
             concurrency=3,
-            every={"keep_up": (UPKEEP_SECONDS, partial(keep_up_alone, context))},
+            every={
+                "keep_up": (UPKEEP_SECONDS, partial(keep_up_alone, context)),
+                "retain": (RETENTION_SECONDS, Retention(context)),
+            },
             tasks={
                 BEGIN_TASK: partial(begin_ci_run, context),
                 TAKE_TASK: partial(record_ci_outcome, context),

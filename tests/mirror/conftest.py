@@ -13,6 +13,7 @@ from autopack.domain.issues import BacklogStatus, IssueState, IssueStatus
 from autopack.domain.money import ZERO_USD
 from autopack.domain.outcomes import Outcome
 from autopack.domain.promotion import PromotionState
+from autopack.domain.retention import Details
 from autopack.domain.run import DebtStatus
 from autopack.domain.states import Cleanliness, PhaseStatus, RunStatus, TierStatus
 from autopack.domain.terms import (
@@ -84,6 +85,8 @@ def make_run(phases: list[PhaseDetail] | None = None, **changes: Any) -> RunDeta
         run_scope=RunScope.INCREMENTAL,
         started_by="local:operator@host-1",
         strategy_version=1,
+        details=Details.KEPT,
+        details_removed_at=None,
         token_cap=5_000_000,
         tokens_used=0,
         tokens_measured=0,

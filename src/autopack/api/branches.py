@@ -81,7 +81,7 @@ def patch_check(
 @router.post(
     "/runs/{run_id}/rollback",
     response_model=RollbackAnswer,
-    responses=problems(404, 409, 413, 422, 503),
+    responses=problems(404, 409, 410, 413, 422, 503),
     summary="Reset a finished run's branch to a snapshot",
 )
 def rollback(

@@ -21,7 +21,7 @@ router = APIRouter(tags=["ci"], route_class=StrictRoute)
 @router.post(
     "/runs/{run_id}/phases/{phase_id}/ci_result",
     response_model=CiResultAnswer,
-    responses=problems(404, 409, 413, 422, 503),
+    responses=problems(404, 409, 410, 413, 422, 503),
     summary="Submit CI's verdict",
 )
 def ci_result(
@@ -60,7 +60,7 @@ def ci_runs(context: Context, run_id: RunId) -> CiRunsAnswer:
             "description": "The output of the command",
             "content": {"text/plain": {"schema": {"type": "string"}}},
         },
-        **problems(404, 422, 503),
+        **problems(404, 410, 422, 503),
     },
     summary="Read a CI run's log",
 )

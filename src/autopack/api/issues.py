@@ -37,7 +37,7 @@ router = APIRouter(tags=["issues"], route_class=StrictRoute)
     "/runs/{run_id}/phases/{phase_id}/record_issue",
     status_code=201,
     response_model=RecordIssueAnswer,
-    responses=problems(404, 409, 413, 422, 503),
+    responses=problems(404, 409, 410, 413, 422, 503),
     summary="Record an issue",
 )
 def record_issue(

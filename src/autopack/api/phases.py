@@ -40,7 +40,7 @@ def timeline(context: Context, run_id: RunId) -> TimelineAnswer:
 
 @router.post(
     "/runs/{run_id}/phases/{phase_id}/update_status",
-    responses=problems(404, 409, 413, 422, 503),
+    responses=problems(404, 409, 410, 413, 422, 503),
     summary="Set a phase's state by hand",
 )
 def update_status(

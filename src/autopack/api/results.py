@@ -30,7 +30,7 @@ DEFAULT_REVIEW: Final = AuditRequest()
 @router.post(
     "/runs/{run_id}/phases/{phase_id}/builder_result",
     response_model=BuilderResultAnswer,
-    responses=problems(404, 409, 413, 422, 503),
+    responses=problems(404, 409, 410, 413, 422, 503),
     summary="Submit a Builder's result",
 )
 def builder_result(
@@ -56,7 +56,7 @@ def builder_result(
     "/runs/{run_id}/phases/{phase_id}/auditor_request",
     status_code=202,
     response_model=AuditRequestAnswer,
-    responses=problems(404, 409, 413, 422, 503),
+    responses=problems(404, 409, 410, 413, 422, 503),
     summary="Request a review",
 )
 def auditor_request(
@@ -80,7 +80,7 @@ def auditor_request(
 @router.post(
     "/runs/{run_id}/phases/{phase_id}/auditor_result",
     response_model=AuditorResultAnswer,
-    responses=problems(404, 409, 413, 422, 503),
+    responses=problems(404, 409, 410, 413, 422, 503),
     summary="Submit an Auditor's result",
 )
 def auditor_result(
@@ -119,7 +119,7 @@ def attempts(context: Context, run_id: RunId, phase_id: PhaseId) -> AttemptsAnsw
             "description": "The patch as it was sent",
             "content": {"text/x-diff": {"schema": {"type": "string"}}},
         },
-        **problems(404, 422, 503),
+        **problems(404, 410, 422, 503),
     },
     summary="Read a patch that an agent sent",
 )

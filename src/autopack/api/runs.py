@@ -133,7 +133,7 @@ def get_run(context: Context, run_id: RunId) -> RunAnswer:
     status_code=201,
     responses={
         200: {"model": RunAnswer, "description": "The same continuation was started before"},
-        **problems(404, 409, 413, 422, 503),
+        **problems(404, 409, 410, 413, 422, 503),
     },
     summary="Continue a failed run as a new one",
 )
@@ -160,7 +160,7 @@ def continue_run(
     status_code=201,
     responses={
         200: {"model": RunAnswer, "description": "The same rebase was started before"},
-        **problems(404, 409, 413, 422, 503),
+        **problems(404, 409, 410, 413, 422, 503),
     },
     summary="Make a run's branch again on today's base, as a new run",
 )
@@ -187,7 +187,7 @@ def rebase_run(
 
 @router.post(
     "/runs/{run_id}/cancel",
-    responses=problems(404, 409, 413, 422, 503),
+    responses=problems(404, 409, 410, 413, 422, 503),
     summary="Cancel a run",
 )
 def cancel_run(

@@ -17,6 +17,7 @@ import typer
 from ..config import Settings, SettingsError
 from ..database import Database, open_database
 from ..domain.errors import AutopackError, ErrorKind
+from ..domain.retention import read_retention
 from ..gitrepo.errors import RepositoryUnusableError
 from ..gitrepo.tracked import require_untracked
 from ..migrating import DatabaseError, Step
@@ -142,7 +143,7 @@ def backup(
 
     The file has digests of keys, secrets of webhooks and all code of the runs: keep it safe.
     """
-    with _restoring() as settings:
+    with _one_line_errors() as settings:
         from ..backup import make_backup
 
         _require_database(settings)
@@ -170,7 +171,7 @@ def restore(
 
     Ends with 0 when every run is as it was, else with each problem and 1.
     """
-    with _restoring() as settings:
+    with _one_line_errors() as settings:
         from ..backup import restore_backup
 
         found = restore_backup(settings, file, is_replacing=replace, told=_tell_progress)
@@ -179,6 +180,46 @@ def restore(
     else:
         say(*_report(found))
     return NO if found.problems else FINE
+
+
+@app.command()
+def retain(
+    older_than: Annotated[
+        str | None,
+        typer.Option(metavar="AGE", help="Instead of AUTOPACK_RETENTION, such as 90d or 12w."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would go.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Remove the details of runs that were settled so long ago, as the service does every hour.
+
+    Their records stay on their branches. Services may go on working.
+    """
+    with _one_line_errors() as settings:
+        age = settings.retention
+        try:
+            age = read_retention(older_than) if older_than is not None else age
+        except ValueError as error:
+            raise CommandError(f"--older-than: {error}") from error
+        if age is None:
+            raise CommandError("AUTOPACK_RETENTION is not set: --older-than says an age")
+        _require_database(settings)
+        from ..main import beside_database, retain
+
+        with beside_database(settings, "cli") as context:
+            found = retain(context, age, is_dry_run=dry_run)
+    if json:
+        print_json(found)
+        return
+    verb = "would lose" if dry_run else "have lost"
+    say(f"{found.runs} runs {verb} their details: {found.bytes / 1_000_000:,.1f} MB.")
+    for count, why in (
+        (found.kept_not_settled, "are not merged, dismissed, continued or cancelled so long ago"),
+        (found.kept_without_record, "have no whole record in the repository"),
+        (found.kept_in_use, "wait for a push, or a run that builds on them has its details"),
+    ):
+        if count:
+            say(f"{count} older runs keep them: they {why}.")
 
 
 def _tell_progress(done: int, total: int) -> None:
@@ -206,8 +247,8 @@ def _report(found: RestoreAnswer) -> Iterator[str]:
 
 
 @contextmanager
-def _restoring() -> Iterator[Settings]:
-    """Read the settings, and turn every error of a backup into one line. Raises CommandError."""
+def _one_line_errors() -> Iterator[Settings]:
+    """Read the settings, and turn every error into one line. Raises CommandError."""
     log_warnings_alone()
     with importing():
         from ..postgres_tools import PostgresToolError

@@ -10,6 +10,7 @@ class ErrorKind(StrEnum):
     INVALID = "invalid"
     NOT_FOUND = "not_found"
     CONFLICT = "conflict"
+    GONE = "gone"
     FORBIDDEN = "forbidden"
     UNAUTHORIZED = "unauthorized"
     TOO_LARGE = "too_large"
@@ -47,6 +48,13 @@ class NotFoundError(AutopackError):
 class ConflictError(AutopackError):
     kind = ErrorKind.CONFLICT
     code = "conflict"
+
+
+class GoneError(AutopackError):
+    """What is asked for was here, and was removed for good."""
+
+    kind = ErrorKind.GONE
+    code = "gone"
 
 
 class ForbiddenError(AutopackError):

@@ -45,6 +45,7 @@ _OURS = re.compile(
     r"|project_implementation_strategy_v\d+\.json"
     r"|tier_\d+_.+\.md|phase_\d+_.+\.md|phase_\d+_.+_issues\.json"
 )
+_DETAILS = re.compile(rf"(?!{re.escape(SUMMARY)})(?:{_OURS.pattern})")
 # File times are less exact than the service's clock.
 _CLOCK_TOLERANCE = timedelta(seconds=1)
 _END_OF_TIME = datetime(9999, 1, 1, tzinfo=UTC)
@@ -150,6 +151,20 @@ class Mirror:
                     for folder in folders.values():
                         remove_older(folder, _OURS, report.created_at - _CLOCK_TOLERANCE)
             self._write_newer(top, report.revision, files)
+
+    def write_summary_alone(self, report: RunDetail) -> None:
+        """Write the summary of a run whose details were removed, and remove its other files.
+
+        Raises MirrorUnusableError.
+        """
+        with (
+            self._locked(report.run_id) as top,
+            usable(top.path),
+            _run_folders(top, _FOLDERS) as folders,
+        ):
+            self._write_newer(top, report.revision, {SUMMARY: pages.run_page(report)})
+            for folder in folders.values():
+                remove_older(folder, _DETAILS, _END_OF_TIME)
 
     def remove_files(self, run_id: str) -> None:
         """Remove the files that Autopack wrote for a run; an older state of it follows.

@@ -12,6 +12,7 @@ from ..domain.attention import ClosedAs
 from ..domain.issues import IssueState, issue_state
 from ..domain.naming import branch_name
 from ..domain.promotion import PromotionState, promotion_state
+from ..domain.retention import Details
 from ..domain.run import CompletedBy, DebtStatus, FailureCode
 from ..domain.states import Cleanliness, PhaseStatus, RunStatus, TierStatus
 from ..domain.terms import (
@@ -115,6 +116,8 @@ class Run(Base):
     closed_at: Mapped[datetime | None]
     closed_by: Mapped[str | None]
     closed_as: Mapped[ClosedAs | None]
+    # Since when the run has only its record, its sums and what its summary shows. (rules §10)
+    details_removed_at: Mapped[datetime | None]
 
     tiers: Mapped[list[Tier]] = relationship(
         back_populates="run", order_by="Tier.tier_index", lazy="raise"
@@ -122,6 +125,10 @@ class Run(Base):
     phases: Mapped[list[Phase]] = relationship(
         back_populates="run", order_by="Phase.tier_index, Phase.phase_index", lazy="raise"
     )
+
+    @property
+    def details(self) -> Details:
+        return Details.KEPT if self.details_removed_at is None else Details.REMOVED
 
     @property
     def branch(self) -> str:
@@ -145,6 +152,14 @@ class Run(Base):
         Index("ix_runs_live_deadline_at", "deadline_at", postgresql_where=text("ended_at IS NULL")),
         Index("ix_runs_uncounted_ended_at", "ended_at", postgresql_where=text("NOT is_counted")),
         Index("ix_runs_ended_at", "ended_at", postgresql_where=text("ended_at IS NOT NULL")),
+        Index(
+            "ix_runs_detailed_ended_at",
+            "ended_at",
+            "id",
+            postgresql_where=text("ended_at IS NOT NULL AND details_removed_at IS NULL"),
+        ),
+        Index("ix_runs_continues", "continues", postgresql_where=text("continues IS NOT NULL")),
+        Index("ix_runs_rebases", "rebases", postgresql_where=text("rebases IS NOT NULL")),
         Index(
             "ix_runs_unclosed_ended_at",
             "ended_at",

@@ -97,7 +97,8 @@ class Patch(Base):
     submission_pk: Mapped[int] = mapped_column(ForeignKey("submissions.id", ondelete="CASCADE"))
     position: Mapped[int]
     sha256: Mapped[str] = mapped_column(index=True)
-    content: Mapped[bytes] = mapped_column(LargeBinary, deferred=True)
+    # Null in a run whose details were removed; a change needs the details, so it never meets that.
+    content: Mapped[bytes] = mapped_column(LargeBinary, deferred=True, nullable=True)
     description: Mapped[str | None]
     status: Mapped[PatchStatus]
     files_changed: Mapped[Json] = mapped_column(default=list)

@@ -21,6 +21,7 @@ from ..domain.deciding import Decided, Given, decide, touches_issues
 from ..domain.events import Event, IssueRecorded, PhaseEvent
 from ..domain.issues import IssueReport
 from ..domain.outcomes import CommitKind
+from ..domain.retention import DetailsRemovedError
 from ..domain.run import PhaseState
 from ..domain.run_issues import RunIssue
 from ..domain.sightings import Sighting
@@ -35,6 +36,12 @@ from .projection import index_answer, run_index
 
 # Commits that no patch of their own run produces.
 _OWN_DIFFERENCE: Final = frozenset({CommitKind.RECORD, CommitKind.REPLAY})
+
+
+def require_details(run: Run) -> None:
+    """Check that a run still has all that a change of it needs. Raises DetailsRemovedError."""
+    if run.details_removed_at is not None:
+        raise DetailsRemovedError.of(run.run_id, run.details_removed_at)
 
 
 class RunChange:

@@ -47,7 +47,8 @@ def roll_forward(context: AppContext, session: RowSession, run: Run) -> None:
     Raises RefMovedError when a ref is where this run never put it. A run that ended because of
     that keeps its hands off the refs for good.
     """
-    if run.failure_code is not FailureCode.BRANCH_MOVED:
+    # Without its details nothing of a run can be rebuilt, so its refs are left to the repository.
+    if run.failure_code is not FailureCode.BRANCH_MOVED and run.details_removed_at is None:
         require_objects(context, session, run)
         recorded = [run.base_commit]
         recorded += [commit.sha for commit in submissions.list_commits(session, run.id)]
@@ -77,8 +78,12 @@ def project(
 ) -> None:
     """Write a run's files: of the phases named, or of all, with their tiers and the summary.
 
-    A run that is over has all of them written, its record included.
+    A run that is over has all of them written, its record included; one whose details were removed
+    has its summary alone.
     """
+    if run.details_removed_at is not None:
+        context.mirror.write_summary_alone(run_detail(session, run, detailed=()))
+        return
     if run.ended_at is not None:
         context.mirror.write_files(*finished_files(session, run, run.statement_signatures))
         return

@@ -39,7 +39,7 @@ from ..store import runs, submissions
 from ..store.session import RowSession
 from ..store.submissions import AcceptedCommit
 from ..views.runs import RunAnswer
-from .change import RunChange
+from .change import RunChange, require_details
 from .context import AppContext
 from .opening import locked_session, up_to_date
 from .patching import dependencies_of, policy_check_for
@@ -57,6 +57,7 @@ def rebase_run(context: AppContext, run_id: str, wanted: RebaseWish) -> tuple[Ru
         earlier = up_to_date(context, session, run_id)
         state = runs.read_state(earlier)
         require_rebasable(state)
+        require_details(earlier)
         _require_recorded(context, earlier)
         commits = _accepted(session, earlier)
         session.commit()

@@ -36,7 +36,7 @@ from ..views.results import NextStep
 from ..views.runs import CurrentPhase, LeaseState, ListedRun, PhaseWaitAnswer, RunAnswer
 from .after_commit import after_commit, commit_change, commit_for_good
 from .baseline import want_base
-from .change import RunChange
+from .change import RunChange, require_details
 from .context import AppContext
 from .opening import changing, locked_session, up_to_date
 from .projection import project
@@ -68,6 +68,7 @@ def continue_run(context: AppContext, run_id: str, wanted: Continuation) -> tupl
     """
     with locked_session(context, run_id) as session:
         earlier = up_to_date(context, session, run_id)
+        require_details(earlier)
         state = continuable_state(session, earlier)
         plan = continued_plan(runs.get_plan(session, earlier), state, wanted)
         origin = _origin(earlier)

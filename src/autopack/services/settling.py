@@ -40,7 +40,7 @@ from ..mirror import RECORD, patch_name
 from ..models import Issue, Phase
 from ..store import ci_runs, issues, leases, runs, submissions
 from . import patching
-from .change import RunChange
+from .change import RunChange, require_details
 from .projection import Signatures, finished_files
 from .pushes import want_push
 
@@ -57,7 +57,11 @@ _WHY_UNDONE: Final = {
 
 
 def settle(change: RunChange) -> None:
-    """Compute all consequences of the decision, and write them to the tables."""
+    """Compute all consequences of the decision, and write them to the tables.
+
+    Raises DetailsRemovedError for a run whose record can never be written again.
+    """
+    require_details(change.run)
     _undo_phases(change)
     _request_ci(change)
     change.take(settle_run(change.before, change.state, change.now))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from typing import Final
 
 from ..domain.errors import UnavailableError
@@ -18,12 +19,18 @@ from ..store.session import RowSession
 _SHORT: Final = 12
 
 
+class RecordDamagedError(UnavailableError):
+    """The record in a run's last commit is missing, or is not what the commit says."""
+
+    code = "record_damaged"
+
+
 def run_problems(repository: Repository, session: RowSession, run: Run) -> list[str]:
     """Return what does not fit in a run: its events' chain, its branch, its objects, its record.
 
     Says nothing about promotion: the rules of that are `check_record`'s.
     """
-    problems = _chain_problems(session, run)
+    problems = [] if run.details_removed_at else _chain_problems(session, run)
     if run.failure_code is FailureCode.BRANCH_MOVED:
         return problems  # another process moved the branch, so nothing is recorded about it
     found = repository.read_ref(branch_ref(run.run_id))
@@ -53,18 +60,37 @@ def _chain_problems(session: RowSession, run: Run) -> list[str]:
 def _record_problems(repository: Repository, session: RowSession, run: Run) -> list[str]:
     """Check that the record in the branch's last commit is sealed, and is of these events."""
     try:
+        end = recorded_end(repository, run)
+    except RecordDamagedError as error:
+        return [error.detail]
+    known = runs.list_events(session, run.id, after=end.sequence - 1, limit=1)
+    if [event.hash for event in known] != [end.hash]:
+        return [f"the record ends with event {end.sequence}, which is another one here"]
+    return []
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedEnd:
+    """The last event that a record has."""
+
+    sequence: int
+    hash: str
+
+
+def recorded_end(repository: Repository, run: Run) -> RecordedEnd:
+    """Return the last event of the record in a run's last commit, which must be sealed.
+
+    Reads three objects of git, in-process. Raises RecordDamagedError.
+    """
+    try:
         data = repository.read_file(run.head_commit, f"{record_folder(run.run_id)}/{RECORD}")
         seals = record_seals(repository.message_of(run.head_commit))
-        record = parse_json(data or b"")
-        last = record["events"][-1]
-        place, recorded = int(last["sequence"]), str(last["hash"])
+        last = parse_json(data or b"")["events"][-1]
+        end = RecordedEnd(int(last["sequence"]), str(last["hash"]))
     except UnavailableError as error:
-        return [f"the record cannot be read: {error.detail}"]
-    except (RecordError, ValueError, KeyError, IndexError, TypeError):
-        return [f"{RECORD} of the record cannot be read"]
+        raise RecordDamagedError(f"the record cannot be read: {error.detail}") from error
+    except (RecordError, ValueError, LookupError, TypeError, RecursionError):
+        raise RecordDamagedError(f"{RECORD} of the record cannot be read") from None
     if seals != [hashlib.sha256(data or b"").hexdigest()]:
-        return [f"{RECORD} is not the one that the record's commit names"]
-    known = runs.list_events(session, run.id, after=place - 1, limit=1)
-    if [event.hash for event in known] != [recorded]:
-        return [f"the record ends with event {place}, which is another one here"]
-    return []
+        raise RecordDamagedError(f"{RECORD} is not the one that the record's commit names")
+    return end

@@ -11,6 +11,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from ..domain.errors import NotFoundError
+from ..domain.retention import DetailsRemovedError
 from ..domain.terms import Verdict
 from ..models import CiLog, CiRun, Phase, Run
 from ..views.record import RecordedCiRun
@@ -120,13 +121,16 @@ def add_log(session: Session, ci_run_id: int, log: bytes) -> None:
 def get_log(session: Session, run_pk: int, ci_run_id: int) -> bytes:
     """Return the log of a CI run of this run. Raises NotFoundError."""
     query = (
-        select(CiRun.verdict, CiLog.compressed)
+        select(CiRun.verdict, CiLog.compressed, Run.run_id, Run.details_removed_at)
+        .join(Run, Run.id == CiRun.run_pk)
         .outerjoin(CiLog, CiLog.ci_run_pk == CiRun.id)
         .where(CiRun.run_pk == run_pk, CiRun.id == ci_run_id)
     )
     row = session.execute(query).one_or_none()
     if row is None:
         raise NotFoundError(f"the run has no CI run {ci_run_id}: see `GET /runs/{{run_id}}/ci`")
+    if row.compressed is None and row.details_removed_at is not None:
+        raise DetailsRemovedError.of(row.run_id, row.details_removed_at)
     if row.compressed is None:
         state = "is not done yet" if row.verdict is None else "was made elsewhere: see its `url`"
         raise NotFoundError(f"CI run {ci_run_id} has no log here: it {state}")

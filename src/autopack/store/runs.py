@@ -328,10 +328,14 @@ def get_phase(run: Run, phase_id: str) -> Phase:
 
 
 def list_finished(session: Session, project_id: str, *, limit: int) -> list[Run]:
-    """Return the newest runs that are over, without their tiers."""
+    """Return the newest runs that are over and have their details, without their tiers."""
     query = (
         select(Run)
-        .where(Run.project_id == project_id, Run.ended_at.is_not(None))
+        .where(
+            Run.project_id == project_id,
+            Run.ended_at.is_not(None),
+            Run.details_removed_at.is_(None),
+        )
         .order_by(Run.created_at.desc(), Run.id.desc())
         .limit(limit)
     )

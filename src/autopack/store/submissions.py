@@ -13,8 +13,9 @@ from sqlalchemy.orm import Session
 
 from ..domain.errors import NotFoundError
 from ..domain.outcomes import CommitKind, PatchOutcome, PatchStatus
+from ..domain.retention import DetailsRemovedError
 from ..domain.states import PhaseStatus
-from ..models import Commit, Patch, Phase, Reply, Submission
+from ..models import Commit, Patch, Phase, Reply, Run, Submission
 from ..views.record import RecordedCommit
 from .rows import Prepared, PreparedSelect, Rows
 from .session import RowSession
@@ -125,7 +126,7 @@ class PatchFacts:
     status: PatchOutcome
     description: str | None
     files_changed: list[str]
-    size_bytes: int
+    size_bytes: int | None
 
 
 def list_patch_facts(session: RowSession, phase_pk: int) -> dict[int, list[PatchFacts]]:
@@ -152,14 +153,17 @@ def list_patch_facts(session: RowSession, phase_pk: int) -> dict[int, list[Patch
 def get_patch(session: Session, run_pk: int, patch_pk: int) -> bytes:
     """Return the bytes of a patch that was submitted to a run. Raises NotFoundError."""
     query = (
-        select(Patch.content)
+        select(Patch.content, Run.run_id, Run.details_removed_at)
         .join(Submission, Submission.id == Patch.submission_pk)
+        .join(Run, Run.id == Submission.run_pk)
         .where(Patch.id == patch_pk, Submission.run_pk == run_pk)
     )
-    content = session.scalars(query).one_or_none()
-    if content is None:
+    row = session.execute(query).one_or_none()
+    if row is None:
         raise NotFoundError(f"the run has no patch {patch_pk}: see the attempts of its phases")
-    return bytes(content)
+    if row.content is None:
+        raise DetailsRemovedError.of(row.run_id, row.details_removed_at)
+    return bytes(row.content)
 
 
 def list_commits(session: RowSession, run_pk: int) -> list[Commit]:
@@ -272,7 +276,7 @@ def list_accepted_patches(session: Session, run_pk: int, max_bytes: int) -> dict
         .join(sizes, sizes.c.id == Patch.id)
         .where(sizes.c.so_far <= max_bytes)
     )
-    return {sha256: bytes(content) for sha256, content in session.execute(query)}
+    return {sha256: bytes(content) for sha256, content in session.execute(query) if content}
 
 
 def list_patch_commits(

@@ -204,7 +204,7 @@ class AttemptPatch(Shape):
     status: PatchOutcome
     description: str | None
     files_changed: list[str]
-    size_bytes: int
+    size_bytes: Annotated[int | None, Field(description="Null: the bytes were removed.")]
     content: str
 
 

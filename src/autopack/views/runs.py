@@ -9,6 +9,7 @@ from pydantic import Field
 from ..domain.issues import IssueState
 from ..domain.order import WaitCause
 from ..domain.promotion import PromotionState
+from ..domain.retention import Details
 from ..domain.run import CompletedBy, DebtStatus, FailureCode
 from ..domain.states import Cleanliness, PhaseStatus, RunStatus, TierStatus
 from ..domain.terms import (
@@ -215,6 +216,11 @@ class RunSummaryAnswer(Shape):
     head_commit: str
     last_snapshot: str | None
     strategy_version: int
+    details: Annotated[
+        Details,
+        Field(description="Whether patches, logs and events are here, or retention removed them."),
+    ]
+    details_removed_at: WireTime | None
     revision: int
 
 

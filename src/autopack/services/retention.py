@@ -1,0 +1,118 @@
+"""Removes the details of runs that were settled long ago. (rules §10, docs/backup.md)
+
+One run is one short transaction under the run's own lock, so requests of other runs never wait, and
+a killed job leaves every run whole or removed. Before the details go, the record in the repository
+is read and checked: from then on it is the only copy.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime, timedelta
+from typing import Final
+
+import structlog
+from sqlalchemy.exc import DBAPIError
+
+from ..domain.errors import AutopackError
+from ..store import pulses, runs
+from ..store import retention as store
+from ..views.retention import RetentionAnswer
+from .context import AppContext
+from .opening import locked_session
+from .projection import project
+from .verifying import RecordDamagedError, recorded_end
+
+logger = structlog.get_logger(__name__)
+
+BATCH: Final = 100
+TURN: Final = "retention"
+PAUSE_SECONDS: Final = 3600
+# After each run the job rests as long as the run took: it uses half of one connection at most.
+_LONGEST_REST_SECONDS: Final = 1.0
+
+
+class Retention:
+    """The periodic work of one process: one node at a time, one pass an hour."""
+
+    def __init__(self, context: AppContext) -> None:
+        self._context = context
+        self._next_at = 0.0
+
+    def __call__(self) -> None:
+        age = self._context.settings.retention
+        if age is None or time.monotonic() < self._next_at:
+            return
+        with self._context.writing() as session:
+            if not pulses.try_turn(session, TURN):
+                return
+            done = retain(self._context, age, is_resting=True)
+        self._next_at = time.monotonic() + PAUSE_SECONDS
+        if done.runs:
+            logger.info("details_removed", runs=done.runs, bytes=done.bytes)
+
+
+def retain(
+    context: AppContext, age: timedelta, *, is_dry_run: bool = False, is_resting: bool = False
+) -> RetentionAnswer:
+    """Remove the details of runs that were settled so long ago, or count them. (rules §10)
+
+    A run that is busy, or whose record cannot be read, keeps its details until the next time.
+    """
+    before = context.now() - age
+    removed = size = damaged = 0
+    place: store.OldRun | None = None
+    with context.reading() as session:
+        kept = store.count_kept(session, before)
+    while not context.stopping.is_set():
+        with context.reading() as session:
+            batch = store.list_settled(session, before, place, BATCH)
+            sizes = store.count_bytes(session, [run.id for run in batch]) if batch else 0
+        if not batch:
+            break
+        place = batch[-1]
+        found = 0
+        for old in batch:
+            began = time.monotonic()
+            try:
+                found += is_dry_run or _remove(context, old, before)
+            except RecordDamagedError as error:
+                damaged += 1
+                logger.warning("details_kept", run_id=old.run_id, why=error.detail)
+            except (AutopackError, DBAPIError) as error:
+                logger.warning("details_kept", run_id=old.run_id, why=str(error))
+            if is_resting:
+                rest = min(time.monotonic() - began, _LONGEST_REST_SECONDS)
+                if context.stopping.wait(rest):
+                    break
+        removed += found
+        size += sizes if found == len(batch) else sizes * found // len(batch)
+    return RetentionAnswer(
+        before=before,
+        is_dry_run=is_dry_run,
+        runs=removed,
+        bytes=size,
+        kept_not_settled=kept.not_settled,
+        kept_without_record=kept.without_record + damaged,
+        kept_in_use=kept.in_use,
+    )
+
+
+def _remove(context: AppContext, old: store.OldRun, before: datetime) -> bool:
+    """Remove the details of one run; return whether it was done.
+
+    Raises RecordDamagedError, and RunBusyError while a request has the run.
+    """
+    with locked_session(context, old.run_id, is_waiting=False) as session:
+        run = runs.lock_run(session, old.run_id)
+        if not store.may_be_removed(session, old, before):
+            session.rollback()
+            return False
+        end = recorded_end(context.repository, run)
+        store.remove_details(session, run.id, recorded=end.sequence, now=context.now())
+        session.commit()
+        run = runs.lock_run(session, old.run_id)
+        project(context, session, run, phases=None, index=None)
+        runs.mark_mirrored(session, run.id, run.revision)
+        session.commit()
+    return True
