@@ -1,7 +1,8 @@
 """Alembic's environment: the service passes its connection, the command line opens one.
 
-It adds four operations to Alembic's, for tables that a service reads and writes at the same time:
-`op.backfill`, `op.replace_check`, `op.build_index` and `op.alone`. On a live database each of them
+It adds operations to Alembic's, for tables that a service reads and writes at the same time:
+`op.add_columns`, `op.drop_columns`, `op.backfill`, `op.replace_check`, `op.build_index` and
+`op.alone`. On a live database each of them
 ends the transaction before it and uses its own, so that no lock is held while rows are read or
 changed. A migration that was interrupted after one of them starts again from its beginning, so what
 stands before the last of them must be repeatable (`if_not_exists=True`). On an empty database, and
@@ -12,10 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from alembic import context
 from alembic.operations import MigrateOperation, Operations
-from sqlalchemy import Connection, MetaData, text
+from sqlalchemy import Column, Connection, MetaData, text
 
 # A batch locks its rows for some ten milliseconds.
 BATCH_ROWS = 2_000
@@ -69,6 +71,46 @@ def _apart(operations: Operations) -> Iterator[bool]:
         return
     with operations.migration_context.autocommit_block():
         yield True
+
+
+@Operations.register_operation("add_columns")
+class AddColumns(MigrateOperation):
+    """Lock one table for the time of a change of the catalog, and no other table meanwhile."""
+
+    def __init__(self, table: str, columns: tuple[Column[Any], ...]) -> None:
+        self.table, self.columns = table, columns
+
+    @classmethod
+    def add_columns(cls, operations: Operations, table: str, *columns: Column[Any]) -> None:
+        """Add columns that are not there yet."""
+        operations.invoke(cls(table, columns))
+
+
+@Operations.implementation_for(AddColumns)
+def _add_columns(operations: Operations, it: AddColumns) -> None:
+    with _apart(operations):
+        for column in it.columns:
+            operations.add_column(it.table, column, if_not_exists=True)
+
+
+@Operations.register_operation("drop_columns")
+class DropColumns(MigrateOperation):
+    """Lock one table for the time of a change of the catalog, and no other table meanwhile."""
+
+    def __init__(self, table: str, names: tuple[str, ...]) -> None:
+        self.table, self.names = table, names
+
+    @classmethod
+    def drop_columns(cls, operations: Operations, table: str, *names: str) -> None:
+        """Drop columns that are still there."""
+        operations.invoke(cls(table, names))
+
+
+@Operations.implementation_for(DropColumns)
+def _drop_columns(operations: Operations, it: DropColumns) -> None:
+    with _apart(operations):
+        for name in it.names:
+            operations.drop_column(it.table, name, if_exists=True)
 
 
 @Operations.register_operation("backfill")

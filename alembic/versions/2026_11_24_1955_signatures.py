@@ -15,8 +15,8 @@ depends_on = None
 
 
 def upgrade() -> None:
-    op.add_column("commits", sa.Column("signature", sa.Text(), nullable=True))
-    op.add_column("phases", sa.Column("snapshot_signature", sa.Text(), nullable=True))
+    op.add_columns("commits", sa.Column("signature", sa.Text(), nullable=True))
+    op.add_columns("phases", sa.Column("snapshot_signature", sa.Text(), nullable=True))
 
 
 def downgrade() -> None:

@@ -20,17 +20,14 @@ _KNOWN = "sandbox IN ('bubblewrap', 'none', 'external')"
 
 
 def upgrade() -> None:
-    op.add_column(
+    op.add_columns(
         "runs",
         sa.Column("is_sandbox_required", sa.Boolean(), nullable=False, server_default=sa.false()),
-        if_not_exists=True,
     )
-    op.alter_column("runs", "is_sandbox_required", server_default=None)
-    op.add_column(
-        "phases", sa.Column("sandbox", sa.String(length=64), nullable=True), if_not_exists=True
-    )
+    op.alone("ALTER TABLE runs ALTER COLUMN is_sandbox_required DROP DEFAULT")
+    op.add_columns("phases", sa.Column("sandbox", sa.String(length=64), nullable=True))
     # Another type would rewrite the table under a lock, so a new column takes the old one's place.
-    op.add_column("ci_runs", sa.Column("sandbox_word", sa.String(length=64)), if_not_exists=True)
+    op.add_columns("ci_runs", sa.Column("sandbox_word", sa.String(length=64)))
     op.backfill(
         "ci_runs",
         values="sandbox_word = split_part(sandbox, ':', 1)",

@@ -52,14 +52,12 @@ _OUTCOMES = (
 def upgrade() -> None:
     for table, columns in _COSTS.items():
         for column in columns:
-            op.add_column(
-                table,
-                sa.Column(column, _MONEY, nullable=False, server_default=sa.text("0")),
-                if_not_exists=True,
+            op.add_columns(
+                table, sa.Column(column, _MONEY, nullable=False, server_default=sa.text("0"))
             )
     for table, optional in _OPTIONAL.items():
         for column, kind in optional.items():
-            op.add_column(table, sa.Column(column, kind, nullable=True), if_not_exists=True)
+            op.add_columns(table, sa.Column(column, kind, nullable=True))
     _know("runs", "failure_code", f"{_FAILURES}, 'cost_cap', 'agents_unavailable'")
     _know("submissions", "outcome", f"{_OUTCOMES}, 'unavailable'")
 

@@ -21,9 +21,9 @@ _PUSHES_CHECK = "ck_pushes_pushed_revision_not_negative"
 
 
 def upgrade() -> None:
-    op.drop_column("leases", "granted_at")
-    op.drop_column("submissions", "lease_pk")
-    op.drop_column("pushes", "pushed_revision")  # its check goes with it
+    op.drop_columns("leases", "granted_at")
+    op.drop_columns("submissions", "lease_pk")
+    op.drop_columns("pushes", "pushed_revision")  # its check goes with it
 
 
 def downgrade() -> None:

@@ -26,7 +26,7 @@ COLUMNS = (
 
 def upgrade() -> None:
     for table, column in COLUMNS:
-        op.add_column(table, sa.Column(column, sa.Text(), nullable=True))
+        op.add_columns(table, sa.Column(column, sa.Text(), nullable=True))
 
 
 def downgrade() -> None:

@@ -15,10 +15,9 @@ depends_on = None
 
 
 def upgrade() -> None:
-    op.add_column(
+    op.add_columns(
         "phases",
         sa.Column("independence", sa.String(length=64), nullable=False, server_default="none"),
-        if_not_exists=True,
     )
     op.replace_check(
         "phases", "ck_phases_independence_known", "independence IN ('none', 'agent', 'key')"

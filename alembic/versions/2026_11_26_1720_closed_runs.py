@@ -19,12 +19,12 @@ SINCE = "action IN ('key_created', 'key_revoked', 'key_rotated', 'ruleset_replac
 
 
 def upgrade() -> None:
-    for column in (
+    op.add_columns(
+        "runs",
         sa.Column("closed_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("closed_by", sa.Text(), nullable=True),
         sa.Column("closed_as", sa.String(length=64), nullable=True),
-    ):
-        op.add_column("runs", column, if_not_exists=True)
+    )
     op.replace_check("runs", "ck_runs_closed_as_known", "closed_as IN ('merged', 'dismissed')")
     op.build_index(
         "ix_runs_unclosed_ended_at",

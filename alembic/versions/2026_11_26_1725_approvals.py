@@ -23,15 +23,15 @@ def _know(words: str) -> None:
 
 
 def upgrade() -> None:
-    for column in (
+    op.add_columns(
+        "phases",
         sa.Column("approvals_needed", sa.BigInteger(), nullable=False, server_default="1"),
         sa.Column("built_with", sa.Text(), nullable=True),
         *(
             sa.Column(name, postgresql.JSONB(), nullable=False, server_default="[]")
             for name in _LISTS
         ),
-    ):
-        op.add_column("phases", column, if_not_exists=True)
+    )
     _know("'none', 'agent', 'key', 'model'")
     op.backfill(
         "phases",

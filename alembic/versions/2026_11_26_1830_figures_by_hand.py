@@ -24,10 +24,10 @@ def downgrade() -> None:
 
 
 def _count_again() -> None:
-    op.execute("TRUNCATE figures")
     # Only the catalog changes: to set the column in each row would lock all of them for seconds.
     op.drop_column("runs", "is_counted")  # its index goes with it
     op.add_column(
         "runs", sa.Column("is_counted", sa.Boolean, nullable=False, server_default=sa.false())
     )
+    op.execute("TRUNCATE figures")
     op.build_index("ix_runs_uncounted_ended_at", "runs (ended_at) WHERE NOT is_counted")

@@ -20,7 +20,7 @@ _LISTS = ("dependencies", "pending_dependencies")
 
 def upgrade() -> None:
     for name in _LISTS:
-        op.add_column(
+        op.add_columns(
             "phases", sa.Column(name, postgresql.JSONB(), nullable=False, server_default="[]")
         )
     op.add_column(

@@ -20,7 +20,7 @@ _LISTS = (("ci_runs", "evidence"), ("phases", "evidence"), ("phases", "evidence_
 
 def upgrade() -> None:
     for table, name in _LISTS:
-        op.add_column(
+        op.add_columns(
             table, sa.Column(name, postgresql.JSONB(), nullable=False, server_default="[]")
         )
     op.create_table(

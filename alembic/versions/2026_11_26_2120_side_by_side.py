@@ -20,14 +20,14 @@ _PHASE = ("depends_on", "attempt_commit", "before_commit", "branch_place", "is_c
 
 
 def upgrade() -> None:
-    for column in (
+    op.add_columns(
+        "phases",
         sa.Column("depends_on", postgresql.JSONB(), nullable=True),
         sa.Column("attempt_commit", sa.Text(), nullable=True),
         sa.Column("before_commit", sa.Text(), nullable=True),
         sa.Column("branch_place", sa.BigInteger(), nullable=False, server_default="0"),
         sa.Column("is_conflict_forgiven", sa.Boolean(), nullable=False, server_default=sa.false()),
-    ):
-        op.add_column("phases", column, if_not_exists=True)
+    )
     op.backfill(
         "phases",
         values="before_commit = start_commit",

@@ -48,7 +48,8 @@ def test_a_statement_that_holds_a_long_lock_is_named(statement: str, fault: str)
     [
         [["CREATE INDEX CONCURRENTLY IF NOT EXISTS ix ON runs (state)"]],
         [["CREATE TABLE new (id BIGINT)", "CREATE INDEX ix ON new (id)", "UPDATE new SET id = 1"]],
-        [["ALTER TABLE runs ADD COLUMN a TEXT", "ALTER TABLE phases ADD COLUMN a TEXT"]],
+        [["ALTER TABLE runs ADD COLUMN a TEXT"], ["ALTER TABLE phases ADD COLUMN a TEXT"]],
+        [["ALTER TABLE runs ADD COLUMN a TEXT", "ALTER TABLE webhooks ADD COLUMN a TEXT"]],
         [["ALTER TABLE runs ADD COLUMN a BIGINT DEFAULT '0' NOT NULL"]],
         [["ALTER TABLE runs ADD COLUMN a TIMESTAMPTZ DEFAULT now()"]],
         [
@@ -78,6 +79,20 @@ def test_rows_are_not_read_or_changed_while_a_transaction_locks_their_table() ->
     assert find_faults([[copy]]).long_locks == ()
     assert find_faults([["ALTER TABLE runs ADD COLUMN a TEXT", copy]]).long_locks == (
         "rows of copies are changed while the transaction locks runs",
+    )
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "ALTER TABLE phases ADD COLUMN a TEXT",
+        "CREATE TABLE new (id BIGINT, FOREIGN KEY(id) REFERENCES phases (id) ON DELETE CASCADE)",
+    ],
+)
+def test_a_transaction_locks_one_table_that_requests_write(first: str) -> None:
+    """A request that holds the second one and asks for the first would wait for the migration."""
+    assert find_faults([[first, "ALTER TABLE runs ADD COLUMN a TEXT"]]).long_locks == (
+        "one transaction locks phases and runs",
     )
 
 

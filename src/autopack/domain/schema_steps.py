@@ -71,7 +71,7 @@ class _Seen:
 
     new_tables: set[str] = field(default_factory=set)
     unchecked: set[str] = field(default_factory=set)  # tables with a check of NOT NULL
-    changed: set[str] = field(default_factory=set)  # tables that this transaction has altered
+    changed: set[str] = field(default_factory=set)  # tables it locks against writers
     long_locks: list[str] = field(default_factory=list)
     contracts: dict[str, str] = field(default_factory=dict)  # by what is gone
 
@@ -86,12 +86,18 @@ def find_faults(transactions: Iterable[Sequence[str]]) -> StepFaults:
         seen.changed = set()
         for statement in statements:
             _judge(" ".join(statement.split()).rstrip(";"), seen)
+        held = sorted(filter(seen.is_big, seen.changed))
+        if len(held) > 1:
+            # A request that holds the second table and asks for the first would wait for ever.
+            seen.long_locks.append(f"one transaction locks {' and '.join(held)}")
     return StepFaults(tuple(seen.long_locks), tuple(seen.contracts.values()))
 
 
 def _judge(sql: str, seen: _Seen) -> None:
     if created := _CREATE_TABLE.match(sql):
         seen.new_tables.add(created[1])
+        # A foreign key locks the other table against writers until the transaction ends.
+        seen.changed.update(re.findall(rf"REFERENCES {_NAME}", sql, re.IGNORECASE))
     elif index := _CREATE_INDEX.match(sql):
         if not index[1] and seen.is_big(index[2]):
             seen.long_locks.append(f"CREATE INDEX without CONCURRENTLY on {index[2]}")
