@@ -258,6 +258,24 @@ def database_url(worker_database: tuple[str, Engine]) -> Iterator[str]:
 
 
 @pytest.fixture
+def dropped_projects(database_url: str, postgres_url: str) -> Iterator[None]:
+    """Remove the databases of the projects that a test adds."""
+    yield
+    for name in _databases_of_projects(database_url):
+        _execute(postgres_url, f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+def _databases_of_projects(url: str) -> list[str]:
+    connection = psycopg2.connect(url)
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT database FROM projects")
+            return [name for (name,) in cursor.fetchall()]
+    finally:
+        connection.close()
+
+
+@pytest.fixture
 def empty_database_url(postgres_url: str, tmp_path: Path) -> Iterator[str]:
     """Address of a database without tables, for tests of migrations."""
     name = f"autopack_test_empty_{os.getpid()}_{time.monotonic_ns()}"

@@ -39,6 +39,7 @@ _OTHER_VARIABLES = frozenset(
             "API_KEY_FILE",
             "DB_PASSWORD",
             "URL",
+            "PROJECT",
             "WORKER_HOME",
             "WORK_ITEM",
             "RESULT",

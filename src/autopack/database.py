@@ -45,6 +45,9 @@ Sessions = sessionmaker[Session]
 # that change a run may want a second one; reports and work outside of runs open transactions.
 POOL: Final = (5, 25)
 AUTOCOMMIT_POOL: Final = (20, 30)
+# For each project beside the default one, together 20.
+FURTHER_POOL: Final = (1, 5)
+FURTHER_AUTOCOMMIT_POOL: Final = (4, 10)
 POOL_WAIT_SECONDS: Final = 10
 CONNECT_SECONDS: Final = 5
 # A server that stops a statement answers with an error. Without an answer for so much longer, the
@@ -153,15 +156,19 @@ def _uptime() -> float:
     return time.clock_gettime(_UPTIME)
 
 
-def open_database(settings: Settings) -> Database:
+def open_database(settings: Settings, *, is_further: bool = False) -> Database:
     """Open DATABASE_URL, or start the embedded Postgres in AUTOPACK_HOME.
 
-    Connects to DATABASE_URL at first use only. Raises DatabaseError.
+    Connects to DATABASE_URL at first use only. `is_further`: the database of a project beside the
+    default one, with smaller pools. Raises DatabaseError.
     """
     if settings.database_url is not None:
         engine, autocommit = (
             make_engine(
-                settings.database_url, settings.sql_timeout_seconds, is_autocommit=is_autocommit
+                settings.database_url,
+                settings.sql_timeout_seconds,
+                is_autocommit=is_autocommit,
+                is_further=is_further,
             )
             for is_autocommit in (False, True)
         )
@@ -190,7 +197,13 @@ def open_database(settings: Settings) -> Database:
     return Database(engine, autocommit, make_sessions(engine), embedded)
 
 
-def make_engine(url: str | URL, statement_seconds: int, *, is_autocommit: bool = False) -> Engine:
+def make_engine(
+    url: str | URL,
+    statement_seconds: int,
+    *,
+    is_autocommit: bool = False,
+    is_further: bool = False,
+) -> Engine:
     """Return an engine whose every statement ends within `statement_seconds`, in UTC.
 
     In autocommit each statement is a transaction, unless a BEGIN was sent.
@@ -208,7 +221,8 @@ def make_engine(url: str | URL, statement_seconds: int, *, is_autocommit: bool =
             "answer_seconds": statement_seconds + GRACE_SECONDS,
         },
     )
-    pool_size, max_overflow = AUTOCOMMIT_POOL if is_autocommit else POOL
+    pools = (FURTHER_POOL, FURTHER_AUTOCOMMIT_POOL) if is_further else (POOL, AUTOCOMMIT_POOL)
+    pool_size, max_overflow = pools[is_autocommit]
     engine = create_engine(
         address,
         pool_size=pool_size,

@@ -9,9 +9,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
+from datetime import datetime
 from functools import partial
 from types import FrameType
 from typing import Final
@@ -20,6 +21,7 @@ import anyio
 import structlog
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import State
 
 from . import __version__
 from .api import (
@@ -33,6 +35,7 @@ from .api import (
     monitoring,
     phases,
     project,
+    projects,
     reports,
     results,
     runs,
@@ -49,14 +52,17 @@ from .api.docs import mount_docs
 from .api.errors import install_error_handlers
 from .api.guard import describe_access
 from .api.json_text import JsonLimits, Limit
-from .api.mcp.endpoint import mount_mcp
+from .api.mcp.endpoint import McpEndpoint, mount_mcp
 from .api.monitoring import Traffic, TrafficMiddleware
+from .api.places import REFRESH_SECONDS, FurtherPlace, Places, ProjectDoor
 from .api.turns import Turns
 from .api.wire import WireProtocol, connections_within, protocol_with, raise_file_limit
 from .config import MEGABYTE, Settings, SettingsError, load_settings
+from .dashboard.live import Boards
 from .dashboard.mount import mount_dashboard
 from .database import DatabaseClock, open_database
 from .domain.access import Caller
+from .domain.errors import UnavailableError
 from .domain.keys import without_keys
 from .domain.limits import Limits, Rates
 from .domain.printable import lines_of
@@ -69,6 +75,7 @@ from .services import pushes
 # What the command line does beside the database, it imports from here.
 from .services.audit import first_broken_entry as first_broken_entry
 from .services.audit import last_deeds as last_deeds
+from .services.availability import OUTAGES
 from .services.baseline import MEASURE_BASE_TASK, NOTE_BASE_TASK, measure_base, record_base
 from .services.ci import BEGIN_TASK, TAKE_TASK, begin_ci_run, record_ci_outcome, run_ci
 from .services.context import AppContext as AppContext  # the command line names it
@@ -79,6 +86,7 @@ from .services.keys import list_keys as list_keys
 from .services.keys import revoke_key as revoke_key
 from .services.keys import rotate_key as rotate_key
 from .services.oidc import IssuerKeys, TokenVerifier
+from .services.projects import OpenProject, list_open, settings_of
 from .services.pushes import push_branch, resume_pushes
 from .services.retention import Retention
 from .services.retention import retain as retain
@@ -107,7 +115,9 @@ OPERATIONS: Final = (
     reports,
     keys,
     webhooks,
+    projects,
 )
+_logger = structlog.get_logger(__name__)
 UPKEEP_SECONDS = 5
 RETENTION_SECONDS = 50  # how often it is seen whether a pass is due
 PUSH_WORKERS = 3
@@ -125,18 +135,21 @@ def create_app(settings: Settings | None = None, opened: AppContext | None = Non
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         with ExitStack() as stack:
-            app.state.turns = Turns()
-            app.state.context = await run_in_threadpool(_start, settings, opened, stack)
-            app.state.keyring = Keyring(app.state.context)
+            context = await run_in_threadpool(_start, settings, opened, stack)
             app.state.verifier = _verifier(settings)
             app.state.lookups = anyio.CapacityLimiter(LOOKUPS)
-            app.state.rates = Rates(clock=time.monotonic)
+            app.state.opening = _opening
             # A stream keeps its connection, so some connections are reserved for other requests.
             most = settings.max_connections or connections_within(raise_file_limit())
             streams = min(settings.max_streams, most * 3 // 4)
-            app.state.feed = Feed(app.state.context.engine, streams)
-            async with mcp.running(), _ending_streams(app.state.feed):
-                yield
+            async with _serving(app.state, context, streams):
+                app.state.places = Places(app, partial(_serve_further, app.state, streams))
+                await app.state.places.refresh()
+                try:
+                    async with _ending_streams(app.state.places):
+                        yield
+                finally:
+                    await app.state.places.close()
             await run_in_threadpool(stack.close)
 
     app = FastAPI(
@@ -152,14 +165,15 @@ def create_app(settings: Settings | None = None, opened: AppContext | None = Non
     )
     _configure_logging(settings)
     app.state.settings = settings
-    app.state.bodies = BodyReader(_json_limits(settings))
+    app.state.traffic = Traffic()
     install_error_handlers(app)
     describe_access(app)
     describe_csv(app)
     describe_answers(app)
     mount_docs(app)
-    mcp = mount_mcp(app)
+    mount_mcp(app)
     mount_dashboard(app)
+    app.add_middleware(ProjectDoor)
     app.add_middleware(
         AccessMiddleware,
         hosts=settings.allowed_hosts,
@@ -169,10 +183,74 @@ def create_app(settings: Settings | None = None, opened: AppContext | None = Non
         max_header_fields=settings.max_header_fields,
         stalled_seconds=settings.stalled_seconds,
     )
-    app.state.traffic = Traffic()
     # Outermost, so that refused requests count too.
-    app.add_middleware(TrafficMiddleware, traffic=app.state.traffic)
+    app.add_middleware(TrafficMiddleware)
     return app
+
+
+@asynccontextmanager
+async def _serving(state: State, context: AppContext, streams: int) -> AsyncIterator[None]:
+    """Put what requests of one project need into a state, while the `with` block runs.
+
+    `streams`: the most event streams at a time.
+    """
+    state.context = context
+    state.settings = context.settings
+    state.bodies = BodyReader(_json_limits(context.settings))
+    state.turns = Turns()
+    state.keyring = Keyring(context)
+    state.rates = Rates(clock=time.monotonic)
+    state.feed = Feed(context.engine, streams)
+    state.boards = Boards()
+    state.mcp = McpEndpoint()
+    try:
+        async with state.mcp.running():
+            yield
+    finally:
+        await state.feed.close()
+
+
+@asynccontextmanager
+async def _serve_further(
+    default: State, streams: int, project: OpenProject
+) -> AsyncIterator[FurtherPlace]:
+    """Serve a project beside the default one. Raises AutopackError, and what OUTAGES names."""
+    place = FurtherPlace()
+    for shared in ("places", "lookups", "verifier", "opening"):
+        setattr(place.state, shared, getattr(default, shared))
+    place.state.traffic = Traffic()
+    stack = ExitStack()
+    try:
+        with _as_refusals():
+            context = await run_in_threadpool(_start_further, project.settings, stack)
+        async with _serving(place.state, context, streams):
+            yield place
+    finally:
+        await run_in_threadpool(stack.close)
+
+
+def _start_further(settings: Settings, stack: ExitStack) -> AppContext:
+    context = stack.enter_context(open_context(settings, is_default=False))
+    stack.enter_context(holding_clone(context))
+    _begin_work(context, stack)
+    return context
+
+
+@contextmanager
+def _opening(settings: Settings) -> Iterator[AppContext]:
+    """Open the resources of a further project for a moment. Raises AutopackError."""
+    with ExitStack() as stack:
+        with _as_refusals():
+            context = stack.enter_context(open_context(settings, is_default=False))
+        yield context
+
+
+@contextmanager
+def _as_refusals() -> Iterator[None]:
+    try:
+        yield
+    except DatabaseError as error:
+        raise UnavailableError(str(error)) from error
 
 
 def _verifier(settings: Settings) -> TokenVerifier | None:
@@ -231,11 +309,14 @@ def _json_limits(settings: Settings) -> JsonLimits:
 
 
 @contextmanager
-def open_context(settings: Settings) -> Iterator[AppContext]:
-    """Open the context of all use cases, and roll lagging projections forward."""
+def open_context(settings: Settings, *, is_default: bool = True) -> Iterator[AppContext]:
+    """Open the context of all use cases, its database at head.
+
+    `is_default`: of the project of the service's settings, not of one beside it.
+    """
     # First, since it refuses a home that a repository tracks, before a Postgres starts in it.
     repository = Repository.open(settings)
-    with open_database(settings) as database:
+    with open_database(settings, is_further=not is_default) as database:
         if not settings.testing:
             database.migrate()
         mirror = Mirror(settings.autonomous_runs_dir)
@@ -246,6 +327,7 @@ def open_context(settings: Settings) -> Iterator[AppContext]:
             repository,
             mirror,
             now=DatabaseClock(database.autocommit),
+            is_default=is_default,
         )
 
 
@@ -273,11 +355,7 @@ def _start(settings: Settings, opened: AppContext | None, stack: ExitStack) -> A
     if context is None:
         context = stack.enter_context(open_context(settings))
         stack.enter_context(holding_clone(context))
-    start_up(context)
-    if context.repository.remote is not None:
-        resume_pushes(context)
-    if settings.jobs == "inside":
-        stack.enter_context(working(context, queues_of(context)))
+    _begin_work(context, stack)
     if settings.auth == "disabled":
         structlog.get_logger(__name__).warning(
             "auth_disabled", detail="every caller that reaches this address is answered"
@@ -285,10 +363,28 @@ def _start(settings: Settings, opened: AppContext | None, stack: ExitStack) -> A
     return context
 
 
+def _begin_work(context: AppContext, stack: ExitStack) -> None:
+    """Roll forward what a killed service has left, and begin the background work."""
+    start_up(context)
+    if context.repository.remote is not None:
+        resume_pushes(context)
+    if context.settings.jobs == "inside":
+        stack.enter_context(working(context, queues_of(context)))
+
+
 @contextmanager
-def beside_database(settings: Settings, name: str) -> Iterator[AppContext]:
-    """Open the service's data without a service; `name` is who works on them."""
-    with open_context(settings) as context:
+def beside_database(
+    settings: Settings, name: str, project: str | None = None
+) -> Iterator[AppContext]:
+    """Open the service's data without a service; `name` is who works on them.
+
+    `project`: those of a project, which is the default one if it is None. Raises
+    ProjectNotFoundError, ProjectClosedError.
+    """
+    with ExitStack() as stack:
+        context = stack.enter_context(open_context(settings))
+        if project not in (None, settings.project_id):
+            context = stack.enter_context(_opening(settings_of(context, project)))
         yield context.for_caller(Caller(name=name))
 
 
@@ -296,32 +392,87 @@ def beside_database(settings: Settings, name: str) -> Iterator[AppContext]:
 def jobs_process(
     settings: Settings, names: Collection[str], concurrency: int | None
 ) -> Iterator[list[str]]:
-    """Run a process for background work only; yields the names of its queues.
+    """Run a process for background work only, of all projects; yields the names of its queues.
 
     Raises SettingsError for a queue that is not worked on with these settings.
     """
     _configure_logging(settings)
-    with open_context(settings) as context:
-        queues = {queue.name: queue for queue in queues_of(context)}
-        missing = sorted(set(names) - queues.keys())
+    with ExitStack() as stack:
+        context = stack.enter_context(open_context(settings))
+        known = [queue.name for queue in queues_of(context)]
+        missing = sorted(set(names) - set(known))
         if missing:
             raise SettingsError(
                 f"no work for the queue {missing[0]!r}; with these settings there are: "
-                f"{', '.join(queues)}"
+                f"{', '.join(known)}"
             )
-        chosen = [
-            replace(queue, concurrency=concurrency or queue.concurrency)
-            for queue in queues.values()
-            if not names or queue.name in names
-        ]
-        of_clone = {queue.name for queue in chosen} - {CI_QUEUE}
-        with holding_clone(context, has_ci_alone=not of_clone):
-            if UPKEEP_QUEUE in of_clone:
-                start_up(context)
-            if pushes.QUEUE in of_clone:
-                resume_pushes(context)
-            with working(context, chosen):
-                yield [queue.name for queue in chosen]
+        worked = _work_on(context, names, concurrency, stack)
+        further = _FurtherJobs(context, names, concurrency)
+        stack.callback(further.stop)
+        yield worked
+
+
+def _work_on(
+    context: AppContext, names: Collection[str], concurrency: int | None, stack: ExitStack
+) -> list[str]:
+    """Work on a project's queues of these names, on all if there are none; return their names."""
+    chosen = [
+        replace(queue, concurrency=concurrency or queue.concurrency)
+        for queue in queues_of(context)
+        if not names or queue.name in names
+    ]
+    of_clone = {queue.name for queue in chosen} - {CI_QUEUE}
+    stack.enter_context(holding_clone(context, has_ci_alone=not of_clone))
+    if UPKEEP_QUEUE in of_clone:
+        start_up(context)
+    if pushes.QUEUE in of_clone and context.repository.remote is not None:
+        resume_pushes(context)
+    stack.enter_context(working(context, chosen))
+    return [queue.name for queue in chosen]
+
+
+class _FurtherJobs:
+    """Works on the queues of the projects beside the default one, as they come and go."""
+
+    def __init__(
+        self, context: AppContext, names: Collection[str], concurrency: int | None
+    ) -> None:
+        self._context = context
+        self._names = names
+        self._concurrency = concurrency
+        self._open: dict[str, tuple[datetime, ExitStack]] = {}
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="further-jobs", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self._follow({each.name: each for each in list_open(self._context)})
+            except OUTAGES as error:
+                _logger.warning("projects_not_read", why=type(error).__name__)
+            self._stopping.wait(REFRESH_SECONDS)
+        self._follow({})
+
+    def _follow(self, wanted: Mapping[str, OpenProject]) -> None:
+        for name, (changed_at, stack) in [*self._open.items()]:
+            if name not in wanted or wanted[name].changed_at != changed_at:
+                del self._open[name]
+                stack.close()
+        for name, each in wanted.items():
+            if name in self._open or self._stopping.is_set():
+                continue
+            try:
+                with ExitStack() as stack:
+                    context = stack.enter_context(open_context(each.settings, is_default=False))
+                    _work_on(context, self._names, self._concurrency, stack)
+                    self._open[name] = each.changed_at, stack.pop_all()
+            except Exception as error:  # one project must not stop the others
+                _logger.warning("project_not_worked_on", project=name, why=str(error))
 
 
 def queues_of(context: AppContext) -> list[Queue]:
@@ -388,13 +539,13 @@ def working(context: AppContext, queues: Sequence[Queue]) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def _ending_streams(feed: Feed) -> AsyncIterator[None]:
+async def _ending_streams(places: Places) -> AsyncIterator[None]:
     """End open streams at a stop signal: uvicorn waits for them before the lifespan ends."""
     loop = asyncio.get_running_loop()
     before: dict[signal.Signals, Callable[[int, FrameType | None], object]] = {}
 
     def end(number: int, frame: FrameType | None) -> None:
-        loop.call_soon_threadsafe(feed.end)
+        loop.call_soon_threadsafe(places.end_streams)
         before[signal.Signals(number)](number, frame)
 
     if threading.current_thread() is threading.main_thread():
@@ -408,7 +559,6 @@ async def _ending_streams(feed: Feed) -> AsyncIterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        await feed.close()
 
 
 class _Output:

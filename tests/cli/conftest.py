@@ -52,8 +52,16 @@ def autopack(
 ) -> Iterator[Autopack]:
     """The application in this process, which commands ask too."""
 
-    def connect(url: str | None, *, retries: int, api_key: str | None = None) -> Autopack:
-        return Autopack("http://localhost", retries=retries, api_key=api_key, transport=in_process)
+    def connect(
+        url: str | None, *, retries: int, api_key: str | None = None, project: str | None = None
+    ) -> Autopack:
+        return Autopack(
+            "http://localhost",
+            retries=retries,
+            api_key=api_key,
+            project=project,
+            transport=in_process,
+        )
 
     monkeypatch.setattr(service, "Autopack", connect)
     with connect(None, retries=0) as autopack:

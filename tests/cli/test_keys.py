@@ -90,7 +90,7 @@ def test_a_key_is_made_beside_the_database_and_printed_alone(
         (["--name", "a", "--role", "root"], "--role"),
         (["--name", "a", "--role", "ci", "--expires", "soon"], "--expires"),
         (["--name", "a", "--role", "ci", "--project", "../b"], "--project"),
-        (["--name", "a", "--role", "ci", "--project", "Shop"], "wrong_project"),
+        (["--name", "a", "--role", "ci", "--project", "Shop"], "project_not_found"),
         (["--name", "a"], "--role"),
     ],
 )

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ..domain.access import Caller
 from .credentials import Credentials
 from .errors import RETRY_AFTER, SECURITY_HEADERS, problem_response
+from .places import enter_project
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 # Headers that proxies add: a local caller that sends one passes a request of another caller on.
@@ -81,6 +82,7 @@ class AccessMiddleware:
                 message["headers"] = present.raw
             await send(message)
 
+        enter_project(scope)
         body = _Body(self, receive)
         try:
             answer = await self._refusal(scope) or self.app

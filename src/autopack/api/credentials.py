@@ -25,6 +25,7 @@ from ..services.availability import OUTAGES
 from ..services.keys import Keyring
 from ..services.oidc import TokenVerifier
 from .errors import outage_response, problem_response, refusal_response
+from .places import Place, path_in, places_of
 
 # Threads that look keys up: a flood of unknown ones leaves the others to requests.
 LOOKUPS: Final = 4
@@ -51,12 +52,13 @@ class Credentials:
         if key is None:
             return _sign_in_or_refusal(scope, headers)
         try:
-            caller = await self._known_by(key, scope, is_session=is_session)
-            if caller is None:
+            known = await self._known_by(key, scope, is_session=is_session)
+            if known is None:
                 return _sign_in_or_refusal(scope, headers)
-            caller.require_project(scope["app"].state.settings.project_id)
+            caller, place = known
+            scope["knows_caller"] = place
             if caller.holder is not None and caller.limits is not None:
-                rates: Rates = scope["app"].state.rates
+                rates: Rates = place.state.rates
                 rates.take(caller.holder, caller.limits.requests_per_minute)
         except AutopackError as error:
             return refusal_response(error)
@@ -64,8 +66,12 @@ class Credentials:
             return outage_response(error)
         return caller
 
-    async def _known_by(self, key: bytes, scope: Scope, *, is_session: bool) -> Caller | None:
-        """Return who has a key or sends a token; `scope` then says how long a stream may last.
+    async def _known_by(
+        self, key: bytes, scope: Scope, *, is_session: bool
+    ) -> tuple[Caller, Place] | None:
+        """Return who has a key or sends a token, and which project's place knows it.
+
+        `scope` then says how long a stream may last.
 
         Raises TokenRefusedError, IssuerAwayError, and what a database that is away raises.
         """
@@ -75,15 +81,11 @@ class Credentials:
             verify, token = verifier.verify, key.decode("latin-1")
             caller, until = await anyio.to_thread.run_sync(verify, token, limiter=lookups)
             scope["caller_until"] = until
-            return caller
-        keyring: Keyring = scope["app"].state.keyring
+            return caller, scope["app"]
         digest = digest_of(key)
-        known, is_known = keyring.find(digest, is_session=is_session)
-        if not is_known:
-            read = partial(keyring.read, digest, is_session=is_session)
-            known = await anyio.to_thread.run_sync(read, limiter=lookups)
         scope["key_digest"], scope["is_session"] = digest, is_session
-        return known
+        places = places_of(scope)
+        return await places.caller_of(digest, is_session=is_session, lookups=lookups)
 
 
 async def is_still_known(scope: Scope) -> bool:
@@ -93,7 +95,7 @@ async def is_still_known(scope: Scope) -> bool:
     digest = scope.get("key_digest")
     if digest is None:
         return True
-    keyring: Keyring = scope["app"].state.keyring
+    keyring: Keyring = scope["knows_caller"].state.keyring
     caller, is_known = keyring.find(digest, is_session=scope["is_session"])
     if not is_known:
         try:
@@ -125,7 +127,7 @@ def _session_in(scope: Scope, headers: Headers) -> bytes | None:
     change that names no origin is no browser's.
     """
     is_read = scope["type"] == "http" and scope["method"] in ("GET", "HEAD")
-    if not is_read and (headers.get("origin") is None or not _is_within(_path(scope), DASHBOARD)):
+    if not is_read and (headers.get("origin") is None or not _is_within(path_in(scope), DASHBOARD)):
         return None
     secret = session_cookie(headers)
     return secret.encode() if secret else None
@@ -146,7 +148,7 @@ def session_cookie(headers: Headers) -> str:
 
 def _sign_in_or_refusal(scope: Scope, headers: Headers) -> Response:
     """Return the way to the sign-in page, for a browser that opens a page."""
-    path = _path(scope)
+    path = path_in(scope)
     is_page = scope["type"] == "http" and "text/html" in headers.get("accept", "")
     if is_page and (path == "/" or _is_within(path, DASHBOARD)):
         root = str(scope.get("root_path", "")).rstrip("/")
@@ -169,7 +171,7 @@ def _refusal() -> Response:
 def _is_public(scope: Scope) -> bool:
     if scope["type"] != "http":
         return False
-    path = _path(scope)
+    path = path_in(scope)
     if path == SIGN_IN:
         return scope["method"] in ("GET", "HEAD", "POST")
     return scope["method"] in ("GET", "HEAD") and (path in _PAGES or path.startswith(_FILES))
@@ -177,10 +179,3 @@ def _is_public(scope: Scope) -> bool:
 
 def _is_within(path: str, folder: str) -> bool:
     return path == folder or path.startswith(f"{folder}/")
-
-
-def _path(scope: Scope) -> str:
-    """Return the path as the router takes it."""
-    path: str = scope["path"]
-    prefix = str(scope.get("root_path", "")).rstrip("/")
-    return path[len(prefix) :] if prefix and path.startswith(f"{prefix}/") else path

@@ -36,6 +36,8 @@ PLAN: dict[str, Any] = {
     ],
 }
 NEW_KEY = {"name": "codex-3", "roles": ["builder"]}
+NEW_PROJECT = {"name": "shop", "repository": "/srv/shop"}
+PROJECT = {"repository": "/srv/shop", "base_branch": "main"}
 NEW_WEBHOOK = {
     "name": "chat",
     "url": "https://hooks.example.org/autopack",

@@ -52,11 +52,10 @@ class Traffic:
 
 
 class TrafficMiddleware:
-    """Pure ASGI: counts each answer when it begins."""
+    """Pure ASGI: counts each answer when it begins, for the project that answers."""
 
-    def __init__(self, app: ASGIApp, *, traffic: Traffic) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self.app = app
-        self.traffic = traffic
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -68,11 +67,14 @@ class TrafficMiddleware:
             if message["type"] == "http.response.start":
                 route = getattr(scope.get("route"), "path", "none")
                 method = scope["method"] if scope["method"] in METHODS else "other"
-                self.traffic.requests.labels(route, method, message["status"]).inc()
-                self.traffic.seconds.labels(route, method).observe(perf_counter() - began)
+                traffic: Traffic = scope["app"].state.traffic
+                traffic.requests.labels(route, method, message["status"]).inc()
+                traffic.seconds.labels(route, method).observe(perf_counter() - began)
             await send(message)
 
-        with self.traffic.under_way.track_inprogress():
+        # The door counts a request on for another project.
+        traffic: Traffic = scope["app"].state.traffic
+        with traffic.under_way.track_inprogress():
             await self.app(scope, receive, send_noted)
 
 

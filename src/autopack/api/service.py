@@ -14,6 +14,7 @@ from .credentials import DASHBOARD
 from .errors import problems
 from .guard import GuardedRoute
 from .inputs import Context
+from .places import places_of
 
 DESCRIPTION = "Supervises autonomous builds without intervention: from a plan to a verified branch."
 
@@ -47,14 +48,18 @@ async def root(request: Request) -> ServiceAnswer | RedirectResponse:
     responses={503: {"model": HealthAnswer, "description": "Unhealthy"}, **problems()},
     summary="Check all parts of the service",
 )
-def health(context: Context, response: Response) -> HealthAnswer:
+def health(request: Request, context: Context, response: Response) -> HealthAnswer:
     """Database, repository, storage, runs directory, background jobs; 503 names what failed.
 
     `storage` is the free space for the service's home and the repository's objects.
 
+    The checks are those of the project that answers; `projects` has all that the caller may see,
+    where one that is not served here is `degraded`.
+
     With a remote, `remote` is `degraded` while a push fails; runs continue, so the answer stays
     200.
     """
+    places = places_of(request.scope)
     checks = check_health(context)
     is_healthy = not any(check.detail and check.is_vital for check in checks.values())
     if not is_healthy:
@@ -64,6 +69,13 @@ def health(context: Context, response: Response) -> HealthAnswer:
         checks={
             name: CheckAnswer(status=_status(check), detail=check.detail)
             for name, check in checks.items()
+        },
+        projects={
+            name: CheckAnswer(
+                status="degraded" if name in places.problems else "ok",
+                detail=places.problems.get(name),
+            )
+            for name, _ in places.names_for(context.caller)
         },
     )
 

@@ -16,7 +16,7 @@ from typer.main import get_command
 
 from .. import __version__
 from .command import CLOSED_PIPE, FINE, WRONG_USE, ClosedPipeError, CommandError
-from .terminal import be_quiet, say
+from .terminal import be_quiet, choose_project, say
 
 # Each is the Typer `app` of the module of that name in this package. A module is imported when its
 # command is called, so that one command does not slow down another.
@@ -33,6 +33,7 @@ COMMANDS: Final = {
     "promote": "Say whether a run's branch may be merged, and start that.",
     "verify": "Check a run's branch against its own record, without the service.",
     "keys": "Make, list, revoke and rotate API keys, beside the database.",
+    "projects": "List, add, change and close the projects of a service.",
     "webhooks": "Make, list and remove webhooks, look at their deliveries.",
     "login": "Store an API key for the service.",
     "logout": "Remove the stored API key.",
@@ -119,9 +120,16 @@ def _options(
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Print no progress, warnings and hints.")
     ] = False,
+    project: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PROJECT", help="The project that is asked (AUTOPACK_PROJECT, the default one)."
+        ),
+    ] = None,
 ) -> None:
     """Supervise autonomous builds."""
     be_quiet(quiet)
+    choose_project(project)
 
 
 def _called_by_its_module() -> None:

@@ -6,6 +6,7 @@ The service need not run. Where it does, a change takes effect within ten second
 from __future__ import annotations
 
 import getpass
+import os
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,16 +15,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from pydantic import ValidationError
 
+from ..client.connection import PROJECT_VARIABLE
 from ..config import SettingsError
 from ..domain.access import AccessRole
 from ..domain.errors import AutopackError
+from ..domain.identifiers import identifier_problem
 from ..domain.keys import NewKey, expiry
 from ..domain.limits import KeyLimits
 from ..gitrepo.errors import RepositoryUnusableError
 from ..migrating import DatabaseError
 from .command import FINE, NO, UNAVAILABLE, CommandError, command_app
 from .settings import read_settings
-from .terminal import JsonOption, log_warnings_alone, print_json, print_table, say
+from .terminal import JsonOption, chosen_project, log_warnings_alone, print_json, print_table, say
 
 if TYPE_CHECKING:
     from ..main import AppContext
@@ -61,7 +64,9 @@ def create(
     """Make a key and print it, this once; the database stores its digest alone."""
     from ..main import create_key
 
-    with _beside_database() as context:
+    if project is not None and (problem := identifier_problem(project)):
+        raise CommandError(f"--project: {problem}")
+    with _beside_database(project) as context:
         try:
             expires_at = None if expires is None else expiry(expires, context.now())
             wanted = NewKey(
@@ -147,13 +152,14 @@ def audit(
 
 
 @contextmanager
-def _beside_database() -> Iterator[AppContext]:
-    """Open the service's data. Raises CommandError."""
+def _beside_database(project: str | None = None) -> Iterator[AppContext]:
+    """Open the data of a project, by default of the chosen one. Raises CommandError."""
+    project = project or chosen_project() or os.environ.get(PROJECT_VARIABLE)
     log_warnings_alone()
     from ..main import beside_database
 
     try:
-        with beside_database(read_settings(), _own_name()) as context:
+        with beside_database(read_settings(), _own_name(), project) as context:
             yield context
     except (SettingsError, RepositoryUnusableError) as error:
         raise CommandError(str(error)) from error

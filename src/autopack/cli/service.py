@@ -10,13 +10,24 @@ from typing import Any
 from ..client import ApiError, Autopack, ClientError, UnreachableError
 from ..client.documents import DocumentError, parse_document
 from .command import UNAVAILABLE, WRONG_USE, CommandError
+from .terminal import chosen_project
 
 
 @contextmanager
-def asking(url: str | None, *, retries: int = 0, api_key: str | None = None) -> Iterator[Autopack]:
-    """Open a client; turn its errors into CommandError."""
+def asking(
+    url: str | None,
+    *,
+    retries: int = 0,
+    api_key: str | None = None,
+    project: str | None = None,
+) -> Iterator[Autopack]:
+    """Open a client; turn its errors into CommandError.
+
+    `project` is that of `autopack --project` when it is not given, "" the default one.
+    """
+    project = chosen_project() if project is None else project
     try:
-        with Autopack(url, api_key=api_key, retries=retries) as client:
+        with Autopack(url, api_key=api_key, project=project, retries=retries) as client:
             yield client
     except ClientError as error:
         raise CommandError(str(error), _exit_code(error)) from error

@@ -57,6 +57,17 @@ STYLES: Final = {
 
 
 _quiet = False
+_project: str | None = None
+
+
+def choose_project(name: str | None) -> None:
+    """Let the commands be about a project; None: that of AUTOPACK_PROJECT, or the default one."""
+    global _project
+    _project = name
+
+
+def chosen_project() -> str | None:
+    return _project
 
 
 def be_quiet(is_wanted: bool) -> None:

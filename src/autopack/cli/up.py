@@ -87,7 +87,7 @@ def up(
             with ExitStack() as stack:
                 log = stack.enter_context(_open_log(settings.home / LOG))
                 url = _serve(stack, children, settings, port, log)
-                with asking(url, retries=PATIENT_RETRIES) as client:
+                with asking(url, retries=PATIENT_RETRIES, project="") as client:
                     run = client.start_run(document)
                     if run.ended_at is None:
                         options = ["--timeout-minutes", str(timeout_minutes)]

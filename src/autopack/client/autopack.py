@@ -34,6 +34,7 @@ from ..views.project import (
     RulesetDiffAnswer,
     RulesetVersionsAnswer,
 )
+from ..views.projects import ProjectAnswer, ProjectsAnswer
 from ..views.reports import (
     BacklogSummaryAnswer,
     BudgetAnalysisAnswer,
@@ -85,7 +86,9 @@ class Autopack:
 
     `url` is that of AUTOPACK_URL, API_URL or the operator's autopack.toml when it is not given,
     else http://localhost:8000. `api_key` is that of AUTOPACK_API_KEY, of the file
-    AUTOPACK_API_KEY_FILE, or of `autopack login` when it is not given; "" is none. Bodies are
+    AUTOPACK_API_KEY_FILE, or of `autopack login` when it is not given; "" is none.
+    `project` is that of AUTOPACK_PROJECT when it is not given, "" the default one; an address that
+    ends in `/projects/NAME` names it itself. Bodies are
     mappings, or models that write themselves as JSON. A repeatable request without an answer or
     with 503 is sent again, up to `retries` times, with longer and longer pauses. An operation that
     accepts an Idempotency-Key gets one, which makes it repeatable.
@@ -98,12 +101,18 @@ class Autopack:
         url: str | None = None,
         *,
         api_key: str | None = None,
+        project: str | None = None,
         timeout: float = TIMEOUT_SECONDS,
         retries: int = RETRIES,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._connection = Connection(
-            url, api_key=api_key, timeout=timeout, retries=retries, transport=transport
+            url,
+            api_key=api_key,
+            project=project,
+            timeout=timeout,
+            retries=retries,
+            transport=transport,
         )
 
     def __enter__(self) -> Self:
@@ -203,6 +212,30 @@ class Autopack:
 
     def audit(self, *, limit: int = 100, cursor: str | None = None) -> AuditPage:
         return self._get(AuditPage, "/audit", limit=limit, cursor=cursor)
+
+    # Projects
+
+    def list_projects(self) -> ProjectsAnswer:
+        return self._get(ProjectsAnswer, "/projects")
+
+    def get_project(self, project: str) -> ProjectAnswer:
+        return self._get(ProjectAnswer, _project(project))
+
+    def create_project(self, project: Body) -> ProjectAnswer:
+        """Add a project: `name`, `repository`, `base_branch`, `git_remote`."""
+        return self._post(ProjectAnswer, "/projects", project)
+
+    def change_project(self, project: str, wanted: Body) -> ProjectAnswer:
+        """Give a project another `repository`, `base_branch` and `git_remote`."""
+        response = self._connection.send("PUT", _project(project), body=wanted, is_repeatable=True)
+        return _read(ProjectAnswer, response)
+
+    def close_project(self, project: str) -> ProjectAnswer:
+        """Stop serving a project without live runs; what it has is kept."""
+        return self._post(ProjectAnswer, f"{_project(project)}/close")
+
+    def reopen_project(self, project: str) -> ProjectAnswer:
+        return self._post(ProjectAnswer, f"{_project(project)}/reopen")
 
     # Runs
 
@@ -624,6 +657,10 @@ def _run(run_id: str) -> str:
 
 def _phase(run_id: str, phase_id: str) -> str:
     return f"{_run(run_id)}/phases/{_quoted(phase_id)}"
+
+
+def _project(name: str) -> str:
+    return f"/projects/{_quoted(name)}"
 
 
 def _webhook(name: str) -> str:

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
+from urllib.parse import quote
 
 import httpx
 from pydantic import BaseModel
@@ -20,6 +21,10 @@ from .operator_file import read_operator_settings
 
 DEFAULT_URL: Final = "http://localhost:8000"
 URL_VARIABLES: Final = ("AUTOPACK_URL", "API_URL")
+# Where an address names none: the project that is asked, the default one if this is not set.
+PROJECT_VARIABLE: Final = "AUTOPACK_PROJECT"
+PROJECTS: Final = "/projects"
+_PROJECT: Final = re.compile(r"/projects/[^/]+/?$")
 TIMEOUT_SECONDS: Final = 60.0
 CONNECT_SECONDS: Final = 5.0
 RETRIES: Final = 3
@@ -50,6 +55,7 @@ class Connection:
         url: str | None,
         *,
         api_key: str | None,
+        project: str | None,
         timeout: float,
         retries: int,
         transport: httpx.BaseTransport | None,
@@ -62,7 +68,16 @@ class Connection:
             raise ClientError(_one_line(f"{shown!r} is not an address: {error}")) from error
         if self._url.scheme not in ("http", "https") or not self._url.host:
             raise ClientError(_one_line(f"{shown!r} is not an address: give http://HOST:PORT."))
-        key = find_key(self.address) if api_key is None else api_key
+        # The address without a project, for what is asked of the service itself.
+        self._service = self._url.copy_with(path=_PROJECT.sub("", self._url.path))
+        if project is None:
+            project = os.environ.get(PROJECT_VARIABLE)
+        if project and self._service == self._url:
+            path = f"{self._url.path.rstrip('/')}{PROJECTS}/{quote(project, safe='')}"
+            self._url = self._url.copy_with(raw_path=path.encode())
+        key = api_key
+        if key is None:
+            key = find_key(self.address) or find_key(_shown(self._service))
         if key:
             usable_key(key, "the key")
         self.retries = retries
@@ -78,9 +93,7 @@ class Connection:
     @property
     def address(self) -> str:
         """The service's address without a password that may be in it."""
-        port = "" if self._url.port is None else f":{self._url.port}"
-        host = f"[{self._url.host}]" if ":" in self._url.host else self._url.host
-        return f"{self._url.scheme}://{host}{port}{self._url.path.rstrip('/')}"
+        return _shown(self._url)
 
     @property
     def is_in_clear(self) -> bool:
@@ -109,9 +122,10 @@ class Connection:
         A request that was not sent is sent again; one that may have arrived only if it
         `is_repeatable`. Raises ApiError, UnreachableError.
         """
+        is_of_service = path == PROJECTS or path.startswith(f"{PROJECTS}/")
         request = self._http.build_request(
             method,
-            path,
+            f"{_shown(self._service)}{path}" if is_of_service else path,
             params={name: value for name, value in (query or {}).items() if value is not None},
             headers=_headers(body, key),
             content=None if body is None else _encoded(body),
@@ -156,6 +170,12 @@ class Connection:
             return UnreachableError(_one_line(f"no service at {self.address} ({error}). {hint}"))
         reason = str(error) or type(error).__name__
         return UnreachableError(_one_line(f"{self.address} gave no answer: {reason}"))
+
+
+def _shown(url: httpx.URL) -> str:
+    port = "" if url.port is None else f":{url.port}"
+    host = f"[{url.host}]" if ":" in url.host else url.host
+    return f"{url.scheme}://{host}{port}{url.path.rstrip('/')}"
 
 
 def _is_away(response: httpx.Response) -> bool:

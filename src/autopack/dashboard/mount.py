@@ -15,13 +15,11 @@ from . import (
     run_page,
     sign_in,
 )
-from .live import Boards
 from .rendering import HOME
 
 
 def mount_dashboard(app: FastAPI) -> None:
     """Serve the pages below `/dashboard`."""
-    app.state.boards = Boards()
     for module in (
         sign_in,
         pages,

@@ -22,6 +22,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from .. import __version__
 from ..api.credentials import SESSION_COOKIE
 from ..api.guard import caller_of
+from ..api.places import PATH as PROJECTS
+from ..api.places import places_of
 from ..domain.access import AccessRole
 from ..domain.events import wire_time
 from ..domain.money import short_usd
@@ -125,6 +127,20 @@ class Page:
         """Whether the reader may do what operators do."""
         return self.caller is not None and AccessRole.OPERATOR in self.caller.roles
 
+    def _other_projects(self, shown: str) -> list[tuple[str, str]]:
+        """Return the names and pages of the other projects that the reader may see."""
+        if self.caller is None:
+            return []
+        service = self.root
+        if (named := self.request.scope.get("project")) is not None:
+            service = service.removesuffix(f"{PROJECTS}/{named}")
+        places = places_of(self.request.scope)
+        return [
+            (name, f"{service}{'' if is_default else f'{PROJECTS}/{name}'}{HOME}")
+            for name, is_default in places.names_for(self.caller)
+            if name != shown
+        ]
+
     def values(self) -> dict[str, Any]:
         """Return the values that every template gets, with the macros of parts.html."""
         settings = self.request.app.state.settings
@@ -142,6 +158,7 @@ class Page:
                 "signed_in": holder,
                 "has_session": SESSION_COOKIE in self.request.cookies,
                 "project": settings.project_id,
+                "other_projects": self._other_projects(settings.project_id),
                 "here": "",
                 "bare": False,
                 "json": (),

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Annotated
 from urllib.parse import parse_qs
 
-from anyio import CapacityLimiter, to_thread
+from anyio import CapacityLimiter
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse
@@ -14,11 +13,11 @@ from starlette.exceptions import HTTPException
 
 from ..api.bodies import read_body
 from ..api.credentials import SESSION_COOKIE, SIGN_IN, session_cookie
-from ..api.inputs import Context
+from ..api.places import Place, places_of
 from ..domain.keys import SESSION_LIFETIME, digest_of
 from ..domain.limits import Rates
-from ..services.context import AppContext, utc_now
-from ..services.keys import Keyring, close_session, open_session
+from ..services.context import utc_now
+from ..services.keys import close_session, open_session
 from .rendering import HOME, THEME_COOKIE, Page
 from .routes import InPage, PageRoute, back_to
 
@@ -54,22 +53,27 @@ async def sign_in_page(request: Request, to: str = "") -> HTMLResponse:
 async def sign_in(request: Request, form: Form) -> Response:
     """Give the browser a cookie in place of the key, which is not kept."""
     page, key, to = Page(request, utc_now()), form.get("key", "").strip(), _way(form.get("to", ""))
-    context: AppContext = request.app.state.context
-    keyring: Keyring = request.app.state.keyring
+    places = places_of(request.scope)
     lookups: CapacityLimiter = request.app.state.lookups
     digest = digest_of(key.encode())
-    caller = await to_thread.run_sync(keyring.read, digest, limiter=lookups) if key else None
-    if caller is None:
+    known = await places.caller_of(digest, is_session=False, lookups=lookups) if key else None
+    if known is None:
         problem = "This is not a key that works: it is misspelt, revoked or expired."
         return page.render("login.html", 403, bare=True, problem=problem, to=to)
-    caller.require_project(context.settings.project_id)
+    caller, place = known
+    await places.place_for(caller, request.scope.get("project"))
     if caller.holder is not None and caller.limits is not None:
-        rates: Rates = request.app.state.rates
+        rates: Rates = place.state.rates
         rates.take(caller.holder, caller.limits.requests_per_minute)
+    # The session is where its key is. That of a cookie before it may be another project's.
     replaced = session_cookie(request.headers)
-    secret = await run_in_threadpool(partial(open_session, context, key, replaced=replaced))
     if replaced:
-        keyring.forget()
+        cookie = digest_of(replaced.encode())
+        before = await places.caller_of(cookie, is_session=True, lookups=lookups)
+        if before is not None:
+            await run_in_threadpool(close_session, before[1].state.context, replaced)
+            before[1].state.keyring.forget()
+    secret = await run_in_threadpool(open_session, place.state.context, key)
     answer = back_to(page, to)
     answer.set_cookie(
         SESSION_COOKIE,
@@ -84,11 +88,11 @@ async def sign_in(request: Request, form: Form) -> Response:
 
 
 @router.post(f"{HOME}/logout")
-def sign_out(request: Request, context: Context, page: InPage) -> Response:
+def sign_out(request: Request, page: InPage) -> Response:
     """End the browser's session, here and in the database."""
-    close_session(context, session_cookie(request.headers))
-    keyring: Keyring = request.app.state.keyring
-    keyring.forget()
+    known: Place = request.scope.get("knows_caller", request.app)
+    close_session(known.state.context, session_cookie(request.headers))
+    known.state.keyring.forget()
     answer = back_to(page, SIGN_IN)
     answer.delete_cookie(SESSION_COOKIE, path=page.root or "/")
     return answer

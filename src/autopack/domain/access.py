@@ -91,6 +91,8 @@ GRANTS: Final[Mapping[AccessRole, tuple[str, ...]]] = {
         "POST /strategy/dry_run",
         "POST /strategy/backtest",
         "GET /whoami",
+        "GET /projects",
+        "GET /projects/{project}",
     ),
     AccessRole.BUILDER: (*_OF_AGENTS, f"POST {_PHASE}/builder_result"),
     AccessRole.AUDITOR: (*_OF_AGENTS, f"POST {_PHASE}/auditor_result"),
@@ -111,6 +113,10 @@ GRANTS: Final[Mapping[AccessRole, tuple[str, ...]]] = {
         "POST /keys/{name}/revoke",
         "POST /keys/{name}/rotate",
         "GET /audit",
+        "POST /projects",
+        "PUT /projects/{project}",
+        "POST /projects/{project}/close",
+        "POST /projects/{project}/reopen",
         "GET /webhooks",
         "POST /webhooks",
         "POST /webhooks/{name}/remove",
@@ -196,12 +202,12 @@ class Caller:
     def _shown(self) -> str:
         return f"key '{self.key}'" if self.subject is None else f"the token of '{self.subject}'"
 
-    def require_project(self, project_id: str) -> None:
-        """Refuse a key that is bound to another project. Raises WrongProjectError."""
-        if self.project_id not in (None, project_id):
-            raise WrongProjectError(
-                f"key '{self.key}' is bound to the project '{self.project_id}', not '{project_id}'"
-            )
+    def bound_to(self, default: str) -> str | None:
+        """Return the one project that the caller may see, None: all of them.
+
+        A token of an issuer is for the default project: its claims name no project.
+        """
+        return default if self.subject is not None else self.project_id
 
     def _acting(self, accepted: tuple[AccessRole, ...], what: str) -> Caller:
         role = next((each for each in accepted if each in self.roles), None)

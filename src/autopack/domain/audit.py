@@ -21,6 +21,10 @@ class AuditAction(StrEnum):
     WEBHOOK_CREATED = "webhook_created"
     WEBHOOK_REMOVED = "webhook_removed"
     WEBHOOK_ENABLED = "webhook_enabled"
+    PROJECT_CREATED = "project_created"
+    PROJECT_CHANGED = "project_changed"
+    PROJECT_CLOSED = "project_closed"
+    PROJECT_REOPENED = "project_reopened"
 
 
 @dataclass(frozen=True, slots=True)

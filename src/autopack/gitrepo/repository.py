@@ -107,16 +107,7 @@ class Repository:
 
         Raises RepositoryUnusableError, which says why it cannot and what to do.
         """
-        executable = shutil.which("git")
-        if executable is None:
-            raise RepositoryUnusableError("git is not installed: install git 2.38 or newer.")
-        runner = GitRunner(executable, settings.git_timeout_seconds, settings.git_memory_bytes)
-        if not settings.repo_path.is_dir():
-            raise RepositoryUnusableError(
-                f"{settings.repo_path} is not a folder: set AUTOPACK_REPO_PATH to a git repository."
-            )
-        _check_version(runner, settings.repo_path)
-        git_dir, is_bare = discover(runner, settings.repo_path)
+        runner, git_dir, is_bare = _found(settings)
         require_untracked(settings)
         repository = cls(settings, runner, git_dir, is_bare)
         repository._prepare_home()
@@ -596,6 +587,27 @@ class Repository:
     def remove_leftovers(self) -> None:
         """Remove the scratch folders of services that were killed."""
         remove_leftovers(self._scratch)
+
+
+def find_git_dir(settings: Settings) -> Path:
+    """Return the git directory that `Repository.open` would serve, and write nothing.
+
+    Raises RepositoryUnusableError.
+    """
+    return _found(settings)[1]
+
+
+def _found(settings: Settings) -> tuple[GitRunner, Path, bool]:
+    executable = shutil.which("git")
+    if executable is None:
+        raise RepositoryUnusableError("git is not installed: install git 2.38 or newer.")
+    runner = GitRunner(executable, settings.git_timeout_seconds, settings.git_memory_bytes)
+    if not settings.repo_path.is_dir():
+        raise RepositoryUnusableError(
+            f"{settings.repo_path} is not a folder: set AUTOPACK_REPO_PATH to a git repository."
+        )
+    _check_version(runner, settings.repo_path)
+    return runner, *discover(runner, settings.repo_path)
 
 
 def _check_version(runner: GitRunner, folder: Path) -> None:

@@ -6,6 +6,7 @@ from .events import EventRow
 from .figures import Figure
 from .issues import BacklogEntry, Issue, IssueEvent, Sighting
 from .keys import ApiKey, AuditEntry, BrowserSession
+from .projects import Project
 from .pulses import Pulse
 from .pushes import Push
 from .rulesets import RulesetVersion
@@ -33,6 +34,7 @@ __all__ = [
     "Measurement",
     "Patch",
     "Phase",
+    "Project",
     "Pulse",
     "Push",
     "Reply",

@@ -41,6 +41,8 @@ class AppContext:
     # Results of rehearsed merges, by the commits of both branches (attention.py).
     rehearsals: dict[tuple[str, ...], tuple[tuple[str, ...], bool]] = field(default_factory=dict)
     caller: Caller = SERVICE
+    # Whether this is the project of the service's settings. Another one has keys for itself alone.
+    is_default: bool = True
 
     def for_caller(self, caller: Caller) -> AppContext:
         """Return the context of one request."""

@@ -18,6 +18,7 @@ from ..domain.keys import ROTATION_OVERLAP, SESSION_LIFETIME, NewKey, digest_of,
 from ..domain.limits import Limits
 from ..models import ApiKey, BrowserSession
 from ..store import keys
+from ..store.session import RowSession
 from ..views.keys import KeyAnswer, SecretKeyAnswer
 from .audit import note
 from .context import AppContext
@@ -54,13 +55,18 @@ def create_key(context: AppContext, wanted: NewKey) -> SecretKeyAnswer:
     served = context.settings.project_id
     if wanted.project_id not in (None, served):
         raise WrongProjectError(
-            f"project '{wanted.project_id}' is not the one that is served here: '{served}'"
+            f"project '{wanted.project_id}' is not the one that is served here: '{served}'; keys of"
+            " another project are made below /projects/, or by `autopack keys create --project`"
         )
+    # A key that no project is named for is for all of them: only the default one has such keys.
+    project_id = wanted.project_id or context.caller.project_id
+    if not context.is_default:
+        project_id = served
     secret, now = make_key(), context.now()
     roles = [role for role in AccessRole if role in wanted.roles]
     with context.writing() as session:
         limits = wanted.limits.model_dump(exclude_none=True)
-        data = {"roles": roles, "project_id": wanted.project_id, "limits": limits}
+        data = {"roles": roles, "project_id": project_id, "limits": limits}
         if wanted.expires_at is not None:
             data["expires_at"] = wanted.expires_at.isoformat()
         note(session, context, AuditAction.KEY_CREATED, wanted.name, data)
@@ -72,7 +78,7 @@ def create_key(context: AppContext, wanted: NewKey) -> SecretKeyAnswer:
         key = ApiKey(
             name=wanted.name,
             roles=roles,
-            project_id=wanted.project_id or context.caller.project_id,
+            project_id=project_id,
             limits=limits,
             sha256=digest_of(secret.encode()),
             created_at=now,
@@ -85,17 +91,17 @@ def create_key(context: AppContext, wanted: NewKey) -> SecretKeyAnswer:
 
 
 def list_keys(context: AppContext) -> list[KeyAnswer]:
-    """Return every key that there is or was, oldest first."""
+    """Return every key that there is or was, oldest first; to a bound caller those bound alike."""
     now = context.now()
     with context.reading() as session:
-        return [_answer(key, now) for key in keys.list_keys(session)]
+        return [_answer(key, now) for key in keys.list_keys(session) if _is_ours(context, key)]
 
 
 def revoke_key(context: AppContext, name: str) -> KeyAnswer:
     """End a key, for good and at once. Raises NotFoundError."""
     now = context.now()
     with context.writing() as session:
-        key = keys.lock_key(session, name)
+        key = _lock(context, session, name)
         if key.revoked_at is None:
             key.revoked_at = now
             note(session, context, AuditAction.KEY_REVOKED, name, {})
@@ -110,7 +116,7 @@ def rotate_key(context: AppContext, name: str) -> SecretKeyAnswer:
     """
     secret, now = make_key(), context.now()
     with context.writing() as session:
-        key = keys.lock_key(session, name)
+        key = _lock(context, session, name)
         if _state(key, now) != "live":
             raise KeyRevokedError(f"key '{name}' is {_state(key, now)}: make another one")
         key.previous_sha256, key.sha256 = key.sha256, digest_of(secret.encode())
@@ -121,11 +127,25 @@ def rotate_key(context: AppContext, name: str) -> SecretKeyAnswer:
         return SecretKeyAnswer(api_key=secret, key=_answer(key, now))
 
 
-def open_session(context: AppContext, key: str, *, replaced: str = "") -> str:
+def _lock(context: AppContext, session: RowSession, name: str) -> ApiKey:
+    key = keys.lock_key(session, name)
+    if not _is_ours(context, key):
+        raise keys.no_such_key(name)
+    return key
+
+
+def _is_ours(context: AppContext, key: ApiKey) -> bool:
+    """Tell whether the caller may see a key: one for one project sees none that is for all.
+
+    By a new secret of such a key it would reach every project.
+    """
+    return context.caller.project_id in (None, key.project_id)
+
+
+def open_session(context: AppContext, key: str) -> str:
     """Sign a browser in by a key that works, and return the secret of its cookie.
 
-    `replaced`: the secret of the browser's cookie until now, whose session ends. Whether the key
-    works is for the caller to find out, by the keyring.
+    Whether the key works is for the caller to find out, by the keyring.
     """
     secret, now = secrets.token_urlsafe(32), context.now()
     opened = BrowserSession(
@@ -134,8 +154,6 @@ def open_session(context: AppContext, key: str, *, replaced: str = "") -> str:
         expires_at=now + SESSION_LIFETIME,
     )
     with context.writing() as session:
-        if replaced:
-            keys.remove_session(session, digest_of(replaced.encode()))
         keys.add_session(session, opened, now)
         session.commit()
     return secret
@@ -236,7 +254,8 @@ class Keyring:
             streams=key.limits.get("streams", settings.key_streams),
             claims=key.limits.get("claims", settings.key_claims),
         )
-        caller = Caller(roles=roles, key=key.name, project_id=key.project_id, limits=limits)
+        project_id = key.project_id if self._context.is_default else settings.project_id
+        caller = Caller(roles=roles, key=key.name, project_id=project_id, limits=limits)
         return caller, ends_at
 
 

@@ -34,8 +34,13 @@ def lock_key(session: Session, name: str) -> ApiKey:
     """Return a key for a change. Raises NotFoundError."""
     key = session.scalars(select(ApiKey).where(ApiKey.name == name).with_for_update()).one_or_none()
     if key is None:
-        raise NotFoundError(f"there is no key '{name}'")
+        raise no_such_key(name)
     return key
+
+
+def no_such_key(name: str) -> NotFoundError:
+    """Return the error of a name that no key has, as far as the caller may know."""
+    return NotFoundError(f"there is no key '{name}'")
 
 
 def list_keys(session: Session) -> Sequence[ApiKey]:

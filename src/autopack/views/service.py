@@ -20,8 +20,11 @@ class CheckAnswer(Shape):
 
 
 class HealthAnswer(Shape):
+    """`projects` has each open project that the caller may see, with why one is not served."""
+
     status: Literal["healthy", "unhealthy"]
     checks: dict[str, CheckAnswer]
+    projects: dict[str, CheckAnswer]
 
 
 class LiveAnswer(Shape):

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class McpEndpoint:
-    """An ASGI application; `running` is its lifespan."""
+    """The ASGI application of one project; `running` is its lifespan."""
 
     def __init__(self) -> None:
         self._starting = anyio.Lock()
@@ -70,12 +70,18 @@ class McpEndpoint:
             return self._manager
 
 
-def mount_mcp(app: FastAPI) -> McpEndpoint:
-    """Serve `/mcp`; the caller's lifespan must enter `running`."""
-    endpoint = McpEndpoint()
+class _OfProject:
+    """Passes a request to the endpoint of the project that answers."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        endpoint: McpEndpoint = scope["app"].state.mcp
+        await endpoint(scope, receive, send)
+
+
+def mount_mcp(app: FastAPI) -> None:
+    """Serve `/mcp`, by the endpoint in the state of the project that answers."""
     # A route, not a mount: a wrong method stays 405, and paths below /mcp stay 404.
-    app.router.routes.append(Route("/mcp", endpoint, methods=["POST"], include_in_schema=False))
-    return endpoint
+    app.router.routes.append(Route("/mcp", _OfProject(), methods=["POST"], include_in_schema=False))
 
 
 async def _serve(

@@ -1,0 +1,65 @@
+"""The further projects, and the databases that they have."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from typing import Final
+
+from sqlalchemy import Engine, exists, func, select, text
+from sqlalchemy.orm import Session
+
+from ..models import Project, Run
+
+_LOCK: Final = text("SELECT pg_advisory_xact_lock(hashtextextended('projects', 6))")
+# The rest of a name of a database, which has 63 bytes at most.
+_LONGEST_PREFIX: Final = 30
+
+
+def lock_projects(session: Session) -> None:
+    """Let no other process add or change a project until the end of the transaction."""
+    session.execute(_LOCK)
+
+
+def list_projects(session: Session) -> Sequence[Project]:
+    """Return all projects, closed ones too, oldest first."""
+    return session.scalars(select(Project).order_by(Project.id)).all()
+
+
+def find_project(session: Session, name: str) -> Project | None:
+    """Return the project of exactly this name."""
+    return session.scalars(select(Project).where(Project.name == name)).one_or_none()
+
+
+def has_name(session: Session, name: str) -> bool:
+    """Say whether there is, or was, a project of this name in any case."""
+    query = select(Project.id).where(func.lower(Project.name) == name.lower())
+    return session.scalars(query).first() is not None
+
+
+def find_owner(session: Session, git_dir: str) -> str | None:
+    """Return the name of the open project that has a repository."""
+    query = select(Project.name).where(Project.git_dir == git_dir, Project.closed_at.is_(None))
+    return session.scalars(query).one_or_none()
+
+
+def has_live_runs(session: Session) -> bool:
+    return bool(session.scalars(select(exists().where(Run.ended_at.is_(None)))).one())
+
+
+def create_database(autocommit: Engine) -> str:
+    """Create an empty database on the same server, and return its name.
+
+    Raises ProgrammingError where the role may not.
+    """
+    prefix = (autocommit.url.database or "autopack").replace('"', "")[:_LONGEST_PREFIX]
+    name = f"{prefix}_project_{uuid.uuid4().hex[:16]}"
+    with autocommit.connect() as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE \"{name}\" TEMPLATE template0 ENCODING 'UTF8'")
+    return name
+
+
+def drop_database(autocommit: Engine, name: str) -> None:
+    """Remove a database that no project has got."""
+    with autocommit.connect() as connection:
+        connection.exec_driver_sql(f'DROP DATABASE "{name}" WITH (FORCE)')
