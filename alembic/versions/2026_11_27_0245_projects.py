@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "projects"
-down_revision = "approved_dependencies"
+down_revision = "measured"
 branch_labels = None
 depends_on = None
 
@@ -37,28 +37,30 @@ def upgrade() -> None:
         sa.Column("closed_at", sa.DateTime(timezone=True), nullable=True),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_projects")),
         sa.UniqueConstraint("database", name=op.f("uq_projects_database")),
+        if_not_exists=True,
     )
-    op.create_index("uq_projects_name_lower", "projects", [sa.text("lower(name)")], unique=True)
+    op.create_index(
+        "uq_projects_name_lower",
+        "projects",
+        [sa.text("lower(name)")],
+        unique=True,
+        if_not_exists=True,
+    )
     op.create_index(
         "uq_projects_open_git_dir",
         "projects",
         ["git_dir"],
         unique=True,
         postgresql_where=sa.text("closed_at IS NULL"),
+        if_not_exists=True,
     )
-    _know_actions(f"{BEFORE}, {NEW}")
-    op.execute("ALTER TABLE audit_log VALIDATE CONSTRAINT ck_audit_log_action_known")
+    op.replace_check("audit_log", "ck_audit_log_action_known", f"action IN ({BEFORE}, {NEW})")
 
 
 def downgrade() -> None:
-    # Deeds that the older version does not know stay: the log is a chain, from which none may be taken.
-    _know_actions(BEFORE)
-    op.drop_table("projects")
-
-
-def _know_actions(actions: str) -> None:
     op.drop_constraint("ck_audit_log_action_known", "audit_log")
-    # Not valid at first: the log is not read under a lock that stops its writers.
+    # Not valid: deeds that the older version does not know stay, as none may be taken from the chain.
     op.execute(
-        f"ALTER TABLE audit_log ADD CONSTRAINT ck_audit_log_action_known CHECK (action IN ({actions})) NOT VALID"
+        f"ALTER TABLE audit_log ADD CONSTRAINT ck_audit_log_action_known CHECK (action IN ({BEFORE})) NOT VALID"
     )
+    op.drop_table("projects")
