@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "projects"
-down_revision = "measured"
+down_revision = "retention"
 branch_labels = None
 depends_on = None
 
