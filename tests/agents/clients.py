@@ -16,6 +16,7 @@ from tests.agents.model_server import MODEL, Call
 Json = dict[str, Any]
 FOLDER: Final = "AUTOPACK_TEST_AGENTS"  # where scripts/agents.sh installs the programs
 KEY: Final = "not-a-key"  # of the model
+OPENCODE_MODEL: Final = "TEST_OPENCODE_MODEL"  # of the model that its settings name
 API_KEY: Final = "AUTOPACK_API_KEY"  # the variable from which the header of MCP is made
 
 
@@ -110,12 +111,18 @@ def _opencode(home: Path, model: str, mcp: str | None) -> dict[str, str]:
         "options": {"baseURL": f"{model}/v1", "apiKey": KEY},
         "models": {MODEL: {"cost": price}},
     }
-    settings: Json = {"provider": {"stand-in": provider}, "model": f"stand-in/{MODEL}"}
+    # Its own `openai` is what the gateway of --meter stands before, in the Responses format.
+    providers = {"stand-in": provider, "openai": {"models": {MODEL: {}}}}
+    settings: Json = {"provider": providers, "model": f"{{env:{OPENCODE_MODEL}}}"}
     if mcp is not None:
         headers = {"Authorization": f"Bearer {{env:{API_KEY}}}"}
         settings["mcp"] = {"autopack": {"type": "remote", "url": mcp, "headers": headers}}
     _write(home / ".config/opencode/opencode.json", json.dumps(settings))
-    return {"OPENCODE_DISABLE_MODELS_FETCH": "1", "OPENCODE_DISABLE_AUTOUPDATE": "1"}
+    return {
+        "OPENCODE_DISABLE_MODELS_FETCH": "1",
+        "OPENCODE_DISABLE_AUTOUPDATE": "1",
+        OPENCODE_MODEL: f"stand-in/{MODEL}",
+    }
 
 
 def _aider(home: Path, model: str, mcp: str | None) -> dict[str, str]:

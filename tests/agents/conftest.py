@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tests.agents import clients
 from tests.agents.clients import AGENTS, Agent
-from tests.agents.model_server import ModelServer, Script, serve_model
+from tests.agents.model_server import MODEL, ModelServer, Script, serve_model
 
 from autopack.client import Autopack
 
@@ -63,6 +63,7 @@ class Scene:
             key = clients.KEY
             environment |= {"OPENAI_BASE_URL": f"{model.url}/v1", "OPENAI_API_KEY": key}
             environment |= {"ANTHROPIC_BASE_URL": model.url, "ANTHROPIC_API_KEY": key}
+            environment |= {clients.OPENCODE_MODEL: f"openai/{MODEL}"}
         return subprocess.run(
             [
                 *(sys.executable, "-m", "autopack", "work", "--run", "run-001", "--once"),

@@ -187,21 +187,26 @@ class _Handler(BaseHTTPRequestHandler):
                 "type": "function_call",
                 "id": f"fc_{number}",
                 "call_id": f"call_{number}",
+                "status": "completed",
                 "name": turn.tool,
                 "arguments": json.dumps(turn.arguments),
             }
             if turn.tool in spaces:
                 item |= {"namespace": spaces[turn.tool]}
+            begun, changes = _call_events(item)
         else:
             item = {
                 "type": "message",
                 "id": f"msg_{number}",
+                "status": "completed",
                 "role": "assistant",
                 "content": [{"type": "output_text", "text": turn.text, "annotations": []}],
             }
+            begun, changes = _text_events(item, turn.text)
         answer = {
             "id": f"resp_{number}",
             "object": "response",
+            "created_at": 0,
             "model": MODEL,
             "status": "completed",
             "output": [item],
@@ -214,12 +219,21 @@ class _Handler(BaseHTTPRequestHandler):
             },
         }
         events: list[tuple[str, Json]] = [
-            ("response.created", {"response": {"id": answer["id"]}}),
-            ("response.output_item.added", {"output_index": 0, "item": item}),
+            (
+                "response.created",
+                {"response": answer | {"status": "in_progress", "output": [], "usage": None}},
+            ),
+            ("response.output_item.added", {"output_index": 0, "item": begun}),
+            *changes,
             ("response.output_item.done", {"output_index": 0, "item": item}),
             ("response.completed", {"response": answer}),
         ]
-        self._stream([(name, {"type": name, **event}) for name, event in events])
+        self._stream(
+            [
+                (name, {"type": name, "sequence_number": number, **event})
+                for number, (name, event) in enumerate(events)
+            ]
+        )
 
     def answer_chat(self, request: Json) -> None:
         """Answer OpenAI's Chat Completions."""
@@ -384,6 +398,28 @@ _FORMATS: Final[Mapping[str, Callable[[_Handler, Json], None]]] = {
     r"/messages$": _Handler.answer_messages,
     r":(stream)?[gG]enerateContent$": _Handler.answer_generate,
 }
+
+
+def _call_events(item: Json) -> tuple[Json, list[tuple[str, Json]]]:
+    """Return a call of Responses as it begins, and the events that complete it."""
+    place = {"item_id": item["id"], "output_index": 0}
+    text = item["arguments"]
+    return item | {"arguments": "", "status": "in_progress"}, [
+        ("response.function_call_arguments.delta", place | {"delta": text}),
+        ("response.function_call_arguments.done", place | {"arguments": text}),
+    ]
+
+
+def _text_events(item: Json, text: str) -> tuple[Json, list[tuple[str, Json]]]:
+    """Return a message of Responses as it begins, and the events that complete it."""
+    place = {"item_id": item["id"], "output_index": 0, "content_index": 0}
+    (part,) = item["content"]
+    return item | {"content": [], "status": "in_progress"}, [
+        ("response.content_part.added", place | {"part": part | {"text": ""}}),
+        ("response.output_text.delta", place | {"delta": text}),
+        ("response.output_text.done", place | {"text": text}),
+        ("response.content_part.done", place | {"part": part}),
+    ]
 
 
 def _full_name(tool: str, names: Sequence[str]) -> str:
