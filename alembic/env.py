@@ -11,8 +11,9 @@ on the command line, they are part of the migration's transaction.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from alembic import context
@@ -73,6 +74,19 @@ def _apart(operations: Operations) -> Iterator[bool]:
         yield True
 
 
+def _patiently(step: Callable[[], None]) -> None:
+    """Run one statement; on a live database until its table is free, as the caller decides."""
+    again: Callable[[Callable[[], None]], None] | None = context.config.attributes.get("again")
+    if again is None or context.is_offline_mode():
+        step()
+    else:
+        again(step)
+
+
+def _execute(operations: Operations, statement: str) -> None:
+    _patiently(lambda: operations.execute(statement))
+
+
 @Operations.register_operation("add_columns")
 class AddColumns(MigrateOperation):
     """Lock one table for the time of a change of the catalog, and no other table meanwhile."""
@@ -90,7 +104,7 @@ class AddColumns(MigrateOperation):
 def _add_columns(operations: Operations, it: AddColumns) -> None:
     with _apart(operations):
         for column in it.columns:
-            operations.add_column(it.table, column, if_not_exists=True)
+            _patiently(partial(operations.add_column, it.table, column, if_not_exists=True))
 
 
 @Operations.register_operation("drop_columns")
@@ -110,7 +124,7 @@ class DropColumns(MigrateOperation):
 def _drop_columns(operations: Operations, it: DropColumns) -> None:
     with _apart(operations):
         for name in it.names:
-            operations.drop_column(it.table, name, if_exists=True)
+            _patiently(partial(operations.drop_column, it.table, name, if_exists=True))
 
 
 @Operations.register_operation("backfill")
@@ -131,17 +145,17 @@ def _backfill(operations: Operations, it: Backfill) -> None:
     change = f"UPDATE {it.table} SET {it.values} WHERE "  # noqa: S608 - from the migration
     with _apart(operations) as is_apart:
         if not is_apart:
-            operations.execute(f"{change}{it.where}")
+            _execute(operations, f"{change}{it.where}")
             return
         batch = f"/* batch */ {change}id > {{after}} AND id <= {{upto}} AND ({it.where})"
         if operations.migration_context.as_sql:
-            operations.execute(batch.format(after=0, upto=BATCH_ROWS))
+            _execute(operations, batch.format(after=0, upto=BATCH_ROWS))
             return
         connection = operations.get_bind()
         newest = f"SELECT coalesce(max(id), 0) FROM {it.table}"  # noqa: S608
         last: int = connection.execute(text(newest)).scalar_one()
         for after in range(0, last, BATCH_ROWS):
-            operations.execute(batch.format(after=after, upto=after + BATCH_ROWS))
+            _execute(operations, batch.format(after=after, upto=after + BATCH_ROWS))
 
 
 @Operations.register_operation("replace_check")
@@ -160,11 +174,12 @@ class ReplaceCheck(MigrateOperation):
 @Operations.implementation_for(ReplaceCheck)
 def _replace_check(operations: Operations, it: ReplaceCheck) -> None:
     with _apart(operations):
-        operations.execute(
+        _execute(
+            operations,
             f"ALTER TABLE {it.table} DROP CONSTRAINT IF EXISTS {it.name},"
-            f" ADD CONSTRAINT {it.name} CHECK ({it.condition}) NOT VALID"
+            f" ADD CONSTRAINT {it.name} CHECK ({it.condition}) NOT VALID",
         )
-        operations.execute(f"ALTER TABLE {it.table} VALIDATE CONSTRAINT {it.name}")
+        _execute(operations, f"ALTER TABLE {it.table} VALIDATE CONSTRAINT {it.name}")
 
 
 @Operations.register_operation("build_index")
@@ -184,14 +199,14 @@ class BuildIndex(MigrateOperation):
 def _build_index(operations: Operations, it: BuildIndex) -> None:
     with _apart(operations) as is_apart:
         if not is_apart:
-            operations.execute(f"CREATE INDEX {it.name} ON {it.on}")
+            _execute(operations, f"CREATE INDEX {it.name} ON {it.on}")
             return
         if not operations.migration_context.as_sql:
             # What an interrupted build left behind is not used for reading, and costs each write.
             left = "SELECT NOT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:name)"
             if operations.get_bind().execute(text(left), {"name": it.name}).scalar():
-                operations.execute(f"DROP INDEX CONCURRENTLY {it.name}")
-        operations.execute(f"CREATE INDEX CONCURRENTLY IF NOT EXISTS {it.name} ON {it.on}")
+                _execute(operations, f"DROP INDEX CONCURRENTLY {it.name}")
+        _execute(operations, f"CREATE INDEX CONCURRENTLY IF NOT EXISTS {it.name} ON {it.on}")
 
 
 @Operations.register_operation("alone")
@@ -210,7 +225,7 @@ class Alone(MigrateOperation):
 @Operations.implementation_for(Alone)
 def _alone(operations: Operations, it: Alone) -> None:
     with _apart(operations):
-        operations.execute(it.statement)
+        _execute(operations, it.statement)
 
 
 # The package is not imported on this path, as its name may be `src.autopack` here.

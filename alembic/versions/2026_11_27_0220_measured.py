@@ -19,13 +19,13 @@ COUNTED = ("phases", "tiers", "runs", "figures")
 
 
 def upgrade() -> None:
-    op.add_column("submissions", sa.Column("reasoning_tokens", sa.BigInteger()))
-    op.add_column(
+    op.add_columns(
         "submissions",
+        sa.Column("reasoning_tokens", sa.BigInteger()),
         sa.Column("is_measured", sa.Boolean, nullable=False, server_default=sa.false()),
     )
     for table in COUNTED:
-        op.add_column(
+        op.add_columns(
             table,
             sa.Column(
                 "tokens_measured", sa.BigInteger, nullable=False, server_default=sa.text("0")

@@ -25,10 +25,10 @@ PARTIAL = {
 
 
 def upgrade() -> None:
-    op.add_column("runs", sa.Column("details_removed_at", sa.DateTime(timezone=True)))
-    op.alter_column("patches", "content", nullable=True)
+    op.add_columns("runs", sa.Column("details_removed_at", sa.DateTime(timezone=True)))
+    op.alone("ALTER TABLE patches ALTER COLUMN content DROP NOT NULL")
     for name, (columns, condition) in PARTIAL.items():
-        op.create_index(name, "runs", columns, postgresql_where=sa.text(condition))
+        op.build_index(name, f"runs ({', '.join(columns)}) WHERE {condition}")
 
 
 def downgrade() -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -41,6 +42,12 @@ _BUSY: Final = {errorcodes.LOCK_NOT_AVAILABLE, errorcodes.DEADLOCK_DETECTED}
 _IDENTIFIERS: Final = re.compile(r"^((?:down_)?revision)\b[^=\n]*=(.*)$", re.MULTILINE)
 # They wait by a lock that no reader and writer waits behind, and may wait for a long transaction.
 _PATIENT: Final = (" CONCURRENTLY ", " VALIDATE CONSTRAINT ")
+# Postgres ends an autovacuum that is in the way when the wait is as long as deadlock_timeout, which
+# is a second: longer than LOCK_SECONDS. Only a superuser may change it; others wait for the end.
+_YIELDING_AUTOVACUUM: Final = (
+    "DO $$ BEGIN SET deadlock_timeout = '100ms';"
+    " EXCEPTION WHEN insufficient_privilege THEN NULL; END $$"
+)
 
 
 class DatabaseError(Exception):
@@ -91,7 +98,9 @@ def migrate(engine: Engine) -> None:
             else:
                 config.attributes["is_live"] = True
                 _limit_lock_waits(connection)
-                _run_steps(connection, config)
+                patience = _Patience(connection)
+                config.attributes["again"] = patience
+                patience(partial(command.upgrade, config, "head"))
     logger.info("database_migrated", revision=head, was=was)
 
 
@@ -218,6 +227,7 @@ def _alone(engine: Engine) -> Iterator[Connection]:
         wait_forever(connection)
         # A migration may take long. Its waits for locks have their own limit.
         connection.execute(text("SET statement_timeout = 0"))
+        connection.execute(text(_YIELDING_AUTOVACUUM))
         is_waiting = False
         ask = text("SELECT pg_try_advisory_lock(:lock)")
         while not connection.scalar(ask, {"lock": MIGRATION_LOCK}):
@@ -254,37 +264,48 @@ def _limit_lock_waits(connection: Connection) -> None:
         cursor.execute(f"SET lock_timeout = {limit_ms}")
 
 
-def _run_steps(connection: Connection, config: Config) -> None:
-    """Run each pending migration until it gets its locks.
+class _Patience:
+    """Repeats what found its tables in use, with longer and longer pauses."""
 
-    Raises DatabaseError when one has not within GIVE_UP_SECONDS.
-    """
-    from alembic import command
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
 
-    waiting: str | None = None  # the revision before the migration that waits
-    started, pause = 0.0, _SHORTEST_PAUSE_SECONDS
-    while True:
-        try:
-            command.upgrade(config, "head")
-        except DBAPIError as error:
-            if getattr(error.orig, "pgcode", None) not in _BUSY:
-                raise
-            connection.rollback()
-            reached = revision_of(connection)
-            holders = _old_transactions(connection)
-            if reached != waiting:
-                waiting, started, pause = reached, time.monotonic(), _SHORTEST_PAUSE_SECONDS
-            if time.monotonic() - started > GIVE_UP_SECONDS:
-                raise DatabaseError(
-                    f"The migration after {reached} found no moment in which its tables are free. "
-                    f"Open transactions: {holders}. End them, and start again."
-                ) from error
-            logger.warning("migration_waits", after=reached, transactions=holders)
-            time.sleep(pause)
-            pause = min(_LONGEST_PAUSE_SECONDS, pause * 2)
-        else:
-            connection.commit()
-            return
+    def __call__(self, step: Callable[[], None]) -> None:
+        """Run a step that leaves nothing behind when it fails, until it gets its locks.
+
+        Raises DatabaseError when it has not within GIVE_UP_SECONDS.
+        """
+        started, pause = time.monotonic(), _SHORTEST_PAUSE_SECONDS
+        while True:
+            try:
+                step()
+            except DBAPIError as error:
+                if getattr(error.orig, "pgcode", None) not in _BUSY:
+                    raise
+                self._look(error, started)
+                time.sleep(pause)
+                pause = min(_LONGEST_PAUSE_SECONDS, pause * 2)
+            else:
+                return
+
+    def _look(self, error: DBAPIError, started: float) -> None:
+        if not self._is_apart():
+            self._connection.rollback()
+        holders = _old_transactions(self._connection)
+        statement = " ".join((error.statement or "").split())[:120]
+        if time.monotonic() - started > GIVE_UP_SECONDS:
+            raise DatabaseError(
+                f"The migration found no moment in which its tables are free: {statement}. "
+                f"Open transactions: {holders}. End them, and start again."
+            ) from error
+        logger.warning("migration_waits", statement=statement, transactions=holders)
+        if not self._is_apart():
+            self._connection.commit()
+
+    def _is_apart(self) -> bool:
+        """Return whether each statement is a transaction, so that there is nothing to undo."""
+        raw: Any = self._connection.connection.dbapi_connection
+        return bool(raw.autocommit)
 
 
 def _old_transactions(connection: Connection) -> str:
@@ -297,7 +318,6 @@ def _old_transactions(connection: Connection) -> str:
         ),
         {"seconds": LOCK_SECONDS},
     ).all()
-    connection.commit()
     return ", ".join(f"pid {pid} ({name}) for {age} s" for pid, name, age in found) or "none now"
 
 

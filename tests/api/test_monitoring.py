@@ -5,19 +5,24 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from autopack.store.gauges import GAUGES
+from autopack.api.monitoring import METHODS
+from autopack.domain.states import PhaseStatus, RunStatus
+from autopack.services.settling import CI_QUEUE
+from autopack.store.gauges import GAUGES, PushState
 
 if TYPE_CHECKING:
     from tests.api.conftest import Api
 
 pytestmark = pytest.mark.integration
 
-GRAFANA = Path(__file__).resolve().parents[2] / "docs" / "grafana.json"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+GRAFANA = DOCS / "grafana.json"
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
@@ -91,3 +96,68 @@ def test_the_dashboard_for_grafana_shows_every_metric_of_ours_and_no_other(api: 
     assert {name for name in ours - shown if not name.endswith(("_created", "_sum", "_count"))} == (
         set()
     )
+
+
+# Labels that Prometheus itself adds to each series.
+OF_PROMETHEUS = {"job", "instance"}
+WORDS_OF_PROMQL = {
+    *("sum", "rate", "histogram_quantile", "by", "on", "unless", "and", "or", "without", "max"),
+}
+
+
+def _asked(expression: str) -> tuple[set[str], set[str]]:
+    """Return the metrics and the labels that a PromQL expression names."""
+    labels: set[str] = set()
+    for inside in re.findall(r"\{([^}]*)\}", expression):
+        labels.update(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", inside))
+    for inside in re.findall(r"\b(?:by|on|without)\s*\(([^)]*)\)", expression):
+        labels.update(re.findall(r"\w+", inside))
+    bare = re.sub(r"\{[^}]*\}|\[[^\]]*\]|\b(?:by|on|without)\s*\([^)]*\)", " ", expression)
+    return set(re.findall(r"\b[a-z_]{2,}\b", bare)) - WORDS_OF_PROMQL, labels
+
+
+def _rules() -> list[dict[str, Any]]:
+    (group,) = yaml.safe_load((DOCS / "alerts.yml").read_text())["groups"]
+    rules: list[dict[str, Any]] = group["rules"]
+    return rules
+
+
+def test_every_expression_of_the_dashboard_and_the_alerts_names_what_is_answered(api: Api) -> None:
+    """A renamed metric or label would leave an alert silent for ever."""
+    api.start()
+    api.client.post("/claim", json={"role": "builder", "agent": "codex"})
+    labels_of: dict[str, set[str]] = {gauge.name: set(gauge.labels) for gauge in GAUGES}
+    for name, labels in scrape(api):
+        labels_of.setdefault(name, set()).update(key for key, _ in labels)
+    labels_of["up"] = set()  # Prometheus makes it
+    expressions = [rule["expr"] for rule in _rules()]
+    for panel in json.loads(GRAFANA.read_text())["panels"]:
+        expressions += [target["expr"] for target in panel["targets"]]
+    for expression in expressions:
+        metrics, asked = _asked(expression)
+        assert metrics, expression
+        assert metrics <= labels_of.keys(), expression
+        known = OF_PROMETHEUS.union(*(labels_of[metric] for metric in metrics))
+        assert asked <= known, expression
+
+
+def test_the_words_that_alerts_compare_labels_with_exist(api: Api) -> None:
+    values = {
+        "state": {*PhaseStatus, *PushState, *RunStatus},
+        "status": {"todo", "doing", "5.."},
+        "queue": {CI_QUEUE},
+        "method": METHODS,
+        "job": {"autopack"},
+    }
+    for rule in _rules():
+        for label, word in re.findall(r'(\w+)=~?"([^"]*)"', rule["expr"]):
+            assert word in values[label], rule["alert"]
+
+
+def test_each_alert_has_a_section_that_says_what_to_do() -> None:
+    page = (DOCS / "operations.md").read_text()
+    explained = re.findall(r"^\| `(Autopack\w+)` \|", page, re.MULTILINE)
+    assert explained == [rule["alert"] for rule in _rules()]
+    for rule in _rules():
+        assert rule["labels"]["severity"] in {"page", "ticket"}
+        assert rule["annotations"]["summary"].endswith(".")
