@@ -1566,6 +1566,8 @@ class RunStarted(Event):
     # The run whose commits this one makes again on a newer base, and the commit of its record.
     rebases: str | None = None
     rebased_commit: str | None = None
+    # Of scope, caps, profiles and required evidence; older records do not contain it.
+    terms_sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -3537,6 +3539,61 @@ class CommitKind(StrEnum):
     RECORD = "record"
 
 
+# ---- autopack/domain/run_terms.py ----------------------------------------------------------------
+
+"""What a run was started with, as its first event seals it. (rules §1)
+
+Nothing changes it until the run's end, and no other event repeats it. So a record whose caps,
+profiles or required evidence were edited does not fit its own first event.
+
+Standard library alone: `scripts/check_promotion.py` is made from this module among others.
+"""
+
+
+def terms_sha256(run: RunState) -> str:
+    """Return the hash of a run's scope and caps, and of what its tiers and phases must satisfy."""
+    cap = run.cost_cap_usd
+    document = {
+        "run_scope": run.run_scope,
+        "token_cap": run.token_cap,
+        "cost_cap_usd": None if cap is None else usd_text(cap),
+        "max_minor_issues_total": run.max_minor_issues_total,
+        "tiers": sorted(
+            (_terms_of_tier(each) for each in run.tiers), key=lambda each: each["tier_index"]
+        ),
+        "phases": sorted(
+            (_terms_of_phase(each) for each in run.phases),
+            key=lambda each: (each["tier_index"], each["phase_index"], each["phase_id"]),
+        ),
+    }
+    return hashlib.sha256(canonical_json(document)).hexdigest()
+
+
+def _terms_of_tier(tier: TierState) -> Mapping[str, Any]:
+    return {
+        "tier_id": tier.tier_id,
+        "tier_index": tier.tier_index,
+        "token_cap": tier.token_cap,
+        "ci_run_cap": tier.ci_run_cap,
+        "minors_tolerated": tier.minors_tolerated,
+        "majors_tolerated": tier.majors_tolerated,
+    }
+
+
+def _terms_of_phase(phase: PhaseState) -> Mapping[str, Any]:
+    return {
+        "phase_id": phase.phase_id,
+        "tier_id": phase.tier_id,
+        "tier_index": phase.tier_index,
+        "phase_index": phase.phase_index,
+        "ci_profile": phase.ci_profile,
+        "independence": phase.independence,
+        "approvals_needed": phase.approvals_needed,
+        "depends_on": None if phase.depends_on is None else list(phase.depends_on),
+        "evidence_required": list(phase.evidence_required),
+    }
+
+
 # ---- autopack/domain/record_check.py -------------------------------------------------------------
 
 """What the record of a finished run must satisfy: the one check of `run.json`. (rules §8)
@@ -4134,7 +4191,7 @@ class _Replay:
             )
         match event:
             case RunStarted():
-                self._check_start(event)
+                self._check_start(state, event)
             case RunEnded():
                 self._check_end(state, number, event)
             case AuditorResultReceived():
@@ -4177,8 +4234,12 @@ class _Replay:
             case IssueResolved():
                 self._check_resolution(state, number, event)
 
-    def _check_start(self, event: RunStarted) -> None:
+    def _check_start(self, state: RunState, event: RunStarted) -> None:
         record = self.record
+        self.expect(
+            event.terms_sha256 in (None, terms_sha256(state)),
+            "the events tell of a run with other caps, profiles or required evidence",
+        )
         self.expect(event.to_state is RunStatus.RUN_CREATED, f"the run starts as {event.to_state}")
         self.expect(
             event.base_commit == record["base_commit"]

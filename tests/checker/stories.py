@@ -48,6 +48,7 @@ from autopack.domain.order import first_at_hand, in_order
 from autopack.domain.outcomes import CommitKind
 from autopack.domain.patches import AppliedPatch
 from autopack.domain.run import RunState
+from autopack.domain.run_terms import terms_sha256
 from autopack.domain.states import PhaseStatus
 from autopack.domain.terms import BuilderStatus, CiProfile, Independence, RunScope, Verdict
 from autopack.mirror import run_record
@@ -215,6 +216,7 @@ def begin(branches: Branches, drive: Drive) -> GitDrive:
         base_commit=branches.base,
         strategy_version=1,
         is_sandbox_required=run.is_sandbox_required or None,
+        terms_sha256=terms_sha256(run),
     )
     return GitDrive(run=run, events=[started], branches=branches)
 

@@ -199,6 +199,8 @@ def test_a_run_that_used_a_cap_up_to_the_last_passes(
 ) -> None:
     story = told(GREEN)
     put(story, f"budgets.{cap}", value)
+    story.event("RunStarted")["data"]["terms_sha256"] = None  # as of a run that had this cap
+    story.seal()
     head = story.write()
     expected = Said(list(story.run.promotion_reasons), list(story.run.promotion_warnings))
     assert checkers.verify(RUN) == checkers.script(RUN) == expected
@@ -223,6 +225,7 @@ def told(branches: Branches) -> Callable[[str], Story]:
 
 Tampering = Callable[[Story], object]
 GREEN, REVIEWED, UNCLEAN, UNDONE = "green", "reviewed", "unclean", "undone"
+OTHER_TERMS = "the events tell of a run with other caps, profiles or required evidence"
 ROLLED_BACK, LATE, BY_HAND, OVER = "rolled_back", "too_late", "by_hand", "over_budget"
 CANCELLED, JUDGED, TWICE = "cancelled", "reviewed_and_judged", "approved_twice"
 
@@ -285,6 +288,14 @@ FIELDS: list[tuple[str, str, object, str]] = [
     (GREEN, "phases.0.tier_id", "T2", "event 2 puts phase 'P1' into tier T1"),
     (GREEN, "phases.0.state", "SKIPPED", "phase 'P1': state is SKIPPED in the record"),
     (GREEN, "phases.0.ci_profile", "lax", "the events cannot be replayed: ValueError"),
+    (GREEN, "phases.0.ci_profile", "normal", OTHER_TERMS),
+    (GREEN, "phases.0.evidence_required", ["baseline"], OTHER_TERMS),
+    (GREEN, "phases.0.approvals_needed", 2, OTHER_TERMS),
+    (GREEN, "phases.0.independence", "model", OTHER_TERMS),
+    (GREEN, "phases.0.phase_index", 7, OTHER_TERMS),
+    (GREEN, "tiers.0.majors_tolerated", 9, OTHER_TERMS),
+    (GREEN, "budgets.token_cap", 10**6, OTHER_TERMS),
+    (GREEN, "budgets.max_minor_issues_total", 99, OTHER_TERMS),
     (GREEN, "phases.0.verdict", "red", "phase 'P1': verdict is red in the record, green by"),
     (LATE, "phases.0.verdict", "green", "phase 'P1': verdict is green in the record, did_not_run"),
     (GREEN, "phases.0.sandbox", "bubblewrap", "phase 'P1': sandbox is bubblewrap in the record"),

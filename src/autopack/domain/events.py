@@ -78,6 +78,8 @@ class RunStarted(Event):
     # The run whose commits this one makes again on a newer base, and the commit of its record.
     rebases: str | None = None
     rebased_commit: str | None = None
+    # Of scope, caps, profiles and required evidence; older records do not contain it.
+    terms_sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -59,6 +59,7 @@ from .order import WaitCause, waits_of
 from .outcomes import CommitKind
 from .promotion import judge_continued, judge_promotion
 from .run import CompletedBy, PhaseState, RunState, TierState
+from .run_terms import terms_sha256
 from .sightings import CI_SOURCE, Cause
 from .states import (
     PHASE_TRANSITIONS,
@@ -654,7 +655,7 @@ class _Replay:
             )
         match event:
             case RunStarted():
-                self._check_start(event)
+                self._check_start(state, event)
             case RunEnded():
                 self._check_end(state, number, event)
             case AuditorResultReceived():
@@ -697,8 +698,12 @@ class _Replay:
             case IssueResolved():
                 self._check_resolution(state, number, event)
 
-    def _check_start(self, event: RunStarted) -> None:
+    def _check_start(self, state: RunState, event: RunStarted) -> None:
         record = self.record
+        self.expect(
+            event.terms_sha256 in (None, terms_sha256(state)),
+            "the events tell of a run with other caps, profiles or required evidence",
+        )
         self.expect(event.to_state is RunStatus.RUN_CREATED, f"the run starts as {event.to_state}")
         self.expect(
             event.base_commit == record["base_commit"]

@@ -21,6 +21,7 @@ from ..domain.order import PhasesInRun, first_at_hand, waits_of
 from ..domain.plan import DebtPhase, Plan, PlanPhase
 from ..domain.run import RunState
 from ..domain.run_filter import RunFilter
+from ..domain.run_terms import terms_sha256
 from ..domain.secret_rules import redact
 from ..domain.starting import starting_state
 from ..domain.states import PhaseStatus
@@ -333,6 +334,7 @@ def _add_first_event(session: RowSession, run: Run, actor: str) -> None:
         rebased_commit=run.rebased_commit,
         dependencies_need_review=run.dependencies_need_review,
         is_parallel=run.is_parallel,
+        terms_sha256=terms_sha256(runs.read_state(run)),
     )
     runs.add_events(session, run, (event,))
 
