@@ -63,6 +63,7 @@ class Scene:
             key = clients.KEY
             environment |= {"OPENAI_BASE_URL": f"{model.url}/v1", "OPENAI_API_KEY": key}
             environment |= {"ANTHROPIC_BASE_URL": model.url, "ANTHROPIC_API_KEY": key}
+            environment |= {"GOOGLE_GEMINI_BASE_URL": model.url, "GEMINI_API_KEY": key}
             environment |= {clients.OPENCODE_MODEL: f"openai/{MODEL}"}
         return subprocess.run(
             [

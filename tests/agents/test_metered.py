@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.agents,
-    pytest.mark.parametrize("agent_name", ["codex", "claude", "aider", "opencode"]),
+    pytest.mark.parametrize("agent_name", ["codex", "claude", "aider", "opencode", "gemini"]),
 ]
 GREETER = 'def greet(name):\n    return f"Hello, {name}!"\n'
 PER_TURN = USAGE.fresh + USAGE.cached + USAGE.output

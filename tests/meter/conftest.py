@@ -104,6 +104,7 @@ class Benches:
 def _gateway() -> Iterator[tuple[GatewayServer, Provider]]:
     provider = Provider()
     environment = {"OPENAI_API_KEY": REAL_KEY, "ANTHROPIC_API_KEY": REAL_KEY}
+    environment |= {"GEMINI_API_KEY": REAL_KEY}
     with GatewayServer(providers_of(environment), provider) as server:
         yield server, provider
 

@@ -205,9 +205,33 @@ def test_codex_gets_the_gateway_as_its_provider(gateway: GatewayServer) -> None:
     assert token not in " ".join(words)
 
 
+def test_opencode_and_gemini_get_the_gateway_in_place_of_each_key() -> None:
+    names = ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GEMINI_API_KEY")
+    keys = {name: f"sk-{name}" for name in names}
+    with GatewayServer(providers_of(keys), Provider()) as server:
+        url = server.url
+        token, account = server.open(1, None, {}, lambda: None)
+        agent = Agent("opencode@x", ["opencode", "run"], "opencode")
+        given = Metered(server, token, account).environment(
+            keys | {"GOOGLE_API_KEY": "other", "GOOGLE_GENAI_USE_VERTEXAI": "true"}, agent
+        )
+    assert {name: given[name] for name in names} == dict.fromkeys(names, token)
+    assert given["GOOGLE_GEMINI_BASE_URL"] == url
+    assert not {"GOOGLE_API_KEY", "GOOGLE_GENAI_USE_VERTEXAI"} & given.keys()
+    assert "sk-" not in " ".join(given.values())
+    providers = json.loads(given["OPENCODE_CONFIG_CONTENT"])["provider"]
+    assert {name: each["options"]["baseURL"] for name, each in providers.items()} == {
+        "openai": f"{url}/v1",
+        "anthropic": f"{url}/v1",
+        "google": f"{url}/v1beta",
+    }
+    assert providers["google"]["options"]["apiKey"] == "{env:GEMINI_API_KEY}"
+
+
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
+        ({"GOOGLE_GEMINI_BASE_URL": "x"}, "GOOGLE_GEMINI_BASE_URL is not"),
         ({}, "needs the key of a model"),
         ({"OPENAI_API_KEY": "k", "OPENAI_BASE_URL": "ftp://x"}, "OPENAI_BASE_URL is not"),
         ({"ANTHROPIC_BASE_URL": "http://[::1"}, "ANTHROPIC_BASE_URL is not"),

@@ -168,19 +168,12 @@ def _work(orders: Orders, home: Path, url: str | None, tell: Tell, *, is_metered
 def _gateway(orders: Orders) -> GatewayServer:
     """Take the models' keys out of this process's environment, into a gateway.
 
-    Raises CommandError where the gateway has no key, or not the wire format of an agent.
+    Raises CommandError where the gateway has no key.
     """
     from ..meter.providers import ProviderError, providers_of, without_keys
     from ..meter.server import GatewayServer
     from ..worker.command import hide_from_other_processes
-    from ..worker.metered import unmetered_kind
 
-    kind = unmetered_kind(orders.agents)
-    if kind is not None:
-        raise CommandError(
-            f"--meter cannot measure {kind}: the gateway speaks the wire formats of OpenAI and "
-            "Anthropic alone"
-        )
     try:
         providers = providers_of(os.environ)
     except ProviderError as error:

@@ -49,8 +49,14 @@ _SPENDING: Final[Mapping[str, tuple[Provider, Format]]] = {
     "/v1/responses/compact": (Provider.OPENAI, Format.RESPONSES),
     "/v1/messages": (Provider.ANTHROPIC, Format.MESSAGES),
 }
-_COUNTING: Final = "/v1/messages/count_tokens"  # free of charge
-_MODELS: Final = re.compile(r"/v1/models(/[\w:@-][\w.:@-]*)*", re.ASCII)
+_GENERATE: Final = re.compile(
+    r"/v1beta/models/([\w@-][\w.@-]*):(generateContent|streamGenerateContent)", re.ASCII
+)
+# Free of charge.
+_COUNTING: Final = re.compile(
+    r"/v1/messages/count_tokens|/v1beta/models/[\w@-][\w.@-]*:countTokens", re.ASCII
+)
+_MODELS: Final = re.compile(r"/v1(beta)?/models(/[\w:@-][\w.:@-]*)*", re.ASCII)
 _READABLE: Final = {"", "identity", "gzip", "deflate"}  # gzip is asked for
 # RFC 9110 7.6.1, and what the gateway sets by itself.
 _NOT_PASSED_ON: Final = {
@@ -58,7 +64,7 @@ _NOT_PASSED_ON: Final = {
     *(b"proxy-authorization", b"te", b"trailer", b"transfer-encoding", b"upgrade", b"host"),
     *(b"content-length", b"expect", b"content-encoding", b"accept-encoding", b"authorization"),
     *(b"x-api-key", b"cookie", b"set-cookie", b"forwarded", b"x-forwarded-for"),
-    *(b"x-forwarded-host", b"x-forwarded-proto"),
+    *(b"x-forwarded-host", b"x-forwarded-proto", b"x-goog-api-key"),
 }
 
 
@@ -133,9 +139,10 @@ class Gateway:
             raise _RefusedError(401, "This token is not, or no longer, valid for the gateway.")
         path, method = request.scope["path"], request.method
         spending = _SPENDING.get(path) if method == "POST" else None
-        is_free = (method == "POST" and path == _COUNTING) or (
-            method == "GET" and _MODELS.fullmatch(path) is not None
-        )
+        if method == "POST" and _GENERATE.fullmatch(path):
+            spending = Provider.GOOGLE, Format.GENERATE
+        free = {"POST": _COUNTING, "GET": _MODELS}.get(method)
+        is_free = free is not None and free.fullmatch(path) is not None
         if spending is None and not is_free:
             raise _RefusedError(404, f"The gateway does not serve {method} {path[:200]}.")
         if provider not in self._providers:
@@ -163,8 +170,13 @@ class Gateway:
         A provider ends a stream that its client has left, and charges what it has written. An
         answer that is not a stream it finishes: that is read to its end, to know what it cost.
         """
+        generated = _GENERATE.fullmatch(request.scope["path"])
+        model, verb = generated.groups() if generated else ("", "")
+        is_stream = verb.startswith("stream")
+        if is_stream and request.query_params.get("alt") != "sse":
+            raise _RefusedError(400, "The gateway reads streams of events alone: ask with alt=sse.")
         try:
-            asked = read_request(kind, body)
+            asked = read_request(kind, body, model=model, is_stream=is_stream)
         except RequestError as error:
             raise _RefusedError(400, f"The gateway refused the request: {error}.") from None
         outgoing = self._request(request, provider, asked.body)
@@ -230,6 +242,9 @@ class Gateway:
         path = request.scope["path"]
         if provider is Provider.OPENAI:
             path = path.removeprefix("/v1")
+        if provider is Provider.GOOGLE:  # nothing else: a key may be there
+            is_sse = request.query_params.get("alt") == "sse"
+            request.scope["query_string"] = b"alt=sse" if is_sse else b""
         query = quote(request.scope["query_string"], safe="!$%&'()*+,/:;=?@[]~")
         headers = [
             *_passed_on(request.headers.raw),
@@ -403,8 +418,10 @@ async def _gone(request: Request) -> None:
 
 
 def _provider(request: Request) -> Provider:
-    """Return whose path it is; both have `/v1/models`, where Anthropic's clients name a version."""
+    """Return whose path it is; two have `/v1/models`, where Anthropic's clients name a version."""
     path = request.scope["path"]
+    if path.startswith("/v1beta/"):
+        return Provider.GOOGLE
     is_messages = path == "/v1/messages" or path.startswith("/v1/messages/")
     is_anthropic = is_messages or "anthropic-version" in request.headers
     return Provider.ANTHROPIC if is_anthropic else Provider.OPENAI
@@ -414,7 +431,8 @@ def _token(request: Request) -> str:
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and token:
         return token.strip()
-    return request.headers.get("x-api-key", "")
+    headers = request.headers
+    return headers.get("x-api-key") or headers.get("x-goog-api-key", "")
 
 
 def _passed_on(headers: Headers) -> list[tuple[bytes, bytes]]:

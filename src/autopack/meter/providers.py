@@ -20,6 +20,10 @@ KEY_VARIABLES: Final = (
     "CLAUDE_CODE_USE_BEDROCK",
     "CLAUDE_CODE_USE_VERTEX",
     "ANTHROPIC_CUSTOM_HEADERS",
+    "GEMINI_API_KEY",
+    "GOOGLE_API_KEY",
+    "GOOGLE_GENAI_USE_GCA",
+    "GOOGLE_GENAI_USE_VERTEXAI",
 )
 
 
@@ -62,10 +66,16 @@ def providers_of(environment: Mapping[str, str]) -> dict[Provider, Upstream]:
         found[Provider.ANTHROPIC] = Upstream(
             _address("ANTHROPIC_BASE_URL", url or "https://api.anthropic.com"), headers
         )
+    key, url = environment.get("GEMINI_API_KEY"), environment.get("GOOGLE_GEMINI_BASE_URL")
+    if key or url:
+        found[Provider.GOOGLE] = Upstream(
+            _address("GOOGLE_GEMINI_BASE_URL", url or "https://generativelanguage.googleapis.com"),
+            {"x-goog-api-key": key} if key else {},
+        )
     if not found:
         raise ProviderError(
-            "--meter needs the key of a model in this command's environment: OPENAI_API_KEY or "
-            "ANTHROPIC_API_KEY (docs/worker.md, Measured spend)"
+            "--meter needs the key of a model in this command's environment: OPENAI_API_KEY, "
+            "ANTHROPIC_API_KEY or GEMINI_API_KEY (docs/worker.md, Measured spend)"
         )
     return found
 
@@ -96,6 +106,8 @@ def agent_variables(
     if Provider.ANTHROPIC in providers:
         names = ("ANTHROPIC_BASE_URL", "ANTHROPIC_API_BASE")
         ours |= dict.fromkeys(names, url) | {"ANTHROPIC_API_KEY": token}
+    if Provider.GOOGLE in providers:
+        ours |= {"GOOGLE_GEMINI_BASE_URL": url, "GEMINI_API_KEY": token}
     # A proxy cannot reach the loopback address of this machine.
     for name in ("NO_PROXY", "no_proxy"):
         ours[name] = ",".join(filter(None, (environment.get(name), "127.0.0.1")))

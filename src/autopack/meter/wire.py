@@ -1,4 +1,4 @@
-"""The wire formats of OpenAI and Anthropic, as far as spending needs them. No network here.
+"""The wire formats of OpenAI, Anthropic and Google, as far as spending needs them. No network here.
 
 What a request may cost at most, what an answer says it cost, and errors in the provider's form.
 Prompts and answers are read and forgotten: only numbers and the model's name leave this module.
@@ -33,6 +33,7 @@ class RequestError(Exception):
 class Provider(StrEnum):
     OPENAI = "openai"
     ANTHROPIC = "anthropic"
+    GOOGLE = "google"
 
 
 class Format(StrEnum):
@@ -41,6 +42,7 @@ class Format(StrEnum):
     CHAT = "chat"
     RESPONSES = "responses"
     MESSAGES = "messages"
+    GENERATE = "generate"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,24 +98,26 @@ class Asked:
         return Usage(-(-len(self.body) // BYTES_A_TOKEN), output)
 
 
-def read_request(kind: Format, body: bytes) -> Asked:
+def read_request(kind: Format, body: bytes, *, model: str = "", is_stream: bool = False) -> Asked:
     """Read a request that spends tokens, and ask for its usage. Raises RequestError.
 
-    A token has at least one byte, so the size of the body bounds the tokens of its text.
+    `model` and `is_stream` are those of the path, where Google's format has them. A token has at
+    least one byte, so the size of the body bounds the tokens of its text.
     """
     try:
-        return _read_request(kind, body)
+        return _read_request(kind, body, model, is_stream=is_stream)
     except (ValueError, RecursionError):
         raise RequestError("the body is not JSON") from None
 
 
-def _read_request(kind: Format, body: bytes) -> Asked:
+def _read_request(kind: Format, body: bytes, model: str, *, is_stream: bool) -> Asked:
     asked = json.loads(body, object_pairs_hook=_named_once)
     if not isinstance(asked, dict):
         raise RequestError("the body is not a JSON object")
     if asked.get("background"):
         raise RequestError("`background` is refused: its usage would come after the answer")
-    is_stream = asked.get("stream") is True
+    if kind is not Format.GENERATE:
+        is_stream, model = asked.get("stream") is True, asked.get("model", "")
     hides_usage = False
     if kind is Format.CHAT and is_stream:
         options = asked.get("stream_options")
@@ -122,11 +126,11 @@ def _read_request(kind: Format, body: bytes) -> Asked:
             hides_usage = True
             asked["stream_options"] = {**options, "include_usage": True}
             body = json.dumps(asked).encode()
-    stored = ("previous_response_id", "conversation", "prompt")
+    stored = ("previous_response_id", "conversation", "prompt", "cachedContent", "cached_content")
     return Asked(
         format=kind,
         body=body,
-        model=_model_name(asked.get("model")),
+        model=_model_name(model),
         is_stream=is_stream,
         most_input=None if any(asked.get(name) for name in stored) else len(body),
         most_output=_most_output(kind, asked),
@@ -147,12 +151,15 @@ def _most_output(kind: Format, asked: Json) -> int:
 
     A server ignores, or refuses, those of other formats.
     """
+    if kind is Format.GENERATE:
+        asked = _object(asked, "generationConfig")
     limits = [
         limit
         for name in _LIMITS[kind]
         if type(limit := asked.get(name)) is int and limit > 0  # True is an int, and no limit
     ]
-    answers = asked.get("n")  # Chat Completions: so many answers, each up to the limit
+    # So many answers, each up to the limit.
+    answers = asked.get("candidateCount" if kind is Format.GENERATE else "n")
     number = answers if isinstance(answers, int) and answers > 1 else 1
     return max(limits, default=MOST_OUTPUT) * number
 
@@ -184,7 +191,10 @@ class Reading:
         self._answer_bytes = len(body)
         answer = _parsed(body)
         self._model(answer)
-        self._tell(answer.get("usage"), is_last=True)
+        if self.asked.format is Format.GENERATE:
+            self._tell_of_google(answer, is_last=True)
+        else:
+            self._tell(answer.get("usage"), is_last=True)
 
     def event(self, event: bytes) -> bool:
         """Read one event of a stream. Returns whether the client may see it."""
@@ -195,7 +205,7 @@ class Reading:
             case Format.CHAT:
                 self._model(answer)
                 choices = answer.get("choices")
-                for choice in choices if isinstance(choices, list) else []:
+                for choice in _objects(answer, "choices"):
                     self._answer_bytes += _letters(_object(choice, "delta"))
                 usage = answer.get("usage")
                 self._tell(usage, is_last=True)
@@ -211,7 +221,18 @@ class Reading:
                 self._answer_bytes += _letters(answer.get("delta"))
                 self._tell(message.get("usage"), is_last=False)
                 self._tell(answer.get("usage"), is_last=True)  # totals, not differences
+            case Format.GENERATE:
+                candidates = _objects(answer, "candidates")
+                self._answer_bytes += sum(_letters(each.get("content")) for each in candidates)
+                is_last = any("finishReason" in each for each in candidates) or bool(
+                    _object(answer, "promptFeedback")
+                )
+                self._tell_of_google(answer, is_last=is_last)  # totals so far
         return True
+
+    def _tell_of_google(self, answer: Json, *, is_last: bool) -> None:
+        self.model = _model_name(answer.get("modelVersion")) or self.model
+        self._tell(answer.get("usageMetadata"), is_last=is_last)
 
     def _model(self, answer: Json) -> None:
         self.model = _model_name(answer.get("model")) or self.model
@@ -254,24 +275,42 @@ def error_document(provider: Provider, status: int, message: str) -> Json:
     if provider is Provider.ANTHROPIC:
         kind = _ANTHROPIC_ERRORS.get(status, "api_error")
         return {"type": "error", "error": {"type": kind, "message": message}, "request_id": None}
+    if provider is Provider.GOOGLE:
+        return {"error": _google_error(status, message)}
     kind, code = _OPENAI_ERRORS.get(status, ("server_error", None))
     return {"error": {"message": message, "type": kind, "param": None, "code": code}}
 
 
 def error_event(kind: Format, message: str) -> bytes:
     """Return an error as the last event of a stream that has begun."""
-    provider = Provider.ANTHROPIC if kind is Format.MESSAGES else Provider.OPENAI
+    provider = _PROVIDERS.get(kind, Provider.OPENAI)
     document = error_document(provider, 502, message)
     if kind is Format.RESPONSES:
         document = {"type": "error", "code": "server_error", "message": message, "param": None}
-    name = "" if kind is Format.CHAT else "event: error\n"
+    name = "" if kind in (Format.CHAT, Format.GENERATE) else "event: error\n"
     return f"{name}data: {json.dumps(document)}\n\n".encode()
 
 
+def _google_error(status: int, message: str) -> Json:
+    """Return Google's error. Its clients try again at a 429 that does not name the day's quota."""
+    found: Json = {
+        "code": status,
+        "message": message,
+        "status": _GOOGLE_ERRORS.get(status, "INTERNAL"),
+    }
+    if status == 429:
+        kind = "type.googleapis.com/google.rpc.QuotaFailure"
+        violation = {"quotaId": "TokensOfTaskPerDay", "description": message}
+        found["details"] = [{"@type": kind, "violations": [violation]}]
+    return found
+
+
+_PROVIDERS: Final = {Format.MESSAGES: Provider.ANTHROPIC, Format.GENERATE: Provider.GOOGLE}
 _LIMITS: Final[Mapping[Format, tuple[str, ...]]] = {
     Format.CHAT: ("max_tokens", "max_completion_tokens"),
     Format.RESPONSES: ("max_output_tokens",),
     Format.MESSAGES: ("max_tokens",),
+    Format.GENERATE: ("maxOutputTokens",),
 }
 _ANTHROPIC_ERRORS: Final = {
     400: "invalid_request_error",
@@ -280,6 +319,16 @@ _ANTHROPIC_ERRORS: Final = {
     413: "request_too_large",
     415: "invalid_request_error",
     429: "rate_limit_error",
+}
+_GOOGLE_ERRORS: Final = {
+    400: "INVALID_ARGUMENT",
+    401: "UNAUTHENTICATED",
+    404: "NOT_FOUND",
+    413: "INVALID_ARGUMENT",
+    415: "INVALID_ARGUMENT",
+    429: "RESOURCE_EXHAUSTED",
+    503: "UNAVAILABLE",
+    504: "DEADLINE_EXCEEDED",
 }
 # OpenAI's clients stop at `insufficient_quota`, and try again at `rate_limit_exceeded`.
 _OPENAI_ERRORS: Final = {
@@ -316,6 +365,16 @@ def _counts(kind: Format, told: Mapping[str, Any]) -> Usage:
             _count(told, "output_tokens"),
             _count(told, "cache_read_input_tokens"),
         )
+    if kind is Format.GENERATE:
+        thoughts = _count(told, "thoughtsTokenCount")
+        cached = _count(told, "cachedContentTokenCount")
+        prompt = max(cached, _count(told, "promptTokenCount"))  # the cached ones are part of it
+        return Usage(
+            prompt - cached + _count(told, "toolUsePromptTokenCount"),
+            _count(told, "candidatesTokenCount") + thoughts,
+            cached,
+            thoughts,
+        )
     names = ("prompt", "completion") if kind is Format.CHAT else ("input", "output")
     inputs, outputs = (_count(told, f"{name}_tokens") for name in names)
     of_input, of_output = (_object(told, f"{name}_tokens_details") for name in names)
@@ -342,6 +401,11 @@ def _parsed(text: bytes) -> Json:
 def _object(source: object, name: str) -> Json:
     value = source.get(name) if isinstance(source, dict) else None
     return value if isinstance(value, dict) else {}
+
+
+def _objects(source: Json, name: str) -> list[Json]:
+    value = source.get(name)
+    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
 
 
 def _count(source: Mapping[str, Any], name: str) -> int:

@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 # An agent that is refused at the cap may end by itself, and hand in what it has, for so long.
 CAP_GRACE_SECONDS: Final = 30.0
+# Of opencode's providers: the end of the address, and whose variable has the key.
+_OPENCODE: Final = {
+    Provider.OPENAI: ("v1", "OPENAI"),
+    Provider.ANTHROPIC: ("v1", "ANTHROPIC"),
+    Provider.GOOGLE: ("v1beta", "GEMINI"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,17 +132,6 @@ def _money(cost: Decimal, unpriced: Sequence[str]) -> str:
     return f"{cost} USD"
 
 
-def unmetered_kind(agents: Mapping[Any, Agent]) -> str | None:
-    """Return the known agent whose wire format the gateway does not have, if one is among them."""
-    for agent in agents.values():
-        each: Agent | None = agent
-        while each is not None:
-            if each.kind == "gemini":
-                return each.kind
-            each = each.fallback
-    return None
-
-
 def _codex_options(url: str) -> list[str]:
     provider = (
         f'{{name="autopack", base_url="{url}/v1", wire_api="responses", env_key="OPENAI_API_KEY"}}'
@@ -151,8 +146,9 @@ def _opencode_settings(providers: Mapping[Provider, object], url: str) -> str:
     """Return settings that opencode reads from a variable, above those of its files."""
     options = {
         str(provider): {
-            "options": {"baseURL": f"{url}/v1", "apiKey": f"{{env:{provider.upper()}_API_KEY}}"}
+            "options": {"baseURL": f"{url}/{version}", "apiKey": f"{{env:{name}_API_KEY}}"}
         }
-        for provider in providers
+        for provider, (version, name) in _OPENCODE.items()
+        if provider in providers
     }
     return json.dumps({"provider": options})
