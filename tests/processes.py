@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO
 
 TESTS = Path(__file__).resolve().parent
-PATIENCE_SECONDS = 60
+PATIENCE_SECONDS = 180
 
 
 class ForkedProcess:
