@@ -299,12 +299,13 @@ def test_a_column_of_json_without_a_value_is_null(
 def test_files_that_show_a_later_revision_are_not_said_to_show_an_earlier_one(
     session: RowSession, connection: Connection
 ) -> None:
-    ((run_pk,),) = session.fetch("SELECT id FROM runs")
     session.begin_change()
-    session.gather("UPDATE runs SET revision = 9, mirrored_revision = 0")
+    session.gather("UPDATE runs SET revision = 9, mirrored_revision = 0, mirrored_by = 'me'")
     session.commit()
+    (run,) = session.rows(RUNS, "")
     for revision in (5, 3):
-        mark_mirrored(session, run_pk, revision)
+        run.revision = revision
+        mark_mirrored(session, run, "me")
         session.commit()
     assert read(connection, "SELECT mirrored_revision FROM runs") == [(5,)]
 

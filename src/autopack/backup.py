@@ -11,7 +11,7 @@ from pathlib import Path
 from .config import PROJECT_FILE, Settings
 from .database import Database, DatabaseClock, open_database
 from .gitrepo import Repository
-from .main import holding_clone
+from .main import as_node
 from .migrating import DatabaseError, known_revisions
 from .mirror import Mirror
 from .postgres_tools import Address, PostgresToolError, dump, find_tool, restore
@@ -82,8 +82,9 @@ def restore_backup(
                 repository,
                 Mirror(settings.autonomous_runs_dir),
                 now=DatabaseClock(database.autocommit),
+                node_id=repository.node_identity().node_id,
             )
-            with holding_clone(context):
+            with as_node(context) as context:
                 found = backups.rebuild(
                     context,
                     archive,

@@ -85,12 +85,12 @@ from .services.keys import create_key as create_key
 from .services.keys import list_keys as list_keys
 from .services.keys import revoke_key as revoke_key
 from .services.keys import rotate_key as rotate_key
+from .services.nodes import NodePlace, ServedElsewhereError, require_history
 from .services.oidc import IssuerKeys, TokenVerifier
 from .services.projects import OpenProject, list_open, settings_of
 from .services.pushes import push_branch, resume_pushes
 from .services.retention import Retention
 from .services.retention import retain as retain
-from .services.serving import ClonePlace, ServedElsewhereError, require_history
 from .services.settling import CI_QUEUE, CI_TASK
 from .services.upkeep import UPKEEP_QUEUE, keep_up_alone, start_up
 from .services.webhooks import QUEUE as WEBHOOK_QUEUE
@@ -128,7 +128,7 @@ WEBHOOK_WORKERS = 4
 def create_app(settings: Settings | None = None, opened: AppContext | None = None) -> FastAPI:
     """Create the application; nothing is opened before its lifespan begins.
 
-    With `opened`, a context whose clone the caller holds, it opens none of its own.
+    With `opened`, a context whose node the caller has registered, it opens none of its own.
     """
     settings = settings or load_settings()
 
@@ -231,7 +231,7 @@ async def _serve_further(
 
 def _start_further(settings: Settings, stack: ExitStack) -> AppContext:
     context = stack.enter_context(open_context(settings, is_default=False))
-    stack.enter_context(holding_clone(context))
+    context = stack.enter_context(as_node(context))
     _begin_work(context, stack)
     return context
 
@@ -328,23 +328,27 @@ def open_context(settings: Settings, *, is_default: bool = True) -> Iterator[App
             mirror,
             now=DatabaseClock(database.autocommit),
             is_default=is_default,
+            node_id=repository.node_identity().node_id,
         )
 
 
 @contextmanager
-def holding_clone(context: AppContext, *, has_ci_alone: bool = False) -> Iterator[None]:
-    """Reserve the database for this clone; only CI may run in any clone of the repository.
+def as_node(
+    context: AppContext, *, address: str | None = None, has_ci_alone: bool = False
+) -> Iterator[AppContext]:
+    """Make this process a part of its node; yields the context with the node's id.
 
-    Raises DatabaseError where the database belongs to another clone.
+    A process for CI alone has no branches and files. Raises DatabaseError where the database has
+    runs of another repository.
     """
     try:
         if has_ci_alone:
             require_history(context)
-        place = None if has_ci_alone else ClonePlace(context)
+        place = None if has_ci_alone else NodePlace(context, address)
     except ServedElsewhereError as error:
         raise DatabaseError(error.detail) from error
     try:
-        yield
+        yield context if place is None else place.context
     finally:
         if place is not None:
             place.close()
@@ -354,7 +358,7 @@ def _start(settings: Settings, opened: AppContext | None, stack: ExitStack) -> A
     context = opened
     if context is None:
         context = stack.enter_context(open_context(settings))
-        stack.enter_context(holding_clone(context))
+        context = stack.enter_context(as_node(context))
     _begin_work(context, stack)
     if settings.auth == "disabled":
         structlog.get_logger(__name__).warning(
@@ -416,16 +420,18 @@ def _work_on(
     context: AppContext, names: Collection[str], concurrency: int | None, stack: ExitStack
 ) -> list[str]:
     """Work on a project's queues of these names, on all if there are none; return their names."""
+    of_node = {queue.name for queue in queues_of(context)} - {CI_QUEUE}
+    if names:
+        of_node &= set(names)
+    context = stack.enter_context(as_node(context, has_ci_alone=not of_node))
     chosen = [
         replace(queue, concurrency=concurrency or queue.concurrency)
         for queue in queues_of(context)
         if not names or queue.name in names
     ]
-    of_clone = {queue.name for queue in chosen} - {CI_QUEUE}
-    stack.enter_context(holding_clone(context, has_ci_alone=not of_clone))
-    if UPKEEP_QUEUE in of_clone:
+    if UPKEEP_QUEUE in of_node:
         start_up(context)
-    if pushes.QUEUE in of_clone and context.repository.remote is not None:
+    if pushes.QUEUE in of_node and context.repository.remote is not None:
         resume_pushes(context)
     stack.enter_context(working(context, chosen))
     return [queue.name for queue in chosen]

@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from autopack.config import Settings
+from autopack.gitrepo import Repository
 
 from . import consistency
 
@@ -119,6 +120,13 @@ class Stage:
         assert response.is_success, response.text
         answer: Json = response.json()
         return answer
+
+    def is_behind(self) -> bool:
+        """Return whether this node does not show all that is recorded yet."""
+        node_id = Repository.open(self.settings).node_identity().node_id
+        nodes = self.must("GET", "/health")["nodes"]
+        [mine] = [node for node in nodes if node["id"] == node_id]
+        return bool(mine["lag_runs"] or mine["lacking_runs"])
 
     def assert_consistent(self) -> None:
         consistency.assert_consistent(self.settings)

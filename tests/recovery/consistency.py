@@ -24,7 +24,7 @@ from autopack.mirror import Mirror, durability
 from autopack.models import BacklogEntry, Commit, EventRow, Issue, Patch, Phase, Run, Submission
 from autopack.services.context import AppContext
 from autopack.services.projection import project, project_backlog, run_index
-from autopack.store import runs
+from autopack.store import nodes, runs
 from autopack.store.session import RowSession
 
 # A page that did not change keeps the revision of its last change.
@@ -36,12 +36,14 @@ def assert_consistent(settings: Settings) -> None:
     """See that nothing lags, nothing contradicts, and nothing is left lying about."""
     assert settings.database_url is not None
     engine = make_engine(settings.database_url, 15)
+    node_id = Repository.open(settings).node_identity().node_id
     try:
         with RowSession(engine) as session:
             names = list(session.scalars(select(Run.run_id).order_by(Run.id)))
             for name in names:
                 run = runs.get_run(session, name)
-                assert run.mirrored_revision == run.revision, f"{name} lags"
+                shown = nodes.shown_revision(session, run, node_id)
+                assert shown == run.revision, f"{name} lags"
                 _assert_events(session, run)
                 _assert_commits(session, settings, run)
                 _assert_refs(settings, run)

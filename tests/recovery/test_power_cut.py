@@ -20,7 +20,7 @@ from starlette.testclient import TestClient
 from autopack.config import Settings
 from autopack.mirror import durability
 from autopack.mirror.files import OpenFolder
-from autopack.services import upkeep
+from autopack.services import projection, upkeep
 from autopack.services.upkeep import keep_up
 
 from .consistency import assert_consistent
@@ -153,6 +153,7 @@ def test_files_that_were_written_again_without_an_event_survive_a_power_cut(
         shutil.copytree(folder, on_disk)
 
     monkeypatch.setattr(upkeep, "EVENTS_UNDER_WAY", 0)
+    monkeypatch.setattr(projection, "EVENTS_UNDER_WAY", 0)
     with service(work) as client:
         context = client.app.state.context  # type: ignore[attr-defined]  # an ASGI app to its type
         keep_up(context)
@@ -167,6 +168,7 @@ def test_files_that_were_written_again_without_an_event_survive_a_power_cut(
         assert_consistent(work)
     monkeypatch.undo()
     monkeypatch.setattr(upkeep, "EVENTS_UNDER_WAY", 0)
+    monkeypatch.setattr(projection, "EVENTS_UNDER_WAY", 0)
     shutil.rmtree(folder)
     shutil.copytree(on_disk, folder)
     stop_machine(work)

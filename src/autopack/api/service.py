@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
 from .. import __version__
-from ..services.health import Check, check_health
+from ..services.health import Check, check_health, list_nodes
 from ..views.service import CheckAnswer, HealthAnswer, LiveAnswer, ServiceAnswer
 from .credentials import DASHBOARD
 from .errors import problems
@@ -56,6 +56,9 @@ def health(request: Request, context: Context, response: Response) -> HealthAnsw
     The checks are those of the project that answers; `projects` has all that the caller may see,
     where one that is not served here is `degraded`.
 
+    `nodes` are the services and job processes of this database, by their homes, with how far each
+    is behind; a node that is gone or behind does not make this one unhealthy.
+
     With a remote, `remote` is `degraded` while a push fails; runs continue, so the answer stays
     200.
     """
@@ -77,6 +80,7 @@ def health(request: Request, context: Context, response: Response) -> HealthAnsw
             )
             for name, _ in places.names_for(context.caller)
         },
+        nodes=list_nodes(context),
     )
 
 

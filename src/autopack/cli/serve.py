@@ -78,11 +78,11 @@ def _serve(stack: ExitStack, *, host: str | None, port: str | None, is_demo: boo
     url = f"http://{_shown_host(settings.host)}:{listener.getsockname()[1]}"
     # Here, so that errors above are shown without this slow import.
     with importing():
-        from ..main import create_app, holding_clone, open_context, wire_protocol
+        from ..main import as_node, create_app, open_context, wire_protocol
 
     # The application could do this too; here, so that an error is shown as one line.
     context = stack.enter_context(open_context(settings))
-    stack.enter_context(holding_clone(context))
+    context = stack.enter_context(as_node(context, address=url))
     server = _Server(
         uvicorn.Config(
             create_app(settings, context),

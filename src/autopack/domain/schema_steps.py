@@ -20,7 +20,9 @@ SMALL_TABLES: Final = frozenset(
         "pulses",  # a row for each process
         "run_counts",
         "ruleset_versions",  # changed by hand
-        "served_clone",  # one row
+        "nodes",  # a row for each clone that serves the database
+        "served_clone",  # one row, later "served_repository"
+        "served_repository",
         "told_attention",
         "webhooks",
     }

@@ -1,9 +1,9 @@
 """The only code that runs git. Input is a patch, output a commit or a refusal."""
 
 from .apply import AppliedPatch, ChangeSet, PolicyCheck
-from .clone import CloneIdentity
 from .errors import (
     BranchCheckedOutError,
+    CommitMissingError,
     GitFailedError,
     GitTimeoutError,
     PatchAlreadyAppliedError,
@@ -21,6 +21,7 @@ from .errors import (
     RepositoryUnusableError,
 )
 from .history import GainedCommits
+from .node import Generations, NodeIdentity, renew_home
 from .objects import CollisionError
 from .push import Remote
 from .refs import PreparedRefs, RefUpdate
@@ -32,13 +33,15 @@ __all__ = [
     "Base",
     "BranchCheckedOutError",
     "ChangeSet",
-    "CloneIdentity",
     "CollisionError",
+    "CommitMissingError",
     "DiffStat",
     "GainedCommits",
+    "Generations",
     "GitFailedError",
     "GitTimeoutError",
     "MergeResult",
+    "NodeIdentity",
     "PatchAlreadyAppliedError",
     "PatchConflictError",
     "PatchEmptyError",
@@ -59,4 +62,5 @@ __all__ = [
     "Replayed",
     "Repository",
     "RepositoryUnusableError",
+    "renew_home",
 ]

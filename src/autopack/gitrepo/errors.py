@@ -142,6 +142,15 @@ class RepositoryUnusableError(UnavailableError):
     code: ClassVar[str] = "repository_unusable"
 
 
+class CommitMissingError(RepositoryUnusableError):
+    """This node's clone lacks a commit, and its remote does not give it either; `commit` names it.
+
+    Another node may have the commit.
+    """
+
+    code: ClassVar[str] = "commit_missing"
+
+
 class StorageError(RepositoryUnusableError):
     """The disk is full or not writable for git or the service; the detail says where and why."""
 

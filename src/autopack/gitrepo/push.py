@@ -40,7 +40,9 @@ _LONGEST_ERROR = 1000
 
 
 class Remote:
-    """The one repository that branches are pushed to; any number of threads may use it.
+    """The one repository that branches are pushed to, and that a lost base commit is fetched from.
+
+    Any number of threads may use it.
 
     git runs in the service's own git directory over the repository's objects and pushes them by id.
     So neither the user's configuration nor a moved ref changes what is sent.
@@ -121,6 +123,15 @@ class Remote:
         if missing:
             self._send(missing)
 
+    def fetch(self, wanted: str, known: str) -> None:
+        """Get a branch or a commit with its history, without any ref; `known` is a commit here.
+
+        Raises PushFailedError, PushInterruptedError.
+        """
+        options = ("--quiet", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance")
+        tip = f"--negotiation-tip={known}"
+        self._run(self._pushing, "fetch", *options, tip, patterns=[wanted])
+
     def stop(self) -> None:
         """Stop running pushes and start no other; a later service repeats them."""
         with self._lock:
@@ -173,7 +184,8 @@ class Remote:
             raise PushInterruptedError("the service is stopping")
         refusals = [line[1:] for line in answer.splitlines() if line.startswith("!")]
         reason = self._one_line([words, *refusals])
-        raise PushFailedError(f"{self.url} was not pushed to: {reason}", url=self.url)
+        said = "nothing was fetched" if command == "fetch" else "was not pushed to"
+        raise PushFailedError(f"{self.url} {said}: {reason}", url=self.url)
 
     def _one_line(self, texts: list[str]) -> str:
         """Return the message of git and the remote as one printable line."""

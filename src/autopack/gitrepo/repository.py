@@ -26,12 +26,12 @@ from .apply import (
     rehearse,
 )
 from .bundles import Bundles
-from .clone import CloneIdentity, identify
 from .conflict import resolve
 from .cost import require_few_steps
 from .errors import GitFailedError, RepositoryUnusableError, StorageError
 from .head import HeadFiles
 from .history import MAX_GAINED, GainedCommits
+from .node import NodeIdentity, identify
 from .objects import (
     EMPTY_TREE,
     MODE_FOLDER,
@@ -178,7 +178,7 @@ class Repository:
         names = found.stdout.decode(errors="replace").splitlines()
         return tuple(sorted(name.removeprefix("remote.").removesuffix(".url") for name in names))
 
-    def clone_identity(self) -> CloneIdentity:
+    def node_identity(self) -> NodeIdentity:
         """Return the identity of this clone and the service's folders."""
         return identify(self._settings, self.objects.folder)
 

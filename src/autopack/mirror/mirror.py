@@ -87,6 +87,11 @@ class Mirror:
             return None
         return mark.event
 
+    def synced_event(self) -> int | None:
+        """Return the event of the mark; None without one. Raises MirrorUnusableError."""
+        mark = durability.read_mark(self.runs_dir)
+        return None if mark is None else mark.event
+
     def sync(self, event: int) -> None:
         """Sync all files, and record the last event that they show.
 

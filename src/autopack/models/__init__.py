@@ -6,12 +6,12 @@ from .events import EventRow
 from .figures import Figure
 from .issues import BacklogEntry, Issue, IssueEvent, Sighting
 from .keys import ApiKey, AuditEntry, BrowserSession
+from .nodes import Node, NodeRun, ServedRepository
 from .projects import Project
 from .pulses import Pulse
 from .pushes import Push
 from .rulesets import RulesetVersion
 from .runs import Phase, Run, Tier
-from .serving import ServedClone
 from .webhooks import Delivery, ToldAttention, Webhook
 from .work import Audit, CiLog, CiRun, Commit, Lease, Measurement, Patch, Reply, Submission
 
@@ -32,6 +32,8 @@ __all__ = [
     "IssueEvent",
     "Lease",
     "Measurement",
+    "Node",
+    "NodeRun",
     "Patch",
     "Phase",
     "Project",
@@ -40,7 +42,7 @@ __all__ = [
     "Reply",
     "RulesetVersion",
     "Run",
-    "ServedClone",
+    "ServedRepository",
     "Sighting",
     "Submission",
     "Tier",

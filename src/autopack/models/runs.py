@@ -99,10 +99,11 @@ class Run(Base):
     # The signatures of the statement in its record, as the file has them; None without a statement.
     statement_signatures: Mapped[Json] = mapped_column(nullable=True)
 
-    # `revision` counts the changes of the run; branch and files show the state at
-    # `mirrored_revision`.
+    # `revision` counts the changes of the run; branch and files of the node `mirrored_by`, which
+    # made the last change, show the state at `mirrored_revision`. For other nodes: `node_runs`.
     revision: Mapped[int] = mapped_column(default=1)
     mirrored_revision: Mapped[int] = mapped_column(default=0)
+    mirrored_by: Mapped[str | None]
     event_sequence: Mapped[int] = mapped_column(default=0)
     event_hash: Mapped[str]
 

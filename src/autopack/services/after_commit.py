@@ -97,4 +97,4 @@ def _write_files(change: RunChange) -> None:
         )
     if change.shows_backlog:
         project_backlog(context, session)
-    runs.mark_mirrored(session, run.id, run.revision)
+    runs.mark_mirrored(session, run, context.node_id)

@@ -29,13 +29,13 @@ from ..gitrepo import Repository
 from ..mirror import Mirror
 from ..models import Run
 from ..store import backups as store
-from ..store import runs, serving
+from ..store import nodes, runs
 from ..store.session import RowSession
 from ..views.backups import BackupAnswer, BackupManifest, RestoreAnswer, RestoredRun
 from .archives import Archive, ArchiveError, chunks_of, new_archive, open_archive
 from .context import AppContext
 from .opening import locked_session
-from .projection import project, project_backlog, roll_forward
+from .projection import is_behind, project, project_backlog, roll_forward
 from .verifying import run_problems
 
 KIND: Final = "autopack-backup"
@@ -238,7 +238,7 @@ def alone(engine: Engine, *, is_replacing: bool, is_known: bool) -> Iterator[Non
     replaced.
     """
     with Session(engine) as session:
-        if serving.is_served(session):
+        if nodes.is_served(session):
             raise DatabaseInUseError("a service works on this database: stop it first")
         found = store.work_in(session.connection())
         if found is not None and not is_replacing:
@@ -252,7 +252,7 @@ def alone(engine: Engine, *, is_replacing: bool, is_known: bool) -> Iterator[Non
             )
         # Only the advisory lock goes on; a lock on a table would stop the restore.
         session.commit()
-        if serving.is_served(session):
+        if nodes.is_served(session):
             raise DatabaseInUseError("a service works on this database: stop it first")
         yield
 
@@ -298,11 +298,11 @@ def _rebuild_run(context: AppContext, run_id: str, *, has_branch: bool) -> Resto
         run = runs.lock_run(session, run_id)
         try:
             context.mirror.remove_files(run_id)
-            if has_branch or run.ended_at is None or run.mirrored_revision < run.revision:
+            if has_branch or run.ended_at is None or is_behind(context, session, run):
                 roll_forward(context, session, run)
             else:  # a person removed the branch of a finished run, as after a merge
                 project(context, session, run, phases=None, index=None)
-                runs.mark_mirrored(session, run.id, run.revision)
+                runs.mark_mirrored(session, run, context.node_id)
         except AutopackError as error:
             problem.append(error.detail)
         session.commit()

@@ -23,6 +23,7 @@ from ..views.branches import (
 from . import patching
 from .context import AppContext
 from .pushes import remote_status
+from .reading import get_shown_run
 from .replies import Answer, answering, key_scope, once
 from .settling import settle
 
@@ -33,8 +34,8 @@ class NoSnapshotError(ConflictError):
 
 def integration_status(context: AppContext, run_id: str) -> IntegrationStatusAnswer:
     """Compare a run's branch with the base branch, by a real merge in memory."""
+    run = get_shown_run(context, run_id)
     with context.reading() as session:
-        run = runs.get_run(session, run_id)
         remote = remote_status(context, session, run)
     repository = context.repository
     current = repository.read_ref(branch_ref(run_id))
@@ -82,8 +83,7 @@ def integration_status(context: AppContext, run_id: str) -> IntegrationStatusAns
 
 def diff(context: AppContext, run_id: str, phase_id: str | None) -> bytes:
     """Return the difference of a run's branch from its base, or the changes of one phase."""
-    with context.reading() as session:
-        run = runs.get_run(session, run_id)
+    run = get_shown_run(context, run_id)
     if phase_id is None:
         return context.repository.diff(run.base_commit, run.work_commit)
     return phase_diff(context, runs.get_phase(run, phase_id))
@@ -103,8 +103,7 @@ def check_patch(
 
     The refusal that a submission would get is part of the answer.
     """
-    with context.reading() as session:
-        run = runs.get_run(session, run_id)
+    run = get_shown_run(context, run_id)
     phase = runs.get_phase(run, check.phase_id) if check.phase_id else _next_phase(run)
     answer = PatchCheckAnswer(phase_id=phase.phase_id, head=run.head_commit, applies=False)
     try:

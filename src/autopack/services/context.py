@@ -36,13 +36,14 @@ class AppContext:
     mirror: Mirror
     now: Callable[[], datetime] = utc_now
     stopping: Event = field(default_factory=Event)  # set when the process must end
-    # Set while the database belongs to another clone: its service took over during an outage.
+    # Set when a service with a copy of this home has started: this one must not answer any more.
     superseded: Event = field(default_factory=Event)
     # Results of rehearsed merges, by the commits of both branches (attention.py).
     rehearsals: dict[tuple[str, ...], tuple[tuple[str, ...], bool]] = field(default_factory=dict)
     caller: Caller = SERVICE
     # Whether this is the project of the service's settings. Another one has keys for itself alone.
     is_default: bool = True
+    node_id: str = ""  # whose branches and files these are (services/nodes.py)
 
     def for_caller(self, caller: Caller) -> AppContext:
         """Return the context of one request."""

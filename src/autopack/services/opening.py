@@ -27,7 +27,7 @@ from ..store.session import RowSession
 from .after_commit import commit_change
 from .change import RunChange
 from .context import AppContext
-from .projection import is_branch_elsewhere, roll_forward
+from .projection import is_behind, is_branch_elsewhere, roll_forward
 from .rebuilding import require_objects
 from .settling import settle
 
@@ -35,15 +35,18 @@ logger = structlog.get_logger(__name__)
 
 
 class SupersededError(UnavailableError):
-    """Another clone is served now, so a change recorded here would not reach its branches."""
+    """Another service works with a copy of this home, so two clones would pass for one node."""
 
     code = "superseded"
 
 
 def require_place(context: AppContext) -> None:
-    """Check that the database still belongs to this clone. Raises SupersededError."""
+    """Check that no service runs with a copy of this home. Raises SupersededError."""
     if context.superseded.is_set():
-        raise SupersededError("another clone's service has taken over this database; stop this one")
+        raise SupersededError(
+            "another service has started with a copy of this one's home, so both pass for one node;"
+            " start this one again: it becomes a node of its own"
+        )
 
 
 @contextmanager
@@ -101,7 +104,7 @@ def up_to_date(context: AppContext, session: RowSession, run_id: str) -> Run:
     Raises RefMovedError when it finds here that another process moved the branch.
     """
     run = runs.lock_run(session, run_id)
-    is_lagging = run.mirrored_revision < run.revision
+    is_lagging = is_behind(context, session, run)
     if is_lagging or (
         run.ended_at is None and is_branch_elsewhere(context, run_id, run.head_commit)
     ):

@@ -18,7 +18,7 @@ from ..domain.run_issues import OpenIssue, RunIssue, index_of
 from ..domain.statement import payload_of, write_envelope
 from ..mirror import PULL_REQUEST, RECORD, pull_request, pull_request_page, render_run, run_record
 from ..models import EventRow, Phase, Run
-from ..store import ci_runs, issues, runs, submissions
+from ..store import ci_runs, issues, nodes, runs, submissions
 from ..store.session import RowSession
 from ..views.issues import BacklogEntryAnswer, IssueIndexAnswer, PhaseIssue
 from ..views.results import AttemptDetail
@@ -27,6 +27,7 @@ from .context import AppContext
 from .rebuilding import require_objects
 
 TOP_OPEN_ISSUES: Final = 50
+EVENTS_UNDER_WAY: Final = 10_000  # more than changes can have that are not complete yet
 
 
 def is_branch_elsewhere(context: AppContext, run_id: str, head: str) -> bool:
@@ -62,10 +63,20 @@ def roll_forward(context: AppContext, session: RowSession, run: Run) -> None:
                 )
     project(context, session, run, phases=None, index=run_index(session, run))
     project_backlog(context, session)
-    # These files may show events from long before the mark of what is synced, so after a power cut
-    # nothing else would cause them to be written again.
-    context.mirror.sync_unmarked()
-    runs.mark_mirrored(session, run.id, run.revision)
+    # Of a run without late events, nothing else would cause the files to be written again after a
+    # power cut.
+    mark = context.mirror.synced_event()
+    if mark is None or runs.last_event_of(session, run.id) <= mark - EVENTS_UNDER_WAY:
+        context.mirror.sync_unmarked()
+    runs.mark_mirrored(session, run, context.node_id)
+
+
+def is_behind(context: AppContext, session: RowSession, run: Run) -> bool:
+    """Return whether this node does not show the last change of a run yet.
+
+    Costs a statement only if another node made that change.
+    """
+    return nodes.shown_revision(session, run, context.node_id) < run.revision
 
 
 def project(

@@ -43,7 +43,7 @@ from ..store.session import RowSession
 from ..views.projects import ProjectAnswer
 from .audit import note
 from .context import AppContext
-from .serving import ServedElsewhereError, require_history
+from .nodes import ServedElsewhereError, require_history
 
 logger = structlog.get_logger(__name__)
 

@@ -118,7 +118,7 @@ def promotion(context: AppContext, run_id: str) -> PromotionAnswer:
 
     Raises NotFoundError.
     """
-    with reading_run(context, run_id) as (session, run):
+    with reading_run(context, run_id, needs_branch=True) as (session, run):
         found = open_issues(session, run)
         report = run_detail(session, run, detailed=())
     verdict = promotion_verdict(context, run)

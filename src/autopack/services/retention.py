@@ -19,7 +19,7 @@ from ..store import pulses, runs
 from ..store import retention as store
 from ..views.retention import RetentionAnswer
 from .context import AppContext
-from .opening import locked_session
+from .opening import locked_session, up_to_date
 from .projection import project
 from .verifying import RecordDamagedError, recorded_end
 
@@ -105,6 +105,8 @@ def _remove(context: AppContext, old: store.OldRun, before: datetime) -> bool:
     """
     with locked_session(context, old.run_id, is_waiting=False) as session:
         run = runs.lock_run(session, old.run_id)
+        if run.mirrored_by != context.node_id:  # its record is read here
+            run = up_to_date(context, session, old.run_id)
         if not store.may_be_removed(session, old, before):
             session.rollback()
             return False
@@ -113,6 +115,6 @@ def _remove(context: AppContext, old: store.OldRun, before: datetime) -> bool:
         session.commit()
         run = runs.lock_run(session, old.run_id)
         project(context, session, run, phases=None, index=None)
-        runs.mark_mirrored(session, run.id, run.revision)
+        runs.mark_mirrored(session, run, context.node_id)
         session.commit()
     return True

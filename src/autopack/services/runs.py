@@ -40,7 +40,7 @@ from .baseline import want_base
 from .change import RunChange, require_details
 from .context import AppContext
 from .opening import changing, locked_session, up_to_date
-from .projection import project
+from .projection import is_behind, project
 from .reading import one_moment
 from .rulesets import ci_scripts, plan_under, read_ruleset, strategy_version
 from .runners import checks_of
@@ -148,7 +148,7 @@ def start_as(context: AppContext, plan: Plan, origin: Origin | None) -> tuple[Ru
         existing = runs.find_run_by_any_case(session, run_id)
         if existing is not None:
             if existing.plan_sha256 == digest and existing.run_id == run_id:
-                if existing.mirrored_revision < existing.revision:
+                if is_behind(context, session, existing):
                     existing = up_to_date(context, session, run_id)
                 return answer_of(session, existing), False
             raise RunExistsError(
@@ -315,7 +315,7 @@ def _write_files(context: AppContext, session: RowSession, run: Run) -> None:
         phases=None,
         index=IssueIndexAnswer(run_id=run.run_id, issues_by_key={}),
     )
-    runs.mark_mirrored(session, run.id, run.revision)
+    runs.mark_mirrored(session, run, context.node_id)
 
 
 def _add_first_event(session: RowSession, run: Run, actor: str) -> None:
@@ -401,6 +401,7 @@ def _new_run(
         event_hash=GENESIS_HASH,
         revision=1,
         mirrored_revision=0,
+        mirrored_by=context.node_id,
         created_at=now,
         updated_at=now,
     )

@@ -73,6 +73,7 @@ def settle(change: RunChange) -> None:
     _place_commits(change)
     runs.add_events(change.session, change.run, change.events)
     if change.events or change.touched_phases or change.commits:
+        _own_marks(change)
         change.run.revision = change.revision_before + 1
         change.run.updated_at = change.now
         if _has_ended(change) or (change.state.is_over and change.commits):
@@ -82,6 +83,13 @@ def settle(change: RunChange) -> None:
         branch = branch_ref(change.run.run_id)
         old = None if change.is_new_branch else change.first_head
         change.ref_updates.insert(0, RefUpdate(branch, change.head, old))
+
+
+def _own_marks(change: RunChange) -> None:
+    """Let the run's row say what this node shows, which is up to date before it changes a run."""
+    if change.run.mirrored_by != change.context.node_id:
+        change.run.mirrored_by = change.context.node_id
+        change.run.mirrored_revision = change.revision_before
 
 
 def request_ci_run(change: RunChange, phase_id: str, *, at: datetime | None = None) -> None:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import structlog
 from sqlalchemy.exc import DBAPIError
 
 from ..domain.errors import AutopackError
-from ..store import counts, pulses, runs
+from ..store import counts, nodes, pulses, runs
 from .attention import close_merged_runs
 from .context import AppContext
 from .figures import count_ended_runs
+from .following import follow
 from .opening import changing
-from .projection import is_branch_elsewhere, project_backlog
+from .projection import EVENTS_UNDER_WAY, is_branch_elsewhere, project_backlog
 from .rulesets import read_ruleset, restore_ruleset
 
 logger = structlog.get_logger(__name__)
 
 BATCH = 100
 LATEST_RUNS = 50
-EVENTS_UNDER_WAY = 10_000  # more events than changes can have that are not complete yet
 PULSE = "upkeep"
 UPKEEP_QUEUE = "upkeep"  # for workers with the repository and the runs directory
 
@@ -35,6 +37,7 @@ def start_up(context: AppContext) -> None:
     with context.reading() as session:
         project_backlog(context, session)
     _roll_forward(context)
+    _tend_runs(context)
 
 
 def _distrust_files(context: AppContext) -> None:
@@ -45,7 +48,7 @@ def _distrust_files(context: AppContext) -> None:
     with context.writing() as session:
         # Changes that were not complete when the mark was set may have events before the mark's.
         changed = runs.list_changed_since(session, event - EVENTS_UNDER_WAY)
-        runs.forget_mirrored(session, changed)
+        nodes.forget_shown(session, changed, context.node_id, "the machine was stopped")
         session.commit()
     logger.warning("files_written_again", runs=len(changed), why="the machine was stopped")
 
@@ -64,12 +67,12 @@ def _find_lost_files(context: AppContext) -> None:
         logger.warning("files_not_restored", why=error.detail)
         return
     with context.writing() as session:
-        latest = runs.list_mirrored(session, LATEST_RUNS)
+        latest = runs.list_mirrored(session, context.node_id, LATEST_RUNS)
         if all(context.mirror.has_run(run_id) for run_id in latest):
             return
-        known = runs.list_mirrored(session, None)
+        known = runs.list_mirrored(session, context.node_id, None)
         lost = [run_id for run_id in known if not context.mirror.has_run(run_id)]
-        runs.forget_mirrored(session, lost)
+        nodes.forget_shown(session, lost, context.node_id, "the files were removed")
         session.commit()
     logger.warning("files_lost", runs=len(lost))
 
@@ -82,9 +85,35 @@ def keep_up_alone(context: AppContext) -> None:
 
 
 def keep_up(context: AppContext) -> None:
-    """Roll forward what lags, end what has waited too long, add up counts. (rules §2, §4)"""
-    _find_lost_files(context)
-    _roll_forward(context)
+    """Look after this node, end what has waited too long, add up counts. (rules §2, §4)"""
+    tend_node(context)
+    _tend_runs(context)
+
+
+def _tend_runs(context: AppContext) -> None:
+    """Do what one node does for all: deadlines, merges, counts and figures."""
+    with context.writing() as session:
+        counts.fold_counts(session)
+        for place in nodes.remove_silent(session):
+            logger.warning("node_removed", place=place, why="no sign of life for days")
+        session.commit()
+    count_ended_runs(context)
+    _close_merged(context)
+    with context.reading() as session:
+        overdue = runs.list_overdue(session, context.now(), BATCH)
+    _bring_up_to_date(context, overdue)
+    with context.writing() as session:
+        pulses.beat(session, PULSE)
+        session.commit()
+
+
+def tend_node(context: AppContext) -> None:
+    """Bring this node's branches and files up to date, unless another of its processes does."""
+    with context.writing() as session:
+        if nodes.try_turn(session, context.node_id):
+            _find_lost_files(context)
+            _roll_forward(context)
+            follow(context)
 
 
 def _close_merged(context: AppContext) -> None:
@@ -96,18 +125,20 @@ def _close_merged(context: AppContext) -> None:
 
 def _roll_forward(context: AppContext) -> None:
     context.repository.remove_leftovers()
-    with context.writing() as session:
-        counts.fold_counts(session)
-        session.commit()
-    count_ended_runs(context)
-    _close_merged(context)
     with context.reading() as session:
         event = runs.last_event(session)
-        lagging = runs.list_lagging(session, BATCH)
-        overdue = runs.list_overdue(session, context.now(), BATCH)
+        lagging = runs.list_lagging(session, context.node_id, BATCH)
         heads = runs.list_live_heads(session)
     elsewhere = [run_id for run_id, head in heads if is_branch_elsewhere(context, run_id, head)]
-    for run_id in dict.fromkeys([*lagging, *overdue, *elsewhere]):
+    _bring_up_to_date(context, [*lagging, *elsewhere])
+    try:
+        context.mirror.sync(event)
+    except AutopackError as error:  # a full disk must not stop the rest
+        logger.warning("files_not_synced", why=error.detail)
+
+
+def _bring_up_to_date(context: AppContext, run_ids: Sequence[str]) -> None:
+    for run_id in dict.fromkeys(run_ids):
         try:
             with changing(context, run_id, is_waiting=False):
                 pass  # opening a change brings the run up to date
@@ -117,10 +148,3 @@ def _roll_forward(context: AppContext) -> None:
             logger.warning("upkeep_failed", run_id=run_id, why=str(error))
         except Exception:  # an error of one run must stop neither the other runs nor the start
             logger.exception("upkeep_failed", run_id=run_id)
-    try:
-        context.mirror.sync(event)
-    except AutopackError as error:  # a full disk must not stop the rest
-        logger.warning("files_not_synced", why=error.detail)
-    with context.writing() as session:
-        pulses.beat(session, PULSE)
-        session.commit()

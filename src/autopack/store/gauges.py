@@ -14,6 +14,7 @@ from ..domain.run import FailureCode
 from ..domain.states import PhaseStatus, RunStatus
 from ..domain.terms import Role
 from ..models import Lease, Phase, Push, Run, run_counts
+from . import nodes
 from .metrics import total
 
 WAITING: Final = [status for status in PhaseStatus if not status.is_final]
@@ -41,6 +42,7 @@ class Gauge:
         return found | {tuple(labels): float(value) for *labels, value in rows}
 
 
+_NODES: Final = nodes.STATES.bindparams(counted=nodes.EVENTS_COUNTED).subquery("node")
 _LAGGING = Run.mirrored_revision < Run.revision
 GAUGES: Final = (
     Gauge(
@@ -134,5 +136,29 @@ GAUGES: Final = (
         select(
             func.coalesce(func.extract("epoch", func.now() - func.min(Run.updated_at)), 0)
         ).where(_LAGGING),
+    ),
+    Gauge(
+        "autopack_node_silent_seconds",
+        "Seconds since the last sign of life of each node.",
+        select(_NODES.c.id, _NODES.c.silent_seconds),
+        ("node",),
+    ),
+    Gauge(
+        "autopack_node_lag_seconds",
+        "Age of the oldest change of another node that a node does not show yet.",
+        select(_NODES.c.id, _NODES.c.lag_seconds),
+        ("node",),
+    ),
+    Gauge(
+        "autopack_node_lag_revisions",
+        "Changes of other nodes that a node does not show yet.",
+        select(_NODES.c.id, _NODES.c.lag_revisions),
+        ("node",),
+    ),
+    Gauge(
+        "autopack_node_lacking_runs",
+        "Runs that a node cannot bring up to date, such as for a commit that it does not have.",
+        select(_NODES.c.id, _NODES.c.lacking_runs),
+        ("node",),
     ),
 )

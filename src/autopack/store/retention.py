@@ -53,6 +53,8 @@ _REMOVALS: Final = (
     "DELETE FROM replies WHERE run_pk = %(run)s",
     """DELETE FROM events
         WHERE run_pk = %(run)s AND sequence > 1 AND sequence < %(recorded)s""",
+    """UPDATE node_runs SET revision = 0, lacks = 'its details were removed'
+        WHERE run_pk = %(run)s""",
     """UPDATE runs SET details_removed_at = %(now)s, mirrored_revision = 0
         WHERE id = %(run)s""",
 )

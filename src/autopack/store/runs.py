@@ -8,7 +8,17 @@ from dataclasses import fields
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, TextClause, exists, func, or_, select, text, true, update
+from sqlalchemy import (
+    ColumnElement,
+    TextClause,
+    case,
+    exists,
+    func,
+    or_,
+    select,
+    text,
+    true,
+)
 from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
@@ -21,7 +31,8 @@ from ..domain.run import FAILURE_STATES, PhaseState, RunState, TierState
 from ..domain.run_filter import RunFilter
 from ..domain.states import PhaseStatus, RunStatus
 from ..domain.terms import Role
-from ..models import EventRow, Issue, Phase, Run, Tier
+from ..models import EventRow, Issue, NodeRun, Phase, Run, Tier
+from . import nodes
 from .rows import PreparedJoin, PreparedSelect, Rows, read_frozen, read_off
 from .session import RowSession
 
@@ -54,7 +65,8 @@ _GRAPH: Final = PreparedJoin(
 # A power cut may lose this update: then the files are written again.
 _MARK_MIRRORED: Final = (
     "BEGIN; SET LOCAL synchronous_commit = off;"
-    " UPDATE runs SET mirrored_revision = %s WHERE id = %s AND mirrored_revision < %s; COMMIT"
+    " UPDATE runs SET mirrored_revision = %s WHERE id = %s AND mirrored_revision < %s"
+    " AND mirrored_by = %s; COMMIT"
 )
 
 
@@ -241,23 +253,28 @@ _LOCK_WITH_WORK: Final = """
     WHERE pg_try_advisory_lock(hashtextextended(lower(run_id), 0)) LIMIT 1"""
 
 
-def list_lagging(session: Session, limit: int) -> list[str]:
-    """Return runs whose branch or files lag, in any order: some may lag for good."""
+def list_lagging(session: Session, node_id: str, limit: int) -> list[str]:
+    """Return runs that a node changed last and that it does not show, in any order.
+
+    Some may lag for good.
+    """
     return list(
         session.scalars(
             select(Run.run_id)
-            .where(Run.mirrored_revision < Run.revision)
+            .where(Run.mirrored_revision < Run.revision, Run.mirrored_by == node_id)
             .order_by(func.random())
             .limit(limit)
         )
     )
 
 
-def list_mirrored(session: Session, limit: int | None) -> list[str]:
-    """Return runs whose files do not lag, newest first."""
+def list_mirrored(session: Session, node_id: str, limit: int | None) -> list[str]:
+    """Return runs whose files a node shows, newest first."""
+    shown = case((Run.mirrored_by == node_id, Run.mirrored_revision), else_=NodeRun.revision)
     query = (
         select(Run.run_id)
-        .where(Run.mirrored_revision == Run.revision)
+        .outerjoin(NodeRun, (NodeRun.run_pk == Run.id) & (NodeRun.node_id == node_id))
+        .where(shown == Run.revision)
         .order_by(Run.created_at.desc(), Run.id.desc())
         .limit(limit)
     )
@@ -275,16 +292,18 @@ def last_event(session: RowSession) -> int:
     return int(event_id)
 
 
+def last_event_of(session: RowSession, run_pk: int) -> int:
+    """Return the id of a run's newest event."""
+    ((event_id,),) = session.fetch(
+        "SELECT id FROM events WHERE run_pk = %s ORDER BY sequence DESC LIMIT 1", (run_pk,)
+    )
+    return int(event_id)
+
+
 def list_changed_since(session: RowSession, event_id: int) -> list[str]:
     """Return the runs that have an event newer than this one."""
     statement = "SELECT DISTINCT r.run_id FROM events e JOIN runs r ON r.id = e.run_pk"
     return [name for (name,) in session.fetch(f"{statement} WHERE e.id > %s", (event_id,))]
-
-
-def forget_mirrored(session: Session, run_ids: Collection[str]) -> None:
-    """Mark runs as lagging, so that all their files are written again."""
-    lost = update(Run).where(Run.run_id.in_(run_ids)).values(mirrored_revision=0)
-    session.execute(lost.execution_options(synchronize_session=False))
 
 
 def list_overdue(session: Session, now: datetime, limit: int) -> list[str]:
@@ -309,9 +328,15 @@ def list_live_heads(session: Session) -> list[tuple[str, str]]:
     return [(run_id, head) for run_id, head in rows]
 
 
-def mark_mirrored(session: RowSession, run_pk: int, revision: int) -> None:
-    """Record that branch and files show this revision, together with the release of the lock."""
-    session.gather(_MARK_MIRRORED, (revision, run_pk, revision))
+def mark_mirrored(session: RowSession, run: Run, node_id: str) -> None:
+    """Record that branch and files of a node show the run, together with the release of the lock.
+
+    The mark is on the run's row for the node that changed it last, else beside it (store/nodes.py).
+    """
+    if run.mirrored_by == node_id:
+        session.gather(_MARK_MIRRORED, (run.revision, run.id, run.revision, node_id))
+    else:
+        nodes.mark_shown(session, run, node_id)
 
 
 def phases_of(run: Run) -> dict[str, Phase]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from . import Shape
+from . import Shape, WireTime
 
 
 class ServiceAnswer(Shape):
@@ -19,12 +19,37 @@ class CheckAnswer(Shape):
     detail: str | None = None
 
 
+class NodeAnswer(Shape):
+    """A node: one clone with its home and runs directory, and how far behind the others it is.
+
+    `lag_…` counts changes of other nodes that its branches and files do not show yet, and
+    `lag_seconds` is the age of the oldest. `lacking_runs` are runs that it cannot bring up to date
+    by itself; `lacks` says why for the first of them. A node is alive if its last sign of life is
+    recent. (docs/replicas.md)
+    """
+
+    id: str
+    place: str
+    address: str | None
+    version: str
+    is_alive: bool
+    is_this: bool
+    started_at: WireTime
+    heartbeat_at: WireTime
+    lag_runs: int
+    lag_revisions: int
+    lag_seconds: float
+    lacking_runs: int
+    lacks: list[str]
+
+
 class HealthAnswer(Shape):
     """`projects` has each open project that the caller may see, with why one is not served."""
 
     status: Literal["healthy", "unhealthy"]
     checks: dict[str, CheckAnswer]
     projects: dict[str, CheckAnswer]
+    nodes: list[NodeAnswer]
 
 
 class LiveAnswer(Shape):

@@ -1,0 +1,246 @@
+"""This process as a part of a node, and the nodes of this database.
+
+A node is one clone with one home and one runs directory, and all processes that share them. Any
+number of nodes may serve a database if their clones are of one repository. (docs/replicas.md)
+"""
+
+from __future__ import annotations
+
+import uuid
+from contextlib import suppress
+from dataclasses import replace
+from select import select
+from socket import socketpair
+from threading import Event, Thread
+from typing import Final
+
+import structlog
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.orm import Session
+
+from .. import __version__
+from ..domain.errors import ConflictError
+from ..gitrepo import Generations, NodeIdentity, Repository, renew_home
+from ..models import ServedRepository
+from ..store import nodes
+from ..store.feed import Listener
+from ..store.nodes import ALIVE_SECONDS
+from .availability import OUTAGES
+from .context import AppContext
+from .following import follow_events
+from .upkeep import tend_node
+
+logger = structlog.get_logger(__name__)
+
+BEAT_SECONDS: Final = 5
+# A burst of changes is followed together, so that followers do not hold a run again and again.
+GATHERING_SECONDS: Final = 0.2
+
+
+class ServedElsewhereError(ConflictError):
+    """The database has runs of another repository."""
+
+    code = "served_elsewhere"
+
+
+def require_history(context: AppContext) -> None:
+    """Check that the database's runs are of this repository. Raises ServedElsewhereError."""
+    with context.writing() as session:
+        known = nodes.lock_repository(session)
+        if known is not None:
+            _require_shared_history(session, known, context.repository)
+
+
+def register(context: AppContext, address: str | None = None) -> AppContext:
+    """Add this process to its node, and return the context with the node's id.
+
+    A home that is an old backup, or of which a copy was started since, becomes a new node: nothing
+    that the database notes of the known one holds for these folders. Raises ServedElsewhereError.
+    """
+    repository = context.repository
+    with context.writing() as session:
+        known = nodes.lock_repository(session)
+        mine = repository.node_identity()
+        if known is not None:
+            _require_shared_history(session, known, repository)
+        if known is None or not nodes.has_runs(session):
+            roots = list(repository.root_commits())
+            nodes.put_repository(session, place=mine.place, root_commits=roots)
+        generation = nodes.find_generation(session, mine.node_id)
+        if generation is not None and not mine.generations().has(generation):
+            was, mine = mine, _renewed(context)
+            logger.warning("node_renewed", was=was.node_id, now=mine.node_id, place=mine.place)
+            generation = None
+        fresh = uuid.uuid4().hex
+        mine.put(Generations(before=generation or "", last=fresh))
+        nodes.put_node(
+            session,
+            mine.node_id,
+            place=mine.place,
+            address=address,
+            version=__version__,
+            generation=fresh,
+        )
+        session.commit()
+    return replace(context, node_id=mine.node_id)
+
+
+def _renewed(context: AppContext) -> NodeIdentity:
+    renew_home(context.settings.home)
+    return context.repository.node_identity()
+
+
+def _require_shared_history(
+    session: Session, known: ServedRepository, repository: Repository
+) -> None:
+    roots = repository.root_commits()
+    is_comparable = roots and known.root_commits  # a shallow clone has none
+    if is_comparable and not {*roots} & {*known.root_commits} and nodes.has_runs(session):
+        raise ServedElsewhereError(
+            f"the database has runs of the repository at {known.place} (first commit"
+            f" {known.root_commits[0]}); {repository.node_identity().place} (first commit"
+            f" {roots[0]}) shares no history with it. Set DATABASE_URL to a database of this"
+            " repository's own."
+        )
+
+
+class NodePlace:
+    """The place of this process in its node until it is closed: heartbeats, and the follower."""
+
+    def __init__(self, context: AppContext, address: str | None = None) -> None:
+        """Register. Raises ServedElsewhereError."""
+        self._address = address
+        self._is_over = Event()
+        self.context: Final = register(context, address)
+        self._connection = self._take()
+        self._follower: Follower | None = None
+        self._thread = Thread(target=self._beat, name="node", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._is_over.set()
+        self._thread.join()
+        if self._follower is not None:
+            self._follower.close()
+        with suppress(DBAPIError), Session(self._connection) as session:
+            nodes.leave(session)
+            session.commit()
+        self._connection.close()
+
+    def _take(self) -> Connection:
+        """Hold the lock of services on a connection of its own, so that no restore begins."""
+        connection = self.context.engine.connect()
+        try:
+            with Session(connection) as session:
+                nodes.share(session)
+                session.commit()
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _is_held(self) -> bool:
+        held = self._connection.connection.dbapi_connection
+        dialect = self._connection.dialect
+        try:
+            return held is not None and dialect.do_ping(held)
+        except dialect.loaded_dbapi.Error:
+            return False
+
+    def _beat(self) -> None:
+        while True:
+            with suppress(DBAPIError, PoolTimeoutError, OSError):  # Postgres or disk will be back
+                self.look()
+            if self._is_over.wait(BEAT_SECONDS):
+                return
+
+    def look(self) -> None:
+        """Give a sign of life, look for a copy of this home, and follow other nodes if any."""
+        context = self.context
+        if not self._is_held():  # after an outage of Postgres
+            connection = self._take()
+            self._connection.invalidate()
+            self._connection.close()
+            self._connection = connection
+        with context.writing() as session:
+            generation = nodes.beat(session, context.node_id)
+            has_others = nodes.has_others(session, context.node_id, alive_seconds=ALIVE_SECONDS)
+            session.commit()
+        if generation is None:  # an operator removed it from the list
+            register(context, self._address)
+        elif not context.repository.node_identity().generations().has(generation):
+            self._look_for_copy()
+        if has_others and self._follower is None and not self._is_over.is_set():
+            self._follower = Follower(context)
+
+    def _look_for_copy(self) -> None:
+        """Stop answering if another service has started with a copy of this home.
+
+        Under the lock of registrations, as a process of this home may be starting right now.
+        """
+        context = self.context
+        identity = context.repository.node_identity()
+        with context.writing() as session:
+            nodes.lock_repository(session)
+            generation = nodes.find_generation(session, context.node_id)
+            is_same = identity.node_id == context.node_id
+            if generation is None or (is_same and identity.generations().has(generation)):
+                return
+            if not context.superseded.is_set():
+                logger.error("home_was_copied", node=context.node_id, place=identity.place)
+                nodes.distrust(session, context.node_id)  # each changed what the other must show
+                session.commit()
+        context.superseded.set()
+
+
+class Follower:
+    """A thread that follows the changes of other nodes as soon as Postgres tells of them."""
+
+    def __init__(self, context: AppContext) -> None:
+        self._context = context
+        self._is_over = Event()
+        self._wake, self._woken = socketpair()
+        self._thread = Thread(target=self._run, name="follower", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._is_over.set()
+        self._wake.send(b"x")
+        self._thread.join()
+        self._wake.close()
+        self._woken.close()
+
+    def _run(self) -> None:
+        while not self._is_over.is_set():
+            try:
+                self._listen()
+            except OUTAGES as error:
+                logger.warning("follower_interrupted", why=type(error).__name__)
+            except Exception:  # without it the files of this node would stay behind
+                logger.exception("follower_failed")
+            self._is_over.wait(1)
+
+    def _listen(self) -> None:
+        listener = Listener(self._context.engine)
+        try:
+            while not self._is_over.is_set():
+                tend_node(self._context)
+                self._follow_for(listener)
+        finally:
+            listener.close()
+
+    def _follow_for(self, listener: Listener) -> None:
+        """Follow each notification, until it is time to look after the whole node again."""
+        rounds = int(BEAT_SECONDS / GATHERING_SECONDS)
+        for _ in range(rounds):
+            if not listener.has_heard():
+                select([listener.file_number, self._woken.fileno()], [], [], BEAT_SECONDS)
+                if not listener.has_heard():
+                    return
+            if self._is_over.wait(GATHERING_SECONDS):
+                return
+            with self._context.writing() as session:
+                if nodes.try_turn(session, self._context.node_id):
+                    follow_events(self._context)

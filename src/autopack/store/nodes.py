@@ -1,0 +1,317 @@
+"""The nodes of this database: who they are, and what the branches and files of each show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    DateTime,
+    Float,
+    Row,
+    Text,
+    column,
+    delete,
+    exists,
+    func,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from ..models import EventRow, Node, NodeRun, Run, ServedRepository
+from .session import RowSession
+
+_GUARD = text("SELECT pg_advisory_xact_lock(hashtextextended('nodes', 1))")
+_TRY_ALONE = text("SELECT pg_try_advisory_xact_lock(hashtextextended('served', 2))")
+_SHARE = text("SELECT pg_advisory_lock_shared(hashtextextended('served', 2))")
+_LEAVE = text("SELECT pg_advisory_unlock_all()")
+_TURN = text("SELECT pg_try_advisory_xact_lock(hashtextextended(:key, 2))")
+# More events than are read at once; what a node lacks of them is counted up to here.
+EVENTS_COUNTED: Final = 10_000
+# A node without a sign of life for so long counts as stopped, and leaves the list after the other.
+ALIVE_SECONDS: Final = 20
+KEPT_DAYS: Final = 7
+# A power cut may lose this: then branch and files are brought up to date once more.
+_MARK: Final = (
+    "BEGIN; SET LOCAL synchronous_commit = off;"
+    " INSERT INTO node_runs (run_pk, node_id, revision)"
+    " SELECT %s, id, %s FROM nodes WHERE id = %s"  # none, if an operator removed the node just now
+    " ON CONFLICT (run_pk, node_id) DO UPDATE"
+    " SET revision = greatest(node_runs.revision, excluded.revision), lacks = NULL; COMMIT"
+)
+
+
+# Who serves
+
+
+def lock_repository(session: Session) -> ServedRepository | None:
+    """Return the served repository; no other node registers until the end of the transaction."""
+    session.execute(_GUARD)
+    return session.scalars(select(ServedRepository)).one_or_none()
+
+
+def has_runs(session: Session) -> bool:
+    return bool(session.scalars(select(exists().select_from(Run))).one())
+
+
+def put_repository(session: Session, *, place: str, root_commits: list[str]) -> None:
+    """Set the repository that the database belongs to."""
+    values = {"place": place, "root_commits": root_commits, "since": func.now()}
+    statement = insert(ServedRepository).values(id=1, **values)
+    session.execute(statement.on_conflict_do_update(index_elements=["id"], set_=values))
+
+
+def is_served(session: Session) -> bool:
+    """Return whether another connection holds the lock of services."""
+    return not session.scalars(_TRY_ALONE).one()
+
+
+def share(session: Session) -> None:
+    """Take the lock of services, until this connection ends or `leave`.
+
+    A killed process holds none; a stopped one (SIGSTOP) still does.
+    """
+    session.execute(_SHARE)
+
+
+def leave(session: Session) -> None:
+    """Release the lock of services, on a connection that holds no other lock."""
+    session.execute(_LEAVE)
+
+
+def find_generation(session: Session, node_id: str) -> str | None:
+    """Return the generation of a node; None for one that is not in the list."""
+    return session.scalars(select(Node.generation).where(Node.id == node_id)).one_or_none()
+
+
+def put_node(
+    session: Session,
+    node_id: str,
+    *,
+    place: str,
+    address: str | None,
+    version: str,
+    generation: str,
+) -> None:
+    """Add a node, or describe its newest process. A job process leaves a service's address."""
+    values = {
+        "place": place,
+        "version": version,
+        "generation": generation,
+        "started_at": func.now(),
+        "heartbeat_at": func.now(),
+    }
+    if address is not None:
+        values["address"] = address
+    # A new node has to look at every run.
+    statement = insert(Node).values(id=node_id, position=0, **values)
+    session.execute(statement.on_conflict_do_update(index_elements=["id"], set_=values))
+
+
+def beat(session: Session, node_id: str) -> str | None:
+    """Record a sign of life, and return the node's generation; None if it is not in the list."""
+    statement = update(Node).where(Node.id == node_id).values(heartbeat_at=func.now())
+    statement = statement.execution_options(synchronize_session=False)
+    return session.scalars(statement.returning(Node.generation)).one_or_none()
+
+
+def has_others(session: Session, node_id: str, *, alive_seconds: float) -> bool:
+    """Return whether another node gave a sign of life within so many seconds."""
+    since = func.now() - func.make_interval(0, 0, 0, 0, 0, 0, alive_seconds)
+    others = exists().where(Node.id != node_id, Node.heartbeat_at >= since)
+    return bool(session.scalars(select(others)).one())
+
+
+def remove_node(session: Session, node_id: str) -> bool:
+    """Remove a node from the list; return whether it was there."""
+    statement = delete(Node).where(Node.id == node_id).returning(Node.id)
+    return session.scalars(statement).one_or_none() is not None
+
+
+def remove_silent(session: Session) -> list[str]:
+    """Remove the nodes without a sign of life for days; return their places."""
+    before = func.now() - func.make_interval(0, 0, 0, KEPT_DAYS)
+    statement = delete(Node).where(Node.heartbeat_at < before).returning(Node.place)
+    return list(session.scalars(statement))
+
+
+def distrust(session: Session, node_id: str) -> None:
+    """Forget all that a node shows, so that it is all brought up to date again."""
+    mine = update(Run).where(Run.mirrored_by == node_id).values(mirrored_revision=0)
+    session.execute(mine.execution_options(synchronize_session=False))
+    session.execute(delete(NodeRun).where(NodeRun.node_id == node_id))
+    session.execute(update(Node).where(Node.id == node_id).values(position=0))
+
+
+def try_turn(session: Session, node_id: str) -> bool:
+    """Try to get the lock of a node's background work, until the end of the transaction."""
+    return bool(session.scalars(_TURN, {"key": f"node:{node_id}"}).one())
+
+
+# What the branch and files of a run show
+
+
+def shown_revision(session: RowSession, run: Run, node_id: str) -> int:
+    """Return the revision that branch and files of a node show; 0 for none, or for an unknown one.
+
+    No statement for a run that this node changed last.
+    """
+    if run.mirrored_by == node_id:
+        return run.mirrored_revision
+    query = "SELECT revision FROM node_runs WHERE run_pk = %s AND node_id = %s"
+    found = session.fetch(query, (run.id, node_id))
+    return int(found[0][0]) if found else 0
+
+
+def mark_shown(session: RowSession, run: Run, node_id: str) -> None:
+    """Record that a node shows a run that another one changed last. (`runs.mark_mirrored`)"""
+    session.gather(_MARK, (run.id, run.revision, node_id))
+
+
+def note_lack(session: Session, run_id: str, node_id: str, why: str) -> None:
+    """Record why a node cannot show the last revision of a run."""
+    run_pk = select(Run.id).where(Run.run_id == run_id).scalar_subquery()
+    statement = insert(NodeRun).values(run_pk=run_pk, node_id=node_id, revision=0, lacks=why)
+    session.execute(
+        statement.on_conflict_do_update(index_elements=["run_pk", "node_id"], set_={"lacks": why})
+    )
+
+
+_FORGET: Final = text("""
+    INSERT INTO node_runs (run_pk, node_id, revision, lacks)
+    SELECT r.id, n.id, 0, :why FROM runs r JOIN nodes n ON n.id = :node
+    WHERE r.run_id = ANY(:names) AND r.mirrored_by IS DISTINCT FROM n.id
+    ON CONFLICT (run_pk, node_id) DO UPDATE SET revision = 0, lacks = excluded.lacks
+""")
+
+
+def forget_shown(session: Session, run_ids: Sequence[str], node_id: str, why: str) -> None:
+    """Mark runs so that a node brings their branches and files up to date again."""
+    chosen = Run.run_id.in_(run_ids)
+    mine = update(Run).where(chosen, Run.mirrored_by == node_id).values(mirrored_revision=0)
+    session.execute(mine.execution_options(synchronize_session=False))
+    session.execute(_FORGET, {"node": node_id, "why": why, "names": list(run_ids)})
+
+
+# Following the other nodes
+
+
+def get_position(session: Session, node_id: str) -> int:
+    """Return the event up to which a node shows the changes of others; 0 for an unknown node."""
+    return session.scalars(select(Node.position).where(Node.id == node_id)).one_or_none() or 0
+
+
+def set_position(session: Session, node_id: str, position: int) -> None:
+    statement = update(Node).where(Node.id == node_id).values(position=position)
+    session.execute(statement.execution_options(synchronize_session=False))
+
+
+def list_behind(session: Session, node_id: str, *, after: int, up_to: int) -> list[str]:
+    """Return the runs with events in a span that others changed last, and this node does not show.
+
+    The oldest first: a run may stand on the branch of an earlier one.
+    """
+    touched = (
+        select(EventRow.run_pk).where(EventRow.id > after, EventRow.id <= up_to).distinct()
+    ).subquery()
+    query = (
+        select(Run.run_id)
+        .join(touched, touched.c.run_pk == Run.id)
+        .outerjoin(NodeRun, (NodeRun.run_pk == Run.id) & (NodeRun.node_id == node_id))
+        .where(Run.mirrored_by.is_distinct_from(node_id), _BEHIND)
+        .order_by(Run.id)
+    )
+    return list(session.scalars(query))
+
+
+def list_lacking(session: Session, node_id: str, limit: int) -> list[tuple[str, str]]:
+    """Return runs that a node could not bring up to date, and why, in any order."""
+    query = (
+        select(Run.run_id, NodeRun.lacks)
+        .join(Run, Run.id == NodeRun.run_pk)
+        .where(NodeRun.node_id == node_id, NodeRun.lacks.is_not(None))
+        .order_by(func.random())
+        .limit(limit)
+    )
+    return [(run_id, lacks or "") for run_id, lacks in session.execute(query)]
+
+
+_BEHIND = func.coalesce(NodeRun.revision, 0) < Run.revision
+
+
+@dataclass(frozen=True, slots=True)
+class NodeState:
+    """A node as the others see it. Counts end at EVENTS_COUNTED events."""
+
+    id: str
+    place: str
+    address: str | None
+    version: str
+    started_at: datetime
+    heartbeat_at: datetime
+    silent_seconds: float
+    lag_runs: int
+    lag_revisions: int
+    lag_seconds: float
+    lacking_runs: int
+    lacks: list[str]
+
+
+STATES: Final = text("""
+    SELECT n.id, n.place, n.address, n.version, n.started_at, n.heartbeat_at,
+        extract(epoch FROM now() - n.heartbeat_at)::float AS silent_seconds,
+        coalesce(b.runs, 0) AS lag_runs, coalesce(b.revisions, 0)::bigint AS lag_revisions,
+        coalesce(extract(epoch FROM now() - b.since), 0)::float AS lag_seconds,
+        coalesce(l.runs, 0) AS lacking_runs, coalesce(l.lacks, '{}') AS lacks
+    FROM nodes n
+    LEFT JOIN LATERAL (
+        SELECT count(*) AS runs, sum(r.revision - coalesce(s.revision, 0)) AS revisions,
+            min(e.at) AS since
+        FROM (
+            SELECT run_pk, min(at) AS at FROM (
+                SELECT run_pk, at FROM events WHERE id > n.position ORDER BY id LIMIT :counted
+            ) latest GROUP BY run_pk
+        ) e
+        JOIN runs r ON r.id = e.run_pk
+        LEFT JOIN node_runs s ON s.run_pk = r.id AND s.node_id = n.id
+        WHERE r.mirrored_by IS DISTINCT FROM n.id AND coalesce(s.revision, 0) < r.revision
+            AND s.lacks IS NULL
+    ) b ON true
+    LEFT JOIN LATERAL (
+        SELECT count(*) AS runs,
+            (array_agg(r.run_id || ': ' || s.lacks ORDER BY s.run_pk))[1:5] AS lacks
+        FROM node_runs s JOIN runs r ON r.id = s.run_pk
+        WHERE s.node_id = n.id AND s.lacks IS NOT NULL
+    ) l ON true
+    ORDER BY n.started_at, n.id
+""").columns(
+    column("id", Text),
+    column("place", Text),
+    column("address", Text),
+    column("version", Text),
+    column("started_at", DateTime(timezone=True)),
+    column("heartbeat_at", DateTime(timezone=True)),
+    column("silent_seconds", Float),
+    column("lag_runs", BigInteger),
+    column("lag_revisions", BigInteger),
+    column("lag_seconds", Float),
+    column("lacking_runs", BigInteger),
+    column("lacks", ARRAY(Text)),
+)
+
+
+def list_nodes(session: Session) -> list[NodeState]:
+    """Return all nodes with how far each is behind the others' changes."""
+    rows: Any = session.execute(STATES, {"counted": EVENTS_COUNTED})
+    return [_state(row) for row in rows]
+
+
+def _state(row: Row[Any]) -> NodeState:
+    return NodeState(**row._mapping)

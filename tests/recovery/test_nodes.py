@@ -1,0 +1,260 @@
+"""Nodes with a clone and a runs directory each: whichever answers is right, the others follow."""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import psycopg2
+import pytest
+from tests.conftest import GitRepo
+
+from .conftest import PATIENCE_SECONDS, Stage, wait_until
+from .test_parallel import result
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.processes import ForkServer
+
+    from autopack.config import Settings
+
+pytestmark = [pytest.mark.e2e, pytest.mark.safety_critical]
+
+Json = dict[str, Any]
+RUNS = ("run-001", "run-002")
+AGENTS = 20
+
+
+def plan(run_id: str, phases: int) -> Json:
+    """Return a plan whose phases may all be built at the same time."""
+    return {
+        "run": {"run_id": run_id},
+        "tiers": [{"tier_id": "T0", "tier_index": 0, "name": "All at once"}],
+        "phases": [
+            {
+                "phase_id": f"P{at}",
+                "phase_index": at,
+                "tier_id": "T0",
+                "name": f"Part {at}",
+                "allowed_paths": [f"src/p{at}/**"],
+                "depends_on": [],
+            }
+            for at in range(phases)
+        ],
+    }
+
+
+@pytest.fixture
+def nodes(
+    settings: Settings, git_repo: GitRepo, fork_server: ForkServer, tmp_path: Path
+) -> Iterator[list[Stage]]:
+    """Three started nodes on one database."""
+    stages = []
+    for number in range(3):
+        folder = tmp_path / f"node{number}"
+        folder.mkdir()
+        git_repo.git("clone", "--quiet", str(git_repo.path), str(folder / "repo"))
+        places = {
+            "repo_path": folder / "repo",
+            "home": folder / "home",
+            "autonomous_runs_dir": folder / "runs",
+        }
+        own = settings.model_copy(update=places)
+        stages.append(Stage(own, GitRepo(folder / "repo"), fork_server, folder))
+    for stage in stages:
+        stage.start()
+    yield stages
+    for stage in stages:
+        stage.stop()
+
+
+def head(stage: Stage, run_id: str) -> str:
+    ref = f"refs/heads/autonomous/{run_id}"
+    return stage.repo.git("for-each-ref", "--format=%(objectname)", ref)
+
+
+def assert_equal(nodes: list[Stage]) -> None:
+    """See that all nodes come to show the same, and that this is what is recorded."""
+    heads = {run_id: nodes[0].must("GET", f"/runs/{run_id}")["head_commit"] for run_id in RUNS}
+
+    def is_level() -> bool:
+        return all(head(node, run_id) == heads[run_id] for node in nodes for run_id in RUNS)
+
+    wait_until(is_level, lambda: str([[head(node, run_id) for run_id in RUNS] for node in nodes]))
+    for node in nodes:
+        wait_until(lambda node=node: not node.is_behind(), node.log.read_text)  # type: ignore[misc]
+        node.assert_consistent()
+
+
+def test_a_change_on_one_node_is_built_upon_by_the_next_and_shown_by_all(
+    nodes: list[Stage],
+) -> None:
+    for at, run_id in enumerate(RUNS):
+        nodes[at].must("POST", "/runs/start", plan(run_id, 3))
+    for step in range(3):
+        for at, run_id in enumerate(RUNS):
+            path = f"/runs/{run_id}/phases/P{step}/builder_result"
+            nodes[(at + step + 1) % 3].must("POST", path, result(f"src/p{step}/{step}", run_id))
+    assert_equal(nodes)
+
+
+def test_a_read_of_a_branch_waits_for_nothing_and_is_right_on_each_node(
+    nodes: list[Stage],
+) -> None:
+    nodes[0].must("POST", "/runs/start", plan("run-001", 2))
+    for step in range(2):
+        path = f"/runs/run-001/phases/P{step}/builder_result"
+        nodes[step].must("POST", path, result(f"src/p{step}/{step}", "text"))
+        for node in nodes:
+            status = node.must("GET", "/runs/run-001/integration_status")
+            assert status["current_commit"] == status["recorded_commit"]
+            assert f"src/p{step}/{step}" in status["files_changed"]
+            assert b"+text" in node.call("GET", "/runs/run-001/diff").content
+
+
+def ask(settings: Settings, query: str) -> list[tuple[Any, ...]]:
+    """Return the rows of a query to the nodes' database."""
+    assert settings.database_url is not None
+    connection = psycopg2.connect(settings.database_url.replace("+psycopg2", ""))
+    with closing(connection), connection, connection.cursor() as cursor:
+        cursor.execute(query)
+        return list(cursor.fetchall())
+
+
+class Campaign:
+    """Agents that change the node at every call, while nodes and connections die."""
+
+    def __init__(self, nodes: list[Stage], seed: int) -> None:
+        self.nodes = nodes
+        self.random = random.Random(seed)
+        self.acknowledged: list[tuple[str, str]] = []
+        self.is_over = threading.Event()
+        self._guard = threading.Lock()
+
+    def ask(self, chance: random.Random, path: str, body: Json, key: str) -> httpx.Response:
+        """Send a request to one node after another until one answers it for good."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        answer: httpx.Response | None = None
+        while time.monotonic() < deadline:
+            try:
+                answer = chance.choice(self.nodes).call("POST", path, body, key)
+            except httpx.TransportError:
+                time.sleep(0.05)
+                continue
+            if answer.status_code != 503:
+                return answer
+            assert answer.json()["code"] in GIVEN_UP, answer.text
+            time.sleep(0.05)
+        raise AssertionError(f"no node answered {path}: {answer and answer.text}")
+
+    def work(self, number: int) -> None:
+        """Build one phase: claim it, send its patch."""
+        chance = random.Random(number)
+        run = f"/runs/{RUNS[number % len(RUNS)]}"
+        agent = f"agent-{number}"
+        claim = {"role": "builder", "agent": agent, "lease_seconds": 900}
+        found = self.ask(chance, f"{run}/claim", claim, f"claim-{number}")
+        assert found.status_code == 200, found.text
+        item = found.json()
+        phase_id = item["phase_id"]
+        body = result(f"src/{phase_id.lower()}/{number}", agent)
+        body["lease_token"] = item["lease"]["token"]
+        path = f"{run}/phases/{phase_id}/builder_result"
+        done = self.ask(chance, path, body, f"result-{number}")
+        assert done.status_code == 200, done.text
+        with self._guard:
+            self.acknowledged.append((run.rpartition("/")[2], agent))
+
+    def disturb(self, killed: int) -> None:
+        """Kill a node and a connection, and start the node again."""
+        ask(
+            self.nodes[0].settings,
+            "SELECT pg_terminate_backend(pid) FROM (SELECT pid FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            " ORDER BY random() LIMIT 1) one",
+        )
+        self.nodes[killed].kill()
+        self.nodes[killed].start()
+
+
+# Answers after which the same request is sent again, as the guide tells clients.
+GIVEN_UP = {
+    "database_unavailable",
+    "outcome_unknown",
+    "projection_lagging",
+    "repository_unusable",
+    "unavailable",
+    "git_timeout",
+}
+
+
+def test_every_acknowledged_patch_is_on_each_node_whatever_is_killed(nodes: list[Stage]) -> None:
+    for at, run_id in enumerate(RUNS):
+        nodes[at].must("POST", "/runs/start", plan(run_id, AGENTS // len(RUNS)))
+    campaign = Campaign(nodes, seed=1)
+    stream = Stream(nodes[0])
+    with ThreadPoolExecutor(AGENTS + 1) as pool:
+        reading = pool.submit(stream.read)
+        working = [pool.submit(campaign.work, number) for number in range(AGENTS)]
+        for killed in campaign.random.sample(range(3), 2):
+            wait_until(lambda: bool(campaign.acknowledged), lambda: "no patch was taken")
+            campaign.disturb(killed)
+        for each in working:
+            each.result(PATIENCE_SECONDS)
+        assert len(campaign.acknowledged) == AGENTS
+        for run_id in RUNS:
+            assert nodes[1].must("GET", f"/runs/{run_id}")["state"] == "DONE_SUCCESS"
+        assert_equal(nodes)
+        reading.result(PATIENCE_SECONDS)
+    for run_id, agent in campaign.acknowledged:
+        files = nodes[2].repo.git("grep", "-h", agent, f"autonomous/{run_id}", "--", "src")
+        assert agent in files.split()
+    assert stream.told == stream.recorded()
+
+
+class Stream:
+    """A client that reads the events of all runs, and continues where it was interrupted."""
+
+    def __init__(self, node: Stage) -> None:
+        self.node = node
+        self.told: list[tuple[str, int]] = []
+
+    def read(self) -> None:
+        last = "0"
+        ended: set[str] = set()
+        while ended != set(RUNS):
+            headers = {"Last-Event-ID": last}
+            try:
+                with httpx.stream(
+                    "GET",
+                    f"{self.node.url}/events/stream",
+                    headers=headers,
+                    timeout=PATIENCE_SECONDS,
+                    trust_env=False,
+                ) as answer:
+                    for line in answer.iter_lines():
+                        if line.startswith("id:"):
+                            last = line.partition(":")[2].strip()
+                        elif line.startswith("data:") and line != "data: {}":
+                            document = json.loads(line.partition(":")[2])
+                            self.told.append((document["run_id"], document["sequence"]))
+                            if document["kind"] == "RunEnded":
+                                ended.add(document["run_id"])
+                        if ended == set(RUNS):
+                            return
+            except httpx.TransportError:
+                time.sleep(0.05)
+
+    def recorded(self) -> list[tuple[str, int]]:
+        query = (
+            "SELECT r.run_id, e.sequence FROM events e JOIN runs r ON r.id = e.run_pk ORDER BY e.id"
+        )
+        return [(run_id, sequence) for run_id, sequence in ask(self.node.settings, query)]

@@ -1,0 +1,213 @@
+"""Nodes: any number of clones of one repository serve a database, and no other repository."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from autopack.config import Settings
+from autopack.gitrepo.node import Generations
+from autopack.main import as_node, open_context
+from autopack.migrating import DatabaseError
+from autopack.services import nodes
+from autopack.services.context import AppContext
+from autopack.services.nodes import NodePlace
+from autopack.store import nodes as store
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from starlette.testclient import TestClient
+    from tests.conftest import GitRepo
+
+Serve = Callable[..., AbstractContextManager[AppContext]]
+
+PLAN = {
+    "run": {"run_id": "run-001"},
+    "tiers": [{"tier_id": "T1", "tier_index": 0, "name": "Tier"}],
+    "phases": [{"phase_id": "P1", "phase_index": 0, "tier_id": "T1", "name": "Phase"}],
+}
+
+
+@pytest.fixture(autouse=True)
+def _looks_when_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nodes, "BEAT_SECONDS", 3_600)
+
+
+@pytest.fixture
+def serve(settings: Settings) -> Serve:
+    """Serve the database as another process would, until the block ends."""
+
+    @contextmanager
+    def serve(*, has_ci_alone: bool = False, **places: Path) -> Iterator[AppContext]:
+        with (
+            open_context(settings.model_copy(update=places)) as opened,
+            as_node(opened, has_ci_alone=has_ci_alone) as context,
+        ):
+            yield context
+
+    return serve
+
+
+@pytest.fixture
+def other_clone(git_repo: GitRepo, tmp_path: Path) -> dict[str, Path]:
+    git_repo.git("clone", "--quiet", str(git_repo.path), str(tmp_path / "clone"))
+    return places_at(tmp_path, "clone")
+
+
+@pytest.fixture
+def other_repository(tmp_path: Path) -> dict[str, Path]:
+    from tests.conftest import make_git_repo
+
+    make_git_repo(tmp_path / "stranger").git("commit", "--amend", "--quiet", "-m", "Another start")
+    return places_at(tmp_path, "stranger")
+
+
+def places_at(folder: Path, name: str) -> dict[str, Path]:
+    return {
+        "repo_path": folder / name,
+        "home": folder / f"{name}-home",
+        "autonomous_runs_dir": folder / f"{name}-runs",
+    }
+
+
+def test_services_on_two_clones_of_one_repository_are_two_nodes(
+    serve: Serve, other_clone: dict[str, Path]
+) -> None:
+    with serve() as first, serve(**other_clone) as second:
+        assert first.node_id != second.node_id
+
+
+def test_processes_of_one_home_are_one_node(serve: Serve) -> None:
+    with serve() as first, serve() as second:
+        assert first.node_id == second.node_id
+
+
+@pytest.mark.parametrize("name", ["home", "autonomous_runs_dir"])
+def test_another_home_or_runs_directory_makes_another_node(
+    serve: Serve, tmp_path: Path, name: str
+) -> None:
+    with serve() as first, serve(**{name: tmp_path / "another"}) as second:
+        assert first.node_id != second.node_id
+
+
+def test_a_copy_of_the_clone_with_its_home_is_another_node(
+    serve: Serve, git_repo: GitRepo, settings: Settings, tmp_path: Path
+) -> None:
+    with serve() as first:
+        copies = places_at(tmp_path, "copy")
+        shutil.copytree(git_repo.path, copies["repo_path"])
+        shutil.copytree(settings.home, copies["home"])
+        runs_dir = settings.autonomous_runs_dir
+        with serve(**copies | {"autonomous_runs_dir": runs_dir}) as second:
+            assert first.node_id != second.node_id
+
+
+def test_a_clone_that_was_moved_with_its_home_is_the_same_node(
+    serve: Serve, git_repo: GitRepo, settings: Settings, tmp_path: Path
+) -> None:
+    with serve() as first:
+        moved = places_at(tmp_path, "moved")
+        git_repo.path.rename(moved["repo_path"])
+        settings.home.rename(moved["home"])
+        with serve(**moved | {"autonomous_runs_dir": settings.autonomous_runs_dir}) as second:
+            assert first.node_id == second.node_id
+
+
+def _generations(context: AppContext) -> Path:
+    return context.repository.node_identity().file
+
+
+def test_an_old_backup_of_a_home_becomes_a_new_node(serve: Serve) -> None:
+    """What the database notes of the node was written after the backup."""
+    with serve() as first:
+        backup = _generations(first).read_text()
+    for _ in range(2):
+        with serve() as later:
+            assert later.node_id == first.node_id
+    _generations(first).write_text(backup)
+    with serve() as restored:
+        assert restored.node_id != first.node_id
+    with serve() as again:
+        assert again.node_id == restored.node_id
+
+
+def test_a_start_that_was_cut_before_the_database_knew_it_keeps_the_node(serve: Serve) -> None:
+    with serve() as first:
+        pass
+    known = first.repository.node_identity().generations()
+    first.repository.node_identity().put(Generations(before=known.last, last="not committed"))
+    with serve() as second:
+        assert second.node_id == first.node_id
+
+
+def test_a_service_answers_no_more_once_a_copy_of_its_home_was_started(
+    app: FastAPI, client: TestClient, place: NodePlace
+) -> None:
+    """The copy of a disk on another machine: same files, even the same inodes."""
+    assert client.post("/runs/start", json=PLAN).status_code == 201
+    copied = _generations(place.context).read_text()
+    nodes.register(place.context)  # the copy, on its own disk …
+    _generations(place.context).write_text(copied)  # … so here nothing has changed
+    place.look()
+    answer = client.post("/runs/start", json=PLAN | {"run": {"run_id": "run-002"}})
+    assert (answer.status_code, answer.json()["code"]) == (503, "superseded")
+    health = client.get("/health")
+    assert health.status_code == 503
+    assert "copy of this one's home" in health.json()["checks"]["database"]["detail"]
+    with place.context.reading() as session:  # the copy trusts none of its files and branches
+        [mark] = session.fetch("SELECT mirrored_revision FROM runs")
+    assert mark == (0,)
+
+
+def test_a_repository_without_common_history_is_refused_once_there_are_runs(
+    app: FastAPI, serve: Serve, other_repository: dict[str, Path]
+) -> None:
+    from starlette.testclient import TestClient
+
+    with serve():
+        pass
+    with serve(**other_repository):  # no run is lost by it
+        pass
+    with serve():
+        pass
+    with TestClient(app, base_url="http://localhost", client=("127.0.0.1", 50000)) as client:
+        assert client.post("/runs/start", json=PLAN).status_code == 201
+    with pytest.raises(DatabaseError, match="no history"), serve(**other_repository):
+        pass
+
+
+def test_only_ci_may_run_in_any_clone_of_the_repository(
+    client: TestClient,
+    serve: Serve,
+    other_clone: dict[str, Path],
+    other_repository: dict[str, Path],
+) -> None:
+    assert client.post("/runs/start", json=PLAN).status_code == 201
+    with serve(has_ci_alone=True, **other_clone):
+        pass
+    with pytest.raises(DatabaseError), serve(has_ci_alone=True, **other_repository):
+        pass
+
+
+@pytest.fixture
+def place(app: FastAPI, client: TestClient) -> Iterator[NodePlace]:
+    """A second process of the application's node, with the application's own context."""
+    place = NodePlace(app.state.context)
+    yield place
+    place.close()
+
+
+def test_a_node_that_was_removed_from_the_list_comes_back_with_its_next_sign_of_life(
+    place: NodePlace,
+) -> None:
+    with place.context.writing() as session:
+        assert store.remove_node(session, place.context.node_id)
+        session.commit()
+    place.look()
+    with place.context.reading() as session:
+        assert [node.id for node in store.list_nodes(session)] == [place.context.node_id]
