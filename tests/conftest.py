@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
+import hypothesis
 import psutil
 import psycopg2
 import pytest
@@ -42,6 +43,12 @@ from .processes import ForkedProcess, ForkServer, running_fork_server
 if TYPE_CHECKING:
     from fastapi import FastAPI
     from starlette.testclient import TestClient
+
+# No example is judged by its time: the machine may stall, and is shared.
+hypothesis.settings.register_profile(
+    "autopack", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("autopack")
 
 ROOT = Path(__file__).resolve().parents[1]
 TEMPLATE_LOCK = 721_001

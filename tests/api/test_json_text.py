@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autopack.api import json_text
@@ -108,7 +108,7 @@ def test_any_number_of_blanks_may_follow() -> None:
 
 
 @given(JSON_VALUES, st.booleans(), st.sampled_from([None, 3]))
-@settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30)
 def test_small_and_large_bodies_are_read_alike(
     value: object, is_ascii: bool, indent: int | None
 ) -> None:

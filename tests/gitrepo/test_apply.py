@@ -185,7 +185,7 @@ def states() -> st.SearchStrategy[dict[str, bytes | tuple[str, bytes]]]:
 @settings(
     max_examples=15,
     deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     derandomize=True,
 )
 @given(walk=st.lists(states(), min_size=2, max_size=4))
@@ -750,7 +750,7 @@ SOURCES: tuple[Patch, ...] = (
 @settings(
     max_examples=60,
     deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     derandomize=True,
 )
 @given(
