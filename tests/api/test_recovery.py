@@ -281,7 +281,9 @@ class TestALostDatabase:
         assert api.run() == before
         assert api.result().status_code == 200
 
-    @pytest.mark.parametrize("moment", ["FROM replies", "INSERT INTO submissions", "UPDATE runs"])
+    @pytest.mark.parametrize(
+        "moment", ["EXECUTE select_replies", "INSERT INTO submissions", "UPDATE runs"]
+    )
     def test_a_connection_cut_within_a_request_is_503_and_nothing_happened(
         self, api: Api, app: FastAPI, settings: Settings, moment: str
     ) -> None:
