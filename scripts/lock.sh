@@ -11,4 +11,4 @@ lock() {
 }
 
 lock "$@" --output-file requirements.txt
-lock "$@" --extra dev --constraint requirements.txt --output-file requirements-dev.txt
+lock "$@" --extra dev --extra otel --constraint requirements.txt --output-file requirements-dev.txt

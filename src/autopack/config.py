@@ -192,6 +192,12 @@ class Settings(BaseSettings):
         description="Whether webhooks may go to private and loopback addresses, and by `http://`."
         " More in docs/webhooks.md.",
     )
+    otlp_endpoint: str | None = Field(
+        default=None,
+        pattern=r"^https?://\S+$",
+        validation_alias=AliasChoices("OTEL_EXPORTER_OTLP_ENDPOINT"),
+        description="Collector of OpenTelemetry for traces, by OTLP over HTTP (extra `otel`).",
+    )
     log_format: Literal["text", "json"] = Field(
         default="text", description="Shape of the log lines."
     )

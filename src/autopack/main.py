@@ -23,7 +23,7 @@ from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import State
 
-from . import __version__
+from . import __version__, tracing
 from .api import (
     attention,
     branches,
@@ -53,7 +53,7 @@ from .api.errors import install_error_handlers
 from .api.guard import describe_access
 from .api.json_text import JsonLimits, Limit
 from .api.mcp.endpoint import McpEndpoint, mount_mcp
-from .api.monitoring import Traffic, TrafficMiddleware
+from .api.monitoring import TraceMiddleware, Traffic, TrafficMiddleware
 from .api.places import REFRESH_SECONDS, FurtherPlace, Places, ProjectDoor
 from .api.turns import Turns
 from .api.wire import WireProtocol, connections_within, protocol_with, raise_file_limit
@@ -135,6 +135,7 @@ def create_app(settings: Settings | None = None, opened: AppContext | None = Non
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         with ExitStack() as stack:
+            _trace(settings, stack)
             context = await run_in_threadpool(_start, settings, opened, stack)
             app.state.verifier = _verifier(settings)
             app.state.lookups = anyio.CapacityLimiter(LOOKUPS)
@@ -183,6 +184,7 @@ def create_app(settings: Settings | None = None, opened: AppContext | None = Non
         max_header_fields=settings.max_header_fields,
         stalled_seconds=settings.stalled_seconds,
     )
+    app.add_middleware(TraceMiddleware)
     # Outermost, so that refused requests count too.
     app.add_middleware(TrafficMiddleware)
     return app
@@ -251,6 +253,11 @@ def _as_refusals() -> Iterator[None]:
         yield
     except DatabaseError as error:
         raise UnavailableError(str(error)) from error
+
+
+def _trace(settings: Settings, stack: ExitStack) -> None:
+    if settings.otlp_endpoint is not None:
+        stack.callback(tracing.start(settings.otlp_endpoint, "autopack"))
 
 
 def _verifier(settings: Settings) -> TokenVerifier | None:
@@ -402,6 +409,7 @@ def jobs_process(
     """
     _configure_logging(settings)
     with ExitStack() as stack:
+        _trace(settings, stack)
         context = stack.enter_context(open_context(settings))
         known = [queue.name for queue in queues_of(context)]
         missing = sorted(set(names) - set(known))

@@ -13,6 +13,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .. import tracing
 from ..services import metrics
 from ..services.context import AppContext
 from .errors import problems
@@ -76,6 +77,46 @@ class TrafficMiddleware:
         traffic: Traffic = scope["app"].state.traffic
         with traffic.under_way.track_inprogress():
             await self.app(scope, receive, send_noted)
+
+
+class TraceMiddleware:
+    """Pure ASGI: takes the client's trace over, and makes the request a span where they are made.
+
+    A traceparent of a wrong form, or more than one, is as none. A tracestate is not read.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        sent = [value for name, value in scope["headers"] if name == b"traceparent"]
+        parent = tracing.read_traceparent(sent[0]) if len(sent) == 1 else None
+        if parent is None and not tracing.is_on():
+            await self.app(scope, receive, send)
+            return
+        method = scope["method"] if scope["method"] in METHODS else "other"
+        with tracing.span(method, {"http.request.method": method}, parent=parent) as span:
+            if span is None:
+                await self.app(scope, receive, send)
+                return
+
+            async def send_noted(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    span.set_attribute("http.response.status_code", message["status"])
+                await send(message)
+
+            try:
+                await self.app(scope, receive, send_noted)
+            finally:
+                route = getattr(scope.get("route"), "path", "none")
+                span.update_name(f"{method} {route}")
+                span.set_attribute("http.route", route)
+                for name in ("run_id", "phase_id"):
+                    if route != "none" and name in scope.get("path_params", {}):
+                        span.set_attribute(f"autopack.{name}", scope["path_params"][name])
 
 
 class _Everything(Collector):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .. import tracing
 from .command import FINE, NO, CommandError, command_app
 from .service import asking
 from .terminal import UrlOption, print_json, say
@@ -150,6 +151,8 @@ def _work(orders: Orders, home: Path, url: str | None, tell: Tell, *, is_metered
             signal.signal(number, interrupt)
     try:
         with ExitStack() as stack:
+            if collector := os.environ.get(tracing.ENDPOINT_VARIABLE):
+                stack.callback(tracing.start(collector, "autopack-work"))
             service = stack.enter_context(asking(url))
             folder = stack.enter_context(workspace.enter(home))
             if gateway is not None:

@@ -15,6 +15,7 @@ from urllib.parse import quote
 import httpx
 from pydantic import BaseModel
 
+from .. import tracing
 from .credentials import find_key, usable_key
 from .errors import ApiError, ClientError, UnreachableError
 from .operator_file import read_operator_settings
@@ -216,6 +217,8 @@ def unreadable(response: httpx.Response, what: str) -> ApiError:
 
 def _headers(body: Body | None, key: str | None) -> dict[str, str]:
     headers = {} if body is None else {"Content-Type": "application/json"}
+    if trace := tracing.current():
+        headers["traceparent"] = trace
     return headers if key is None else {**headers, "Idempotency-Key": key}
 
 

@@ -479,6 +479,10 @@ class IssueResolved(PhaseEvent):
 
 # Records, and their chain
 
+# In the data of each event of a request that is part of a trace: which span it was. It is hashed
+# with the rest; events without it are as they were.
+TRACEPARENT = "traceparent"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventRecord:

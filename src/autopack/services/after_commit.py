@@ -11,6 +11,7 @@ from collections.abc import Callable
 import structlog
 from sqlalchemy.exc import DBAPIError
 
+from .. import tracing
 from ..domain.errors import AutopackError, UnavailableError
 from ..domain.events import IssueRecorded, IssueResolved
 from ..models import Run
@@ -42,13 +43,18 @@ def commit_change(change: RunChange) -> None:
     """
     if change.ref_updates:
         change.session.send()  # what Postgres refuses is refused before any ref is locked
-        with change.context.repository.prepare_refs(change.ref_updates) as refs:
+        with (
+            tracing.step("commit"),
+            change.context.repository.prepare_refs(change.ref_updates) as refs,
+        ):
             commit_for_good(change.session)
             after_commit(change.run, refs.commit)
     else:
-        commit_for_good(change.session)
+        with tracing.step("commit"):
+            commit_for_good(change.session)
     if change.run.revision != change.revision_before:
-        after_commit(change.run, lambda: _write_files(change))
+        with tracing.step("files"):
+            after_commit(change.run, lambda: _write_files(change))
 
 
 def commit_for_good(session: RowSession) -> None:

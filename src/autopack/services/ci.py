@@ -10,11 +10,13 @@ queue `upkeep` moves refs and writes files, on a machine that has these.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import structlog
 
+from .. import tracing
 from ..ci import Job, Outcome, StoppedError, environment_for
 from ..domain.debt import mended_checks
 from ..domain.errors import AutopackError
@@ -77,11 +79,25 @@ def run_ci(context: AppContext, ci_run_id: int) -> None:
     order = _begin(context, ci_run_id)
     if order is None:
         return
-    outcome = _make(context, order)
+    with _traced("ci", context, order.run_id, order.phase_id):
+        outcome = _make(context, order)
     if outcome is not None:
         _hand_over(context, ci_run_id, outcome)
     elif context.stopping.is_set():
         raise TryAgainError
+
+
+@contextmanager
+def _traced(name: str, context: AppContext, run_id: str, phase_id: str) -> Iterator[None]:
+    """Make the block a span of the trace that asked for this CI run; free without traces."""
+    if not tracing.is_on():
+        yield
+        return
+    with context.reading() as session:
+        parent = runs.last_trace(session, runs.get_run(session, run_id).id, phase_id)
+    place = {"autopack.run_id": run_id, "autopack.phase_id": phase_id}
+    with tracing.span(name, place, parent=parent):
+        yield
 
 
 def list_ci_runs(context: AppContext, run_id: str) -> CiRunsAnswer:
@@ -344,7 +360,7 @@ def record_ci_outcome(
     if place is None:
         return
     run_id, phase_id = place
-    with changing(context, run_id) as change:
+    with _traced("verdict", context, run_id, phase_id), changing(context, run_id) as change:
         run = ci_runs.get_ci_run(change.session, ci_run_id)
         if run.ended_at is not None:
             return

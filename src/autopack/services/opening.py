@@ -16,6 +16,7 @@ from datetime import datetime
 
 import structlog
 
+from .. import tracing
 from ..domain.deadlines import Tick
 from ..domain.errors import UnavailableError
 from ..domain.events import SUPERVISOR
@@ -89,7 +90,8 @@ def changing_locked(context: AppContext, session: RowSession, run_id: str) -> It
     run = up_to_date(context, session, run_id)
     change = RunChange(context, session, run, context.caller.actor)
     try:
-        yield change
+        with tracing.step("decide"):
+            yield change
     except RepositoryUnusableError:
         session.rollback()
         _heal(context, session, run_id)

@@ -8,12 +8,13 @@ from typing import Final
 import structlog
 from sqlalchemy.orm import Session
 
+from .. import tracing
 from ..domain.errors import AutopackError, UnavailableError
 from ..domain.naming import branch_ref, snapshot_ref
 from ..gitrepo import PushInterruptedError, Remote
 from ..jobs.queue import defer
 from ..models import Run
-from ..store import pushes
+from ..store import pushes, runs
 from ..store.pushes import PushOrder
 from ..views.branches import RemoteAnswer
 from .context import AppContext
@@ -135,13 +136,18 @@ def _push(context: AppContext, remote: Remote, session: Session, run_pk: int) ->
     if begun is None:
         return False
     order, attempts = begun
+    parent = None
+    if tracing.is_on():
+        parent = runs.last_trace(session, run_pk)
+        session.rollback()  # no transaction is open while the remote answers
     try:
-        remote.push(
-            branch_ref(order.run_id),
-            order.head,
-            recorded=order.recorded,
-            tags={snapshot_ref(name): oid for name, oid in order.snapshots.items()},
-        )
+        with tracing.span("push", {"autopack.run_id": order.run_id}, parent=parent):
+            remote.push(
+                branch_ref(order.run_id),
+                order.head,
+                recorded=order.recorded,
+                tags={snapshot_ref(name): oid for name, oid in order.snapshots.items()},
+            )
     except PushInterruptedError:
         _queue(session, run_pk)  # another process may continue
         session.commit()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import datetime
 from typing import Any, Final
 
@@ -22,9 +22,18 @@ from sqlalchemy import (
 from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
+from .. import tracing
 from ..domain.dependencies import DependencyChange, dependency_document
 from ..domain.errors import NotFoundError, UnavailableError
-from ..domain.events import Event, EventError, EventRecord, from_record, seal, to_record
+from ..domain.events import (
+    TRACEPARENT,
+    Event,
+    EventError,
+    EventRecord,
+    from_record,
+    seal,
+    to_record,
+)
 from ..domain.evidence import Evidence
 from ..domain.promotion import PromotionState
 from ..domain.run import FAILURE_STATES, PhaseState, RunState, TierState
@@ -466,7 +475,11 @@ def read_kinds(
 
 def add_events(session: RowSession, run: Run, events: Sequence[Event]) -> None:
     """Append events to the run's chain; the caller holds the run's lock."""
-    sealed = seal([to_record(event) for event in events], run.event_sequence, run.event_hash)
+    records = [to_record(event) for event in events]
+    trace = tracing.current()
+    if trace is not None:
+        records = [replace(each, data={**each.data, TRACEPARENT: trace}) for each in records]
+    sealed = seal(records, run.event_sequence, run.event_hash)
     for one in sealed:
         session.put(
             EVENTS,
@@ -487,6 +500,15 @@ def add_events(session: RowSession, run: Run, events: Sequence[Event]) -> None:
             ),
         )
         run.event_sequence, run.event_hash = one.sequence, one.hash
+
+
+def last_trace(session: Session, run_pk: int, phase_id: str | None = None) -> str | None:
+    """Return the traceparent of a run's last event that has one, of a phase if it is named."""
+    trace = EventRow.data[TRACEPARENT].astext
+    query = select(trace).where(EventRow.run_pk == run_pk, trace.is_not(None))
+    if phase_id is not None:
+        query = query.where(EventRow.phase_id == phase_id)
+    return session.scalar(query.order_by(EventRow.sequence.desc()).limit(1))
 
 
 def _names(run_id: str) -> tuple[str, str]:

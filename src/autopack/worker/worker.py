@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
+from .. import tracing
 from ..client import ApiError, Autopack, UnreachableError
 from ..domain.next_step import NextAction
 from ..gitrepo.workspace import (
@@ -160,7 +161,10 @@ class Worker:
         try:
             while True:
                 item, agent = self._next_item()
-                is_taken = self._do(item, agent)
+                place = {"autopack.run_id": item.run_id, "autopack.phase_id": item.phase_id}
+                trace = None if tracing.is_on() else tracing.begin_trace()
+                with tracing.span("work", place, parent=trace):
+                    is_taken = self._do(item, agent)
                 if self._orders.is_once:
                     return Ending.SUCCESS if is_taken else Ending.FAILURE
         except _RunOver:
