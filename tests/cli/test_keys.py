@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.cli.test_commands import configure
+from tests.conftest import make_git_repo
 
 from autopack.cli import service
 from autopack.cli.app import main
@@ -239,3 +240,37 @@ def test_a_wrong_operators_file_is_named(
     line = capsys.readouterr().err
     assert told in line
     assert line.count("\n") == 1
+
+
+@pytest.mark.integration
+def test_projects_are_managed_and_chosen_by_an_option_or_the_environment(
+    required: Settings,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    dropped_projects: None,
+) -> None:
+    def told(*arguments: str) -> str:
+        assert main(arguments) == 0, capsys.readouterr().err
+        return capsys.readouterr().out
+
+    key = told("keys", "create", "--name", "ada", "--role", "operator")
+    monkeypatch.setenv("AUTOPACK_API_KEY", key.strip())
+    folder = str(make_git_repo(tmp_path / "shop").path)
+    assert "'shop' is served" in told("projects", "create", "shop", folder)
+    assert folder in told("projects", "list")
+    told("keys", "create", "--project", "shop", "--name", "codex", "--role", "builder")
+    assert "codex" in told("--project", "shop", "keys", "list")
+    assert "codex" not in told("keys", "list")
+    assert "/projects/shop" in told("--project", "shop", "whoami")
+    monkeypatch.setenv("AUTOPACK_PROJECT", "shop")
+    assert "codex" in told("keys", "list")
+    assert "/projects/shop" in told("whoami")
+    assert folder in told("projects", "change", "shop", folder, "--base-branch", "main")
+    assert "'shop' is closed" in told("projects", "close", "shop")
+    assert main(["run", "list"]) == 2
+    assert "project_not_found" in capsys.readouterr().err
+    assert "'shop' is open" in told("projects", "reopen", "shop")
+    # The settings are those of the default project: nothing is done to another one by mistake.
+    assert main(["--project", "shop", "db", "status"]) == 2
+    assert "works on the default project" in capsys.readouterr().err

@@ -25,7 +25,7 @@ from ..domain.limits import KeyLimits
 from ..gitrepo.errors import RepositoryUnusableError
 from ..migrating import DatabaseError
 from .command import FINE, NO, UNAVAILABLE, CommandError, command_app
-from .settings import read_settings
+from .settings import read_service_settings
 from .terminal import JsonOption, chosen_project, log_warnings_alone, print_json, print_table, say
 
 if TYPE_CHECKING:
@@ -159,7 +159,8 @@ def _beside_database(project: str | None = None) -> Iterator[AppContext]:
     from ..main import beside_database
 
     try:
-        with beside_database(read_settings(), _own_name(), project) as context:
+        settings = read_service_settings()
+        with beside_database(settings, _own_name(), project) as context:
             yield context
     except (SettingsError, RepositoryUnusableError) as error:
         raise CommandError(str(error)) from error

@@ -73,7 +73,7 @@ class Connection:
         self._service = self._url.copy_with(path=_PROJECT.sub("", self._url.path))
         if project is None:
             project = os.environ.get(PROJECT_VARIABLE)
-        if project and self._service == self._url:
+        if project and not _PROJECT.search(self._url.path):
             path = f"{self._url.path.rstrip('/')}{PROJECTS}/{quote(project, safe='')}"
             self._url = self._url.copy_with(raw_path=path.encode())
         key = api_key

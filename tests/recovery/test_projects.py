@@ -1,0 +1,187 @@
+"""Background work of several projects, and a service of several projects that is killed."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from pydantic import SecretStr
+from sqlalchemy import text
+from tests.api.conftest import Api
+from tests.conftest import GitRepo, make_git_repo, serve_here, start_server, stop_server
+from tests.outbound.receiver import Receiver
+from tests.processes import ForkServer
+
+from autopack.config import Settings
+from autopack.main import create_app
+
+pytestmark = [pytest.mark.e2e, pytest.mark.safety_critical]
+
+Json = dict[str, Any]
+PATIENCE = 240.0  # seconds; far beyond what a test needs, as a machine may stand still
+DEFAULT, FURTHER = "", "/projects/shop"
+
+
+def until(happened: Callable[[], object]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not happened():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.05)
+
+
+def with_remote(repo: GitRepo, bare: Path) -> Path:
+    subprocess.run(["git", "init", "--quiet", "--bare", str(bare)], check=True)
+    repo.git("remote", "add", "backup", str(bare))
+    return bare
+
+
+def must(answer: httpx.Response) -> Json:
+    assert answer.is_success, f"{answer.request.url}: {answer.text}"
+    found: Json = answer.json()
+    return found
+
+
+def test_each_project_has_its_pushes_webhooks_and_deadlines(
+    settings: Settings, git_repo: GitRepo, tmp_path: Path, dropped_projects: None
+) -> None:
+    shop = make_git_repo(tmp_path / "shop")
+    bare = {
+        DEFAULT: with_remote(git_repo, tmp_path / "default.git"),
+        FURTHER: with_remote(shop, tmp_path / "shop.git"),
+    }
+    changes = {"jobs": "inside", "webhook_private": True, "git_remote": SecretStr("backup")}
+    app = create_app(settings.model_copy(update=changes))
+    with (
+        serve_here(app, settings) as server,
+        Receiver() as receiver,
+        httpx.Client(base_url=server.url, timeout=PATIENCE) as client,
+    ):
+        wanted = {"name": "shop", "repository": str(shop.path), "git_remote": "backup"}
+        must(client.post("/projects", json=wanted))
+        for at in (DEFAULT, FURTHER):
+            name = at.rpartition("/")[2] or "default"
+            hook = {
+                "name": "hook",
+                "url": f"http://127.0.0.1:{receiver.port}/{name}",
+                "kinds": ["RunStarted"],
+            }
+            must(client.post(f"{at}/webhooks", json=hook))
+            must(client.post(f"{at}/runs/start", json=Api.plan(f"run-{name}", phases=2)))
+            result = {"status": "success", "patch_content": Api.new_file("src/one.txt")}
+            phase = f"{at}/runs/run-{name}/phases/P0.0"
+            must(client.post(f"{phase}/builder_result", json=result))
+            claim = {"role": "builder", "agent": "a", "lease_seconds": 900}
+            must(client.post(f"{at}/claim", json=claim))
+        for name in ("Autopack", "shop"):
+            context = app.state.places.find(name).state.context
+            with context.engine.begin() as connection:
+                connection.execute(text("UPDATE leases SET expires_at = now()"))
+                connection.execute(
+                    text("UPDATE phases SET deadline_at = now() WHERE deadline_at IS NOT NULL")
+                )
+
+        def has_lapsed(at: str, name: str) -> bool:
+            run = must(client.get(f"{at}/runs/run-{name}"))
+            return bool(run["tiers"][0]["phases"][1]["state"] == "QUEUED" and not run["leases"])
+
+        for at, name in ((DEFAULT, "default"), (FURTHER, "shop")):
+            until(lambda at=at, name=name: has_lapsed(at, name))  # type: ignore[misc]
+            ref = f"refs/heads/autonomous/run-{name}"
+            listed = ["git", "--git-dir", str(bare[at]), "for-each-ref", "--format=%(refname)"]
+            until(lambda listed=listed, ref=ref: ref in out(listed))  # type: ignore[misc]
+            other = "shop" if name == "default" else "default"
+            assert f"run-{other}" not in out(listed)
+        until(lambda: {m.path for m in receiver.messages} >= {"/default", "/shop"})
+        for message in receiver.messages:
+            assert f"run-{message.path[1:]}".encode() in message.body
+        until(lambda: must(client.get("/projects/shop/health"))["status"] == "healthy")
+
+
+def out(command: list[str]) -> str:
+    return subprocess.run(command, capture_output=True, check=True, text=True).stdout
+
+
+def test_twenty_agents_on_two_projects_lose_nothing_when_the_service_is_killed(
+    settings: Settings,
+    git_repo: GitRepo,
+    tmp_path: Path,
+    dropped_projects: None,
+    fork_server: ForkServer,
+) -> None:
+    """Every result that was acknowledged is on the branch of its own project in the end."""
+    shop = make_git_repo(tmp_path / "shop")
+    repos = {DEFAULT: git_repo, FURTHER: shop}
+    server = start_server(fork_server, settings, tmp_path / "first.log")
+    url = server.url
+    try:
+        with httpx.Client(base_url=url, timeout=PATIENCE) as client:
+            wanted = {"name": "shop", "repository": str(shop.path)}
+            must(client.post("/projects", json=wanted))
+            for at in repos:
+                must(client.post(f"{at}/runs/start", json=Api.plan(phases=6)))
+        acknowledged: dict[str, set[str]] = {DEFAULT: set(), FURTHER: set()}
+        half = threading.Event()
+
+        def agent(number: int) -> None:
+            at = (DEFAULT, FURTHER)[number % 2]
+            with httpx.Client(base_url=url, timeout=PATIENCE) as client:
+                end = time.monotonic() + PATIENCE
+                while time.monotonic() < end:
+                    try:
+                        if work(client, at, f"agent-{number}", acknowledged[at]):
+                            return
+                    except httpx.TransportError:
+                        time.sleep(0.1)  # the service is being started again
+                    if len(acknowledged[DEFAULT]) > 2 and len(acknowledged[FURTHER]) > 2:
+                        half.set()
+
+        with ThreadPoolExecutor(20) as agents:
+            ends = [agents.submit(agent, number) for number in range(20)]
+            assert half.wait(PATIENCE)
+            server.process.kill()
+            server.process.wait()
+            port = int(url.rpartition(":")[2])
+            server = start_server(fork_server, settings, tmp_path / "second.log", port)
+            for each in ends:
+                each.result()
+        with httpx.Client(base_url=url, timeout=PATIENCE) as client:
+            for at, repo in repos.items():
+                run = must(client.get(f"{at}/runs/run-001"))
+                assert run["state"] == "DONE_SUCCESS", run["failure_reason"]
+                names = repo.git("ls-tree", "-r", "--name-only", "autonomous/run-001").split()
+                mine = {name for name in names if name.startswith(f"src/of{len(at)}-")}
+                assert mine >= acknowledged[at]
+                assert len(mine) == 6
+                other = len(FURTHER if at == DEFAULT else DEFAULT)
+                assert not [name for name in names if name.startswith(f"src/of{other}-")]
+    finally:
+        stop_server(server)
+
+
+def work(client: httpx.Client, at: str, agent: str, acknowledged: set[str]) -> bool:
+    """Build a phase, if there is one. Return whether the run is over."""
+    claim = {"role": "builder", "agent": agent, "lease_seconds": 60}
+    given = client.post(f"{at}/runs/run-001/claim", json=claim)
+    if given.status_code != 200:
+        run = client.get(f"{at}/runs/run-001").json()
+        time.sleep(0.05)
+        return run.get("ended_at") is not None
+    item = given.json()
+    phase_id = item["phase_id"]
+    path = f"src/of{len(at)}-{phase_id}.txt"
+    report = {
+        "status": "success",
+        "patch_content": Api.new_file(path),
+        "lease_token": item["lease"]["token"],
+    }
+    built = client.post(f"{at}/runs/run-001/phases/{phase_id}/builder_result", json=report)
+    if built.is_success:
+        acknowledged.add(path)
+    return False
