@@ -2,9 +2,9 @@
 
     python benchmarks/evidence.py
 
-Runs broken CI commands, cheating agents and honest changes with pytest, node's test runner and a
-shell runner, and keeps the outcomes in `tests/evidence/outcomes.json`, from which the test suite
-judges them again. Prints the table of docs/evidence.md. Takes some minutes.
+Runs broken CI commands, cheating agents and honest changes with pytest, node's test runner, a shell
+runner, make and cc, and keeps the outcomes in `tests/evidence/outcomes.json`, from which the test
+suite judges them again. Prints the table of docs/evidence.md. Takes some minutes.
 """
 
 from __future__ import annotations

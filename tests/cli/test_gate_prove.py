@@ -100,6 +100,7 @@ def test_code_is_broken_where_no_test_file_can_be(project: GitRepo, terminal: Te
     _put(project, "sh tests/a.sh && sh tests/b.sh", test_paths=["nowhere/**"])
     out = terminal.run("gate", "prove")
     assert "red with a fault in the code: shop.sh:1 " in out
+    assert "(there is no test file by ci.test_paths)" in out
     assert "skipped  no_tests      no test file by ci.test_paths" in out
     _put(project, "sh -n shop.sh", test_paths=["nowhere/**"])
     found = terminal.json("gate", "prove", exit_code=1)

@@ -17,6 +17,7 @@ from autopack.domain.gate_proof import (
     judge_failing_test,
     judge_no_program,
     judge_no_tests,
+    no_maker,
     with_failing_test,
 )
 from autopack.domain.terms import Verdict
@@ -96,6 +97,22 @@ def test_other_languages_get_a_test_of_their_own(name: str, content: str, added:
 )
 def test_files_without_tests_stay_as_they_are(name: str, content: bytes) -> None:
     assert with_failing_test(f"tests/{name}", content) is None
+
+
+@pytest.mark.parametrize(
+    ("tests", "said"),
+    [
+        ([], "there is no test file by ci.test_paths"),
+        (["tests/ATest.php", "tests/BTest.PHP"], "to these test files: .php"),
+        (["a/Tests.cs", "b/T.kt", "tests/check.c", "tests/run"], ": no ending, .c, .cs, .kt"),
+        ([f"tests/x.{letter}" for letter in "abcdefg"], ": .a, .b, .c, .d, .e and others"),
+        (["tests/x.\x1b]0;" + "y" * 99], ": .\\x1b]0;yyyyyyyyyyyyy"),
+    ],
+)
+def test_why_no_failing_test_was_added_is_told(tests: list[str], said: str) -> None:
+    assert no_maker(tests).endswith(said)
+    proof = judge_failing_test(GREEN, "any of 5 faults in the code", no_maker(tests))
+    assert f"5 faults in the code ({no_maker(tests)}): no test notices it" in proof.detail
 
 
 def test_bytes_that_are_no_text_stay() -> None:

@@ -60,7 +60,8 @@ def test_some_cases_run_for_real(name: str, recorded: Recorded) -> None:
 @pytest.mark.probes
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_the_recorded_outcomes_are_those_of_today(case: Case, recorded: Recorded) -> None:
-    if case.project.language == "javascript" and shutil.which("node") is None:
-        pytest.skip("node is not installed")
+    program = {"javascript": "node", "c": "cc"}.get(case.project.language, "sh")
+    if shutil.which(program) is None:
+        pytest.skip(f"{program} is not installed")
     now = {name: result for name, (result, _) in judge(case, run_now).items()}
     assert now == {name: result for name, (result, _) in judge(case, recorded).items()}

@@ -17,6 +17,7 @@ from ..domain.gate_proof import (
     judge_failing_test,
     judge_no_program,
     judge_no_tests,
+    no_maker,
     skipped,
     with_failing_test,
     without_programs,
@@ -89,12 +90,14 @@ class Prover:
         if not files.faults:
             why = "no test file by ci.test_paths, and no code, that can be broken"
             return skipped(ProofStep.FAILING_TEST, why)
+        why = no_maker(files.tests)
         verdict = Verdict.GREEN
         for fault, edit in files.faults:
             verdict = self.try_base({fault.path: edit}).outcome.verdict
             if verdict is Verdict.RED:
-                return judge_failing_test(verdict, f"a fault in the code: {fault.name}")
-        return judge_failing_test(verdict, f"any of {len(files.faults)} faults in the code")
+                return judge_failing_test(verdict, f"a fault in the code: {fault.name}", why)
+        where = f"any of {len(files.faults)} faults in the code"
+        return judge_failing_test(verdict, where, why)
 
     def _no_tests(self) -> Proof:
         tests = self._files.tests

@@ -14,9 +14,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from .printable import one_line
 from .terms import Verdict
 
 MAX_TEST_FILES: Final = 100
+# Of the names of test files, what a message names: how many endings, with how many letters.
+MAX_ENDINGS: Final = 5
+MAX_ENDING: Final = 20
 MAX_TEST_BYTES: Final = 1024 * 1024
 NO_PROGRAMS: Final = "/autopack-gate-prove/no-programs"
 _NAME: Final = "autopack gate prove"
@@ -63,15 +67,30 @@ def judge_base(verdict: Verdict, reason: str) -> Proof:
     )
 
 
-def judge_failing_test(verdict: Verdict, where: str) -> Proof:
-    """The command must be red if a test fails. `where` says what was broken."""
+def judge_failing_test(verdict: Verdict, where: str, why: str = "") -> Proof:
+    """The command must be red if a test fails. `where` says what was broken.
+
+    `why` says why it was the code, not a test.
+    """
+    note = f" ({why})" if why else ""
+    lapse = "no test notices it" if why else "it does not run those tests"
     return _judged(
         ProofStep.FAILING_TEST,
         verdict,
         is_passed=verdict is Verdict.RED,
-        good=f"red with {where}",
-        bad=f"{_said(verdict)} with {where}: it does not run those tests, or hides that they fail",
+        good=f"red with {where}{note}",
+        bad=f"{_said(verdict)} with {where}{note}: {lapse}, or the command hides that tests fail",
     )
+
+
+def no_maker(tests: Iterable[str]) -> str:
+    """Say why no failing test was added to test files, by the endings of their names."""
+    endings = sorted({one_line(ending_of(path))[:MAX_ENDING] for path in tests})
+    if not endings:
+        return "there is no test file by ci.test_paths"
+    named = ", ".join(f".{ending}" if ending else "no ending" for ending in endings[:MAX_ENDINGS])
+    more = " and others" if len(endings) > MAX_ENDINGS else ""
+    return f"no failing test can be added to these test files: {named}{more}"
 
 
 def judge_no_tests(verdict: Verdict, files: int) -> Proof:
@@ -144,11 +163,16 @@ def with_failing_test(path: str, content: bytes) -> bytes | None:
     """Return a test file with one more test, which fails; None where it is not known how."""
     if len(content) > MAX_TEST_BYTES or b"\0" in content:
         return None
-    name = posixpath.basename(path)
-    ending = "" if "." not in name else name.rpartition(".")[2].lower()
+    name, ending = posixpath.basename(path), ending_of(path)
     text = content.decode(errors="surrogateescape")
     made = _MAKERS[ending](name, text) if ending in _MAKERS else None
     return None if made is None else made.encode(errors="surrogateescape")
+
+
+def ending_of(path: str) -> str:
+    """Return what a file's name ends with, in small letters and without its dot."""
+    name = posixpath.basename(path)
+    return "" if "." not in name else name.rpartition(".")[2].lower()
 
 
 def _python(name: str, text: str) -> str | None:
