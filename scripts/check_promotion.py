@@ -3740,6 +3740,24 @@ def check_record(data: bytes, message: str, claim: RecordClaim) -> CheckedRecord
     )
 
 
+def check_copied(data: bytes, message: str, claim: RecordClaim) -> CheckedRecord:
+    """Return every reason why a record is not what a service wrote: its seal, chain and replay.
+
+    Says nothing about promotion, so a record of a failed run may be whole. Raises nothing.
+    """
+    findings = _Findings()
+    record: JsonObject | None = None
+    try:
+        record = _read_record(findings, data, message, claim)
+        _check_chain(findings, record["events"])
+        _Replay(findings, record).follow()
+    except RecordError as refused:
+        findings.reasons.append(str(refused))
+    return CheckedRecord(
+        record=record, reasons=tuple(findings.reasons), warnings=tuple(findings.warnings)
+    )
+
+
 def check_continued(data: bytes, message: str, record: JsonObject) -> CheckedRecord:
     """Check the record of the failed run that `record` continues. (rules §2.5)
 
@@ -4111,6 +4129,15 @@ class _Replay:
 
     def run(self) -> None:
         """Compare and judge as far as the events can be followed."""
+        state = self.follow()
+        try:
+            if state is not None:
+                self._judge(state)
+        except _MISFITS as error:
+            self._refuse_order(error)
+
+    def follow(self) -> RunState | None:
+        """Compare the record with what follows from its events; None if they have no order."""
         self._expect_once("phase", [each["phase_id"] for each in self.record["phases"]])
         self._expect_once("tier", [each["tier_id"] for each in self.record["tiers"]])
         try:
@@ -4119,11 +4146,13 @@ class _Replay:
             for document in self.record["events"]:
                 state = self._take(state, document, tier_of)
             self._compare(state)
-            self._judge(state)
         except _MISFITS as error:
-            self.findings.reasons.append(
-                f"the events cannot be replayed: {error!r} is out of place"
-            )
+            self._refuse_order(error)
+            return None
+        return state
+
+    def _refuse_order(self, error: Exception) -> None:
+        self.findings.reasons.append(f"the events cannot be replayed: {error!r} is out of place")
 
     def _expect_once(self, noun: str, names: Sequence[str]) -> None:
         for name, times in Counter(names).items():

@@ -11,15 +11,16 @@ from pathlib import Path
 from .config import PROJECT_FILE, Settings
 from .database import Database, DatabaseClock, open_database
 from .gitrepo import Repository
-from .main import as_node
-from .migrating import DatabaseError, known_revisions
+from .main import as_node, beside_database
+from .migrating import DatabaseError, known_revisions, newest_revision
 from .mirror import Mirror
 from .postgres_tools import Address, PostgresToolError, dump, find_tool, restore
-from .services import backups
+from .services import backups, exports
 from .services.context import AppContext
 from .views.backups import BackupAnswer, BackupManifest, RestoreAnswer
+from .views.exports import ExportAnswer, ImportAnswer
 
-__all__ = ["PostgresToolError", "make_backup", "restore_backup"]
+__all__ = ["PostgresToolError", "make_backup", "read_run", "restore_backup", "write_run"]
 
 
 def make_backup(settings: Settings, path: Path) -> BackupAnswer:
@@ -43,6 +44,18 @@ def make_backup(settings: Settings, path: Path) -> BackupAnswer:
             path.absolute(),
             take_dump,
         )
+
+
+def write_run(settings: Settings, run_id: str, path: Path) -> ExportAnswer:
+    """Write a run that is over into an archive. Raises the errors of `export_run`."""
+    with beside_database(settings, "cli") as context:
+        return exports.export_run(context, run_id, path.absolute(), newest_revision())
+
+
+def read_run(settings: Settings, path: Path) -> ImportAnswer:
+    """Put a run's archive beside this service's runs. Raises the errors of `import_run`."""
+    with beside_database(settings, "cli") as found, as_node(found) as context:
+        return exports.import_run(context, path, known_revisions())
 
 
 def restore_backup(

@@ -22,6 +22,7 @@ from ..gitrepo.errors import RepositoryUnusableError
 from ..gitrepo.tracked import require_untracked
 from ..migrating import DatabaseError, Step
 from .command import FINE, NO, UNAVAILABLE, WRONG_USE, CommandError, command_app, importing
+from .completion import RunId
 from .settings import read_settings
 from .terminal import JsonOption, hint, log_warnings_alone, print_json, print_table, say
 
@@ -182,6 +183,46 @@ def restore(
     return NO if found.problems else FINE
 
 
+@app.command("export")
+def export_run(
+    run_id: RunId,
+    file: Annotated[
+        Path | None, typer.Argument(help="The new file (RUN.autopack.tar in this folder).")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Write one run that is over into a file that another service can import.
+
+    The file has the run's code, patches and logs; no keys and no webhooks.
+    """
+    with _one_line_errors() as settings:
+        _require_database(settings)
+        from ..backup import write_run
+
+        made = write_run(settings, run_id, file or Path(f"{run_id}.autopack.tar"))
+    if json:
+        print_json(made)
+    else:
+        say(f"{made.file} has run '{run_id}' in {made.size_bytes / 1_000_000:,.1f} MB.")
+
+
+@app.command("import")
+def import_run(
+    file: Annotated[Path, typer.Argument(help="A run's archive.")], json: JsonOption = False
+) -> None:
+    """Put a run of another service beside this one's, to be read and verified, never changed."""
+    with _one_line_errors() as settings:
+        _require_database(settings)
+        from ..backup import read_run
+
+        found = read_run(settings, file)
+    if json:
+        print_json(found)
+    else:
+        what = "is imported" if found.is_new else "is here already"
+        say(f"Run '{found.run_id}' {what}: {found.state} at {found.head_commit}.")
+
+
 @app.command()
 def retain(
     older_than: Annotated[
@@ -204,9 +245,9 @@ def retain(
         if age is None:
             raise CommandError("AUTOPACK_RETENTION is not set: --older-than says an age")
         _require_database(settings)
-        from ..main import beside_database, retain
+        from ..main import as_node, beside_database, retain
 
-        with beside_database(settings, "cli") as context:
+        with beside_database(settings, "cli") as opened, as_node(opened) as context:
             found = retain(context, age, is_dry_run=dry_run)
     if json:
         print_json(found)

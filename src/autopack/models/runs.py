@@ -117,6 +117,9 @@ class Run(Base):
     closed_at: Mapped[datetime | None]
     closed_by: Mapped[str | None]
     closed_as: Mapped[ClosedAs | None]
+    # When and by whom a run of another service was put here, to be read alone.
+    imported_at: Mapped[datetime | None]
+    imported_by: Mapped[str | None]
     # Since when the run has only its record, its sums and what its summary shows. (rules §10)
     details_removed_at: Mapped[datetime | None]
 

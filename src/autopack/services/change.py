@@ -18,6 +18,7 @@ from dataclasses import fields
 from typing import Final
 
 from ..domain.deciding import Decided, Given, decide, touches_issues
+from ..domain.errors import ConflictError
 from ..domain.events import Event, IssueRecorded, PhaseEvent
 from ..domain.issues import IssueReport
 from ..domain.outcomes import CommitKind
@@ -38,8 +39,22 @@ from .projection import index_answer, run_index
 _OWN_DIFFERENCE: Final = frozenset({CommitKind.RECORD, CommitKind.REPLAY})
 
 
+class RunImportedError(ConflictError):
+    """The run came from another service, which alone may change or promote it."""
+
+    code = "run_imported"
+
+
 def require_details(run: Run) -> None:
-    """Check that a run still has all that a change of it needs. Raises DetailsRemovedError."""
+    """Check that a run is this service's, and has all that a change of it needs.
+
+    Raises RunImportedError, DetailsRemovedError.
+    """
+    if run.imported_at is not None:
+        raise RunImportedError(
+            f"run '{run.run_id}' was imported at {run.imported_at:%Y-%m-%d %H:%M} UTC and can only"
+            " be read: change it at the service that built it"
+        )
     if run.details_removed_at is not None:
         raise DetailsRemovedError.of(run.run_id, run.details_removed_at)
 

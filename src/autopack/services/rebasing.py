@@ -56,8 +56,8 @@ def rebase_run(context: AppContext, run_id: str, wanted: RebaseWish) -> tuple[Ru
     with locked_session(context, run_id) as session:
         earlier = up_to_date(context, session, run_id)
         state = runs.read_state(earlier)
-        require_rebasable(state)
         require_details(earlier)
+        require_rebasable(state)
         _require_recorded(context, earlier)
         commits = _accepted(session, earlier)
         session.commit()

@@ -143,6 +143,8 @@ def promotion_verdict(context: AppContext, run: Run) -> PromotionVerdictAnswer:
     else:
         verdict = recorded_verdict(context.repository, run)
     rehearsal, today = rehearse(context, run)
+    if run.imported_at is not None:
+        today = (*run.promotion_reasons, *today)
     has_record = run.ended_at is not None and run.head_commit != run.work_commit
     return PromotionVerdictAnswer(
         eligible=run.promotion_eligible_to_main and verdict.is_eligible and not today,

@@ -30,7 +30,7 @@ def run_problems(repository: Repository, session: RowSession, run: Run) -> list[
 
     Says nothing about promotion: the rules of that are `check_record`'s.
     """
-    problems = [] if run.details_removed_at else _chain_problems(session, run)
+    problems = [] if run.details_removed_at else chain_problems(session, run)
     if run.failure_code is FailureCode.BRANCH_MOVED:
         return problems  # another process moved the branch, so nothing is recorded about it
     found = repository.read_ref(branch_ref(run.run_id))
@@ -45,7 +45,8 @@ def run_problems(repository: Repository, session: RowSession, run: Run) -> list[
     return problems
 
 
-def _chain_problems(session: RowSession, run: Run) -> list[str]:
+def chain_problems(session: RowSession, run: Run) -> list[str]:
+    """Return where the chain of a run's events is broken."""
     last, number = GENESIS_HASH, 0
     for number, row in enumerate(runs.list_events(session, run.id, after=0, limit=None), 1):
         (sealed,) = seal((runs.read_event(row),), number - 1, last)

@@ -23,6 +23,7 @@ from ..models import (
     CiRun,
     EventRow,
     Phase,
+    Run,
     Submission,
     Tier,
     backlog_counts,
@@ -156,7 +157,8 @@ def list_budget_failures(
     session: Session, *, limit: int, before: tuple[datetime, int] | None
 ) -> list[tuple[int, BudgetFailureAnswer]]:
     """Return the runs that a budget ended, newest first, each with its key."""
-    page = page_of_runs(limit, before, RunStatus.DONE_FAILED_BUDGET_EXHAUSTED).subquery("page")
+    query_of_page = page_of_runs(limit, before, RunStatus.DONE_FAILED_BUDGET_EXHAUSTED)
+    page = query_of_page.where(Run.imported_at.is_(None)).subquery("page")
     phases = (
         select(
             func.count().label("phase_count"),

@@ -221,6 +221,10 @@ class RunSummaryAnswer(Shape):
         Field(description="Whether patches, logs and events are here, or retention removed them."),
     ]
     details_removed_at: WireTime | None
+    imported_at: Annotated[
+        WireTime | None, Field(description="When it came from another service; it never changes.")
+    ]
+    imported_by: str | None
     revision: int
 
 
