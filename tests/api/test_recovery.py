@@ -367,7 +367,7 @@ class TestALostDatabase:
             waiting = threading.Thread(target=lambda: answers.append(api.result("held")))
             waiting.start()
             assert api.result("free").status_code == 200
-            waiting.join(10)
+            waiting.join(60)
         holder.dispose()
         api.refused(answers[0], 503, "database_unavailable", "another request")
         app.state.context = context
