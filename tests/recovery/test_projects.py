@@ -20,7 +20,7 @@ from tests.outbound.receiver import Receiver
 from tests.processes import ForkServer
 
 from autopack.config import Settings
-from autopack.main import create_app
+from autopack.main import create_app, jobs_process
 
 pytestmark = [pytest.mark.e2e, pytest.mark.safety_critical]
 
@@ -102,6 +102,21 @@ def test_each_project_has_its_pushes_webhooks_and_deadlines(
         for message in receiver.messages:
             assert f"run-{message.path[1:]}".encode() in message.body
         until(lambda: must(client.get("/projects/shop/health"))["status"] == "healthy")
+
+
+def test_a_process_for_jobs_alone_takes_up_a_project_that_is_added(
+    settings: Settings, git_repo: GitRepo, tmp_path: Path, dropped_projects: None
+) -> None:
+    shop = make_git_repo(tmp_path / "shop")
+    app = create_app(settings)  # without workers of its own
+    with (
+        serve_here(app, settings) as server,
+        jobs_process(settings, (), None),
+        httpx.Client(base_url=server.url, timeout=PATIENCE) as client,
+    ):
+        must(client.post("/projects", json={"name": "shop", "repository": str(shop.path)}))
+        until(lambda: client.get("/projects/shop/health").json()["status"] == "healthy")
+        assert must(client.get("/health"))["projects"].keys() == {"Autopack", "shop"}
 
 
 def out(command: list[str]) -> str:
