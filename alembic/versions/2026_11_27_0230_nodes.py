@@ -42,6 +42,12 @@ def upgrade() -> None:
         sa.Column("heartbeat_at", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_nodes")),
     )
+    # Before anything of `runs` is locked.
+    op.execute(
+        "INSERT INTO nodes (id, place, version, generation, position, started_at, heartbeat_at)"
+        " SELECT left(encode(sha256(clone::bytea), 'hex'), 16), place, '', '',"
+        " coalesce((SELECT max(id) FROM events), 0), since, since FROM served_clone"
+    )
     op.create_table(
         "node_runs",
         sa.Column("run_pk", sa.BigInteger(), nullable=False),
@@ -67,11 +73,6 @@ def upgrade() -> None:
     op.execute(
         "ALTER TABLE served_repository RENAME CONSTRAINT ck_served_clone_is_alone"
         " TO ck_served_repository_is_alone"
-    )
-    op.execute(
-        "INSERT INTO nodes (id, place, version, generation, position, started_at, heartbeat_at)"
-        " SELECT left(encode(sha256(clone::bytea), 'hex'), 16), place, '', '',"
-        " coalesce((SELECT max(id) FROM events), 0), since, since FROM served_repository"
     )
     op.drop_column("served_repository", "clone")
 
