@@ -129,6 +129,37 @@ def ask(settings: Settings, query: str) -> list[tuple[Any, ...]]:
         return list(cursor.fetchall())
 
 
+def test_a_ruleset_that_one_node_puts_in_force_holds_for_a_run_that_another_starts(
+    nodes: list[Stage],
+) -> None:
+    for number in range(2):
+        version = number + 2
+        ruleset = {"project_id": "Autopack", "version": version}
+        nodes[number].must("PUT", "/project/ruleset", ruleset)
+        run_id = f"run-{number}"
+        nodes[2 - number].must("POST", "/runs/start", plan(run_id, 1))
+        versions = nodes[2].must("GET", "/project/ruleset/versions")["versions"]
+        assert versions[0]["document"]["version"] == version
+
+
+def test_a_run_on_a_commit_that_a_clone_lacks_is_503_there_until_it_has_it(
+    nodes: list[Stage],
+) -> None:
+    first, second, _ = nodes
+    base = first.repo.commit({"new.txt": "new\n"})
+    first.must("POST", "/runs/start", plan("run-001", 1))
+    path = "/runs/run-001/phases/P0/builder_result"
+    refused = second.call("POST", path, result("src/p0/a", "text"))
+    assert (refused.status_code, refused.json()["code"]) == (503, "commit_missing")
+    assert refused.json()["commit"] == base
+    assert refused.headers["Retry-After"]
+    wait_until(second.is_behind, second.log.read_text)
+    second.repo.git("pull", "--quiet", str(first.repo.path), "main")
+    second.must("POST", path, result("src/p0/a", "text"))
+    wait_until(lambda: not second.is_behind(), second.log.read_text)
+    second.assert_consistent()
+
+
 class Campaign:
     """Agents that change the node at every call, while nodes and connections die."""
 

@@ -39,6 +39,7 @@ class Node(Base):
     version: Mapped[str]
     generation: Mapped[str]
     position: Mapped[int] = mapped_column(default=0)
+    ruleset_sha256: Mapped[str | None]  # of the version that the operator's file here is of
     started_at: Mapped[datetime]
     heartbeat_at: Mapped[datetime]
 

@@ -41,6 +41,7 @@ from .evidence import Inquiry, documents, gather
 from .judging import weigh_verdict
 from .measuring import Bench, Limit, NotMeasurableError, Question, measured
 from .opening import changing
+from .rebuilding import require_commit
 from .runners import checks_of
 from .settling import request_ci_run, settle
 from .upkeep import UPKEEP_QUEUE
@@ -80,6 +81,8 @@ def run_ci(context: AppContext, ci_run_id: int) -> None:
     if order is None:
         return
     with _traced("ci", context, order.run_id, order.phase_id):
+        # A worker that cannot get the commit leaves the job to another one, or to a later try.
+        require_commit(context, order.run_id, order.commit)
         outcome = _make(context, order)
     if outcome is not None:
         _hand_over(context, ci_run_id, outcome)

@@ -22,6 +22,7 @@ from ..gitrepo.checkout import Checkout, checked_out
 from ..gitrepo.workspace import TreeEntry, Workspace, WorkspaceError
 from ..store import measurements
 from .context import AppContext
+from .rebuilding import require_commit
 from .runners import checks_of
 
 _FORMAT: Final = 1  # of what is kept: a change makes other keys
@@ -177,6 +178,7 @@ class Bench:
         context = self._context
         with ExitStack() as stack:
             with _environment():
+                require_commit(context, self._question.run_id, commit)
                 checkout = stack.enter_context(
                     checked_out(context.settings, context.repository, self._question.branch, commit)
                 )

@@ -18,6 +18,7 @@ from ..store import pushes, runs
 from ..store.pushes import PushOrder
 from ..views.branches import RemoteAnswer
 from .context import AppContext
+from .rebuilding import require_objects
 
 logger = structlog.get_logger(__name__)
 
@@ -142,6 +143,7 @@ def _push(context: AppContext, remote: Remote, session: Session, run_pk: int) ->
         session.rollback()  # no transaction is open while the remote answers
     try:
         with tracing.span("push", {"autopack.run_id": order.run_id}, parent=parent):
+            _require_objects(context, order.run_id)
             remote.push(
                 branch_ref(order.run_id),
                 order.head,
@@ -170,6 +172,14 @@ def _push(context: AppContext, remote: Remote, session: Session, run_pk: int) ->
     )
     session.commit()
     return True
+
+
+def _require_objects(context: AppContext, run_id: str) -> None:
+    """Make the commits and tags again that another node has made. Raises UnavailableError."""
+    with context.reading() as session:
+        run = runs.get_run(session, run_id)
+        if run.mirrored_by != context.node_id:
+            require_objects(context, session, run)
 
 
 def _begin(context: AppContext, session: Session, run_pk: int) -> tuple[PushOrder, int] | None:

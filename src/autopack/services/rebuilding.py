@@ -51,6 +51,23 @@ def require_objects(context: AppContext, session: RowSession, run: Run) -> None:
     logger.warning("objects_rebuilt", run_id=run.run_id, head=run.head_commit)
 
 
+def require_commit(context: AppContext, run_id: str, commit: str) -> None:
+    """Check that a commit of a run can be checked out here; another node may have made it.
+
+    With a remote, a checkout fetches from there what cannot be made again. Raises
+    RepositoryUnusableError, CommitMissingError.
+    """
+    if context.repository.has_commit(commit):
+        return
+    try:
+        with context.reading() as session:
+            require_objects(context, session, runs.get_run(session, run_id))
+    except RepositoryUnusableError as error:
+        if context.repository.remote is None:
+            raise
+        logger.warning("commit_not_made_again", run_id=run_id, commit=commit, why=error.detail)
+
+
 def _require_base(context: AppContext, session: RowSession, run: Run) -> None:
     """Get the commit that a run stands on: of the run that it continues, or from the remote."""
     repository = context.repository

@@ -19,7 +19,8 @@ from ..domain.ruleset import CiRules, Ruleset
 from ..domain.strategy import Strategy, compile_strategy, require_evidence
 from ..domain.terms import CiMode, CiProfile, EvidenceKind
 from ..domain.values import MAX_PROBLEMS, Problems
-from ..store import issues, rulesets
+from ..models import RulesetVersion
+from ..store import issues, nodes, rulesets
 from ..store.session import RowSession
 from ..views.project import (
     FieldChangeAnswer,
@@ -170,10 +171,82 @@ def ci_scripts(context: AppContext, ci: CiRules, commit: str) -> set[str]:
 
 
 def strategy_version(session: RowSession, context: AppContext, ruleset: Ruleset) -> int:
-    """Return the version number of strategies of this ruleset."""
+    """Return the version number of strategies of this ruleset; it is a new one if it differs."""
+    latest = rulesets.get_latest(session, ruleset.project_id)
+    return _version_after(session, context, ruleset, latest)
+
+
+def _version_after(
+    session: RowSession, context: AppContext, ruleset: Ruleset, latest: RulesetVersion | None
+) -> int:
+    digest, document = _digest(ruleset)
+    if latest is None or latest.sha256 != digest:
+        # Another process may have been faster.
+        latest = rulesets.lock_latest(session, ruleset.project_id)
+    if latest is not None and latest.sha256 == digest:
+        return latest.version
+    version = latest.version + 1 if latest is not None else 1
+    rulesets.add_version(session, ruleset.project_id, version, digest, document, context.now())
+    if latest is not None:  # of the first version, the next look after the node notes it
+        nodes.set_ruleset(session, context.node_id, digest)
+    return version
+
+
+def current_ruleset(context: AppContext, session: RowSession) -> tuple[Ruleset, int]:
+    """Return the project's ruleset and its version, also if another node has replaced it since.
+
+    A file that the operator edited here is a new version, on any node. (docs/replicas.md)
+    """
+    ruleset = read_ruleset(context)
+    digest, _ = _digest(ruleset)
+    latest = rulesets.get_latest(session, ruleset.project_id)
+    if latest is not None and latest.sha256 != digest and _is_old(session, context, digest):
+        ruleset = _take_latest(session, context)
+    return ruleset, _version_after(session, context, ruleset, latest)
+
+
+def follow_ruleset(context: AppContext) -> None:
+    """Replace this node's ruleset file if another node has put a newer version in force."""
+    content = context.mirror.read_ruleset(context.settings.project_id)
+    if content is None:
+        return
+    try:
+        digest, _ = _digest(parse_ruleset(content, context.settings.project_id))
+    except InvalidRulesetError:
+        return  # the operator is editing it
+    with context.writing() as session:
+        latest = rulesets.get_latest(session, context.settings.project_id)
+        known = nodes.find_ruleset(session, context.node_id)
+        if latest is None:
+            if known is None:  # a default that was written here must not look edited later
+                nodes.set_ruleset(session, context.node_id, digest)
+        elif latest.sha256 != digest and _is_old(session, context, digest):
+            _take_latest(session, context)
+        elif latest.sha256 == digest != known:
+            nodes.set_ruleset(session, context.node_id, digest)
+        session.commit()
+
+
+def _is_old(session: RowSession, context: AppContext, digest: str) -> bool:
+    """Return whether this node's file is as the node knows it, and so older than the latest."""
+    known = nodes.find_ruleset(session, context.node_id)
+    if known is None:
+        return rulesets.has_version(session, context.settings.project_id, digest)
+    return known == digest
+
+
+def _take_latest(session: RowSession, context: AppContext) -> Ruleset:
+    project_id = context.settings.project_id
+    document = rulesets.find_latest(session, project_id)
+    ruleset = parse_ruleset(json.dumps(document).encode(), project_id)
+    context.mirror.write_ruleset(project_id, _content(ruleset))
+    nodes.set_ruleset(session, context.node_id, _digest(ruleset)[0])
+    return ruleset
+
+
+def _digest(ruleset: Ruleset) -> tuple[str, dict[str, Any]]:
     document = ruleset.model_dump(mode="json")
-    digest = hashlib.sha256(canonical_json(document)).hexdigest()
-    return rulesets.version_of(session, ruleset.project_id, digest, document, context.now())
+    return hashlib.sha256(canonical_json(document)).hexdigest(), document
 
 
 def plan_under(
@@ -212,9 +285,8 @@ def dry_run(
 
     With a ruleset given: its strategy, and today's ruleset's one for comparison.
     """
-    today = read_ruleset(context)
     with context.writing() as session:
-        version = strategy_version(session, context, today)
+        today, version = current_ruleset(context, session)
         _, strategy = plan_under(session, context, plan, today, version=version)
         if ruleset is None:
             return strategy, None

@@ -42,7 +42,7 @@ from .context import AppContext
 from .opening import changing, locked_session, up_to_date
 from .projection import is_behind, project
 from .reading import one_moment
-from .rulesets import ci_scripts, plan_under, read_ruleset, strategy_version
+from .rulesets import ci_scripts, current_ruleset, plan_under
 from .runners import checks_of
 from .settling import settle
 
@@ -154,8 +154,7 @@ def start_as(context: AppContext, plan: Plan, origin: Origin | None) -> tuple[Ru
             raise RunExistsError(
                 f"run '{existing.run_id}' exists, with another plan; choose another run_id"
             )
-        ruleset = read_ruleset(context)
-        version = strategy_version(session, context, ruleset)
+        ruleset, version = current_ruleset(context, session)
         plan, strategy = plan_under(session, context, plan, ruleset, version=version)
         run = _new_run(context, session, plan, strategy, digest, origin)
         _add_first_event(session, run, context.caller.actor)

@@ -15,7 +15,7 @@ from .figures import count_ended_runs
 from .following import follow
 from .opening import changing
 from .projection import EVENTS_UNDER_WAY, is_branch_elsewhere, project_backlog
-from .rulesets import read_ruleset, restore_ruleset
+from .rulesets import follow_ruleset, read_ruleset, restore_ruleset
 
 logger = structlog.get_logger(__name__)
 
@@ -32,6 +32,7 @@ def start_up(context: AppContext) -> None:
     _find_lost_files(context)
     try:
         read_ruleset(context)
+        follow_ruleset(context)
     except AutopackError as error:
         logger.warning("ruleset_refused", why=error.detail)  # no run can start meanwhile
     with context.reading() as session:
@@ -114,6 +115,10 @@ def tend_node(context: AppContext) -> None:
             _find_lost_files(context)
             _roll_forward(context)
             follow(context)
+            try:
+                follow_ruleset(context)
+            except AutopackError as error:
+                logger.warning("ruleset_not_followed", why=error.detail)
 
 
 def _close_merged(context: AppContext) -> None:

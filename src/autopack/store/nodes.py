@@ -150,6 +150,16 @@ def distrust(session: Session, node_id: str) -> None:
     session.execute(update(Node).where(Node.id == node_id).values(position=0))
 
 
+def find_ruleset(session: Session, node_id: str) -> str | None:
+    """Return the SHA-256 of the version that a node's ruleset file is of, if it is known."""
+    return session.scalars(select(Node.ruleset_sha256).where(Node.id == node_id)).one_or_none()
+
+
+def set_ruleset(session: Session, node_id: str, sha256: str) -> None:
+    statement = update(Node).where(Node.id == node_id).values(ruleset_sha256=sha256)
+    session.execute(statement.execution_options(synchronize_session=False))
+
+
 def try_turn(session: Session, node_id: str) -> bool:
     """Try to get the lock of a node's background work, until the end of the transaction."""
     return bool(session.scalars(_TURN, {"key": f"node:{node_id}"}).one())

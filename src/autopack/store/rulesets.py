@@ -6,26 +6,28 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import select, text
+from sqlalchemy import exists, select, text
 from sqlalchemy.orm import Session, undefer
 
 from ..domain.audit import AuditAction
 from ..models import AuditEntry, RulesetVersion
 
 
-def version_of(
-    session: Session, project_id: str, sha256: str, document: Mapping[str, Any], now: datetime
-) -> int:
-    """Return the version of the project's ruleset; one that differs from the last is a new one."""
-    latest = _latest(session, project_id)
-    if latest is not None and latest.sha256 == sha256:
-        return latest.version
+def lock_latest(session: Session, project_id: str) -> RulesetVersion | None:
+    """Return the project's latest version; no other is added until the end of the transaction."""
     lock = text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 1))")
     session.execute(lock, {"name": project_id})
-    latest = _latest(session, project_id)  # another process may have been faster
-    if latest is not None and latest.sha256 == sha256:
-        return latest.version
-    version = latest.version + 1 if latest is not None else 1
+    return get_latest(session, project_id)
+
+
+def add_version(
+    session: Session,
+    project_id: str,
+    version: int,
+    sha256: str,
+    document: Mapping[str, Any],
+    now: datetime,
+) -> None:
     session.add(
         RulesetVersion(
             project_id=project_id,
@@ -36,7 +38,12 @@ def version_of(
         )
     )
     session.flush()
-    return version
+
+
+def has_version(session: Session, project_id: str, sha256: str) -> bool:
+    """Return whether some version of the project's ruleset has this content."""
+    found = exists().where(RulesetVersion.project_id == project_id, RulesetVersion.sha256 == sha256)
+    return bool(session.scalars(select(found)).one())
 
 
 def find_latest(session: Session, project_id: str) -> dict[str, Any] | None:
@@ -81,7 +88,8 @@ def list_authors(session: Session, project_id: str, versions: Sequence[int]) -> 
     return {version: actor for version, actor in session.execute(query)}
 
 
-def _latest(session: Session, project_id: str) -> RulesetVersion | None:
+def get_latest(session: Session, project_id: str) -> RulesetVersion | None:
+    """Return the project's latest version without its document; None before the first."""
     query = (
         select(RulesetVersion)
         .where(RulesetVersion.project_id == project_id)
