@@ -396,6 +396,10 @@ def _service(settings: Settings, url: str | None) -> Iterator[Finding]:
         mend = "" if check.status == "ok" else "See its log."
         found = status.get(check.status, "fail")
         yield Finding(f"service: {name}", found, check.detail or "well", mend)
+    for node in health.nodes:
+        if node.is_alive and node.lacking_runs:
+            said = f"{node.place} cannot show {node.lacking_runs} runs: {node.lacks[0]}"
+            yield Finding("service: node", "warn", said, "See docs/replicas.md.")
 
 
 def _answers(host: str, port: int) -> bool:
