@@ -173,7 +173,13 @@ class Counter:
             )
         if place is op.AT_END_STRING:
             return at == len(text)
+        if place is op.AT_BOUNDARY:
+            return _is_word(text[max(at - 1, 0) : at]) is not _is_word(text[at : at + 1])
         raise NotImplementedError(place)
+
+
+def _is_word(sign: str) -> bool:
+    return sign.isalnum() or sign == "_"
 
 
 def _has(what: Any, member: Any, sign: str) -> bool:
