@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import psycopg2
 import pytest
 from tests.conftest import GitRepo
+
+from autopack.main import as_node, beside_database, retain
 
 from .conftest import PATIENCE_SECONDS, Stage, wait_until
 from .test_parallel import result
@@ -54,11 +58,15 @@ def plan(run_id: str, phases: int) -> Json:
 
 @pytest.fixture
 def nodes(
-    settings: Settings, git_repo: GitRepo, fork_server: ForkServer, tmp_path: Path
+    settings: Settings,
+    git_repo: GitRepo,
+    fork_server: ForkServer,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> Iterator[list[Stage]]:
-    """Three started nodes on one database."""
+    """Three started nodes on one database, or as many as the test's parameter says."""
     stages = []
-    for number in range(3):
+    for number in range(getattr(request, "param", 3)):
         folder = tmp_path / f"node{number}"
         folder.mkdir()
         git_repo.git("clone", "--quiet", str(git_repo.path), str(folder / "repo"))
@@ -289,3 +297,60 @@ class Stream:
             "SELECT r.run_id, e.sequence FROM events e JOIN runs r ON r.id = e.run_pk ORDER BY e.id"
         )
         return [(run_id, sequence) for run_id, sequence in ask(self.node.settings, query)]
+
+
+@pytest.mark.parametrize("nodes", [2], indirect=True)
+def test_every_node_removes_its_own_files_of_a_run_whose_details_were_removed(
+    nodes: list[Stage],
+) -> None:
+    """The one that made the last change, one that was away, and a new one have the summary."""
+    first, second = nodes
+    for at, run_id in enumerate(RUNS):
+        nodes[at].must("POST", "/runs/start", plan(run_id, 1))
+        nodes[at].must("POST", f"/runs/{run_id}/phases/P0/builder_result", result("src/p0/a", "x"))
+    for item in first.must("GET", "/attention")["items"]:
+        first.must("POST", f"/attention/{item['id']}/dismiss", {})
+    assert_equal(nodes)
+    before = ask(first.settings, REVISIONS)
+
+    remove_details(second, "run-001")
+    for node in nodes:
+        await_summary_alone(node, "run-001")
+        assert len(files(node, "run-002")) > 1
+    first.stop()
+    remove_details(second, "run-002")
+    first.start()
+    await_summary_alone(first, "run-002")
+    first.stop()
+    for place in (first.settings.home, first.settings.autonomous_runs_dir):
+        shutil.rmtree(place)
+    first.start()
+    for node in nodes:
+        for run_id in RUNS:
+            await_summary_alone(node, run_id)
+        wait_until(lambda node=node: not node.is_behind(), node.log.read_text)  # type: ignore[misc]
+    assert ask(first.settings, REVISIONS) == before
+
+
+REVISIONS = "SELECT run_id, revision FROM runs ORDER BY run_id"
+
+
+def remove_details(node: Stage, run_id: str) -> None:
+    """Let a year pass for a run that was dismissed, and remove its details on a node."""
+    ask(
+        node.settings,
+        "UPDATE runs SET is_counted = true, ended_at = ended_at - interval '1 year',"
+        f" closed_at = closed_at - interval '1 year' WHERE run_id = '{run_id}' RETURNING id",
+    )
+    with beside_database(node.settings, "test") as opened, as_node(opened) as context:
+        assert retain(context, timedelta(days=90)).runs == 1
+
+
+def files(node: Stage, run_id: str) -> list[str]:
+    """Return the names of a run's files, in any of its folders."""
+    folder = node.settings.autonomous_runs_dir / run_id
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
+def await_summary_alone(node: Stage, run_id: str) -> None:
+    wait_until(lambda: files(node, run_id) == ["run_summary.md"], lambda: str(files(node, run_id)))

@@ -41,7 +41,8 @@ _IGNORE_ALL = b"*\n"
 # Ids whose folder would have the name of a file of the project.
 _RESERVED = re.compile(r"project_(issue_backlog|ruleset_.*)\.json", re.IGNORECASE)
 _OURS = re.compile(
-    r"run_summary\.md|run_issue_index\.json|run\.json|pull_request\.md|incident\.(md|json)"
+    r"run_summary\.md|run_issue_index\.json|incident\.(md|json)"
+    r"|run\.json|statement\.json|pull_request\.md"
     r"|project_implementation_strategy_v\d+\.json"
     r"|tier_\d+_.+\.md|phase_\d+_.+\.md|phase_\d+_.+_issues\.json"
 )
