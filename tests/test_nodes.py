@@ -9,14 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from sqlalchemy import text
 
 from autopack.config import Settings
+from autopack.domain.plan import Plan
 from autopack.gitrepo.node import Generations
 from autopack.main import as_node, open_context
 from autopack.migrating import DatabaseError
 from autopack.services import nodes
 from autopack.services.context import AppContext
 from autopack.services.nodes import NodePlace
+from autopack.services.runs import start_run
+from autopack.services.upkeep import tend_node
 from autopack.store import nodes as store
 
 if TYPE_CHECKING:
@@ -36,6 +40,7 @@ PLAN = {
 @pytest.fixture(autouse=True)
 def _looks_when_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nodes, "BEAT_SECONDS", 3_600)
+    monkeypatch.setattr(nodes, "ALIVE_SECONDS", 600)  # no stall of the machine looks like an end
 
 
 @pytest.fixture
@@ -202,12 +207,103 @@ def place(app: FastAPI, client: TestClient) -> Iterator[NodePlace]:
     place.close()
 
 
-def test_a_node_that_was_removed_from_the_list_comes_back_with_its_next_sign_of_life(
-    place: NodePlace,
+@pytest.fixture
+def gone(app: FastAPI, client: TestClient, serve: Serve, other_clone: dict[str, Path]) -> str:
+    """A node beside the application's own, which started a run and has ended a while ago."""
+    with serve(**other_clone) as context:
+        start_run(context, Plan.model_validate(PLAN))
+    silence(app.state.context, context.node_id)
+    return context.node_id
+
+
+def silence(context: AppContext, node_id: str) -> None:
+    """Let the last sign of life of a node be an hour ago."""
+    query = "UPDATE nodes SET heartbeat_at = now() - interval '1 hour' WHERE id = :id"
+    with context.writing() as session:
+        session.execute(text(query), {"id": node_id})
+        session.commit()
+
+
+def test_a_node_that_is_gone_is_removed_with_its_marks(
+    app: FastAPI, client: TestClient, gone: str
 ) -> None:
+    context: AppContext = app.state.context
+    with context.writing() as session:
+        store.note_lack(session, "run-001", gone, "a commit is missing")
+        session.execute(text("UPDATE runs SET mirrored_revision = 0"))  # it was killed in between
+        session.commit()
+    listed = client.get("/nodes").json()["nodes"]
+    assert [node["id"] for node in listed] == [context.node_id, gone]
+    assert [node["is_alive"] for node in listed] == [True, False]
+    removed = client.delete(f"/nodes/{gone}")
+    assert (removed.status_code, removed.json()["id"]) == (200, gone)
+    assert removed.json()["lacks"] == ["run-001: a commit is missing"]
+    for path in ("/nodes", "/health"):
+        assert [node["id"] for node in client.get(path).json()["nodes"]] == [context.node_id]
+    with context.reading() as session:
+        assert not session.fetch("SELECT FROM node_runs WHERE node_id = %s", (gone,))
+        [mark] = session.fetch("SELECT mirrored_by, mirrored_revision = revision FROM runs")
+    assert mark == (None, True), "no run waits for a node that is gone"
+    deed = client.get("/audit").json()["entries"][-1]
+    assert (deed["action"], deed["subject"]) == ("node_removed", gone)
+    assert deed["data"] == {"place": removed.json()["place"]}
+    assert client.delete(f"/nodes/{gone}").status_code == 404
+
+
+def test_a_node_that_is_alive_or_unknown_is_not_removed(app: FastAPI, client: TestClient) -> None:
+    own = app.state.context.node_id
+    place = client.get("/nodes").json()["nodes"][0]["place"]
+    for node_id, status, code, named in (
+        (own, 409, "node_alive", f"'{own}' at {place} "),
+        ("unknown", 404, "not_found", "'unknown'"),
+        ("%1b[31m", 422, "invalid_request", "node_id"),
+    ):
+        refused = client.delete(f"/nodes/{node_id}")
+        assert (refused.status_code, refused.json()["code"]) == (status, code)
+        assert named in refused.text
+    assert [node["id"] for node in client.get("/nodes").json()["nodes"]] == [own]
+    assert not client.get("/audit").json()["entries"]
+
+
+@pytest.mark.parametrize("is_by_hand", [True, False], ids=["by an operator", "after days"])
+def test_a_removed_node_comes_back_as_itself_and_trusts_none_of_its_files(
+    app: FastAPI,
+    client: TestClient,
+    serve: Serve,
+    other_clone: dict[str, Path],
+    gone: str,
+    is_by_hand: bool,
+) -> None:
+    """It may be an old backup of its home, which only the row that was removed would show."""
+    if is_by_hand:
+        assert client.delete(f"/nodes/{gone}").status_code == 200
+    else:
+        with app.state.context.writing() as session:
+            session.execute(
+                text("UPDATE nodes SET heartbeat_at = now() - interval '8 days' WHERE id = :id"),
+                {"id": gone},
+            )
+            assert len(store.remove_silent(session)) == 1
+            session.commit()
+    [page] = other_clone["autonomous_runs_dir"].rglob("run_summary.md")
+    today = page.read_text()
+    page.write_text("as it was then")
+    with serve(**other_clone) as again:
+        tend_node(again)
+        assert again.node_id == gone
+        assert page.read_text() == today
+        listed = client.get("/nodes").json()["nodes"]
+        [node] = [node for node in listed if node["id"] == gone]
+        assert (node["is_alive"], node["lag_runs"]) == (True, 0)
+
+
+def test_a_node_that_only_seemed_to_be_gone_comes_back_with_its_next_sign_of_life(
+    place: NodePlace, client: TestClient
+) -> None:
+    place.look()
     with place.context.writing() as session:
-        assert store.remove_node(session, place.context.node_id)
+        store.remove_node(session, place.context.node_id)
         session.commit()
     place.look()
-    with place.context.reading() as session:
-        assert [node.id for node in store.list_nodes(session)] == [place.context.node_id]
+    [node] = client.get("/nodes").json()["nodes"]
+    assert node["id"] == place.context.node_id

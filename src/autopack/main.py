@@ -33,6 +33,7 @@ from .api import (
     keys,
     metrics,
     monitoring,
+    nodes,
     phases,
     project,
     projects,
@@ -116,6 +117,7 @@ OPERATIONS: Final = (
     keys,
     webhooks,
     projects,
+    nodes,
 )
 _logger = structlog.get_logger(__name__)
 UPKEEP_SECONDS = 5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import tempfile
 from pathlib import Path
@@ -72,6 +73,7 @@ class Recorder:
         for place, shown in (
             (self._api.repo.path, "/srv/project"),
             (self._api.runs_dir, "/srv/project/.autonomous_runs"),
+            (f'"{socket.gethostname()}:', '"host-1:'),
             (self._api.repo.path.parent / REMOTE, "https://git.example.org/project.git"),
         ):
             text = text.replace(str(place), shown)
@@ -99,7 +101,7 @@ def record(api: Api) -> dict[str, dict[str, Any]]:
     send("POST", f"{PHASE}/auditor_result", examples.AUDITOR_RESULT)
     verdict = {**examples.CI_RESULT, "commit_sha": api.head("docs-001")}
     send("POST", f"{PHASE}/ci_result", verdict)
-    for path in (f"{RUN}/promotion", "/metrics/costs", "/attention"):
+    for path in (f"{RUN}/promotion", "/metrics/costs", "/attention", "/nodes"):
         send("GET", path)
     recorder.refuse(404, "GET", RUN, run_id="docs-002")
     recorder.refuse(409, "POST", f"{PHASE}/update_status", body=examples.STATUS)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import structlog
+from sqlalchemy import text
 from typer.core import TyperGroup
 from typer.main import get_command
 
@@ -29,8 +30,10 @@ from autopack.cli.terminal import (
     say,
 )
 from autopack.client import Autopack
+from autopack.store import nodes
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
     from tests.cli.conftest import Terminal
     from tests.conftest import GitRepo
 
@@ -655,3 +658,28 @@ class TestWebhooks:
         assert "RunEnded" in terminal.refusal("webhooks", "create", "--name", "x", *wrong)
         assert "is removed" in terminal.run("webhooks", "remove", "chat")
         assert terminal.json("webhooks", "list") == {"webhooks": []}
+
+
+@pytest.mark.integration
+def test_nodes_are_listed_and_those_that_are_gone_removed(
+    terminal: Terminal, autopack: Autopack, app: FastAPI
+) -> None:
+    context = app.state.context
+    with context.writing() as session:
+        values = {"place": "host-2:/srv/clone", "version": "1.0", "generation": "1"}
+        nodes.put_node(session, "0123456789abcdef", address=None, **values)
+        session.execute(
+            text("UPDATE nodes SET heartbeat_at = '2026-11-24' WHERE id = '0123456789abcdef'")
+        )
+        session.commit()
+    shown = terminal.run("nodes", "list")
+    assert [line.split()[0] for line in shown.splitlines()[1:]] == [
+        context.node_id,
+        "0123456789abcdef",
+    ]
+    assert re.search("host-2:/srv/clone +silent +2026-11-24 ", shown)
+    said = "Node '0123456789abcdef' at host-2:/srv/clone is removed.\n"
+    assert terminal.run("nodes", "remove", "0123456789abcdef") == said
+    (left,) = terminal.json("nodes", "list")["nodes"]
+    assert left["id"] == context.node_id
+    assert "not_found" in terminal.refusal("nodes", "remove", "0123456789abcdef")

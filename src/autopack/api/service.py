@@ -8,8 +8,11 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
 from .. import __version__
-from ..services.health import Check, check_health, list_nodes
-from ..views.service import CheckAnswer, HealthAnswer, LiveAnswer, ServiceAnswer
+from ..services.availability import OUTAGES
+from ..services.context import AppContext
+from ..services.health import Check, check_health
+from ..services.nodes import list_nodes
+from ..views.service import CheckAnswer, HealthAnswer, LiveAnswer, NodeAnswer, ServiceAnswer
 from .credentials import DASHBOARD
 from .errors import problems
 from .guard import GuardedRoute
@@ -80,8 +83,16 @@ def health(request: Request, context: Context, response: Response) -> HealthAnsw
             )
             for name, _ in places.names_for(context.caller)
         },
-        nodes=list_nodes(context),
+        nodes=_nodes(context),
     )
+
+
+def _nodes(context: AppContext) -> list[NodeAnswer]:
+    """Return the nodes; none while the database does not answer, which `checks` says."""
+    try:
+        return list_nodes(context)
+    except OUTAGES:
+        return []
 
 
 def _status(check: Check) -> Literal["ok", "failed", "degraded"]:

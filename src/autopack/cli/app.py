@@ -34,6 +34,7 @@ COMMANDS: Final = {
     "verify": "Check a run's branch against its own record, without the service.",
     "keys": "Make, list, revoke and rotate API keys, beside the database.",
     "projects": "List, add, change and close the projects of a service.",
+    "nodes": "List the nodes of a database, and remove those that are gone.",
     "webhooks": "Make, list and remove webhooks, look at their deliveries.",
     "login": "Store an API key for the service.",
     "logout": "Remove the stored API key.",

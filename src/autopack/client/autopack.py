@@ -51,7 +51,7 @@ from ..views.results import (
     TimelineAnswer,
 )
 from ..views.runs import PhaseReport, RunAnswer, RunPage, StatusAnswer
-from ..views.service import HealthAnswer, LiveAnswer, ServiceAnswer
+from ..views.service import HealthAnswer, LiveAnswer, NodeAnswer, NodesAnswer, ServiceAnswer
 from ..views.webhooks import (
     DeliveriesAnswer,
     DeliveryAnswer,
@@ -212,6 +212,15 @@ class Autopack:
 
     def audit(self, *, limit: int = 100, cursor: str | None = None) -> AuditPage:
         return self._get(AuditPage, "/audit", limit=limit, cursor=cursor)
+
+    # Nodes
+
+    def list_nodes(self) -> NodesAnswer:
+        return self._get(NodesAnswer, "/nodes")
+
+    def remove_node(self, node_id: str) -> NodeAnswer:
+        """Remove a node that is gone; a second time it is an ApiError of the status 404."""
+        return _read(NodeAnswer, self._connection.send("DELETE", f"/nodes/{_quoted(node_id)}"))
 
     # Projects
 

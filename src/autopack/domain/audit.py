@@ -25,6 +25,7 @@ class AuditAction(StrEnum):
     PROJECT_CHANGED = "project_changed"
     PROJECT_CLOSED = "project_closed"
     PROJECT_REOPENED = "project_reopened"
+    NODE_REMOVED = "node_removed"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from ..domain.errors import AutopackError, UnavailableError
 from ..jobs.queue import workers_silence
-from ..store import nodes, pulses, runs
-from ..store.nodes import ALIVE_SECONDS
-from ..views.service import NodeAnswer
-from .availability import OUTAGES
+from ..store import pulses, runs
 from .context import AppContext
 from .opening import require_place
 from .pushes import check_pushes
@@ -50,24 +47,6 @@ def check_health(context: AppContext) -> dict[str, Check]:
     if context.repository.remote is not None:
         found["remote"] = Check(_failure(lambda: check_pushes(context)), is_vital=False)
     return found
-
-
-def list_nodes(context: AppContext) -> list[NodeAnswer]:
-    """Return all nodes of this database; none while it does not answer."""
-    try:
-        with context.reading() as session:
-            found = nodes.list_nodes(session)
-    except OUTAGES:
-        return []
-    return [
-        NodeAnswer.of(
-            node,
-            is_alive=node.silent_seconds <= ALIVE_SECONDS,
-            is_this=node.id == context.node_id,
-            lag_seconds=round(node.lag_seconds, 3),
-        )
-        for node in found
-    ]
 
 
 def _check_database(context: AppContext) -> None:

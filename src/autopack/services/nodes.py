@@ -21,12 +21,15 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
 from .. import __version__
-from ..domain.errors import ConflictError
+from ..domain.audit import AuditAction
+from ..domain.errors import ConflictError, NotFoundError
 from ..gitrepo import Generations, NodeIdentity, Repository, renew_home
 from ..models import ServedRepository
 from ..store import nodes
 from ..store.feed import Listener
-from ..store.nodes import ALIVE_SECONDS
+from ..store.nodes import ALIVE_SECONDS, NodeState
+from ..views.service import NodeAnswer
+from .audit import note
 from .availability import OUTAGES
 from .context import AppContext
 from .following import follow_events
@@ -43,6 +46,12 @@ class ServedElsewhereError(ConflictError):
     """The database has runs of another repository."""
 
     code = "served_elsewhere"
+
+
+class NodeAliveError(ConflictError):
+    """A process of the node still works."""
+
+    code = "node_alive"
 
 
 def require_history(context: AppContext) -> None:
@@ -104,6 +113,43 @@ def _require_shared_history(
             f" {roots[0]}) shares no history with it. Set DATABASE_URL to a database of this"
             " repository's own."
         )
+
+
+def list_nodes(context: AppContext) -> list[NodeAnswer]:
+    """Return all nodes of this database, in the order of their starts."""
+    with context.reading() as session:
+        return [_answer(context, node) for node in nodes.list_nodes(session)]
+
+
+def remove_node(context: AppContext, node_id: str) -> NodeAnswer:
+    """Remove a node that is gone. Raises NotFoundError, NodeAliveError.
+
+    If one of its processes starts again, the node comes back, and brings all runs up to date.
+    """
+    with context.writing() as session:
+        node = nodes.lock_node(session, node_id)
+        if node is None:
+            raise NotFoundError(f"there is no node '{node_id}'; GET /nodes lists all of them")
+        answer = _answer(context, node)
+        if answer.is_alive:
+            raise NodeAliveError(
+                f"node '{node_id}' at {node.place} is alive: it gave a sign of life"
+                f" {max(node.silent_seconds, 0):.0f} seconds ago. Stop its processes; it may be"
+                f" removed after {ALIVE_SECONDS} seconds without one."
+            )
+        note(session, context, AuditAction.NODE_REMOVED, node_id, {"place": node.place})
+        nodes.remove_node(session, node_id)
+        session.commit()
+    return answer
+
+
+def _answer(context: AppContext, node: NodeState) -> NodeAnswer:
+    return NodeAnswer.of(
+        node,
+        is_alive=node.silent_seconds <= ALIVE_SECONDS,
+        is_this=node.id == context.node_id,
+        lag_seconds=round(node.lag_seconds, 3),
+    )
 
 
 class NodePlace:
@@ -168,7 +214,7 @@ class NodePlace:
             generation = nodes.beat(session, context.node_id)
             has_others = nodes.has_others(session, context.node_id, alive_seconds=ALIVE_SECONDS)
             session.commit()
-        if generation is None:  # an operator removed it from the list
+        if generation is None:  # it was removed from the list while it seemed to be gone
             register(context, self._address)
         elif not context.repository.node_identity().generations().has(generation):
             self._look_for_copy()

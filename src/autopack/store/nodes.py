@@ -42,7 +42,7 @@ KEPT_DAYS: Final = 7
 _MARK: Final = (
     "BEGIN; SET LOCAL synchronous_commit = off;"
     " INSERT INTO node_runs (run_pk, node_id, revision)"
-    " SELECT %s, id, %s FROM nodes WHERE id = %s"  # none, if an operator removed the node just now
+    " SELECT %s, id, %s FROM nodes WHERE id = %s"  # none, if the node was removed just now
     " ON CONFLICT (run_pk, node_id) DO UPDATE"
     " SET revision = greatest(node_runs.revision, excluded.revision), lacks = NULL; COMMIT"
 )
@@ -129,17 +129,41 @@ def has_others(session: Session, node_id: str, *, alive_seconds: float) -> bool:
     return bool(session.scalars(select(others)).one())
 
 
-def remove_node(session: Session, node_id: str) -> bool:
-    """Remove a node from the list; return whether it was there."""
-    statement = delete(Node).where(Node.id == node_id).returning(Node.id)
-    return session.scalars(statement).one_or_none() is not None
+def lock_node(session: Session, node_id: str) -> NodeState | None:
+    """Return a node, whose signs of life wait until the end of the transaction; None: unknown."""
+    # By a statement of its own, so that the next one sees what was committed while this one waited.
+    found = session.scalars(select(Node.id).where(Node.id == node_id).with_for_update())
+    if found.one_or_none() is None:
+        return None
+    return next(node for node in list_nodes(session) if node.id == node_id)
+
+
+def remove_node(session: Session, node_id: str) -> None:
+    """Remove a node with all that the database notes of its branches and files."""
+    session.execute(delete(Node).where(Node.id == node_id))
+    _remove_marks(session, [node_id])
 
 
 def remove_silent(session: Session) -> list[str]:
     """Remove the nodes without a sign of life for days; return their places."""
     before = func.now() - func.make_interval(0, 0, 0, KEPT_DAYS)
-    statement = delete(Node).where(Node.heartbeat_at < before).returning(Node.place)
-    return list(session.scalars(statement))
+    statement = delete(Node).where(Node.heartbeat_at < before).returning(Node.id, Node.place)
+    removed = session.execute(statement).all()
+    if removed:
+        _remove_marks(session, [node_id for node_id, _ in removed])
+    return [place for _, place in removed]
+
+
+def _remove_marks(session: Session, node_ids: Sequence[str]) -> None:
+    """Remove the marks of removed nodes on the rows of runs; those beside them are gone already.
+
+    Without its generation an old backup of a node's home is not found (services/nodes.py), so the
+    node trusts no mark when it comes back. No run counts as lagging because of a node that is gone:
+    the other nodes show it by their own marks.
+    """
+    theirs = update(Run).where(Run.mirrored_by.in_(node_ids))
+    theirs = theirs.values(mirrored_by=None, mirrored_revision=Run.revision)
+    session.execute(theirs.execution_options(synchronize_session=False))
 
 
 def distrust(session: Session, node_id: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from . import Shape, WireTime
 
@@ -41,6 +41,12 @@ class NodeAnswer(Shape):
     lag_seconds: float
     lacking_runs: int
     lacks: list[str]
+
+
+class NodesAnswer(Shape):
+    csv_rows: ClassVar[str] = "nodes"
+
+    nodes: list[NodeAnswer]
 
 
 class HealthAnswer(Shape):
