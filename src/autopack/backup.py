@@ -11,25 +11,33 @@ from pathlib import Path
 from .config import PROJECT_FILE, Settings
 from .database import Database, DatabaseClock, open_database
 from .gitrepo import Repository
-from .main import as_node, beside_database
+from .main import as_node, beside_database, of_project
 from .migrating import DatabaseError, known_revisions, newest_revision
 from .mirror import Mirror
 from .postgres_tools import Address, PostgresToolError, dump, find_tool, restore
 from .services import backups, exports
 from .services.context import AppContext
+from .services.projects import make_missing_database
 from .views.backups import BackupAnswer, BackupManifest, RestoreAnswer
 from .views.exports import ExportAnswer, ImportAnswer
 
 __all__ = ["PostgresToolError", "make_backup", "read_run", "restore_backup", "write_run"]
 
 
-def make_backup(settings: Settings, path: Path) -> BackupAnswer:
-    """Write a backup of this moment, beside services that work on.
+def make_backup(settings: Settings, path: Path, project: str | None = None) -> BackupAnswer:
+    """Write a backup of a project at this moment, beside services that work on.
 
-    Raises DatabaseError, PostgresToolError, RepositoryUnusableError and the errors of `back_up`.
+    Raises DatabaseError, PostgresToolError, RepositoryUnusableError and the errors of `of_project`
+    and `back_up`.
     """
+    with of_project(settings, project, may_be_closed=True) as its:
+        return _make_backup(its.settings, path)
+
+
+def _make_backup(settings: Settings, path: Path) -> BackupAnswer:
     repository = Repository.open(settings)
     with open_database(settings) as database:
+        database.status()  # one line if it cannot be reached
         address = _address(database)
 
         def take_dump(schema: str, snapshot: str, server: int) -> tuple[int, Iterator[bytes]]:
@@ -46,40 +54,51 @@ def make_backup(settings: Settings, path: Path) -> BackupAnswer:
         )
 
 
-def write_run(settings: Settings, run_id: str, path: Path) -> ExportAnswer:
+def write_run(
+    settings: Settings, run_id: str, path: Path, project: str | None = None
+) -> ExportAnswer:
     """Write a run that is over into an archive. Raises the errors of `export_run`."""
-    with beside_database(settings, "cli") as context:
+    with beside_database(settings, "cli", project) as context:
         return exports.export_run(context, run_id, path.absolute(), newest_revision())
 
 
-def read_run(settings: Settings, path: Path) -> ImportAnswer:
-    """Put a run's archive beside this service's runs. Raises the errors of `import_run`."""
-    with beside_database(settings, "cli") as found, as_node(found) as context:
+def read_run(settings: Settings, path: Path, project: str | None = None) -> ImportAnswer:
+    """Put a run's archive beside a project's runs. Raises the errors of `import_run`."""
+    with beside_database(settings, "cli", project) as found, as_node(found) as context:
         return exports.import_run(context, path, known_revisions())
 
 
 def restore_backup(
     settings: Settings,
     path: Path,
+    project: str | None = None,
     *,
     is_replacing: bool = False,
     told: Callable[[int, int], None] = lambda _done, _all: None,
 ) -> RestoreAnswer:
-    """Put a backup into the database, the repository and the runs directory of the settings.
+    """Put a backup into the database, the repository and the runs directory of a project.
 
-    The archive is checked whole before anything changes. `told` is called with the number of runs
-    that are rebuilt, and of all. Raises ArchiveError, DatabaseError, PostgresToolError,
-    RepositoryUnusableError and the errors of `services.backups`.
+    The archive is checked whole before anything changes. A further project gets its database back
+    if the server does not have it. `told` is called with the number of runs that are rebuilt, and
+    of all. Raises ArchiveError, DatabaseError, PostgresToolError, RepositoryUnusableError and the
+    errors of `of_project` and `services.backups`.
     """
-    with backups.open_backup(path) as (archive, manifest):
+    with (
+        of_project(settings, project, may_be_closed=True) as its,
+        backups.open_backup(path) as (archive, manifest),
+    ):
         if manifest.revision not in known_revisions():
             raise DatabaseError(
                 f"{path} has the schema {manifest.revision}, which this Autopack does not know: it"
                 f" was made by Autopack {manifest.autopack}, which is newer. Update Autopack."
             )
-        settings = _of_project(settings, manifest)
+        settings = _named(its.settings, manifest) if its.is_default else its.settings
         repository = Repository.open(settings, may_be_empty=True)
-        backups.require_same_project(manifest, repository, settings.project_id)
+        backups.require_same_project(
+            manifest, repository, settings.project_id, is_default=its.is_default
+        )
+        if its.beside is not None:
+            make_missing_database(its.beside.autocommit, settings)
         with open_database(settings) as database:
             load = _loader(database, manifest)
             is_known = database.status().revision in {None, *known_revisions()}
@@ -95,6 +114,7 @@ def restore_backup(
                 repository,
                 Mirror(settings.autonomous_runs_dir),
                 now=DatabaseClock(database.autocommit),
+                is_default=its.is_default,
                 node_id=repository.node_identity().node_id,
             )
             with as_node(context) as context:
@@ -127,7 +147,7 @@ def _loader(database: Database, manifest: BackupManifest) -> Callable[[Iterator[
     return lambda chunks: restore(tool, address, chunks, schema=manifest.schema_name)
 
 
-def _of_project(settings: Settings, manifest: BackupManifest) -> Settings:
+def _named(settings: Settings, manifest: BackupManifest) -> Settings:
     """Give a new home the project of the backup, unless the settings name one."""
     if (settings.home / PROJECT_FILE).exists() or "project_id" in settings.model_fields_set:
         return settings

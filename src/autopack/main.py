@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from types import FrameType
@@ -61,7 +61,7 @@ from .api.wire import WireProtocol, connections_within, protocol_with, raise_fil
 from .config import MEGABYTE, Settings, SettingsError, load_settings
 from .dashboard.live import Boards
 from .dashboard.mount import mount_dashboard
-from .database import DatabaseClock, open_database
+from .database import Database, DatabaseClock, open_database
 from .domain.access import Caller
 from .domain.errors import UnavailableError
 from .domain.keys import without_keys
@@ -69,7 +69,7 @@ from .domain.limits import Limits, Rates
 from .domain.printable import lines_of
 from .gitrepo import Repository
 from .jobs.worker import Queue, Workers
-from .migrating import DatabaseError
+from .migrating import DatabaseError, one_line_errors
 from .mirror import Mirror
 from .services import pushes
 
@@ -394,11 +394,41 @@ def beside_database(
     `project`: those of a project, which is the default one if it is None. Raises
     ProjectNotFoundError, ProjectClosedError.
     """
-    with ExitStack() as stack:
-        context = stack.enter_context(open_context(settings))
-        if project not in (None, settings.project_id):
-            context = stack.enter_context(_opening(settings_of(context, project)))
+    with (
+        of_project(settings, project) as its,
+        open_context(its.settings, is_default=its.is_default) as context,
+    ):
         yield context.for_caller(Caller(name=name))
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenProject:
+    """A project's settings; `beside`: the open database that lists it, None for the default one."""
+
+    settings: Settings
+    beside: Database | None = None
+
+    @property
+    def is_default(self) -> bool:
+        return self.beside is None
+
+
+@contextmanager
+def of_project(
+    settings: Settings, project: str | None, *, may_be_closed: bool = False
+) -> Iterator[ChosenProject]:
+    """Find a project of the service's settings, and migrate nothing; None: the default one.
+
+    While the `with` block runs, the embedded Postgres does. Raises ProjectNotFoundError,
+    ProjectClosedError unless `may_be_closed`, RepositoryTakenError, DatabaseError.
+    """
+    if project is None or project == settings.project_id:
+        yield ChosenProject(settings)
+        return
+    with open_database(settings) as database:
+        with one_line_errors(database.engine):
+            its = settings_of(settings, database.engine, project, may_be_closed=may_be_closed)
+        yield ChosenProject(its, database)
 
 
 @contextmanager

@@ -272,5 +272,14 @@ def test_projects_are_managed_and_chosen_by_an_option_or_the_environment(
     assert "project_not_found" in capsys.readouterr().err
     assert "'shop' is open" in told("projects", "reopen", "shop")
     # The settings are those of the default project: nothing is done to another one by mistake.
-    assert main(["--project", "shop", "db", "status"]) == 2
+    assert main(["--project", "shop", "db", "upgrade"]) == 2
     assert "works on the default project" in capsys.readouterr().err
+    monkeypatch.delenv("AUTOPACK_PROJECT")
+    assert "_project_" not in told("db", "status")
+    assert "_project_" in told("--project", "shop", "db", "status")
+    for command in (["backup"], ["restore"], ["export", "run-1"], ["import"]):
+        assert main(["--project", "hsop", "db", *command, str(tmp_path / "file.tar")]) == 2
+        line = capsys.readouterr().err
+        assert "there is no open project 'hsop'" in line
+        assert ("`autopack projects create`" in line) == (command == ["restore"])
+        assert line.count("\n") == 1

@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from sqlalchemy import make_url
 from starlette.testclient import TestClient
 
 from autopack.backup import make_backup, restore_backup
 from autopack.checker.command import main as check
 from autopack.config import Settings
+from autopack.database import open_database
 from autopack.domain.errors import AutopackError
-from autopack.main import create_app
+from autopack.main import create_app, of_project
 from autopack.migrating import DatabaseError
 from autopack.postgres_tools import PostgresToolError
 from autopack.services.archives import (
@@ -30,6 +32,7 @@ from autopack.services.archives import (
     new_archive,
 )
 from autopack.services.backups import MEMBERS, DatabaseInUseError, open_backup
+from autopack.store.projects import drop_database
 
 from .consistency import REVISION, assert_consistent
 
@@ -169,6 +172,58 @@ def test_everything_comes_back_into_an_empty_repository_and_an_empty_database(
     assert verdict["eligible"], verdict["reasons"]
     with service(restored) as client:  # and work goes on
         submit(client, "live", "P1", "more.txt")
+
+
+def test_a_further_project_comes_back_when_its_database_and_folders_are_lost(
+    settings: Settings,
+    git_repo: GitRepo,
+    tmp_path: Path,
+    dropped_projects: None,
+) -> None:
+    from tests.conftest import make_git_repo
+
+    shop = make_git_repo(tmp_path / "shop")
+    file, cart = tmp_path / "shop.tar", tmp_path / "cart.tar"
+    with service(settings) as client:
+        start(client, "done")  # a run of the default project, of the same name
+        for name, folder in (("shop", shop), ("cart", make_git_repo(tmp_path / "cart"))):
+            must(client, "/projects", {"name": name, "repository": str(folder.path)})
+        with of_project(settings, "shop") as found:
+            its = found.settings
+        client.base_url = client.base_url.join("/projects/shop/")
+        work(client)
+        make_backup(settings, file, "shop")  # beside the service
+        make_backup(settings, cart, "cart")
+    before, default = state_of(its, shop), state_of(settings, git_repo)
+    with pytest.raises(AutopackError, match="3 rows in runs"):
+        restore_backup(settings, file, "shop")
+    with pytest.raises(AutopackError, match="is of the project 'cart', not of 'shop'"):
+        restore_backup(settings, cart, "shop", is_replacing=True)
+    assert state_of(its, shop) == before
+
+    with open_database(settings) as database:
+        drop_database(database.autocommit, make_url(its.database_url or "").database or "")
+    with pytest.raises(DatabaseError, match="does not exist"):
+        make_backup(settings, tmp_path / "none.tar", "shop")
+    shutil.rmtree(its.home)
+    shutil.rmtree(shop.path)
+    shop.path.mkdir()
+    shop.git("init", "--quiet", "--initial-branch=main", "--template=")
+    with service(settings) as client:
+        must(client, "/projects/shop/close", {})  # so that the service may go on with the others
+        report = restore_backup(settings, file, "shop")
+        assert [(run.run_id, run.problems) for run in report.runs] == [
+            ("done", []),
+            ("live", []),
+            ("cancelled", []),
+        ]
+        assert state_of(its, shop) == before
+        shop.git("reset", "--quiet", "--hard")
+        must(client, "/projects/shop/reopen", {})
+        client.base_url = client.base_url.join("/projects/shop/")
+        submit(client, "live", "P1", "more.txt")
+        assert must(client, "/runs/done")["state"] == "DONE_SUCCESS"
+    assert state_of(settings, git_repo) == default
 
 
 def test_the_clone_of_the_backup_gets_its_refs_and_files_back(

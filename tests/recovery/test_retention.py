@@ -12,9 +12,10 @@ from starlette.testclient import TestClient
 from autopack.checker.command import main as check
 from autopack.config import Settings
 from autopack.domain.retention import read_retention
-from autopack.main import beside_database
+from autopack.main import beside_database, queues_of
 from autopack.services import retention
 from autopack.services.retention import retain
+from autopack.services.upkeep import UPKEEP_QUEUE
 from autopack.store import pulses
 from autopack.store import retention as store
 
@@ -237,6 +238,30 @@ def test_one_node_removes_at_a_time_and_once_an_hour(
         periodic()
         assert must(client, "/runs/old")["details"] == "removed"
         assert retention.Retention(context)() is None
+
+
+def test_a_further_project_is_cleared_up_too(
+    settings: Settings, git_repo: GitRepo, tmp_path: Path, dropped_projects: None
+) -> None:
+    from tests.conftest import make_git_repo
+
+    settings = settings.model_copy(update={"retention": AGE})
+    folder = str(make_git_repo(tmp_path / "shop").path)
+    with service(settings) as client:
+        must(client, "/projects", {"name": "shop", "repository": folder})
+        client.base_url = client.base_url.join("/projects/shop/")
+        start(client, "old")
+        submit(client, "old", "P0", "old.txt")
+        with beside_database(settings, "test", "shop") as context:
+
+            def execute(statement: str, **values: object) -> None:
+                with context.engine.begin() as connection:
+                    connection.execute(text(statement), values)
+
+            settle(client, execute, "old")
+            upkeep = next(each for each in queues_of(context) if each.name == UPKEEP_QUEUE)
+            upkeep.every["retain"][1]()
+        assert must(client, "/runs/old")["details"] == "removed"
 
 
 @pytest.mark.parametrize(("text_", "days"), [("90d", 90), ("12w", 84), (" 1d ", 1)])

@@ -1,4 +1,4 @@
-"""`autopack db`: the service's Postgres, embedded or not."""
+"""`autopack db`: the service's Postgres, embedded or not; of one project, but for `upgrade`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,13 +17,15 @@ import typer
 from ..config import Settings, SettingsError
 from ..database import Database, open_database
 from ..domain.errors import AutopackError, ErrorKind
+from ..domain.projects import ProjectNotFoundError
 from ..domain.retention import read_retention
 from ..gitrepo.errors import RepositoryUnusableError
 from ..gitrepo.tracked import require_untracked
 from ..migrating import DatabaseError, Step
 from .command import FINE, NO, UNAVAILABLE, WRONG_USE, CommandError, command_app, importing
 from .completion import RunId
-from .settings import read_settings
+from .service import wanted_project
+from .settings import read_service_settings, read_settings
 from .terminal import JsonOption, hint, log_warnings_alone, print_json, print_table, say
 
 if TYPE_CHECKING:
@@ -98,7 +100,7 @@ def status(json: JsonOption = False) -> int:
 
     Ends with 0 when it is, 1 when it is not.
     """
-    with _opened(must_exist=True) as database:
+    with _opened(must_exist=True, is_of_project=True) as database:
         found = _look(database)
     if json:
         print_json(found)
@@ -114,7 +116,7 @@ def shell(
     ] = None,
 ) -> int:
     """Open psql on the database; the embedded Postgres runs until psql ends."""
-    with _opened(must_exist=True) as database:
+    with _opened(must_exist=True, is_of_project=True) as database:
         url = database.engine.url.set(drivername="postgresql")
         address = url.set(password=None).render_as_string(hide_password=False)
         environment = dict(os.environ)
@@ -140,7 +142,7 @@ def backup(
     file: Annotated[Path, typer.Argument(help="The new file, which must not exist.")],
     json: JsonOption = False,
 ) -> None:
-    """Write a backup of database and repository into one file, while services may work.
+    """Write a backup of one project, database and repository, while services may work.
 
     The file has digests of keys, secrets of webhooks and all code of the runs: keep it safe.
     """
@@ -148,7 +150,7 @@ def backup(
         from ..backup import make_backup
 
         _require_database(settings)
-        made = make_backup(settings, file)
+        made = make_backup(settings, file, wanted_project())
     for warning in made.warnings:
         hint(f"autopack: warning: {warning}")
     if json:
@@ -175,7 +177,17 @@ def restore(
     with _one_line_errors() as settings:
         from ..backup import restore_backup
 
-        found = restore_backup(settings, file, is_replacing=replace, told=_tell_progress)
+        project = wanted_project()
+        if project is not None:
+            _require_database(settings)
+        try:
+            found = restore_backup(
+                settings, file, project, is_replacing=replace, told=_tell_progress
+            )
+        except ProjectNotFoundError as error:
+            raise CommandError(
+                f"{error.detail}: `autopack projects create` adds it, then restore again"
+            ) from error
     if json:
         print_json(found)
     else:
@@ -199,7 +211,7 @@ def export_run(
         _require_database(settings)
         from ..backup import write_run
 
-        made = write_run(settings, run_id, file or Path(f"{run_id}.autopack.tar"))
+        made = write_run(settings, run_id, file or Path(f"{run_id}.autopack.tar"), wanted_project())
     if json:
         print_json(made)
     else:
@@ -215,7 +227,7 @@ def import_run(
         _require_database(settings)
         from ..backup import read_run
 
-        found = read_run(settings, file)
+        found = read_run(settings, file, wanted_project())
     if json:
         print_json(found)
     else:
@@ -247,7 +259,10 @@ def retain(
         _require_database(settings)
         from ..main import as_node, beside_database, retain
 
-        with beside_database(settings, "cli") as opened, as_node(opened) as context:
+        with (
+            beside_database(settings, "cli", wanted_project()) as opened,
+            as_node(opened) as context,
+        ):
             found = retain(context, age, is_dry_run=dry_run)
     if json:
         print_json(found)
@@ -294,7 +309,7 @@ def _one_line_errors() -> Iterator[Settings]:
     with importing():
         from ..postgres_tools import PostgresToolError
     try:
-        settings = read_settings()
+        settings = read_service_settings()
         require_untracked(settings)
         yield settings
     except SettingsError as error:
@@ -339,20 +354,28 @@ def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 @contextmanager
-def _opened(*, must_exist: bool = False) -> Iterator[Database]:
-    """Open the database that the service uses. Raises CommandError."""
+def _opened(*, must_exist: bool = False, is_of_project: bool = False) -> Iterator[Database]:
+    """Open the default project's database, or that of the chosen project. Raises CommandError."""
     log_warnings_alone()
     try:
-        settings = read_settings()
+        settings = read_service_settings() if is_of_project else read_settings()
         require_untracked(settings)
         if must_exist:
             _require_database(settings)
-        with open_database(settings) as database:
-            yield database
+        with ExitStack() as stack:
+            if is_of_project and (project := wanted_project()) is not None:
+                with importing():
+                    from ..main import of_project  # slow, and the default project needs it not
+
+                its = stack.enter_context(of_project(settings, project, may_be_closed=True))
+                settings = its.settings
+            yield stack.enter_context(open_database(settings))
     except (SettingsError, RepositoryUnusableError) as error:
         raise CommandError(str(error)) from error
     except DatabaseError as error:
         raise CommandError(str(error), UNAVAILABLE) from error
+    except AutopackError as error:
+        raise CommandError(error.detail) from error
 
 
 def exists(settings: Settings) -> bool:

@@ -6,7 +6,6 @@ The service need not run. Where it does, a change takes effect within ten second
 from __future__ import annotations
 
 import getpass
-import os
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from pydantic import ValidationError
 
-from ..client.connection import PROJECT_VARIABLE
 from ..config import SettingsError
 from ..domain.access import AccessRole
 from ..domain.errors import AutopackError
@@ -25,8 +23,9 @@ from ..domain.limits import KeyLimits
 from ..gitrepo.errors import RepositoryUnusableError
 from ..migrating import DatabaseError
 from .command import FINE, NO, UNAVAILABLE, CommandError, command_app
+from .service import wanted_project
 from .settings import read_service_settings
-from .terminal import JsonOption, chosen_project, log_warnings_alone, print_json, print_table, say
+from .terminal import JsonOption, log_warnings_alone, print_json, print_table, say
 
 if TYPE_CHECKING:
     from ..main import AppContext
@@ -154,13 +153,12 @@ def audit(
 @contextmanager
 def _beside_database(project: str | None = None) -> Iterator[AppContext]:
     """Open the data of a project, by default of the chosen one. Raises CommandError."""
-    project = project or chosen_project() or os.environ.get(PROJECT_VARIABLE)
     log_warnings_alone()
     from ..main import beside_database
 
     try:
         settings = read_service_settings()
-        with beside_database(settings, _own_name(), project) as context:
+        with beside_database(settings, _own_name(), wanted_project(project)) as context:
             yield context
     except (SettingsError, RepositoryUnusableError) as error:
         raise CommandError(str(error)) from error

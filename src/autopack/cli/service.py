@@ -1,13 +1,15 @@
-"""What commands need that call the service: a client, and files to send."""
+"""What commands need that call the service: a client, files to send, which project it is."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..client import ApiError, Autopack, ClientError, UnreachableError
+from ..client.connection import PROJECT_VARIABLE
 from ..client.documents import DocumentError, parse_document
 from .command import UNAVAILABLE, WRONG_USE, CommandError
 from .terminal import chosen_project
@@ -51,3 +53,12 @@ def _exit_code(error: ClientError) -> int:
         is_ill = error.status >= 500 or error.code == "unreadable_answer"
         return UNAVAILABLE if is_ill else WRONG_USE
     return UNAVAILABLE if isinstance(error, UnreachableError) else WRONG_USE
+
+
+def wanted_project(project: str | None = None) -> str | None:
+    """Return which project a command beside the database is about; None: the default one.
+
+    It is the given one, else that of `autopack --project`, else that of AUTOPACK_PROJECT.
+    """
+    project = chosen_project() if project is None else project
+    return (os.environ.get(PROJECT_VARIABLE) if project is None else project) or None

@@ -14,7 +14,8 @@ def read_settings(**values: object) -> Settings:
     if (project := chosen_project()) is not None:
         raise SettingsError(
             f"--project {project}: this command works on the default project; the option is for"
-            " commands that ask the service, and for `autopack keys`"
+            " commands that ask the service, for `autopack keys`, and for all of `autopack db` but"
+            " `upgrade`"
         )
     return read_service_settings(**values)
 

@@ -158,11 +158,18 @@ def open_backup(path: Path) -> Iterator[tuple[Archive, BackupManifest]]:
         yield archive, manifest
 
 
-def require_same_project(manifest: BackupManifest, repository: Repository, project: str) -> None:
+def require_same_project(
+    manifest: BackupManifest, repository: Repository, project: str, *, is_default: bool
+) -> None:
     """Check that a backup belongs to this repository and project; an empty repository may be any.
 
     Raises OtherRepositoryError.
     """
+    if manifest.project_id != project and not is_default:
+        raise OtherRepositoryError(
+            f"the backup is of the project '{manifest.project_id}', not of '{project}': a further"
+            " project gets back its own backups alone"
+        )
     if manifest.project_id != project:
         raise OtherRepositoryError(
             f"the backup is of the project '{manifest.project_id}', and this home is of"

@@ -18,7 +18,9 @@ from typing import Final
 
 import structlog
 from pydantic import SecretStr
+from sqlalchemy import URL, Engine, make_url
 from sqlalchemy.exc import ProgrammingError
+from sqlalchemy.orm import Session
 
 from ..config import Settings
 from ..domain.audit import AuditAction
@@ -66,16 +68,46 @@ def list_open(context: AppContext) -> list[OpenProject]:
     """Return the projects beside the default one that are to be served."""
     with context.reading() as session:
         return [
-            OpenProject(row.name, row.changed_at, _settings_of(context, row))
+            OpenProject(
+                row.name, row.changed_at, _settings_of(context.settings, context.engine.url, row)
+            )
             for row in store.list_projects(session)
             if row.closed_at is None
         ]
 
 
-def settings_of(context: AppContext, name: str) -> Settings:
-    """Return the settings of an open project. Raises ProjectNotFoundError, ProjectClosedError."""
-    with context.reading() as session:
-        return _settings_of(context, _require_open(store.find_project(session, name), name))
+def settings_of(
+    settings: Settings, engine: Engine, name: str, *, may_be_closed: bool = False
+) -> Settings:
+    """Return the settings of a project beside the default one, whose settings and engine are given.
+
+    The database may have any schema. Raises ProjectNotFoundError, ProjectClosedError unless
+    `may_be_closed`, and RepositoryTakenError for a closed project whose repository another one has
+    by now.
+    """
+    with Session(engine) as session:
+        project = store.find_project(session, name) if store.has_list(session) else None
+        if project is None:
+            raise ProjectNotFoundError(name)
+        if project.closed_at is None or not may_be_closed:
+            _require_open(project, name)
+        else:
+            owner = store.find_owner(session, project.git_dir)
+            if project.git_dir == os.path.realpath(find_git_dir(settings)):
+                owner = settings.project_id
+            _require_free(project, owner)
+        return _settings_of(settings, engine.url, project)
+
+
+def make_missing_database(autocommit: Engine, settings: Settings) -> None:
+    """Create the empty database of a project, if the server does not have it.
+
+    `autocommit` is the default project's, `settings` are the project's. Raises
+    ProjectDatabaseError.
+    """
+    name = make_url(settings.database_url or "").database or ""
+    if not store.has_database(autocommit, name):
+        _create_database(autocommit, name)
 
 
 def list_projects(context: AppContext, problems: Mapping[str, str]) -> list[ProjectAnswer]:
@@ -119,7 +151,7 @@ def create_project(context: AppContext, wanted: NewProject, opening: Opening) ->
         )
         project.git_dir = _own_git_dir(context, session, project)
         project.database = _new_database(context)
-        home = _home_of(context, project.name)
+        home = _home_of(context.settings, project.name)
         is_new_home = not home.exists()
         try:
             _open_once(context, project, opening, AuditAction.PROJECT_CREATED, wanted)
@@ -224,26 +256,38 @@ def _own_git_dir(context: AppContext, session: RowSession, project: Project) -> 
     Branches of runs have the same names in each project, so two of them would share branches.
     """
     try:
-        git_dir = os.path.realpath(find_git_dir(_settings_of(context, project)))
+        git_dir = os.path.realpath(
+            find_git_dir(_settings_of(context.settings, context.engine.url, project))
+        )
     except RepositoryUnusableError as error:
         raise ProjectRepositoryError(f"repository: {error.detail}") from error
     owner = store.find_owner(session, git_dir)
     if git_dir == os.path.realpath(context.repository.git_dir):
         owner = context.settings.project_id
+    _require_free(project, owner)
+    return git_dir
+
+
+def _require_free(project: Project, owner: str | None) -> None:
     if owner not in (None, project.name):
         raise RepositoryTakenError(
             f"repository: {project.repository} is that of the project '{owner}', whose runs have"
             " branches of the same names"
         )
-    return git_dir
 
 
 def _new_database(context: AppContext) -> str:
+    name = store.new_database_name(context.autocommit)
+    _create_database(context.autocommit, name)
+    return name
+
+
+def _create_database(autocommit: Engine, name: str) -> None:
     try:
-        return store.create_database(context.autocommit)
+        store.create_database(autocommit, name)
     except ProgrammingError as error:
         reason = " ".join(str(error.orig).split())
-        role = context.engine.url.username or "of DATABASE_URL"
+        role = autocommit.url.username or "of DATABASE_URL"
         raise ProjectDatabaseError(
             f"Postgres makes no database for the project ({reason}): allow it by"
             f' `ALTER ROLE "{role}" CREATEDB`'
@@ -260,7 +304,7 @@ def _open_once(
     """Check that a project can be served, and write into its audit log what is done to it."""
     data = wanted.model_dump(exclude={"name"}) if wanted is not None else {}
     try:
-        with opening(_settings_of(context, project)) as opened:
+        with opening(_settings_of(context.settings, context.engine.url, project)) as opened:
             require_history(opened)
             its = opened.for_caller(context.caller)
             with its.writing() as session:
@@ -270,11 +314,11 @@ def _open_once(
         raise ProjectRepositoryError(f"repository: {error.detail}") from error
 
 
-def _settings_of(context: AppContext, project: Project) -> Settings:
-    home = _home_of(context, project.name)
-    url = context.engine.url.set(database=project.database)
+def _settings_of(settings: Settings, url: URL, project: Project) -> Settings:
+    home = _home_of(settings, project.name)
+    url = url.set(database=project.database)
     remote = project.git_remote
-    return context.settings.model_copy(
+    return settings.model_copy(
         update={
             "project_id": project.name,
             "repo_path": Path(project.repository),
@@ -288,8 +332,8 @@ def _settings_of(context: AppContext, project: Project) -> Settings:
     )
 
 
-def _home_of(context: AppContext, name: str) -> Path:
-    return context.settings.home / FOLDER / name
+def _home_of(settings: Settings, name: str) -> Path:
+    return settings.home / FOLDER / name
 
 
 def _default(context: AppContext) -> ProjectAnswer:

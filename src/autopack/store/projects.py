@@ -21,6 +21,11 @@ def lock_projects(session: Session) -> None:
     session.execute(_LOCK)
 
 
+def has_list(session: Session) -> bool:
+    """Say whether the schema has the list of projects; an empty or older one does not."""
+    return bool(session.scalars(select(func.to_regclass(Project.__tablename__))).one())
+
+
 def list_projects(session: Session) -> Sequence[Project]:
     """Return all projects, closed ones too, oldest first."""
     return session.scalars(select(Project).order_by(Project.id)).all()
@@ -47,16 +52,23 @@ def has_live_runs(session: Session) -> bool:
     return bool(session.scalars(select(exists().where(Run.ended_at.is_(None)))).one())
 
 
-def create_database(autocommit: Engine) -> str:
-    """Create an empty database on the same server, and return its name.
-
-    Raises ProgrammingError where the role may not.
-    """
+def new_database_name(autocommit: Engine) -> str:
+    """Return a name for a project's database that no other one has."""
     prefix = (autocommit.url.database or "autopack").replace('"', "")[:_LONGEST_PREFIX]
-    name = f"{prefix}_project_{uuid.uuid4().hex[:16]}"
+    return f"{prefix}_project_{uuid.uuid4().hex[:16]}"
+
+
+def has_database(autocommit: Engine, name: str) -> bool:
+    """Say whether the server has a database of this name."""
+    query = text("SELECT EXISTS (SELECT FROM pg_database WHERE datname = :name)")
+    with autocommit.connect() as connection:
+        return bool(connection.execute(query, {"name": name}).scalar_one())
+
+
+def create_database(autocommit: Engine, name: str) -> None:
+    """Create an empty database on the same server. Raises ProgrammingError if the role may not."""
     with autocommit.connect() as connection:
         connection.exec_driver_sql(f"CREATE DATABASE \"{name}\" TEMPLATE template0 ENCODING 'UTF8'")
-    return name
 
 
 def drop_database(autocommit: Engine, name: str) -> None:
