@@ -14,12 +14,16 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.conftest import GitRepo
 
 from autopack.config import Settings
 
 pytestmark = pytest.mark.unit
 
 FILE = Path(__file__).resolve().parents[1] / "docker-compose.yml"
+PROXY = FILE.with_name("docs") / "replicas.nginx.conf"
+REPLICAS = ("scale-1", "scale-2", "scale-3")
+NODES = (*REPLICAS, "scale-jobs")
 DOCKERFILE = FILE.with_name("Dockerfile")
 
 
@@ -109,3 +113,66 @@ def test_the_password_is_random_made_once_and_readable_by_its_two_users_alone(
     for name in ("postgres", "pgpass"):
         assert (tmp_path / name).stat().st_mode & 0o777 == 0o600
     assert make() == (password, passfile)
+
+
+def mounts(service: dict[str, Any]) -> dict[str, str]:
+    """Return the names of a service's volumes by their folders, without those that end in `:ro`."""
+    matches = (re.fullmatch("(.+):(/[^:]+)", each) for each in service["volumes"])
+    return {found[2]: found[1] for found in matches if found}
+
+
+def test_each_node_of_scale_has_a_clone_and_a_home_of_its_own_and_the_same_database(
+    services: dict[str, Any],
+) -> None:
+    folders = {"/repo", "/var/lib/autopack"}
+    volumes = [volume for node in NODES for volume in mounts(services[node]).values()]
+    assert all(set(mounts(services[node])) == folders for node in NODES)
+    assert len(set(volumes)) == len(volumes) == len(NODES) * len(folders)
+    assert set(volumes) <= set(yaml.safe_load(FILE.read_text())["volumes"])
+    clones = {mounts(services[node])["/repo"] for node in NODES}
+    assert set(mounts(services["scale-clones"]).values()) == clones
+    environments = [services[node]["environment"] for node in (*NODES, "team")]
+    assert all(each == environments[0] for each in environments)
+
+
+def test_scale_starts_all_that_it_needs_by_its_name_and_publishes_the_proxy_alone(
+    services: dict[str, Any],
+) -> None:
+    needed, left = set(), ["scale"]
+    while left:
+        name = left.pop()
+        needed.add(name)
+        left += services[name].get("depends_on", ())
+    scale = {name for name, service in services.items() if "scale" in service.get("profiles", ())}
+    assert needed == scale >= {"scale", *NODES, "scale-clones", "team-db", "team-password"}
+    assert [name for name in scale if "ports" in services[name]] == ["scale"]
+    assert services["scale-jobs"]["command"][-1] == "jobs"
+
+
+def test_the_proxy_names_all_replicas_and_holds_no_event_back(services: dict[str, Any]) -> None:
+    written = re.sub(r"(?m)\s*#.*$", "", PROXY.read_text())
+    assert re.findall(r"server ([\w-]+):8000;", written) == list(REPLICAS)
+    for directive in ("proxy_buffering off;", "proxy_read_timeout 1h;", "listen 8000;"):
+        assert directive in written
+    (mounted,) = services["scale"]["volumes"]
+    assert mounted == "./docs/replicas.nginx.conf:/etc/nginx/conf.d/default.conf:ro"
+
+
+def test_the_clones_are_made_once_and_then_follow_the_repository(
+    services: dict[str, Any], git_repo: GitRepo, tmp_path: Path
+) -> None:
+    """Runs the script of `scale-clones` on folders of ours, as the user of the test."""
+    entry = services["scale-clones"]["entrypoint"]
+    clones = tmp_path / "clones"
+    script = entry[2].replace("$$", "$").replace("/clones", str(clones))
+    script = script.replace(" /repo ", f" {git_repo.path} ")
+    script = re.sub(r"(?m)^ *chown.*$", "", script)
+    script = re.sub(r"setpriv .*? (?=\"\$@\")", "", script)
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+    for folder in mounts(services["scale-clones"]):
+        (tmp_path / folder.lstrip("/")).mkdir(parents=True)
+    for content in ("first\n", "second\n"):
+        head = git_repo.commit({"new.txt": content})
+        subprocess.run([*entry[:2], script], env=environment, check=True)
+        for clone in clones.iterdir():
+            assert GitRepo(clone).git("rev-parse", "HEAD") == head
