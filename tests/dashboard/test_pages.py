@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from sqlalchemy import text
 from starlette.testclient import TestClient
 
 from autopack.dashboard.rendering import HOME, STATIC, ago, assets_version, clean
 from autopack.domain.access import AccessRole, Caller
 from autopack.domain.keys import NewKey
 from autopack.main import create_app, create_key, revoke_key
+from autopack.store import nodes
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -72,6 +74,27 @@ def test_static_files_are_kept_for_good_under_an_address_of_their_content(api: A
 
 def test_an_empty_service_says_how_to_start_a_run(api: Api) -> None:
     assert "No run yet" in words(api.client.get(HOME))
+
+
+def test_home_shows_the_nodes_with_their_lag_where_there_are_several(
+    api: Api, app: FastAPI
+) -> None:
+    api.start("run-1")
+    assert "h-nodes" not in api.client.get(HOME).text
+    with app.state.context.writing() as session:
+        nodes.put_node(
+            session, "n2", place=f"host-2:{HOSTILE}", address=None, version="1", generation="1"
+        )
+        session.execute(text("UPDATE nodes SET heartbeat_at = '2026-11-24' WHERE id = 'n2'"))
+        session.commit()
+    page = api.client.get(HOME)
+    assert re.search(r"silent since .* host-2:.* n2 1 1 .* none", words(page))
+    assert "<script>alert" not in page.text
+    with app.state.context.writing() as session:
+        nodes.note_lack(session, "run-1", "n2", "the commit 1234 is missing")
+        session.commit()
+    shown = words(api.client.get(HOME))
+    assert re.search(r" n2 0 0 \S 1 run-1: the commit 1234 is missing", shown)
 
 
 def test_home_shows_what_runs_and_what_ended(api: Api) -> None:

@@ -48,7 +48,7 @@ UNREADABLE: Final[tuple[type[Exception], ...]] = (AutopackError, *OUTAGES)
 _AGES: Final = re.compile(r"(?<=>)[^<]*(?=</time>)")
 # What grows with the time besides them is no reason to send a page to a browser that reconnects.
 _GROWS: Final = re.compile(r'<svg class="fall".*?</svg>', re.DOTALL)
-HOME_PARTS: Final = ("attention", "summary", "running", "ended")
+HOME_PARTS: Final = ("attention", "summary", "running", "ended", "nodes")
 # An event's id: the number of the page's last event, and a digest of what is shown.
 _ID: Final = r"^[0-9]{1,15}(-[0-9a-f]{8})?$"
 

@@ -22,6 +22,7 @@ from ..domain.times import whole_minutes_used
 from ..services import runs
 from ..services.attention import attention, last_rehearsals
 from ..services.context import AppContext
+from ..services.nodes import list_nodes
 from ..views.attention import AttentionItem
 from ..views.runs import ListedRun
 from .rendering import HOME, STATIC, Page, assets_version
@@ -53,7 +54,7 @@ def home(context: Context, page: InPage) -> HTMLResponse:
     return page.render(
         "home.html",
         here="home",
-        json=("/runs?live=true", "/attention"),
+        json=("/runs?live=true", "/attention", "/nodes"),
         stream=f"{page.root}{HOME}/stream?page=home",
         **home_values(context, page.now),
         address=str(page.request.base_url).rstrip("/"),
@@ -81,6 +82,7 @@ def home_values(context: AppContext, now: datetime) -> dict[str, Any]:
         "ended": ended,
         "more_ended": more_ended is not None,
         "is_empty": is_empty,
+        "nodes": list_nodes(context),
     }
 
 
