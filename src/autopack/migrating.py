@@ -336,6 +336,7 @@ def _judged(config: Config, since: str, pending: list[Script]) -> list[Step]:
     from alembic import command
 
     written = _Statements()
+    # Alembic only calls `write`, though it declares a whole text file.
     config.output_buffer = written  # type: ignore[assignment]
     config.attributes["is_live"] = True
     command.upgrade(config, f"{since}:{pending[-1].revision}", sql=True)

@@ -44,6 +44,7 @@ def read_rows(session: RowSession, run_pk: int) -> Iterator[tuple[str, str]]:
         key = "ci_run_pk" if table == "ci_logs" else "id"
         after = -1
         while True:
+            # Table, key and condition are names and literals of this module.
             query = (
                 f"SELECT {key}, to_jsonb(t)::text FROM {table} t WHERE {condition}"  # noqa: S608
                 f" AND {key} > %s ORDER BY {key} LIMIT %s"
@@ -84,6 +85,7 @@ class RowImport:
         for column in columns:  # of a row of an older version
             is_missing = column.name not in row and not column.nullable
             if is_missing and column.server_default is None and column.default is not None:
+                # Models have plain defaults, whose type is that of any kind of default.
                 value = column.default.arg  # type: ignore[attr-defined]
                 changes.setdefault(column.name, [] if callable(value) else value)
         names = ", ".join(f'"{name}"' for name in {**row, **changes})

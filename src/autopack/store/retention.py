@@ -25,6 +25,7 @@ _NEXT: Final = f"""SELECT r.id, r.run_id, r.ended_at FROM runs r
         AND (r.ended_at, r.id) > (%(ended_at)s, %(id)s)
         AND {_SETTLED} AND {_RECORDED} AND {_AT_REST}
     ORDER BY r.ended_at, r.id LIMIT %(limit)s"""  # noqa: S608 - literals
+# Its parts are literals of this module.
 _KEPT: Final = f"""SELECT count(*) FILTER (WHERE ({_SETTLED}) IS NOT TRUE),
         count(*) FILTER (WHERE {_SETTLED} AND NOT ({_RECORDED})),
         count(*) FILTER (WHERE {_SETTLED} AND {_RECORDED} AND NOT ({_AT_REST}))
