@@ -6,17 +6,19 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import text
 
 from autopack.config import Settings
 from autopack.domain.plan import Plan
+from autopack.domain.results import BuilderReport
 from autopack.gitrepo.node import Generations
 from autopack.main import as_node, open_context
 from autopack.migrating import DatabaseError
 from autopack.services import nodes
+from autopack.services.building import submit_builder_result
 from autopack.services.context import AppContext
 from autopack.services.nodes import NodePlace
 from autopack.services.runs import start_run
@@ -30,11 +32,19 @@ if TYPE_CHECKING:
 
 Serve = Callable[..., AbstractContextManager[AppContext]]
 
-PLAN = {
+PLAN: dict[str, Any] = {
     "run": {"run_id": "run-001"},
     "tiers": [{"tier_id": "T1", "tier_index": 0, "name": "Tier"}],
     "phases": [{"phase_id": "P1", "phase_index": 0, "tier_id": "T1", "name": "Phase"}],
 }
+NEW_FILE = """\
+diff --git a/NAME.txt b/NAME.txt
+new file mode 100644
+--- /dev/null
++++ b/NAME.txt
+@@ -0,0 +1 @@
++NAME
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -307,3 +317,74 @@ def test_a_node_that_only_seemed_to_be_gone_comes_back_with_its_next_sign_of_lif
     place.look()
     [node] = client.get("/nodes").json()["nodes"]
     assert node["id"] == place.context.node_id
+
+
+@pytest.fixture
+def second(
+    client: TestClient,
+    serve: Serve,
+    other_clone: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[AppContext]:
+    """Another node beside the application's own; both follow each other only when told to."""
+    monkeypatch.setattr(store, "has_others", lambda *_, **__: False)
+    with serve(**other_clone) as context:
+        yield context
+
+
+BRANCH = "refs/heads/autonomous/run-001"
+
+
+def build(node: AppContext, phase_id: str) -> None:
+    """Let a phase be completed by a patch that a node takes."""
+    built = BuilderReport.model_validate(
+        {"status": "success", "patch_content": NEW_FILE.replace("NAME", phase_id)}
+    )
+    submit_builder_result(node, "run-001", phase_id, built)
+
+
+PHASES = [PLAN["phases"][0] | {"phase_id": f"P{at + 1}", "phase_index": at} for at in range(2)]
+TWO_PHASES = PLAN | {"phases": PHASES}
+
+
+@pytest.mark.parametrize("is_level", [True, False], ids=["level", "behind"])
+def test_a_branch_that_a_stranger_moved_on_one_node_ends_the_run_once_for_all_nodes(
+    app: FastAPI,
+    client: TestClient,
+    git_repo: GitRepo,
+    second: AppContext,
+    other_clone: dict[str, Path],
+    is_level: bool,
+) -> None:
+    """Whether the other node is behind then or not, its branch comes to be as recorded."""
+    from tests.conftest import GitRepo
+
+    first: AppContext = app.state.context
+    clone = GitRepo(other_clone["repo_path"])
+    assert client.post("/runs/start", json=TWO_PHASES).status_code == 201
+    tend_node(second)
+    build(second, "P1")
+    if is_level:
+        tend_node(first)
+    theirs = clone.git("commit-tree", "-m", "theirs", "-p", BRANCH, "main^{tree}")
+    clone.git("update-ref", BRANCH, theirs)
+
+    for _ in range(2):
+        for node in (second, first):
+            tend_node(node)
+
+    run = client.get("/runs/run-001").json()
+    assert run["failure_code"] == "branch_moved"
+    assert theirs in run["failure_reason"]
+    ends = [
+        each
+        for each in client.get("/runs/run-001/events").json()["events"]
+        if each["kind"] == "RunEnded"
+    ]
+    assert len(ends) == 1
+    assert clone.git("rev-parse", BRANCH) == theirs
+    assert git_repo.git("rev-parse", BRANCH) == run["head_commit"]
+    for node in (first, second):
+        [page] = node.settings.autonomous_runs_dir.rglob("run_summary.md")
+        assert theirs in page.read_text()
+    assert [node["lag_runs"] for node in client.get("/nodes").json()["nodes"]] == [0, 0]

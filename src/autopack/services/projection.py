@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final
@@ -16,6 +17,7 @@ from ..domain.results import log_tail
 from ..domain.run import FailureCode
 from ..domain.run_issues import OpenIssue, RunIssue, index_of
 from ..domain.statement import payload_of, write_envelope
+from ..gitrepo import RefMovedError, RefNameTakenError
 from ..mirror import PULL_REQUEST, RECORD, pull_request, pull_request_page, render_run, run_record
 from ..models import EventRow, Phase, Run
 from ..store import ci_runs, issues, nodes, runs, submissions
@@ -46,21 +48,28 @@ def roll_forward(context: AppContext, session: RowSession, run: Run) -> None:
     """Bring objects, branch, tags and every file of a run to what Postgres says.
 
     Raises RefMovedError when a ref is where this run never put it. A run that ended because of
-    that keeps its hands off the refs for good.
+    that leaves such a ref alone for good; the same ref may be unmoved, and late, on another node.
     """
     # Without its details nothing of a run can be rebuilt, so its refs are left to the repository.
-    if run.failure_code is not FailureCode.BRANCH_MOVED and run.details_removed_at is None:
+    if run.details_removed_at is None:
         require_objects(context, session, run)
+        known_errors = (
+            (RefMovedError, RefNameTakenError)
+            if run.failure_code is FailureCode.BRANCH_MOVED
+            else ()
+        )
         recorded = [run.base_commit]
         recorded += [commit.sha for commit in submissions.list_commits(session, run.id)]
-        context.repository.settle_ref(
-            branch_ref(run.run_id), head=run.head_commit, recorded=recorded
-        )
+        with suppress(*known_errors):
+            context.repository.settle_ref(
+                branch_ref(run.run_id), head=run.head_commit, recorded=recorded
+            )
         for phase in runs.phases_of(run).values():
             if phase.snapshot_tag and phase.snapshot_oid:
-                context.repository.settle_ref(
-                    snapshot_ref(phase.snapshot_tag), head=phase.snapshot_oid, recorded=()
-                )
+                with suppress(*known_errors):
+                    context.repository.settle_ref(
+                        snapshot_ref(phase.snapshot_tag), head=phase.snapshot_oid, recorded=()
+                    )
     project(context, session, run, phases=None, index=run_index(session, run))
     project_backlog(context, session)
     # Of a run without late events, nothing else would cause the files to be written again after a
