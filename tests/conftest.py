@@ -197,6 +197,14 @@ def _sample() -> Path:
     return repo.path
 
 
+@pytest.fixture(autouse=True, scope="session")
+def quiet_nodes() -> Iterator[None]:
+    """Let the thread of an application in this process send no statement amid those of a test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("autopack.services.nodes.BEAT_SECONDS", 3_600)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def logs_as_before() -> Iterator[None]:
     """Undo the log configuration of a test.

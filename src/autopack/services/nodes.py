@@ -162,6 +162,7 @@ class NodePlace:
         self.context: Final = register(context, address)
         self._connection = self._take()
         self._follower: Follower | None = None
+        self._try_to_look()
         self._thread = Thread(target=self._beat, name="node", daemon=True)
         self._thread.start()
 
@@ -196,11 +197,12 @@ class NodePlace:
             return False
 
     def _beat(self) -> None:
-        while True:
-            with suppress(DBAPIError, PoolTimeoutError, OSError):  # Postgres or disk will be back
-                self.look()
-            if self._is_over.wait(BEAT_SECONDS):
-                return
+        while not self._is_over.wait(BEAT_SECONDS):
+            self._try_to_look()
+
+    def _try_to_look(self) -> None:
+        with suppress(DBAPIError, PoolTimeoutError, OSError):  # Postgres or disk will be back
+            self.look()
 
     def look(self) -> None:
         """Give a sign of life, look for a copy of this home, and follow other nodes if any."""
