@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import text
+from tests.outbound.receiver import Receiver
 from tests.recovery.conftest import wait_until
 
 from autopack.config import Settings
@@ -18,12 +24,14 @@ from autopack.domain.results import BuilderReport
 from autopack.gitrepo.node import Generations
 from autopack.main import as_node, open_context
 from autopack.migrating import DatabaseError
+from autopack.outbound import send
 from autopack.services import nodes
 from autopack.services.building import submit_builder_result
 from autopack.services.context import AppContext
 from autopack.services.nodes import NodePlace
 from autopack.services.runs import start_run
 from autopack.services.upkeep import tend_node
+from autopack.services.webhooks import deliver_webhook, tell_webhooks
 from autopack.store import nodes as store
 
 if TYPE_CHECKING:
@@ -337,11 +345,10 @@ def second(
 BRANCH = "refs/heads/autonomous/run-001"
 
 
-def build(node: AppContext, phase_id: str) -> None:
+def build(node: AppContext, phase_id: str, **fields: str) -> None:
     """Let a phase be completed by a patch that a node takes."""
-    built = BuilderReport.model_validate(
-        {"status": "success", "patch_content": NEW_FILE.replace("NAME", phase_id)}
-    )
+    patch = NEW_FILE.replace("NAME", phase_id)
+    built = BuilderReport.model_validate({"status": "success", "patch_content": patch} | fields)
     submit_builder_result(node, "run-001", phase_id, built)
 
 
@@ -390,3 +397,55 @@ def test_a_branch_that_a_stranger_moved_on_one_node_ends_the_run_once_for_all_no
         [page] = node.settings.autonomous_runs_dir.rglob("run_summary.md")
         assert theirs in page.read_text()
     assert [node["lag_runs"] for node in client.get("/nodes").json()["nodes"]] == [0, 0]
+
+
+def test_no_event_is_before_its_predecessor_when_the_time_of_a_node_is_an_hour_back(
+    app: FastAPI, client: TestClient, second: AppContext
+) -> None:
+    slow = replace(second, now=lambda: second.now() - timedelta(hours=1))
+    assert client.post("/runs/start", json=TWO_PHASES).status_code == 201
+    build(slow, "P1")
+    claim = {"role": "builder", "agent": "codex", "lease_seconds": 60}
+    lease = client.post("/runs/run-001/claim", json=claim).json()["lease"]
+    build(slow, "P2", lease_token=lease["token"])
+    tend_node(app.state.context)
+    run = client.get("/runs/run-001").json()
+    assert run["state"].startswith("DONE_SUCCESS")
+    events = client.get("/runs/run-001/events?limit=1000").json()["events"]
+    moments = [datetime.fromisoformat(each["at"]) for each in events]
+    assert moments == sorted(moments)
+    for thing in (run, *run["tiers"], *run["tiers"][0]["phases"]):
+        began = thing.get("started_at") or run["created_at"]
+        assert began <= (thing.get("ended_at") or run["ended_at"])
+
+
+class TestWebhooks:
+    @pytest.fixture
+    def settings(self, settings: Settings) -> Settings:
+        return settings.model_copy(update={"webhook_private": True})
+
+    def test_an_event_is_told_once_whichever_nodes_work_at_the_same_time(
+        self, app: FastAPI, client: TestClient, second: AppContext, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # A machine that stalls for seconds is no receiver that is silent.
+        monkeypatch.setattr("autopack.services.webhooks.send", partial(send, seconds=60))
+        both = (app.state.context, second)
+        with Receiver() as receiver, ThreadPoolExecutor() as pool:
+            hook = {"name": "hook", "url": receiver.url, "kinds": ["*"]}
+            assert client.post("/webhooks", json=hook).status_code == 201
+            assert client.post("/runs/start", json=TWO_PHASES).status_code == 201
+            for phase_id, node in zip(("P1", "P2"), both, strict=True):
+                build(node, phase_id)
+                for _ in range(2):
+                    list(pool.map(tell_webhooks, both))
+                    list(pool.map(deliver_webhook, both, [1, 1]))
+            told = [json.loads(each.body) for each in receiver.messages]
+        events = client.get("/runs/run-001/events?limit=1000").json()["events"]
+        sequences = [each["data"]["sequence"] for each in told if ".event." in each["type"]]
+        assert sorted(sequences) == [each["sequence"] for each in events]
+        assert len({each["id"] for each in told}) == len(told)
+        with app.state.context.reading() as session:
+            [jobs] = session.fetch(
+                "SELECT count(*) FROM procrastinate_jobs WHERE task_name = 'deliver_webhook'"
+            )
+        assert jobs == (1,)

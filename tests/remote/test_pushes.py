@@ -17,6 +17,7 @@ from sqlalchemy import event, text
 
 from autopack.config import Settings
 from autopack.gitrepo import GitFailedError, Remote
+from autopack.main import as_node, open_context
 from autopack.services.context import AppContext
 from autopack.services.pushes import (
     LONGEST_WAIT_SECONDS,
@@ -24,11 +25,14 @@ from autopack.services.pushes import (
     resume_pushes,
     retry_wait,
 )
+from autopack.store import nodes
 
 from .conftest import Bare
 from .git_server import PATIENCE_SECONDS, GitServer
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from fastapi import FastAPI
     from starlette.testclient import TestClient
     from tests.conftest import GitRepo
@@ -376,6 +380,91 @@ def test_what_happens_during_a_push_is_pushed_after_it(desk: Desk, server: GitSe
     assert desk.push(seconds=60) == 0
     assert desk.push() == math.inf
     assert server.push_count == 2
+
+
+@pytest.fixture
+def other(
+    desk: Desk, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Desk]:
+    """A worker by hand of another node, with a clone of its own; no node follows the other."""
+    from tests.conftest import GitRepo
+
+    monkeypatch.setattr(nodes, "has_others", lambda *_, **__: False)
+    clone = GitRepo(tmp_path / "clone")
+    desk.repo.git("clone", "--quiet", str(desk.repo.path), str(clone.path))
+    places = {
+        "repo_path": clone.path,
+        "home": tmp_path / "clone-home",
+        "autonomous_runs_dir": tmp_path / "clone-runs",
+    }
+    with (
+        open_context(settings.model_copy(update=places)) as opened,
+        as_node(opened) as context,
+    ):
+        yield Desk(desk.client, clone, desk.bare, context, desk.now)
+
+
+def test_two_nodes_push_a_run_one_at_a_time_and_each_state_of_it(
+    desk: Desk, other: Desk, server: GitServer
+) -> None:
+    """Neither worker has the commits of the other node before it pushes them."""
+    desk.start()
+    desk.build("P0")
+    server.hold_pushes()
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(other.push)
+        assert server.has_push.wait(PATIENCE_SECONDS)
+        resume_pushes(desk.context)
+        assert desk.push(seconds=60) == 0  # put off, as the other node is pushing
+        desk.build("P1")
+        assert server.push_count == 1
+        server.may_push.set()
+        assert first.result() == 0
+    assert desk.bare.refs()[BRANCH] == desk.head()
+    assert desk.status()["is_up_to_date"] is True
+    assert server.push_count == 2
+    desk.build("P2")
+    assert desk.push(seconds=120) == 0
+    assert other.push(seconds=240) in (0, math.inf)
+    assert server.push_count == 3
+    assert desk.bare.refs()[BRANCH] == desk.head()
+
+
+class Killed(BaseException):
+    """The end of a process amid its push."""
+
+
+@pytest.mark.parametrize("has_arrived", [False, True], ids=["before", "after it arrived"])
+def test_the_push_of_a_node_that_is_killed_is_made_by_another_node(
+    desk: Desk,
+    other: Desk,
+    server: GitServer,
+    monkeypatch: pytest.MonkeyPatch,
+    has_arrived: bool,
+) -> None:
+    desk.start()
+    desk.build("P0")
+    push = Remote.push
+
+    def push_and_die(remote: Remote, *arguments: Any, **named: Any) -> None:
+        if has_arrived:
+            push(remote, *arguments, **named)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Remote, "push", push_and_die)
+        with pytest.raises(Killed):
+            desk.push()
+    assert other.status()["is_up_to_date"] is False
+    with other.context.engine.begin() as connection:  # what the job engine does for a killed worker
+        retry = "UPDATE procrastinate_jobs SET status = 'todo' WHERE status = 'doing'"
+        assert connection.execute(text(retry)).rowcount == 1
+    assert other.push() == 0
+    assert server.push_count == int(has_arrived)  # the try that was cut has its wait
+    assert other.push(seconds=60) == 0
+    assert server.push_count == 1
+    assert other.status()["is_up_to_date"] is True
+    assert desk.bare.refs()[BRANCH] == desk.head()
 
 
 class TestWithWorkers:
