@@ -449,3 +449,21 @@ class TestWebhooks:
                 "SELECT count(*) FROM procrastinate_jobs WHERE task_name = 'deliver_webhook'"
             )
         assert jobs == (1,)
+
+
+def test_a_branch_that_a_stranger_moved_on_a_node_that_is_behind_ends_the_run_too(
+    app: FastAPI, client: TestClient, git_repo: GitRepo, second: AppContext
+) -> None:
+    first: AppContext = app.state.context
+    assert client.post("/runs/start", json=TWO_PHASES).status_code == 201
+    build(second, "P1")
+    theirs = git_repo.git("commit-tree", "-m", "theirs", "-p", BRANCH, "main^{tree}")
+    git_repo.git("update-ref", BRANCH, theirs)
+    for _ in range(2):
+        for node in (second, first):
+            tend_node(node)
+    run = client.get("/runs/run-001").json()
+    assert (run["failure_code"], theirs in run["failure_reason"]) == ("branch_moved", True)
+    assert git_repo.git("rev-parse", BRANCH) == theirs
+    assert second.repository.read_ref(BRANCH) == run["head_commit"]
+    assert [node["lag_runs"] for node in client.get("/nodes").json()["nodes"]] == [0, 0]
