@@ -272,7 +272,8 @@ def worker_database(
     postgres_url: str, template_database: str, worker_id: str
 ) -> Iterator[tuple[str, Engine]]:
     """One database for all tests of this worker, and an engine to empty it with."""
-    name = f"{template_database}_{worker_id}"
+    # The worker comes first: names of projects' databases begin with the first part of this one.
+    name = f"autopack_{worker_id}_{template_database.rpartition('_')[2]}"
     _execute(postgres_url, f'CREATE DATABASE "{name}" TEMPLATE "{template_database}"')
     url = _with_database(postgres_url, name)
     address = Settings(_env_file=None, database_url=url).database_url or ""

@@ -101,7 +101,7 @@ def service(
     app = create_app(settings)
     with serve_here(app, settings) as server:
         context = app.state.context.for_caller(Caller(name="ada@host"))
-        made = create_key(context, NewKey(name="root", roles=(AccessRole.OPERATOR,)))
+        made = create_key(context, NewKey(name="chief", roles=(AccessRole.OPERATOR,)))
         headers = {"X-API-Key": made.api_key}
         operator = httpx.Client(base_url=server.url, headers=headers, timeout=120)
         service = Service(server, settings, tmp_path, operator)
@@ -355,10 +355,10 @@ class TestWhichProjectAnswers:
         of_default = service.caller(service.key_of(DEFAULT, "def-op"))
         of_alpha = service.caller(service.key_of("alpha", "alpha-op"))
         for caller, name in ((of_default, "def-op"), (of_alpha, "alpha-op")):
-            # The key "root" is for all projects: with a new secret of it so would be the caller.
+            # The key "chief" is for all projects: with a new secret of it so would be the caller.
             assert [key["name"] for key in caller.get("/keys").json()["keys"]] == [name]
-            refused(caller.post("/keys/root/rotate"), 404, "not_found", "root")
-            refused(caller.post("/keys/root/revoke"), 404, "not_found", "root")
+            refused(caller.post("/keys/chief/rotate"), 404, "not_found", "chief")
+            refused(caller.post("/keys/chief/revoke"), 404, "not_found", "chief")
             made = caller.post("/keys", json={"name": "more", "roles": ["viewer"]})
             assert made.json()["key"]["project_id"] == caller.get("/whoami").json()["project_id"]
             wanted = {"name": "gamma", "repository": "/nowhere"}
