@@ -45,7 +45,7 @@ _STATEMENT = re.compile(
 )
 
 BUDGETS = {
-    "start": Cost(8, 18, processes=1),
+    "start": Cost(8, 18),
     "start again": Cost(3, 6),
     "read": Cost(2, 2),
     "list": Cost(3, 3),
@@ -60,11 +60,11 @@ BUDGETS = {
     "claim, none": Cost(4, 6),
     "heartbeat": Cost(4, 7),
     "builder_result, refused": Cost(11, 24, files=3),
-    "builder_result, applied": Cost(12, 25, processes=2, files=3),
+    "builder_result, applied": Cost(12, 25, processes=1, files=3),
     "builder_result, replayed": Cost(5, 7),
     "phase": Cost(10, 10),
     "timeline": Cost(3, 3),
-    "end": Cost(18, 28, processes=2),
+    "end": Cost(18, 28, processes=1),
 }
 
 

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
+import signal
+import stat
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from autopack.config import Settings
 from autopack.gitrepo import (
     GitFailedError,
     RefLockedError,
@@ -224,23 +229,149 @@ def test_of_many_that_create_one_ref_one_wins(repository: Repository, commits: l
         assert list(pool.map(race, range(6))).count(None) == 1
 
 
-def test_a_process_that_dies_before_the_commit_is_no_success(
-    repository: Repository, commits: list[str], monkeypatch: pytest.MonkeyPatch
+DIE_WITH_LOCKS = """
+import os, signal, sys
+from pathlib import Path
+from autopack.gitrepo.ref_lock import RefLock
+git_dir, oid, *refs = sys.argv[1:]
+for ref in refs:
+    RefLock(Path(git_dir), ref).__enter__().write(oid)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def lock_and_die(repository: Repository, commit: str) -> None:
+    """Leave the locks of a process that is killed with its refs prepared."""
+    words = [sys.executable, "-c", DIE_WITH_LOCKS, str(repository.git_dir), commit, BRANCH, TAG]
+    assert subprocess.run(words, check=False).returncode == -signal.SIGKILL
+    assert (repository.git_dir / f"{BRANCH}.lock").exists()
+
+
+def test_the_locks_of_a_killed_process_block_nobody(
+    repository: Repository, commits: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    started: list[subprocess.Popen[bytes]] = []
-    start = subprocess.Popen.__init__
+    lock_and_die(repository, commits[0])
+    with caplog.at_level(logging.WARNING):
+        move(repository, RefUpdate(BRANCH, commits[1], None))
+    assert "stale lock" in caplog.text
+    assert repository.read_ref(BRANCH) == commits[1]
 
-    def remember(self: Any, *arguments: Any, **options: Any) -> None:
-        started.append(self)
-        start(self, *arguments, **options)
 
-    monkeypatch.setattr(subprocess.Popen, "__init__", remember)
-    with repository.prepare_refs([RefUpdate(BRANCH, commits[0], None)]) as prepared:
-        started[0].kill()
-        started[0].wait()
-        with pytest.raises(GitFailedError):
-            prepared.commit()
+def test_a_start_removes_the_locks_of_a_killed_process_and_no_others(
+    repository: Repository, settings: Settings, commits: list[str]
+) -> None:
+    lock_and_die(repository, commits[0])
+    theirs = repository.git_dir / "refs/heads/main.lock"
+    fresh = repository.git_dir / "refs/heads/autonomous/other.lock"
+    for path in (theirs, fresh):
+        path.touch()
+    os.utime(theirs, (0, 0))
+    with repository.prepare_refs([RefUpdate(f"{BRANCH}-2", commits[0], None)]):
+        Repository.open(settings)
+        left = {path for path in (repository.git_dir / "refs").rglob("*.lock")}
+    assert left == {theirs, fresh, repository.git_dir / f"{BRANCH}-2.lock"}
+
+
+def test_git_and_others_respect_a_lock_whose_process_lives(
+    git_repo: GitRepo, repository: Repository, commits: list[str]
+) -> None:
+    move(repository, RefUpdate(BRANCH, commits[0], None))
+    with repository.prepare_refs([RefUpdate(BRANCH, commits[1], commits[0])]) as prepared:
+        with pytest.raises(RefLockedError):
+            move(repository, RefUpdate(BRANCH, commits[2], commits[0]))
+        with pytest.raises(AssertionError, match="cannot lock ref"):
+            git_repo.git("update-ref", BRANCH, commits[2])
+        prepared.commit()
+    assert git_repo.git("rev-parse", BRANCH) == commits[1]
+
+
+@pytest.mark.safety_critical
+def test_no_move_is_lost_while_git_packs_the_refs(
+    git_repo: GitRepo, repository: Repository, commits: list[str]
+) -> None:
+    """git takes the loose file away of each ref that it packs, and then its empty folders."""
+    done = threading.Event()
+
+    def pack() -> None:
+        while not done.is_set():
+            git_repo.git("pack-refs", "--all", "--prune")
+
+    with ThreadPoolExecutor(1) as pool:
+        packing = pool.submit(pack)
+        try:
+            old = None
+            for number in range(60):
+                new = commits[number % 4]
+                tag = RefUpdate(f"refs/tags/autonomous/run/t{number}/p", new, None)
+                move(repository, RefUpdate(BRANCH, new, old), tag)
+                old = new
+                assert repository.read_ref(BRANCH) == new
+        finally:
+            done.set()
+        packing.result()
+    assert git_repo.git("rev-parse", BRANCH) == old
+    assert len(git_repo.git("tag", "--list", "autonomous/*").split()) == 60
+
+
+def test_a_ref_can_take_the_place_of_refs_that_were_within_its_name(
+    git_repo: GitRepo, repository: Repository, commits: list[str]
+) -> None:
+    move(repository, RefUpdate(f"{TAG}/within/it", commits[0], None))
+    git_repo.git("pack-refs", "--all", "--no-prune")
+    git_repo.git("update-ref", "-d", f"{TAG}/within/it")
+    (repository.git_dir / TAG / "within").mkdir(parents=True, exist_ok=True)
+    move(repository, RefUpdate(TAG, commits[1], None))
+    assert git_repo.git("rev-parse", TAG) == commits[1]
+
+
+def test_a_lock_that_was_left_within_a_new_name_is_in_its_way(
+    repository: Repository, commits: list[str]
+) -> None:
+    left = repository.git_dir / TAG / "p2.lock"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    with pytest.raises(RefNameTakenError, match="with files"):
+        move(repository, RefUpdate(BRANCH, commits[0], None), RefUpdate(TAG, commits[0], None))
     assert repository.read_ref(BRANCH) is None
+
+
+def test_no_ref_gets_a_value_that_git_would_refuse(
+    git_repo: GitRepo, repository: Repository, commits: list[str]
+) -> None:
+    with pytest.raises(RepositoryUnusableError, match="is missing"):
+        move(repository, RefUpdate(BRANCH, "1" * 40, None))
+    tree = git_repo.git("rev-parse", f"{commits[0]}^{{tree}}")
+    with pytest.raises(GitFailedError, match="is a tree"):
+        move(repository, RefUpdate(BRANCH, tree, None))
+    assert repository.read_ref(BRANCH) is None
+
+
+def test_the_refs_of_a_shared_repository_are_its_groups(
+    repository: Repository, commits: list[str]
+) -> None:
+    (repository.git_dir / "refs").chmod(0o2775)
+    move(repository, RefUpdate(TAG, commits[0], None))
+    made = repository.git_dir / TAG
+    assert stat.S_IMODE(made.stat().st_mode) == 0o664
+    assert stat.S_IMODE(made.parent.stat().st_mode) == 0o2775
+
+
+@pytest.mark.parametrize("has_moved", [False, True])
+def test_a_branch_that_is_only_checked_stays_free_for_others(
+    git_repo: GitRepo, repository: Repository, commits: list[str], has_moved: bool
+) -> None:
+    main = git_repo.git("rev-parse", "main")
+    check = RefUpdate.check("refs/heads/main", commits[0] if has_moved else main)
+    updates = [check, RefUpdate(BRANCH, commits[0], None)]
+    if has_moved:
+        with pytest.raises(RefMovedError, match="refs/heads/main"):
+            move(repository, *updates)
+        assert repository.read_ref(BRANCH) is None
+        return
+    with repository.prepare_refs(updates) as prepared:
+        git_repo.git("update-ref", "refs/heads/main", commits[1])
+        prepared.commit()
+    assert git_repo.git("rev-parse", "main") == commits[1]
 
 
 @pytest.mark.parametrize("start", ["absent", "recorded", "there"])
@@ -272,17 +403,30 @@ def test_a_damaged_ref_is_named(repository: Repository) -> None:
         repository.read_ref(BRANCH)
 
 
+@pytest.mark.parametrize("is_sorted", [True, False], ids=["sorted", "by an old git"])
 def test_of_many_packed_refs_the_right_one_is_read(
-    git_repo: GitRepo, repository: Repository, commits: list[str]
+    git_repo: GitRepo, repository: Repository, commits: list[str], is_sorted: bool
 ) -> None:
     lines = "".join(f"create refs/heads/b{n} {commits[n % 3]}\n" for n in range(100))
     git_repo.git("update-ref", "--stdin", stdin=lines)
-    git_repo.git("tag", "-a", "-m", "x", "annotated", commits[3])
+    for name in ("0", "annotated", "last"):
+        git_repo.git("tag", "-a", "-m", "x", name, commits[3])
     git_repo.git("pack-refs", "--all")
-    assert repository.read_ref("refs/heads/b10") == commits[1]
-    assert repository.read_ref("refs/heads/b1") == commits[1]
-    assert repository.read_ref("refs/heads/b") is None
-    assert repository.read_ref("refs/tags/annotated") == git_repo.git("rev-parse", "annotated")
+    if not is_sorted:
+        packed = repository.git_dir / "packed-refs"
+        *entries, _ = re.split(r"(?m)^(?=[0-9a-f])", packed.read_text())[1:]
+        packed.write_text("# pack-refs with: peeled\n" + "".join(reversed(entries)))
+    refs = [line.split() for line in git_repo.git("show-ref").splitlines()]
+    assert {ref: repository.read_ref(ref) for _, ref in refs} == {ref: oid for oid, ref in refs}
+    for absent in ("refs/heads/b", "refs/heads/b100", "refs/a", "refs/zz"):
+        assert repository.read_ref(absent) is None
+    with pytest.raises(RefNameTakenError, match="refs/heads/b"):
+        repository.require_free_ref("refs/heads")
+
+
+def test_no_packed_refs_are_no_refs(repository: Repository, commits: list[str]) -> None:
+    (repository.git_dir / "packed-refs").write_bytes(b"")
+    assert repository.read_ref("refs/heads/none") is None
 
 
 OUTSIDE = (

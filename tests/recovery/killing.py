@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from autopack.gitrepo.objects import Objects
+from autopack.gitrepo.ref_lock import RefLock
 from autopack.gitrepo.refs import PreparedRefs
 from autopack.gitrepo.repository import Repository
 from autopack.mirror import files
@@ -120,6 +121,8 @@ def watch(fate: Fate) -> None:
         (Repository, "apply", lambda f: after(fate, "objects_written", f)),
         (Repository, "write_commit", lambda f: after(fate, "commit_written", f)),
         (Repository, "prepare_refs", lambda f: within(fate, "flushed", "refs_prepared", f)),
+        (RefLock, "write", lambda f: before(fate, "ref_locked", f)),
+        (RefLock, "move", lambda f: after(fate, "ref_moved", f)),
         (PreparedRefs, "commit", lambda f: before(fate, "committed", f)),
         (PreparedRefs, "commit", lambda f: after(fate, "refs_moved", f)),
         (Mirror, "write_run", lambda f: before(fate, "files_begun", f)),

@@ -159,7 +159,10 @@ class Change:
     see: Callable[[Stage], None] | None = None
 
 
-AFTER_REFS = ("committed", "refs_moved", "file_renamed", "file_renamed 2", "projected", "mirrored")
+AFTER_REFS = (  # "ref_moved" lies between the branch and the tag
+    *("committed", "ref_moved", "refs_moved"),
+    *("file_renamed", "file_renamed 2", "projected", "mirrored"),
+)
 CHANGES = {
     "start_run": Change(
         prepare=lambda stage: None,
@@ -172,7 +175,10 @@ CHANGES = {
         prepare=started,
         request=result("P1", new_file("src/one.txt")),
         status=200,
-        undecided=("locked", "objects_written", "commit_written", "flushed", "refs_prepared"),
+        undecided=(
+            *("locked", "objects_written", "commit_written", "flushed"),
+            *("ref_locked", "ref_locked 2", "refs_prepared"),
+        ),
         decided=AFTER_REFS,
     ),
     "patch_applied_side_by_side": Change(

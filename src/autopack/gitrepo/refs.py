@@ -1,33 +1,26 @@
-"""Refs: read without a process, moved by compare-and-swap in one `git update-ref` transaction."""
+"""Refs: read and moved by compare-and-swap without a process, under git's own locks.
+
+No reflog is written, as Postgres stores every head.
+"""
 
 from __future__ import annotations
 
-import logging
-import mmap
+import os
 import re
-import select
-import subprocess
-import time
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import (
-    GitFailedError,
-    RefLockedError,
-    RefMovedError,
-    RefNameTakenError,
-    RepositoryUnusableError,
-)
-from .process import GitRunner
-
-logger = logging.getLogger(__name__)
+from .errors import GitFailedError, RefMovedError, RefNameTakenError, RepositoryUnusableError
+from .objects import Objects
+from .packed_refs import PackedRefs
+from .ref_lock import RefLock, remove_stale
 
 _OID = re.compile(r"[0-9a-f]{40}\Z")
+_BRANCHES = "refs/heads/"
 _OURS = ("refs/heads/autonomous/", "refs/tags/autonomous/", "refs/autopack/")
 _COMPONENT = re.compile(r"(?!.*(?:\.\.|\.lock\Z))\w(?:[\w.-]*[\w-])?\Z", re.ASCII)
-_STALE_LOCK_SECONDS = 60
 _NONE = "0" * 40
 _SYMBOLIC_DEPTH = 5
 
@@ -49,40 +42,35 @@ class RefUpdate:
         """Require that a branch is still where it was read."""
         return cls(ref, at, at, is_check=True)
 
-    @property
-    def command(self) -> str:
-        """The line for `git update-ref --stdin`."""
-        if self.is_check:
-            return f"verify {self.ref} {self.new}\n"
-        return f"update {self.ref} {self.new} {self.old or _NONE}\n"
-
 
 class PreparedRefs:
     """Refs that are locked and checked: only a crash can prevent `commit` now."""
 
-    def __init__(self, process: subprocess.Popen[bytes], runner: GitRunner) -> None:
-        self._process = process
-        self._runner = runner
+    def __init__(self, locks: Sequence[RefLock]) -> None:
+        self._locks = locks
 
     def commit(self) -> None:
-        """Move the refs."""
-        if not _say(self._process, self._runner, "commit\n", awaited=b"commit: ok\n"):
-            raise GitFailedError("git update-ref did not commit what it had prepared.")
+        """Move the refs. Raises StorageError."""
+        for lock in self._locks:
+            lock.move()
 
 
 class Refs:
     """The refs of one repository."""
 
-    def __init__(self, git_dir: Path, runner: GitRunner) -> None:
+    def __init__(self, git_dir: Path, objects: Objects) -> None:
         self._git_dir = git_dir
-        self._runner = runner
+        self._objects = objects
+        self._packed = PackedRefs(git_dir)
 
     def read(self, ref: str, depth: int = _SYMBOLIC_DEPTH) -> str | None:
         """Return the commit of a ref, through symbolic refs; None when there is no such ref.
 
         Raises RepositoryUnusableError for a ref without a commit's id.
         """
-        value = self.read_raw(ref)
+        return self._resolved(ref, self.read_raw(ref), depth)
+
+    def _resolved(self, ref: str, value: str | None, depth: int = _SYMBOLIC_DEPTH) -> str | None:
         if value is None or _OID.match(value):
             return value
         if value.startswith("ref: ") and depth:
@@ -99,7 +87,7 @@ class Refs:
         try:
             return (self._git_dir / ref).read_bytes().decode(errors="backslashreplace").strip()
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            return self._packed(f" {ref}\n".encode(errors="surrogateescape"))
+            return self._packed.find(ref)
 
     def settle(self, ref: str, *, head: str, recorded: Collection[str]) -> None:
         """Roll a ref forward to the recorded head.
@@ -117,60 +105,56 @@ class Refs:
 
     @contextmanager
     def prepare(self, updates: Sequence[RefUpdate]) -> Iterator[PreparedRefs]:
-        """Lock and check all refs in one process; leaving the block without a commit releases them.
+        """Lock and check all refs; leaving the block without a commit releases them.
 
-        Raises RefMovedError, RefNameTakenError or RefLockedError here, before the database commits:
-        after that commit, moving the refs must not fail. Raises ValueError for a ref of another
-        name space.
+        Raises RefMovedError, RefNameTakenError, RefLockedError or StorageError here, before the
+        database commits: after that commit, moving the refs must not fail. Raises ValueError for a
+        ref of another name space.
         """
         for update in updates:
             if not (update.is_check or is_ours(update.ref)):
                 raise ValueError(f"{update.ref!r} is not a ref of a run")
             if not all(_OID.match(oid) for oid in (update.new, update.old or _NONE)):
                 raise ValueError(f"{update.ref} would be moved between values that are not ids")
-            if not update.is_check:
-                self._refuse_symbolic(update)
-        process = self._start(updates)
-        try:
-            yield PreparedRefs(process, self._runner)
-        finally:
-            self._runner.finish(process, "update-ref")
+        with ExitStack() as held:
+            locks = []
+            for update in updates:
+                if update.is_check:
+                    continue
+                self._require_object(update)
+                lock = held.enter_context(RefLock(self._git_dir, update.ref))
+                locks.append(lock)
+                self._require_old(update)
+                lock.write(update.new)
+            # Without a lock: a branch that moves from here on has moved after this change.
+            for update in updates:
+                if update.is_check:
+                    self._require_old(update)
+            yield PreparedRefs(locks)
 
-    def _refuse_symbolic(self, update: RefUpdate) -> None:
-        """Refuse a symbolic ref: it was made by hand, and a write could move any branch."""
-        raw = self.read_raw(update.ref)
-        if raw is not None and raw.startswith("ref: "):
-            raise RefMovedError(update.ref, update.old, raw)
+    def _require_old(self, update: RefUpdate) -> None:
+        """Check that a ref is where it was left, and that git can have it beside the others.
 
-    def _start(self, updates: Sequence[RefUpdate]) -> subprocess.Popen[bytes]:
-        commands = "".join(["start\n", *(each.command for each in updates), "prepare\n"])
-        while True:
-            process = self._runner.start(
-                "update-ref",
-                "--no-deref",
-                "--stdin",
-                folder=self._git_dir,
-                environment={"GIT_DIR": str(self._git_dir)},
-            )
-            if _say(process, self._runner, commands, awaited=b"start: ok\nprepare: ok\n"):
-                return process
-            _, words = self._runner.finish(process, "update-ref")
-            self._explain(updates)
-            if not self._remove_stale_locks(updates):
-                self._runner.require_room(words, "update-ref", self._git_dir)
-                raise GitFailedError(f"git update-ref refused: {words.strip()[:2000]}")
+        A symbolic ref of a run was made by hand: a write could move any branch.
+        """
+        value = self.read_raw(update.ref)
+        is_symbolic = value is not None and value.startswith("ref: ")
+        if is_symbolic and not update.is_check:
+            raise RefMovedError(update.ref, update.old, value)
+        actual = self._resolved(update.ref, value)
+        if actual is not None and update.old is None:
+            raise RefNameTakenError(update.ref, f"{update.ref} at {actual}")
+        if actual != update.old:
+            raise RefMovedError(update.ref, update.old, actual)
+        taken_by = self._in_the_way(update.ref) if actual is None else None
+        if taken_by is not None:
+            raise RefNameTakenError(update.ref, taken_by)
 
-    def _explain(self, updates: Sequence[RefUpdate]) -> None:
-        """Raise the error that the present refs explain: git's messages differ between versions."""
-        for update in updates:
-            actual = self.read(update.ref)
-            if actual is not None and update.old is None:
-                raise RefNameTakenError(update.ref, f"{update.ref} at {actual}")
-            if actual != update.old:
-                raise RefMovedError(update.ref, update.old, actual)
-            taken_by = self._in_the_way(update.ref)
-            if taken_by is not None:
-                raise RefNameTakenError(update.ref, taken_by)
+    def _require_object(self, update: RefUpdate) -> None:
+        """Check that a ref would name an object that is there, and a branch a commit."""
+        kind, _ = self._objects.read(update.new)
+        if kind != "commit" and update.ref.startswith(_BRANCHES):
+            raise GitFailedError(f"{update.ref} cannot be at {update.new}, which is a {kind}")
 
     def require_free(self, ref: str) -> None:
         """Check that no ref has this name, or a name within it. Raises RefNameTakenError."""
@@ -185,38 +169,19 @@ class Refs:
             if self.read_raw(parent) is not None:
                 return parent
             parent = parent.rpartition("/")[0]
-        for path in (self._git_dir / ref).rglob("*"):
-            if path.is_file() and path.suffix != ".lock":
-                return path.relative_to(self._git_dir).as_posix()
-        return f"a branch or tag within {ref}/" if self._packed(f" {ref}/".encode()) else None
+        for folder, _, names in os.walk(self._git_dir / ref):
+            for name in names:
+                if not name.endswith(".lock"):
+                    return Path(folder, name).relative_to(self._git_dir).as_posix()
+        return self._packed.first_within(ref)
 
-    def _remove_stale_locks(self, updates: Sequence[RefUpdate]) -> bool:
-        """Remove stale locks of a killed service process; True when another try makes sense."""
-        removed = False
-        for update in updates:
-            lock = self._git_dir / f"{update.ref}.lock"
-            try:
-                age = time.time() - lock.stat().st_mtime
-            except FileNotFoundError:
-                continue
-            if age < _STALE_LOCK_SECONDS or update.is_check:  # not ours to remove
-                raise RefLockedError(f"{update.ref} is being moved by another git process.")
-            logger.warning("removed the stale lock of %s, %d seconds old", update.ref, age)
-            lock.unlink(missing_ok=True)
-            removed = True
-        return removed
-
-    def _packed(self, needle: bytes) -> str | None:
-        """Return the id before a needle in packed-refs, which may be many megabytes long."""
-        try:
-            with (
-                (self._git_dir / "packed-refs").open("rb") as file,
-                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as packed,
-            ):
-                at = packed.find(needle)
-                return packed[at - 40 : at].decode() if at >= 0 else None
-        except (FileNotFoundError, ValueError):  # the file is missing or empty
-            return None
+    def remove_left_locks(self) -> None:
+        """Remove the locks of processes of Autopack that were killed."""
+        for prefix in _OURS:
+            for folder, _, names in os.walk(self._git_dir / prefix):
+                for name in names:
+                    if name.endswith(".lock"):
+                        remove_stale(f"{folder}/{name}")
 
 
 def is_ours(ref: str) -> bool:
@@ -224,31 +189,3 @@ def is_ours(ref: str) -> bool:
     return prefix is not None and all(
         _COMPONENT.match(part) for part in ref.removeprefix(prefix).split("/")
     )
-
-
-def _say(
-    process: subprocess.Popen[bytes], runner: GitRunner, commands: str, *, awaited: bytes
-) -> bool:
-    """Send commands and wait for the answer; False when git ended instead of answering."""
-    stdin, stdout = process.stdin, process.stdout
-    if stdin is None or stdout is None:
-        raise ValueError("the process has no pipes")
-    try:
-        stdin.write(commands.encode())
-        stdin.flush()
-    except BrokenPipeError:
-        return False
-    answer = b""
-    deadline = time.monotonic() + runner.timeout_seconds
-    poll = select.poll()
-    poll.register(stdout, select.POLLIN | select.POLLHUP)
-    while len(answer) < len(awaited):
-        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-            process.terminate()
-            raise runner.timed_out("update-ref")
-        # A pipe's end is a BufferedReader, which its declared type does not say.
-        read = stdout.read1(65536)  # type: ignore[attr-defined]
-        if not read:
-            return False
-        answer += read
-    return answer == awaited

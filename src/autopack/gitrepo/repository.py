@@ -127,7 +127,7 @@ class Repository:
         self.signer: Signer | None = None  # signs records and snapshots
         self._settings = settings
         self._runner = runner
-        self._refs = Refs(git_dir, runner)
+        self._refs = Refs(git_dir, self.objects)
         self._shadow = settings.home / "git"
         self._scratch = settings.home / "scratch"
 
@@ -583,6 +583,7 @@ class Repository:
             "[core]\n\trepositoryformatversion = 0\n\tbare = true\n"
         )
         self.remove_leftovers()
+        self._refs.remove_left_locks()
 
     def remove_leftovers(self) -> None:
         """Remove the scratch folders of services that were killed."""
