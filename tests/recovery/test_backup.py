@@ -180,7 +180,7 @@ def test_a_further_project_comes_back_when_its_database_and_folders_are_lost(
     tmp_path: Path,
     dropped_projects: None,
 ) -> None:
-    from tests.conftest import make_git_repo
+    from tests.conftest import GitRepo, make_git_repo
 
     shop = make_git_repo(tmp_path / "shop")
     file, cart = tmp_path / "shop.tar", tmp_path / "cart.tar"
@@ -207,10 +207,15 @@ def test_a_further_project_comes_back_when_its_database_and_folders_are_lost(
         make_backup(settings, tmp_path / "none.tar", "shop")
     shutil.rmtree(its.home)
     shutil.rmtree(shop.path)
+    shop = GitRepo(tmp_path / "elsewhere")
     shop.path.mkdir()
     shop.git("init", "--quiet", "--initial-branch=main", "--template=")
     with service(settings) as client:
         must(client, "/projects/shop/close", {})  # so that the service may go on with the others
+        # The folder and the database are both lost: neither may wait for the other.
+        moved = client.put("/projects/shop", json={"repository": str(shop.path)})
+        assert moved.json()["repository"] == str(shop.path), moved.text
+        its = its.model_copy(update={"repo_path": shop.path})
         report = restore_backup(settings, file, "shop")
         assert [(run.run_id, run.problems) for run in report.runs] == [
             ("done", []),

@@ -92,7 +92,11 @@ async def change_project(
     project: ProjectName,
     wanted: Annotated[ProjectRepository, Body(openapi_examples=example(PROJECT, "A remote"))],
 ) -> ProjectAnswer:
-    """Another folder of the same repository, base branch or remote; its open streams end."""
+    """Another folder of the same repository, base branch or remote; its open streams end.
+
+    A project whose database is lost is changed too, and `problem` says why it is not served. The
+    folder of a closed one may be empty: a backup can be restored into it.
+    """
     await run_in_threadpool(projects.change_project, context, project, wanted, opening)
     return await _now(context, places, project)
 

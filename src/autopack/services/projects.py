@@ -24,6 +24,7 @@ from sqlalchemy.orm import Session
 
 from ..config import Settings
 from ..domain.audit import AuditAction
+from ..domain.errors import UnavailableError
 from ..domain.projects import (
     DefaultProjectError,
     LiveRunsError,
@@ -154,7 +155,7 @@ def create_project(context: AppContext, wanted: NewProject, opening: Opening) ->
         home = _home_of(context.settings, project.name)
         is_new_home = not home.exists()
         try:
-            _open_once(context, project, opening, AuditAction.PROJECT_CREATED, wanted)
+            _open_once(context, project, opening, AuditAction.PROJECT_CREATED)
             session.add(project)
             session.commit()
         except BaseException:
@@ -168,18 +169,25 @@ def create_project(context: AppContext, wanted: NewProject, opening: Opening) ->
 def change_project(
     context: AppContext, name: str, wanted: ProjectRepository, opening: Opening
 ) -> ProjectAnswer:
-    """Give a project another folder of its repository, base branch or remote.
+    """Give a project, open or closed, another folder of its repository, base branch or remote.
 
-    Raises WrongProjectError, DefaultProjectError, ProjectNotFoundError, ProjectClosedError,
-    ProjectRepositoryError, RepositoryTakenError.
+    A backup is restored into the folder that the list names. So that of a closed project may be
+    empty, and the database may be lost; what is not seen now is checked when it is served again.
+    Raises WrongProjectError, DefaultProjectError, ProjectNotFoundError, ProjectRepositoryError,
+    RepositoryTakenError.
     """
     with context.writing() as session:
-        project = _require_open(_lock(context, session, name), name)
+        project = _lock(context, session, name)
         for field, value in wanted.model_dump().items():
             setattr(project, field, value)
         with session.no_autoflush:
             project.git_dir = _own_git_dir(context, session, project)
-        _open_once(context, project, opening, AuditAction.PROJECT_CHANGED, wanted)
+        if project.closed_at is None:
+            try:
+                _open_once(context, project, opening, AuditAction.PROJECT_CHANGED)
+            except UnavailableError as error:
+                by = context.caller.actor
+                logger.warning("project_changed_unseen", project=name, by=by, why=error.detail)
         project.changed_at = context.now()
         session.commit()
         return _answer(project, {})
@@ -221,7 +229,7 @@ def reopen_project(context: AppContext, name: str, opening: Opening) -> ProjectA
         if project.closed_at is None:
             raise ProjectExistsError(f"project '{name}' is open")
         project.git_dir = _own_git_dir(context, session, project)
-        _open_once(context, project, opening, AuditAction.PROJECT_REOPENED, None)
+        _open_once(context, project, opening, AuditAction.PROJECT_REOPENED)
         project.closed_at, project.changed_at = None, context.now()
         session.commit()
         return _answer(project, {})
@@ -295,14 +303,10 @@ def _create_database(autocommit: Engine, name: str) -> None:
 
 
 def _open_once(
-    context: AppContext,
-    project: Project,
-    opening: Opening,
-    action: AuditAction,
-    wanted: ProjectRepository | None,
+    context: AppContext, project: Project, opening: Opening, action: AuditAction
 ) -> None:
     """Check that a project can be served, and write into its audit log what is done to it."""
-    data = wanted.model_dump(exclude={"name"}) if wanted is not None else {}
+    data = {field: getattr(project, field) for field in ProjectRepository.model_fields}
     try:
         with opening(_settings_of(context.settings, context.engine.url, project)) as opened:
             require_history(opened)
