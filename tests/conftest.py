@@ -302,8 +302,8 @@ def database_url(worker_database: tuple[str, Engine]) -> Iterator[str]:
 def dropped_projects(database_url: str, postgres_url: str) -> Iterator[None]:
     """Remove the databases of the projects that a test adds."""
     yield
-    for name in _databases_of_projects(database_url):
-        _execute(postgres_url, f'DROP DATABASE "{name}" WITH (FORCE)')
+    for name in _databases_of_projects(database_url):  # a test may have lost one
+        _execute(postgres_url, f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 
 
 def _databases_of_projects(url: str) -> list[str]:

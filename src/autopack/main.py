@@ -220,9 +220,8 @@ async def _serve_further(
 ) -> AsyncIterator[FurtherPlace]:
     """Serve a project beside the default one. Raises AutopackError, and what OUTAGES names."""
     place = FurtherPlace()
-    for shared in ("places", "lookups", "verifier", "opening"):
+    for shared in ("places", "lookups", "verifier", "opening", "traffic"):
         setattr(place.state, shared, getattr(default, shared))
-    place.state.traffic = Traffic()
     stack = ExitStack()
     try:
         with _as_refusals():

@@ -186,7 +186,7 @@ class TestCost:
         metrics = api.client.get("/metrics/runs").json()["runs"][0]
         assert (metrics["cost_usd"], metrics["cost_cap_usd"]) == ("0.300000", "1.500000")
         assert api.client.get("/metrics/tiers/run-001").json()["tiers"][0]["cost_usd"] == "0.300000"
-        assert "autopack_live_cost_usd 0.3\n" in api.client.get("/metrics").text
+        assert 'autopack_live_cost_usd{project="Autopack"} 0.3\n' in api.client.get("/metrics").text
         page = (api.runs_dir / "run-001" / "run_summary.md").read_text()
         assert "| Cost | $0.3000 | $1.50 | 20% |" in page
 

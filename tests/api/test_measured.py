@@ -65,7 +65,10 @@ def test_what_an_agent_spent_that_could_then_not_work_keeps_its_mark(
     api.start()
     agents.build(agents.claim(), status="unavailable", patch="", reason="quota", **MEASURED)
     assert api.phase()["tokens_measured"] == 1_000
-    assert "autopack_live_tokens_measured 1000.0\n" in api.client.get("/metrics").text
+    assert (
+        'autopack_live_tokens_measured{project="Autopack"} 1000.0\n'
+        in api.client.get("/metrics").text
+    )
 
 
 def test_a_mark_buys_nothing(api: Api, agents: Agents) -> None:

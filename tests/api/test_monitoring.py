@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from autopack.api.monitoring import METHODS
 from autopack.domain.states import PhaseStatus, RunStatus
 from autopack.services.settling import CI_QUEUE
-from autopack.store.gauges import GAUGES, PushState
+from autopack.store.gauges import GAUGES, RETENTION_GAUGES, PushState
 
 if TYPE_CHECKING:
     from tests.api.conftest import Api
@@ -23,6 +23,7 @@ pytestmark = pytest.mark.integration
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 GRAFANA = DOCS / "grafana.json"
+EVERY_GAUGE = (*GAUGES, *RETENTION_GAUGES)
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
@@ -38,7 +39,8 @@ def scrape(api: Api) -> Samples:
 
 
 def figure(samples: Samples, name: str, **labels: str) -> float:
-    return samples[name, frozenset(labels.items())]
+    of = {} if name.startswith("process_") else {"project": "Autopack"}
+    return samples[name, frozenset((of | labels).items())]
 
 
 def test_figures_count_requests_and_states_and_no_label_comes_from_outside(api: Api) -> None:
@@ -90,7 +92,7 @@ def test_the_dashboard_for_grafana_shows_every_metric_of_ours_and_no_other(api: 
     }
     names = {name for name, _ in scrape(api)}
     # These have no series while nothing has that state.
-    names |= {gauge.name for gauge in GAUGES}
+    names |= {gauge.name for gauge in EVERY_GAUGE}
     assert shown <= names
     ours = {name for name in names if name.startswith("autopack_")}
     assert {name for name in ours - shown if not name.endswith(("_created", "_sum", "_count"))} == (
@@ -126,7 +128,7 @@ def test_every_expression_of_the_dashboard_and_the_alerts_names_what_is_answered
     """A renamed metric or label would leave an alert silent for ever."""
     api.start()
     api.client.post("/claim", json={"role": "builder", "agent": "codex"})
-    labels_of: dict[str, set[str]] = {gauge.name: set(gauge.labels) for gauge in GAUGES}
+    labels_of = {gauge.name: {"project", *gauge.labels} for gauge in EVERY_GAUGE}
     for name, labels in scrape(api):
         labels_of.setdefault(name, set()).update(key for key, _ in labels)
     labels_of["up"] = set()  # Prometheus makes it

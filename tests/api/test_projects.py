@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 from sqlalchemy import text
 from tests.api.conftest import Api
@@ -402,6 +403,60 @@ class TestWhichProjectAnswers:
                 assert browser.get(home, headers=html).status_code == 303
 
 
+def projects_in(metrics: str) -> dict[str, float]:
+    """Return the projects that an answer of `/metrics` covers, and whether each is up."""
+    families = [*text_string_to_metric_families(metrics)]
+    labels = [sample.labels for family in families for sample in family.samples]
+    (up,) = [family for family in families if family.name == "autopack_project_up"]
+    found = {sample.labels["project"]: sample.value for sample in up.samples}
+    assert {each["project"] for each in labels if "project" in each} == {*found}
+    return found
+
+
+class TestMetrics:
+    def test_metrics_cover_the_projects_that_the_caller_may_see_each_by_its_label(
+        self, service: Service
+    ) -> None:
+        assert service.add("alpha").status_code == 201
+        of_alpha = service.caller(service.key_of("alpha", "watch", "viewer"))
+        of_default = service.caller(service.key_of(DEFAULT, "watch", "viewer"))
+        builder = service.caller(service.key_of("alpha", "maker"))
+        assert builder.post("/runs/start", json=Api.plan()).status_code == 201
+        told = service.operator.get("/metrics").text
+        assert projects_in(told) == {DEFAULT: 1, "alpha": 1}
+        for project, count in ((DEFAULT, 0), ("alpha", 1)):
+            line = f'autopack_runs{{project="{project}",state="RUN_CREATED"}} {count}.0'
+            assert line in told.splitlines()
+        started = 'autopack_http_requests_total{method="POST",project="alpha",route="/runs/start"'
+        assert f'{started},status="201"}} 1.0' in told
+        assert told.count("# TYPE autopack_runs ") == told.count("# TYPE process_cpu") == 1
+        for client, path, project in (
+            (of_alpha, "/metrics", "alpha"),
+            (of_default, "/metrics", DEFAULT),
+            (service.operator, "/projects/alpha/metrics", "alpha"),
+            (service.operator, f"/projects/{DEFAULT}/metrics", DEFAULT),
+        ):
+            assert projects_in(client.get(path).text) == {project: 1}, path
+        in_flight = 'autopack_http_requests_in_flight{project="alpha"} 1.0'
+        assert in_flight in of_alpha.get("/metrics").text
+
+    def test_a_project_whose_database_is_gone_is_down_and_the_others_are_told(
+        self, service: Service
+    ) -> None:
+        assert service.add("alpha").status_code == 201
+        lose_database(service)
+        assert projects_in(service.operator.get("/metrics").text) == {DEFAULT: 1, "alpha": 0}
+        moved = service.repos["alpha"].path.rename(service.folder / "moved")
+        wanted = {"repository": str(moved)}
+        changed = service.operator.put("/projects/alpha", json=wanted).json()
+        assert (changed["repository"], changed["state"]) == (str(moved), "open")
+        assert "does not exist" in changed["problem"]
+        wanted = {"repository": str(service.settings.repo_path)}
+        refused(service.operator.put("/projects/alpha", json=wanted), 409, "repository_taken")
+        wanted = {"repository": str(service.folder)}
+        refused(service.operator.put("/projects/alpha", json=wanted), 422, "project_repository")
+
+
 class TestTheLifeOfAProject:
     def test_wrong_wishes_are_refused_by_name_and_leave_nothing(self, service: Service) -> None:
         assert service.add("alpha").status_code == 201
@@ -483,6 +538,16 @@ class TestTheLifeOfAProject:
             service.operator.put("/projects/alpha", json={"repository": str(other.path)}),
             *(422, "project_repository", "no history"),
         )
+
+
+def lose_database(service: Service) -> None:
+    """Drop the database of the one project beside the default one, whoever uses it."""
+    engine = make_engine(service.settings.database_url or "", 15)
+    with engine.connect() as connection:
+        name = connection.scalars(text("SELECT database FROM projects")).one()
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text(f'DROP DATABASE "{name}" WITH (FORCE)'))
+    engine.dispose()
 
 
 def databases(settings: Settings) -> dict[str, int]:

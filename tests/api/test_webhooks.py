@@ -259,6 +259,41 @@ def test_what_fails_for_a_day_switches_the_webhook_off_until_it_is_enabled(hooks
     assert again.headers["webhook-id"] == message_id
 
 
+def test_monitoring_sees_tries_by_result_and_messages_that_wait_or_were_given_up(
+    hooks: Hooks,
+) -> None:
+    def shown(name: str, **labels: str) -> str:
+        told = {"project": "Autopack", "webhook": "hook", **labels}
+        series = ",".join(f'{key}="{value}"' for key, value in sorted(told.items()))
+        lines = hooks.api.client.get("/metrics").text.splitlines()
+        found = [line for line in lines if line.startswith(f"autopack_webhook_{name}{{{series}}}")]
+        return found[0].rpartition(" ")[2] if found else "none"
+
+    hooks.make("RunStarted")
+    assert (shown("wait_seconds"), shown("off")) == ("0.0", "0.0")
+    hooks.api.start("run-1")
+    hooks.work()
+    assert shown("deliveries", state="waiting") == "none"
+    hooks.receiver.answers(500)
+    hooks.api.start("run-2")
+    hooks.work()
+    hooks.api.start("run-3")
+    hooks.work()
+    assert shown("tries_total", result="delivered") == "1.0"
+    assert shown("deliveries", state="waiting") == "2.0"
+    with hooks.app.state.context.engine.begin() as connection:
+        connection.execute(text("UPDATE deliveries SET wanted_at = now() - interval '2 hours'"))
+    assert 7200 <= float(shown("wait_seconds")) < 9000
+    tries = float(shown("tries_total", result="failed"))
+    assert tries == len(hooks.receiver.messages) - 1
+    hooks.receiver.answers(410)
+    hooks.agents.wait(hours=1)
+    hooks.work()
+    assert shown("tries_total", result="failed") == str(tries + 1)
+    assert (shown("off"), shown("wait_seconds")) == ("1.0", "0.0")
+    assert shown("deliveries", state="given_up") == "2.0"
+
+
 def test_a_receiver_that_is_gone_is_not_asked_again(hooks: Hooks) -> None:
     hooks.make("RunStarted")
     hooks.receiver.answers(410)

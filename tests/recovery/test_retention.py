@@ -240,6 +240,40 @@ def test_one_node_removes_at_a_time_and_once_an_hour(
         assert retention.Retention(context)() is None
 
 
+def test_monitoring_sees_what_a_pass_removed_and_what_it_could_not(
+    sql: Any, settings: Settings, client: TestClient, old: str
+) -> None:
+    start(client, "lost")
+    submit(client, "lost", "P0", "lost.txt")
+    settle(client, sql, "lost")
+    good = sql("SELECT head_commit FROM runs WHERE run_id = 'lost'")[0][0]
+    sql("UPDATE runs SET head_commit = repeat('1', 40) WHERE run_id = 'lost'")
+    with service(settings.model_copy(update={"retention": AGE})) as kept:
+
+        def figures() -> dict[str, float]:
+            name = "autopack_retention_"
+            lines = kept.get("/metrics").text.splitlines()
+            found = [line.removeprefix(name) for line in lines if line.startswith(name)]
+            return {line.partition("{")[0]: float(line.rpartition(" ")[2]) for line in found}
+
+        assert figures() == {}
+        with beside_database(settings, "test") as context:
+            retain(context, AGE, is_periodic=True)
+        found = figures()
+        assert 0 <= found.pop("idle_seconds") < 600
+        assert found == {"removed_runs_total": 1, "due_runs": 1, "failed_runs": 1}
+        sql("UPDATE runs SET head_commit = :good WHERE run_id = 'lost'", good=good)
+        sql("UPDATE retention SET beaten_at = beaten_at - interval '4 hours'")
+        assert removal(settings)["runs"] == 1  # by hand: it says nothing about the periodic pass
+        assert figures()["idle_seconds"] > 4 * 3600
+        with beside_database(settings, "test") as context:
+            retain(context, AGE, is_periodic=True)
+        found = figures()
+        assert 0 <= found.pop("idle_seconds") < 600
+        assert found == {"removed_runs_total": 2, "due_runs": 0, "failed_runs": 0}
+    assert "autopack_retention_" not in client.get("/metrics").text  # without AUTOPACK_RETENTION
+
+
 def test_a_further_project_is_cleared_up_too(
     settings: Settings, git_repo: GitRepo, tmp_path: Path, dropped_projects: None
 ) -> None:

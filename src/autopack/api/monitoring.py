@@ -1,24 +1,26 @@
-"""Metrics for Prometheus: the requests of this process, and the state of the database."""
+"""Metrics for Prometheus: the requests of this process, and the state of each project."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from time import perf_counter
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .. import tracing
 from ..services import metrics
+from ..services.availability import OUTAGES
 from ..services.context import AppContext
 from .errors import problems
-from .guard import GuardedRoute
-from .inputs import Context
+from .guard import GuardedRoute, caller_of
+from .places import REFRESH_SECONDS, places_of
 
 router = APIRouter(tags=["metrics"], route_class=GuardedRoute)
 
@@ -27,7 +29,10 @@ BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
 class Traffic:
-    """Counts requests. No label comes from a request, so the number of series is fixed."""
+    """Counts the requests of all projects of a process.
+
+    No label comes from a request, so the number of series is fixed.
+    """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -35,19 +40,20 @@ class Traffic:
         self.requests = Counter(
             "autopack_http_requests",
             "Requests by route, method and status.",
-            ["route", "method", "status"],
+            ["project", "route", "method", "status"],
             registry=self.registry,
         )
         self.seconds = Histogram(
             "autopack_http_request_seconds",
             "Time until an answer begins, by route and method.",
-            ["route", "method"],
+            ["project", "route", "method"],
             buckets=BUCKETS,
             registry=self.registry,
         )
         self.under_way = Gauge(
             "autopack_http_requests_in_flight",
             "Requests under way, open streams included.",
+            ["project"],
             registry=self.registry,
         )
 
@@ -68,15 +74,21 @@ class TrafficMiddleware:
             if message["type"] == "http.response.start":
                 route = getattr(scope.get("route"), "path", "none")
                 method = scope["method"] if scope["method"] in METHODS else "other"
-                traffic: Traffic = scope["app"].state.traffic
-                traffic.requests.labels(route, method, message["status"]).inc()
-                traffic.seconds.labels(route, method).observe(perf_counter() - began)
+                project = _project_of(scope)
+                traffic.requests.labels(project, route, method, message["status"]).inc()
+                traffic.seconds.labels(project, route, method).observe(perf_counter() - began)
             await send(message)
 
         # The door counts a request on for another project.
         traffic: Traffic = scope["app"].state.traffic
-        with traffic.under_way.track_inprogress():
+        with traffic.under_way.labels(_project_of(scope)).track_inprogress():
             await self.app(scope, receive, send_noted)
+
+
+def _project_of(scope: Scope) -> str:
+    """Return the project that answers a request, as the door has found."""
+    name: str = scope["app"].state.settings.project_id
+    return name
 
 
 class TraceMiddleware:
@@ -120,24 +132,50 @@ class TraceMiddleware:
 
 
 class _Everything(Collector):
-    """The metrics of one scrape."""
+    """The metrics of one scrape; a project that is not served has no context."""
 
-    def __init__(self, traffic: Traffic, context: AppContext) -> None:
+    def __init__(self, traffic: Traffic, contexts: Mapping[str, AppContext | None]) -> None:
         self._traffic = traffic
-        self._context = context
+        self._contexts = contexts
 
     def collect(self) -> Iterator[Metric]:
-        yield from self._traffic.registry.collect()
-        for gauge, figures in metrics.gauges(self._context):
-            family = GaugeMetricFamily(gauge.name, gauge.text, labels=gauge.labels)
-            for labels, value in figures.items():
-                family.add_metric(labels, value)
-            yield family
+        for metric in self._traffic.registry.collect():
+            metric.samples = [
+                sample
+                for sample in metric.samples
+                if sample.labels.get("project") in (None, *self._contexts)
+            ]
+            yield metric
+        up = GaugeMetricFamily(
+            "autopack_project_up", "1 for a project whose database answers.", labels=["project"]
+        )
+        families: dict[str, GaugeMetricFamily | CounterMetricFamily] = {}
+        for project, context in self._contexts.items():
+            found = metrics.gauges(context) if context is not None else []
+            up.add_metric([project], float(bool(found)))
+            for gauge, figures in found:
+                kind = CounterMetricFamily if gauge.is_total else GaugeMetricFamily
+                family = families.setdefault(
+                    gauge.name, kind(gauge.name, gauge.text, labels=["project", *gauge.labels])
+                )
+                for labels, value in figures.items():
+                    family.add_metric([project, *labels], value)
+        yield up
+        yield from families.values()
 
 
-async def _traffic(request: Request) -> Traffic:
-    traffic: Traffic = request.app.state.traffic
-    return traffic
+async def _covered(request: Request) -> dict[str, AppContext | None]:
+    """Return the projects that an answer covers: the one of path or key, else all."""
+    places = places_of(request.scope)
+    if request.app is not places.default or request.scope.get("project") is not None:
+        return {_project_of(request.scope): request.app.state.context}
+    with suppress(*OUTAGES):  # those that are known are covered nevertheless
+        await places.refresh(within=REFRESH_SECONDS)
+    covered: dict[str, AppContext | None] = {}
+    for name, _ in places.names_for(caller_of(request.scope)):
+        place = places.find(name)
+        covered[name] = None if place is None else place.state.context
+    return covered
 
 
 @router.get(
@@ -150,12 +188,15 @@ async def _traffic(request: Request) -> Traffic:
     summary="Read figures for Prometheus",
 )
 def prometheus(
-    request: Request, context: Context, traffic: Annotated[Traffic, Depends(_traffic)]
+    request: Request, contexts: Annotated[dict[str, AppContext | None], Depends(_covered)]
 ) -> Response:
     """Prometheus text, or OpenMetrics where that is accepted.
 
-    Requests are those of this process. Runs, phases, leases, jobs and pushes are those of the
-    database, and left out while it is unavailable.
+    It covers all projects that the caller may see, by the label `project`; below
+    `/projects/{project}` that project alone. Requests are those of this process. Runs, phases,
+    leases, jobs, pushes and webhooks are those of each project's database, and left out while it
+    is unavailable.
     """
     encode, media_type = choose_encoder(request.headers.get("accept", ""))
-    return Response(encode(_Everything(traffic, context)), media_type=media_type)
+    everything = _Everything(request.app.state.traffic, contexts)
+    return Response(encode(everything), media_type=media_type)

@@ -268,13 +268,15 @@ async def _answer_in(
 ) -> None:
     # The same scope, not a copy: the traffic is counted where the request was answered.
     default, scope["app"] = scope["app"], place
-    default.state.traffic.under_way.dec()
-    place.state.traffic.under_way.inc()
+    under_way = default.state.traffic.under_way
+    here, there = (under_way.labels(each.state.settings.project_id) for each in (default, place))
+    here.dec()
+    there.inc()
     try:
         await app(scope, receive, send)
     finally:
-        place.state.traffic.under_way.dec()
-        default.state.traffic.under_way.inc()
+        there.dec()
+        here.inc()
 
 
 def _is_list_of_all(scope: Scope) -> bool:

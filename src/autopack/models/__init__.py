@@ -8,7 +8,7 @@ from .issues import BacklogEntry, Issue, IssueEvent, Sighting
 from .keys import ApiKey, AuditEntry, BrowserSession
 from .nodes import Node, NodeRun, ServedRepository
 from .projects import Project
-from .pulses import Pulse
+from .pulses import Pulse, RetentionProgress
 from .pushes import Push
 from .rulesets import RulesetVersion
 from .runs import Phase, Run, Tier
@@ -40,6 +40,7 @@ __all__ = [
     "Pulse",
     "Push",
     "Reply",
+    "RetentionProgress",
     "RulesetVersion",
     "Run",
     "ServedRepository",

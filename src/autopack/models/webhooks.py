@@ -32,8 +32,14 @@ class Webhook(Base):
     created_by: Mapped[str]
     off_at: Mapped[datetime | None]
     off_reason: Mapped[str | None]
+    # Tries since the webhook was made; an older version does not count them.
+    delivered_count: Mapped[int] = mapped_column(default=0, server_default=text("0"))
+    failed_count: Mapped[int] = mapped_column(default=0, server_default=text("0"))
 
-    __table_args__ = (one_of("format", WebhookFormat),)
+    __table_args__ = (
+        one_of("format", WebhookFormat),
+        *not_negative("delivered_count", "failed_count"),
+    )
 
 
 class Delivery(Base):

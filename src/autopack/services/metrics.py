@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 import structlog
@@ -12,7 +12,7 @@ from ..domain.metrics import utilization
 from ..domain.states import PhaseStatus, RunStatus
 from ..models import Phase, Run, Tier
 from ..store import metrics
-from ..store.gauges import GAUGES, Gauge
+from ..store.gauges import GAUGES, RETENTION_GAUGES, Gauge
 from ..views.metrics import PhaseMetricsAnswer, RunMetricsAnswer, TierMetricsAnswer
 from .availability import OUTAGES
 from .context import AppContext
@@ -76,10 +76,12 @@ def _phase(phase: Phase) -> PhaseMetricsAnswer:
     return PhaseMetricsAnswer.of(phase, token_utilization=share)
 
 
-def gauges(context: AppContext) -> Iterator[tuple[Gauge, Mapping[tuple[str, ...], float]]]:
+def gauges(context: AppContext) -> list[tuple[Gauge, Mapping[tuple[str, ...], float]]]:
     """Read the database's gauges, for monitoring; empty while the database is unavailable."""
+    wanted = GAUGES + (RETENTION_GAUGES if context.settings.retention is not None else ())
     try:
         with context.reading() as session:
-            yield from [(gauge, gauge.read(session)) for gauge in GAUGES]
+            return [(gauge, gauge.read(session)) for gauge in wanted]
     except OUTAGES as error:
         logger.warning("gauges_unread", why=str(error))
+        return []

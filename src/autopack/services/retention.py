@@ -17,6 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from ..domain.errors import AutopackError
 from ..store import pulses, runs
 from ..store import retention as store
+from ..store.runs import RunBusyError
 from ..views.retention import RetentionAnswer
 from .context import AppContext
 from .opening import locked_session, up_to_date
@@ -46,25 +47,28 @@ class Retention:
         with self._context.writing() as session:
             if not pulses.try_turn(session, TURN):
                 return
-            done = retain(self._context, age, is_resting=True)
+            done = retain(self._context, age, is_periodic=True)
         self._next_at = time.monotonic() + PAUSE_SECONDS
         if done.runs:
             logger.info("details_removed", runs=done.runs, bytes=done.bytes)
 
 
 def retain(
-    context: AppContext, age: timedelta, *, is_dry_run: bool = False, is_resting: bool = False
+    context: AppContext, age: timedelta, *, is_dry_run: bool = False, is_periodic: bool = False
 ) -> RetentionAnswer:
     """Remove the details of runs that were settled so long ago, or count them. (rules §10)
 
     A run that is busy, or whose record cannot be read, keeps its details until the next time.
+    `is_periodic`: rest after each run, and note the progress for monitoring.
     """
     before = context.now() - age
-    removed = size = damaged = 0
+    removed = size = damaged = failed = 0
     place: store.OldRun | None = None
     with context.reading() as session:
-        kept = store.count_kept(session, before)
+        old_runs = store.count_old(session, before)
     while not context.stopping.is_set():
+        if is_periodic:
+            _note(context, max(0, old_runs.due - removed), failed)
         with context.reading() as session:
             batch = store.list_settled(session, before, place, BATCH)
             sizes = store.count_bytes(session, [run.id for run in batch]) if batch else 0
@@ -76,12 +80,13 @@ def retain(
             began = time.monotonic()
             try:
                 found += is_dry_run or _remove(context, old, before)
-            except RecordDamagedError as error:
-                damaged += 1
-                logger.warning("details_kept", run_id=old.run_id, why=error.detail)
+            except RunBusyError as error:
+                logger.info("details_kept", run_id=old.run_id, why=error.detail)
             except (AutopackError, DBAPIError) as error:
+                failed += 1
+                damaged += isinstance(error, RecordDamagedError)
                 logger.warning("details_kept", run_id=old.run_id, why=str(error))
-            if is_resting:
+            if is_periodic:
                 rest = min(time.monotonic() - began, _LONGEST_REST_SECONDS)
                 if context.stopping.wait(rest):
                     break
@@ -92,10 +97,16 @@ def retain(
         is_dry_run=is_dry_run,
         runs=removed,
         bytes=size,
-        kept_not_settled=kept.not_settled,
-        kept_without_record=kept.without_record + damaged,
-        kept_in_use=kept.in_use,
+        kept_not_settled=old_runs.not_settled,
+        kept_without_record=old_runs.without_record + damaged,
+        kept_in_use=old_runs.in_use,
     )
+
+
+def _note(context: AppContext, due: int, failed: int) -> None:
+    with context.writing() as session:
+        store.note_progress(session, due=due, failed=failed)
+        session.commit()
 
 
 def _remove(context: AppContext, old: store.OldRun, before: datetime) -> bool:

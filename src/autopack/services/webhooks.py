@@ -419,8 +419,10 @@ def _note(context: AppContext, webhook_pk: int, order: _Order, found: Reply | Se
         )
         if error is None:
             delivery.delivered_at, delivery.next_try_at = now, None
+            webhook.delivered_count += 1
             session.commit()
             return True
+        webhook.failed_count += 1
         logger.warning("webhook_failed", webhook=order.name, attempts=delivery.attempts, why=error)
         # Gone (410): the receiver asks that nothing be sent any more.
         is_gone = delivery.status == GONE

@@ -7,13 +7,22 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
-from sqlalchemy import Executable, case, func, select, text
-from sqlalchemy.orm import Session
+from sqlalchemy import Executable, Select, case, func, literal, select, text
+from sqlalchemy.orm import Mapped, Session
 
 from ..domain.run import FailureCode
 from ..domain.states import PhaseStatus, RunStatus
 from ..domain.terms import Role
-from ..models import Lease, Phase, Push, Run, run_counts
+from ..models import (
+    Delivery,
+    Lease,
+    Phase,
+    Push,
+    RetentionProgress,
+    Run,
+    Webhook,
+    run_counts,
+)
 from . import nodes
 from .metrics import total
 
@@ -25,15 +34,29 @@ class PushState(StrEnum):
     FAILING = "failing"
 
 
+class TryResult(StrEnum):
+    DELIVERED = "delivered"
+    FAILED = "failed"
+
+
+class DeliveryState(StrEnum):
+    WAITING = "waiting"
+    GIVEN_UP = "given_up"
+
+
 @dataclass(frozen=True, slots=True)
 class Gauge:
-    """A figure by labels; `known` are the first label's values that are reported even when 0."""
+    """A figure by labels; `known` are the first label's values that are reported even when 0.
+
+    `is_total`: it only grows, which Prometheus calls a counter.
+    """
 
     name: str
     text: str
     query: Executable
     labels: tuple[str, ...] = ()
     known: Iterable[str] = ()
+    is_total: bool = False
 
     def read(self, session: Session) -> Mapping[tuple[str, ...], float]:
         """Return the figure by the values of its labels."""
@@ -42,6 +65,13 @@ class Gauge:
         return found | {tuple(labels): float(value) for *labels, value in rows}
 
 
+def _tries(count: Mapped[int], result: TryResult) -> Select[str, str, int]:
+    return select(Webhook.name, literal(str(result)), count)
+
+
+_DELIVERY_STATE: Final = case(
+    (Delivery.next_try_at.is_(None), DeliveryState.GIVEN_UP), else_=DeliveryState.WAITING
+).label("state")
 _NODES: Final = nodes.STATES.bindparams(counted=nodes.EVENTS_COUNTED).subquery("node")
 _LAGGING = Run.mirrored_revision < Run.revision
 GAUGES: Final = (
@@ -160,5 +190,66 @@ GAUGES: Final = (
         "Runs that a node cannot bring up to date, such as for a commit that it does not have.",
         select(_NODES.c.id, _NODES.c.lacking_runs),
         ("node",),
+    ),
+    Gauge(
+        "autopack_webhook_tries_total",
+        "Tries of each webhook to deliver a message, by result.",
+        _tries(Webhook.delivered_count, TryResult.DELIVERED).union_all(
+            _tries(Webhook.failed_count, TryResult.FAILED)
+        ),
+        ("webhook", "result"),
+        is_total=True,
+    ),
+    Gauge(
+        "autopack_webhook_deliveries",
+        "Messages of each webhook that wait, or that were given up and are still in its list.",
+        select(Webhook.name, _DELIVERY_STATE, func.count())
+        .join(Delivery, Delivery.webhook_pk == Webhook.id)
+        .where(Delivery.delivered_at.is_(None))
+        .group_by(Webhook.name, text("state")),
+        ("webhook", "state"),
+    ),
+    Gauge(
+        "autopack_webhook_wait_seconds",
+        "Since when the oldest message of each webhook waits.",
+        select(
+            Webhook.name,
+            func.coalesce(func.extract("epoch", func.now() - func.min(Delivery.wanted_at)), 0),
+        )
+        .outerjoin(
+            Delivery, (Delivery.webhook_pk == Webhook.id) & Delivery.next_try_at.is_not(None)
+        )
+        .group_by(Webhook.name),
+        ("webhook",),
+    ),
+    Gauge(
+        "autopack_webhook_off",
+        "1 for a webhook that is off, because its receiver failed for a day or is gone, else 0.",
+        select(Webhook.name, case((Webhook.off_at.is_(None), 0), else_=1)),
+        ("webhook",),
+    ),
+)
+#: With AUTOPACK_RETENTION alone: without it nothing is removed, and nothing is late.
+RETENTION_GAUGES: Final = (
+    Gauge(
+        "autopack_retention_removed_runs_total",
+        "Runs whose details were removed.",
+        select(RetentionProgress.removed),
+        is_total=True,
+    ),
+    Gauge(
+        "autopack_retention_due_runs",
+        "Runs whose details are to be removed, as the last pass found, less those that it removed.",
+        select(RetentionProgress.due),
+    ),
+    Gauge(
+        "autopack_retention_failed_runs",
+        "Runs whose details the last pass could not remove.",
+        select(RetentionProgress.failed),
+    ),
+    Gauge(
+        "autopack_retention_idle_seconds",
+        "Seconds since the removal of details was last at work; it is at least once an hour.",
+        select(func.extract("epoch", func.now() - RetentionProgress.beaten_at)),
     ),
 )

@@ -26,7 +26,8 @@ _NEXT: Final = f"""SELECT r.id, r.run_id, r.ended_at FROM runs r
         AND {_SETTLED} AND {_RECORDED} AND {_AT_REST}
     ORDER BY r.ended_at, r.id LIMIT %(limit)s"""  # noqa: S608 - literals
 # Its parts are literals of this module.
-_KEPT: Final = f"""SELECT count(*) FILTER (WHERE ({_SETTLED}) IS NOT TRUE),
+_OLD: Final = f"""SELECT count(*) FILTER (WHERE {_SETTLED} AND {_RECORDED} AND {_AT_REST}),
+        count(*) FILTER (WHERE ({_SETTLED}) IS NOT TRUE),
         count(*) FILTER (WHERE {_SETTLED} AND NOT ({_RECORDED})),
         count(*) FILTER (WHERE {_SETTLED} AND {_RECORDED} AND NOT ({_AT_REST}))
     FROM runs r WHERE r.ended_at < %(before)s AND r.details_removed_at IS NULL"""  # noqa: S608
@@ -56,9 +57,15 @@ _REMOVALS: Final = (
         WHERE run_pk = %(run)s AND sequence > 1 AND sequence < %(recorded)s""",
     """UPDATE node_runs SET revision = 0, lacks = 'its details were removed'
         WHERE run_pk = %(run)s""",
+    """INSERT INTO retention (id, beaten_at, removed, due, failed) VALUES (1, now(), 1, 0, 0)
+        ON CONFLICT (id) DO UPDATE SET removed = retention.removed + 1""",
     """UPDATE runs SET details_removed_at = %(now)s, mirrored_revision = 0
         WHERE id = %(run)s""",
 )
+_NOTE: Final = """INSERT INTO retention (id, beaten_at, removed, due, failed)
+    VALUES (1, now(), 0, %(due)s, %(failed)s)
+    ON CONFLICT (id) DO UPDATE
+    SET beaten_at = now(), due = excluded.due, failed = excluded.failed"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +78,10 @@ class OldRun:
 
 
 @dataclass(frozen=True, slots=True)
-class KeptRuns:
-    """How many old runs keep their details, by the reason."""
+class OldRuns:
+    """How many old runs have their details: those that are due, the others by the reason."""
 
+    due: int
     not_settled: int
     without_record: int
     in_use: int
@@ -98,10 +106,10 @@ def may_be_removed(session: RowSession, old: OldRun, before: datetime) -> bool:
     return [run.id for run in found] == [old.id]
 
 
-def count_kept(session: RowSession, before: datetime) -> KeptRuns:
-    """Return how many runs that ended before a time keep their details."""
-    (row,) = session.fetch(_KEPT, {"before": before})
-    return KeptRuns(*row)
+def count_old(session: RowSession, before: datetime) -> OldRuns:
+    """Return how many runs that ended before a time have their details."""
+    (row,) = session.fetch(_OLD, {"before": before})
+    return OldRuns(*row)
 
 
 def count_bytes(session: RowSession, run_pks: list[int]) -> int:
@@ -114,3 +122,8 @@ def remove_details(session: RowSession, run_pk: int, *, recorded: int, now: date
     """Remove the details of a run; `recorded` is the last event that its record has."""
     for statement in _REMOVALS:
         session.gather(statement, {"run": run_pk, "recorded": recorded, "now": now})
+
+
+def note_progress(session: RowSession, *, due: int, failed: int) -> None:
+    """Note that the periodic pass is at work, what it has left to do, and what it could not do."""
+    session.gather(_NOTE, {"due": due, "failed": failed})
