@@ -144,7 +144,7 @@ class TestMigrations:
         self, empty_engine: Engine
     ) -> None:
         """Up: what was not counted then is zero or unknown. Down: no new word is left behind."""
-        _migrate_to(empty_engine, "known_codes")
+        migrate_to(empty_engine, "known_codes")
         with empty_engine.begin() as connection:
             _insert(connection, "runs", run_id="old", state="DONE_SUCCESS")
             _insert(connection, "tiers", run_pk=1, state="COMPLETE")
@@ -163,7 +163,7 @@ class TestMigrations:
         with empty_engine.begin() as connection:
             connection.execute(text("UPDATE runs SET failure_code = 'agents_unavailable'"))
             connection.execute(text("UPDATE submissions SET outcome = 'unavailable'"))
-        _migrate_to(empty_engine, "known_codes")
+        migrate_to(empty_engine, "known_codes")
         with empty_engine.connect() as connection:
             assert connection.scalar(text("SELECT failure_code FROM runs")) == "ci_did_not_run"
             assert connection.scalar(text("SELECT outcome FROM submissions")) == "failed"
@@ -171,7 +171,7 @@ class TestMigrations:
     def test_a_dropped_patch_of_an_early_version_is_pending_as_it_would_be_now(
         self, empty_engine: Engine
     ) -> None:
-        _migrate_to(empty_engine, "continued_runs")
+        migrate_to(empty_engine, "continued_runs")
         with empty_engine.begin() as connection:
             connection.execute(text("SET session_replication_role = replica"))
             _insert(connection, "phases", state="COMPLETE", builder_attempts_claimed=3)
@@ -182,13 +182,13 @@ class TestMigrations:
             found = connection.scalars(text("SELECT status FROM patches ORDER BY position"))
             assert list(found) == ["applied", "pending", "refused"]
             assert connection.scalar(text("SELECT state FROM phases")) == "COMPLETE"
-        _migrate_to(empty_engine, "continued_runs")
+        migrate_to(empty_engine, "continued_runs")
         migrate(empty_engine)
 
     def test_figures_without_the_tokens_of_operators_are_added_up_again(
         self, empty_engine: Engine
     ) -> None:
-        _migrate_to(empty_engine, "github_webhooks")
+        migrate_to(empty_engine, "github_webhooks")
         with empty_engine.begin() as connection:
             _insert(connection, "runs", run_id="old", state="DONE_SUCCESS", is_counted=True)
             connection.execute(text("SET session_replication_role = replica"))
@@ -205,7 +205,7 @@ class TestMigrations:
             one_of_each(session, add_phase(session, add_tier(session, add_run(session))))
             session.commit()
             before = _rows(session)
-        _migrate_to(empty_engine, OLDEST_TO_GO_BACK_TO)
+        migrate_to(empty_engine, OLDEST_TO_GO_BACK_TO)
         migrate(empty_engine)
         with Session(empty_engine) as session:
             assert _rows(session) == before
@@ -249,7 +249,7 @@ def test_the_revisions_are_those_that_alembic_knows() -> None:
     assert known_revisions() == {script.revision for script in scripts.walk_revisions()}
 
 
-def _migrate_to(engine: Engine, revision: str) -> None:
+def migrate_to(engine: Engine, revision: str) -> None:
     with engine.begin() as connection:
         config = alembic_config()
         config.attributes["connection"] = connection

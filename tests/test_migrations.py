@@ -12,7 +12,7 @@ import structlog
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Engine, event, text
-from tests.test_database import OLDEST_TO_GO_BACK_TO, _insert, _migrate_to
+from tests.test_database import OLDEST_TO_GO_BACK_TO, _insert, migrate_to
 
 from autopack import migrating
 from autopack.database import make_engine
@@ -126,7 +126,7 @@ def test_a_migration_that_breaks_an_older_service_says_so() -> None:
 def test_an_upgrade_that_is_killed_after_any_of_its_commits_is_finished_by_the_next(
     engine: Engine,
 ) -> None:
-    _migrate_to(engine, OLDEST_TO_GO_BACK_TO)
+    migrate_to(engine, OLDEST_TO_GO_BACK_TO)
     _fill(engine)
     stopped_at: set[str] = set()
 
@@ -152,7 +152,7 @@ def test_an_upgrade_that_is_killed_after_any_of_its_commits_is_finished_by_the_n
 
 @pytest.mark.integration
 def test_a_migration_lets_requests_pass_while_it_waits_for_a_table(engine: Engine) -> None:
-    _migrate_to(engine, OLDEST_TO_GO_BACK_TO)
+    migrate_to(engine, OLDEST_TO_GO_BACK_TO)
     _fill(engine)
     failed: list[BaseException] = []
 
@@ -181,7 +181,7 @@ def test_a_migration_lets_requests_pass_while_it_waits_for_a_table(engine: Engin
 def test_a_table_that_is_never_free_ends_the_upgrade_with_who_holds_it(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _migrate_to(engine, OLDEST_TO_GO_BACK_TO)
+    migrate_to(engine, OLDEST_TO_GO_BACK_TO)
     monkeypatch.setattr(migrating, "GIVE_UP_SECONDS", 0)
     with engine.connect() as holder:
         pid = holder.scalar(text("SELECT pg_backend_pid() FROM runs RIGHT JOIN pg_class ON true"))
@@ -193,7 +193,7 @@ def test_a_table_that_is_never_free_ends_the_upgrade_with_who_holds_it(
 
 @pytest.mark.integration
 def test_what_is_pending_is_listed_with_what_a_running_service_notices(engine: Engine) -> None:
-    _migrate_to(engine, OLDEST_TO_GO_BACK_TO)
+    migrate_to(engine, OLDEST_TO_GO_BACK_TO)
     steps = pending_steps(engine)
     assert [step.revision for step in steps][:3] == [
         "verdict_sandbox",

@@ -88,7 +88,9 @@ from .services.keys import revoke_key as revoke_key
 from .services.keys import rotate_key as rotate_key
 from .services.nodes import NodePlace, ServedElsewhereError, require_history
 from .services.oidc import IssuerKeys, TokenVerifier
-from .services.projects import OpenProject, list_open, settings_of
+from .services.projects import OpenProject as OpenProject
+from .services.projects import list_open, settings_of
+from .services.projects import list_open_in as list_open_in
 from .services.pushes import push_branch, resume_pushes
 from .services.retention import Retention
 from .services.retention import retain as retain

@@ -21,14 +21,18 @@ class Terminal:
         self._capsys = capsys
 
     def run(self, *arguments: object, exit_code: int = 0) -> str:
+        out, err = self._printed(arguments, exit_code)
+        return out if exit_code in (0, 1) and out else err
+
+    def json(self, *arguments: object, exit_code: int = 0) -> Any:
+        return json.loads(self._printed((*arguments, "--json"), exit_code)[0])
+
+    def _printed(self, arguments: tuple[object, ...], exit_code: int) -> tuple[str, str]:
         self._capsys.readouterr()
         code = main([str(argument) for argument in arguments])
         out, err = self._capsys.readouterr()
         assert code == exit_code, out + err
-        return out if code in (0, 1) and out else err
-
-    def json(self, *arguments: object, exit_code: int = 0) -> Any:
-        return json.loads(self.run(*arguments, "--json", exit_code=exit_code))
+        return out, err
 
     def refusal(self, *arguments: object, exit_code: int = 2) -> str:
         """Call a command that must fail, and return its one line."""

@@ -1,4 +1,4 @@
-"""`autopack db`: the service's Postgres, embedded or not; of one project, but for `upgrade`."""
+"""`autopack db`: the service's Postgres, embedded or not; of one project, `upgrade` of all."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +21,7 @@ from ..domain.projects import ProjectNotFoundError
 from ..domain.retention import read_retention
 from ..gitrepo.errors import RepositoryUnusableError
 from ..gitrepo.tracked import require_untracked
-from ..migrating import DatabaseError, Step
+from ..migrating import DatabaseError, one_line_errors
 from .command import FINE, NO, UNAVAILABLE, WRONG_USE, CommandError, command_app, importing
 from .completion import RunId
 from .service import wanted_project
@@ -29,6 +29,7 @@ from .settings import read_service_settings, read_settings
 from .terminal import JsonOption, hint, log_warnings_alone, print_json, print_table, say
 
 if TYPE_CHECKING:
+    from ..main import OpenProject
     from ..views.backups import RestoreAnswer
 
 app = command_app()
@@ -41,28 +42,50 @@ def upgrade(
     ] = False,
     json: JsonOption = False,
 ) -> int:
-    """Upgrade the schema to this version's; `autopack serve` does so too.
+    """Upgrade the schema of all open projects to this version's; `autopack serve` does so too.
 
-    With --check it ends with 0 when the schema is this version's, 1 when migrations are pending.
+    The default project is first, and its failure ends the command. One of the others that fails is
+    named, the rest is done, and the command ends with 3. With --check it ends with 0 when every
+    schema is this version's, 1 when migrations are pending.
     """
-    if check:
-        return _check(json)
-    with _opened() as database:
-        database.migrate()
-        found = _look(database)
+    look, tell = (_pending, _tell_pending) if check else (_upgraded, _tell_revision)
+    with _opened(must_exist=check) as database:
+        found = look(database)
+        if not json:
+            tell(found)
+        further = []
+        for project in _further(database):
+            try:
+                with open_database(project.settings, is_further=True) as its:
+                    further.append({"project": project.name, "problem": None, **look(its)})
+            except DatabaseError as error:
+                further.append({"project": project.name, "problem": str(error)})
+            if not json:
+                _tell_project(further[-1], tell)
     if json:
-        print_json(found)
-    else:
-        say(f"The database is at revision {found['revision']}.")
-    return FINE
+        print_json({**found, "projects": further})
+    if any(each["problem"] for each in further):
+        return UNAVAILABLE
+    return FINE if all(each["is_current"] for each in (found, *further)) else NO
 
 
-def _check(json: bool) -> int:
-    """Show the migrations that are pending, and which of them a running service notices."""
-    with _opened(must_exist=True) as database:
-        found = _look(database)
-        # No service uses an empty database.
-        steps = [] if found["revision"] is None else database.pending_steps()
+def _further(database: Database) -> list[OpenProject]:
+    with importing():
+        from ..main import list_open_in  # slow
+    with one_line_errors(database.engine):
+        return list_open_in(read_settings(), database.engine)
+
+
+def _upgraded(database: Database) -> dict[str, Any]:
+    database.migrate()
+    return _look(database)
+
+
+def _pending(database: Database) -> dict[str, Any]:
+    """Return the migrations that are pending, and which of them a running service notices."""
+    found = _look(database)
+    # No service uses an empty database.
+    steps = [] if found["revision"] is None else database.pending_steps()
     pending = [
         {
             "revision": step.revision,
@@ -73,25 +96,38 @@ def _check(json: bool) -> int:
         }
         for step in steps
     ]
-    if json:
-        print_json({**found, "is_safe": all(step.is_safe for step in steps), "pending": pending})
-    elif found["is_current"]:
+    return {**found, "is_safe": all(step.is_safe for step in steps), "pending": pending}
+
+
+def _tell_project(found: Mapping[str, Any], tell: Callable[[Mapping[str, Any]], None]) -> None:
+    if found["problem"]:
+        hint(f"autopack: project '{found['project']}': {found['problem']}")
+        return
+    say(f"Project '{found['project']}':")
+    tell(found)
+
+
+def _tell_revision(found: Mapping[str, Any]) -> None:
+    say(f"The database is at revision {found['revision']}.")
+
+
+def _tell_pending(found: Mapping[str, Any]) -> None:
+    if found["is_current"]:
         say(f"The database is at revision {found['revision']}: no migration is pending.")
-    elif not steps:
+    elif not found["pending"]:
         say("The database is empty: `autopack db upgrade` makes its tables.")
     else:
         print_table(
             ("migration", "changes", "beside a running service"),
-            [(step.revision, step.title, _safety(step)) for step in steps],
+            [(step["revision"], step["title"], _safety(step)) for step in found["pending"]],
         )
-        if not all(step.is_safe for step in steps):
+        if not found["is_safe"]:
             say("Stop every service of an older version before `autopack db upgrade`.")
-    return FINE if found["is_current"] else NO
 
 
-def _safety(step: Step) -> str:
-    reasons = "; ".join(filter(None, (step.stop_first, *step.faults.long_locks)))
-    return "safe" if step.is_safe else f"stop it first: {reasons}"
+def _safety(step: Mapping[str, Any]) -> str:
+    reasons = "; ".join(filter(None, (step["stop_first"], *step["long_locks"])))
+    return "safe" if step["is_safe"] else f"stop it first: {reasons}"
 
 
 @app.command()

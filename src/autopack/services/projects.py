@@ -68,13 +68,21 @@ class OpenProject:
 def list_open(context: AppContext) -> list[OpenProject]:
     """Return the projects beside the default one that are to be served."""
     with context.reading() as session:
-        return [
-            OpenProject(
-                row.name, row.changed_at, _settings_of(context.settings, context.engine.url, row)
-            )
-            for row in store.list_projects(session)
-            if row.closed_at is None
-        ]
+        return _open_of(context.settings, context.engine.url, session)
+
+
+def list_open_in(settings: Settings, engine: Engine) -> list[OpenProject]:
+    """Return the same from a database of any schema, which has none without a list of projects."""
+    with Session(engine) as session:
+        return _open_of(settings, engine.url, session) if store.has_list(session) else []
+
+
+def _open_of(settings: Settings, url: URL, session: Session) -> list[OpenProject]:
+    return [
+        OpenProject(row.name, row.changed_at, _settings_of(settings, url, row))
+        for row in store.list_projects(session)
+        if row.closed_at is None
+    ]
 
 
 def settings_of(
