@@ -482,10 +482,17 @@ class TestTheLifeOfAProject:
             ),
             ({"name": "beta", "repository": str(empty)}, 422, "project_repository", str(empty)),
             ({"name": "beta", "repository": "/nowhere"}, 422, "project_repository", "/nowhere"),
+            ({"name": "beta", "repository": "/" + "x" * 300}, 422, "project_repository", "folder"),
         ):
             refused(ask("/projects", json=wanted), status, code, words)
         bad = make_git_repo(service.folder / "bad")
-        for more, words in (({"base_branch": "nope"}, "nope"), ({"git_remote": "nope"}, "nope")):
+        for more, words in (
+            ({"base_branch": "nope"}, "nope"),
+            ({"base_branch": "../../main"}, "main"),
+            ({"base_branch": "x" * 300}, "no branch"),
+            ({"base_branch": "--upload-pack=x"}, "no branch"),
+            ({"git_remote": "nope"}, "nope"),
+        ):
             wanted = {"name": "beta", "repository": str(bad.path), **more}
             refused(ask("/projects", json=wanted), 422, "project_repository", words)
         assert [p["name"] for p in service.operator.get("/projects").json()["projects"]] == [

@@ -32,7 +32,7 @@ from autopack.gitrepo import (
     RepositoryUnusableError,
 )
 from autopack.gitrepo.process import GitRunner
-from autopack.gitrepo.refs import is_ours
+from autopack.gitrepo.refs import is_branch_name, is_ours
 
 if TYPE_CHECKING:
     from tests.conftest import GitRepo
@@ -480,3 +480,33 @@ def test_whatever_counts_as_ours_git_takes_and_keeps_within_our_folders(name: st
         assert Path(os.path.normpath(ref)) == Path(ref)
         done = subprocess.run(["git", "check-ref-format", ref], check=False)
         assert done.returncode == 0
+
+
+@pytest.mark.parametrize("name", ["main", "a/b", "feature/x-1.2", "a@b", "ü", "HEAD", "x" * 250])
+def test_a_name_that_git_takes_for_a_branch_is_one(git_repo: GitRepo, name: str) -> None:
+    git_repo.git("check-ref-format", f"refs/heads/{name}")
+    assert is_branch_name(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "",
+            "-x",
+            "..",
+            "a..b",
+            "../../x",
+            "a//b",
+            "a.lock",
+            "a/b.lock/c",
+            "a/.b",
+            ".a",
+            "/a",
+            "a/",
+        ),
+        *("a.", "a@{1}", "a b", "a~1", "a^", "a:b", "a\nb", "a\\b", "*", "[", "x" * 251),
+    ],
+)
+def test_a_name_that_git_or_the_disk_refuses_is_no_branch(name: str) -> None:
+    assert not is_branch_name(name)

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import shutil
+import subprocess
 import tarfile
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 from tests.conftest import GitRepo, make_git_repo
 
 from autopack.backup import read_run, write_run
 from autopack.config import Settings
 from autopack.database import make_engine
 from autopack.domain.errors import AutopackError
+from autopack.gitrepo.bundles import Bundles
 from autopack.services.archives import ArchiveError, chunks_of, new_archive, open_archive
 from autopack.services.exports import (
     KIND,
     MEMBERS,
+    MOST_LOG_BYTES,
     ROWS,
     ImportConflictError,
     NotExportableError,
 )
 
+from .forging import write_forged_run
 from .test_backup import elsewhere, must, service, start, submit, verified, work
 
 if TYPE_CHECKING:
@@ -148,6 +155,24 @@ FORGERIES: list[tuple[Callable[[str, bytes], bytes], str]] = [
     (in_rows("commits", sha="1" * 40), "in the rows differs|unique"),
     (in_rows("patches", wrong=1), "patches has no column wrong"),
     (in_rows("submissions", body=[]), "not what Autopack writes"),
+    (in_rows("runs", strategy={}), "not what Autopack writes"),
+    (in_rows("runs", strategy={"ci": 7}), "not what Autopack writes"),
+    (in_rows("runs", statement_signatures=[1]), "not what Autopack writes"),
+    (in_rows("runs", max_duration_minutes=2**53 - 1), "not what Autopack writes"),
+    (in_rows("runs", base_branch="../../x"), "is no name of a branch"),
+    (in_rows("runs", work_commit="--all"), "work_commit that no service writes"),
+    (in_rows("runs", updated_at="infinity"), "not what Autopack writes"),
+    (in_rows("runs", created_at="12000-01-01T00:00:00Z"), "not what Autopack writes"),
+    (in_rows("runs", cost_reserved_usd="NaN"), "cost_reserved_usd that no service writes"),
+    (in_rows("runs", token_cap=-1), "token_cap that no service writes"),
+    (in_rows("phases", max_builder_attempts=2**40), "max_builder_attempts that no service writes"),
+    (in_rows("phases", approved_dependencies=[None]), "not what Autopack writes"),
+    (in_rows("phases", builders=7), "not what Autopack writes"),
+    (in_rows("phases", snapshot_tag="autonomous/live/tier-T1/phase-P0"), "snapshots of its phases"),
+    (in_rows("phases", snapshot_oid="1" * 40), "snapshots of its phases"),
+    (in_rows("phases", snapshot_tag=None), "snapshots of its phases"),
+    (in_rows("patches", files_changed="x"), "not what Autopack writes"),
+    (in_rows("patches", files_changed=[0] * 1_000_001), "more than 1000000 values"),
     (lambda n, c: c.replace(b'"tiers"', b'"api_keys"') if n == ROWS else c, "out of place"),
     (lambda n, c: c + b"{" if n == ROWS else c, "does not end"),
     (lambda n, c: c + b"[" * 100_000 + b"\n" if n == ROWS else c, "not what Autopack writes"),
@@ -193,6 +218,129 @@ def test_a_forged_archive_is_refused_and_leaves_nothing(
     engine.dispose()
     assert repo.git("for-each-ref") == refs
     assert len(list((repo.path / ".git/objects").rglob("*"))) == objects
+
+
+RUN = "(SELECT id FROM runs WHERE run_id = 'done')"
+NO_TERMS = f"UPDATE events SET data = data - 'terms_sha256' WHERE sequence = 1 AND run_pk = {RUN}"
+
+
+def renamed(kind: str, name: str) -> list[str]:
+    """Return what renames a phase or tier everywhere, in a run of before the terms had a sum."""
+    of_phase = f"UPDATE phases SET {kind}_id = '{name}' WHERE run_pk = {RUN}"
+    of_tier = f"UPDATE tiers SET tier_id = '{name}' WHERE run_pk = {RUN}"
+    of_events = (
+        f"UPDATE events SET {kind}_id = '{name}' WHERE {kind}_id IS NOT NULL AND run_pk = {RUN}"
+    )
+    return [NO_TERMS, of_phase, of_events, *([of_tier] if kind == "tier" else [])]
+
+
+def standing_on(kind: str, earlier: str) -> list[str]:
+    """Return what lets a run continue or rebase another one, by its events too."""
+    commit = {"continues": "continued_commit", "rebases": "rebased_commit"}[kind]
+    data = f"jsonb_build_object('{kind}', '{earlier}', '{commit}', data->>'base_commit')"
+    return [
+        f"UPDATE runs SET {kind} = '{earlier}', {commit} = base_commit WHERE id = {RUN}",
+        f"UPDATE events SET data = data || {data} WHERE sequence = 1 AND run_pk = {RUN}",
+    ]
+
+
+LOG = (
+    "INSERT INTO ci_runs (run_pk, phase_pk, commit_sha, profile, attempt, is_flaky, requested_at,"
+    " ended_at, verdict) SELECT run_pk, id, repeat('a', 40), 'normal', 1, false, now(), now(),"
+    f" 'green' FROM phases WHERE run_pk = {RUN}"
+)
+HISTORIES: list[tuple[list[str], str]] = [
+    (renamed("phase", "../../../../x"), "is not an identifier"),
+    (renamed("phase", "a/b"), "is not an identifier"),
+    (renamed("phase", "x" * 65), "is not an identifier"),
+    (renamed("tier", "a/../../b"), "is not an identifier"),
+    (standing_on("continues", "done"), "which is another one here"),
+    (standing_on("rebases", "done"), "which is another one here"),
+    (standing_on("continues", "own"), "which is another one here"),
+    (standing_on("continues", "../x"), "is not an identifier"),
+    (
+        [LOG, f"INSERT INTO ci_logs SELECT id, :log FROM ci_runs WHERE run_pk = {RUN}"],
+        "a log of CI",
+    ),
+]
+
+
+@pytest.mark.parametrize(("statements", "words"), HISTORIES)
+def test_a_forged_history_whose_sums_all_fit_is_refused_and_leaves_nothing(
+    statements: list[str],
+    words: str,
+    settings: Settings,
+    git_repo: GitRepo,
+    other: tuple[Settings, GitRepo],
+    tmp_path: Path,
+) -> None:
+    with service(settings) as client:
+        start(client, "done")
+        submit(client, "done", "P0", "done.txt")
+    theirs, repo = other
+    with service(theirs) as client:
+        start(client, "own")
+        submit(client, "own", "P0", "own.txt")
+    log = zlib.compress(bytes(MOST_LOG_BYTES + 1))
+
+    def change(connection: Connection) -> None:
+        for statement in statements:
+            connection.execute(text(statement), {"log": log} if ":log" in statement else {})
+
+    file = write_forged_run(settings, git_repo, "done", tmp_path / "forged.tar", change)
+    refs = repo.git("for-each-ref")
+    with pytest.raises(ArchiveError, match=words):
+        read_run(theirs, file)
+    assert repo.git("for-each-ref") == refs
+    assert not (theirs.autonomous_runs_dir / "done").exists()
+    with service(theirs) as client:
+        assert [run["run_id"] for run in must(client, "/runs")["runs"]] == ["own"]
+
+
+def test_a_bundle_with_refs_of_other_names_is_refused(
+    settings: Settings,
+    git_repo: GitRepo,
+    archive: Path,
+    other: tuple[Settings, GitRepo],
+    tmp_path: Path,
+) -> None:
+    theirs, repo = other
+    base = git_repo.git("rev-parse", "main")
+    git_repo.git("tag", "v1.0", "autonomous/done")
+    for ref in ("refs/tags/v1.0", "refs/tags/autonomous/live/tier-T1/phase-P0"):
+        bundle = tmp_path / f"{ref.rpartition('/')[2]}.bundle"
+        git_repo.git(*("bundle", "create", str(bundle), "autonomous/done", ref, f"^{base}"))
+        file = bundle.with_suffix(".tar")
+        with open_archive(archive, KIND, MEMBERS) as whole, new_archive(file) as made:
+            for name in MEMBERS[:-1]:
+                made.add(name, chunks_of(whole.open(name)))
+            made.add(MEMBERS[-1], [bundle.read_bytes()])
+            made.finish(whole.manifest)
+        with pytest.raises(ArchiveError, match=f"{ref}, which is not its run's"):
+            read_run(theirs, file)
+    assert "v1.0" not in repo.git("tag")
+
+
+def test_a_bundle_of_which_git_says_much_is_read_to_its_end(git_repo: GitRepo) -> None:
+    """git waits for a reader of its warnings, here of 300 kB, before it reads on."""
+    blob = git_repo.git("hash-object", "-w", "--stdin", stdin=b"x")
+    trees = []
+    for number in range(3_000):
+        tree = b"100664 n%d\0" % number + bytes.fromhex(blob)  # a mode that it finds odd
+        raw = b"tree %d\0" % len(tree) + tree
+        trees.append(hashlib.sha1(raw, usedforsecurity=False).hexdigest())
+        place = git_repo.path / ".git/objects" / trees[-1][:2] / trees[-1][2:]
+        place.parent.mkdir(exist_ok=True)
+        place.write_bytes(zlib.compress(raw, 1))
+    names = "\n".join([blob, *trees]).encode()
+    git = ["git", "-C", str(git_repo.path), "pack-objects", "--stdout", "-q"]
+    pack = subprocess.run(git, input=names, capture_output=True, check=True).stdout
+    header = f"# v2 git bundle\n{trees[0]} refs/heads/autonomous/x\n\n".encode()
+    executable = shutil.which("git")
+    assert executable is not None
+    bundles = Bundles(git_repo.path / ".git", executable)
+    found = bundles.read(io.BytesIO(header + pack), max_bytes=len(pack))
+    assert found == {"refs/heads/autonomous/x": trees[0]}
 
 
 def test_a_tar_with_links_paths_or_impossible_sizes_is_refused(

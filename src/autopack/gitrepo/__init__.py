@@ -24,7 +24,7 @@ from .history import GainedCommits
 from .node import Generations, NodeIdentity, renew_home
 from .objects import CollisionError
 from .push import Remote
-from .refs import PreparedRefs, RefUpdate
+from .refs import PreparedRefs, RefUpdate, is_branch_name
 from .replay import ReplayConflict, Replayed
 from .repository import Base, DiffStat, MergeResult, Repository
 
@@ -62,5 +62,6 @@ __all__ = [
     "Replayed",
     "Repository",
     "RepositoryUnusableError",
+    "is_branch_name",
     "renew_home",
 ]

@@ -6,7 +6,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from signal import SIGXCPU
 from subprocess import Popen
+from threading import Thread
 from typing import Final, Protocol
 
 from .errors import GitFailedError
@@ -18,6 +20,11 @@ _CHUNK: Final = 1 << 20
 _LONGEST_SECONDS: Final = 24 * 3600
 _MOST_MEMORY: Final = 4 << 30
 _MOST_HEADER_BYTES: Final = 1 << 30
+# A bundle of a stranger: its objects may unpack to any size.
+_FOREIGN_SECONDS: Final = 600
+_FOREIGN_MEMORY: Final = 1 << 30
+_FOREIGN_HEADER_BYTES: Final = 1 << 20
+_MOST_MESSAGE_BYTES: Final = 1 << 16
 _LINE: Final = re.compile(rb"([0-9a-f]{40}) (refs/[^\0-\x20\x7f~^:?*\[\\]+)\n")
 _SIGNATURE: Final = b"# v2 git bundle\n"
 
@@ -38,6 +45,7 @@ class Bundles:
     def __init__(self, git_dir: Path, executable: str) -> None:
         self._git_dir = git_dir
         self._runner = GitRunner(executable, _LONGEST_SECONDS, _MOST_MEMORY)
+        self._foreign_runner = GitRunner(executable, _FOREIGN_SECONDS, _FOREIGN_MEMORY)
         self._environment = {"GIT_DIR": str(git_dir)}
 
     def list_refs(self, *prefixes: str) -> dict[str, str]:
@@ -101,39 +109,56 @@ class Bundles:
         """Put a bundle's objects into the repository, or into a quarantine; return its refs.
 
         `into` is a quarantine's environment. No ref changes. git computes the id of each object and
-        refuses one whose links are malformed. Raises BundleError.
+        refuses one whose links are malformed. `max_bytes`: of a stranger's bundle, for which git
+        has less time and memory. Raises BundleError.
         """
-        refs, rest = _read_header(stream)
-        options = [] if max_bytes is None else [f"--max-input-size={max_bytes}"]
-        process = self._runner.start(
+        is_foreign = max_bytes is not None
+        refs, rest = _read_header(
+            stream, _FOREIGN_HEADER_BYTES if is_foreign else _MOST_HEADER_BYTES
+        )
+        options = [f"--max-input-size={max_bytes}"] if is_foreign else []
+        runner = self._foreign_runner if is_foreign else self._runner
+        process = runner.start(
             *("index-pack", "--stdin", "--fix-thin", "--strict", *options),
             folder=self._git_dir,
             environment={**self._environment, **(into or {})},
         )
         assert process.stdin is not None  # noqa: S101 - for the type checker
-        with suppress(BrokenPipeError):  # git ended, and says why
-            process.stdin.write(rest)
-            while chunk := stream.read(_CHUNK):
-                process.stdin.write(chunk)
+        assert process.stderr is not None  # noqa: S101 - for the type checker
+        # It warns of each odd object, and would wait for a reader of that before it reads on.
+        messages: list[bytes] = []
+        reader = Thread(target=_drain, args=(process.stderr, messages), daemon=True)
+        reader.start()
+        try:
+            with suppress(BrokenPipeError):  # git ended, and says why
+                process.stdin.write(rest)
+                while chunk := stream.read(_CHUNK):
+                    process.stdin.write(chunk)
+        except BaseException:
+            process.kill()
+            raise
         with suppress(BrokenPipeError):
             process.stdin.close()
+        reader.join()
         try:
-            self._end(process, "index-pack")
+            self._end(process, "index-pack", b"".join(messages))
         except GitFailedError as error:
             raise BundleError(f"the bundle cannot be read: {error.detail}") from error
         return refs
 
-    def _end(self, process: Popen[bytes], command: str) -> None:
+    def _end(self, process: Popen[bytes], command: str, message: bytes | None = None) -> None:
         assert process.stderr is not None  # noqa: S101 - for the type checker
-        message = redact(process.stderr.read())
+        said = redact(process.stderr.read() if message is None else message)
         for stream in (process.stdout, process.stderr, process.stdin):
             with suppress(BrokenPipeError):
                 if stream is not None:
                     stream.close()
         status = process.wait()
+        if status == -SIGXCPU:
+            raise GitFailedError(f"git {command} took too much time")
         if status:
-            self._runner.require_room(message, command, self._git_dir)
-            raise GitFailedError(f"git {command} ended with {status}: {message.strip()[:2000]}")
+            self._runner.require_room(said, command, self._git_dir)
+            raise GitFailedError(f"git {command} ended with {status}: {said.strip()[-2000:]}")
 
     def put_refs(self, wanted: Mapping[str, str], now: Mapping[str, str]) -> None:
         """Set refs to objects that are here; `now` are their present values. All or none.
@@ -166,7 +191,13 @@ class Bundles:
             raise GitFailedError(f"git update-ref refused: {done.stderr.strip()[:2000]}")
 
 
-def _read_header(stream: Readable) -> tuple[dict[str, str], bytes]:
+def _drain(stream: Readable, messages: list[bytes]) -> None:
+    """Read a stream to its end, and keep the last of it, where git says why it stopped."""
+    while chunk := stream.read(_MOST_MESSAGE_BYTES):
+        messages[:] = [b"".join([*messages, chunk])[-_MOST_MESSAGE_BYTES:]]
+
+
+def _read_header(stream: Readable, most: int) -> tuple[dict[str, str], bytes]:
     """Return a bundle's refs, and the bytes that were read beyond its header."""
     data = b""
     while b"\n\n" not in data:
@@ -174,8 +205,8 @@ def _read_header(stream: Readable) -> tuple[dict[str, str], bytes]:
         data += chunk
         if not chunk or not data.startswith(_SIGNATURE[: len(data)]):
             raise BundleError("the bundle is not one of git's version 2")
-        if len(data) > _MOST_HEADER_BYTES:
-            raise BundleError("the bundle's header does not end")
+        if len(data) > most + _CHUNK:
+            raise BundleError(f"the bundle's header has more than {most} bytes")
     header, _, rest = data.partition(b"\n\n")
     refs: dict[str, str] = {}
     for line in header.removeprefix(_SIGNATURE).splitlines(keepends=True):

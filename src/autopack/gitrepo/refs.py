@@ -21,6 +21,11 @@ _OID = re.compile(r"[0-9a-f]{40}\Z")
 _BRANCHES = "refs/heads/"
 _OURS = ("refs/heads/autonomous/", "refs/tags/autonomous/", "refs/autopack/")
 _COMPONENT = re.compile(r"(?!.*(?:\.\.|\.lock\Z))\w(?:[\w.-]*[\w-])?\Z", re.ASCII)
+# As `git check-ref-format --branch`: no part is empty, begins with a dot or ends in `.lock`.
+_BRANCH = re.compile(
+    r"(?!-|.*(?:\.\.|//|@\{|[/.]\Z|\.lock(?:/|\Z)|/\.))(?![/.])[^\0-\x20\x7f~^:?*\[\\]+\Z"
+)
+_LONGEST_PART = 250  # of a file's name of 255 bytes, with `.lock`
 _NONE = "0" * 40
 _SYMBOLIC_DEPTH = 5
 
@@ -182,6 +187,12 @@ class Refs:
                 for name in names:
                     if name.endswith(".lock"):
                         remove_stale(f"{folder}/{name}")
+
+
+def is_branch_name(name: str) -> bool:
+    """Say whether git can have a branch of this name."""
+    parts = name.encode(errors="replace").split(b"/")
+    return _BRANCH.match(name) is not None and max(map(len, parts)) <= _LONGEST_PART
 
 
 def is_ours(ref: str) -> bool:

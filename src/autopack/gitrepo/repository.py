@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sys
@@ -45,7 +46,7 @@ from .pointers import Pointers, find_pointers
 from .process import GitResult, GitRunner
 from .push import Remote
 from .quarantine import Quarantine, open_quarantine, remove_leftovers
-from .refs import PreparedRefs, Refs, RefUpdate
+from .refs import PreparedRefs, Refs, RefUpdate, is_branch_name
 from .repair import read_patch
 from .replay import ReplayConflict, Replayed, replay
 from .signing import Signer
@@ -153,7 +154,7 @@ class Repository:
         """Return the branch and commit where runs start. Raises RepositoryUnusableError."""
         wanted = self._settings.base_branch
         for branch in [wanted] if wanted else self._default_branches():
-            commit = self.read_ref(f"refs/heads/{branch}")
+            commit = self.read_ref(f"refs/heads/{branch}") if is_branch_name(branch) else None
             if commit:
                 return Base(branch, commit)
         if wanted:
@@ -603,7 +604,7 @@ def _found(settings: Settings) -> tuple[GitRunner, Path, bool]:
     if executable is None:
         raise RepositoryUnusableError("git is not installed: install git 2.38 or newer.")
     runner = GitRunner(executable, settings.git_timeout_seconds, settings.git_memory_bytes)
-    if not settings.repo_path.is_dir():
+    if not os.path.isdir(settings.repo_path):  # unlike Path's, it says no where it may not look
         raise RepositoryUnusableError(
             f"{settings.repo_path} is not a folder: set AUTOPACK_REPO_PATH to a git repository."
         )

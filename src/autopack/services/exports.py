@@ -8,6 +8,7 @@ All of that happens in one transaction and in a quarantine: a refused archive le
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Collection, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,10 +20,19 @@ from sqlalchemy.exc import DBAPIError
 from .. import __version__
 from ..domain.errors import ConflictError, NotFoundError
 from ..domain.identifiers import identifier_problem
-from ..domain.naming import RECORD, STATEMENT, branch_ref, record_folder, snapshot_ref
+from ..domain.naming import (
+    RECORD,
+    STATEMENT,
+    branch_name,
+    branch_ref,
+    record_folder,
+    snapshot_name,
+    snapshot_ref,
+)
 from ..domain.printable import one_line
 from ..domain.record_check import JsonObject, RecordClaim, check_copied
-from ..gitrepo import GitFailedError
+from ..domain.ruleset import CiRules
+from ..gitrepo import GitFailedError, is_branch_name
 from ..models import Phase, Run, Tier
 from ..store import exports as store
 from ..store import runs, submissions
@@ -31,8 +41,10 @@ from ..views.exports import ExportAnswer, ImportAnswer, RunManifest
 from .archives import Archive, ArchiveError, Member, new_archive, open_archive
 from .context import AppContext
 from .opening import locked_session
-from .projection import roll_forward, run_detail
+from .phase_reports import report_with_timeline
+from .projection import finished_files, roll_forward
 from .reading import one_moment
+from .runs import answer_of
 from .verifying import chain_problems, run_problems
 
 KIND: Final = "autopack-run"
@@ -41,6 +53,11 @@ BUNDLE: Final = "commits.bundle"
 MEMBERS: Final = (ROWS, RECORD, STATEMENT, BUNDLE)
 LONGEST_ROW: Final = 256 << 20
 MOST_RECORD_BYTES: Final = 256 << 20
+MOST_ROW_VALUES: Final = 1_000_000
+MOST_RECORD_VALUES: Final = 10_000_000
+MOST_LOG_BYTES: Final = 64 << 20  # each is unpacked in memory when it is read
+#: The tags of snapshots: by name, their object and its commit.
+Tags = dict[str | None, tuple[str | None, str | None]]
 # What rows and record both have of a tier or a phase.
 _COMPARED: Final[dict[str, Callable[[Any], object]]] = {
     "name": str,
@@ -52,10 +69,11 @@ _COMPARED: Final[dict[str, Callable[[Any], object]]] = {
     "snapshot_tag": str,
     "tokens_used": int,
 }
+_STRING: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 # What rows that Autopack did not write lead to, in the database or in a view of them.
 _MISFITS: Final = (
     *(DBAPIError, ValidationError, NotFoundError),
-    *(AttributeError, LookupError, RecursionError, TypeError, ValueError),
+    *(ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError),
 )
 _IMPORTED: Final = "it was imported: promote it at the service that built it"
 
@@ -141,13 +159,14 @@ def import_run(context: AppContext, path: Path, revisions: Collection[str]) -> I
                     f" '{manifest.base_branch}', which {repository.git_dir} does not have: fetch it"
                 )
             repository.require_free_ref(branch_ref(run_id))
-            record = _check_commits(context, archive, manifest)
+            repository.require_free_ref(snapshot_ref(branch_name(run_id)))
+            record, tags = _check_commits(context, archive, manifest)
             session.commit()
             session.begin_change()
             try:
                 _put_rows(context, session, archive, manifest)
                 run = runs.get_run(session, run_id)
-                _check_rows(session, run, manifest, record)
+                _check_rows(session, run, manifest, record, tags)
             except _MISFITS as error:
                 session.rollback()
                 why = one_line(str(getattr(error, "orig", error)).strip())[:300]
@@ -199,19 +218,35 @@ def _known(run: Run, manifest: RunManifest) -> ImportAnswer:
     )
 
 
-def _check_commits(context: AppContext, archive: Archive, manifest: RunManifest) -> JsonObject:
-    """Check bundle and record in a quarantine; return the record. Raises ArchiveError."""
+def _check_commits(
+    context: AppContext, archive: Archive, manifest: RunManifest
+) -> tuple[JsonObject, Tags]:
+    """Check bundle and record in a quarantine; return the record and the tags of snapshots.
+
+    Raises ArchiveError.
+    """
     place = f"{manifest.head_commit}:{record_folder(manifest.run_id)}/{RECORD}"
     try:
         with context.repository.quarantine() as quarantine:
             refs = context.repository.bundles.read(
                 archive.open(BUNDLE), into=quarantine.environment, max_bytes=archive.size(BUNDLE)
             )
-            if refs.get(branch_ref(manifest.run_id)) != manifest.head_commit:
+            if refs.pop(branch_ref(manifest.run_id), None) != manifest.head_commit:
                 raise ArchiveError(f"{BUNDLE} has no branch at {manifest.head_commit}")
+            prefix = snapshot_ref(branch_name(manifest.run_id)) + "/"
+            others = [ref for ref in refs if not ref.startswith(prefix)]
+            if others:
+                raise ArchiveError(
+                    f"{BUNDLE} has {one_line(others[0])[:100]}, which is not its run's"
+                )
             quarantine.git(
-                *("rev-list", "--objects", "--quiet", *refs.values(), f"^{manifest.base_commit}")
+                *("rev-list", "--objects", "--quiet", manifest.head_commit, *refs.values()),
+                f"^{manifest.base_commit}",
             )
+            tagged = quarantine.git(
+                *("cat-file", "--batch-check=%(objectname) %(objecttype)"),
+                stdin="".join(f"{oid}^{{commit}}\n" for oid in refs.values()).encode(),
+            ).stdout.decode()
             parents = quarantine.git(
                 *("rev-list", "--parents", manifest.head_commit, f"^{manifest.base_commit}")
             ).stdout.decode()
@@ -225,6 +260,8 @@ def _check_commits(context: AppContext, archive: Archive, manifest: RunManifest)
         raise ArchiveError(f"{BUNDLE} is not whole: {one_line(detail)[:500]}") from None
     if data != archive.open(RECORD).read(MOST_RECORD_BYTES + 1):
         raise ArchiveError(f"{RECORD} is not the one of the last commit")
+    if not _has_few_values(data, MOST_RECORD_VALUES):
+        raise ArchiveError(f"{RECORD} has more than {MOST_RECORD_VALUES} values")
     claim = RecordClaim(
         run_id=manifest.run_id,
         branch=branch_ref(manifest.run_id).removeprefix("refs/heads/"),
@@ -243,7 +280,14 @@ def _check_commits(context: AppContext, archive: Archive, manifest: RunManifest)
     named = [each["sha"] for each in checked.record["commits"]]
     if [each[0] for each in chain[: len(named)]] != named:
         raise ArchiveError("the branch has other commits than its record names")
-    return checked.record
+    snapshots = [line.split(" ")[0] for line in tagged.splitlines()]
+    if not {each[0] for each in chain}.issuperset(snapshots):
+        raise ArchiveError(f"{BUNDLE} has a tag of a commit that is not on the branch")
+    tags: Tags = {
+        ref.removeprefix(snapshot_ref("")): (oid, commit)
+        for (ref, oid), commit in zip(refs.items(), snapshots, strict=True)
+    }
+    return checked.record, tags
 
 
 def _put_rows(
@@ -253,6 +297,8 @@ def _put_rows(
     order = list(store.TABLES)
     place = 0
     for line in _read_lines(archive.open(ROWS)):
+        if len(line) > MOST_ROW_VALUES and not _has_few_values(line, MOST_ROW_VALUES):
+            raise ValueError(f"a row has more than {MOST_ROW_VALUES} values")
         document = json.loads(line, parse_constant=_refuse_constant)
         table, row = document["table"], document["row"]
         if table not in store.TABLES or order.index(table) < place:
@@ -291,24 +337,36 @@ def _replaced(context: AppContext, table: str, manifest: RunManifest) -> dict[st
 
 
 def _read_lines(member: Member) -> Iterator[bytes]:
-    rest = b""
+    rest: list[bytes] = []
     while chunk := member.read(1 << 20):
-        *lines, rest = (rest + chunk).split(b"\n")
-        yield from lines
-        if len(rest) > LONGEST_ROW:
+        *lines, last = chunk.split(b"\n")
+        for line in lines:
+            yield b"".join([*rest, line])
+            rest = []
+        rest.append(last)
+        if len(rest) > LONGEST_ROW >> 20:
             raise ValueError(f"a row is longer than {LONGEST_ROW} bytes")
-    if rest:
+    if any(rest):
         raise ValueError("the last row does not end")
+
+
+def _has_few_values(text: bytes, most: int) -> bool:
+    """Say whether JSON has no more than so many values; as objects they need much more memory."""
+    bare = _STRING.sub(b"", text)
+    return sum(map(bare.count, (b",", b"[", b"{", b":"))) <= most
 
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no number")
 
 
-def _check_rows(session: RowSession, run: Run, manifest: RunManifest, record: JsonObject) -> None:
-    """Check that the rows say what the record says. Raises ArchiveError, ValueError."""
+def _check_rows(
+    session: RowSession, run: Run, manifest: RunManifest, record: JsonObject, tags: Tags
+) -> None:
+    """Check that the rows say what the record says, and can be shown. Raises ValueError."""
     if run.ended_at is None:
         raise ValueError("the run is not over")
+    _check_names(session, run, tags)
     problems = chain_problems(session, run)
     if problems:
         raise ValueError(problems[0])
@@ -346,8 +404,42 @@ def _check_rows(session: RowSession, run: Run, manifest: RunManifest, record: Js
     wrong = [name for name, is_same in told if not is_same]
     if wrong:
         raise ValueError(f"{one_line(wrong[0])} in the rows differs from the record")
-    run_detail(session, run, detailed=None)  # every view of it can be made
+    # Every view of it can be made; after the commit nothing may fail any more.
+    CiRules.model_validate(runs.get_strategy(session, run)["ci"])
+    runs.read_state(run)
+    answer_of(session, run)
+    for phase in mine.values():
+        report_with_timeline(session, run, phase)
+    finished_files(session, run, run.statement_signatures)
+    if not store.has_small_logs(session, run.id, MOST_LOG_BYTES):
+        raise ValueError(f"a log of CI is damaged, or has more than {MOST_LOG_BYTES} bytes")
     store.leave_counts(session, run.id)
+
+
+def _check_names(session: RowSession, run: Run, tags: Tags) -> None:
+    """Check the names that become names of files and refs. Raises ValueError."""
+    phases = runs.phases_of(run).values()
+    names = [[phase.phase_id for phase in phases], [tier.tier_id for tier in run.tiers]]
+    for each in (*names[0], *names[1], run.continues, run.rebases):
+        problem = each and identifier_problem(each)
+        if problem:
+            raise ValueError(problem)
+    if any(len({name.lower() for name in each}) < len(each) for each in names):
+        raise ValueError("two of its phases or tiers differ in case alone")
+    for earlier, at in ((run.continues, run.continued_commit), (run.rebases, run.rebased_commit)):
+        known = earlier and runs.find_run_by_any_case(session, earlier)
+        if known and known.head_commit != at:
+            raise ValueError(f"it stands on run '{earlier}' at {at}, which is another one here")
+    if not is_branch_name(run.base_branch):
+        raise ValueError(f"{one_line(run.base_branch)[:80]!r} is no name of a branch")
+    wanted = {
+        phase.snapshot_tag: (phase.snapshot_oid, phase.snapshot_commit)
+        for phase in phases
+        if phase.snapshot_tag
+        and phase.snapshot_tag == snapshot_name(run.run_id, phase.tier_id, phase.phase_id)
+    }
+    if wanted != tags or len(tags) < sum(phase.snapshot_tag is not None for phase in phases):
+        raise ValueError(f"the snapshots of its phases are not those of {BUNDLE}")
 
 
 def _is_as(row: Phase | Tier, recorded: JsonObject) -> bool:

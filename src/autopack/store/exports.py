@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
+import zlib
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any, Final
 
+from sqlalchemy import Column, DateTime, Integer, Numeric, Text
+
+from ..domain.money import MAX_USD
+from ..domain.values import MAX_COUNT
 from ..models import metadata
 from .session import RowSession
 
@@ -35,6 +42,11 @@ _NAMED: Final = {
     "patch_pk": "patches",
     "ci_run_pk": "ci_runs",
 }
+# The columns that name an object of git.
+_OBJECTS: Final = re.compile(r"(.+_)?(commit|oid|sha|tree|parent)")
+_OBJECT: Final = re.compile(r"[0-9a-f]{40}", re.ASCII)
+_TIMES: Final = (datetime(2000, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC))
+MOST_TRIES: Final = 10_000  # of one phase; a ruleset allows a hundred
 _BATCH: Final = 200
 
 
@@ -71,6 +83,9 @@ class RowImport:
         unknown = sorted(row.keys() - columns.keys())
         if unknown:
             raise ValueError(f"{table} has no column {unknown[0]}")
+        for name, value in row.items():
+            if value is not None and not _is_sane(columns[name], value):
+                raise ValueError(f"{table} has a {name} that no service writes")
         changes = dict(given)
         for name in row:
             if name in _NAMED and row[name] is not None:
@@ -95,6 +110,38 @@ class RowImport:
             " RETURNING 1",
             (text, json.dumps(changes)),
         )
+
+
+def _is_sane(column: Column[Any], value: Any) -> bool:
+    """Say whether a value that is not null is one that Postgres and every reader can hold."""
+    kind = column.type
+    if isinstance(kind, DateTime):
+        return _TIMES[0] <= datetime.fromisoformat(value) <= _TIMES[1]
+    if isinstance(kind, Integer):
+        most = MOST_TRIES if "attempt" in column.name else MAX_COUNT
+        return isinstance(value, int) and 0 <= value <= most
+    if isinstance(kind, Numeric):
+        return isinstance(value, int | float) and 0 <= value <= MAX_USD
+    if isinstance(kind, Text) and _OBJECTS.fullmatch(column.name):
+        return _OBJECT.fullmatch(value) is not None
+    return True
+
+
+def has_small_logs(session: RowSession, run_pk: int, most: int) -> bool:
+    """Say whether each log of a run can be unpacked, to no more than so many bytes."""
+    query = f"SELECT ci_run_pk FROM ci_logs WHERE {_OF_CI_RUNS}"  # noqa: S608 - literals
+    keys = session.fetch(query, (run_pk,))
+    for (key,) in keys:
+        query = "SELECT compressed FROM ci_logs WHERE ci_run_pk = %s"
+        ((compressed,),) = session.fetch(query, (key,))
+        inflater = zlib.decompressobj()
+        try:
+            inflater.decompress(compressed, most)
+        except zlib.error:
+            return False
+        if not inflater.eof:
+            return False
+    return True
 
 
 def leave_counts(session: RowSession, run_pk: int) -> None:
