@@ -36,6 +36,9 @@ pytestmark = pytest.mark.unit
         ("LOCK TABLE runs", "no rule knows: LOCK TABLE runs"),
         ("VACUUM FULL runs", "no rule knows"),
         ("DO $$ BEGIN UPDATE runs SET a = 1; END $$", "no rule knows"),
+        ("SELECT mend()", "no rule knows: SELECT mend()"),
+        ("SELECT count(*) FROM events", "no rule knows"),
+        ("CALL mend()", "no rule knows"),
     ],
 )
 def test_a_statement_that_holds_a_long_lock_is_named(statement: str, fault: str) -> None:
@@ -66,6 +69,44 @@ def test_what_only_changes_the_catalog_or_works_beside_requests_is_fine(
     transactions: list[list[str]],
 ) -> None:
     assert find_faults(transactions).long_locks == ()
+
+
+@pytest.mark.parametrize(
+    ("body", "fault"),
+    [
+        ("BEGIN UPDATE runs SET a = 1; END", "rows of runs are changed without batches"),
+        ("BEGIN ALTER TABLE runs ALTER a TYPE BIGINT; END", "ALTER COLUMN TYPE on runs"),
+        ("BEGIN EXECUTE 'CREATE INDEX i ON runs (a)'; END", "without CONCURRENTLY on runs"),
+        (
+            "BEGIN EXECUTE format('ALTER TABLE runs ADD CONSTRAINT %I CHECK (a)', 'c'); END",
+            "ADD CONSTRAINT without NOT VALID on runs",
+        ),
+        ("DECLARE n int := (SELECT count(*) FROM events); BEGIN SET x = 1; END", "reads events"),
+        ("BEGIN IF true THEN DELETE FROM runs; END IF; END", "no rule knows: IF true"),
+        ("BEGIN PERFORM other(); END", "no rule knows: PERFORM"),
+        ("BEGIN SELECT mend(); END", "no rule knows: SELECT mend()"),
+        ("BEGIN EXECUTE statement; END", "no rule knows: EXECUTE"),
+        ("SELECT 1", "no rule can look into: mend"),
+    ],
+)
+@pytest.mark.parametrize("call", ["SELECT mend()", "UPDATE webhooks SET a = mend ()"])
+def test_a_function_that_is_called_is_judged_by_what_it_does(
+    body: str, fault: str, call: str
+) -> None:
+    make = f"CREATE FUNCTION mend() RETURNS int LANGUAGE plpgsql AS $$\n{body} $$"
+    found, *_ = find_faults([[make, call, "DROP FUNCTION mend()"]]).long_locks
+    assert fault in found
+    assert find_faults([[make]]).long_locks == ()  # a trigger's, which nothing calls here
+
+
+def test_a_function_may_do_what_its_migration_may() -> None:
+    body = "DECLARE v text := (SELECT a FROM webhooks); BEGIN {}; END"
+    add = "EXECUTE format('ALTER TABLE runs ADD COLUMN a text DEFAULT %L', v)"
+    make = f"CREATE OR REPLACE FUNCTION mend() RETURNS void AS $$ {body.format(add)} $$"
+    assert find_faults([[make, "SELECT mend();"]]).long_locks == ()
+    assert find_faults(
+        [[make, "ALTER TABLE phases ADD COLUMN a TEXT", "SELECT mend()"]]
+    ).long_locks == ("one transaction locks phases and runs",)
 
 
 def test_rows_are_not_read_or_changed_while_a_transaction_locks_their_table() -> None:

@@ -44,9 +44,16 @@ _DROP_TABLE = re.compile(r"DROP (TABLE|TYPE|FUNCTION|VIEW|SEQUENCE) ", re.IGNORE
 # Takes a strong lock for the time of a change of the catalog alone, or locks only what is new.
 _BRIEF = re.compile(
     r"(?:CREATE (?:OR REPLACE )?(?:FUNCTION|TRIGGER|TYPE|SEQUENCE|VIEW) |DROP INDEX |DROP TRIGGER "
-    r"|TRUNCATE |COMMENT ON |SELECT |SET |DROP (?:TABLE|TYPE|FUNCTION|VIEW|SEQUENCE) )",
+    r"|TRUNCATE |COMMENT ON |SET |DROP (?:TABLE|TYPE|FUNCTION|VIEW|SEQUENCE) )",
     re.IGNORECASE,
 )
+_CREATE_FUNCTION = re.compile(
+    rf"CREATE (?:OR REPLACE )?FUNCTION {_NAME}.*?\$\$(.*)\$\$", re.IGNORECASE
+)
+# Of a body in PL/pgSQL: what is declared, and the statements.
+_BODY = re.compile(r"\s*(?:DECLARE (.*?) )?BEGIN (.*); END\b", re.IGNORECASE)
+_EXECUTE = re.compile(r"EXECUTE (?:format\s*\(\s*)?'((?:[^']|'')*)'", re.IGNORECASE)
+_READ = re.compile(rf"(?:FROM|JOIN) (?:ONLY )?{_NAME}", re.IGNORECASE)
 # Their value differs from row to row, so that adding such a column writes the table anew.
 _VOLATILE = re.compile(
     r"random\s*\(|clock_timestamp\s*\(|timeofday\s*\(|gen_random_uuid\s*\(|uuidv[47]\s*\("
@@ -74,6 +81,7 @@ class _Seen:
     new_tables: set[str] = field(default_factory=set)
     unchecked: set[str] = field(default_factory=set)  # tables with a check of NOT NULL
     changed: set[str] = field(default_factory=set)  # tables it locks against writers
+    bodies: dict[str, str] = field(default_factory=dict)  # of the functions that it makes
     long_locks: list[str] = field(default_factory=list)
     contracts: dict[str, str] = field(default_factory=dict)  # by what is gone
 
@@ -107,10 +115,36 @@ def _judge(sql: str, seen: _Seen) -> None:
         _judge_alter(altered[1], altered[2], seen)
     elif rows := _CHANGE_ROWS.match(sql):
         _judge_rows(sql, rows[2], seen, in_batch=rows[1] is not None)
-    elif not _BRIEF.match(sql):
+    elif function := _CREATE_FUNCTION.match(sql):
+        seen.bodies[function[1]] = function[2]
+    elif not _BRIEF.match(sql) and not _calls(sql, seen):
         seen.long_locks.append(f"a statement that no rule knows: {sql[:60]}")
     if _DROP_TABLE.match(sql):
         seen.contracts[sql] = sql[:80]
+    elif not re.match("CREATE ", sql, re.IGNORECASE):
+        for name in _calls(sql, seen):
+            _judge_body(name, seen)
+
+
+def _calls(sql: str, seen: _Seen) -> list[str]:
+    """Return the functions that a statement calls, of those that the migration makes."""
+    return [name for name in seen.bodies if re.search(rf"\b{name}\s*\(", sql, re.IGNORECASE)]
+
+
+def _judge_body(name: str, seen: _Seen) -> None:
+    """Judge what a function does when it is called, as if the migration did it itself."""
+    text = seen.bodies.pop(name)  # one that calls itself is refused
+    body = _BODY.match(text)
+    if body is None:
+        seen.long_locks.append(f"a function that no rule can look into: {name}")
+        return
+    for table in _READ.findall(body[1] or ""):
+        if seen.is_big(table):
+            seen.long_locks.append(f"the function {name} reads {table}")
+    for statement in _split(body[2], ";"):
+        executed = _EXECUTE.match(statement)
+        _judge(executed[1].replace("''", "'") if executed else statement, seen)
+    seen.bodies[name] = text
 
 
 def _judge_rows(sql: str, table: str, seen: _Seen, *, in_batch: bool) -> None:
@@ -128,7 +162,7 @@ def _judge_rows(sql: str, table: str, seen: _Seen, *, in_batch: bool) -> None:
 
 def _judge_alter(table: str, text: str, seen: _Seen) -> None:
     is_big = seen.is_big(table)
-    for action in _actions(text):
+    for action in _split(text, ","):
         words = action.upper()
         if words.startswith("VALIDATE CONSTRAINT"):
             if table in seen.changed and is_big:
@@ -186,15 +220,15 @@ def _note_contract(table: str, words: str, seen: _Seen) -> None:
         seen.contracts[f"{table} {words}"] = f"{table}: {words.lower()}"
 
 
-def _actions(text: str) -> list[str]:
-    """Split the actions of one ALTER TABLE at the commas outside of brackets and quotes."""
+def _split(text: str, mark: str) -> list[str]:
+    """Split a text at the marks outside of brackets and quotes, such as the actions of a change."""
     found, depth, quoted, start = [], 0, False, 0
     for place, letter in enumerate(text):
         if letter == "'":
             quoted = not quoted
         elif not quoted and letter in "()":
             depth += 1 if letter == "(" else -1
-        elif letter == "," and not quoted and depth == 0:
+        elif letter == mark and not quoted and depth == 0:
             found.append(text[start:place].strip())
             start = place + 1
     return [*found, text[start:].strip()]
