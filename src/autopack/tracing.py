@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 if TYPE_CHECKING:
-    from opentelemetry.trace import Span, Tracer
+    from opentelemetry.trace import Span as Span
+    from opentelemetry.trace import Tracer
 
 logger = structlog.get_logger(__name__)
 

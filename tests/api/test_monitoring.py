@@ -50,6 +50,7 @@ def test_figures_count_requests_and_states_and_no_label_comes_from_outside(api: 
     api.client.get("/runs/run-001")
     api.client.get("/runs/nobody")
     api.client.get("/nowhere/of-a-strangers-making")
+    api.client.post("/mcp", content="x", headers={"Content-Type": "text/plain"})
     api.client.request("BREW", "/runs")
     api.client.get("/runs", headers={"Host": "evil.example"})
     samples = scrape(api)
@@ -58,6 +59,7 @@ def test_figures_count_requests_and_states_and_no_label_comes_from_outside(api: 
         label = {"route": "/runs/{run_id}", "method": "GET", "status": status}
         assert figure(samples, requests, **label) == count
     assert figure(samples, requests, route="none", method="GET", status="404") == 1
+    assert figure(samples, requests, route="/mcp", method="POST", status="415") == 1
     assert figure(samples, requests, route="none", method="GET", status="421") == 1
     assert {"BREW", "evil.example"}.isdisjoint(
         value for _, labels in samples for _, value in labels

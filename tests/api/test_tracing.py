@@ -83,8 +83,27 @@ def collector() -> Iterator[Collector]:
     server.server_close()
 
 
+BODY = {"status": "success", "patch_content": PATCH, "notes": SECRET_WORDS}
+RESULT = "/runs/run-001/phases/P0.0/builder_result"
+
+
+def submit(client: TestClient, door: str, **headers: str) -> None:
+    """Submit a Builder's result with the agent's trace, by HTTP or by a tool of MCP."""
+    headers = {"traceparent": AGENT, **headers}
+    if door == "http":
+        assert client.post(RESULT, json=BODY, headers=headers).status_code == 200
+        return
+    arguments = {"run_id": "run-001", "phase_id": "P0.0", **BODY}
+    call = {"name": "submit_builder_result", "arguments": arguments}
+    message = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": call}
+    headers["Accept"] = "application/json, text/event-stream"
+    answer = client.post("/mcp", json=message, headers=headers)
+    assert answer.json()["result"]["isError"] is False, answer.text
+
+
+@pytest.mark.parametrize("door", ["http", "mcp"])
 def test_one_trace_leads_from_the_agents_request_to_commit_files_ci_and_push(
-    collector: Collector, settings: Settings, git_repo: GitRepo, tmp_path: Path
+    collector: Collector, settings: Settings, git_repo: GitRepo, tmp_path: Path, door: str
 ) -> None:
     pytest.importorskip("opentelemetry.sdk", reason="the extra otel is not installed")
     bare = tmp_path / "bare.git"
@@ -98,12 +117,7 @@ def test_one_trace_leads_from_the_agents_request_to_commit_files_ci_and_push(
         context = app.state.context
         rule(api, "true")
         api.start(phases=1)
-        response = client.post(
-            "/runs/run-001/phases/P0.0/builder_result",
-            json={"status": "success", "patch_content": PATCH, "notes": SECRET_WORDS},
-            headers={"traceparent": AGENT, "tracestate": "vendor=1"},
-        )
-        assert response.status_code == 200, response.text
+        submit(client, door, tracestate="vendor=1")
         work(context)
         later = replace(context, now=lambda: datetime.now(UTC) + timedelta(hours=1))
         assert context.repository.remote is not None
@@ -114,10 +128,17 @@ def test_one_trace_leads_from_the_agents_request_to_commit_files_ci_and_push(
     assert not tracing.is_on()
     spans = [span for span in collector.spans() if span.trace_id.hex() == TRACE]
     by_name = {span.name: span for span in spans}
-    served = by_name["POST /runs/{run_id}/phases/{phase_id}/builder_result"]
+    served = by_name[
+        "POST /mcp" if door == "mcp" else "POST /runs/{run_id}/phases/{phase_id}/builder_result"
+    ]
     assert served.parent_span_id.hex() == CALLER
-    place = served.span_id
     parents = {span.name: span.parent_span_id for span in spans if span is not served}
+    if door == "mcp":
+        call = by_name["tools/call submit_builder_result"]
+        assert call.parent_span_id == served.span_id
+        served = call
+    place = served.span_id
+    assert {"autopack.run_id", "autopack.phase_id"} <= {each.key for each in served.attributes}
     verdict = by_name["verdict"].span_id
     assert parents["ci"] == parents["verdict"] == place
     assert parents["push"] == verdict
@@ -137,13 +158,36 @@ def test_one_trace_leads_from_the_agents_request_to_commit_files_ci_and_push(
     assert len(spans) <= 12  # a hot request has four
 
 
+def test_a_call_of_a_tool_that_is_refused_has_the_reason_in_its_span(
+    collector: Collector, settings: Settings
+) -> None:
+    pytest.importorskip("opentelemetry.sdk", reason="the extra otel is not installed")
+    app = create_app(settings.model_copy(update={"otlp_endpoint": collector.url}))
+    with TestClient(app, base_url="http://localhost", client=("127.0.0.1", 50000)) as client:
+        call = {"name": "get_run", "arguments": {"run_id": "nobody"}}
+        message = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": call}
+        accept = {"Accept": "application/json, text/event-stream"}
+        client.post("/mcp", json=message, headers=accept)
+        call["arguments"] = {"run_id": f"/{SECRET_WORDS}"}
+        client.post("/mcp", json=message, headers=accept)
+    told = [
+        {each.key: each.value.string_value for each in span.attributes}
+        for span in collector.spans()
+        if span.name == "tools/call get_run"
+    ]
+    assert told == [
+        {"autopack.run_id": "nobody", "error.type": "not_found"},
+        {"error.type": "invalid_request"},
+    ]
+    assert not any(SECRET_WORDS.encode() in body for body in collector.bodies)
+
+
+@pytest.mark.parametrize("door", ["http", "mcp"])
 def test_without_spans_the_agents_own_is_kept_in_the_events_and_the_record_is_valid(
-    api: Api,
+    api: Api, door: str
 ) -> None:
     api.start(phases=1)
-    path = "/runs/run-001/phases/P0.0/builder_result"
-    body = {"status": "success", "patch_content": PATCH}
-    assert api.client.post(path, json=body, headers={"traceparent": AGENT}).status_code == 200
+    submit(api.client, door)
     events = api.client.get("/runs/run-001/events").json()["events"]
     traces = {event["data"].get("traceparent") for event in events}
     assert traces == {None, AGENT}

@@ -111,6 +111,7 @@ class TraceMiddleware:
             return
         method = scope["method"] if scope["method"] in METHODS else "other"
         with tracing.span(method, {"http.request.method": method}, parent=parent) as span:
+            scope["traceparent"] = tracing.current()  # for tasks that this request does not start
             if span is None:
                 await self.app(scope, receive, send)
                 return

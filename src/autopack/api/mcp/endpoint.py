@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
@@ -23,6 +23,9 @@ from ..turns import Turns
 
 if TYPE_CHECKING:
     from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+
+
+PATH: Final = "/mcp"
 
 
 class McpEndpoint:
@@ -73,7 +76,10 @@ class McpEndpoint:
 class _OfProject:
     """Passes a request to the endpoint of the project that answers."""
 
+    path = PATH
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["route"] = self  # by whose path requests are counted; Starlette's own sets none
         endpoint: McpEndpoint = scope["app"].state.mcp
         await endpoint(scope, receive, send)
 
@@ -81,7 +87,7 @@ class _OfProject:
 def mount_mcp(app: FastAPI) -> None:
     """Serve `/mcp`, by the endpoint in the state of the project that answers."""
     # A route, not a mount: a wrong method stays 405, and paths below /mcp stay 404.
-    app.router.routes.append(Route("/mcp", _OfProject(), methods=["POST"], include_in_schema=False))
+    app.router.routes.append(Route(PATH, _OfProject(), methods=["POST"], include_in_schema=False))
 
 
 async def _serve(

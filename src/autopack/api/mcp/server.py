@@ -10,7 +10,7 @@ import base64
 import json
 import re
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import mcp_types as types
 from mcp.server import Server, ServerRequestContext
@@ -21,7 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
-from ... import __version__
+from ... import __version__, tracing
 from ...domain.access import Caller, MissingRoleError
 from ...domain.errors import AutopackError
 from ...domain.values import Problems
@@ -35,6 +35,9 @@ from ..runs import list_runs
 from ..turns import NoTurnError, Turns, run_of
 from .prompts import PROMPTS, SERVER_INSTRUCTIONS
 from .tools import TOOLS, GetRun, Tool
+
+if TYPE_CHECKING:
+    from ...tracing import Span
 
 Context = ServerRequestContext[Any, Request]
 ResultT = TypeVar("ResultT")
@@ -105,13 +108,22 @@ class _Calls:
             raise _invalid(f"there is no tool {params.name[:100]!r}", {"allowed": list(TOOLS)})
         arguments = params.arguments or {}
         run_id = None if tool.is_read_only else run_of(arguments, None)
-        try:
-            async with self.turns.take(run_id):
-                return await run_in_threadpool(self._call, _caller(context), tool, arguments)
-        except NoTurnError as error:
-            return _result(failure_document(error), is_error=True)
+        caller = _caller(context)
+        # The SDK's task is not that of the HTTP request, so the trace is handed over.
+        parent = context.request.scope.get("traceparent") if context.request else None
+        with tracing.span(f"tools/call {params.name}", parent=parent) as span:
+            try:
+                async with self.turns.take(run_id):
+                    result = await run_in_threadpool(self._call, caller, tool, arguments, span)
+            except NoTurnError as error:
+                result = _result(failure_document(error), is_error=True)
+            if span is not None and result.is_error and result.structured_content:
+                span.set_attribute("error.type", result.structured_content["code"])
+        return result
 
-    def _call(self, caller: Caller, tool: Tool, arguments: dict[str, Any]) -> types.CallToolResult:
+    def _call(
+        self, caller: Caller, tool: Tool, arguments: dict[str, Any], span: Span | None
+    ) -> types.CallToolResult:
         try:
             acting = caller.acting(tool.operation)
         except MissingRoleError as error:
@@ -120,6 +132,9 @@ class _Calls:
             call = tool.call.model_validate(arguments, context=Problems())
         except ValidationError as error:
             return _result(invalid_document(error.errors(), tool.call), is_error=True)
+        if span is not None:
+            for name in {"run_id", "phase_id"} & call.model_fields_set:
+                span.set_attribute(f"autopack.{name}", getattr(call, name))
         try:
             given = tool.run(self.context.for_caller(acting), call)
             body = given.body if isinstance(given, Answer) else given
