@@ -78,6 +78,36 @@ def test_a_mark_buys_nothing(api: Api, agents: Agents) -> None:
     assert api.run()["failure_code"] == "token_cap"
 
 
+def test_a_failed_try_and_its_retry_keep_their_own_kinds_of_tokens(
+    api: Api, agents: Agents
+) -> None:
+    """Also after a claim between them, and on the page of the run."""
+    failed = {"input_tokens": 70, "cached_tokens": 20, "output_tokens": 10, "reasoning_tokens": 4}
+    api.start()
+    agents.build(agents.claim(), status="failed", patch="", **failed)
+    agents.build(agents.claim(), **KINDS)
+    first, second = attempts(api)
+    assert (first["outcome"], second["outcome"]) == ("failed", "applied")
+    for each, told in ((first, failed), (second, KINDS)):
+        assert {name: each[name] for name in KINDS} == told
+    assert (first["tokens_used"], second["tokens_used"], api.phase()["tokens_used"]) == (
+        100,
+        1_000,
+        1_100,
+    )
+    shown = words(api.client.get(f"{HOME}/runs/run-001", params={"phase": "P0.0"}))
+    assert "Tokens: 70 input, 20 from a cache, 10 output, 4 of it reasoning" in shown
+    assert "Tokens: 600 input, 300 from a cache, 100 output, 40 of it reasoning" in shown
+
+
+def test_the_api_documents_each_kind_of_tokens(api: Api) -> None:
+    schemas = api.client.get("/openapi.json").json()["components"]["schemas"]
+    for name in ("BuilderReport", "AuditorReport"):
+        fields = schemas[name]["properties"]
+        assert all(fields[kind]["description"] for kind in KINDS)
+    assert KINDS.keys() <= schemas["AttemptAnswer"]["properties"].keys()
+
+
 @pytest.mark.parametrize("output", [None, 39])
 def test_reasoning_is_a_part_of_the_output(api: Api, agents: Agents, output: int | None) -> None:
     api.start()

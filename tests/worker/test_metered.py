@@ -17,8 +17,8 @@ from autopack.meter.providers import ProviderError, providers_of
 from autopack.meter.server import GatewayServer
 from autopack.worker import metered
 from autopack.worker.agents import Agent
-from autopack.worker.metered import Metered
-from autopack.worker.worker import NOTHING_MEASURED, Ending
+from autopack.worker.metered import Metered, opencode_settings
+from autopack.worker.worker import NOTHING_MEASURED, Ending, Orders
 
 if TYPE_CHECKING:
     from .conftest import Workshop
@@ -226,6 +226,40 @@ def test_opencode_and_gemini_get_the_gateway_in_place_of_each_key() -> None:
         "google": f"{url}/v1beta",
     }
     assert providers["google"]["options"]["apiKey"] == "{env:GEMINI_API_KEY}"
+
+
+def test_opencode_keeps_the_other_settings_of_its_variable(gateway: GatewayServer) -> None:
+    mine = {
+        "model": "openai/gpt-5",
+        "provider": {
+            "openai": {"options": {"baseURL": "http://x", "timeout": 9}, "models": {"a": {}}},
+            "local": {"npm": "x"},
+        },
+    }
+    token, account = gateway.open(1, None, {}, lambda: None)
+    agent = Agent("opencode@x", ["opencode", "run"], "opencode")
+    given = Metered(gateway, token, account).environment(
+        {"OPENCODE_CONFIG_CONTENT": json.dumps(mine)}, agent
+    )
+    settings = json.loads(given["OPENCODE_CONFIG_CONTENT"])
+    assert settings["model"] == "openai/gpt-5"
+    assert settings["provider"]["local"] == {"npm": "x"}
+    assert settings["provider"]["openai"]["models"] == {"a": {}}
+    assert settings["provider"]["openai"]["options"] == {
+        "timeout": 9,
+        "baseURL": f"{gateway.url}/v1",
+        "apiKey": "{env:OPENAI_API_KEY}",
+    }
+
+
+@pytest.mark.parametrize("text", ["// none", "[]"])
+def test_settings_of_opencode_that_cannot_get_the_gateway_stop_the_start(text: str) -> None:
+    fallback = Agent("second", ["opencode"], "opencode")
+    first = Agent("first", ["codex"], "codex", fallback=fallback)
+    orders = Orders(agents={"builder": first})
+    assert "opencode" in orders.kinds
+    with pytest.raises(ProviderError, match="OPENCODE_CONFIG_CONTENT is not a JSON object"):
+        opencode_settings({"OPENCODE_CONFIG_CONTENT": text})
 
 
 @pytest.mark.parametrize(

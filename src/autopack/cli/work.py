@@ -171,14 +171,17 @@ def _work(orders: Orders, home: Path, url: str | None, tell: Tell, *, is_metered
 def _gateway(orders: Orders) -> GatewayServer:
     """Take the models' keys out of this process's environment, into a gateway.
 
-    Raises CommandError where the gateway has no key.
+    Raises CommandError where the gateway has no key, or opencode cannot be told its address.
     """
     from ..meter.providers import ProviderError, providers_of, without_keys
     from ..meter.server import GatewayServer
     from ..worker.command import hide_from_other_processes
+    from ..worker.metered import opencode_settings
 
     try:
         providers = providers_of(os.environ)
+        if "opencode" in orders.kinds:
+            opencode_settings(os.environ)
     except ProviderError as error:
         raise CommandError(str(error)) from error
     hide_from_other_processes()

@@ -38,7 +38,10 @@ POLICY: Final = (
     "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self'; "
     "frame-ancestors 'none'"
 )
-PARTS: Final = ("icon", "state", "when", "copy", "bar", "measured", "pips", "rail", "diff", "share")
+PARTS: Final = (
+    *("icon", "state", "when", "copy", "bar", "measured", "token_kinds", "pips", "rail", "diff"),
+    "share",
+)
 CLIPPED: Final = 20_000
 _ANSI: Final = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-_])")
 

@@ -64,7 +64,6 @@ class Account:
         self._cost_cap = cost_usd
         self._prices = prices
         self._on_refusal = on_refusal
-        self._reserved: set[int] = set()
         self._held = Reserved(0, ZERO_USD)
         self._in_flight = 0
         self._models: dict[str, int] = {}

@@ -86,10 +86,6 @@ class Asked:
     most_output: int
     hides_usage: bool = False
 
-    @property
-    def most_tokens(self) -> int | None:
-        return None if self.most_input is None else self.most_input + self.most_output
-
     def estimated(self, answer_bytes: int, known: Usage | None = None) -> Usage:
         """Return a usage that the provider did not tell, from sizes; `known` is a part of it."""
         output = max(known.output_tokens if known else 0, -(-answer_bytes // BYTES_A_TOKEN))

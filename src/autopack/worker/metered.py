@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 
-from ..meter.providers import agent_variables, without_keys
+from ..meter.providers import ProviderError, agent_variables, without_keys
 from ..meter.wire import Provider
 from ..views.work import WorkItemAnswer
 from .agents import Agent
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 # An agent that is refused at the cap may end by itself, and hand in what it has, for so long.
 CAP_GRACE_SECONDS: Final = 30.0
+# opencode reads settings from it, above those of its files.
+_OPENCODE_VARIABLE: Final = "OPENCODE_CONFIG_CONTENT"
 # Of opencode's providers: the end of the address, and whose variable has the key.
 _OPENCODE: Final = {
     Provider.OPENAI: ("v1", "OPENAI"),
@@ -53,7 +55,8 @@ class Metered:
         clean = without_keys(inherited, providers)
         ours = agent_variables(clean, providers, self.gateway.url, self.token)
         if agent.kind == "opencode":
-            ours["OPENCODE_CONFIG_CONTENT"] = _opencode_settings(providers, self.gateway.url)
+            settings = _with_gateway(opencode_settings(clean), providers, self.gateway.url)
+            ours[_OPENCODE_VARIABLE] = json.dumps(settings)
         return clean | ours
 
     def end(self) -> None:
@@ -142,13 +145,30 @@ def _codex_options(url: str) -> list[str]:
     ]
 
 
-def _opencode_settings(providers: Mapping[Provider, object], url: str) -> str:
-    """Return settings that opencode reads from a variable, above those of its files."""
-    options = {
-        str(provider): {
-            "options": {"baseURL": f"{url}/{version}", "apiKey": f"{{env:{name}_API_KEY}}"}
-        }
-        for provider, (version, name) in _OPENCODE.items()
-        if provider in providers
-    }
-    return json.dumps({"provider": options})
+def opencode_settings(environment: Mapping[str, str]) -> Json:
+    """Return the settings that an operator gives opencode by its variable. Raises ProviderError."""
+    text = environment.get(_OPENCODE_VARIABLE) or "{}"
+    try:
+        settings = json.loads(text)
+    except ValueError:
+        settings = None
+    if not isinstance(settings, dict):
+        raise ProviderError(
+            f"{_OPENCODE_VARIABLE} is not a JSON object: --meter adds the gateway's address to one"
+        )
+    return settings
+
+
+def _with_gateway(settings: Json, providers: Mapping[Provider, object], url: str) -> Json:
+    """Return opencode's settings with the gateway as the address and the key of each provider."""
+    found = dict(_object(settings.get("provider")))
+    for provider, (version, name) in _OPENCODE.items():
+        if provider in providers:
+            given = _object(found.get(str(provider)))
+            ours = {"baseURL": f"{url}/{version}", "apiKey": f"{{env:{name}_API_KEY}}"}
+            found[str(provider)] = given | {"options": _object(given.get("options")) | ours}
+    return settings | {"provider": found}
+
+
+def _object(value: object) -> Json:
+    return value if isinstance(value, dict) else {}

@@ -113,6 +113,12 @@ class Orders:
     poll_seconds: float = 2.0
     remote: str | None = None
 
+    @property
+    def kinds(self) -> set[str | None]:
+        """The kinds of all agents that may be run, fallbacks too."""
+        pairs = ((agent, agent.fallback or agent) for agent in self.agents.values())
+        return {each.kind for pair in pairs for each in pair}
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
