@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE
 from sqlalchemy import Connection, event
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from autopack.config import Settings
 from autopack.database import make_engine
@@ -88,7 +88,7 @@ def test_what_is_changed_in_a_row_goes_to_postgres_once_and_no_other_column_does
     session.commit()
     updates = [text for text in sent if "UPDATE" in text]
     assert len(updates) == 1
-    assert 'UPDATE runs SET "tokens_used" = 7 WHERE' in updates[0]
+    assert 'UPDATE runs SET "tokens_used" = $1 WHERE id = $2' in updates[0]
     assert session.fetch("SELECT tokens_used FROM runs") == [(7,)]
 
 
@@ -206,7 +206,7 @@ def test_added_rows_go_in_their_order_before_changed_ones_and_after_statements(
     session.put(PHASES, phase)
     session.gather("DELETE FROM tiers")
     session.commit()
-    words = ["DELETE FROM tiers", "INTO tiers", "INTO phases", "UPDATE runs", "COMMIT"]
+    words = ["DELETE FROM tiers", "insert_tiers", "insert_phases", "update_runs", "COMMIT"]
     places = [sent[-1].index(word) for word in words]
     assert places == sorted(places)
     assert session.fetch("SELECT tier_id FROM tiers") == [("T2",)]
@@ -260,6 +260,24 @@ def test_a_select_that_failed_when_it_was_prepared_is_prepared_again(session: Ro
     with pytest.raises(DBAPIError, match="division by zero"):
         session.rows_by(halved, (0,))
     assert session.rows_by(halved, (1,))
+
+
+def test_a_change_of_the_same_columns_is_prepared_once_also_where_postgres_refused_it(
+    session: RowSession, sent: list[str]
+) -> None:
+    for tokens, is_refused in ((-1, True), (5, False), (6, False)):
+        session.begin_change()
+        (row,) = session.rows(TIERS, "")
+        row.tokens_used = tokens
+        if is_refused:
+            with pytest.raises(IntegrityError):
+                session.commit()
+            session.rollback()
+        else:
+            session.commit()
+    updates = [text for text in sent if "update_tiers" in text]
+    assert ["PREPARE" in text for text in updates] == [True, True, False]
+    assert session.fetch("SELECT tokens_used FROM tiers") == [(6,)]
 
 
 def test_a_prepared_select_goes_on_after_a_migration_of_its_table(session: RowSession) -> None:

@@ -92,7 +92,9 @@ def list_descriptions(session: Session, run_pk: int, keys: Collection[str]) -> d
 # The first statement locks the entry until the transaction ends, so sightings of one key by several
 # runs follow each other and none is lost. The second one, which sees what was committed while the
 # first waited, adds the sighting, and counts the runs and tiers if it is a new one.
-_SIGHT: Final = """
+_SIGHT: Final = Prepared(
+    "sight",
+    """
     INSERT INTO backlog AS known
         (project_id, issue_key, category, base_severity, status, age_in_runs, age_in_tiers,
          total_occurrences, first_seen_run, last_seen_run, last_seen_at, tiers)
@@ -105,7 +107,8 @@ _SIGHT: Final = """
         resolved_at = NULL,
         base_severity = CASE known.base_severity WHEN 'major' THEN 'major'
             ELSE excluded.base_severity END
-"""
+""",
+)
 _SIGHTING: Final = Prepared(
     "count_sighting",
     f"""

@@ -95,22 +95,23 @@ class Rows(Generic[Model]):
         row.__dict__ = dict(zip(self._names, decoded, strict=True))
         return cast("Model", row)
 
-    def insert(self, rows: Sequence[Model]) -> tuple[str, Values]:
+    def insert(self, rows: Sequence[Model]) -> tuple[str | Prepared, Values]:
         """Return the statement that adds rows; all of them have an id, or none has."""
         has_ids = rows[0].__dict__.get("id") is not None
-        names = [name for name in self._all if name != "id" or has_ids]
-        marks = f"({', '.join(['%s'] * len(names))})"
-        # An id is taken from its sequence beforehand, where it has to be known.
-        head = f"{self.name} ({', '.join(map(_quoted, names))}) OVERRIDING SYSTEM VALUE"
-        statement = f"INSERT INTO {head} VALUES {', '.join([marks] * len(rows))}"  # noqa: S608 - names alone
-        return statement, [self.encode(name, row.__dict__[name]) for row in rows for name in names]
+        names = tuple(name for name in self._all if name != "id" or has_ids)
+        values = [self.encode(name, row.__dict__[name]) for row in rows for name in names]
+        one = _insert(self.name, names)
+        if len(rows) == 1:
+            return one, values
+        return f"{one.statement}{f', {_marks(names)}' * (len(rows) - 1)}", values
 
-    def update(self, ids: Sequence[int], changed: dict[str, Any]) -> tuple[str, Values]:
+    def update(self, ids: Sequence[int], changed: dict[str, Any]) -> tuple[str | Prepared, Values]:
         """Return the statement that gives rows the same new values in some columns."""
-        marks = ", ".join(f'"{name}" = %s' for name in changed)
-        statement = f"UPDATE {self.name} SET {marks} WHERE id = ANY(%s)"  # noqa: S608 - names alone
         values = [self.encode(name, value) for name, value in changed.items()]
-        return statement, [*values, list(ids)]
+        one = _update(self.name, tuple(changed))
+        if len(ids) == 1:
+            return one, [*values, ids[0]]
+        return one.statement.replace("id = %s", "id = ANY(%s)"), [*values, list(ids)]
 
     def encode(self, name: str, value: Any) -> Any:
         """Return a column's value as psycopg2 takes it."""
@@ -118,7 +119,7 @@ class Rows(Generic[Model]):
 
 
 class Prepared:
-    """A statement with a result that each connection prepares once.
+    """A statement that each connection prepares once.
 
     Postgres would plan such a statement longer than it runs it: the row of a run has 60 columns.
     A service of an older release may serve while a migration changes the tables. Then
@@ -129,6 +130,7 @@ class Prepared:
     def __init__(self, name: str, statement: str) -> None:
         """`%s` stands for a value, and for nothing else. The name says in Postgres what runs."""
         self.name: Final = name
+        self.statement: Final = statement
         first, *others = statement.split("%s")
         #: The statement to prepare.
         self.text: Final = first + "".join(f"${n}{text}" for n, text in enumerate(others, 1))
@@ -166,6 +168,27 @@ class PreparedJoin(PreparedSelect[Model], Generic[Model, Other]):
 
     def _columns(self) -> str:
         return f"{self.rows.typed_columns}, {self.second.typed_columns}"
+
+
+@lru_cache(maxsize=2_000)  # the rules change some dozen sets of columns
+def _update(table: str, names: tuple[str, ...]) -> Prepared:
+    """Return the statement that changes columns of one row."""
+    marks = ", ".join(f"{_quoted(name)} = %s" for name in names)
+    statement = f"UPDATE {table} SET {marks} WHERE id = %s"  # noqa: S608 - names alone
+    return Prepared(f"update_{table}", statement)
+
+
+@cache
+def _insert(table: str, names: tuple[str, ...]) -> Prepared:
+    """Return the statement that adds one row."""
+    # An id is taken from its sequence beforehand, where it has to be known.
+    head = f"{table} ({', '.join(map(_quoted, names))}) OVERRIDING SYSTEM VALUE"
+    statement = f"INSERT INTO {head} VALUES {_marks(names)}"  # noqa: S608 - names alone
+    return Prepared(f"insert_{table}", statement)
+
+
+def _marks(names: Sequence[str]) -> str:
+    return f"({', '.join(['%s'] * len(names))})"
 
 
 def differences(row: object, loaded: dict[str, Any]) -> dict[str, Any]:

@@ -42,7 +42,7 @@ from ..domain.states import PhaseStatus, RunStatus
 from ..domain.terms import Role
 from ..models import EventRow, Issue, NodeRun, Phase, Run, Tier
 from . import nodes
-from .rows import PreparedJoin, PreparedSelect, Rows, read_frozen, read_off
+from .rows import Prepared, PreparedJoin, PreparedSelect, Rows, read_frozen, read_off
 from .session import RowSession
 
 Position = tuple[datetime, int]
@@ -71,11 +71,10 @@ _GRAPH: Final = PreparedJoin(
     "LEFT JOIN phases ON phases.tier_pk = tiers.id WHERE tiers.run_pk = %s"
     " ORDER BY tiers.tier_index, phases.phase_index",
 )
-# A power cut may lose this update: then the files are written again.
-_MARK_MIRRORED: Final = (
-    "BEGIN; SET LOCAL synchronous_commit = off;"
-    " UPDATE runs SET mirrored_revision = %s WHERE id = %s AND mirrored_revision < %s"
-    " AND mirrored_by = %s; COMMIT"
+_MARK_MIRRORED: Final = Prepared(
+    "mark_mirrored",
+    "UPDATE runs SET mirrored_revision = %s WHERE id = %s AND mirrored_revision < %s"
+    " AND mirrored_by = %s",
 )
 
 
@@ -343,7 +342,10 @@ def mark_mirrored(session: RowSession, run: Run, node_id: str) -> None:
     The mark is on the run's row for the node that changed it last, else beside it (store/nodes.py).
     """
     if run.mirrored_by == node_id:
+        # A power cut may lose this update: then the files are written again.
+        session.gather("BEGIN; SET LOCAL synchronous_commit = off")
         session.gather(_MARK_MIRRORED, (run.revision, run.id, run.revision, node_id))
+        session.gather("COMMIT")
     else:
         nodes.mark_shown(session, run, node_id)
 

@@ -31,6 +31,8 @@ from .rows import (
 # How much of a statement an error shows: a log must not contain whole patches.
 _SHOWN_BYTES: Final = 1_000
 _PREPARED_NAMES: Final = count(1)
+# Each takes some 20 kB of Postgres' memory; a service has about a hundred.
+_MOST_PREPARED: Final = 300
 _NEXT_IDS: Final = (
     "ARRAY(SELECT nextval(pg_get_serial_sequence(%s, 'id')) FROM generate_series(1, %s))"
 )
@@ -50,6 +52,7 @@ class RowSession(Session):
         self._engine = bind if isinstance(bind, Engine) else None
         self._is_writing = is_writing
         self._gathered: list[tuple[str, Values]] = []
+        self._preparing: dict[str, str] = {}  # the names that gathered statements give
         # By table and id: the row, and how it was when it was read or last sent.
         self._followed: dict[tuple[Rows[Any], int], tuple[Any, dict[str, Any]]] = {}
         self._added: list[tuple[Rows[Any], Any]] = []
@@ -68,19 +71,9 @@ class RowSession(Session):
     def fetch_by(self, prepared: Prepared, values: Sequence[Any]) -> list[tuple[Any, ...]]:
         """Return the result of a statement that the connection's first use prepares.
 
-        It goes with the same round trip; otherwise as `fetch`. What is prepared lasts as long as
-        the connection, also after a rollback.
+        It goes with the same round trip; otherwise as `fetch`.
         """
-        known: dict[str, str] = self._held().info.setdefault("prepared", {})
-        text = prepared.text
-        if text in known:
-            return self.fetch(prepared.execute(known[text]), values)
-        # A name is used once, as a failure does not tell whether it was given.
-        name = f"{prepared.name}_{next(_PREPARED_NAMES)}"
-        self.gather(f"PREPARE {name} AS {text}")
-        found = self.fetch(prepared.execute(name), values)
-        known[text] = name
-        return found
+        return self.fetch(self._execute(prepared), values)
 
     def rows(self, rows: Rows[Model], condition: str, values: Values = ()) -> list[Model]:
         """Return the rows that a condition selects; in a change, edits of these rows are written.
@@ -138,11 +131,13 @@ class RowSession(Session):
         self.gather("BEGIN")
         self._is_begun = True
 
-    def gather(self, statement: str, values: Values = ()) -> None:
+    def gather(self, statement: str | Prepared, values: Values = ()) -> None:
         """Send a statement later, with the next one that has a result, or with the commit.
 
         Rows that were added or changed are sent after it, also those of before this call.
         """
+        if isinstance(statement, Prepared):
+            statement = self._execute(statement)
         self._gathered.append((statement, values))
 
     def put(self, rows: Rows[Model], row: Model) -> Model:
@@ -192,6 +187,7 @@ class RowSession(Session):
     def rollback(self) -> None:
         is_begun = self._is_begun
         self._gathered.clear()
+        self._preparing.clear()
         self._added.clear()
         self._forget()
         if is_begun:
@@ -223,7 +219,7 @@ class RowSession(Session):
         added, self._added = self._added, []
         for rows, group in groupby(added, key=itemgetter(0)):
             members = [row for _, row in group]
-            self._gathered.append(rows.insert(members))
+            self.gather(*rows.insert(members))
             for row in members:
                 if row.__dict__.get("id") is not None:
                     self.follow(rows, row)
@@ -238,7 +234,23 @@ class RowSession(Session):
                 changes[-1][2].append(key)
             else:
                 changes.append((rows, changed, [key]))
-        self._gathered += [rows.update(ids, changed) for rows, changed, ids in changes]
+        for rows, changed, ids in changes:
+            self.gather(*rows.update(ids, changed))
+
+    def _execute(self, prepared: Prepared) -> str:
+        """Return the statement that runs a prepared one; gather its preparation at its first use.
+
+        What is prepared lasts as long as the connection, also after a rollback.
+        """
+        known: dict[str, str] = self._held().info.setdefault("prepared", {})
+        name = known.get(prepared.text) or self._preparing.get(prepared.text)
+        if name is None:
+            if len(known) >= _MOST_PREPARED:
+                return prepared.statement
+            # A name is used once, as a failure does not tell whether it was given.
+            name = self._preparing[prepared.text] = f"{prepared.name}_{next(_PREPARED_NAMES)}"
+            self._gathered.append((f"PREPARE {name} AS {prepared.text}", ()))
+        return prepared.execute(name)
 
     def _held(self) -> Connection:
         """Return the connection for plain statements, which is that of mapped objects too.
@@ -261,6 +273,7 @@ class RowSession(Session):
     ) -> list[tuple[Any, ...]]:
         connection = self._held()
         gathered, self._gathered = [*self._gathered, *more], []
+        preparing, self._preparing = self._preparing, {}
         text = b""
         with closing(connection.connection.cursor()) as cursor:
             try:
@@ -271,6 +284,8 @@ class RowSession(Session):
                 for listener in connection.dispatch.before_cursor_execute:
                     listener(connection, cursor, text.decode(), (), None, False)
                 cursor.execute(text)
+                if preparing:
+                    connection.info["prepared"].update(preparing)
                 return list(cursor.fetchall()) if has_result else []
             except psycopg2.Error as error:
                 raise _as_sqlalchemy(connection, text, error) from error

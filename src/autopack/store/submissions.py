@@ -30,6 +30,13 @@ _LATEST: Final = PreparedSelect(
     SUBMISSIONS, "WHERE phase_pk = %s AND role = %s ORDER BY attempt DESC LIMIT 1"
 )
 _OF_SCOPE: Final = PreparedSelect(REPLIES, "WHERE run_pk = %s AND scope = %s")
+_KEEP_REPLY: Final = Prepared(
+    "keep_reply",
+    "INSERT INTO replies (run_pk, scope, fingerprint, error_kind, body, created_at)"
+    " SELECT %s, scope, %s, %s, %s, %s FROM unnest(%s::text[]) scope"
+    " ON CONFLICT (run_pk, scope) DO UPDATE SET fingerprint = excluded.fingerprint,"
+    " error_kind = excluded.error_kind, body = excluded.body, created_at = excluded.created_at",
+)
 # The number of the next attempt, and the ids of the submission and its patches.
 _NEXT_SUBMISSION: Final = Prepared(
     "next_submission",
@@ -314,11 +321,5 @@ def keep_reply(
     now: datetime,
 ) -> None:
     """Store an answer; a later one of the same scope replaces it."""
-    statement = (
-        "INSERT INTO replies (run_pk, scope, fingerprint, error_kind, body, created_at)"
-        " SELECT %s, scope, %s, %s, %s, %s FROM unnest(%s::text[]) scope"
-        " ON CONFLICT (run_pk, scope) DO UPDATE SET fingerprint = excluded.fingerprint,"
-        " error_kind = excluded.error_kind, body = excluded.body, created_at = excluded.created_at"
-    )
     values = (run_pk, fingerprint, error_kind, REPLIES.encode("body", dict(body)), now)
-    session.gather(statement, (*values, list(scopes)))
+    session.gather(_KEEP_REPLY, (*values, list(scopes)))
