@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import shutil
 import subprocess
 import tarfile
 import zlib
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,7 @@ from autopack.config import Settings
 from autopack.database import make_engine
 from autopack.domain.errors import AutopackError
 from autopack.gitrepo.bundles import Bundles
+from autopack.main import beside_database, retain
 from autopack.services.archives import ArchiveError, chunks_of, new_archive, open_archive
 from autopack.services.exports import (
     KIND,
@@ -96,6 +99,7 @@ def test_another_service_shows_and_verifies_an_imported_run_and_never_changes_it
         assert there.get(patch["content"]).content.startswith(b"diff --git a/done.txt")
         assert "imported" in must(there, "/runs/done/promotion")["reasons"][0]
         assert must(there, "/metrics/runs")["total_runs"] == 0
+        assert re.search(r"^autopack_lagging_runs\S* 0\.0$", there.get("/metrics").text, re.M)
         assert must(there, "/reports/budget_analysis")["total_budget_failures"] == 0
         assert must(there, "/attention")["items"] == []
         assert there.get("/dashboard/runs/done").is_success
@@ -105,6 +109,33 @@ def test_another_service_shows_and_verifies_an_imported_run_and_never_changes_it
             assert (answer.status_code, answer.json()["code"]) == (409, "run_imported")
         start(there, "own")
         submit(there, "own", "P0", "own.txt")
+
+
+def test_an_imported_run_loses_its_details_as_long_after_its_import_as_others_after_their_end(
+    settings: Settings,
+    archive: Path,
+    other: tuple[Settings, GitRepo],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    theirs, repo = other
+    write_run(settings, "cancelled", tmp_path / "cancelled.tar")
+    for file in (archive, tmp_path / "cancelled.tar"):
+        read_run(theirs, file)
+    with service(theirs), beside_database(theirs, "test") as context:
+        for statement in (
+            "UPDATE runs SET ended_at = ended_at - interval '1 year'",  # elsewhere, long ago
+            "UPDATE runs SET closed_at = closed_at - interval '91 days' WHERE run_id = 'done'",
+        ):
+            with context.engine.begin() as connection:
+                connection.execute(text(statement))
+        found = retain(context, timedelta(days=90))
+        assert (found.runs, found.kept_not_settled) == (1, 1)
+    assert verified(repo, capsys)["eligible"]
+    assert not read_run(theirs, archive).is_new
+    with service(theirs) as there:
+        assert must(there, "/runs/done")["details"] == "removed"
+        assert must(there, "/runs/cancelled")["details"] == "kept"
 
 
 def test_only_a_whole_run_that_is_over_is_exported(

@@ -153,9 +153,12 @@ CHANGES: list[tuple[str, dict[str, Any]]] = [
 
 
 def test_no_change_of_it_is_taken_any_more(
-    client: TestClient, settings: Settings, git_repo: GitRepo, old: str
+    client: TestClient, sql: Any, settings: Settings, git_repo: GitRepo, old: str
 ) -> None:
+    sql("UPDATE runs SET mirrored_by = NULL")  # its node was removed from the list
     assert removal(settings)["runs"] == 1
+    assert sql("SELECT count(*) FROM runs WHERE mirrored_revision < revision") == [(0,)]
+    assert not [*(settings.autonomous_runs_dir / "old").rglob("phase_*")]
     git_repo.commit({"new.txt": "new\n"})
     refs = git_repo.git("for-each-ref")
     for path, body in CHANGES:

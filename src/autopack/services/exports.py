@@ -323,7 +323,7 @@ def _replaced(context: AppContext, table: str, manifest: RunManifest) -> dict[st
         "base_commit": manifest.base_commit,
         "event_hash": manifest.event_hash,
         "mirrored_revision": 0,
-        "mirrored_by": None,
+        "mirrored_by": context.node_id,
         "is_counted": True,  # figures and budgets are of this service's own runs
         "promotion_eligible_to_main": False,
         "promotion_reasons": [_IMPORTED],

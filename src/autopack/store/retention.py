@@ -8,9 +8,10 @@ from typing import Final
 
 from .session import RowSession
 
-# Settled since that time: closed, or cancelled by an operator, who needs it no more.
-_SETTLED: Final = """r.ended_at < %(before)s
-    AND (r.failure_code = 'cancelled' OR r.closed_at < %(before)s)"""
+# Settled since that time: closed, or cancelled by an operator, who needs it no more. An imported
+# run is closed by its import, whatever happened to it elsewhere long before.
+_SETTLED: Final = """r.ended_at < %(before)s AND (r.closed_at < %(before)s
+    OR r.failure_code = 'cancelled' AND r.imported_at IS NULL)"""
 # Its figures are added up, branch and files show its last state, and nothing that has its details
 # builds on it.
 _AT_REST: Final = """r.is_counted AND r.mirrored_revision = r.revision
@@ -59,7 +60,9 @@ _REMOVALS: Final = (
         WHERE run_pk = %(run)s""",
     """INSERT INTO retention (id, beaten_at, removed, due, failed) VALUES (1, now(), 1, 0, 0)
         ON CONFLICT (id) DO UPDATE SET removed = retention.removed + 1""",
-    """UPDATE runs SET details_removed_at = %(now)s, mirrored_revision = 0
+    # A run of a node that was removed is no one's, and would lag for ever.
+    """UPDATE runs SET details_removed_at = %(now)s,
+        mirrored_revision = CASE WHEN mirrored_by IS NULL THEN revision ELSE 0 END
         WHERE id = %(run)s""",
 )
 _NOTE: Final = """INSERT INTO retention (id, beaten_at, removed, due, failed)
