@@ -30,6 +30,7 @@ from autopack.gitrepo import (
     PatchTooLargeError,
     RefUpdate,
     Repository,
+    objects,
 )
 from autopack.gitrepo.apply import _explain as explain
 
@@ -376,9 +377,12 @@ def test_no_object_is_kept_unless_the_policy_accepts_the_patch(
     assert list((tmp_path / "home/scratch").iterdir()) == []
 
 
+@pytest.mark.safety_critical
+@pytest.mark.parametrize("is_at_once", [False, True], ids=["each file", "the file system"])
 def test_a_new_object_is_on_disk_before_it_gets_its_name(
-    history: History, repository: Repository, monkeypatch: pytest.MonkeyPatch
+    history: History, repository: Repository, monkeypatch: pytest.MonkeyPatch, is_at_once: bool
 ) -> None:
+    """What is synced alone is a file before its rename and a folder after it."""
     head = history.commit({"a": TEXT})
     steps: list[tuple[str, str]] = []
     names: dict[int, str] = {}
@@ -393,22 +397,72 @@ def test_a_new_object_is_on_disk_before_it_gets_its_name(
         steps.append(("fsync", names[descriptor]))
         synced(descriptor)
 
+    def sync_all(descriptor: int) -> None:
+        steps.append(("syncfs", names[descriptor]))
+
     def rename(source: Any, target: Any) -> None:
-        assert ("fsync", str(source)) in steps
+        assert is_at_once or ("fsync", str(source)) in steps
         steps.append(("rename", str(target)))
         renamed(source, target)
 
     monkeypatch.setattr(os, "open", open_)
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(os, "rename", rename)
+    monkeypatch.setattr(objects, "sync_file_system", sync_all)
+    monkeypatch.setattr(objects, "is_quick_to_sync", lambda _: is_at_once)
     before = object_files(history.repo)
     repository.apply(head, NEW_FILE, allow)
     monkeypatch.undo()
 
     new = {str(path) for path in object_files(history.repo) - before}
     assert {name for step, name in steps if step == "rename"} == new
-    last = max(number for number, (step, _) in enumerate(steps) if step == "rename")
-    assert {str(Path(name).parent) for name in new} <= {name for _, name in steps[last + 1 :]}
+    if is_at_once:
+        store = ("syncfs", str(repository.objects.folder))
+        kinds = [step for step in steps if step[0] != "rename"]
+        assert (steps[0], steps[-1], kinds) == (store, store, [store, store])
+    else:
+        last = max(number for number, (step, _) in enumerate(steps) if step == "rename")
+        assert {str(Path(name).parent) for name in new} <= {name for _, name in steps[last + 1 :]}
+
+
+def test_the_objects_of_a_change_are_installed_together_each_after_those_that_it_names(
+    history: History, repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = history.commit({"a": TEXT})
+    before = object_files(history.repo)
+    made: list[str] = []
+    renamed = os.rename
+
+    def rename(source: Any, target: Any) -> None:
+        made.append(f"{Path(target).parent.name}{Path(target).name}")
+        renamed(source, target)
+
+    new = repository.new_objects()
+    tree = repository.apply(head, NEW_FILE, allow, into=new).tree
+    commit = repository.write_commit(parents=[head], tree=tree, message="x", at=AT, into=new)
+    tag = repository.write_tag(name="t", commit=commit, message="x", at=AT, into=new)
+    assert object_files(history.repo) == before
+    monkeypatch.setattr(os, "rename", rename)
+    new.install()
+    monkeypatch.undo()
+    kinds = [history.repo.git("cat-file", "-t", oid) for oid in made]
+    assert (made[-2:], kinds) == (
+        [commit, tag],
+        ["blob", *["tree"] * (len(made) - 3), "commit", "tag"],
+    )
+    assert repository.objects.read(commit)[0] == "commit"
+
+
+def test_a_patch_for_a_commit_that_is_not_installed_yet_finds_it(
+    history: History, repository: Repository
+) -> None:
+    head, next_, goal = (history.commit({"a": text}) for text in (TEXT, CHANGED, BINARY))
+    new = repository.new_objects()
+    for old, wanted in ((head, next_), (next_, goal)):
+        tree = repository.apply(head, history.patch(old, wanted), allow, into=new).tree
+        head = repository.write_commit(parents=[head], tree=tree, message="x", at=AT, into=new)
+    new.install()
+    assert repository.tree_of(head) == history.tree(goal)
 
 
 def test_an_object_that_gc_may_prune_is_marked_as_in_use(
@@ -426,7 +480,7 @@ def test_an_object_that_gc_may_prune_is_marked_as_in_use(
     assert all(path.stat().st_mtime > 1 for path in written)
 
 
-def test_a_patch_spawns_git_once_and_moving_its_refs_once(
+def test_a_patch_spawns_git_once_and_moving_its_refs_never(
     history: History, repository: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     head, new = history.commit({"a": TEXT}), history.commit({"a": CHANGED, "b/c": BINARY})
@@ -449,7 +503,7 @@ def test_a_patch_spawns_git_once_and_moving_its_refs_once(
     with repository.prepare_refs(updates) as prepared:
         prepared.commit()
 
-    assert spawned == ["apply", "update-ref"]
+    assert spawned == ["apply"]
 
 
 def test_eight_runs_at_once_do_not_meet(history: History, repository: Repository) -> None:

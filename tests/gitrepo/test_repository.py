@@ -107,16 +107,19 @@ def test_a_repository_of_another_owner_is_served(
     assert repository.read_ref("refs/heads/autonomous/run") == commit
 
 
-@pytest.mark.parametrize("place", ["repo/.git/objects", "home/scratch"])
+@pytest.mark.parametrize(
+    ("place", "owner", "name"),
+    [("repo/.git/objects", os, "fchmod"), ("home/scratch", tempfile, "mkdtemp")],
+    ids=["objects", "scratch"],
+)
 def test_a_full_disk_is_said_to_be_one(
-    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+    repository: Repository, monkeypatch: pytest.MonkeyPatch, place: str, owner: Any, name: str
 ) -> None:
-    make = tempfile.mkdtemp if place == "home/scratch" else tempfile.mkstemp
 
     def full(*arguments: Any, **options: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(tempfile, make.__name__, full)
+    monkeypatch.setattr(owner, name, full)
     with pytest.raises(RepositoryUnusableError, match=f"{place}: No space left"):
         apply_and_move(repository)
 

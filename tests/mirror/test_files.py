@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from autopack import syncing
 from autopack.domain.errors import ErrorKind, InvalidError
 from autopack.mirror import Mirror, MirrorUnusableError, durability
 from autopack.views.issues import PhaseIssue
@@ -184,7 +185,7 @@ class TestTheMachineStops:
         def fail(_folder: object) -> None:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-        monkeypatch.setattr(durability, "sync_file_system", fail)
+        monkeypatch.setattr(syncing, "sync_file_system", fail)
         with pytest.raises(MirrorUnusableError, match="Input/output error"):
             mirror.sync(7)
         assert not (mirror.runs_dir / durability.MARK).exists()
@@ -227,6 +228,7 @@ def test_a_limit_of_the_system_on_file_sizes_changes_no_file(mirror: Mirror) -> 
     script = """
 import resource, sys
 from pathlib import Path
+from autopack import syncing
 from autopack.mirror import Mirror, MirrorUnusableError
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 try:

@@ -176,7 +176,8 @@ CHANGES = {
         request=result("P1", new_file("src/one.txt")),
         status=200,
         undecided=(
-            *("locked", "objects_written", "commit_written", "flushed"),
+            *("locked", "objects_verified", "commit_written"),
+            *("object_written", "object_written 3", "objects_written", "flushed"),
             *("ref_locked", "ref_locked 2", "refs_prepared"),
         ),
         decided=AFTER_REFS,
@@ -209,7 +210,8 @@ CHANGES = {
         prepare=one_phase_left,
         request=result("P2", new_file("src/two.txt")),
         status=200,
-        undecided=("commit_written", "commit_written 2", "refs_prepared"),  # the second: the record
+        # The second commit is the record.
+        undecided=("commit_written", "commit_written 2", "objects_written 2", "refs_prepared"),
         decided=("committed", "refs_moved", "file_renamed 3", "mirrored"),
     ),
     "pending_patch_approved_with_a_fix_up": Change(

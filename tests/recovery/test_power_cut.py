@@ -17,9 +17,9 @@ import pytest
 from sqlalchemy import create_engine, text
 from starlette.testclient import TestClient
 
+from autopack import syncing
 from autopack.config import Settings
 from autopack.mirror import durability
-from autopack.mirror.files import OpenFolder
 from autopack.services import projection, upkeep
 from autopack.services.upkeep import keep_up
 
@@ -145,10 +145,10 @@ def test_files_that_were_written_again_without_an_event_survive_a_power_cut(
 ) -> None:
     """Their events are older than all that is doubted after the stop."""
     folder, on_disk = work.autonomous_runs_dir, tmp_path / "on disk"
-    sync = durability.sync_file_system
+    sync = syncing.sync_file_system
 
-    def sync_and_copy(top: OpenFolder) -> None:
-        sync(top)
+    def sync_and_copy(descriptor: int) -> None:
+        sync(descriptor)
         shutil.rmtree(on_disk, ignore_errors=True)
         shutil.copytree(folder, on_disk)
 
@@ -161,7 +161,7 @@ def test_files_that_were_written_again_without_an_event_survive_a_power_cut(
             halve(path)  # a write that failed: the run lags
         shutil.copytree(folder, on_disk)
         lose_marks(work)
-        monkeypatch.setattr(durability, "sync_file_system", sync_and_copy)
+        monkeypatch.setattr(syncing, "sync_file_system", sync_and_copy)
         if by == "a request":
             start(client, phases=3)  # the same plan again: it only brings the run up to date
         keep_up(context)

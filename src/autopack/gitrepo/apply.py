@@ -129,11 +129,11 @@ def rehearse(
 
     after = links.of_changed_tree(root, before, changes, read)
     check_policy(ChangeSet(changes, patch, before, after, read, quarantine.draft(tree), result))
-    loose |= quarantine.take({each.new_oid for each in changes if each.new_oid is not None})
+    blobs = quarantine.take({each.new_oid for each in changes if each.new_oid is not None})
     applied = AppliedPatch(
         root, changes, scanned.insertions, scanned.deletions, merged, tuple(repairs)
     )
-    return Rehearsal(applied, loose)
+    return Rehearsal(applied, blobs | loose)
 
 
 def apply_to_tree(

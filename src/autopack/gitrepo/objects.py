@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import tempfile
+import secrets
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -21,6 +21,7 @@ import pygit2
 
 from ..domain.changes import MODE_ABSENT, MODE_LINK, FileChange
 from ..domain.links import NO_LINKS, LinkTable
+from ..syncing import is_quick_to_sync, sync_file_system
 from .errors import ObjectMissingError, StorageError
 
 MODE_FOLDER = 0o040000
@@ -29,7 +30,7 @@ EMPTY_TREE = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"
 # libgit2 would keep up to 256 MB of small objects in memory, for the whole process.
 pygit2.settings.cache_max_size(16 * 1024 * 1024)
 
-_MANY = 1_000
+_MANY = 1_000  # so many files take minutes if each is synced alone
 
 Entry = tuple[int, str]
 Loose = dict[str, bytes]
@@ -103,9 +104,12 @@ class Objects:
             ) from error
 
     def _install(self, loose: Mapping[str, bytes]) -> None:
-        written: list[tuple[str, str]] = []
+        written: list[NewFile] = []
         folders: set[str] = set()
+        top = os.open(self.folder, os.O_RDONLY | os.O_CLOEXEC)
         try:
+            # Each object synced alone is most of what an install costs.
+            is_at_once = len(loose) > _MANY or is_quick_to_sync(top)
             for oid, content in loose.items():
                 folder = f"{self.folder}/{oid[:2]}"
                 target = f"{folder}/{oid[2:]}"
@@ -115,15 +119,22 @@ class Objects:
                 if self._make_folder(folder):
                     folders.add(str(self.folder))
                 folders.add(folder)
-                written.append((_write(folder, content), target))
-            _sync([temporary for temporary, _ in written])
-            for temporary, target in written:
-                os.rename(temporary, target)
-            _sync(folders)
+                written.append(NewFile(folder, target))
+                written[-1].write(content, is_synced=not is_at_once)
+            if is_at_once:
+                sync_file_system(top)
+            for file in written:  # in the order of `loose`: what an object names is there before it
+                file.rename()
+            if is_at_once:
+                sync_file_system(top)
+            else:
+                _sync(folders)
         except BaseException:
-            for temporary, _ in written:  # on a full disk, partial files would take the last space
-                _remove(temporary)
+            for file in written:  # on a full disk, partial files would take the last space
+                file.remove()
             raise
+        finally:
+            os.close(top)
 
     def _make_folder(self, folder: str) -> bool:
         try:
@@ -135,31 +146,56 @@ class Objects:
         return True
 
 
-def _write(folder: str, content: bytes) -> str:
-    # git prunes files of this name if the service is killed before the rename.
-    descriptor, name = tempfile.mkstemp(prefix="tmp_obj_", dir=folder)
-    try:
-        with open(descriptor, "wb") as file:
-            file.write(content)
-            os.fchmod(file.fileno(), 0o444)
-    except BaseException:
-        _remove(name)
-        raise
-    return name
+class NewObjects:
+    """The objects of one change, which become part of the repository together.
+
+    Until `install` no git process sees them.
+    """
+
+    def __init__(self, repository: Objects) -> None:
+        self._repository = repository
+        self._loose: Loose = {}
+
+    def add(self, loose: Loose) -> None:
+        """Add objects, each after those that it names."""
+        self._loose |= loose
+
+    def install(self) -> None:
+        """Make them part of the repository, durably. After a StorageError they are given up."""
+        loose, self._loose = self._loose, {}
+        if loose:
+            self._repository.install(loose)
 
 
-def _remove(name: str) -> None:
-    with suppress(OSError):
-        os.unlink(name)
+class NewFile:
+    """An object's file, which gets its name when its content is on the disk."""
+
+    def __init__(self, folder: str, target: str) -> None:
+        # git prunes files of this name if the service is killed before the rename.
+        self._name = f"{folder}/tmp_obj_{secrets.token_hex(8)}"  # noqa: S108 - no temporary folder
+        self._target = target
+
+    def write(self, content: bytes, *, is_synced: bool) -> None:
+        descriptor = os.open(self._name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
+        with open(descriptor, "wb", buffering=0) as file:
+            os.fchmod(descriptor, 0o444)  # whatever the umask
+            left = memoryview(content)
+            while left:
+                left = left[file.write(left) or 0 :]
+            if is_synced:
+                os.fsync(descriptor)
+
+    def rename(self) -> None:
+        os.rename(self._name, self._target)
+
+    def remove(self) -> None:
+        with suppress(OSError):
+            os.unlink(self._name)
 
 
-def _sync(paths: Collection[str]) -> None:
-    """Return when files or folders are on disk."""
-    if len(paths) > _MANY:
-        os.sync()  # one sync for all: one for each file can take minutes for a large patch
-        return
-    for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
+def _sync(folders: Collection[str]) -> None:
+    for folder in folders:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
         try:
             os.fsync(descriptor)
         finally:

@@ -37,6 +37,7 @@ from .objects import (
     EMPTY_TREE,
     MODE_FOLDER,
     Loose,
+    NewObjects,
     Objects,
     TreeDraft,
     encode_loose,
@@ -350,11 +351,22 @@ class Repository:
         with self.quarantine() as quarantine:
             return self._rehearse(quarantine, head, patch, check_policy, base_commit).applied
 
-    def apply(
-        self, head: str, patch: bytes, check_policy: PolicyCheck, *, base_commit: str | None = None
-    ) -> AppliedPatch:
-        """Apply a patch to a commit; the new objects are durable when this returns.
+    def new_objects(self) -> NewObjects:
+        """Return where a change can put its objects, to install them together."""
+        return NewObjects(self.objects)
 
+    def apply(
+        self,
+        head: str,
+        patch: bytes,
+        check_policy: PolicyCheck,
+        *,
+        base_commit: str | None = None,
+        into: NewObjects | None = None,
+    ) -> AppliedPatch:
+        """Apply a patch to a commit; without `into` its objects are durable when this returns.
+
+        What is in `into` already is installed first: the patch may be for a commit in it.
         `check_policy` is called before anything becomes part of the repository. `base_commit` is
         the commit that the patch was made against, for a three-way merge where the patch does not
         apply to the head.
@@ -362,9 +374,11 @@ class Repository:
         Raises PatchMalformedError, PatchTooLargeError, PatchEmptyError, PatchAlreadyAppliedError,
         PatchConflictError, whatever `check_policy` raises, GitTimeoutError.
         """
+        if into is not None:
+            into.install()
         with self.quarantine() as quarantine:
             rehearsal = self._rehearse(quarantine, head, patch, check_policy, base_commit)
-            self.objects.install(rehearsal.loose)
+        self._store(rehearsal.loose, into)
         return rehearsal.applied
 
     def replay(
@@ -390,11 +404,13 @@ class Repository:
         old, new = TreeDraft(onto, self._tree), TreeDraft(made.tree, self._tree)
         return ChangeSet(made.changes, b"", before, after, self.read_blob, old, new)
 
-    def put_folder(self, head: str, path: str, files: Mapping[str, bytes]) -> str:
+    def put_folder(
+        self, head: str, path: str, files: Mapping[str, bytes], *, into: NewObjects | None = None
+    ) -> str:
         """Return the tree of a commit with these files, and no others, in one of its folders.
 
-        The new objects are durable when this returns. Raises CollisionError where a file has the
-        folder's place.
+        The commit is in the repository. Without `into` the new objects are durable when this
+        returns. Raises CollisionError where a file has the folder's place.
         """
         folder, root = TreeDraft(EMPTY_TREE, self._tree), TreeDraft(self.tree_of(head), self._tree)
         loose: Loose = {}
@@ -408,7 +424,7 @@ class Repository:
         loose |= trees
         root.edit([FileChange(path, MODE_ABSENT, MODE_FOLDER, None, inner)])
         tree, trees = root.write()
-        self.objects.install(loose | trees)
+        self._store(loose | trees, into)
         return tree
 
     def _tree(self, oid: str) -> bytes:
@@ -430,8 +446,8 @@ class Repository:
                     f"A patch that was applied to {head} does not apply to it again: {refusal}."
                 ) from refusal
             tree, loose = result.write()
-            loose |= quarantine.take({each.new_oid for each in changes if each.new_oid})
-            self.objects.install(loose)
+            blobs = quarantine.take({each.new_oid for each in changes if each.new_oid})
+            self.objects.install(blobs | loose)
         return tree
 
     def pointers(self, commit: str) -> Pointers:
@@ -460,15 +476,17 @@ class Repository:
         message: str,
         at: datetime,
         signature: str | None = None,
+        into: NewObjects | None = None,
     ) -> str:
-        """Write a commit and return its id: a pure function of the arguments.
+        """Write a commit and return its id: a pure function of the arguments but `into`.
 
-        A rollback is a commit on the head with the tree of the snapshot.
+        A rollback is a commit on the head with the tree of the snapshot. Without `into` the commit
+        is durable when this returns.
         """
         lines = _commit_lines(parents, tree, at)
         if signature:
             lines += f"gpgsig {signature}".rstrip("\n").replace("\n", "\n ").split("\n")
-        return self._write("commit", lines, message)
+        return self._write("commit", lines, message, into)
 
     def sign_commit(
         self, *, parents: Sequence[str], tree: str, message: str, at: datetime
@@ -484,11 +502,18 @@ class Repository:
         return self.signer.sign_raw(payload) if self.signer else None
 
     def write_tag(
-        self, *, name: str, commit: str, message: str, at: datetime, signature: str | None = None
+        self,
+        *,
+        name: str,
+        commit: str,
+        message: str,
+        at: datetime,
+        signature: str | None = None,
+        into: NewObjects | None = None,
     ) -> str:
-        """Write an annotated tag and return its id: a pure function of the arguments."""
+        """Write an annotated tag and return its id, as `write_commit` does."""
         signed = message.rstrip("\n") + "\n" + (signature or "")
-        return self._write("tag", _tag_lines(name, commit, at), signed)
+        return self._write("tag", _tag_lines(name, commit, at), signed, into)
 
     def sign_tag(self, *, name: str, commit: str, message: str, at: datetime) -> str | None:
         """Return the signature of a tag before it is written; as `sign_commit`."""
@@ -534,12 +559,18 @@ class Repository:
     def _sign(self, lines: list[str], message: str) -> str | None:
         return self.signer.sign(_object_text(lines, message)) if self.signer else None
 
-    def _write(self, kind: str, lines: list[str], message: str) -> str:
+    def _write(self, kind: str, lines: list[str], message: str, into: NewObjects | None) -> str:
         if "\0" in message or any("\n" in line for line in lines):
             raise ValueError(f"a {kind} cannot contain a NUL, nor its header a newline")
         oid, loose = encode_loose(kind, _object_text(lines, message))
-        self.objects.install({oid: loose})
+        self._store({oid: loose}, into)
         return oid
+
+    def _store(self, loose: Loose, into: NewObjects | None) -> None:
+        if into is None:
+            self.objects.install(loose)
+        else:
+            into.add(loose)
 
     def _read(self, *arguments: str, allowed: Collection[int] = (0,)) -> GitResult:
         """Run a read-only command in the service's git directory over the repository's objects."""

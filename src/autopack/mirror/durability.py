@@ -10,14 +10,13 @@ mark (services/upkeep.py). Files that are written without an event are synced at
 
 from __future__ import annotations
 
-import ctypes
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from .files import NewFile, OpenFolder, exists, open_top, read_head, replace_files, usable
+from .. import syncing
+from .files import NewFile, exists, open_top, read_head, replace_files, usable
 
 MARK: Final = ".synced.json"
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
@@ -59,14 +58,6 @@ def read_mark(runs_dir: Path) -> SyncMark | None:
 def sync(runs_dir: Path, mark: SyncMark) -> None:
     """Sync every file, and then set the mark. Raises MirrorUnusableError."""
     with usable(runs_dir), open_top(runs_dir) as top:
-        sync_file_system(top)
+        syncing.sync_file_system(top.descriptor)
         text = json.dumps(asdict(mark)).encode()
         replace_files(top, [NewFile(top, MARK, text)], durably=True)
-
-
-def sync_file_system(folder: OpenFolder) -> None:
-    syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)  # Linux alone has it
-    if syncfs is None:
-        os.sync()
-    elif syncfs(folder.descriptor) != 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))

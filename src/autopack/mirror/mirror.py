@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from threading import Lock
 
+from .. import syncing
 from ..domain.errors import InvalidError
 from ..domain.identifiers import identifier_problem
 from ..views.issues import BacklogEntryAnswer, IssueIndexAnswer
@@ -105,7 +106,7 @@ class Mirror:
     def sync_unmarked(self) -> None:
         """Sync all files that were written without an event. Raises MirrorUnusableError."""
         with usable(self.runs_dir), open_top(self.runs_dir) as top:
-            durability.sync_file_system(top)
+            syncing.sync_file_system(top.descriptor)
 
     def check(self) -> None:
         """Check that a file can be written now. Raises MirrorUnusableError."""

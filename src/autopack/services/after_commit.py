@@ -41,6 +41,7 @@ def commit_change(change: RunChange) -> None:
     The refs are locked and checked before the commit, so that it never speaks of a branch that
     another process holds. Raises RefMovedError, OutcomeUnknownError, ProjectionLaggingError.
     """
+    change.objects.install()  # durable before the database names them
     if change.ref_updates:
         change.session.send()  # what Postgres refuses is refused before any ref is locked
         with (

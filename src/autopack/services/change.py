@@ -76,6 +76,7 @@ class RunChange:
         self.before = self.state = runs.read_state(run)
         self.events: list[Event] = []
         self.commits: list[Commit] = []
+        self.objects: Final = context.repository.new_objects()  # installed before the commit
         self.ref_updates: list[RefUpdate] = []
         self.revision_before: Final = run.revision
         self.is_new_branch = False  # the branch is created by this change
@@ -194,8 +195,15 @@ class RunChange:
                 parents=parents, tree=tree, message=message, at=self.now
             )
         sha = repository.write_commit(
-            parents=parents, tree=tree, message=message, at=self.now, signature=signature
+            parents=parents,
+            tree=tree,
+            message=message,
+            at=self.now,
+            signature=signature,
+            into=self.objects,
         )
+        if has_own_difference:
+            self.objects.install()  # git makes the difference
         commit = submissions.COMMITS.new(
             run_pk=self.run.id,
             kind=kind,

@@ -197,7 +197,11 @@ def apply(
     base_commit = base_commit or _began_at(change, phase)
     with _telling_no_secrets():
         applied = change.context.repository.apply(
-            change.head, patch.content, inspection, base_commit=base_commit
+            change.head,
+            patch.content,
+            inspection,
+            base_commit=base_commit,
+            into=change.objects,
         )
     patch.files_changed = [file.shown_path for file in applied.changes]
     commit = change.add_commit(
@@ -233,7 +237,11 @@ def apply_again(change: RunChange, state: PhaseState) -> list[AppliedPatch]:
         inspection = _Inspection(change, phase)
         with _telling_no_secrets():
             applied = change.context.repository.apply(
-                change.head, patch.content, inspection, base_commit=state.before_commit
+                change.head,
+                patch.content,
+                inspection,
+                base_commit=state.before_commit,
+                into=change.objects,
             )
         commit = change.add_commit(
             CommitKind.PATCH,

@@ -156,6 +156,7 @@ def _undo(change: RunChange, phase: PhaseState) -> None:
     before, others = phase.before_commit or phase.start_commit, after_it(change.state, phase)
     if before in (None, change.head):
         return
+    change.objects.install()  # the head's commit is read
     tree = repository.tree_of(str(before))
     if phase.state.is_final and not others and tree == repository.tree_of(change.head):
         return
@@ -224,7 +225,12 @@ def _tag_snapshots(change: RunChange) -> None:
         phase.snapshot_commit = head
         phase.snapshot_signature = signature
         phase.snapshot_oid = repository.write_tag(
-            name=name, commit=head, message=message, at=change.now, signature=signature
+            name=name,
+            commit=head,
+            message=message,
+            at=change.now,
+            signature=signature,
+            into=change.objects,
         )
         change.run.last_snapshot = name
         change.ref_updates.append(RefUpdate(snapshot_ref(name), phase.snapshot_oid, None))
@@ -376,6 +382,7 @@ def _record(change: RunChange) -> None:
     ):
         return
     session.send()  # the files are made from rows that are read again
+    change.objects.install()  # a run may end without its record, but not without its work
     signatures: list[dict[str, str]] = []
 
     def sign(payload: bytes) -> Signatures:
@@ -397,7 +404,9 @@ def _record(change: RunChange) -> None:
         ),
     )
     try:
-        tree = repository.put_folder(change.head, record_folder(run.run_id), recorded)
+        tree = repository.put_folder(
+            change.head, record_folder(run.run_id), recorded, into=change.objects
+        )
         change.add_commit(CommitKind.RECORD, tree, message)
     except (RepositoryUnusableError, CollisionError) as error:
         if isinstance(error, RepositoryUnusableError) and run.state is RunStatus.DONE_SUCCESS:
