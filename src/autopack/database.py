@@ -45,9 +45,9 @@ Sessions = sessionmaker[Session]
 # that change a run may want a second one; reports and work outside of runs open transactions.
 POOL: Final = (5, 25)
 AUTOCOMMIT_POOL: Final = (20, 30)
-# For each project beside the default one, together 20.
+# For each project beside the default one, together 20. What an idle one keeps, it takes from all.
 FURTHER_POOL: Final = (1, 5)
-FURTHER_AUTOCOMMIT_POOL: Final = (4, 10)
+FURTHER_AUTOCOMMIT_POOL: Final = (1, 13)
 POOL_WAIT_SECONDS: Final = 10
 CONNECT_SECONDS: Final = 5
 # A server that stops a statement answers with an error. Without an answer for so much longer, the

@@ -7,29 +7,37 @@ import re
 import subprocess
 from collections import defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
-from sqlalchemy import text
+from sqlalchemy import Engine, text
+from starlette.datastructures import State
 from tests.api.conftest import Api
 from tests.conftest import GitRepo, ServedHere, make_git_repo, serve_here
 
+from autopack import main
+from autopack.api.places import Places
 from autopack.config import Settings
 from autopack.database import make_engine
 from autopack.domain.access import PUBLIC, AccessRole, Caller
 from autopack.domain.keys import NewKey
 from autopack.main import create_app, create_key
+from autopack.services.context import AppContext
 
 pytestmark = pytest.mark.integration
 
 Json = dict[str, Any]
 STREAM = {"Accept": "text/event-stream"}
 DEFAULT = "Autopack"
+PATIENCE = 240.0  # seconds; far beyond what a test needs
 
 
 def refused(response: httpx.Response, status: int, code: str, *words: str) -> None:
@@ -55,9 +63,16 @@ class Service:
     server: ServedHere
     settings: Settings
     folder: Path
+    places: Places
     operator: httpx.Client
     clients: list[httpx.Client] = field(default_factory=list)
     repos: dict[str, GitRepo] = field(default_factory=dict)
+
+    def state(self, project: str) -> State:
+        """Return what the requests of a project need."""
+        place = self.places.find(project)
+        assert place is not None
+        return place.state
 
     def caller(self, key: str, project: str | None = None) -> httpx.Client:
         """Return a client with a key, on the paths of a project, or on the guide's."""
@@ -105,7 +120,7 @@ def service(
         made = create_key(context, NewKey(name="chief", roles=(AccessRole.OPERATOR,)))
         headers = {"X-API-Key": made.api_key}
         operator = httpx.Client(base_url=server.url, headers=headers, timeout=120)
-        service = Service(server, settings, tmp_path, operator)
+        service = Service(server, settings, tmp_path, app.state.places, operator)
         service.repos[DEFAULT] = git_repo
         yield service
         for client in (operator, *service.clients):
@@ -554,6 +569,97 @@ def lose_database(service: Service) -> None:
         name = connection.scalars(text("SELECT database FROM projects")).one()
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text(f'DROP DATABASE "{name}" WITH (FORCE)'))
+    engine.dispose()
+
+
+class TestTroubleOfAnother:
+    """A project that is in trouble is no trouble of another one."""
+
+    def test_no_project_is_added_that_would_take_the_connections_of_the_others(
+        self, service: Service, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert service.add("alpha").status_code == 201
+        assert service.operator.post("/projects/alpha/close").status_code == 200
+        monkeypatch.setattr("autopack.services.projects.CONNECTIONS_WANTED", 10_000)
+        refused(service.add("beta"), 409, "connections_exhausted", "max_connections")
+        again = service.operator.post("/projects/alpha/reopen")
+        refused(again, 409, "connections_exhausted", "max_connections")
+        assert databases(service.settings) == {DEFAULT: 1, "project": 1}
+        monkeypatch.undo()
+        assert service.operator.post("/projects/alpha/reopen").status_code == 200
+
+    def test_a_database_that_is_away_stops_no_key_of_another_project(
+        self, service: Service, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert service.add("alpha").status_code == 201
+        assert service.add("beta").status_code == 201
+        alpha, beta = (service.caller(service.key_of(name, "op")) for name in ("alpha", "beta"))
+        assert alpha.get("/runs").status_code == beta.get("/runs").status_code == 200
+        monkeypatch.setattr("autopack.services.keys.CACHE_SECONDS", -1)  # each request asks
+        name = service.state("alpha").context.engine.url.database
+        with (
+            closing_engine(make_engine(service.settings.database_url or "", 15)) as engine,
+            engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection,
+        ):
+            connection.execute(text(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false'))
+            connection.execute(
+                text(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name"
+                ),
+                {"name": name},
+            )
+            refused(alpha.get("/runs"), 503, "database_unavailable")
+            refused(service.caller("ap_" + "a" * 49).get("/runs"), 503, "database_unavailable")
+            assert beta.get("/runs").status_code == 200
+            assert service.operator.get("/runs").status_code == 200
+            new = service.caller(service.key_of("beta", "later"))
+            assert new.get("/runs").status_code == 200
+            connection.execute(text(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true'))
+        assert alpha.get("/runs").status_code == 200
+
+    def test_a_key_is_looked_for_first_where_it_was_known(
+        self, service: Service, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """So that a database that answers late delays no key of another project."""
+        assert service.add("alpha").status_code == 201
+        assert service.add("beta").status_code == 201
+        beta = service.caller(service.key_of("beta", "op"))
+        assert beta.get("/runs").status_code == 200
+        monkeypatch.setattr("autopack.services.keys.CACHE_SECONDS", -1)
+        keyring = service.state("alpha").keyring
+        monkeypatch.setattr(keyring, "read", lambda *_, **__: pytest.fail("alpha was asked"))
+        assert beta.get("/runs").status_code == 200
+
+    def test_a_project_that_opens_slowly_delays_no_request_of_another_one(
+        self, service: Service, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert service.add("alpha").status_code == 201
+        assert service.add("beta").status_code == 201
+        is_opening, may_open = Event(), Event()
+        opened = main._start_further
+
+        def start(settings: Settings, stack: ExitStack) -> AppContext:
+            if settings.project_id == "alpha":
+                is_opening.set()
+                may_open.wait(PATIENCE)
+            return opened(settings, stack)
+
+        monkeypatch.setattr(main, "_start_further", start)
+        monkeypatch.setattr("autopack.api.places.REFRESH_SECONDS", 0)  # each request looks
+        with ThreadPoolExecutor() as pool:
+            wanted = {"repository": str(service.repos["alpha"].path)}
+            changed = pool.submit(service.operator.put, "/projects/alpha", json=wanted)
+            assert is_opening.wait(PATIENCE)
+            assert service.operator.get("/projects/beta/runs").status_code == 200
+            assert service.operator.get("/runs").status_code == 200
+            may_open.set()
+            assert changed.result().status_code == 200
+        assert service.operator.get("/projects/alpha/runs").status_code == 200
+
+
+@contextmanager
+def closing_engine(engine: Engine) -> Iterator[Engine]:
+    yield engine
     engine.dispose()
 
 

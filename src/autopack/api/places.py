@@ -104,7 +104,10 @@ class Places:
         """
         default = self.default_name
         bound = caller.bound_to(default)
-        if any(name not in (None, default) for name in (named, bound)):
+        asked = [name for name in (named, bound) if name not in (None, default)]
+        # While another project is opened, which may take minutes, those that are served go on.
+        is_served = all(name in self._served for name in asked)
+        if asked and not (is_served and self._changing.locked()):
             await self.refresh(within=REFRESH_SECONDS)
         served = {default, *self._served, *self.problems}
         if named is not None and named not in served and bound is None:
@@ -119,7 +122,11 @@ class Places:
     async def caller_of(
         self, digest: str, *, is_session: bool, lookups: CapacityLimiter
     ) -> tuple[Caller, Place] | None:
-        """Return who has the key, or the cookie, of a digest, and the place that knows it."""
+        """Return who has the key, or the cookie, of a digest, and the place that knows it.
+
+        A place whose database is away stands in the way of no key of another one.
+        """
+        outage: BaseException | None = None
         asked: set[int] = set()
         for is_fresh in (False, True):
             if is_fresh and not await self.refresh(within=REFRESH_SECONDS):
@@ -135,14 +142,21 @@ class Places:
                 if not is_known:
                     unknown.append((keyring, place))
                 asked.add(id(place))
+            unknown.sort(key=lambda each: not each[0].knew(digest, is_session=is_session))
             for keyring, place in unknown:
 
                 def read(keyring: Keyring = keyring) -> Caller | None:
                     return keyring.read(digest, is_session=is_session)
 
-                caller = await to_thread.run_sync(read, limiter=lookups)
+                try:
+                    caller = await to_thread.run_sync(read, limiter=lookups)
+                except OUTAGES as error:
+                    outage = error
+                    continue
                 if caller is not None:
                     return caller, place
+        if outage is not None:
+            raise outage  # it may be the one that has the key
         return None
 
     async def refresh(self, *, within: float = 0.0) -> bool:

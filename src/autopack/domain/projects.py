@@ -55,6 +55,12 @@ class ProjectDatabaseError(ConflictError):
     code = "project_database_refused"
 
 
+class ConnectionsExhaustedError(ConflictError):
+    """Postgres could not serve another project and requests beside it."""
+
+    code = "connections_exhausted"
+
+
 class ProjectRepositoryError(InvalidError):
     code = "project_repository"
 

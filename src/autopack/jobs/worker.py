@@ -38,6 +38,7 @@ LONGEST_WAIT_SECONDS: Final = 300
 POOL_SIZE: Final = 4
 CONNECT_SECONDS: Final = 5
 POOL_WAIT_SECONDS: Final = 5.0
+IDLE_SECONDS: Final = 30.0  # there may be tens of projects
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +99,7 @@ class Workers:
             check=AsyncConnectionPool.check_connection,
             min_size=1,
             max_size=POOL_SIZE,
+            max_idle=IDLE_SECONDS,
             timeout=POOL_WAIT_SECONDS,
             open=False,
         )

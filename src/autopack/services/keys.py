@@ -203,6 +203,11 @@ class Keyring:
         is_over = known.ends_at is not None and known.ends_at <= self._context.now()
         return (None if is_over else known.caller), True
 
+    def knew(self, digest: str, *, is_session: bool = False) -> bool:
+        """Return whether a digest was somebody's when the database was last asked."""
+        known = self._known.get((digest, is_session))
+        return known is not None and known.caller is not None
+
     def read(self, digest: str, *, is_session: bool = False) -> Caller | None:
         """Ask the database who has a digest, unless another thread has got the answer meanwhile.
 

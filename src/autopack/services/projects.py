@@ -26,6 +26,7 @@ from ..config import Settings
 from ..domain.audit import AuditAction
 from ..domain.errors import UnavailableError
 from ..domain.projects import (
+    ConnectionsExhaustedError,
     DefaultProjectError,
     LiveRunsError,
     NewProject,
@@ -54,6 +55,8 @@ logger = structlog.get_logger(__name__)
 Opening = Callable[[Settings], AbstractContextManager[AppContext]]
 
 FOLDER: Final = "projects"  # in the service's home
+# A project that waits has about ten connections; the others are for requests of all projects.
+CONNECTIONS_WANTED: Final = 25
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +143,8 @@ def create_project(context: AppContext, wanted: NewProject, opening: Opening) ->
     """Add a project: its database, its folders, the first entry of its audit log.
 
     The row is written last, so a project is there whole or not at all. Raises WrongProjectError,
-    ProjectExistsError, ProjectRepositoryError, RepositoryTakenError, ProjectDatabaseError.
+    ProjectExistsError, ProjectRepositoryError, RepositoryTakenError, ConnectionsExhaustedError,
+    ProjectDatabaseError.
     """
     require_unbound(context.caller)
     now = context.now()
@@ -159,6 +163,7 @@ def create_project(context: AppContext, wanted: NewProject, opening: Opening) ->
             changed_at=now,
         )
         project.git_dir = _own_git_dir(context, session, project)
+        _require_connections(session)
         project.database = _new_database(context)
         home = _home_of(context.settings, project.name)
         is_new_home = not home.exists()
@@ -230,13 +235,14 @@ def reopen_project(context: AppContext, name: str, opening: Opening) -> ProjectA
     """Serve a closed project again.
 
     Raises WrongProjectError, DefaultProjectError, ProjectNotFoundError, ProjectExistsError for
-    one that is open, ProjectRepositoryError, RepositoryTakenError.
+    one that is open, ProjectRepositoryError, RepositoryTakenError, ConnectionsExhaustedError.
     """
     with context.writing() as session:
         project = _lock(context, session, name)
         if project.closed_at is None:
             raise ProjectExistsError(f"project '{name}' is open")
         project.git_dir = _own_git_dir(context, session, project)
+        _require_connections(session)
         _open_once(context, project, opening, AuditAction.PROJECT_REOPENED)
         project.closed_at, project.changed_at = None, context.now()
         session.commit()
@@ -289,6 +295,16 @@ def _require_free(project: Project, owner: str | None) -> None:
         raise RepositoryTakenError(
             f"repository: {project.repository} is that of the project '{owner}', whose runs have"
             " branches of the same names"
+        )
+
+
+def _require_connections(session: RowSession) -> None:
+    """Refuse a project beside which the others would be refused by Postgres."""
+    free, most = store.free_connections(session)
+    if free < CONNECTIONS_WANTED:
+        raise ConnectionsExhaustedError(
+            f"Postgres has {max(free, 0)} of its {most} connections (max_connections) left, another"
+            f" project needs {CONNECTIONS_WANTED}: raise max_connections, or close a project"
         )
 
 

@@ -58,6 +58,17 @@ def new_database_name(autocommit: Engine) -> str:
     return f"{prefix}_project_{uuid.uuid4().hex[:16]}"
 
 
+def free_connections(session: Session) -> tuple[int, int]:
+    """Return how many connections Postgres could still take, and its `max_connections`."""
+    query = text(
+        "SELECT current_setting('max_connections')::int, "
+        "current_setting('superuser_reserved_connections')::int, "
+        "(SELECT sum(numbackends) FROM pg_stat_database)::int"
+    )
+    most, reserved, used = session.execute(query).one()
+    return most - reserved - used, most
+
+
 def has_database(autocommit: Engine, name: str) -> bool:
     """Say whether the server has a database of this name."""
     query = text("SELECT EXISTS (SELECT FROM pg_database WHERE datname = :name)")
