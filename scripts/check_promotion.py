@@ -561,88 +561,6 @@ def _shown(text: str, most: int = _MAX_TEXT) -> str:
     return text if len(text) <= most else text[:most] + "…"
 
 
-# ---- autopack/domain/errors.py -------------------------------------------------------------------
-
-"""Every refusal is a type with a kind; `api/errors.py` turns a kind into a status."""
-
-
-class ErrorKind(StrEnum):
-    INVALID = "invalid"
-    NOT_FOUND = "not_found"
-    CONFLICT = "conflict"
-    GONE = "gone"
-    FORBIDDEN = "forbidden"
-    UNAUTHORIZED = "unauthorized"
-    TOO_LARGE = "too_large"
-    TOO_MANY = "too_many"
-    UNAVAILABLE = "unavailable"
-
-
-class AutopackError(Exception):
-    """A refusal that a client can act on.
-
-    `detail` is one clear sentence that names the offending value and what would be accepted;
-    `extra` contains further members of the problem document, such as `allowed` or `hunks`, all of
-    them JSON. `is_replay`: the same request was refused before, and this is the stored answer.
-    """
-
-    kind: ClassVar[ErrorKind] = ErrorKind.INVALID
-    code: ClassVar[str] = "invalid"
-    is_replay: ClassVar[bool] = False
-
-    def __init__(self, detail: str, **extra: object) -> None:
-        super().__init__(detail)
-        self.detail = detail
-        self.extra = extra
-
-
-class InvalidError(AutopackError):
-    """A request that no state of the service would accept."""
-
-
-class NotFoundError(AutopackError):
-    kind = ErrorKind.NOT_FOUND
-    code = "not_found"
-
-
-class ConflictError(AutopackError):
-    kind = ErrorKind.CONFLICT
-    code = "conflict"
-
-
-class GoneError(AutopackError):
-    """What is asked for was here, and was removed for good."""
-
-    kind = ErrorKind.GONE
-    code = "gone"
-
-
-class ForbiddenError(AutopackError):
-    kind = ErrorKind.FORBIDDEN
-    code = "forbidden"
-
-
-class TooLargeError(AutopackError):
-    kind = ErrorKind.TOO_LARGE
-    code = "too_large"
-
-
-class TooManyError(AutopackError):
-    """Beyond a limit of the caller; `retry_after` seconds later it may be within."""
-
-    kind = ErrorKind.TOO_MANY
-    code = "too_many"
-
-    def __init__(self, detail: str, *, retry_after: int) -> None:
-        super().__init__(detail, retry_after=retry_after)
-        self.retry_after = retry_after
-
-
-class UnavailableError(AutopackError):
-    kind = ErrorKind.UNAVAILABLE
-    code = "unavailable"
-
-
 # ---- autopack/domain/terms.py --------------------------------------------------------------------
 
 """The closed sets of words that rules, records and the offline checker share.
@@ -934,6 +852,88 @@ def cost_at(
         + output_tokens * Decimal(price["output"])
     )
     return usd(total / _MILLION)
+
+
+# ---- autopack/domain/errors.py -------------------------------------------------------------------
+
+"""Every refusal is a type with a kind; `api/errors.py` turns a kind into a status."""
+
+
+class ErrorKind(StrEnum):
+    INVALID = "invalid"
+    NOT_FOUND = "not_found"
+    CONFLICT = "conflict"
+    GONE = "gone"
+    FORBIDDEN = "forbidden"
+    UNAUTHORIZED = "unauthorized"
+    TOO_LARGE = "too_large"
+    TOO_MANY = "too_many"
+    UNAVAILABLE = "unavailable"
+
+
+class AutopackError(Exception):
+    """A refusal that a client can act on.
+
+    `detail` is one clear sentence that names the offending value and what would be accepted;
+    `extra` contains further members of the problem document, such as `allowed` or `hunks`, all of
+    them JSON. `is_replay`: the same request was refused before, and this is the stored answer.
+    """
+
+    kind: ClassVar[ErrorKind] = ErrorKind.INVALID
+    code: ClassVar[str] = "invalid"
+    is_replay: ClassVar[bool] = False
+
+    def __init__(self, detail: str, **extra: object) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.extra = extra
+
+
+class InvalidError(AutopackError):
+    """A request that no state of the service would accept."""
+
+
+class NotFoundError(AutopackError):
+    kind = ErrorKind.NOT_FOUND
+    code = "not_found"
+
+
+class ConflictError(AutopackError):
+    kind = ErrorKind.CONFLICT
+    code = "conflict"
+
+
+class GoneError(AutopackError):
+    """What is asked for was here, and was removed for good."""
+
+    kind = ErrorKind.GONE
+    code = "gone"
+
+
+class ForbiddenError(AutopackError):
+    kind = ErrorKind.FORBIDDEN
+    code = "forbidden"
+
+
+class TooLargeError(AutopackError):
+    kind = ErrorKind.TOO_LARGE
+    code = "too_large"
+
+
+class TooManyError(AutopackError):
+    """Beyond a limit of the caller; `retry_after` seconds later it may be within."""
+
+    kind = ErrorKind.TOO_MANY
+    code = "too_many"
+
+    def __init__(self, detail: str, *, retry_after: int) -> None:
+        super().__init__(detail, retry_after=retry_after)
+        self.retry_after = retry_after
+
+
+class UnavailableError(AutopackError):
+    kind = ErrorKind.UNAVAILABLE
+    code = "unavailable"
 
 
 # ---- autopack/domain/sightings.py ----------------------------------------------------------------
@@ -2164,144 +2164,377 @@ _READERS = {
 }
 
 
-# ---- autopack/domain/independence.py -------------------------------------------------------------
+# ---- autopack/domain/naming.py -------------------------------------------------------------------
 
-"""Whether who reviews or judges a phase is another than who built it. (rules §2.4)
+"""The names of a run's branch and snapshots in git."""
+
+
+STRICT_MARK: Final = "[strict]"  # in a commit's subject, for CI: judge it by the strict profile
+RUNS_FOLDER: Final = ".autonomous_runs"
+RECORD: Final = "run.json"  # in a run's folder, as are the next
+PULL_REQUEST: Final = "pull_request.md"
+STATEMENT: Final = "statement.json"
+RECORD_SEAL: Final = "Autopack-Record-SHA256"  # the trailer of a record's commit: of `run.json`
+
+
+def branch_name(run_id: str) -> str:
+    return f"autonomous/{run_id}"
+
+
+def branch_ref(run_id: str) -> str:
+    return f"refs/heads/{branch_name(run_id)}"
+
+
+def snapshot_name(run_id: str, tier_id: str, phase_id: str) -> str:
+    return f"autonomous/{run_id}/tier-{tier_id}/phase-{phase_id}"
+
+
+def snapshot_ref(name: str) -> str:
+    return f"refs/tags/{name}"
+
+
+def record_folder(run_id: str) -> str:
+    """Return the folder of a run's record on its branch, independent of the runs directory."""
+    return f"{RUNS_FOLDER}/{run_id}"
+
+
+def patch_name(sha256: str) -> str:
+    """Return where the record keeps the bytes of a patch."""
+    return f"patches/{sha256}.patch"
+
+
+def record_message(run_id: str, state: str, record_sha256: str, *, is_strict: bool) -> str:
+    """Return the message of a record's commit; CI looks for the mark of strict phases."""
+    mark = f" {STRICT_MARK}" if is_strict else ""
+    return (
+        f"Record run {run_id}: {state}{mark}\n\n"
+        f"Autopack-Run: {run_id}\n{RECORD_SEAL}: {record_sha256}\n"
+    )
+
+
+def record_seals(message: str) -> list[str]:
+    """Return the sums of `run.json` that a record's commit names: one, if it is a record."""
+    return re.findall(rf"^{RECORD_SEAL}: ([0-9a-f]{{64}})$", message, re.MULTILINE)
+
+
+def snapshot_message(run_id: str, phase_id: str, title: str) -> str:
+    """Return the message of a snapshot's tag. Without time or id, so a lost tag can be remade."""
+    return f"Phase {phase_id} of run {run_id} is complete: {title}\n"
+
+
+# ---- autopack/domain/record_text.py --------------------------------------------------------------
+
+"""A record as a text: its shape, the seal of its commit, the chain of its events. (rules §8)
+
+It is read as a stranger's. What its events make, and whether it may be promoted, is decided in
+`record_replay.py`.
 
 Standard library alone: `scripts/check_promotion.py` is made from this module among others.
 """
 
 
-# Names of callers that gave none: they are known by what they did, which tells no two apart.
-_UNNAMED: Final = frozenset({"viewer", "builder", "auditor", "ci", "operator"})
+SCHEMA_VERSION: Final = 1
+MAX_SHOWN: Final = 500
+MAX_DIGITS: Final = 20
+
+JsonObject = dict[str, Any]
 
 
-class NotIndependentError(ConflictError):
-    code = "not_independent"
+# The record's shape: a type, several of them, a list of one, or the members of an object. Members
+# that are not named here came later or say nothing of the verdict.
+_TEXT: Final = (str, type(None))
+_COMMIT_SHAPE: Final = {
+    "sha": str,
+    "tree": str,
+    "parent": str,
+    "kind": str,
+    "phase_id": _TEXT,
+    "patch_sha256": _TEXT,
+    "is_merged": bool,
+}
+_EVENT_SHAPE: Final = {
+    "sequence": int,
+    "at": str,
+    "actor": str,
+    "kind": str,
+    "phase_id": _TEXT,
+    "tier_id": _TEXT,
+    "from_state": _TEXT,
+    "to_state": _TEXT,
+    "reason": _TEXT,
+    "data": dict,
+    "previous_hash": str,
+    "hash": str,
+}
+_TIER_SHAPE: Final = {
+    "tier_id": str,
+    "tier_index": int,
+    "state": str,
+    "cleanliness": str,
+    "cleanliness_reasons": [str],
+    "token_cap": int,
+    "tokens_used": int,
+    "ci_run_cap": int,
+    "ci_runs_count": int,
+    "minors_tolerated": int,
+    "minor_issues_count": int,
+    "majors_tolerated": int,
+    "major_issues_count": int,
+}
+_PHASE_SHAPE: Final = {
+    "phase_id": str,
+    "tier_id": str,
+    "tier_index": int,
+    "phase_index": int,
+    "state": str,
+    "ci_profile": str,
+    "verdict": _TEXT,
+    "completed_by": _TEXT,
+    "tokens_used": int,
+    "commit": _TEXT,
+    "ci_runs": [{"commit_sha": str, "verdict": _TEXT, "is_flaky": bool}],
+}
+_RECORD_SHAPE: Final[JsonObject] = {
+    "schema_version": int,
+    "run_id": str,
+    "project_id": str,
+    "branch": str,
+    "base_branch": str,
+    "base_commit": str,
+    "state": str,
+    "failure_code": _TEXT,
+    "failure_reason": _TEXT,
+    "is_rolled_back": bool,
+    "ended_at": str,
+    "budgets": {
+        "token_cap": int,
+        "tokens_used": int,
+        "max_minor_issues_total": int,
+        "minor_issues_count": int,
+        "major_issues_count": int,
+    },
+    "promotion": {"eligible": bool, "reasons": [str], "warnings": [str]},
+    "tiers": [_TIER_SHAPE],
+    "phases": [_PHASE_SHAPE],
+    "commits": [_COMMIT_SHAPE],
+    "files": [{"path": str, "sha256": str}],
+    "events": [_EVENT_SHAPE],
+}
 
 
-class AlreadyApprovedError(ConflictError):
-    code = "already_approved"
+class RecordError(Exception):
+    """A reason against a record after which there is nothing more to check."""
 
 
-def identity_of(actor: str) -> str | None:
-    """Return who an actor is, whatever its role; None for the service and for unnamed callers."""
-    kind, _, rest = actor.partition(":")
-    if kind in ("key", "oidc"):
-        return actor.rpartition(":")[0]
-    if kind == "local" and rest.partition("@")[0] not in _UNNAMED:
-        return actor
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordClaim:
+    """What a record is said to be of. `base_branch` is where the branch is to go."""
+
+    run_id: str
+    branch: str
+    base_branch: str
+
+
+class Findings:
+    """The reasons against a record, as they are found."""
+
+    def __init__(self) -> None:
+        self.reasons: list[str] = []
+        self.warnings: list[str] = []
+
+    def expect(self, condition: object, reason: str) -> bool:
+        if not condition:
+            self.reasons.append(reason)
+        return bool(condition)
+
+
+def read_record(findings: Findings, data: bytes, message: str, claim: RecordClaim) -> JsonObject:
+    """Return `run.json`, whose shape is as it must be. Raises RecordError."""
+    try:
+        record = parse_json(data)
+    except (ValueError, RecursionError) as error:
+        raise RecordError(f"{RECORD} cannot be read: {error}") from None
+    problem = shape_problem(record, _RECORD_SHAPE, RECORD)
+    if problem:
+        raise RecordError(problem)
+    if record["schema_version"] != SCHEMA_VERSION:
+        raise RecordError(
+            f"{RECORD} is of version {record['schema_version']}, this checker reads"
+            f" {SCHEMA_VERSION}: take the checker of the Autopack that made the record"
+        )
+    seals = record_seals(message)
+    if findings.expect(
+        len(seals) == 1, "the head of the branch is no record: something was committed after it"
+    ):
+        findings.expect(
+            seals[0] == hashlib.sha256(data).hexdigest(),
+            f"{RECORD} is not what the record's commit says: it was changed",
+        )
+    if not findings.expect(
+        record["run_id"] == claim.run_id,
+        f"the record is of run '{record['run_id']}', not of '{claim.run_id}'",
+    ):
+        raise RecordError("a record of another run says nothing of this one")
+    findings.expect(
+        record["branch"] == claim.branch,
+        f"the record is of branch '{record['branch']}', not of '{claim.branch}'",
+    )
+    findings.expect(
+        record["base_branch"] == claim.base_branch,
+        f"the run started from '{record['base_branch']}', not from '{claim.base_branch}'",
+    )
+    return dict(record)
+
+
+def parse_json(data: bytes) -> Any:
+    """Read JSON that says everything once, in numbers of a sane size. Raises ValueError."""
+
+    def members(pairs: list[tuple[str, Any]]) -> JsonObject:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise ValueError("it names a member twice")
+        return found
+
+    def integer(text: str) -> int:
+        if len(text) > MAX_DIGITS:
+            raise ValueError("it has a number of too many digits")
+        return int(text)
+
+    def refuse(text: str) -> None:
+        raise ValueError(f"{text} is no JSON")
+
+    record = json.loads(
+        data.decode("utf-8"), object_pairs_hook=members, parse_int=integer, parse_constant=refuse
+    )
+    canonical_json(record)  # half of a surrogate pair is no text, and 1e999 no number
+    return record
+
+
+def shape_problem(value: Any, shape: Any, place: str) -> str | None:
+    """Say what is not as it must be; None: nothing."""
+    if isinstance(shape, dict):
+        if not isinstance(value, dict):
+            return f"{place} is no object"
+        for name, inner in shape.items():
+            if name not in value:
+                return f"{place} has no '{name}'"
+            problem = shape_problem(value[name], inner, f"{place}: {name}")
+            if problem:
+                return problem
+    elif isinstance(shape, list):
+        if not isinstance(value, list):
+            return f"{place} is no list"
+        for number, each in enumerate(value):
+            problem = shape_problem(each, shape[0], f"{place}[{number}]")
+            if problem:
+                return problem
+    elif not isinstance(value, shape) or (isinstance(value, bool) and shape is not bool):
+        return f"{place} is {show(value)}, which is not of its kind"
     return None
 
 
-def model_of(name: str | None) -> str | None:
-    """Return a model's name as it is compared: without its provider, blanks and case."""
-    known = (name or "").rpartition("/")[2].strip().casefold()
-    return known or None
+def show(value: object) -> str:
+    """Write a value of any size and content as a piece of one line."""
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    text = "".join(letter if letter.isprintable() else "?" for letter in text)
+    return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "…"
 
 
-def has_approved(phase: PhaseState, actor: str) -> bool:
-    """Tell whether an actor is among those who approved what the phase has now.
-
-    Unnamed callers are not told apart, so they count as one Auditor.
-    """
-    return (identity_of(actor) or actor) in {
-        identity_of(each) or each for each in phase.approved_by
-    }
-
-
-def why_not_reviewer(phase: PhaseState, actor: str, model: str | None = None) -> str | None:
-    """Return why an actor may not review a phase; None: nothing that is known speaks against it.
-
-    Its Builders are the last one, and those whose patches are on the branch.
-    """
-    if phase.independence is Independence.MODEL:
-        theirs = {model_of(each) for each in (phase.built_with, *phase.builder_models)} - {None}
-        return f"the model '{model}' built it" if model_of(model) in theirs else None
-    mine = _told_apart(phase, actor)
-    if mine is None or mine not in _identities((phase.built_by, *phase.builders)):
-        return None
-    return f"{mine} built it"
-
-
-def why_not_judge(phase: PhaseState, actor: str) -> str | None:
-    """Return why an actor may not judge a phase as CI: it is a Builder or an Auditor of it."""
-    mine = _told_apart(phase, actor)
-    others = (phase.built_by, *phase.builders, phase.reviewed_by, *phase.approved_by)
-    return f"{mine} built or reviewed it" if mine in _identities(others) else None
-
-
-def require_reviewer(
-    phase: PhaseState, actor: str, model: str | None, *, is_approval: bool
-) -> None:
-    """Refuse a review of an actor's own work, or a second approval of it.
-
-    Raises NotIndependentError, AlreadyApprovedError.
-    """
-    why_not = why_not_reviewer(phase, actor, model)
-    if why_not is not None:
-        raise NotIndependentError(f"phase '{phase.phase_id}' needs another Auditor: {why_not}")
-    require_model(phase, actor, model)
-    if is_approval and has_approved(phase, actor):
-        who = identity_of(actor) or "an Auditor without a name"
-        raise AlreadyApprovedError(
-            f"{who} has approved phase '{phase.phase_id}' already: it needs the approval of "
-            f"{phase.approvals_missing} more, each with a key or an agent name of its own"
+def check_chain(findings: Findings, events: Iterable[JsonObject]) -> None:
+    """Expect each event to be sealed by a hash over itself and the one before. (rules §1)"""
+    previous, last_at = GENESIS_HASH, ""
+    for number, event in enumerate(events, start=1):
+        if not findings.expect(
+            event["sequence"] == number, f"event {number} is missing, or out of its place"
+        ):
+            return
+        document = {name: value for name, value in event.items() if name != "hash"}
+        sealed = hashlib.sha256(canonical_json(document)).hexdigest()
+        if not findings.expect(
+            event["previous_hash"] == previous and event["hash"] == sealed,
+            f"event {number} ({event['kind']}) was changed: the chain of hashes breaks there",
+        ):
+            return
+        findings.expect(
+            event["at"] >= last_at, f"event {number} lies before the one that it follows"
         )
+        previous, last_at = sealed, event["at"]
 
 
-def require_model(phase: PhaseState, actor: str, model: str | None) -> None:
-    """Refuse a keyed result that names no model, where models must differ.
+# ---- autopack/domain/changes.py ------------------------------------------------------------------
 
-    A caller without a key is accepted, as is one without a name. Raises NotIndependentError.
+"""What a patch changes, as git sees it: the difference of two trees, never the patch's text."""
+
+
+MODE_ABSENT = 0
+MODE_FILE = 0o100644
+MODE_EXECUTABLE = 0o100755
+MODE_LINK = 0o120000
+MODE_SUBMODULE = 0o160000
+
+# Options that keep the caller's settings (an external differ, colours, `diff.noprefix`,
+# `diff.context`) from changing the patch. Every prompt and message uses this command.
+DIFF_COMMAND = "git diff --no-ext-diff --no-color --no-textconv --src-prefix=a/ --dst-prefix=b/ -U3"
+
+
+def shown(path: str) -> str:
+    """Return a path as printable text, for any bytes."""
+    return path.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
+@dataclass(frozen=True, slots=True)
+class FileChange:
+    """One path before and after. A rename is a deletion and an addition.
+
+    `path` contains bytes that are not UTF-8 as surrogate escapes; `shown_path` is printable. A side
+    that does not exist has mode 0 and no object.
     """
-    if (
-        phase.independence is Independence.MODEL
-        and model_of(model) is None
-        and not actor.startswith("local:")
-        and identity_of(actor) is not None
-    ):
-        raise NotIndependentError(
-            f"phase '{phase.phase_id}' needs an Auditor of another model than its Builder's: "
-            "name your `model`, in the claim or in the result"
-        )
+
+    path: str
+    old_mode: int
+    new_mode: int
+    old_oid: str | None
+    new_oid: str | None
+
+    @property
+    def shown_path(self) -> str:
+        return shown(self.path)
 
 
-def require_judge(phase: PhaseState, actor: str) -> None:
-    """Refuse a verdict on an actor's own work. Raises NotIndependentError."""
-    why_not = why_not_judge(phase, actor)
-    if why_not is not None:
-        raise NotIndependentError(f"phase '{phase.phase_id}' needs a verdict of another: {why_not}")
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """Why the path policy refuses a change: the file, the rule's stable name, and one sentence."""
+
+    path: str
+    rule: str
+    detail: str
+    line: int | None = None
 
 
-def rests_on_names(phase: PhaseState) -> bool:
-    """Tell whether independence was asked for, and only names that agents gave show it.
+class RepairKind(StrEnum):
+    """What was repaired in a patch before git applied it; docs/patches.md has a line for each."""
 
-    Of a model no key says anything.
-    """
-    if phase.reviewed_by is None:
-        return False
-    if phase.independence is Independence.MODEL:
-        return True
-    actors = (phase.built_by, *phase.builders, phase.reviewed_by, *phase.approved_by)
-    is_asked = phase.independence is not Independence.NONE or phase.approvals_needed > 1
-    return is_asked and any(
-        actor is None or identity_of(actor) is None or actor.startswith("local:")
-        for actor in actors
-    )
-
-
-def _told_apart(phase: PhaseState, actor: str) -> str | None:
-    """Return who an actor is, if the phase's rule tells it from others."""
-    mine = identity_of(actor)
-    if mine is None or phase.independence is Independence.NONE:
-        return None
-    is_key_asked = phase.independence is Independence.KEY
-    return None if is_key_asked and mine.startswith("local:") else mine
+    FINAL_NEWLINE = "final_newline"
+    BYTE_ORDER_MARK = "byte_order_mark"
+    LINE_ENDS = "line_ends"
+    COLOURS = "colours"
+    FENCE = "fence"
+    PREAMBLE = "preamble"
+    PATHS = "paths"
+    FILE_HEADER = "file_header"
+    HUNK_COUNTS = "hunk_counts"
+    TRIMMED_CONTEXT = "trimmed_context"
+    LINE_NUMBER = "line_number"
+    LANDED_PART = "landed_part"
 
 
-def _identities(actors: Iterable[str | None]) -> set[str | None]:
-    return {identity_of(actor) for actor in actors if actor is not None} - {None}
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """One repair; `line` is the first line that it concerns, in the patch as it was sent."""
+
+    kind: RepairKind
+    detail: str
+    line: int | None = None
 
 
 # ---- autopack/domain/paths.py --------------------------------------------------------------------
@@ -2493,6 +2726,385 @@ def _may_equal(name: str, other: str) -> bool:
 
 
 _OPEN: Final = re.compile(r"[*?]")
+
+
+# ---- autopack/domain/absolute_paths.py -----------------------------------------------------------
+
+"""The paths that no patch may change, whatever a ruleset opens. (docs/paths.md)
+
+Standard library alone: `scripts/check_promotion.py` is made from this module among others.
+"""
+
+
+ALLOWED_SIGNERS: Final = ".github/autopack_allowed_signers"
+# The service's own files, and whose signature makes a record count.
+ABSOLUTE: Final = (f"{RUNS_FOLDER}/**", ".autopack/**", f"{ALLOWED_SIGNERS}/**")
+
+
+def leads_into_git_dir(names: Names) -> bool:
+    """Say whether a path leads into a git dir, or out of the repository, on some systems."""
+    return any(name in ("", ".", "..", ".git") for name in names)
+
+
+def absolute_problem(path: str, mode: int) -> str | None:
+    """Say why no patch may change a path, as the end of a sentence; None: a ruleset may open it.
+
+    `mode` is what the patch makes of the path.
+    """
+    names = names_of(path)
+    absolute = globs(ABSOLUTE)
+    if leads_into_git_dir(names):
+        return "which leads into a git dir, or out of the repository, on some systems"
+    if absolute.match(names):
+        return "which no patch may"
+    if mode == MODE_LINK and absolute.stands_above(names):
+        return f"a link in the place of a folder of {ALLOWED_SIGNERS}"
+    return None
+
+
+# ---- autopack/domain/links.py --------------------------------------------------------------------
+
+"""The symbolic links of a tree, and where they lead. The rule is about the tree, not a change."""
+
+
+_MAX_HOPS = 40  # as many as Linux follows
+_LONGEST_TARGET = 4095
+
+
+class LinkProblemError(Exception):
+    """A link's target is refused; the message is the end of a sentence."""
+
+
+class LinkTable:
+    """All links of one tree: paths (as in FileChange), and the targets in their blobs.
+
+    Links are followed name by name, as an operating system would, through other links of the tree.
+    Two names are the same if any supported file system reads them as the same (`paths.names_of`).
+    """
+
+    def __init__(self, targets: Mapping[str, bytes] | None = None) -> None:
+        self.targets = targets or {}
+        self._paths = {names_of(path): path for path in self.targets}
+        self._ends: dict[str, Names | str] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.targets)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def link_at(self, names: Names) -> str | None:
+        """Return the path of the link that has these names."""
+        return self._paths.get(names)
+
+    def end_of(self, path: str) -> Names | None:
+        """Return the names at which a link finally ends; None where that is refused."""
+        end = self._resolved(path)
+        return None if isinstance(end, str) else end
+
+    def problem_of(self, path: str) -> str | None:
+        """Return why a link is refused, as the end of a sentence; None: it stays inside."""
+        end = self._resolved(path)
+        return end if isinstance(end, str) else None
+
+    def follow(self, names: Names) -> Names:
+        """Return the path that these names lead to when every link on the way is followed.
+
+        Raises LinkProblemError.
+        """
+        place: list[str] = []
+        ahead = list(reversed(names))
+        hops = 0
+        while ahead:
+            name = ahead.pop()
+            if name == "..":
+                if not place:
+                    raise LinkProblemError("is a link that leads out of the repository")
+                place.pop()
+                continue
+            if name in ("", "."):
+                continue
+            place.append(name)
+            if name == ".git":
+                raise LinkProblemError("is a link that leads into a git directory")
+            link = self._paths.get(tuple(place))
+            if link is None:
+                continue
+            hops += 1
+            if hops > _MAX_HOPS:
+                raise LinkProblemError("is a link that leads back to itself")
+            target = self.targets[link]
+            _check_target(target)
+            place.pop()
+            ahead += reversed(names_of(target.decode(errors="surrogateescape")))
+        return tuple(place)
+
+    def _resolved(self, path: str) -> Names | str:
+        known = self._ends.get(path)
+        if known is None:
+            try:
+                known = self.follow(names_of(path))
+            except LinkProblemError as problem:
+                known = str(problem)
+            self._ends[path] = known
+        return known
+
+
+NO_LINKS = LinkTable()
+
+
+def link_problems(
+    before: LinkTable, after: LinkTable, problem_at: Callable[[Names], str | None]
+) -> Iterator[tuple[str, str]]:
+    """Yield each link that a change makes lead where it must not: path, end of a sentence.
+
+    A link is checked if its end differs from before, also where the change touches only a link on
+    its way. `problem_at` says why no link may end at these names, in words that follow a comma.
+    (docs/paths.md)
+    """
+    for path in after if after is not before else ():
+        is_new = after.targets[path] != before.targets.get(path)
+        problem, end = after.problem_of(path), after.end_of(path)
+        if problem is not None and (is_new or problem != before.problem_of(path)):
+            yield path, problem
+        elif end is not None and (is_new or end != before.end_of(path)):
+            why = problem_at(end)
+            if why is not None:
+                yield path, f"is a link to {'/'.join(end)}, {why}"
+
+
+def _check_target(target: bytes) -> None:
+    if not target or b"\0" in target or len(target) > _LONGEST_TARGET:
+        raise LinkProblemError("is a link whose target is empty, too long, or has a NUL character")
+    if target.startswith(b"/") or b"\\" in target or target[1:2] == b":":
+        raise LinkProblemError(
+            "is a link to an absolute or a Windows path; only relative targets are accepted"
+        )
+
+
+@lru_cache(maxsize=128)
+def seen_through(links: LinkTable, patterns: tuple[str, ...]) -> tuple[str, ...]:
+    """Return patterns, and the patterns that they also mean through links of the tree.
+
+    With `.github/workflows` a link to `../ci`, `ci/**` is what `.github/workflows/**` protects.
+    """
+    found = dict.fromkeys(patterns)
+    fresh = tuple(found) if links else ()
+    while fresh:
+        wanted = [*_moved(links, fresh), *_linked(links, fresh)]
+        fresh = tuple(dict.fromkeys(each for each in wanted if each not in found))
+        found |= dict.fromkeys(fresh)
+    return tuple(found)
+
+
+def _moved(links: LinkTable, patterns: tuple[str, ...]) -> Iterator[str]:
+    """Yield the patterns whose fixed first part leads elsewhere through a link."""
+    for pattern in patterns:
+        fixed, rest = fixed_part(pattern)
+        try:
+            end = links.follow(fixed)
+        except LinkProblemError:
+            continue
+        if end and end != fixed:
+            yield "/".join(end + rest)
+
+
+def _linked(links: LinkTable, patterns: tuple[str, ...]) -> Iterator[str]:
+    """Yield a pattern for everything below each link that the patterns match."""
+    meant = globs(patterns)
+    for path in links:
+        end = links.end_of(path)
+        if end and meant.match(names_of(path)):
+            yield "/".join([*end, "**"])
+
+
+# ---- autopack/domain/outcomes.py -----------------------------------------------------------------
+
+"""The closed sets of results of agents' work."""
+
+
+class Outcome(StrEnum):
+    """What the service did with a submission."""
+
+    APPLIED = "applied"
+    HELD = "held"
+    EMPTY = "empty"
+    FAILED = "failed"
+    CONFLICT = "conflict"
+    REFUSED = "refused"
+    OVER_BUDGET = "over_budget"
+    APPROVED = "approved"
+    REVISED = "revised"
+    ESCALATED = "escalated"
+    ADVISORY = "advisory"
+    UNAVAILABLE = "unavailable"
+
+
+class PatchStatus(StrEnum):
+    """What was done with a patch when it came; it is stored, and a held patch stays pending."""
+
+    APPLIED = "applied"
+    PENDING = "pending"
+    REFUSED = "refused"
+
+
+class PatchOutcome(StrEnum):
+    """The later state of a patch. It follows from commits and phases, and is not stored."""
+
+    APPLIED = "applied"
+    PENDING = "pending"
+    DISCARDED = "discarded"
+    REFUSED = "refused"
+
+
+class CommitKind(StrEnum):
+    """Why a commit was made on the branch."""
+
+    PATCH = "patch"
+    REPLAY = "replay"  # a commit of another run, made again on another base
+    UNDO = "undo"
+    ROLLBACK = "rollback"
+    RECORD = "record"
+
+
+# ---- autopack/domain/independence.py -------------------------------------------------------------
+
+"""Whether who reviews or judges a phase is another than who built it. (rules §2.4)
+
+Standard library alone: `scripts/check_promotion.py` is made from this module among others.
+"""
+
+
+# Names of callers that gave none: they are known by what they did, which tells no two apart.
+_UNNAMED: Final = frozenset({"viewer", "builder", "auditor", "ci", "operator"})
+
+
+class NotIndependentError(ConflictError):
+    code = "not_independent"
+
+
+class AlreadyApprovedError(ConflictError):
+    code = "already_approved"
+
+
+def identity_of(actor: str) -> str | None:
+    """Return who an actor is, whatever its role; None for the service and for unnamed callers."""
+    kind, _, rest = actor.partition(":")
+    if kind in ("key", "oidc"):
+        return actor.rpartition(":")[0]
+    if kind == "local" and rest.partition("@")[0] not in _UNNAMED:
+        return actor
+    return None
+
+
+def model_of(name: str | None) -> str | None:
+    """Return a model's name as it is compared: without its provider, blanks and case."""
+    known = (name or "").rpartition("/")[2].strip().casefold()
+    return known or None
+
+
+def has_approved(phase: PhaseState, actor: str) -> bool:
+    """Tell whether an actor is among those who approved what the phase has now.
+
+    Unnamed callers are not told apart, so they count as one Auditor.
+    """
+    return (identity_of(actor) or actor) in {
+        identity_of(each) or each for each in phase.approved_by
+    }
+
+
+def why_not_reviewer(phase: PhaseState, actor: str, model: str | None = None) -> str | None:
+    """Return why an actor may not review a phase; None: nothing that is known speaks against it.
+
+    Its Builders are the last one, and those whose patches are on the branch.
+    """
+    if phase.independence is Independence.MODEL:
+        theirs = {model_of(each) for each in (phase.built_with, *phase.builder_models)} - {None}
+        return f"the model '{model}' built it" if model_of(model) in theirs else None
+    mine = _told_apart(phase, actor)
+    if mine is None or mine not in _identities((phase.built_by, *phase.builders)):
+        return None
+    return f"{mine} built it"
+
+
+def why_not_judge(phase: PhaseState, actor: str) -> str | None:
+    """Return why an actor may not judge a phase as CI: it is a Builder or an Auditor of it."""
+    mine = _told_apart(phase, actor)
+    others = (phase.built_by, *phase.builders, phase.reviewed_by, *phase.approved_by)
+    return f"{mine} built or reviewed it" if mine in _identities(others) else None
+
+
+def require_reviewer(
+    phase: PhaseState, actor: str, model: str | None, *, is_approval: bool
+) -> None:
+    """Refuse a review of an actor's own work, or a second approval of it.
+
+    Raises NotIndependentError, AlreadyApprovedError.
+    """
+    why_not = why_not_reviewer(phase, actor, model)
+    if why_not is not None:
+        raise NotIndependentError(f"phase '{phase.phase_id}' needs another Auditor: {why_not}")
+    require_model(phase, actor, model)
+    if is_approval and has_approved(phase, actor):
+        who = identity_of(actor) or "an Auditor without a name"
+        raise AlreadyApprovedError(
+            f"{who} has approved phase '{phase.phase_id}' already: it needs the approval of "
+            f"{phase.approvals_missing} more, each with a key or an agent name of its own"
+        )
+
+
+def require_model(phase: PhaseState, actor: str, model: str | None) -> None:
+    """Refuse a keyed result that names no model, where models must differ.
+
+    A caller without a key is accepted, as is one without a name. Raises NotIndependentError.
+    """
+    if (
+        phase.independence is Independence.MODEL
+        and model_of(model) is None
+        and not actor.startswith("local:")
+        and identity_of(actor) is not None
+    ):
+        raise NotIndependentError(
+            f"phase '{phase.phase_id}' needs an Auditor of another model than its Builder's: "
+            "name your `model`, in the claim or in the result"
+        )
+
+
+def require_judge(phase: PhaseState, actor: str) -> None:
+    """Refuse a verdict on an actor's own work. Raises NotIndependentError."""
+    why_not = why_not_judge(phase, actor)
+    if why_not is not None:
+        raise NotIndependentError(f"phase '{phase.phase_id}' needs a verdict of another: {why_not}")
+
+
+def rests_on_names(phase: PhaseState) -> bool:
+    """Tell whether independence was asked for, and only names that agents gave show it.
+
+    Of a model no key says anything.
+    """
+    if phase.reviewed_by is None:
+        return False
+    if phase.independence is Independence.MODEL:
+        return True
+    actors = (phase.built_by, *phase.builders, phase.reviewed_by, *phase.approved_by)
+    is_asked = phase.independence is not Independence.NONE or phase.approvals_needed > 1
+    return is_asked and any(
+        actor is None or identity_of(actor) is None or actor.startswith("local:")
+        for actor in actors
+    )
+
+
+def _told_apart(phase: PhaseState, actor: str) -> str | None:
+    """Return who an actor is, if the phase's rule tells it from others."""
+    mine = identity_of(actor)
+    if mine is None or phase.independence is Independence.NONE:
+        return None
+    is_key_asked = phase.independence is Independence.KEY
+    return None if is_key_asked and mine.startswith("local:") else mine
+
+
+def _identities(actors: Iterable[str | None]) -> set[str | None]:
+    return {identity_of(actor) for actor in actors if actor is not None} - {None}
 
 
 # ---- autopack/domain/order.py --------------------------------------------------------------------
@@ -3436,545 +4048,15 @@ def _decide_eligibility(state: RunState) -> RunState:
     )
 
 
-# ---- autopack/domain/naming.py -------------------------------------------------------------------
+# ---- autopack/domain/record_start.py -------------------------------------------------------------
 
-"""The names of a run's branch and snapshots in git."""
-
-
-STRICT_MARK: Final = "[strict]"  # in a commit's subject, for CI: judge it by the strict profile
-RUNS_FOLDER: Final = ".autonomous_runs"
-RECORD: Final = "run.json"  # in a run's folder, as are the next
-PULL_REQUEST: Final = "pull_request.md"
-STATEMENT: Final = "statement.json"
-RECORD_SEAL: Final = "Autopack-Record-SHA256"  # the trailer of a record's commit: of `run.json`
-
-
-def branch_name(run_id: str) -> str:
-    return f"autonomous/{run_id}"
-
-
-def branch_ref(run_id: str) -> str:
-    return f"refs/heads/{branch_name(run_id)}"
-
-
-def snapshot_name(run_id: str, tier_id: str, phase_id: str) -> str:
-    return f"autonomous/{run_id}/tier-{tier_id}/phase-{phase_id}"
-
-
-def snapshot_ref(name: str) -> str:
-    return f"refs/tags/{name}"
-
-
-def record_folder(run_id: str) -> str:
-    """Return the folder of a run's record on its branch, independent of the runs directory."""
-    return f"{RUNS_FOLDER}/{run_id}"
-
-
-def patch_name(sha256: str) -> str:
-    """Return where the record keeps the bytes of a patch."""
-    return f"patches/{sha256}.patch"
-
-
-def record_message(run_id: str, state: str, record_sha256: str, *, is_strict: bool) -> str:
-    """Return the message of a record's commit; CI looks for the mark of strict phases."""
-    mark = f" {STRICT_MARK}" if is_strict else ""
-    return (
-        f"Record run {run_id}: {state}{mark}\n\n"
-        f"Autopack-Run: {run_id}\n{RECORD_SEAL}: {record_sha256}\n"
-    )
-
-
-def record_seals(message: str) -> list[str]:
-    """Return the sums of `run.json` that a record's commit names: one, if it is a record."""
-    return re.findall(rf"^{RECORD_SEAL}: ([0-9a-f]{{64}})$", message, re.MULTILINE)
-
-
-def snapshot_message(run_id: str, phase_id: str, title: str) -> str:
-    """Return the message of a snapshot's tag. Without time or id, so a lost tag can be remade."""
-    return f"Phase {phase_id} of run {run_id} is complete: {title}\n"
-
-
-# ---- autopack/domain/outcomes.py -----------------------------------------------------------------
-
-"""The closed sets of results of agents' work."""
-
-
-class Outcome(StrEnum):
-    """What the service did with a submission."""
-
-    APPLIED = "applied"
-    HELD = "held"
-    EMPTY = "empty"
-    FAILED = "failed"
-    CONFLICT = "conflict"
-    REFUSED = "refused"
-    OVER_BUDGET = "over_budget"
-    APPROVED = "approved"
-    REVISED = "revised"
-    ESCALATED = "escalated"
-    ADVISORY = "advisory"
-    UNAVAILABLE = "unavailable"
-
-
-class PatchStatus(StrEnum):
-    """What was done with a patch when it came; it is stored, and a held patch stays pending."""
-
-    APPLIED = "applied"
-    PENDING = "pending"
-    REFUSED = "refused"
-
-
-class PatchOutcome(StrEnum):
-    """The later state of a patch. It follows from commits and phases, and is not stored."""
-
-    APPLIED = "applied"
-    PENDING = "pending"
-    DISCARDED = "discarded"
-    REFUSED = "refused"
-
-
-class CommitKind(StrEnum):
-    """Why a commit was made on the branch."""
-
-    PATCH = "patch"
-    REPLAY = "replay"  # a commit of another run, made again on another base
-    UNDO = "undo"
-    ROLLBACK = "rollback"
-    RECORD = "record"
-
-
-# ---- autopack/domain/run_terms.py ----------------------------------------------------------------
-
-"""What a run was started with, as its first event seals it. (rules §1)
-
-Nothing changes it until the run's end, and no other event repeats it. So a record whose caps,
-profiles or required evidence were edited does not fit its own first event.
+"""A run before its first event, from what its record says of plan and caps. (rules §8)
 
 Standard library alone: `scripts/check_promotion.py` is made from this module among others.
 """
 
 
-def terms_sha256(run: RunState) -> str:
-    """Return the hash of a run's scope and caps, and of what its tiers and phases must satisfy."""
-    cap = run.cost_cap_usd
-    document = {
-        "run_scope": run.run_scope,
-        "token_cap": run.token_cap,
-        "cost_cap_usd": None if cap is None else usd_text(cap),
-        "max_minor_issues_total": run.max_minor_issues_total,
-        "tiers": sorted(
-            (_terms_of_tier(each) for each in run.tiers), key=lambda each: each["tier_index"]
-        ),
-        "phases": sorted(
-            (_terms_of_phase(each) for each in run.phases),
-            key=lambda each: (each["tier_index"], each["phase_index"], each["phase_id"]),
-        ),
-    }
-    return hashlib.sha256(canonical_json(document)).hexdigest()
-
-
-def _terms_of_tier(tier: TierState) -> Mapping[str, Any]:
-    return {
-        "tier_id": tier.tier_id,
-        "tier_index": tier.tier_index,
-        "token_cap": tier.token_cap,
-        "ci_run_cap": tier.ci_run_cap,
-        "minors_tolerated": tier.minors_tolerated,
-        "majors_tolerated": tier.majors_tolerated,
-    }
-
-
-def _terms_of_phase(phase: PhaseState) -> Mapping[str, Any]:
-    return {
-        "phase_id": phase.phase_id,
-        "tier_id": phase.tier_id,
-        "tier_index": phase.tier_index,
-        "phase_index": phase.phase_index,
-        "ci_profile": phase.ci_profile,
-        "independence": phase.independence,
-        "approvals_needed": phase.approvals_needed,
-        "depends_on": None if phase.depends_on is None else list(phase.depends_on),
-        "evidence_required": list(phase.evidence_required),
-    }
-
-
-# ---- autopack/domain/record_check.py -------------------------------------------------------------
-
-"""What the record of a finished run must satisfy: the one check of `run.json`. (rules §8)
-
-`autopack verify`, `GET /runs/{run_id}/promotion` and `scripts/check_promotion.py` call
-`check_record`. It reads the record as a stranger's: its shape, the seal of its commit, the chain of
-its events. Then the events make the run anew by `evolve`, and what comes of that is compared with
-what the record claims, and judged by `judge_promotion`. What git holds beside it is for `checker/`.
-
-Standard library alone: `scripts/check_promotion.py` is made from this module among others.
-"""
-
-
-SCHEMA_VERSION: Final = 1
-MAX_SHOWN: Final = 500
-MAX_DIGITS: Final = 20
-
-JsonObject = dict[str, Any]
-
-
-# The record's shape: a type, several of them, a list of one, or the members of an object. Members
-# that are not named here came later or say nothing of the verdict.
-_TEXT: Final = (str, type(None))
-_COMMIT_SHAPE: Final = {
-    "sha": str,
-    "tree": str,
-    "parent": str,
-    "kind": str,
-    "phase_id": _TEXT,
-    "patch_sha256": _TEXT,
-    "is_merged": bool,
-}
-_EVENT_SHAPE: Final = {
-    "sequence": int,
-    "at": str,
-    "actor": str,
-    "kind": str,
-    "phase_id": _TEXT,
-    "tier_id": _TEXT,
-    "from_state": _TEXT,
-    "to_state": _TEXT,
-    "reason": _TEXT,
-    "data": dict,
-    "previous_hash": str,
-    "hash": str,
-}
-_TIER_SHAPE: Final = {
-    "tier_id": str,
-    "tier_index": int,
-    "state": str,
-    "cleanliness": str,
-    "cleanliness_reasons": [str],
-    "token_cap": int,
-    "tokens_used": int,
-    "ci_run_cap": int,
-    "ci_runs_count": int,
-    "minors_tolerated": int,
-    "minor_issues_count": int,
-    "majors_tolerated": int,
-    "major_issues_count": int,
-}
-_PHASE_SHAPE: Final = {
-    "phase_id": str,
-    "tier_id": str,
-    "tier_index": int,
-    "phase_index": int,
-    "state": str,
-    "ci_profile": str,
-    "verdict": _TEXT,
-    "completed_by": _TEXT,
-    "tokens_used": int,
-    "commit": _TEXT,
-    "ci_runs": [{"commit_sha": str, "verdict": _TEXT, "is_flaky": bool}],
-}
-_RECORD_SHAPE: Final[JsonObject] = {
-    "schema_version": int,
-    "run_id": str,
-    "project_id": str,
-    "branch": str,
-    "base_branch": str,
-    "base_commit": str,
-    "state": str,
-    "failure_code": _TEXT,
-    "failure_reason": _TEXT,
-    "is_rolled_back": bool,
-    "ended_at": str,
-    "budgets": {
-        "token_cap": int,
-        "tokens_used": int,
-        "max_minor_issues_total": int,
-        "minor_issues_count": int,
-        "major_issues_count": int,
-    },
-    "promotion": {"eligible": bool, "reasons": [str], "warnings": [str]},
-    "tiers": [_TIER_SHAPE],
-    "phases": [_PHASE_SHAPE],
-    "commits": [_COMMIT_SHAPE],
-    "files": [{"path": str, "sha256": str}],
-    "events": [_EVENT_SHAPE],
-}
-
-
-class RecordError(Exception):
-    """A reason against a record after which there is nothing more to check."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecordClaim:
-    """What a record is said to be of. `base_branch` is where the branch is to go."""
-
-    run_id: str
-    branch: str
-    base_branch: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckedRecord:
-    """What came of a record. `record` is None where it could not be read as one of this run."""
-
-    record: JsonObject | None
-    reasons: tuple[str, ...]
-    warnings: tuple[str, ...]
-
-
-def check_record(data: bytes, message: str, claim: RecordClaim) -> CheckedRecord:
-    """Return every reason against a record, and what to look at; no reason: it may be promoted.
-
-    `data` is `run.json`, `message` that of the commit which holds it. Raises nothing.
-    """
-    findings = _Findings()
-    record: JsonObject | None = None
-    try:
-        record = _read_record(findings, data, message, claim)
-        _check_chain(findings, record["events"])
-        _Replay(findings, record).run()
-    except RecordError as refused:
-        findings.reasons.append(str(refused))
-    return CheckedRecord(
-        record=record, reasons=tuple(findings.reasons), warnings=tuple(findings.warnings)
-    )
-
-
-def check_copied(data: bytes, message: str, claim: RecordClaim) -> CheckedRecord:
-    """Return every reason why a record is not what a service wrote: its seal, chain and replay.
-
-    Says nothing about promotion, so a record of a failed run may be whole. Raises nothing.
-    """
-    findings = _Findings()
-    record: JsonObject | None = None
-    try:
-        record = _read_record(findings, data, message, claim)
-        _check_chain(findings, record["events"])
-        _Replay(findings, record).follow()
-    except RecordError as refused:
-        findings.reasons.append(str(refused))
-    return CheckedRecord(
-        record=record, reasons=tuple(findings.reasons), warnings=tuple(findings.warnings)
-    )
-
-
-def check_continued(data: bytes, message: str, record: JsonObject) -> CheckedRecord:
-    """Check the record of the failed run that `record` continues. (rules §2.5)
-
-    Its complete phases must satisfy what a promoted run's must, and `record` must start where the
-    last of them ended. Raises nothing.
-    """
-    run_id = str(record["continues"])
-    claim = RecordClaim(
-        run_id=run_id, branch=branch_name(run_id), base_branch=record["base_branch"]
-    )
-    findings = _Findings()
-    earlier: JsonObject | None = None
-    try:
-        earlier = _read_record(findings, data, message, claim)
-        _check_chain(findings, earlier["events"])
-        _Replay(findings, earlier, continued_at=record["base_commit"]).run()
-    except RecordError as refused:
-        findings.reasons.append(str(refused))
-    return CheckedRecord(
-        record=earlier, reasons=tuple(findings.reasons), warnings=tuple(findings.warnings)
-    )
-
-
-def check_rebased(data: bytes, message: str, record: JsonObject) -> CheckedRecord:
-    """Check the record of the run whose commits `record` makes again. (rules §8.1)
-
-    It must satisfy all that is asked of a run that is promoted itself. Raises nothing.
-    """
-    run_id = str(record["rebases"])
-    claim = RecordClaim(
-        run_id=run_id, branch=branch_name(run_id), base_branch=record["base_branch"]
-    )
-    return check_record(data, message, claim)
-
-
-def replay_reasons(record: JsonObject, earlier: Iterable[JsonObject]) -> tuple[str, ...]:
-    """Compare the commits that a rebased run makes again with those of the earlier records.
-
-    `earlier` are the records of the run that is rebased and of those that it continues, oldest
-    first.
-    """
-    records = [*earlier]
-    wanted = [commit for each in records for commit in accepted_commits(each)]
-    made = [
-        event["data"].get("original")
-        for event in record["events"]
-        if event["kind"] == PatchReplayed.__name__
-    ]
-    if made == wanted:
-        return _leniency(record, records)
-    left = [commit for commit in wanted if commit not in made]
-    more = [commit for commit in made if commit not in wanted]
-    if left:
-        return (f"commit {show(left[0])} of the rebased run is not made again",)
-    if more:
-        return (f"commit {show(more[0])} is made again, and no complete phase has it",)
-    return ("the commits of the rebased run are made again in another order",)
-
-
-def _leniency(record: JsonObject, earlier: Iterable[JsonObject]) -> tuple[str, ...]:
-    """Expect strict CI where a phase of the rebased run had it. (rules §8.1)"""
-    was_strict = any(
-        phase["ci_profile"] == CiProfile.STRICT for each in earlier for phase in each["phases"]
-    )
-    lenient = [
-        phase["phase_id"] for phase in record["phases"] if phase["ci_profile"] != CiProfile.STRICT
-    ]
-    if not was_strict or not lenient:
-        return ()
-    return (f"phase '{show(lenient[0])}' is not strict, and a phase of the rebased run was",)
-
-
-def accepted_commits(record: JsonObject) -> list[str]:
-    """Return the commits that hold the patches of a record's complete phases, in order."""
-    complete = {
-        phase["phase_id"] for phase in record["phases"] if phase["state"] == PhaseStatus.COMPLETE
-    }
-    return [
-        each["sha"]
-        for each in record["commits"]
-        if each["kind"] in (CommitKind.PATCH, CommitKind.REPLAY) and each["phase_id"] in complete
-    ]
-
-
-class _Findings:
-    """The reasons against a record, as they are found."""
-
-    def __init__(self) -> None:
-        self.reasons: list[str] = []
-        self.warnings: list[str] = []
-
-    def expect(self, condition: object, reason: str) -> bool:
-        if not condition:
-            self.reasons.append(reason)
-        return bool(condition)
-
-
-# The record as a text
-
-
-def _read_record(findings: _Findings, data: bytes, message: str, claim: RecordClaim) -> JsonObject:
-    """Return `run.json`, whose shape is as it must be. Raises RecordError."""
-    try:
-        record = parse_json(data)
-    except (ValueError, RecursionError) as error:
-        raise RecordError(f"{RECORD} cannot be read: {error}") from None
-    problem = shape_problem(record, _RECORD_SHAPE, RECORD)
-    if problem:
-        raise RecordError(problem)
-    if record["schema_version"] != SCHEMA_VERSION:
-        raise RecordError(
-            f"{RECORD} is of version {record['schema_version']}, this checker reads"
-            f" {SCHEMA_VERSION}: take the checker of the Autopack that made the record"
-        )
-    seals = record_seals(message)
-    if findings.expect(
-        len(seals) == 1, "the head of the branch is no record: something was committed after it"
-    ):
-        findings.expect(
-            seals[0] == hashlib.sha256(data).hexdigest(),
-            f"{RECORD} is not what the record's commit says: it was changed",
-        )
-    if not findings.expect(
-        record["run_id"] == claim.run_id,
-        f"the record is of run '{record['run_id']}', not of '{claim.run_id}'",
-    ):
-        raise RecordError("a record of another run says nothing of this one")
-    findings.expect(
-        record["branch"] == claim.branch,
-        f"the record is of branch '{record['branch']}', not of '{claim.branch}'",
-    )
-    findings.expect(
-        record["base_branch"] == claim.base_branch,
-        f"the run started from '{record['base_branch']}', not from '{claim.base_branch}'",
-    )
-    return dict(record)
-
-
-def parse_json(data: bytes) -> Any:
-    """Read JSON that says everything once, in numbers of a sane size. Raises ValueError."""
-
-    def members(pairs: list[tuple[str, Any]]) -> JsonObject:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            raise ValueError("it names a member twice")
-        return found
-
-    def integer(text: str) -> int:
-        if len(text) > MAX_DIGITS:
-            raise ValueError("it has a number of too many digits")
-        return int(text)
-
-    def refuse(text: str) -> None:
-        raise ValueError(f"{text} is no JSON")
-
-    record = json.loads(
-        data.decode("utf-8"), object_pairs_hook=members, parse_int=integer, parse_constant=refuse
-    )
-    canonical_json(record)  # half of a surrogate pair is no text, and 1e999 no number
-    return record
-
-
-def shape_problem(value: Any, shape: Any, place: str) -> str | None:
-    """Say what is not as it must be; None: nothing."""
-    if isinstance(shape, dict):
-        if not isinstance(value, dict):
-            return f"{place} is no object"
-        for name, inner in shape.items():
-            if name not in value:
-                return f"{place} has no '{name}'"
-            problem = shape_problem(value[name], inner, f"{place}: {name}")
-            if problem:
-                return problem
-    elif isinstance(shape, list):
-        if not isinstance(value, list):
-            return f"{place} is no list"
-        for number, each in enumerate(value):
-            problem = shape_problem(each, shape[0], f"{place}[{number}]")
-            if problem:
-                return problem
-    elif not isinstance(value, shape) or (isinstance(value, bool) and shape is not bool):
-        return f"{place} is {show(value)}, which is not of its kind"
-    return None
-
-
-def show(value: object) -> str:
-    """Write a value of any size and content as a piece of one line."""
-    text = value if isinstance(value, str) else json.dumps(value, default=str)
-    text = "".join(letter if letter.isprintable() else "?" for letter in text)
-    return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "…"
-
-
-def _check_chain(findings: _Findings, events: Iterable[JsonObject]) -> None:
-    """Expect each event to be sealed by a hash over itself and the one before. (rules §1)"""
-    previous, last_at = GENESIS_HASH, ""
-    for number, event in enumerate(events, start=1):
-        if not findings.expect(
-            event["sequence"] == number, f"event {number} is missing, or out of its place"
-        ):
-            return
-        document = {name: value for name, value in event.items() if name != "hash"}
-        sealed = hashlib.sha256(canonical_json(document)).hexdigest()
-        if not findings.expect(
-            event["previous_hash"] == previous and event["hash"] == sealed,
-            f"event {number} ({event['kind']}) was changed: the chain of hashes breaks there",
-        ):
-            return
-        findings.expect(
-            event["at"] >= last_at, f"event {number} lies before the one that it follows"
-        )
-        previous, last_at = sealed, event["at"]
-
-
-# The run that the events make
-
-
-def _state_at_start(record: JsonObject) -> RunState:
+def state_at_start(record: JsonObject) -> RunState:
     """Return the run before its first event, by what the record says of its plan and caps.
 
     `evolve` reads neither the plan's minutes and profiles, by which rules decide, so
@@ -4047,6 +4129,71 @@ def _dollars(amount: str | None) -> Decimal | None:
     return None if amount is None else Decimal(amount)
 
 
+# ---- autopack/domain/run_terms.py ----------------------------------------------------------------
+
+"""What a run was started with, as its first event seals it. (rules §1)
+
+Nothing changes it until the run's end, and no other event repeats it. So a record whose caps,
+profiles or required evidence were edited does not fit its own first event.
+
+Standard library alone: `scripts/check_promotion.py` is made from this module among others.
+"""
+
+
+def terms_sha256(run: RunState) -> str:
+    """Return the hash of a run's scope and caps, and of what its tiers and phases must satisfy."""
+    cap = run.cost_cap_usd
+    document = {
+        "run_scope": run.run_scope,
+        "token_cap": run.token_cap,
+        "cost_cap_usd": None if cap is None else usd_text(cap),
+        "max_minor_issues_total": run.max_minor_issues_total,
+        "tiers": sorted(
+            (_terms_of_tier(each) for each in run.tiers), key=lambda each: each["tier_index"]
+        ),
+        "phases": sorted(
+            (_terms_of_phase(each) for each in run.phases),
+            key=lambda each: (each["tier_index"], each["phase_index"], each["phase_id"]),
+        ),
+    }
+    return hashlib.sha256(canonical_json(document)).hexdigest()
+
+
+def _terms_of_tier(tier: TierState) -> Mapping[str, Any]:
+    return {
+        "tier_id": tier.tier_id,
+        "tier_index": tier.tier_index,
+        "token_cap": tier.token_cap,
+        "ci_run_cap": tier.ci_run_cap,
+        "minors_tolerated": tier.minors_tolerated,
+        "majors_tolerated": tier.majors_tolerated,
+    }
+
+
+def _terms_of_phase(phase: PhaseState) -> Mapping[str, Any]:
+    return {
+        "phase_id": phase.phase_id,
+        "tier_id": phase.tier_id,
+        "tier_index": phase.tier_index,
+        "phase_index": phase.phase_index,
+        "ci_profile": phase.ci_profile,
+        "independence": phase.independence,
+        "approvals_needed": phase.approvals_needed,
+        "depends_on": None if phase.depends_on is None else list(phase.depends_on),
+        "evidence_required": list(phase.evidence_required),
+    }
+
+
+# ---- autopack/domain/record_replay.py ------------------------------------------------------------
+
+"""The run that a record's events make, compared with what the record claims, and judged. (rules §8)
+
+`evolve` makes it, as in the service.
+
+Standard library alone: `scripts/check_promotion.py` is made from this module among others.
+"""
+
+
 # Of run, tier and phase: the figures that follow from the events. One that a record does not have
 # is not compared: records of earlier versions have fewer.
 _RUN_FIGURES: Final = (
@@ -4112,11 +4259,11 @@ _MISFITS: Final = (
 )
 
 
-class _Replay:
+class Replay:
     """The run as its events make it, to compare with what the record says that it came to."""
 
     def __init__(
-        self, findings: _Findings, record: JsonObject, *, continued_at: str | None = None
+        self, findings: Findings, record: JsonObject, *, continued_at: str | None = None
     ) -> None:
         self.continued_at = continued_at  # where the run that continues this one starts
         self.heads: dict[str, str | None] = {}  # of the branch, when a phase was complete
@@ -4141,7 +4288,7 @@ class _Replay:
         self._expect_once("phase", [each["phase_id"] for each in self.record["phases"]])
         self._expect_once("tier", [each["tier_id"] for each in self.record["tiers"]])
         try:
-            state = _state_at_start(self.record)
+            state = state_at_start(self.record)
             tier_of = {phase.phase_id: phase.tier_id for phase in state.phases}
             for document in self.record["events"]:
                 state = self._take(state, document, tier_of)
@@ -4531,270 +4678,137 @@ def _as_recorded(value: object) -> object:
     return [_as_recorded(each) for each in value] if isinstance(value, tuple) else value
 
 
-# ---- autopack/domain/changes.py ------------------------------------------------------------------
+# ---- autopack/domain/record_check.py -------------------------------------------------------------
 
-"""What a patch changes, as git sees it: the difference of two trees, never the patch's text."""
+"""What the record of a finished run must satisfy: the one check of `run.json`. (rules §8)
 
-
-MODE_ABSENT = 0
-MODE_FILE = 0o100644
-MODE_EXECUTABLE = 0o100755
-MODE_LINK = 0o120000
-MODE_SUBMODULE = 0o160000
-
-# Options that keep the caller's settings (an external differ, colours, `diff.noprefix`,
-# `diff.context`) from changing the patch. Every prompt and message uses this command.
-DIFF_COMMAND = "git diff --no-ext-diff --no-color --no-textconv --src-prefix=a/ --dst-prefix=b/ -U3"
-
-
-def shown(path: str) -> str:
-    """Return a path as printable text, for any bytes."""
-    return path.encode(errors="surrogateescape").decode(errors="backslashreplace")
-
-
-@dataclass(frozen=True, slots=True)
-class FileChange:
-    """One path before and after. A rename is a deletion and an addition.
-
-    `path` contains bytes that are not UTF-8 as surrogate escapes; `shown_path` is printable. A side
-    that does not exist has mode 0 and no object.
-    """
-
-    path: str
-    old_mode: int
-    new_mode: int
-    old_oid: str | None
-    new_oid: str | None
-
-    @property
-    def shown_path(self) -> str:
-        return shown(self.path)
-
-
-@dataclass(frozen=True, slots=True)
-class Violation:
-    """Why the path policy refuses a change: the file, the rule's stable name, and one sentence."""
-
-    path: str
-    rule: str
-    detail: str
-    line: int | None = None
-
-
-class RepairKind(StrEnum):
-    """What was repaired in a patch before git applied it; docs/patches.md has a line for each."""
-
-    FINAL_NEWLINE = "final_newline"
-    BYTE_ORDER_MARK = "byte_order_mark"
-    LINE_ENDS = "line_ends"
-    COLOURS = "colours"
-    FENCE = "fence"
-    PREAMBLE = "preamble"
-    PATHS = "paths"
-    FILE_HEADER = "file_header"
-    HUNK_COUNTS = "hunk_counts"
-    TRIMMED_CONTEXT = "trimmed_context"
-    LINE_NUMBER = "line_number"
-    LANDED_PART = "landed_part"
-
-
-@dataclass(frozen=True, slots=True)
-class Repair:
-    """One repair; `line` is the first line that it concerns, in the patch as it was sent."""
-
-    kind: RepairKind
-    detail: str
-    line: int | None = None
-
-
-# ---- autopack/domain/absolute_paths.py -----------------------------------------------------------
-
-"""The paths that no patch may change, whatever a ruleset opens. (docs/paths.md)
+`autopack verify`, `GET /runs/{run_id}/promotion` and `scripts/check_promotion.py` call
+`check_record`. It reads the record as a stranger's: its shape, the seal of its commit, the chain of
+its events. Then the events make the run anew by `evolve`, and what comes of that is compared with
+what the record claims, and judged by `judge_promotion`. What git holds beside it is for `checker/`.
 
 Standard library alone: `scripts/check_promotion.py` is made from this module among others.
 """
 
 
-ALLOWED_SIGNERS: Final = ".github/autopack_allowed_signers"
-# The service's own files, and whose signature makes a record count.
-ABSOLUTE: Final = (f"{RUNS_FOLDER}/**", ".autopack/**", f"{ALLOWED_SIGNERS}/**")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckedRecord:
+    """What came of a record. `record` is None where it could not be read as one of this run."""
+
+    record: JsonObject | None
+    reasons: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
-def leads_into_git_dir(names: Names) -> bool:
-    """Say whether a path leads into a git dir, or out of the repository, on some systems."""
-    return any(name in ("", ".", "..", ".git") for name in names)
+def check_record(data: bytes, message: str, claim: RecordClaim) -> CheckedRecord:
+    """Return every reason against a record, and what to look at; no reason: it may be promoted.
 
-
-def absolute_problem(path: str, mode: int) -> str | None:
-    """Say why no patch may change a path, as the end of a sentence; None: a ruleset may open it.
-
-    `mode` is what the patch makes of the path.
+    `data` is `run.json`, `message` that of the commit which holds it. Raises nothing.
     """
-    names = names_of(path)
-    absolute = globs(ABSOLUTE)
-    if leads_into_git_dir(names):
-        return "which leads into a git dir, or out of the repository, on some systems"
-    if absolute.match(names):
-        return "which no patch may"
-    if mode == MODE_LINK and absolute.stands_above(names):
-        return f"a link in the place of a folder of {ALLOWED_SIGNERS}"
-    return None
+    return _checked(data, message, claim, Replay.run)
 
 
-# ---- autopack/domain/links.py --------------------------------------------------------------------
+def check_copied(data: bytes, message: str, claim: RecordClaim) -> CheckedRecord:
+    """Return every reason why a record is not what a service wrote: its seal, chain and replay.
 
-"""The symbolic links of a tree, and where they lead. The rule is about the tree, not a change."""
-
-
-_MAX_HOPS = 40  # as many as Linux follows
-_LONGEST_TARGET = 4095
-
-
-class LinkProblemError(Exception):
-    """A link's target is refused; the message is the end of a sentence."""
-
-
-class LinkTable:
-    """All links of one tree: paths (as in FileChange), and the targets in their blobs.
-
-    Links are followed name by name, as an operating system would, through other links of the tree.
-    Two names are the same if any supported file system reads them as the same (`paths.names_of`).
+    Says nothing about promotion, so a record of a failed run may be whole. Raises nothing.
     """
-
-    def __init__(self, targets: Mapping[str, bytes] | None = None) -> None:
-        self.targets = targets or {}
-        self._paths = {names_of(path): path for path in self.targets}
-        self._ends: dict[str, Names | str] = {}
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.targets)
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def link_at(self, names: Names) -> str | None:
-        """Return the path of the link that has these names."""
-        return self._paths.get(names)
-
-    def end_of(self, path: str) -> Names | None:
-        """Return the names at which a link finally ends; None where that is refused."""
-        end = self._resolved(path)
-        return None if isinstance(end, str) else end
-
-    def problem_of(self, path: str) -> str | None:
-        """Return why a link is refused, as the end of a sentence; None: it stays inside."""
-        end = self._resolved(path)
-        return end if isinstance(end, str) else None
-
-    def follow(self, names: Names) -> Names:
-        """Return the path that these names lead to when every link on the way is followed.
-
-        Raises LinkProblemError.
-        """
-        place: list[str] = []
-        ahead = list(reversed(names))
-        hops = 0
-        while ahead:
-            name = ahead.pop()
-            if name == "..":
-                if not place:
-                    raise LinkProblemError("is a link that leads out of the repository")
-                place.pop()
-                continue
-            if name in ("", "."):
-                continue
-            place.append(name)
-            if name == ".git":
-                raise LinkProblemError("is a link that leads into a git directory")
-            link = self._paths.get(tuple(place))
-            if link is None:
-                continue
-            hops += 1
-            if hops > _MAX_HOPS:
-                raise LinkProblemError("is a link that leads back to itself")
-            target = self.targets[link]
-            _check_target(target)
-            place.pop()
-            ahead += reversed(names_of(target.decode(errors="surrogateescape")))
-        return tuple(place)
-
-    def _resolved(self, path: str) -> Names | str:
-        known = self._ends.get(path)
-        if known is None:
-            try:
-                known = self.follow(names_of(path))
-            except LinkProblemError as problem:
-                known = str(problem)
-            self._ends[path] = known
-        return known
+    return _checked(data, message, claim, Replay.follow)
 
 
-NO_LINKS = LinkTable()
+def check_continued(data: bytes, message: str, record: JsonObject) -> CheckedRecord:
+    """Check the record of the failed run that `record` continues. (rules §2.5)
 
-
-def link_problems(
-    before: LinkTable, after: LinkTable, problem_at: Callable[[Names], str | None]
-) -> Iterator[tuple[str, str]]:
-    """Yield each link that a change makes lead where it must not: path, end of a sentence.
-
-    A link is checked if its end differs from before, also where the change touches only a link on
-    its way. `problem_at` says why no link may end at these names, in words that follow a comma.
-    (docs/paths.md)
+    Its complete phases must satisfy what a promoted run's must, and `record` must start where the
+    last of them ended. Raises nothing.
     """
-    for path in after if after is not before else ():
-        is_new = after.targets[path] != before.targets.get(path)
-        problem, end = after.problem_of(path), after.end_of(path)
-        if problem is not None and (is_new or problem != before.problem_of(path)):
-            yield path, problem
-        elif end is not None and (is_new or end != before.end_of(path)):
-            why = problem_at(end)
-            if why is not None:
-                yield path, f"is a link to {'/'.join(end)}, {why}"
+    run_id = str(record["continues"])
+    claim = RecordClaim(
+        run_id=run_id, branch=branch_name(run_id), base_branch=record["base_branch"]
+    )
+    return _checked(data, message, claim, Replay.run, continued_at=record["base_commit"])
 
 
-def _check_target(target: bytes) -> None:
-    if not target or b"\0" in target or len(target) > _LONGEST_TARGET:
-        raise LinkProblemError("is a link whose target is empty, too long, or has a NUL character")
-    if target.startswith(b"/") or b"\\" in target or target[1:2] == b":":
-        raise LinkProblemError(
-            "is a link to an absolute or a Windows path; only relative targets are accepted"
-        )
+def check_rebased(data: bytes, message: str, record: JsonObject) -> CheckedRecord:
+    """Check the record of the run whose commits `record` makes again. (rules §8.1)
 
-
-@lru_cache(maxsize=128)
-def seen_through(links: LinkTable, patterns: tuple[str, ...]) -> tuple[str, ...]:
-    """Return patterns, and the patterns that they also mean through links of the tree.
-
-    With `.github/workflows` a link to `../ci`, `ci/**` is what `.github/workflows/**` protects.
+    It must satisfy all that is asked of a run that is promoted itself. Raises nothing.
     """
-    found = dict.fromkeys(patterns)
-    fresh = tuple(found) if links else ()
-    while fresh:
-        wanted = [*_moved(links, fresh), *_linked(links, fresh)]
-        fresh = tuple(dict.fromkeys(each for each in wanted if each not in found))
-        found |= dict.fromkeys(fresh)
-    return tuple(found)
+    run_id = str(record["rebases"])
+    claim = RecordClaim(
+        run_id=run_id, branch=branch_name(run_id), base_branch=record["base_branch"]
+    )
+    return check_record(data, message, claim)
 
 
-def _moved(links: LinkTable, patterns: tuple[str, ...]) -> Iterator[str]:
-    """Yield the patterns whose fixed first part leads elsewhere through a link."""
-    for pattern in patterns:
-        fixed, rest = fixed_part(pattern)
-        try:
-            end = links.follow(fixed)
-        except LinkProblemError:
-            continue
-        if end and end != fixed:
-            yield "/".join(end + rest)
+def _checked(
+    data: bytes,
+    message: str,
+    claim: RecordClaim,
+    check: Callable[[Replay], object],
+    *,
+    continued_at: str | None = None,
+) -> CheckedRecord:
+    findings = Findings()
+    record: JsonObject | None = None
+    try:
+        record = read_record(findings, data, message, claim)
+        check_chain(findings, record["events"])
+        check(Replay(findings, record, continued_at=continued_at))
+    except RecordError as refused:
+        findings.reasons.append(str(refused))
+    return CheckedRecord(
+        record=record, reasons=tuple(findings.reasons), warnings=tuple(findings.warnings)
+    )
 
 
-def _linked(links: LinkTable, patterns: tuple[str, ...]) -> Iterator[str]:
-    """Yield a pattern for everything below each link that the patterns match."""
-    meant = globs(patterns)
-    for path in links:
-        end = links.end_of(path)
-        if end and meant.match(names_of(path)):
-            yield "/".join([*end, "**"])
+def replay_reasons(record: JsonObject, earlier: Iterable[JsonObject]) -> tuple[str, ...]:
+    """Compare the commits that a rebased run makes again with those of the earlier records.
+
+    `earlier` are the records of the run that is rebased and of those that it continues, oldest
+    first.
+    """
+    records = [*earlier]
+    wanted = [commit for each in records for commit in accepted_commits(each)]
+    made = [
+        event["data"].get("original")
+        for event in record["events"]
+        if event["kind"] == PatchReplayed.__name__
+    ]
+    if made == wanted:
+        return _leniency(record, records)
+    left = [commit for commit in wanted if commit not in made]
+    more = [commit for commit in made if commit not in wanted]
+    if left:
+        return (f"commit {show(left[0])} of the rebased run is not made again",)
+    if more:
+        return (f"commit {show(more[0])} is made again, and no complete phase has it",)
+    return ("the commits of the rebased run are made again in another order",)
+
+
+def _leniency(record: JsonObject, earlier: Iterable[JsonObject]) -> tuple[str, ...]:
+    """Expect strict CI where a phase of the rebased run had it. (rules §8.1)"""
+    was_strict = any(
+        phase["ci_profile"] == CiProfile.STRICT for each in earlier for phase in each["phases"]
+    )
+    lenient = [
+        phase["phase_id"] for phase in record["phases"] if phase["ci_profile"] != CiProfile.STRICT
+    ]
+    if not was_strict or not lenient:
+        return ()
+    return (f"phase '{show(lenient[0])}' is not strict, and a phase of the rebased run was",)
+
+
+def accepted_commits(record: JsonObject) -> list[str]:
+    """Return the commits that hold the patches of a record's complete phases, in order."""
+    complete = {
+        phase["phase_id"] for phase in record["phases"] if phase["state"] == PhaseStatus.COMPLETE
+    }
+    return [
+        each["sha"]
+        for each in record["commits"]
+        if each["kind"] in (CommitKind.PATCH, CommitKind.REPLAY) and each["phase_id"] in complete
+    ]
 
 
 # ---- autopack/domain/rehearsal.py ----------------------------------------------------------------

@@ -12,7 +12,8 @@ import pytest
 from pydantic import SecretStr
 
 from autopack.config import Settings
-from autopack.domain.record_check import JsonObject, check_continued
+from autopack.domain.record_check import check_continued
+from autopack.domain.record_text import JsonObject
 
 if TYPE_CHECKING:
     from tests.api.conftest import Api

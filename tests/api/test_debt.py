@@ -11,7 +11,7 @@ import pytest
 from pydantic import SecretStr
 
 from autopack.config import Settings
-from autopack.domain.record_check import JsonObject
+from autopack.domain.record_text import JsonObject
 
 if TYPE_CHECKING:
     from tests.api.conftest import Api

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tests.api.test_evidence import PROFILE, base, context, patched, work_all
 
-from autopack.domain.record_check import JsonObject
+from autopack.domain.record_text import JsonObject
 from autopack.services.context import AppContext
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import pytest
 from pydantic import SecretStr
 
 from autopack.config import Settings
-from autopack.domain.record_check import JsonObject
+from autopack.domain.record_text import JsonObject
 from autopack.services import patching
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from pydantic import SecretStr
 
 from autopack.config import Settings
 from autopack.domain.rebasing import rebase_plan
-from autopack.domain.record_check import JsonObject
+from autopack.domain.record_text import JsonObject
 from autopack.gitrepo import Repository
 from autopack.services import rebasing
 

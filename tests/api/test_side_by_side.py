@@ -15,7 +15,8 @@ from sqlalchemy import text
 from tests.api.test_local_ci import backtest_changes, rule, take, waiting, work
 from tests.lanes import LANES, lanes
 
-from autopack.domain.record_check import RecordClaim, check_record
+from autopack.domain.record_check import check_record
+from autopack.domain.record_text import RecordClaim
 from autopack.gitrepo import PatchEmptyError
 from autopack.services import ci, patching
 from autopack.services.context import AppContext

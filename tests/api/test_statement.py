@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from autopack.checker import branch
 from autopack.checker.branch import check_branch
 from autopack.config import Settings
-from autopack.domain.record_check import JsonObject, RecordClaim, RecordError
+from autopack.domain.record_text import JsonObject, RecordClaim, RecordError
 from autopack.domain.signatures import fingerprint, is_signed_by
 from autopack.domain.statement import read_envelope, signed_bytes
 from autopack.gitrepo import Repository

@@ -23,7 +23,7 @@ from autopack.config import Settings
 from autopack.domain.absolute_paths import absolute_problem
 from autopack.domain.changes import MODE_FILE
 from autopack.domain.naming import STATEMENT
-from autopack.domain.record_check import RecordClaim
+from autopack.domain.record_text import RecordClaim
 from autopack.domain.statement import payload_of, write_envelope
 from autopack.gitrepo import Repository, RepositoryUnusableError
 from autopack.services.rebuilding import require_objects

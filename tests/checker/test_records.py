@@ -29,7 +29,8 @@ from autopack.cli.app import main
 from autopack.config import Settings
 from autopack.domain.events import canonical_json
 from autopack.domain.naming import RECORD, branch_name, branch_ref, patch_name
-from autopack.domain.record_check import CheckedRecord, RecordClaim, check_record
+from autopack.domain.record_check import CheckedRecord, check_record
+from autopack.domain.record_text import RecordClaim
 from autopack.domain.states import PhaseStatus, RunStatus, TierStatus
 from autopack.gitrepo import Repository
 from autopack.models import Run

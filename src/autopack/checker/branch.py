@@ -36,15 +36,12 @@ from ..domain.naming import (
 from ..domain.outcomes import CommitKind
 from ..domain.record_check import (
     CheckedRecord,
-    JsonObject,
-    RecordClaim,
-    RecordError,
     check_continued,
     check_rebased,
     check_record,
     replay_reasons,
-    show,
 )
+from ..domain.record_text import JsonObject, RecordClaim, RecordError, show
 from ..domain.rehearsal import (
     Rehearsal,
     RehearsalResult,

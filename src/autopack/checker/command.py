@@ -7,7 +7,7 @@ import json
 import sys
 from typing import Final
 
-from ..domain.record_check import RecordClaim
+from ..domain.record_text import RecordClaim
 from .branch import check_branch
 from .objects import WrongUseError
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Final
 
-from ..domain.record_check import RecordError, show
+from ..domain.record_text import RecordError, show
 
 MAX_OBJECT_BYTES: Final = 64_000_000
 GIT_SECONDS: Final = 300

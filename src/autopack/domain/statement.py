@@ -19,7 +19,7 @@ from typing import Any, Final
 from .events import canonical_json
 from .naming import patch_name
 from .outcomes import CommitKind
-from .record_check import JsonObject, RecordError, parse_json, shape_problem
+from .record_text import JsonObject, RecordError, parse_json, shape_problem
 
 PAYLOAD_TYPE: Final = "application/vnd.in-toto+json"
 STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..domain.record_check import SCHEMA_VERSION
+from ..domain.record_text import SCHEMA_VERSION
 from ..views.record import RecordedCiRun, RecordedCommit
 from ..views.runs import PhaseDetail, RunDetail
 from .documents import encode_with_lines

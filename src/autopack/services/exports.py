@@ -30,7 +30,8 @@ from ..domain.naming import (
     snapshot_ref,
 )
 from ..domain.printable import one_line
-from ..domain.record_check import JsonObject, RecordClaim, check_copied
+from ..domain.record_check import check_copied
+from ..domain.record_text import JsonObject, RecordClaim
 from ..domain.ruleset import CiRules
 from ..gitrepo import GitFailedError, is_branch_name
 from ..models import Phase, Run, Tier

@@ -9,13 +9,12 @@ from ..domain.naming import RECORD, record_folder
 from ..domain.promotion import PromotionVerdict
 from ..domain.record_check import (
     CheckedRecord,
-    JsonObject,
-    RecordClaim,
     check_continued,
     check_rebased,
     check_record,
     replay_reasons,
 )
+from ..domain.record_text import JsonObject, RecordClaim
 from ..gitrepo import Repository
 from ..models import Run
 

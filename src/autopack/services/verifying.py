@@ -9,7 +9,7 @@ from typing import Final
 from ..domain.errors import UnavailableError
 from ..domain.events import GENESIS_HASH, seal
 from ..domain.naming import RECORD, branch_ref, record_folder, record_seals
-from ..domain.record_check import RecordError, parse_json
+from ..domain.record_text import RecordError, parse_json
 from ..domain.run import FailureCode
 from ..gitrepo import Repository
 from ..models import Run
