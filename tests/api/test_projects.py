@@ -617,6 +617,29 @@ class TestTroubleOfAnother:
             connection.execute(text(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true'))
         assert alpha.get("/runs").status_code == 200
 
+    def test_a_key_of_a_project_that_cannot_be_opened_is_not_called_invalid(
+        self, service: Service
+    ) -> None:
+        """An agent gives up on 401, and tries again on 503."""
+        assert service.add("alpha").status_code == 201
+        alpha = service.caller(service.key_of("alpha", "op"))
+        assert service.add("beta").status_code == 201
+        beta = service.caller(service.key_of("beta", "op"))
+        service.repos["alpha"].path.rename(service.folder / "elsewhere")
+        app = create_app(service.settings)
+        with serve_here(app, service.settings) as again:
+            for client in (alpha, beta, service.operator):
+                client.base_url = httpx.URL(again.url)
+            assert "alpha" in service.operator.get("/health").json()["projects"]
+            refused(alpha.get("/runs"), 503, "project_unavailable")
+            assert beta.get("/runs").status_code == service.operator.get("/runs").status_code == 200
+
+    def test_a_wrong_method_is_405_below_a_project_too(self, service: Service) -> None:
+        assert service.add("alpha").status_code == 201
+        of_alpha = service.caller(service.key_of("alpha", "op"))
+        for client, path in ((service.operator, "/projects/alpha/runs"), (of_alpha, "/nodes/x")):
+            refused(client.patch(path), 405, "method_not_allowed", "PATCH is not allowed here")
+
     def test_a_key_is_looked_for_first_where_it_was_known(
         self, service: Service, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -230,7 +230,7 @@ def _allowed(request: Request) -> list[str]:
     return [
         method
         for method, scope in scopes.items()
-        if any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+        if any(route.matches(scope)[0] is Match.FULL for route in request.scope["router"].routes)
     ]
 
 

@@ -124,7 +124,8 @@ class Places:
     ) -> tuple[Caller, Place] | None:
         """Return who has the key, or the cookie, of a digest, and the place that knows it.
 
-        A place whose database is away stands in the way of no key of another one.
+        A place whose database is away stands in the way of no key of another one. Raises what
+        OUTAGES names, and ProjectUnavailableError, where that key may be of one that cannot answer.
         """
         outage: BaseException | None = None
         asked: set[int] = set()
@@ -156,7 +157,9 @@ class Places:
                 if caller is not None:
                     return caller, place
         if outage is not None:
-            raise outage  # it may be the one that has the key
+            raise outage
+        if self.problems:
+            raise ProjectUnavailableError("no project that can be served now knows this key")
         return None
 
     async def refresh(self, *, within: float = 0.0) -> bool:
