@@ -1,8 +1,8 @@
 """Alembic's environment: the service passes its connection, the command line opens one.
 
 It adds operations to Alembic's, for tables that a service reads and writes at the same time:
-`op.add_columns`, `op.drop_columns`, `op.backfill`, `op.replace_check`, `op.build_index` and
-`op.alone`. On a live database each of them
+`op.add_columns`, `op.drop_columns`, `op.backfill`, `op.replace_check`, `op.replace_guard`,
+`op.build_index` and `op.alone`. On a live database each of them
 ends the transaction before it and uses its own, so that no lock is held while rows are read or
 changed. A migration that was interrupted after one of them starts again from its beginning, so what
 stands before the last of them must be repeatable (`if_not_exists=True`). On an empty database, and
@@ -180,6 +180,32 @@ def _replace_check(operations: Operations, it: ReplaceCheck) -> None:
             f" ADD CONSTRAINT {it.name} CHECK ({it.condition}) NOT VALID",
         )
         _execute(operations, f"ALTER TABLE {it.table} VALIDATE CONSTRAINT {it.name}")
+
+
+@Operations.register_operation("replace_guard")
+class ReplaceGuard(MigrateOperation):
+    """Add or replace a guard of a column (`models.base.guarded`); no row is read."""
+
+    def __init__(self, table: str, name: str, column: str, condition: str) -> None:
+        self.table, self.name, self.column, self.condition = table, name, column, condition
+
+    @classmethod
+    def replace_guard(
+        cls, operations: Operations, table: str, name: str, column: str, condition: str
+    ) -> None:
+        """Refuse new values of a column; the condition for the others begins with its name."""
+        operations.invoke(cls(table, name, column, condition))
+
+
+@Operations.implementation_for(ReplaceGuard)
+def _replace_guard(operations: Operations, it: ReplaceGuard) -> None:
+    with _apart(operations):
+        _execute(
+            operations,
+            f"CREATE OR REPLACE TRIGGER {it.name} AFTER INSERT OR UPDATE OF {it.column}"
+            f" ON {it.table} FOR EACH ROW WHEN (NOT (NEW.{it.condition}))"
+            " EXECUTE FUNCTION refuse_value()",
+        )
 
 
 @Operations.register_operation("build_index")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, event, inspect, select, text
+from sqlalchemy import CheckConstraint, Engine, event, inspect, select, text
 from sqlalchemy.exc import DataError, IntegrityError, InvalidRequestError, StatementError
 from sqlalchemy.orm import Session
 
@@ -369,6 +371,11 @@ CLOSED_SETS = [
     ("issues", "effective_severity", Severity),
     ("backlog", "status", BacklogStatus),
 ]
+GUARDS = [
+    pytest.param(table.name, guard, id=f"{table.name}-{guard.name}")
+    for table in Base.metadata.sorted_tables
+    for guard in table.info.get("guards", ())
+]
 
 
 class TestChecks:
@@ -413,6 +420,30 @@ class TestChecks:
         assert name == f"ck_{table}_{column}_not_negative"
         with pytest.raises(DataError):
             execute(session, update, value=MOST + 1)
+
+    @pytest.mark.parametrize(("table", "guard"), GUARDS)
+    def test_a_guard_refuses_what_its_condition_excludes_and_allows_the_rest(
+        self, session: Session, phase: Phase, table: str, guard: CheckConstraint
+    ) -> None:
+        one_of_each(session, phase)
+        condition = str(guard.sqltext)
+        column = condition.split()[0]
+        right, wrong = re.findall(r"'([^']*)'", condition) or ["0"], "-1"
+        update = f"UPDATE {table} SET {column} = :value"
+        for value in right:
+            assert execute(session, update, value=value).rowcount == 1
+        name = f"ck_{table}_{guard.name}"
+        assert refusal_of(session, update, wrong) == name
+        # A row with other names, which no other constraint refuses.
+        added = {column: wrong, "run_id": "r2", "tier_id": "T2", "tier_index": 7}
+        added |= {"phase_id": "P2", "phase_index": 7, "state": "RUN_CREATED"} | {column: wrong}
+        if table != "runs":
+            added["state"] = wrong if column == "state" else "COMPLETE"
+        insert = (
+            f"INSERT INTO {table} OVERRIDING USER VALUE"
+            f" SELECT (jsonb_populate_record(it, CAST(:value AS jsonb))).* FROM {table} it"
+        )
+        assert refusal_of(session, insert, json.dumps(added)) == name
 
     def test_no_enum_is_written_that_the_set_lacks(self, session: Session) -> None:
         with pytest.raises((StatementError, IntegrityError)):

@@ -70,3 +70,11 @@ def not_negative(*columns: str) -> tuple[CheckConstraint, ...]:
     return tuple(
         CheckConstraint(f"{column} >= 0", name=f"{column}_not_negative") for column in columns
     )
+
+
+def guarded(*checks: CheckConstraint) -> dict[str, Any]:
+    """Return the last table argument of a table that checks values by triggers, where they are set.
+
+    Each is named as the check would be. (docs/decisions/guards.md)
+    """
+    return {"info": {"guards": checks}}

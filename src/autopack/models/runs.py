@@ -25,7 +25,7 @@ from ..domain.terms import (
     Sandbox,
     Verdict,
 )
-from .base import Base, Cost, Id, Json, not_negative, one_of
+from .base import Base, Cost, Id, Json, guarded, not_negative, one_of
 
 
 class Run(Base):
@@ -178,20 +178,22 @@ class Run(Base):
             "id",
             postgresql_where=text("promotion_eligible_to_main"),
         ),
-        one_of("state", RunStatus),
-        one_of("safety_profile", SafetyProfile),
-        one_of("run_scope", RunScope),
-        one_of("debt_status", DebtStatus),
-        one_of("failure_code", FailureCode),
-        one_of("closed_as", ClosedAs),
-        *not_negative(
-            "token_cap",
-            "tokens_used",
-            "tokens_reserved",
-            "minor_issues_count",
-            "major_issues_count",
-            "mirrored_revision",
-            "event_sequence",
+        guarded(
+            one_of("state", RunStatus),
+            one_of("safety_profile", SafetyProfile),
+            one_of("run_scope", RunScope),
+            one_of("debt_status", DebtStatus),
+            one_of("failure_code", FailureCode),
+            one_of("closed_as", ClosedAs),
+            *not_negative(
+                "token_cap",
+                "tokens_used",
+                "tokens_reserved",
+                "minor_issues_count",
+                "major_issues_count",
+                "mirrored_revision",
+                "event_sequence",
+            ),
         ),
     )
 
@@ -236,9 +238,13 @@ class Tier(HasIssues, Base):
     __table_args__ = (
         UniqueConstraint("run_pk", "tier_id"),
         UniqueConstraint("run_pk", "tier_index"),
-        one_of("state", TierStatus),
-        one_of("cleanliness", Cleanliness),
-        *not_negative("tokens_used", "ci_runs_count", "minor_issues_count", "major_issues_count"),
+        guarded(
+            one_of("state", TierStatus),
+            one_of("cleanliness", Cleanliness),
+            *not_negative(
+                "tokens_used", "ci_runs_count", "minor_issues_count", "major_issues_count"
+            ),
+        ),
     )
 
 
@@ -350,20 +356,22 @@ class Phase(HasIssues, Base):
             postgresql_where=text("deadline_at IS NOT NULL"),
         ),
         Index("ix_phases_issue_key", "issue_key", postgresql_where=text("issue_key IS NOT NULL")),
-        one_of("state", PhaseStatus),
-        one_of("complexity", Complexity),
-        one_of("ci_profile", CiProfile),
-        one_of("verdict", Verdict),
-        one_of("sandbox", Sandbox),
-        one_of("completed_by", CompletedBy),
-        one_of("independence", Independence),
-        one_of("lease_role", Role),
-        *not_negative(
-            "builder_attempts_used",
-            "auditor_attempts_used",
-            "tokens_used",
-            "fence",
-            "minor_issues_count",
-            "major_issues_count",
+        guarded(
+            one_of("state", PhaseStatus),
+            one_of("complexity", Complexity),
+            one_of("ci_profile", CiProfile),
+            one_of("verdict", Verdict),
+            one_of("sandbox", Sandbox),
+            one_of("completed_by", CompletedBy),
+            one_of("independence", Independence),
+            one_of("lease_role", Role),
+            *not_negative(
+                "builder_attempts_used",
+                "auditor_attempts_used",
+                "tokens_used",
+                "fence",
+                "minor_issues_count",
+                "major_issues_count",
+            ),
         ),
     )
