@@ -2226,7 +2226,7 @@ def snapshot_message(run_id: str, phase_id: str, title: str) -> str:
 
 """A record as a text: its shape, the seal of its commit, the chain of its events. (rules §8)
 
-It is read as a stranger's. What its events make, and whether it may be promoted, is decided in
+Nothing in it is trusted. What its events make, and whether it may be promoted, is decided in
 `record_replay.py`.
 
 Standard library alone: `scripts/check_promotion.py` is made from this module among others.
@@ -4683,7 +4683,7 @@ def _as_recorded(value: object) -> object:
 """What the record of a finished run must satisfy: the one check of `run.json`. (rules §8)
 
 `autopack verify`, `GET /runs/{run_id}/promotion` and `scripts/check_promotion.py` call
-`check_record`. It reads the record as a stranger's: its shape, the seal of its commit, the chain of
+`check_record`. It trusts nothing in the record: its shape, the seal of its commit, the chain of
 its events. Then the events make the run anew by `evolve`, and what comes of that is compared with
 what the record claims, and judged by `judge_promotion`. What git holds beside it is for `checker/`.
 

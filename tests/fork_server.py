@@ -121,7 +121,7 @@ def tell_ends(clients: dict[int, socket.socket]) -> None:
             try:
                 connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
             except ConnectionError:
-                continue  # nobody waits for it
+                continue  # no process waits for it
 
 
 if __name__ == "__main__":

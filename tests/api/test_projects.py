@@ -563,7 +563,7 @@ class TestTheLifeOfAProject:
 
 
 def lose_database(service: Service) -> None:
-    """Drop the database of the one project beside the default one, whoever uses it."""
+    """Drop the database of the one project beside the default one, also while it is used."""
     engine = make_engine(service.settings.database_url or "", 15)
     with engine.connect() as connection:
         name = connection.scalars(text("SELECT database FROM projects")).one()

@@ -59,7 +59,7 @@ def phases(api: Api) -> list[str]:
 def test_another_process_moves_the_branch(api: Api) -> None:
     api.start(phases=2)
     api.result()
-    stranger = api.repo.commit({"src/app.py": "VALUE = 2\n"}, "A commit of a stranger")
+    stranger = api.repo.commit({"src/app.py": "VALUE = 2\n"}, "A commit of another process")
     api.repo.git("update-ref", BRANCH, stranger)
     api.refused(api.result(phase_id="P0.1"), 409, "branch_moved")
     assert read(api, "run_summary.md", "What next", "Promotion") == """\

@@ -258,6 +258,8 @@ def test_a_report_of_the_old_tests_that_cannot_be_read_excuses_nothing() -> None
         (measured("a+"), "new+ a+", True, "failed", ()),
         # It ran out of time: no test is red.
         (measured("a+", 1, exit_status=None), "new+ a+", True, "failed", ()),
+        # It ran out of time after a red test: the tests that are missing are not red.
+        (measured("a-", 1, exit_status=None), "new+ a+", True, "passed", ("a",)),
         (measured(None, 127, verdict=DID_NOT_RUN), "new+", True, "not_measured", ()),
         (measured(None, 1), "new+", True, "not_measured", ()),
         # Names that differ from run to run, beside a known red test.
@@ -280,6 +282,8 @@ def test_no_entry_that_speaks_against_the_change_leaves_a_verdict_green() -> Non
     assert conclude(green, [refuting]) == Judged(
         verdict=RED, reason="baseline failed: why", failing_checks=("a",)
     )
+    red = Judged(verdict=RED, reason="exit 1", failing_checks=("b",))
+    assert conclude(red, [refuting]) == red  # its own reason stays
 
 
 def test_a_test_that_passed_once_is_flaky_not_red() -> None:

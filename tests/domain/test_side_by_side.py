@@ -199,6 +199,10 @@ def test_what_failed_or_is_built_again_beside_others_leaves_the_branch() -> None
     assert names(run(a(ci), beside), run(by_hand, beside)) == ["a"]
     assert names(run(a(ci)), run(by_hand)) == ["a"]
     assert names(run(by_hand, beside), run(by_hand, beside)) == []
+    # The latest first: each undo is of what is then the last on the branch.
+    later = replace(beside, state=ci, before_commit="1", branch_place=2)
+    failed = (replace(each, state=PhaseStatus.FAILED) for each in (a(ci), later))
+    assert names(run(a(ci), later), run(*failed)) == ["b", "a"]
 
 
 HAND, RULES_ENDED = CompletedBy.HAND, CompletedBy.RULES

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from autopack.meter.wire import Usage
+from autopack.meter.wire import Format, Reading, Usage, read_request
 
 from .conftest import MODEL, REAL_KEY, Json, sse, stream
 
@@ -36,6 +36,13 @@ ADDRESS = "https://generativelanguage.googleapis.com"
 
 def says(text: str, **more: Any) -> Json:
     return {"candidates": [{"content": {"parts": [{"text": text}]}, **more}]}
+
+
+def test_cached_tokens_are_a_part_of_the_prompt_however_few_it_tells() -> None:
+    told = {"promptTokenCount": 5, "cachedContentTokenCount": 20, "candidatesTokenCount": 1}
+    reading = Reading(read_request(Format.GENERATE, json.dumps(ASKED).encode(), model=MODEL))
+    reading.document(json.dumps({"usageMetadata": told}).encode())
+    assert reading.usage == Usage(input_tokens=0, output_tokens=1, cached_tokens=20)
 
 
 def test_an_answer_is_passed_on_and_measured(bench: Benches) -> None:

@@ -102,7 +102,17 @@ def test_a_settled_run_loses_its_details_and_keeps_record_sums_and_summary(
     assert (shown["runs"], shown["kept_not_settled"]) == (1, 0)
     assert shown["bytes"] > len(client.get(patch["content"]).content)
     assert must(client, "/runs/old") == run
+    sql("INSERT INTO ci_runs (run_pk, phase_pk, commit_sha, profile, attempt, is_flaky, log_tail,"
+        " requested_at) SELECT r.id, p.id, r.head_commit, 'normal', 1, false, 'a log', now()"
+        " FROM runs r JOIN phases p ON p.run_pk = r.id")  # fmt: skip
+    sql("INSERT INTO nodes (id, place, version, generation, position, started_at, heartbeat_at)"
+        " VALUES ('other', '/other', '1', 'g', 0, now(), now())")  # fmt: skip
+    sql("INSERT INTO node_runs (run_pk, node_id, revision)"
+        " SELECT id, 'other', revision FROM runs")  # fmt: skip
     assert removal(settings)["runs"] == 1
+    assert sql("SELECT log_tail FROM ci_runs") == [(None,)]
+    # Another node's files still show what is gone: it has to write them again.
+    assert sql("SELECT revision, lacks FROM node_runs") == [(0, "its details were removed")]
     assert removal(settings)["runs"] == 0
 
     after = must(client, "/runs/old")
@@ -171,10 +181,11 @@ def test_no_change_of_it_is_taken_any_more(
 def test_only_a_run_that_is_settled_recorded_and_unused_loses_details(
     client: TestClient, sql: Any, settings: Settings, git_repo: GitRepo
 ) -> None:
-    for name in ("open", "young", "norecord", "lost", "lagging", "base"):
+    at_rest = ("young", "norecord", "lost", "lagging", "base", "uncounted", "unpushed")
+    for name in (*at_rest, "open", "failed"):
         start(client, name)
         submit(client, name, "P0", f"{name}.txt")
-        if name != "open":
+        if name in at_rest:
             settle(client, sql, name)
     git_repo.commit({"new.txt": "new\n"})
     must(client, "/runs/base/rebase", {"run_id": "later"})
@@ -183,6 +194,13 @@ def test_only_a_run_that_is_settled_recorded_and_unused_loses_details(
     age(sql, "cancelled")
     start(client, "live")
     age(sql, "open")
+    age(sql, "failed")
+    sql("UPDATE runs SET state = 'DONE_FAILED_REQUIRES_HUMAN_REVIEW',"
+        " failure_code = 'phase_failed', failure_reason = 'it failed'"
+        " WHERE run_id = 'failed'")  # fmt: skip
+    sql("UPDATE runs SET is_counted = false WHERE run_id = 'uncounted'")
+    sql("INSERT INTO pushes (run_pk, wanted_revision, next_try_at, attempts)"
+        " SELECT id, revision, now(), 1 FROM runs WHERE run_id = 'unpushed'")  # fmt: skip
     sql("UPDATE runs SET closed_at = now() - interval '89 days' WHERE run_id = 'young'")
     sql("UPDATE runs SET work_commit = head_commit WHERE run_id = 'norecord'")
     sql("UPDATE runs SET mirrored_revision = 0 WHERE run_id = 'lagging'")
@@ -192,7 +210,7 @@ def test_only_a_run_that_is_settled_recorded_and_unused_loses_details(
         found = retain(context, AGE)
     gone = sql("SELECT run_id FROM runs WHERE details_removed_at IS NOT NULL ORDER BY 1")
     assert [name for (name,) in gone] == ["cancelled"]
-    assert (found.kept_not_settled, found.kept_without_record, found.kept_in_use) == (2, 2, 2)
+    assert (found.kept_not_settled, found.kept_without_record, found.kept_in_use) == (3, 2, 4)
     assert sql("SELECT count(*) FROM events e JOIN runs r ON r.id = run_pk"
                " WHERE run_id = 'cancelled'")[0][0] < 4  # fmt: skip
 

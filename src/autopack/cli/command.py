@@ -12,7 +12,7 @@ import typer
 FINE: Final = 0
 NO: Final = 1  # the answer is no: a run failed, is not eligible, something differs
 WRONG_USE: Final = 2
-UNAVAILABLE: Final = 3  # the service or a thing that it needs is not available
+UNAVAILABLE: Final = 3  # the service, or what it needs, is not available
 CLOSED_PIPE: Final = 141  # a shell's exit code for a program that SIGPIPE ended
 
 

@@ -141,8 +141,8 @@ def _serve(
 ) -> str:
     """Start a service; return its address when it answers. Raises CommandError.
 
-    Only the service itself says where it answers: a stranger may have taken the port meanwhile, and
-    the plan must not go to another project's service.
+    Only the service itself says where it answers: another process may have taken the port, and the
+    plan must not go to another project's service.
     """
     wanted = port or settings.port
     chosen = wanted if port is not None or _is_free(wanted) else 0

@@ -243,7 +243,7 @@ def _arguments(line: bytes) -> Iterator[_Found]:
 
 
 def _dropped(line: bytes, language: Language) -> Iterator[_Found]:
-    """Drop a call or an assignment to a part of a thing; only lines that are whole statements."""
+    """Drop a call or an assignment to a part of a value; only lines that are whole statements."""
     indent = len(line) - len(line.lstrip())
     if language is Language.SHELL or _DEFINITION.match(line):
         return

@@ -1,7 +1,7 @@
 """What the record of a finished run must satisfy: the one check of `run.json`. (rules §8)
 
 `autopack verify`, `GET /runs/{run_id}/promotion` and `scripts/check_promotion.py` call
-`check_record`. It reads the record as a stranger's: its shape, the seal of its commit, the chain of
+`check_record`. It trusts nothing in the record: its shape, the seal of its commit, the chain of
 its events. Then the events make the run anew by `evolve`, and what comes of that is compared with
 what the record claims, and judged by `judge_promotion`. What git holds beside it is for `checker/`.
 

@@ -1,6 +1,6 @@
 """A record as a text: its shape, the seal of its commit, the chain of its events. (rules §8)
 
-It is read as a stranger's. What its events make, and whether it may be promoted, is decided in
+Nothing in it is trusted. What its events make, and whether it may be promoted, is decided in
 `record_replay.py`.
 
 Standard library alone: `scripts/check_promotion.py` is made from this module among others.

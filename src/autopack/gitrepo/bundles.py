@@ -20,7 +20,7 @@ _CHUNK: Final = 1 << 20
 _LONGEST_SECONDS: Final = 24 * 3600
 _MOST_MEMORY: Final = 4 << 30
 _MOST_HEADER_BYTES: Final = 1 << 30
-# A bundle of a stranger: its objects may unpack to any size.
+# A bundle of another service: its objects may unpack to any size.
 _FOREIGN_SECONDS: Final = 600
 _FOREIGN_MEMORY: Final = 1 << 30
 _FOREIGN_HEADER_BYTES: Final = 1 << 20
@@ -109,8 +109,8 @@ class Bundles:
         """Put a bundle's objects into the repository, or into a quarantine; return its refs.
 
         `into` is a quarantine's environment. No ref changes. git computes the id of each object and
-        refuses one whose links are malformed. `max_bytes`: of a stranger's bundle, for which git
-        has less time and memory. Raises BundleError.
+        refuses one whose links are malformed. `max_bytes`: of another service's bundle, for
+        which git has less time and memory. Raises BundleError.
         """
         is_foreign = max_bytes is not None
         refs, rest = _read_header(

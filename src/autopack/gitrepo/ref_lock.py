@@ -1,4 +1,4 @@
-"""git's lock of a ref: while the file `<ref>.lock` is there, nobody else moves or removes the ref.
+"""git's lock of a ref: while the file `<ref>.lock` is there, no other process moves the ref.
 
 The file has the ref's next value, and becomes the ref by a rename. This is how git itself does it
 (`lockfile.h`), so both respect each other.
@@ -23,8 +23,8 @@ logger = logging.getLogger(__name__)
 _WAIT_SECONDS = 0.5
 _LOOK_SECONDS = 0.01
 _STALE_SECONDS = 60
-# A lock of ours has this age from its beginning, so it is stale as soon as nobody has its flock. A
-# killed process thus blocks no ref. git's locks have no flock, and become stale by their real age.
+# A lock of ours has this age from its beginning: it is stale as soon as no process has its flock.
+# So a killed process blocks no ref. git's locks have no flock: their real age makes them stale.
 _OURS = (0, 0)
 
 

@@ -63,7 +63,7 @@ class ArchiveWriter:
         self._sums: dict[str, str] = {}
 
     def add(self, name: str, chunks: Iterable[bytes]) -> int:
-        """Write a member and return its size, which nobody needs to know before."""
+        """Write a member and return its size, which does not have to be known before."""
         place = self._file.tell()
         self._file.write(bytes(_BLOCK))
         digest, size = hashlib.sha256(), 0

@@ -204,7 +204,7 @@ class Keyring:
         return (None if is_over else known.caller), True
 
     def knew(self, digest: str, *, is_session: bool = False) -> bool:
-        """Return whether a digest was somebody's when the database was last asked."""
+        """Return whether a digest was one of a key when the database was last asked."""
         known = self._known.get((digest, is_session))
         return known is not None and known.caller is not None
 

@@ -264,7 +264,7 @@ def _without_own_commands(default: dict[str, Any], document: Mapping[str, Any]) 
 
 
 def _has_own_values(name: str, value: object) -> bool:
-    """Return whether `init` may have written this value; a mode is kept, whoever wrote it."""
+    """Return whether `init` may have written this value; a mode is kept in any case."""
     match name.rpartition(".")[2]:
         case "command":
             return _is_own_command(value)

@@ -16,7 +16,7 @@ from ..models import metadata
 
 _ENGINE_PREFIX: Final = "procrastinate_"  # the tables, types and functions of the job engine
 _REVISION: Final = "alembic_version"
-# Whoever has one of these rows has used the database.
+# A database with one of these rows has been used.
 _WORK: Final = ("runs", "api_keys", "audit_log", "webhooks", "backlog")
 
 

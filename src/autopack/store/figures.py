@@ -62,7 +62,7 @@ _NONE: Final = {
 
 
 def _fact(subject: str, at: str, source: str, **columns: str) -> str:
-    """Return the query of one kind of figure: a row for each thing that is counted."""
+    """Return the query of one kind of figure: a row for each event or row that is counted."""
     values = ", ".join(f"{value} AS {name}" for name, value in (_NONE | columns).items())
     return (
         f"SELECT ({at} AT TIME ZONE 'UTC')::date AS day, r.project_id, {subject} AS subject,"

@@ -155,7 +155,7 @@ class MoveAnswer(Shape):
 
 
 class PromotionCheckAnswer(Shape):
-    """One thing that is checked; `passed` is null while it is not decided."""
+    """One check of promotion; `passed` is null while it is not decided."""
 
     name: PromotionCheck
     passed: bool | None

@@ -217,8 +217,8 @@ class AttemptIssue(Shape):
 class AttemptAnswer(AttemptDetail):
     """One submission, with all that is known of it.
 
-    `started_at` is when the agent began. Where that is not known, as of a result that nobody had
-    claimed, it is the result's own time.
+    `started_at` is when the agent began. Where that is not known, as of a result without a
+    claim, it is the result's own time.
     """
 
     started_at: WireTime

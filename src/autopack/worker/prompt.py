@@ -177,7 +177,7 @@ def _debt(debt: DebtAnswer) -> str:
         for place in debt.places
     )
     lines = [
-        f"{debt.issue_key}: {_cut(debt.description or 'nobody described it', MAX_TEXT)}",
+        f"{debt.issue_key}: {_cut(debt.description or 'it has no description', MAX_TEXT)}",
         "It closes by a check that failed before and passes now: mend the cause, and add or keep"
         " a test of it.",
         *(f"Red there: {check}" for check in debt.red_checks),
