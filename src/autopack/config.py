@@ -22,7 +22,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, NoDecode, SettingsConfigDict
 
 from .domain.identifiers import identifier_problem
-from .domain.oidc import RoleClaims
+from .domain.oidc import ProjectClaims, RoleClaims
 from .domain.retention import read_retention
 
 MEGABYTE = 1_000_000
@@ -51,6 +51,15 @@ _OTHER_VARIABLES = frozenset(
         *("PUSH_USERNAME", "PUSH_PASSWORD"),
     )
 )
+
+
+def _decoded(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        raise ValueError("is not JSON") from None
 
 
 class SettingsError(Exception):
@@ -125,6 +134,11 @@ class Settings(BaseSettings):
         default=None,
         description="JSON: for each role the claims that a token must have; needed with an issuer.",
         validate_default=True,
+    )
+    oidc_project_claims: Annotated[ProjectClaims | None, NoDecode] = Field(
+        default=None,
+        description="JSON: the same for each further project, by its name, as"
+        ' `{"shop": {"ci": {"repository": "acme/shop"}}}`.',
     )
     key_requests_per_minute: int = Field(
         default=1_200,
@@ -319,12 +333,14 @@ class Settings(BaseSettings):
             raise ValueError("needs AUTOPACK_OIDC_AUDIENCE beside it")
         if not value:
             raise ValueError("is needed with an issuer")
-        if not isinstance(value, str):
-            return value
-        try:
-            return json.loads(value)
-        except ValueError:
-            raise ValueError("is not JSON") from None
+        return _decoded(value)
+
+    @field_validator("oidc_project_claims", mode="before")
+    @classmethod
+    def _project_claims(cls, value: object, info: ValidationInfo) -> object:
+        if value is not None and info.data.get("oidc_issuer") is None:
+            raise ValueError("needs AUTOPACK_OIDC_ISSUER beside it")
+        return _decoded(value)
 
     @field_validator("ci_readable_paths", mode="before")
     @classmethod

@@ -269,7 +269,10 @@ def _verifier(settings: Settings) -> TokenVerifier | None:
     return TokenVerifier(
         issuer=settings.oidc_issuer,
         audience=settings.oidc_audience,
-        role_claims=settings.oidc_claims or {},
+        claims={
+            settings.project_id: settings.oidc_claims or {},
+            **(settings.oidc_project_claims or {}),
+        },
         limits=Limits(
             requests_per_minute=settings.key_requests_per_minute,
             streams=settings.key_streams,

@@ -243,6 +243,17 @@ def test_keys_go_on_to_work_beside_tokens(github: Github, api: Api) -> None:
         ({"CLAIMS": '{"root": {"repository": "acme/sample"}}'}, "CLAIMS"),
         ({"CLAIMS": '{"ci": {}}'}, "at least 1"),
         ({"CLAIMS": '{"ci": {"repository": "*"}}'}, "at least 2"),
+        ({"ISSUER": "", "PROJECT_CLAIMS": '{"shop": {"ci": {"ref": "x/*"}}}'}, "OIDC_ISSUER"),
+        ({"CLAIMS": json.dumps(CLAIMS), "PROJECT_CLAIMS": "{"}, "not JSON"),
+        ({"CLAIMS": json.dumps(CLAIMS), "PROJECT_CLAIMS": '{"../x": {"ci": {}}}'}, "PROJECT"),
+        ({"CLAIMS": json.dumps(CLAIMS), "PROJECT_CLAIMS": '{"shop": {}}'}, "at least 1"),
+        (
+            {
+                "CLAIMS": json.dumps(CLAIMS),
+                "PROJECT_CLAIMS": '{"shop": {"operator": {"repository": "acme/shop"}}}',
+            },
+            "no token may be an operator",
+        ),
         ({"ISSUER": "http://issuer.example", "CLAIMS": json.dumps(CLAIMS)}, "https://"),
     ],
 )

@@ -21,7 +21,9 @@ from pydantic import SecretStr
 from sqlalchemy import Engine, text
 from starlette.datastructures import State
 from tests.api.conftest import Api
+from tests.api.test_oidc import AUDIENCE, Issuer, serving
 from tests.conftest import GitRepo, ServedHere, make_git_repo, serve_here
+from tests.outbound.receiver import Receiver
 
 from autopack import main
 from autopack.api.places import Places
@@ -31,6 +33,7 @@ from autopack.domain.access import PUBLIC, AccessRole, Caller
 from autopack.domain.keys import NewKey
 from autopack.main import create_app, create_key
 from autopack.services.context import AppContext
+from autopack.services.webhooks import deliver_webhook, tell_webhooks
 
 pytestmark = pytest.mark.integration
 
@@ -212,6 +215,11 @@ def stream_text(client: httpx.Client, path: str, last: str) -> str:
     return found
 
 
+EVERYWHERE = (
+    *("/runs", "/attention", "/metrics", "/metrics/runs", "/metrics/costs?by=project", "/nodes"),
+    *("/project/issues/backlog", "/project/ruleset", "/reports/budget_analysis", "/health"),
+    *("/projects", "/runs/run-same/timeline", "/dashboard", "/dashboard/runs/run-same"),
+)
 PAGES = ("", "/runs", "/issues", "/figures", "/ruleset", "/keys", "/attention-count")
 
 
@@ -416,6 +424,144 @@ class TestWhichProjectAnswers:
                 out = browser.post(f"{at}/dashboard/logout", headers=own)
                 assert out.status_code == 303
                 assert browser.get(home, headers=html).status_code == 303
+
+
+@pytest.fixture
+def issuer() -> Iterator[Issuer]:
+    with serving() as issuer:
+        yield issuer
+
+
+def token_of(issuer: Issuer, repository: str) -> str:
+    """Return a token of a job of GitHub that runs in a repository."""
+    return issuer.token(repository=repository, sub=f"repo:{repository}:ref:refs/heads/main")
+
+
+class TestTokens:
+    """A job's token is bound to a project by its claims, as a key is."""
+
+    @pytest.fixture
+    def settings(self, settings: Settings, issuer: Issuer) -> Settings:
+        def table(repository: str) -> Json:
+            conditions = {"repository": repository}
+            return {AccessRole.CI: conditions, AccessRole.VIEWER: conditions}
+
+        changes = {
+            "oidc_issuer": issuer.url,
+            "oidc_audience": AUDIENCE,
+            "oidc_claims": table("acme/sample"),
+            "oidc_project_claims": {"alpha": table("acme/a*"), "beta": table("acme/all")},
+        }
+        return settings.model_copy(update=changes)
+
+    def test_a_token_judges_runs_of_the_project_of_its_claims_and_reads_no_other(
+        self, service: Service, issuer: Issuer
+    ) -> None:
+        assert service.add("alpha").status_code == 201
+        seed(service.api(service.key_of("alpha", "maker"), "alpha"), "alpha")
+        plan = Api.plan(f"run-{mark_of(DEFAULT)}")
+        assert service.operator.post("/runs/start", json=plan).status_code == 201
+        job = service.caller(token_of(issuer, "acme/alpha"))
+        told = job.get("/whoami").json()
+        assert (told["project_id"], told["roles"]) == ("alpha", ["viewer", "ci"])
+        said = {"verdict": "red", "commit_sha": "1" * 40, "summary": "x"}
+        judged = job.post("/runs/run-same/phases/P0.0/ci_result", json=said)
+        assert judged.status_code == 409, judged.text  # it is judged already: the run is its own
+        refused(job.post("/webhooks", json={}), 403, "missing_role")
+        own = f"run-{mark_of('alpha')}"
+        seen = [job.get(path).text for path in EVERYWHERE]
+        seen.append(stream_text(job, f"/runs/{own}/events", "event: end"))
+        seen.append(call(job, "resources/list"))
+        for tool, _ in mcp_tools(job):
+            seen.append(call_tool(job, tool, {"run_id": "run-same", "phase_id": "P0.0"}))
+        assert not [each for each in seen if mark_of(DEFAULT) in each]
+        theirs = service.caller(token_of(issuer, "acme/alpha"), DEFAULT)
+        for path in (*EVERYWHERE, "/events/stream"):
+            refused(theirs.get(path), 404, "project_not_found")
+        refused(theirs.post("/mcp", json={}), 404, "project_not_found")
+        for path in ("/runs/{}", "/runs/{}/events", "/runs/{}/diff"):
+            refused(job.get(path.format(plan["run"]["run_id"])), 404, "not_found")
+        assert len([each for each in seen if mark_of("alpha") in each]) > 5
+        assert [each["name"] for each in job.get("/projects").json()["projects"]] == ["alpha"]
+
+    def test_a_token_with_the_claims_of_several_is_for_the_project_of_the_path(
+        self, service: Service, issuer: Issuer
+    ) -> None:
+        assert service.add("alpha").status_code == 201
+        # Of beta, which is not there yet, nobody is told by whom it is missed.
+        for repository, path, project in (
+            ("acme/sample", "", DEFAULT),
+            ("acme/sample", f"/projects/{DEFAULT}", DEFAULT),
+            ("acme/sample", "/projects/alpha", None),
+            ("acme/all", "", "alpha"),
+            ("acme/all", "/projects/alpha", "alpha"),
+            ("acme/all", f"/projects/{DEFAULT}", None),
+        ):
+            answer = service.caller(token_of(issuer, repository)).get(f"{path}/whoami")
+            if project is None:
+                refused(answer, 404, "project_not_found")
+            else:
+                assert answer.json()["project_id"] == project, (repository, path)
+        job = service.caller(token_of(issuer, "acme/all"), "beta")
+        refused(job.get("/whoami"), 403, "wrong_project", "the token of 'repo:acme/all", "'beta'")
+        assert service.add("beta").status_code == 201
+        assert job.get("/whoami").json()["project_id"] == "beta"
+        refused(service.caller(token_of(issuer, "acme/x")).get("/runs"), 401, "token_wrong_claims")
+
+
+class TestDoorsBesideTheDocument:
+    """Streams, MCP and webhooks, which the OpenAPI document has not, or not with their content."""
+
+    def test_streams_and_mcp_of_another_project_are_not_there_for_a_key(
+        self, service: Service
+    ) -> None:
+        assert service.add("alpha").status_code == 201
+        seed(service.api(service.key_of("alpha", "theirs"), "alpha"), "alpha")
+        run_id = f"run-{mark_of('alpha')}"
+        mine = service.key_of(DEFAULT, "mine")
+        outside = service.caller(mine, "alpha")
+        for path in ("/events/stream?after=0", f"/runs/{run_id}/events"):
+            refused(outside.get(path, headers=STREAM), 404, "project_not_found")
+        refused(outside.post("/mcp", json={}), 404, "project_not_found")
+        inside = service.caller(mine)
+        for uri in (f"autopack://runs/{run_id}/summary", f"autopack://runs/{run_id}/diff"):
+            told = call(inside, "resources/read", uri=uri)
+            assert "there is no run" in told or "not_found" in told, told
+        prompt = call(inside, "prompts/get", name="builder", arguments={"run_id": run_id})
+        assert "not_found" in prompt
+        assert mark_of("alpha") not in call(inside, "resources/list")
+        own = service.caller(service.key_of("alpha", "reader", "viewer"))
+        assert run_id in call(own, "resources/list")
+        assert run_id in call(own, "resources/read", uri=f"autopack://runs/{run_id}/summary")
+
+    def test_a_webhook_is_told_what_happens_in_its_own_project(self, service: Service) -> None:
+        assert service.add("alpha").status_code == 201
+        apis = {
+            name: service.api(service.key_of(name, f"op-{name}"), name)
+            for name in (DEFAULT, "alpha")
+        }
+        places: Places = service.places
+        with Receiver() as receiver:
+            for name, api in apis.items():
+                hook = {"name": "hook", "url": f"{receiver.url}/{name}", "kinds": ["*"]}
+                assert api.client.post("/webhooks", json=hook).status_code == 201
+            for name, api in apis.items():
+                plan = api.plan(f"run-{mark_of(name)}")
+                assert api.client.post("/runs/start", json=plan).status_code == 201
+            told: dict[str, str] = {}
+            for name in apis:
+                place = places.find(name)
+                assert place is not None
+                tell_webhooks(place.state.context)
+                deliver_webhook(place.state.context, 1)
+                told[name] = "".join(str(each.body) for each in receiver.messages)
+                receiver.messages.clear()
+        for name, api in apis.items():
+            (other,) = {*apis} - {name}
+            assert f"run-{mark_of(name)}" in told[name]
+            assert mark_of(other) not in told[name]
+            sent = api.client.get("/webhooks/hook/deliveries").json()["deliveries"]
+            assert {each["state"] for each in sent} == {"delivered"}
 
 
 def projects_in(metrics: str) -> dict[str, float]:

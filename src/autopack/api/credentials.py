@@ -79,7 +79,8 @@ class Credentials:
         lookups: anyio.CapacityLimiter = scope["app"].state.lookups
         if verifier is not None and not is_session and key.count(b".") == 2:
             verify, token = verifier.verify, key.decode("latin-1")
-            caller, until = await anyio.to_thread.run_sync(verify, token, limiter=lookups)
+            named = scope.get("project")
+            caller, until = await anyio.to_thread.run_sync(verify, token, named, limiter=lookups)
             scope["caller_until"] = until
             return caller, scope["app"]
         digest = digest_of(key)

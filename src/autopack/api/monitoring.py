@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from time import perf_counter
 from typing import Annotated
 
@@ -16,11 +15,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .. import tracing
 from ..services import metrics
-from ..services.availability import OUTAGES
 from ..services.context import AppContext
 from .errors import problems
 from .guard import GuardedRoute, caller_of
-from .places import REFRESH_SECONDS, places_of
+from .places import places_of
 
 router = APIRouter(tags=["metrics"], route_class=GuardedRoute)
 
@@ -170,8 +168,6 @@ async def _covered(request: Request) -> dict[str, AppContext | None]:
     places = places_of(request.scope)
     if request.app is not places.default or request.scope.get("project") is not None:
         return {_project_of(request.scope): request.app.state.context}
-    with suppress(*OUTAGES):  # those that are known are covered nevertheless
-        await places.refresh(within=REFRESH_SECONDS)
     covered: dict[str, AppContext | None] = {}
     for name, _ in places.names_for(caller_of(request.scope)):
         place = places.find(name)

@@ -86,9 +86,8 @@ class Places:
     def names_for(self, caller: Caller) -> list[tuple[str, bool]]:
         """Return the open projects that a caller may see, and whether each is the default one."""
         default = self.default_name
-        bound = caller.bound_to(default)
         names = (default, *self._served, *self.problems)
-        return [(name, name == default) for name in names if bound in (None, name)]
+        return [(name, name == default) for name in names if caller.project_id in (None, name)]
 
     def find(self, name: str) -> Place | None:
         """Return the place of a project, if it is served."""
@@ -102,8 +101,7 @@ class Places:
 
         Raises ProjectNotFoundError, WrongProjectError, ProjectUnavailableError.
         """
-        default = self.default_name
-        bound = caller.bound_to(default)
+        default, bound = self.default_name, caller.project_id
         asked = [name for name in (named, bound) if name not in (None, default)]
         # While another project is opened, which may take minutes, those that are served go on.
         is_served = all(name in self._served for name in asked)

@@ -152,9 +152,10 @@ ROLES_OF: Final[Mapping[str, tuple[AccessRole, ...]]] = _roles_of()
 class Caller:
     """Who calls: the key that came with the call, or a process that needs none (`key` is None).
 
-    `role` is the one in which the caller does what was asked for, once that is known. A caller
-    without a key is a process of `host`, known by the `name` that it gives itself, or the `subject`
-    of a token that an issuer has signed (oidc.py).
+    `project_id` is the one project that the caller may see, None: all of them. `role` is the one in
+    which the caller does what was asked for, once that is known. A caller without a key is a
+    process of `host`, known by the `name` that it gives itself, or the `subject` of a token that an
+    issuer has signed (oidc.py).
     """
 
     roles: frozenset[AccessRole] = frozenset(AccessRole)
@@ -201,15 +202,8 @@ class Caller:
         return self._acting((AccessRole(role), AccessRole.OPERATOR), f"a claim as {role}")
 
     @property
-    def _shown(self) -> str:
+    def shown(self) -> str:
         return f"key '{self.key}'" if self.subject is None else f"the token of '{self.subject}'"
-
-    def bound_to(self, default: str) -> str | None:
-        """Return the one project that the caller may see, None: all of them.
-
-        A token of an issuer is for the default project: its claims name no project.
-        """
-        return default if self.subject is not None else self.project_id
 
     def _acting(self, accepted: tuple[AccessRole, ...], what: str) -> Caller:
         role = next((each for each in accepted if each in self.roles), None)
@@ -218,7 +212,7 @@ class Caller:
         if role is None:
             held = ", ".join(each for each in AccessRole if each in self.roles)
             raise MissingRoleError(
-                f"{what} needs the role {' or '.join(accepted)}; {self._shown} has {held}",
+                f"{what} needs the role {' or '.join(accepted)}; {self.shown} has {held}",
                 allowed=list(accepted),
             )
         return replace(self, role=role)

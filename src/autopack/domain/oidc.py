@@ -1,7 +1,7 @@
 """Tokens of an OpenID Connect issuer, such as GitHub Actions, in place of a stored key.
 
-A token proves claims: repository, ref, workflow. The operator's table says which claims a role
-needs. No token makes an operator: policy and keys are for people with a key.
+A token proves claims: repository, ref, workflow. The operator's tables say which claims a role of a
+project needs. No token makes an operator: policy and keys are for people with a key.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field
 
 from .access import AccessRole
 from .errors import AutopackError, ErrorKind
+from .values import Identifier
 
 MAX_SUBJECT: Final = 255
 
@@ -68,24 +69,39 @@ Conditions = Annotated[Mapping[str, _Pattern], Field(min_length=1)]
 RoleClaims = Mapping[Annotated[AccessRole, AfterValidator(_not_operator)], Conditions]
 
 
-def roles_by_claims(table: RoleClaims, claims: Mapping[str, Any]) -> frozenset[AccessRole]:
-    """Return the roles whose conditions a token meets. Raises TokenClaimsError that names one."""
-    roles, missed = [], ""
-    for role, conditions in table.items():
-        wrong = next(
-            (name for name, pattern in conditions.items() if not _meets(pattern, claims.get(name))),
-            None,
-        )
-        if wrong is None:
-            roles.append(role)
-        else:
-            missed = missed or f"for the role {role} its claim '{wrong}' does not match"
-    if not roles:
+ProjectClaims = Mapping[Identifier, Annotated[RoleClaims, Field(min_length=1)]]
+
+
+def roles_by_claims(
+    tables: Mapping[str, RoleClaims], claims: Mapping[str, Any], named: str | None
+) -> tuple[str, frozenset[AccessRole]]:
+    """Return the one project that a token is for, and the roles whose conditions it meets there.
+
+    Where it meets the conditions of several, it is for the one that the request names, else for
+    the first one. Raises TokenClaimsError that names a condition of the first.
+    """
+    found: dict[str, frozenset[AccessRole]] = {}
+    missed = ""
+    for project, table in tables.items():
+        roles = []
+        for role, conditions in table.items():
+            wrong = next(
+                (name for name in conditions if not _meets(conditions, claims, name)), None
+            )
+            if wrong is None:
+                roles.append(role)
+            else:
+                missed = missed or f"for the role {role} its claim '{wrong}' does not match"
+        if roles:
+            found[project] = frozenset(roles)
+    if not found:
         raise TokenClaimsError(f"the token gives no role: {missed} AUTOPACK_OIDC_CLAIMS")
-    return frozenset(roles)
+    project = named if named in found else next(iter(found))
+    return project, found[project]
 
 
-def _meets(pattern: str, value: object) -> bool:
+def _meets(conditions: Conditions, claims: Mapping[str, Any], name: str) -> bool:
+    pattern, value = conditions[name], claims.get(name)
     if not isinstance(value, str):
         return False
     if pattern.endswith("*"):

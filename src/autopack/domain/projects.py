@@ -97,28 +97,23 @@ class NewProject(ProjectRepository):
 
 def require_unbound(caller: Caller) -> None:
     """Refuse a caller whose key is for one project. Raises WrongProjectError."""
-    if caller.project_id is not None or caller.subject is not None:
+    if caller.project_id is not None:
         raise WrongProjectError(
-            "projects are managed by callers for all projects; "
-            + (
-                "a token of an issuer is for the default project"
-                if caller.project_id is None
-                else f"key '{caller.key}' is bound to the project '{caller.project_id}'"
-            )
+            f"projects are managed by callers for all projects; {caller.shown} is bound to the"
+            f" project '{caller.project_id}'"
         )
 
 
 def place_of(caller: Caller, named: str | None, default: str, served: Collection[str]) -> str:
     """Return in which project a request is answered: the one of its path, else of its key.
 
-    A token of an issuer is for the default project. Raises ProjectNotFoundError, for a project
-    that is not there and for one that the caller may not see alike, and WrongProjectError for
-    a key whose own project is not served here.
+    Raises ProjectNotFoundError, for a project that is not there and for one that the caller may
+    not see alike, and WrongProjectError for a caller whose own project is not served here.
     """
-    bound = caller.bound_to(default)
+    bound = caller.project_id
     if bound is not None and bound not in served:
         raise WrongProjectError(
-            f"key '{caller.key}' is bound to the project '{bound}', which is not served here"
+            f"{caller.shown} is bound to the project '{bound}', which is not served here"
         )
     wanted = named or bound or default
     if wanted not in served or bound not in (None, wanted):

@@ -95,16 +95,21 @@ class IssuerKeys:
 
 @dataclass(frozen=True, slots=True)
 class TokenVerifier:
-    """Verifies tokens of one issuer for one audience, and gives them roles by their claims."""
+    """Verifies tokens of one issuer for one audience.
+
+    By their claims it gives them one project, and roles in it.
+    """
 
     issuer: str
     audience: str
-    role_claims: RoleClaims
+    claims: Mapping[str, RoleClaims]  # by project, the default one first
     limits: Limits
     keys: IssuerKeys
 
-    def verify(self, token: str) -> tuple[Caller, float]:
+    def verify(self, token: str, named: str | None) -> tuple[Caller, float]:
         """Return who calls by a token, and until when, in seconds since 1970.
+
+        `named` is the project of the request's path.
 
         Raises a TokenRefusedError that names what is wrong, IssuerAwayError.
         """
@@ -126,8 +131,9 @@ class TokenVerifier:
             isinstance(subject, str) and subject.isprintable() and 0 < len(subject) <= MAX_SUBJECT
         ):
             raise TokenRefusedError("the token's subject is no short printable text")
-        roles = roles_by_claims(self.role_claims, claims)
-        return Caller(roles=roles, subject=subject, limits=self.limits), float(claims["exp"])
+        project, roles = roles_by_claims(self.claims, claims, named)
+        caller = Caller(roles=roles, subject=subject, project_id=project, limits=self.limits)
+        return caller, float(claims["exp"])
 
     def _claims(self, token: str, algorithm: str, key: jwt.PyJWK) -> Mapping[str, Any]:
         try:
@@ -156,10 +162,6 @@ class TokenVerifier:
             raise TokenSignatureError("the token's signature is wrong") from None
         except (jwt.PyJWTError, TypeError, ValueError):
             raise TokenRefusedError("the token cannot be verified") from None
-
-
-def _is_short(subject: str) -> bool:
-    return subject.isprintable() and 0 < len(subject) <= MAX_SUBJECT
 
 
 def _document(address: str) -> dict[str, Any]:

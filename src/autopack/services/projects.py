@@ -127,8 +127,7 @@ def list_projects(context: AppContext, problems: Mapping[str, str]) -> list[Proj
     with context.reading() as session:
         rows = store.list_projects(session)
     found = [_default(context), *(_answer(row, problems) for row in rows)]
-    bound = context.caller.bound_to(context.settings.project_id)
-    return [each for each in found if bound in (None, each.name)]
+    return [each for each in found if context.caller.project_id in (None, each.name)]
 
 
 def get_project(context: AppContext, name: str, problems: Mapping[str, str]) -> ProjectAnswer:
