@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -398,3 +399,7 @@ def test_a_tar_with_links_paths_or_impossible_sizes_is_refused(
     (tmp_path / "zip.tar").write_bytes(buffer.getvalue())
     with pytest.raises(ArchiveError, match=r"truncated|no tar"):
         read_run(theirs, tmp_path / "zip.tar")
+    os.mkfifo(tmp_path / "pipe.tar")
+    for name in ("pipe.tar", "."):
+        with pytest.raises(ArchiveError, match="is not a file"):
+            read_run(theirs, tmp_path / name)

@@ -207,7 +207,11 @@ def test_only_a_run_that_is_settled_recorded_and_unused_loses_details(
     sql("UPDATE runs SET head_commit = repeat('1', 40) WHERE run_id = 'lost'")
     with beside_database(settings, "test") as context:
         sql("UPDATE runs SET mirrored_revision = 0 WHERE run_id = 'lagging'")
+        foretold = retain(context, AGE, is_dry_run=True)
         found = retain(context, AGE)
+    assert foretold.model_dump(exclude={"is_dry_run", "before"}) == found.model_dump(
+        exclude={"is_dry_run", "before"}
+    )
     gone = sql("SELECT run_id FROM runs WHERE details_removed_at IS NOT NULL ORDER BY 1")
     assert [name for (name,) in gone] == ["cancelled"]
     assert (found.kept_not_settled, found.kept_without_record, found.kept_in_use) == (3, 2, 4)

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -241,12 +242,14 @@ class Archive:
 def open_archive(path: Path, kind: str, members: Sequence[str]) -> Iterator[Archive]:
     """Open an archive and check every byte of it. Raises ArchiveError."""
     try:
-        file = open(path, "rb")  # noqa: SIM115 - closed below; only the opening may fail
+        # The opening of a pipe would wait for a writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise ArchiveError(f"{path} cannot be read: {error.strerror}") from error
-    with file:
-        if not os.path.isfile(path):
-            raise ArchiveError(f"{path} is not a file")
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ArchiveError(f"{path} is not a file")
+    with open(descriptor, "rb") as file:
         yield Archive(file, str(path), kind, members)
 
 

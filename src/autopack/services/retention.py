@@ -79,7 +79,7 @@ def retain(
         for old in batch:
             began = time.monotonic()
             try:
-                found += is_dry_run or _remove(context, old, before)
+                found += _is_recorded(context, old) if is_dry_run else _remove(context, old, before)
             except RunBusyError as error:
                 logger.info("details_kept", run_id=old.run_id, why=error.detail)
             except (AutopackError, DBAPIError) as error:
@@ -107,6 +107,18 @@ def _note(context: AppContext, due: int, failed: int) -> None:
     with context.writing() as session:
         store.note_progress(session, due=due, failed=failed)
         session.commit()
+
+
+def _is_recorded(context: AppContext, old: store.OldRun) -> bool:
+    """Return True for a run whose record this node can read, or has to make again.
+
+    Raises RecordDamagedError.
+    """
+    with context.reading() as session:
+        run = runs.get_run(session, old.run_id)
+    if run.mirrored_by == context.node_id:
+        recorded_end(context.repository, run)
+    return True
 
 
 def _remove(context: AppContext, old: store.OldRun, before: datetime) -> bool:
