@@ -617,6 +617,14 @@ class TestMetrics:
         wanted = {"repository": str(service.folder)}
         refused(service.operator.put("/projects/alpha", json=wanted), 422, "project_repository")
 
+    def test_a_project_that_lost_its_database_while_it_is_served_is_closed(
+        self, service: Service
+    ) -> None:
+        assert service.add("alpha").status_code == 201
+        lose_database(service)
+        closed = service.operator.post("/projects/alpha/close")
+        assert (closed.status_code, closed.json()["state"]) == (200, "closed"), closed.text
+
 
 class TestTheLifeOfAProject:
     def test_wrong_wishes_are_refused_by_name_and_leave_nothing(self, service: Service) -> None:

@@ -208,13 +208,14 @@ def change_project(
 def close_project(context: AppContext, name: str, opened: AppContext | None) -> ProjectAnswer:
     """Stop serving a project; its database, repository and folders stay as they are.
 
-    `opened` is the project's own context, None where it cannot be opened. Raises
+    `opened` is the project's own context, None where it cannot be opened. One whose database is
+    lost is closed too, so that a backup can be restored. Raises
     WrongProjectError, DefaultProjectError, ProjectNotFoundError, ProjectClosedError,
     LiveRunsError.
     """
     with context.writing() as session:
         project = _require_open(_lock(context, session, name), name)
-        if opened is None:
+        if opened is None or not store.has_database(context.autocommit, project.database):
             logger.warning("project_closed_unseen", project=name, by=context.caller.actor)
         else:
             with opened.for_caller(context.caller).writing() as own:
