@@ -12,6 +12,7 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from threading import Thread
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -66,7 +67,8 @@ def start(endpoint: str, service: str) -> Callable[[], None]:
             detail=f"{ENDPOINT_VARIABLE} is set; for traces: pip install 'autopack[otel]'",
         )
         return lambda: None
-    provider = TracerProvider(resource=Resource.create({"service.name": service}))
+    resource = Resource.create({"service.name": service})
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     exporter = OTLPSpanExporter(f"{endpoint.rstrip('/')}/v1/traces", timeout=SEND_SECONDS)
     provider.add_span_processor(BatchSpanProcessor(exporter))
     _tracer = provider.get_tracer("autopack")
@@ -74,7 +76,10 @@ def start(endpoint: str, service: str) -> Callable[[], None]:
     def stop() -> None:
         global _tracer
         _tracer = None
-        provider.shutdown()
+        # A collector that hangs is tried for each batch that waits; the end of a service is not.
+        ending = Thread(target=provider.shutdown, name="traces", daemon=True)
+        ending.start()
+        ending.join(SEND_SECONDS)
 
     return stop
 

@@ -232,3 +232,23 @@ def test_a_service_without_the_extra_starts_and_says_what_is_missing(
         tracing.start("http://127.0.0.1:9", "autopack")()
     assert not tracing.is_on()
     assert "pip install 'autopack[otel]'" in logged[0]["detail"]
+
+
+def test_a_collector_that_hangs_delays_the_end_of_a_service_by_seconds_at_most(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    exporter = pytest.importorskip("opentelemetry.exporter.otlp.proto.http.trace_exporter")
+    may_end, has_begun = threading.Event(), threading.Event()
+
+    def export(*_: object) -> None:
+        has_begun.set()
+        may_end.wait()
+
+    monkeypatch.setattr(exporter.OTLPSpanExporter, "export", export)
+    monkeypatch.setattr(tracing, "SEND_SECONDS", 0.01)
+    stop = tracing.start("http://127.0.0.1:9", "test")
+    with tracing.span("one"):
+        pass
+    stop()  # else it would wait for ever
+    assert has_begun.wait(60)
+    may_end.set()
