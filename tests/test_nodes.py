@@ -28,10 +28,11 @@ from autopack.outbound import send
 from autopack.services import nodes
 from autopack.services.building import submit_builder_result
 from autopack.services.context import AppContext
+from autopack.services.deliveries import deliver_webhook
 from autopack.services.nodes import NodePlace
+from autopack.services.notifications import tell_webhooks
 from autopack.services.runs import start_run
 from autopack.services.upkeep import tend_node
-from autopack.services.webhooks import deliver_webhook, tell_webhooks
 from autopack.store import nodes as store
 
 if TYPE_CHECKING:
@@ -428,7 +429,7 @@ class TestWebhooks:
         self, app: FastAPI, client: TestClient, second: AppContext, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # A machine that stalls for seconds is no receiver that is silent.
-        monkeypatch.setattr("autopack.services.webhooks.send", partial(send, seconds=60))
+        monkeypatch.setattr("autopack.services.deliveries.send", partial(send, seconds=60))
         both = (app.state.context, second)
         with Receiver() as receiver, ThreadPoolExecutor() as pool:
             hook = {"name": "hook", "url": receiver.url, "kinds": ["*"]}

@@ -80,6 +80,9 @@ from .services.availability import OUTAGES
 from .services.baseline import MEASURE_BASE_TASK, NOTE_BASE_TASK, measure_base, record_base
 from .services.ci import BEGIN_TASK, TAKE_TASK, begin_ci_run, record_ci_outcome, run_ci
 from .services.context import AppContext as AppContext  # the command line names it
+from .services.deliveries import QUEUE as WEBHOOK_QUEUE
+from .services.deliveries import TASK as WEBHOOK_TASK
+from .services.deliveries import deliver_webhook
 from .services.feed import Feed
 from .services.keys import Keyring
 from .services.keys import create_key as create_key
@@ -87,6 +90,7 @@ from .services.keys import list_keys as list_keys
 from .services.keys import revoke_key as revoke_key
 from .services.keys import rotate_key as rotate_key
 from .services.nodes import NodePlace, ServedElsewhereError, require_history
+from .services.notifications import tell_webhooks
 from .services.oidc import IssuerKeys, TokenVerifier
 from .services.projects import OpenProject as OpenProject
 from .services.projects import list_open, settings_of
@@ -96,9 +100,6 @@ from .services.retention import Retention
 from .services.retention import retain as retain
 from .services.settling import CI_QUEUE, CI_TASK
 from .services.upkeep import UPKEEP_QUEUE, keep_up_alone, start_up
-from .services.webhooks import QUEUE as WEBHOOK_QUEUE
-from .services.webhooks import TASK as WEBHOOK_TASK
-from .services.webhooks import deliver_webhook, tell_webhooks
 
 # The modules of the HTTP API, in the order of OpenAPI.
 OPERATIONS: Final = (

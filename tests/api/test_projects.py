@@ -33,7 +33,8 @@ from autopack.domain.access import PUBLIC, AccessRole, Caller
 from autopack.domain.keys import NewKey
 from autopack.main import create_app, create_key
 from autopack.services.context import AppContext
-from autopack.services.webhooks import deliver_webhook, tell_webhooks
+from autopack.services.deliveries import deliver_webhook
+from autopack.services.notifications import tell_webhooks
 
 pytestmark = pytest.mark.integration
 

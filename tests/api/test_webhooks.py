@@ -21,7 +21,8 @@ from tests.outbound.receiver import Message, Receiver
 
 from autopack.domain.webhooks import make_secret, retry_wait, signed_headers
 from autopack.outbound import send
-from autopack.services.webhooks import deliver_webhook, tell_webhooks
+from autopack.services.deliveries import deliver_webhook
+from autopack.services.notifications import tell_webhooks
 
 if TYPE_CHECKING:
     from http.server import BaseHTTPRequestHandler
@@ -89,7 +90,7 @@ def hooks(
     api: Api, agents: Agents, app: FastAPI, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> Hooks:
     # A machine that stalls for seconds is no receiver that is silent.
-    monkeypatch.setattr("autopack.services.webhooks.send", partial(send, seconds=60))
+    monkeypatch.setattr("autopack.services.deliveries.send", partial(send, seconds=60))
     return Hooks(api, agents, app, receiver)
 
 
@@ -468,7 +469,8 @@ def test_a_process_that_dies_after_it_has_sent_leaves_the_message_to_another(
     }
     code = (
         "import sys; from autopack.config import load_settings; from autopack.main import"
-        " open_context; from autopack.services.webhooks import tell_webhooks, deliver_webhook\n"
+        " open_context; from autopack.services.deliveries import deliver_webhook\n"
+        "from autopack.services.notifications import tell_webhooks\n"
         "with open_context(load_settings()) as context:\n"
         "    tell_webhooks(context); deliver_webhook(context, 1)"
     )

@@ -17,7 +17,7 @@ import pytest
 from autopack.meter.account import Account
 from autopack.meter.gateway import Gateway
 from autopack.meter.providers import providers_of
-from autopack.meter.wire import Usage
+from autopack.meter.wire import Format, Reading, Usage, read_request
 
 from .conftest import MODEL, PRICES, REAL_KEY, Json, Provider, sse, stream
 
@@ -240,6 +240,33 @@ def test_requests_sent_at_once_pass_the_cap_by_one_at_most(bench: Benches) -> No
 def test_no_answer_waits_for_an_acknowledgement(bench: Benches) -> None:
     """asyncio sets TCP_NODELAY only on connections of a listener that names its protocol."""
     assert bench.server._listener.proto == socket.IPPROTO_TCP
+
+
+def test_no_part_of_a_usage_is_more_than_its_whole() -> None:
+    reading = Reading(read_request(Format.RESPONSES, json.dumps(BOUNDED).encode()))
+    told = {
+        "input_tokens": 10,
+        "input_tokens_details": {"cached_tokens": 50},
+        "output_tokens": 20,
+        "output_tokens_details": {"reasoning_tokens": 30},
+    }
+    reading.document(json.dumps({"usage": told}).encode())
+    assert reading.usage == Usage(0, 20, cached_tokens=10, reasoning_tokens=20)
+
+
+def test_requests_that_together_fit_exactly_do_not_wait_for_each_other() -> None:
+    asked = read_request(Format.RESPONSES, json.dumps(BOUNDED).encode())
+    assert asked.most_input is not None
+    both = 2 * (asked.most_input + asked.most_output)
+    cost = 2 * (asked.most_input * 1 + asked.most_output * 10) / Decimal(1_000_000)
+
+    async def run() -> None:
+        account = Account(both, cost, PRICES)
+        async with asyncio.timeout(60):
+            await account.reserve(asked)
+            await account.reserve(asked)  # the first one is still under way
+
+    asyncio.run(run())
 
 
 def test_fifty_agents_at_once_pass_their_caps_by_one_request_each_at_most() -> None:
