@@ -128,8 +128,8 @@ class Stage:
         [mine] = [node for node in nodes if node["id"] == node_id]
         return bool(mine["lag_runs"] or mine["lacking_runs"])
 
-    def assert_consistent(self) -> None:
-        consistency.assert_consistent(self.settings)
+    def assert_consistent(self, run_id: str | None = None) -> None:
+        consistency.assert_consistent(self.settings, run_id)
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from pathlib import Path
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session, undefer
 
+from autopack import database
 from autopack.config import Settings
-from autopack.database import make_engine
 from autopack.domain.events import GENESIS_HASH, seal
 from autopack.domain.outcomes import CommitKind, PatchStatus
 from autopack.domain.run import FailureCode
@@ -32,25 +32,33 @@ REVISION = re.compile(rb'(?<=<!-- autopack revision=)\d+|(?<=^  "revision": )\d+
 _COMMIT_FORMAT = "%H%x00%P%x00%T%x00%ct%x00%B"
 
 
-def assert_consistent(settings: Settings) -> None:
-    """See that nothing lags, nothing contradicts, and nothing is left lying about."""
+def assert_consistent(settings: Settings, run_id: str | None = None) -> None:
+    """See that nothing lags, nothing contradicts, and nothing is left lying about.
+
+    With the name of a run, other runs are passed over.
+    """
     assert settings.database_url is not None
-    engine = make_engine(settings.database_url, 15)
-    node_id = Repository.open(settings).node_identity().node_id
+    engine = database.make_engine(settings.database_url, 15)
+    repository = Repository.open(settings)
+    node_id = repository.node_identity().node_id
+    refs = _refs(settings)
     try:
         with RowSession(engine) as session:
             names = list(session.scalars(select(Run.run_id).order_by(Run.id)))
-            for name in names:
+            of_others = [] if run_id is None else [name for name in names if name != run_id]
+            looked_at = [name for name in names if name not in of_others]
+            for name in looked_at:
                 run = runs.get_run(session, name)
                 shown = nodes.shown_revision(session, run, node_id)
                 assert shown == run.revision, f"{name} lags"
                 _assert_events(session, run)
                 _assert_commits(session, settings, run)
-                _assert_refs(settings, run)
+                _assert_refs(refs, run)
                 _assert_replay(session, settings, run)
             _assert_counts(session)
-        _assert_no_other_refs(settings, names)
-        _assert_files(engine, settings, names)
+        heads = {name for name in refs if name.startswith("refs/heads/")}
+        assert heads == {f"refs/heads/autonomous/{name}" for name in names}
+        _assert_files(engine, settings, repository, looked_at, of_others)
         _assert_no_leftovers(settings)
     finally:
         engine.dispose()
@@ -90,20 +98,26 @@ def _assert_commits(session: Session, settings: Settings, run: Run) -> None:
     assert found == expected
 
 
-def _assert_refs(settings: Settings, run: Run) -> None:
+def _refs(settings: Settings) -> dict[str, str]:
+    """Return what the service's branches and tags point at; a tag has its commit too."""
+    lines = _git(
+        settings,
+        *("for-each-ref", "--format=%(refname) %(objectname) %(*objectname)"),
+        *("refs/heads/autonomous/", "refs/tags/autonomous/"),
+    ).splitlines()
+    return {name: target.strip() for name, _, target in (line.partition(" ") for line in lines)}
+
+
+def _assert_refs(refs: dict[str, str], run: Run) -> None:
     if run.failure_code is FailureCode.BRANCH_MOVED:
         return
-    assert _git(settings, "rev-parse", f"refs/heads/{run.branch}").strip() == run.head_commit
-    tags = _git(
-        settings,
-        *("for-each-ref", "--format=%(refname:short) %(objectname) %(*objectname)"),
-        f"refs/tags/autonomous/{run.run_id}/",
-    ).splitlines()
-    assert sorted(tags) == sorted(
-        f"{phase.snapshot_tag} {phase.snapshot_oid} {phase.snapshot_commit}"
+    assert refs[f"refs/heads/{run.branch}"] == run.head_commit
+    tags = f"refs/tags/autonomous/{run.run_id}/"
+    assert {name: target for name, target in refs.items() if name.startswith(tags)} == {
+        f"refs/tags/{phase.snapshot_tag}": f"{phase.snapshot_oid} {phase.snapshot_commit}"
         for phase in runs.phases_of(run).values()
         if phase.snapshot_tag
-    )
+    }
 
 
 def _assert_replay(session: Session, settings: Settings, run: Run) -> None:
@@ -118,7 +132,8 @@ def _assert_replay(session: Session, settings: Settings, run: Run) -> None:
     assert sorted(applied) == sorted(placed)
     _assert_once_between_undos(chain)
     trees = {run.base_commit: _git(settings, "rev-parse", f"{run.base_commit}^{{tree}}").strip()}
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = _Scratch(settings, Path(folder))
         for commit in chain:
             if commit.kind is CommitKind.PATCH:
                 patch = session.get_one(Patch, commit.patch_pk, options=[undefer(Patch.content)])
@@ -126,12 +141,12 @@ def _assert_replay(session: Session, settings: Settings, run: Run) -> None:
                 assert f"Autopack-Patch-SHA256: {patch.sha256}\n" in commit.message
                 content = commit.difference if commit.is_merged else patch.content
                 assert content is not None
-                tree = _apply(settings, Path(scratch), trees[commit.parent], content)
+                tree = scratch.apply(trees[commit.parent], content)
                 assert tree == commit.tree
             elif commit.kind in (CommitKind.RECORD, CommitKind.REPLAY):
                 content = commit.difference
                 assert content is not None
-                tree = _apply(settings, Path(scratch), trees[commit.parent], content)
+                tree = scratch.apply(trees[commit.parent], content)
                 assert tree == commit.tree
             else:
                 assert commit.tree in trees.values()
@@ -149,17 +164,29 @@ def _assert_once_between_undos(chain: list[Commit]) -> None:
             since_undo.add(commit.patch_pk)
 
 
-def _apply(settings: Settings, scratch: Path, tree: str, patch: bytes) -> str:
-    objects = scratch / "objects"
-    objects.mkdir(exist_ok=True)
-    own = {
-        "GIT_INDEX_FILE": str(scratch / "index"),
-        "GIT_OBJECT_DIRECTORY": str(objects),
-        "GIT_ALTERNATE_OBJECT_DIRECTORIES": str(_git_dir(settings) / "objects"),
-    }
-    _git(settings, "read-tree", tree, extra=own)
-    _git(settings, "apply", "--cached", "--whitespace=nowarn", "-", stdin=patch, extra=own)
-    return _git(settings, "write-tree", extra=own).strip()
+class _Scratch:
+    """An index and objects aside, in which git itself puts patches on trees."""
+
+    def __init__(self, settings: Settings, folder: Path) -> None:
+        self._settings = settings
+        objects = folder / "objects"
+        objects.mkdir()
+        self._own = {
+            "GIT_INDEX_FILE": str(folder / "index"),
+            "GIT_OBJECT_DIRECTORY": str(objects),
+            "GIT_ALTERNATE_OBJECT_DIRECTORIES": str(_git_dir(settings) / "objects"),
+        }
+        self._tree = ""  # what the index has
+
+    def apply(self, tree: str, patch: bytes) -> str:
+        if tree != self._tree:
+            self._git("read-tree", tree)
+        self._git("apply", "--cached", "--whitespace=nowarn", "-", stdin=patch)
+        self._tree = self._git("write-tree").strip()
+        return self._tree
+
+    def _git(self, *arguments: str, stdin: bytes = b"") -> str:
+        return _git(self._settings, *arguments, stdin=stdin, extra=self._own)
 
 
 def _assert_counts(session: Session) -> None:
@@ -187,17 +214,17 @@ def _assert_counts(session: Session) -> None:
         assert recorded == count
 
 
-def _assert_no_other_refs(settings: Settings, names: list[str]) -> None:
-    heads = _git(settings, "for-each-ref", "--format=%(refname)", "refs/heads/autonomous/")
-    assert sorted(heads.split()) == sorted(f"refs/heads/autonomous/{name}" for name in names)
-
-
-def _assert_files(engine: Engine, settings: Settings, names: list[str]) -> None:
+def _assert_files(
+    engine: Engine,
+    settings: Settings,
+    repository: Repository,
+    names: list[str],
+    of_others: list[str],
+) -> None:
     """Every file is what writing all of them anew would make of database and branch."""
     with tempfile.TemporaryDirectory() as scratch:
         mirror = Mirror(Path(scratch))
         mirror.prepare()
-        repository = Repository.open(settings)
         context = AppContext(
             settings, engine, engine, repository, mirror, now=lambda: datetime.now(UTC)
         )
@@ -207,8 +234,9 @@ def _assert_files(engine: Engine, settings: Settings, names: list[str]) -> None:
                 project(context, session, run, phases=None, index=run_index(session, run))
             project_backlog(context, session)
         expected, found = _content(Path(scratch)), _content(settings.autonomous_runs_dir)
-    ours = {name for name in found if name.startswith("project_ruleset_")} | {durability.MARK}
-    assert found.keys() - ours == expected.keys()
+    others = {name for name in found if Path(name).parts[0] in of_others}
+    others |= {name for name in found if name.startswith("project_ruleset_")} | {durability.MARK}
+    assert found.keys() - others == expected.keys()
     for name, content in expected.items():
         assert found[name] == content, name
 

@@ -7,21 +7,22 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from .test_kill import RUN, new_file, result, started
+from .test_kill import new_file, result, started
 
 if TYPE_CHECKING:
     from .conftest import Stage
 
 pytestmark = [pytest.mark.e2e, pytest.mark.safety_critical]
+RUN = "run-001"
 
 
 def test_a_service_that_dies_before_the_ref_moves_leaves_a_finished_phase_to_read(
     stage: Stage,
 ) -> None:
-    started(stage)
+    started(stage, RUN)
     branch = f"refs/heads/autonomous/{RUN}"
     before = stage.repo.git("rev-parse", branch)
-    path, body = result("P1", new_file("src/one.txt"))
+    path, body = result(RUN, "P1", new_file("src/one.txt"))
     stage.kill_at("committed")
     with pytest.raises(httpx.TransportError):
         stage.call("POST", path, body)
