@@ -104,10 +104,14 @@ class ForkServer:
             return ForkedProcess(connection, *files)
 
     def run(
-        self, *words: str, folder: Path, environment: Mapping[str, str]
+        self,
+        *words: str,
+        folder: Path,
+        environment: Mapping[str, str],
+        first: Path | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Run a command to its end."""
-        process = self.start(*words, folder=folder, environment=environment)
+        process = self.start(*words, folder=folder, environment=environment, first=first)
         output, errors = process.communicate(PATIENCE_SECONDS)
         return subprocess.CompletedProcess(words, process.wait(), output, errors)
 

@@ -7,8 +7,6 @@ import os
 import random
 import shutil
 import stat
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +36,7 @@ from .consistency import REVISION, assert_consistent
 
 if TYPE_CHECKING:
     from tests.conftest import GitRepo
+    from tests.processes import ForkServer
 
 pytestmark = [pytest.mark.integration, pytest.mark.safety_critical]
 
@@ -379,12 +378,11 @@ def test_a_file_that_is_there_is_not_replaced_and_a_backup_is_for_its_owner_alon
     assert backup.read_bytes() == content
 
 
-SCRIPT = """
-import os, resource, sys
-from autopack.cli.app import main
+STOPPING = """
+import os, resource
 from autopack.services import archives
 
-kind, file = sys.argv[1:]
+kind = os.environ["STOP_AT"]
 if kind == "full":  # a limit of the process, which the kernel enforces as it does a full disk
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 else:
@@ -395,13 +393,12 @@ else:
             os.kill(os.getpid(), 9)
         return write(self, name, chunks)
     archives.ArchiveWriter.add = add
-sys.exit(main(["db", "backup", file]))
 """
 
 
 @pytest.mark.parametrize("kind", ["full", "manifest.json"])
 def test_a_backup_that_is_stopped_leaves_no_file_of_its_name(
-    settings: Settings, git_repo: GitRepo, tmp_path: Path, kind: str
+    settings: Settings, git_repo: GitRepo, fork_server: ForkServer, tmp_path: Path, kind: str
 ) -> None:
     git_repo.commit({"large.bin": random.Random(1).randbytes(200_000)})
     with service(settings) as client:
@@ -409,9 +406,14 @@ def test_a_backup_that_is_stopped_leaves_no_file_of_its_name(
     file = tmp_path / "folder" / "backup.tar"
     file.parent.mkdir()
     assert settings.database_url is not None
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, kind, str(file)],
-        env={
+    stopping = tmp_path / "stopping.py"
+    stopping.write_text(STOPPING)
+    done = fork_server.run(
+        *("db", "backup", str(file)),
+        folder=tmp_path,
+        first=stopping,
+        environment={
+            "STOP_AT": kind,
             "PATH": os.environ["PATH"],
             "HOME": os.environ.get("HOME", "/"),
             "AUTOPACK_REPO_PATH": str(settings.repo_path),
@@ -420,9 +422,6 @@ def test_a_backup_that_is_stopped_leaves_no_file_of_its_name(
             "AUTONOMOUS_RUNS_DIR": str(settings.autonomous_runs_dir),
             "DATABASE_URL": settings.database_url,
         },
-        capture_output=True,
-        text=True,
-        check=False,
     )
     left = [path.name for path in file.parent.iterdir()]
     if kind == "full":

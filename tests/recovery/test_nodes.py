@@ -137,6 +137,7 @@ def ask(settings: Settings, query: str) -> list[tuple[Any, ...]]:
         return list(cursor.fetchall())
 
 
+@pytest.mark.parametrize("nodes", [2], indirect=True)
 def test_a_ruleset_that_one_node_puts_in_force_holds_for_a_run_that_another_starts(
     nodes: list[Stage],
 ) -> None:
@@ -145,15 +146,17 @@ def test_a_ruleset_that_one_node_puts_in_force_holds_for_a_run_that_another_star
         ruleset = {"project_id": "Autopack", "version": version}
         nodes[number].must("PUT", "/project/ruleset", ruleset)
         run_id = f"run-{number}"
-        nodes[2 - number].must("POST", "/runs/start", plan(run_id, 1))
-        versions = nodes[2].must("GET", "/project/ruleset/versions")["versions"]
-        assert versions[0]["document"]["version"] == version
+        nodes[1 - number].must("POST", "/runs/start", plan(run_id, 1))
+        for node in nodes:
+            versions = node.must("GET", "/project/ruleset/versions")["versions"]
+            assert versions[0]["document"]["version"] == version
 
 
+@pytest.mark.parametrize("nodes", [2], indirect=True)
 def test_a_run_on_a_commit_that_a_clone_lacks_is_503_there_until_it_has_it(
     nodes: list[Stage],
 ) -> None:
-    first, second, _ = nodes
+    first, second = nodes
     base = first.repo.commit({"new.txt": "new\n"})
     first.must("POST", "/runs/start", plan("run-001", 1))
     path = "/runs/run-001/phases/P0/builder_result"
