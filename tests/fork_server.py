@@ -24,7 +24,9 @@ from typing import Any
 # All that a service or a worker imports, before the fork: these are imported only when needed.
 import alembic.command  # noqa: F401
 import anyio._backends._asyncio  # noqa: F401
-import uvicorn.lifespan.on  # noqa: F401
+import procrastinate.worker  # noqa: F401
+import uvicorn.lifespan.on
+import uvicorn.loops.uvloop  # noqa: F401
 
 from autopack import main as _imported  # noqa: F401
 from autopack.cli import run as _run  # noqa: F401
