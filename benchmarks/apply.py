@@ -74,12 +74,19 @@ def make_repository(folder: Path, files: int, refs: int) -> None:
         data = content(number, 0)
         head = f"M 100644 inline {path_of(number)}\ndata {len(data)}\n"
         stream += head.encode(), data, b"\n"
-    for number in range(refs):
-        stream.append(f"reset refs/heads/b{number}\nfrom :1\n\n".encode())
-        stream.append(f"reset refs/tags/t{number}\nfrom :1\n\n".encode())
     git(folder, "fast-import", "--quiet", stdin=b"".join(stream))
-    git(folder, "pack-refs", "--all")
+    add_refs(folder, refs)
     git(folder, "reset", "-q", "--hard")
+
+
+def add_refs(folder: Path, count: int) -> None:
+    """Add as many branches and as many tags, packed."""
+    head = git(folder, "rev-parse", "main")
+    kinds = [f"heads/b{number}" for number in range(count)]
+    kinds += [f"tags/t{number}" for number in range(count)]
+    commands = "".join(f"create refs/{kind} {head}\n" for kind in kinds)
+    git(folder, "update-ref", "--stdin", stdin=commands.encode())
+    git(folder, "pack-refs", "--all")
 
 
 @dataclass(frozen=True)
@@ -153,8 +160,10 @@ def by_autopack(folder: Path, scratch: Path, ref: str) -> Step:
         assert not check_changes(changes, policy)
 
     def step(patch: bytes, changed: list[Change]) -> None:
-        tree = repository.apply(head, patch, protect).tree
-        commit = repository.write_commit(parents=[head], tree=tree, message="x", at=AT)
+        new = repository.new_objects()
+        tree = repository.apply(head, patch, protect, into=new).tree
+        commit = repository.write_commit(parents=[head], tree=tree, message="x", at=AT, into=new)
+        new.install()
         update = RefUpdate(ref, commit, repository.read_ref(ref))
         with repository.prepare_refs([update]) as prepared:
             prepared.commit()
@@ -213,13 +222,15 @@ def bare_plumbing(folder: Path, scratch: Path) -> Callable[[str], Step]:
 WAYS: dict[str, tuple[int, Callable[[Path, Path, str], Step]]] = {
     "check out, apply, add, commit": (5, by_checkout),
     "temporary full index": (5, by_full_index),
-    "Autopack": (2, by_autopack),
+    "Autopack": (1, by_autopack),
     "floor: the bare plumbing": (2, by_bare_plumbing),
 }
-REPOSITORIES = {  # files, and as many branches as tags
+REPOSITORIES = {  # files, and how many branches, and as many tags, are added to them
     "200 files": (200, 0),
     "80,000 files": (80_000, 0),
     "and 20,000 refs": (80_000, 10_000),
+    "300,000 files": (300_000, 0),
+    "and 100,000 refs": (300_000, 50_000),
 }
 
 
@@ -276,12 +287,15 @@ def main() -> None:
     patches = parser.parse_args().patches
     results = []
     rates = []
-    for files, refs in REPOSITORIES.values():
+    for files, columns in itertools.groupby(REPOSITORIES.values(), key=lambda column: column[0]):
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary, "repository")
-            make_repository(folder, files, refs)
-            results.append(measure(folder, Path(temporary, "scratch"), files, patches))
-            rates.append(throughput(folder, Path(temporary, "scratch"), files, patches // 4))
+            make_repository(folder, files, 0)
+            for number, (_, refs) in enumerate(columns):
+                add_refs(folder, refs)
+                scratch = Path(temporary, f"scratch{number}")
+                results.append(measure(folder, scratch, files, patches))
+                rates.append(throughput(folder, scratch, files, patches // 4))
     print(f"{'ms a patch, median':32}{'spawns':>8}", *(f"{each:>16}" for each in REPOSITORIES))
     for name, (spawns, _) in WAYS.items():
         print(f"{name:32}{spawns:>8}", *(f"{result[name]:16.1f}" for result in results))

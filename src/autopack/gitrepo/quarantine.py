@@ -9,7 +9,7 @@ import time
 import zlib
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 
@@ -34,6 +34,7 @@ class Quarantine:
     repository: Objects
     runner: GitRunner
     environment: dict[str, str]
+    _trees: dict[str, bytes] = field(default_factory=dict)
 
     @property
     def index(self) -> Path:
@@ -75,7 +76,14 @@ class Quarantine:
 
     def draft(self, tree: str) -> TreeDraft:
         """Return a tree that can be read, and changed in memory."""
-        return TreeDraft(tree, lambda oid: self.read(oid)[1])
+        return TreeDraft(tree, self._tree)
+
+    def _tree(self, oid: str) -> bytes:
+        """Return a tree, read once: several drafts of a patch begin at the same one."""
+        data = self._trees.get(oid)
+        if data is None:
+            data = self._trees[oid] = self.read(oid)[1]
+        return data
 
     def write(self, kind: str, data: bytes) -> str:
         """Write an object into quarantine and return its id."""

@@ -33,7 +33,7 @@ class RefLock:
 
     def __init__(self, git_dir: Path, ref: str) -> None:
         self.ref = ref
-        self._top = git_dir / "refs"
+        self._top = f"{git_dir}/refs"
         self._path = f"{git_dir}/{ref}"
         self._lock = f"{self._path}.lock"
         self._descriptor = -1
@@ -122,7 +122,7 @@ class RefLock:
             os.chmod(folder, self._mode())  # that of a shared repository has its group's rights
 
     def _mode(self) -> int:
-        return stat.S_IMODE(self._top.stat().st_mode)
+        return stat.S_IMODE(os.stat(self._top).st_mode)
 
     def _remove_empty_folder(self) -> None:
         """Remove what is left of refs within this ref's name: git leaves their folders."""

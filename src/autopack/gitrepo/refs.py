@@ -90,7 +90,8 @@ class Refs:
         if ".." in ref or not (ref == "HEAD" or ref.startswith("refs/")):
             raise ValueError(f"{ref!r} is not a ref")
         try:
-            return (self._git_dir / ref).read_bytes().decode(errors="backslashreplace").strip()
+            with open(f"{self._git_dir}/{ref}", "rb") as file:
+                return file.read().decode(errors="backslashreplace").strip()
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return self._packed.find(ref)
 
