@@ -63,6 +63,8 @@ def test_a_statement_that_holds_a_long_lock_is_named(statement: str, fault: str)
         [["/* batch */ UPDATE runs SET a = b WHERE id > 0 AND id <= 2000 AND (a IS NULL)"]],
         [["ALTER TABLE webhooks ADD CONSTRAINT c CHECK (format IN ('a'))"]],
         [["TRUNCATE figures"]],
+        # A comma within quotes ends no action.
+        [["ALTER TABLE runs ADD COLUMN a TEXT DEFAULT 'x, ADD b INT NOT NULL'"]],
     ],
 )
 def test_what_only_changes_the_catalog_or_works_beside_requests_is_fine(

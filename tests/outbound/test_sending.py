@@ -46,6 +46,17 @@ class Names:
         return [(family, socket.SOCK_STREAM, 6, "", (place, port))]
 
 
+def test_each_address_of_a_name_must_be_public(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that is called may be any of them."""
+    found = [
+        (socket.AF_INET, socket.SOCK_STREAM, 6, "", (ip, 443)) for ip in ("8.8.8.8", "10.0.0.1")
+    ]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    address = parse_address(f"https://{NAME}/", is_private_allowed=False)
+    with pytest.raises(AddressError, match=r"10\.0\.0\.1, which is not a public one"):
+        resolve(address, is_private_allowed=False)
+
+
 @pytest.mark.parametrize(
     ("place", "expected"),
     [
