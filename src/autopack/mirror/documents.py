@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from datetime import datetime
 from decimal import Decimal
-from functools import cache
+from functools import cache, lru_cache
 from operator import attrgetter
 from types import NoneType
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from ..domain.events import wire_time
 from ..domain.money import usd_text
 from ..domain.run_issues import IndexEntry
-from ..views.issues import BacklogEntryAnswer, IssueIndexAnswer
+from ..views.issues import BacklogEntryAnswer, IssueIndexAnswer, PhaseIssue
 from ..views.runs import PhaseDetail, RunDetail
 
 # Escaped because a terminal or an editor that shows the file could execute them.
@@ -25,26 +25,28 @@ _UNSHOWN = re.compile(r"[\x7f-\x9f\u2028\u2029\u200e\u200f\u061c\u202a-\u202e\u2
 _REVISION = re.compile(rb'^  "revision": (\d{1,16}),?$', re.MULTILINE)
 _INDEX_NAMES = tuple(field.name for field in fields(IndexEntry))
 _BACKLOG_NAMES = tuple(name for name in BacklogEntryAnswer.model_fields if name != "issue_key")
+_ISSUE_NAMES = tuple(PhaseIssue.model_fields)
 _SCALARS = (str, int, NoneType, datetime, float, Decimal)
 _index_values = attrgetter(*_INDEX_NAMES)
 _backlog_values = attrgetter(*_BACKLOG_NAMES)
+_issue_values = attrgetter(*_ISSUE_NAMES)
 
 
 def phase_issues(run: RunDetail, phase: PhaseDetail) -> bytes:
     """Render `issues/phase_<phase_index>_<phase_id>_issues.json`. (rules §7)"""
-    return encode(
-        {
-            "run_id": run.run_id,
-            "phase_id": phase.phase_id,
-            "phase_index": phase.phase_index,
-            "tier_id": phase.tier_id,
-            "revision": run.revision,
-            "issue_state": phase.issue_state,
-            "minor_issue_count": phase.minor_issues_count,
-            "major_issue_count": phase.major_issues_count,
-            "issues": [dict(issue) for issue in phase.issues],
-        }
-    )
+    head = {
+        "run_id": run.run_id,
+        "phase_id": phase.phase_id,
+        "phase_index": phase.phase_index,
+        "tier_id": phase.tier_id,
+        "revision": run.revision,
+        "issue_state": phase.issue_state,
+        "minor_issue_count": phase.minor_issues_count,
+        "major_issue_count": phase.major_issues_count,
+    }
+    issues = ",\n    ".join(_issue(_hashable(_issue_values(each))) for each in phase.issues)
+    listed = f"[\n    {issues}\n  ]" if issues else "[]"
+    return _bytes(_indented(head).removesuffix("\n}") + f',\n  "issues": {listed}\n}}')
 
 
 def run_issue_index(run: RunDetail, index: IssueIndexAnswer) -> bytes:
@@ -52,7 +54,7 @@ def run_issue_index(run: RunDetail, index: IssueIndexAnswer) -> bytes:
     return _encode_by_key(
         {"run_id": run.run_id, "revision": run.revision},
         (
-            (key, dict(zip(_INDEX_NAMES, _index_values(entry), strict=True)))
+            (key, _entry(_INDEX_NAMES, _index_values(entry)))
             for key, entry in index.issues_by_key.items()
         ),
     )
@@ -63,7 +65,7 @@ def project_backlog(project_id: str, entries: Sequence[BacklogEntryAnswer]) -> b
     return _encode_by_key(
         {"project_id": project_id},
         (
-            (entry.issue_key, dict(zip(_BACKLOG_NAMES, _backlog_values(entry), strict=True)))
+            (entry.issue_key, _entry(_BACKLOG_NAMES, _hashable(_backlog_values(entry))))
             for entry in entries
         ),
     )
@@ -89,12 +91,29 @@ def encode_with_lines(head: Mapping[str, Any], lists: Mapping[str, Iterable[Any]
     return _bytes(text + "\n}")
 
 
-def _encode_by_key(head: Mapping[str, Any], entries: Iterable[tuple[str, Any]]) -> bytes:
+def _encode_by_key(head: Mapping[str, Any], entries: Iterable[tuple[str, str]]) -> bytes:
     """Encode with one entry a line: faster than indenting, and easy to search."""
     names = ",\n".join(f"  {_LINE.encode(name)}: {_LINE.encode(head[name])}" for name in head)
-    lines = ",\n".join(f"    {_LINE.encode(key)}: {_LINE.encode(entry)}" for key, entry in entries)
+    lines = ",\n".join(f"    {_LINE.encode(key)}: {entry}" for key, entry in entries)
     by_key = f"{{\n{lines}\n  }}" if lines else "{}"
     return _bytes(f'{{\n{names},\n  "issues_by_key": {by_key}\n}}')
+
+
+# A report changes one entry of each file; the text of the others is as it was.
+
+
+@lru_cache(maxsize=1_024)
+def _issue(values: tuple[object, ...]) -> str:
+    return _indented(dict(zip(_ISSUE_NAMES, values, strict=True)), "\n    ")
+
+
+@lru_cache(maxsize=4_096)
+def _entry(names: tuple[str, ...], values: tuple[object, ...]) -> str:
+    return _LINE.encode(dict(zip(names, values, strict=True)))
+
+
+def _hashable(values: tuple[object, ...]) -> tuple[object, ...]:
+    return tuple(tuple(each) if isinstance(each, list) else each for each in values)
 
 
 def _indented(value: object, line: str = "\n") -> str:
@@ -119,7 +138,8 @@ def _is_flat(value: dict[str, Any] | list[Any]) -> bool:
     """Return whether no member has lines of its own."""
     members = value.values() if isinstance(value, dict) else value
     return bool(value) and all(
-        isinstance(each, _SCALARS) or (isinstance(each, list) and not each) for each in members
+        isinstance(each, _SCALARS) or (isinstance(each, list | tuple) and not each)
+        for each in members
     )
 
 

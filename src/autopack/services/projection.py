@@ -208,7 +208,7 @@ def run_detail(session: RowSession, run: Run, *, detailed: Collection[str] | Non
     found: dict[int, list[PhaseIssue]] = {}
     if wanted:
         for issue in issues.list_issues(session, [phase.id for phase in wanted]):
-            found.setdefault(issue.phase_pk, []).append(PhaseIssue.of(issue))
+            found.setdefault(issue.phase_pk, []).append(PhaseIssue.shared(issue))
     tiers = []
     for tier in run.tiers:
         members = [_phase_detail(phase, attempts, found) for phase in tier.phases]
