@@ -286,7 +286,7 @@ def test_a_prepared_select_goes_on_after_a_migration_of_its_table(session: RowSe
     (before,) = session.rows_by(by_name, ("T1",))
     session.begin_change()
     session.gather(
-        "ALTER TABLE tiers ALTER name TYPE varchar(999), ALTER tokens_used TYPE numeric,"
+        "ALTER TABLE tiers ALTER name TYPE varchar(999), ALTER token_cap TYPE numeric,"
         " ALTER cost_usd TYPE numeric(30, 12), ALTER tier_id TYPE text, ADD one_more bigint"
     )
     (after,) = session.rows_by(by_name, ("T1",))
