@@ -12,14 +12,14 @@ pytestmark = pytest.mark.unit
 
 ANYONE = Caller(key="ops")
 BOUND = Caller(key="ci", project_id="other")
-OF_ISSUER = Caller(subject="repo:org/app")
+OF_ISSUER = Caller(subject="repo:org/app", project_id="main")
 
 
 def test_projects_are_managed_by_callers_for_all_projects() -> None:
     require_unbound(ANYONE)
     with pytest.raises(WrongProjectError, match="key 'ci' is bound to the project 'other'"):
         require_unbound(BOUND)
-    with pytest.raises(WrongProjectError, match="a token of an issuer is for the default project"):
+    with pytest.raises(WrongProjectError, match="is bound to the project 'main'"):
         require_unbound(OF_ISSUER)
 
 
