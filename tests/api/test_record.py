@@ -103,7 +103,7 @@ def test_a_success_waits_for_its_record_and_a_failure_does_not(
     api.start()
     api.start("run-002")
 
-    def fail(*_: Any) -> str:
+    def fail(*_: Any, **__: Any) -> str:
         raise RepositoryUnusableError("the disk is full")
 
     with monkeypatch.context() as patch:

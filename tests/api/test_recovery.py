@@ -282,7 +282,7 @@ class TestALostDatabase:
         assert api.result().status_code == 200
 
     @pytest.mark.parametrize(
-        "moment", ["EXECUTE select_replies", "INSERT INTO submissions", "UPDATE runs"]
+        "moment", ["EXECUTE select_replies", "EXECUTE insert_submissions", "EXECUTE update_runs"]
     )
     def test_a_connection_cut_within_a_request_is_503_and_nothing_happened(
         self, api: Api, app: FastAPI, settings: Settings, moment: str
@@ -313,7 +313,7 @@ class TestALostDatabase:
     @pytest.mark.parametrize(
         ("moment", "status"),
         # By the second moment branch and files are as they should be: the mark alone is missing.
-        [("EXECUTE select_issues", 503), ("SET mirrored_revision", 200)],
+        [("EXECUTE select_issues", 503), ("EXECUTE mark_mirrored", 200)],
     )
     def test_a_connection_cut_after_the_commit_is_rolled_forward(
         self, api: Api, app: FastAPI, settings: Settings, moment: str, status: int

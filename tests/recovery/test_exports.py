@@ -177,7 +177,7 @@ def in_rows(table: str, **values: object) -> Callable[[str, bytes], bytes]:
 
 FORGERIES: list[tuple[Callable[[str, bytes], bytes], str]] = [
     (in_rows("runs", state="DONE_FAILED_ENVIRONMENT"), "the state in the rows differs"),
-    (in_rows("runs", state="<script>"), "violates check constraint"),
+    (in_rows("runs", state="<script>"), 'violates check "ck_runs_state_known"'),
     (in_rows("runs", ended_at=None), "not over"),
     (in_rows("phases", tokens_used=1), "phase 'P0' in the rows differs"),
     (in_rows("phases", run_pk=77), "77"),
