@@ -291,7 +291,8 @@ def test_an_old_git_makes_no_rehearsal_and_says_so(api: Api, tmp_path: Path) -> 
     old = tmp_path / "old" / "git"
     old.parent.mkdir()
     old.write_text(
-        '#!/bin/sh\ncase " $* " in *" version "*) echo git version 2.37.1; exit;; esac\n'
+        '#!/bin/sh\ncase " $* " in *" version "*) echo git version 2.37.1; exit;;'
+        '*" --write-tree "*) exit 129;; esac\n'
         f'exec {git} "$@"\n'
     )
     old.chmod(0o755)

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.integration
 def test_each_work_item_has_a_trace_of_its_own_in_the_events(workshop: Workshop) -> None:
     workshop.start()
     for _ in range(2):
-        workshop.work("echo nothing done; exit 1")
+        workshop.work("echo begun >notes.txt; exit 1")  # without a change it would pause first
     events = workshop.service.event_page("run-001").events
     traces = [event.data["traceparent"] for event in events if "traceparent" in event.data]
     assert len(traces) >= 2

@@ -74,6 +74,7 @@ class Git:
         self.repository = Path(repository)
         self.git_dir = self.scratch / "git"
         self._batch: subprocess.Popen[bytes] | None = None
+        self._index: str | None = None  # the tree that our own index holds
         if not self.repository.is_dir():
             raise WrongUseError(f"{self.repository} is no folder")
         objects = self._theirs("rev-parse", "--git-path", "objects")
@@ -126,6 +127,22 @@ class Git:
             raise RecordError(
                 f"git {arguments[0]} took longer than {GIT_SECONDS} seconds"
             ) from None
+
+    def apply(self, tree: str, patch: bytes) -> str | None:
+        """Put a patch on a tree, in an index of our own; None: it does not apply.
+
+        Patches in the order of their commits need two processes each: the index is there already.
+        """
+        held, self._index = self._index, None
+        if tree != held and self.run("read-tree", tree).returncode != 0:
+            return None
+        apply = ("apply", "--cached", "--whitespace=nowarn", "-")
+        if self.run(*apply, stdin=patch).returncode != 0:
+            return None
+        done = self.run("write-tree")
+        if done.returncode == 0:
+            self._index = done.stdout.decode("ascii", "replace").strip()
+        return self._index
 
     def merge_trees(self, base: str, ours: str, theirs: str) -> str | None:
         """Merge two trees of a common one, in our own git dir; None: there are conflicts."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
@@ -639,15 +640,16 @@ def _found(settings: Settings) -> tuple[GitRunner, Path, bool]:
         raise RepositoryUnusableError(
             f"{settings.repo_path} is not a folder: set AUTOPACK_REPO_PATH to a git repository."
         )
-    _check_version(runner, settings.repo_path)
+    words, version = _version(runner)
+    if version < _OLDEST_GIT:
+        raise RepositoryUnusableError(f"{words} is too old: install git 2.38 or newer.")
     return runner, *discover(runner, settings.repo_path)
 
 
-def _check_version(runner: GitRunner, folder: Path) -> None:
-    words = runner.run("version", folder=folder, environment={}).stdout.decode().strip()
-    match = re.search(r"(\d+)\.(\d+)", words)
-    if match is None or (int(match[1]), int(match[2])) < _OLDEST_GIT:
-        raise RepositoryUnusableError(f"{words} is too old: install git 2.38 or newer.")
+@functools.cache  # a process asks once, however many repositories it opens
+def _version(runner: GitRunner) -> tuple[str, tuple[int, ...]]:
+    words = runner.run("version", folder=Path("/"), environment={}).stdout.decode().strip()
+    return words, tuple(map(int, re.findall(r"\d+", words)[:2]))
 
 
 def discover(runner: GitRunner, path: Path) -> tuple[Path, bool]:

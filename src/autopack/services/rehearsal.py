@@ -19,7 +19,7 @@ def rehearse(context: AppContext, run: Run) -> tuple[Rehearsal | None, tuple[str
     """Merge a run's branch with its base branch as both are now; return the reasons against it.
 
     There is no rehearsal if a branch is missing, if the run's own is not at the recorded commit, or
-    if git fails; each is a reason too. Needs two processes of git.
+    if git fails; each is a reason too. Needs at most two processes of git.
     """
     repository = context.repository
     base = repository.read_ref(f"refs/heads/{run.base_branch}")
@@ -45,7 +45,7 @@ def _rehearse(context: AppContext, run: Run, head: str, base: str) -> Rehearsal:
     def came_to(result: RehearsalResult, files: tuple[str, ...] = ()) -> Rehearsal:
         return Rehearsal(result=result, base_branch=run.base_branch, base_commit=base, files=files)
 
-    if not context.repository.is_ancestor(run.trunk, base):
+    if run.trunk != base and not context.repository.is_ancestor(run.trunk, base):
         return came_to(RehearsalResult.BEHIND)
     merge = context.repository.try_merge(base, head)
     if merge.mergeable:
