@@ -9,7 +9,6 @@ exit code when the process has ended, a line each. The server ends with its own 
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import runpy
@@ -21,18 +20,22 @@ import traceback
 from io import TextIOWrapper
 from typing import Any
 
-# All that a service or a worker imports, before the fork: these are imported only when needed.
-import alembic.command  # noqa: F401
-import anyio._backends._asyncio  # noqa: F401
-import procrastinate.worker  # noqa: F401
-import uvicorn.lifespan.on
-import uvicorn.loops.uvloop  # noqa: F401
-
-from autopack import main as _imported  # noqa: F401
-from autopack.cli import run as _run  # noqa: F401
-from autopack.cli import serve as _serve  # noqa: F401
-from autopack.cli import work as _work  # noqa: F401
 from autopack.cli.app import main
+from autopack.cli.command import importing
+
+# All that a service or a worker imports, before the fork: these are imported only when needed.
+with importing():
+    import alembic.command  # noqa: F401
+    import anyio._backends._asyncio  # noqa: F401
+    import procrastinate.worker  # noqa: F401
+    import uvicorn.lifespan.on
+    import uvicorn.loops.uvloop  # noqa: F401
+
+    from autopack import main as _imported  # noqa: F401
+    from autopack.cli import run as _run  # noqa: F401
+    from autopack.cli import serve as _serve  # noqa: F401
+    from autopack.cli import up as _up  # noqa: F401
+    from autopack.cli import work as _work  # noqa: F401
 
 LONGEST_REQUEST = 1 << 20
 
@@ -127,6 +130,5 @@ def tell_ends(clients: dict[int, socket.socket]) -> None:
 
 
 if __name__ == "__main__":
-    gc.freeze()  # what was imported is garbage in no command
     with socket.socket(fileno=int(sys.argv[1])) as listening:
         serve(listening)

@@ -321,6 +321,22 @@ class TestConnections:
         killer.dispose()
 
 
+@pytest.fixture(scope="module")
+def laid_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose server was started once and stopped: to lay one out takes half a second."""
+    folder = tmp_path_factory.mktemp("laid-out") / "postgres"
+    with EmbeddedPostgres(folder):
+        pass
+    return folder
+
+
+@pytest.fixture
+def used(folder: Path, laid_out: Path) -> Path:
+    """A folder that had a server before."""
+    subprocess.run(["cp", "-a", str(laid_out), str(folder)], check=True)
+    return folder
+
+
 class TestEmbeddedPostgres:
     def test_data_survive_a_stop(self, folder: Path) -> None:
         with EmbeddedPostgres(folder) as server:
@@ -329,8 +345,8 @@ class TestEmbeddedPostgres:
         with EmbeddedPostgres(folder) as server:
             assert _read(server) == ["kept"]
 
-    def test_it_is_durable_and_only_this_user_can_connect(self, folder: Path) -> None:
-        with EmbeddedPostgres(folder) as server:
+    def test_it_is_durable_and_only_this_user_can_connect(self, used: Path) -> None:
+        with EmbeddedPostgres(used) as server:
             assert _ask(server, "SHOW fsync") == "on"
             assert _ask(server, "SHOW listen_addresses") == ""
             socket = server.socket_folder / ".s.PGSQL.5432"
@@ -346,34 +362,34 @@ class TestEmbeddedPostgres:
         with EmbeddedPostgres(folder / name) as server:
             assert _ask(server, "SELECT 1") == 1
 
-    def test_the_last_one_to_leave_stops_it(self, folder: Path) -> None:
-        first, second = EmbeddedPostgres(folder), EmbeddedPostgres(folder)
+    def test_the_last_one_to_leave_stops_it(self, used: Path) -> None:
+        first, second = EmbeddedPostgres(used), EmbeddedPostgres(used)
         first.start()
         second.start()
         first.stop()
         assert _ask(second, "SELECT 1") == 1
         second.stop()
-        assert _postgres_in(folder) == []
+        assert _postgres_in(used) == []
 
     def test_an_owner_killed_outright_leaves_a_server_that_the_next_one_uses_and_stops(
-        self, folder: Path
+        self, used: Path
     ) -> None:
-        owner = _start_owner(folder)
-        before = [process.pid for process in _postgres_in(folder)]
+        owner = _start_owner(used)
+        before = [process.pid for process in _postgres_in(used)]
         owner.kill()
         owner.wait()
-        with EmbeddedPostgres(folder) as server:
+        with EmbeddedPostgres(used) as server:
             assert _ask(server, "SELECT 1") == 1
-            assert set(before) & {process.pid for process in _postgres_in(folder)}
-        assert _postgres_in(folder) == []
+            assert set(before) & {process.pid for process in _postgres_in(used)}
+        assert _postgres_in(used) == []
 
     @pytest.mark.parametrize("pid", [1, 2**22 - 7, "of this test", "nonsense"])
-    def test_a_stale_pid_file_is_not_believed(self, folder: Path, pid: int | str) -> None:
-        with EmbeddedPostgres(folder) as server:
+    def test_a_stale_pid_file_is_not_believed(self, used: Path, pid: int | str) -> None:
+        with EmbeddedPostgres(used) as server:
             _write(server, "kept")
         shown = os.getpid() if pid == "of this test" else pid
-        (folder / "data" / "postmaster.pid").write_text(f"{shown}\n{folder}/data\n1\n5432\n")
-        with EmbeddedPostgres(folder) as server:
+        (used / "data" / "postmaster.pid").write_text(f"{shown}\n{used}/data\n1\n5432\n")
+        with EmbeddedPostgres(used) as server:
             assert _read(server) == ["kept"]
 
     def test_a_killed_server_is_revived_by_the_next_connection(self, tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import os
 import shlex
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from autopack.cli.app import main
 
 if TYPE_CHECKING:
     from tests.conftest import GitRepo, ServedHere
+    from tests.processes import ForkedProcess, ForkServer
 
 PATIENCE_SECONDS = 90
 PLAN = """
@@ -44,8 +44,11 @@ MARK = "TEST_OF_UP"
 class Stage:
     """A project, a plan, an agent, and the command."""
 
-    def __init__(self, repo: GitRepo, folder: Path, database_url: str) -> None:
+    def __init__(
+        self, repo: GitRepo, folder: Path, database_url: str, fork_server: ForkServer
+    ) -> None:
         self.repo = repo
+        self.fork_server = fork_server
         self.folder = folder
         (folder / "plan.yaml").write_text(PLAN)
         self.agent = folder / "agent.sh"
@@ -58,19 +61,18 @@ class Stage:
             MARK: str(folder),
         }
 
-    def start(self, *options: str) -> subprocess.Popen[str]:
+    def start(self, *options: str) -> ForkedProcess:
+        """Start the command; the service and the worker that it starts are fresh processes."""
         words = ["up", "../plan.yaml", "--builder", shlex.join(["sh", str(self.agent)]), *options]
-        return subprocess.Popen(
-            [sys.executable, "-m", "autopack", *words],
-            cwd=self.repo.path,
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+        return self.fork_server.start(
+            *words,
+            folder=self.repo.path,
+            environment=self.environment,
+            output=(self.folder / "output").open("w+"),
         )
 
     def processes(self) -> list[psutil.Process]:
-        """Return all processes of the command that still run, in any session."""
+        """Return all processes that the command has started and that still run, in any session."""
         found = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):
@@ -80,15 +82,17 @@ class Stage:
 
 
 @pytest.fixture
-def stage(git_repo: GitRepo, tmp_path: Path, spare_database_url: str) -> Iterator[Stage]:
-    stage = Stage(git_repo, tmp_path, spare_database_url)
+def stage(
+    git_repo: GitRepo, tmp_path: Path, spare_database_url: str, fork_server: ForkServer
+) -> Iterator[Stage]:
+    stage = Stage(git_repo, tmp_path, spare_database_url, fork_server)
     yield stage
     for process in stage.processes():
         with suppress(psutil.Error):
             process.kill()
 
 
-def _wait(condition: Callable[[], bool], process: subprocess.Popen[str] | None = None) -> None:
+def _wait(condition: Callable[[], bool], process: ForkedProcess | None = None) -> None:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not condition():
         ended = process is not None and process.poll() is not None
@@ -104,10 +108,10 @@ def test_one_command_works_on_a_plan_stops_by_ctrl_c_and_continues(stage: Stage)
     hang.touch()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         stage.environment["AUTOPACK_PORT"] = str(taken.getsockname()[1])
-        with stage.start() as process:
-            _wait(begun.exists, process)
-            process.send_signal(signal.SIGINT)
-            said, _ = process.communicate(timeout=PATIENCE_SECONDS)
+        process = stage.start()
+        _wait(begun.exists, process)
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 130, said
     assert "is in use: this service takes another one" in said
     assert "claimed by" in said
@@ -116,8 +120,8 @@ def test_one_command_works_on_a_plan_stops_by_ctrl_c_and_continues(stage: Stage)
     assert stage.processes() == []
 
     hang.unlink()
-    with stage.start() as process:
-        said, _ = process.communicate(timeout=PATIENCE_SECONDS)
+    process = stage.start()
+    said, _ = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 0, said
     assert "greet  DONE_SUCCESS" in said
     assert "1/2 tries" in said  # to stop used none
@@ -131,11 +135,11 @@ def test_one_command_works_on_a_plan_stops_by_ctrl_c_and_continues(stage: Stage)
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells children of a parent's end")
 def test_nothing_is_left_of_a_command_that_was_killed(stage: Stage) -> None:
     (stage.folder / "hang").touch()
-    with stage.start() as process:
-        _wait((stage.folder / "begun").exists, process)
-        assert len(stage.processes()) >= 4  # with service, worker and agent
-        process.kill()
-        process.communicate()
+    process = stage.start()
+    _wait((stage.folder / "begun").exists, process)
+    assert len(stage.processes()) >= 3  # service, worker and agent
+    process.kill()
+    process.communicate()
     _wait(lambda: stage.processes() == [])
 
 
@@ -144,8 +148,8 @@ def test_a_plan_never_goes_to_a_stranger_who_answers_at_the_port(
     stage: Stage, served_here: ServedHere
 ) -> None:
     port = served_here.url.rpartition(":")[2]
-    with stage.start("--port", port) as process:
-        said, _ = process.communicate(timeout=PATIENCE_SECONDS)
+    process = stage.start("--port", port)
+    said, _ = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 2
     assert f"cannot listen on 127.0.0.1 port {port}" in said
     assert httpx.get(f"{served_here.url}/runs", trust_env=False).json()["runs"] == []
@@ -155,8 +159,8 @@ def test_a_plan_never_goes_to_a_stranger_who_answers_at_the_port(
 def test_a_service_that_cannot_start_gives_its_reason(stage: Stage) -> None:
     database, _, query = stage.environment["DATABASE_URL"].partition("?")
     stage.environment["DATABASE_URL"] = f"{database}_gone?{query}"
-    with stage.start() as process:
-        said, _ = process.communicate(timeout=PATIENCE_SECONDS)
+    process = stage.start()
+    said, _ = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 2
     line = said.splitlines()[-1]
     assert line.startswith("autopack: ")
