@@ -490,7 +490,8 @@ def test_a_process_that_dies_after_it_has_sent_leaves_the_message_to_another(
 
 class TestWithWorkers:
     @pytest.fixture
-    def settings(self, settings: Settings) -> Settings:
+    def settings(self, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
+        monkeypatch.setattr("autopack.main.UPKEEP_SECONDS", 1)
         return settings.model_copy(update={"jobs": "inside"})
 
     def test_the_job_engine_tells_and_delivers(self, api: Api, receiver: Receiver) -> None:

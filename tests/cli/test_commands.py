@@ -422,6 +422,9 @@ def test_the_doctor_warns_of_a_service_that_listens_beyond_this_machine(
 ) -> None:
     configure(monkeypatch, settings)
     monkeypatch.setenv("AUTOPACK_HOST", host)
+    # Nothing is asked of a service, and one of these hosts would not even refuse to answer.
+    monkeypatch.setenv("AUTOPACK_PORT", "1")
+    monkeypatch.setattr("autopack.cli.doctor.PROBE_SECONDS", 0.1)
     found = terminal.json("doctor")["findings"]
     warned = [each for each in found if each["check"] == "access"]
     assert bool(warned) == (host in {"192.0.2.7", "::"})

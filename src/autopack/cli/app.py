@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from functools import cache
 from importlib import import_module
 from io import TextIOWrapper
 from typing import Annotated, Any, Final
@@ -48,13 +49,16 @@ COMMANDS: Final = {
 }
 
 
+_built = cache(get_command)  # it reads the signatures of all functions
+
+
 class _Register(TyperGroup):
     """Lists all commands, and imports only the one that is called."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         name, command, rest = super().resolve_command(ctx, args)
         if name is not None:
-            command = get_command(import_module(f".{name}", __package__).app)
+            command = _built(import_module(f".{name}", __package__).app)
         return name, command, rest
 
 
@@ -84,9 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    command = get_command(app)
     try:
-        result = command.main(arguments, prog_name="autopack", standalone_mode=False)
+        result = _built(app).main(arguments, prog_name="autopack", standalone_mode=False)
     except CommandError as error:
         say(f"autopack: {error}", is_error=True)
         return error.exit_code
