@@ -1,12 +1,14 @@
 """Results a second with 1, 2 and 3 nodes, how far the others are behind, and catching up.
 
-    python benchmarks/replicas.py [--results 240] [--commits 1000] [--seconds 120]
+    python benchmarks/replicas.py [--results 240] [--catch-up 1000] [--seconds 120]
 
 The nodes share one embedded Postgres; each has a clone, a home and a runs directory of its own.
 Eight clients, each with its own run, change the node at every call, so that each result builds upon
 one that another node took. The lag of a result is the time from its answer until the run's branch
 and the phase's file stand on each other node: while the clients go on (`busy`), and with one client
-that waits for it (`quiet`). Then one node goes on alone up to `--commits`, and a new node starts.
+that waits for it (`quiet`). `CPU` is that of one node and its git processes: in ms a result, and
+for `idle` in ms a second without any request. Then one node builds a run of `--catch-up` commits,
+and a new node starts, which has to make all commits of all runs again.
 No step sends requests for longer than `--seconds`; the lines say how many were sent.
 `src/autopack` must be importable.
 """
@@ -29,12 +31,13 @@ from typing import cast
 
 import apply
 import httpx
+import psutil
 from floor import FILES
 from servers import Server, Work, folders, running
 
 from autopack.embedded_postgres import EmbeddedPostgres
 
-CLIENTS, MOST_NODES, QUIET = 8, 3, 40
+CLIENTS, MOST_NODES, QUIET, IDLE_SECONDS = 8, 3, 40, 10
 REVISION = re.compile(rb'(?m)^<!-- autopack revision=\d+|^ *"revision": \d+,$')
 POLL_SECONDS, PATIENCE_SECONDS = 0.005, 300
 
@@ -46,6 +49,7 @@ class Node:
     url: httpx.URL
     repository: Path
     runs: Path
+    process: psutil.Process
 
     def branch(self, run_id: str) -> str:
         """Return the commit of a run's branch, or nothing. Starts no process."""
@@ -55,6 +59,9 @@ class Node:
         except FileNotFoundError:
             packed = (self.repository / ".git/packed-refs").read_text().splitlines()
             return next((line.split()[0] for line in packed if line.endswith(f" {ref}")), "")
+
+    def cpu_seconds(self) -> float:
+        return sum(self.process.cpu_times()[:4])  # with its ended children
 
     def refs(self) -> str:
         return apply.git(self.repository, "for-each-ref", "refs/heads/autonomous", "refs/tags")
@@ -178,6 +185,29 @@ class Clients:
                 wait(self.watch.is_level, "the other nodes")
         return len(requests)
 
+    def long_run(self, run_id: str, commits: int) -> int:
+        """Build a run of so many commits that is not over then; return how many were sent."""
+        phases = [
+            {"phase_id": f"P{n}", "phase_index": n, "tier_id": "T0", "name": f"Phase {n}"}
+            for n in range(commits + 1)
+        ]
+        plan = {
+            "run": {"run_id": run_id, "max_phases": len(phases)},
+            "tiers": [{"tier_id": "T0", "tier_index": 0, "name": "All"}],
+            "phases": phases,
+        }
+        self.client.post("/runs/start", json=plan).raise_for_status()
+        return self.send(
+            [
+                self.client.build_request(
+                    "POST",
+                    f"/runs/{run_id}/phases/P{n}/builder_result",
+                    json={"status": "success", "patch_content": one_file(n)},
+                )
+                for n in range(commits)
+            ]
+        )
+
     def drive(self, name: str, count: int) -> tuple[int, float]:
         """Send so many results from all clients; return how many were sent, and a second."""
         each = -(-count // CLIENTS)
@@ -186,6 +216,13 @@ class Clients:
         with ThreadPoolExecutor(CLIENTS) as pool:
             sent = sum(pool.map(self.send, batches))
         return sent, sent / (time.perf_counter() - began)
+
+
+def one_file(step: int) -> str:
+    """Return a patch of a file that no other step of a run changes."""
+    patch, _ = apply.patch_of(FILES, step)
+    mark = "diff --git "
+    return mark + patch.decode().split(mark)[1]
 
 
 def wait(condition: Callable[[], bool], what: str, pause: float = POLL_SECONDS) -> None:
@@ -208,10 +245,11 @@ def started(top: Path, runs: Path, database_url: str, name: str) -> Iterator[Nod
         "AUTOPACK_REPO_PATH": str(home / "repository"),
         "AUTOPACK_HOME": str(home / "home"),
         "AUTONOMOUS_RUNS_DIR": str(runs / name),
+        "AUTOPACK_MAX_PLAN_PHASES": str(FILES),
     }
     command = [sys.executable, "-m", "autopack", "serve", "--port", "{port}"]
-    with running(command, top / f"{name}.log", environment, "/health/live") as (client, _):
-        yield Node(client.base_url, home / "repository", runs / name)
+    with running(command, top / f"{name}.log", environment, "/health/live") as (client, process):
+        yield Node(client.base_url, home / "repository", runs / name, process)
 
 
 def are_level(nodes: Sequence[Node]) -> bool:
@@ -228,9 +266,16 @@ def within(lags: Sequence[float], share: float) -> float:
     return sorted(lags)[min(int(len(lags) * share), len(lags) - 1)]
 
 
-def line(what: str, sent: int, rate: float, lags: Sequence[float]) -> None:
+def line(what: str, sent: int, rate: float, lags: Sequence[float], cpu: float) -> None:
     lag = f"{within(lags, 0.5):10.0f}{within(lags, 0.95):10.0f}" if lags else f"{'-':>10}" * 2
-    print(f"{what:16}{sent:>9}{rate:10.1f}{lag}", flush=True)
+    print(f"{what:16}{sent:>9}{rate:10.1f}{lag}{cpu:10.1f}", flush=True)
+
+
+def idle(nodes: Sequence[Node], seconds: float) -> float:
+    """Return the CPU time of one node without requests, in ms a second."""
+    before = sum(node.cpu_seconds() for node in nodes)
+    time.sleep(seconds)
+    return (sum(node.cpu_seconds() for node in nodes) - before) * 1e3 / len(nodes) / seconds
 
 
 def main() -> None:
@@ -238,7 +283,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--results", type=int, default=240, help="results for a number of nodes")
-    parser.add_argument("--commits", type=int, default=1000, help="what a new node catches up")
+    parser.add_argument("--catch-up", type=int, default=1000, help="commits of the long run")
     parser.add_argument("--seconds", type=float, default=120, help="bound of each step")
     options = parser.parse_args()
     with ExitStack() as stack:
@@ -249,7 +294,7 @@ def main() -> None:
         first = stack.enter_context(started(*place, "node1"))
         commits = 0
         print(f"{os.cpu_count()} cores, {CLIENTS} clients, {FILES} files")
-        print(f"{'':16}{'results':>9}{'a second':>10}{'lag p50':>10}{'lag p95':>10}  (ms)")
+        print(f"{'':16}  results  a second   lag p50   lag p95       CPU  (ms)")
         with ExitStack() as others:
             nodes = [first]
             for number in range(1, MOST_NODES + 1):
@@ -258,14 +303,17 @@ def main() -> None:
                     wait(lambda: are_level(nodes), "the nodes", 0.2)
                 Clients(nodes, options.seconds).drive(f"warm{number}", CLIENTS * number)
                 clients = Clients(nodes, options.seconds)
+                spent = sum(node.cpu_seconds() for node in nodes)
                 with Watch() as watch:
                     clients.watch = watch if number > 1 else None
                     sent, rate = clients.drive(f"busy{number}", options.results)
                     wait(watch.is_level, "the other nodes")
                 commits += sent + CLIENTS * number
-                line(f"{number} nodes, busy", sent, rate, watch.lags)
+                cpu = (sum(node.cpu_seconds() for node in nodes) - spent) * 1e3 / number
+                line(f"{number} nodes, busy", sent, rate, watch.lags, cpu / sent)
                 if number > 1:
                     clients = Clients(nodes, options.seconds)
+                    spent = sum(node.cpu_seconds() for node in nodes)
                     with Watch() as watch:
                         clients.watch = watch
                         requests = clients.requests(f"quiet{number}", QUIET)
@@ -273,19 +321,24 @@ def main() -> None:
                         sent = clients.send(requests, is_patient=True)
                         rate = sent / (time.perf_counter() - began)
                     commits += sent
-                    line(f"{number} nodes, quiet", sent, rate, watch.lags)
-        more = options.commits - commits
-        if more > 0:
-            commits += Clients([first], options.seconds).drive("more", more)[0]
+                    cpu = (sum(node.cpu_seconds() for node in nodes) - spent) * 1e3 / number
+                    line(f"{number} nodes, quiet", sent, rate, watch.lags, cpu / sent)
+                line(f"{number} nodes, idle", 0, 0, (), idle(nodes, IDLE_SECONDS))
+        long = Clients([first], options.seconds).long_run("long", options.catch_up)
+        head = first.branch("long")
         began = time.perf_counter()
         last = stack.enter_context(started(*place, "new"))
-        ready = time.perf_counter() - began
-        wait(lambda: are_level([first, last]), "the new node", 0.2)
-        took = time.perf_counter() - began
-        print(
-            f"a new node: ready after {ready:.1f} s, level with {commits} commits after"
-            f" {took:.1f} s, {took * 1e3 / commits:.1f} ms a commit"
-        )
+        steps = [(time.perf_counter() - began, last.cpu_seconds())]
+        print(f"a new node: answers after {steps[0][0]:.1f} s", flush=True)
+        for what, count, is_done in (
+            (f"the run of {long} commits", long, lambda: last.branch("long") == head),
+            (f"{commits} commits of other runs", commits, lambda: are_level([first, last])),
+        ):
+            wait(is_done, what, 0.1)
+            steps.append((time.perf_counter() - began, last.cpu_seconds()))
+            (began_at, cpu_before), (ended_at, cpu_after) = steps[-2:]
+            took, cpu = (ended_at - began_at) * 1e3 / count, (cpu_after - cpu_before) * 1e3 / count
+            print(f"  {what}: after {ended_at:.1f} s, {took:.1f} ms a commit, {cpu:.1f} ms of CPU")
 
 
 if __name__ == "__main__":

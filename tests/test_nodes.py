@@ -17,23 +17,29 @@ import pytest
 from sqlalchemy import text
 from tests.outbound.receiver import Receiver
 from tests.recovery.conftest import wait_until
+from tests.recovery.consistency import assert_consistent
 
 from autopack.config import Settings
 from autopack.domain.plan import Plan
 from autopack.domain.results import BuilderReport
 from autopack.gitrepo.node import Generations
+from autopack.gitrepo.process import GitRunner
 from autopack.main import as_node, open_context
 from autopack.migrating import DatabaseError
+from autopack.mirror import durability
+from autopack.models import Run
 from autopack.outbound import send
-from autopack.services import nodes
+from autopack.services import following, nodes, opening
 from autopack.services.building import submit_builder_result
 from autopack.services.context import AppContext
 from autopack.services.deliveries import deliver_webhook
+from autopack.services.following import follow_events, look_at_all
 from autopack.services.nodes import NodePlace
 from autopack.services.notifications import tell_webhooks
 from autopack.services.runs import start_run
-from autopack.services.upkeep import tend_node
+from autopack.services.upkeep import start_up, tend_node
 from autopack.store import nodes as store
+from autopack.store.session import RowSession
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -468,3 +474,190 @@ def test_a_branch_that_a_stranger_moved_on_a_node_that_is_behind_ends_the_run_to
     assert git_repo.git("rev-parse", BRANCH) == theirs
     assert second.repository.read_ref(BRANCH) == run["head_commit"]
     assert [node["lag_runs"] for node in client.get("/nodes").json()["nodes"]] == [0, 0]
+
+
+def start(client: TestClient, *run_ids: str) -> None:
+    for run_id in run_ids:
+        plan = TWO_PHASES | {"run": {"run_id": run_id}}
+        assert client.post("/runs/start", json=plan).status_code == 201
+
+
+def node_of(client: TestClient, context: AppContext) -> dict[str, Any]:
+    listed: list[dict[str, Any]] = client.get("/nodes").json()["nodes"]
+    [node] = [node for node in listed if node["id"] == context.node_id]
+    return node
+
+
+def branches(context: AppContext) -> list[str]:
+    """Return the runs whose branches a node shows, in the order in which it made them."""
+    folder = context.settings.repo_path / ".git/refs/heads/autonomous"
+    made = sorted(folder.glob("*"), key=lambda path: path.stat().st_mtime_ns)
+    return [path.name for path in made]
+
+
+def test_a_new_node_answers_at_once_and_then_catches_up_with_live_runs_first(
+    app: FastAPI, client: TestClient, second: AppContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"run-{number}" for number in range(6)]
+    start(client, *names)
+    for name in names[4:]:
+        assert client.post(f"/runs/{name}/cancel", json={"reason": "enough"}).is_success
+    start_up(second)
+    assert branches(second) == []
+    assert node_of(client, second)["unseen_runs"] == 6
+
+    monkeypatch.setattr(following, "RUNS_AT_ONCE", 2)
+    monkeypatch.setattr(following, "FOLLOWING_SECONDS", -1.0)  # one batch at a time
+    assert tend_node(second)
+    start(client, "run-9")  # what happens meanwhile is followed too
+    while tend_node(second):
+        pass
+    order = branches(second)
+    assert order.index("run-9") < 4
+    assert [name for name in order if name != "run-9"] == [
+        *("run-3", "run-2", "run-1", "run-0"),
+        *("run-5", "run-4"),
+    ]
+    assert node_of(client, second)["unseen_runs"] == 0
+    assert node_of(client, second)["lag_runs"] == 0
+
+
+def test_health_says_that_a_node_catches_up_and_lets_it_be_asked(
+    app: FastAPI, client: TestClient
+) -> None:
+    start(client, "run-001", "run-002")
+    with app.state.context.reading() as session:
+        place = store.Place(position=1, unseen_before=store.next_run_pk(session))
+        store.set_place(session, app.state.context.node_id, place)
+    health = client.get("/health")
+    assert health.json()["checks"]["node"]["detail"] == "catching up: 2 runs to look at"
+    assert (health.status_code, health.json()["status"]) == (200, "healthy")
+    tend_node(app.state.context)
+    assert "node" not in client.get("/health").json()["checks"]
+
+
+def test_a_node_that_was_away_longer_than_events_are_followed_looks_at_every_run(
+    client: TestClient, second: AppContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(client, "run-001", "run-002")
+    tend_node(second)
+    build_on(client, "run-001", "P1")
+    monkeypatch.setattr(following, "EVENTS_AT_ONCE", 1)
+    look_at_all(second)
+    assert node_of(client, second)["unseen_runs"] == 2
+    tend_node(second)
+    assert node_of(client, second)["unseen_runs"] == 0
+    assert second.repository.read_ref(BRANCH) == head_of(client, "run-001")
+
+
+def test_all_runs_that_a_node_lacked_are_tried_again_at_once_when_the_first_ones_succeed(
+    client: TestClient, second: AppContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"run-{number}" for number in range(5)]
+    start(client, *names)
+    tend_node(second)
+    with second.writing() as session:
+        store.forget_shown(session, names, second.node_id, "the files were removed")
+        session.commit()
+    assert node_of(client, second)["lacking_runs"] == 5
+    monkeypatch.setattr(following, "RUNS_AT_ONCE", 2)
+    tend_node(second)
+    assert node_of(client, second)["lacking_runs"] == 0
+
+
+def test_an_unexpected_error_of_one_run_keeps_a_node_from_following_no_other(
+    client: TestClient, second: AppContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(client, "run-001", "run-002", "run-003")
+    bring = opening.up_to_date
+
+    def fail(context: AppContext, session: RowSession, run_id: str) -> Run:
+        if run_id == "run-002":
+            raise ZeroDivisionError("a fault of ours")
+        return bring(context, session, run_id)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(following, "up_to_date", fail)
+        tend_node(second)
+    assert set(branches(second)) == {"run-001", "run-003"}
+    assert "ZeroDivisionError" in node_of(client, second)["lacks"][0]
+    tend_node(second)
+    assert set(branches(second)) == {"run-001", "run-002", "run-003"}
+    assert node_of(client, second)["lacking_runs"] == 0
+
+
+def test_a_node_writes_only_the_files_of_what_another_one_has_changed(
+    app: FastAPI, client: TestClient, second: AppContext, settings: Settings
+) -> None:
+    first: AppContext = app.state.context
+    start(client, "run-001")
+    tend_node(second)
+    for node, other, phase_id in ((first, second, "P1"), (second, first, "P2")):
+        before = inodes(other)
+        build(node, phase_id)
+        tend_node(other)
+        written = {name for name, inode in inodes(other).items() if before.get(name) != inode}
+        if phase_id == "P1":  # the other phase ends the run, which writes its record
+            assert {Path(name).name for name in written} >= {"phase_0_P1.md", "run_summary.md"}
+            assert not any("P2" in name for name in written)
+        for each in (first, second):
+            assert_consistent(each.settings)
+
+
+def inodes(node: AppContext) -> dict[str, int]:
+    folder = node.settings.autonomous_runs_dir
+    return {
+        str(path.relative_to(folder)): path.stat().st_ino
+        for path in folder.glob("run-*/**/*")
+        if path.is_file()
+    }
+
+
+def test_following_a_change_of_a_branch_starts_no_process_of_git(
+    client: TestClient, second: AppContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(client, "run-001")
+    tend_node(second)
+    build_on(client, "run-001", "P1")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("git was started")
+
+    with monkeypatch.context() as watched:
+        watched.setattr(GitRunner, "run", refuse)
+        watched.setattr(GitRunner, "start", refuse)
+        follow_events(second)
+    assert node_of(client, second)["lacking_runs"] == 0
+    assert second.repository.read_ref(BRANCH) == head_of(client, "run-001")
+    assert_consistent(second.settings)
+
+
+def test_objects_that_a_node_made_again_survive_a_loss_that_their_heads_hide(
+    client: TestClient, second: AppContext
+) -> None:
+    """As a power cut may leave them: they are not synced by the following itself."""
+    start(client, "run-001")
+    tend_node(second)
+    build_on(client, "run-001", "P1")
+    tend_node(second)
+    head = head_of(client, "run-001")
+    tree = second.repository.tree_of(head)
+    lost = second.settings.repo_path / ".git/objects" / tree[:2] / tree[2:]
+    lost.chmod(0o644)
+    lost.write_bytes(lost.read_bytes()[:-5])
+    mark = second.settings.autonomous_runs_dir / durability.MARK
+    mark.write_text(json.dumps(json.loads(mark.read_text()) | {"boot": "an earlier start"}))
+    start_up(second)
+    tend_node(second)
+    assert_consistent(second.settings)
+
+
+def build_on(client: TestClient, run_id: str, phase_id: str) -> None:
+    body = {"status": "success", "patch_content": NEW_FILE.replace("NAME", phase_id)}
+    path = f"/runs/{run_id}/phases/{phase_id}/builder_result"
+    assert client.post(path, json=body).status_code == 200
+
+
+def head_of(client: TestClient, run_id: str) -> str:
+    head: str = client.get(f"/runs/{run_id}").json()["head_commit"]
+    return head

@@ -333,7 +333,7 @@ def open_context(settings: Settings, *, is_default: bool = True) -> Iterator[App
     with open_database(settings, is_further=not is_default) as database:
         if not settings.testing:
             database.migrate()
-        mirror = Mirror(settings.autonomous_runs_dir)
+        mirror = Mirror(settings.autonomous_runs_dir, beside=repository.objects.folder)
         yield AppContext(
             settings,
             database.engine,

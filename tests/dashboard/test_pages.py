@@ -88,13 +88,37 @@ def test_home_shows_the_nodes_with_their_lag_where_there_are_several(
         session.execute(text("UPDATE nodes SET heartbeat_at = '2026-11-24' WHERE id = 'n2'"))
         session.commit()
     page = api.client.get(HOME)
-    assert re.search(r"silent since .* host-2:.* n2 1 1 .* none", words(page))
+    told = r"silent since .* Remove host-2:.* n2 0 catching up: 1 to look at 0 \S none"
+    assert re.search(told, words(page))
     assert "<script>alert" not in page.text
     with app.state.context.writing() as session:
         nodes.note_lack(session, "run-1", "n2", "the commit 1234 is missing")
         session.commit()
     shown = words(api.client.get(HOME))
-    assert re.search(r" n2 0 0 \S 1 run-1: the commit 1234 is missing", shown)
+    assert re.search(r" to look at 0 \S 1 run-1: the commit 1234 is missing", shown)
+
+
+def test_an_operator_removes_a_node_that_is_gone_but_none_that_is_alive(
+    api: Api, app: FastAPI
+) -> None:
+    api.start("run-1")
+    with app.state.context.writing() as session:
+        nodes.put_node(session, "n2", place="host-2", address=None, version="1", generation="1")
+        session.execute(text("UPDATE nodes SET heartbeat_at = '2026-11-24' WHERE id = 'n2'"))
+        session.commit()
+    this = app.state.context.node_id
+    gone, alive = (f"{HOME}/nodes/{node_id}/remove" for node_id in ("n2", this))
+    page = api.client.get(HOME).text
+    assert gone in page
+    assert alive not in page
+    refused = api.client.post(alive)
+    assert refused.status_code == 409
+    assert "is alive" in refused.text
+    done = api.client.post(gone, follow_redirects=False)
+    assert (done.status_code, done.headers["location"]) == (303, f"{HOME}#h-nodes")
+    assert [node["id"] for node in api.client.get("/nodes").json()["nodes"]] == [this]
+    deeds = api.client.get("/audit").json()["entries"]
+    assert (deeds[-1]["action"], deeds[-1]["subject"]) == ("node_removed", "n2")
 
 
 def test_home_shows_what_runs_and_what_ended(api: Api) -> None:

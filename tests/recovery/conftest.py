@@ -126,7 +126,7 @@ class Stage:
         node_id = Repository.open(self.settings).node_identity().node_id
         nodes = self.must("GET", "/health")["nodes"]
         [mine] = [node for node in nodes if node["id"] == node_id]
-        return bool(mine["lag_runs"] or mine["lacking_runs"])
+        return any(mine[name] for name in ("lag_runs", "unseen_runs", "lacking_runs"))
 
     def assert_consistent(self, run_id: str | None = None) -> None:
         consistency.assert_consistent(self.settings, run_id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -13,6 +14,7 @@ from sqlalchemy.exc import OperationalError
 from starlette.testclient import TestClient
 
 from autopack.config import Settings
+from autopack.gitrepo import SettledRef
 from autopack.gitrepo.errors import GitFailedError
 from autopack.gitrepo.refs import PreparedRefs
 from autopack.gitrepo.repository import Repository
@@ -182,17 +184,17 @@ def test_a_run_that_cannot_follow_keeps_no_other_from_it_nor_the_service_from_st
         broken.setattr(runs, "mark_mirrored", _fail)
         for name in (RUN, "run-002"):
             assert started.post(RESULT.replace(RUN, name), json=PATCH).status_code == 503
-    settle = Repository.settle_ref
+    settle = Repository.settle_refs
     (tag,) = git_repo.git("tag", "--list", "autonomous/run-002/*").split()
     git_repo.git("tag", "-d", *git_repo.git("tag").split())
 
-    def settle_but_one(repository: Repository, ref: str, **how: Any) -> None:
-        if ref.startswith(REF):
+    def settle_but_one(repository: Repository, wanted: Sequence[SettledRef]) -> None:
+        if wanted[0].ref == REF:
             raise ZeroDivisionError("a fault of ours")
-        settle(repository, ref, **how)
+        settle(repository, wanted)
 
     with monkeypatch.context() as broken:
-        broken.setattr(Repository, "settle_ref", settle_but_one)
+        broken.setattr(Repository, "settle_refs", settle_but_one)
         with TestClient(create_app(settings)):
             assert git_repo.git("tag").split() == [tag]
     started.post(RESULT, json=PATCH)

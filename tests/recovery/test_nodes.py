@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -65,9 +65,19 @@ def nodes(
     request: pytest.FixtureRequest,
 ) -> Iterator[list[Stage]]:
     """Three started nodes on one database, or as many as the test's parameter says."""
+    number = getattr(request, "param", 3)
+    with made_nodes(number, settings, git_repo, fork_server, tmp_path) as stages:
+        yield stages
+
+
+@contextmanager
+def made_nodes(
+    number: int, settings: Settings, git_repo: GitRepo, fork_server: ForkServer, top: Path
+) -> Iterator[list[Stage]]:
+    """Start nodes with a clone and folders of their own each; they are gone at the end."""
     stages = []
-    for number in range(getattr(request, "param", 3)):
-        folder = tmp_path / f"node{number}"
+    for at in range(number):
+        folder = top / f"node{at}"
         folder.mkdir()
         git_repo.git("clone", "--quiet", str(git_repo.path), str(folder / "repo"))
         places = {
@@ -77,11 +87,13 @@ def nodes(
         }
         own = settings.model_copy(update=places)
         stages.append(Stage(own, GitRepo(folder / "repo"), fork_server, folder))
-    for stage in stages:
-        stage.start()
-    yield stages
-    for stage in stages:
-        stage.stop()
+    try:
+        for stage in stages:
+            stage.start()
+        yield stages
+    finally:
+        for stage in stages:
+            stage.stop()
 
 
 def head(stage: Stage, run_id: str) -> str:

@@ -60,7 +60,9 @@ def health(request: Request, context: Context, response: Response) -> HealthAnsw
     where one that is not served here is `degraded`.
 
     `nodes` are the services and job processes of this database, by their homes, with how far each
-    is behind; a node that is gone or behind does not make this one unhealthy.
+    is behind; a node that is gone or behind does not make this one unhealthy. While this one
+    catches up, as it is new or was away long, `checks.node` says how many runs it has still to look
+    at. It answers rightly meanwhile, but the first request about such a run takes longer.
 
     With a remote, `remote` is `degraded` while a push fails; runs continue, so the answer stays
     200.
@@ -70,12 +72,14 @@ def health(request: Request, context: Context, response: Response) -> HealthAnsw
     is_healthy = not any(check.detail and check.is_vital for check in checks.values())
     if not is_healthy:
         response.status_code = 503
+    listed = _nodes(context)
     return HealthAnswer(
         status="healthy" if is_healthy else "unhealthy",
         checks={
             name: CheckAnswer(status=_status(check), detail=check.detail)
             for name, check in checks.items()
-        },
+        }
+        | _catching_up(listed),
         projects={
             name: CheckAnswer(
                 status="degraded" if name in places.problems else "ok",
@@ -83,8 +87,16 @@ def health(request: Request, context: Context, response: Response) -> HealthAnsw
             )
             for name, _ in places.names_for(context.caller)
         },
-        nodes=_nodes(context),
+        nodes=listed,
     )
+
+
+def _catching_up(listed: list[NodeAnswer]) -> dict[str, CheckAnswer]:
+    """Say so while this node catches up; it answers rightly, so this is not a failure."""
+    left = next((node.unseen_runs for node in listed if node.is_this), 0)
+    if not left:
+        return {}
+    return {"node": CheckAnswer(status="ok", detail=f"catching up: {left} runs to look at")}
 
 
 def _nodes(context: AppContext) -> list[NodeAnswer]:

@@ -22,7 +22,16 @@ def list_all(json: JsonOption = False, url: UrlOption = None) -> None:
         print_json(answer)
         return
     print_table(
-        ("id", "place", "state", "last sign of life", "revisions behind", "seconds", "lacks"),
+        (
+            "id",
+            "place",
+            "state",
+            "last sign of life",
+            "revisions behind",
+            "seconds",
+            "catching up",
+            "lacks",
+        ),
         (
             (
                 each.id,
@@ -31,6 +40,7 @@ def list_all(json: JsonOption = False, url: UrlOption = None) -> None:
                 f"{each.heartbeat_at:%Y-%m-%d %H:%M:%S}",
                 each.lag_revisions,
                 round(each.lag_seconds),
+                f"{each.unseen_runs} runs to look at" if each.unseen_runs else "",
                 f"{each.lacking_runs} runs, as {each.lacks[0]}" if each.lacks else "",
             )
             for each in answer.nodes

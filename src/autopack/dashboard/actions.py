@@ -11,11 +11,12 @@ from starlette.exceptions import HTTPException
 from ..api.attention import Item
 from ..api.branches import Rollback
 from ..api.inputs import Context, PhaseId, RunId
+from ..api.nodes import NodeId
 from ..api.runs import Cancellation
 from ..domain.continuing import Continuation
 from ..domain.rebasing import RebaseWish
 from ..domain.values import Closed
-from ..services import attention, branches, phases, rebasing, runs
+from ..services import attention, branches, nodes, phases, rebasing, runs
 from ..services.phases import StatusChange
 from .rendering import HOME
 from .routes import InPage, PageRoute, back_to
@@ -76,6 +77,13 @@ def dismiss(context: Context, page: InPage, item: Item) -> Response:
     """Take a run that is over off the list of what needs a person."""
     attention.dismiss(context, item)
     return back_to(page, HOME)
+
+
+@router.post(f"{HOME}/nodes/{{node_id}}/remove", name="DELETE /nodes/{node_id}")
+def remove_node(context: Context, page: InPage, node_id: NodeId) -> Response:
+    """Take a node that is gone off the list."""
+    nodes.remove_node(context, node_id)
+    return back_to(page, f"{HOME}#h-nodes")
 
 
 def _require_reason(form: dict[str, str]) -> None:

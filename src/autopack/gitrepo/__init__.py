@@ -24,7 +24,8 @@ from .history import GainedCommits
 from .node import Generations, NodeIdentity, renew_home
 from .objects import CollisionError
 from .push import Remote
-from .refs import PreparedRefs, RefUpdate, is_branch_name
+from .refs import PreparedRefs, RefUpdate, SettledRef, is_branch_name
+from .remaking import RecordedCommit, RecordedTag, Remaking
 from .replay import ReplayConflict, Replayed
 from .repository import Base, DiffStat, MergeResult, Repository
 
@@ -52,16 +53,20 @@ __all__ = [
     "PreparedRefs",
     "PushFailedError",
     "PushInterruptedError",
+    "RecordedCommit",
+    "RecordedTag",
     "RefLockedError",
     "RefMovedError",
     "RefNameTakenError",
     "RefUpdate",
+    "Remaking",
     "Remote",
     "RemoteMovedError",
     "ReplayConflict",
     "Replayed",
     "Repository",
     "RepositoryUnusableError",
+    "SettledRef",
     "is_branch_name",
     "renew_home",
 ]

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from .objects import MODE_FOLDER, Entry, TreeDraft
-from .quarantine import Quarantine
+
+
+class Store(Protocol):
+    """Objects, and trees to change: a quarantine, or commits that are made again."""
+
+    def read(self, oid: str) -> tuple[str, bytes]: ...
+
+    def draft(self, tree: str) -> TreeDraft: ...
 
 
 class HeadFiles:
     """The files of one tree; each is read once."""
 
-    def __init__(self, quarantine: Quarantine, tree: str) -> None:
-        self._quarantine = quarantine
-        self._tree: TreeDraft = quarantine.draft(tree)
+    def __init__(self, store: Store, tree: str) -> None:
+        self._store = store
+        self._tree: TreeDraft = store.draft(tree)
         self._contents: dict[bytes, bytes | None] = {}
 
     def lookup(self, path: bytes) -> Entry | None:
@@ -37,7 +46,7 @@ class HeadFiles:
         if entry is None:
             return None
         try:
-            kind, data = self._quarantine.read(entry[1])
+            kind, data = self._store.read(entry[1])
         except KeyError:
             return None  # a submodule's commit, which is in another repository
         return data if kind == "blob" else None

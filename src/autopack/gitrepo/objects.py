@@ -75,11 +75,11 @@ class Objects:
         try:
             kind, data = self._database.read(oid)
         except (KeyError, pygit2.GitError):
-            # libgit2 rereads packs by itself after a repack, but not new alternates.
-            self._database = pygit2.Odb(self.folder)
             try:
+                # libgit2 rereads packs by itself after a repack, but not new alternates.
+                self._database = pygit2.Odb(self.folder)
                 kind, data = self._database.read(oid)
-            except (KeyError, pygit2.GitError) as error:  # or it exists, but is damaged
+            except (KeyError, pygit2.GitError) as error:  # or it is damaged, or all are gone
                 raise ObjectMissingError(oid) from error
         return kind.name.lower(), data
 
@@ -89,45 +89,49 @@ class Objects:
             if path.stat().st_size == 0:
                 path.unlink(missing_ok=True)
 
-    def install(self, loose: Mapping[str, bytes]) -> None:
-        """Make objects part of the repository, durably: all are on disk when this returns.
+    def install(
+        self, loose: Mapping[str, bytes], *, durably: bool = True, replaces: bool = False
+    ) -> None:
+        """Make objects part of the repository; `durably`: all are on disk when this returns.
 
         An object that is in a pack already is written too. A copy is harmless, but an unreachable
-        old object could be pruned before the run's ref names it.
+        old object could be pruned before the run's ref names it. `replaces`: also one that has a
+        file, which may be damaged.
         """
         try:
-            self._install(loose)
+            self._install(loose, durably, replaces)
         except OSError as error:
             raise StorageError(
                 f"Nothing can be written to {self.folder}: {error.strerror}."
                 " Check free space and permissions there, then try again."
             ) from error
 
-    def _install(self, loose: Mapping[str, bytes]) -> None:
+    def _install(self, loose: Mapping[str, bytes], durably: bool, replaces: bool) -> None:
         written: list[NewFile] = []
         folders: set[str] = set()
         top = os.open(self.folder, os.O_RDONLY | os.O_CLOEXEC)
         try:
             # Each object synced alone is most of what an install costs.
-            is_at_once = len(loose) > _MANY or is_quick_to_sync(top)
+            is_at_once = durably and (len(loose) > _MANY or is_quick_to_sync(top))
             for oid, content in loose.items():
                 folder = f"{self.folder}/{oid[:2]}"
                 target = f"{folder}/{oid[2:]}"
-                with suppress(FileNotFoundError, PermissionError):  # another user's file
-                    os.utime(target)  # keeps `git gc` from pruning it
-                    continue
+                if not replaces:
+                    with suppress(FileNotFoundError, PermissionError):  # another user's file
+                        os.utime(target)  # keeps `git gc` from pruning it
+                        continue
                 if self._make_folder(folder):
                     folders.add(str(self.folder))
                 folders.add(folder)
                 written.append(NewFile(folder, target))
-                written[-1].write(content, is_synced=not is_at_once)
+                written[-1].write(content, is_synced=durably and not is_at_once)
             if is_at_once:
                 sync_file_system(top)
             for file in written:  # in the order of `loose`: what an object names is there before it
                 file.rename()
             if is_at_once:
                 sync_file_system(top)
-            else:
+            elif durably:
                 _sync(folders)
         except BaseException:
             for file in written:  # on a full disk, partial files would take the last space

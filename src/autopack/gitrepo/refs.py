@@ -48,6 +48,15 @@ class RefUpdate:
         return cls(ref, at, at, is_check=True)
 
 
+@dataclass(frozen=True, slots=True)
+class SettledRef:
+    """Where a ref of a run must be, and the earlier heads from which it may be moved there."""
+
+    ref: str
+    head: str
+    recorded: Collection[str] = ()
+
+
 class PreparedRefs:
     """Refs that are locked and checked: only a crash can prevent `commit` now."""
 
@@ -95,19 +104,23 @@ class Refs:
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return self._packed.find(ref)
 
-    def settle(self, ref: str, *, head: str, recorded: Collection[str]) -> None:
-        """Roll a ref forward to the recorded head.
+    def settle(self, wanted: Sequence[SettledRef]) -> None:
+        """Roll refs forward to their recorded heads, together.
 
-        Does nothing when the ref is there. Moves it when it is absent or at an earlier recorded
-        head. Raises RefMovedError, and overwrites nothing, when it is at any other commit.
+        One that is absent or at an earlier recorded head is moved. Raises RefMovedError, and moves
+        none, when one is at any other commit.
         """
-        actual = self.read(ref)
-        if actual == head:
-            return
-        if actual is not None and actual not in recorded:
-            raise RefMovedError(ref, head, actual)
-        with self.prepare([RefUpdate(ref, head, actual)]) as prepared:
-            prepared.commit()
+        updates = []
+        for each in wanted:
+            actual = self.read(each.ref)
+            if actual == each.head:
+                continue
+            if actual is not None and actual not in each.recorded:
+                raise RefMovedError(each.ref, each.head, actual)
+            updates.append(RefUpdate(each.ref, each.head, actual))
+        if updates:
+            with self.prepare(updates) as prepared:
+                prepared.commit()
 
     @contextmanager
     def prepare(self, updates: Sequence[RefUpdate]) -> Iterator[PreparedRefs]:

@@ -30,6 +30,7 @@ from .apply import (
 from .bundles import Bundles
 from .conflict import resolve
 from .cost import require_few_steps
+from .encoding import commit_lines, encode_commit, encode_tag, object_text, tag_lines
 from .errors import GitFailedError, RepositoryUnusableError, StorageError
 from .head import HeadFiles
 from .history import MAX_GAINED, GainedCommits
@@ -48,13 +49,13 @@ from .pointers import Pointers, find_pointers
 from .process import GitResult, GitRunner
 from .push import Remote
 from .quarantine import Quarantine, open_quarantine, remove_leftovers
-from .refs import PreparedRefs, Refs, RefUpdate, is_branch_name
+from .refs import PreparedRefs, Refs, RefUpdate, SettledRef, is_branch_name
+from .remaking import Remaking
 from .repair import read_patch
 from .replay import ReplayConflict, Replayed, replay
 from .signing import Signer
 from .tracked import TRUST, require_untracked
 
-IDENTITY = "Autopack <autopack@localhost>"
 _OLDEST_GIT = (2, 38)  # the first with `merge-tree --write-tree`
 # No limits for a patch that was accepted before.
 _UNLIMITED = {
@@ -431,6 +432,11 @@ class Repository:
     def _tree(self, oid: str) -> bytes:
         return self.objects.read(oid)[1]
 
+    def remaking(self, *, durably: bool, replaces: bool = False) -> Remaking:
+        """Make recorded commits and tags again; the arguments are those of `Remaking`."""
+        limits = self._settings.model_copy(update=_UNLIMITED)
+        return Remaking(self.objects, limits, self.apply_again, durably=durably, replaces=replaces)
+
     def apply_again(self, head: str, patch: bytes) -> str:
         """Apply a patch that was accepted before, without policy and limits; return the tree.
 
@@ -484,10 +490,7 @@ class Repository:
         A rollback is a commit on the head with the tree of the snapshot. Without `into` the commit
         is durable when this returns.
         """
-        lines = _commit_lines(parents, tree, at)
-        if signature:
-            lines += f"gpgsig {signature}".rstrip("\n").replace("\n", "\n ").split("\n")
-        return self._write("commit", lines, message, into)
+        return self._write(encode_commit(parents, tree, message, at, signature), into)
 
     def sign_commit(
         self, *, parents: Sequence[str], tree: str, message: str, at: datetime
@@ -496,7 +499,7 @@ class Repository:
 
         Raises RepositoryUnusableError.
         """
-        return self._sign(_commit_lines(parents, tree, at), message)
+        return self._sign(commit_lines(parents, tree, at), message)
 
     def sign_statement(self, payload: bytes) -> Signature | None:
         """Return the raw signature of a statement's payload; None without a key that makes one."""
@@ -513,12 +516,11 @@ class Repository:
         into: NewObjects | None = None,
     ) -> str:
         """Write an annotated tag and return its id, as `write_commit` does."""
-        signed = message.rstrip("\n") + "\n" + (signature or "")
-        return self._write("tag", _tag_lines(name, commit, at), signed, into)
+        return self._write(encode_tag(name, commit, message, at, signature), into)
 
     def sign_tag(self, *, name: str, commit: str, message: str, at: datetime) -> str | None:
         """Return the signature of a tag before it is written; as `sign_commit`."""
-        return self._sign(_tag_lines(name, commit, at), message)
+        return self._sign(tag_lines(name, commit, at), message)
 
     def prepare_refs(self, updates: Sequence[RefUpdate]) -> AbstractContextManager[PreparedRefs]:
         """Lock and check refs, so that moving them cannot fail after the database's commit.
@@ -531,9 +533,9 @@ class Repository:
         """Check that refs can be created at and within a name. Raises RefNameTakenError."""
         self._refs.require_free(ref)
 
-    def settle_ref(self, ref: str, *, head: str, recorded: Collection[str]) -> None:
-        """Roll a ref forward to the recorded head. Raises RefMovedError when it was moved."""
-        self._refs.settle(ref, head=head, recorded=recorded)
+    def settle_refs(self, wanted: Sequence[SettledRef]) -> None:
+        """Roll refs forward to their recorded heads. Raises RefMovedError when one was moved."""
+        self._refs.settle(wanted)
 
     def quarantine(self) -> AbstractContextManager[Quarantine]:
         """Open a temporary object folder for git, with the repository's objects as alternates."""
@@ -558,12 +560,10 @@ class Repository:
         return rehearse(quarantine, patch, scanned, tree, check_policy, resolve_conflict)
 
     def _sign(self, lines: list[str], message: str) -> str | None:
-        return self.signer.sign(_object_text(lines, message)) if self.signer else None
+        return self.signer.sign(object_text(lines, message)) if self.signer else None
 
-    def _write(self, kind: str, lines: list[str], message: str, into: NewObjects | None) -> str:
-        if "\0" in message or any("\n" in line for line in lines):
-            raise ValueError(f"a {kind} cannot contain a NUL, nor its header a newline")
-        oid, loose = encode_loose(kind, _object_text(lines, message))
+    def _write(self, made: tuple[str, bytes], into: NewObjects | None) -> str:
+        oid, loose = made
         self._store({oid: loose}, into)
         return oid
 
@@ -704,23 +704,3 @@ def _branch_of(head: Path) -> str | None:
     except OSError:
         return None
     return text.removeprefix(_ON_BRANCH) if text.startswith(_ON_BRANCH) else None
-
-
-def _commit_lines(parents: Sequence[str], tree: str, at: datetime) -> list[str]:
-    lines = [f"tree {tree}", *(f"parent {parent}" for parent in parents)]
-    return [*lines, *(f"{role} {_signature(at)}" for role in ("author", "committer"))]
-
-
-def _tag_lines(name: str, commit: str, at: datetime) -> list[str]:
-    return [f"object {commit}", "type commit", f"tag {name}", f"tagger {_signature(at)}"]
-
-
-def _object_text(lines: list[str], message: str) -> bytes:
-    text = "\n".join([*lines, "", message.rstrip("\n"), ""])
-    return text.encode(errors="surrogateescape")
-
-
-def _signature(at: datetime) -> str:
-    if at.tzinfo is None:
-        raise ValueError("a commit's time must have a time zone")
-    return f"{IDENTITY} {int(at.timestamp())} +0000"

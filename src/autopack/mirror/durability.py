@@ -4,13 +4,15 @@ A request does not wait until its files are on the disk, because Postgres can gi
 again. Instead, every few seconds the directory's whole file system is synced, and a mark beside the
 runs records the last event before that and the start of the machine. After another start, files of
 later events may be truncated, empty, missing or old: they are written again, with some before the
-mark (services/upkeep.py). Files that are written without an event are synced at once.
-(docs/architecture.md, "A power cut")
+mark (services/upkeep.py), and so are git objects that were made again from Postgres. What is
+written without an event is synced at once. (docs/architecture.md, "A power cut")
 """
 
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
@@ -55,9 +57,20 @@ def read_mark(runs_dir: Path) -> SyncMark | None:
         return SyncMark(event=0, boot="")
 
 
-def sync(runs_dir: Path, mark: SyncMark) -> None:
-    """Sync every file, and then set the mark. Raises MirrorUnusableError."""
+def sync(runs_dir: Path, folders: Sequence[Path], mark: SyncMark) -> None:
+    """Sync every file of the folders, and then set the mark. Raises MirrorUnusableError."""
+    sync_all(folders)
     with usable(runs_dir), open_top(runs_dir) as top:
-        syncing.sync_file_system(top.descriptor)
         text = json.dumps(asdict(mark)).encode()
         replace_files(top, [NewFile(top, MARK, text)], durably=True)
+
+
+def sync_all(folders: Sequence[Path]) -> None:
+    """Sync the file systems that folders are on. Raises MirrorUnusableError."""
+    synced: set[int] = set()
+    for path in folders:
+        with usable(path), open_top(path) as folder:
+            device = os.fstat(folder.descriptor).st_dev
+            if device not in synced:
+                syncing.sync_file_system(folder.descriptor)
+            synced.add(device)

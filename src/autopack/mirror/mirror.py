@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from threading import Lock
 
-from .. import syncing
 from ..domain.errors import InvalidError
 from ..domain.identifiers import identifier_problem
 from ..views.issues import BacklogEntryAnswer, IssueIndexAnswer
@@ -56,8 +55,10 @@ _END_OF_TIME = datetime(9999, 1, 1, tzinfo=UTC)
 class Mirror:
     """The runs directory. Many threads and processes may call every method at the same time."""
 
-    def __init__(self, runs_dir: Path) -> None:
+    def __init__(self, runs_dir: Path, beside: Path | None = None) -> None:
+        """`beside`: a folder that is synced together with the runs directory."""
         self.runs_dir = runs_dir
+        self._synced = (runs_dir,) if beside is None else (runs_dir, beside)
         self._backlogs: dict[str, Coalescer] = {}
         self._backlogs_guard = Lock()
 
@@ -101,12 +102,11 @@ class Mirror:
         """
         mark = durability.SyncMark(event=event, boot=durability.boot_id())
         if durability.read_mark(self.runs_dir) != mark:
-            durability.sync(self.runs_dir, mark)
+            durability.sync(self.runs_dir, self._synced, mark)
 
     def sync_unmarked(self) -> None:
         """Sync all files that were written without an event. Raises MirrorUnusableError."""
-        with usable(self.runs_dir), open_top(self.runs_dir) as top:
-            syncing.sync_file_system(top.descriptor)
+        durability.sync_all(self._synced)
 
     def check(self) -> None:
         """Check that a file can be written now. Raises MirrorUnusableError."""

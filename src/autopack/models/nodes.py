@@ -28,7 +28,9 @@ class Node(Base):
     """The processes of one home: they share a clone and a runs directory.
 
     `generation` is what the home's file must name too, so that two copies of a home are found.
-    `position` is the event up to which branches and files show the changes of other nodes.
+    `position` is the event up to which branches and files show the changes of other nodes; 0: of a
+    new node, which has to look at every run. Runs with an id below `unseen_before` it has still to
+    look at, if they had no event after the position.
     """
 
     __tablename__ = "nodes"
@@ -39,6 +41,7 @@ class Node(Base):
     version: Mapped[str]
     generation: Mapped[str]
     position: Mapped[int] = mapped_column(default=0)
+    unseen_before: Mapped[int | None]
     ruleset_sha256: Mapped[str | None]  # of the version that the operator's file here is of
     started_at: Mapped[datetime]
     heartbeat_at: Mapped[datetime]
@@ -48,6 +51,7 @@ class NodeRun(Base):
     """The revision of a run that the branch and files of a node show.
 
     Only for runs whose last change came from another node: for its own, a run's row says so.
+    `event_sequence` is the run's last event at that revision, or an earlier one; None: not known.
     `lacks` says why a node cannot show a later revision, such as a commit that it does not have.
     """
 
@@ -58,6 +62,7 @@ class NodeRun(Base):
         ForeignKey("nodes.id", ondelete="CASCADE"), primary_key=True
     )
     revision: Mapped[int]
+    event_sequence: Mapped[int | None]
     lacks: Mapped[str | None]
 
     __table_args__ = (

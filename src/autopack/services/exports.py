@@ -37,6 +37,7 @@ from ..gitrepo import GitFailedError, is_branch_name
 from ..models import Phase, Run, Tier
 from ..store import exports as store
 from ..store import runs, submissions
+from ..store.nodes import Shown
 from ..store.session import RowSession
 from ..views.exports import ExportAnswer, ImportAnswer, RunManifest
 from .archives import Archive, ArchiveError, Member, new_archive, open_archive
@@ -179,7 +180,7 @@ def import_run(context: AppContext, path: Path, revisions: Collection[str]) -> I
             repository.bundles.read(archive.open(BUNDLE), max_bytes=archive.size(BUNDLE))
             session.commit()
             run = runs.lock_run(session, run_id)
-            roll_forward(context, session, run)
+            roll_forward(context, session, run, Shown(0))
             session.commit()
             return ImportAnswer(
                 run_id=run_id, state=run.state, head_commit=run.head_commit, is_new=True

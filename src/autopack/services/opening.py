@@ -23,12 +23,13 @@ from ..domain.events import SUPERVISOR
 from ..domain.operating import BranchMoved
 from ..gitrepo import RefMovedError, RefNameTakenError, RepositoryUnusableError
 from ..models import Run
-from ..store import runs
+from ..store import nodes, runs
+from ..store.nodes import Shown
 from ..store.session import RowSession
 from .after_commit import commit_change
 from .change import RunChange
 from .context import AppContext
-from .projection import is_behind, is_branch_elsewhere, roll_forward
+from .projection import is_branch_elsewhere, roll_forward
 from .rebuilding import require_objects
 from .settling import settle
 
@@ -45,8 +46,8 @@ def require_place(context: AppContext) -> None:
     """Check that no service runs with a copy of this home. Raises SupersededError."""
     if context.superseded.is_set():
         raise SupersededError(
-            "another service has started with a copy of this one's home, so both pass for one node;"
-            " start this one again: it becomes a node of its own"
+            "another service has started with a copy of this one's home, so both pass for one node,"
+            " or its clone was replaced; start this one again: it becomes a node of its own"
         )
 
 
@@ -106,12 +107,13 @@ def up_to_date(context: AppContext, session: RowSession, run_id: str) -> Run:
     Raises RefMovedError when it finds here that another process moved the branch.
     """
     run = runs.lock_run(session, run_id)
-    is_lagging = is_behind(context, session, run)
+    shown = nodes.find_shown(session, run, context.node_id)
+    is_lagging = shown.revision < run.revision
     if is_lagging or (
         run.ended_at is None and is_branch_elsewhere(context, run_id, run.head_commit)
     ):
         with _ending_if_moved(context, session, run_id, is_raised=not is_lagging):
-            _roll_forward(context, session, run, is_needed=is_lagging)
+            _roll_forward(context, session, run, shown if is_lagging else None)
         session.commit()  # committed separately: it stays done if the request is refused
         run = runs.lock_run(session, run_id)
     if _is_overdue(run, context.now_in(run)):
@@ -133,12 +135,14 @@ def _heal(context: AppContext, session: RowSession, run_id: str) -> None:
         logger.warning("objects_not_rebuilt", run_id=run_id, why=error.detail)
 
 
-def _roll_forward(context: AppContext, session: RowSession, run: Run, *, is_needed: bool) -> None:
+def _roll_forward(
+    context: AppContext, session: RowSession, run: Run, lagging: Shown | None
+) -> None:
     """Roll forward. If nothing lags, an unusable repository does not stop other work."""
     try:
-        roll_forward(context, session, run)
+        roll_forward(context, session, run, lagging or Shown(0))
     except UnavailableError as error:
-        if is_needed:
+        if lagging is not None:
             raise
         logger.warning("repository_lags", run_id=run.run_id, why=error.detail)
 

@@ -11,24 +11,31 @@ from typing import Any, Final
 
 from ..domain import run_issues
 from ..domain.errors import AutopackError
-from ..domain.events import canonical_json, event_document
+from ..domain.events import IssueRecorded, IssueResolved, canonical_json, event_document
 from ..domain.naming import STATEMENT, branch_ref, snapshot_ref
 from ..domain.results import log_tail
 from ..domain.run import FailureCode
 from ..domain.run_issues import OpenIssue, RunIssue, index_of
 from ..domain.statement import payload_of, write_envelope
-from ..gitrepo import RefMovedError, RefNameTakenError
+from ..gitrepo import (
+    RefMovedError,
+    RefNameTakenError,
+    RepositoryUnusableError,
+    SettledRef,
+)
 from ..mirror import PULL_REQUEST, RECORD, pull_request, pull_request_page, render_run, run_record
 from ..models import EventRow, Phase, Run
 from ..store import ci_runs, issues, nodes, runs, submissions
+from ..store.nodes import Shown
 from ..store.session import RowSession
 from ..views.issues import BacklogEntryAnswer, IssueIndexAnswer, PhaseIssue
 from ..views.results import AttemptDetail
 from ..views.runs import PhaseDetail, RunDetail, TierDetail
 from .context import AppContext
-from .rebuilding import require_objects
+from .rebuilding import add_objects, require_objects
 
 TOP_OPEN_ISSUES: Final = 50
+_OF_ISSUES: Final = frozenset({IssueRecorded.__name__, IssueResolved.__name__})
 EVENTS_UNDER_WAY: Final = 10_000  # more than changes can have that are not complete yet
 
 
@@ -44,40 +51,68 @@ def is_branch_elsewhere(context: AppContext, run_id: str, head: str) -> bool:
         return False
 
 
-def roll_forward(context: AppContext, session: RowSession, run: Run) -> None:
-    """Bring objects, branch, tags and every file of a run to what Postgres says.
+def roll_forward(context: AppContext, session: RowSession, run: Run, shown: Shown) -> None:
+    """Bring objects, branch, tags and files of a run to what Postgres says.
 
-    Raises RefMovedError when a ref is where this run never put it. A run that ended because of
-    that leaves such a ref alone for good; the same ref may be unmoved, and late, on another node.
+    Of a run that is known up to an event (`shown`), only what changed since. Raises RefMovedError
+    when a ref is where this run never put it. A run that ended because of that leaves such a ref
+    alone for good; the same ref may be unmoved, and late, on another node.
     """
     # Without its details nothing of a run can be rebuilt, so its refs are left to the repository.
     if run.details_removed_at is None:
-        require_objects(context, session, run)
-        known_errors = (
-            (RefMovedError, RefNameTakenError)
-            if run.failure_code is FailureCode.BRANCH_MOVED
-            else ()
-        )
-        recorded = [run.base_commit]
-        recorded += [commit.sha for commit in submissions.list_commits(session, run.id)]
-        with suppress(*known_errors):
-            context.repository.settle_ref(
-                branch_ref(run.run_id), head=run.head_commit, recorded=recorded
-            )
-        for phase in runs.phases_of(run).values():
-            if phase.snapshot_tag and phase.snapshot_oid:
-                with suppress(*known_errors):
-                    context.repository.settle_ref(
-                        snapshot_ref(phase.snapshot_tag), head=phase.snapshot_oid, recorded=()
-                    )
-    project(context, session, run, phases=None, index=run_index(session, run))
-    project_backlog(context, session)
-    # Of a run without late events, nothing else would cause the files to be written again after a
-    # power cut.
+        _settle_refs(context, run, _bring_objects(context, session, run, shown))
+    _project_since(context, session, run, shown)
+    # Of a run without late events, nothing else would cause files and objects to be written again
+    # after a power cut.
     mark = context.mirror.synced_event()
     if mark is None or runs.last_event_of(session, run.id) <= mark - EVENTS_UNDER_WAY:
         context.mirror.sync_unmarked()
     runs.mark_mirrored(session, run, context.node_id)
+
+
+def _bring_objects(
+    context: AppContext, session: RowSession, run: Run, shown: Shown
+) -> Collection[str]:
+    """Make the missing objects of a run; return the commits at which its branch may be."""
+    if shown.event_sequence is not None:
+        with suppress(RepositoryUnusableError):  # what this node has is damaged
+            at = add_objects(context, session, run)
+            if at is not None:
+                return [at]
+    require_objects(context, session, run, durably=False)
+    return [run.base_commit, *(commit.sha for commit in submissions.list_commits(session, run.id))]
+
+
+def _settle_refs(context: AppContext, run: Run, recorded: Collection[str]) -> None:
+    wanted = [SettledRef(branch_ref(run.run_id), run.head_commit, recorded)]
+    wanted += [
+        SettledRef(snapshot_ref(phase.snapshot_tag), phase.snapshot_oid)
+        for phase in runs.phases_of(run).values()
+        if phase.snapshot_tag and phase.snapshot_oid
+    ]
+    if run.failure_code is not FailureCode.BRANCH_MOVED:
+        context.repository.settle_refs(wanted)
+        return
+    for each in wanted:
+        with suppress(RefMovedError, RefNameTakenError):
+            context.repository.settle_refs([each])
+
+
+def _project_since(context: AppContext, session: RowSession, run: Run, shown: Shown) -> None:
+    """Write the files that the changes since an event have written on their own nodes."""
+    since = shown.event_sequence
+    if since is None or run.ended_at is not None or not context.mirror.has_run(run.run_id):
+        project(context, session, run, phases=None, index=run_index(session, run))
+        project_backlog(context, session)
+        return
+    told = runs.list_told(session, run.id, since)
+    has_issues = bool(_OF_ISSUES & {kind for kind, _ in told})
+    phases = {phase_id for _, phase_id in told if phase_id is not None}
+    index = run_index(session, run) if has_issues else None
+    project(context, session, run, phases=phases, index=index)
+    # A cleanup that is done closes its issue.
+    if has_issues or any(runs.get_phase(run, name).issue_key for name in phases):
+        project_backlog(context, session)
 
 
 def is_behind(context: AppContext, session: RowSession, run: Run) -> bool:
@@ -85,7 +120,7 @@ def is_behind(context: AppContext, session: RowSession, run: Run) -> bool:
 
     Costs a statement only if another node made that change.
     """
-    return nodes.shown_revision(session, run, context.node_id) < run.revision
+    return nodes.find_shown(session, run, context.node_id).revision < run.revision
 
 
 def project(

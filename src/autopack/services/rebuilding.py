@@ -1,19 +1,27 @@
-"""Rebuild git objects that the repository lost, with the same ids. (docs/architecture.md)
+"""Make git objects again that the repository lost or never had. (docs/architecture.md)
 
 Postgres stores the bytes of each accepted patch, and for a merge the merged difference. With the
-run's base they give every tree; commits and tags are pure functions of the rows.
+run's base they give every tree; commits and tags are pure functions of the rows, so their ids are
+the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Final
 
 import structlog
 
 from ..domain.errors import UnavailableError
-from ..domain.naming import snapshot_message
-from ..gitrepo import CommitMissingError, RepositoryUnusableError
+from ..domain.naming import branch_ref, snapshot_message, snapshot_ref
+from ..gitrepo import (
+    CommitMissingError,
+    RecordedCommit,
+    RecordedTag,
+    Remaking,
+    RepositoryUnusableError,
+)
 from ..models import Commit, Phase, Run
 from ..store import runs, submissions
 from ..store.session import RowSession
@@ -21,34 +29,71 @@ from .context import AppContext
 
 logger = structlog.get_logger(__name__)
 
+AT_ONCE: Final = 20  # commits whose patches are in memory together
 
-def require_objects(context: AppContext, session: RowSession, run: Run) -> None:
+
+def require_objects(
+    context: AppContext, session: RowSession, run: Run, *, durably: bool = True
+) -> None:
     """Check that the repository has all objects of the run's branch and snapshots.
 
-    Missing objects are rebuilt. Raises RepositoryUnusableError when that fails, CommitMissingError
-    when this clone cannot get the commit that they stand on.
+    Missing objects are made again; `durably`: on the disk when this returns. Raises
+    RepositoryUnusableError when that fails, CommitMissingError when this clone cannot get the
+    commit that they stand on.
     """
+    repository = context.repository
     tips = [run.head_commit]
     tips += [phase.snapshot_oid for phase in _completed(run) if phase.snapshot_oid]
-    if context.repository.has_objects(tips, since=run.base_commit):
+
+    def has_all() -> bool:
+        return repository.has_objects(tips, since=run.base_commit)
+
+    # Without the head no process need be asked.
+    if repository.has_commit(run.head_commit) and has_all():
         return
     _require_base(context, session, run)
     commits = submissions.list_commits(session, run.id)
     # First only what another node has made since; objects that a disk lost are the rare case.
-    new = [commit for commit in commits if not context.repository.has_commit(commit.sha)]
+    new = [commit for commit in commits if not repository.has_commit(commit.sha)]
     with suppress(RepositoryUnusableError):  # what they stand on is damaged
-        _rebuild(context, session, run, new)
-    if new and context.repository.has_objects(tips, since=run.base_commit):
-        return
+        _make(session, repository.remaking(durably=durably), run, new, _completed(run))
+        if new and has_all():
+            return
     logger.warning("objects_missing", run_id=run.run_id, head=run.head_commit)
-    context.repository.remove_empty_objects()
-    _rebuild(context, session, run, commits)
-    if not context.repository.has_objects(tips, since=run.base_commit):
+    repository.remove_empty_objects()
+    remaking = repository.remaking(durably=durably, replaces=True)
+    _make(session, remaking, run, commits, _completed(run))
+    if not has_all():
         raise RepositoryUnusableError(
             f"objects of branch {run.branch} are damaged, not only missing: check"
             " them with `git fsck`"
         )
     logger.warning("objects_rebuilt", run_id=run.run_id, head=run.head_commit)
+
+
+def add_objects(context: AppContext, session: RowSession, run: Run) -> str | None:
+    """Make what another node added to a branch that this node shows; return where that is.
+
+    None where it is not as this node showed it. It costs no process, as what was shown is trusted.
+    The objects are not on the disk yet. Raises RepositoryUnusableError.
+    """
+    repository = context.repository
+    at = repository.read_ref(branch_ref(run.run_id))
+    if at is None or not repository.has_commit(at):
+        return None
+    later = submissions.list_commits_since(session, run, at)
+    if later is None or (later[-1].sha if later else at) != run.head_commit:
+        return None
+    # A commit is put into the repository after all that it stands on.
+    new = [commit for commit in later if not repository.has_commit(commit.sha)]
+    untagged = [
+        phase
+        for phase in _completed(run)
+        if phase.snapshot_tag
+        and repository.read_ref(snapshot_ref(phase.snapshot_tag)) != phase.snapshot_oid
+    ]
+    _make(session, repository.remaking(durably=False), run, new, untagged)
+    return at
 
 
 def require_commit(context: AppContext, run_id: str, commit: str) -> None:
@@ -95,48 +140,46 @@ def _require_base(context: AppContext, session: RowSession, run: Run) -> None:
         )
 
 
-def _rebuild(context: AppContext, session: RowSession, run: Run, commits: Sequence[Commit]) -> None:
-    for commit in commits:
-        _rebuild_commit(context, session, commit)
-    for phase in _completed(run):
-        _rebuild_tag(context, run, phase)
+def _make(
+    session: RowSession,
+    remaking: Remaking,
+    run: Run,
+    commits: Sequence[Commit],
+    phases: Sequence[Phase],
+) -> None:
+    for at in range(0, len(commits), AT_ONCE):
+        part = commits[at : at + AT_ONCE]
+        changes = submissions.list_changes(session, [commit.id for commit in part])
+        for commit in part:
+            recorded = RecordedCommit(
+                sha=commit.sha,
+                parent=commit.parent,
+                tree=commit.tree,
+                message=commit.message,
+                at=commit.committed_at,
+                signature=commit.signature,
+                patch=changes.get(commit.id),
+            )
+            remaking.commit(recorded)
+        remaking.install()
+    for phase in phases:
+        tag = _snapshot(run, phase)
+        if tag is not None:
+            remaking.tag(tag)
+    remaking.install()
 
 
-def _rebuild_commit(context: AppContext, session: RowSession, commit: Commit) -> None:
-    repository = context.repository
-    tree = commit.tree  # of an undo or a rollback: an earlier tree
-    patch = submissions.find_change(session, commit)
-    if patch is not None:
-        tree = repository.apply_again(commit.parent, patch)
-    sha = repository.write_commit(
-        parents=[commit.parent],
-        tree=tree,
-        message=commit.message,
-        at=commit.committed_at,
-        signature=commit.signature,
-    )
-    _require_same(f"commit {commit.position} of the branch", commit.sha, sha)
-
-
-def _rebuild_tag(context: AppContext, run: Run, phase: Phase) -> None:
+def _snapshot(run: Run, phase: Phase) -> RecordedTag | None:
     if not (phase.snapshot_tag and phase.snapshot_commit and phase.snapshot_oid and phase.ended_at):
-        return
-    oid = context.repository.write_tag(
+        return None
+    return RecordedTag(
+        oid=phase.snapshot_oid,
         name=phase.snapshot_tag,
         commit=phase.snapshot_commit,
         message=snapshot_message(run.run_id, phase.phase_id, phase.name),
         at=phase.ended_at,
         signature=phase.snapshot_signature,
     )
-    _require_same(f"tag {phase.snapshot_tag}", phase.snapshot_oid, oid)
-
-
-def _require_same(what: str, recorded: str, made: str) -> None:
-    if made != recorded:
-        raise RepositoryUnusableError(
-            f"{what} is missing from the repository and was {recorded}, but made again it is"
-            f" {made}: restore it (`git fetch`)"
-        )
 
 
 def _completed(run: Run) -> list[Phase]:

@@ -15,7 +15,7 @@ import structlog
 from sqlalchemy.exc import DBAPIError
 
 from ..domain.errors import AutopackError
-from ..store import pulses, runs
+from ..store import nodes, pulses, runs
 from ..store import retention as store
 from ..store.runs import RunBusyError
 from ..views.retention import RetentionAnswer
@@ -76,10 +76,14 @@ def retain(
             break
         place = batch[-1]
         found = 0
+        emptied: list[int] = []
         for old in batch:
             began = time.monotonic()
             try:
-                found += _is_recorded(context, old) if is_dry_run else _remove(context, old, before)
+                if is_dry_run:
+                    found += _is_recorded(context, old)
+                elif _remove(context, old, before):
+                    emptied.append(old.id)
             except RunBusyError as error:
                 logger.info("details_kept", run_id=old.run_id, why=error.detail)
             except (AutopackError, DBAPIError) as error:
@@ -90,6 +94,9 @@ def retain(
                 rest = min(time.monotonic() - began, _LONGEST_REST_SECONDS)
                 if context.stopping.wait(rest):
                     break
+        if emptied:
+            _mark(context, emptied)
+        found += len(emptied)
         removed += found
         size += sizes if found == len(batch) else sizes * found // len(batch)
     return RetentionAnswer(
@@ -138,6 +145,20 @@ def _remove(context: AppContext, old: store.OldRun, before: datetime) -> bool:
         session.commit()
         run = runs.lock_run(session, old.run_id)
         project(context, session, run, phases=None, index=None)
-        runs.mark_mirrored(session, run, context.node_id)
         session.commit()
     return True
+
+
+def _mark(context: AppContext, run_pks: list[int]) -> None:
+    """Record that the files of runs are removed, when they are off the disk too.
+
+    Else a power cut would bring them back, and nobody would remove them again. Runs without the
+    mark lag, so the upkeep removes their files.
+    """
+    try:
+        context.mirror.sync_unmarked()
+    except AutopackError as error:
+        logger.warning("files_not_synced", why=error.detail)
+        return
+    with context.reading() as session:
+        nodes.mark_removed(session, run_pks, context.node_id)

@@ -38,7 +38,8 @@ from ..gitrepo import CollisionError, RefUpdate, RepositoryUnusableError
 from ..jobs.queue import defer
 from ..mirror import RECORD, patch_name
 from ..models import Issue, Phase
-from ..store import ci_runs, issues, leases, runs, submissions
+from ..store import ci_runs, issues, leases, nodes, runs, submissions
+from ..store.nodes import Shown
 from . import patching
 from .change import RunChange, require_details
 from .projection import Signatures, finished_files
@@ -87,9 +88,13 @@ def settle(change: RunChange) -> None:
 
 def _own_marks(change: RunChange) -> None:
     """Let the run's row say what this node shows, which is up to date before it changes a run."""
-    if change.run.mirrored_by != change.context.node_id:
-        change.run.mirrored_by = change.context.node_id
-        change.run.mirrored_revision = change.revision_before
+    run = change.run
+    if run.mirrored_by != change.context.node_id:
+        if run.mirrored_by is not None and run.mirrored_revision == change.revision_before:
+            told = run.event_sequence - len(change.events)
+            nodes.leave_mark(change.session, run, Shown(change.revision_before, told))
+        run.mirrored_by = change.context.node_id
+        run.mirrored_revision = change.revision_before
 
 
 def request_ci_run(change: RunChange, phase_id: str, *, at: datetime | None = None) -> None:

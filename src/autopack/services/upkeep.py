@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import time
+from collections.abc import Iterable
+from itertools import chain
+from typing import Final
 
 import structlog
 from sqlalchemy.exc import DBAPIError
@@ -12,7 +16,7 @@ from ..store import counts, nodes, pulses, runs
 from .attention import close_merged_runs
 from .context import AppContext
 from .figures import count_ended_runs
-from .following import follow
+from .following import follow, look_at_all
 from .opening import changing
 from .projection import EVENTS_UNDER_WAY, is_branch_elsewhere, project_backlog
 from .rulesets import follow_ruleset, read_ruleset, restore_ruleset
@@ -21,12 +25,16 @@ logger = structlog.get_logger(__name__)
 
 BATCH = 100
 LATEST_RUNS = 50
+START_SECONDS: Final = 2.0
 PULSE = "upkeep"
 UPKEEP_QUEUE = "upkeep"  # for workers with the repository and the runs directory
 
 
 def start_up(context: AppContext) -> None:
-    """Write the project's files, and roll forward runs that lag."""
+    """Write the project's files, and roll forward runs that lag: for START_SECONDS, then answer.
+
+    What is left comes in the background, and with the requests for a run.
+    """
     context.mirror.prepare()
     _distrust_files(context)
     _find_lost_files(context)
@@ -37,7 +45,8 @@ def start_up(context: AppContext) -> None:
         logger.warning("ruleset_refused", why=error.detail)  # no run can start meanwhile
     with context.reading() as session:
         project_backlog(context, session)
-    _roll_forward(context)
+    look_at_all(context)
+    _roll_forward(context, time.monotonic() + START_SECONDS)
     _tend_runs(context)
 
 
@@ -79,10 +88,12 @@ def _find_lost_files(context: AppContext) -> None:
 
 
 def keep_up_alone(context: AppContext) -> None:
-    """Keep up, unless another process does; the lock of a killed process is free at once."""
+    """Keep up, except for what another process does; a killed process' lock is free at once."""
+    # First, as deadlines must not wait for a node that catches up.
     with context.writing() as session:
         if pulses.try_turn(session, PULSE):
-            keep_up(context)
+            _tend_runs(context)
+    tend_node(context)
 
 
 def keep_up(context: AppContext) -> None:
@@ -108,17 +119,21 @@ def _tend_runs(context: AppContext) -> None:
         session.commit()
 
 
-def tend_node(context: AppContext) -> None:
-    """Bring this node's branches and files up to date, unless another of its processes does."""
+def tend_node(context: AppContext) -> bool:
+    """Bring this node's branches and files up to date, unless another of its processes does.
+
+    Returns whether more is left to do at once.
+    """
     with context.writing() as session:
-        if nodes.try_turn(session, context.node_id):
-            _find_lost_files(context)
-            _roll_forward(context)
-            follow(context)
-            try:
-                follow_ruleset(context)
-            except AutopackError as error:
-                logger.warning("ruleset_not_followed", why=error.detail)
+        if not nodes.try_turn(session, context.node_id):
+            return False
+        _find_lost_files(context)
+        _roll_forward(context)
+        try:
+            follow_ruleset(context)
+        except AutopackError as error:
+            logger.warning("ruleset_not_followed", why=error.detail)
+        return follow(context)
 
 
 def _close_merged(context: AppContext) -> None:
@@ -128,22 +143,29 @@ def _close_merged(context: AppContext) -> None:
         logger.warning("merged_runs_not_closed", why=error.detail)
 
 
-def _roll_forward(context: AppContext) -> None:
+def _roll_forward(context: AppContext, deadline: float = math.inf) -> None:
+    """Bring the runs up to date that this node changed last."""
     context.repository.remove_leftovers()
     with context.reading() as session:
-        event = runs.last_event(session)
+        # Files that a node writes while it catches up are of any event.
+        is_catching_up = nodes.get_place(session, context.node_id).is_catching_up
+        event = 0 if is_catching_up else runs.last_event(session)
         lagging = runs.list_lagging(session, context.node_id, BATCH)
-        heads = runs.list_live_heads(session)
-    elsewhere = [run_id for run_id, head in heads if is_branch_elsewhere(context, run_id, head)]
-    _bring_up_to_date(context, [*lagging, *elsewhere])
+        heads = runs.list_live_heads(session, context.node_id)
+    elsewhere = (run_id for run_id, head in heads if is_branch_elsewhere(context, run_id, head))
+    _bring_up_to_date(context, chain(lagging, elsewhere), deadline)
     try:
         context.mirror.sync(event)
     except AutopackError as error:  # a full disk must not stop the rest
         logger.warning("files_not_synced", why=error.detail)
 
 
-def _bring_up_to_date(context: AppContext, run_ids: Sequence[str]) -> None:
-    for run_id in dict.fromkeys(run_ids):
+def _bring_up_to_date(
+    context: AppContext, run_ids: Iterable[str], deadline: float = math.inf
+) -> None:
+    for run_id in run_ids:
+        if time.monotonic() > deadline:
+            return
         try:
             with changing(context, run_id, is_waiting=False):
                 pass  # opening a change brings the run up to date

@@ -38,14 +38,15 @@ EVENTS_COUNTED: Final = 10_000
 # A node without a sign of life for so long counts as stopped, and leaves the list after the other.
 ALIVE_SECONDS: Final = 20
 KEPT_DAYS: Final = 7
-# A power cut may lose this: then branch and files are brought up to date once more.
-_MARK: Final = (
-    "BEGIN; SET LOCAL synchronous_commit = off;"
-    " INSERT INTO node_runs (run_pk, node_id, revision)"
-    " SELECT %s, id, %s FROM nodes WHERE id = %s"  # none, if the node was removed just now
+_INSERT_MARK: Final = (
+    "INSERT INTO node_runs (run_pk, node_id, revision, event_sequence)"
+    " SELECT %s, id, %s, %s FROM nodes WHERE id = %s"  # none, if the node was removed just now
     " ON CONFLICT (run_pk, node_id) DO UPDATE"
-    " SET revision = greatest(node_runs.revision, excluded.revision), lacks = NULL; COMMIT"
+    " SET revision = greatest(node_runs.revision, excluded.revision),"
+    " event_sequence = greatest(node_runs.event_sequence, excluded.event_sequence), lacks = NULL"
 )
+# A power cut may lose this: then branch and files are brought up to date once more.
+_MARK: Final = "BEGIN; SET LOCAL synchronous_commit = off;" f" {_INSERT_MARK}; COMMIT"
 
 
 # Who serves
@@ -132,7 +133,9 @@ def has_others(session: Session, node_id: str, *, alive_seconds: float) -> bool:
 def lock_node(session: Session, node_id: str) -> NodeState | None:
     """Return a node, whose signs of life wait until the end of the transaction; None: unknown."""
     # By a statement of its own, so that the next one sees what was committed while this one waited.
-    found = session.scalars(select(Node.id).where(Node.id == node_id).with_for_update())
+    # A change that leaves this node's mark (`leave_mark`) has its run, and must not wait for it.
+    locked = select(Node.id).where(Node.id == node_id).with_for_update(key_share=True)
+    found = session.scalars(locked)
     if found.one_or_none() is None:
         return None
     return next(node for node in list_nodes(session) if node.id == node_id)
@@ -140,22 +143,24 @@ def lock_node(session: Session, node_id: str) -> NodeState | None:
 
 def remove_node(session: Session, node_id: str) -> None:
     """Remove a node with all that the database notes of its branches and files."""
-    session.execute(delete(Node).where(Node.id == node_id))
     _remove_marks(session, [node_id])
+    session.execute(delete(Node).where(Node.id == node_id))
 
 
 def remove_silent(session: Session) -> list[str]:
     """Remove the nodes without a sign of life for days; return their places."""
     before = func.now() - func.make_interval(0, 0, 0, KEPT_DAYS)
-    statement = delete(Node).where(Node.heartbeat_at < before).returning(Node.id, Node.place)
-    removed = session.execute(statement).all()
-    if removed:
-        _remove_marks(session, [node_id for node_id, _ in removed])
-    return [place for _, place in removed]
+    locked = select(Node.id, Node.place).where(Node.heartbeat_at < before)
+    silent = session.execute(locked.with_for_update(key_share=True, skip_locked=True)).all()
+    if silent:
+        node_ids = [node_id for node_id, _ in silent]
+        _remove_marks(session, node_ids)
+        session.execute(delete(Node).where(Node.id.in_(node_ids)))
+    return [place for _, place in silent]
 
 
 def _remove_marks(session: Session, node_ids: Sequence[str]) -> None:
-    """Remove the marks of removed nodes on the rows of runs; those beside them are gone already.
+    """Remove the marks of nodes on the rows of runs; those beside them go with the nodes.
 
     Without its generation an old backup of a node's home is not found (services/nodes.py), so the
     node trusts no mark when it comes back. No run counts as lagging because of a node that is gone:
@@ -171,7 +176,8 @@ def distrust(session: Session, node_id: str) -> None:
     mine = update(Run).where(Run.mirrored_by == node_id).values(mirrored_revision=0)
     session.execute(mine.execution_options(synchronize_session=False))
     session.execute(delete(NodeRun).where(NodeRun.node_id == node_id))
-    session.execute(update(Node).where(Node.id == node_id).values(position=0))
+    everything = {"position": 0, "unseen_before": None}
+    session.execute(update(Node).where(Node.id == node_id).values(everything))
 
 
 def find_ruleset(session: Session, node_id: str) -> str | None:
@@ -192,21 +198,61 @@ def try_turn(session: Session, node_id: str) -> bool:
 # What the branch and files of a run show
 
 
-def shown_revision(session: RowSession, run: Run, node_id: str) -> int:
-    """Return the revision that branch and files of a node show; 0 for none, or for an unknown one.
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What branch and files of a node show of a run: its state at a revision, 0 for none.
 
-    No statement for a run that this node changed last.
+    `event_sequence` is the run's last event then, or an earlier one. None if it is not known, and
+    where what this node itself has changed did not reach its branch or files.
     """
+
+    revision: int
+    event_sequence: int | None = None
+
+
+def find_shown(session: RowSession, run: Run, node_id: str) -> Shown:
+    """Return what a node shows of a run. No statement for a run that this node changed last."""
     if run.mirrored_by == node_id:
-        return run.mirrored_revision
-    query = "SELECT revision FROM node_runs WHERE run_pk = %s AND node_id = %s"
+        return Shown(run.mirrored_revision)
+    query = "SELECT revision, event_sequence FROM node_runs WHERE run_pk = %s AND node_id = %s"
     found = session.fetch(query, (run.id, node_id))
-    return int(found[0][0]) if found else 0
+    return Shown(*found[0]) if found else Shown(0)
 
 
 def mark_shown(session: RowSession, run: Run, node_id: str) -> None:
     """Record that a node shows a run that another one changed last. (`runs.mark_mirrored`)"""
-    session.gather(_MARK, (run.id, run.revision, node_id))
+    session.gather(_MARK, (run.id, run.revision, run.event_sequence, node_id))
+
+
+def leave_mark(session: RowSession, run: Run, shown: Shown) -> None:
+    """Keep what the node shows whose mark is on the run's row, before another node's replaces it.
+
+    So that node writes only what changes from here on. It is part of the change.
+    """
+    values = (run.id, shown.revision, shown.event_sequence, run.mirrored_by)
+    session.gather(_INSERT_MARK, values)
+
+
+_MARK_REMOVED: Final = (
+    "UPDATE runs SET mirrored_revision = revision"
+    " WHERE id = ANY(%s) AND mirrored_by = %s AND details_removed_at IS NOT NULL",
+    "INSERT INTO node_runs (run_pk, node_id, revision)"
+    " SELECT r.id, n.id, r.revision FROM runs r JOIN nodes n ON n.id = %s"
+    " WHERE r.id = ANY(%s) AND r.mirrored_by IS DISTINCT FROM n.id"
+    " AND r.details_removed_at IS NOT NULL"
+    " ON CONFLICT (run_pk, node_id) DO UPDATE SET revision = excluded.revision, lacks = NULL",
+)
+
+
+def mark_removed(session: RowSession, run_pks: Sequence[int], node_id: str) -> None:
+    """Record that a node shows the summaries of runs whose details were removed.
+
+    Nothing changes such a run any more, so it takes no lock.
+    """
+    own, others = _MARK_REMOVED
+    session.gather(own, (list(run_pks), node_id))
+    session.gather(others, (node_id, list(run_pks)))
+    session.send()
 
 
 def note_lack(session: Session, run_id: str, node_id: str, why: str) -> None:
@@ -222,7 +268,8 @@ _FORGET: Final = text("""
     INSERT INTO node_runs (run_pk, node_id, revision, lacks)
     SELECT r.id, n.id, 0, :why FROM runs r JOIN nodes n ON n.id = :node
     WHERE r.run_id = ANY(:names) AND r.mirrored_by IS DISTINCT FROM n.id
-    ON CONFLICT (run_pk, node_id) DO UPDATE SET revision = 0, lacks = excluded.lacks
+    ON CONFLICT (run_pk, node_id) DO UPDATE
+        SET revision = 0, event_sequence = NULL, lacks = excluded.lacks
 """)
 
 
@@ -231,26 +278,77 @@ def forget_shown(session: Session, run_ids: Sequence[str], node_id: str, why: st
     chosen = Run.run_id.in_(run_ids)
     mine = update(Run).where(chosen, Run.mirrored_by == node_id).values(mirrored_revision=0)
     session.execute(mine.execution_options(synchronize_session=False))
+    # Of runs that this node changed last, an earlier mark; another node may change them next.
+    pks = select(Run.id).where(chosen, Run.mirrored_by == node_id)
+    earlier = update(NodeRun).where(NodeRun.node_id == node_id, NodeRun.run_pk.in_(pks))
+    earlier = earlier.values(revision=0, event_sequence=None)
+    session.execute(earlier.execution_options(synchronize_session=False))
     session.execute(_FORGET, {"node": node_id, "why": why, "names": list(run_ids)})
 
 
 # Following the other nodes
 
 
-def get_position(session: Session, node_id: str) -> int:
-    """Return the event up to which a node shows the changes of others; 0 for an unknown node."""
-    return session.scalars(select(Node.position).where(Node.id == node_id)).one_or_none() or 0
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Up to where a node has looked at the changes of others (models/nodes.py)."""
+
+    position: int
+    unseen_before: int | None
+
+    @property
+    def is_catching_up(self) -> bool:
+        return self.position == 0 or self.unseen_before is not None
 
 
-def set_position(session: Session, node_id: str, position: int) -> None:
-    statement = update(Node).where(Node.id == node_id).values(position=position)
-    session.execute(statement.execution_options(synchronize_session=False))
+def get_place(session: RowSession, node_id: str) -> Place:
+    """Return up to where a node has looked; for an unknown one, that of a new node."""
+    found = session.fetch("SELECT position, unseen_before FROM nodes WHERE id = %s", (node_id,))
+    return Place(*found[0]) if found else Place(0, None)
+
+
+# A power cut may lose this: then the same runs are looked at again.
+_SET_PLACE: Final = (
+    "BEGIN; SET LOCAL synchronous_commit = off;"
+    " UPDATE nodes SET position = %s, unseen_before = %s WHERE id = %s; COMMIT"
+)
+
+
+def set_place(session: RowSession, node_id: str, place: Place) -> None:
+    session.gather(_SET_PLACE, (place.position, place.unseen_before, node_id))
+    session.send()
+
+
+def next_run_pk(session: RowSession) -> int:
+    """Return an id that is above those of all runs so far."""
+    ((found,),) = session.fetch("SELECT coalesce(max(id), 0) + 1 FROM runs")
+    return int(found)
+
+
+def list_unseen(
+    session: Session, node_id: str, *, before: int, is_live: bool, limit: int
+) -> list[tuple[int, str]]:
+    """Return runs below an id that others changed last and this node does not show, newest first.
+
+    Not those that it could not bring up to date. `is_live`: only those that are not over.
+    """
+    query = (
+        select(Run.id, Run.run_id)
+        .outerjoin(NodeRun, (NodeRun.run_pk == Run.id) & (NodeRun.node_id == node_id))
+        .where(Run.id < before, Run.mirrored_by.is_distinct_from(node_id), _BEHIND)
+        .where(NodeRun.lacks.is_(None))
+        .order_by(Run.id.desc())
+        .limit(limit)
+    )
+    if is_live:
+        query = query.where(Run.ended_at.is_(None))
+    return [(run_pk, run_id) for run_pk, run_id in session.execute(query)]
 
 
 def list_behind(session: Session, node_id: str, *, after: int, up_to: int) -> list[str]:
     """Return the runs with events in a span that others changed last, and this node does not show.
 
-    The oldest first: a run may stand on the branch of an earlier one.
+    The newest first, after live ones.
     """
     touched = (
         select(EventRow.run_pk).where(EventRow.id > after, EventRow.id <= up_to).distinct()
@@ -260,7 +358,7 @@ def list_behind(session: Session, node_id: str, *, after: int, up_to: int) -> li
         .join(touched, touched.c.run_pk == Run.id)
         .outerjoin(NodeRun, (NodeRun.run_pk == Run.id) & (NodeRun.node_id == node_id))
         .where(Run.mirrored_by.is_distinct_from(node_id), _BEHIND)
-        .order_by(Run.id)
+        .order_by(Run.ended_at.is_(None).desc(), Run.id.desc())
     )
     return list(session.scalars(query))
 
@@ -294,6 +392,7 @@ class NodeState:
     lag_runs: int
     lag_revisions: int
     lag_seconds: float
+    unseen_runs: int
     lacking_runs: int
     lacks: list[str]
 
@@ -303,6 +402,9 @@ STATES: Final = text("""
         extract(epoch FROM now() - n.heartbeat_at)::float AS silent_seconds,
         coalesce(b.runs, 0) AS lag_runs, coalesce(b.revisions, 0)::bigint AS lag_revisions,
         coalesce(extract(epoch FROM now() - b.since), 0)::float AS lag_seconds,
+        (SELECT count(*) FROM (
+            SELECT FROM runs WHERE n.position = 0 OR id < n.unseen_before LIMIT :counted
+        ) unseen) AS unseen_runs,
         coalesce(l.runs, 0) AS lacking_runs, coalesce(l.lacks, '{}') AS lacks
     FROM nodes n
     LEFT JOIN LATERAL (
@@ -310,7 +412,8 @@ STATES: Final = text("""
             min(e.at) AS since
         FROM (
             SELECT run_pk, min(at) AS at FROM (
-                SELECT run_pk, at FROM events WHERE id > n.position ORDER BY id LIMIT :counted
+                SELECT run_pk, at FROM events WHERE n.position > 0 AND id > n.position
+                ORDER BY id LIMIT :counted
             ) latest GROUP BY run_pk
         ) e
         JOIN runs r ON r.id = e.run_pk
@@ -336,6 +439,7 @@ STATES: Final = text("""
     column("lag_runs", BigInteger),
     column("lag_revisions", BigInteger),
     column("lag_seconds", Float),
+    column("unseen_runs", BigInteger),
     column("lacking_runs", BigInteger),
     column("lacks", ARRAY(Text)),
 )

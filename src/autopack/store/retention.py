@@ -56,7 +56,9 @@ _REMOVALS: Final = (
     "DELETE FROM replies WHERE run_pk = %(run)s",
     """DELETE FROM events
         WHERE run_pk = %(run)s AND sequence > 1 AND sequence < %(recorded)s""",
-    """UPDATE node_runs SET revision = 0, lacks = 'its details were removed'
+    # A node without a mark has not looked at the run yet: its last event is still there, and a node
+    # that is new or was away long looks at every run.
+    """UPDATE node_runs SET revision = 0, event_sequence = NULL, lacks = 'its details were removed'
         WHERE run_pk = %(run)s""",
     """INSERT INTO retention (id, beaten_at, removed, due, failed) VALUES (1, now(), 1, 0, 0)
         ON CONFLICT (id) DO UPDATE SET removed = retention.removed + 1""",

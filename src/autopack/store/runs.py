@@ -330,10 +330,15 @@ def touch(session: Session) -> None:
     session.execute(select(Run.id).limit(1))
 
 
-def list_live_heads(session: Session) -> list[tuple[str, str]]:
-    """Return the runs that are not over, each with the recorded head of its branch."""
-    rows = session.execute(select(Run.run_id, Run.head_commit).where(Run.ended_at.is_(None)))
-    return [(run_id, head) for run_id, head in rows]
+def list_live_heads(session: Session, node_id: str) -> list[tuple[str, str]]:
+    """Return the runs that are not over and that a node shows, with the heads of their branches."""
+    query = (
+        select(Run.run_id, Run.head_commit)
+        .outerjoin(NodeRun, (NodeRun.run_pk == Run.id) & (NodeRun.node_id == node_id))
+        .where(Run.ended_at.is_(None))
+        .where(or_(Run.mirrored_by == node_id, NodeRun.revision == Run.revision))
+    )
+    return [(run_id, head) for run_id, head in session.execute(query)]
 
 
 def mark_mirrored(session: RowSession, run: Run, node_id: str) -> None:
@@ -502,6 +507,12 @@ def add_events(session: RowSession, run: Run, events: Sequence[Event]) -> None:
             ),
         )
         run.event_sequence, run.event_hash = one.sequence, one.hash
+
+
+def list_told(session: RowSession, run_pk: int, after: int) -> list[tuple[str, str | None]]:
+    """Return the distinct kinds of a run's events after a sequence number, with their phases."""
+    query = "SELECT DISTINCT kind, phase_id FROM events WHERE run_pk = %s AND sequence > %s"
+    return [(kind, phase_id) for kind, phase_id in session.fetch(query, (run_pk, after))]
 
 
 def last_trace(session: Session, run_pk: int, phase_id: str | None = None) -> str | None:

@@ -240,15 +240,24 @@ def list_patches_after(
     ]
 
 
-def find_change(session: Session, commit: Commit) -> bytes | None:
-    """Return the stored patch from a commit's parent to it; None without one."""
-    query = (
-        select(func.coalesce(Commit.difference, Patch.content))
-        .join(Patch, Patch.id == Commit.patch_pk, isouter=True)
-        .where(Commit.id == commit.id)
-    )
-    change: bytes | None = session.scalars(query).one()
-    return None if change is None else bytes(change)  # a memoryview, from some drivers
+def list_commits_since(session: RowSession, run: Run, commit: str) -> list[Commit] | None:
+    """Return the commits of the run's branch after one of them, oldest first; None if it is not."""
+    condition = """WHERE run_pk = %s AND position >= (SELECT position FROM commits
+        WHERE run_pk = %s AND sha = %s UNION ALL SELECT 0 WHERE %s ORDER BY position DESC LIMIT 1)
+        ORDER BY position"""
+    is_base = commit == run.base_commit
+    found = session.rows(_COMMITS, condition, (run.id, run.id, commit, is_base))
+    if found and found[0].sha == commit:
+        return found[1:]
+    return found if is_base else None
+
+
+def list_changes(session: RowSession, commit_pks: Sequence[int]) -> dict[int, bytes]:
+    """Return the stored patches from commits' parents to them; some commits have none."""
+    query = """SELECT c.id, coalesce(c.difference, p.content) FROM commits c
+        LEFT JOIN patches p ON p.id = c.patch_pk
+        WHERE c.id = ANY(%s) AND (c.difference IS NOT NULL OR p.content IS NOT NULL)"""
+    return {pk: bytes(change) for pk, change in session.fetch(query, (list(commit_pks),))}
 
 
 def list_recorded_commits(session: Session, run_pk: int) -> list[RecordedCommit]:

@@ -23,9 +23,11 @@ class NodeAnswer(Shape):
     """A node: one clone with its home and runs directory, and how far behind the others it is.
 
     `lag_…` counts changes of other nodes that its branches and files do not show yet, and
-    `lag_seconds` is the age of the oldest. `lacking_runs` are runs that it cannot bring up to date
-    by itself; `lacks` says why for the first of them. A node is alive if its last sign of life is
-    recent. (docs/replicas.md)
+    `lag_seconds` is the age of the oldest. `unseen_runs` are those that it has still to look at,
+    as it is new or was away long: it catches up in the background, and answers rightly meanwhile.
+    `lacking_runs` are runs that it cannot bring up to date by itself; `lacks` says why for the
+    first of them. A node is alive if its last sign of life is recent. Counts end at 10,000 runs or
+    events. (docs/replicas.md)
     """
 
     id: str
@@ -39,6 +41,7 @@ class NodeAnswer(Shape):
     lag_runs: int
     lag_revisions: int
     lag_seconds: float
+    unseen_runs: int
     lacking_runs: int
     lacks: list[str]
 
