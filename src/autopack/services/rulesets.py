@@ -101,6 +101,9 @@ def write_ruleset(context: AppContext, document: dict[str, Any]) -> Ruleset:
     context.mirror.write_ruleset(project_id, _content(ruleset))
     with context.writing() as session:
         version = strategy_version(session, context, ruleset)
+        # At once also for the first version: else a newer one of another node would count as older
+        # than this file.
+        nodes.set_ruleset(session, context.node_id, _digest(ruleset)[0])
         data = {"version": ruleset.version, "strategy_version": version}
         note(session, context, AuditAction.RULESET_REPLACED, project_id, data)
         session.commit()
@@ -207,16 +210,17 @@ def current_ruleset(context: AppContext, session: RowSession) -> tuple[Ruleset, 
 
 def follow_ruleset(context: AppContext) -> None:
     """Replace this node's ruleset file if another node has put a newer version in force."""
-    content = context.mirror.read_ruleset(context.settings.project_id)
-    if content is None:
-        return
-    try:
-        digest, _ = _digest(parse_ruleset(content, context.settings.project_id))
-    except InvalidRulesetError:
-        return  # the operator is editing it
     with context.writing() as session:
+        # Before the file is read: else what a request notes of a newer one would be overwritten.
+        known = nodes.lock_ruleset(session, context.node_id)
+        content = context.mirror.read_ruleset(context.settings.project_id)
+        if content is None:
+            return
+        try:
+            digest, _ = _digest(parse_ruleset(content, context.settings.project_id))
+        except InvalidRulesetError:
+            return  # the operator is editing it
         latest = rulesets.get_latest(session, context.settings.project_id)
-        known = nodes.find_ruleset(session, context.node_id)
         if latest is None:
             if known is None:  # a default that was written here must not look edited later
                 nodes.set_ruleset(session, context.node_id, digest)

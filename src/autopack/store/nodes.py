@@ -185,6 +185,12 @@ def find_ruleset(session: Session, node_id: str) -> str | None:
     return session.scalars(select(Node.ruleset_sha256).where(Node.id == node_id)).one_or_none()
 
 
+def lock_ruleset(session: Session, node_id: str) -> str | None:
+    """Return what `find_ruleset` does; nobody else sets it until the end of the transaction."""
+    query = select(Node.ruleset_sha256).where(Node.id == node_id)
+    return session.scalars(query.with_for_update(key_share=True)).one_or_none()
+
+
 def set_ruleset(session: Session, node_id: str, sha256: str) -> None:
     statement = update(Node).where(Node.id == node_id).values(ruleset_sha256=sha256)
     session.execute(statement.execution_options(synchronize_session=False))
