@@ -421,6 +421,11 @@ def load_settings(**values: object) -> Settings:
     if "project_id" not in settings.model_fields_set:
         settings = settings.model_copy(update={"project_id": _project_of(settings)})
         settings.model_fields_set.discard("project_id")  # it is not the operator's word
+    if settings.project_id in (settings.oidc_project_claims or {}):
+        raise SettingsError(
+            f"AUTOPACK_OIDC_PROJECT_CLAIMS: has '{settings.project_id}', the default project, whose"
+            " claims are in AUTOPACK_OIDC_CLAIMS"
+        )
     unread = settings.home / ".env"
     if unread.is_file() and not (file and file.samefile(unread)):
         raise SettingsError(

@@ -265,3 +265,20 @@ def test_settings_that_would_let_others_in_stop_the_start(
         monkeypatch.setenv(f"AUTOPACK_OIDC_{name}", value)
     with pytest.raises(SettingsError, match=told):
         load_settings()
+
+
+@pytest.mark.parametrize("is_given", [True, False])
+def test_claims_of_further_projects_name_no_default_project(
+    monkeypatch: pytest.MonkeyPatch, settings: Settings, is_given: bool
+) -> None:
+    """They would replace AUTOPACK_OIDC_CLAIMS without a word."""
+    settings.home.mkdir()
+    (settings.home / "project_id").write_text("shop\n")
+    given = {"ISSUER": "https://issuer.example", "AUDIENCE": AUDIENCE, "CLAIMS": json.dumps(CLAIMS)}
+    given["PROJECT_CLAIMS"] = json.dumps({"shop": CLAIMS})
+    for name, value in given.items():
+        monkeypatch.setenv(f"AUTOPACK_OIDC_{name}", value)
+    chosen = {"project_id": "shop"} if is_given else {}
+    with pytest.raises(SettingsError, match="has 'shop', the default project"):
+        load_settings(home=settings.home, **chosen)
+    assert load_settings(home=settings.home, project_id="other").oidc_project_claims
