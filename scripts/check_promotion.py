@@ -4075,7 +4075,7 @@ def state_at_start(record: JsonObject) -> RunState:
         max_duration_minutes=0,
         attempt_minutes=0,
         audit_minutes=0,
-        deadline_at=datetime.min,  # noqa: DTZ901 - no rule asks for it here
+        deadline_at=datetime.min.replace(tzinfo=UTC),
         minor_cap_ends_run=False,
         any_failure_stops=False,
         high_risk_needs_review=False,

@@ -81,7 +81,7 @@ def pytest_configure(config: pytest.Config) -> None:
     another user and may need to traverse that folder at that moment.
     """
     if config.option.basetemp is None and "PYTEST_XDIST_WORKER" not in os.environ:
-        memory = Path("/dev/shm")  # noqa: S108
+        memory = Path("/dev/shm")  # noqa: S108 - a folder of our own is made there
         is_in_memory = has_room_in_memory(memory)
         where = memory if is_in_memory else None
         folder = Path(tempfile.mkdtemp(prefix="autopack-tests-", dir=where))

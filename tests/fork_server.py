@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 import traceback
+from importlib import import_module
 from io import TextIOWrapper
 from typing import Any
 
@@ -25,17 +26,12 @@ from autopack.cli.command import importing
 
 # All that a service or a worker imports, before the fork: these are imported only when needed.
 with importing():
-    import alembic.command  # noqa: F401
-    import anyio._backends._asyncio  # noqa: F401
-    import procrastinate.worker  # noqa: F401
-    import uvicorn.lifespan.on
-    import uvicorn.loops.uvloop  # noqa: F401
-
-    from autopack import main as _imported  # noqa: F401
-    from autopack.cli import run as _run  # noqa: F401
-    from autopack.cli import serve as _serve  # noqa: F401
-    from autopack.cli import up as _up  # noqa: F401
-    from autopack.cli import work as _work  # noqa: F401
+    for module in (
+        *("alembic.command", "anyio._backends._asyncio", "procrastinate.worker"),
+        *("uvicorn.lifespan.on", "uvicorn.loops.uvloop", "autopack.main"),
+        *(f"autopack.cli.{name}" for name in ("run", "serve", "up", "work")),
+    ):
+        import_module(module)
 
 LONGEST_REQUEST = 1 << 20
 

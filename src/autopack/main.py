@@ -99,7 +99,7 @@ from .services.pushes import push_branch, resume_pushes
 from .services.retention import Retention
 from .services.retention import retain as retain
 from .services.settling import CI_QUEUE, CI_TASK
-from .services.upkeep import UPKEEP_QUEUE, keep_up_alone, start_up
+from .services.upkeep import UPKEEP_QUEUE, keep_up, start_up
 
 # The modules of the HTTP API, in the order of OpenAPI.
 OPERATIONS: Final = (
@@ -534,7 +534,7 @@ def queues_of(context: AppContext) -> list[Queue]:
             name=UPKEEP_QUEUE,
             concurrency=3,
             every={
-                "keep_up": (UPKEEP_SECONDS, partial(keep_up_alone, context)),
+                "keep_up": (UPKEEP_SECONDS, partial(keep_up, context)),
                 "retain": (RETENTION_SECONDS, Retention(context)),
             },
             tasks={

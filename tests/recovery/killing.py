@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from autopack.gitrepo.objects import NewFile, Objects
+from autopack.gitrepo.objects import LooseFile, Objects
 from autopack.gitrepo.quarantine import Quarantine
 from autopack.gitrepo.ref_lock import RefLock
 from autopack.gitrepo.refs import PreparedRefs
@@ -119,7 +119,7 @@ def watch(fate: Fate) -> None:
     wrap: list[tuple[object, str, Callable[[Function], Function]]] = [
         (runs, "run_lock", lambda f: within(fate, "asked", "locked", f)),
         (Quarantine, "take", lambda f: before(fate, "objects_verified", f)),
-        (NewFile, "rename", lambda f: before(fate, "object_written", f)),
+        (LooseFile, "rename", lambda f: before(fate, "object_written", f)),
         (Objects, "install", lambda f: after(fate, "objects_written", f)),
         (Repository, "write_commit", lambda f: after(fate, "commit_written", f)),
         (Repository, "prepare_refs", lambda f: within(fate, "flushed", "refs_prepared", f)),

@@ -7,12 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from signal import SIGXCPU
-from subprocess import Popen
 from threading import Thread
 from typing import Final, Protocol
 
 from .errors import GitFailedError
-from .process import GitRunner, redact
+from .process import GitProcess, GitRunner, redact
 from .refs import is_ours
 
 _CHUNK: Final = 1 << 20
@@ -83,8 +82,6 @@ class Bundles:
             folder=self._git_dir,
             environment=self._environment,
         )
-        assert process.stdin is not None  # noqa: S101 - for the type checker
-        assert process.stdout is not None  # noqa: S101 - for the type checker
         try:
             # git reads all of it before it writes.
             with suppress(BrokenPipeError):
@@ -123,8 +120,6 @@ class Bundles:
             folder=self._git_dir,
             environment={**self._environment, **(into or {})},
         )
-        assert process.stdin is not None  # noqa: S101 - for the type checker
-        assert process.stderr is not None  # noqa: S101 - for the type checker
         # It warns of each odd object, and would wait for a reader of that before it reads on.
         messages: list[bytes] = []
         reader = Thread(target=_drain, args=(process.stderr, messages), daemon=True)
@@ -146,13 +141,11 @@ class Bundles:
             raise BundleError(f"the bundle cannot be read: {error.detail}") from error
         return refs
 
-    def _end(self, process: Popen[bytes], command: str, message: bytes | None = None) -> None:
-        assert process.stderr is not None  # noqa: S101 - for the type checker
+    def _end(self, process: GitProcess, command: str, message: bytes | None = None) -> None:
         said = redact(process.stderr.read() if message is None else message)
         for stream in (process.stdout, process.stderr, process.stdin):
             with suppress(BrokenPipeError):
-                if stream is not None:
-                    stream.close()
+                stream.close()
         status = process.wait()
         if status == -SIGXCPU:
             raise GitFailedError(f"git {command} took too much time")

@@ -107,7 +107,7 @@ class Objects:
             ) from error
 
     def _install(self, loose: Mapping[str, bytes], durably: bool, replaces: bool) -> None:
-        written: list[NewFile] = []
+        written: list[LooseFile] = []
         folders: set[str] = set()
         top = os.open(self.folder, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -123,7 +123,7 @@ class Objects:
                 if self._make_folder(folder):
                     folders.add(str(self.folder))
                 folders.add(folder)
-                written.append(NewFile(folder, target))
+                written.append(LooseFile(folder, target))
                 written[-1].write(content, is_synced=durably and not is_at_once)
             if is_at_once:
                 sync_file_system(top)
@@ -171,12 +171,12 @@ class NewObjects:
             self._repository.install(loose)
 
 
-class NewFile:
+class LooseFile:
     """An object's file, which gets its name when its content is on the disk."""
 
     def __init__(self, folder: str, target: str) -> None:
         # git prunes files of this name if the service is killed before the rename.
-        self._name = f"{folder}/tmp_obj_{secrets.token_hex(8)}"  # noqa: S108 - no temporary folder
+        self._name = os.path.join(folder, f"tmp_obj_{secrets.token_hex(8)}")
         self._target = target
 
     def write(self, content: bytes, *, is_synced: bool) -> None:

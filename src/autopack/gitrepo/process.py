@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from .errors import GitFailedError, GitTimeoutError, PatchTooLargeError, StorageError
 
@@ -18,7 +19,7 @@ if sys.platform != "win32":
     import resource
 
 # The only configuration of a git process in the service's own git directory. In the user's git
-# directory (to move refs) it overrides the configuration there.
+# directory (to push, and to restore refs) it overrides the configuration there.
 _CONFIG = {
     "core.hooksPath": os.devnull,
     "core.fsmonitor": "false",
@@ -68,7 +69,13 @@ class GitResult:
     stderr: str  # cleaned of credentials
 
 
-class _Process(subprocess.Popen[bytes]):
+class GitProcess(subprocess.Popen[bytes]):
+    """A process of git with pipes on all three streams."""
+
+    stdin: IO[bytes]
+    stdout: IO[bytes]
+    stderr: IO[bytes]
+
     def wait(self, timeout: float | None = None) -> int:
         """Wait for the end without a limit: with a timeout, Popen polls and sleeps milliseconds.
 
@@ -146,13 +153,11 @@ class GitRunner:
             raise self.timed_out(command)
         return stdout, redact(stderr)
 
-    def start(
-        self, *arguments: str, folder: Path, environment: Mapping[str, str]
-    ) -> subprocess.Popen[bytes]:
-        """Start git with pipes on all three streams; `finish` ends it."""
+    def start(self, *arguments: str, folder: Path, environment: Mapping[str, str]) -> GitProcess:
+        """Start git; `finish` ends it."""
         # Not through GitPython: it passes the service's whole environment on and can only add to
         # it, so GIT_* could not be removed, and it cannot set limits.
-        process = _Process(
+        process = GitProcess(
             [self.executable, *_OPTIONS, *arguments],
             cwd=folder,
             env={**_ENVIRONMENT, **environment},

@@ -53,7 +53,8 @@ KIND: Final = "autopack-run"
 ROWS: Final = "rows.jsonl"
 BUNDLE: Final = "commits.bundle"
 MEMBERS: Final = (ROWS, RECORD, STATEMENT, BUNDLE)
-LONGEST_ROW: Final = 256 << 20
+_CHUNK: Final = 1 << 20
+LONGEST_ROW: Final = 256 * _CHUNK
 MOST_RECORD_BYTES: Final = 256 << 20
 MOST_ROW_VALUES: Final = 1_000_000
 MOST_RECORD_VALUES: Final = 10_000_000
@@ -340,13 +341,13 @@ def _replaced(context: AppContext, table: str, manifest: RunManifest) -> dict[st
 
 def _read_lines(member: Member) -> Iterator[bytes]:
     rest: list[bytes] = []
-    while chunk := member.read(1 << 20):
+    while chunk := member.read(_CHUNK):
         *lines, last = chunk.split(b"\n")
         for line in lines:
             yield b"".join([*rest, line])
             rest = []
         rest.append(last)
-        if len(rest) > LONGEST_ROW >> 20:
+        if len(rest) * _CHUNK > LONGEST_ROW:
             raise ValueError(f"a row is longer than {LONGEST_ROW} bytes")
     if any(rest):
         raise ValueError("the last row does not end")
@@ -421,12 +422,13 @@ def _check_rows(
 def _check_names(session: RowSession, run: Run, tags: Tags) -> None:
     """Check the names that become names of files and refs. Raises ValueError."""
     phases = runs.phases_of(run).values()
-    names = [[phase.phase_id for phase in phases], [tier.tier_id for tier in run.tiers]]
-    for each in (*names[0], *names[1], run.continues, run.rebases):
+    phase_ids = [phase.phase_id for phase in phases]
+    tier_ids = [tier.tier_id for tier in run.tiers]
+    for each in (*phase_ids, *tier_ids, run.continues, run.rebases):
         problem = each and identifier_problem(each)
         if problem:
             raise ValueError(problem)
-    if any(len({name.lower() for name in each}) < len(each) for each in names):
+    if any(len({name.lower() for name in ids}) < len(ids) for ids in (phase_ids, tier_ids)):
         raise ValueError("two of its phases or tiers differ in case alone")
     for earlier, at in ((run.continues, run.continued_commit), (run.rebases, run.rebased_commit)):
         known = earlier and runs.find_run_by_any_case(session, earlier)

@@ -38,7 +38,8 @@ def follow(context: AppContext) -> bool:
     """
     deadline = time.monotonic() + FOLLOWING_SECONDS
     follow_events(context)
-    return _retry(context, deadline) | _catch_up(context, deadline)
+    is_more = _retry(context, deadline)
+    return _catch_up(context, deadline) or is_more
 
 
 def follow_events(context: AppContext) -> None:

@@ -87,19 +87,16 @@ def _find_lost_files(context: AppContext) -> None:
     logger.warning("files_lost", runs=len(lost))
 
 
-def keep_up_alone(context: AppContext) -> None:
-    """Keep up, except for what another process does; a killed process' lock is free at once."""
+def keep_up(context: AppContext) -> None:
+    """End what has waited too long, add up counts, look after this node. (rules §2, §4)
+
+    Except for what another process does at this moment; the lock of a killed one is free at once.
+    """
     # First, as deadlines must not wait for a node that catches up.
     with context.writing() as session:
         if pulses.try_turn(session, PULSE):
             _tend_runs(context)
     tend_node(context)
-
-
-def keep_up(context: AppContext) -> None:
-    """Look after this node, end what has waited too long, add up counts. (rules §2, §4)"""
-    tend_node(context)
-    _tend_runs(context)
 
 
 def _tend_runs(context: AppContext) -> None:

@@ -45,8 +45,6 @@ _INSERT_MARK: Final = (
     " SET revision = greatest(node_runs.revision, excluded.revision),"
     " event_sequence = greatest(node_runs.event_sequence, excluded.event_sequence), lacks = NULL"
 )
-# A power cut may lose this: then branch and files are brought up to date once more.
-_MARK: Final = "BEGIN; SET LOCAL synchronous_commit = off;" f" {_INSERT_MARK}; COMMIT"
 
 
 # Who serves
@@ -227,7 +225,8 @@ def find_shown(session: RowSession, run: Run, node_id: str) -> Shown:
 
 def mark_shown(session: RowSession, run: Run, node_id: str) -> None:
     """Record that a node shows a run that another one changed last. (`runs.mark_mirrored`)"""
-    session.gather(_MARK, (run.id, run.revision, run.event_sequence, node_id))
+    # If it is lost, branch and files are brought up to date once more.
+    session.gather_unsynced(_INSERT_MARK, (run.id, run.revision, run.event_sequence, node_id))
 
 
 def leave_mark(session: RowSession, run: Run, shown: Shown) -> None:
@@ -313,15 +312,11 @@ def get_place(session: RowSession, node_id: str) -> Place:
     return Place(*found[0]) if found else Place(0, None)
 
 
-# A power cut may lose this: then the same runs are looked at again.
-_SET_PLACE: Final = (
-    "BEGIN; SET LOCAL synchronous_commit = off;"
-    " UPDATE nodes SET position = %s, unseen_before = %s WHERE id = %s; COMMIT"
-)
-
-
 def set_place(session: RowSession, node_id: str, place: Place) -> None:
-    session.gather(_SET_PLACE, (place.position, place.unseen_before, node_id))
+    """Note up to where a node has looked, by a transaction of its own."""
+    # If it is lost, the same runs are looked at again.
+    query = "UPDATE nodes SET position = %s, unseen_before = %s WHERE id = %s"
+    session.gather_unsynced(query, (place.position, place.unseen_before, node_id))
     session.send()
 
 

@@ -174,7 +174,7 @@ class PreparedJoin(PreparedSelect[Model], Generic[Model, Other]):
 def _update(table: str, names: tuple[str, ...]) -> Prepared:
     """Return the statement that changes columns of one row."""
     marks = ", ".join(f"{_quoted(name)} = %s" for name in names)
-    statement = f"UPDATE {table} SET {marks} WHERE id = %s"  # noqa: S608 - names alone
+    statement = f"UPDATE {table} SET {marks} WHERE id = %s"  # noqa: S608 - names of the models
     return Prepared(f"update_{table}", statement)
 
 
@@ -183,7 +183,7 @@ def _insert(table: str, names: tuple[str, ...]) -> Prepared:
     """Return the statement that adds one row."""
     # An id is taken from its sequence beforehand, where it has to be known.
     head = f"{table} ({', '.join(map(_quoted, names))}) OVERRIDING SYSTEM VALUE"
-    statement = f"INSERT INTO {head} VALUES {_marks(names)}"  # noqa: S608 - names alone
+    statement = f"INSERT INTO {head} VALUES {_marks(names)}"  # noqa: S608 - names of the models
     return Prepared(f"insert_{table}", statement)
 
 

@@ -347,10 +347,9 @@ def mark_mirrored(session: RowSession, run: Run, node_id: str) -> None:
     The mark is on the run's row for the node that changed it last, else beside it (store/nodes.py).
     """
     if run.mirrored_by == node_id:
-        # A power cut may lose this update: then the files are written again.
-        session.gather("BEGIN; SET LOCAL synchronous_commit = off")
-        session.gather(_MARK_MIRRORED, (run.revision, run.id, run.revision, node_id))
-        session.gather("COMMIT")
+        # If it is lost, the files are written again.
+        values = (run.revision, run.id, run.revision, node_id)
+        session.gather_unsynced(_MARK_MIRRORED, values)
     else:
         nodes.mark_shown(session, run, node_id)
 
