@@ -940,7 +940,7 @@ class UnavailableError(AutopackError):
 
 """An issue inside one run: reported in a phase, reported again, resolved, counted.
 
-The only definition of "open", "resolved" and "major" (rules §2): counts, index, reports, files and
+The only definition of "open", "resolved" and "major" (rules §7): counts, index, reports, files and
 backtest use it.
 
 Standard library alone: `scripts/check_promotion.py` is made from this module among others.
@@ -3196,7 +3196,7 @@ class PhaseWait:
 
 
 def in_order(phases: Iterable[Ordered]) -> list[Ordered]:
-    """Sort phases by tier and phase index, the order of the plan. (rules §2)"""
+    """Sort phases by tier and phase index, the order of the plan. (rules §2.7)"""
     return sorted(phases, key=lambda phase: (phase.tier_index, phase.phase_index))
 
 
@@ -3471,7 +3471,7 @@ def judge_promotion(run: RunState) -> PromotionVerdict:
         figures = f"{run.minor_issues_count} minor issues, {run.max_minor_issues_total} allowed"
         why = f"debt_status is excess_minor_issues: {figures}"
         reasons.append((PromotionCheck.ISSUES, why))
-    _judge_phases(run, reasons, warnings)
+    _judge_phases(run, run.phases, reasons, warnings)
     texts = tuple(reason for _, reason in reasons)
     return PromotionVerdict(texts, tuple(warnings), tuple(reasons))
 
@@ -3480,7 +3480,7 @@ def judge_continued(run: RunState) -> PromotionVerdict:
     """Judge the complete phases of a failed run, which another run continues. (rules §2.5)
 
     Their commits become part of that run's branch, so they must satisfy what its own phases must.
-    `run` has its issues.
+    All other phases are done again, so how they ended does not count. `run` has its issues.
     """
     reasons: list[str] = []
     warnings: list[str] = []
@@ -3488,25 +3488,29 @@ def judge_continued(run: RunState) -> PromotionVerdict:
         reasons.append(str(run.failure_reason))
     if run.is_rolled_back:
         reasons.append("the branch was rolled back by hand")
-    complete = {phase.phase_id for phase in run.phases if phase.state is PhaseStatus.COMPLETE}
+    complete = [phase for phase in run.phases if phase.state is PhaseStatus.COMPLETE]
+    names = {phase.phase_id for phase in complete}
     majors = {
         issue.issue_key
         for issue in run.issues.values()
         if issue.is_counted
-        and issue.phase_id in complete
+        and issue.phase_id in names
         and issue.effective_severity is Severity.MAJOR
     }
     reasons += [f"the major issue '{key}' of a complete phase is open" for key in sorted(majors)]
     of_phases: _Reasons = []
-    _judge_phases(run, of_phases, warnings)
+    _judge_phases(run, complete, of_phases, warnings)
     reasons += [reason for _, reason in of_phases]
     return PromotionVerdict(tuple(reasons), tuple(warnings))
 
 
-def _judge_phases(run: RunState, reasons: _Reasons, warnings: list[str]) -> None:
-    if any(map(rests_on_names, run.phases)):
+def _judge_phases(
+    run: RunState, phases: Iterable[PhaseState], reasons: _Reasons, warnings: list[str]
+) -> None:
+    phases = in_order(phases)
+    if any(map(rests_on_names, phases)):
         warnings.append("independence rests on names that agents gave themselves")
-    for phase in in_order(run.phases):
+    for phase in phases:
         if phase.completed_by is CompletedBy.HAND:
             how = "completed" if phase.state is PhaseStatus.COMPLETE else "skipped"
             why = f"phase '{phase.phase_id}' was {how} by hand"
@@ -4012,7 +4016,7 @@ def _change_tier(state: RunState, tier_id: str, /, **changes: Any) -> RunState:
 
 
 def _decide_cleanliness(state: RunState, tier_id: str) -> RunState:
-    """Set a tier's cleanliness and the reasons against it, from its figures. (rules §2)"""
+    """Set a tier's cleanliness and the reasons against it, from its figures. (rules §2.3)"""
     tier = state.tier(tier_id)
     reasons = _uncleanliness(tier, state)
     if reasons == tier.cleanliness_reasons:
@@ -4816,7 +4820,7 @@ def accepted_commits(record: JsonObject) -> list[str]:
 """The result that a merge of a run's branch with today's base branch would have.
 
 The run's own eligibility was decided at its end, and stays in the record; a rehearsal is about
-today, and may only be stricter (rules §2).
+today, and may only be stricter (rules §8).
 
 Standard library alone: `scripts/check_promotion.py` is made from this module among others.
 """

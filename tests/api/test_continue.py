@@ -140,6 +140,19 @@ def test_only_some_phases_under_another_name(api: Api) -> None:
     api.refused(taken, 409, "run_exists", "again")
 
 
+def test_a_phase_that_was_skipped_by_hand_is_done_in_the_new_run(api: Api) -> None:
+    api.start(phases=3)
+    api.result()
+    assert api.status("SKIPPED", phase_id="P0.1").status_code == 200
+    cancel(api)
+    phases = proceed(api)["tiers"][0]["phases"]
+    assert [phase["phase_id"] for phase in phases] == ["P0.1", "P0.2"]
+    api.result("run-001.2", "P0.1")
+    api.result("run-001.2", "P0.2")
+    assert api.client.get("/runs/run-001.2/promotion").json()["eligible"] is True
+    assert offline(api, "run-001.2")["reasons"] == []
+
+
 def test_what_cannot_be_continued_says_why(api: Api) -> None:
     def refused(*names: str, run_id: str = "run-001") -> None:
         response = api.client.post(f"/runs/{run_id}/continue", json={})

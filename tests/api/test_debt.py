@@ -152,6 +152,22 @@ def test_a_check_that_only_the_cleanup_phase_made_red_closes_nothing(api: Api) -
     assert issue(api)["red_checks"] == []
 
 
+def test_a_run_that_goes_on_as_a_new_one_plans_its_cleanup_anew(api: Api) -> None:
+    """What needs cleanup is decided when the new run starts, not when the failed one did."""
+    age(api)
+    api.start("look", run_scope="multi_tier")
+
+    def proceed(run_id: str) -> list[str]:
+        api.client.post(f"/runs/{run_id}/cancel", json={"reason": "the machine was full"})
+        answer = api.client.post(f"/runs/{run_id}/continue", json={})
+        assert answer.status_code == 201, answer.text
+        return [phase["phase_id"] for tier in answer.json()["tiers"] for phase in tier["phases"]]
+
+    assert proceed("look") == ["P0.0", "DEBT-1"]
+    api.client.post(f"/project/issues/{KEY}/resolve")
+    assert proceed("look.2") == ["P0.0"]
+
+
 def test_what_an_operator_does_is_part_of_an_issues_life(api: Api) -> None:
     api.start(run_scope="single_tier")
     api.issue(KEY)

@@ -6,14 +6,14 @@ import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from html import unescape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from sqlalchemy import text
 from starlette.testclient import TestClient
 
-from autopack.dashboard.rendering import HOME, STATIC, ago, assets_version, clean
+from autopack.dashboard.rendering import ENVIRONMENT, HOME, STATIC, ago, assets_version, clean
 from autopack.domain.access import AccessRole, Caller
 from autopack.domain.keys import NewKey
 from autopack.main import create_app, create_key, revoke_key
@@ -318,6 +318,17 @@ def test_times_are_relative_to_now() -> None:
     now = datetime(2026, 1, 1, tzinfo=UTC)
     assert ago(now - timedelta(minutes=5), now) == "5 min ago"
     assert ago(now + timedelta(hours=2), now) == "in 2 h"
+
+
+@pytest.mark.parametrize(
+    ("used", "cap", "colour"),
+    [(79, 100, "ok"), (80, 100, "wait"), (100, 100, "wait"), (101, 100, "bad"), (0, 0, "wait")],
+)
+def test_a_bar_warns_from_the_share_on_that_needs_a_person(
+    used: int, cap: int, colour: str
+) -> None:
+    parts: Any = ENVIRONMENT.get_template("parts.html").module
+    assert f'data-s="{colour}"' in parts.bar(used, cap)
 
 
 def test_home_shows_what_needs_a_person_and_an_operator_dismisses_it(api: Api) -> None:

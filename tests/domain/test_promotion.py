@@ -1,4 +1,4 @@
-"""Which branch may go to the base branch, and why not. (rules §8)"""
+"""Which branch may go to the base branch, and which run may be continued. (rules §8, §2.5)"""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from autopack.domain.promotion import judge_promotion
+from autopack.domain.promotion import judge_continued, judge_promotion
 from autopack.domain.run import CompletedBy, FailureCode, PhaseState, RunState
-from autopack.domain.states import Cleanliness, RunStatus
-from autopack.domain.terms import CiProfile, Sandbox, Verdict
+from autopack.domain.sightings import Sighting
+from autopack.domain.states import Cleanliness, PhaseStatus, RunStatus
+from autopack.domain.terms import CiProfile, Sandbox, Severity, Verdict
 
 if TYPE_CHECKING:
     from tests.domain.conftest import Start
@@ -125,3 +126,99 @@ def test_a_green_verdict_without_a_sandbox_is_reported_and_refused_where_one_is_
     told += [f"warning: {each}" for each in verdict.warnings]
     assert len(told) == bool(said)
     assert all(each.startswith(said) for each in told)
+
+
+@pytest.fixture
+def cancelled(start: Start) -> RunState:
+    """A cancelled run with one complete phase, one that failed and one that no agent began."""
+    drive = start({"T1": ("P1", "P2", "P3")}, phase={"has_ci": True})
+    drive.build()
+    drive.green()
+    failed = replace(drive.run.phases[1], state=PhaseStatus.FAILED, verdict=Verdict.RED)
+    drive.run = replace(drive.run, phases=(drive.run.phases[0], failed, drive.run.phases[2]))
+    drive.cancel()
+    return drive.run
+
+
+def with_phase_at(run: RunState, index: int, **changes: object) -> RunState:
+    phases = list(run.phases)
+    phases[index] = replace(phases[index], **changes)  # type: ignore[arg-type]
+    return replace(run, phases=tuple(phases))
+
+
+def with_issue(run: RunState, phase_id: str, severity: Severity, **fields: bool) -> RunState:
+    issue = Sighting(
+        phase_id=phase_id,
+        issue_key="a_leak",
+        source="test",
+        severity=severity,
+        effective_severity=severity,
+        **fields,
+    )
+    return run.with_issues([issue])
+
+
+def test_a_run_that_failed_is_continued_if_its_complete_phases_could_be_promoted(
+    cancelled: RunState,
+) -> None:
+    assert judge_continued(cancelled).reasons == ()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        *(
+            (
+                lambda run, code=code: replace(run, failure_code=code, failure_reason="why"),
+                "why",
+            )
+            for code in (FailureCode.BRANCH_MOVED, FailureCode.MINOR_ISSUE_CAP)
+        ),
+        (lambda run: replace(run, is_rolled_back=True), "the branch was rolled back by hand"),
+        (
+            lambda run: with_phase_at(run, 0, completed_by=CompletedBy.HAND),
+            "phase 'P1' was completed by hand",
+        ),
+        (
+            lambda run: with_phase_at(run, 0, ci_profile=CiProfile.STRICT, verdict=None),
+            "strict phase 'P1' has no green verdict",
+        ),
+        (
+            lambda run: with_phase_at(
+                replace(run, is_sandbox_required=True), 0, sandbox=Sandbox.NONE
+            ),
+            "the green verdict of phase 'P1' was not made in a sandbox,"
+            " which ci.require_sandbox asks for",
+        ),
+        (
+            lambda run: with_issue(run, "P1", Severity.MAJOR),
+            "the major issue 'a_leak' of a complete phase is open",
+        ),
+    ],
+)
+def test_each_thing_that_speaks_against_a_continuation_is_named(
+    cancelled: RunState, spoil: Callable[[RunState], RunState], reason: str
+) -> None:
+    assert judge_continued(spoil(cancelled)).reasons == (reason,)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(
+            lambda run, code=code: replace(run, failure_code=code, failure_reason="why")
+            for code in set(FailureCode) - {FailureCode.BRANCH_MOVED, FailureCode.MINOR_ISSUE_CAP}
+        ),
+        lambda run: with_phase_at(run, 2, completed_by=CompletedBy.HAND),
+        lambda run: with_phase_at(run, 1, ci_profile=CiProfile.STRICT),
+        lambda run: with_issue(run, "P2", Severity.MAJOR),
+        lambda run: with_issue(run, "P1", Severity.MINOR),
+        lambda run: with_issue(run, "P1", Severity.MAJOR, is_open=False),
+        lambda run: with_issue(run, "P1", Severity.MAJOR, is_expected=True),
+    ],
+)
+def test_what_is_done_again_speaks_against_no_continuation(
+    cancelled: RunState, change: Callable[[RunState], RunState]
+) -> None:
+    """What is not complete is not on the branch of the new run: how it ended does not count."""
+    assert judge_continued(change(cancelled)).reasons == ()

@@ -25,6 +25,7 @@ from ..api.guard import caller_of
 from ..api.places import PATH as PROJECTS
 from ..api.places import places_of
 from ..domain.access import AccessRole
+from ..domain.attention import BUDGET_SHARE
 from ..domain.events import wire_time
 from ..domain.money import short_usd
 from ..domain.printable import lines_of
@@ -107,7 +108,11 @@ def _environment() -> Environment:
         ended_early=lambda tier: has_ended_early(tier.state, tier.phases),
         percent=lambda value: "-" if value is None else f"{value:.1%}",
     )
-    environment.globals.update(version=__version__, static=f"{HOME}/static/{assets_version()}")
+    environment.globals.update(
+        version=__version__,
+        static=f"{HOME}/static/{assets_version()}",
+        BUDGET_SHARE=BUDGET_SHARE,
+    )
     return environment
 
 

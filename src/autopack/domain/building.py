@@ -1,4 +1,4 @@
-"""What a Builder's result does to its phase. (rules §2)
+"""What a Builder's result does to its phase. (rules §2.2)
 
 The use case first calls `weigh_result`, which returns what to do with the patch. Then it runs git,
 and calls `accept_result` with git's answer in the result.
@@ -61,7 +61,7 @@ class BuilderResult:
 
 
 def weigh_result(decision: Decision, result: BuilderResult) -> PatchAction:
-    """Count an attempt with its tokens and issues, and return what to do with its patch. (rules §2)
+    """Count an attempt with its tokens and issues, and say what to do with its patch. (rules §2.2)
 
     Tokens are counted first: a result whose tokens pass the run's cap ends the run, and its patch
     is not applied. Raises RunOverError, WrongStateError, PhaseNotNextError, NotIndependentError.
@@ -102,7 +102,7 @@ def weigh_result(decision: Decision, result: BuilderResult) -> PatchAction:
 
 
 def accept_result(decision: Decision, result: BuilderResult) -> None:
-    """Decide on one attempt: its tokens, issues and patch, then the gate. (rules §2)"""
+    """Decide on one attempt: its tokens, issues and patch, then the gate. (rules §2.2)"""
     phase_id = result.phase_id
     action = weigh_result(decision, result)
     if decision.state.is_over:
@@ -135,7 +135,7 @@ def fail_attempt(
     """End a Builder's attempt in failure: back to the queue, to the Auditor, or to the end.
 
     `signature` identifies equal failures. A second failure with the same signature uses up all
-    Builder tries that are left: the Builder makes no progress. (rules §3)
+    Builder tries that are left: the Builder makes no progress. (rules §2.2)
     """
     is_alike = signature in decision.phase(phase_id).failure_signatures
     decision.record(
@@ -266,7 +266,7 @@ def _hold(decision: Decision, result: BuilderResult, pending: PendingPatch) -> N
 
 
 def _why_review(run: RunState, phase: PhaseState, status: BuilderStatus) -> str | None:
-    """Return why an applied patch needs a review before CI; None if it needs none."""
+    """Return why an applied patch needs a review before CI; None: it needs none. (rules §2.2)"""
     if status is BuilderStatus.NEEDS_REVIEW:
         return "the Builder asks for a review"
     if phase.is_review_requested:

@@ -1,4 +1,4 @@
-"""Agents that could not work: missing capacity is not a failed attempt. (rules §3)
+"""Agents that could not work: missing capacity is not a failed attempt. (rules §3.2)
 
 A rate limit, an exhausted quota or a missing program says nothing about the task. The lease ends
 and uses no try, its deadline is removed, and the phase waits for the agent's capacity or for

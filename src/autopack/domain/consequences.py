@@ -1,6 +1,6 @@
 """What follows from a change of a phase: budgets, tiers, the run's state and its end.
 
-(rules §3, §2)
+(rules §3, §2.3)
 """
 
 from __future__ import annotations

@@ -524,7 +524,7 @@ def _change_tier(state: RunState, tier_id: str, /, **changes: Any) -> RunState:
 
 
 def _decide_cleanliness(state: RunState, tier_id: str) -> RunState:
-    """Set a tier's cleanliness and the reasons against it, from its figures. (rules §2)"""
+    """Set a tier's cleanliness and the reasons against it, from its figures. (rules §2.3)"""
     tier = state.tier(tier_id)
     reasons = _uncleanliness(tier, state)
     if reasons == tier.cleanliness_reasons:

@@ -1,4 +1,4 @@
-"""What a person must look at after a failed run. (rules §2)"""
+"""What a person must look at after a failed run. (rules §2.3)"""
 
 from __future__ import annotations
 

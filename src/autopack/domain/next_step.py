@@ -1,4 +1,4 @@
-"""What a run waits for now, or what a person can do after its end. (rules §2)"""
+"""What a run waits for now, or what a person can do after its end. (rules §2.3)"""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def next_step(
     """Return what a run waits for, or what to do after its end.
 
     `phase` is the first one that has not ended, and `agent` who has its lease; `failed` are the
-    phases that failed. A run that goes on after a failed phase can only end as failed (rules §2).
+    phases that failed. A run that goes on after a failed phase can only end as failed (rules §2.3).
     """
     if run.state.is_final or phase is None:
         return NextStep(action=NextAction.NONE, detail=_after_the_end(run))

@@ -1,4 +1,4 @@
-"""What an operator can do to a run. (rules §2)"""
+"""What an operator can do to a run. (rules §2.1)"""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class BranchMoved:
 
 
 def set_status(decision: Decision, given: StatusByHand) -> None:
-    """Move a phase by hand, by legal transitions only; its present state is no change. (rules §2)
+    """Move a phase by hand, by legal transitions only; its present state is no change. (rules §2.1)
 
     Raises RunOverError, IllegalTransitionError, PhaseNotNextError.
     """
@@ -124,7 +124,7 @@ def set_status(decision: Decision, given: StatusByHand) -> None:
 
 
 def moves_by_hand(run: RunState, phase_id: str, now: datetime) -> list[PhaseStatus]:
-    """Return the states to which an operator may move a phase now, sorted. (rules §2)"""
+    """Return the states to which an operator may move a phase now, sorted. (rules §2.1)"""
     return [
         wanted
         for wanted in sorted(PHASE_TRANSITIONS[run.phase(phase_id).state])

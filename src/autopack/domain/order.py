@@ -98,7 +98,7 @@ class PhaseWait:
 
 
 def in_order(phases: Iterable[Ordered]) -> list[Ordered]:
-    """Sort phases by tier and phase index, the order of the plan. (rules §2)"""
+    """Sort phases by tier and phase index, the order of the plan. (rules §2.7)"""
     return sorted(phases, key=lambda phase: (phase.tier_index, phase.phase_index))
 
 

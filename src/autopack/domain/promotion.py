@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
 from .evidence import missing_evidence
 from .independence import rests_on_names
 from .order import in_order
-from .run import CompletedBy, FailureCode, RunState
+from .run import CompletedBy, FailureCode, PhaseState, RunState
 from .states import Cleanliness, PhaseStatus, RunStatus
 from .terms import CiProfile, EvidenceResult, Sandbox, Severity, Verdict
 
@@ -100,7 +100,7 @@ def judge_promotion(run: RunState) -> PromotionVerdict:
         figures = f"{run.minor_issues_count} minor issues, {run.max_minor_issues_total} allowed"
         why = f"debt_status is excess_minor_issues: {figures}"
         reasons.append((PromotionCheck.ISSUES, why))
-    _judge_phases(run, reasons, warnings)
+    _judge_phases(run, run.phases, reasons, warnings)
     texts = tuple(reason for _, reason in reasons)
     return PromotionVerdict(texts, tuple(warnings), tuple(reasons))
 
@@ -109,7 +109,7 @@ def judge_continued(run: RunState) -> PromotionVerdict:
     """Judge the complete phases of a failed run, which another run continues. (rules §2.5)
 
     Their commits become part of that run's branch, so they must satisfy what its own phases must.
-    `run` has its issues.
+    All other phases are done again, so how they ended does not count. `run` has its issues.
     """
     reasons: list[str] = []
     warnings: list[str] = []
@@ -117,25 +117,29 @@ def judge_continued(run: RunState) -> PromotionVerdict:
         reasons.append(str(run.failure_reason))
     if run.is_rolled_back:
         reasons.append("the branch was rolled back by hand")
-    complete = {phase.phase_id for phase in run.phases if phase.state is PhaseStatus.COMPLETE}
+    complete = [phase for phase in run.phases if phase.state is PhaseStatus.COMPLETE]
+    names = {phase.phase_id for phase in complete}
     majors = {
         issue.issue_key
         for issue in run.issues.values()
         if issue.is_counted
-        and issue.phase_id in complete
+        and issue.phase_id in names
         and issue.effective_severity is Severity.MAJOR
     }
     reasons += [f"the major issue '{key}' of a complete phase is open" for key in sorted(majors)]
     of_phases: _Reasons = []
-    _judge_phases(run, of_phases, warnings)
+    _judge_phases(run, complete, of_phases, warnings)
     reasons += [reason for _, reason in of_phases]
     return PromotionVerdict(tuple(reasons), tuple(warnings))
 
 
-def _judge_phases(run: RunState, reasons: _Reasons, warnings: list[str]) -> None:
-    if any(map(rests_on_names, run.phases)):
+def _judge_phases(
+    run: RunState, phases: Iterable[PhaseState], reasons: _Reasons, warnings: list[str]
+) -> None:
+    phases = in_order(phases)
+    if any(map(rests_on_names, phases)):
         warnings.append("independence rests on names that agents gave themselves")
-    for phase in in_order(run.phases):
+    for phase in phases:
         if phase.completed_by is CompletedBy.HAND:
             how = "completed" if phase.state is PhaseStatus.COMPLETE else "skipped"
             why = f"phase '{phase.phase_id}' was {how} by hand"

@@ -1,7 +1,7 @@
 """The result that a merge of a run's branch with today's base branch would have.
 
 The run's own eligibility was decided at its end, and stays in the record; a rehearsal is about
-today, and may only be stricter (rules §2).
+today, and may only be stricter (rules §8).
 
 Standard library alone: `scripts/check_promotion.py` is made from this module among others.
 """

@@ -1,4 +1,4 @@
-"""What Builders and Auditors post. (rules §2)"""
+"""What Builders and Auditors post. (rules §2.2)"""
 
 from __future__ import annotations
 

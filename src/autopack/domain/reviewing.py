@@ -1,4 +1,4 @@
-"""Reviews: how a phase enters one, and what an Auditor's result does to it. (rules §2)
+"""Reviews: how a phase enters one, and what an Auditor's result does to it. (rules §2.2)
 
 The use case first calls `weigh_review`, which returns whether its patches are wanted. Then it runs
 git, and calls `accept_review` with git's answer in the review.
@@ -106,7 +106,7 @@ def require_reviewable(run: RunState, phase_id: str) -> None:
 
 
 def weigh_review(decision: Decision, review: Review) -> WeighedReview:
-    """Count a review with its tokens and issues, and return what to do with its patches. (rules §2)
+    """Count a review with its tokens and issues, and say what to do with its patches. (rules §2.4)
 
     An approval that others must follow leaves a pending patch pending; only patches of its own are
     applied, with the pending one before them. Raises RunOverError, WrongStateError,
@@ -143,7 +143,7 @@ def weigh_review(decision: Decision, review: Review) -> WeighedReview:
 
 
 def accept_review(decision: Decision, review: Review) -> None:
-    """Decide on one review: tokens, issues, patches, and the phase's next state. (rules §2)"""
+    """Decide on one review: tokens, issues, patches, and the phase's next state. (rules §2.4)"""
     phase_id = review.phase_id
     weighed = weigh_review(decision, review)
     if decision.state.is_over:
@@ -177,7 +177,7 @@ def accept_review(decision: Decision, review: Review) -> None:
 
 
 def _approve(decision: Decision, phase_id: str, commits: tuple[str, ...]) -> None:
-    """Count an approval: the phase goes on, or waits for the next Auditor."""
+    """Count an approval: the phase goes on, or waits for the next Auditor. (rules §2.4)"""
     phase = decision.phase(phase_id)
     if phase.approvals_missing <= 1:
         decision.record(PhaseApproved(phase_id=phase_id, commits=commits))
@@ -199,7 +199,7 @@ def ask_for_review(decision: Decision, wish: ReviewWish) -> None:
 
 
 def enter_review(decision: Decision, phase_id: str, reason: str) -> None:
-    """Start a phase's review, with a deadline; fail a phase without Auditor tries. (rules §2)"""
+    """Start a phase's review, with a deadline; fail a phase without Auditor tries. (rules §2.1)"""
     if decision.phase(phase_id).auditor_tries_left:
         await_review(decision, phase_id, reason)
     else:

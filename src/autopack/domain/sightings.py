@@ -1,6 +1,6 @@
 """An issue inside one run: reported in a phase, reported again, resolved, counted.
 
-The only definition of "open", "resolved" and "major" (rules §2): counts, index, reports, files and
+The only definition of "open", "resolved" and "major" (rules §7): counts, index, reports, files and
 backtest use it.
 
 Standard library alone: `scripts/check_promotion.py` is made from this module among others.

@@ -1,4 +1,4 @@
-"""An Auditor's review: the request and the answer. (rules §2)"""
+"""An Auditor's review: the request and the answer. (rules §2.2)"""
 
 from __future__ import annotations
 

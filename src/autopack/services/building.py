@@ -1,4 +1,4 @@
-"""A Builder's result. (rules §2)"""
+"""A Builder's result. (rules §2.2)"""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def submit_builder_result(
     report: BuilderReport,
     idempotency_key: str | None = None,
 ) -> Answer:
-    """Accept one attempt of a Builder; its patch is applied, pending, or refused. (rules §2)
+    """Accept one attempt of a Builder; its patch is applied, pending, or refused. (rules §2.2)
 
     A refusal because of the patch's content uses a try, which is committed before the error is
     raised: a raised error would otherwise roll the try back.

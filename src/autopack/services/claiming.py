@@ -189,7 +189,7 @@ def release(
     given_back: Release,
     idempotency_key: str | None = None,
 ) -> Answer:
-    """Release the lease of an agent that cannot do the work; no try is used. (rules §3)
+    """Release the lease of an agent that cannot do the work; no try is used. (rules §3.2)
 
     The tokens and cost of the last heartbeat are counted. Raises LeaseLostError, RunOverError.
     """

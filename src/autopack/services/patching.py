@@ -1,4 +1,4 @@
-"""A patch becomes a commit of a run, or a refusal. (rules §2)"""
+"""A patch becomes a commit of a run, or a refusal. (rules §2.1)"""
 
 from __future__ import annotations
 

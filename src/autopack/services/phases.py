@@ -1,4 +1,4 @@
-"""Changes of a phase by an operator. (rules §2)"""
+"""Changes of a phase by an operator. (rules §2.1)"""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class StatusChange(Closed):
 def update_status(
     context: AppContext, run_id: str, phase_id: str, wanted: StatusChange
 ) -> PhaseAnswer:
-    """Move a phase by hand and count its tokens. (rules §2)
+    """Move a phase by hand and count its tokens. (rules §2.1)
 
     Raises NotFoundError, IllegalTransitionError, PhaseNotNextError, RunOverError.
     """

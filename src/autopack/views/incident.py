@@ -1,4 +1,4 @@
-"""The incident pack: what a person needs to understand a failed run. (rules §2)"""
+"""The incident pack: what a person needs to understand a failed run. (rules §2.3)"""
 
 from __future__ import annotations
 

@@ -419,7 +419,7 @@ class Worker:
     def _weigh(
         self, item: WorkItemAnswer, agent: Agent, ended: Ended, *, has_answer: bool
     ) -> Ended:
-        """Mark an agent that could not work, in contrast to one that failed. (rules §3)"""
+        """Mark an agent that could not work, in contrast to one that failed. (rules §3.2)"""
         messages = tuple(item.unavailable_messages.get(agent.kind or "", ()))
         known = KNOWN_AGENTS.get(agent.kind or "")
         why = why_unavailable(
