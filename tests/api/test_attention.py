@@ -400,6 +400,26 @@ def test_the_most_urgent_come_first(api: Api, agents: Agents) -> None:
     assert severities == ["error", "warning", "warning", "notice"]
 
 
+@pytest.mark.parametrize(
+    ("plan", "results", "most"),
+    [
+        ({}, 1, 2),  # runs that may be merged
+        ({"token_cap": 10, "phases": 2}, 1, 1),  # runs with a low budget
+        ({}, 0, 1),  # phases that wait for an agent
+    ],
+)
+def test_a_list_that_may_leave_something_out_says_so(
+    api: Api, monkeypatch: pytest.MonkeyPatch, plan: Json, results: int, most: int
+) -> None:
+    monkeypatch.setattr(service, "MOST_OF_A_KIND", 2)
+    for number in range(most + 1):
+        assert api.client.get("/attention").json()["is_complete"]
+        api.start(f"run-{number}", **plan)
+        for _ in range(results):
+            api.result(f"run-{number}", patch=api.new_file(f"{number}.txt"), tokens_used=9)
+    assert not api.client.get("/attention").json()["is_complete"]
+
+
 def test_old_ends_are_left_to_the_list_of_runs(api: Api, agents: Agents) -> None:
     api.start()
     api.result()

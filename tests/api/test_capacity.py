@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -88,6 +88,17 @@ class TestRelease:
         again = agents.claim("auditor")
         assert again["review"]["is_pending"]
         assert agents.review(token=again["lease"]["token"]).json()["phase_state"] == "COMPLETE"
+
+    def test_of_a_review_says_until_when_the_run_waits(self, api: Api, agents: Agents) -> None:
+        api.start(phase=HELD)
+        agents.build(agents.claim())
+        reviewed_until = datetime.fromisoformat(api.run()["next"]["until"])
+        back = agents.now + timedelta(minutes=7)
+        give_back(api, agents.claim("auditor"), reason=LIMIT, retry_at=back.isoformat())
+        waits = api.run()["next"]
+        assert datetime.fromisoformat(waits["until"]) == back
+        assert f"unavailable until {back:%Y-%m-%dT%H:%M:%SZ}: {LIMIT}" in waits["detail"]
+        assert reviewed_until > back, "the review's own deadline is later"
 
     @pytest.mark.parametrize(
         ("fields", "word"),

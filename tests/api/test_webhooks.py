@@ -154,6 +154,23 @@ def test_attention_is_told_when_it_appears_and_again_after_it_went(hooks: Hooks)
     assert len(hooks.work()) == 1
 
 
+def test_what_an_incomplete_list_leaves_out_is_not_told_again(
+    hooks: Hooks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It still needs a person: it only was not among the first of its kind."""
+    hooks.make("run_eligible")
+    hooks.api.start("run-1")
+    hooks.api.result("run-1")
+    assert len(hooks.work()) == 1
+    hooks.api.start("run-2")
+    hooks.api.result("run-2", patch=hooks.api.new_file("two.txt"))
+    with monkeypatch.context() as few:
+        few.setattr("autopack.services.attention.MOST_OF_A_KIND", 1)
+        (message,) = hooks.work()
+    assert json.loads(message.body)["subject"] == "run-2"
+    assert hooks.work() == []
+
+
 def opened_later(message: Message, secret: str) -> Json:
     """Check a message that a clock ahead of the library's has signed."""
     at = datetime.fromtimestamp(int(message.headers["webhook-timestamp"]), UTC)

@@ -1,8 +1,10 @@
-"""When a disk is nearly full, and when a key is about to expire."""
+"""From when on something needs a person: disks, keys, budgets, phases without an agent."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
 
 import pytest
 
@@ -12,9 +14,12 @@ from autopack.domain.attention import (
     Disk,
     ExpiringKey,
     FailingPushes,
+    LiveRun,
+    OpenPhase,
     Situation,
     needs,
 )
+from autopack.domain.states import PhaseStatus
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 GB = 10**9
@@ -78,6 +83,65 @@ def test_a_key_is_told_a_week_before_its_end_or_a_quarter_of_its_lifetime(
         ["key_expiring:k"] if is_told else []
     )
     assert needs(Situation(keys=[key]), NOW, is_operator=False) == []
+
+
+@pytest.mark.parametrize(
+    ("used", "is_told"),
+    [
+        ({}, False),
+        ({"tokens_used": 799}, False),
+        ({"tokens_used": 800}, True),
+        ({"cost_usd": Decimal("3.999999")}, False),
+        ({"cost_usd": Decimal(4)}, True),
+        ({"created_at": NOW - timedelta(minutes=79, seconds=59)}, False),
+        ({"created_at": NOW - timedelta(minutes=80)}, True),
+        ({"cost_cap_usd": None, "cost_usd": Decimal(4)}, False),
+    ],
+)
+def test_a_budget_is_low_once_four_fifths_of_it_are_used(
+    used: dict[str, Any], is_told: bool
+) -> None:
+    fields: dict[str, Any] = {
+        "created_at": NOW,
+        "updated_at": NOW,
+        "max_duration_minutes": 100,
+        "token_cap": 1_000,
+        "tokens_used": 0,
+        "tokens_since": None,
+        "cost_cap_usd": Decimal(5),
+        "cost_usd": Decimal(0),
+        "cost_since": None,
+    }
+    found = needs(Situation(live=[LiveRun(run_id="run-1", **(fields | used))]), NOW)
+    assert [need.id for need in found] == (["budget_low:run-1"] if is_told else [])
+
+
+@pytest.mark.parametrize(
+    ("phase", "is_told"),
+    [
+        ({}, True),
+        ({"state": PhaseStatus.GATE}, True),
+        ({"since": NOW - timedelta(minutes=9, seconds=59)}, False),
+        ({"has_agent": True}, False),
+        ({"state": PhaseStatus.EXECUTING}, False),
+        ({"state": PhaseStatus.CI_RUNNING}, False),
+    ],
+)
+def test_a_phase_needs_a_person_once_no_agent_has_claimed_it_for_ten_minutes(
+    phase: dict[str, Any], is_told: bool
+) -> None:
+    fields: dict[str, Any] = {
+        "state": PhaseStatus.QUEUED,
+        "has_agent": False,
+        "since": NOW - timedelta(minutes=10),
+        "unavailable_reason": None,
+        "retry_at": None,
+        "ci_failed_at": None,
+        "ci_reason": None,
+    }
+    waiting = OpenPhase(run_id="run-1", phase_id="P1", **(fields | phase))
+    found = needs(Situation(phases=[waiting]), NOW)
+    assert [need.id for need in found] == (["phase_unclaimed:run-1:P1"] if is_told else [])
 
 
 def test_every_kind_has_a_rule_and_foreign_text_is_one_short_line() -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from autopack.domain.judging import reason_of
 from autopack.domain.order import (
     ci_turn,
     is_alone,
@@ -23,6 +24,9 @@ from autopack.domain.ruleset import Ruleset
 from autopack.domain.run import CompletedBy
 from autopack.domain.states import PhaseStatus
 from autopack.domain.terms import RunScope, Verdict
+
+if TYPE_CHECKING:
+    from tests.domain.conftest import Start
 
 pytestmark = pytest.mark.unit
 
@@ -311,3 +315,34 @@ def test_dependencies_on_earlier_phases_are_accepted_and_an_old_plan_has_the_sam
     check_plan(plan(("a", None), ("b", []), ("c", ["a", "b"])), RULES)
     document = plan(("a", None)).model_dump(mode="json")
     assert "depends_on" not in document["phases"][0]
+
+
+@pytest.mark.parametrize(
+    ("by_hand", "named"),
+    [
+        (0, ""),
+        (1, "'P1'"),
+        (5, "'P1', 'P2', 'P3', 'P4', 'P5'"),
+        (6, "'P1', 'P2', 'P3', 'P4', 'P5' and 1 more"),
+    ],
+)
+def test_a_red_verdict_names_the_first_five_phases_that_no_ci_has_judged(
+    start: Start, by_hand: int, named: str
+) -> None:
+    run = start({"T1": tuple(f"P{place}" for place in range(1, 8))}).run
+    phases = [
+        replace(
+            phase,
+            state=PhaseStatus.COMPLETE,
+            completed_by=HAND,
+            before_commit="0",
+            branch_place=place,
+        )
+        for place, phase in enumerate(run.phases[:by_hand], 1)
+    ]
+    judged = replace(run.phases[6], state=PhaseStatus.CI_RUNNING, before_commit="0", branch_place=9)
+    run = replace(run, phases=(*phases, judged))
+    said = reason_of(run, "P7", Verdict.RED, "a test failed")
+    assert said.partition("no CI has judged: ")[2] == named
+    assert said.startswith("a test failed")
+    assert reason_of(run, "P7", Verdict.GREEN, "all passed") == "all passed"
