@@ -1,11 +1,13 @@
 """Throughput and latency of requests with several clients, compared with the floor.
 
     python benchmarks/load.py [--requests 400] [--clients 1 8 32] [--soak 20000]
+                               [--processes 2]
 
 Each client has its own run. For each hot request: requests a second, and the milliseconds within
 which half, 95 and 99 of a hundred are answered. The clients share the machine with the servers.
 `--soak` then sends so many requests of all kinds from eight clients, and prints the memory of the
-servers before and after. `src/autopack` must be importable.
+servers before and after. `--processes` are those of the service that answer; the floor has one.
+`src/autopack` must be importable.
 """
 
 from __future__ import annotations
@@ -95,8 +97,9 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=400, help="requests of a kind")
     parser.add_argument("--clients", type=int, nargs="*", default=[1, 8, 32])
     parser.add_argument("--soak", type=int, default=0, help="mixed requests after that")
+    parser.add_argument("--processes", type=int, default=1, help="of the service")
     options = parser.parse_args()
-    with both() as servers:
+    with both(AUTOPACK_PROCESSES=str(options.processes)) as servers:
         named = dict(zip(("ours", "floor"), servers, strict=True))
         print(f"{'':18}{'clients':>8}{'':8}{'a second':>8}{'p50 ms':>9}{'p95 ms':>9}{'p99 ms':>9}")
         for (name, make), clients in itertools.product(OPERATIONS.items(), options.clients):

@@ -323,11 +323,11 @@ def with_and_without_keys() -> Iterator[tuple[Server, Server]]:
 
 
 @contextmanager
-def both(program: Sequence[str] = SERVICE) -> Iterator[tuple[Server, Server]]:
+def both(program: Sequence[str] = SERVICE, **settings: str) -> Iterator[tuple[Server, Server]]:
     """Start the service and the floor, each with a repository and a Postgres of its own."""
     with ExitStack() as stack:
         top, runs = stack.enter_context(folders())
-        ours = serve(stack, top, runs, "ours", program)
+        ours = serve(stack, top, runs, "ours", program, **settings)
         pages = pages_of(ours.client, runs / "ours")
         (top / "floor").mkdir()
         apply.make_repository(top / "floor" / "repository", FILES, 0)

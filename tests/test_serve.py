@@ -147,6 +147,44 @@ def test_closing_the_terminal_stops_everything(serve: Serve, git_repo: GitRepo) 
     assert _postgres_below(git_repo.path) == []
 
 
+def test_several_processes_answer_and_one_that_is_killed_is_replaced(
+    serve: Serve, git_repo: GitRepo
+) -> None:
+    service = serve(git_repo.path, "--processes", "2")
+    service.wait_for("Ctrl-C stops")
+    method, url, body = _next_step(service.text)
+    assert httpx.request(method, url, json=body).status_code == 201
+    first, second = _answering(service)
+    first.kill()
+    first.wait(PATIENCE_SECONDS)
+    for _ in range(5):  # the other one answers
+        assert httpx.get(f"{service.url}/runs/first-run").status_code == 200
+    service.wait_for("a process of the service ended (-9); another one is started")
+    while len(_answering(service)) < 2:
+        assert service.process.poll() is None, service.text
+    # What the killed one had counted is still counted, and its requests are not open for ever.
+    figures = httpx.get(f"{service.url}/metrics").text
+    counted = re.findall(r"^autopack_http_requests_total{.*} ([0-9.]+)$", figures, re.MULTILINE)
+    assert sum(map(float, counted)) == 6
+    open_now = re.findall(r"^autopack_http_requests_in_flight{.*} (.+)$", figures, re.MULTILINE)
+    assert [*map(float, open_now)] == [1]  # this very request
+    answering = _answering(service)
+    assert service.end(signal.SIGTERM) == 0
+    assert not [process for process in answering if process.is_running()]
+    assert second in answering
+
+
+def test_the_processes_of_a_service_end_with_its_first_one(serve: Serve, git_repo: GitRepo) -> None:
+    service = serve(git_repo.path, "--processes", "2")
+    service.wait_for("Ctrl-C stops")
+    answering = _answering(service)
+    service.process.kill()
+    _, alive = psutil.wait_procs(answering, PATIENCE_SECONDS)
+    assert alive == []
+    again = serve(git_repo.path, "--port", service.url.rpartition(":")[2])
+    again.wait_for("Ctrl-C stops")
+
+
 def test_the_demonstration_drives_a_whole_run(serve: Serve, tmp_path: Path) -> None:
     service = serve(tmp_path, "--demo")
     service.wait_for("What to look at")
@@ -243,6 +281,12 @@ def _next_step(text: str) -> tuple[str, str, object]:
     words = shlex.split(command)
     assert words[:2] == ["curl", "-X"]
     return words[2], words[3], json.loads(words[words.index("-d") + 1])
+
+
+def _answering(service: Service) -> list[psutil.Process]:
+    """Return the processes that answer for a service."""
+    children = psutil.Process(service.process.pid).children()
+    return [child for child in children if "autopack.cli.answering" in child.cmdline()]
 
 
 def _postgres_below(folder: Path) -> list[psutil.Process]:

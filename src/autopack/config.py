@@ -178,6 +178,13 @@ class Settings(BaseSettings):
         description="Where background work is done: in the service's own process, or in processes"
         " of their own, `autopack jobs`.",
     )
+    processes: int = Field(
+        default=1,
+        gt=0,
+        le=64,
+        description="Processes that answer requests; more than one use more processors, and leave"
+        " background work to one beside them. More in docs/operations.md.",
+    )
     ci_workers: int | None = Field(
         default=None,
         gt=0,

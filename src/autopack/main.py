@@ -130,10 +130,16 @@ PUSH_WORKERS = 3
 WEBHOOK_WORKERS = 4
 
 
-def create_app(settings: Settings | None = None, opened: AppContext | None = None) -> FastAPI:
+def create_app(
+    settings: Settings | None = None,
+    opened: AppContext | None = None,
+    *,
+    is_beside: bool = False,
+) -> FastAPI:
     """Create the application; nothing is opened before its lifespan begins.
 
     With `opened`, a context whose node the caller has registered, it opens none of its own.
+    `is_beside`: of several processes of a service, beside the one of `beside_processes`.
     """
     settings = settings or load_settings()
 
@@ -142,6 +148,8 @@ def create_app(settings: Settings | None = None, opened: AppContext | None = Non
         with ExitStack() as stack:
             _trace(settings, stack)
             context = await run_in_threadpool(_start, settings, opened, stack)
+            if not is_beside:
+                await run_in_threadpool(_begin_work, context, stack)
             app.state.verifier = _verifier(settings)
             app.state.lookups = anyio.CapacityLimiter(LOOKUPS)
             app.state.opening = _opening
@@ -149,7 +157,8 @@ def create_app(settings: Settings | None = None, opened: AppContext | None = Non
             most = settings.max_connections or connections_within(raise_file_limit())
             streams = min(settings.max_streams, most * 3 // 4)
             async with _serving(app.state, context, streams):
-                app.state.places = Places(app, partial(_serve_further, app.state, streams))
+                serve = partial(_serve_further, app.state, streams, is_beside)
+                app.state.places = Places(app, serve)
                 await app.state.places.refresh()
                 try:
                     async with _ending_streams(app.state.places):
@@ -219,7 +228,7 @@ async def _serving(state: State, context: AppContext, streams: int) -> AsyncIter
 
 @asynccontextmanager
 async def _serve_further(
-    default: State, streams: int, project: OpenProject
+    default: State, streams: int, is_beside: bool, project: OpenProject
 ) -> AsyncIterator[FurtherPlace]:
     """Serve a project beside the default one. Raises AutopackError, and what OUTAGES names."""
     place = FurtherPlace()
@@ -228,18 +237,18 @@ async def _serve_further(
     stack = ExitStack()
     try:
         with _as_refusals():
-            context = await run_in_threadpool(_start_further, project.settings, stack)
+            context = await run_in_threadpool(_open_further, project.settings, stack)
+            if not is_beside:
+                await run_in_threadpool(_begin_work, context, stack)
         async with _serving(place.state, context, streams):
             yield place
     finally:
         await run_in_threadpool(stack.close)
 
 
-def _start_further(settings: Settings, stack: ExitStack) -> AppContext:
+def _open_further(settings: Settings, stack: ExitStack) -> AppContext:
     context = stack.enter_context(open_context(settings, is_default=False))
-    context = stack.enter_context(as_node(context))
-    _begin_work(context, stack)
-    return context
+    return stack.enter_context(as_node(context))
 
 
 @contextmanager
@@ -373,7 +382,6 @@ def _start(settings: Settings, opened: AppContext | None, stack: ExitStack) -> A
     if context is None:
         context = stack.enter_context(open_context(settings))
         context = stack.enter_context(as_node(context))
-    _begin_work(context, stack)
     if settings.auth == "disabled":
         structlog.get_logger(__name__).warning(
             "auth_disabled", detail="every caller that reaches this address is answered"
@@ -388,6 +396,23 @@ def _begin_work(context: AppContext, stack: ExitStack) -> None:
         resume_pushes(context)
     if context.settings.jobs == "inside":
         stack.enter_context(working(context, queues_of(context)))
+
+
+@contextmanager
+def beside_processes(settings: Settings) -> Iterator[None]:
+    """Do what the processes of a service that answer leave to one: roll forward, work.
+
+    Without workers of its own the service only rolls forward. Raises DatabaseError.
+    """
+    if settings.jobs == "inside":
+        with jobs_process(settings, (), None):
+            yield
+        return
+    with ExitStack() as stack:
+        context = stack.enter_context(open_context(settings))
+        context = stack.enter_context(as_node(context))
+        _begin_work(context, stack)
+        yield
 
 
 @contextmanager

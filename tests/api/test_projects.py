@@ -814,7 +814,7 @@ class TestTroubleOfAnother:
         assert service.add("alpha").status_code == 201
         assert service.add("beta").status_code == 201
         is_opening, may_open = Event(), Event()
-        opened = main._start_further
+        opened = main._open_further
 
         def start(settings: Settings, stack: ExitStack) -> AppContext:
             if settings.project_id == "alpha":
@@ -822,7 +822,7 @@ class TestTroubleOfAnother:
                 may_open.wait(PATIENCE)
             return opened(settings, stack)
 
-        monkeypatch.setattr(main, "_start_further", start)
+        monkeypatch.setattr(main, "_open_further", start)
         monkeypatch.setattr("autopack.api.places.REFRESH_SECONDS", 0)  # each request looks
         with ThreadPoolExecutor() as pool:
             wanted = {"repository": str(service.repos["alpha"].path)}

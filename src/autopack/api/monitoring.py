@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from time import perf_counter
 from typing import Annotated
@@ -10,6 +11,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -27,14 +29,14 @@ BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
 class Traffic:
-    """Counts the requests of all projects of a process.
+    """Counts the requests of all projects of a service.
 
-    No label comes from a request, so the number of series is fixed.
+    No label comes from a request, so the number of series is fixed. Where several processes answer,
+    prometheus_client adds up what they count in files of a folder that the environment names.
     """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
         self.requests = Counter(
             "autopack_http_requests",
             "Requests by route, method and status.",
@@ -53,7 +55,16 @@ class Traffic:
             "Requests under way, open streams included.",
             ["project"],
             registry=self.registry,
+            multiprocess_mode="livesum",
         )
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the counts, and the figures of the operating system of a service's only process."""
+        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+            yield from MultiProcessCollector(None).collect()  # type: ignore[no-untyped-call]
+            return
+        yield from self.registry.collect()
+        yield from ProcessCollector(registry=None).collect()
 
 
 class TrafficMiddleware:
@@ -138,7 +149,7 @@ class _Everything(Collector):
         self._contexts = contexts
 
     def collect(self) -> Iterator[Metric]:
-        for metric in self._traffic.registry.collect():
+        for metric in self._traffic.collect():
             metric.samples = [
                 sample
                 for sample in metric.samples
@@ -190,9 +201,9 @@ def prometheus(
     """Prometheus text, or OpenMetrics where that is accepted.
 
     It covers all projects that the caller may see, by the label `project`; below
-    `/projects/{project}` that project alone. Requests are those of this process. Runs, phases,
-    leases, jobs, pushes and webhooks are those of each project's database, and left out while it
-    is unavailable.
+    `/projects/{project}` that project alone. Requests are those of all processes of this service.
+    Runs, phases, leases, jobs, pushes and webhooks are those of each project's database, and left
+    out while it is unavailable.
     """
     encode, media_type = choose_encoder(request.headers.get("accept", ""))
     everything = _Everything(request.app.state.traffic, contexts)

@@ -6,12 +6,11 @@ import socket
 import tempfile
 import threading
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
 import typer
-import uvicorn
 
 from .. import __version__
 from ..ci.sandbox import Sandbox
@@ -20,15 +19,14 @@ from ..gitrepo.errors import RepositoryUnusableError
 from ..gitrepo.repository import Repository
 from ..migrating import DatabaseError
 from .address import address_line
-from .command import ClosedPipeError, CommandError, command_app, importing
+from .answering import BACKLOG, Answering, answer
+from .command import CommandError, command_app, importing
 from .settings import read_settings
 from .signals import leave_on_signals
 from .terminal import say
 
 app = command_app()
 
-# Without a limit, open streams would keep a stopping server waiting forever.
-GRACEFUL_SECONDS = 5
 # A client that reads nothing for so long is disconnected; else its connection stays open forever.
 STALLED_SECONDS = 60
 
@@ -56,64 +54,61 @@ def serve(
         bool,
         typer.Option("--demo", help="Serve a sample repository and carry out one run on it."),
     ] = False,
+    processes: Annotated[
+        str | None, typer.Option(help="Processes that answer requests (AUTOPACK_PROCESSES, 1).")
+    ] = None,
 ) -> None:
     """Serve the HTTP API on the git repository of the current folder."""
     leave_on_signals()
+    given = {"host": host, "port": port, "processes": processes}
     try:
         with ExitStack() as stack:
-            _serve(stack, host=host, port=port, is_demo=demo)
+            _serve(
+                stack,
+                {name: value for name, value in given.items() if value is not None},
+                is_demo=demo,
+            )
     except (SettingsError, DatabaseError, RepositoryUnusableError) as error:
         raise CommandError(str(error)) from error
 
 
-def _serve(stack: ExitStack, *, host: str | None, port: str | None, is_demo: bool) -> None:
+def _serve(stack: ExitStack, given: dict[str, str], *, is_demo: bool) -> None:
     """Check the set-up, with one line for each error, then serve until a signal comes."""
-    given = {"host": host, "port": port}
-    values: dict[str, object] = {name: value for name, value in given.items() if value is not None}
+    values: dict[str, object] = {**given}
     if is_demo:
         values |= _demo_values(stack)
     settings = read_settings(**values)
     branch = Repository.open(settings).base().branch
     listener = stack.enter_context(_listen(settings.host, settings.port))
     url = f"http://{_shown_host(settings.host)}:{listener.getsockname()[1]}"
-    # Here, so that errors above are shown without this slow import.
-    with importing():
-        from ..main import as_node, create_app, open_context, wire_protocol
 
-    # The application could do this too; here, so that an error is shown as one line.
-    context = stack.enter_context(open_context(settings))
-    context = stack.enter_context(as_node(context, address=url))
-    server = _Server(
-        uvicorn.Config(
-            create_app(settings, context),
-            http=wire_protocol(settings),
-            ws="none",
-            access_log=False,
-            log_level="warning",
-            timeout_graceful_shutdown=GRACEFUL_SECONDS,
-            server_header=False,
-            # Loopback callers are trusted by their address, so no header may set another one.
-            proxy_headers=False,
-        ),
-        on_started=lambda: _announce(settings, branch, url, is_demo=is_demo),
-    )
-    server.run(sockets=[listener])
-    if not server.started:
+    def announce() -> None:
+        _announce(settings, branch, url, is_demo=is_demo)
+
+    if settings.processes > 1:
+        _serve_by_several(stack, Answering(settings, url, is_beside=True), listener, announce)
+    elif not answer(Answering(settings, url, is_beside=False), stack, listener, announce):
         raise CommandError("the service could not start: see the reason above.")
 
 
-class _Server(uvicorn.Server):
-    """A uvicorn server that prints its address when it answers."""
+def _serve_by_several(
+    stack: ExitStack, given: Answering, listener: socket.socket, announce: Callable[[], None]
+) -> None:
+    """Serve by processes that answer, beside the background work in this one."""
+    # Here, as one process has no use for it.
+    from .processes import ProcessEndedError, answering_processes
 
-    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._on_started = on_started
+    with importing():
+        from ..main import beside_processes
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.started:
-            with suppress(ClosedPipeError):  # the service runs nevertheless
-                self._on_started()
+    stack.enter_context(beside_processes(given.settings))
+    count = given.settings.processes
+    try:
+        processes = stack.enter_context(answering_processes(given, count, listener))
+    except ProcessEndedError as error:
+        raise CommandError(str(error)) from error
+    announce()
+    processes.keep_running()
 
 
 def _announce(settings: Settings, branch: str, url: str, *, is_demo: bool) -> None:
@@ -175,7 +170,7 @@ def _listen(host: str, port: int) -> socket.socket:
                 socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STALLED_SECONDS * 1_000
             )
         listener.bind(address)
-        listener.listen(2048)
+        listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
         raise CommandError(
