@@ -152,7 +152,7 @@ def test_scale_starts_all_that_it_needs_by_its_name_and_publishes_the_proxy_alon
 def test_the_proxy_names_all_replicas_and_holds_no_event_back(services: dict[str, Any]) -> None:
     written = re.sub(r"(?m)\s*#.*$", "", PROXY.read_text())
     assert re.findall(r"server ([\w-]+):8000;", written) == list(REPLICAS)
-    for directive in ("proxy_buffering off;", "proxy_read_timeout 1h;", "listen 8000;"):
+    for directive in ("proxy_buffering off;", "proxy_next_upstream error timeout;", "listen 8000;"):
         assert directive in written
     (mounted,) = services["scale"]["volumes"]
     assert mounted == "./docs/replicas.nginx.conf:/etc/nginx/conf.d/default.conf:ro"

@@ -151,6 +151,31 @@ def test_what_may_be_sent_twice_is_sent_again_with_one_key(pauses: list[float]) 
     assert pauses == [0.25, 0.5]
 
 
+def of_proxy(status: int) -> httpx.Response:
+    """Return the page of a proxy whose replica has ended within the request, or is silent."""
+    return httpx.Response(status, html="<html>\r\n<head><title>Bad Gateway</title></head></html>")
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("status", [502, 504])
+def test_what_a_proxy_got_no_answer_for_is_sent_again_only_if_it_may_be(
+    status: int, pauses: list[float]
+) -> None:
+    asked: list[str] = []
+
+    def fail(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.path)
+        return of_proxy(status)
+
+    with pytest.raises(ApiError, match="a proxy before the service answered") as refusal:
+        answering(fail).request_audit("run-001", "P1")
+    assert (refusal.value.status, len(asked)) == (status, 4)
+    asked.clear()
+    with pytest.raises(ApiError):
+        answering(fail).claim("builder", "me")
+    assert len(asked) == 1
+
+
 @pytest.mark.unit
 def test_a_stream_that_breaks_goes_on_where_it_was(pauses: list[float]) -> None:
     def message(sequence: int) -> str:
@@ -168,15 +193,17 @@ def test_a_stream_that_breaks_goes_on_where_it_was(pauses: list[float]) -> None:
         asked.append(request.headers["Last-Event-ID"])
         if len(asked) == 2:
             raise httpx.ReadError("cut off")
-        whole = {1: message(1) + ": ping\n\n" + message(2) + "data: half", 3: message(3)}
-        end = "event: end\ndata: {}\n\n" if len(asked) == 3 else ""
+        if len(asked) == 3:
+            return of_proxy(502)
+        whole = {1: message(1) + ": ping\n\n" + message(2) + "data: half", 4: message(3)}
+        end = "event: end\ndata: {}\n\n" if len(asked) == 4 else ""
         headers = {"Content-Type": "text/event-stream; charset=utf-8"}
         return httpx.Response(200, headers=headers, text=whole[len(asked)] + end)
 
     events = answering(stream).follow("run-001")
     assert [event.sequence for event in events] == [1, 2, 3]
-    assert asked == ["0", "2", "2"]
-    assert pauses == [0.5]
+    assert asked == ["0", "2", "2", "2"]
+    assert pauses == [0.5, 1.0]
 
 
 @pytest.mark.unit
@@ -193,7 +220,7 @@ def test_what_may_have_arrived_and_has_no_key_is_not_sent_again() -> None:
 
 
 @pytest.mark.unit
-@pytest.mark.parametrize("status", [409, 500, 502])
+@pytest.mark.parametrize("status", [409, 500])
 def test_an_answer_that_is_not_for_want_of_a_moment_is_not_asked_for_again(
     status: int, pauses: list[float]
 ) -> None:

@@ -38,6 +38,12 @@ class Stage:
     jobs: str = "inside"
     leases: dict[str, str] = field(default_factory=dict)
     url: str = ""
+    #: Settings of this service alone, and the program that its process runs first.
+    environment: dict[str, str] = field(default_factory=dict)
+    first: Path = KILLING
+    #: The Unix socket of the proxy that all requests go through, and their headers.
+    proxy: str | None = None
+    headers: dict[str, str] = field(default_factory=dict)
     _process: ForkedProcess | None = field(default=None, init=False)
 
     @property
@@ -64,6 +70,7 @@ class Stage:
             "AUTOPACK_JOBS": self.jobs,
             "DATABASE_URL": self.settings.database_url,
             "KILL_AT": str(self.fate),
+            **self.environment,
         }
         with self.log.open("a") as output:
             self._process = self.fork_server.start(
@@ -71,10 +78,11 @@ class Stage:
                 folder=self.settings.repo_path,
                 environment=environment,
                 output=output,
-                first=KILLING,
+                first=self.first,
             )
         wait_until(lambda: "  API " in self.log.read_text(), self.log.read_text)
-        self.url = self.log.read_text().partition("  API ")[2].split()[0]
+        if self.proxy is None:
+            self.url = self.log.read_text().partition("  API ")[2].split()[0]
 
     def kill_at(self, step: str, passage: int = 1) -> None:
         """Let the service kill itself when it passes a step for the n-th time from now."""
@@ -87,6 +95,13 @@ class Stage:
         assert self._process is not None
         self._process.kill()
         self.await_death()
+
+    def send_signal(self, number: int) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
 
     def await_death(self) -> None:
         """Wait for the killed service's end."""
@@ -101,18 +116,24 @@ class Stage:
             self._process.wait()
             self._process = None
 
-    def call(
-        self, method: str, path: str, body: Json | None = None, key: str = ""
-    ) -> httpx.Response:
-        return httpx.request(
-            method,
-            f"{self.url}{path}",
-            json=body,
-            headers={"Idempotency-Key": key} if key else {},
+    def client(self) -> httpx.Client:
+        """Return a client of the service."""
+        way = None if self.proxy is None else httpx.HTTPTransport(uds=self.proxy, verify=False)
+        return httpx.Client(
+            base_url=self.url,
+            headers=self.headers,
+            transport=way,
             timeout=PATIENCE_SECONDS,
             trust_env=False,
             verify=False,
         )
+
+    def call(
+        self, method: str, path: str, body: Json | None = None, key: str = ""
+    ) -> httpx.Response:
+        headers = {"Idempotency-Key": key} if key else {}
+        with self.client() as client:
+            return client.request(method, path, json=body, headers=headers)
 
     def must(self, method: str, path: str, body: Json | None = None) -> Json:
         """Send a request that has to be granted."""

@@ -7,7 +7,7 @@ import random
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from datetime import timedelta
@@ -75,6 +75,14 @@ def made_nodes(
     number: int, settings: Settings, git_repo: GitRepo, fork_server: ForkServer, top: Path
 ) -> Iterator[list[Stage]]:
     """Start nodes with a clone and folders of their own each; they are gone at the end."""
+    with running(stages_of(number, settings, git_repo, fork_server, top)) as stages:
+        yield stages
+
+
+def stages_of(
+    number: int, settings: Settings, git_repo: GitRepo, fork_server: ForkServer, top: Path
+) -> list[Stage]:
+    """Make clones with folders of their own for nodes, which are not started."""
     stages = []
     for at in range(number):
         folder = top / f"node{at}"
@@ -87,6 +95,12 @@ def made_nodes(
         }
         own = settings.model_copy(update=places)
         stages.append(Stage(own, GitRepo(folder / "repo"), fork_server, folder))
+    return stages
+
+
+@contextmanager
+def running(stages: list[Stage]) -> Iterator[list[Stage]]:
+    """Start nodes; they are gone at the end."""
     try:
         for stage in stages:
             stage.start()
@@ -188,6 +202,7 @@ class Campaign:
         self.nodes = nodes
         self.random = random.Random(seed)
         self.acknowledged: list[tuple[str, str]] = []
+        self._answered: list[tuple[str, Json, str, Json]] = []
         self.is_over = threading.Event()
         self._guard = threading.Lock()
 
@@ -201,9 +216,10 @@ class Campaign:
             except httpx.TransportError:
                 time.sleep(0.05)
                 continue
-            if answer.status_code != 503:
+            if answer.status_code == 503:
+                assert answer.json()["code"] in GIVEN_UP, answer.text
+            elif answer.status_code not in OF_PROXY:
                 return answer
-            assert answer.json()["code"] in GIVEN_UP, answer.text
             time.sleep(0.05)
         raise AssertionError(f"no node answered {path}: {answer and answer.text}")
 
@@ -220,10 +236,12 @@ class Campaign:
         body = result(f"src/{phase_id.lower()}/{number}", agent)
         body["lease_token"] = item["lease"]["token"]
         path = f"{run}/phases/{phase_id}/builder_result"
-        done = self.ask(chance, path, body, f"result-{number}")
+        key = f"result-{number}"
+        done = self.ask(chance, path, body, key)
         assert done.status_code == 200, done.text
         with self._guard:
             self.acknowledged.append((run.rpartition("/")[2], agent))
+            self._answered.append((path, body, key, done.json()))
 
     def disturb(self, killed: int) -> None:
         """Kill a node and a connection, and start the node again."""
@@ -236,7 +254,16 @@ class Campaign:
         self.nodes[killed].kill()
         self.nodes[killed].start()
 
+    def assert_answered_once(self) -> None:
+        """See that each request had one effect: sent again, it gets the same answer again."""
+        for path, body, key, answer in self._answered:
+            again = self.nodes[0].call("POST", path, body, key)
+            assert again.headers["Idempotency-Replayed"] == "true"
+            assert again.json() == answer
 
+
+# Answers of a proxy whose node ended within the request, or is frozen.
+OF_PROXY = (502, 504)
 # Answers after which the same request is sent again, as the guide tells clients.
 GIVEN_UP = {
     "database_unavailable",
@@ -249,49 +276,59 @@ GIVEN_UP = {
 
 
 def test_every_acknowledged_patch_is_on_each_node_whatever_is_killed(nodes: list[Stage]) -> None:
+    endure(nodes, AGENTS, kills=2)
+
+
+def endure(nodes: list[Stage], agents: int, kills: int) -> None:
+    """Let agents build two runs while nodes are killed; each patch and each event is there once."""
     for at, run_id in enumerate(RUNS):
-        nodes[at].must("POST", "/runs/start", plan(run_id, AGENTS // len(RUNS)))
+        nodes[at].must("POST", "/runs/start", plan(run_id, agents // len(RUNS)))
     campaign = Campaign(nodes, seed=1)
-    stream = Stream(nodes[0])
-    with ThreadPoolExecutor(AGENTS + 1) as pool:
-        reading = pool.submit(stream.read)
-        working = [pool.submit(campaign.work, number) for number in range(AGENTS)]
-        for killed in campaign.random.sample(range(3), 2):
+    streams = [Stream(nodes[0], "/events/stream", RUNS)]
+    streams += [Stream(nodes[1], f"/runs/{run_id}/events", (run_id,)) for run_id in RUNS]
+    with ThreadPoolExecutor(agents + len(streams)) as pool:
+        reading = [pool.submit(stream.read) for stream in streams]
+        working = [pool.submit(campaign.work, number) for number in range(agents)]
+        order = campaign.random.sample(range(len(nodes)), len(nodes))
+        for at in range(kills):
             wait_until(lambda: bool(campaign.acknowledged), lambda: "no patch was taken")
-            campaign.disturb(killed)
+            campaign.disturb(killed=order[at % len(nodes)])
         for each in working:
             each.result(PATIENCE_SECONDS)
-        assert len(campaign.acknowledged) == AGENTS
+        assert len(campaign.acknowledged) == agents
         for run_id in RUNS:
             assert nodes[1].must("GET", f"/runs/{run_id}")["state"] == "DONE_SUCCESS"
         assert_equal(nodes)
-        reading.result(PATIENCE_SECONDS)
+        for each in reading:
+            each.result(PATIENCE_SECONDS)
     for run_id, agent in campaign.acknowledged:
         files = nodes[2].repo.git("grep", "-h", agent, f"autonomous/{run_id}", "--", "src")
         assert agent in files.split()
-    assert stream.told == stream.recorded()
+    campaign.assert_answered_once()
+    for stream in streams:
+        assert stream.told == stream.recorded()
 
 
 class Stream:
-    """A client that reads the events of all runs, and continues where it was interrupted."""
+    """A client that reads the events of runs, and continues where it was interrupted."""
 
-    def __init__(self, node: Stage) -> None:
+    def __init__(self, node: Stage, path: str, run_ids: Sequence[str]) -> None:
         self.node = node
         self.told: list[tuple[str, int]] = []
+        self._path = path
+        self._run_ids = set(run_ids)
 
     def read(self) -> None:
         last = "0"
         ended: set[str] = set()
-        while ended != set(RUNS):
-            headers = {"Last-Event-ID": last}
+        while ended != self._run_ids:
+            headers = {"Last-Event-ID": last, "Accept": "text/event-stream"}
             try:
-                with httpx.stream(
-                    "GET",
-                    f"{self.node.url}/events/stream",
-                    headers=headers,
-                    timeout=PATIENCE_SECONDS,
-                    trust_env=False,
-                ) as answer:
+                with (
+                    self.node.client() as client,
+                    client.stream("GET", self._path, headers=headers) as answer,
+                ):
+                    answer.raise_for_status()
                     for line in answer.iter_lines():
                         if line.startswith("id:"):
                             last = line.partition(":")[2].strip()
@@ -300,16 +337,17 @@ class Stream:
                             self.told.append((document["run_id"], document["sequence"]))
                             if document["kind"] == "RunEnded":
                                 ended.add(document["run_id"])
-                        if ended == set(RUNS):
+                        if ended == self._run_ids:
                             return
-            except httpx.TransportError:
+            except (httpx.TransportError, httpx.HTTPStatusError):
                 time.sleep(0.05)
 
     def recorded(self) -> list[tuple[str, int]]:
         query = (
             "SELECT r.run_id, e.sequence FROM events e JOIN runs r ON r.id = e.run_pk ORDER BY e.id"
         )
-        return [(run_id, sequence) for run_id, sequence in ask(self.node.settings, query)]
+        found = ask(self.node.settings, query)
+        return [(run_id, number) for run_id, number in found if run_id in self._run_ids]
 
 
 @pytest.mark.parametrize("nodes", [2], indirect=True)

@@ -66,6 +66,7 @@ from .connection import (
     TIMEOUT_SECONDS,
     Body,
     Connection,
+    is_away,
     new_key,
     unreadable,
 )
@@ -90,8 +91,9 @@ class Autopack:
     `project` is that of AUTOPACK_PROJECT when it is not given, "" the default one; an address that
     ends in `/projects/NAME` names it itself. Bodies are
     mappings, or models that write themselves as JSON. A repeatable request without an answer or
-    with 503 is sent again, up to `retries` times, with longer and longer pauses. An operation that
-    accepts an Idempotency-Key gets one, which makes it repeatable.
+    with 503 is sent again, up to `retries` times, with longer and longer pauses; so is one with 502
+    or 504, which are a proxy's. An operation that accepts an Idempotency-Key gets one, which makes
+    it repeatable.
 
     Every method raises ApiError for a refusal and UnreachableError when there is no answer.
     """
@@ -338,9 +340,10 @@ class Autopack:
                         after, failures = event.sequence, 0
                         yield event
             except ApiError as error:
-                if error.status != 503:
+                if error.status == 503:
+                    break
+                if not is_away(error.status):
                     raise
-                break
             except UnreachableError:
                 continue
         yield from self._poll(run_id, after)

@@ -144,7 +144,9 @@ class Connection:
                 if response.is_success or response.status_code in expected:
                     return response
                 is_refused = response.status_code == 429  # so it had no effect
-                if not (tries_left and (is_refused or (is_repeatable and _is_away(response)))):
+                if not (
+                    tries_left and (is_refused or (is_repeatable and is_away(response.status_code)))
+                ):
                     raise refusal(response)
                 pause = max(pause, _retry_after(response))
             time.sleep(pause)
@@ -179,8 +181,9 @@ def _shown(url: httpx.URL) -> str:
     return f"{url.scheme}://{host}{port}{url.path.rstrip('/')}"
 
 
-def _is_away(response: httpx.Response) -> bool:
-    return response.status_code == 503
+def is_away(status: int) -> bool:
+    """Tell whether the same request may succeed soon: with 502 and 504 a proxy has no answer."""
+    return status in (502, 503, 504)
 
 
 def _retry_after(response: httpx.Response) -> float:
@@ -202,6 +205,8 @@ def refusal(response: httpx.Response) -> ApiError:
         problem = None
     if not isinstance(problem, dict) or not isinstance(problem.get("code"), str):
         detail = problem.get("detail") if isinstance(problem, dict) else None
+        if "html" in response.headers.get("Content-Type", ""):  # a page for people
+            detail = f"a proxy before the service answered {response.reason_phrase}"
         text = _one_line(str(detail or response.text) or "no reason was given")
         problem = {"status": response.status_code, "code": str(response.status_code)}
         problem["detail"] = text
