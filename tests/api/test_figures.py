@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import text
 
+from autopack.api.csv_text import wants_csv
 from autopack.domain.figures import Grouping, percentile, seconds_of
 from autopack.services.figures import costs as costs_of
 from autopack.services.figures import count_ended_runs
@@ -241,6 +242,25 @@ def test_lists_are_csv_for_who_prefers_it(api: Api, clock: Clock) -> None:
     assert page.headers["link"].endswith('rel="next"')
     kind = api.client.get("/runs", headers={"Accept": "application/json, text/csv;q=0.9"})
     assert kind.headers["content-type"] == "application/json"
+
+
+@pytest.mark.parametrize(
+    ("accept", "is_wanted"),
+    [
+        ("text/csv", True),
+        ("TEXT/CSV ; q=0.1", True),
+        ("text/csv, application/json", True),
+        ("application/json;q=0.5, text/csv;q=0.6", True),
+        ("application/json, text/csv;q=0.9", False),
+        ("text/csv;q=0", False),
+        ("text/csv;q=much", False),
+        ("*/*", False),
+        ("text/*", False),
+        ("", False),
+    ],
+)
+def test_a_client_that_prefers_json_to_csv_gets_no_csv(accept: str, is_wanted: bool) -> None:
+    assert wants_csv(accept) is is_wanted
 
 
 def test_every_csv_is_in_the_schema(api: Api) -> None:

@@ -349,6 +349,14 @@ class TestTheLifeOfAKey:
             assert team.ask("GET", "/runs", old).status_code == status
             assert team.ask("GET", "/runs", new).status_code == 200
 
+    def test_a_key_that_is_over_gets_no_new_secret(self, team: Team, api: Api) -> None:
+        end = datetime.now(UTC) + timedelta(hours=1)
+        team.make("brief", AccessRole.VIEWER, expires_at=end)
+        assert team.ask("POST", "/keys/brief/rotate", "operator").status_code == 200
+        team.app.state.context = replace(team.app.state.context, now=lambda: end)
+        refused = team.ask("POST", "/keys/brief/rotate", "operator")
+        api.refused(refused, 409, "key_revoked", "'brief' is expired")
+
     def test_an_expiry_holds_for_a_key_that_is_known_already(self, team: Team, api: Api) -> None:
         soon = datetime.now(UTC) + timedelta(seconds=1)
         key = team.make("brief", AccessRole.VIEWER, expires_at=soon)

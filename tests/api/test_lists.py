@@ -186,6 +186,20 @@ def test_a_text_is_found_page_by_page_however_rare(
     assert [] in names[:-1]
 
 
+def test_events_come_after_the_one_that_is_named_each_once_whatever_the_page(api: Api) -> None:
+    api.start()
+    api.result()
+    path = "/runs/run-001/events"
+    (whole,) = pages(api, path, limit=1000)
+    numbers = [event["sequence"] for event in whole["events"]]
+    assert numbers == list(range(1, len(numbers) + 1))
+    for after in (0, 1, len(numbers) - 1, len(numbers)):
+        for limit in (1, 3, 1000):
+            found = pages(api, path, after=after, limit=limit)
+            told = [event["sequence"] for page in found for event in page["events"]]
+            assert told == numbers[after:]
+
+
 def test_the_backlog_comes_in_pages_and_filters(api: Api) -> None:
     api.start()
     for number in range(5):

@@ -223,6 +223,18 @@ def test_an_issuer_that_is_away_is_503_at_first_and_later_its_old_keys_hold(
     assert keys.find("rsa").key_id == "rsa"
 
 
+def test_a_key_that_the_issuer_has_removed_holds_for_another_hour_at_most(issuer: Issuer) -> None:
+    now = [0.0]
+    keys = IssuerKeys(issuer.url, clock=lambda: now[0])
+    assert keys.find("ec").key_id == "ec"
+    del issuer.keys["ec"]
+    now[0] = 3_600
+    assert keys.find("ec").key_id == "ec"
+    now[0] = 3_601
+    with pytest.raises(Exception, match="has no key 'ec'"):
+        keys.find("ec")
+
+
 def test_keys_go_on_to_work_beside_tokens(github: Github, api: Api) -> None:
     from autopack.domain.keys import NewKey
     from autopack.main import create_key
