@@ -674,6 +674,19 @@ class TestTheLifeOfAProject:
         refused(ask("/projects/gamma/close"), 404, "project_not_found", "gamma")
         refused(service.operator.get("/projects/gamma/runs"), 404, "project_not_found")
 
+    def test_a_home_that_was_there_before_survives_a_refusal(self, service: Service) -> None:
+        """It may be a former service's, or what an operator has put there."""
+        kept = service.settings.home / "projects" / "beta" / "kept.txt"
+        kept.parent.mkdir(parents=True)
+        kept.write_text("of before")
+        wanted = {"name": "beta", "repository": str(make_git_repo(service.folder / "beta").path)}
+        ask = service.operator.post
+        wrong = ask("/projects", json={**wanted, "base_branch": "nope"})
+        refused(wrong, 422, "project_repository", "nope")
+        assert kept.read_text() == "of before"
+        assert ask("/projects", json=wanted).status_code == 201
+        assert kept.read_text() == "of before"
+
     def test_one_with_live_runs_is_not_closed_and_a_closed_one_comes_back_whole(
         self, service: Service
     ) -> None:

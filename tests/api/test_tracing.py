@@ -182,6 +182,23 @@ def test_a_call_of_a_tool_that_is_refused_has_the_reason_in_its_span(
     assert not any(SECRET_WORDS.encode() in body for body in collector.bodies)
 
 
+@pytest.mark.parametrize(("flags", "is_sent"), [("01", True), ("00", False)])
+def test_a_trace_that_the_agent_does_not_record_is_kept_but_not_sent(
+    collector: Collector, settings: Settings, git_repo: GitRepo, flags: str, is_sent: bool
+) -> None:
+    """The agent has decided for the whole trace, which would have a part alone."""
+    pytest.importorskip("opentelemetry.sdk", reason="the extra otel is not installed")
+    app = create_app(settings.model_copy(update={"otlp_endpoint": collector.url}))
+    with TestClient(app, base_url="http://localhost", client=("127.0.0.1", 50000)) as client:
+        Api(client, git_repo, settings.autonomous_runs_dir).start(phases=1)
+        submit(client, "http", traceparent=f"{AGENT[:-2]}{flags}")
+        events = client.get("/runs/run-001/events").json()["events"]
+    assert any(span.trace_id.hex() == TRACE for span in collector.spans()) is is_sent
+    kept = [event["data"].get("traceparent", "") for event in events]
+    flags_of_trace = {each[-2:] for each in kept if each.startswith(f"00-{TRACE}-")}
+    assert flags_of_trace == {flags}
+
+
 @pytest.mark.parametrize("door", ["http", "mcp"])
 def test_without_spans_the_agents_own_is_kept_in_the_events_and_the_record_is_valid(
     api: Api, door: str

@@ -345,10 +345,16 @@ def test_a_test_message_and_a_delivery_are_sent_again(hooks: Hooks) -> None:
     message_id = queued.json()["message_id"]
     assert message.headers["webhook-id"] == message_id
     again = hooks.api.client.post(f"/webhooks/hook/deliveries/{message_id}/redeliver")
-    assert again.json()["state"] == "waiting"
+    assert (again.json()["state"], again.json()["attempts"]) == ("waiting", 0)
     assert len(hooks.work()) == 1
+    assert hooks.deliveries()[0]["state"] == "delivered"
     unknown = "/webhooks/hook/deliveries/msg_0/redeliver"
     hooks.api.refused(hooks.api.client.post(unknown), 404)
+    hooks.receiver.answers(410)
+    hooks.api.client.post(f"/webhooks/hook/deliveries/{message_id}/redeliver")
+    hooks.work()
+    (last,) = hooks.deliveries()
+    assert (last["state"], last["delivered_at"]) == ("given_up", None), "of the last time alone"
 
 
 def test_a_removed_webhook_is_told_nothing(hooks: Hooks) -> None:
@@ -393,6 +399,24 @@ def test_the_last_deliveries_are_kept(hooks: Hooks, monkeypatch: pytest.MonkeyPa
         f"/webhooks/hook/deliveries?limit=9&cursor={page['next_cursor']}"
     ).json()["deliveries"]
     assert [*page["deliveries"], *rest] == hooks.deliveries()
+
+
+def test_a_message_that_waits_is_kept_however_many_come_after_it(
+    hooks: Hooks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autopack.store.webhooks.KEPT_DELIVERIES", 1)
+    hooks.make("RunStarted")
+    hooks.receiver.answers(500)
+    hooks.api.start("run-0")
+    hooks.work()
+    hooks.receiver.answer = None
+    for number in range(1, 5):
+        hooks.api.start(f"run-{number}")
+        hooks.work()
+    assert hooks.deliveries()[-1]["state"] == "waiting"
+    hooks.agents.wait(seconds=6)
+    (message,) = hooks.work()
+    assert json.loads(message.body)["subject"] == "run-0"
 
 
 @pytest.mark.parametrize(
