@@ -275,6 +275,22 @@ def test_a_node_that_is_gone_is_removed_with_its_marks(
     assert client.delete(f"/nodes/{gone}").status_code == 404
 
 
+def test_a_job_process_of_a_home_leaves_the_address_of_its_service(
+    app: FastAPI, client: TestClient
+) -> None:
+    context: AppContext = app.state.context
+
+    def address() -> object:
+        [node] = client.get("/nodes").json()["nodes"]
+        return node["address"]
+
+    nodes.register(context, "http://10.0.0.7:8000")
+    nodes.register(context)
+    assert address() == "http://10.0.0.7:8000"
+    nodes.register(context, "http://10.0.0.8:8000")
+    assert address() == "http://10.0.0.8:8000"
+
+
 def test_a_node_that_is_alive_or_unknown_is_not_removed(app: FastAPI, client: TestClient) -> None:
     own = app.state.context.node_id
     place = client.get("/nodes").json()["nodes"][0]["place"]

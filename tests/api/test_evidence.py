@@ -149,6 +149,18 @@ def test_the_same_tree_is_measured_once(api: Api, context: AppContext) -> None:
         assert session.scalar(text("SELECT count(*) FROM measurements")) == 3
 
 
+def test_an_outcome_that_differs_from_try_to_try_is_not_kept(api: Api, context: AppContext) -> None:
+    base(api, **{"tests__a.t": "shaky:test $AUTOPACK_CI_ATTEMPT = 2\nfine:true\n"})
+    rule(api, "baseline", retries=1)
+    api.start()
+    work_all(context)
+    events = api.client.get("/runs/run-001/events").json()["events"]
+    [told] = [each for each in events if each["kind"] == "BaselineMeasured"]
+    assert told["data"]["verdict"] == "green", "the second try"
+    with context.reading() as session:
+        assert session.scalar(text("SELECT count(*) FROM measurements")) == 0
+
+
 @pytest.mark.parametrize(
     ("ci", "names"),
     [
@@ -292,6 +304,21 @@ def test_a_plan_may_expect_weakened_tests_also_for_later_phases(
     assert any("1 weakened test, all expected by the plan" in each for each in warnings)
     verdict = check(str(api.repo.path), "run-001", "autonomous/run-001", "main")
     assert verdict["eligible"], verdict["reasons"]
+
+
+def test_what_another_phase_may_weaken_later_is_this_phases_fault_now(
+    api: Api, context: AppContext
+) -> None:
+    base(api, **OLD)
+    rule(api, "base_tests")
+    plan = api.plan(phases=2)
+    plan["phases"][1]["expected_issues"] = ["weakened_test__*"]
+    assert api.client.post("/runs/start", json=plan).status_code == 201
+    tests = "price:grep -q 11 src/price\nname:true\n"
+    api.result(patch=patched(api, {"src/price": "11\n", "tests/a.t": tests}))
+    work_all(context)
+    [judged] = runs_of_ci(api)
+    assert (judged["verdict"], entries(judged)["base_tests"][0]) == ("red", "failed")
 
 
 @pytest.mark.parametrize(

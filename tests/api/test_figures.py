@@ -153,6 +153,26 @@ def test_tokens_that_an_operator_counts_are_in_the_costs_but_are_no_try(
         add_up(app)
 
 
+def test_only_a_result_with_tokens_and_without_a_cost_is_unpriced(
+    api: Api, app: FastAPI, clock: Clock
+) -> None:
+    results: list[Json] = [
+        {},
+        {"tokens_used": 5},
+        {"tokens_used": 5, "cost_usd": "0"},
+        {"cost_usd": "1"},
+    ]
+    for number, spent in enumerate(results):
+        api.start(f"run-{number}")
+        patch = api.new_file(f"{number}.txt")
+        assert api.result(f"run-{number}", patch=patch, agent="codex", **spent).is_success
+    for _ in range(2):
+        (codex,) = ask(api, "/metrics/costs", by="agent")["groups"]
+        assert (codex["tries"], codex["unpriced_results"]) == (4, 1)
+        clock.now += timedelta(hours=1)
+        add_up(app)
+
+
 def test_a_group_says_how_many_tries_its_phases_needed(
     api: Api, app: FastAPI, clock: Clock
 ) -> None:

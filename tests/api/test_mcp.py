@@ -260,3 +260,13 @@ def test_what_does_not_exist_is_refused_with_what_does(agent: Agent, api: Api) -
         error = response.json()["error"]
         assert error["code"] == -32602
         assert words in json.dumps(error), error
+
+
+def test_an_agent_learns_that_its_money_is_used_up(agent: Agent, api: Api) -> None:
+    api.start(cost_cap_usd="1")
+    claimed = agent.call("claim_work", {**RUN, "role": "builder", "agent": "a"})
+    lease = {**PHASE, "lease_token": claimed["work"]["lease"]["token"]}
+    assert agent.call("heartbeat", {**lease, "cost_usd": "1"})["directive"] == "continue"
+    told = agent.call("heartbeat", {**lease, "cost_usd": "1.01"})
+    assert told["directive"] == "stop"
+    assert told["reason"] == "run cost_cap_usd 1.000000 would be passed"

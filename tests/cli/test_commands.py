@@ -620,7 +620,7 @@ def test_the_doctor_asks_the_service_that_the_client_would_ask(
 
 @pytest.mark.integration
 def test_attention_says_what_needs_a_person_and_what_to_do(
-    terminal: Terminal, autopack: Autopack, plan: Path
+    terminal: Terminal, autopack: Autopack, plan: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert terminal.run("attention") == "Nothing needs you.\n"
     terminal.run("run", "start", plan)
@@ -630,6 +630,10 @@ def test_attention_says_what_needs_a_person_and_what_to_do(
     assert lines[1].endswith("UTC, run_eligible:run-001")
     assert lines[2] == "    Review and merge it: autopack promote run-001 --open"
     assert terminal.json("attention")["count"] == 1
+    with monkeypatch.context() as few:
+        few.setattr("autopack.services.attention.MOST_OF_A_KIND", 0)
+        told = terminal.run("attention")
+    assert told == "Nothing needs you.\nThere are more: `autopack run list` shows all runs.\n"
     told = terminal.run("attention", "dismiss", "run_eligible:run-001")
     assert told.startswith("Run run-001 is dismissed by local:operator@")
     assert "not_dismissible" in terminal.refusal("attention", "dismiss", "disk_low:home")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from sqlalchemy import create_engine, text
 from tests.cli.test_commands import configure
 from tests.conftest import make_git_repo
 
@@ -81,6 +82,24 @@ def test_a_key_is_made_beside_the_database_and_printed_alone(
     log = json.loads(capsys.readouterr().out)
     actions = [entry["action"] for entry in log["entries"]]
     assert (log["first_broken"], actions) == (None, ["key_created", "key_rotated", "key_revoked"])
+
+
+@pytest.mark.integration
+def test_a_log_that_was_changed_is_told_and_ends_with_1(
+    required: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("one", "two", "three"):
+        assert main(["keys", "create", "--name", name, "--role", "viewer"]) == 0
+    assert main(["keys", "audit"]) == 0
+    engine = create_engine(required.database_url or "")
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE audit_log SET actor = 'eve' WHERE sequence = 2"))
+    engine.dispose()
+    capsys.readouterr()
+    assert main(["keys", "audit"]) == 1
+    assert "Entry 2 does not follow from those before it." in capsys.readouterr().out
+    assert main(["keys", "audit", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["first_broken"] == 2
 
 
 @pytest.mark.integration

@@ -326,6 +326,24 @@ def test_a_binary_file_is_reported_by_its_id(branch: Branch) -> None:
     assert "The binary file is " in file["reason"]
 
 
+def test_the_texts_of_a_ticket_are_together_within_their_bound(
+    branch: Branch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is there now and its merge count alike; a hunk without room has its place alone."""
+    monkeypatch.setattr("autopack.gitrepo.ticket._MAX_TEXT_BYTES", 1_000)
+    edits = [(f"total = value + {n}\n", f"total = value + {n}5\n") for n in (0, 3, 6, 9)]
+    theirs = [(old, old.replace("+", "-")) for old, _ in edits]
+    patch = branch.patch({STEPS: changed(SOURCE, *edits)})
+    branch.drift({STEPS: changed(SOURCE, *theirs)})
+    (file,) = branch.ticket(patch)["files"]
+    texts = [hunk[name] for hunk in file["hunks"] for name in ("now", "merged", "conflict")
+             if hunk.get(name)]  # fmt: skip
+    assert 500 < sum(map(len, texts)) <= 1_000
+    cut = [hunk for hunk in file["hunks"] if hunk.get("is_truncated")]
+    assert cut
+    assert all(hunk["now_start"] > 0 for hunk in cut)
+
+
 def test_a_ticket_stays_small_however_large_the_patch(branch: Branch) -> None:
     source = b"".join(b"line %d\n" % n for n in range(20_000))
     branch.start({f"big{n}.txt": source for n in range(3)})

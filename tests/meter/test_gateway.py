@@ -213,9 +213,10 @@ def test_at_the_cap_a_request_gets_the_providers_own_rate_limit(
     assert it.account.refusal is not None
 
 
-def test_requests_sent_at_once_pass_the_cap_by_one_at_most(bench: Benches) -> None:
+@pytest.mark.parametrize("cap", ["tokens", "cost"])
+def test_requests_sent_at_once_pass_the_cap_by_one_at_most(bench: Benches, cap: str) -> None:
     """Each uses what its bounds allow, all are sent at once: the sum passes the cap by one."""
-    it = bench(tokens=1_000)
+    it = bench(tokens=1_000) if cap == "tokens" else bench(cost="0.003")
     together = most = 0
 
     async def answer(request: httpx.Request) -> httpx.Response:
@@ -232,7 +233,11 @@ def test_requests_sent_at_once_pass_the_cap_by_one_at_most(bench: Benches) -> No
     with ThreadPoolExecutor(20) as pool:
         codes = list(pool.map(lambda _: it.post("/v1/messages", ASKED).status_code, range(20)))
     used = it.account.spent.usage.tokens
-    assert 1_000 <= used < 1_000 + bound
+    if cap == "tokens":
+        assert 1_000 <= used < 1_000 + bound
+    else:
+        spent = it.account.spent.cost_usd
+        assert Decimal("0.003") <= spent < Decimal("0.003") + spent / codes.count(200)
     assert codes.count(200) == used // bound
     assert codes.count(429) == 20 - used // bound
 

@@ -106,6 +106,17 @@ def test_only_what_changed_is_written(
     assert renamed == ["run_summary.md"]
 
 
+def test_a_lost_summary_is_written_again_and_the_other_files_stay(
+    mirror: Mirror, a_run: MakeRun, a_phase: MakePhase
+) -> None:
+    run = a_run(plan(a_phase, 3))
+    mirror.write_run(run)
+    whole = names_below(mirror.runs_dir)
+    (mirror.runs_dir / "run-001" / "run_summary.md").unlink()
+    mirror.write_run(run.model_copy(update={"revision": 2}), phases={"P1.1"})
+    assert names_below(mirror.runs_dir) == whole
+
+
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is done to the disk from here on, in order."""

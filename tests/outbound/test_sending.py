@@ -84,7 +84,12 @@ def test_each_address_of_a_name_must_be_public(monkeypatch: pytest.MonkeyPatch) 
         ("::127.0.0.1", False),
         ("2002:7f00:1::", False),
         ("2002:a00:1::", False),
+        ("::ffff:8.8.8.8", True),
+        ("::8.8.8.8", False),
+        ("2002:808:808::1", True),
+        ("64:ff9b::808:808", True),  # a public IPv4 host, in a network with IPv6 alone
         ("64:ff9b::7f00:1", False),
+        ("64:ff9b:1::808:808", False),
         ("64:ff9b::a9fe:a9fe", False),
         ("not an address", False),
     ],

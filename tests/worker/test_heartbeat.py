@@ -49,6 +49,21 @@ def test_the_tokens_of_a_heartbeat_never_go_down(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
+    ("expires_at", "mail"), [(datetime.now(UTC), Mail.OUT_OF_BUDGET), (None, Mail.LOST)]
+)
+def test_work_that_must_stop_is_submitted_as_long_as_it_has_its_lease(
+    monkeypatch: pytest.MonkeyPatch, expires_at: datetime | None, mail: Mail
+) -> None:
+    answer = SimpleNamespace(directive=Directive.STOP, expires_at=expires_at, reason="the cap")
+    service = cast("Autopack", SimpleNamespace(heartbeat=lambda *_: answer))
+    monkeypatch.setattr("autopack.worker.heartbeat.BEATS_A_LEASE", 1_000)
+    mailbox = Mailbox()
+    with Heartbeat(service, ITEM, 1, mailbox, lambda: (0, None)) as heartbeat:
+        assert mailbox.wait(10, heartbeat.about) is mail
+    assert heartbeat.reason == "the cap"
+
+
+@pytest.mark.parametrize(
     ("given", "expected"),
     [(timedelta(hours=1), timedelta(hours=1)), (timedelta(0), timedelta(seconds=PAUSES[0]))],
     ids=["later than the pause", "sooner than the pause"],

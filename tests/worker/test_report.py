@@ -130,6 +130,26 @@ def test_a_builders_end_is_a_result(
     assert report["probe_results"][0]["exit_code"] == end.get("exit_code", 0)
 
 
+@pytest.mark.parametrize(
+    ("told", "tokens"),
+    [
+        ({}, 0),
+        ({"tokens_used": 9}, 9),
+        ({"input_tokens": 5, "output_tokens": 2, "cached_tokens": 30}, 37),
+        ({"output_tokens": 2}, 2),
+        ({"tokens_used": 9, "input_tokens": 5}, 9),
+    ],
+)
+def test_an_agent_that_tells_no_total_has_used_the_sum_of_what_it_tells(
+    told: dict[str, int], tokens: int
+) -> None:
+    report = builder_report(
+        work_item("builder"), ended(patch=b"x"), BuilderFile.model_validate(told), None
+    )
+    assert report["tokens_used"] == tokens
+    assert report["input_tokens"] == told.get("input_tokens")
+
+
 def test_a_patch_that_is_no_utf8_goes_as_base64() -> None:
     report = builder_report(work_item("builder"), ended(patch=b"\xff"), BuilderFile(), None)
     assert report["patch_content_base64"] == "/w=="

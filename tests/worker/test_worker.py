@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
+from autopack.client import ApiError
 from autopack.domain.next_step import NextAction
 from autopack.gitrepo.workspace import ObjectCache, WorkspaceError
 from autopack.views.results import NextStep
@@ -81,6 +82,21 @@ def test_a_command_that_fails_is_a_failed_try(workshop: Workshop, command: str, 
     (attempt,) = workshop.attempts()
     assert attempt.outcome == "failed"
     assert notes in attempt.notes
+
+
+@pytest.mark.parametrize(("status", "code"), [(401, "key_required"), (403, "missing_role")])
+def test_a_worker_whose_key_does_not_do_ends_instead_of_spending_on_more_work(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch, status: int, code: str
+) -> None:
+    workshop.start()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ApiError(status, code, "not with this key", {})
+
+    monkeypatch.setattr(workshop.service, "submit_builder_result", refuse)
+    with pytest.raises(ApiError, match=code):
+        workshop.work("echo more >> README.md", is_once=False)
+    assert workshop.kinds == ["claimed", "refused"]
 
 
 def test_a_command_over_its_time_is_stopped(workshop: Workshop) -> None:

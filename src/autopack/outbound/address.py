@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
-# Prefixes whose addresses contain an IPv4 address, and where it begins, in bits from the end.
+# Where a network without IPv4 shows IPv4 hosts: their address is the last 32 bits. (RFC 6052)
 _NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
-_V4_COMPATIBLE: Final = ipaddress.IPv6Network("::/96")
 MAX_URL: Final = 2_000
 
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -94,6 +93,8 @@ def is_public(place: str) -> bool:
         found: IpAddress = ipaddress.ip_address(place.partition("%")[0])
     except ValueError:
         return False
+    if (host := _written_as_ipv6(found)) is not None:
+        return _is_global(host)
     return all(_is_global(each) for each in (found, *_inner(found)))
 
 
@@ -101,12 +102,20 @@ def _is_global(found: IpAddress) -> bool:
     return found.is_global and not found.is_multicast and not found.is_reserved
 
 
+def _written_as_ipv6(found: IpAddress) -> ipaddress.IPv4Address | None:
+    """Return the IPv4 host that an IPv6 address stands for, which is what is called.
+
+    Python counts these forms as reserved, whatever the host is.
+    """
+    if isinstance(found, ipaddress.IPv4Address):
+        return None
+    if found in _NAT64:
+        return ipaddress.IPv4Address(int(found) & 0xFFFF_FFFF)
+    return found.ipv4_mapped
+
+
 def _inner(found: IpAddress) -> list[IpAddress]:
     """Return the IPv4 addresses within an IPv6 address, to which a router may pass a packet on."""
     if isinstance(found, ipaddress.IPv4Address):
         return []
-    inner: list[IpAddress | None] = [found.ipv4_mapped, found.sixtofour]
-    inner += found.teredo or ()
-    if found in _NAT64 or found in _V4_COMPATIBLE:
-        inner.append(ipaddress.IPv4Address(int(found) & 0xFFFF_FFFF))
-    return [each for each in inner if each is not None]
+    return [each for each in (found.sixtofour, *(found.teredo or ())) if each is not None]

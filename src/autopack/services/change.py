@@ -2,10 +2,10 @@
 
 A use case opens a change (opening.py), and then reads weigh → decide → act → settle:
 
-    action = weigh_…(change.state, given, change.now)   # what git must do …
-    # git runs; no ref moves yet change.decide(given)                                # the events,
-    # and the state from them settle(change)                                      # consequences,
-    # written to the tables
+    action = weigh_…(change.state, given, change.now)  # what git must do
+    …                                                  # git runs; no ref moves yet
+    change.decide(given)                               # the events, and the state from them
+    settle(change)                                     # consequences, written to the tables
 
 When the change is closed, it is committed to Postgres, and then branch and files follow
 (opening.py, after_commit.py).
