@@ -28,6 +28,10 @@ def later(agents: Agents, **time: float) -> str:
     return (agents.now + timedelta(**time)).isoformat()
 
 
+def told(api: Api) -> str:
+    return str(api.run()["next"]["detail"])
+
+
 def attempts(api: Api) -> list[Json]:
     page = api.client.get("/runs/run-001/phases/P0.0/attempts").json()
     found: list[Json] = page["attempts"]
@@ -62,7 +66,12 @@ class TestRelease:
         give_back(api, agents.claim(), reason=LIMIT, retry_at=later(agents, minutes=30))
         agents.nothing_for()
         assert agents.peek().status_code == 204
+        assert f"unavailable until {agents.now + timedelta(minutes=30):%Y-%m-%d}" in told(api)
         agents.wait(minutes=31)
+        assert told(api).endswith(f"the last agent was unavailable: {LIMIT}"), "no time gone by"
+        assert api.run()["next"]["until"] == api.run()["deadline_at"]
+        (listed,) = api.client.get("/runs").json()["runs"]
+        assert listed["next"] == api.run()["next"]
         assert agents.claim()["phase_id"] == "P0.0"
 
     def test_sent_twice_has_one_effect_and_a_lost_lease_none(

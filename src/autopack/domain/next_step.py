@@ -88,7 +88,12 @@ _ACTIONS = {
 
 
 def next_step(
-    run: RunAtHand, phase: PhaseAtHand | None, *, agent: str | None, failed: Sequence[str]
+    run: RunAtHand,
+    phase: PhaseAtHand | None,
+    now: datetime,
+    *,
+    agent: str | None,
+    failed: Sequence[str],
 ) -> NextStep:
     """Return what a run waits for, or what to do after its end.
 
@@ -97,7 +102,8 @@ def next_step(
     """
     if run.state.is_final or phase is None:
         return NextStep(action=NextAction.NONE, detail=_after_the_end(run))
-    detail = _wait(phase, agent)
+    retry_at = phase.retry_at if phase.retry_at is not None and phase.retry_at > now else None
+    detail = _wait(phase, agent, retry_at)
     if failed:
         detail += f"; the run will end as failed, since phase '{failed[0]}' failed"
     if run.base_problem is not None:
@@ -106,13 +112,13 @@ def next_step(
         action=_ACTIONS[phase.state],
         phase_id=phase.phase_id,
         agent=agent,
-        until=phase.retry_at or phase.deadline_at or run.deadline_at,
+        until=retry_at or phase.deadline_at or run.deadline_at,
         will_fail=bool(failed),
         detail=detail,
     )
 
 
-def _wait(phase: PhaseAtHand, agent: str | None) -> str:
+def _wait(phase: PhaseAtHand, agent: str | None, retry_at: datetime | None) -> str:
     name = f"phase '{phase.phase_id}'"
     match phase.state:
         case PhaseStatus.EXECUTING:
@@ -127,7 +133,7 @@ def _wait(phase: PhaseAtHand, agent: str | None) -> str:
             if phase.approved_by:
                 detail += f": {len(phase.approved_by)} of {phase.approvals_needed} have approved"
     if phase.unavailable_reason is not None:
-        until = f" until {phase.retry_at:%Y-%m-%dT%H:%M:%SZ}" if phase.retry_at else ""
+        until = f" until {retry_at:%Y-%m-%dT%H:%M:%SZ}" if retry_at else ""
         detail += f"; the last agent was unavailable{until}: {phase.unavailable_reason}"
     return detail
 

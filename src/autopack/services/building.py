@@ -159,7 +159,8 @@ def what_next(change: RunChange) -> NextStep:
     state = change.state
     failed = [each.phase_id for each in in_order(state.phases) if each.state is PhaseStatus.FAILED]
     current = first_at_hand(in_order(state.phases))
-    return NextStep.of(next_step(change.run, current, agent=None, failed=failed))
+    step = next_step(change.run, current, change.now, agent=None, failed=failed)
+    return NextStep.of(step)
 
 
 def _outcome_without_patch(state: PhaseStatus) -> Outcome:

@@ -410,7 +410,7 @@ def _check_rows(
     # Every view of it can be made; after the commit nothing may fail any more.
     CiRules.model_validate(runs.get_strategy(session, run)["ci"])
     runs.read_state(run)
-    answer_of(session, run)
+    answer_of(session, run, run.created_at)
     for phase in mine.values():
         report_with_timeline(session, run, phase)
     finished_files(session, run, run.statement_signatures)

@@ -59,7 +59,7 @@ def read_run_page(context: AppContext, run_id: str, phase_id: str | None) -> Run
     with reading_run(context, run_id) as (session, run):
         report, timeline = report_with_timeline(session, run, _chosen(run, phase_id))
         return RunPage(
-            run=answer_of(session, run),
+            run=answer_of(session, run, context.now()),
             timeline=timeline,
             phase=report.phase,
             attempts=report.attempts[::-1],

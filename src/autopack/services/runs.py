@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from ..domain.continuing import (
     Continuation,
@@ -150,7 +151,7 @@ def start_as(context: AppContext, plan: Plan, origin: Origin | None) -> tuple[Ru
             if existing.plan_sha256 == digest and existing.run_id == run_id:
                 if is_behind(context, session, existing):
                     existing = up_to_date(context, session, run_id)
-                return answer_of(session, existing), False
+                return answer_of(session, existing, context.now()), False
             raise RunExistsError(
                 f"run '{existing.run_id}' exists, with another plan; choose another run_id"
             )
@@ -170,13 +171,13 @@ def start_as(context: AppContext, plan: Plan, origin: Origin | None) -> tuple[Ru
             origin.replay(change)
             settle(change)
             commit_change(change)
-            return _answer(run, []), True
+            return _answer(run, [], context.now()), True
         branch = RefUpdate(branch_ref(run_id), run.base_commit, None)
         with context.repository.prepare_refs([branch]) as refs:
             commit_for_good(session)
             after_commit(run, refs.commit)
         after_commit(run, lambda: _write_files(context, session, run))
-    return _answer(run, []), True
+    return _answer(run, [], context.now()), True
 
 
 def get_run(context: AppContext, run_id: str) -> RunAnswer:
@@ -184,15 +185,15 @@ def get_run(context: AppContext, run_id: str) -> RunAnswer:
     with context.reading() as session:
         run = runs.get_run(session, run_id)
         if run.ended_at is not None or context.now() < run.deadline_at:
-            return answer_of(session, run)
+            return answer_of(session, run, context.now())
     with changing(context, run_id) as change:
-        return _answer(change.run, [])
+        return _answer(change.run, [], change.now)
 
 
-def answer_of(session: RowSession, run: Run) -> RunAnswer:
+def answer_of(session: RowSession, run: Run, now: datetime) -> RunAnswer:
     """Return a run with its tiers and phases, and the leases that its phases name."""
     is_held = any(phase.lease_id is not None for tier in run.tiers for phase in tier.phases)
-    return _answer(run, progress.list_leases(session, run.id) if is_held else [])
+    return _answer(run, progress.list_leases(session, run.id) if is_held else [], now)
 
 
 def list_runs(
@@ -208,8 +209,9 @@ def list_runs(
         phases = progress.list_phases(session, keys) if page else {}
         live = [run.id for run in page if run.ended_at is None]
         under_way = progress.list_under_way(session, live) if live else {}
+    now = context.now()
     distances = _distances(context, page, {key: each.commits for key, each in phases.items()})
-    listed = [_listed(run, phases[run.id], under_way.get(run.id), distances) for run in page]
+    listed = [_listed(run, phases[run.id], under_way.get(run.id), distances, now) for run in page]
     return listed, more
 
 
@@ -218,10 +220,12 @@ def _listed(
     phases: PhasesOfRun,
     current: PhaseUnderWay | None,
     distances: Mapping[int, tuple[int | None, int | None]],
+    now: datetime,
 ) -> ListedRun:
     lease = current.lease if current else None
     ahead, behind = distances.get(run.id, (None, None))
-    step = next_step(run, current, agent=lease.agent if lease else None, failed=phases.failed)
+    agent = lease.agent if lease else None
+    step = next_step(run, current, now, agent=agent, failed=phases.failed)
     return ListedRun.of(
         run,
         phases_total=phases.total,
@@ -267,10 +271,10 @@ def cancel_run(context: AppContext, run_id: str, reason: str) -> RunAnswer:
     with changing(context, run_id) as change:
         change.decide(Cancel(redact(reason)))
         settle(change)
-    return _answer(change.run, [])
+    return _answer(change.run, [], change.now)
 
 
-def _answer(run: Run, leases: Sequence[LeaseState]) -> RunAnswer:
+def _answer(run: Run, leases: Sequence[LeaseState], now: datetime) -> RunAnswer:
     """Return a run with its tiers and phases; `leases` are those of its phases."""
     phases = [phase for tier in run.tiers for phase in tier.phases]
     current = first_at_hand(phases)
@@ -278,6 +282,7 @@ def _answer(run: Run, leases: Sequence[LeaseState]) -> RunAnswer:
     step = next_step(
         run,
         current,
+        now,
         agent=agents.get(current.phase_id) if current else None,
         failed=[phase.phase_id for phase in phases if phase.state is PhaseStatus.FAILED],
     )
