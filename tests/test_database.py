@@ -308,6 +308,25 @@ class TestConnections:
             assert connection.scalar(text("SHOW application_name")) == "autopack"
         engine.dispose()
 
+    def test_a_process_that_is_gone_without_a_word_does_not_hold_its_locks_for_good(
+        self, database_url: str
+    ) -> None:
+        """A machine without power ends no connection; a frozen process answers for TCP."""
+        engine = make_engine(_psycopg2(database_url), 15)
+        # Of a Unix socket, Postgres shows the TCP settings as they would be after a reset.
+        query = text("SELECT reset_val::int FROM pg_settings WHERE name = :name")
+        with engine.connect() as connection:
+
+            def setting(name: str) -> int:
+                found: int = connection.execute(query, {"name": name}).scalar_one()
+                return found
+
+            assert setting("idle_in_transaction_session_timeout") == 300_000
+            probing = setting("tcp_keepalives_interval") * setting("tcp_keepalives_count")
+            assert setting("tcp_keepalives_idle") + probing == 30
+            assert setting("tcp_user_timeout") == 30_000
+        engine.dispose()
+
     def test_a_connection_that_died_while_idle_is_replaced(self, database_url: str) -> None:
         engine = make_engine(_psycopg2(database_url), 15)
         with engine.connect() as connection:

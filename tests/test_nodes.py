@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 from tests.outbound.receiver import Receiver
 from tests.recovery.conftest import wait_until
 from tests.recovery.consistency import assert_consistent
@@ -24,12 +25,12 @@ from autopack.domain.plan import Plan
 from autopack.domain.results import BuilderReport
 from autopack.gitrepo.node import Generations
 from autopack.gitrepo.process import GitRunner
-from autopack.main import as_node, open_context
+from autopack.main import UPKEEP_SECONDS, as_node, open_context
 from autopack.migrating import DatabaseError
 from autopack.mirror import durability
 from autopack.models import Run
 from autopack.outbound import send
-from autopack.services import following, nodes, opening
+from autopack.services import following, health, nodes, opening
 from autopack.services.building import submit_builder_result
 from autopack.services.context import AppContext
 from autopack.services.deliveries import deliver_webhook
@@ -37,8 +38,9 @@ from autopack.services.following import follow_events, look_at_all
 from autopack.services.nodes import NodePlace
 from autopack.services.notifications import tell_webhooks
 from autopack.services.runs import start_run
-from autopack.services.upkeep import start_up, tend_node
+from autopack.services.upkeep import PULSE, start_up, tend_node
 from autopack.store import nodes as store
+from autopack.store import pulses
 from autopack.store.session import RowSession
 
 if TYPE_CHECKING:
@@ -150,6 +152,28 @@ def test_a_clone_that_was_moved_with_its_home_is_the_same_node(
 
 def _generations(context: AppContext) -> Path:
     return context.repository.node_identity().file
+
+
+def test_a_frozen_process_loses_its_turn_to_another_one_and_finds_out_when_it_goes_on(
+    app: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else one node that is frozen within the upkeep makes all others unhealthy."""
+    assert health.PATIENCE_SECONDS - pulses.IDLE_MILLISECONDS / 1_000 > 4 * UPKEEP_SECONDS
+    monkeypatch.setattr(pulses, "IDLE_MILLISECONDS", 50)
+    context: AppContext = app.state.context
+
+    def is_mine(session: RowSession) -> bool:
+        found = pulses.try_turn(session, PULSE)
+        session.rollback()
+        return found
+
+    frozen = context.writing()
+    assert pulses.try_turn(frozen, PULSE)
+    with context.writing() as session:
+        wait_until(lambda: is_mine(session), lambda: "the turn is still held")
+    with pytest.raises(DBAPIError):
+        pulses.keep_turn(frozen)
+    frozen.invalidate()
 
 
 def test_an_old_backup_of_a_home_becomes_a_new_node(serve: Serve) -> None:

@@ -53,6 +53,11 @@ CONNECT_SECONDS: Final = 5
 # A server that stops a statement answers with an error. Without an answer for so much longer, the
 # server counts as unavailable.
 GRACE_SECONDS: Final = 2
+# A process that is frozen, or whose machine has vanished, must not hold its locks for good. The
+# server ends its transaction after the first, and its session after 30 seconds without an answer.
+IDLE_TRANSACTION_SECONDS: Final = 300
+_GONE_AFTER: Final = {"idle": 10, "interval": 5, "count": 4}
+_GONE_MILLISECONDS: Final = 30_000
 # A change of the database's clock is followed within this time.
 CLOCK_SECONDS: Final = 10
 _UPTIME: Final[int] = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
@@ -209,7 +214,14 @@ def make_engine(
     In autocommit each statement is a transaction, unless a BEGIN was sent.
     """
     address = make_url(url)
-    options = f"-c statement_timeout={statement_seconds * 1000} -c timezone=UTC"
+    settings = {
+        "statement_timeout": statement_seconds * 1000,
+        "timezone": "UTC",
+        "idle_in_transaction_session_timeout": IDLE_TRANSACTION_SECONDS * 1000,
+        "tcp_user_timeout": _GONE_MILLISECONDS,
+        **{f"tcp_keepalives_{name}": value for name, value in _GONE_AFTER.items()},
+    }
+    options = " ".join(f"-c {name}={value}" for name, value in settings.items())
     given = address.query.get("options")
     if isinstance(given, str):
         options = f"{given} {options}"
@@ -237,6 +249,8 @@ def make_engine(
             "options": options,
             "application_name": "autopack",
             "connect_timeout": CONNECT_SECONDS,
+            # The same for a server whose machine has vanished.
+            **{f"keepalives_{name}": value for name, value in _GONE_AFTER.items()},
             "connection_factory": patient,
         },
     )

@@ -283,7 +283,7 @@ def test_monitoring_sees_what_a_pass_removed_and_what_it_could_not(
 
         assert figures() == {}
         with beside_database(settings, "test") as context:
-            retain(context, AGE, is_periodic=True)
+            retain(context, AGE, keep_turn=lambda: None)
         found = figures()
         assert 0 <= found.pop("idle_seconds") < 600
         assert found == {"removed_runs_total": 1, "due_runs": 1, "failed_runs": 1}
@@ -292,7 +292,7 @@ def test_monitoring_sees_what_a_pass_removed_and_what_it_could_not(
         assert removal(settings)["runs"] == 1  # by hand: it says nothing about the periodic pass
         assert figures()["idle_seconds"] > 4 * 3600
         with beside_database(settings, "test") as context:
-            retain(context, AGE, is_periodic=True)
+            retain(context, AGE, keep_turn=lambda: None)
         found = figures()
         assert 0 <= found.pop("idle_seconds") < 600
         assert found == {"removed_runs_total": 2, "due_runs": 0, "failed_runs": 0}

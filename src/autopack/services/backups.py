@@ -260,7 +260,7 @@ def alone(engine: Engine, *, is_replacing: bool, is_known: bool) -> Iterator[Non
             )
         # Only the advisory lock goes on; a lock on a table would stop the restore.
         session.commit()
-        if nodes.is_served(session):
+        if nodes.is_served(session, is_kept=True):
             raise DatabaseInUseError("a service works on this database: stop it first")
         yield
 

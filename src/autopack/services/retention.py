@@ -8,7 +8,9 @@ is read and checked: from then on it is the only copy.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Final
 
 import structlog
@@ -47,19 +49,23 @@ class Retention:
         with self._context.writing() as session:
             if not pulses.try_turn(session, TURN):
                 return
-            done = retain(self._context, age, is_periodic=True)
+            done = retain(self._context, age, keep_turn=partial(pulses.keep_turn, session))
         self._next_at = time.monotonic() + PAUSE_SECONDS
         if done.runs:
             logger.info("details_removed", runs=done.runs, bytes=done.bytes)
 
 
 def retain(
-    context: AppContext, age: timedelta, *, is_dry_run: bool = False, is_periodic: bool = False
+    context: AppContext,
+    age: timedelta,
+    *,
+    is_dry_run: bool = False,
+    keep_turn: Callable[[], None] | None = None,
 ) -> RetentionAnswer:
     """Remove the details of runs that were settled so long ago, or count them. (rules §10)
 
     A run that is busy, or whose record cannot be read, keeps its details until the next time.
-    `is_periodic`: rest after each run, and note the progress for monitoring.
+    `keep_turn`: of periodic work. It rests after each run, and notes its progress for monitoring.
     """
     before = context.now() - age
     removed = size = damaged = failed = 0
@@ -67,7 +73,7 @@ def retain(
     with context.reading() as session:
         old_runs = store.count_old(session, before)
     while not context.stopping.is_set():
-        if is_periodic:
+        if keep_turn is not None:
             _note(context, max(0, old_runs.due - removed), failed)
         with context.reading() as session:
             batch = store.list_settled(session, before, place, BATCH)
@@ -90,7 +96,8 @@ def retain(
                 failed += 1
                 damaged += isinstance(error, RecordDamagedError)
                 logger.warning("details_kept", run_id=old.run_id, why=str(error))
-            if is_periodic:
+            if keep_turn is not None:
+                keep_turn()
                 rest = min(time.monotonic() - began, _LONGEST_REST_SECONDS)
                 if context.stopping.wait(rest):
                     break

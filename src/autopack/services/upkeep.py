@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import chain
 from typing import Final
 
@@ -46,8 +47,12 @@ def start_up(context: AppContext) -> None:
     with context.reading() as session:
         project_backlog(context, session)
     look_at_all(context)
-    _roll_forward(context, time.monotonic() + START_SECONDS)
-    _tend_runs(context)
+    _roll_forward(context, _no_turn, time.monotonic() + START_SECONDS)
+    _tend_runs(context, _no_turn)
+
+
+def _no_turn() -> None:
+    """At a start there is no turn to keep: what another process does too is done once."""
 
 
 def _distrust_files(context: AppContext) -> None:
@@ -95,11 +100,11 @@ def keep_up(context: AppContext) -> None:
     # First, as deadlines must not wait for a node that catches up.
     with context.writing() as session:
         if pulses.try_turn(session, PULSE):
-            _tend_runs(context)
+            _tend_runs(context, partial(pulses.keep_turn, session))
     tend_node(context)
 
 
-def _tend_runs(context: AppContext) -> None:
+def _tend_runs(context: AppContext, keep_turn: Callable[[], None]) -> None:
     """Do what one node does for all: deadlines, merges, counts and figures."""
     with context.writing() as session:
         counts.fold_counts(session)
@@ -107,10 +112,11 @@ def _tend_runs(context: AppContext) -> None:
             logger.warning("node_removed", place=place, why="no sign of life for days")
         session.commit()
     count_ended_runs(context)
+    keep_turn()
     _close_merged(context)
     with context.reading() as session:
         overdue = runs.list_overdue(session, context.now(), BATCH)
-    _bring_up_to_date(context, overdue)
+    _bring_up_to_date(context, overdue, keep_turn)
     with context.writing() as session:
         pulses.beat(session, PULSE)
         session.commit()
@@ -125,7 +131,7 @@ def tend_node(context: AppContext) -> bool:
         if not nodes.try_turn(session, context.node_id):
             return False
         _find_lost_files(context)
-        _roll_forward(context)
+        _roll_forward(context, partial(pulses.keep_turn, session))
         try:
             follow_ruleset(context)
         except AutopackError as error:
@@ -140,7 +146,9 @@ def _close_merged(context: AppContext) -> None:
         logger.warning("merged_runs_not_closed", why=error.detail)
 
 
-def _roll_forward(context: AppContext, deadline: float = math.inf) -> None:
+def _roll_forward(
+    context: AppContext, keep_turn: Callable[[], None], deadline: float = math.inf
+) -> None:
     """Bring the runs up to date that this node changed last."""
     context.repository.remove_leftovers()
     with context.reading() as session:
@@ -150,7 +158,7 @@ def _roll_forward(context: AppContext, deadline: float = math.inf) -> None:
         lagging = runs.list_lagging(session, context.node_id, BATCH)
         heads = runs.list_live_heads(session, context.node_id)
     elsewhere = (run_id for run_id, head in heads if is_branch_elsewhere(context, run_id, head))
-    _bring_up_to_date(context, chain(lagging, elsewhere), deadline)
+    _bring_up_to_date(context, chain(lagging, elsewhere), keep_turn, deadline)
     try:
         context.mirror.sync(event)
     except AutopackError as error:  # a full disk must not stop the rest
@@ -158,11 +166,15 @@ def _roll_forward(context: AppContext, deadline: float = math.inf) -> None:
 
 
 def _bring_up_to_date(
-    context: AppContext, run_ids: Iterable[str], deadline: float = math.inf
+    context: AppContext,
+    run_ids: Iterable[str],
+    keep_turn: Callable[[], None],
+    deadline: float = math.inf,
 ) -> None:
     for run_id in run_ids:
         if time.monotonic() > deadline:
             return
+        keep_turn()
         try:
             with changing(context, run_id, is_waiting=False):
                 pass  # opening a change brings the run up to date

@@ -77,6 +77,7 @@ def open_snapshot(engine: Engine) -> Iterator[Snapshot]:
         held = connection.execution_options(
             isolation_level="REPEATABLE READ", postgresql_readonly=True
         )
+        held.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
         name = held.execute(text("SELECT pg_export_snapshot()")).scalar_one()
         yield Snapshot(held, name)
 

@@ -67,8 +67,13 @@ def put_repository(session: Session, *, place: str, root_commits: list[str]) -> 
     session.execute(statement.on_conflict_do_update(index_elements=["id"], set_=values))
 
 
-def is_served(session: Session) -> bool:
-    """Return whether another connection holds the lock of services."""
+def is_served(session: Session, *, is_kept: bool = False) -> bool:
+    """Return whether another connection holds the lock of services.
+
+    If none does, none gets it until the end of the transaction, which may be long if it `is_kept`.
+    """
+    if is_kept:
+        session.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
     return not session.scalars(_TRY_ALONE).one()
 
 

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from sqlalchemy import func, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from ..models import Pulse
 
+# A frozen process loses its turn after so long without `keep_turn`; less than the silence after
+# which the service counts as unhealthy (services/health.py).
+IDLE_MILLISECONDS: Final = 45_000
+
 
 def try_turn(session: Session, name: str) -> bool:
     """Try to get the lock of periodic work, until the end of the transaction."""
-    query = text("SELECT pg_try_advisory_xact_lock(hashtextextended(:key, 0))")
-    return bool(session.scalars(query, {"key": f"pulse:{name}"}).one())
+    query = text(
+        "SELECT pg_try_advisory_xact_lock(hashtextextended(:key, 0)),"
+        " set_config('idle_in_transaction_session_timeout', :idle, true)"
+    )
+    values = {"key": f"pulse:{name}", "idle": str(IDLE_MILLISECONDS)}
+    return bool(session.execute(query, values).one()[0])
+
+
+def keep_turn(session: Session) -> None:
+    """Tell Postgres that the process with the turn works. Raises DBAPIError if it was lost."""
+    session.execute(text("SELECT 1"))
 
 
 def beat(session: Session, name: str) -> None:
