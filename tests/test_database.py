@@ -156,7 +156,8 @@ class TestMigrations:
             assert state.cost_usd == 0
             assert state.cost_cap_usd is None
             assert state.phases[0].unavailable_reason is None
-            (attempt,) = submissions.list_submissions(session, [1])
+            ((attempt, files, commits),) = submissions.list_attempts(session, [1])
+            assert (files, commits) == ([], [])
             assert (attempt.tokens_used, attempt.cost_usd) == (5, None)
             assert (attempt.is_measured, attempt.reasoning_tokens) == (False, None)
             assert (state.tokens_measured, state.phases[0].tokens_measured) == (0, 0)

@@ -59,12 +59,12 @@ BUDGETS = {
     "claim": Cost(13, 20, files=3),
     "claim, none": Cost(4, 6),
     "heartbeat": Cost(4, 7),
-    "builder_result, refused": Cost(11, 24, files=3),
-    "builder_result, applied": Cost(12, 25, processes=1, files=3),
+    "builder_result, refused": Cost(9, 22, files=3),
+    "builder_result, applied": Cost(9, 23, processes=1, files=3),
     "builder_result, replayed": Cost(5, 7),
-    "phase": Cost(10, 10),
+    "phase": Cost(8, 8),
     "timeline": Cost(3, 3),
-    "end": Cost(18, 28, processes=1),
+    "end": Cost(15, 26, processes=1),
 }
 
 

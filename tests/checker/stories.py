@@ -231,12 +231,11 @@ def finish(drive: GitDrive) -> Story:
         "run_summary.md": b"# Summary\n",
         PULL_REQUEST: b"# [run-1] Work\n\nDone.\n",
     }
-    record = run_record(
+    render = run_record(
         cast("RunDetail", _detail(drive.branches, run)),
         commits=_commits(drive),
         ci_runs={},
         events=_published(to_record(event) for event in drive.events),
-        files=files,
     )
     patches = {
         patch_name(event.patch_sha256): drive.patches[event.patch_sha256]
@@ -244,7 +243,7 @@ def finish(drive: GitDrive) -> Story:
         if isinstance(event, PatchApplied)
     }
     work = run.head_commit or drive.branches.base
-    return Story(drive.branches, run, json.loads(record), {**files, **patches}, work)
+    return Story(drive.branches, run, json.loads(render(files)), {**files, **patches}, work)
 
 
 _KINDS = {

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autopack.mirror.documents import encode
+from autopack.mirror.documents import encode, encode_sorted
 
 pytestmark = pytest.mark.unit
 
@@ -24,3 +24,9 @@ VALUES = st.recursive(
 @given(st.dictionaries(TEXT, VALUES, max_size=4))
 def test_a_document_is_laid_out_as_json_dumps_does(document: dict[str, object]) -> None:
     assert encode(document).decode() == json.dumps(document, indent=2) + "\n"
+
+
+@given(st.dictionaries(TEXT | st.text(max_size=3), VALUES | st.text(max_size=3), max_size=4))
+def test_a_strategy_has_the_bytes_that_json_dumps_makes(document: dict[str, object]) -> None:
+    written = json.dumps(document, indent=2, sort_keys=True) + "\n"
+    assert encode_sorted(document).decode() == written

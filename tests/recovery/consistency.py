@@ -65,7 +65,7 @@ def assert_consistent(settings: Settings, run_id: str | None = None) -> None:
     _git(settings, "fsck", "--strict", "--no-dangling")
 
 
-def _assert_events(session: Session, run: Run) -> None:
+def _assert_events(session: RowSession, run: Run) -> None:
     rows = runs.list_events(session, run.id, after=0, limit=1_000_000)
     last_hash = GENESIS_HASH
     for number, row in enumerate(rows, start=1):

@@ -1,6 +1,7 @@
 """The files that show runs to people: the only code that writes under AUTONOMOUS_RUNS_DIR."""
 
 from ..domain.naming import PULL_REQUEST, RECORD, patch_name
+from .documents import encode_sorted
 from .files import MirrorUnusableError
 from .incident import incident_pack, incident_page
 from .mirror import Mirror, render_run
@@ -12,6 +13,7 @@ __all__ = [
     "RECORD",
     "Mirror",
     "MirrorUnusableError",
+    "encode_sorted",
     "incident_pack",
     "incident_page",
     "patch_name",

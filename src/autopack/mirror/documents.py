@@ -82,11 +82,24 @@ def encode(document: Mapping[str, Any]) -> bytes:
     return _bytes(_indented(document))
 
 
-def encode_with_lines(head: Mapping[str, Any], lists: Mapping[str, Iterable[Any]]) -> bytes:
-    """Encode a document whose long lists follow its other members, with one entry a line."""
+def encode_sorted(document: Mapping[str, Any]) -> bytes:
+    """Return what `json.dumps` with `indent=2` and sorted names does, in a tenth of its time."""
+    plain = json.dumps(document, sort_keys=True)
+    text = _indented(json.loads(plain))
+    if not text.isascii():  # as the files of earlier runs are, whose hashes are recorded
+        text = json.dumps(json.loads(plain), indent=2)
+    return f"{text}\n".encode()
+
+
+def lines_of(entries: Iterable[Any]) -> str:
+    """Encode the entries of a long list, one a line, for `encode_with_lines`."""
+    return ",\n".join(f"    {_LINE.encode(entry)}" for entry in entries)
+
+
+def encode_with_lines(head: Mapping[str, Any], lists: Mapping[str, str]) -> bytes:
+    """Encode a document whose long lists follow its other members."""
     text = _indented(head).removesuffix("\n}")
-    for name, entries in lists.items():
-        lines = ",\n".join(f"    {_LINE.encode(entry)}" for entry in entries)
+    for name, lines in lists.items():
         text += f",\n  {_LINE.encode(name)}: " + (f"[\n{lines}\n  ]" if lines else "[]")
     return _bytes(text + "\n}")
 

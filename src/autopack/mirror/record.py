@@ -7,13 +7,13 @@ ids. So the hash of this one file covers the whole run.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ..domain.record_text import SCHEMA_VERSION
 from ..views.record import RecordedCiRun, RecordedCommit
 from ..views.runs import PhaseDetail, RunDetail
-from .documents import encode_with_lines
+from .documents import encode_with_lines, lines_of
 
 _RUN = (
     "run_id",
@@ -119,32 +119,37 @@ def run_record(
     commits: Sequence[RecordedCommit],
     ci_runs: Mapping[str, Sequence[RecordedCiRun]],
     events: Iterable[Mapping[str, Any]],
-    files: Mapping[str, bytes],
-) -> bytes:
-    """Render `run.json`; `files` are all other files of the run's folder."""
+) -> Callable[[Mapping[str, bytes]], bytes]:
+    """Return a function that renders `run.json` with all other files of the run's folder.
+
+    A statement is about the record without the statement's own file, so a run needs both.
+    """
     phases = [phase for tier in run.tiers for phase in tier.phases]
-    return encode_with_lines(
-        {
-            "schema_version": SCHEMA_VERSION,
-            **_read(run, _RUN),
-            "budgets": _read(run, _BUDGETS),
-            "promotion": {
-                "eligible": run.promotion_eligible_to_main,
-                "reasons": run.promotion_reasons,
-                "warnings": run.promotion_warnings,
-            },
+    head = {
+        "schema_version": SCHEMA_VERSION,
+        **_read(run, _RUN),
+        "budgets": _read(run, _BUDGETS),
+        "promotion": {
+            "eligible": run.promotion_eligible_to_main,
+            "reasons": run.promotion_reasons,
+            "warnings": run.promotion_warnings,
         },
-        {
-            "tiers": [_read(tier, _TIER) for tier in run.tiers],
-            "phases": [_phase(phase, ci_runs.get(phase.phase_id, ())) for phase in phases],
-            "commits": [dict(commit) for commit in commits],
-            "files": [
-                {"path": name, "sha256": hashlib.sha256(files[name]).hexdigest()}
-                for name in sorted(files)
-            ],
-            "events": events,
-        },
-    )
+    }
+    recorded = [_phase(phase, ci_runs.get(phase.phase_id, ())) for phase in phases]
+    lists = {
+        "tiers": lines_of(_read(tier, _TIER) for tier in run.tiers),
+        "phases": lines_of(recorded),
+        "commits": lines_of(dict(commit) for commit in commits),
+        "files": "",
+        "events": lines_of(events),
+    }
+
+    def render(files: Mapping[str, bytes]) -> bytes:
+        hashes = ((name, hashlib.sha256(files[name]).hexdigest()) for name in sorted(files))
+        named = lines_of({"path": name, "sha256": digest} for name, digest in hashes)
+        return encode_with_lines(head, {**lists, "files": named})
+
+    return render
 
 
 def _phase(phase: PhaseDetail, ci_runs: Sequence[RecordedCiRun]) -> dict[str, Any]:

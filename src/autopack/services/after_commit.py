@@ -43,7 +43,6 @@ def commit_change(change: RunChange) -> None:
     """
     change.objects.install()  # durable before the database names them
     if change.ref_updates:
-        change.session.send()  # what Postgres refuses is refused before any ref is locked
         with (
             tracing.step("commit"),
             change.context.repository.prepare_refs(change.ref_updates) as refs,

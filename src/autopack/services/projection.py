@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from typing import Any, Final
 
 from ..domain import run_issues
@@ -23,7 +22,15 @@ from ..gitrepo import (
     RepositoryUnusableError,
     SettledRef,
 )
-from ..mirror import PULL_REQUEST, RECORD, pull_request, pull_request_page, render_run, run_record
+from ..mirror import (
+    PULL_REQUEST,
+    RECORD,
+    encode_sorted,
+    pull_request,
+    pull_request_page,
+    render_run,
+    run_record,
+)
 from ..models import EventRow, Phase, Run
 from ..store import ci_runs, issues, nodes, runs, submissions
 from ..store.nodes import Shown
@@ -169,26 +176,23 @@ def finished_files(
     )
     files[PULL_REQUEST] = pull_request_page(request)
     files |= render_run(report, None, index_answer(run, found))
-    make = partial(
-        run_record,
+    render = run_record(
         report,
         commits=submissions.list_recorded_commits(session, run.id),
         ci_runs=ci_runs.list_of_run(session, run.id),
         events=[_event(row) for row in runs.list_events(session, run.id, after=0, limit=None)],
     )
     if signatures is not None:
-        payload = payload_of(json.loads(make(files=files)))
+        payload = payload_of(json.loads(render(files)))
         made = signatures(payload) if callable(signatures) else signatures
         files = {STATEMENT: write_envelope(payload, made), **files}
-    record = make(files=files)
-    return report, {RECORD: record, **files}  # the summary stays the last
+    return report, {RECORD: render(files), **files}  # the summary stays the last
 
 
 def _strategy(session: RowSession, run: Run) -> dict[str, bytes]:
     name = f"project_implementation_strategy_v{run.strategy_version}.json"
-    strategy = runs.get_strategy(session, run)
-    text = json.dumps(strategy, indent=2, sort_keys=True) + "\n"  # Postgres keeps no order
-    return {name: text.encode()}
+    # Postgres keeps no order.
+    return {name: encode_sorted(runs.get_strategy(session, run))}
 
 
 def _event(row: EventRow) -> dict[str, Any]:
@@ -272,23 +276,21 @@ def _phase_detail(
 
 def attempts_of(session: RowSession, phases: Sequence[Phase]) -> dict[int, list[AttemptDetail]]:
     """Return the submissions to each phase, with the commits and CI's logs that came of them."""
-    phase_pks = [phase.id for phase in phases]
-    rows = submissions.list_submissions(session, phase_pks)
-    if not rows:
+    made = submissions.list_attempts(session, [phase.id for phase in phases])
+    if not made:
         return {}
     judged = [phase.id for phase in phases if phase.has_ci]
     ci_tails = ci_runs.list_tails(session, judged) if judged else {}
-    files = submissions.list_patch_files(session, [row.id for row in rows])
-    commits = submissions.list_patch_commits(session, phases[0].run_pk, phase_pks)
     attempts: dict[int, list[AttemptDetail]] = {}
-    for row in rows:
-        mine = commits.get(row.id, ())
+    for row, files, commits in made:
         report = AttemptDetail.of(
             row,
-            commits=list(mine),
-            files_changed=files.get(row.id, []),
+            commits=commits,
+            files_changed=files,
             notes=row.body.get("notes") or row.body.get("review_notes"),
-            log_tail=log_tail(row.body, [tail for sha in mine for tail in ci_tails.get(sha, ())]),
+            log_tail=log_tail(
+                row.body, [tail for sha in commits for tail in ci_tails.get(sha, ())]
+            ),
             # A new ticket has an order of its own, one from Postgres another: files have one.
             ticket=row.ticket and json.loads(canonical_json(row.ticket)),
             confidence=row.body.get("confidence"),

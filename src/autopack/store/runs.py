@@ -400,15 +400,15 @@ def _document(session: RowSession, run: Run, column: str) -> dict[str, Any]:
     return document
 
 
-def list_events(session: Session, run_pk: int, *, after: int, limit: int | None) -> list[EventRow]:
+def list_events(
+    session: RowSession, run_pk: int, *, after: int, limit: int | None
+) -> list[EventRow]:
     """Return a run's events in order, after a sequence number."""
     query = (
-        select(EventRow)
-        .where(EventRow.run_pk == run_pk, EventRow.sequence > after)
-        .order_by(EventRow.sequence)
-        .limit(limit)
+        f"SELECT {EVENTS.columns} FROM events"  # noqa: S608 - names of the model
+        " WHERE run_pk = %s AND sequence > %s ORDER BY sequence LIMIT %s"
     )
-    return list(session.scalars(query))
+    return [EVENTS.read(each) for each in session.fetch(query, (run_pk, after, limit))]
 
 
 def get_run_pk(session: Session, run_id: str) -> int:
@@ -449,7 +449,7 @@ def read_event(row: EventRow) -> EventRecord:
     return read_off(EventRecord, row)
 
 
-def read_events(session: Session, run_pk: int) -> list[tuple[int, Event]]:
+def read_events(session: RowSession, run_pk: int) -> list[tuple[int, Event]]:
     """Return a run's events in order, each with its sequence.
 
     Raises EventError for an unknown event.

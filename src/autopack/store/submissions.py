@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -25,7 +25,6 @@ PATCHES: Final = Rows(Patch, "content")
 COMMITS: Final = Rows(Commit, "difference")
 REPLIES: Final = Rows(Reply)
 _COMMITS: Final = Rows(Commit)  # without their bytes
-_OF_PHASES: Final = PreparedSelect(SUBMISSIONS, "WHERE phase_pk = ANY(%s) ORDER BY id")
 _LATEST: Final = PreparedSelect(
     SUBMISSIONS, "WHERE phase_pk = %s AND role = %s ORDER BY attempt DESC LIMIT 1"
 )
@@ -46,15 +45,17 @@ _NEXT_SUBMISSION: Final = Prepared(
     " FROM generate_series(1, %s))"
     " FROM submissions WHERE phase_pk = %s AND role = %s",
 )
-_FILES: Final = Prepared(
-    "select_patch_files",
-    "SELECT submission_pk, files_changed FROM patches WHERE submission_pk = ANY(%s)"
-    " ORDER BY submission_pk, position",
-)
-_PATCH_COMMITS: Final = Prepared(
-    "select_patch_commits",
-    "SELECT p.submission_pk, c.sha::text FROM commits c JOIN patches p ON p.id = c.patch_pk"
-    " WHERE c.run_pk = %s AND c.phase_pk = ANY(%s) ORDER BY c.position",
+# Together, as each round trip costs more than such a statement.
+_ATTEMPTS: Final = Prepared(
+    "select_attempts",
+    f"SELECT {SUBMISSIONS.typed_columns},"  # noqa: S608 - names of the models
+    " ARRAY(SELECT f.path FROM patches p"
+    " CROSS JOIN LATERAL jsonb_array_elements_text(p.files_changed) WITH ORDINALITY f(path, place)"
+    " WHERE p.submission_pk = submissions.id ORDER BY p.position, f.place),"
+    " ARRAY(SELECT c.sha::text FROM patches p JOIN commits c ON c.patch_pk = p.id"
+    " AND c.run_pk = submissions.run_pk AND c.phase_pk = submissions.phase_pk"
+    " WHERE p.submission_pk = submissions.id ORDER BY c.position)"
+    " FROM submissions WHERE phase_pk = ANY(%s) ORDER BY id",
 )
 _LAST_POSITION: Final = Prepared(
     "last_commit", "SELECT coalesce(max(position), 0)::bigint FROM commits WHERE run_pk = %s"
@@ -105,22 +106,24 @@ def find_latest(session: RowSession, phase_pk: int, role: str) -> Submission | N
     return found[0] if found else None
 
 
-def list_submissions(session: RowSession, phase_pks: Sequence[int]) -> list[Submission]:
-    """Return the submissions of phases, oldest first."""
-    return session.rows_by(_OF_PHASES, (list(phase_pks),))
+class Attempt(NamedTuple):
+    """A submission, with the files that its patches change, and the commits of these patches."""
+
+    submission: Submission
+    files_changed: list[str]
+    commits: list[str]
+
+
+def list_attempts(session: RowSession, phase_pks: Sequence[int]) -> list[Attempt]:
+    """Return the submissions to phases, oldest first."""
+    found = session.fetch_by(_ATTEMPTS, (list(phase_pks),))
+    width = SUBMISSIONS.width
+    return [Attempt(SUBMISSIONS.read(row[:width]), *row[width:]) for row in found]
 
 
 def list_patches(session: RowSession, submission_pk: int) -> list[Patch]:
     """Return the patches of a submission in their order, with their bytes."""
     return session.rows(PATCHES, "WHERE submission_pk = %s ORDER BY position", (submission_pk,))
-
-
-def list_patch_files(session: RowSession, submission_pks: Sequence[int]) -> dict[int, list[str]]:
-    """Return which files each submission's patches change."""
-    files: dict[int, list[str]] = {}
-    for submission_pk, changed in session.fetch_by(_FILES, (list(submission_pks),)):
-        files.setdefault(submission_pk, []).extend(changed)
-    return files
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -293,16 +296,6 @@ def list_accepted_patches(session: Session, run_pk: int, max_bytes: int) -> dict
         .where(sizes.c.so_far <= max_bytes)
     )
     return {sha256: bytes(content) for sha256, content in session.execute(query) if content}
-
-
-def list_patch_commits(
-    session: RowSession, run_pk: int, phase_pks: Sequence[int]
-) -> dict[int, list[str]]:
-    """Return the commits of each submission's patches."""
-    commits: dict[int, list[str]] = {}
-    for submission_pk, sha in session.fetch_by(_PATCH_COMMITS, (run_pk, list(phase_pks))):
-        commits.setdefault(submission_pk, []).append(sha)
-    return commits
 
 
 def add_commits(session: RowSession, run_pk: int, commits: Sequence[Commit]) -> None:
