@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import httpx
@@ -246,3 +246,27 @@ def test_no_reader_waits_for_a_picture_when_the_service_ends() -> None:
         board.stop()
 
     asyncio.run(end())
+
+
+def test_readers_who_leave_while_the_picture_changes_hold_up_no_other() -> None:
+    """Each at another moment, and cancelled at every step, as a server does with what is left."""
+
+    async def leave(moment: int) -> None:
+        feed: Any = EndingFeed()
+        shown = Shown("run", "run-1", "P0", "", may_act=False, query=RunQuery())
+        board = Board(shown, lambda: Picture(1), feed, feed, "")
+        readers = [asyncio.create_task(board.next(None)) for _ in range(4)]
+        await asyncio.sleep(0)
+        changing = [asyncio.create_task(board._show(Picture(number))) for number in range(2)]
+        for step in range(moment + 12):
+            for reader in readers[1:3] if step >= moment else ():
+                reader.cancel()
+            await asyncio.sleep(0)
+        late = asyncio.create_task(board.next(None))
+        _, held_up = await asyncio.wait([*readers, *changing, late], timeout=KEEP_ALIVE_SECONDS / 2)
+        assert not held_up
+        assert late.result() is not None
+
+    for moment in range(10):
+        with closing(asyncio.new_event_loop()) as loop:  # `run` waits for tasks that are held up
+            loop.run_until_complete(leave(moment))

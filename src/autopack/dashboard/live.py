@@ -121,13 +121,13 @@ class Board:
     async def next(self, seen: Picture | None) -> Picture | None:
         """Return the next picture after one; None after a while without one."""
         async with self._changed:
+            # Not `asyncio.wait_for`: on Python 3.11 it waits in a second task. A reader that is
+            # cancelled twice leaves before that task has the lock, which then stays locked.
             with suppress(TimeoutError):
-                await asyncio.wait_for(
-                    self._changed.wait_for(
+                async with asyncio.timeout(KEEP_ALIVE_SECONDS):
+                    await self._changed.wait_for(
                         lambda: self.picture is not seen or self._feed.is_ending
-                    ),
-                    KEEP_ALIVE_SECONDS,
-                )
+                    )
         return None if self.picture is seen else self.picture
 
     async def _follow(self) -> None:
@@ -163,7 +163,8 @@ class Board:
         while self.picture is None or not self.picture.is_over:
             ages = self.picture is not None and self.picture.ages
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._is_dirty.wait(), AGING_SECONDS if ages else None)
+                async with asyncio.timeout(AGING_SECONDS if ages else None):
+                    await self._is_dirty.wait()
             self._is_dirty.clear()
             try:
                 picture = await run_in_threadpool(self._draw)
