@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -286,7 +286,9 @@ def endure(nodes: list[Stage], agents: int, kills: int) -> None:
     campaign = Campaign(nodes, seed=1)
     streams = [Stream(nodes[0], "/events/stream", RUNS)]
     streams += [Stream(nodes[1], f"/runs/{run_id}/events", (run_id,)) for run_id in RUNS]
-    with ThreadPoolExecutor(agents + len(streams)) as pool:
+    with ThreadPoolExecutor(agents + len(streams)) as pool, ExitStack() as held:
+        for stream in streams:  # the pool waits for its threads, also after an error
+            held.callback(stream.is_over.set)
         reading = [pool.submit(stream.read) for stream in streams]
         working = [pool.submit(campaign.work, number) for number in range(agents)]
         order = campaign.random.sample(range(len(nodes)), len(nodes))
@@ -317,11 +319,12 @@ class Stream:
         self.told: list[tuple[str, int]] = []
         self._path = path
         self._run_ids = set(run_ids)
+        self.is_over = threading.Event()
 
     def read(self) -> None:
         last = "0"
         ended: set[str] = set()
-        while ended != self._run_ids:
+        while ended != self._run_ids and not self.is_over.is_set():
             headers = {"Last-Event-ID": last, "Accept": "text/event-stream"}
             try:
                 with (
@@ -337,7 +340,7 @@ class Stream:
                             self.told.append((document["run_id"], document["sequence"]))
                             if document["kind"] == "RunEnded":
                                 ended.add(document["run_id"])
-                        if ended == self._run_ids:
+                        if ended == self._run_ids or self.is_over.is_set():
                             return
             except (httpx.TransportError, httpx.HTTPStatusError):
                 time.sleep(0.05)
