@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.campaigns]
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,21 +20,20 @@ from autopack.services.runners import checks_of
 if TYPE_CHECKING:
     from fastapi import FastAPI
     from tests.api.conftest import Api
+    from tests.processes import ForkServer
 
 pytestmark = [pytest.mark.integration, pytest.mark.safety_critical]
 
-ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_SECONDS = 120
 STALLED_SECONDS = 3
 WORKER = f"""\
-import sys
+import signal
 from autopack.config import load_settings
-from autopack.config import Settings
 from autopack.jobs.worker import Workers
 from autopack.main import open_context, queues_of
 with open_context(load_settings()) as context:
     Workers(context.engine, queues_of(context), stalled_seconds={STALLED_SECONDS}).start()
-    sys.stdin.read()
+    signal.pause()
 """
 
 
@@ -68,7 +65,12 @@ def settings(settings: Settings, tmp_path: Path) -> Settings:
 
 @pytest.mark.parametrize("evidence", [[], ["baseline"]])
 def test_a_killed_workers_ci_ends_with_it_and_is_done_again_by_another(
-    api: Api, app: FastAPI, settings: Settings, evidence: list[str]
+    api: Api,
+    app: FastAPI,
+    settings: Settings,
+    fork_server: ForkServer,
+    tmp_path: Path,
+    evidence: list[str],
 ) -> None:
     """With evidence, it is killed while it measures the base, whose tree does not have the file."""
     (lent,) = settings.ci_readable_paths
@@ -88,7 +90,6 @@ def test_a_killed_workers_ci_ends_with_it_and_is_done_again_by_another(
     api.result()
     environment = {
         "PATH": os.environ["PATH"],
-        "PYTHONPATH": str(ROOT / "src"),
         "AUTOPACK_REPO_PATH": str(settings.repo_path),
         "AUTOPACK_HOME": str(settings.home),
         "AUTOPACK_PROJECT_ID": settings.project_id,
@@ -97,12 +98,14 @@ def test_a_killed_workers_ci_ends_with_it_and_is_done_again_by_another(
         "DATABASE_URL": str(settings.database_url),
         "TESTING": "1",
     }
+    worker = tmp_path / "worker.py"
+    worker.write_text(WORKER)
+    process = fork_server.start(folder=tmp_path, environment=environment, first=worker)
     try:
-        with subprocess.Popen(
-            [sys.executable, "-c", WORKER], env=environment, stdin=subprocess.PIPE
-        ) as process:
-            wait_until(lambda: bool(processes_of(f"sleep\0{nap}")))
-            process.kill()
+        wait_until(lambda: bool(processes_of(f"sleep\0{nap}")) or process.poll() is not None)
+        process.kill()
+        said = process.communicate(PATIENCE_SECONDS)
+        assert process.wait() == -signal.SIGKILL, said
         if checks_of(settings).sandbox == "bubblewrap":
             wait_until(lambda: not processes_of(nap))
     finally:

@@ -952,13 +952,6 @@ def check_backtest(api: Api, ruleset: Json, run_ids: list[str]) -> None:
 
 # By default always the same walks, so that the suite fails for what was changed and nothing else.
 EXAMPLES = int(os.environ.get("WALKS", "0"))
-LIMITS = walking(
-    max_examples=EXAMPLES or 8,
-    deadline=None,
-    derandomize=not EXAMPLES,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
 
 
 @pytest.fixture
@@ -969,8 +962,9 @@ def settings(settings: Settings, tmp_path: Path) -> Settings:
     return settings.model_copy(update={"git_remote": SecretStr(str(bare))})
 
 
+@pytest.mark.parametrize("examples", [1, pytest.param(8, marks=pytest.mark.campaigns)])
 def test_every_walk_ends_and_its_events_tell_all(
-    api: Api, app: FastAPI, settings: Settings
+    api: Api, app: FastAPI, settings: Settings, examples: int
 ) -> None:
     clock = Clock()
     app.state.context = replace(app.state.context, now=clock)
@@ -978,7 +972,13 @@ def test_every_walk_ends_and_its_events_tell_all(
     defaults = api.client.get("/project/ruleset").json()
     numbers = iter(range(1_000_000))
 
-    @LIMITS
+    @walking(
+        max_examples=EXAMPLES or examples,
+        deadline=None,
+        derandomize=not EXAMPLES,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
     @given(rules=RULESETS, drawn=WALKS)
     @example(rules=PLAIN_RULES, drawn=[(PLAIN_PLAN, TOUR)] * 3)
     @example(rules=CI_RULES, drawn=[(PLAIN_PLAN, CI_TOUR)])

@@ -8,8 +8,9 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import HealthCheck, event, given, settings
+from hypothesis import event
 from hypothesis import strategies as st
+from tests.campaigns import random_examples
 
 from autopack.domain.errors import ConflictError
 from autopack.domain.events import GENESIS_HASH, from_record, seal, to_record
@@ -295,16 +296,7 @@ def take(drive: Drive, step: Step) -> None:
     check_change(before, drive.run)
 
 
-LIMITS = settings(
-    max_examples=80,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow],
-)
-
-
-@LIMITS
-@given(data=st.data())
+@random_examples(20, 80, derandomize=True, data=st.data())
 def test_every_walk_ends_within_the_runs_time_and_breaks_no_rule_on_the_way(
     start: Start, data: st.DataObject
 ) -> None:
@@ -321,8 +313,7 @@ def test_every_walk_ends_within_the_runs_time_and_breaks_no_rule_on_the_way(
     check_events(drive, first)
 
 
-@LIMITS
-@given(data=st.data())
+@random_examples(20, 80, derandomize=True, data=st.data())
 def test_agents_that_never_solve_anything_run_out_of_tries_before_they_run_out_of_time(
     start: Start, data: st.DataObject
 ) -> None:
@@ -349,8 +340,7 @@ def test_agents_that_never_solve_anything_run_out_of_tries_before_they_run_out_o
         assert used <= 3 * tries
 
 
-@LIMITS
-@given(data=st.data())
+@random_examples(20, 80, derandomize=True, data=st.data())
 def test_agents_that_never_answer_are_not_waited_for_beyond_their_tries(
     start: Start, data: st.DataObject
 ) -> None:

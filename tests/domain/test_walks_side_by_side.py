@@ -10,8 +10,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import HealthCheck, Phase, event, given, settings
+from hypothesis import Phase, event
 from hypothesis import strategies as st
+from tests.campaigns import random_examples
 from tests.domain.test_walks import check_change, check_events, check_phase
 
 from autopack.domain.errors import ConflictError
@@ -168,14 +169,7 @@ def check_branch(drive: Drive, first: RunState) -> None:
             assert mine, "what is complete is on the branch"
 
 
-@settings(
-    max_examples=25,
-    deadline=None,
-    derandomize=True,
-    phases=[Phase.generate],
-    suppress_health_check=[HealthCheck.too_slow],
-)
-@given(data=st.data())
+@random_examples(8, 25, derandomize=True, phases=(Phase.generate,), data=st.data())
 def test_every_walk_side_by_side_ends_and_breaks_no_rule(start: Start, data: st.DataObject) -> None:
     drive = draw_run(lambda strategy: data.draw(strategy), start)  # type: ignore[arg-type]
     first = drive.run

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.campaigns import random_examples
 
 from autopack.domain.changes import Violation
 from autopack.gitrepo import (
@@ -183,13 +183,7 @@ def states() -> st.SearchStrategy[dict[str, bytes | tuple[str, bytes]]]:
     )
 
 
-@settings(
-    max_examples=15,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-    derandomize=True,
-)
-@given(walk=st.lists(states(), min_size=2, max_size=4))
+@random_examples(5, 15, derandomize=True, walk=st.lists(states(), min_size=2, max_size=4))
 def test_a_branch_equals_the_replay_of_its_patches(
     history: History, repository: Repository, walk: list[dict[str, bytes | tuple[str, bytes]]]
 ) -> None:
@@ -801,19 +795,11 @@ SOURCES: tuple[Patch, ...] = (
 )
 
 
-@settings(
-    max_examples=60,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+@random_examples(
+    *(20, 60),
     derandomize=True,
-)
-@given(
     make=st.sampled_from(SOURCES),
-    parts=st.lists(
-        st.sampled_from(HOSTILE_NAMES),
-        min_size=1,
-        max_size=5,
-    ),
+    parts=st.lists(st.sampled_from(HOSTILE_NAMES), min_size=1, max_size=5),
 )
 def test_no_path_leads_out_of_the_tree(
     history: History, repository: Repository, tmp_path: Path, make: Patch, parts: list[str]

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
+from tests.campaigns import random_examples
 
 from autopack.domain.absolute_paths import ABSOLUTE
 from autopack.domain.changes import (
@@ -529,7 +529,7 @@ def test_more_beginnings_of_secrets_than_can_be_looked_at_are_refused() -> None:
     assert rules({"a": file(b"ghp_" * (MAX_STEPS + 1))}) == ["secret_limit"]
 
 
-@given(st.text())
+@random_examples(20, 100, path=st.text())
 def test_any_path_is_checked_without_an_error(path: str) -> None:
     check_changes(Tree({}, {path: file()}), DEFAULT)
     check_changes(Tree({}, {"l": (MODE_LINK, path.encode(errors="surrogatepass"))}), DEFAULT)

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume
 from hypothesis import strategies as st
+from tests.campaigns import random_examples
 
 from autopack.domain.changes import DIFF_COMMAND, RepairKind
 from autopack.gitrepo import (
@@ -446,11 +447,6 @@ MANGLES: dict[str, Callable[[bytes], bytes]] = {
         line for line in patch.splitlines(keepends=True) if not line.startswith(b"index ")
     ),
 }
-BOUNDED = settings(
-    max_examples=60,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
 REFUSALS = (
     PatchMalformedError,
     PatchConflictError,
@@ -459,8 +455,11 @@ REFUSALS = (
 )
 
 
-@BOUNDED
-@given(edit=edits(), names=st.lists(st.sampled_from(sorted(MANGLES)), min_size=1, max_size=3))
+@random_examples(
+    *(12, 60),
+    edit=edits(),
+    names=st.lists(st.sampled_from(sorted(MANGLES)), min_size=1, max_size=3),
+)
 def test_a_repaired_patch_gives_the_same_result_as_the_whole_one_or_is_refused(
     history: History, repository: Repository, edit: tuple[bytes, bytes], names: list[str]
 ) -> None:
@@ -475,8 +474,7 @@ def test_a_repaired_patch_gives_the_same_result_as_the_whole_one_or_is_refused(
     assert applied.tree == history.tree(goal)
 
 
-@BOUNDED
-@given(edit=edits(), data=st.data())
+@random_examples(12, 60, edit=edits(), data=st.data())
 def test_a_patch_that_is_cut_off_in_its_midst_is_never_applied(
     history: History, repository: Repository, edit: tuple[bytes, bytes], data: st.DataObject
 ) -> None:
@@ -494,8 +492,7 @@ def test_a_patch_that_is_cut_off_in_its_midst_is_never_applied(
     assert applied.tree == recounted(branch, cut if cut.endswith(b"\n") else cut + b"\n")
 
 
-@BOUNDED
-@given(edit=edits(), data=st.data())
+@random_examples(12, 60, edit=edits(), data=st.data())
 def test_a_hunk_with_other_counts_gives_what_git_recounts_or_is_refused(
     history: History, repository: Repository, edit: tuple[bytes, bytes], data: st.DataObject
 ) -> None:

@@ -8,8 +8,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, event, given, settings
+from hypothesis import event
 from hypothesis import strategies as st
+from tests.campaigns import random_examples
 
 from autopack.config import Settings
 from autopack.gitrepo.errors import PatchMalformedError
@@ -164,13 +165,10 @@ def sections(draw: st.DrawFn) -> bytes:
     return b"".join(line + b"\n" for line in lines) + body
 
 
-@settings(
-    max_examples=300,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
-@given(
-    parts=st.lists(sections(), min_size=1, max_size=3), gap=st.sampled_from([b"", b"\n", b"z\n"])
+@random_examples(
+    *(60, 300),
+    parts=st.lists(sections(), min_size=1, max_size=3),
+    gap=st.sampled_from([b"", b"\n", b"z\n"]),
 )
 def test_git_touches_no_path_that_the_scanner_did_not_name(
     git: Git, parts: list[bytes], gap: bytes
@@ -240,12 +238,7 @@ PIECES = [
 PIECES += [b"--- ", b"+++ ", b"diff --git ", b"rename to ", b"GIT binary patch\n", b"```\n", b"1"]
 
 
-@settings(
-    max_examples=300,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
-@given(data=st.data())
+@random_examples(60, 300, data=st.data())
 def test_damaged_patches_are_refused_cleanly_or_seen_as_git_sees_them(
     git: Git, data: st.DataObject
 ) -> None:

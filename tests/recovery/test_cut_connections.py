@@ -112,7 +112,14 @@ REQUESTS: dict[str, Request] = {
 }
 
 
-@pytest.mark.parametrize("name", REQUESTS)
+# A look and a change of the database, branch and files; all others are a campaign.
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in ("run", "result") else pytest.mark.campaigns)
+        for name in REQUESTS
+    ],
+)
 def test_a_connection_that_is_lost_at_any_step_of_a_request_is_503(
     app: FastAPI, client: TestClient, cutter: Cutter, settings: Settings, name: str
 ) -> None:

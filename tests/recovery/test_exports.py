@@ -252,7 +252,8 @@ def test_a_forged_archive_is_refused_and_leaves_nothing(
     assert len(list((repo.path / ".git/objects").rglob("*"))) == objects
 
 
-RUN = "(SELECT id FROM runs WHERE run_id = 'done')"
+ITSELF = "the run that is forged"
+RUN = f"(SELECT id FROM runs WHERE run_id = '{ITSELF}')"
 NO_TERMS = f"UPDATE events SET data = data - 'terms_sha256' WHERE sequence = 1 AND run_pk = {RUN}"
 
 
@@ -286,8 +287,8 @@ HISTORIES: list[tuple[list[str], str]] = [
     (renamed("phase", "a/b"), "is not an identifier"),
     (renamed("phase", "x" * 65), "is not an identifier"),
     (renamed("tier", "a/../../b"), "is not an identifier"),
-    (standing_on("continues", "done"), "which is another one here"),
-    (standing_on("rebases", "done"), "which is another one here"),
+    (standing_on("continues", ITSELF), "which is another one here"),
+    (standing_on("rebases", ITSELF), "which is another one here"),
     (standing_on("continues", "own"), "which is another one here"),
     (standing_on("continues", "../x"), "is not an identifier"),
     (
@@ -297,34 +298,32 @@ HISTORIES: list[tuple[list[str], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("statements", "words"), HISTORIES)
 def test_a_forged_history_whose_sums_all_fit_is_refused_and_leaves_nothing(
-    statements: list[str],
-    words: str,
-    settings: Settings,
-    git_repo: GitRepo,
-    other: tuple[Settings, GitRepo],
-    tmp_path: Path,
+    settings: Settings, git_repo: GitRepo, other: tuple[Settings, GitRepo], tmp_path: Path
 ) -> None:
+    forged = {f"forged-{number}": history for number, history in enumerate(HISTORIES)}
     with service(settings) as client:
-        start(client, "done")
-        submit(client, "done", "P0", "done.txt")
+        for run_id in forged:
+            start(client, run_id)
+            submit(client, run_id, "P0", f"{run_id}.txt")
     theirs, repo = other
     with service(theirs) as client:
         start(client, "own")
         submit(client, "own", "P0", "own.txt")
-    log = zlib.compress(bytes(MOST_LOG_BYTES + 1))
-
-    def change(connection: Connection) -> None:
-        for statement in statements:
-            connection.execute(text(statement), {"log": log} if ":log" in statement else {})
-
-    file = write_forged_run(settings, git_repo, "done", tmp_path / "forged.tar", change)
     refs = repo.git("for-each-ref")
-    with pytest.raises(ArchiveError, match=words):
-        read_run(theirs, file)
-    assert repo.git("for-each-ref") == refs
-    assert not (theirs.autonomous_runs_dir / "done").exists()
+    log = zlib.compress(bytes(MOST_LOG_BYTES + 1))
+    for run_id, (statements, words) in forged.items():
+        told = [statement.replace(ITSELF, run_id) for statement in statements]
+
+        def change(connection: Connection, told: list[str] = told) -> None:
+            for statement in told:
+                connection.execute(text(statement), {"log": log} if ":log" in statement else {})
+
+        file = write_forged_run(settings, git_repo, run_id, tmp_path / f"{run_id}.tar", change)
+        with pytest.raises(ArchiveError, match=words):
+            read_run(theirs, file)
+        assert repo.git("for-each-ref") == refs, run_id
+        assert not (theirs.autonomous_runs_dir / run_id).exists()
     with service(theirs) as client:
         assert [run["run_id"] for run in must(client, "/runs")["runs"]] == ["own"]
 

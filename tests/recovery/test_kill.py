@@ -269,7 +269,17 @@ def history(stage: Stage, run: str) -> list[tuple[Any, ...]]:
     return [(e["kind"], e["phase_id"], e["from_state"], e["to_state"]) for e in events]
 
 
-@pytest.mark.parametrize("name", CHANGES)
+# All but one are a campaign: the steps are in code that all changes share.
+each_change = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name == "patch_applied" else pytest.mark.campaigns)
+        for name in CHANGES
+    ],
+)
+
+
+@each_change
 def test_a_change_cut_short_after_its_commit_is_finished_and_answered_as_the_first_time(
     stage: Stage, name: str
 ) -> None:
@@ -299,7 +309,7 @@ def test_a_change_cut_short_after_its_commit_is_finished_and_answered_as_the_fir
     stage.assert_consistent()
 
 
-@pytest.mark.parametrize("name", CHANGES)
+@each_change
 def test_a_change_that_stops_before_its_commit_leaves_nothing_and_succeeds_when_sent_again(
     stage: Stage, name: str
 ) -> None:

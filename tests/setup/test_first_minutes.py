@@ -22,7 +22,7 @@ from autopack.config import Settings
 if TYPE_CHECKING:
     from tests.conftest import GitRepo
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.campaigns]
 
 FILES: dict[str, str | bytes | None] = {
     "cart.py": "def total(prices):\n    return 0\n\n\ndef count(prices):\n    return 0\n",
