@@ -28,7 +28,7 @@ from tests.checker.stories import RUN, STRATEGY, Branches, GitDrive, Story, fini
 from autopack.cli.app import main
 from autopack.config import Settings
 from autopack.domain.events import canonical_json
-from autopack.domain.naming import RECORD, branch_name, branch_ref, patch_name
+from autopack.domain.naming import RECORD, RUNS_FOLDER, branch_name, branch_ref, patch_name
 from autopack.domain.record_check import CheckedRecord, check_record
 from autopack.domain.record_text import RecordClaim
 from autopack.domain.states import PhaseStatus, RunStatus, TierStatus
@@ -862,8 +862,30 @@ def another_strategy(story: Story, head: str) -> str:
     return story.write()
 
 
-def more_than_the_record(story: Story, head: str) -> str:
-    tree = story.branches.put(story.branches.tree_of(head), {"evil": b"evil\n"})
+def record_beside(path: str) -> Callable[[Story, str], str]:
+    """The record's commit adds another file, too."""
+
+    def tamper(story: Story, head: str) -> str:
+        tree = story.branches.put(story.branches.tree_of(head), {path: b"evil\n"})
+        return _again(story, head, tree)
+
+    return tamper
+
+
+def summary_as(mode: int) -> Callable[[Story, str], str]:
+    """The record's summary has its content, and another mode of a file."""
+
+    def tamper(story: Story, head: str) -> str:
+        index = pygit2.Index()
+        index.read_tree(story.branches.git[story.branches.tree_of(head)].peel(pygit2.Tree))
+        path = f"{RUNS_FOLDER}/{RUN}/run_summary.md"
+        index.add(pygit2.IndexEntry(path, index[path].id, pygit2.enums.FileMode(mode)))
+        return _again(story, head, str(index.write_tree(story.branches.git)))
+
+    return tamper
+
+
+def _again(story: Story, head: str, tree: str) -> str:
     message = story.branches.git[head].peel(pygit2.Commit).message
     return story.branches.commit(tree, message, story.work)
 
@@ -891,7 +913,11 @@ MOVES: list[tuple[Callable[[Story, str], str], str]] = [
     (with_file(STRATEGY, b'{"version": 2}\n'), f"{STRATEGY} of the record was changed"),
     (another_strategy, f"{STRATEGY} of the record was changed: its hash is another"),
     (another_patch, ".patch of the record was changed: its hash is another"),
-    (more_than_the_record, "changes more than the record's folder"),
+    (record_beside("evil"), "changes more than the record's folder"),
+    (record_beside(f"{RUNS_FOLDER}/run-0/run.json"), "changes more than the record's folder"),
+    (record_beside(f"{RUNS_FOLDER}/evil"), "changes more than the record's folder"),
+    (summary_as(0o100755), "run_summary.md of the record is no plain file"),
+    (summary_as(0o120000), "run_summary.md of the record is no plain file"),
     (commits_in_another_order, "the record names the branch's commits in another order"),
     (a_commit_named_twice, "the record's commits are not those that its events tell of"),
 ]
