@@ -182,7 +182,7 @@ class TestWorkers:
 class TestInTheService:
     @pytest.fixture
     def settings(self, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
-        monkeypatch.setattr("autopack.main.UPKEEP_SECONDS", 1)
+        monkeypatch.setattr("autopack.background.UPKEEP_SECONDS", 1)
         return settings.model_copy(update={"jobs": "inside"})
 
     def test_a_run_past_its_deadline_ends_without_a_request(

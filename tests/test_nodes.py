@@ -20,12 +20,13 @@ from tests.outbound.receiver import Receiver
 from tests.recovery.conftest import wait_until
 from tests.recovery.consistency import assert_consistent
 
+from autopack.background import UPKEEP_SECONDS
 from autopack.config import Settings
+from autopack.contexts import as_node, open_context
 from autopack.domain.plan import Plan
 from autopack.domain.results import BuilderReport
 from autopack.gitrepo.node import Generations
 from autopack.gitrepo.process import GitRunner
-from autopack.main import UPKEEP_SECONDS, as_node, open_context
 from autopack.migrating import DatabaseError
 from autopack.mirror import durability
 from autopack.models import Run

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .config import PROJECT_FILE, Settings
+from .contexts import as_node, beside_database, of_project
 from .database import Database, DatabaseClock, open_database
 from .gitrepo import Repository
-from .main import as_node, beside_database, of_project
 from .migrating import DatabaseError, known_revisions, newest_revision
 from .mirror import Mirror
 from .postgres_tools import Address, PostgresToolError, dump, find_tool, restore

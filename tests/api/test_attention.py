@@ -11,12 +11,12 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import event, text
 
+from autopack.contexts import create_key, revoke_key
 from autopack.domain.access import AccessRole, Caller
 from autopack.domain.attention import AttentionKind, Disk
 from autopack.domain.evidence import Evidence
 from autopack.domain.keys import NewKey
 from autopack.domain.terms import EvidenceKind, EvidenceResult
-from autopack.main import create_key, revoke_key
 from autopack.models import Push
 from autopack.services import attention as service
 from autopack.services.context import utc_now

@@ -19,9 +19,10 @@ from tests.conftest import LiveServer, serve_here, start_server, stop_server
 from tests.processes import ForkServer
 
 from autopack.config import Settings
+from autopack.contexts import create_key, first_broken_entry, revoke_key
 from autopack.domain.access import PUBLIC, ROLES_OF, AccessRole, Caller
 from autopack.domain.keys import NewKey, make_key
-from autopack.main import create_app, create_key, first_broken_entry, revoke_key
+from autopack.main import create_app
 from autopack.services import keys as key_services
 from autopack.store import keys as store
 

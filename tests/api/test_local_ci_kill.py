@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from autopack.background import queues_of
 from autopack.config import Settings
 from autopack.jobs.worker import Workers
-from autopack.main import queues_of
 from autopack.services.runners import checks_of
 
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ WORKER = f"""\
 import signal
 from autopack.config import load_settings
 from autopack.jobs.worker import Workers
-from autopack.main import open_context, queues_of
+from autopack.background import queues_of
+from autopack.contexts import open_context
 with open_context(load_settings()) as context:
     Workers(context.engine, queues_of(context), stalled_seconds={STALLED_SECONDS}).start()
     signal.pause()

@@ -236,8 +236,8 @@ def test_a_key_that_the_issuer_has_removed_holds_for_another_hour_at_most(issuer
 
 
 def test_keys_go_on_to_work_beside_tokens(github: Github, api: Api) -> None:
+    from autopack.contexts import create_key
     from autopack.domain.keys import NewKey
-    from autopack.main import create_key
 
     key = NewKey(name="x", roles=(AccessRole.VIEWER,))
     made = create_key(github.app.state.context, key)

@@ -28,10 +28,11 @@ from tests.outbound.receiver import Receiver
 from autopack import main
 from autopack.api.places import Places
 from autopack.config import Settings
+from autopack.contexts import create_key
 from autopack.database import make_engine
 from autopack.domain.access import PUBLIC, AccessRole, Caller
 from autopack.domain.keys import NewKey
-from autopack.main import create_app, create_key
+from autopack.main import create_app
 from autopack.services.context import AppContext
 from autopack.services.deliveries import deliver_webhook
 from autopack.services.notifications import tell_webhooks

@@ -509,7 +509,7 @@ def test_a_process_that_dies_after_it_has_sent_leaves_the_message_to_another(
         "AUTOPACK_WEBHOOK_PRIVATE": "true",
     }
     code = (
-        "import sys; from autopack.config import load_settings; from autopack.main import"
+        "import sys; from autopack.config import load_settings; from autopack.contexts import"
         " open_context; from autopack.services.deliveries import deliver_webhook\n"
         "from autopack.services.notifications import tell_webhooks\n"
         "with open_context(load_settings()) as context:\n"
@@ -532,7 +532,7 @@ def test_a_process_that_dies_after_it_has_sent_leaves_the_message_to_another(
 class TestWithWorkers:
     @pytest.fixture
     def settings(self, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
-        monkeypatch.setattr("autopack.main.UPKEEP_SECONDS", 1)
+        monkeypatch.setattr("autopack.background.UPKEEP_SECONDS", 1)
         return settings.model_copy(update={"jobs": "inside"})
 
     def test_the_job_engine_tells_and_delivers(self, api: Api, receiver: Receiver) -> None:

@@ -9,10 +9,10 @@ import pytest
 from playwright.sync_api import expect
 from tests.browser.conftest import THEMES, WIDTHS, open_reader
 
+from autopack.contexts import beside_database, create_key
 from autopack.domain.access import AccessRole, Caller
 from autopack.domain.keys import NewKey
 from autopack.domain.times import duration
-from autopack.main import beside_database, create_key
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,8 +13,8 @@ from tests.recovery.test_backup import must, service, start
 from tests.test_database import migrate_to
 
 from autopack.config import Settings
+from autopack.contexts import of_project
 from autopack.database import open_database
-from autopack.main import of_project
 from autopack.migrating import newest_revision
 
 if TYPE_CHECKING:

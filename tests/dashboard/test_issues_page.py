@@ -9,10 +9,10 @@ import pytest
 from sqlalchemy import event
 from tests.dashboard.test_pages import HOSTILE, words
 
+from autopack.contexts import create_key
 from autopack.dashboard.rendering import HOME
 from autopack.domain.access import AccessRole
 from autopack.domain.keys import NewKey
-from autopack.main import create_key
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

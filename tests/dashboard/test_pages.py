@@ -13,10 +13,11 @@ import pytest
 from sqlalchemy import text
 from starlette.testclient import TestClient
 
+from autopack.contexts import create_key, revoke_key
 from autopack.dashboard.rendering import ENVIRONMENT, HOME, STATIC, ago, assets_version, clean
 from autopack.domain.access import AccessRole, Caller
 from autopack.domain.keys import NewKey
-from autopack.main import create_app, create_key, revoke_key
+from autopack.main import create_app
 from autopack.store import nodes
 
 if TYPE_CHECKING:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from starlette.testclient import TestClient
 
+from autopack.contexts import create_key
 from autopack.domain.access import AccessRole, Caller
 from autopack.domain.keys import NewKey
 from autopack.domain.limits import KeyLimits
-from autopack.main import create_app, create_key
+from autopack.main import create_app
 from autopack.store import keys as store
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from sqlalchemy import Connection
 
 from autopack.backup import write_run
 from autopack.config import Settings
+from autopack.contexts import beside_database
 from autopack.domain.events import GENESIS_HASH, seal
 from autopack.domain.naming import RECORD, record_folder, record_message
-from autopack.main import beside_database
 from autopack.services.projection import finished_files
 from autopack.store import runs
 

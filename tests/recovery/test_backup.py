@@ -18,9 +18,10 @@ from starlette.testclient import TestClient
 from autopack.backup import make_backup, restore_backup
 from autopack.checker.command import main as check
 from autopack.config import Settings
+from autopack.contexts import of_project
 from autopack.database import open_database
 from autopack.domain.errors import AutopackError
-from autopack.main import create_app, of_project
+from autopack.main import create_app
 from autopack.migrating import DatabaseError
 from autopack.postgres_tools import PostgresToolError
 from autopack.services.archives import (

@@ -21,10 +21,10 @@ from tests.conftest import GitRepo, make_git_repo
 
 from autopack.backup import read_run, write_run
 from autopack.config import Settings
+from autopack.contexts import beside_database, retain
 from autopack.database import make_engine
 from autopack.domain.errors import AutopackError
 from autopack.gitrepo.bundles import Bundles
-from autopack.main import beside_database, retain
 from autopack.services.archives import ArchiveError, chunks_of, new_archive, open_archive
 from autopack.services.exports import (
     KIND,

@@ -18,7 +18,7 @@ import psycopg2
 import pytest
 from tests.conftest import GitRepo
 
-from autopack.main import as_node, beside_database, retain
+from autopack.contexts import as_node, beside_database, retain
 
 from .conftest import PATIENCE_SECONDS, Stage, wait_until
 from .test_parallel import result

@@ -21,8 +21,10 @@ from tests.conftest import GitRepo, make_git_repo, serve_here, start_server, sto
 from tests.outbound.receiver import Receiver
 from tests.processes import ForkServer
 
+from autopack.background import jobs_process
 from autopack.config import Settings
-from autopack.main import create_app, jobs_process, of_project
+from autopack.contexts import of_project
+from autopack.main import create_app
 
 pytestmark = [pytest.mark.e2e, pytest.mark.safety_critical]
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tests.test_compose import PROXY, REPLICAS
 
+from autopack.contexts import beside_database, create_key
 from autopack.domain.access import AccessRole
 from autopack.domain.keys import NewKey
-from autopack.main import beside_database, create_key
 
 from .conftest import Stage, wait_until
 from .networks import Network, made_network

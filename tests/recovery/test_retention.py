@@ -9,10 +9,11 @@ import pytest
 from sqlalchemy import Engine, text
 from starlette.testclient import TestClient
 
+from autopack.background import queues_of
 from autopack.checker.command import main as check
 from autopack.config import Settings
+from autopack.contexts import beside_database
 from autopack.domain.retention import read_retention
-from autopack.main import beside_database, queues_of
 from autopack.services import retention
 from autopack.services.retention import retain
 from autopack.services.upkeep import UPKEEP_QUEUE

@@ -16,8 +16,8 @@ from pydantic import SecretStr
 from sqlalchemy import event, text
 
 from autopack.config import Settings
+from autopack.contexts import as_node, open_context
 from autopack.gitrepo import GitFailedError, Remote
-from autopack.main import as_node, open_context
 from autopack.services.context import AppContext
 from autopack.services.pushes import (
     LONGEST_WAIT_SECONDS,

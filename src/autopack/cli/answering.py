@@ -49,7 +49,8 @@ def answer(
     settings = given.settings
     # Here, so that wrong settings are shown without this slow import.
     with importing():
-        from ..main import as_node, create_app, open_context, wire_protocol
+        from ..contexts import as_node, open_context
+        from ..main import create_app, wire_protocol
 
     # The application could do this too; here, so that an error is shown as one line.
     context = stack.enter_context(open_context(settings))

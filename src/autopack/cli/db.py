@@ -29,7 +29,7 @@ from .settings import read_service_settings, read_settings
 from .terminal import JsonOption, hint, log_warnings_alone, print_json, print_table, say
 
 if TYPE_CHECKING:
-    from ..main import OpenProject
+    from ..contexts import OpenProject
     from ..views.backups import RestoreAnswer
 
 app = command_app()
@@ -71,7 +71,7 @@ def upgrade(
 
 def _further(database: Database) -> list[OpenProject]:
     with importing():
-        from ..main import list_open_in  # slow
+        from ..contexts import list_open_in  # slow
     with one_line_errors(database.engine):
         return list_open_in(read_settings(), database.engine)
 
@@ -293,7 +293,7 @@ def retain(
         if age is None:
             raise CommandError("AUTOPACK_RETENTION is not set: --older-than says an age")
         _require_database(settings)
-        from ..main import as_node, beside_database, retain
+        from ..contexts import as_node, beside_database, retain
 
         with (
             beside_database(settings, "cli", wanted_project()) as opened,
@@ -401,7 +401,7 @@ def _opened(*, must_exist: bool = False, is_of_project: bool = False) -> Iterato
         with ExitStack() as stack:
             if is_of_project and (project := wanted_project()) is not None:
                 with importing():
-                    from ..main import of_project  # slow, and the default project needs it not
+                    from ..contexts import of_project  # slow, and the default project needs it not
 
                 its = stack.enter_context(of_project(settings, project, may_be_closed=True))
                 settings = its.settings

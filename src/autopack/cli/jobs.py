@@ -36,7 +36,7 @@ def jobs(
     """
     leave_on_signals()
     with importing():  # here, so that help and wrong settings are shown fast
-        from ..main import jobs_process
+        from ..background import jobs_process
 
     try:
         with jobs_process(read_settings(), queue or (), workers) as names:

@@ -28,7 +28,7 @@ from .settings import read_service_settings
 from .terminal import JsonOption, log_warnings_alone, print_json, print_table, say
 
 if TYPE_CHECKING:
-    from ..main import AppContext
+    from ..contexts import AppContext
     from ..views.keys import KeyAnswer, SecretKeyAnswer
 
 app = command_app()
@@ -61,7 +61,7 @@ def create(
     json: JsonOption = False,
 ) -> None:
     """Make a key and print it, this once; the database stores its digest alone."""
-    from ..main import create_key
+    from ..contexts import create_key
 
     if project is not None and (problem := identifier_problem(project)):
         raise CommandError(f"--project: {problem}")
@@ -89,7 +89,7 @@ def create(
 @app.command("list")
 def list_all(json: JsonOption = False) -> None:
     """List every key that there is or was; `last used` is exact to a minute."""
-    from ..main import list_keys
+    from ..contexts import list_keys
 
     with _beside_database() as context:
         found = list_keys(context)
@@ -103,7 +103,7 @@ def list_all(json: JsonOption = False) -> None:
 @app.command()
 def revoke(name: Name, json: JsonOption = False) -> None:
     """End a key for good."""
-    from ..main import revoke_key
+    from ..contexts import revoke_key
 
     with _beside_database() as context:
         revoked = revoke_key(context, name)
@@ -116,7 +116,7 @@ def revoke(name: Name, json: JsonOption = False) -> None:
 @app.command()
 def rotate(name: Name, json: JsonOption = False) -> None:
     """Give a key a new secret and print it, this once; the old one works for another hour."""
-    from ..main import rotate_key
+    from ..contexts import rotate_key
 
     with _beside_database() as context:
         made = rotate_key(context, name)
@@ -132,7 +132,7 @@ def audit(
 
     Ends with 1 when an entry does not follow from those before it.
     """
-    from ..main import first_broken_entry, last_deeds
+    from ..contexts import first_broken_entry, last_deeds
 
     with _beside_database() as context:
         broken = first_broken_entry(context)
@@ -154,7 +154,7 @@ def audit(
 def _beside_database(project: str | None = None) -> Iterator[AppContext]:
     """Open the data of a project, by default of the chosen one. Raises CommandError."""
     log_warnings_alone()
-    from ..main import beside_database
+    from ..contexts import beside_database
 
     try:
         settings = read_service_settings()

@@ -99,7 +99,7 @@ def _serve_by_several(
     from .processes import ProcessEndedError, answering_processes
 
     with importing():
-        from ..main import beside_processes
+        from ..background import beside_processes
 
     stack.enter_context(beside_processes(given.settings))
     count = given.settings.processes
