@@ -290,6 +290,53 @@ class Worker:
         """
         begun = time.monotonic()
         workspace = self._lay_out(item, desk)
+        command = self._start(item, agent, workspace, answer, heartbeat, metered)
+        try:
+            mail = self._mailbox.wait(self._orders.timeout_seconds, heartbeat.about)
+        finally:
+            exit_code = command.finish()
+            if metered is not None:
+                metered.end()
+        if mail is Mail.LOST:
+            self._tell(Step("dropped", f"dropped: {heartbeat.reason}", item))
+            return None
+        if mail is Mail.INTERRUPTED:
+            raise _Interrupted
+        failure = self._why_stopped(mail, heartbeat, exit_code, metered)
+        harvest = Harvest(b"")
+        if failure is None:
+            harvest, failure = _harvest(workspace, item)
+        said = read_output(agent.kind, command.stdout, command.stderr)
+        ended = Ended(
+            exit_code=exit_code,
+            stdout=said.text,
+            stderr=command.stderr,
+            seconds=time.monotonic() - begun,
+            patch=harvest.patch,
+            nested=harvest.nested,
+            dropped=harvest.dropped,
+            failure=failure,
+            said=said,
+        )
+        report = self._report(item, agent, ended, answer)
+        if report is None:
+            return None
+        report = self._with_spent(report, item, heartbeat, metered)
+        if report["model"]:
+            self._models[agent.name] = report["model"]
+        return report, last_line(ended)
+
+    def _start(
+        self,
+        item: WorkItemAnswer,
+        agent: Agent,
+        workspace: Workspace,
+        answer: Path,
+        heartbeat: Heartbeat,
+        metered: Metered | None,
+    ) -> AgentCommand:
+        """Start the agent's command on its prompt, in the work tree."""
+        desk = workspace.tree.parent
         prompt = desk / "prompt.txt"
         text = write_prompt(item, is_staged=workspace.is_staged, answer=str(answer))
         prompt.write_text(text, errors="replace")
@@ -312,52 +359,23 @@ class Worker:
             on_end=partial(self._mailbox.post, Mail.ENDED, heartbeat.about),
         )
         prompt.unlink()  # the command has it open; no other process may read it
-        try:
-            mail = self._mailbox.wait(self._orders.timeout_seconds, heartbeat.about)
-        finally:
-            exit_code = command.finish()
-            if metered is not None:
-                metered.end()
-        if mail is Mail.LOST:
-            self._tell(Step("dropped", f"dropped: {heartbeat.reason}", item))
-            return None
-        if mail is Mail.INTERRUPTED:
-            raise _Interrupted
-        failure = self._why_stopped(mail, heartbeat, exit_code, metered)
-        harvest = Harvest(b"")
-        if failure is None:
-            limits = Limits(item.gate.max_patch_files, item.gate.max_patch_bytes)
-            try:
-                harvest = workspace.harvest(limits, opened=item.gate.opened_paths)
-            except TooMuchChangedError as error:
-                failure = f"The changes are too large: {error}."
-            except WorkspaceError as error:
-                failure = f"The changes cannot be read: {error}."
-        said = read_output(agent.kind, command.stdout, command.stderr)
-        ended = Ended(
-            exit_code=exit_code,
-            stdout=said.text,
-            stderr=command.stderr,
-            seconds=time.monotonic() - begun,
-            patch=harvest.patch,
-            nested=harvest.nested,
-            dropped=harvest.dropped,
-            failure=failure,
-            said=said,
-        )
-        report = self._report(item, agent, ended, answer)
-        if report is None:
-            return None
+        return command
+
+    def _with_spent(
+        self,
+        report: Json,
+        item: WorkItemAnswer,
+        heartbeat: Heartbeat,
+        metered: Metered | None,
+    ) -> Json:
+        """Return a report with what was measured, or else with what the agent has told so far."""
         if metered is not None and metered.spent is not None:
-            report = measured_report(report, metered.spent)
             self._tell(Step("measured", spent_line(metered.spent), item))
-        else:
-            report["tokens_used"] = max(report["tokens_used"], heartbeat.tokens_used)
-            if metered is not None:
-                self._tell(Step("measured", NOTHING_MEASURED, item))
-        if report["model"]:
-            self._models[agent.name] = report["model"]
-        return report, last_line(ended)
+            return measured_report(report, metered.spent)
+        if metered is not None:
+            self._tell(Step("measured", NOTHING_MEASURED, item))
+        told = max(report["tokens_used"], heartbeat.tokens_used)
+        return {**report, "tokens_used": told}
 
     def _lay_out(self, item: WorkItemAnswer, desk: Path) -> Workspace:
         """Create the work tree; waits for a commit that is not yet on the remote."""
@@ -546,6 +564,17 @@ def _spent(metered: Metered | None, answer: Path) -> tuple[int, Decimal | None]:
     if metered is not None and (spent := metered.spent) is not None:
         return spent.usage.tokens, spent.cost_usd
     return reported_tokens(answer), None
+
+
+def _harvest(workspace: Workspace, item: WorkItemAnswer) -> tuple[Harvest, str | None]:
+    """Return what the agent has changed, or why it cannot be submitted."""
+    limits = Limits(item.gate.max_patch_files, item.gate.max_patch_bytes)
+    try:
+        return workspace.harvest(limits, opened=item.gate.opened_paths), None
+    except TooMuchChangedError as error:
+        return Harvest(b""), f"The changes are too large: {error}."
+    except WorkspaceError as error:
+        return Harvest(b""), f"The changes cannot be read: {error}."
 
 
 def _read(answer: Path, kind: type[AnyFile], ended: Ended) -> tuple[AnyFile, str, str | None]:
