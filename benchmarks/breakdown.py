@@ -56,7 +56,8 @@ PARTS: Final[dict[str, list[tuple[str, str, str]]]] = {
     "use case, the rest": [
         ("autopack.services.phases", "", "update_status"),
         ("autopack.services.issues", "", "record_issue"),
-        ("autopack.services.runs", "", "start_run get_run"),
+        ("autopack.services.starting", "", "start_run"),
+        ("autopack.services.runs", "", "get_run"),
         ("autopack.services.building", "", "submit_builder_result"),
     ],
 }

@@ -38,7 +38,7 @@ from autopack.services.deliveries import deliver_webhook
 from autopack.services.following import follow_events, look_at_all
 from autopack.services.nodes import NodePlace
 from autopack.services.notifications import tell_webhooks
-from autopack.services.runs import start_run
+from autopack.services.starting import start_run
 from autopack.services.upkeep import PULSE, start_up, tend_node
 from autopack.store import nodes as store
 from autopack.store import pulses

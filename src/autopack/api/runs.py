@@ -15,7 +15,7 @@ from ..domain.run import FailureCode
 from ..domain.run_filter import RunFilter
 from ..domain.states import RunStatus
 from ..domain.values import Closed, Identifier, Text
-from ..services import rebasing, runs
+from ..services import rebasing, runs, starting
 from ..views.runs import RunAnswer, RunPage
 from .bodies import StrictRoute
 from .errors import problems
@@ -60,7 +60,7 @@ def start_run(
 
     The same plan posted again answers 200 with the run; another plan of that `run_id` 409.
     """
-    run, is_new = runs.start_run(context, plan)
+    run, is_new = starting.start_run(context, plan)
     if not is_new:
         response.status_code = 200
     return run
@@ -149,7 +149,7 @@ def continue_run(
 
     Its budgets are new; its work items have the earlier attempts; its record names the failed run.
     """
-    run, is_new = runs.continue_run(context, run_id, wanted)
+    run, is_new = starting.continue_run(context, run_id, wanted)
     if not is_new:
         response.status_code = 200
     return run

@@ -16,7 +16,7 @@ from ..api.runs import Cancellation
 from ..domain.continuing import Continuation
 from ..domain.rebasing import RebaseWish
 from ..domain.values import Closed
-from ..services import attention, branches, nodes, phases, rebasing, runs
+from ..services import attention, branches, nodes, phases, rebasing, runs, starting
 from ..services.phases import StatusChange
 from .rendering import HOME
 from .routes import InPage, PageRoute, back_to
@@ -39,7 +39,7 @@ def cancel(context: Context, page: InPage, run_id: RunId, form: Form) -> Respons
 def continue_run(context: Context, page: InPage, run_id: RunId, form: Form) -> Response:
     """Start a new run with what a failed run has left, and show it."""
     wanted = _read(Continuation, {name: value for name, value in form.items() if value})
-    run, _ = runs.continue_run(context, run_id, wanted)
+    run, _ = starting.continue_run(context, run_id, wanted)
     return back_to(page, f"{HOME}/runs/{run.run_id}")
 
 

@@ -43,7 +43,7 @@ from .change import RunChange, require_details
 from .context import AppContext
 from .opening import locked_session, up_to_date
 from .patching import dependencies_of, policy_check_for
-from .runs import Origin, start_as
+from .starting import Origin, start_as
 
 
 def rebase_run(context: AppContext, run_id: str, wanted: RebaseWish) -> tuple[RunAnswer, bool]:

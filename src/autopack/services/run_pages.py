@@ -23,7 +23,8 @@ from .context import AppContext
 from .phase_reports import report_with_timeline
 from .reading import reading_run
 from .reports import promotion_verdict
-from .runs import answer_of, continuable_state
+from .runs import answer_of
+from .starting import continuable_state
 
 LATEST_EVENTS = 50
 
