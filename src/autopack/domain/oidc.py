@@ -78,10 +78,11 @@ def roles_by_claims(
     """Return the one project that a token is for, and the roles whose conditions it meets there.
 
     Where it meets the conditions of several, it is for the one that the request names, else for
-    the first one. Raises TokenClaimsError that names a condition of the first.
+    the first one, the default one. Raises TokenClaimsError that names a condition of the named
+    project, or else of the first that has any.
     """
     found: dict[str, frozenset[AccessRole]] = {}
-    missed = ""
+    missed: dict[str, str] = {}
     for project, table in tables.items():
         roles = []
         for role, conditions in table.items():
@@ -91,11 +92,17 @@ def roles_by_claims(
             if wrong is None:
                 roles.append(role)
             else:
-                missed = missed or f"for the role {role} its claim '{wrong}' does not match"
+                missed.setdefault(
+                    project, f"for the role {role} its claim '{wrong}' does not match"
+                )
         if roles:
             found[project] = frozenset(roles)
     if not found:
-        raise TokenClaimsError(f"the token gives no role: {missed} AUTOPACK_OIDC_CLAIMS")
+        at = named if named in missed else next(iter(missed))
+        is_default = at == next(iter(tables))
+        setting = "AUTOPACK_OIDC_CLAIMS" if is_default else "AUTOPACK_OIDC_PROJECT_CLAIMS"
+        more = "" if len(missed) == 1 or at == named else ", and it gives none in another project"
+        raise TokenClaimsError(f"the token gives no role: {missed[at]} {setting}{more}")
     project = named if named in found else next(iter(found))
     return project, found[project]
 
