@@ -1321,11 +1321,10 @@ class PhaseState:
     # Without `depends_on` a phase waits for all before it; `allowed_paths` is of the plan.
     depends_on: tuple[str, ...] | None = None
     allowed_paths: tuple[str, ...] | None = None
-    # The head when the latest attempt started; the one that the phase's commits on the branch
-    # follow, None when it has none there; and the place of its last one in their order.
-    attempt_commit: str | None = None
+    attempt_commit: str | None = None  # the head when the latest attempt started
+    # The commit that the phase's own commits on the branch follow; None without any there.
     before_commit: str | None = None
-    branch_place: int = 0
+    branch_place: int = 0  # of its last commit, in the order of all commits of phases
     is_conflict_forgiven: bool = False
     pending_submission_id: int | None = None
     # New and changed dependencies: of what is on the branch, and of the pending patch.
@@ -1478,7 +1477,7 @@ State = TypeVar("State", PhaseState, TierState, RunState)
 def altered(state: State, /, **changes: Any) -> State:
     """Return a copy of a state with other values in some fields.
 
-    The states have no slots for its sake: `dataclasses.replace` passes all 63 fields of a phase to
+    The states have no slots for its sake: `dataclasses.replace` passes all 64 fields of a phase to
     `__init__` again, which takes 60 times as long, and a request alters a dozen states. Raises
     TypeError for a field that the state does not have.
     """
@@ -2728,7 +2727,7 @@ def _may_equal(name: str, other: str) -> bool:
 _OPEN: Final = re.compile(r"[*?]")
 
 
-# ---- autopack/domain/absolute_paths.py -----------------------------------------------------------
+# ---- autopack/domain/closed_paths.py -------------------------------------------------------------
 
 """The paths that no patch may change, whatever a ruleset opens. (docs/paths.md)
 
@@ -2738,7 +2737,7 @@ Standard library alone: `scripts/check_promotion.py` is made from this module am
 
 ALLOWED_SIGNERS: Final = ".github/autopack_allowed_signers"
 # The service's own files, and whose signature makes a record count.
-ABSOLUTE: Final = (f"{RUNS_FOLDER}/**", ".autopack/**", f"{ALLOWED_SIGNERS}/**")
+CLOSED: Final = (f"{RUNS_FOLDER}/**", ".autopack/**", f"{ALLOWED_SIGNERS}/**")
 
 
 def leads_into_git_dir(names: Names) -> bool:
@@ -2746,18 +2745,18 @@ def leads_into_git_dir(names: Names) -> bool:
     return any(name in ("", ".", "..", ".git") for name in names)
 
 
-def absolute_problem(path: str, mode: int) -> str | None:
+def closed_problem(path: str, mode: int) -> str | None:
     """Say why no patch may change a path, as the end of a sentence; None: a ruleset may open it.
 
     `mode` is what the patch makes of the path.
     """
     names = names_of(path)
-    absolute = globs(ABSOLUTE)
+    closed = globs(CLOSED)
     if leads_into_git_dir(names):
         return "which leads into a git dir, or out of the repository, on some systems"
-    if absolute.match(names):
+    if closed.match(names):
         return "which no patch may"
-    if mode == MODE_LINK and absolute.stands_above(names):
+    if mode == MODE_LINK and closed.stands_above(names):
         return f"a link in the place of a folder of {ALLOWED_SIGNERS}"
     return None
 
@@ -3211,8 +3210,9 @@ def is_begun(phase: OrderedPhase) -> bool:
 def waits_of(run: OrderedRun[Ordered]) -> Mapping[str, tuple[PhaseWait, ...]]:
     """Return for each queued phase what it waits for; one that waits for nothing may start now.
 
-    Its time is linear in phases, dependencies and phases under way. Of many phases that one waits
-    for in the same way only the first is named, except those that its plan names. (rules §2.7)
+    Its time is linear in phases, dependencies and phases under way. A phase that waits for
+    many by one cause names only the first of them; those of its `depends_on` it names all. (rules
+    §2.7)
     """
     return _waits(run, None)
 
@@ -3373,8 +3373,8 @@ def _excludes(other: OrderedPhase, phase: OrderedPhase, *, has_branch: bool) -> 
 def _needs_branch(phase: OrderedPhase) -> bool:
     """Return whether a phase is never beside another one.
 
-    One that may change nothing has no commit of its own that CI could judge, and what some Auditors
-    of several have approved would be unfinished on the branch.
+    One that may change nothing has no commit of its own that CI could judge, and a patch that
+    only some of several Auditors have approved would be unfinished work on the branch.
     """
     return phase.allow_empty or phase.approvals_needed > 1
 
@@ -4648,7 +4648,7 @@ _Table = Mapping[Any, frozenset[Any]]
 def _mover(state: RunState, document: JsonObject) -> tuple[str, StrEnum | None, _Table | None]:
     """Return what an event moves, where that stands now, and the table that says where it may go.
 
-    None in the place of the state: it does not exist yet. None for the table: there is none.
+    The state is None for what is not created yet, the table None where any move is allowed.
     """
     kind = document["kind"]
     if document["phase_id"] is not None:
@@ -5301,8 +5301,8 @@ class Git:
     def find_refs(self, *refs: str) -> dict[str, str]:
         """Return what refs are at; those that do not exist, or cannot exist, are left out.
 
-        One process for all of them. git lists refs below the given names too, so the name that it
-        says is compared: a name with another meaning in a pattern is the name of no ref.
+        One process for all of them. git also lists refs below a name, and reads a name as a
+        pattern; so each answer is compared with the names that were asked for.
         """
         found = self._theirs("for-each-ref", "--format=%(objectname) %(refname)", "--", *refs)
         if found.returncode != 0:
@@ -5742,7 +5742,7 @@ class BranchCheck:
         """Yield each path that no patch may change so, and why."""
         has_links = False
         for path, old_mode, mode in self.git.changes(old, new):
-            problem = absolute_problem(path, int(mode or "0", 8))
+            problem = closed_problem(path, int(mode or "0", 8))
             if problem is not None:
                 yield path, problem
             has_links |= LINK in (old_mode, mode)
@@ -5750,7 +5750,7 @@ class BranchCheck:
             for path, problem in link_problems(
                 self._links(old),
                 self._links(new),
-                lambda end: absolute_problem("/".join(end), MODE_ABSENT),
+                lambda end: closed_problem("/".join(end), MODE_ABSENT),
             ):
                 yield path, f"which {problem}"
 
@@ -5786,7 +5786,7 @@ class BranchCheck:
         folder = self.git.find(commit.tree, record_folder(self.run_id))
         if folder is not None and folder[0] == FOLDER:
             for path, mode, _ in self.git.files(folder[1]):
-                problem = absolute_problem(path, int(mode or "0", 8))
+                problem = closed_problem(path, int(mode or "0", 8))
                 if not self.expect(not problem, f"commit {sha} records {show(path)}, {problem}"):
                     break
 

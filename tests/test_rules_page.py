@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from autopack.domain.absolute_paths import ABSOLUTE
+from autopack.domain.closed_paths import CLOSED
 from autopack.domain.path_policy import DEFAULT_PROTECTED
 from autopack.domain.ruleset import DEFAULT_ALIASES, DEFAULT_CATEGORIES, DEFAULT_SAFETY, Ruleset
 from autopack.domain.run import FailureCode
@@ -85,7 +85,7 @@ def test_every_state_and_every_reason_to_fail_is_there() -> None:
 def test_the_page_on_paths_lists_protected_paths_and_those_that_no_setting_opens() -> None:
     page = (Path(__file__).resolve().parents[1] / "docs" / "paths.md").read_text()
     absolute, _, openable = page.partition("No setting opens these")[2].partition("The ruleset can")
-    assert set(re.findall(r"`(\.[^`]+)`", absolute)) - {".git"} == set(ABSOLUTE)
+    assert set(re.findall(r"`(\.[^`]+)`", absolute)) - {".git"} == set(CLOSED)
     table = openable.partition("\n## ")[0].partition("\n|---|---|\n")[2].partition("\n\n")[0]
     listed = {each for row in table.splitlines() for each in re.findall("`([^`]+)`", row)}
-    assert listed == set(DEFAULT_PROTECTED) - set(ABSOLUTE)
+    assert listed == set(DEFAULT_PROTECTED) - set(CLOSED)

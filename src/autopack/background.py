@@ -97,6 +97,7 @@ def _work_on(
     context: AppContext, names: Collection[str], concurrency: int | None, stack: ExitStack
 ) -> list[str]:
     """Work on a project's queues of these names, on all if there are none; return their names."""
+    # CI fetches into a copy of its own, and needs neither this node's branches nor its files.
     of_node = {queue.name for queue in queues_of(context)} - {CI_QUEUE}
     if names:
         of_node &= set(names)

@@ -1,4 +1,4 @@
-"""Settings, read once from the environment and a file. No other code reads `os.environ`."""
+"""The service's settings, read once from environment and file. No other code reads them there."""
 
 from __future__ import annotations
 
@@ -360,7 +360,7 @@ class Settings(BaseSettings):
 
     @field_validator("ci_readable_paths")
     @classmethod
-    def _absolute_paths(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
+    def _closed_paths(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
         paths = tuple(path.expanduser() for path in value)
         if not all(path.is_absolute() and len(path.parts) > 1 for path in paths):
             raise ValueError("must be absolute paths, none of them /")

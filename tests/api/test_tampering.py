@@ -20,8 +20,8 @@ from pydantic import SecretStr
 
 from autopack.checker.branch import check_branch
 from autopack.config import Settings
-from autopack.domain.absolute_paths import absolute_problem
 from autopack.domain.changes import MODE_FILE
+from autopack.domain.closed_paths import closed_problem
 from autopack.domain.naming import STATEMENT
 from autopack.domain.record_text import RecordClaim
 from autopack.domain.statement import payload_of, write_envelope
@@ -518,9 +518,9 @@ def test_no_record_opens_the_paths_that_nothing_opens(
 
 def test_nothing_but_what_is_absolute_is_closed_to_every_patch() -> None:
     for path in PLANTED:
-        assert absolute_problem(path, MODE_FILE) is not None, path
+        assert closed_problem(path, MODE_FILE) is not None, path
     for path in ("src/app.py", ".gitignore", ".github/x", "a/.gitx", "autopack/x"):
-        assert absolute_problem(path, MODE_FILE) is None, path
+        assert closed_problem(path, MODE_FILE) is None, path
 
 
 def test_a_run_that_was_green_at_the_second_try_is_eligible(recorded: GitRepo) -> None:

@@ -157,7 +157,7 @@ TOLD: list[tuple[Event, str, EventOutcome]] = [
     ),
     (
         of(events.PhaseGated, reason="the patch is held"),
-        "Waits for a review: the patch is held.",
+        "Came to the gate: the patch is held.",
         WAITING,
     ),
     (of(events.PhaseCiStarted), "Went to CI.", WORKING),

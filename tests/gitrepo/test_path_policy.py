@@ -10,7 +10,6 @@ import pytest
 from hypothesis import strategies as st
 from tests.campaigns import random_examples
 
-from autopack.domain.absolute_paths import ABSOLUTE
 from autopack.domain.changes import (
     MODE_EXECUTABLE,
     MODE_FILE,
@@ -18,6 +17,7 @@ from autopack.domain.changes import (
     MODE_SUBMODULE,
     FileChange,
 )
+from autopack.domain.closed_paths import CLOSED
 from autopack.domain.links import LinkTable
 from autopack.domain.path_policy import DEFAULT_PROTECTED, PathPolicy, check_changes
 from autopack.domain.secret_rules import MAX_STEPS
@@ -228,7 +228,7 @@ def test_a_link_in_place_of_a_protected_folder_is_refused() -> None:
     assert rules({"src": link("elsewhere")}) == []
 
 
-@pytest.mark.parametrize("pattern", [each for each in DEFAULT_PROTECTED if each not in ABSOLUTE])
+@pytest.mark.parametrize("pattern", [each for each in DEFAULT_PROTECTED if each not in CLOSED])
 def test_a_ruleset_opens_each_default_of_its_own(pattern: str) -> None:
     path = pattern.replace("**", "x").replace("*", "x")
     assert rules({path: file()}) == ["protected_path"]

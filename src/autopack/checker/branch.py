@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Final
 
-from ..domain.absolute_paths import ALLOWED_SIGNERS, absolute_problem
 from ..domain.changes import MODE_ABSENT
+from ..domain.closed_paths import ALLOWED_SIGNERS, closed_problem
 from ..domain.dependencies import (
     DependencyChange,
     ManifestChange,
@@ -390,7 +390,7 @@ class BranchCheck:
         """Yield each path that no patch may change so, and why."""
         has_links = False
         for path, old_mode, mode in self.git.changes(old, new):
-            problem = absolute_problem(path, int(mode or "0", 8))
+            problem = closed_problem(path, int(mode or "0", 8))
             if problem is not None:
                 yield path, problem
             has_links |= LINK in (old_mode, mode)
@@ -398,7 +398,7 @@ class BranchCheck:
             for path, problem in link_problems(
                 self._links(old),
                 self._links(new),
-                lambda end: absolute_problem("/".join(end), MODE_ABSENT),
+                lambda end: closed_problem("/".join(end), MODE_ABSENT),
             ):
                 yield path, f"which {problem}"
 
@@ -434,7 +434,7 @@ class BranchCheck:
         folder = self.git.find(commit.tree, record_folder(self.run_id))
         if folder is not None and folder[0] == FOLDER:
             for path, mode, _ in self.git.files(folder[1]):
-                problem = absolute_problem(path, int(mode or "0", 8))
+                problem = closed_problem(path, int(mode or "0", 8))
                 if not self.expect(not problem, f"commit {sha} records {show(path)}, {problem}"):
                     break
 

@@ -161,8 +161,8 @@ class Git:
     def find_refs(self, *refs: str) -> dict[str, str]:
         """Return what refs are at; those that do not exist, or cannot exist, are left out.
 
-        One process for all of them. git lists refs below the given names too, so the name that it
-        says is compared: a name with another meaning in a pattern is the name of no ref.
+        One process for all of them. git also lists refs below a name, and reads a name as a
+        pattern; so each answer is compared with the names that were asked for.
         """
         found = self._theirs("for-each-ref", "--format=%(objectname) %(refname)", "--", *refs)
         if found.returncode != 0:

@@ -1,7 +1,7 @@
 """What a Builder's result does to its phase. (rules §2.2)
 
-The use case first calls `weigh_result`, which returns what to do with the patch. Then it runs git,
-and calls `accept_result` with git's answer in the result.
+`weigh_result` comes first and returns what to do with the patch. Then the use case runs git, and
+`accept_result` decides with git's answer in the result. Both are called by way of `deciding.py`.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def requeue(decision: Decision, phase_id: str, reason: str) -> None:
     phase = decision.phase(phase_id)
     if phase.builder_tries_left:
         decision.record(PhaseQueued(phase_id=phase_id, reason=reason))
-    elif phase.auditor_tries_left:
+    elif phase.auditor_tries_left:  # it may send a patch of its own, or skip the phase
         decision.record(PhaseGated(phase_id=phase_id, reason=f"Builder tries are spent: {reason}"))
         enter_review(decision, phase_id, "Builder tries are spent")
     else:

@@ -99,7 +99,7 @@ def _of_move(event: kinds.PhaseMoved) -> Told:
         case kinds.PhaseStarted():
             return _because("Building began", event.reason), EventOutcome.WORKING
         case kinds.PhaseGated():
-            return _because("Waits for a review", event.reason), EventOutcome.WAITING
+            return _because("Came to the gate", event.reason), EventOutcome.WAITING
         case kinds.PhaseCiStarted():
             return _because("Went to CI", event.reason), EventOutcome.WORKING
         case kinds.PhaseCompleted():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from datetime import datetime
 from enum import StrEnum
 from typing import Final
 
@@ -89,6 +90,16 @@ def needs_cleanup(
 ) -> bool:
     """Return whether a minor issue is so old that it must be cleaned up. (rules §7)"""
     return severity is Severity.MINOR and (age_in_runs >= after_runs or age_in_tiers >= after_tiers)
+
+
+def severity_in_run(
+    severity: Severity, *, aged_at: datetime | None, began_at: datetime
+) -> Severity:
+    """Return how grave an issue is in a run: one that had aged before is major. (rules §7)
+
+    In the run that makes it age it stays minor: the plan of that run could not know it.
+    """
+    return Severity.MAJOR if aged_at is not None and aged_at <= began_at else severity
 
 
 def issue_state(minors: int, majors: int) -> IssueState:

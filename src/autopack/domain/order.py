@@ -113,8 +113,9 @@ def is_begun(phase: OrderedPhase) -> bool:
 def waits_of(run: OrderedRun[Ordered]) -> Mapping[str, tuple[PhaseWait, ...]]:
     """Return for each queued phase what it waits for; one that waits for nothing may start now.
 
-    Its time is linear in phases, dependencies and phases under way. Of many phases that one waits
-    for in the same way only the first is named, except those that its plan names. (rules §2.7)
+    Its time is linear in phases, dependencies and phases under way. A phase that waits for
+    many by one cause names only the first of them; those of its `depends_on` it names all. (rules
+    §2.7)
     """
     return _waits(run, None)
 
@@ -275,7 +276,7 @@ def _excludes(other: OrderedPhase, phase: OrderedPhase, *, has_branch: bool) -> 
 def _needs_branch(phase: OrderedPhase) -> bool:
     """Return whether a phase is never beside another one.
 
-    One that may change nothing has no commit of its own that CI could judge, and what some Auditors
-    of several have approved would be unfinished on the branch.
+    One that may change nothing has no commit of its own that CI could judge, and a patch that
+    only some of several Auditors have approved would be unfinished work on the branch.
     """
     return phase.allow_empty or phase.approvals_needed > 1

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Final, Protocol
 
-from .absolute_paths import ABSOLUTE, leads_into_git_dir
 from .changes import (
     MODE_ABSENT,
     MODE_EXECUTABLE,
@@ -18,6 +17,7 @@ from .changes import (
     Violation,
     shown,
 )
+from .closed_paths import CLOSED, leads_into_git_dir
 from .links import LinkTable, link_problems, seen_through
 from .paths import Globs, Names, folded, globs, names_of, windows_problem
 from .secret_rules import MAX_STEPS, FoundSecret, Steps, TooManyStepsError, find_secrets, plain_text
@@ -96,7 +96,7 @@ _AGENTS: Final = (
     "**/.devcontainer/**",
     "**/.devcontainer.json",
 )
-DEFAULT_PROTECTED: Final = (*ABSOLUTE, *_CI, *_REVIEW, *_CHECKOUT, *_AGENTS)
+DEFAULT_PROTECTED: Final = (*CLOSED, *_CI, *_REVIEW, *_CHECKOUT, *_AGENTS)
 
 _MODES = (MODE_ABSENT, MODE_FILE, MODE_EXECUTABLE, MODE_LINK)
 
@@ -134,7 +134,7 @@ class PathPolicy:
     """What is protected, what is allowed, and how much. Patterns as in `paths.Globs`."""
 
     protected: tuple[str, ...] = DEFAULT_PROTECTED
-    absolute: tuple[str, ...] = ABSOLUTE  # protected too, and never opened by `opened`
+    closed: tuple[str, ...] = CLOSED  # protected too, and never opened by `opened`
     opened: tuple[str, ...] = ()  # exceptions from `protected` that a ruleset may grant
     allowed: tuple[str, ...] | None = None  # None: everywhere
     is_portable: bool = True  # new names must exist and differ on Windows and macOS too
@@ -147,22 +147,22 @@ class PathPolicy:
 class _Protection:
     """A policy's patterns, extended by what they mean through the links of one tree."""
 
-    protected: Globs  # the absolute ones too
-    absolute: Globs
+    protected: Globs  # the closed ones too
+    closed: Globs
     opened: Globs
 
     @classmethod
     def of(cls, policy: PathPolicy, links: LinkTable) -> _Protection:
         return cls(
-            globs(seen_through(links, (*policy.protected, *policy.absolute))),
-            globs(seen_through(links, policy.absolute)),
+            globs(seen_through(links, (*policy.protected, *policy.closed))),
+            globs(seen_through(links, policy.closed)),
             globs(seen_through(links, policy.opened)),
         )
 
     def covers(self, names: Names) -> bool:
         if not self.protected.match(names):
             return False
-        return self.absolute.match(names) or not self.opened.match(names)
+        return self.closed.match(names) or not self.opened.match(names)
 
 
 def check_changes(changes: Changes, policy: PathPolicy) -> list[Violation]:

@@ -507,7 +507,7 @@ _Table = Mapping[Any, frozenset[Any]]
 def _mover(state: RunState, document: JsonObject) -> tuple[str, StrEnum | None, _Table | None]:
     """Return what an event moves, where that stands now, and the table that says where it may go.
 
-    None in the place of the state: it does not exist yet. None for the table: there is none.
+    The state is None for what is not created yet, the table None where any move is allowed.
     """
     kind = document["kind"]
     if document["phase_id"] is not None:

@@ -1,7 +1,8 @@
 """Reviews: how a phase enters one, and what an Auditor's result does to it. (rules §2.2)
 
-The use case first calls `weigh_review`, which returns whether its patches are wanted. Then it runs
-git, and calls `accept_review` with git's answer in the review.
+`weigh_review` comes first and returns whether its patches are wanted. Then the use case runs git,
+and `accept_review` decides with git's answer in the review. Both are called by way of
+`deciding.py`.
 """
 
 from __future__ import annotations

@@ -105,11 +105,10 @@ class PhaseState:
     # Without `depends_on` a phase waits for all before it; `allowed_paths` is of the plan.
     depends_on: tuple[str, ...] | None = None
     allowed_paths: tuple[str, ...] | None = None
-    # The head when the latest attempt started; the one that the phase's commits on the branch
-    # follow, None when it has none there; and the place of its last one in their order.
-    attempt_commit: str | None = None
+    attempt_commit: str | None = None  # the head when the latest attempt started
+    # The commit that the phase's own commits on the branch follow; None without any there.
     before_commit: str | None = None
-    branch_place: int = 0
+    branch_place: int = 0  # of its last commit, in the order of all commits of phases
     is_conflict_forgiven: bool = False
     pending_submission_id: int | None = None
     # New and changed dependencies: of what is on the branch, and of the pending patch.
@@ -262,7 +261,7 @@ State = TypeVar("State", PhaseState, TierState, RunState)
 def altered(state: State, /, **changes: Any) -> State:
     """Return a copy of a state with other values in some fields.
 
-    The states have no slots for its sake: `dataclasses.replace` passes all 63 fields of a phase to
+    The states have no slots for its sake: `dataclasses.replace` passes all 64 fields of a phase to
     `__init__` again, which takes 60 times as long, and a request alters a dozen states. Raises
     TypeError for a field that the state does not have.
     """

@@ -53,9 +53,10 @@ def write_ticket(quarantine: Quarantine, head: str, files: Sequence[ScannedFile]
 
     A file has `path`, `old_path`, `new_path` as in the patch, `path_now` where its content is at
     the head, `status`, `reason`. A hunk has `line` (in the patch), its counts, `found_start` (in
-    the file, from 1) and `moved_by`; a refused one also the lines `now` from `now_start` on, and
-    `merged` or, with markers for branch, base and patch, `conflict`: these lines with the hunk put
-    in. `is_truncated` where that would be too long. Bytes that are not UTF-8 are escaped.
+    the file, from 1) and `moved_by`; a refused one also has `now`, the lines of the head from
+    `now_start` on, and these lines with the hunk put in: `merged`, or `conflict` with markers for
+    branch, base and patch. `is_truncated` where that would be too long. Bytes that are not
+    UTF-8 are escaped.
 
     Takes one process of git for each of the first refused hunks, within the bounds above.
     """

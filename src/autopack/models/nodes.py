@@ -29,8 +29,8 @@ class Node(Base):
 
     `generation` is what the home's file must name too, so that two copies of a home are found.
     `position` is the event up to which branches and files show the changes of other nodes; 0: of a
-    new node, which has to look at every run. Runs with an id below `unseen_before` it has still to
-    look at, if they had no event after the position.
+    new node, which has to look at every run. It must still look at the runs with an
+    id below `unseen_before` that have no event after `position`.
     """
 
     __tablename__ = "nodes"

@@ -84,8 +84,8 @@ class Run(Base):
 
     base_branch: Mapped[str]
     base_commit: Mapped[str]
-    # The failed run that this one continues, the commit of its record, and where the first of these
-    # runs started: `base_commit` is on the branch of the continued run.
+    # The failed run that this one continues, and the commit of its record. Then `base_commit` is on
+    # that run's branch, and `trunk_commit` where the first run of the chain left the base branch.
     continues: Mapped[str | None]
     continued_commit: Mapped[str | None]
     trunk_commit: Mapped[str | None]

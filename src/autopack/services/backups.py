@@ -51,8 +51,8 @@ _TAGS: Final = "refs/tags/autonomous/"
 _ASIDE: Final = "refs/autopack/before-restore"
 _LINE: Final = re.compile(r"([0-9a-f]{40}) (refs/(?:heads|tags)/[^\0-\x20\x7f~^:?*\[\\]+)")
 
-# A dump of a snapshot: the schema, the snapshot's name and the server's major version give the
-# program's major version and the bytes.
+# Takes a dump of a snapshot, of this schema, snapshot and major version of the server. Returns the
+# major version of the program that made it, and the bytes.
 TakeDump = Callable[[str, str, int], tuple[int, Iterator[bytes]]]
 LoadDump = Callable[[Iterator[bytes]], None]
 

@@ -223,5 +223,5 @@ class RunChange:
         return commit
 
     def drop_commits(self, kept: int) -> None:
-        """Drop the commits after the first `count`: patches are applied all or none."""
+        """Drop the commits after the first `kept`: patches are applied all or none."""
         del self.commits[kept:]

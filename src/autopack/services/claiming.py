@@ -157,6 +157,8 @@ def heartbeat(
     An agent that must stop because of a budget keeps its lease's remaining time, to submit its
     result.
     """
+    # Not `changing`: a heartbeat is no event and touches no branch or file, so the lock of the
+    # run's row is enough. A change that holds the run's own lock locks the row too.
     with context.reading() as session:
         run = runs.lock_run(session, run_id)
         phase = runs.get_phase(run, phase_id)
@@ -168,6 +170,7 @@ def heartbeat(
             expires_at = lease.expires_at
             if directive is Directive.CONTINUE:
                 expires_at = max(expires_at, claiming.lease_end(state, now, lease.seconds))
+            # Both are the same always: rules read the phase's, a lease's holder is told the other.
             lease.expires_at = phase.deadline_at = expires_at
             lease.heartbeat_at = now
             phase.tokens_reported, phase.cost_reported_usd = tokens_used, cost_usd

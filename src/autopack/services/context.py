@@ -24,9 +24,10 @@ def utc_now() -> datetime:
 
 @dataclass(frozen=True, slots=True)
 class AppContext:
-    """`engine` opens transactions by itself; on `autocommit` each statement is one, or a change
-    begins one, which spares two round trips. Each has a pool of its own. `caller` is who asks for
-    the use case, of which each request has a copy of the context.
+    """What use cases work with. Each request has a copy, with its own `caller`.
+
+    `engine` begins transactions by itself. On `autocommit` each statement is a transaction, unless
+    a change begins one, which spares two round trips. Each has a pool of its own.
     """
 
     settings: Settings

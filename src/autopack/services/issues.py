@@ -15,6 +15,7 @@ from ..domain.issues import (
     base_severity,
     is_expected_key,
     needs_cleanup,
+    severity_in_run,
 )
 from ..domain.redaction import redacted
 from ..domain.terms import Severity
@@ -130,11 +131,7 @@ def _weigh(
 def _age(change: RunChange, entry: BacklogEntry, severity: Severity) -> Severity:
     """Let an entry age, and return how grave the issue is in this run."""
     run = change.run
-    was_aged_before = (
-        entry.status is BacklogStatus.NEEDS_CLEANUP
-        and entry.needs_cleanup_at is not None
-        and entry.needs_cleanup_at <= run.created_at
-    )
+    aged_at = entry.needs_cleanup_at if entry.status is BacklogStatus.NEEDS_CLEANUP else None
     if entry.status is BacklogStatus.OPEN and needs_cleanup(
         entry.base_severity,
         age_in_runs=entry.age_in_runs,
@@ -149,7 +146,7 @@ def _age(change: RunChange, entry: BacklogEntry, severity: Severity) -> Severity
             run_id=run.run_id,
             reason=f"seen in {entry.age_in_runs} runs and {entry.age_in_tiers} tiers",
         )
-    return Severity.MAJOR if was_aged_before else severity
+    return severity_in_run(severity, aged_at=aged_at, began_at=run.created_at)
 
 
 def issue_index(context: AppContext, run_id: str) -> IssueIndexAnswer:

@@ -70,8 +70,8 @@ def require_history(context: AppContext) -> None:
 def register(context: AppContext, address: str | None = None) -> AppContext:
     """Add this process to its node, and return the context with the node's id.
 
-    A home that is an old backup, or of which a copy was started since, becomes a new node: nothing
-    that the database notes of the known one holds for these folders. Raises ServedElsewhereError.
+    A home that is an old backup, or of which a copy was started since, becomes a new node: what the
+    database knows of the old node is not true for these folders. Raises ServedElsewhereError.
     """
     repository = context.repository
     with context.writing() as session:

@@ -109,6 +109,7 @@ def up_to_date(context: AppContext, session: RowSession, run_id: str) -> Run:
     run = runs.lock_run(session, run_id)
     shown = nodes.find_shown(session, run, context.node_id)
     is_lagging = shown.revision < run.revision
+    # A run that is over has its end: only a change that moves its branch again looks where it is.
     if is_lagging or (
         run.ended_at is None and is_branch_elsewhere(context, run_id, run.head_commit)
     ):

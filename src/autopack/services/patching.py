@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from ..config import Settings, repository_top
-from ..domain.absolute_paths import ABSOLUTE
 from ..domain.changes import MODE_EXECUTABLE, MODE_FILE, FileChange, Repair
+from ..domain.closed_paths import CLOSED
 from ..domain.dependencies import (
     DependencyChange,
     ManifestChange,
@@ -82,7 +82,7 @@ def policy_check_for(
     """
     policy = PathPolicy(
         protected=(*DEFAULT_PROTECTED, *run.protected_paths),
-        absolute=(*ABSOLUTE, *_own_folders(settings)),
+        closed=(*CLOSED, *_own_folders(settings)),
         opened=tuple(phase.opened_paths if opened is None else opened),
         allowed=None if phase.allowed_paths is None else tuple(phase.allowed_paths),
         max_files=most_files(settings, phase),

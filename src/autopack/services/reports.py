@@ -146,6 +146,8 @@ def promotion_verdict(context: AppContext, run: Run) -> PromotionVerdictAnswer:
     if run.imported_at is not None:
         today = (*run.promotion_reasons, *today)
     has_record = run.ended_at is not None and run.head_commit != run.work_commit
+    # Three judges, and each may only refuse: the rules at the run's end, the record as it stands on
+    # the branch, and today's merge. Who signed is for the offline check: it reads the base branch.
     return PromotionVerdictAnswer(
         eligible=run.promotion_eligible_to_main and verdict.is_eligible and not today,
         reasons=[*verdict.reasons, *today],

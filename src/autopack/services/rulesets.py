@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ..domain.absolute_paths import ABSOLUTE
 from ..domain.audit import AuditAction
+from ..domain.closed_paths import CLOSED
 from ..domain.document_diff import differences
 from ..domain.errors import InvalidError
 from ..domain.events import canonical_json
@@ -155,8 +155,8 @@ def protected_paths(context: AppContext) -> ProtectedPathsAnswer:
     known = {*DEFAULT_PROTECTED, *ruleset.paths.protected}
     scripts = ci_scripts(context, ruleset.ci, context.repository.base().commit)
     return ProtectedPathsAnswer(
-        always=list(ABSOLUTE),
-        by_default=[path for path in DEFAULT_PROTECTED if path not in ABSOLUTE],
+        always=list(CLOSED),
+        by_default=[path for path in DEFAULT_PROTECTED if path not in CLOSED],
         by_ruleset=list(ruleset.paths.protected),
         ci_scripts=sorted(scripts - known),
         opened={category: list(paths) for category, paths in ruleset.paths.opened.items()},

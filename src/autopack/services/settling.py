@@ -60,6 +60,8 @@ _WHY_UNDONE: Final = {
 def settle(change: RunChange) -> None:
     """Compute all consequences of the decision, and write them to the tables.
 
+    What git must do for the decision comes first, as it may decide more. Rows come before their
+    events, and all of it before the record, which is made of them.
     Raises DetailsRemovedError for a run whose record can never be written again.
     """
     require_details(change.run)
@@ -83,6 +85,7 @@ def settle(change: RunChange) -> None:
     if change.commits:
         branch = branch_ref(change.run.run_id)
         old = None if change.is_new_branch else change.first_head
+        # First, so that a moved branch is found before any tag is locked.
         change.ref_updates.insert(0, RefUpdate(branch, change.head, old))
 
 

@@ -152,8 +152,8 @@ _FACTS: Final = " UNION ALL ".join(
             cost_usd="coalesce((e.data ->> 'cost_reported_usd')::numeric, 0)",
         ),
         # Tokens that an operator counted (`update_status`). Those of a result or of a lapse are
-        # counted above: their event comes after the result's or the lapse's, with only the issues
-        # of the result between them.
+        # counted above. Their `TokensCounted` follows the result or lapse; only events of issues
+        # may be between.
         _fact(
             f"'{Subject.HAND}'",
             "e.at",

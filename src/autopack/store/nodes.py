@@ -165,9 +165,9 @@ def remove_silent(session: Session) -> list[str]:
 def _remove_marks(session: Session, node_ids: Sequence[str]) -> None:
     """Remove the marks of nodes on the rows of runs; those beside them go with the nodes.
 
-    Without its generation an old backup of a node's home is not found (services/nodes.py), so the
-    node trusts no mark when it comes back. No run counts as lagging because of a node that is gone:
-    the other nodes show it by their own marks.
+    With a node its generation goes, by which an old backup of its home would be found
+    (services/nodes.py). So a node that comes back must trust no mark. No run
+    counts as lagging because of a node that is gone: the others show it by their own marks.
     """
     theirs = update(Run).where(Run.mirrored_by.in_(node_ids))
     theirs = theirs.values(mirrored_by=None, mirrored_revision=Run.revision)
@@ -211,8 +211,8 @@ def try_turn(session: Session, node_id: str) -> bool:
 class Shown:
     """What branch and files of a node show of a run: its state at a revision, 0 for none.
 
-    `event_sequence` is the run's last event then, or an earlier one. None if it is not known, and
-    where what this node itself has changed did not reach its branch or files.
+    `event_sequence` is the run's last event then, or an earlier one. None: it is not known, or a
+    change by this node has not reached its branch or files.
     """
 
     revision: int

@@ -13,7 +13,7 @@ from .paths import Names, globs, names_of
 
 ALLOWED_SIGNERS: Final = ".github/autopack_allowed_signers"
 # The service's own files, and whose signature makes a record count.
-ABSOLUTE: Final = (f"{RUNS_FOLDER}/**", ".autopack/**", f"{ALLOWED_SIGNERS}/**")
+CLOSED: Final = (f"{RUNS_FOLDER}/**", ".autopack/**", f"{ALLOWED_SIGNERS}/**")
 
 
 def leads_into_git_dir(names: Names) -> bool:
@@ -21,17 +21,17 @@ def leads_into_git_dir(names: Names) -> bool:
     return any(name in ("", ".", "..", ".git") for name in names)
 
 
-def absolute_problem(path: str, mode: int) -> str | None:
+def closed_problem(path: str, mode: int) -> str | None:
     """Say why no patch may change a path, as the end of a sentence; None: a ruleset may open it.
 
     `mode` is what the patch makes of the path.
     """
     names = names_of(path)
-    absolute = globs(ABSOLUTE)
+    closed = globs(CLOSED)
     if leads_into_git_dir(names):
         return "which leads into a git dir, or out of the repository, on some systems"
-    if absolute.match(names):
+    if closed.match(names):
         return "which no patch may"
-    if mode == MODE_LINK and absolute.stands_above(names):
+    if mode == MODE_LINK and closed.stands_above(names):
         return f"a link in the place of a folder of {ALLOWED_SIGNERS}"
     return None
