@@ -112,6 +112,17 @@ def test_reports_count_the_tests(
 
 
 @pytest.mark.parametrize(
+    ("failing", "reason"),
+    [(5, "a.t0, a.t1, a.t2, a.t3, a.t4"), (6, "a.t0, a.t1, a.t2, a.t3, a.t4 and 1 more")],
+)
+def test_the_first_five_failing_tests_are_named(tmp_path: Path, failing: int, reason: str) -> None:
+    cases = [f'<testcase classname="a" name="t{n}"><failure/></testcase>' for n in range(failing)]
+    (tmp_path / "report").write_text(f"<testsuite>{''.join(cases)}</testsuite>")
+    outcome = run(tmp_path / "tree", f"mkdir out; cp {tmp_path}/report out/r.xml; exit 1", "out/*")
+    assert outcome.reason == f"exit 1: {reason}"
+
+
+@pytest.mark.parametrize(
     "trick",
     [
         "ln -s {outside}/report.xml r.xml",

@@ -10,6 +10,7 @@ import pytest
 
 from autopack.domain.attention import (
     RULES,
+    AgedIssues,
     AttentionKind,
     Disk,
     ExpiringKey,
@@ -142,6 +143,20 @@ def test_a_phase_needs_a_person_once_no_agent_has_claimed_it_for_ten_minutes(
     waiting = OpenPhase(run_id="run-1", phase_id="P1", **(fields | phase))
     found = needs(Situation(phases=[waiting]), NOW)
     assert [need.id for need in found] == (["phase_unclaimed:run-1:P1"] if is_told else [])
+
+
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [
+        (1, "1 issue is old enough for a cleanup: a"),
+        (3, "3 issues are old enough for a cleanup: a, b, c"),
+        (4, "4 issues are old enough for a cleanup: a, b, c and 1 more"),
+    ],
+)
+def test_the_three_oldest_of_many_aged_issues_are_named(count: int, said: str) -> None:
+    aged = AgedIssues(count=count, keys=[*"abc"][:count], since=NOW)
+    (need,) = needs(Situation(issues=aged), NOW)
+    assert need.text == said
 
 
 def test_every_kind_has_a_rule_and_foreign_text_is_one_short_line() -> None:

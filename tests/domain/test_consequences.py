@@ -258,6 +258,16 @@ class TestScopeAndProfile:
         assert drive.run.failure_code is FailureCode.TIER_NOT_CLEAN
         assert drive.run.failure_reason == "tier 'T1' is not clean: 1 major issues, 0 allowed"
 
+    def test_the_first_of_several_failed_phases_is_named_with_their_number(
+        self, start: Start
+    ) -> None:
+        drive = start(TWO_TIERS, phase=ONE_TRY, run_scope=RunScope.MULTI_TIER)
+        for phase_id in ("P1", "P2"):
+            drive.fail(phase_id)
+        drive.build("P3")
+        assert str(drive.run.failure_reason).endswith(" (and 1 more)")
+        assert "phase 'P1' failed: " in str(drive.run.failure_reason)
+
     def test_an_issue_resolved_before_the_tier_ends_stops_nothing(self, start: Start) -> None:
         drive = start(TWO_TIERS)
         drive.count_issues("P1", minors=5)

@@ -24,6 +24,7 @@ from autopack.domain.evidence_rules import (
     judge_fails_before,
     judge_seeded_faults,
     merged,
+    named,
 )
 from autopack.domain.fault_terms import FaultOperator
 from autopack.domain.faults import Fault
@@ -394,3 +395,16 @@ def test_without_reports_every_red_outcome_is_a_noticed_fault() -> None:
     entry = judge_seeded_faults(faults(2), found, measured(None), is_red=True, command="c")
     assert entry.result is EvidenceResult.PASSED
     assert entry.checks[0] == "shop/0.py:3 change_constant: noticed"
+
+
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [
+        (0, "0 red"),
+        (1, "1 red: t0"),
+        (5, "5 red: t0, t1, t2, t3, t4"),
+        (6, "6 red: t0, t1, t2, t3, t4 and 1 more"),
+    ],
+)
+def test_the_first_five_checks_are_named(count: int, said: str) -> None:
+    assert named(count, "red", [f"t{number}" for number in range(count)]) == said

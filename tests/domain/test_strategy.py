@@ -216,6 +216,15 @@ class TestRunAndTiers:
         assert strategy.tiers["T1"].token_cap == most
         assert strategy.max_minor_issues_total == most
 
+    @pytest.mark.parametrize(
+        ("count", "named"), [(5, "P1, P2, P3, P4, P5"), (6, "P1, P2, P3, P4, P5, …")]
+    )
+    def test_the_first_five_phases_of_a_warning_are_named(self, count: int, named: str) -> None:
+        phase: dict[str, object] = {"task_category": "doc", "complexity": "high"}
+        strategy = compiled(*[phase] * count)
+        assert len(strategy.warnings) == 2, "the category, and strict phases without CI"
+        assert all(f"({named})" in each for each in strategy.warnings)
+
     def test_an_unknown_category_is_warned_of_with_the_nearest_known_one(self) -> None:
         strategy = compiled({"task_category": "test"}, {"task_category": "doc"}, {})
         assert [each for each in strategy.warnings if "task_category" in each] == [
