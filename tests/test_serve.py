@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import re
 import shlex
 import signal
@@ -19,6 +20,9 @@ from typing import TYPE_CHECKING
 import httpx
 import psutil
 import pytest
+
+from autopack.cli.answering import Answering
+from autopack.config import Settings
 
 if TYPE_CHECKING:
     from tests.conftest import GitRepo
@@ -66,7 +70,7 @@ def serve(tmp_path: Path, fork_server: ForkServer) -> Iterator[Serve]:
     """Start `autopack serve` in a folder; nothing of it is left after the test."""
     services: list[Service] = []
 
-    def start(folder: Path, *arguments: str, is_fresh: bool = False) -> Service:
+    def start(folder: Path, *arguments: str, is_fresh: bool = False, **environment: str) -> Service:
         output = tmp_path / f"output-{len(services)}"
         words = ("serve", "--port", "0", *arguments)
         process: subprocess.Popen[str] | ForkedProcess
@@ -82,7 +86,7 @@ def serve(tmp_path: Path, fork_server: ForkServer) -> Iterator[Serve]:
                 )
             else:
                 process = fork_server.start(
-                    *words, folder=folder, environment=_environment(), output=file
+                    *words, folder=folder, environment=_environment(**environment), output=file
                 )
         services.append(Service(process, output))
         return services[-1]
@@ -150,7 +154,8 @@ def test_closing_the_terminal_stops_everything(serve: Serve, git_repo: GitRepo) 
 def test_several_processes_answer_and_one_that_is_killed_is_replaced(
     serve: Serve, git_repo: GitRepo
 ) -> None:
-    service = serve(git_repo.path, "--processes", "2")
+    own = {"AUTOPACK_JOBS": "outside", "AUTOPACK_LOG_FORMAT": "json"}
+    service = serve(git_repo.path, "--processes", "2", **own)
     service.wait_for("Ctrl-C stops")
     method, url, body = _next_step(service.text)
     assert httpx.request(method, url, json=body).status_code == 201
@@ -159,7 +164,12 @@ def test_several_processes_answer_and_one_that_is_killed_is_replaced(
     first.wait(PATIENCE_SECONDS)
     for _ in range(5):  # the other one answers
         assert httpx.get(f"{service.url}/runs/first-run").status_code == 200
-    service.wait_for("a process of the service ended (-9); another one is started")
+    service.wait_for("process_ended")
+    assert any(
+        json.loads(line)["exit_code"] == -9
+        for line in service.text.split("\n")
+        if "process_ended" in line
+    )
     while len(_answering(service)) < 2:
         assert service.process.poll() is None, service.text
     # What the killed one had counted is still counted, and its requests are not open for ever.
@@ -181,8 +191,71 @@ def test_the_processes_of_a_service_end_with_its_first_one(serve: Serve, git_rep
     service.process.kill()
     _, alive = psutil.wait_procs(answering, PATIENCE_SECONDS)
     assert alive == []
+    left = [*(git_repo.path / ".autopack" / "scratch").iterdir()]
+    for folder in left:
+        os.utime(folder, (0, 0))  # as if some time had passed
     again = serve(git_repo.path, "--port", service.url.rpartition(":")[2])
     again.wait_for("Ctrl-C stops")
+    assert [folder for folder in left if folder.exists()] == []
+
+
+def test_several_processes_go_on_without_reader_and_descriptors_until_a_second_signal(
+    git_repo: GitRepo, tmp_path: Path
+) -> None:
+    with (tmp_path / "errors").open("w+") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "autopack", "serve", "--port", "0", "--processes", "2"],
+            cwd=git_repo.path,
+            env=_environment(),
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+        service = Service(process, tmp_path / "errors")
+        itself = psutil.Process(process.pid)
+        with process:
+            assert process.stdout is not None
+            url = next(line.split()[1] for line in process.stdout if line.startswith("  API "))
+            process.stdout.close()
+            first, second = _answering(service)
+            before = itself.rlimit(psutil.RLIMIT_NOFILE)
+            itself.rlimit(psutil.RLIMIT_NOFILE, (3, before[1]))
+            first.kill()
+            first.wait(PATIENCE_SECONDS)
+            assert httpx.get(f"{url}/health/live").status_code == 200
+            itself.rlimit(psutil.RLIMIT_NOFILE, before)
+            while len(answering := _answering(service)) < 2:
+                assert process.poll() is None, service.text
+            assert second in answering
+            for each in answering:
+                each.suspend()
+            process.send_signal(signal.SIGTERM)
+            while not all(map(_is_asked_to_end, answering)):
+                assert process.poll() is None, service.text
+            service.end(signal.SIGTERM)
+            assert not [each for each in answering if each.is_running()]
+        assert "Traceback" not in service.text
+
+
+def test_a_process_that_cannot_answer_says_why_in_one_line(
+    git_repo: GitRepo, tmp_path: Path
+) -> None:
+    settings = Settings(
+        _env_file=None,
+        repo_path=git_repo.path,
+        home=tmp_path / "home",
+        autonomous_runs_dir=tmp_path / "runs",
+        database_url="postgresql://a:secret@127.0.0.1:1/b",
+    )
+    result = _beside(pickle.dumps(Answering(settings, "http://127.0.0.1:1", is_beside=True)))
+    assert result.returncode == 2
+    assert re.fullmatch(r"autopack: .*127\.0\.0\.1:1/b.*\n", result.stderr)
+    assert "secret" not in result.stderr
+
+
+def test_a_process_whose_first_one_has_ended_before_it_began_ends_without_a_word() -> None:
+    result = _beside(b"")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
 def test_the_demonstration_drives_a_whole_run(serve: Serve, tmp_path: Path) -> None:
@@ -287,6 +360,34 @@ def _answering(service: Service) -> list[psutil.Process]:
     """Return the processes that answer for a service."""
     children = psutil.Process(service.process.pid).children()
     return [child for child in children if "autopack.cli.answering" in child.cmdline()]
+
+
+def _is_asked_to_end(process: psutil.Process) -> bool:
+    """Tell whether SIGTERM waits for a suspended process."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    pending = int(re.findall(r"^ShdPnd:\s*(\w+)$", status, re.MULTILINE)[0], 16)
+    return bool(pending >> (signal.SIGTERM - 1) & 1)
+
+
+def _beside(sent: bytes) -> subprocess.CompletedProcess[str]:
+    """Start a process that answers, send this to it, and end as its first process."""
+    first, link = socket.socketpair()
+    with first, link, socket.create_server(("127.0.0.1", 0)) as listener:
+        numbers = (listener.fileno(), link.fileno())
+        process = subprocess.Popen(
+            [sys.executable, "-m", "autopack.cli.answering", *map(str, numbers)],
+            env=_environment(),
+            pass_fds=numbers,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        link.close()
+        first.sendall(sent)
+        if not sent:
+            first.close()
+        output, errors = process.communicate(timeout=PATIENCE_SECONDS)
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
 def _postgres_below(folder: Path) -> list[psutil.Process]:

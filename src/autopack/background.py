@@ -61,7 +61,9 @@ def beside_processes(settings: Settings) -> Iterator[None]:
         with jobs_process(settings, (), None):
             yield
         return
+    configure_logging(settings)
     with ExitStack() as stack:
+        trace(settings, stack)
         context = stack.enter_context(open_context(settings))
         context = stack.enter_context(as_node(context))
         begin_work(context, stack)

@@ -278,9 +278,7 @@ class Settings(BaseSettings):
     git_memory_bytes: int = Field(
         default=1024**3, gt=0, description="Most memory of a git process."
     )
-    max_streams: int = Field(
-        default=1_000, gt=0, description="Most event streams at a time, of all projects together."
-    )
+    max_streams: int = Field(default=1_000, gt=0, description="Most event streams at a time.")
     ci_sandbox: Literal["auto", "required", "none"] = Field(
         default="auto",
         description="Whether CI commands run in bubblewrap: where it works, always (else they"

@@ -63,7 +63,7 @@ from .domain.limits import Limits, Rates
 from .logs import configure_logging, trace
 from .migrating import DatabaseError
 from .services.context import AppContext
-from .services.feed import Feed, StreamRoom
+from .services.feed import Feed
 from .services.keys import Keyring
 from .services.oidc import IssuerKeys, TokenVerifier
 from .services.projects import OpenProject
@@ -116,7 +116,7 @@ def create_app(
             app.state.opening = _opening
             # A stream keeps its connection, so some connections are reserved for other requests.
             most = settings.max_connections or connections_within(raise_file_limit())
-            streams = StreamRoom(min(settings.max_streams, most * 3 // 4))
+            streams = min(settings.max_streams, most * 3 // 4)
             async with _serving(app.state, context, streams):
                 serve = partial(_serve_further, app.state, streams, is_beside)
                 app.state.places = Places(app, serve)
@@ -141,7 +141,7 @@ def create_app(
     )
     configure_logging(settings)
     app.state.settings = settings
-    app.state.traffic = Traffic()
+    app.state.traffic = Traffic(is_shared=is_beside)
     install_error_handlers(app)
     describe_access(app)
     describe_csv(app)
@@ -166,8 +166,11 @@ def create_app(
 
 
 @asynccontextmanager
-async def _serving(state: State, context: AppContext, streams: StreamRoom) -> AsyncIterator[None]:
-    """Put what requests of one project need into a state, while the `with` block runs."""
+async def _serving(state: State, context: AppContext, streams: int) -> AsyncIterator[None]:
+    """Put what requests of one project need into a state, while the `with` block runs.
+
+    `streams`: the most event streams at a time.
+    """
     state.context = context
     state.settings = context.settings
     state.bodies = BodyReader(_json_limits(context.settings))
@@ -186,7 +189,7 @@ async def _serving(state: State, context: AppContext, streams: StreamRoom) -> As
 
 @asynccontextmanager
 async def _serve_further(
-    default: State, streams: StreamRoom, is_beside: bool, project: OpenProject
+    default: State, streams: int, is_beside: bool, project: OpenProject
 ) -> AsyncIterator[FurtherPlace]:
     """Serve a project beside the default one. Raises AutopackError, and what OUTAGES names."""
     place = FurtherPlace()

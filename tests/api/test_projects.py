@@ -515,16 +515,7 @@ class TestTokens:
         refused(job.get("/whoami"), 403, "wrong_project", "the token of 'repo:acme/all", "'beta'")
         assert service.add("beta").status_code == 201
         assert job.get("/whoami").json()["project_id"] == "beta"
-        nobodys = service.caller(token_of(issuer, "acme/x"))
-        theirs = "AUTOPACK_OIDC_PROJECT_CLAIMS"
-        for path, named in (
-            ("/runs", " AUTOPACK_OIDC_CLAIMS, and it gives none in another project"),
-            (f"/projects/{DEFAULT}/runs", " AUTOPACK_OIDC_CLAIMS"),
-            ("/projects/alpha/runs", f" {theirs}"),
-        ):
-            answer = nobodys.get(path)
-            refused(answer, 401, "token_wrong_claims")
-            assert answer.json()["detail"].endswith(f"'repository' does not match{named}")
+        refused(service.caller(token_of(issuer, "acme/x")).get("/runs"), 401, "token_wrong_claims")
 
 
 class TestDoorsBesideTheDocument:
@@ -625,14 +616,6 @@ class TestMetrics:
         assert service.add("alpha").status_code == 201
         lose_database(service)
         assert projects_in(service.operator.get("/metrics").text) == {DEFAULT: 1, "alpha": 0}
-        health = service.operator.get("/health")  # a load balancer sends requests on
-        assert (health.status_code, health.json()["status"]) == (200, "healthy")
-        found = health.json()["projects"]
-        assert found[DEFAULT] == {"status": "ok", "detail": None}
-        assert found["alpha"]["status"] == "degraded"
-        assert found["alpha"]["detail"].startswith("database: the database does not answer")
-        its = service.operator.get("/projects/alpha/health")
-        assert (its.status_code, its.json()["projects"]["alpha"]) == (503, found["alpha"])
         moved = service.repos["alpha"].path.rename(service.folder / "moved")
         wanted = {"repository": str(moved)}
         changed = service.operator.put("/projects/alpha", json=wanted).json()
@@ -767,25 +750,6 @@ def lose_database(service: Service) -> None:
 
 class TestTroubleOfAnother:
     """A project that is in trouble is no trouble of another one."""
-
-    def test_the_streams_of_all_projects_share_one_limit(self, service: Service) -> None:
-        """Each keeps a connection of the process, whichever project it is of."""
-        assert service.add("alpha").status_code == 201
-        feeds = [service.state(name).feed for name in (DEFAULT, "alpha")]
-        caller = Caller(name="x")
-        with ExitStack() as stack:
-            for number in range(service.settings.max_streams):
-                stack.enter_context(feeds[number % 2].counted(caller))
-            for prefix in ("", "/projects/alpha"):
-                answer = service.operator.get(f"{prefix}/events/stream")
-                refused(answer, 503, "too_many_streams", "AUTOPACK_MAX_STREAMS")
-
-    def test_health_names_a_project_whose_repository_is_gone(self, service: Service) -> None:
-        assert service.add("alpha").status_code == 201
-        service.repos["alpha"].path.rename(service.folder / "elsewhere")
-        health = service.operator.get("/health")
-        assert health.status_code == 200
-        assert health.json()["projects"]["alpha"]["detail"].startswith("repository: ")
 
     def test_no_project_is_added_that_would_take_the_connections_of_the_others(
         self, service: Service, monkeypatch: pytest.MonkeyPatch

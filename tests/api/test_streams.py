@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
-from autopack.services.feed import Feed, StreamRoom
+from autopack.services.feed import Feed
 from autopack.store.feed import find_settled, list_after
 
 from .conftest import Api
@@ -188,7 +188,7 @@ def test_what_is_committed_late_is_not_passed_by(api: Api, app: FastAPI) -> None
 
 
 def test_beyond_the_limit_a_stream_is_refused(api: Api, app: FastAPI) -> None:
-    app.state.feed = Feed(app.state.context.engine, StreamRoom(0))
+    app.state.feed = Feed(app.state.context.engine, 0)
     api.start()
     for path in ("/runs/run-001/events", "/events/stream"):
         response = api.client.get(path, headers=STREAM)

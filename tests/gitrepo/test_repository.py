@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from tests.conftest import GitRepo
     from tests.gitrepo.conftest import History, OpenRepository
 
+    from autopack.config import Settings
+
 pytestmark = pytest.mark.integration
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -217,6 +219,18 @@ def test_scratch_that_a_killed_service_left_is_cleared_at_the_start(
     os.utime(old, (1, 1))
     open_repository(git_repo.path)
     assert [path.name for path in scratch.iterdir()] == ["patch-young"]
+
+
+def test_opening_it_writes_nothing_that_git_of_another_process_may_read(
+    repository: Repository, settings: Settings
+) -> None:
+    own = [settings.home / "git" / name for name in ("HEAD", "config")]
+    before = [file.stat().st_mtime_ns for file in own]
+    Repository.open(settings)
+    assert [file.stat().st_mtime_ns for file in own] == before
+    own[0].write_text("")  # a power cut
+    Repository.open(settings)
+    assert own[0].read_text() == "ref: refs/heads/none\n"
 
 
 def test_a_commit_is_a_pure_function_of_its_arguments(

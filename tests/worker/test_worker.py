@@ -91,7 +91,6 @@ def test_a_worker_whose_key_does_not_do_ends_instead_of_spending_on_more_work(
     workshop.start()
 
     def refuse(*_: object, **__: object) -> None:
-        workshop.transport.interfere = lambda request: workshop.interrupt()  # if it asked on
         raise ApiError(status, code, "not with this key", {})
 
     monkeypatch.setattr(workshop.service, "submit_builder_result", refuse)

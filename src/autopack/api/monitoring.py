@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from time import perf_counter
 from typing import Annotated
@@ -31,11 +30,12 @@ BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 class Traffic:
     """Counts the requests of all projects of a service.
 
-    No label comes from a request, so the number of series is fixed. Where several processes answer,
-    prometheus_client adds up what they count in files of a folder that the environment names.
+    No label comes from a request, so the number of series is fixed. `is_shared`: by several
+    processes. prometheus_client then adds up what they count, in files of one folder.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_shared: bool = False) -> None:
+        self._is_shared = is_shared
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "autopack_http_requests",
@@ -60,7 +60,7 @@ class Traffic:
 
     def collect(self) -> Iterator[Metric]:
         """Yield the counts, and the figures of the operating system of a service's only process."""
-        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        if self._is_shared:
             yield from MultiProcessCollector(None).collect()  # type: ignore[no-untyped-call]
             return
         yield from self.registry.collect()

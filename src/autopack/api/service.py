@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from typing import Literal
 
 from fastapi import APIRouter, Request, Response
@@ -11,14 +10,14 @@ from fastapi.responses import RedirectResponse
 from .. import __version__
 from ..services.availability import OUTAGES
 from ..services.context import AppContext
-from ..services.health import Check, check_health, first_failure
+from ..services.health import Check, check_health
 from ..services.nodes import list_nodes
 from ..views.service import CheckAnswer, HealthAnswer, LiveAnswer, NodeAnswer, ServiceAnswer
 from .credentials import DASHBOARD
 from .errors import problems
 from .guard import GuardedRoute
 from .inputs import Context
-from .places import Places, places_of
+from .places import places_of
 
 DESCRIPTION = "Supervises autonomous builds without intervention: from a plan to a verified branch."
 
@@ -58,8 +57,7 @@ def health(request: Request, context: Context, response: Response) -> HealthAnsw
     `storage` is the free space for the service's home and the repository's objects.
 
     The checks are those of the project that answers; `projects` has all that the caller may see,
-    where one that is not served here, or not well, is `degraded`, with the reason. It does not make
-    the one that answers unhealthy: `/projects/{project}/health` is 503 for it alone.
+    where one that is not served here is `degraded`.
 
     `nodes` are the services and job processes of this database, by their homes, with how far each
     is behind; a node that is gone or behind does not make this one unhealthy. While this one
@@ -69,6 +67,7 @@ def health(request: Request, context: Context, response: Response) -> HealthAnsw
     With a remote, `remote` is `degraded` while a push fails; runs continue, so the answer stays
     200.
     """
+    places = places_of(request.scope)
     checks = check_health(context)
     is_healthy = not any(check.detail and check.is_vital for check in checks.values())
     if not is_healthy:
@@ -82,28 +81,14 @@ def health(request: Request, context: Context, response: Response) -> HealthAnsw
         }
         | _catching_up(listed),
         projects={
-            name: CheckAnswer(status="ok" if detail is None else "degraded", detail=detail)
-            for name, detail in _projects(places_of(request.scope), context, checks)
+            name: CheckAnswer(
+                status="degraded" if name in places.problems else "ok",
+                detail=places.problems.get(name),
+            )
+            for name, _ in places.names_for(context.caller)
         },
         nodes=listed,
     )
-
-
-def _projects(
-    places: Places, context: AppContext, own: Mapping[str, Check]
-) -> Iterator[tuple[str, str | None]]:
-    """Yield the projects that the caller may see, with why one is not served, or not well."""
-    failed = [f"{name}: {each.detail}" for name, each in own.items() if each.detail]
-    for name, _ in places.names_for(context.caller):
-        place = places.find(name)
-        if name == context.settings.project_id:
-            yield name, next((each for each in failed), None)
-        elif place is None:
-            yield name, places.problems.get(name)
-        elif own["database"].detail is None:
-            yield name, first_failure(place.state.context)
-        else:  # on the same server: each would be waited for in turn
-            yield name, own["database"].detail
 
 
 def _catching_up(listed: list[NodeAnswer]) -> dict[str, CheckAnswer]:

@@ -20,8 +20,11 @@ from typing import Final
 import uvicorn
 
 from ..config import Settings
-from .command import ClosedPipeError, importing
+from ..gitrepo.errors import RepositoryUnusableError
+from ..migrating import DatabaseError
+from .command import FINE, NO, WRONG_USE, importing
 from .signals import leave_on_signals
+from .terminal import print_any_text, say
 
 # Without a limit, open streams would keep a stopping server waiting forever.
 GRACEFUL_SECONDS: Final = 5
@@ -88,21 +91,31 @@ class _Server(uvicorn.Server):
         if self.started:
             for listener in sockets or ():
                 listener.listen(BACKLOG)  # asyncio has set the number that it accepts at once
-            with suppress(ClosedPipeError):  # the service runs nevertheless
-                self._on_started()
+            self._on_started()
 
 
 def _main(listener: int, link: int) -> int:
     leave_on_signals()
+    print_any_text()
     first = socket.socket(fileno=link)
-    with first.makefile("rb") as sent:
-        given = pickle.load(sent)  # noqa: S301 - from the process that started this one
+    try:
+        with first.makefile("rb") as sent:
+            given = pickle.load(sent)  # noqa: S301 - from the process that started this one
+    except (OSError, EOFError, pickle.UnpicklingError):
+        return FINE  # that one has ended already
     threading.Thread(target=_leave_with, args=(first,), name="first-process", daemon=True).start()
-    with ExitStack() as stack:
-        has_started = answer(
-            given, stack, socket.socket(fileno=listener), lambda: first.sendall(READY)
-        )
-    return 0 if has_started else 1
+
+    def tell_ready() -> None:
+        with suppress(OSError):  # it has ended, and so does this one
+            first.sendall(READY)
+
+    try:
+        with ExitStack() as stack:
+            has_started = answer(given, stack, socket.socket(fileno=listener), tell_ready)
+    except (DatabaseError, RepositoryUnusableError) as error:
+        say(f"autopack: {error}", is_error=True)
+        return WRONG_USE
+    return FINE if has_started else NO
 
 
 def _leave_with(first: socket.socket) -> None:

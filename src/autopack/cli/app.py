@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
-from io import TextIOWrapper
 from typing import Annotated, Any, Final
 
 import typer
@@ -17,7 +16,7 @@ from typer.main import get_command
 
 from .. import __version__
 from .command import CLOSED_PIPE, FINE, WRONG_USE, ClosedPipeError, CommandError
-from .terminal import be_quiet, choose_project, say
+from .terminal import be_quiet, choose_project, print_any_text, say
 
 # Each is the Typer `app` of the module of that name in this package. A module is imported when its
 # command is called, so that one command does not slow down another.
@@ -73,9 +72,7 @@ app = typer.Typer(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line. Returns the exit code; docs/cli.md names them."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal may support only ASCII
+    print_any_text()
     try:
         code = _run(arguments)
         sys.stdout.flush()

@@ -6,7 +6,7 @@ import socket
 import tempfile
 import threading
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +20,7 @@ from ..gitrepo.repository import Repository
 from ..migrating import DatabaseError
 from .address import address_line
 from .answering import BACKLOG, Answering, answer
-from .command import CommandError, command_app, importing
+from .command import ClosedPipeError, CommandError, command_app, importing
 from .settings import read_settings
 from .signals import leave_on_signals
 from .terminal import say
@@ -78,21 +78,28 @@ def _serve(stack: ExitStack, given: dict[str, str], *, is_demo: bool) -> None:
     if is_demo:
         values |= _demo_values(stack)
     settings = read_settings(**values)
-    branch = Repository.open(settings).base().branch
+    repository = Repository.open(settings)
+    branch = repository.base().branch
     listener = stack.enter_context(_listen(settings.host, settings.port))
     url = f"http://{_shown_host(settings.host)}:{listener.getsockname()[1]}"
 
     def announce() -> None:
-        _announce(settings, branch, url, is_demo=is_demo)
+        with suppress(ClosedPipeError):  # the service runs nevertheless
+            _announce(settings, branch, url, is_demo=is_demo)
 
     if settings.processes > 1:
-        _serve_by_several(stack, Answering(settings, url, is_beside=True), listener, announce)
+        answering = Answering(settings, url, is_beside=True)
+        _serve_by_several(stack, answering, listener, repository, announce)
     elif not answer(Answering(settings, url, is_beside=False), stack, listener, announce):
         raise CommandError("the service could not start: see the reason above.")
 
 
 def _serve_by_several(
-    stack: ExitStack, given: Answering, listener: socket.socket, announce: Callable[[], None]
+    stack: ExitStack,
+    given: Answering,
+    listener: socket.socket,
+    repository: Repository,
+    announce: Callable[[], None],
 ) -> None:
     """Serve by processes that answer, beside the background work in this one."""
     # Here, as one process has no use for it.
@@ -104,7 +111,7 @@ def _serve_by_several(
     stack.enter_context(beside_processes(given.settings))
     count = given.settings.processes
     try:
-        processes = stack.enter_context(answering_processes(given, count, listener))
+        processes = stack.enter_context(answering_processes(given, count, listener, repository))
     except ProcessEndedError as error:
         raise CommandError(str(error)) from error
     announce()

@@ -11,6 +11,7 @@ import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -80,6 +81,13 @@ def hint(*lines: str) -> None:
     """Print what is neither an answer nor an error, to standard error."""
     if not _quiet:
         say(*lines, is_error=True)
+
+
+def print_any_text() -> None:
+    """Escape what the terminal cannot show, as it may support only ASCII."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def say(*lines: str, is_error: bool = False, is_now: bool = False) -> None:

@@ -78,11 +78,10 @@ def roles_by_claims(
     """Return the one project that a token is for, and the roles whose conditions it meets there.
 
     Where it meets the conditions of several, it is for the one that the request names, else for
-    the first one, the default one. Raises TokenClaimsError that names a condition of the named
-    project, or else of the first that has any.
+    the first one. Raises TokenClaimsError that names a condition of the first.
     """
     found: dict[str, frozenset[AccessRole]] = {}
-    missed: dict[str, str] = {}
+    missed = ""
     for project, table in tables.items():
         roles = []
         for role, conditions in table.items():
@@ -92,17 +91,11 @@ def roles_by_claims(
             if wrong is None:
                 roles.append(role)
             else:
-                missed.setdefault(
-                    project, f"for the role {role} its claim '{wrong}' does not match"
-                )
+                missed = missed or f"for the role {role} its claim '{wrong}' does not match"
         if roles:
             found[project] = frozenset(roles)
     if not found:
-        at = named if named in missed else next(iter(missed))
-        is_default = at == next(iter(tables))
-        setting = "AUTOPACK_OIDC_CLAIMS" if is_default else "AUTOPACK_OIDC_PROJECT_CLAIMS"
-        more = "" if len(missed) == 1 or at == named else ", and it gives none in another project"
-        raise TokenClaimsError(f"the token gives no role: {missed[at]} {setting}{more}")
+        raise TokenClaimsError(f"the token gives no role: {missed} AUTOPACK_OIDC_CLAIMS")
     project = named if named in found else next(iter(found))
     return project, found[project]
 

@@ -109,17 +109,7 @@ def open_quarantine(
     parent: Path, repository: Objects, runner: GitRunner, environment: dict[str, str]
 ) -> Iterator[Quarantine]:
     """Create a new quarantine each time: a lock left in a reused one would block forever."""
-    try:
-        parent.mkdir(parents=True, exist_ok=True)  # it may have been removed
-        folder = Path(tempfile.mkdtemp(prefix="patch-", dir=parent))
-        lock = lock_folder(folder)  # a crash releases the lock
-        (folder / "objects").mkdir()
-    except OSError as error:
-        raise StorageError(
-            f"Nothing can be written to {parent}: {error.strerror}."
-            " See to space and permissions there, then try again."
-        ) from error
-    try:
+    with scratch_folder(parent, "patch-", "objects") as folder:
         yield Quarantine(
             folder=folder,
             repository=repository,
@@ -131,6 +121,27 @@ def open_quarantine(
                 "GIT_ALTERNATE_OBJECT_DIRECTORIES": _alternate(repository.folder),
             },
         )
+
+
+@contextmanager
+def scratch_folder(parent: Path, prefix: str, *inside: str) -> Iterator[Path]:
+    """Create a folder with these folders inside, and remove it after the `with` block.
+
+    `remove_leftovers` removes that of a process that was killed. Raises StorageError.
+    """
+    try:
+        parent.mkdir(parents=True, exist_ok=True)  # it may have been removed
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        lock = lock_folder(folder)  # a crash releases the lock
+        for name in inside:
+            (folder / name).mkdir()
+    except OSError as error:
+        raise StorageError(
+            f"Nothing can be written to {parent}: {error.strerror}."
+            " See to space and permissions there, then try again."
+        ) from error
+    try:
+        yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)

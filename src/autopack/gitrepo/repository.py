@@ -48,7 +48,7 @@ from .objects import (
 from .pointers import Pointers, find_pointers
 from .process import GitResult, GitRunner
 from .push import Remote
-from .quarantine import Quarantine, open_quarantine, remove_leftovers
+from .quarantine import Quarantine, open_quarantine, remove_leftovers, scratch_folder
 from .refs import PreparedRefs, Refs, RefUpdate, SettledRef, is_branch_name
 from .remaking import Remaking
 from .repair import read_patch
@@ -62,6 +62,10 @@ _UNLIMITED = {
     name: sys.maxsize
     for name in Settings.model_fields
     if name.startswith(("max_patch_", "max_path_", "max_binary_"))
+}
+_SHADOW_FILES = {
+    "HEAD": "ref: refs/heads/none\n",
+    "config": "[core]\n\trepositoryformatversion = 0\n\tbare = true\n",
 }
 _PROBE_BYTES = 65_536  # for patches of ordinary size
 _ON_BRANCH = "ref: refs/heads/"
@@ -611,12 +615,17 @@ class Repository:
         ignore = home / ".gitignore"
         if not ignore.exists():
             ignore.write_text("*\n")
-        (self._shadow / "HEAD").write_text("ref: refs/heads/none\n")
-        (self._shadow / "config").write_text(
-            "[core]\n\trepositoryformatversion = 0\n\tbare = true\n"
-        )
+        for name, text in _SHADOW_FILES.items():
+            file = self._shadow / name
+            # Not written again: git of another process may read it at this moment.
+            if not file.exists() or file.read_text() != text:
+                file.write_text(text)
         self.remove_leftovers()
         self._refs.remove_left_locks()
+
+    def scratch_folder(self, prefix: str) -> AbstractContextManager[Path]:
+        """Create a folder in the home for the time of a `with` block. Raises StorageError."""
+        return scratch_folder(self._scratch, prefix)
 
     def remove_leftovers(self) -> None:
         """Remove the scratch folders of services that were killed."""

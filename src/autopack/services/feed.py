@@ -70,21 +70,14 @@ class View(Protocol):
         """Read a page of events after a number, and the end of the stream if it follows."""
 
 
-@dataclass(slots=True)
-class StreamRoom:
-    """How many streams a process may have open, of all its projects, and has."""
-
-    limit: int
-    taken: int = 0
-
-
 class Feed:
     """Listens for new events, while there are readers."""
 
-    def __init__(self, engine: Engine, room: StreamRoom) -> None:
+    def __init__(self, engine: Engine, limit: int) -> None:
         self.engine = engine
-        self._room = room
+        self._limit = limit
         self._mailboxes: set[_Mailbox] = set()
+        self._open = 0
         self._of_keys = Counter[str]()  # open streams by the names of their keys
         self._listening: asyncio.Task[None] | None = None
         self._news = asyncio.Event()
@@ -116,10 +109,9 @@ class Feed:
                 f"{key} has {limits.streams} streams open; close one first",
                 retry_after=KEY_RETRY_SECONDS,
             )
-        if self._room.taken >= self._room.limit:
+        if self._open >= self._limit:
             raise TooManyStreamsError(
-                f"{self._room.limit} streams are open already (AUTOPACK_MAX_STREAMS);"
-                " try again later"
+                f"{self._limit} streams are open already (AUTOPACK_MAX_STREAMS); try again later"
             )
 
     @contextmanager
@@ -127,11 +119,11 @@ class Feed:
         """Count a stream for its key as long as it is open."""
         key = caller.holder or ""
         self._of_keys[key] += 1
-        self._room.taken += 1
+        self._open += 1
         try:
             yield
         finally:
-            self._room.taken -= 1
+            self._open -= 1
             self._of_keys[key] -= 1
             if not self._of_keys[key]:
                 del self._of_keys[key]

@@ -36,28 +36,17 @@ class Check:
 
 def check_health(context: AppContext) -> dict[str, Check]:
     """Check everything; the remote only if there is one."""
-    found = {name: Check(_failure(check)) for name, check in _vital_checks(context).items()}
-    if context.repository.remote is not None:
-        found["remote"] = Check(_failure(lambda: check_pushes(context)), is_vital=False)
-    return found
-
-
-def first_failure(context: AppContext) -> str | None:
-    """Return which vital part of a project fails, and why; None if it is well."""
-    for name, check in _vital_checks(context).items():
-        if (detail := _failure(check)) is not None:
-            return f"{name}: {detail}"
-    return None
-
-
-def _vital_checks(context: AppContext) -> dict[str, Callable[[], None]]:
-    return {
+    checks: dict[str, Callable[[], None]] = {
         "database": lambda: _check_database(context),
         "repository": context.repository.check,
         "storage": context.repository.check_room,
         "runs_directory": context.mirror.check,
         "jobs": lambda: _check_jobs(context),
     }
+    found = {name: Check(_failure(check)) for name, check in checks.items()}
+    if context.repository.remote is not None:
+        found["remote"] = Check(_failure(lambda: check_pushes(context)), is_vital=False)
+    return found
 
 
 def _check_database(context: AppContext) -> None:
