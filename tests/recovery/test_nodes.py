@@ -239,9 +239,14 @@ class Campaign:
         key = f"result-{number}"
         done = self.ask(chance, path, body, key)
         assert done.status_code == 200, done.text
+        self.note(path, body, key, done.json())
         with self._guard:
             self.acknowledged.append((run.rpartition("/")[2], agent))
-            self._answered.append((path, body, key, done.json()))
+
+    def note(self, path: str, body: Json, key: str, answer: Json) -> None:
+        """Note what a request was answered, for `assert_answered_once`."""
+        with self._guard:
+            self._answered.append((path, body, key, answer))
 
     def disturb(self, killed: int) -> None:
         """Kill a node and a connection, and start the node again."""
