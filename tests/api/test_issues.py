@@ -80,6 +80,9 @@ def test_an_issue_shows_its_latest_report_and_its_phases_newest_first(
     assert seen(api)["resolved_at"] is not None
     api.issue(run_id="early", phase_id="P0.1")
     assert (seen(api)["status"], seen(api)["resolved_at"]) == ("open", None)
+    for act in ("resolve", "reopen"):
+        api.client.post(f"/project/issues/a_failing_test/{act}").raise_for_status()
+    assert (seen(api)["status"], seen(api)["resolved_at"]) == ("open", None)
 
 
 def test_an_issue_keeps_the_newest_evidence(api: Api) -> None:

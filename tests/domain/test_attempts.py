@@ -84,6 +84,13 @@ class TestBuilder:
         assert drive.build().state == "GATE"
         assert drive.review("approve").state == "COMPLETE"
 
+    def test_a_review_that_was_asked_for_is_had_once(self, start: Start) -> None:
+        drive = start()
+        drive.ask_for_review()
+        drive.build()
+        assert drive.review("revise").state == "QUEUED"
+        assert drive.build().state == "COMPLETE"
+
     def test_a_patch_that_may_not_be_applied_at_once_is_held_for_the_auditor(
         self, start: Start
     ) -> None:

@@ -73,6 +73,17 @@ def test_a_builder_that_could_not_work_uses_no_try_and_its_clock_stops(start: St
     assert "AttemptFailed" not in {event.kind for event in drive.events}
 
 
+def test_the_wait_for_capacity_is_over_when_a_result_comes_without_a_claim(start: Start) -> None:
+    drive = start(max_duration_minutes=60)
+    claim(drive)
+    give_up(drive, minutes=50)
+    phase = drive.fail("P1")
+    assert (phase.unavailable_reason, phase.retry_at, phase.retry_account) == (None, None, None)
+    assert claim(drive) is not None, "no agent has to wait for the one that came"
+    drive.wait(minutes=60)
+    assert drive.run.failure_code is FailureCode.DURATION_CAP
+
+
 def test_an_auditor_that_could_not_work_uses_no_try_and_gets_its_whole_time_again(
     start: Start,
 ) -> None:
