@@ -245,6 +245,24 @@ def test_a_queue_without_work_is_refused_in_one_line(
     assert "autopack: no work for the queue 'pushes'" in result.stderr
 
 
+@pytest.mark.e2e
+@pytest.mark.parametrize(
+    "words", [["serve"], ["serve", "--processes", "2"], ["jobs"]], ids=" ".join
+)
+@pytest.mark.parametrize("name", ["AUTONOMOUS_RUNS_DIR", "AUTOPACK_HOME"])
+def test_a_folder_that_cannot_be_written_is_named_in_one_line_at_the_start(
+    settings: Settings, git_repo: GitRepo, fork_server: ForkServer, words: list[str], name: str
+) -> None:
+    """As on a disk that is mounted for reading alone."""
+    file = settings.home.parent / "file"
+    file.write_text("")
+    environment = _environment(settings) | {name: str(file), "AUTOPACK_PORT": "0"}
+    result = fork_server.run(*words, folder=git_repo.path, environment=environment)
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
+    assert f"{file} cannot be written: " in result.stderr
+    assert "Traceback" not in result.stdout
+
+
 def wait_until(condition: Callable[[], bool], explain: Callable[[], str] = str) -> None:
     """Wait for what is sure to come true."""
     deadline = time.monotonic() + PATIENCE_SECONDS

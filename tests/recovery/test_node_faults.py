@@ -5,26 +5,26 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
 from tests.conftest import GitRepo
 
+from autopack.config import Settings
 from autopack.embedded_postgres import EmbeddedPostgres
 from autopack.gitrepo import Repository
 
 from .conftest import Stage, wait_until
 from .test_full_disks import Disk, disk_at, new_file
-from .test_nodes import ask, assert_equal, head, made_nodes, plan
+from .test_nodes import ask, assert_equal, head, made_nodes, plan, stages_of
 from .test_parallel import result
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.processes import ForkServer
-
-    from autopack.config import Settings
 
 pytestmark = [pytest.mark.e2e, pytest.mark.safety_critical]
 
@@ -170,3 +170,52 @@ def test_a_node_whose_clone_was_deleted_gets_all_branches_after_it_is_cloned_aga
     assert_equal(nodes)
     assert head(second, "run-002") == head(first, "run-002")
     assert Repository.open(second.settings).node_identity().node_id != before
+
+
+@pytest.mark.campaigns
+def test_three_nodes_that_start_at_once_on_an_empty_database_are_three_nodes_of_one_schema(
+    settings: Settings,
+    git_repo: GitRepo,
+    fork_server: ForkServer,
+    tmp_path: Path,
+    empty_database_url: str,
+) -> None:
+    url = Settings(_env_file=None, database_url=empty_database_url).database_url
+    own = settings.model_copy(update={"database_url": url})
+    nodes = stages_of(3, own, git_repo, fork_server, tmp_path)
+    with ExitStack() as stopping:
+        for node in nodes:
+            stopping.callback(node.stop)
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(Stage.start, nodes))
+        begin(nodes)
+        for step, node in enumerate(nodes):
+            build(node, step)
+        assert_equal(nodes)
+        assert len(nodes[0].must("GET", "/nodes")["nodes"]) == 3
+
+
+@pytest.mark.campaigns
+def test_a_shallow_clone_is_a_node_and_says_which_commit_it_lacks(
+    settings: Settings, git_repo: GitRepo, fork_server: ForkServer, tmp_path: Path
+) -> None:
+    first, second = stages_of(2, settings, git_repo, fork_server, tmp_path)
+    with ExitStack() as stopping:
+        for node in (first, second):
+            stopping.callback(node.stop)
+        first.start()
+        for run_id in ("run-001", "run-002"):
+            first.must("POST", "/runs/start", plan(run_id, 4))
+        base = git_repo.git("rev-parse", "main")
+        git_repo.commit({"new.txt": "new\n"})
+        clone = second.settings.repo_path
+        shutil.rmtree(clone)
+        origin = f"file://{git_repo.path}"
+        git_repo.git("clone", "--quiet", "--depth", "1", origin, str(clone))
+        second.start()
+        path = "/runs/run-001/phases/P1/builder_result"
+        refused = second.call("POST", path, result("src/p1/1", "text"))
+        assert (refused.status_code, refused.json()["commit"]) == (503, base)
+        second.repo.git("fetch", "--quiet", "--unshallow")
+        second.must("POST", path, result("src/p1/1", "text"))
+        assert_equal([first, second])

@@ -132,10 +132,13 @@ def nodes(
         yield stack.enter_context(running(stages))
 
 
+@pytest.mark.parametrize(
+    ("agents", "kills"), [(8, 1), pytest.param(20, 5, marks=pytest.mark.campaigns)]
+)
 def test_every_acknowledged_patch_is_on_each_node_whatever_is_killed_behind_the_proxy(
-    nodes: list[Stage],
+    nodes: list[Stage], agents: int, kills: int
 ) -> None:
-    endure(nodes, 8, kills=1)
+    endure(nodes, agents, kills)
 
 
 def await_level(nodes: list[Stage]) -> None:
@@ -194,7 +197,7 @@ def test_with_one_node_dead_every_request_is_answered_and_health_tells_of_it(
 
 
 @pytest.mark.parametrize("nodes", ["proxy_read_timeout 3s;"], indirect=True)
-@pytest.mark.parametrize("fate", ["frozen", "cut off"])
+@pytest.mark.parametrize("fate", ["frozen", pytest.param("cut off", marks=pytest.mark.campaigns)])
 def test_a_node_that_is_frozen_or_cut_off_holds_up_no_request_for_long_and_is_level_afterwards(
     nodes: list[Stage], network: Network, fate: str
 ) -> None:

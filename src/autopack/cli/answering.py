@@ -47,7 +47,7 @@ def answer(
 ) -> bool:
     """Answer requests until a signal comes; return whether it could start.
 
-    Raises DatabaseError, RepositoryUnusableError.
+    Raises DatabaseError, and UnavailableError for a repository or folders that cannot be used.
     """
     settings = given.settings
     # Here, so that wrong settings are shown without this slow import.
@@ -58,6 +58,7 @@ def answer(
     # The application could do this too; here, so that an error is shown as one line.
     context = stack.enter_context(open_context(settings))
     context = stack.enter_context(as_node(context, address=given.url))
+    context.mirror.prepare()
     server = _Server(
         uvicorn.Config(
             create_app(settings, context, is_beside=given.is_beside),

@@ -9,7 +9,7 @@ import typer
 
 from .. import __version__
 from ..config import SettingsError
-from ..gitrepo.errors import RepositoryUnusableError
+from ..domain.errors import UnavailableError
 from ..migrating import DatabaseError
 from .command import CommandError, command_app, importing
 from .settings import read_settings
@@ -42,5 +42,5 @@ def jobs(
         with jobs_process(read_settings(), queue or (), workers) as names:
             say(f"Autopack {__version__} works on {', '.join(names)}. Ctrl-C stops.", is_now=True)
             threading.Event().wait()
-    except (SettingsError, DatabaseError, RepositoryUnusableError) as error:
+    except (SettingsError, DatabaseError, UnavailableError) as error:
         raise CommandError(str(error)) from error

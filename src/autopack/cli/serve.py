@@ -15,7 +15,7 @@ import typer
 from .. import __version__
 from ..ci.sandbox import Sandbox
 from ..config import Settings, SettingsError, repository_top
-from ..gitrepo.errors import RepositoryUnusableError
+from ..domain.errors import UnavailableError
 from ..gitrepo.repository import Repository
 from ..migrating import DatabaseError
 from .address import address_line
@@ -68,7 +68,7 @@ def serve(
                 {name: value for name, value in given.items() if value is not None},
                 is_demo=demo,
             )
-    except (SettingsError, DatabaseError, RepositoryUnusableError) as error:
+    except (SettingsError, DatabaseError, UnavailableError) as error:
         raise CommandError(str(error)) from error
 
 

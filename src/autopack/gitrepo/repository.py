@@ -605,8 +605,23 @@ class Repository:
         yield "master"
 
     def _prepare_home(self) -> None:
-        """Create the service's own git directory, so that no setting of the user reaches git."""
+        """Create the service's own git directory, so that no setting of the user reaches git.
+
+        Raises StorageError.
+        """
         home = self._settings.home
+        try:
+            self._write_home(home)
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            raise StorageError(
+                f"{home} cannot be written: {reason}. AUTOPACK_HOME must name a folder that the"
+                " service may write to, on a disk with free space."
+            ) from error
+        self.remove_leftovers()
+        self._refs.remove_left_locks()
+
+    def _write_home(self, home: Path) -> None:
         for folder in (self._shadow / "objects", self._shadow / "refs", self._scratch):
             folder.mkdir(parents=True, exist_ok=True)
         project = home / PROJECT_FILE
@@ -620,8 +635,6 @@ class Repository:
             # Not written again: git of another process may read it at this moment.
             if not file.exists() or file.read_text() != text:
                 file.write_text(text)
-        self.remove_leftovers()
-        self._refs.remove_left_locks()
 
     def scratch_folder(self, prefix: str) -> AbstractContextManager[Path]:
         """Create a folder in the home for the time of a `with` block. Raises StorageError."""
