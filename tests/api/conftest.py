@@ -215,9 +215,9 @@ class Agents:
     def peek(self, role: str = "builder", run_id: str = "run-001") -> Response:
         return self.api.client.get(f"/runs/{run_id}/next_phase", params={"role": role})
 
-    def beat(self, item: Json, tokens_used: int = 0) -> Json:
+    def beat(self, item: Json, tokens_used: int = 0, **figures: str) -> Json:
         path = f"/runs/{item['run_id']}/phases/{item['phase_id']}/heartbeat"
-        body = {"lease_token": item["lease"]["token"], "tokens_used": tokens_used}
+        body = {"lease_token": item["lease"]["token"], "tokens_used": tokens_used, **figures}
         response = self.api.client.post(path, json=body)
         assert response.status_code == 200, response.text
         answer: Json = response.json()

@@ -187,6 +187,17 @@ def test_a_budget_that_is_nearly_used_up_is_told_while_the_run_lives(
     assert listed(api) == {}
 
 
+def test_money_that_is_nearly_used_up_is_told_too(api: Api, agents: Agents) -> None:
+    api.start(cost_cap_usd="10", phases=2)
+    api.result(cost_usd="7.99")
+    assert listed(api) == {}
+    api.result(phase_id="P0.1", cost_usd="0.01", status="failed", patch="")
+    item = listed(api)["budget_low:run-001"]
+    assert item["text"].startswith("has used 80 % of its $10")
+    counted = [each["at"] for each in agents.events() if each["kind"] == "TokensCounted"]
+    assert item["since"] == counted[-1]
+
+
 def test_a_phase_whose_agents_have_no_capacity_is_told_until_one_has(
     api: Api, agents: Agents
 ) -> None:

@@ -44,13 +44,13 @@ class TestRelease:
     ) -> None:
         api.start()
         item = agents.claim(account="mine")
-        agents.beat(item, 70)
+        agents.beat(item, 70, cost_usd="0.5")
         retry_at = later(agents, minutes=30)
         answer = give_back(api, item, reason=LIMIT, retry_at=retry_at, account="mine").json()
         assert answer["phase_state"] == "QUEUED"
         phase = api.phase()
         assert phase["builder_attempts_used"] == 0
-        assert phase["tokens_used"] == 70  # as the last heartbeat said
+        assert (phase["tokens_used"], phase["cost_usd"]) == (70, "0.500000"), "as of the last beat"
         assert phase["unavailable_reason"] == LIMIT
         assert phase["retry_account"] == "mine"
         assert phase["deadline_at"] is None

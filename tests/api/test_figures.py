@@ -18,6 +18,8 @@ from autopack.domain.figures import Grouping, percentile, seconds_of
 from autopack.services.figures import costs as costs_of
 from autopack.services.figures import count_ended_runs
 
+from .conftest import Agents
+
 if TYPE_CHECKING:
     from fastapi import FastAPI
     from tests.api.conftest import Api, Json
@@ -171,6 +173,18 @@ def test_only_a_result_with_tokens_and_without_a_cost_is_unpriced(
         assert (codex["tries"], codex["unpriced_results"]) == (4, 1)
         clock.now += timedelta(hours=1)
         add_up(app)
+
+
+def test_what_an_agent_told_of_an_attempt_that_lapsed_is_in_its_costs(
+    api: Api, app: FastAPI, clock: Clock
+) -> None:
+    agents = Agents(api, app)
+    api.start()
+    agents.beat(agents.claim(agent="codex"), 40, cost_usd="0.5")
+    clock.now += timedelta(minutes=20)
+    agents.upkeep()
+    assert shown(app) == spent(app) != {}
+    assert shown(app, Grouping.AGENT) == {"codex": (40, Decimal("0.5"))}
 
 
 def test_a_group_says_how_many_tries_its_phases_needed(
