@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from decimal import Decimal
 from typing import Protocol
 
 from .consequences import count_tokens, end_failed
@@ -20,7 +19,6 @@ from .events import (
     PhaseStarted,
     RunRolledBack,
 )
-from .money import ZERO_USD
 from .order import is_alone
 from .reviewing import await_review
 from .run import CompletedBy, FailureCode, PhaseState, RunState
@@ -39,12 +37,11 @@ class BranchNotOursError(ConflictError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatusByHand:
-    """An operator sets a phase's state, and reports tokens and cost of an attempt."""
+    """An operator sets a phase's state, and reports the tokens of an attempt."""
 
     phase_id: str
     wanted: PhaseStatus
     tokens: int = 0
-    cost: Decimal = ZERO_USD
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +73,9 @@ def set_status(decision: Decision, given: StatusByHand) -> None:
     Raises RunOverError, IllegalTransitionError, PhaseNotNextError.
     """
     phase_id, wanted = given.phase_id, given.wanted
-    if given.tokens or given.cost:
+    if given.tokens:
         decision.require_live()
-        count_tokens(decision, phase_id, given.tokens, given.cost)
+        count_tokens(decision, phase_id, given.tokens)
         if decision.state.is_over:
             return
     phase = decision.phase(phase_id)

@@ -22,7 +22,6 @@ from .deciding import Given, Undone, decide, settle, weigh_auditor_result, weigh
 from .errors import AutopackError
 from .issue_rules import IssueSeen, IssuesSeen
 from .judging import CiRunBegun, CiRunWanted, CiVerdict
-from .money import ZERO_USD
 from .operating import CANCELLED, BranchMoved, Cancel, Rollback, StatusByHand
 from .order import after_it, has_commits, to_undo
 from .patches import AppliedPatch, PendingPatch, RefusedPatch
@@ -245,7 +244,6 @@ class _Replayer:
                 phase_id=known.phase_id,
                 wanted=moved.STATE if moved else self.run.phase(known.phase_id).state,
                 tokens=counted.tokens if counted else 0,
-                cost=counted.cost_usd if counted else ZERO_USD,
             )
 
     def _unavailable(self, event: e.AgentUnavailable) -> Unavailable:
