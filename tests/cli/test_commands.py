@@ -175,6 +175,16 @@ def test_issues_and_policy_are_in_an_operators_hand(
     autopack.record_issue("run-001", "P1", issue)
     assert "ci__x" in terminal.run("issues", "list")
     assert list(terminal.json("issues", "list", "--run", "run-001")["issues_by_key"]) == ["ci__x"]
+    for option, value in (
+        ("--status", "open"),
+        ("--category", "ci"),
+        ("--severity", "minor"),
+        ("--text", "x"),
+        ("--order", "often"),
+        ("--cursor", "x"),
+    ):
+        refused = terminal.refusal("issues", "list", "--run", "run-001", option, value)
+        assert "--run takes no filter" in refused
     assert terminal.json("issues", "resolve", "ci__x")["status"] == "resolved"
     assert "resolved" in terminal.run("issues", "show", "ci__x")
     assert terminal.json("issues", "reopen", "ci__x")["status"] == "open"
