@@ -79,6 +79,7 @@ def copy(tmp_path: Path) -> Path:
     return tmp_path / "copy"
 
 
+@pytest.mark.campaigns  # it starts a whole service from a copy of the package
 def test_a_new_field_of_a_phase_changes_five_files_and_is_shown_everywhere(
     copy: Path, shown: Callable[[Path], dict[str, Any]]
 ) -> None:

@@ -114,7 +114,9 @@ def test_many_agents_take_every_phase_of_many_runs_once(
     stage.assert_consistent()
 
 
-@pytest.mark.parametrize("step", ["locked", "files_begun"])
+@pytest.mark.parametrize(
+    "step", ["locked", pytest.param("files_begun", marks=pytest.mark.campaigns)]
+)
 def test_killed_amid_claims_it_goes_on_where_it_was(stage: Stage, step: str) -> None:
     names = [f"run-{number:03}" for number in range(6)]
     for name in names:

@@ -50,7 +50,13 @@ def build(node: Stage, step: int, run_id: str = "run-001") -> None:
     node.must("POST", path, result(f"src/p{step}/{step}", run_id))
 
 
-@pytest.fixture(params=["home", "objects", "runs"])
+@pytest.fixture(
+    params=[
+        "objects",
+        pytest.param("home", marks=pytest.mark.campaigns),
+        pytest.param("runs", marks=pytest.mark.campaigns),
+    ]
+)
 def full(request: pytest.FixtureRequest, nodes: list[Stage]) -> Iterator[Disk]:
     """A small disk of the second node, which is full."""
     settings = nodes[1].settings
@@ -106,6 +112,7 @@ def is_answering(node: Stage) -> bool:
     return node.call("GET", "/health").status_code == 200
 
 
+@pytest.mark.campaigns
 def test_all_nodes_go_on_after_postgres_was_stopped_and_started(
     settings: Settings, git_repo: GitRepo, fork_server: ForkServer, tmp_path: Path
 ) -> None:
@@ -130,6 +137,7 @@ def test_all_nodes_go_on_after_postgres_was_stopped_and_started(
             assert_equal(nodes)
 
 
+@pytest.mark.campaigns
 def test_a_node_whose_runs_directory_was_deleted_writes_it_again(nodes: list[Stage]) -> None:
     first, second = nodes
     build(first, 0)
@@ -141,6 +149,7 @@ def test_a_node_whose_runs_directory_was_deleted_writes_it_again(nodes: list[Sta
     assert_equal(nodes)
 
 
+@pytest.mark.campaigns
 def test_a_node_whose_clone_was_deleted_gets_all_branches_after_it_is_cloned_again(
     nodes: list[Stage], git_repo: GitRepo
 ) -> None:

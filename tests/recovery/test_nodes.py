@@ -280,8 +280,13 @@ GIVEN_UP = {
 }
 
 
-def test_every_acknowledged_patch_is_on_each_node_whatever_is_killed(nodes: list[Stage]) -> None:
-    endure(nodes, AGENTS, kills=2)
+@pytest.mark.parametrize(
+    ("agents", "kills"), [(6, 1), pytest.param(AGENTS, 2, marks=pytest.mark.campaigns)]
+)
+def test_every_acknowledged_patch_is_on_each_node_whatever_is_killed(
+    nodes: list[Stage], agents: int, kills: int
+) -> None:
+    endure(nodes, agents, kills)
 
 
 def endure(nodes: list[Stage], agents: int, kills: int) -> None:

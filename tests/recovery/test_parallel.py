@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.e2e, pytest.mark.safety_critical]
 
 Json = dict[str, Any]
-RUNS = 20
 PHASES = 3
 
 
@@ -50,7 +49,8 @@ def all_at_once(calls: int, call: Any) -> list[Any]:
         return list(pool.map(wait_and_call, range(calls)))
 
 
-def test_twenty_runs_at_once_all_get_to_their_end_without_a_refusal(stage: Stage) -> None:
+@pytest.mark.parametrize("runs", [6, pytest.param(20, marks=pytest.mark.campaigns)])
+def test_many_runs_at_once_all_get_to_their_end_without_a_refusal(stage: Stage, runs: int) -> None:
     def drive(number: int) -> None:
         run_id = f"run-{number:03}"
         stage.must("POST", "/runs/start", plan(run_id))
@@ -60,8 +60,8 @@ def test_twenty_runs_at_once_all_get_to_their_end_without_a_refusal(stage: Stage
             stage.must("POST", f"{path}/record_issue", issue)
             stage.must("POST", f"{path}/builder_result", result(f"src/new{index}.txt", run_id))
 
-    all_at_once(RUNS, drive)
-    for number in range(RUNS):
+    all_at_once(runs, drive)
+    for number in range(runs):
         run_id = f"run-{number:03}"
         run = stage.must("GET", f"/runs/{run_id}")
         assert run["state"].startswith("DONE_"), run["state"]
