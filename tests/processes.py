@@ -11,10 +11,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
+
+import psutil
 
 TESTS = Path(__file__).resolve().parent
 PATIENCE_SECONDS = 180
@@ -114,6 +116,16 @@ class ForkServer:
         process = self.start(*words, folder=folder, environment=environment, first=first)
         output, errors = process.communicate(PATIENCE_SECONDS)
         return subprocess.CompletedProcess(words, process.wait(), output, errors)
+
+
+def answering(first: int) -> list[psutil.Process]:
+    """Return the processes that answer for a service, beside the first one."""
+    found = []
+    for child in psutil.Process(first).children():
+        with suppress(psutil.Error):  # it has ended
+            if "autopack.cli.answering" in child.cmdline():
+                found.append(child)
+    return found
 
 
 def _file() -> IO[str]:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import httpx
 import psutil
 import pytest
+from tests.processes import answering as processes_of
 
 from autopack.cli.answering import Answering
 from autopack.config import Settings
@@ -159,7 +160,7 @@ def test_several_processes_answer_and_one_that_is_killed_is_replaced(
     service.wait_for("Ctrl-C stops")
     method, url, body = _next_step(service.text)
     assert httpx.request(method, url, json=body).status_code == 201
-    first, second = _answering(service)
+    first, second = processes_of(service.process.pid)
     first.kill()
     first.wait(PATIENCE_SECONDS)
     for _ in range(5):  # the other one answers
@@ -170,7 +171,7 @@ def test_several_processes_answer_and_one_that_is_killed_is_replaced(
         for line in service.text.split("\n")
         if "process_ended" in line
     )
-    while len(_answering(service)) < 2:
+    while len(processes_of(service.process.pid)) < 2:
         assert service.process.poll() is None, service.text
     # What the killed one had counted is still counted, and its requests are not open for ever.
     figures = httpx.get(f"{service.url}/metrics").text
@@ -178,7 +179,7 @@ def test_several_processes_answer_and_one_that_is_killed_is_replaced(
     assert sum(map(float, counted)) == 6
     open_now = re.findall(r"^autopack_http_requests_in_flight{.*} (.+)$", figures, re.MULTILINE)
     assert [*map(float, open_now)] == [1]  # this very request
-    answering = _answering(service)
+    answering = processes_of(service.process.pid)
     assert service.end(signal.SIGTERM) == 0
     assert not [process for process in answering if process.is_running()]
     assert second in answering
@@ -187,7 +188,7 @@ def test_several_processes_answer_and_one_that_is_killed_is_replaced(
 def test_the_processes_of_a_service_end_with_its_first_one(serve: Serve, git_repo: GitRepo) -> None:
     service = serve(git_repo.path, "--processes", "2")
     service.wait_for("Ctrl-C stops")
-    answering = _answering(service)
+    answering = processes_of(service.process.pid)
     service.process.kill()
     _, alive = psutil.wait_procs(answering, PATIENCE_SECONDS)
     assert alive == []
@@ -217,14 +218,14 @@ def test_several_processes_go_on_without_reader_and_descriptors_until_a_second_s
             assert process.stdout is not None
             url = next(line.split()[1] for line in process.stdout if line.startswith("  API "))
             process.stdout.close()
-            first, second = _answering(service)
+            first, second = processes_of(service.process.pid)
             before = itself.rlimit(psutil.RLIMIT_NOFILE)
             itself.rlimit(psutil.RLIMIT_NOFILE, (3, before[1]))
             first.kill()
             first.wait(PATIENCE_SECONDS)
             assert httpx.get(f"{url}/health/live").status_code == 200
             itself.rlimit(psutil.RLIMIT_NOFILE, before)
-            while len(answering := _answering(service)) < 2:
+            while len(answering := processes_of(service.process.pid)) < 2:
                 assert process.poll() is None, service.text
             assert second in answering
             for each in answering:
@@ -354,12 +355,6 @@ def _next_step(text: str) -> tuple[str, str, object]:
     words = shlex.split(command)
     assert words[:2] == ["curl", "-X"]
     return words[2], words[3], json.loads(words[words.index("-d") + 1])
-
-
-def _answering(service: Service) -> list[psutil.Process]:
-    """Return the processes that answer for a service."""
-    children = psutil.Process(service.process.pid).children()
-    return [child for child in children if "autopack.cli.answering" in child.cmdline()]
 
 
 def _is_asked_to_end(process: psutil.Process) -> bool:

@@ -6,7 +6,6 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import psutil
 import pytest
+from tests.processes import answering
 
 from autopack.config import Settings
 from autopack.gitrepo import Repository
@@ -105,8 +105,7 @@ class Stage:
     def answering(self) -> list[psutil.Process]:
         """Return the processes that answer, where the service has several."""
         assert self._process is not None
-        children = psutil.Process(self._process.pid).children()
-        return [each for each in children if "autopack.cli.answering" in cmdline(each)]
+        return answering(self._process.pid)
 
     def is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None
@@ -170,13 +169,6 @@ def stage(
     stage.start()
     yield stage
     stage.stop()
-
-
-def cmdline(process: psutil.Process) -> list[str]:
-    """Return a process' words, none of one that has ended."""
-    with suppress(psutil.Error):
-        return process.cmdline()
-    return []
 
 
 def wait_until(condition: Callable[[], bool], explain: Callable[[], str]) -> None:
