@@ -252,7 +252,8 @@ class Feed:
         try:
             if self._is_wanted and not listener.has_heard():
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._news.wait(), seconds)
+                    async with asyncio.timeout(seconds):
+                        await self._news.wait()
         finally:
             loop.remove_reader(listener.file_number)
 
@@ -278,7 +279,9 @@ class _Mailbox:
         if not self._events:
             self._is_awake.clear()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._is_awake.wait(), KEEP_ALIVE_SECONDS)
+                # Not `wait_for`, which on Python 3.11 may swallow a cancellation.
+                async with asyncio.timeout(KEEP_ALIVE_SECONDS):
+                    await self._is_awake.wait()
         return self._events.popleft() if self._events else None
 
 
