@@ -185,6 +185,7 @@ def test_several_processes_answer_and_one_that_is_killed_is_replaced(
     assert second in answering
 
 
+@pytest.mark.campaigns
 def test_the_processes_of_a_service_end_with_its_first_one(serve: Serve, git_repo: GitRepo) -> None:
     service = serve(git_repo.path, "--processes", "2")
     service.wait_for("Ctrl-C stops")
@@ -200,6 +201,7 @@ def test_the_processes_of_a_service_end_with_its_first_one(serve: Serve, git_rep
     assert [folder for folder in left if folder.exists()] == []
 
 
+@pytest.mark.campaigns
 def test_several_processes_go_on_without_reader_and_descriptors_until_a_second_signal(
     git_repo: GitRepo, tmp_path: Path
 ) -> None:

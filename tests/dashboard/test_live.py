@@ -121,8 +121,10 @@ def test_a_browser_that_has_it_all_gets_nothing_again(served_here: ServedHere) -
 
 
 def test_open_pages_say_that_the_database_is_away_and_go_on(
-    served_here: ServedHere, database_url: str
+    served_here: ServedHere, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for module in ("services.feed", "dashboard.live"):  # how often a quiet page is looked after
+        monkeypatch.setattr(f"autopack.{module}.KEEP_ALIVE_SECONDS", 0.5)
     url = served_here.url
     start(url)
     address = make_url(database_url)

@@ -197,7 +197,8 @@ def test_with_one_node_dead_every_request_is_answered_and_health_tells_of_it(
 
 
 @pytest.mark.parametrize("nodes", ["proxy_read_timeout 3s;"], indirect=True)
-@pytest.mark.parametrize("fate", ["frozen", pytest.param("cut off", marks=pytest.mark.campaigns)])
+@pytest.mark.parametrize("fate", ["frozen", "cut off"])
+@pytest.mark.campaigns
 def test_a_node_that_is_frozen_or_cut_off_holds_up_no_request_for_long_and_is_level_afterwards(
     nodes: list[Stage], network: Network, fate: str
 ) -> None:
