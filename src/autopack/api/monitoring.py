@@ -61,7 +61,8 @@ class Traffic:
     def collect(self) -> Iterator[Metric]:
         """Yield the counts, and the figures of the operating system of a service's only process."""
         if self._is_shared:
-            yield from MultiProcessCollector(None).collect()  # type: ignore[no-untyped-call]
+            counted = MultiProcessCollector(None)  # type: ignore[no-untyped-call]  # has no types
+            yield from counted.collect()  # type: ignore[no-untyped-call]  # nor has this
             return
         yield from self.registry.collect()
         yield from ProcessCollector(registry=None).collect()

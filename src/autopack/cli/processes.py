@@ -81,7 +81,7 @@ class _Process:
             self._process.wait()
         self.link.close()
         # Its open requests count no more; what it has answered does.
-        multiprocess.mark_process_dead(  # type: ignore[no-untyped-call]
+        multiprocess.mark_process_dead(  # type: ignore[no-untyped-call]  # it has no types
             self._process.pid, str(self._counts)
         )
         return self._process.returncode
