@@ -295,7 +295,7 @@ class TestALostDatabase:
             if moment in statement and not cuts:
                 pid = connection.connection.driver_connection.info.backend_pid
                 cuts.append(pid)
-                sql(settings, f"SELECT pg_terminate_backend({pid})")
+                sql(settings, f"SELECT pg_terminate_backend({pid}, 5000)")
 
         event.listen(engine, "before_cursor_execute", cut)
         try:
@@ -326,7 +326,7 @@ class TestALostDatabase:
             if moment in statement and not cuts:
                 pid = connection.connection.driver_connection.info.backend_pid
                 cuts.append(pid)
-                sql(settings, f"SELECT pg_terminate_backend({pid})")
+                sql(settings, f"SELECT pg_terminate_backend({pid}, 5000)")
 
         event.listen(engine, "before_cursor_execute", cut)
         try:
@@ -347,7 +347,7 @@ class TestALostDatabase:
         api.start()
         sql(
             settings,
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
             "WHERE datname = current_database() AND pid <> pg_backend_pid()",
         )
         assert api.result().status_code == 200

@@ -66,7 +66,7 @@ def terminate_listener(url: str) -> int:
     """End the service's connection that listens, and return how many there were."""
     with psycopg2.connect(url) as connection, connection.cursor() as cursor:
         cursor.execute(
-            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
+            "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity"
             " WHERE application_name = 'autopack events' AND datname = current_database()"
         )
         found = cursor.fetchone()

@@ -146,7 +146,8 @@ def test_open_pages_say_that_the_database_is_away_and_go_on(
             allow("false")
             connection.execute(
                 text(
-                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name"
+                    "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+                    " WHERE datname = :name"
                 ),
                 {"name": address.database},
             )

@@ -98,7 +98,7 @@ def test_a_node_with_a_full_disk_says_so_while_the_others_go_on_and_heals_by_its
 
 def test_all_nodes_go_on_after_their_connections_are_cut(nodes: list[Stage]) -> None:
     cut = (
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
         " WHERE datname = current_database() AND pid <> pg_backend_pid()"
     )
     for step in range(2):

@@ -262,7 +262,7 @@ class Campaign:
         """Kill a node and a connection, and start the node again."""
         ask(
             self.nodes[0].settings,
-            "SELECT pg_terminate_backend(pid) FROM (SELECT pid FROM pg_stat_activity"
+            "SELECT pg_terminate_backend(pid, 5000) FROM (SELECT pid FROM pg_stat_activity"
             " WHERE datname = current_database() AND pid <> pg_backend_pid()"
             " ORDER BY random() LIMIT 1) one",
         )
