@@ -4,7 +4,8 @@
                                [--processes 2]
 
 Each client has its own run. For each hot request: requests a second, and the milliseconds within
-which half, 95 and 99 of a hundred are answered. The clients share the machine with the servers.
+which half, 95 and 99 of a hundred are answered. The clients share the machine with the servers,
+which take turns, as a machine may change its speed within seconds.
 `--soak` then sends so many requests of all kinds from eight clients, and prints the memory of the
 servers before and after. `--processes` are those of the service that answer; the floor has one.
 `src/autopack` must be importable.
@@ -15,14 +16,16 @@ from __future__ import annotations
 import argparse
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import httpx
 from servers import Server, Work, both
 
 SOAK_CLIENTS = 8
+TURNS = 4
+SOAK_TURNS = 10
 Requests = Callable[[Work, int], list[httpx.Request]]
 OPERATIONS: dict[str, Requests] = {
     "GET /runs/{id}": Work.reads,
@@ -40,37 +43,45 @@ MIX: tuple[tuple[Requests, int], ...] = (
 )
 
 
-@dataclass(frozen=True)
-class Figure:
-    rate: float
-    p50: float
-    p95: float
-    p99: float
+@dataclass
+class Figures:
+    """The seconds of all turns together, and the milliseconds of each of their requests."""
+
+    seconds: float = 0.0
+    walls: list[float] = field(default_factory=list)
 
     def __str__(self) -> str:
-        return f"{self.rate:8.0f}{self.p50:9.1f}{self.p95:9.1f}{self.p99:9.1f}"
+        walls = sorted(self.walls)
+        within = [walls[min(int(len(walls) * part), len(walls) - 1)] for part in (0.5, 0.95, 0.99)]
+        return f"{len(walls) / self.seconds:8.0f}" + "".join(f"{wall:9.1f}" for wall in within)
+
+    def drive(self, server: Server, batches: Sequence[Sequence[httpx.Request]]) -> None:
+        """Send each batch from its own client, all in parallel."""
+
+        def send(batch: Sequence[httpx.Request]) -> list[float]:
+            walls = []
+            for request in batch:
+                began = time.perf_counter()
+                server.send("load", request)
+                walls.append((time.perf_counter() - began) * 1e3)
+            return walls
+
+        began = time.perf_counter()
+        with ThreadPoolExecutor(len(batches)) as pool:
+            self.walls += itertools.chain.from_iterable(pool.map(send, batches))
+        self.seconds += time.perf_counter() - began
 
 
-def drive(server: Server, batches: Sequence[Sequence[httpx.Request]]) -> Figure:
-    """Send each batch from its own client, all in parallel."""
-
-    def send(batch: Sequence[httpx.Request]) -> list[float]:
-        walls = []
-        for request in batch:
-            began = time.perf_counter()
-            server.send("load", request)
-            walls.append((time.perf_counter() - began) * 1e3)
-        return walls
-
-    began = time.perf_counter()
-    with ThreadPoolExecutor(len(batches)) as pool:
-        walls = sorted(itertools.chain.from_iterable(pool.map(send, batches)))
-    seconds = time.perf_counter() - began
-
-    def within(share: float) -> float:
-        return walls[min(int(len(walls) * share), len(walls) - 1)]
-
-    return Figure(len(walls) / seconds, within(0.5), within(0.95), within(0.99))
+def in_turns(
+    works: Mapping[str, Sequence[Work]], make: Requests, each: int, turns: int
+) -> dict[str, Figures]:
+    """Let the clients of each server send so many requests in so many turns."""
+    figures = {name: Figures() for name in works}
+    for _ in range(turns):
+        for name, clients in works.items():
+            batches = [make(work, max(each // turns, 1)) for work in clients]
+            figures[name].drive(clients[0].server, batches)
+    return figures
 
 
 def mixed(work: Work, count: int) -> list[httpx.Request]:
@@ -79,15 +90,6 @@ def mixed(work: Work, count: int) -> list[httpx.Request]:
     for _ in range(count // 20):
         twenties += [request for make, number in MIX for request in make(work, number)]
     return twenties
-
-
-def soak(server: Server, count: int) -> tuple[Figure, int, int]:
-    """Send many requests in a few rounds; return the figures and the memory before and after."""
-    works = [Work(server, f"soak-{number}") for number in range(SOAK_CLIENTS)]
-    drive(server, [mixed(work, 40) for work in works])  # warm
-    before = server.memory()
-    figure = drive(server, [mixed(work, count // SOAK_CLIENTS) for work in works])
-    return figure, before, server.memory()
 
 
 def main() -> None:
@@ -101,19 +103,28 @@ def main() -> None:
     options = parser.parse_args()
     with both(AUTOPACK_PROCESSES=str(options.processes)) as servers:
         named = dict(zip(("ours", "floor"), servers, strict=True))
+
+        def clients(prefix: str, count: int) -> dict[str, list[Work]]:
+            return {
+                name: [Work(server, f"{prefix}-{number}") for number in range(count)]
+                for name, server in named.items()
+            }
+
         print(f"{'':18}{'clients':>8}{'':8}{'a second':>8}{'p50 ms':>9}{'p95 ms':>9}{'p99 ms':>9}")
-        for (name, make), clients in itertools.product(OPERATIONS.items(), options.clients):
-            for whose, server in named.items():
-                works = [Work(server, f"{name[:3]}-{clients}-{n}") for n in range(clients)]
-                for work in works:
-                    server.client.send(make(work, 1)[0])  # warm
-                each = max(options.requests // clients, 5)
-                figure = drive(server, [make(work, each) for work in works])
-                print(f"{name:18}{clients:>8}  {whose:6}{figure}", flush=True)
+        for (name, make), count in itertools.product(OPERATIONS.items(), options.clients):
+            works = clients(f"{name[:3]}-{count}", count)
+            in_turns(works, make, 1, 1)  # warm
+            each = max(options.requests // count, TURNS)
+            for whose, figures in in_turns(works, make, each, TURNS).items():
+                print(f"{name:18}{count:>8}  {whose:6}{figures}", flush=True)
         if options.soak:
-            for whose, server in named.items():
-                figure, before, after = soak(server, options.soak)
-                print(f"{'mixed':18}{SOAK_CLIENTS:>8}  {whose:6}{figure}  {before} MB, {after} MB")
+            works = clients("soak", SOAK_CLIENTS)
+            in_turns(works, mixed, 40, 1)  # warm
+            before = [server.memory() for server in servers]
+            soaked = in_turns(works, mixed, options.soak // SOAK_CLIENTS, SOAK_TURNS)
+            for whose, least in zip(named, before, strict=True):
+                grown = f"{least} MB, {named[whose].memory()} MB"
+                print(f"{'mixed':18}{SOAK_CLIENTS:>8}  {whose:6}{soaked[whose]}  {grown}")
         failures = sum(server.failures for server in servers)
     print(f"{failures} requests failed")
 

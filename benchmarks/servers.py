@@ -192,7 +192,12 @@ def running(command: Sequence[str], log: Path, environment: Row, path: str) -> I
             stderr=subprocess.STDOUT,
         )
     try:
-        client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120, trust_env=False)
+        client = httpx.Client(
+            base_url=f"http://127.0.0.1:{port}",
+            timeout=120,
+            limits=httpx.Limits(),  # else 12 of 32 clients would connect again each time
+            trust_env=False,
+        )
         deadline = time.monotonic() + 120
         while True:
             try:
