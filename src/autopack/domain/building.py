@@ -147,11 +147,14 @@ def fail_attempt(
                 phase_id=phase_id, reason="two attempts failed in the same way: no progress"
             )
         )
-    requeue(decision, phase_id, reason)
+    give_next_try(decision, phase_id, reason)
 
 
-def requeue(decision: Decision, phase_id: str, reason: str) -> None:
-    """Queue a phase again while Builder tries are left, else send it to the Auditor or fail it."""
+def give_next_try(decision: Decision, phase_id: str, reason: str) -> None:
+    """Give the next try to a Builder, else to an Auditor; the phase fails if neither has one.
+
+    So the phase comes to QUEUED, to the gate or to its end. (rules §2.1)
+    """
     phase = decision.phase(phase_id)
     if phase.builder_tries_left:
         decision.record(PhaseQueued(phase_id=phase_id, reason=reason))

@@ -12,7 +12,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Final
 
-from .building import open_attempt, requeue
+from .building import give_next_try, open_attempt
 from .consequences import count_tokens
 from .decision import Decision
 from .events import AgentUnavailable, CapacityAwaited
@@ -72,7 +72,7 @@ def accept_unavailable(decision: Decision, given: Unavailable) -> None:
         return
     reason = f"the {given.role.capitalize()} was unavailable: {given.reason}"
     if given.role is Role.BUILDER:
-        requeue(decision, phase_id, reason)
+        give_next_try(decision, phase_id, reason)
     else:
         await_review(decision, phase_id, reason, not_before=given.retry_at)
     if (

@@ -179,6 +179,8 @@ class PhaseStarted(PhaseMoved):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PhaseGated(PhaseMoved):
+    """The phase came to the gate, from which a review, CI or completion follows. (rules §2.1)"""
+
     STATE = PhaseStatus.GATE
 
     commit: str | None = None
@@ -315,7 +317,11 @@ class TryReturned(PhaseEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuilderTriesSpent(PhaseEvent):
-    pass
+    """The Builder loses the tries that it had left; `reason` names the rule. (rules §2.2, §3)
+
+    Two tries failed in the same way, or the phase passed its cap of tokens. Tries that are used one
+    by one record no such event.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -390,7 +396,10 @@ class ReviewRefused(PhaseEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReviewFailed(PhaseEvent):
-    """An Auditor's try had no result; `reason` says why."""
+    """A review has no result, or none can be made; `reason` says why. (rules §2.1)
+
+    What follows is another review, a Builder's try or the end of the phase.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -200,7 +200,7 @@ def ask_for_review(decision: Decision, wish: ReviewWish) -> None:
 
 
 def enter_review(decision: Decision, phase_id: str, reason: str) -> None:
-    """Start a phase's review, with a deadline; fail a phase without Auditor tries. (rules §2.1)"""
+    """Start a phase's review, with a deadline; without an Auditor try the review fails."""
     if decision.phase(phase_id).auditor_tries_left:
         await_review(decision, phase_id, reason)
     else:
@@ -218,7 +218,11 @@ def await_review(
 
 
 def fail_review(decision: Decision, phase_id: str, reason: str) -> None:
-    """End an Auditor's try in failure: another review, back to the Builder, or the phase fails."""
+    """Record that a review has no result; give the next try to an Auditor, else to a Builder.
+
+    The phase fails if neither has one. Without an Auditor try there was no review at all, or the
+    approvals that are missing cannot come. (rules §2.1)
+    """
     decision.record(ReviewFailed(phase_id=phase_id, reason=reason))
     phase = decision.phase(phase_id)
     if phase.auditor_tries_left:
