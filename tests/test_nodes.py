@@ -567,7 +567,7 @@ def test_health_says_that_a_node_catches_up_and_lets_it_be_asked(
     app: FastAPI, client: TestClient
 ) -> None:
     start(client, "run-001", "run-002")
-    with app.state.context.reading() as session:
+    with app.state.context.autocommitting() as session:
         place = store.Place(position=1, unseen_before=store.next_run_pk(session))
         store.set_place(session, app.state.context.node_id, place)
     health = client.get("/health")

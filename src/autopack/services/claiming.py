@@ -159,7 +159,7 @@ def heartbeat(
     """
     # Not `changing`: a heartbeat is no event and touches no branch or file, so the lock of the
     # run's row is enough. A change that holds the run's own lock locks the row too.
-    with context.reading() as session:
+    with context.autocommitting() as session:
         run = runs.lock_run(session, run_id)
         phase = runs.get_phase(run, phase_id)
         lease = leases.find_lease(session, phase.id, token)

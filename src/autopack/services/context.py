@@ -62,6 +62,13 @@ class AppContext:
         """Open a session for a use case that changes nothing; each statement is a transaction."""
         return RowSession(self.autocommit)
 
+    def autocommitting(self) -> RowSession:
+        """Open a session that writes without an end of its own: each statement is a transaction.
+
+        Or a few are one, between `begin_change` and `commit`; either spares round trips.
+        """
+        return RowSession(self.autocommit)
+
     def writing(self) -> RowSession:
         """Open a session for a use case that changes no run; the use case must commit."""
         return RowSession(self.engine, is_writing=True)

@@ -59,7 +59,7 @@ def look_at_all(context: AppContext) -> tuple[Place, int]:
 
     Returns up to where this node has looked, and the last settled event.
     """
-    with context.reading() as session:
+    with context.autocommitting() as session:
         place = nodes.get_place(session, context.node_id)
         settled, _ = feed.find_settled(session)
         behind = settled - place.position
@@ -118,7 +118,7 @@ def _list_unseen(
 
 
 def _note(context: AppContext, place: Place) -> None:
-    with context.reading() as session:
+    with context.autocommitting() as session:
         nodes.set_place(session, context.node_id, place)
 
 

@@ -218,7 +218,7 @@ class Keyring:
         if is_known:
             return caller
         generation, read_at, now = self._generation, time.monotonic(), self._context.now()
-        with self._context.reading() as session:
+        with self._context.autocommitting() as session:
             opened = keys.find_session(session, digest, now) if is_session else None
             secret = opened.key_sha256 if opened is not None else digest
             key = None if is_session and opened is None else keys.find_by_digest(session, secret)

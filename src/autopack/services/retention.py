@@ -167,5 +167,5 @@ def _mark(context: AppContext, run_pks: list[int]) -> None:
     except AutopackError as error:
         logger.warning("files_not_synced", why=error.detail)
         return
-    with context.reading() as session:
+    with context.autocommitting() as session:
         nodes.mark_removed(session, run_pks, context.node_id)
