@@ -20,6 +20,7 @@ from psycopg2 import errorcodes
 from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
 
+from .advisory_locks import MIGRATION
 from .domain.schema_steps import StepFaults, find_faults
 from .patience import wait_forever
 
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 
 logger = structlog.get_logger(__name__)
 
-# An arbitrary number that must be the same in every Autopack.
-MIGRATION_LOCK: Final = 4_702_111_234_474_983_745
 # One migration's transaction waits for its locks no longer than this, all its statements together.
 LOCK_SECONDS: Final = 0.5
 # So long it is tried again. A backup or an open psql may hold a lock for minutes.
@@ -229,8 +228,8 @@ def _alone(engine: Engine) -> Iterator[Connection]:
         connection.execute(text("SET statement_timeout = 0"))
         connection.execute(text(_YIELDING_AUTOVACUUM))
         is_waiting = False
-        ask = text("SELECT pg_try_advisory_lock(:lock)")
-        while not connection.scalar(ask, {"lock": MIGRATION_LOCK}):
+        ask = text(f"SELECT pg_try_advisory_lock({MIGRATION})")
+        while not connection.scalar(ask):
             connection.commit()
             if not is_waiting:
                 logger.info("another_process_migrates")

@@ -16,6 +16,7 @@ from sqlalchemy import Engine, Row, Select, select, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
+from ..advisory_locks import FIRST_FEED_NUMBER, LAST_FEED_NUMBER
 from ..domain.events import EventRecord
 from ..domain.states import RunStatus
 from ..models import EventRow, Run
@@ -26,11 +27,11 @@ PAGE: Final = 500
 # The newest id first: a transaction without a lock at the second query writes only after that id.
 _NEWEST = text("SELECT last_value - (NOT is_called)::int FROM events_id_seq")
 _LOCKED = text(
-    "SELECT min((classid::bigint - 1635087000) << 31 | objid::bigint) FROM pg_locks"
+    "SELECT min((classid::bigint - :first) << 31 | objid::bigint) FROM pg_locks"
     " WHERE locktype = 'advisory' AND objsubid = 2"
-    " AND classid::bigint BETWEEN 1635087000 AND 1635087999"
+    " AND classid::bigint BETWEEN :first AND :last"
     " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
-)
+).bindparams(first=FIRST_FEED_NUMBER, last=LAST_FEED_NUMBER)
 _EVENTS = select(
     EventRow.id,
     EventRow.run_pk,

@@ -9,13 +9,14 @@ from typing import Final
 from sqlalchemy import delete, func, or_, select, text, update
 from sqlalchemy.orm import Session
 
+from ..advisory_locks import AUDIT_LOG
 from ..domain.audit import Deed, hash_of
 from ..domain.errors import NotFoundError
 from ..domain.events import GENESIS_HASH
 from ..models import ApiKey, AuditEntry, BrowserSession
 
 PAGE: Final = 1_000
-_LOCK: Final = text("SELECT pg_advisory_xact_lock(hashtextextended('audit_log', 3))")
+_LOCK: Final = text(f"SELECT pg_advisory_xact_lock({AUDIT_LOG.number})")
 
 
 def find_by_digest(session: Session, digest: str) -> ApiKey | None:

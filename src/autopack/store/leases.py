@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
 
+from ..advisory_locks import LEASES_OF_CALLER
 from ..models import Lease
 from .rows import Rows
 from .session import RowSession
@@ -18,6 +19,7 @@ def hash_token(token: str) -> str:
 
 
 LEASES: Final = Rows(Lease)
+_LOCK: Final = f"SELECT pg_advisory_xact_lock({LEASES_OF_CALLER.number('%s')})"
 
 
 def add_lease(session: RowSession, lease: Lease) -> Lease:
@@ -37,8 +39,7 @@ def count_open_of(session: RowSession, actor_prefix: str) -> int:
 
     Until the transaction ends, another count for this prefix waits: two claims see each other.
     """
-    lock = "SELECT pg_advisory_xact_lock(hashtextextended(%s, 4))"
-    session.gather(lock, (actor_prefix,))
+    session.gather(_LOCK, (LEASES_OF_CALLER.text_of(actor_prefix),))
     count = "SELECT count(*) FROM leases WHERE ended_at IS NULL AND starts_with(actor, %s)"
     ((held,),) = session.fetch(count, (actor_prefix,))
     return int(held)

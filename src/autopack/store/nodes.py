@@ -25,14 +25,15 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from ..advisory_locks import NODE, REGISTRATION, SERVING
 from ..models import EventRow, Node, NodeRun, Run, ServedRepository
 from .session import RowSession
 
-_GUARD = text("SELECT pg_advisory_xact_lock(hashtextextended('nodes', 1))")
-_TRY_ALONE = text("SELECT pg_try_advisory_xact_lock(hashtextextended('served', 2))")
-_SHARE = text("SELECT pg_advisory_lock_shared(hashtextextended('served', 2))")
+_GUARD = text(f"SELECT pg_advisory_xact_lock({REGISTRATION.number})")
+_TRY_ALONE = text(f"SELECT pg_try_advisory_xact_lock({SERVING.number})")
+_SHARE = text(f"SELECT pg_advisory_lock_shared({SERVING.number})")
 _LEAVE = text("SELECT pg_advisory_unlock_all()")
-_TURN = text("SELECT pg_try_advisory_xact_lock(hashtextextended(:key, 2))")
+_TURN = text(f"SELECT pg_try_advisory_xact_lock({NODE.number(':key')})")
 # More events than are read at once; what a node lacks of them is counted up to here.
 EVENTS_COUNTED: Final = 10_000
 # A node without a sign of life for so long counts as stopped, and leaves the list after the other.
@@ -201,7 +202,7 @@ def set_ruleset(session: Session, node_id: str, sha256: str) -> None:
 
 def try_turn(session: Session, node_id: str) -> bool:
     """Try to get the lock of a node's background work, until the end of the transaction."""
-    return bool(session.scalars(_TURN, {"key": f"node:{node_id}"}).one())
+    return bool(session.scalars(_TURN, {"key": NODE.text_of(node_id)}).one())
 
 
 # What the branch and files of a run show

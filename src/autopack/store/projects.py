@@ -9,9 +9,10 @@ from typing import Final
 from sqlalchemy import Engine, exists, func, select, text
 from sqlalchemy.orm import Session
 
+from ..advisory_locks import PROJECTS
 from ..models import Project, Run
 
-_LOCK: Final = text("SELECT pg_advisory_xact_lock(hashtextextended('projects', 6))")
+_LOCK: Final = text(f"SELECT pg_advisory_xact_lock({PROJECTS.number})")
 # The rest of a name of a database, which has 63 bytes at most.
 _LONGEST_PREFIX: Final = 30
 

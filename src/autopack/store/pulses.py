@@ -8,21 +8,22 @@ from sqlalchemy import func, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from ..advisory_locks import PERIODIC_WORK
 from ..models import Pulse
 
 # A frozen process loses its turn after so long without `keep_turn`; less than the silence after
 # which the service counts as unhealthy (services/health.py).
 IDLE_MILLISECONDS: Final = 45_000
+_TRY_TURN: Final = text(
+    f"SELECT pg_try_advisory_xact_lock({PERIODIC_WORK.number(':key')}),"
+    " set_config('idle_in_transaction_session_timeout', :idle, true)"
+)
 
 
 def try_turn(session: Session, name: str) -> bool:
     """Try to get the lock of periodic work, until the end of the transaction."""
-    query = text(
-        "SELECT pg_try_advisory_xact_lock(hashtextextended(:key, 0)),"
-        " set_config('idle_in_transaction_session_timeout', :idle, true)"
-    )
-    values = {"key": f"pulse:{name}", "idle": str(IDLE_MILLISECONDS)}
-    return bool(session.execute(query, values).one()[0])
+    values = {"key": PERIODIC_WORK.text_of(name), "idle": str(IDLE_MILLISECONDS)}
+    return bool(session.execute(_TRY_TURN, values).one()[0])
 
 
 def keep_turn(session: Session) -> None:

@@ -6,14 +6,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 
 from sqlalchemy import case, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
+from ..advisory_locks import PUSH
 from ..domain.run import FailureCode
 from ..models import Commit, Phase, Push, Run
+
+_TRY_LOCK: Final = text(f"SELECT pg_try_advisory_lock({PUSH.number(':key')})")
+_UNLOCK: Final = text(f"SELECT pg_advisory_unlock({PUSH.number(':key')})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +71,8 @@ def push_lock(session: Session, run_pk: int) -> Iterator[bool]:
     No row stays locked meanwhile. The session must be bound to a connection; the lock ends with it,
     so a killed service leaves none.
     """
-    key = {"key": f"push:{run_pk}"}  # a run's name has no colon, so this is never a run's lock
-    query = text("SELECT pg_try_advisory_lock(hashtextextended(:key, 0))")
-    is_mine = bool(session.scalars(query, key).one())
+    key = {"key": PUSH.text_of(run_pk)}
+    is_mine = bool(session.scalars(_TRY_LOCK, key).one())
     session.commit()
     try:
         yield is_mine
@@ -77,7 +81,7 @@ def push_lock(session: Session, run_pk: int) -> Iterator[bool]:
             session.rollback()
             connection = session.connection()
             try:
-                session.execute(text("SELECT pg_advisory_unlock(hashtextextended(:key, 0))"), key)
+                session.execute(_UNLOCK, key)
                 session.commit()
             except DBAPIError:
                 connection.invalidate()

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import exists, select, text
 from sqlalchemy.orm import Session, undefer
 
+from ..advisory_locks import RULESET
 from ..domain.audit import AuditAction
 from ..models import AuditEntry, RulesetVersion
+
+_LOCK: Final = text(f"SELECT pg_advisory_xact_lock({RULESET.number(':name')})")
 
 
 def lock_latest(session: Session, project_id: str) -> RulesetVersion | None:
     """Return the project's latest version; no other is added until the end of the transaction."""
-    lock = text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 1))")
-    session.execute(lock, {"name": project_id})
+    session.execute(_LOCK, {"name": RULESET.text_of(project_id)})
     return get_latest(session, project_id)
 
 

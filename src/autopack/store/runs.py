@@ -23,6 +23,7 @@ from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from .. import tracing
+from ..advisory_locks import RUN
 from ..domain.dependencies import DependencyChange, dependency_document
 from ..domain.errors import NotFoundError, UnavailableError
 from ..domain.events import (
@@ -59,9 +60,9 @@ TIERS: Final = Rows(Tier)
 PHASES: Final = Rows(Phase)
 EVENTS: Final = Rows(EventRow)
 
-_LOCK: Final = "SELECT pg_advisory_lock(hashtextextended(%s, 0))"
-_TRY_LOCK: Final = "SELECT pg_try_advisory_lock(hashtextextended(%s, 0))"
-_UNLOCK: Final = "SELECT pg_advisory_unlock(hashtextextended(%s, 0))"
+_LOCK: Final = f"SELECT pg_advisory_lock({RUN.number('%s')})"
+_TRY_LOCK: Final = f"SELECT pg_try_advisory_lock({RUN.number('%s')})"
+_UNLOCK: Final = f"SELECT pg_advisory_unlock({RUN.number('%s')})"
 # The index is over lower(run_id); the name itself must match exactly.
 _BY_NAME: Final = PreparedSelect(RUNS, "WHERE lower(run_id) = %s AND run_id = %s")
 _BY_NAME_LOCKED: Final = PreparedSelect(RUNS, "WHERE lower(run_id) = %s AND run_id = %s FOR UPDATE")
@@ -89,7 +90,7 @@ def run_lock(session: RowSession, run_id: str, *, is_waiting: bool = True) -> It
     The session must be bound to a connection. The lock ends with the connection, so a killed
     service leaves none.
     """
-    key = (run_id.lower(),)
+    key = (RUN.text_of(run_id.lower()),)
     if is_waiting:
         session.gather(_LOCK, key)
     else:
@@ -123,7 +124,7 @@ def unlocking(session: RowSession, run_id: str) -> Iterator[None]:
     finally:
         # A lost connection holds no lock; earlier commits stay.
         with suppress(DBAPIError, InvalidRequestError), _no_lock_left(session):
-            session.gather(_UNLOCK, (run_id.lower(),))
+            session.gather(_UNLOCK, (RUN.text_of(run_id.lower()),))
             session.commit()
 
 
@@ -246,7 +247,7 @@ _BUSY = {
 }
 
 # The list is computed before any lock is tried, and read only up to the first free run.
-_LOCK_WITH_WORK: Final = """
+_LOCK_WITH_WORK: Final = f"""
     WITH candidate AS MATERIALIZED (
         SELECT r.run_id FROM runs r
         WHERE r.ended_at IS NULL AND r.run_id <> ALL(%(passed)s)
@@ -258,7 +259,7 @@ _LOCK_WITH_WORK: Final = """
         ORDER BY r.created_at, r.id
     )
     SELECT run_id FROM candidate
-    WHERE pg_try_advisory_lock(hashtextextended(lower(run_id), 0)) LIMIT 1"""
+    WHERE pg_try_advisory_lock({RUN.number("lower(run_id)")}) LIMIT 1"""  # noqa: S608 - literals
 
 
 def list_lagging(session: Session, node_id: str, limit: int) -> list[str]:
