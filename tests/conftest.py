@@ -326,6 +326,23 @@ def dropped_projects(database_url: str, postgres_url: str) -> Iterator[None]:
         _execute(postgres_url, f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 
 
+@pytest.fixture
+def copied_databases(
+    dropped_projects: None, template_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Let this process give new projects a database at head, which their start migrates no more.
+
+    The migrations take most of the time to add a project. Where a project is added by another
+    process, they run (tests/recovery).
+    """
+
+    def copy(autocommit: Engine, name: str) -> None:
+        with autocommit.connect() as connection:
+            connection.exec_driver_sql(f'CREATE DATABASE "{name}" TEMPLATE "{template_database}"')
+
+    monkeypatch.setattr("autopack.store.projects.create_database", copy)
+
+
 def _databases_of_projects(url: str) -> list[str]:
     connection = psycopg2.connect(url)
     try:

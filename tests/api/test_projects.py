@@ -114,7 +114,7 @@ class Service:
 
 @pytest.fixture
 def service(
-    settings: Settings, git_repo: GitRepo, tmp_path: Path, dropped_projects: None
+    settings: Settings, git_repo: GitRepo, tmp_path: Path, copied_databases: None
 ) -> Iterator[Service]:
     remote = SecretStr(bare(tmp_path / f"{mark_of(DEFAULT)}.git"))
     changes = {"auth": "required", "webhook_private": True, "git_remote": remote}
