@@ -63,8 +63,8 @@ def require_history(context: AppContext) -> None:
     """Check that the database's runs are of this repository. Raises ServedElsewhereError."""
     with context.writing() as session:
         known = nodes.lock_repository(session)
-        if known is not None:
-            _require_shared_history(session, known, context.repository)
+        if known is not None and nodes.has_runs(session):
+            _require_shared_history(known, context.repository)
 
 
 def register(context: AppContext, address: str | None = None) -> AppContext:
@@ -77,9 +77,9 @@ def register(context: AppContext, address: str | None = None) -> AppContext:
     with context.writing() as session:
         known = nodes.lock_repository(session)
         mine = repository.node_identity()
-        if known is not None:
-            _require_shared_history(session, known, repository)
-        if known is None or not nodes.has_runs(session):
+        if known is not None and nodes.has_runs(session):
+            _require_shared_history(known, repository)
+        else:
             roots = list(repository.root_commits())
             nodes.put_repository(session, place=mine.place, root_commits=roots)
         generation = nodes.find_generation(session, mine.node_id)
@@ -106,12 +106,10 @@ def _renewed(context: AppContext) -> NodeIdentity:
     return context.repository.node_identity()
 
 
-def _require_shared_history(
-    session: Session, known: ServedRepository, repository: Repository
-) -> None:
+def _require_shared_history(known: ServedRepository, repository: Repository) -> None:
     roots = repository.root_commits()
     is_comparable = roots and known.root_commits  # a shallow clone has none
-    if is_comparable and not {*roots} & {*known.root_commits} and nodes.has_runs(session):
+    if is_comparable and not {*roots} & {*known.root_commits}:
         raise ServedElsewhereError(
             f"the database has runs of the repository at {known.place} (first commit"
             f" {known.root_commits[0]}); {repository.node_identity().place} (first commit"
