@@ -41,7 +41,7 @@ PARTS: Final[dict[str, list[tuple[str, str, str]]]] = {
     ],
     "rules": [
         ("autopack.services.change", "", "decide"),
-        ("autopack.services.settling", "", "settle_run"),
+        ("autopack.services.settling", "", "conclude"),
         ("autopack.services.building", "", "weigh_builder_result"),
         ("autopack.store.runs", "", "read_state write_state add_events"),
     ],

@@ -221,7 +221,7 @@ def _sample() -> list[tuple[str, bytes | None]]:
 def quiet_nodes() -> Iterator[None]:
     """Let the thread of an application in this process send no statement amid those of a test."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("autopack.services.nodes.BEAT_SECONDS", 3_600)
+        patch.setattr("autopack.services.nodes.LOOK_SECONDS", 3_600)
         yield
 
 

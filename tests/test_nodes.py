@@ -36,7 +36,7 @@ from autopack.services.building import submit_builder_result
 from autopack.services.context import AppContext
 from autopack.services.deliveries import deliver_webhook
 from autopack.services.following import follow_events, look_at_all
-from autopack.services.nodes import NodePlace
+from autopack.services.nodes import NodeMember
 from autopack.services.notifications import tell_webhooks
 from autopack.services.starting import start_run
 from autopack.services.upkeep import PULSE, start_up, tend_node
@@ -201,20 +201,20 @@ def test_a_start_that_was_cut_before_the_database_knew_it_keeps_the_node(serve: 
 
 
 def test_a_service_answers_no_more_once_a_copy_of_its_home_was_started(
-    app: FastAPI, client: TestClient, place: NodePlace
+    app: FastAPI, client: TestClient, member: NodeMember
 ) -> None:
     """The copy of a disk on another machine: same files, even the same inodes."""
     assert client.post("/runs/start", json=PLAN).status_code == 201
-    copied = _generations(place.context).read_text()
-    nodes.register(place.context)  # the copy, on its own disk …
-    _generations(place.context).write_text(copied)  # … so here nothing has changed
-    place.look()
+    copied = _generations(member.context).read_text()
+    nodes.register(member.context)  # the copy, on its own disk …
+    _generations(member.context).write_text(copied)  # … so here nothing has changed
+    member.look()
     answer = client.post("/runs/start", json=PLAN | {"run": {"run_id": "run-002"}})
     assert (answer.status_code, answer.json()["code"]) == (503, "superseded")
     health = client.get("/health")
     assert health.status_code == 503
     assert "copy of this one's home" in health.json()["checks"]["database"]["detail"]
-    with place.context.reading() as session:  # the copy trusts none of its files and branches
+    with member.context.reading() as session:  # the copy trusts none of its files and branches
         [mark] = session.fetch("SELECT mirrored_revision FROM runs")
     assert mark == (0,)
 
@@ -250,11 +250,11 @@ def test_only_ci_may_run_in_any_clone_of_the_repository(
 
 
 @pytest.fixture
-def place(app: FastAPI, client: TestClient) -> Iterator[NodePlace]:
+def member(app: FastAPI, client: TestClient) -> Iterator[NodeMember]:
     """A second process of the application's node, with the application's own context."""
-    place = NodePlace(app.state.context)
-    yield place
-    place.close()
+    member = NodeMember(app.state.context)
+    yield member
+    member.close()
 
 
 @pytest.fixture
@@ -366,15 +366,15 @@ def test_a_removed_node_comes_back_as_itself_and_trusts_none_of_its_files(
 
 
 def test_a_node_that_only_seemed_to_be_gone_comes_back_with_its_next_sign_of_life(
-    place: NodePlace, client: TestClient
+    member: NodeMember, client: TestClient
 ) -> None:
-    place.look()
-    with place.context.writing() as session:
-        store.remove_node(session, place.context.node_id)
+    member.look()
+    with member.context.writing() as session:
+        store.remove_node(session, member.context.node_id)
         session.commit()
-    place.look()
+    member.look()
     [node] = client.get("/nodes").json()["nodes"]
-    assert node["id"] == place.context.node_id
+    assert node["id"] == member.context.node_id
 
 
 @pytest.fixture
@@ -568,8 +568,8 @@ def test_health_says_that_a_node_catches_up_and_lets_it_be_asked(
 ) -> None:
     start(client, "run-001", "run-002")
     with app.state.context.autocommitting() as session:
-        place = store.Place(position=1, unseen_before=store.next_run_pk(session))
-        store.set_place(session, app.state.context.node_id, place)
+        followed = store.Followed(position=1, unseen_before=store.next_run_pk(session))
+        store.set_followed(session, app.state.context.node_id, followed)
     health = client.get("/health")
     assert health.json()["checks"]["node"]["detail"] == "catching up: 2 runs to look at"
     assert (health.status_code, health.json()["status"]) == (200, "healthy")

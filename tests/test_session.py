@@ -19,7 +19,7 @@ from autopack.store.ci_runs import CI_RUNS
 from autopack.store.issues import ISSUES
 from autopack.store.leases import LEASES, add_lease, end_leases
 from autopack.store.rows import PreparedJoin, PreparedSelect, differences
-from autopack.store.runs import PHASES, RUNS, TIERS, add_run, mark_mirrored, place
+from autopack.store.runs import PHASES, RUNS, TIERS, add_run, attach, mark_mirrored
 from autopack.store.session import RowSession
 
 from .test_models import NOON, PHASE, RUN, SHA, TIER
@@ -43,7 +43,7 @@ def session(connection: Connection) -> Iterator[RowSession]:
     with RowSession(connection) as session:
         session.begin_change()
         run = RUNS.new(**RUN)
-        place(run, [TIERS.new(**TIER)], [PHASES.new(**PHASE)])
+        attach(run, [TIERS.new(**TIER)], [PHASES.new(**PHASE)])
         add_run(session, run)
         session.commit()
         yield session
@@ -108,7 +108,7 @@ def test_an_added_row_is_written_as_it_is_at_the_commit(
 ) -> None:
     session.begin_change()
     run = RUNS.new(**RUN | {"run_id": "run-2"})
-    place(run, [TIERS.new(**TIER)], [])
+    attach(run, [TIERS.new(**TIER)], [])
     add_run(session, run)
     run.tokens_used = 1
     session.send()

@@ -21,7 +21,7 @@ from .services.keys import create_key as create_key
 from .services.keys import list_keys as list_keys
 from .services.keys import revoke_key as revoke_key
 from .services.keys import rotate_key as rotate_key
-from .services.nodes import NodePlace, ServedElsewhereError, require_history
+from .services.nodes import NodeMember, ServedElsewhereError, require_history
 from .services.projects import OpenProject as OpenProject
 from .services.projects import list_open_in as list_open_in
 from .services.projects import settings_of
@@ -64,14 +64,14 @@ def as_node(
     try:
         if has_ci_alone:
             require_history(context)
-        place = None if has_ci_alone else NodePlace(context, address)
+        member = None if has_ci_alone else NodeMember(context, address)
     except ServedElsewhereError as error:
         raise DatabaseError(error.detail) from error
     try:
-        yield context if place is None else place.context
+        yield context if member is None else member.context
     finally:
-        if place is not None:
-            place.close()
+        if member is not None:
+            member.close()
 
 
 @contextmanager

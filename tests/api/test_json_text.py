@@ -52,14 +52,14 @@ def test_a_list_may_be_as_long_as_its_limit_and_not_one_item_longer(limit: int, 
     check_limits(fits.encode(), LIMITS)
     with pytest.raises(TooManyItemsError, match=f"more than {limit} items") as refusal:
         check_limits(over.encode(), LIMITS)
-    assert refusal.value.place == (name,)
+    assert refusal.value.path == (name,)
 
 
 def test_the_place_of_a_long_list_is_named() -> None:
     body = {"phases": [1, {"deep": {"refs": [1, 2, 3]}}]}
     with pytest.raises(TooManyItemsError) as refusal:
         check_limits(json.dumps(body).encode(), LIMITS)
-    assert refusal.value.place == ("phases", 1, "deep", "refs")
+    assert refusal.value.path == ("phases", 1, "deep", "refs")
 
 
 def test_a_name_that_is_written_with_escapes_has_its_limit() -> None:

@@ -16,7 +16,7 @@ from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
 from autopack.services.feed import Feed
-from autopack.store.feed import find_settled, list_after
+from autopack.store.feed import find_horizon, list_after
 
 from .conftest import Api
 
@@ -171,8 +171,8 @@ def test_what_is_committed_late_is_not_passed_by(api: Api, app: FastAPI) -> None
 
     def look() -> tuple[int, bool, list[int]]:
         with Session(engine) as session:
-            settled, is_settled = find_settled(session)
-            return settled, is_settled, [e.position for e in list_after(session, 0, settled)]
+            horizon, is_newest = find_horizon(session)
+            return horizon, is_newest, [e.position for e in list_after(session, 0, horizon)]
 
     assert look() == (2, True, [1, 2])
     with engine.connect() as early:

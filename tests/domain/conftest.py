@@ -77,7 +77,7 @@ RUN: Mapping[str, Any] = {
 
 @dataclass
 class Drive:
-    """A run, the time, and what happened: each call is one decision, settled before the next."""
+    """A run, the time, and what happened: each call is one decision, concluded before the next."""
 
     run: RunState
     now: datetime = NOON
@@ -92,13 +92,13 @@ class Drive:
         return next(tier for tier in self.run.tiers if tier.tier_id == tier_id)
 
     def decide(self, step: Callable[[Decision], object], actor: str = SUPERVISOR) -> RunState:
-        """Take one decision and settle it; an exception leaves everything as it was."""
+        """Take one decision and conclude it; an exception leaves everything as it was."""
         before = self.run
         decision = Decision(before, self.now, actor)
         step(decision)
         if before.is_parallel:
             self._undo(decision, before)
-        consequences.settle(decision, before)
+        consequences.conclude(decision, before)
         assert fold(before, decision.events) == decision.state, "the events make the state"
         self.run = decision.state
         self.events += decision.events

@@ -252,7 +252,7 @@ class TestCost:
         phase = claim(drive)
         assert phase is not None
         for cost, directive in ((2, "continue"), (Decimal("2.01"), "stop")):
-            assert claiming.beat(drive.run, phase, 0, Decimal(cost))[0] == directive
+            assert claiming.directive_for(drive.run, phase, 0, Decimal(cost))[0] == directive
 
     @pytest.mark.parametrize(
         ("reported", "most"), [("0", "9"), ("1", "9"), ("6", "4"), ("10", "0")]
@@ -266,7 +266,7 @@ class TestCost:
         assert second is not None
         drive.run = change_phase(drive.run, first.phase_id, cost_reported_usd=Decimal(reported))
         for cost, directive in ((Decimal(most), "continue"), (Decimal(most) + 1, "stop")):
-            assert claiming.beat(drive.run, second, 0, cost)[0] == directive
+            assert claiming.directive_for(drive.run, second, 0, cost)[0] == directive
         assert claiming.cost_left(drive.run) == Decimal(most) - 1
 
     def test_a_lapse_settles_at_what_the_last_heartbeat_said(self, start: Start) -> None:

@@ -160,8 +160,8 @@ class TestReservation:
         phase = must_claim(drive)
         assert phase.tokens_reserved == 500
         assert drive.run.tokens_reserved == 1_500
-        assert claiming.beat(drive.run, phase, 500)[0] is Directive.CONTINUE
-        assert claiming.beat(drive.run, phase, 501)[0] is Directive.STOP
+        assert claiming.directive_for(drive.run, phase, 500)[0] is Directive.CONTINUE
+        assert claiming.directive_for(drive.run, phase, 501)[0] is Directive.STOP
 
     def test_budget_that_other_agents_reserve_is_waited_for_and_ends_nothing(
         self, start: Start
@@ -313,7 +313,7 @@ class TestHeartbeat:
     ) -> None:
         drive = start(token_cap=1_500, tokens_used=600, phase={"tokens_used": 400})
         phase = must_claim(drive)
-        said, reason = claiming.beat(drive.run, phase, reported)
+        said, reason = claiming.directive_for(drive.run, phase, reported)
         assert said is directive
         assert names in reason
 

@@ -6,7 +6,7 @@ import pytest
 
 from autopack.domain.access import Caller, WrongProjectError
 from autopack.domain.errors import AutopackError
-from autopack.domain.projects import ProjectNotFoundError, place_of, require_unbound
+from autopack.domain.projects import ProjectNotFoundError, project_for, require_unbound
 
 pytestmark = pytest.mark.unit
 
@@ -41,7 +41,7 @@ def test_a_request_is_answered_in_the_project_of_its_path_else_of_its_key(
     caller: Caller, named: str | None, place: str | type[AutopackError]
 ) -> None:
     if isinstance(place, str):
-        assert place_of(caller, named, "main", {"main", "other"}) == place
+        assert project_for(caller, named, "main", {"main", "other"}) == place
     else:
         with pytest.raises(place):
-            place_of(caller, named, "main", {"main", "other"})
+            project_for(caller, named, "main", {"main", "other"})

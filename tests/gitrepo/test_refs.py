@@ -24,13 +24,13 @@ from hypothesis import strategies as st
 from autopack.config import Settings
 from autopack.gitrepo import (
     GitFailedError,
+    RecordedRef,
     RefLockedError,
     RefMovedError,
     RefNameTakenError,
     RefUpdate,
     Repository,
     RepositoryUnusableError,
-    SettledRef,
 )
 from autopack.gitrepo.process import GitRunner
 from autopack.gitrepo.refs import is_branch_name, is_ours
@@ -382,7 +382,7 @@ def test_a_ref_that_lags_is_rolled_forward(
     if start != "absent":
         at = commits[0] if start == "recorded" else commits[2]
         move(repository, RefUpdate(BRANCH, at, None))
-    repository.settle_refs([SettledRef(BRANCH, commits[2], commits[:2])])
+    repository.roll_refs_forward([RecordedRef(BRANCH, commits[2], commits[:2])])
     assert repository.read_ref(BRANCH) == commits[2]
 
 
@@ -392,7 +392,7 @@ def test_a_ref_that_was_moved_is_never_overwritten(
 ) -> None:
     move(repository, RefUpdate(BRANCH, commits[3], None))
     with pytest.raises(RefMovedError):
-        repository.settle_refs([SettledRef(BRANCH, commits[2], commits[:2])])
+        repository.roll_refs_forward([RecordedRef(BRANCH, commits[2], commits[:2])])
     assert repository.read_ref(BRANCH) == commits[3]
 
 

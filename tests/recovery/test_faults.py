@@ -14,7 +14,7 @@ from sqlalchemy.exc import OperationalError
 from starlette.testclient import TestClient
 
 from autopack.config import Settings
-from autopack.gitrepo import SettledRef
+from autopack.gitrepo import RecordedRef
 from autopack.gitrepo.errors import GitFailedError
 from autopack.gitrepo.refs import PreparedRefs
 from autopack.gitrepo.repository import Repository
@@ -184,17 +184,17 @@ def test_a_run_that_cannot_follow_keeps_no_other_from_it_nor_the_service_from_st
         broken.setattr(runs, "mark_mirrored", _fail)
         for name in (RUN, "run-002"):
             assert started.post(RESULT.replace(RUN, name), json=PATCH).status_code == 503
-    settle = Repository.settle_refs
+    roll_forward = Repository.roll_refs_forward
     (tag,) = git_repo.git("tag", "--list", "autonomous/run-002/*").split()
     git_repo.git("tag", "-d", *git_repo.git("tag").split())
 
-    def settle_but_one(repository: Repository, wanted: Sequence[SettledRef]) -> None:
+    def roll_but_one_forward(repository: Repository, wanted: Sequence[RecordedRef]) -> None:
         if wanted[0].ref == REF:
             raise ZeroDivisionError("a fault of ours")
-        settle(repository, wanted)
+        roll_forward(repository, wanted)
 
     with monkeypatch.context() as broken:
-        broken.setattr(Repository, "settle_refs", settle_but_one)
+        broken.setattr(Repository, "roll_refs_forward", roll_but_one_forward)
         with TestClient(create_app(settings)):
             assert git_repo.git("tag").split() == [tag]
     started.post(RESULT, json=PATCH)

@@ -63,7 +63,7 @@ class BodyReader:
         except TextTooLongError as error:
             raise HTTPException(413, f"the body {error}") from None
         except TooManyItemsError as error:
-            loc = ("body", *error.place)
+            loc = ("body", *error.path)
             problem = {"type": "too_many_items", "loc": loc, "msg": str(error)}
             raise RequestValidationError([problem]) from None
         if model is None:

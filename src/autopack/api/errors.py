@@ -110,7 +110,7 @@ def invalid_document(
     # Unknown fields first: a missing field is often a misspelled one.
     ordered = sorted(errors, key=lambda problem: problem["type"] != "extra_forbidden")
     found = [
-        {"loc": _place(problem["loc"]), "message": _message(problem, model)}
+        {"loc": _field_path(problem["loc"]), "message": _message(problem, model)}
         for problem in ordered[:MAX_PROBLEMS]
     ]
     first = found[0]
@@ -258,8 +258,8 @@ def _unforeseen(request: Request, error: Exception) -> Response:
     return JSONResponse(failure_document(error), 500, SECURITY_HEADERS, media_type=MEDIA_TYPE)
 
 
-def _place(location: Sequence[str | int]) -> str:
-    """Write a field's place in the form `phases[0].tier_id`."""
+def _field_path(location: Sequence[str | int]) -> str:
+    """Write the path of a field in the form `phases[0].tier_id`."""
     text = ""
     for part in location[1:] if location and location[0] in _SOURCES else location:
         name = str(part)[:100]

@@ -36,7 +36,7 @@ _PIECE: Final = re.compile(
     re.DOTALL,
 )
 
-Place = tuple[str | int, ...]
+JsonPath = tuple[str | int, ...]
 
 
 class JsonError(ValueError):
@@ -48,11 +48,11 @@ class TextTooLongError(ValueError):
 
 
 class TooManyItemsError(ValueError):
-    """A list or an object has too many items. `place` says which one."""
+    """A list or an object has too many items. `path` says which one."""
 
-    def __init__(self, place: Place, message: str) -> None:
+    def __init__(self, path: JsonPath, message: str) -> None:
         super().__init__(message)
-        self.place = place
+        self.path = path
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ..domain.access import Caller
 from ..domain.errors import AutopackError
 from ..domain.printable import one_line
-from ..domain.projects import DEEDS, ProjectNotFoundError, ProjectUnavailableError, place_of
+from ..domain.projects import DEEDS, ProjectNotFoundError, ProjectUnavailableError, project_for
 from ..services.availability import OUTAGES
 from ..services.context import AppContext
 from ..services.keys import Keyring
@@ -111,7 +111,7 @@ class Places:
         if named is not None and named not in served and bound is None:
             await self.refresh()
             served = {default, *self._served, *self.problems}
-        name = place_of(caller, named, default, served)
+        name = project_for(caller, named, default, served)
         place = self.find(name)
         if place is None:
             raise ProjectUnavailableError(f"project '{name}': {self.problems.get(name, 'closes')}")

@@ -105,14 +105,14 @@ def heartbeat(
     context: Context,
     run_id: RunId,
     phase_id: PhaseId,
-    beat: Annotated[Heartbeat, Body(openapi_examples=example(HEARTBEAT, "Still working"))],
+    given: Annotated[Heartbeat, Body(openapi_examples=example(HEARTBEAT, "Still working"))],
 ) -> object:
     """`stop` when the run ended, the budget is used up or the lease was lost.
 
     The token in the example is not valid, so the answer is `stop`.
     """
     return claiming.heartbeat(
-        context, run_id, phase_id, beat.lease_token, beat.tokens_used, beat.cost_usd
+        context, run_id, phase_id, given.lease_token, given.tokens_used, given.cost_usd
     )
 
 

@@ -20,7 +20,7 @@ from ..domain.evidence_rules import CaseState
 from ..domain.results import CheckCounts
 from ..domain.secret_rules import redact
 from ..domain.terms import CiProfile, Verdict
-from ..domain.terms import Sandbox as Place
+from ..domain.terms import Sandbox as SandboxKind
 from . import usage
 from .junit import MAX_CASES, Marks, ReportError, TestCounts, count_tests, mark_reports
 from .sandbox import OBJECTS, Limits, Sandbox, Start
@@ -63,7 +63,7 @@ class Outcome:
 
     verdict: Verdict
     reason: str
-    sandbox: Place
+    sandbox: SandboxKind
     log: bytes = b""
     tests: CheckCounts | None = None
     failing_checks: tuple[str, ...] = ()
@@ -136,9 +136,9 @@ class CheckRunner:
         )
 
     @property
-    def sandbox(self) -> Place:
+    def sandbox(self) -> SandboxKind:
         """The kind of sandbox in which commands run here."""
-        return Place.BUBBLEWRAP if self.problem is None else Place.NONE
+        return SandboxKind.BUBBLEWRAP if self.problem is None else SandboxKind.NONE
 
     @property
     def problem(self) -> str | None:

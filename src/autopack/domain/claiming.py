@@ -229,7 +229,7 @@ def require_lease(phase: PhaseState, role: Role, lease_id: int | None, *, has_to
         )
 
 
-def beat(
+def directive_for(
     run: RunState, phase: PhaseState, tokens_reported: int, cost_reported: Decimal = ZERO_USD
 ) -> tuple[Directive, str]:
     """Return whether an agent that holds a lease may continue, and why not.

@@ -94,17 +94,17 @@ def end_failed(decision: Decision, code: FailureCode, reason: str) -> None:
         _end(decision, FAILURE_STATES[code], reason, code)
 
 
-def settle(decision: Decision, before: RunState) -> None:
+def conclude(decision: Decision, before: RunState) -> None:
     """Update tiers and run from their phases, once a change is complete.
 
     `before` is the run before the change. Only what the change itself moved has consequences, so a
     request that changes nothing records no event.
     """
-    _settle_tiers(decision)
+    _update_tiers(decision)
     if not decision.state.is_over and _newly(before, decision.state, lambda state: state.is_final):
-        _settle_end(decision)
+        _end_if_due(decision)
     if not decision.state.is_over:
-        _settle_run_state(decision, before)
+        _update_run_state(decision, before)
 
 
 def _newly(before: RunState, after: RunState, holds: Callable[[PhaseStatus], bool]) -> bool:
@@ -115,7 +115,7 @@ def _newly(before: RunState, after: RunState, holds: Callable[[PhaseStatus], boo
     )
 
 
-def _settle_tiers(decision: Decision) -> None:
+def _update_tiers(decision: Decision) -> None:
     for tier in decision.state.tiers:
         wanted = Cleanliness.NOT_CLEAN if tier.cleanliness_reasons else Cleanliness.CLEAN
         if wanted is not tier.cleanliness:
@@ -163,7 +163,7 @@ def _move_tier(decision: Decision, tier_id: str, to: TierStatus) -> None:
     )
 
 
-def _settle_end(decision: Decision) -> None:
+def _end_if_due(decision: Decision) -> None:
     """End the run where its scope or its safety profile demands it."""
     run = decision.state
     failed = [phase for phase in in_order(run.phases) if phase.state is PhaseStatus.FAILED]
@@ -208,7 +208,7 @@ def _end(decision: Decision, to: RunStatus, reason: str, code: FailureCode | Non
             decision.record(
                 PhaseSkipped(phase_id=phase.phase_id, reason=f"the run ended: {reason}")
             )
-    _settle_tiers(decision)
+    _update_tiers(decision)
     current = decision.state.state
     check_run_transition(decision.state.run_id, current, to)
     decision.record(
@@ -226,7 +226,7 @@ _ACTIVE = (
 )
 
 
-def _settle_run_state(decision: Decision, before: RunState) -> None:
+def _update_run_state(decision: Decision, before: RunState) -> None:
     run = decision.state
     states = {phase.state for phase in run.phases}
     wanted = next((name for state, name in _ACTIVE if state in states), None)

@@ -1,10 +1,10 @@
 """The entry point of the rules: a state and an input give events. (rules §1)
 
     decided = decide(state, given, now)            # what happened, and the state after it
-    settled = settle(state, decided.state, now)    # what follows for tiers and run
+    concluded = conclude(state, decided.state, now)    # what follows for tiers and run
 
-Between `decide` and `settle` the use case does in git what the events demand. Nothing here reads a
-clock, a database or a repository, so recorded inputs can be decided again under other rules.
+Between `decide` and `conclude` the use case does in git what the events demand. Nothing here reads
+a clock, a database or a repository, so recorded inputs can be decided again under other rules.
 """
 
 from __future__ import annotations
@@ -189,10 +189,10 @@ def touches_issues(given: Given) -> bool:
     return False
 
 
-def settle(before: RunState, state: RunState, now: datetime) -> Decided:
+def conclude(before: RunState, state: RunState, now: datetime) -> Decided:
     """Return the events of tiers and run that follow from a change, as its last step."""
     decision = Decision(state, now)
-    consequences.settle(decision, before)
+    consequences.conclude(decision, before)
     return Decided(tuple(decision.events), decision.state)
 
 

@@ -104,7 +104,7 @@ def require_unbound(caller: Caller) -> None:
         )
 
 
-def place_of(caller: Caller, named: str | None, default: str, served: Collection[str]) -> str:
+def project_for(caller: Caller, named: str | None, default: str, served: Collection[str]) -> str:
     """Return in which project a request is answered: the one of its path, else of its key.
 
     Raises ProjectNotFoundError, for a project that is not there and for one that the caller may

@@ -2,7 +2,7 @@
 
 The inputs are read from the events: results, issues, an operator's commands, the clock. What git
 answered about a patch stays as recorded. Everything else is decided again, by the same `decide` and
-`settle` as the first time.
+`conclude` as the first time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .building import BuilderResult, PatchAction
 from .capacity import Unavailable
 from .claiming import Claim, LeaseLostError, WorkAsked
 from .deadlines import Lapse, Tick
-from .deciding import Given, Undone, decide, settle, weigh_auditor_result, weigh_builder_result
+from .deciding import Given, Undone, conclude, decide, weigh_auditor_result, weigh_builder_result
 from .errors import AutopackError
 from .issue_rules import IssueSeen, IssuesSeen
 from .judging import CiRunBegun, CiRunWanted, CiVerdict
@@ -135,7 +135,7 @@ class _Replayer:
         """Apply the clock, then decide the inputs of one recorded change."""
         now, before = events[0].at, self.run
         self.run = decide(before, Tick(), now).state
-        self._settle(before, now)
+        self._conclude(before, now)
         before = self.run
         try:
             for given in self._given(events, now):
@@ -146,7 +146,7 @@ class _Replayer:
             return
         if self.run.is_parallel:
             self._undo(before, now)
-        self._settle(before, now)
+        self._conclude(before, now)
 
     def _undo(self, before: RunState, now: datetime) -> None:
         """Take commits off the branch as the service does; all patches apply again. (rules §2.7)"""
@@ -160,9 +160,9 @@ class _Replayer:
                 undone = Undone(phase_id=mine.phase_id, commit="replayed", tree="", again=again)
                 self.run = decide(self.run, undone, now).state
 
-    def _settle(self, before: RunState, now: datetime) -> None:
+    def _conclude(self, before: RunState, now: datetime) -> None:
         if self.run != before:
-            self.run = settle(before, self.run, now).state
+            self.run = conclude(before, self.run, now).state
 
     def _given(self, events: Sequence[e.Event], now: datetime) -> Iterator[Given]:
         """Read the inputs of a change from its events."""

@@ -24,7 +24,7 @@ from .history import GainedCommits
 from .node import Generations, NodeIdentity, renew_home
 from .objects import CollisionError
 from .push import Remote
-from .refs import PreparedRefs, RefUpdate, SettledRef, is_branch_name
+from .refs import PreparedRefs, RecordedRef, RefUpdate, is_branch_name
 from .remaking import RecordedCommit, RecordedTag, Remaking
 from .replay import ReplayConflict, Replayed
 from .repository import Base, DiffStat, MergeResult, Repository
@@ -54,6 +54,7 @@ __all__ = [
     "PushFailedError",
     "PushInterruptedError",
     "RecordedCommit",
+    "RecordedRef",
     "RecordedTag",
     "RefLockedError",
     "RefMovedError",
@@ -66,7 +67,6 @@ __all__ = [
     "Replayed",
     "Repository",
     "RepositoryUnusableError",
-    "SettledRef",
     "is_branch_name",
     "renew_home",
 ]

@@ -49,7 +49,7 @@ class RefUpdate:
 
 
 @dataclass(frozen=True, slots=True)
-class SettledRef:
+class RecordedRef:
     """Where a ref of a run must be, and the earlier heads from which it may be moved there."""
 
     ref: str
@@ -104,7 +104,7 @@ class Refs:
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return self._packed.find(ref)
 
-    def settle(self, wanted: Sequence[SettledRef]) -> None:
+    def roll_forward(self, wanted: Sequence[RecordedRef]) -> None:
         """Roll refs forward to their recorded heads, together.
 
         One that is absent or at an earlier recorded head is moved. Raises RefMovedError, and moves

@@ -49,7 +49,7 @@ from .pointers import Pointers, find_pointers
 from .process import GitResult, GitRunner
 from .push import Remote
 from .quarantine import Quarantine, open_quarantine, remove_leftovers, scratch_folder
-from .refs import PreparedRefs, Refs, RefUpdate, SettledRef, is_branch_name
+from .refs import PreparedRefs, RecordedRef, Refs, RefUpdate, is_branch_name
 from .remaking import Remaking
 from .repair import read_patch
 from .replay import ReplayConflict, Replayed, replay
@@ -537,9 +537,9 @@ class Repository:
         """Check that refs can be created at and within a name. Raises RefNameTakenError."""
         self._refs.require_free(ref)
 
-    def settle_refs(self, wanted: Sequence[SettledRef]) -> None:
+    def roll_refs_forward(self, wanted: Sequence[RecordedRef]) -> None:
         """Roll refs forward to their recorded heads. Raises RefMovedError when one was moved."""
-        self._refs.settle(wanted)
+        self._refs.roll_forward(wanted)
 
     def quarantine(self) -> AbstractContextManager[Quarantine]:
         """Open a temporary object folder for git, with the repository's objects as alternates."""

@@ -92,7 +92,7 @@ class Account:
         self._held = Reserved(self._held.tokens - held.tokens, self._held.cost - held.cost)
         self._changed.set()
 
-    def settle(
+    def book(
         self, held: Reserved, asked: Asked, usage: Usage, answered: str, *, is_estimate: bool
     ) -> None:
         """Replace a reservation by what the request used. `answered`: the model in the answer."""

@@ -300,7 +300,7 @@ class _Exchange:
     async def run(
         self, request: httpx.Request, gateway: Gateway, provider: Provider, send: Send
     ) -> Response | None:
-        """Pass the request on and its answer back. The reservation is settled in every case."""
+        """Pass the request on and its answer back. What it used is booked in every case."""
         answer: httpx.Response | None = None
         try:
             self._may_cost = True
@@ -321,7 +321,7 @@ class _Exchange:
                 self._may_cost = False
             raise _RefusedError(*_failure(error)) from None
         finally:
-            self._settle()
+            self._book()
             if answer is not None:
                 await answer.aclose()
 
@@ -351,16 +351,16 @@ class _Exchange:
         except httpx.HTTPError as error:
             # The status is sent already: the client learns of it by an event.
             end = error_event(self._asked.format, _failure(error)[1])
-        self._settle()  # before the end, so that a client that has it finds it counted
+        self._book()  # before the end, so that a client that has it finds it counted
         await send({"type": "http.response.body", "body": end, "more_body": False})
 
-    def _settle(self) -> None:
+    def _book(self) -> None:
         if self._held is None:
             return
         held, self._held = self._held, None
         usage = self._reading.usage
         is_estimate = usage is None and self._may_cost
-        self._account.settle(
+        self._account.book(
             held,
             self._asked,
             self._reading.estimate() if self._may_cost else Usage(),

@@ -146,27 +146,27 @@ def read_log(context: AppContext, run_id: str, ci_run_id: int) -> bytes:
 
 def begin_ci_run(context: AppContext, ci_run_id: int) -> None:
     """Start the time limit of a phase's CI run."""
-    place = _find_place(context, ci_run_id)
-    if place is None:
+    found = _find_phase(context, ci_run_id)
+    if found is None:
         return
-    run_id, phase_id = place
+    run_id, phase_id = found
     with changing(context, run_id) as change:
         if ci_runs.get_ci_run(change.session, ci_run_id).ended_at is None:
             change.decide(CiRunBegun(phase_id=phase_id, ci_run_id=ci_run_id))
             settle(change)
 
 
-def _find_place(context: AppContext, ci_run_id: int) -> tuple[str, str] | None:
+def _find_phase(context: AppContext, ci_run_id: int) -> tuple[str, str] | None:
     """Return the names of run and phase; None if the run was deleted by hand."""
     with context.reading() as session:
-        return ci_runs.find_place(session, ci_run_id)
+        return ci_runs.find_phase(session, ci_run_id)
 
 
 def _begin(context: AppContext, ci_run_id: int) -> Order | None:
-    place = _find_place(context, ci_run_id)
-    if place is None:
+    found = _find_phase(context, ci_run_id)
+    if found is None:
         return None
-    run_id, phase_id = place
+    run_id, phase_id = found
     with context.writing() as session:
         run = ci_runs.get_ci_run(session, ci_run_id)
         if run.ended_at is not None:
@@ -359,10 +359,10 @@ def record_ci_outcome(
     passed_checks: Sequence[str] = (),  # likewise
 ) -> None:
     """Accept the verdict of a CI run, unless there is another one or the phase moved on."""
-    place = _find_place(context, ci_run_id)
-    if place is None:
+    found = _find_phase(context, ci_run_id)
+    if found is None:
         return
-    run_id, phase_id = place
+    run_id, phase_id = found
     with _traced("verdict", context, run_id, phase_id), changing(context, run_id) as change:
         run = ci_runs.get_ci_run(change.session, ci_run_id)
         if run.ended_at is not None:

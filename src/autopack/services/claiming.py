@@ -129,7 +129,7 @@ def peek(
 ) -> WorkItemAnswer | None:
     """Return the work item that a claim would return, without a lease; nothing changes.
 
-    Also None while a deadline has passed and is not settled yet.
+    Also None while a deadline has passed and has not had its effect yet.
     """
     with context.reading() as session:
         run = runs.get_run(session, run_id)
@@ -166,7 +166,9 @@ def heartbeat(
         now = context.now_in(run)
         if lease is not None and lease.id == phase.lease_id and now < lease.expires_at:
             state = runs.read_state(run)
-            directive, reason = claiming.beat(state, state.phase(phase_id), tokens_used, cost_usd)
+            directive, reason = claiming.directive_for(
+                state, state.phase(phase_id), tokens_used, cost_usd
+            )
             expires_at = lease.expires_at
             if directive is Directive.CONTINUE:
                 expires_at = max(expires_at, claiming.lease_end(state, now, lease.seconds))

@@ -33,7 +33,7 @@ logger = structlog.get_logger(__name__)
 NEWS: Final = 250
 KEEP_ALIVE_SECONDS: Final = 15.0
 # Interval while a transaction with lower ids is open: if it fails, no notification comes.
-SETTLING_SECONDS: Final = 0.03
+GAP_SECONDS: Final = 0.03
 RETRY_SECONDS: Final = 1.0
 KEY_RETRY_SECONDS: Final = 15
 
@@ -228,7 +228,7 @@ class Feed:
             self._set_connected(True)
             self._is_placed.set()
             if not news.is_more:
-                seconds = KEEP_ALIVE_SECONDS if news.is_settled else SETTLING_SECONDS
+                seconds = KEEP_ALIVE_SECONDS if news.is_newest else GAP_SECONDS
                 await self._hear(listener, seconds)
 
     def _set_connected(self, is_connected: bool) -> None:
@@ -331,9 +331,9 @@ class AllView:
         return False
 
     def read(self, last: int) -> tuple[list[FeedItem], EndOfRun | None]:
-        settled = self._feed.position  # later events will be sent
+        horizon = self._feed.position  # later events will be sent
         with self._context.reading() as session:
-            return [_told(each) for each in store.list_after(session, last, settled)], None
+            return [_told(each) for each in store.list_after(session, last, horizon)], None
 
 
 def document_of(found: FeedEvent) -> dict[str, Any]:

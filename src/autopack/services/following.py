@@ -17,7 +17,7 @@ import structlog
 
 from ..domain.errors import AutopackError
 from ..store import feed, nodes, runs
-from ..store.nodes import Place
+from ..store.nodes import Followed
 from .availability import OUTAGES
 from .context import AppContext
 from .opening import locked_session, up_to_date
@@ -44,31 +44,31 @@ def follow(context: AppContext) -> bool:
 
 def follow_events(context: AppContext) -> None:
     """Follow all events of other nodes so far; what `look_at_all` finds is left to `follow`."""
-    place, settled = look_at_all(context)
-    if place.position >= settled:
+    followed, horizon = look_at_all(context)
+    if followed.position >= horizon:
         return
     with context.reading() as session:
-        behind = nodes.list_behind(session, context.node_id, after=place.position, up_to=settled)
+        behind = nodes.list_behind(session, context.node_id, after=followed.position, up_to=horizon)
     _bring(context, behind, {})
     if not context.stopping.is_set():  # else the rest is left to the next process
-        _note(context, replace(place, position=settled))
+        _note(context, replace(followed, position=horizon))
 
 
-def look_at_all(context: AppContext) -> tuple[Place, int]:
+def look_at_all(context: AppContext) -> tuple[Followed, int]:
     """Let a new node, and one that was away long, look at every run instead of at each event.
 
-    Returns up to where this node has looked, and the last settled event.
+    Returns up to where this node has looked, and the horizon of all events.
     """
     with context.autocommitting() as session:
-        place = nodes.get_place(session, context.node_id)
-        settled, _ = feed.find_settled(session)
-        behind = settled - place.position
-        if behind > EVENTS_AT_ONCE or (behind > 0 and place.position == 0):
+        followed = nodes.get_followed(session, context.node_id)
+        horizon, _ = feed.find_horizon(session)
+        behind = horizon - followed.position
+        if behind > EVENTS_AT_ONCE or (behind > 0 and followed.position == 0):
             end = nodes.next_run_pk(session)
             is_needed = _list_unseen(context, end, is_live=False, limit=1)
-            place = Place(settled, end if is_needed else None)
-            nodes.set_place(session, context.node_id, place)
-    return place, settled
+            followed = Followed(horizon, end if is_needed else None)
+            nodes.set_followed(session, context.node_id, followed)
+    return followed, horizon
 
 
 def _retry(context: AppContext, deadline: float) -> bool:
@@ -90,21 +90,21 @@ def _catch_up(context: AppContext, deadline: float) -> bool:
     bring it up to date by themselves.
     """
     with context.reading() as session:
-        place = nodes.get_place(session, context.node_id)
-    if place.unseen_before is None:
+        followed = nodes.get_followed(session, context.node_id)
+    if followed.unseen_before is None:
         return False
     for is_live in (True, False):
-        before = place.unseen_before
+        before = followed.unseen_before
         while found := _list_unseen(context, before, is_live=is_live, limit=RUNS_AT_ONCE):
             _bring(context, [run_id for _, run_id in found], {})
             if context.stopping.is_set():
                 return True
             before, _ = found[-1]
             if not is_live:
-                _note(context, replace(place, unseen_before=before))
+                _note(context, replace(followed, unseen_before=before))
             if time.monotonic() > deadline:
                 return True
-    _note(context, replace(place, unseen_before=None))
+    _note(context, replace(followed, unseen_before=None))
     return False
 
 
@@ -117,9 +117,9 @@ def _list_unseen(
         )
 
 
-def _note(context: AppContext, place: Place) -> None:
+def _note(context: AppContext, followed: Followed) -> None:
     with context.autocommitting() as session:
-        nodes.set_place(session, context.node_id, place)
+        nodes.set_followed(session, context.node_id, followed)
 
 
 def _bring(context: AppContext, run_ids: Sequence[str], known: dict[str, str]) -> int:

@@ -12,7 +12,7 @@ from ..domain.errors import AutopackError, UnavailableError
 from ..jobs.queue import workers_silence
 from ..store import pulses, runs
 from .context import AppContext
-from .opening import require_place
+from .opening import require_not_superseded
 from .pushes import check_pushes
 from .upkeep import PULSE
 
@@ -50,7 +50,7 @@ def check_health(context: AppContext) -> dict[str, Check]:
 
 
 def _check_database(context: AppContext) -> None:
-    require_place(context)
+    require_not_superseded(context)
     with context.reading() as session:
         runs.touch(session)
 

@@ -38,7 +38,7 @@ from .upkeep import tend_node
 
 logger = structlog.get_logger(__name__)
 
-BEAT_SECONDS: Final = 5
+LOOK_SECONDS: Final = 5  # between two looks of a process after its node
 # A burst of changes is followed together, so that followers do not hold a run again and again. The
 # pause grows with what the last look cost, so that following takes a quarter of the time at most,
 # but files are never more than about a second behind.
@@ -155,8 +155,8 @@ def _answer(context: AppContext, node: NodeState) -> NodeAnswer:
     )
 
 
-class NodePlace:
-    """The place of this process in its node until it is closed: heartbeats, and the follower."""
+class NodeMember:
+    """This process as a member of its node, until it is closed: signs of life, and the follower."""
 
     def __init__(self, context: AppContext, address: str | None = None) -> None:
         """Register. Raises ServedElsewhereError."""
@@ -166,7 +166,7 @@ class NodePlace:
         self._connection = self._take()
         self._follower: Follower | None = None
         self._try_to_look()
-        self._thread = Thread(target=self._beat, name="node", daemon=True)
+        self._thread = Thread(target=self._keep_looking, name="node", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
@@ -199,8 +199,8 @@ class NodePlace:
         except dialect.loaded_dbapi.Error:
             return False
 
-    def _beat(self) -> None:
-        while not self._is_over.wait(BEAT_SECONDS):
+    def _keep_looking(self) -> None:
+        while not self._is_over.wait(LOOK_SECONDS):
             self._try_to_look()
 
     def _try_to_look(self) -> None:
@@ -216,7 +216,7 @@ class NodePlace:
             self._connection.close()
             self._connection = connection
         with context.writing() as session:
-            generation = nodes.beat(session, context.node_id)
+            generation = nodes.note_alive(session, context.node_id)
             has_others = nodes.has_others(session, context.node_id, alive_seconds=ALIVE_SECONDS)
             session.commit()
         if generation is None:  # it was removed from the list while it seemed to be gone
@@ -285,10 +285,10 @@ class Follower:
     def _follow_for(self, listener: Listener) -> None:
         """Follow each notification, until it is time to look after the whole node again."""
         pause = GATHERING_SECONDS
-        end = time.monotonic() + BEAT_SECONDS
+        end = time.monotonic() + LOOK_SECONDS
         while time.monotonic() < end:
             if not listener.has_heard():
-                select([listener.file_number, self._woken.fileno()], [], [], BEAT_SECONDS)
+                select([listener.file_number, self._woken.fileno()], [], [], LOOK_SECONDS)
                 if not listener.has_heard():
                     return
             if self._is_over.wait(pause):

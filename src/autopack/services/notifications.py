@@ -86,9 +86,9 @@ def _tell(
         return False
     now = context.now()
     messages: list[Message] = []
-    settled, _ = feed.find_settled(session)
+    horizon, _ = feed.find_horizon(session)
     for _ in range(MOST_PAGES):
-        events, webhook.position = store.list_news(session, webhook, settled)
+        events, webhook.position = store.list_news(session, webhook, horizon)
         for found in events:
             data = document_of(found)
             place = f"{found.event.phase_id}: " if found.event.phase_id else ""

@@ -42,7 +42,7 @@ class SupersededError(UnavailableError):
     code = "superseded"
 
 
-def require_place(context: AppContext) -> None:
+def require_not_superseded(context: AppContext) -> None:
     """Check that no service runs with a copy of this home. Raises SupersededError."""
     if context.superseded.is_set():
         raise SupersededError(
@@ -54,7 +54,7 @@ def require_place(context: AppContext) -> None:
 @contextmanager
 def session_for_locks(context: AppContext) -> Iterator[RowSession]:
     """Open a session that can hold a run's lock. Raises SupersededError."""
-    require_place(context)
+    require_not_superseded(context)
     with context.autocommit.connect() as connection, RowSession(connection) as session:
         yield session
 

@@ -17,10 +17,10 @@ from ..domain.run import FailureCode
 from ..domain.run_issues import OpenIssue, RunIssue, index_of
 from ..domain.statement import payload_of, write_envelope
 from ..gitrepo import (
+    RecordedRef,
     RefMovedError,
     RefNameTakenError,
     RepositoryUnusableError,
-    SettledRef,
 )
 from ..mirror import (
     PULL_REQUEST,
@@ -67,7 +67,7 @@ def roll_forward(context: AppContext, session: RowSession, run: Run, shown: Show
     """
     # Without its details nothing of a run can be rebuilt, so its refs are left to the repository.
     if run.details_removed_at is None:
-        _settle_refs(context, run, _bring_objects(context, session, run, shown))
+        _roll_refs_forward(context, run, _bring_objects(context, session, run, shown))
     _project_since(context, session, run, shown)
     # Of a run without late events, nothing else would cause files and objects to be written again
     # after a power cut.
@@ -90,19 +90,19 @@ def _bring_objects(
     return [run.base_commit, *(commit.sha for commit in submissions.list_commits(session, run.id))]
 
 
-def _settle_refs(context: AppContext, run: Run, recorded: Collection[str]) -> None:
-    wanted = [SettledRef(branch_ref(run.run_id), run.head_commit, recorded)]
+def _roll_refs_forward(context: AppContext, run: Run, recorded: Collection[str]) -> None:
+    wanted = [RecordedRef(branch_ref(run.run_id), run.head_commit, recorded)]
     wanted += [
-        SettledRef(snapshot_ref(phase.snapshot_tag), phase.snapshot_oid)
+        RecordedRef(snapshot_ref(phase.snapshot_tag), phase.snapshot_oid)
         for phase in runs.phases_of(run).values()
         if phase.snapshot_tag and phase.snapshot_oid
     ]
     if run.failure_code is not FailureCode.BRANCH_MOVED:
-        context.repository.settle_refs(wanted)
+        context.repository.roll_refs_forward(wanted)
         return
     for each in wanted:
         with suppress(RefMovedError, RefNameTakenError):
-            context.repository.settle_refs([each])
+            context.repository.roll_refs_forward([each])
 
 
 def _project_since(context: AppContext, session: RowSession, run: Run, shown: Shown) -> None:

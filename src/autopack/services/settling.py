@@ -14,8 +14,7 @@ from typing import Final
 import structlog
 
 from ..domain.debt import Closing, LifeKind, closing_of
-from ..domain.deciding import Entangled, Undone
-from ..domain.deciding import settle as settle_run
+from ..domain.deciding import Entangled, Undone, conclude
 from ..domain.events import CiVerdictReceived, IssueResolved
 from ..domain.issues import MAX_EVIDENCE_REFS, IssueReport, IssueStatus
 from ..domain.judging import CiRunWanted
@@ -67,7 +66,7 @@ def settle(change: RunChange) -> None:
     require_details(change.run)
     _undo_phases(change)
     _request_ci(change)
-    change.take(settle_run(change.before, change.state, change.now))
+    change.take(conclude(change.before, change.state, change.now))
     _write_rows(change)
     _write_issues(change)
     _end_ci(change)

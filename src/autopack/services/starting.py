@@ -280,7 +280,7 @@ def _new_run(
         for phase in sorted(plan.phases, key=lambda phase: phase.phase_index)
         if phase.tier_id == tier.tier_id
     ]
-    runs.place(run, tiers, phases)
+    runs.attach(run, tiers, phases)
     runs.write_state(run, starting_state(plan, strategy, now, base.commit))
     return runs.add_run(session, run)
 

@@ -118,7 +118,7 @@ def _tend_runs(context: AppContext, keep_turn: Callable[[], None]) -> None:
         overdue = runs.list_overdue(session, context.now(), BATCH)
     _bring_up_to_date(context, overdue, keep_turn)
     with context.writing() as session:
-        pulses.beat(session, PULSE)
+        pulses.note_completed(session, PULSE)
         session.commit()
 
 
@@ -153,7 +153,7 @@ def _roll_forward(
     context.repository.remove_leftovers()
     with context.reading() as session:
         # Files that a node writes while it catches up are of any event.
-        is_catching_up = nodes.get_place(session, context.node_id).is_catching_up
+        is_catching_up = nodes.get_followed(session, context.node_id).is_catching_up
         event = 0 if is_catching_up else runs.last_event(session)
         lagging = runs.list_lagging(session, context.node_id, BATCH)
         heads = runs.list_live_heads(session, context.node_id)

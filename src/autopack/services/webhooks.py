@@ -56,7 +56,7 @@ def create_webhook(context: AppContext, wanted: NewWebhook) -> SecretWebhookAnsw
         # Under the log's lock, so that no other process takes the name meanwhile.
         if store.has_name(session, wanted.name):
             raise WebhookNameTakenError(f"there is a webhook '{wanted.name}' already")
-        position, _ = feed.find_settled(session)
+        position, _ = feed.find_horizon(session)
         webhook = Webhook(
             name=wanted.name,
             url=wanted.url,
@@ -102,7 +102,7 @@ def enable_webhook(context: AppContext, name: str) -> WebhookAnswer:
         webhook = store.get_webhook(session, name, is_locked=True)
         if webhook.off_at is not None:
             webhook.off_at = webhook.off_reason = None
-            webhook.position, _ = feed.find_settled(session)
+            webhook.position, _ = feed.find_horizon(session)
             note(session, context, AuditAction.WEBHOOK_ENABLED, name, {})
             session.commit()
         return _answer(context, webhook, 0)

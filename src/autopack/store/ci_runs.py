@@ -46,7 +46,7 @@ def list_of_run(session: Session, run_pk: int) -> dict[str, list[RecordedCiRun]]
     return found
 
 
-def find_place(session: Session, ci_run_id: int) -> tuple[str, str] | None:
+def find_phase(session: Session, ci_run_id: int) -> tuple[str, str] | None:
     """Return the names of the run and the phase of a CI run."""
     query = (
         select(Run.run_id, Phase.phase_id)

@@ -3,7 +3,7 @@
 Ids are assigned before the commit, so an event may become visible after one with a higher id.
 Therefore the trigger `announce_events` takes a lock whose number is the last id before its
 transaction's events; it ends with the transaction. Up to the lowest of these numbers no further
-event can appear.
+event can appear: that is the horizon.
 """
 
 from __future__ import annotations
@@ -77,23 +77,23 @@ class FeedEvent:
         )
 
 
-def find_settled(session: Session) -> tuple[int, bool]:
-    """Return the position up to which events are complete, and whether that is the newest id."""
+def find_horizon(session: Session) -> tuple[int, bool]:
+    """Return up to which position all events are visible, and whether that is the newest id."""
     newest: int = session.execute(_NEWEST).scalar_one()
     locked: int | None = session.execute(_LOCKED).scalar_one()
-    settled = newest if locked is None else min(newest, locked)
-    return settled, settled == newest
+    horizon = newest if locked is None else min(newest, locked)
+    return horizon, horizon == newest
 
 
-def list_after(session: Session, position: int, settled: int) -> list[FeedEvent]:
+def list_after(session: Session, position: int, horizon: int) -> list[FeedEvent]:
     """Return a page of all runs' events after a position."""
-    query = events_between(position, settled)
+    query = events_between(position, horizon)
     return [FeedEvent.of(row) for row in session.execute(query.limit(PAGE))]
 
 
-def events_between(position: int, settled: int) -> Select[*tuple[Any, ...]]:
+def events_between(position: int, horizon: int) -> Select[*tuple[Any, ...]]:
     """Select all runs' events after a position up to another one, in their order."""
-    return _EVENTS.where(EventRow.id > position, EventRow.id <= settled).order_by(EventRow.id)
+    return _EVENTS.where(EventRow.id > position, EventRow.id <= horizon).order_by(EventRow.id)
 
 
 def list_of_run(session: Session, run_pk: int, sequence: int) -> list[FeedEvent]:
@@ -117,7 +117,7 @@ class News:
     events: list[FeedEvent]
     position: int
     is_more: bool  # stored already
-    is_settled: bool  # no open transaction has lower ids than visible ones
+    is_newest: bool  # the horizon is the newest id: no open transaction has a lower one
 
 
 class Listener:
@@ -136,10 +136,10 @@ class Listener:
     def read(self, position: int | None) -> News:
         """Return a page of events after a position; for None, only the position to start from."""
         with Session(self._connection) as session:
-            settled, is_settled = find_settled(session)
-            events = [] if position is None else list_after(session, position, settled)
+            horizon, is_newest = find_horizon(session)
+            events = [] if position is None else list_after(session, position, horizon)
         is_more = len(events) == PAGE
-        return News(events, events[-1].position if is_more else settled, is_more, is_settled)
+        return News(events, events[-1].position if is_more else horizon, is_more, is_newest)
 
     def has_heard(self) -> bool:
         """Return whether a notification has arrived, also together with a query's answer."""

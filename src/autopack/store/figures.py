@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 from ..domain.figures import STEP, Grouping, Subject
 
 # CI and pushes of a run can go on for a moment after its end.
-SETTLED: Final = timedelta(minutes=10)
+COUNTED_AFTER: Final = timedelta(minutes=10)
 BATCH: Final = 200
 
 _KEYS: Final = {
@@ -300,7 +300,9 @@ _COUNTED: Final = (
 def count_ended(session: Session, now: datetime) -> int:
     """Add up the figures of some runs that are over; return how many runs. The caller commits."""
     connection = session.connection()
-    marked = connection.execute(_MARK, {"before": now - SETTLED, "batch": BATCH}).scalars().all()
+    marked = (
+        connection.execute(_MARK, {"before": now - COUNTED_AFTER, "batch": BATCH}).scalars().all()
+    )
     if marked:
         connection.execute(_ADD, {"runs": list(marked)})
     return len(marked)

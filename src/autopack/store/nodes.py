@@ -120,7 +120,7 @@ def put_node(
     session.execute(statement.on_conflict_do_update(index_elements=["id"], set_=values))
 
 
-def beat(session: Session, node_id: str) -> str | None:
+def note_alive(session: Session, node_id: str) -> str | None:
     """Record a sign of life, and return the node's generation; None if it is not in the list."""
     statement = update(Node).where(Node.id == node_id).values(heartbeat_at=func.now())
     statement = statement.execution_options(synchronize_session=False)
@@ -301,8 +301,8 @@ def forget_shown(session: Session, run_ids: Sequence[str], node_id: str, why: st
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Up to where a node has looked at the changes of others (models/nodes.py)."""
+class Followed:
+    """Up to where a node has followed the changes of others (models/nodes.py)."""
 
     position: int
     unseen_before: int | None
@@ -312,17 +312,17 @@ class Place:
         return self.position == 0 or self.unseen_before is not None
 
 
-def get_place(session: RowSession, node_id: str) -> Place:
-    """Return up to where a node has looked; for an unknown one, that of a new node."""
+def get_followed(session: RowSession, node_id: str) -> Followed:
+    """Return up to where a node has followed; for an unknown one, that of a new node."""
     found = session.fetch("SELECT position, unseen_before FROM nodes WHERE id = %s", (node_id,))
-    return Place(*found[0]) if found else Place(0, None)
+    return Followed(*found[0]) if found else Followed(0, None)
 
 
-def set_place(session: RowSession, node_id: str, place: Place) -> None:
-    """Note up to where a node has looked, by a transaction of its own."""
+def set_followed(session: RowSession, node_id: str, followed: Followed) -> None:
+    """Note up to where a node has followed, by a transaction of its own."""
     # If it is lost, the same runs are looked at again.
     query = "UPDATE nodes SET position = %s, unseen_before = %s WHERE id = %s"
-    session.gather_unsynced(query, (place.position, place.unseen_before, node_id))
+    session.gather_unsynced(query, (followed.position, followed.unseen_before, node_id))
     session.send()
 
 

@@ -31,7 +31,7 @@ def keep_turn(session: Session) -> None:
     session.execute(text("SELECT 1"))
 
 
-def beat(session: Session, name: str) -> None:
+def note_completed(session: Session, name: str) -> None:
     """Record that periodic work was completed now, by the database's clock."""
     statement = insert(Pulse).values(name=name, beaten_at=func.now())
     session.execute(

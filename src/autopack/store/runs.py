@@ -530,7 +530,7 @@ def _names(run_id: str) -> tuple[str, str]:
 
 def _with_graph(session: RowSession, run: Run) -> Run:
     """Load a run's tiers and phases."""
-    place(run, *session.joined(_GRAPH, (run.id,)))
+    attach(run, *session.joined(_GRAPH, (run.id,)))
     return run
 
 
@@ -552,7 +552,7 @@ def add_run(session: RowSession, run: Run) -> Run:
     return run
 
 
-def place(run: Run, tiers: list[Tier], phases: list[Phase]) -> None:
+def attach(run: Run, tiers: list[Tier], phases: list[Phase]) -> None:
     """Set a run's tiers, and each tier's phases."""
     run.tiers, run.phases = tiers, phases
     for tier in tiers:

@@ -55,16 +55,16 @@ def lock_webhook(session: Session, webhook_pk: int) -> Webhook | None:
     return session.scalars(query.execution_options(populate_existing=True)).one_or_none()
 
 
-def list_news(session: Session, webhook: Webhook, settled: int) -> tuple[list[FeedEvent], int]:
+def list_news(session: Session, webhook: Webhook, horizon: int) -> tuple[list[FeedEvent], int]:
     """Return a page of the events that a webhook is told, and up to which position it is complete.
 
     Events of other kinds are passed over by the statement.
     """
-    query = events_between(webhook.position, settled)
+    query = events_between(webhook.position, horizon)
     if EVERYTHING not in webhook.kinds:
         query = query.where(EventRow.kind.in_(webhook.kinds))
     found = [FeedEvent.of(row) for row in session.execute(query.limit(PAGE))]
-    return found, found[-1].position if len(found) == PAGE else max(settled, webhook.position)
+    return found, found[-1].position if len(found) == PAGE else max(horizon, webhook.position)
 
 
 def list_told(session: Session, webhook_pk: int) -> set[str]:

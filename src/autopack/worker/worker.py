@@ -515,8 +515,8 @@ class Worker:
             if not report.get("model"):  # else the next claim names it, and gets other work
                 raise WorkerError(str(error)) from error
             return False
-        is_settled = error.status in (404, 409) or error.code in _COUNTED
-        if item.role == "builder" and not is_settled and report["status"] != "failed":
+        is_dealt_with = error.status in (404, 409) or error.code in _COUNTED
+        if item.role == "builder" and not is_dealt_with and report["status"] != "failed":
             why = f"The service refused the result: {error}"
             self._hand_in(item, refused_report(item, report, why))
         return False
