@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -25,13 +25,14 @@ from autopack.config import Settings
 from autopack.contexts import as_node, open_context
 from autopack.domain.plan import Plan
 from autopack.domain.results import BuilderReport
+from autopack.domain.ruleset import Ruleset
 from autopack.gitrepo.node import Generations
 from autopack.gitrepo.process import GitRunner
 from autopack.migrating import DatabaseError
 from autopack.mirror import durability
 from autopack.models import Run
 from autopack.outbound import send
-from autopack.services import following, health, nodes, opening
+from autopack.services import following, health, nodes, opening, rulesets
 from autopack.services.building import submit_builder_result
 from autopack.services.context import AppContext
 from autopack.services.deliveries import deliver_webhook
@@ -652,6 +653,64 @@ def inodes(node: AppContext) -> dict[str, int]:
         for path in folder.glob("run-*/**/*")
         if path.is_file()
     }
+
+
+RULESET = {"project_id": "Autopack", "version": 2}
+
+
+def test_a_ruleset_that_a_node_follows_amid_the_start_of_a_run_stays_in_force(
+    serve: Serve, other_clone: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the start has read before is no edit of the operator's."""
+    with serve() as first, serve(**other_clone) as second:
+        rulesets.read_ruleset(second)
+        rulesets.follow_ruleset(second)
+        rulesets.write_ruleset(first, RULESET)
+        read = rulesets.read_ruleset
+
+        def read_just_before(context: AppContext) -> Ruleset:
+            monkeypatch.setattr(rulesets, "read_ruleset", read)
+            ruleset = read(context)
+            rulesets.follow_ruleset(context)
+            return ruleset
+
+        monkeypatch.setattr(rulesets, "read_ruleset", read_just_before)
+        start_run(second, Plan.model_validate(PLAN))
+        [only], _ = rulesets.list_versions(first, limit=9, before=None)
+        assert only.document["version"] == 2
+
+
+def test_a_ruleset_that_is_put_in_force_on_a_node_amid_its_following_stays_in_force(
+    serve: Serve, other_clone: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serve() as first, serve(**other_clone) as second, ThreadPoolExecutor(1) as beside:
+        rulesets.read_ruleset(second)
+        rulesets.follow_ruleset(second)
+        rulesets.write_ruleset(first, RULESET)
+        parse = rulesets.parse_ruleset
+        putting: list[Future[Ruleset]] = []
+
+        def parse_just_before(content: bytes, project_id: str) -> Ruleset:
+            monkeypatch.setattr(rulesets, "parse_ruleset", parse)
+            newer = RULESET | {"version": 3}
+            putting.append(beside.submit(rulesets.write_ruleset, second, newer))
+            waiting = (
+                "SELECT count(*) FROM pg_stat_activity"
+                " WHERE wait_event_type = 'Lock' AND datname = current_database()"
+            )
+            with first.reading() as session:
+                wait_until(
+                    lambda: session.scalar(text(waiting)) or putting[0].done(),
+                    lambda: "nobody waits",
+                )
+            return parse(content, project_id)
+
+        monkeypatch.setattr(rulesets, "parse_ruleset", parse_just_before)
+        rulesets.follow_ruleset(second)
+        putting[0].result()
+        start_run(second, Plan.model_validate(PLAN))
+        found, _ = rulesets.list_versions(first, limit=9, before=None)
+        assert [each.document["version"] for each in found] == [3, 2]
 
 
 def test_following_a_change_of_a_branch_starts_no_process_of_git(

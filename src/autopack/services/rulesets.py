@@ -98,8 +98,9 @@ def write_ruleset(context: AppContext, document: dict[str, Any]) -> Ruleset:
     """
     project_id = context.settings.project_id
     ruleset = parse_ruleset(json.dumps(document).encode(), project_id)
-    context.mirror.write_ruleset(project_id, _content(ruleset))
     with context.writing() as session:
+        _lock(session, context)  # else this node might follow an older version after this file
+        context.mirror.write_ruleset(project_id, _content(ruleset))
         version = strategy_version(session, context, ruleset)
         # At once also for the first version: else a newer one of another node would count as older
         # than this file.
@@ -203,9 +204,21 @@ def current_ruleset(context: AppContext, session: RowSession) -> tuple[Ruleset, 
     ruleset = read_ruleset(context)
     digest, _ = _digest(ruleset)
     latest = rulesets.get_latest(session, ruleset.project_id)
-    if latest is not None and latest.sha256 != digest and _is_old(session, context, digest):
-        ruleset = _take_latest(session, context)
+    if latest is not None and latest.sha256 != digest:
+        # This node may have followed the latest since the file was read: nobody does from here on.
+        latest = _lock(session, context)
+        ruleset = read_ruleset(context)
+        digest, _ = _digest(ruleset)
+        if latest is not None and latest.sha256 != digest and _is_old(session, context, digest):
+            ruleset = _take_latest(session, context)
     return ruleset, _version_after(session, context, ruleset, latest)
+
+
+def _lock(session: RowSession, context: AppContext) -> RulesetVersion | None:
+    """Return the latest version; nobody adds one, and this node follows none, until the commit."""
+    latest = rulesets.lock_latest(session, context.settings.project_id)
+    nodes.lock_ruleset(session, context.node_id)
+    return latest
 
 
 def follow_ruleset(context: AppContext) -> None:
