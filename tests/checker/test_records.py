@@ -25,6 +25,7 @@ import pytest
 from tests.checker import stories
 from tests.checker.stories import RUN, STRATEGY, Branches, GitDrive, Story, finish, walk
 
+from autopack.checker.objects import Git
 from autopack.cli.app import main
 from autopack.config import Settings
 from autopack.domain.events import canonical_json
@@ -80,6 +81,29 @@ def script() -> ModuleType:
     sys.modules[spec.name] = module  # where dataclasses look for a class's types
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module", autouse=True)
+def patches_are_applied_once() -> Iterator[None]:
+    """Let each checker put a patch on a tree once, and remember the tree that git made of it.
+
+    The stories share their patches, and three of four git commands of a check are for them.
+    """
+
+    def remembering(apply: Callable[[Any, str, bytes], str | None]) -> Callable[..., str | None]:
+        made: dict[tuple[str, bytes], str | None] = {}
+
+        def apply_once(git: object, tree: str, patch: bytes) -> str | None:
+            if (tree, patch) not in made:
+                made[tree, patch] = apply(git, tree, patch)
+            return made[tree, patch]
+
+        return apply_once
+
+    with pytest.MonkeyPatch.context() as patch:
+        for git in (Git, script().Git):
+            patch.setattr(git, "apply", remembering(git.apply))
+        yield
 
 
 @cache
