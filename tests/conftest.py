@@ -421,7 +421,12 @@ def client(app: FastAPI) -> Iterator[TestClient]:
     """A local caller, within the application's lifespan."""
     from starlette.testclient import TestClient
 
-    with TestClient(app, base_url="http://localhost", client=("127.0.0.1", 50000)) as client:
+    with TestClient(
+        app,
+        base_url="http://localhost",
+        client=("127.0.0.1", 50000),
+        backend_options={"use_uvloop": True},
+    ) as client:
         yield client
 
 
