@@ -58,6 +58,11 @@ class Stage:
 
     def start(self) -> None:
         """Start the service and wait until it is ready."""
+        self.begin()
+        self.await_start()
+
+    def begin(self) -> None:
+        """Start the service, which is not ready yet."""
         assert self.settings.database_url is not None
         self.fate.unlink(missing_ok=True)
         self.log.write_text("")
@@ -82,6 +87,8 @@ class Stage:
                 output=output,
                 first=self.first,
             )
+
+    def await_start(self) -> None:
         wait_until(lambda: "  API " in self.log.read_text(), self.log.read_text)
         if self.proxy is None:
             self.url = self.log.read_text().partition("  API ")[2].split()[0]
@@ -118,10 +125,14 @@ class Stage:
 
     def stop(self) -> None:
         """End the service as a service manager would."""
+        self.terminate()
         if self._process is not None:
-            self._process.terminate()
             self._process.wait()
             self._process = None
+
+    def terminate(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
 
     def client(self) -> httpx.Client:
         """Return a client of the service."""

@@ -100,12 +100,16 @@ def stages_of(
 
 @contextmanager
 def running(stages: list[Stage]) -> Iterator[list[Stage]]:
-    """Start nodes; they are gone at the end."""
+    """Start nodes, all at the same time; they are gone at the end."""
     try:
         for stage in stages:
-            stage.start()
+            stage.begin()
+        for stage in stages:
+            stage.await_start()
         yield stages
     finally:
+        for stage in stages:
+            stage.terminate()
         for stage in stages:
             stage.stop()
 
