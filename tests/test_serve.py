@@ -250,7 +250,9 @@ def test_a_process_that_cannot_answer_says_why_in_one_line(
         autonomous_runs_dir=tmp_path / "runs",
         database_url="postgresql://a:secret@127.0.0.1:1/b",
     )
-    result = _beside(pickle.dumps(Answering(settings, "http://127.0.0.1:1", is_beside=True)))
+    result = _beside(
+        pickle.dumps(Answering(settings, "http://127.0.0.1:1", is_answering_only=True))
+    )
     assert result.returncode == 2
     assert re.fullmatch(r"autopack: .*127\.0\.0\.1:1/b.*\n", result.stderr)
     assert "secret" not in result.stderr

@@ -52,10 +52,10 @@ def begin_work(context: AppContext, stack: ExitStack) -> None:
 
 
 @contextmanager
-def beside_processes(settings: Settings) -> Iterator[None]:
-    """Do what the processes of a service that answer leave to one: roll forward, work.
+def first_process(settings: Settings) -> Iterator[None]:
+    """Run a service's first process: it does what those that answer leave to one.
 
-    Without workers of its own the service only rolls forward. Raises DatabaseError.
+    It rolls forward, and works unless the service has no workers of its own. Raises DatabaseError.
     """
     if settings.jobs == "inside":
         with jobs_process(settings, (), None):

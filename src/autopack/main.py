@@ -95,12 +95,12 @@ def create_app(
     settings: Settings | None = None,
     opened: AppContext | None = None,
     *,
-    is_beside: bool = False,
+    is_answering_only: bool = False,
 ) -> FastAPI:
     """Create the application; nothing is opened before its lifespan begins.
 
     With `opened`, a context whose node the caller has registered, it opens none of its own.
-    `is_beside`: of several processes of a service, beside the one of `beside_processes`.
+    `is_answering_only`: one of several processes of a service, whose `first_process` does the rest.
     """
     settings = settings or load_settings()
 
@@ -109,7 +109,7 @@ def create_app(
         with ExitStack() as stack:
             trace(settings, stack)
             context = await run_in_threadpool(_start, settings, opened, stack)
-            if not is_beside:
+            if not is_answering_only:
                 await run_in_threadpool(begin_work, context, stack)
             app.state.verifier = _verifier(settings)
             app.state.lookups = anyio.CapacityLimiter(LOOKUPS)
@@ -118,7 +118,7 @@ def create_app(
             most = settings.max_connections or connections_within(raise_file_limit())
             streams = min(settings.max_streams, most * 3 // 4)
             async with _serving(app.state, context, streams):
-                serve = partial(_serve_further, app.state, streams, is_beside)
+                serve = partial(_serve_further, app.state, streams, is_answering_only)
                 app.state.places = Places(app, serve)
                 await app.state.places.refresh()
                 try:
@@ -141,7 +141,7 @@ def create_app(
     )
     configure_logging(settings)
     app.state.settings = settings
-    app.state.traffic = Traffic(is_shared=is_beside)
+    app.state.traffic = Traffic(is_shared=is_answering_only)
     install_error_handlers(app)
     describe_access(app)
     describe_csv(app)
@@ -189,7 +189,7 @@ async def _serving(state: State, context: AppContext, streams: int) -> AsyncIter
 
 @asynccontextmanager
 async def _serve_further(
-    default: State, streams: int, is_beside: bool, project: OpenProject
+    default: State, streams: int, is_answering_only: bool, project: OpenProject
 ) -> AsyncIterator[FurtherPlace]:
     """Serve a project beside the default one. Raises AutopackError, and what OUTAGES names."""
     place = FurtherPlace()
@@ -199,7 +199,7 @@ async def _serve_further(
     try:
         with _as_refusals():
             context = await run_in_threadpool(_open_further, project.settings, stack)
-            if not is_beside:
+            if not is_answering_only:
                 await run_in_threadpool(begin_work, context, stack)
         async with _serving(place.state, context, streams):
             yield place

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from autopack.domain.errors import AutopackError, ConflictError, UnavailableError
-from autopack.services.replies import answering, key_scope, once
+from autopack.services.replies import changing_once, key_scope, once
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -143,7 +143,7 @@ def test_a_key_keeps_a_refusal_and_no_want_of_a_moment(api: Api, app: FastAPI) -
     asked = once("a test", {}, [key_scope("one")])
 
     def ask(refusal: AutopackError | None) -> bool:
-        with answering(app.state.context, "run-001", asked) as turn:
+        with changing_once(app.state.context, "run-001", asked) as turn:
             if refusal is not None:
                 raise refusal
             return turn.is_new

@@ -35,11 +35,11 @@ READY: Final = b"ready"
 
 @dataclass(frozen=True)
 class Answering:
-    """What a process needs to answer requests; `is_beside` as in `create_app`."""
+    """What a process needs to answer requests; `is_answering_only` as in `create_app`."""
 
     settings: Settings
     url: str
-    is_beside: bool
+    is_answering_only: bool
 
 
 def answer(
@@ -61,7 +61,7 @@ def answer(
     context.mirror.prepare()
     server = _Server(
         uvicorn.Config(
-            create_app(settings, context, is_beside=given.is_beside),
+            create_app(settings, context, is_answering_only=given.is_answering_only),
             http=wire_protocol(settings),
             ws="none",
             access_log=False,
@@ -72,7 +72,7 @@ def answer(
             proxy_headers=False,
             # asyncio accepts as many connections at once as this says: the first process that
             # looks would take all that wait, and the others none.
-            backlog=1 if given.is_beside else BACKLOG,
+            backlog=1 if given.is_answering_only else BACKLOG,
         ),
         on_started=on_started,
     )

@@ -88,9 +88,9 @@ def _serve(stack: ExitStack, given: dict[str, str], *, is_demo: bool) -> None:
             _announce(settings, branch, url, is_demo=is_demo)
 
     if settings.processes > 1:
-        answering = Answering(settings, url, is_beside=True)
+        answering = Answering(settings, url, is_answering_only=True)
         _serve_by_several(stack, answering, listener, repository, announce)
-    elif not answer(Answering(settings, url, is_beside=False), stack, listener, announce):
+    elif not answer(Answering(settings, url, is_answering_only=False), stack, listener, announce):
         raise CommandError("the service could not start: see the reason above.")
 
 
@@ -106,9 +106,9 @@ def _serve_by_several(
     from .processes import ProcessEndedError, answering_processes
 
     with importing():
-        from ..background import beside_processes
+        from ..background import first_process
 
-    stack.enter_context(beside_processes(given.settings))
+    stack.enter_context(first_process(given.settings))
     count = given.settings.processes
     try:
         processes = stack.enter_context(answering_processes(given, count, listener, repository))

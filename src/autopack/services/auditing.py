@@ -22,7 +22,7 @@ from .change import RunChange
 from .claiming import check_lease
 from .context import AppContext
 from .issues import seen_issues
-from .replies import Answer, answering, key_scope, once
+from .replies import Answer, changing_once, key_scope, once
 from .settling import settle
 from .submitting import could_not_work, identify, record_submission, require_same_names
 
@@ -59,7 +59,7 @@ def request_audit(
         "auditor_request", {"phase_id": phase_id, "request": document}, [key_scope(idempotency_key)]
     )
     request = redacted(request)
-    with answering(context, run_id, identity) as turn:
+    with changing_once(context, run_id, identity) as turn:
         if turn.is_new:
             change = turn.change
             phase = change.phase(phase_id)
@@ -118,7 +118,7 @@ def submit_auditor_result(
     is_unavailable = report.recommendation is Recommendation.UNAVAILABLE
     if patches and is_unavailable:
         raise InvalidError("suggested_patches: an Auditor that was unavailable has none")
-    with answering(context, run_id, identity) as turn:
+    with changing_once(context, run_id, identity) as turn:
         if turn.is_new:
             change = turn.change
             phase = change.phase(phase_id)

@@ -24,7 +24,7 @@ from . import patching
 from .context import AppContext
 from .pushes import remote_status
 from .reading import get_shown_run
-from .replies import Answer, answering, key_scope, once
+from .replies import Answer, changing_once, key_scope, once
 from .settling import settle
 
 
@@ -137,7 +137,7 @@ def rollback(
     request = {"to_phase": to_phase, "reason": reason}
     identity = once("rollback", request, [key_scope(idempotency_key)])
     reason = redact(reason)
-    with answering(context, run_id, identity) as turn:
+    with changing_once(context, run_id, identity) as turn:
         if turn.is_new:
             change = turn.change
             phase = change.phase(to_phase)

@@ -28,7 +28,7 @@ from .change import RunChange
 from .claiming import check_lease
 from .context import AppContext
 from .issues import seen_issues
-from .replies import Answer, answering
+from .replies import Answer, changing_once
 from .settling import settle
 from .submitting import could_not_work, identify, record_submission, require_same_names
 
@@ -51,7 +51,7 @@ def submit_builder_result(
     if content is not None and report.status is BuilderStatus.UNAVAILABLE:
         raise InvalidError("patch_content: a Builder that was unavailable has no patch to submit")
     report = redacted(report)
-    with answering(context, run_id, identity) as turn:
+    with changing_once(context, run_id, identity) as turn:
         if turn.is_new:
             change = turn.change
             phase = change.phase(phase_id)

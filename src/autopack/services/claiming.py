@@ -33,7 +33,7 @@ from .after_commit import ProjectionLaggingError
 from .change import RunChange
 from .context import AppContext
 from .opening import changing, changing_locked, session_for_locks
-from .replies import Answer, answering, key_scope, lease_scope, once
+from .replies import Answer, changing_once, key_scope, lease_scope, once
 from .settling import settle
 from .work_items import work_item
 
@@ -204,7 +204,7 @@ def release(
         [key_scope(idempotency_key), lease_scope(given_back.lease_token)],
     )
     given_back = redacted(given_back)
-    with answering(context, run_id, identity) as turn:
+    with changing_once(context, run_id, identity) as turn:
         if turn.is_new:
             change = turn.change
             phase, state = change.phase(phase_id), change.phase_state(phase_id)

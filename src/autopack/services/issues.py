@@ -34,7 +34,7 @@ from ..views.issues import (
 from .change import RunChange
 from .context import AppContext
 from .projection import project_backlog, run_index
-from .replies import Answer, answering, key_scope, once
+from .replies import Answer, changing_once, key_scope, once
 from .rulesets import read_ruleset
 from .settling import settle
 
@@ -56,7 +56,7 @@ def record_issue(
     request = {"phase_id": phase_id, "report": report.model_dump(mode="json")}
     identity = once("record_issue", request, [key_scope(idempotency_key)])
     report = redacted(report)
-    with answering(context, run_id, identity) as turn:
+    with changing_once(context, run_id, identity) as turn:
         if turn.is_new:
             change = turn.change
             phase = change.phase(phase_id)

@@ -19,7 +19,7 @@ from ..views.results import CiResultAnswer
 from .change import RunChange
 from .context import AppContext
 from .issues import seen_issues
-from .replies import Answer, answering, key_scope, once
+from .replies import Answer, changing_once, key_scope, once
 from .settling import settle
 from .submitting import require_same_names
 
@@ -46,7 +46,7 @@ def submit_ci_result(
         [key_scope(idempotency_key), f"latest:{phase_id}:{CI_SOURCE}"],
     )
     report = redacted(report)
-    with answering(context, run_id, identity) as turn:
+    with changing_once(context, run_id, identity) as turn:
         if turn.is_new:
             change = turn.change
             phase = change.phase(phase_id)

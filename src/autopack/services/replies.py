@@ -149,7 +149,7 @@ class Turn:
 
 
 @contextmanager
-def answering(context: AppContext, run_id: str, identity: Once) -> Iterator[Turn]:
+def changing_once(context: AppContext, run_id: str, identity: Once) -> Iterator[Turn]:
     """Open a change for a request that has one effect, even if it is sent several times.
 
     Its answer is stored in the transaction of the change. Raises a stored refusal.
