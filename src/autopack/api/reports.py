@@ -5,11 +5,12 @@ from __future__ import annotations
 from fastapi import APIRouter, Response
 
 from ..services import reports
+from ..services.promotion import ask_promotion
 from ..views.incident import IncidentPack
+from ..views.promotion import PromotionAnswer
 from ..views.reports import (
     BacklogSummaryAnswer,
     BudgetAnalysisAnswer,
-    PromotionAnswer,
     RunReportAnswer,
 )
 from .bodies import StrictRoute
@@ -83,7 +84,7 @@ def promotion(context: Context, run_id: RunId) -> PromotionAnswer:
     An ineligible run has the text too, which then starts with the advice not to merge. Nothing is
     sent anywhere.
     """
-    return reports.promotion(context, run_id)
+    return ask_promotion(context, run_id)
 
 
 @router.get(

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ..views.reports import PromotionAnswer
+from ..views.promotion import PromotionAnswer
 from .command import FINE, NO, CommandError, command_app
 from .completion import RunId
 from .service import asking

@@ -35,10 +35,10 @@ from ..views.project import (
     RulesetVersionsAnswer,
 )
 from ..views.projects import ProjectAnswer, ProjectsAnswer
+from ..views.promotion import PromotionAnswer
 from ..views.reports import (
     BacklogSummaryAnswer,
     BudgetAnalysisAnswer,
-    PromotionAnswer,
     RunReportAnswer,
 )
 from ..views.results import (

@@ -21,7 +21,7 @@ from ..domain.times import duration, whole_minutes_used
 from ..services import run_pages
 from ..services.context import AppContext
 from ..services.run_pages import RunPage
-from ..views.reports import PromotionVerdictAnswer
+from ..views.promotion import PromotionVerdictAnswer
 from ..views.results import TimelineAnswer
 from ..views.runs import PhaseAnswer, RunAnswer
 from .changes import read_changes

@@ -14,7 +14,7 @@ from ..domain.run import CompletedBy, DebtStatus
 from ..domain.run_issues import OpenIssue
 from ..domain.states import PhaseStatus
 from ..domain.terms import Verdict
-from ..views.reports import PullRequestAnswer
+from ..views.promotion import PullRequestAnswer
 from ..views.runs import PhaseDetail, RunDetail
 from .dependencies import dependency_section
 from .markdown import NONE, bullets, code, inline, plain, table

@@ -1,38 +1,32 @@
-"""Reports: the backlog, exhausted budgets, one run as a whole, and promotion."""
+"""Reports: the backlog, exhausted budgets, one run as a whole, why it failed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
 
-from ..domain.errors import NotFoundError, UnavailableError
+from ..domain.errors import NotFoundError
 from ..domain.issues import BacklogStatus
-from ..domain.promotion import PASSED, PromotionCheck, PromotionVerdict, judge_promotion
 from ..domain.run_issues import issue_figures
 from ..domain.terms import Severity
 from ..domain.times import minutes_used
-from ..mirror import incident_pack, incident_page, pull_request
+from ..mirror import incident_pack, incident_page
 from ..models import Run
-from ..store import issues, reports, runs
+from ..store import issues, reports
 from ..views.incident import IncidentPack
 from ..views.metrics import BudgetAnswer, budget
 from ..views.reports import (
     BacklogSummaryAnswer,
     BudgetAnalysisAnswer,
     IssueSummaryAnswer,
-    PromotionAnswer,
-    PromotionCheckAnswer,
-    PromotionVerdictAnswer,
     RunReportAnswer,
 )
 from ..views.runs import RunSummaryAnswer
 from .context import AppContext
 from .metrics import Position, phases_of, tiers_of
 from .projection import open_issues, run_detail
+from .promotion import promotion_verdict
 from .reading import one_moment, reading_run
-from .records import recorded_verdict
-from .rehearsal import rehearse
 
 TOP_AGING_ISSUES = 10
 TOP_CATEGORIES = 100
@@ -111,93 +105,6 @@ def run_summary(context: AppContext, run_id: str) -> RunReportAnswer:
             timeline=reports.list_latest_moves(session, run.id, limit=TIMELINE_EVENTS),
         )
     return summary(promotion=promotion_verdict(context, run))  # git runs outside of any transaction
-
-
-def promotion(context: AppContext, run_id: str) -> PromotionAnswer:
-    """Return whether a run's branch may be merged, and its pull request. (rules §8)
-
-    Raises NotFoundError.
-    """
-    with reading_run(context, run_id, needs_branch=True) as (session, run):
-        found = open_issues(session, run)
-        report = run_detail(session, run, detailed=())
-    verdict = promotion_verdict(context, run)
-    return PromotionAnswer.of(
-        verdict,
-        run_id=run.run_id,
-        pull_request=pull_request(
-            report, reasons=verdict.reasons, warnings=verdict.warnings, open_issues=found
-        ),
-    )
-
-
-def promotion_verdict(context: AppContext, run: Run) -> PromotionVerdictAnswer:
-    """Return the eligibility by a run's record, or by the rules for a run without one. (rules §8)
-
-    A rehearsal with today's base branch is added, and may only be stricter.
-    """
-    if run.ended_at is None:
-        verdict = judge_promotion(runs.read_state(run))
-    elif run.head_commit == run.work_commit:  # no record: the rehearsal says so
-        verdict = PromotionVerdict(tuple(run.promotion_reasons), tuple(run.promotion_warnings))
-    else:
-        verdict = recorded_verdict(context.repository, run)
-    rehearsal, today = rehearse(context, run)
-    if run.imported_at is not None:
-        today = (*run.promotion_reasons, *today)
-    has_record = run.ended_at is not None and run.head_commit != run.work_commit
-    # Three judges, and each may only refuse: the rules at the run's end, the record as it stands on
-    # the branch, and today's merge. Who signed is for the offline check: it reads the base branch.
-    return PromotionVerdictAnswer(
-        eligible=run.promotion_eligible_to_main and verdict.is_eligible and not today,
-        reasons=[*verdict.reasons, *today],
-        warnings=list(verdict.warnings),
-        rehearsal=rehearsal,
-        checks=_checks(run, verdict, today, has_record=has_record),
-        is_signed=_is_signed(context, run) if has_record else None,
-    )
-
-
-def _checks(
-    run: Run, verdict: PromotionVerdict, today: Sequence[str], *, has_record: bool
-) -> list[PromotionCheckAnswer]:
-    """Return what was checked: the rules' conditions, the record, and today's merge.
-
-    Before the run's end only the merge is decided: a tier may become clean again.
-    """
-    rules = judge_promotion(runs.read_state(run))
-    against: dict[PromotionCheck, list[str]] = {
-        PromotionCheck.RECORD: [
-            reason for reason in verdict.reasons if has_record and reason not in rules.reasons
-        ],
-        PromotionCheck.MERGE: [*today],
-    }
-    for check, reason in rules.checked:
-        if check is PromotionCheck.SUCCESS and run.ended_at is None:
-            continue  # its state is no reason yet
-        against.setdefault(check, []).append(reason)
-    is_over = run.ended_at is not None
-    found = []
-    for check, passed in PASSED.items():
-        reasons = against.get(check, [])
-        is_decided = check is PromotionCheck.MERGE or (
-            has_record if check is PromotionCheck.RECORD else is_over
-        )
-        found.append(
-            PromotionCheckAnswer(
-                name=check,
-                passed=not reasons if is_decided else None,
-                detail="; ".join(reasons) or (passed if is_decided else "decided at the run's end"),
-            )
-        )
-    return found
-
-
-def _is_signed(context: AppContext, run: Run) -> bool | None:
-    try:
-        return context.repository.is_signed(run.head_commit)
-    except UnavailableError:  # the record cannot be read, which is among the reasons
-        return None
 
 
 def run_incident(context: AppContext, run_id: str) -> IncidentPack:

@@ -15,14 +15,14 @@ from ..store import runs
 from ..store.session import RowSession
 from ..views.events import EventAnswer
 from ..views.issues import PhaseIssue
-from ..views.reports import PromotionVerdictAnswer
+from ..views.promotion import PromotionVerdictAnswer
 from ..views.results import AttemptAnswer, CiRunAnswer, TimelineAnswer
 from ..views.runs import PhaseAnswer, RunAnswer
 from .branches import phase_diff
 from .context import AppContext
 from .phase_reports import report_with_timeline
+from .promotion import promotion_verdict
 from .reading import reading_run
-from .reports import promotion_verdict
 from .runs import answer_of
 from .starting import continuable_state
 

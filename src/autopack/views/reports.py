@@ -6,8 +6,6 @@ from typing import ClassVar
 
 from ..domain.event_text import EventOutcome
 from ..domain.issues import BacklogStatus
-from ..domain.promotion import PromotionCheck
-from ..domain.rehearsal import Rehearsal
 from ..domain.run import FailureCode
 from ..domain.run_issues import IssueCounts, OpenIssue
 from ..domain.terms import Role, Severity
@@ -15,6 +13,7 @@ from ..domain.values import Usd
 from . import Shape, WireTime
 from .issues import BacklogEntryAnswer
 from .metrics import BudgetAnswer, PhaseMetricsAnswer, TierMetricsAnswer
+from .promotion import PromotionVerdictAnswer
 from .runs import RunSummaryAnswer
 
 
@@ -154,30 +153,6 @@ class MoveAnswer(Shape):
     outcome: EventOutcome
 
 
-class PromotionCheckAnswer(Shape):
-    """One check of promotion; `passed` is null while it is not decided."""
-
-    name: PromotionCheck
-    passed: bool | None
-    detail: str
-
-
-class PromotionVerdictAnswer(Shape):
-    """`reasons` are all reasons against it; `warnings` are what to check before merging.
-
-    Eligibility is decided at the run's end; the merge with today's base branch is rehearsed in
-    addition. `checks` are what was checked, passed or not. `is_signed`: whether the run's record is
-    signed, null while there is none; whose signature counts is decided by `autopack verify`.
-    """
-
-    eligible: bool
-    reasons: list[str]
-    warnings: list[str]
-    rehearsal: Rehearsal | None
-    checks: list[PromotionCheckAnswer]
-    is_signed: bool | None
-
-
 class RunReportAnswer(Shape):
     """A run at one moment. `timeline`: the last 500 changes of state of `event_count` events."""
 
@@ -193,19 +168,3 @@ class RunReportAnswer(Shape):
     event_count: int
     timeline: list[MoveAnswer]
     promotion: PromotionVerdictAnswer
-
-
-class PullRequestAnswer(Shape):
-    """Merge `head` into `base`; `body` is Markdown."""
-
-    title: str
-    body: str
-    head: str
-    base: str
-
-
-class PromotionAnswer(PromotionVerdictAnswer):
-    """The eligibility, and the pull request's text, also for an ineligible run."""
-
-    run_id: str
-    pull_request: PullRequestAnswer
