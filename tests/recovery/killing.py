@@ -1,8 +1,8 @@
 """Makes the service of this process able to kill itself at a step of its work.
 
 The fork server runs this before the service's command. The file that KILL_AT names says where to
-die next, as `<step> <passage>`; while there is none, the service is as its users know it, but for
-its heart, which beats ten times as fast: it finds other nodes, and looks after its own, at a beat.
+die next, as `<step> <passage>`; while there is none, the service is as its users know it, but it
+looks after its node ten times as often: only then it finds other nodes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from autopack.store import runs
 from autopack.store.session import RowSession
 
 Function = Callable[..., Any]
-BEAT_SECONDS = 0.5
+LOOK_SECONDS = 0.5
 
 
 class Fate:
@@ -143,5 +143,6 @@ def watch(fate: Fate) -> None:
 
 
 if __name__ == "__main__":
-    vars(nodes)["BEAT_SECONDS"] = BEAT_SECONDS
+    assert nodes.LOOK_SECONDS > LOOK_SECONDS  # it is Final, and still has this name
+    vars(nodes)["LOOK_SECONDS"] = LOOK_SECONDS
     watch(Fate(Path(os.environ["KILL_AT"])))
