@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tests.conftest import GitRepo, ServedHere
     from tests.processes import ForkedProcess, ForkServer
 
+FORKED_CHILDREN = Path(__file__).resolve().with_name("forked_children.py")
 PATIENCE_SECONDS = 90
 PLAN = """
 run: {run_id: greet}
@@ -61,22 +62,31 @@ class Stage:
             MARK: str(folder),
         }
 
-    def start(self, *options: str) -> ForkedProcess:
-        """Start the command; the service and the worker that it starts are fresh processes."""
+    def start(self, *options: str, has_fresh_children: bool = False) -> ForkedProcess:
+        """Start the command; the service and the worker that it starts are forks of it, or fresh.
+
+        A fresh process needs two seconds for its imports.
+        """
         words = ["up", "../plan.yaml", "--builder", shlex.join(["sh", str(self.agent)]), *options]
         return self.fork_server.start(
             *words,
             folder=self.repo.path,
             environment=self.environment,
             output=(self.folder / "output").open("w+"),
+            first=None if has_fresh_children else FORKED_CHILDREN,
         )
 
     def processes(self) -> list[psutil.Process]:
-        """Return all processes that the command has started and that still run, in any session."""
+        """Return the command and all that it has started, in any session, as far as they run.
+
+        A fork has the environment of its fork server, as the system sees it, but works here.
+        """
         found = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):
-                if process.environ().get(MARK) == str(self.folder):
+                if process.environ().get(MARK) == str(self.folder) or Path(
+                    process.cwd()
+                ).is_relative_to(self.folder):
                     found.append(process)
         return found
 
@@ -135,9 +145,9 @@ def test_one_command_works_on_a_plan_stops_by_ctrl_c_and_continues(stage: Stage)
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells children of a parent's end")
 def test_nothing_is_left_of_a_command_that_was_killed(stage: Stage) -> None:
     (stage.folder / "hang").touch()
-    process = stage.start()
+    process = stage.start(has_fresh_children=True)
     _wait((stage.folder / "begun").exists, process)
-    assert len(stage.processes()) >= 3  # service, worker and agent
+    assert len(stage.processes()) >= 4  # the command, service, worker and agent
     process.kill()
     process.communicate()
     _wait(lambda: stage.processes() == [])
