@@ -12,6 +12,7 @@ from sqlalchemy import Engine, text
 from autopack import advisory_locks
 from autopack.advisory_locks import (
     AUDIT_LOG,
+    CLAIM_KEY,
     FIRST_FEED_NUMBER,
     LAST_FEED_NUMBER,
     LEASES_OF_CALLER,
@@ -39,6 +40,7 @@ SAMPLES = {
     PERIODIC_WORK: ["upkeep", "retention", ""],
     PUSH: ["1", "12"],
     NODE: ["0123456789abcdef", ""],
+    CLAIM_KEY: ["any:one", "any:two"],
     RULESET: ["autopack", "shop", "projects"],
     LEASES_OF_CALLER: ["key:codex-3:", "key:nodes:"],
 }
@@ -56,6 +58,7 @@ def test_a_version_beside_this_one_uses_the_same_numbers() -> None:
         ("pulse:x", "hashtextextended(:key, 0)"),
         ("node:x", "hashtextextended(:key, 2)"),
         ("push:x", "hashtextextended(:key, 0)"),
+        ("x", "hashtextextended(:key, 7)"),
         ("x", "hashtextextended(:key, 0)"),
         ("x", "hashtextextended(:key, 1)"),
         ("x", "hashtextextended(:key, 4)"),

@@ -66,18 +66,22 @@ REGISTRATION: Final = Lock("nodes", 1)
 # 5. Of a transaction: the end of the audit log, whose entries are a chain.
 AUDIT_LOG: Final = Lock("audit_log", 3)
 
-# 6. Of a session, over several transactions: a run's name in lower case, even before there is such
+# 6. Of a session, over several transactions: the claims over all runs that have one
+# Idempotency-Key, by the scope of their answer.
+CLAIM_KEY: Final = Locks("", 7)
+
+# 7. Of a session, over several transactions: a run's name in lower case, even before there is such
 # a run. All changes of a run. Its row is locked after it.
 RUN: Final = Locks("", 0)
 
-# 7. Of a transaction: the versions of a project's ruleset, by the project's name. That of a project
+# 8. Of a transaction: the versions of a project's ruleset, by the project's name. That of a project
 # called `nodes` is the lock of REGISTRATION: they wait for each other, and nothing takes both.
 RULESET: Final = Locks("", 1)
 
-# 8. Of a transaction: how many leases one caller holds, by the beginning of its actors' names.
+# 9. Of a transaction: how many leases one caller holds, by the beginning of its actors' names.
 LEASES_OF_CALLER: Final = Locks("", 4)
 
-# 9. Of a transaction, shared, by the trigger `announce_events` alone (alembic, `event_feed`): two
+# 10. Of a transaction, shared, by the trigger `announce_events` alone (alembic, `event_feed`): two
 # numbers, which contain the last event's id before the transaction's own. Nobody waits for it;
 # `store/feed.py` reads which ones are held. The first number is this one and the id's upper bits.
 FIRST_FEED_NUMBER: Final = 1_635_087_000

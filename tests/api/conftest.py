@@ -193,11 +193,18 @@ class Agents:
     def upkeep(self) -> None:
         keep_up(self.app.state.context)
 
-    def ask(self, role: str = "builder", run_id: str | None = "run-001", **fields: Any) -> Response:
+    def ask(
+        self,
+        role: str = "builder",
+        run_id: str | None = "run-001",
+        key: str | None = None,
+        **fields: Any,
+    ) -> Response:
         """Ask a run for work, None: any run."""
         path = "/claim" if run_id is None else f"/runs/{run_id}/claim"
         body = {"role": role, "agent": f"{role}@host-1", "lease_seconds": LEASE_SECONDS, **fields}
-        return self.api.client.post(path, json=body)
+        headers = {"Idempotency-Key": key} if key else {}
+        return self.api.client.post(path, json=body, headers=headers)
 
     def claim(self, role: str = "builder", run_id: str | None = "run-001", **fields: Any) -> Json:
         """Claim work that must be there."""

@@ -62,6 +62,44 @@ def test_a_key_holds_so_many_leases_at_a_time(
     assert team.ask("POST", "/claim", "codex", json=AGENT).status_code == 200
 
 
+def test_a_claim_that_is_sent_again_holds_no_second_lease(
+    team: Team,  # noqa: F811 - the fixture
+    api: Api,  # noqa: F811 - the fixture
+) -> None:
+    team.make("codex", AccessRole.BUILDER, limits=KeyLimits(claims=1))
+    assert team.ask("POST", "/runs/start", "operator", json=api.plan("run-002")).status_code == 201
+    one, two = ({"Idempotency-Key": key} for key in ("one", "two"))
+    for replayed in (None, "true"):
+        given = team.ask("POST", "/claim", "codex", json=AGENT, headers=one)
+        assert given.status_code == 200, given.text
+        assert given.headers.get("idempotency-replayed") == replayed
+    refused = team.ask("POST", "/claim", "codex", json=AGENT, headers=two)
+    api.refused(refused, 429, "too_many_claims", "holds 1 leases")
+    lease = {"lease_token": given.json()["lease"]["token"]}
+    path = "/runs/run-001/phases/P0.0/release"
+    assert team.ask("POST", path, "codex", json=lease).status_code == 200
+    given = team.ask("POST", "/claim", "codex", json=AGENT, headers=two)
+    assert given.status_code == 200, "a refusal does not use a claim's key"
+
+
+@pytest.mark.parametrize("path", ["/claim", "/runs/run-001/claim"])
+def test_a_lease_is_given_again_to_its_holder_alone(
+    team: Team,  # noqa: F811 - the fixture
+    api: Api,  # noqa: F811 - the fixture
+    path: str,
+) -> None:
+    team.make("codex", AccessRole.BUILDER)
+    team.make("thief", AccessRole.BUILDER)
+    key = {"Idempotency-Key": "one"}
+    given = team.ask("POST", path, "codex", json=AGENT, headers=key)
+    assert given.status_code == 200, given.text
+    refused = team.ask("POST", path, "thief", json=AGENT, headers=key)
+    api.refused(refused, 422, "idempotency_key_reused", "one")
+    rotated = team.ask("POST", "/keys/codex/rotate", "operator").json()["api_key"]
+    again = team.ask("POST", path, rotated, json=AGENT, headers=key)
+    assert again.status_code == 200, "a new secret is the same holder"
+
+
 def api_events(team: Team, run_id: str) -> list[str]:  # noqa: F811 - the type
     events = team.ask("GET", f"/runs/{run_id}/events", "viewer").json()["events"]
     return [event["kind"] for event in events]

@@ -223,6 +223,26 @@ class TestTools:
         assert refusals[0]["structuredContent"]["files"][0]["hunks"]
         assert api.phase()["builder_attempts_used"] == 1
 
+    @pytest.mark.parametrize(("place", "path"), [(RUN, "/runs/run-001/claim"), ({}, "/claim")])
+    def test_give_a_claims_lease_again_by_whichever_way_in(
+        self, agent: Agent, api: Api, place: Json, path: str
+    ) -> None:
+        api.start()
+        claim = {"role": "builder", "agent": "ada"}
+        first = api.client.post(path, json=claim, headers={"Idempotency-Key": "one"}).json()
+        arguments = {**place, **claim, "idempotency_key": "one"}
+        again = agent.result("tools/call", name="claim_work", arguments=arguments)
+        assert again["_meta"]["idempotency_replayed"] is True
+        work = again["structuredContent"]["work"]
+        assert work["lease"]["fence"] == first["lease"]["fence"]
+        for lease in (first["lease"], work["lease"]):
+            told = agent.call("heartbeat", {**PHASE, "lease_token": lease["token"]})
+            assert told["directive"] == "continue"
+        other = agent.refused("claim_work", {**arguments, "model": "m"})
+        assert other["code"] == "idempotency_key_reused"
+        api.status("QUEUED")
+        assert agent.refused("claim_work", arguments)["code"] == "lease_lost"
+
     def test_show_an_unexpected_error_only_by_its_id(
         self, agent: Agent, monkeypatch: pytest.MonkeyPatch
     ) -> None:

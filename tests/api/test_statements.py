@@ -60,6 +60,8 @@ BUDGETS = {
     "claim, none": Cost(4, 6),
     "heartbeat": Cost(4, 7),
     "builder_result, refused": Cost(9, 22, files=3),
+    "claim with a key": Cost(16, 25, files=3),
+    "claim with a key, again": Cost(13, 16),
     "builder_result, applied": Cost(9, 23, processes=1, files=3),
     "builder_result, replayed": Cost(5, 7),
     "phase": Cost(8, 8),
@@ -106,6 +108,7 @@ def test_each_request_keeps_its_budget_whatever_the_size_of_the_plan(
 ) -> None:
     plan = api.plan(tiers=tiers, phases=phases, max_phases=60)
     agent = {"role": "builder", "agent": "codex"}
+    key = {"Idempotency-Key": "one"}
     phase = "/runs/run-001/phases/P0.0"
     token: list[str] = []
     requests: dict[str, Callable[[], Response]] = {
@@ -124,6 +127,8 @@ def test_each_request_keeps_its_budget_whatever_the_size_of_the_plan(
         "claim, none": lambda: api.client.post("/runs/run-001/claim", json=agent),
         "heartbeat": lambda: api.client.post(f"{phase}/heartbeat", json={"lease_token": token[0]}),
         "builder_result, refused": lambda: api.result(patch="no patch", lease_token=token[0]),
+        "claim with a key": lambda: api.client.post("/claim", json=agent, headers=key),
+        "claim with a key, again": lambda: api.client.post("/claim", json=agent, headers=key),
         "builder_result, applied": lambda: api.result(tokens_used=100),
         "builder_result, replayed": lambda: api.result(tokens_used=100),
         "phase": lambda: api.client.get(phase),
@@ -143,4 +148,7 @@ def test_each_request_keeps_its_budget_whatever_the_size_of_the_plan(
             token.append(response.json()["lease"]["token"])
         if name == "update_status":
             api.status("QUEUED")  # so that the phase can be claimed
+        if name == "claim with a key, again":  # so that the phase can be built without a lease
+            held = {"lease_token": response.json()["lease"]["token"]}
+            assert api.client.post(f"{phase}/release", json=held).status_code == 200
     assert costs == BUDGETS

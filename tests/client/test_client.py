@@ -151,6 +151,27 @@ def test_what_may_be_sent_twice_is_sent_again_with_one_key(pauses: list[float]) 
     assert pauses == [0.25, 0.5]
 
 
+@pytest.mark.unit
+@pytest.mark.parametrize("run_id", ["run-001", None])
+def test_a_claim_is_sent_again_with_its_key_and_each_claim_has_another(
+    pauses: list[float], run_id: str | None
+) -> None:
+    keys: list[str] = []
+
+    def cut_off_once(request: httpx.Request) -> httpx.Response:
+        keys.append(request.headers["Idempotency-Key"])
+        if len(keys) == 1:
+            raise httpx.ReadError("cut off")
+        return httpx.Response(204)
+
+    client = answering(cut_off_once)
+    assert client.claim("builder", "me", run_id=run_id) is None
+    assert client.claim("builder", "me", run_id=run_id) is None
+    assert client.claim("builder", "me", run_id=run_id, idempotency_key="mine") is None
+    assert keys[0] == keys[1] != keys[2]
+    assert keys[3] == "mine"
+
+
 def of_proxy(status: int) -> httpx.Response:
     """Return the page of a proxy whose replica has ended within the request, or is silent."""
     return httpx.Response(status, html="<html>\r\n<head><title>Bad Gateway</title></head></html>")
@@ -172,7 +193,7 @@ def test_what_a_proxy_got_no_answer_for_is_sent_again_only_if_it_may_be(
     assert (refusal.value.status, len(asked)) == (status, 4)
     asked.clear()
     with pytest.raises(ApiError):
-        answering(fail).claim("builder", "me")
+        answering(fail).cancel("run-001", "changed our mind")
     assert len(asked) == 1
 
 
@@ -215,7 +236,7 @@ def test_what_may_have_arrived_and_has_no_key_is_not_sent_again() -> None:
         raise httpx.ReadError("cut off")
 
     with pytest.raises(UnreachableError, match="cut off"):
-        answering(cut_off).claim("builder", "me")
+        answering(cut_off).cancel("run-001", "changed our mind")
     assert len(asked) == 1
 
 

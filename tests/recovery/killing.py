@@ -23,7 +23,7 @@ from autopack.gitrepo.repository import Repository
 from autopack.mirror import files
 from autopack.mirror.mirror import Mirror
 from autopack.services import nodes
-from autopack.store import runs
+from autopack.store import leases, runs
 from autopack.store.session import RowSession
 
 Function = Callable[..., Any]
@@ -121,6 +121,7 @@ def watch(fate: Fate) -> None:
     """Put a step at each place where a crash leaves something different behind."""
     wrap: list[tuple[object, str, Callable[[Function], Function]]] = [
         (runs, "run_lock", lambda f: within(fate, "asked", "locked", f)),
+        (leases, "add_lease", lambda f: after(fate, "leased", f)),
         (Quarantine, "take", lambda f: before(fate, "objects_verified", f)),
         (LooseFile, "rename", lambda f: before(fate, "object_written", f)),
         (Objects, "install", lambda f: after(fate, "objects_written", f)),

@@ -114,6 +114,30 @@ def test_many_agents_take_every_phase_of_many_runs_once(
     stage.assert_consistent()
 
 
+@pytest.mark.parametrize("path", ["/claim", "/runs/run-000/claim"])
+@pytest.mark.parametrize(("step", "is_recorded"), [("leased", False), ("files_begun", True)])
+def test_a_claim_that_is_sent_again_after_a_restart_gets_the_lease_that_was_recorded(
+    stage: Stage, path: str, step: str, is_recorded: bool
+) -> None:
+    stage.must("POST", "/runs/start", plan("run-000", "docs"))
+    stage.kill_at(step)
+    ask = {"role": "builder", "agent": "agent"}
+    with pytest.raises(httpx.TransportError):
+        stage.call("POST", path, ask, "key")
+    stage.await_death()
+    stage.start()
+    again = stage.call("POST", path, ask, "key")
+    assert again.status_code == 200, again.text
+    assert (again.headers.get("Idempotency-Replayed") == "true") == is_recorded
+    stage.must("POST", *work(again.json()))
+    run = stage.must("GET", "/runs/run-000")
+    assert run["state"] == "DONE_SUCCESS"
+    assert run["tiers"][0]["phases"][0]["builder_attempts_used"] == 1
+    late = stage.call("POST", path, ask, "key")
+    assert (late.status_code, late.json()["code"]) == (409, "lease_lost")
+    stage.assert_consistent()
+
+
 @pytest.mark.parametrize(
     "step", ["locked", pytest.param("files_begun", marks=pytest.mark.campaigns)]
 )

@@ -90,6 +90,26 @@ def test_lanes_through_two_services_at_once_are_one_line_of_commits_with_each_pa
     services[0].assert_consistent()
 
 
+@pytest.mark.parametrize("path", ["/claim", f"{RUN}/claim"])
+def test_one_claim_that_two_services_get_at_once_has_one_lease_that_each_answer_proves(
+    services: tuple[Stage, Stage], path: str
+) -> None:
+    services[0].must("POST", "/runs/start", lanes(DEPTH))
+    wanted = {"role": "builder", "agent": "codex"}
+    found = all_at_once(6, lambda at: services[at % 2].call("POST", path, wanted, "key"))
+    assert [answer.status_code for answer in found] == [200] * 6
+    marks = [answer.headers.get("Idempotency-Replayed") for answer in found]
+    assert sorted(marks, key=str) == [None, *["true"] * 5]
+    items = [answer.json() for answer in found]
+    assert len({item["phase_id"] for item in items}) == 1
+    for at, item in enumerate(items):
+        beat = {"lease_token": item["lease"]["token"]}
+        where = f"{RUN}/phases/{item['phase_id']}/heartbeat"
+        assert services[at % 2].must("POST", where, beat)["directive"] == "continue"
+    assert list(states(services[0]).values()).count("EXECUTING") == 1
+    services[0].assert_consistent()
+
+
 def test_ci_of_either_service_undoes_a_red_phase_while_the_other_takes_results(
     services: tuple[Stage, Stage],
 ) -> None:

@@ -39,6 +39,61 @@ def test_a_result_whose_answer_is_lost_counts_once(workshop: Workshop) -> None:
     assert [attempt.outcome for attempt in workshop.attempts()] == ["applied"]
 
 
+def test_a_claim_whose_answer_is_lost_gets_its_item_again(workshop: Workshop) -> None:
+    workshop.start()
+    keys: list[str] = []
+
+    def lose(request: httpx.Request) -> None:
+        if request.url.path.endswith("claim"):
+            keys.append(request.headers["Idempotency-Key"])
+            if len(keys) == 1:
+                raise httpx.ReadError("the cable", request=request)
+
+    workshop.transport.interfere = lose
+    assert workshop.work("echo more >> README.md") is Ending.SUCCESS
+    assert workshop.kinds == ["waiting", "claimed", "handed_in"]
+    assert keys == [keys[0]] * 2
+    assert workshop.service.get_run("run-001").tiers[0].phases[0].builder_attempts_used == 1
+
+
+def test_claims_have_one_key_until_one_of_them_gets_work_and_then_another(
+    workshop: Workshop,
+) -> None:
+    workshop.start(task_category="schema_change")
+    keys: dict[str, list[str]] = {"builder": [], "auditor": []}
+
+    def note(request: httpx.Request) -> None:
+        if request.url.path.endswith("claim"):
+            role = json.loads(request.content)["role"]
+            keys[role].append(request.headers["Idempotency-Key"])
+
+    workshop.transport.interfere = note
+    approve = f"echo '{json.dumps({'recommendation': 'approve'})}'"
+    assert workshop.work("echo more >> README.md", approve, is_once=False) is Ending.SUCCESS
+    first, second, last = keys["auditor"]
+    assert first == second, "nothing was found at first"
+    assert len({second, last, *keys["builder"]}) == 3
+
+
+def test_an_item_whose_lease_lapsed_before_its_answer_came_is_claimed_anew(
+    workshop: Workshop,
+) -> None:
+    workshop.start()
+    lost: list[str] = []
+
+    def lose(request: httpx.Request) -> None:
+        if request.url.path.endswith("claim") and not lost:
+            item = workshop.service.get_run("run-001").tiers[0].phases[0]
+            assert item.state == "EXECUTING"
+            lost.append(request.headers["Idempotency-Key"])
+            workshop.service.update_status("run-001", "P1", {"state": "QUEUED"})
+            raise httpx.ReadError("the cable", request=request)
+
+    workshop.transport.interfere = lose
+    assert workshop.work("echo more >> README.md") is Ending.SUCCESS
+    assert workshop.kinds[-2:] == ["claimed", "handed_in"]
+
+
 def test_a_run_that_is_cancelled_stops_its_command(workshop: Workshop, tmp_path: Path) -> None:
     workshop.start()
     begun = tmp_path / "begun"

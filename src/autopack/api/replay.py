@@ -11,6 +11,10 @@ from ..services.replies import Answer
 
 def replayed(response: Response, answer: Answer) -> dict[str, Any]:
     """Return an answer's body; mark a repeated answer in a header."""
-    if answer.is_replay:
-        response.headers["Idempotency-Replayed"] = "true"
+    mark_replay(response, is_replay=answer.is_replay)
     return answer.body
+
+
+def mark_replay(response: Response, *, is_replay: bool) -> None:
+    if is_replay:
+        response.headers["Idempotency-Replayed"] = "true"

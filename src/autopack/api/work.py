@@ -18,7 +18,7 @@ from .bodies import StrictRoute
 from .errors import problems
 from .examples import CLAIM, HEARTBEAT, RELEASE, example
 from .inputs import Context, IdempotencyKey, PhaseId, RunId
-from .replay import replayed
+from .replay import mark_replay, replayed
 
 router = APIRouter(tags=["work"], route_class=StrictRoute)
 
@@ -51,28 +51,44 @@ ClaimBody = Annotated[Claim, Body(openapi_examples=example(CLAIM, "A Builder cla
     responses={**NOT_OFFERED, **problems(404, 409, 413, 422, 503)},
     summary="Claim the next work item of a run",
 )
-def claim(context: Context, run_id: RunId, wanted: ClaimBody) -> object:
+def claim(
+    context: Context,
+    response: Response,
+    run_id: RunId,
+    wanted: ClaimBody,
+    idempotency_key: IdempotencyKey = None,
+) -> object:
     """200 with a work item and a lease on it, 204 when there is no work now.
 
-    409 `run_over` when there will be none.
+    409 `run_over` when there will be none. With a key, the same claim gets its lease again, as long
+    as it lasts; then 409 `lease_lost`. After 204 the same key may ask again.
     """
-    return _answer(claiming.claim(context, run_id, wanted))
+    return _answer(response, claiming.claim(context, run_id, wanted, idempotency_key))
 
 
 @router.post(
     "/claim",
     response_model=WorkItemAnswer,
-    responses={**NOT_OFFERED, **problems(413, 422, 503)},
+    responses={**NOT_OFFERED, **problems(409, 413, 422, 503)},
     summary="Claim the next work item of any run",
 )
-def claim_any(context: Context, wanted: ClaimBody) -> object:
-    """Over all live runs, the oldest first; any number of agents may claim at the same time."""
-    return _answer(claiming.claim_any(context, wanted))
+def claim_any(
+    context: Context,
+    response: Response,
+    wanted: ClaimBody,
+    idempotency_key: IdempotencyKey = None,
+) -> object:
+    """Over all live runs, the oldest first; any number of agents may claim at the same time.
+
+    A key works as in a claim of one run. It counts over all runs, apart from the keys of each run.
+    """
+    return _answer(response, claiming.claim_any(context, wanted, idempotency_key))
 
 
-def _answer(claimed: Claimed) -> object:
+def _answer(response: Response, claimed: Claimed) -> object:
     """Return the item, or 204 with the review that waits for another Auditor in a header."""
     if claimed.item is not None:
+        mark_replay(response, is_replay=claimed.is_replay)
         return claimed.item
     waits = claimed.waits and claimed.waits.encode("ascii", "backslashreplace").decode()
     return Response(status_code=204, headers={WAITS_HEADER: waits} if waits else None)

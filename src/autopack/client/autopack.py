@@ -371,11 +371,13 @@ class Autopack:
         account: str | None = None,
         model: str | None = None,
         on_waits: Callable[[str], None] | None = None,
+        idempotency_key: str | None = None,
     ) -> WorkItemAnswer | None:
         """Claim the next work item, of one run or of any; None when there is none now.
 
         `account`: a label of the account whose limits the agent shares. `on_waits` is called with
-        the review that waits for another Auditor than this one, and why.
+        the review that waits for another Auditor than this one, and why. `idempotency_key`: of a
+        claim that is repeated until it finds work; take another one after each item.
         """
         path = "/claim" if run_id is None else f"{_run(run_id)}/claim"
         body: dict[str, str | int] = {"role": role, "agent": agent, "lease_seconds": lease_seconds}
@@ -383,7 +385,8 @@ class Autopack:
             body["account"] = account
         if model is not None:
             body["model"] = model
-        response = self._connection.send("POST", path, body=body)
+        key = idempotency_key or new_key()
+        response = self._connection.send("POST", path, body=body, key=key, is_repeatable=True)
         waits = response.headers.get(WAITS_HEADER)
         if waits and on_waits is not None:
             on_waits(waits)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from decimal import Decimal
 
-from sqlalchemy import ForeignKey, Index, LargeBinary, UniqueConstraint, text
+from sqlalchemy import ARRAY, ForeignKey, Index, LargeBinary, Text, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from ..domain.outcomes import CommitKind, Outcome, PatchStatus
@@ -28,6 +28,10 @@ class Lease(Base):
     model: Mapped[str | None]
     fence: Mapped[int]
     token_sha256: Mapped[str] = mapped_column(unique=True)
+    # Of the tokens that later answers of the same claim gave, the newest last.
+    further_sha256: Mapped[list[str]] = mapped_column(
+        ARRAY(Text), default=list, server_default=text("'{}'")
+    )
     seconds: Mapped[int]
     expires_at: Mapped[datetime]
     heartbeat_at: Mapped[datetime | None]  # None: no heartbeat yet
@@ -222,4 +226,10 @@ class Reply(Base):
     body: Mapped[Json]
     created_at: Mapped[datetime]
 
-    __table_args__ = (UniqueConstraint("run_pk", "scope"),)
+    __table_args__ = (
+        UniqueConstraint("run_pk", "scope"),
+        # The scopes of requests that do not name their run.
+        Index(
+            "ix_replies_of_all_runs", "scope", postgresql_where=text("starts_with(scope, 'any:')")
+        ),
+    )

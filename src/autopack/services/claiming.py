@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 
 from ..domain import claiming
 from ..domain.capacity import Unavailable
-from ..domain.claiming import Directive
+from ..domain.claiming import Directive, LeaseLostError
 from ..domain.deadlines import Tick
 from ..domain.deciding import decide
 from ..domain.decision import RunOverError, require_live
@@ -24,16 +24,26 @@ from ..domain.limits import TooManyClaimsError
 from ..domain.money import ZERO_USD
 from ..domain.redaction import redacted
 from ..domain.results import ACCOUNT_MEANING, MODEL_MEANING
+from ..domain.run import PhaseState
 from ..domain.terms import Role
 from ..domain.values import Closed, Text, Word
 from ..models import Lease, Phase
-from ..store import leases, runs
+from ..store import leases, runs, submissions
+from ..store.session import RowSession
 from ..views.work import HeartbeatAnswer, LeaseAnswer, ReleaseAnswer, WorkItemAnswer
 from .after_commit import ProjectionLaggingError
 from .change import RunChange
 from .context import AppContext
 from .opening import changing, changing_locked, session_for_locks
-from .replies import Answer, changing_once, key_scope, lease_scope, once
+from .replies import (
+    Answer,
+    Once,
+    changing_once,
+    key_scope,
+    key_scope_of_all_runs,
+    lease_scope,
+    once,
+)
 from .settling import settle
 from .work_items import work_item
 
@@ -68,59 +78,80 @@ class Release(Closed):
 class Claimed:
     """The work item of a claim, None when there is none now.
 
-    `waits`: which review waits for another Auditor than this one, and why.
+    `waits`: which review waits for another Auditor than this one, and why. `is_replay`: the same
+    claim got the lease before.
     """
 
     item: WorkItemAnswer | None
     waits: str | None = None
+    is_replay: bool = False
 
 
-def claim(context: AppContext, run_id: str, wanted: Claim) -> Claimed:
+def claim(
+    context: AppContext, run_id: str, wanted: Claim, idempotency_key: str | None = None
+) -> Claimed:
     """Give an agent the run's next work item, if there is one now. (rules §4)
 
     Raises RunOverError when the run is over, also when this claim ended it because no budget is
-    left; MissingRoleError for a key without the claimed role.
+    left; MissingRoleError for a key without the claimed role; LeaseLostError when the claim with
+    this key had a lease that has ended.
     """
     context = context.for_caller(context.caller.claiming(wanted.role))
-    item, change = _claim(changing(context, run_id), wanted)
-    if item is not None:
-        return Claimed(item)
-    require_live(change.state)
-    return Claimed(None, _why_not_offered(change, wanted))
+    identity = _identify(context, wanted, key_scope(idempotency_key))
+    claimed, change = _claim(changing(context, run_id), wanted, identity)
+    if claimed.item is None:
+        require_live(change.state)
+    return claimed
 
 
-def claim_any(context: AppContext, wanted: Claim) -> Claimed:
+def claim_any(context: AppContext, wanted: Claim, idempotency_key: str | None = None) -> Claimed:
     """Give an agent the next work item of the oldest run that has one.
 
     Runs that another process has locked are skipped, and so are runs with an error: a claim of that
-    run itself gets the error. Raises MissingRoleError as `claim` does.
+    run itself gets the error. Raises MissingRoleError and LeaseLostError as `claim` does.
     """
     context = context.for_caller(context.caller.claiming(wanted.role))
+    scope = key_scope_of_all_runs(idempotency_key)
+    identity = _identify(context, wanted, scope)
+    with session_for_locks(context) as session:
+        if scope is None:
+            return _claim_next(context, session, wanted, identity)
+        with runs.claim_key_lock(session, scope):
+            run_id = submissions.find_run_of(session, scope)
+            if run_id is None:
+                return _claim_next(context, session, wanted, identity)
+            with runs.run_lock(session, run_id):
+                opened = changing_locked(context, session, run_id)
+                claimed, _ = _claim(opened, wanted, identity)
+                return claimed
+
+
+def _claim_next(context: AppContext, session: RowSession, wanted: Claim, identity: Once) -> Claimed:
+    """Claim work of one run after another, until one has some."""
     passed: list[str] = []
     waits: str | None = None
-    with session_for_locks(context) as session:
-        while run_id := runs.lock_with_work(
-            session, wanted.role, account=wanted.account, now=context.now(), passed=passed
-        ):
-            passed.append(run_id)
-            try:
-                with runs.unlocking(session, run_id):
-                    item, change = _claim(changing_locked(context, session, run_id), wanted)
-            except RunOverError:
-                continue
-            except TooManyClaimsError:
-                raise
-            except AutopackError as error:
-                logger.warning("run_passed_by", run_id=run_id, why=error.detail)
-                continue
-            except DBAPIError as error:
-                if error.connection_invalidated:
-                    raise  # the database is away, for all runs
-                logger.warning("run_passed_by", run_id=run_id, why=type(error.orig).__name__)
-                continue
-            if item is not None:
-                return Claimed(item)
-            waits = waits or _why_not_offered(change, wanted)
+    while run_id := runs.lock_with_work(
+        session, wanted.role, account=wanted.account, now=context.now(), passed=passed
+    ):
+        passed.append(run_id)
+        try:
+            with runs.unlocking(session, run_id):
+                claimed, _ = _claim(changing_locked(context, session, run_id), wanted, identity)
+        except RunOverError:
+            continue
+        except TooManyClaimsError:
+            raise
+        except AutopackError as error:
+            logger.warning("run_passed_by", run_id=run_id, why=error.detail)
+            continue
+        except DBAPIError as error:
+            if error.connection_invalidated:
+                raise  # the database is away, for all runs
+            logger.warning("run_passed_by", run_id=run_id, why=type(error.orig).__name__)
+            continue
+        if claimed.item is not None:
+            return claimed
+        waits = waits or claimed.waits
     return Claimed(None, waits)
 
 
@@ -247,23 +278,36 @@ def check_lease(change: RunChange, phase: Phase, role: Role, token: str | None) 
     return lease
 
 
+def _identify(context: AppContext, wanted: Claim, scope: str | None) -> Once:
+    """Identify a claim by its key; one without a key is new always.
+
+    A lease is for whom it was given to, so nobody else gets it by the same words and key.
+    """
+    request = {"claim": wanted.model_dump(mode="json"), "holder": context.caller.holder}
+    return once("claim", request, [scope])
+
+
 def _claim(
-    opened: AbstractContextManager[RunChange], wanted: Claim
-) -> tuple[WorkItemAnswer | None, RunChange]:
+    opened: AbstractContextManager[RunChange], wanted: Claim, identity: Once
+) -> tuple[Claimed, RunChange]:
     """Claim a run's work for an agent, and return the change.
 
-    A recorded lease is returned even if branch or files lag: the agent could not get it again.
+    Only a lease uses the claim's key: an agent that found nothing, or was refused, asks again. A
+    recorded lease is returned even if branch or files lag: the work waits for this agent.
     """
     item: WorkItemAnswer | None = None
     wanted = redacted(wanted)
     try:
         with opened as change:
-            item = _take(change, wanted)
+            given = identity.find(change)
+            if given is not None:
+                return Claimed(_take_again(change, **given.body), is_replay=True), change
+            item = _take(change, wanted, identity)
             settle(change)
     except ProjectionLaggingError:
         if item is None:
             raise
-    return item, change
+    return Claimed(item, None if item else _why_not_offered(change, wanted)), change
 
 
 def _why_not_offered(change: RunChange, wanted: Claim) -> str | None:
@@ -285,7 +329,7 @@ def _require_free_claim(change: RunChange) -> None:
         )
 
 
-def _take(change: RunChange, wanted: Claim) -> WorkItemAnswer | None:
+def _take(change: RunChange, wanted: Claim, identity: Once) -> WorkItemAnswer | None:
     role, now = wanted.role, change.now
     change.name_agent(wanted.agent)
     asked = claiming.WorkAsked(role, wanted.account, wanted.model)
@@ -323,13 +367,32 @@ def _take(change: RunChange, wanted: Claim) -> WorkItemAnswer | None:
             deadline_at=lease.expires_at,
         )
     )
-    state = change.phase_state(phase.phase_id)
-    item = work_item(change.context, change.session, change.run, change.state, state, role)
+    identity.keep(change, {"phase_id": phase.phase_id, "lease_id": lease.id})
+    return _leased(change, change.phase_state(phase.phase_id), lease, token)
+
+
+def _take_again(change: RunChange, phase_id: str, lease_id: int) -> WorkItemAnswer:
+    """Return the work item of a lease again, with a further token, as no token is stored.
+
+    Raises LeaseLostError when the lease has ended.
+    """
+    state = change.phase_state(phase_id)
+    if state.lease_id != lease_id:
+        raise LeaseLostError(
+            f"this claim got a lease on phase '{phase_id}' before, which has ended: it lapsed, was "
+            "used, or the phase moved on; claim again with a new Idempotency-Key"
+        )
+    token = secrets.token_urlsafe(32)
+    return _leased(change, state, leases.add_token(change.session, lease_id, token), token)
+
+
+def _leased(change: RunChange, state: PhaseState, lease: Lease, token: str) -> WorkItemAnswer:
+    item = work_item(change.context, change.session, change.run, change.state, state, lease.role)
     item.lease = LeaseAnswer(
         token=token,
         fence=lease.fence,
         expires_at=lease.expires_at,
-        tokens_reserved=found.tokens,
-        cost_reserved_usd=found.cost,
+        tokens_reserved=state.tokens_reserved,
+        cost_reserved_usd=state.cost_reserved_usd,
     )
     return item

@@ -21,6 +21,7 @@ from .context import AppContext
 from .opening import changing
 
 _KEY: Final = "key:"
+_KEY_OF_ALL_RUNS: Final = submissions.OF_ALL_RUNS
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,10 @@ class Once:
     @property
     def _key(self) -> str | None:
         first = self.scopes[0] if self.scopes else ""
-        return first.removeprefix(_KEY) if first.startswith(_KEY) else None
+        for kind in (_KEY, _KEY_OF_ALL_RUNS):
+            if first.startswith(kind):
+                return first.removeprefix(kind)
+        return None
 
     def _keep(
         self,
@@ -169,6 +173,11 @@ def once(operation: str, request: Mapping[str, Any], scopes: Sequence[str | None
 
 def key_scope(idempotency_key: str | None) -> str | None:
     return f"{_KEY}{idempotency_key}" if idempotency_key else None
+
+
+def key_scope_of_all_runs(idempotency_key: str | None) -> str | None:
+    """Return the scope of a request that does not name its run. Keys of a run are apart from it."""
+    return f"{_KEY_OF_ALL_RUNS}{idempotency_key}" if idempotency_key else None
 
 
 def lease_scope(token: str | None) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import fields, replace
 from datetime import datetime
 from typing import Any, Final
@@ -23,7 +23,7 @@ from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from .. import tracing
-from ..advisory_locks import RUN
+from ..advisory_locks import CLAIM_KEY, RUN
 from ..domain.dependencies import DependencyChange, dependency_document
 from ..domain.errors import NotFoundError, UnavailableError
 from ..domain.events import (
@@ -63,6 +63,8 @@ EVENTS: Final = Rows(EventRow)
 _LOCK: Final = f"SELECT pg_advisory_lock({RUN.number('%s')})"
 _TRY_LOCK: Final = f"SELECT pg_try_advisory_lock({RUN.number('%s')})"
 _UNLOCK: Final = f"SELECT pg_advisory_unlock({RUN.number('%s')})"
+_LOCK_CLAIM_KEY: Final = f"SELECT pg_advisory_lock({CLAIM_KEY.number('%s')})"
+_UNLOCK_CLAIM_KEY: Final = f"SELECT pg_advisory_unlock({CLAIM_KEY.number('%s')})"
 # The index is over lower(run_id); the name itself must match exactly.
 _BY_NAME: Final = PreparedSelect(RUNS, "WHERE lower(run_id) = %s AND run_id = %s")
 _BY_NAME_LOCKED: Final = PreparedSelect(RUNS, "WHERE lower(run_id) = %s AND run_id = %s FOR UPDATE")
@@ -103,6 +105,15 @@ def run_lock(session: RowSession, run_id: str, *, is_waiting: bool = True) -> It
 
 
 @contextmanager
+def claim_key_lock(session: RowSession, scope: str) -> Iterator[None]:
+    """Hold the lock of a key of claims over all runs, as `run_lock`; take it before a run's."""
+    key = (CLAIM_KEY.text_of(scope),)
+    session.gather(_LOCK_CLAIM_KEY, key)
+    with _unlocking(session, _UNLOCK_CLAIM_KEY, key):
+        yield
+
+
+@contextmanager
 def _no_lock_left(session: RowSession) -> Iterator[None]:
     """Give up the connection when a statement fails that may have taken a lock before."""
     try:
@@ -112,9 +123,13 @@ def _no_lock_left(session: RowSession) -> Iterator[None]:
         raise
 
 
-@contextmanager
-def unlocking(session: RowSession, run_id: str) -> Iterator[None]:
+def unlocking(session: RowSession, run_id: str) -> AbstractContextManager[None]:
     """Commit and release the run's lock in the end; a failure of the body is rolled back."""
+    return _unlocking(session, _UNLOCK, (RUN.text_of(run_id.lower()),))
+
+
+@contextmanager
+def _unlocking(session: RowSession, unlock: str, key: tuple[str]) -> Iterator[None]:
     try:
         yield
     except BaseException:
@@ -124,7 +139,7 @@ def unlocking(session: RowSession, run_id: str) -> Iterator[None]:
     finally:
         # A lost connection holds no lock; earlier commits stay.
         with suppress(DBAPIError, InvalidRequestError), _no_lock_left(session):
-            session.gather(_UNLOCK, (RUN.text_of(run_id.lower()),))
+            session.gather(unlock, key)
             session.commit()
 
 

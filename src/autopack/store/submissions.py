@@ -24,6 +24,8 @@ SUBMISSIONS: Final = Rows(Submission)
 PATCHES: Final = Rows(Patch, "content")
 COMMITS: Final = Rows(Commit, "difference")
 REPLIES: Final = Rows(Reply)
+# What scopes begin with that count over all runs; their index is over these alone.
+OF_ALL_RUNS: Final = "any:"
 _COMMITS: Final = Rows(Commit)  # without their bytes
 _LATEST: Final = PreparedSelect(
     SUBMISSIONS, "WHERE phase_pk = %s AND role = %s ORDER BY attempt DESC LIMIT 1"
@@ -310,6 +312,14 @@ def find_reply(session: RowSession, run_pk: int, scope: str) -> Reply | None:
     """Return the stored answer of a scope."""
     found = session.rows_by(_OF_SCOPE, (run_pk, scope))
     return found[0] if found else None
+
+
+def find_run_of(session: RowSession, scope: str) -> str | None:
+    """Return the run whose stored answer has a scope that counts over all runs."""
+    query = """SELECT r.run_id FROM replies p JOIN runs r ON r.id = p.run_pk
+        WHERE p.scope = %s AND starts_with(p.scope, %s)"""
+    found = session.fetch(query, (scope, OF_ALL_RUNS))
+    return str(found[0][0]) if found else None
 
 
 def keep_reply(

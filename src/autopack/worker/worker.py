@@ -158,6 +158,8 @@ class Worker:
         # The model that each agent named last: a review of that model's work is not offered to it.
         self._models: dict[str, str] = {}
         self._waits: str | None = None
+        # By role, agent, account and model: a claim with another body needs another key.
+        self._claim_keys: dict[tuple[str, str, str | None, str | None], str] = {}
 
     def work(self) -> Ending:
         """Work until the run is over, the one item is done, or a signal comes.
@@ -187,28 +189,46 @@ class Worker:
                 agent = self._cooling.able(first)
                 if agent is None:
                     continue
-                claim = partial(
-                    self._service.claim,
-                    role,
-                    agent.name,
-                    run_id=orders.run_id,
-                    lease_seconds=orders.lease_seconds,
-                    account=agent.account,
-                    model=self._models.get(agent.name),
-                    on_waits=self._tell_waits,
-                )
-                try:
-                    item = self._ask(claim)
-                except ApiError as error:
-                    if error.code == "run_over":
-                        raise _RunOver from error
-                    raise
+                item = self._claim(role, agent)
                 if item is not None:
                     self._tell(Step("claimed", f"claimed as {item.role}: {item.task.name}", item))
                     self._tell_again_at = 0.0
                     return item, agent
             self._tell_wait()
             self._pause(orders.poll_seconds)
+
+    def _claim(self, role: Role, agent: Agent) -> WorkItemAnswer | None:
+        """Claim work once; None when there is none now. Raises _RunOver, _Interrupted.
+
+        An agent's claims have one key until one of them gets work: an item that was given in an
+        answer that was lost, or to a request that came late, is given to the next claim again.
+        """
+        orders, model = self._orders, self._models.get(agent.name)
+        mine = (role, agent.name, agent.account, model)
+        claim = partial(
+            self._service.claim,
+            role,
+            agent.name,
+            run_id=orders.run_id,
+            lease_seconds=orders.lease_seconds,
+            account=agent.account,
+            model=model,
+            on_waits=self._tell_waits,
+            idempotency_key=self._claim_keys.setdefault(mine, uuid.uuid4().hex),
+        )
+        item = None
+        try:
+            item = self._ask(claim)
+        except ApiError as error:
+            if error.code == "run_over":
+                raise _RunOver from error
+            if error.code != "lease_lost":  # the item's lease has lapsed since it was given
+                raise
+        else:
+            if item is None:
+                return None
+        del self._claim_keys[mine]
+        return item
 
     def _tell_wait(self) -> None:
         """Say what the run waits for, at most once in WAITING_SECONDS."""

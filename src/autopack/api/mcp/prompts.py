@@ -51,7 +51,8 @@ Rules:
 - Send `lease_token` with every heartbeat and result. Call `heartbeat` at least every
   five minutes while you work; on `stop`, stop at once and claim again.
 - An error's `code` and `detail` say what is wrong, and `allowed` what is right. Send the same
-  request again only when its answer was lost (the same request has one effect), or on status 503.
+  request again only when its answer was lost (the same request has one effect; a claim only with an
+  `idempotency_key`), or on status 503.
 """
 
 BUILDER = Prompt(

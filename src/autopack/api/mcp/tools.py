@@ -17,6 +17,7 @@ from ...services import auditing, building, claiming, runs
 from ...services import issues as issue_services
 from ...services.claiming import Claim, Release
 from ...services.context import AppContext
+from ...services.replies import Answer
 from ...views import Shape
 from ...views.attention import AttentionAnswer
 from ...views.branches import PatchCheckAnswer
@@ -55,6 +56,7 @@ class Tool:
 
 class ClaimWork(Claim):
     run_id: Annotated[Identifier | None, Field(description="Only work of this run.")] = None
+    idempotency_key: Key = None
 
 
 class ClaimAnswer(Shape):
@@ -122,16 +124,21 @@ def claim_work(context: AppContext, call: ClaimWork) -> object:
     gate, earlier attempts, open issues, and for an auditor the patch under review. Send
     `work.lease.token` as `lease_token` from then on. `work` is null when there is no work now: ask
     again in some seconds. An error `run_over` means that there will be none.
+
+    With an `idempotency_key`, a claim whose answer was lost gets its lease again when it is sent
+    again. Take a random one, a new one after each item.
     """
+    wanted, key = _part(call, Claim), call.idempotency_key
     if call.run_id is None:
-        claimed = claiming.claim_any(context, call)
+        claimed = claiming.claim_any(context, wanted, key)
     else:
-        claimed = claiming.claim(context, call.run_id, call)
+        claimed = claiming.claim(context, call.run_id, wanted, key)
     item = claimed.item
     if item is None:
         why = f": {claimed.waits}" if claimed.waits else ""
         return {"work": None, "message": f"no work now; ask again in some seconds{why}"}
-    return {"work": item, "message": f"phase '{item.phase_id}' of run '{item.run_id}'"}
+    message = f"phase '{item.phase_id}' of run '{item.run_id}'"
+    return Answer({"work": item, "message": message}, claimed.is_replay)
 
 
 def heartbeat(context: AppContext, call: KeepLease) -> object:
