@@ -97,15 +97,24 @@ def test_a_node_with_a_full_disk_says_so_while_the_others_go_on_and_heals_by_its
 
 
 def test_all_nodes_go_on_after_their_connections_are_cut(nodes: list[Stage]) -> None:
-    cut = (
-        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
-        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-    )
     for step in range(2):
-        assert ask(nodes[0].settings, cut)
+        cut_all(nodes[0].settings)
         wait_until(lambda: all(is_answering(node) for node in nodes), nodes[0].log.read_text)
         build(nodes[step], step)
     assert_equal(nodes)
+
+
+def cut_all(settings: Settings) -> None:
+    """Cut all connections, and wait until they are gone: Postgres waits for each at least 0.1 s."""
+    cut = ask(
+        settings,
+        "SELECT pid, pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()",
+    )
+    assert cut
+    pids = ",".join(str(pid) for pid, _ in cut)
+    left = f"SELECT query FROM pg_stat_activity WHERE pid IN ({pids})"
+    wait_until(lambda: not ask(settings, left), lambda: str(ask(settings, left)))
 
 
 def is_answering(node: Stage) -> bool:
