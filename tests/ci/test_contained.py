@@ -83,7 +83,8 @@ def processes_of(token: str) -> list[str]:
 
 
 @pytest.fixture
-def stage(tmp_path: Path, git_repo: GitRepo) -> Stage:
+def stage(tmp_path: Path, git_repo: GitRepo, monkeypatch: pytest.MonkeyPatch) -> Stage:
+    monkeypatch.setattr(checks, "WATCH_SECONDS", 0.05)
     settings = Settings(
         _env_file=None,
         repo_path=git_repo.path,
@@ -253,8 +254,9 @@ class TestAMachineThatIsShort:
     ) -> None:
         monkeypatch.setattr(checks, "FREE_DISK_BYTES", 1 << 60)
         monkeypatch.setattr(checks, "WATCH_SECONDS", 3.0)
+        # It is looked at as soon as a line of output comes, which here is after the files.
         outcome = stage.run(
-            "for i in 1 2 3; do head -c 9000000 /dev/zero > f$i; done; exec >&- 2>&-; sleep 600"
+            "for i in 1 2 3; do head -c 9000000 /dev/zero > f$i; done; echo written; sleep 600"
         )
         assert outcome.verdict is Verdict.RED
         assert "AUTOPACK_CI_DISK_BYTES" in outcome.reason
