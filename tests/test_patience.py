@@ -65,6 +65,12 @@ class Line:
             other.close()
 
 
+@pytest.fixture(autouse=True)
+def _little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autopack.database.GRACE_SECONDS", 0.5)
+    monkeypatch.setattr("autopack.patience.SILENT_SECONDS", 0.2)
+
+
 @pytest.fixture
 def line(database_url: str) -> Iterator[tuple[Line, Engine]]:
     url = make_url(Settings(_env_file=None, database_url=database_url).database_url or "")
@@ -113,9 +119,9 @@ def test_every_kind_of_call_to_a_silent_postgres_gives_up_and_works_again_later(
 
 
 def test_a_slow_answer_that_the_server_allows_is_waited_for(database_url: str) -> None:
-    engine = make_engine(Settings(_env_file=None, database_url=database_url).database_url or "", 2)
+    engine = make_engine(Settings(_env_file=None, database_url=database_url).database_url or "", 1)
     with engine.connect() as connection:
-        assert connection.scalar(text("SELECT 'done' FROM pg_sleep(1.5)")) == "done"
+        assert connection.scalar(text("SELECT 'done' FROM pg_sleep(0.5)")) == "done"
         with pytest.raises(OperationalError, match="statement timeout"):
             connection.execute(text("SELECT pg_sleep(30)"))
     engine.dispose()
