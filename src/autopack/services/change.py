@@ -27,7 +27,7 @@ from ..domain.run import PhaseState
 from ..domain.run_issues import RunIssue
 from ..domain.sightings import Sighting
 from ..gitrepo import RefUpdate
-from ..models import Commit, Phase, Run
+from ..models import Commit, Issue, Phase, Run
 from ..store import issues, runs, submissions
 from ..store.session import RowSession
 from ..views.issues import IssueIndexAnswer
@@ -81,6 +81,7 @@ class RunChange:
         self.revision_before: Final = run.revision
         self.is_new_branch = False  # the branch is created by this change
         self.reports: list[tuple[str, IssueReport]] = []
+        self.known_issues: dict[tuple[str, str], Issue] = {}  # the rows of reported keys, by place
         self.placed_commits = 0
         self.record: tuple[RunDetail, Mapping[str, bytes]] | None = None
         self.first_head: Final = run.head_commit
@@ -113,7 +114,12 @@ class RunChange:
 
     def prepare(self, given: Given) -> None:
         """Read the run's issues if the decision about this input concerns them."""
-        if touches_issues(given) and not self._has_issues:
+        if touches_issues(given):
+            self.read_issues()
+
+    def read_issues(self) -> None:
+        """Read the run's issues, once."""
+        if not self._has_issues:
             self._has_issues = True
             found = issues.list_run_issues(self.session, self.run.id)
             self.before, self.state = self.before.with_issues(found), self.state.with_issues(found)

@@ -82,10 +82,17 @@ def weigh_issues(
     """Count reports in the backlog, and say how grave each is in this run. The one way for all.
 
     An expected issue is not in the backlog. Keys are taken in their order, so that two runs that
-    see the same ones never wait for each other crosswise.
+    see the same ones never wait for each other crosswise. What is known of them in this run is read
+    before: from then on, other runs that see them wait for the end of this change.
     """
     ordered = sorted(reports, key=lambda report: report.issue_key)
-    change.reports += [(phase.phase_id, report) for report in ordered]
+    if ordered:
+        change.read_issues()
+    for report in ordered:
+        change.reports.append((phase.phase_id, report))
+        place = (phase.phase_id, report.issue_key)
+        if place in change.before.issues and place not in change.known_issues:
+            change.known_issues[place] = issues.get_issue(change.session, phase.id, place[1])
     return [_weigh(change, phase, report) for report in ordered]
 
 

@@ -320,9 +320,7 @@ def _write_issues(change: RunChange) -> None:
     for phase_id, report in change.reports:
         place = (phase_id, report.issue_key)
         if place not in written:
-            written[place] = _issue(
-                change, phase_id, report, is_new=place not in change.before.issues
-            )
+            written[place] = change.known_issues.get(place) or _new_issue(change, phase_id, report)
         row, entry = written[place], change.state.issues[place]
         row.source, row.occurrence_count = entry.source, entry.occurrence_count
         row.severity, row.effective_severity = entry.severity, entry.effective_severity
@@ -343,11 +341,10 @@ def _write_issues(change: RunChange) -> None:
             issues.resolve(change.session, change.run.id, phase.id, closed)
 
 
-def _issue(change: RunChange, phase_id: str, report: IssueReport, *, is_new: bool) -> Issue:
-    """Return a new entry for a key's first report in a phase."""
+def _new_issue(change: RunChange, phase_id: str, report: IssueReport) -> Issue:
+    """Store a new entry for a key's first report in a phase."""
     run, phase = change.run, change.phase(phase_id)
-    known = None if is_new else issues.find_issue(change.session, phase.id, report.issue_key)
-    return known or issues.add_issue(
+    return issues.add_issue(
         change.session,
         issues.ISSUES.new(
             run_pk=run.id,

@@ -59,10 +59,10 @@ def list_run_issues(session: RowSession, run_pk: int) -> list[RunIssue]:
     return found
 
 
-def find_issue(session: RowSession, phase_pk: int, issue_key: str) -> Issue | None:
-    """Return a key's entry in a phase; the caller holds the run's lock."""
-    found = session.rows_by(_OF_KEY, (phase_pk, issue_key))
-    return found[0] if found else None
+def get_issue(session: RowSession, phase_pk: int, issue_key: str) -> Issue:
+    """Return a key's entry in a phase that has it; the caller holds the run's lock."""
+    (found,) = session.rows_by(_OF_KEY, (phase_pk, issue_key))
+    return found
 
 
 def add_issue(session: RowSession, issue: Issue) -> Issue:
