@@ -242,7 +242,7 @@ def test_several_processes_go_on_without_reader_and_descriptors_until_a_second_s
 
 
 def test_a_process_that_cannot_answer_says_why_in_one_line(
-    git_repo: GitRepo, tmp_path: Path
+    git_repo: GitRepo, tmp_path: Path, fork_server: ForkServer
 ) -> None:
     settings = Settings(
         _env_file=None,
@@ -251,16 +251,17 @@ def test_a_process_that_cannot_answer_says_why_in_one_line(
         autonomous_runs_dir=tmp_path / "runs",
         database_url="postgresql://a:secret@127.0.0.1:1/b",
     )
-    result = _beside(
-        pickle.dumps(Answering(settings, "http://127.0.0.1:1", is_answering_only=True))
-    )
+    sent = pickle.dumps(Answering(settings, "http://127.0.0.1:1", is_answering_only=True))
+    result = _beside(fork_server, tmp_path, sent)
     assert result.returncode == 2
     assert re.fullmatch(r"autopack: .*127\.0\.0\.1:1/b.*\n", result.stderr)
     assert "secret" not in result.stderr
 
 
-def test_a_process_whose_first_one_has_ended_before_it_began_ends_without_a_word() -> None:
-    result = _beside(b"")
+def test_a_process_whose_first_one_has_ended_before_it_began_ends_without_a_word(
+    fork_server: ForkServer, tmp_path: Path
+) -> None:
+    result = _beside(fork_server, tmp_path, b"")
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
@@ -370,25 +371,15 @@ def _is_asked_to_end(process: psutil.Process) -> bool:
     return bool(pending >> (signal.SIGTERM - 1) & 1)
 
 
-def _beside(sent: bytes) -> subprocess.CompletedProcess[str]:
-    """Start a process that answers, send this to it, and end as its first process."""
-    first, link = socket.socketpair()
-    with first, link, socket.create_server(("127.0.0.1", 0)) as listener:
-        numbers = (listener.fileno(), link.fileno())
-        process = subprocess.Popen(
-            [sys.executable, "-m", "autopack.cli.answering", *map(str, numbers)],
-            env=_environment(),
-            pass_fds=numbers,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        link.close()
-        first.sendall(sent)
-        if not sent:
-            first.close()
-        output, errors = process.communicate(timeout=PATIENCE_SECONDS)
-    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+def _beside(fork_server: ForkServer, folder: Path, sent: bytes) -> subprocess.CompletedProcess[str]:
+    """Start a process that answers, and send this to it as its first process."""
+    file = folder / "sent"
+    file.write_bytes(sent)
+    return fork_server.run(
+        folder=folder,
+        environment=_environment(FROM_FIRST=str(file)),
+        first=ROOT / "tests" / "answering.py",
+    )
 
 
 def _postgres_below(folder: Path) -> list[psutil.Process]:
