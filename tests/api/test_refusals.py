@@ -416,6 +416,23 @@ class TestBodies:
                 api.refused(response, 422, None, f"{field}[0]")
         assert api.run() == before
 
+    def test_what_is_no_base64_is_422_wherever_a_patch_may_be(self, api: Api) -> None:
+        before = api.start()
+        phase = "/runs/run-001/phases/P0.0"
+        for text in ("\\ud800", "ü", "a=b", "%"):
+            patch = '{"patch_content_base64": "@"}'.replace("@", text)
+            for path, body in (
+                (f"{phase}/builder_result", f'{{"status": "success", {patch[1:]}'),
+                (
+                    f"{phase}/auditor_result",
+                    f'{{"recommendation": "approve", "suggested_patches": [{patch}]}}',
+                ),
+                ("/runs/run-001/patch_check", patch),
+            ):
+                response = api.client.post(path, content=body.encode(), headers=JSON)
+                api.refused(response, 422, None, "patch_content_base64", "not valid base64")
+        assert api.run() == before
+
     def test_odd_names_of_fields_are_422_and_not_sent_back_in_full(self, api: Api) -> None:
         for name in ("\\ud800", "\\u0000", "k" * 1_000_000, "'; DROP TABLE runs; --", ""):
             body = f'{{"{name}": 1}}'

@@ -55,8 +55,16 @@ def _encodable(value: str) -> str:
     return value
 
 
-# A patch is bytes with its own limit (`max_patch_bytes`), so it is not a Text.
+def _ascii(value: str) -> str:
+    if not value.isascii():
+        raise ValueError("is not valid base64")
+    return value
+
+
+# A patch is bytes with its own limit (`max_patch_bytes`), so it is not a Text. Base64 is decoded
+# where its bytes are needed; here it only becomes text of which a hash can be made.
 PatchText = Annotated[str, AfterValidator(_encodable)]
+PatchBase64 = Annotated[str, AfterValidator(_ascii)]
 
 
 class ProbeResult(Closed):
@@ -134,7 +142,7 @@ class BuilderReport(AgentReport):
     run_id: Identifier | None = None
     status: BuilderStatus
     patch_content: PatchText | None = None
-    patch_content_base64: str | None = None
+    patch_content_base64: PatchBase64 | None = None
     files_changed: Several[FilePath] = ()
     lines_added: Count | None = None
     lines_removed: Count | None = None
@@ -155,7 +163,7 @@ class PatchCheck(Closed):
 
     phase_id: Identifier | None = None
     patch_content: PatchText | None = None
-    patch_content_base64: str | None = None
+    patch_content_base64: PatchBase64 | None = None
     base_commit: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
 
     def patch(self) -> bytes:
@@ -216,7 +224,7 @@ class SuggestedPatch(Closed):
 
     description: Text | None = None
     patch_content: PatchText | None = None
-    patch_content_base64: str | None = None
+    patch_content_base64: PatchBase64 | None = None
     files_affected: Several[FilePath] = ()
 
     def patch(self) -> bytes | None:

@@ -46,10 +46,10 @@ def submit_builder_result(
     raised: a raised error would otherwise roll the try back.
     """
     require_same_names(run_id, phase_id, report.run_id, report.phase_id)
-    content = report.patch()  # first, as it refuses text that is none, of which no hash is made
+    identity = identify(context, phase_id, Role.BUILDER, report, idempotency_key)
+    content = report.patch()
     if content is not None and report.status is BuilderStatus.UNAVAILABLE:
         raise InvalidError("patch_content: a Builder that was unavailable has no patch to submit")
-    identity = identify(context, phase_id, Role.BUILDER, report, idempotency_key)
     report = redacted(report)
     with changing_once(context, run_id, identity) as turn:
         if turn.is_new:
