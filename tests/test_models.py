@@ -40,7 +40,7 @@ from autopack.models import (
     Submission,
     Tier,
 )
-from autopack.store import runs
+from autopack.store import leases, runs, submissions
 from autopack.store.session import RowSession
 
 pytestmark = pytest.mark.integration
@@ -547,6 +547,28 @@ class TestShape:
         self, session: Session, query: str, index: str
     ) -> None:
         for way in ("seqscan", "bitmapscan", "sort"):
+            execute(session, f"SET LOCAL enable_{way} = off")
+        plan = "\n".join(execute(session, f"EXPLAIN {query}").scalars())
+        assert index in plan
+
+    @pytest.mark.parametrize(
+        ("find", "index"),
+        [
+            (lambda session: leases.find_lease(session, 1, "token"), "uq_leases_open_phase_pk"),
+            (lambda session: submissions.find_run_of(session, "any:key"), "ix_replies_of_all_runs"),
+        ],
+        ids=["a lease by a token", "the run of a claim's key"],
+    )
+    def test_what_is_looked_up_among_all_that_ever_were_is_found_by_an_index(
+        self, session: RowSession, find: Callable[[RowSession], object], index: str
+    ) -> None:
+        """Leases are kept for good, and each heartbeat and result looks for one."""
+        sent: list[str] = []
+        connection = session.connection()
+        event.listen(connection, "before_cursor_execute", lambda _c, _u, sql, *_: sent.append(sql))
+        find(session)
+        (query,) = sent
+        for way in ("seqscan", "bitmapscan"):
             execute(session, f"SET LOCAL enable_{way} = off")
         plan = "\n".join(execute(session, f"EXPLAIN {query}").scalars())
         assert index in plan

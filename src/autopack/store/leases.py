@@ -31,8 +31,15 @@ def add_lease(session: RowSession, lease: Lease) -> Lease:
 
 
 def find_lease(session: RowSession, phase_pk: int, token: str) -> Lease | None:
-    """Return the lease on a phase with this token, open or ended."""
-    is_theirs = "WHERE phase_pk = %s AND (token_sha256 = %s OR %s = ANY(further_sha256))"
+    """Return the open lease on a phase if this token proves it.
+
+    Ended leases stay in the table for good. The index of the open ones has one entry a phase, so
+    the hashes in it need no index of their own.
+    """
+    is_theirs = (
+        "WHERE phase_pk = %s AND ended_at IS NULL"
+        " AND (token_sha256 = %s OR %s = ANY(further_sha256))"
+    )
     digest = hash_token(token)
     return session.row(LEASES, is_theirs, (phase_pk, digest, digest))
 
