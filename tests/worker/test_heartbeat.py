@@ -24,7 +24,11 @@ pytestmark = pytest.mark.unit
 
 ITEM = cast(
     "WorkItemAnswer",
-    SimpleNamespace(run_id="run-1", phase_id="P1", lease=SimpleNamespace(token="t")),
+    SimpleNamespace(
+        run_id="run-1",
+        phase_id="P1",
+        lease=SimpleNamespace(token="t", expires_at=datetime.now(UTC) + timedelta(hours=1)),
+    ),
 )
 
 
@@ -61,6 +65,20 @@ def test_work_that_must_stop_is_submitted_as_long_as_it_has_its_lease(
     with Heartbeat(service, ITEM, 1, mailbox, lambda: (0, None)) as heartbeat:
         assert mailbox.wait(10, heartbeat.about) is mail
     assert heartbeat.reason == "the cap"
+
+
+@pytest.mark.parametrize("left", [timedelta(seconds=0.3), timedelta(hours=-1)])
+def test_a_lease_that_has_little_time_left_is_kept_before_it_ends(left: timedelta) -> None:
+    """A claim that is sent again after an outage gets its lease as it is then. (rules §5.1)"""
+    answer = SimpleNamespace(directive=Directive.STOP, expires_at=None, reason="that is all")
+    service = cast("Autopack", SimpleNamespace(heartbeat=lambda *_: answer))
+    lease = SimpleNamespace(token="t", expires_at=datetime.now(UTC) + left)
+    item = SimpleNamespace(run_id="run-1", phase_id="P1", lease=lease)
+    mailbox = Mailbox()
+    with Heartbeat(
+        service, cast("WorkItemAnswer", item), 900, mailbox, lambda: (0, None)
+    ) as heartbeat:
+        assert mailbox.wait(10, heartbeat.about) is Mail.LOST
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,8 @@ def claim(
     """200 with a work item and a lease on it, 204 when there is no work now.
 
     409 `run_over` when there will be none. With a key, the same claim gets its lease again, as long
-    as it lasts; then 409 `lease_lost`. After 204 the same key may ask again.
+    as it lasts; then 409 `lease_lost`. That does not extend the lease, so send a heartbeat at once.
+    After 204 the same key may ask again.
     """
     return _answer(response, claiming.claim(context, run_id, wanted, idempotency_key))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime
 from decimal import Decimal
 from types import TracebackType
 from typing import Self
@@ -36,6 +37,10 @@ class Heartbeat:
         self._service = service
         self._item = item
         self._pause = lease_seconds / BEATS_A_LEASE
+        # A lease that a claim got again may end soon. A clock that is wrong costs one heartbeat, or
+        # leaves the usual pause.
+        left = (item.lease.expires_at - datetime.now(UTC)).total_seconds()
+        self._first_pause = min(self._pause, max(0.0, left) / BEATS_A_LEASE)
         self._mailbox = mailbox
         self._spent = spent
         self._is_over = threading.Event()
@@ -54,7 +59,7 @@ class Heartbeat:
         self._is_over.set()  # a heartbeat under way may take long: it does no harm
 
     def _beat(self) -> None:
-        pause = self._pause
+        pause = self._first_pause
         while not self._is_over.wait(pause):
             pause = self._pause
             try:

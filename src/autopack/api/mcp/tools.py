@@ -126,7 +126,8 @@ def claim_work(context: AppContext, call: ClaimWork) -> object:
     again in some seconds. An error `run_over` means that there will be none.
 
     With an `idempotency_key`, a claim whose answer was lost gets its lease again when it is sent
-    again. Take a random one, a new one after each item.
+    again; call `heartbeat` at once then, as the lease may end soon. Take a random key, a new one
+    after each item.
     """
     wanted, key = _part(call, Claim), call.idempotency_key
     if call.run_id is None:
