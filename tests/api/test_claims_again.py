@@ -206,3 +206,17 @@ def test_no_token_of_a_claim_with_a_key_is_stored(
     assert len(set(agents.tokens)) == 3
     for token in agents.tokens:
         assert not [row for row in rows if token in row]
+
+
+def test_openapi_promises_no_equal_answer_for_the_key_of_a_claim(api: Api) -> None:
+    """The answer to a claim that is sent again has another token, or is a refusal."""
+    paths = api.client.get("/openapi.json").json()["paths"]
+    told = {
+        path: parameter["description"]
+        for path, operations in paths.items()
+        for parameter in operations.get("post", {}).get("parameters", [])
+        if parameter["name"] == "Idempotency-Key"
+    }
+    claims = {path for path, meaning in told.items() if "one answer" not in meaning}
+    assert claims == {"/claim", "/runs/{run_id}/claim"}
+    assert all("lease again" in told[path] for path in claims)

@@ -36,8 +36,13 @@ PhaseId = Annotated[
 KEY_MEANING = (
     "The same request with the same key has one effect and one answer; a new key is a new request."
 )
+CLAIM_KEY_MEANING = (
+    "The same claim with the same key gets its lease again, as long as that lasts. Take a random "
+    "key, and a new one after each item."
+)
 KeyText = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[\x21-\x7e]+$")]
 IdempotencyKey = Annotated[KeyText | None, Header(alias="Idempotency-Key", description=KEY_MEANING)]
+ClaimKey = Annotated[KeyText | None, Header(alias="Idempotency-Key", description=CLAIM_KEY_MEANING)]
 PageLimit = Annotated[int, Query(ge=1, le=1_000, description="Highest number of items in a page.")]
 Cursor = Annotated[
     str | None,

@@ -17,7 +17,7 @@ from ..views.work import WAITS_HEADER, HeartbeatAnswer, ReleaseAnswer, WorkItemA
 from .bodies import StrictRoute
 from .errors import problems
 from .examples import CLAIM, HEARTBEAT, RELEASE, example
-from .inputs import Context, IdempotencyKey, PhaseId, RunId
+from .inputs import ClaimKey, Context, IdempotencyKey, PhaseId, RunId
 from .replay import mark_replay, replayed
 
 router = APIRouter(tags=["work"], route_class=StrictRoute)
@@ -56,7 +56,7 @@ def claim(
     response: Response,
     run_id: RunId,
     wanted: ClaimBody,
-    idempotency_key: IdempotencyKey = None,
+    idempotency_key: ClaimKey = None,
 ) -> object:
     """200 with a work item and a lease on it, 204 when there is no work now.
 
@@ -77,7 +77,7 @@ def claim_any(
     context: Context,
     response: Response,
     wanted: ClaimBody,
-    idempotency_key: IdempotencyKey = None,
+    idempotency_key: ClaimKey = None,
 ) -> object:
     """Over all live runs, the oldest first; any number of agents may claim at the same time.
 

@@ -26,7 +26,7 @@ from ...views.results import AuditorResultAnswer, BuilderResultAnswer
 from ...views.runs import RunAnswer
 from ...views.work import HeartbeatAnswer, ReleaseAnswer, WorkItemAnswer
 from .. import branches, issues
-from ..inputs import KEY_MEANING, KeyText
+from ..inputs import CLAIM_KEY_MEANING, KEY_MEANING, KeyText
 from ..work import Heartbeat
 
 RequestT = TypeVar("RequestT", bound=BaseModel)
@@ -56,7 +56,7 @@ class Tool:
 
 class ClaimWork(Claim):
     run_id: Annotated[Identifier | None, Field(description="Only work of this run.")] = None
-    idempotency_key: Key = None
+    idempotency_key: Annotated[KeyText | None, Field(description=CLAIM_KEY_MEANING)] = None
 
 
 class ClaimAnswer(Shape):
@@ -126,8 +126,7 @@ def claim_work(context: AppContext, call: ClaimWork) -> object:
     again in some seconds. An error `run_over` means that there will be none.
 
     With an `idempotency_key`, a claim whose answer was lost gets its lease again when it is sent
-    again; call `heartbeat` at once then, as the lease may end soon. Take a random key, a new one
-    after each item.
+    again; call `heartbeat` at once then, as the lease may end soon.
     """
     wanted, key = _part(call, Claim), call.idempotency_key
     if call.run_id is None:
