@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from decimal import Decimal
+from typing import Final
 
 from sqlalchemy import ARRAY, ForeignKey, Index, LargeBinary, Text, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
@@ -11,6 +12,9 @@ from sqlalchemy.orm import Mapped, mapped_column
 from ..domain.outcomes import CommitKind, Outcome, PatchStatus
 from ..domain.terms import CiProfile, Role, Sandbox, Verdict
 from .base import Base, Id, Json, not_negative, one_of
+
+# What scopes of replies begin with that count over all runs; an index is over these alone.
+OF_ALL_RUNS: Final = "any:"
 
 
 class Lease(Base):
@@ -228,8 +232,9 @@ class Reply(Base):
 
     __table_args__ = (
         UniqueConstraint("run_pk", "scope"),
-        # The scopes of requests that do not name their run.
         Index(
-            "ix_replies_of_all_runs", "scope", postgresql_where=text("starts_with(scope, 'any:')")
+            "ix_replies_of_all_runs",
+            "scope",
+            postgresql_where=text(f"starts_with(scope, '{OF_ALL_RUNS}')"),
         ),
     )

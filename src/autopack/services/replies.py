@@ -12,6 +12,7 @@ from typing import Any, Final
 from ..domain.errors import AutopackError, ErrorKind, InvalidError
 from ..domain.events import canonical_json
 from ..models import Reply
+from ..models.work import OF_ALL_RUNS
 from ..store import submissions
 from ..store.leases import hash_token
 from ..store.session import RowSession
@@ -21,7 +22,6 @@ from .context import AppContext
 from .opening import changing
 
 _KEY: Final = "key:"
-_KEY_OF_ALL_RUNS: Final = submissions.OF_ALL_RUNS
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ class Once:
     @property
     def _key(self) -> str | None:
         first = self.scopes[0] if self.scopes else ""
-        for kind in (_KEY, _KEY_OF_ALL_RUNS):
+        for kind in (_KEY, OF_ALL_RUNS):
             if first.startswith(kind):
                 return first.removeprefix(kind)
         return None
@@ -177,7 +177,7 @@ def key_scope(idempotency_key: str | None) -> str | None:
 
 def key_scope_of_all_runs(idempotency_key: str | None) -> str | None:
     """Return the scope of a request that does not name its run. Keys of a run are apart from it."""
-    return f"{_KEY_OF_ALL_RUNS}{idempotency_key}" if idempotency_key else None
+    return f"{OF_ALL_RUNS}{idempotency_key}" if idempotency_key else None
 
 
 def lease_scope(token: str | None) -> str | None:

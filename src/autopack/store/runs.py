@@ -274,7 +274,8 @@ _LOCK_WITH_WORK: Final = f"""
         ORDER BY r.created_at, r.id
     )
     SELECT run_id FROM candidate
-    WHERE pg_try_advisory_lock({RUN.number("lower(run_id)")}) LIMIT 1"""  # noqa: S608 - literals
+    WHERE pg_try_advisory_lock({RUN.number("lower(run_id)")})
+    LIMIT 1"""  # noqa: S608 - the number is SQL of advisory_locks, values are parameters
 
 
 def list_lagging(session: Session, node_id: str, limit: int) -> list[str]:

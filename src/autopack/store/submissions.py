@@ -16,6 +16,7 @@ from ..domain.outcomes import CommitKind, PatchOutcome, PatchStatus
 from ..domain.retention import DetailsRemovedError
 from ..domain.states import PhaseStatus
 from ..models import Commit, Patch, Phase, Reply, Run, Submission
+from ..models.work import OF_ALL_RUNS
 from ..views.record import RecordedCommit
 from .rows import Prepared, PreparedSelect, Rows
 from .session import RowSession
@@ -24,8 +25,6 @@ SUBMISSIONS: Final = Rows(Submission)
 PATCHES: Final = Rows(Patch, "content")
 COMMITS: Final = Rows(Commit, "difference")
 REPLIES: Final = Rows(Reply)
-# What scopes begin with that count over all runs; their index is over these alone.
-OF_ALL_RUNS: Final = "any:"
 _COMMITS: Final = Rows(Commit)  # without their bytes
 _LATEST: Final = PreparedSelect(
     SUBMISSIONS, "WHERE phase_pk = %s AND role = %s ORDER BY attempt DESC LIMIT 1"
