@@ -232,7 +232,7 @@ def test_several_processes_go_on_without_reader_and_descriptors_until_a_second_s
                 assert process.poll() is None, service.text
             assert second in answering
             for each in answering:
-                each.suspend()
+                _suspend(each)
             process.send_signal(signal.SIGTERM)
             while not all(map(_is_asked_to_end, answering)):
                 assert process.poll() is None, service.text
@@ -362,6 +362,16 @@ def _next_step(text: str) -> tuple[str, str, object]:
     words = shlex.split(command)
     assert words[:2] == ["curl", "-X"]
     return words[2], words[3], json.loads(words[words.index("-d") + 1])
+
+
+def _suspend(process: psutil.Process) -> None:
+    """Suspend a process, and wait until each of its threads stands still.
+
+    SIGTERM ends a process that has no handler yet at once, as long as one of its threads runs.
+    """
+    process.suspend()
+    while {psutil.Process(thread.id).status() for thread in process.threads()} != {"stopped"}:
+        pass
 
 
 def _is_asked_to_end(process: psutil.Process) -> bool:

@@ -111,14 +111,26 @@ def test_every_acknowledged_patch_is_on_its_branch_whatever_process_is_killed(
         try:
             reading = pool.submit(stream.read)
             building = {name: pool.submit(builders.build, name) for name in names}
+            log = several.log.read_text
+
+            def await_more_than(number: int) -> None:
+                """Wait for so many acknowledged patches, or for a client that failed."""
+
+                def is_reached() -> bool:
+                    ended = [each for each in building.values() if each.done()]
+                    return len(builders.acknowledged) > number or any(
+                        each.exception() for each in ended
+                    )
+
+                wait_until(is_reached, log)
+
             if kills is not None:
-                wait_until(lambda: len(builders.acknowledged) > 0, several.log.read_text)
+                await_more_than(0)
                 for what in kills:
                     builders.kill(what)
             else:
-                log = several.log.read_text
                 for reached in range(0, PHASES * len(names), 5):  # each kill falls into work
-                    wait_until(lambda n=reached: len(builders.acknowledged) > n, log)  # type: ignore[misc]
+                    await_more_than(reached)
                     builders.kill(builders.random.choice(("one", "one", "one", "all", "first")))
             commits = {name: each.result(PATIENCE_SECONDS) for name, each in building.items()}
             reading.result(PATIENCE_SECONDS)

@@ -23,9 +23,10 @@ logger = logging.getLogger(__name__)
 _WAIT_SECONDS = 0.5
 _LOOK_SECONDS = 0.01
 _STALE_SECONDS = 60
-# A lock of ours has this age from its beginning: it is stale as soon as no process has its flock.
-# So a killed process blocks no ref. git's locks have no flock: their real age makes them stale.
-_OURS = (0, 0)
+# A lock of ours has the sticky bit, which means nothing else at a file, from its beginning. It is
+# stale as soon as no process has its flock: wherever a process is killed, it blocks no ref. git's
+# locks have no flock: their age makes them stale. So it is where a file system keeps no such bit.
+_OURS = stat.S_ISVTX
 
 
 class RefLock:
@@ -37,17 +38,12 @@ class RefLock:
         self._path = f"{git_dir}/{ref}"
         self._lock = f"{self._path}.lock"
         self._descriptor = -1
-        self._has_flock = False
         self._is_moved = False
 
     def __enter__(self) -> RefLock:
         """Take the lock. Raises RefLockedError, RefNameTakenError, StorageError."""
         try:
             self._descriptor = self._create()
-            with suppress(OSError):  # a file system without flock: the lock then ages as git's do
-                flock(self._descriptor, LOCK_EX)  # `remove_stale` may look at it for a moment
-                self._has_flock = True
-            self._mark()
         except NotADirectoryError:
             raise RefNameTakenError(self.ref, "a ref above it") from None
         except OSError as error:
@@ -73,8 +69,6 @@ class RefLock:
         try:
             self._remove_empty_folder()
             os.write(self._descriptor, f"{oid}\n".encode())
-            os.fchmod(self._descriptor, self._mode() & 0o666)
-            self._mark()
             os.fsync(self._descriptor)
         except OSError as error:
             raise self._unwritable(error) from error
@@ -82,18 +76,21 @@ class RefLock:
     def move(self) -> None:
         """Let the ref have the written value. Raises StorageError."""
         try:
-            os.utime(self._descriptor)
             os.rename(self._lock, self._path)
         except OSError as error:
             raise self._unwritable(error) from error
         self._is_moved = True
+        with suppress(OSError):  # the ref is moved; git takes it with any mode
+            os.fchmod(self._descriptor, self._mode() & 0o666)
 
     def _create(self) -> int:
         deadline = time.monotonic() + _WAIT_SECONDS
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         while True:
             try:
-                return os.open(self._lock, flags, 0o666)
+                descriptor = os.open(self._lock, flags, 0o666 | _OURS)
+                if _hold(descriptor):
+                    return descriptor
             except FileNotFoundError:
                 self._make_folder(os.path.dirname(self._lock))
                 if time.monotonic() > deadline:
@@ -106,10 +103,6 @@ class RefLock:
                         f"{self.ref} is being moved by another git process."
                     ) from None
                 time.sleep(_LOOK_SECONDS)
-
-    def _mark(self) -> None:
-        if self._has_flock:
-            os.utime(self._descriptor, _OURS)
 
     def _make_folder(self, folder: str) -> None:
         """Make a folder and those above it; git may remove empty ones at any moment."""
@@ -142,6 +135,16 @@ class RefLock:
         )
 
 
+def _hold(descriptor: int) -> bool:
+    """Take the flock of a new lock; return False if somebody removed the lock before."""
+    with suppress(OSError):  # a file system without flock, where no lock is known to be stale
+        flock(descriptor, LOCK_EX)  # `remove_stale` may look at it for a moment
+    if os.fstat(descriptor).st_nlink:
+        return True
+    os.close(descriptor)
+    return False
+
+
 def remove_stale(path: str, *, age: float = _STALE_SECONDS) -> bool:
     """Remove a lock whose process was killed; return whether it is gone."""
     try:
@@ -152,7 +155,8 @@ def remove_stale(path: str, *, age: float = _STALE_SECONDS) -> bool:
         flock(descriptor, LOCK_EX | LOCK_NB)  # so that of two that find it only one removes it
         found = os.fstat(descriptor)
         seconds = time.time() - found.st_mtime
-        if seconds < age or not os.path.samestat(found, os.stat(path)):
+        is_young = seconds < age and not found.st_mode & _OURS
+        if is_young or not os.path.samestat(found, os.stat(path)):
             return False
         os.unlink(path)
     except FileNotFoundError:
