@@ -15,7 +15,7 @@ from .gitrepo import Repository
 from .migrating import DatabaseError, known_revisions, newest_revision
 from .mirror import Mirror
 from .postgres_tools import Address, PostgresToolError, dump, find_tool, restore
-from .services import backups, exports
+from .services import backups, exports, imports
 from .services.context import AppContext
 from .services.projects import make_missing_database
 from .views.backups import BackupAnswer, BackupManifest, RestoreAnswer
@@ -65,7 +65,7 @@ def write_run(
 def read_run(settings: Settings, path: Path, project: str | None = None) -> ImportAnswer:
     """Put a run's archive beside a project's runs. Raises the errors of `import_run`."""
     with beside_database(settings, "cli", project) as found, as_node(found) as context:
-        return exports.import_run(context, path, known_revisions())
+        return imports.import_run(context, path, known_revisions())
 
 
 def restore_backup(

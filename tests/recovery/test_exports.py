@@ -26,14 +26,9 @@ from autopack.database import make_engine
 from autopack.domain.errors import AutopackError
 from autopack.gitrepo.bundles import Bundles
 from autopack.services.archives import ArchiveError, chunks_of, new_archive, open_archive
-from autopack.services.exports import (
-    KIND,
-    MEMBERS,
-    MOST_LOG_BYTES,
-    ROWS,
-    ImportConflictError,
-    NotExportableError,
-)
+from autopack.services.exports import KIND, MEMBERS, ROWS, NotExportableError
+from autopack.services.imported_rows import MOST_LOG_BYTES
+from autopack.services.imports import ImportConflictError
 
 from .forging import write_forged_run
 from .test_backup import elsewhere, must, service, start, submit, verified, work

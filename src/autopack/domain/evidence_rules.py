@@ -253,46 +253,67 @@ def judge_base_tests(
     if old is not None and old.verdict is Verdict.DID_NOT_RUN:
         why = f"the command does not run with the tests of the base: {old.reason}"
         return entry(kind, EvidenceResult.NOT_MEASURED, why, command=command, on=old, against=base)
-    found: dict[str, str] = {}
-    if old is not None:
-        found |= _not_green(before, base, old, restored)
+    weakened = _weakened(before, base, head, old, restored)
+    unexpected = [
+        name for name in weakened if not is_expected_key(weakened_test_key(name), expected)
+    ]
+    told = unexpected or list(weakened)
+    if weakened:
+        result = EvidenceResult.FAILED if unexpected else EvidenceResult.WARNED
+        noun = "weakened test" if len(told) == 1 else "weakened tests"
+        noun += "" if unexpected else ", all expected by the plan"
+        why = named(len(told), noun, [f"{name} ({weakened[name]})" for name in told])
+    elif old is None:
+        result = EvidenceResult.NOT_NEEDED
+        why = "no test of the base was changed, deleted or skipped"
+    else:
+        result = EvidenceResult.PASSED
+        why = f"{_are_green(len(before), len(restored))}{also}"
+    return entry(
+        kind,
+        result,
+        why,
+        command=command,
+        on=old if old is not None else head,
+        against=base,
+        counts={
+            "files_restored": len(restored),
+            "green_on_base": len(before),
+            "expected": len(weakened) - len(unexpected),
+            "weakened": len(weakened),
+            "green_by_their_change": len(rewritten),
+        },
+        checks=told,
+    )
+
+
+def _are_green(tests: int, files: int) -> str:
+    """Say that the base's tests are green with its files."""
+    its = f"its {files} test file{'s' if files != 1 else ''}"
+    if tests == 1:
+        return f"the test that was green on the base is green with {its}"
+    return f"all {tests} tests that were green on the base are green with {its}"
+
+
+def _weakened(
+    before: Sequence[str],
+    base: Measured,
+    head: Measured,
+    old: Measured | None,
+    restored: Sequence[str],
+) -> dict[str, str]:
+    """Return the tests that were green on the base and are not any more, and how they are."""
+    found = {} if old is None else _not_green(before, base, old, restored)
+    cases, is_fewer = head.cases or {}, len(head.cases or {}) < len(base.cases or {})
     for name in before:
-        match head.cases.get(name):
+        match cases.get(name):
             case CaseState.SKIPPED:
                 found.setdefault(name, "skipped")
             case CaseState.XFAILED:
                 found.setdefault(name, "expected to fail")
-            case None if len(head.cases) < len(base.cases):
+            case None if is_fewer:
                 found.setdefault(name, "not collected")
-    unexpected = [name for name in found if not is_expected_key(weakened_test_key(name), expected)]
-    told = unexpected or list(found)
-    counts = {
-        "files_restored": len(restored),
-        "green_on_base": len(before),
-        "expected": len(found) - len(unexpected),
-        "weakened": len(found),
-        "green_by_their_change": len(rewritten),
-    }
-    if not found:
-        result = EvidenceResult.PASSED if old is not None else EvidenceResult.NOT_NEEDED
-        files = f"{len(restored)} test file{'s' if len(restored) != 1 else ''}"
-        all_of, are = f"all {len(before)} tests that were", "are"
-        if len(before) == 1:
-            all_of, are = "the test that was", "is"
-        why = (
-            f"{all_of} green on the base {are} green with its {files}{also}"
-            if old is not None
-            else "no test of the base was changed, deleted or skipped"
-        )
-    else:
-        result = EvidenceResult.FAILED if unexpected else EvidenceResult.WARNED
-        noun = "weakened test" if len(told) == 1 else "weakened tests"
-        names = [f"{name} ({found[name]})" for name in told]
-        why = named(len(told), noun if unexpected else f"{noun}, all expected by the plan", names)
-    on = old if old is not None else head
-    return entry(
-        kind, result, why, command=command, on=on, against=base, counts=counts, checks=told
-    )
+    return found
 
 
 def _green_by_their_change(base: Measured, head: Measured, old: Measured) -> list[str]:
