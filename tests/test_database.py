@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -402,6 +403,24 @@ class TestEmbeddedPostgres:
             assert _ask(server, "SELECT 1") == 1
             assert set(before) & {process.pid for process in _postgres_in(used)}
         assert _postgres_in(used) == []
+
+    @pytest.mark.parametrize(("program", "place"), [("pg_ctl", "data"), ("initdb", "data.new")])
+    def test_a_program_that_a_killed_owner_left_is_waited_for(
+        self, used: Path, program: str, place: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It would start a second server, or write beside a second one that lays out the folder."""
+        (used / place).mkdir(exist_ok=True)
+        stand_in = shutil.copy(shutil.which("sleep") or "", used / program)
+        with subprocess.Popen([stand_in, "600"], cwd=used / place) as left:
+            try:
+                with monkeypatch.context() as patch:
+                    patch.setattr("autopack.embedded_postgres.START_SECONDS", 0)
+                    with pytest.raises(EmbeddedPostgresError, match="Processes of an earlier"):
+                        EmbeddedPostgres(used).start()
+            finally:
+                left.kill()
+        with EmbeddedPostgres(used) as server:
+            assert _ask(server, "SELECT 1") == 1
 
     @pytest.mark.parametrize("pid", [1, 2**22 - 7, "of this test", "nonsense"])
     def test_a_stale_pid_file_is_not_believed(self, used: Path, pid: int | str) -> None:

@@ -20,7 +20,7 @@ import struct
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -38,6 +38,7 @@ ACCOUNT: Final = "autopack-postgres"
 # sockaddr_un holds 108 bytes on Linux and 104 on macOS; `/.s.PGSQL.5432` is part of them.
 LONGEST_SOCKET_FOLDER: Final = 88
 SOCKET: Final = ".s.PGSQL.5432"
+_PROGRAMS: Final = ("postgres", "pg_ctl", "initdb")  # that start or lay out a server
 
 CONFIGURATION = """\
 # Written anew at every start by Autopack. Your own settings belong in postgresql.conf, below the
@@ -76,6 +77,7 @@ class EmbeddedPostgres:
     def __init__(self, folder: Path) -> None:
         self.folder = folder.expanduser().absolute()
         self.data = self.folder / "data"
+        self._new = self.folder / "data.new"
         self._owner_lock: int | None = None
 
     @property
@@ -146,10 +148,10 @@ class EmbeddedPostgres:
             self._initialise()
         self._check_version()
         self._make_socket_folder()
+        self._wait_for_orphans()
         if self._is_running():
             self._wait_until_ready()
             return
-        self._wait_for_orphans()
         # Postgres takes any process with the id in these files for a server, even a zombie.
         (self.data / "postmaster.pid").unlink(missing_ok=True)
         (self.socket_folder / f"{SOCKET}.lock").unlink(missing_ok=True)
@@ -160,7 +162,8 @@ class EmbeddedPostgres:
     def _initialise(self) -> None:
         """Create the data folder under another name and rename it when it is complete."""
         logger.info("embedded_postgres_initialising", folder=str(self.folder))
-        new = self.folder / "data.new"
+        self._wait_for_orphans()
+        new = self._new
         if new.exists():
             shutil.rmtree(new)
         self._make_private(new)
@@ -196,16 +199,20 @@ class EmbeddedPostgres:
             return False
 
     def _wait_for_orphans(self) -> None:
-        """Wait for a killed server's backends: two servers on one folder would destroy the data."""
-        if not (self.data / "postmaster.pid").exists():
-            return
+        """Wait for what a killed process left: programs at work, and a killed server's backends.
+
+        Two servers on one folder would destroy the data.
+        """
         deadline = time.monotonic() + START_SECONDS
-        while any(_is_postgres_in(process, self.data) for process in psutil.process_iter()):
+        while not self._is_running() and any(map(self._works_here, psutil.process_iter())):
             if time.monotonic() > deadline:
                 raise EmbeddedPostgresError(
-                    f"Processes of an earlier Postgres still work in {self.data}; end them first."
+                    f"Processes of an earlier Postgres still work in {self.folder}; end them first."
                 )
             time.sleep(0.05)
+
+    def _works_here(self, process: psutil.Process) -> bool:
+        return any(_is_postgres_in(process, place, _PROGRAMS) for place in (self.data, self._new))
 
     def _wait_until_ready(self) -> None:
         """Wait while a server of another process recovers or stops."""
@@ -320,7 +327,7 @@ class EmbeddedPostgres:
                 text=True,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                cwd=self.data if self.data.is_dir() else "/",
+                cwd=next((place for place in (self.data, self._new) if place.is_dir()), "/"),
                 env={"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC", "PGDATA": "."},
                 start_new_session=True,  # Ctrl-C at the terminal must not reach the server
                 check=False,
@@ -342,10 +349,12 @@ def programs() -> Path:
     )
 
 
-def _is_postgres_in(process: psutil.Process, data: Path) -> bool:
+def _is_postgres_in(
+    process: psutil.Process, data: Path, names: Collection[str] = ("postgres",)
+) -> bool:
     try:
         return (
-            process.name() == "postgres"
+            process.name() in names
             and process.status() != psutil.STATUS_ZOMBIE
             and os.path.samefile(process.cwd(), data)
         )
