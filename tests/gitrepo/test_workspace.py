@@ -296,3 +296,26 @@ def test_it_is_fetched_from_where_it_is(
     # What is not there yet may be on its way.
     with pytest.raises(FetchError):
         cache.lay_out(desk, sources=[str(remote)], branch="main", commit="1" * 40)
+
+
+def test_what_a_killed_git_left_in_the_copy_stops_no_later_fetch(
+    git_repo: GitRepo, cache: ObjectCache, base: str, desk: Path, tmp_path: Path
+) -> None:
+    def fetch(commit: str) -> Path:
+        place = desk / commit
+        place.mkdir()
+        lay_out(cache, git_repo, commit, place)
+        [copy] = (tmp_path / "cache").glob("*.git")
+        return copy
+
+    copy = fetch(base)
+    names = ("refs/heads/autonomous/run-001", "packed-refs", "shallow", "objects/info/alternates")
+    left = [*(copy / f"{name}.lock" for name in names), copy / "objects" / "pack" / "tmp_pack_a1b2"]
+    for each in left:
+        each.touch()
+    fetch(git_repo.commit({"new.txt": "new\n"}))
+    assert not any(each.exists() for each in left)
+    # It may have been killed before its `git init` was done.
+    copy.rename(copy.with_suffix(".new"))
+    shutil.rmtree(copy.with_suffix(".new") / "objects")
+    fetch(git_repo.commit({"newer.txt": "newer\n"}))

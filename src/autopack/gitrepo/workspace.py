@@ -143,8 +143,7 @@ class ObjectCache:
         copy = self._folder / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}.git"
         self._folder.mkdir(parents=True, exist_ok=True)
         with locked(copy.with_suffix(".lock")):
-            if not (copy / "HEAD").exists():
-                self._run(copy, "init", "--quiet", "--bare", "--template=")
+            self._prepare(copy)
             try:
                 # First by id, as a branch is pushed some time after its commit is made; then by
                 # branch, as some servers do not send commits by id.
@@ -167,6 +166,20 @@ class ObjectCache:
         if asked.status:
             raise FetchError(f"{url} has no commit {commit}")
         return copy
+
+    def _prepare(self, copy: Path) -> None:
+        """Make a copy, or remove what git left in it when it was killed, as no git works in it now.
+
+        git itself removes none of its locks: each later fetch would fail.
+        """
+        for left in (*copy.rglob("*.lock"), *copy.glob("objects/*/tmp_*")):
+            left.unlink(missing_ok=True)
+        if not (copy / "HEAD").exists():
+            fresh = copy.with_suffix(".new")  # whole or not at all
+            for half in (fresh, copy):
+                shutil.rmtree(half, ignore_errors=True)
+            self._run(fresh, "init", "--quiet", "--bare", "--template=")
+            fresh.rename(copy)
 
     def _reach(self, address: RemoteAddress) -> tuple[str, list[str]]:
         """Return the address to fetch from, and git's options for it."""
