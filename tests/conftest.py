@@ -13,6 +13,7 @@ import gc
 import json
 import os
 import shutil
+import ssl
 import subprocess
 import tempfile
 import threading
@@ -222,6 +223,21 @@ def quiet_nodes() -> Iterator[None]:
     """Let the thread of an application in this process send no statement amid those of a test."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("autopack.services.nodes.LOOK_SECONDS", 3_600)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def certificates_loaded_once() -> Iterator[None]:
+    """Let clients of HTTP share the certificates of a file, which each would load in 30 ms."""
+    load = ssl.create_default_context
+    load_once = functools.cache(load)
+
+    def load_file_once(*purpose: ssl.Purpose, **where: Any) -> ssl.SSLContext:
+        # Without a file's name, the environment names it, which tests change.
+        return (load_once if where else load)(*purpose, **where)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ssl.create_default_context", load_file_once)
         yield
 
 
