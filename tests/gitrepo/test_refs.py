@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from tests.dying import killed_after_each_call
 
 from autopack.config import Settings
 from autopack.gitrepo import (
@@ -33,6 +34,7 @@ from autopack.gitrepo import (
     RepositoryUnusableError,
 )
 from autopack.gitrepo.process import GitRunner
+from autopack.gitrepo.ref_lock import RefLock
 from autopack.gitrepo.refs import is_branch_name, is_ours
 
 if TYPE_CHECKING:
@@ -258,43 +260,17 @@ def test_the_locks_of_a_killed_process_block_nobody(
     assert repository.read_ref(BRANCH) == commits[1]
 
 
-DIE_AT_EACH_STEP = """
-import os, signal, sys
-from itertools import count
-from pathlib import Path
-from autopack.gitrepo.ref_lock import RefLock
-git_dir, oid, ref = Path(sys.argv[1]), *sys.argv[2:]
-def move():
-    with RefLock(git_dir, ref) as lock:
-        lock.write(oid)
-        lock.move()
-def die_after(steps):
-    left = iter(range(steps))
-    def step(frame, event, function):
-        if event == "c_return" and next(left, None) is None:
-            os.kill(os.getpid(), signal.SIGKILL)
-    sys.setprofile(step)
-for steps in count():
-    child = os.fork()
-    if not child:
-        die_after(steps)
-        move()
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    move()
-    if status == 0:
-        break
-print(steps)
-"""
-
-
 @pytest.mark.safety_critical
 def test_a_process_blocks_no_ref_wherever_in_a_move_it_is_killed(
     repository: Repository, commits: list[str]
 ) -> None:
-    words = [sys.executable, "-c", DIE_AT_EACH_STEP, str(repository.git_dir), commits[0], BRANCH]
-    done = subprocess.run(words, check=True, capture_output=True, text=True)
-    assert int(done.stdout) > 10  # each call of a function of C is a step
+    def move() -> None:
+        with RefLock(repository.git_dir, BRANCH) as lock:
+            lock.write(commits[0])
+            lock.move()
+
+    for _ in killed_after_each_call(move):
+        move()
     assert repository.read_ref(BRANCH) == commits[0]
     mode = stat.S_IMODE((repository.git_dir / BRANCH).stat().st_mode)
     assert mode == stat.S_IMODE((repository.git_dir / "refs/heads/main").stat().st_mode)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import tempfile
 from datetime import UTC, datetime, timedelta, timezone
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.dying import killed_after_each_call
 
 from autopack.gitrepo import Base, RefUpdate, Repository, RepositoryUnusableError
 
@@ -219,6 +221,17 @@ def test_scratch_that_a_killed_service_left_is_cleared_at_the_start(
     os.utime(old, (1, 1))
     open_repository(git_repo.path)
     assert [path.name for path in scratch.iterdir()] == ["patch-young"]
+
+
+def test_wherever_a_first_start_is_killed_the_home_gets_its_files_whole(
+    repository: Repository, settings: Settings
+) -> None:
+    home = settings.home
+    for _ in killed_after_each_call(lambda: repository._write_home(home)):
+        repository._write_home(home)
+        assert (home / ".gitignore").read_text() == "*\n"
+        assert (home / "project_id").read_text() != ""
+        shutil.rmtree(home)
 
 
 def test_opening_it_writes_nothing_that_git_of_another_process_may_read(

@@ -310,6 +310,10 @@ def test_leftovers_of_files_that_are_never_written_again_are_removed(
     leftover.write_text("half a fi")
     mirror.write_run(a_run(revision=2), phases=())
     assert not leftover.exists()
+    leftover = mirror.runs_dir / ".project_ruleset_Autopack.json.tmp"
+    leftover.write_text("half a fi")
+    mirror.prepare()  # a start
+    assert not leftover.exists()
 
 
 def test_a_folder_deleted_while_its_lock_was_awaited_is_made_again(

@@ -7,6 +7,8 @@ import json
 import os
 import socket
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -35,12 +37,7 @@ class NodeIdentity:
 
     def put(self, generations: Generations) -> None:
         """Replace the home's file; it is on the disk when this returns. Raises OSError."""
-        fresh = self.file.with_suffix(".new")
-        with fresh.open("w") as file:
-            file.write(json.dumps(asdict(generations)))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(fresh, self.file)
+        write_whole(self.file, json.dumps(asdict(generations)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,16 +70,36 @@ def identify(settings: Settings, objects: Path) -> NodeIdentity:
     return NodeIdentity(node_id, f"{socket.gethostname()}:{top}", file)
 
 
+@contextmanager
+def locked_home(home: Path) -> Iterator[None]:
+    """Hold the lock under which the small files of a home are written."""
+    with locked(home / f"{_ID}.lock"):
+        yield
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a home's file durably, all of it or nothing; one process at a time. Raises OSError.
+
+    A killed process or a full disk would else leave an empty file, which none writes again.
+    """
+    fresh = file.with_name(f"{file.name}.new")
+    with fresh.open("w") as opened:
+        opened.write(text)
+        opened.flush()
+        os.fsync(opened.fileno())
+    os.replace(fresh, file)
+
+
 def renew_home(home: Path) -> None:
     """Give a home another id at its next use: its folders are not those of the known node."""
-    with locked(home / f"{_ID}.lock"):
+    with locked_home(home):
         (home / _ID).unlink(missing_ok=True)
 
 
 def _home_id(home: Path) -> str:
     """Return the home's id. A copied home gets its own id, since the id names the file itself."""
     file = home / _ID
-    with locked(home / f"{_ID}.lock"):
+    with locked_home(home):
         if file.is_file():
             known, _, inode = file.read_text().strip().partition(" ")
             if inode == str(file.stat().st_ino):

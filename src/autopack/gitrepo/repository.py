@@ -34,7 +34,7 @@ from .encoding import commit_lines, encode_commit, encode_tag, object_text, tag_
 from .errors import GitFailedError, RepositoryUnusableError, StorageError
 from .head import HeadFiles
 from .history import MAX_GAINED, GainedCommits
-from .node import NodeIdentity, identify
+from .node import NodeIdentity, identify, locked_home, write_whole
 from .objects import (
     EMPTY_TREE,
     MODE_FOLDER,
@@ -624,17 +624,17 @@ class Repository:
     def _write_home(self, home: Path) -> None:
         for folder in (self._shadow / "objects", self._shadow / "refs", self._scratch):
             folder.mkdir(parents=True, exist_ok=True)
-        project = home / PROJECT_FILE
-        if not project.exists():
-            project.write_text(f"{self._settings.project_id}\n")
-        ignore = home / ".gitignore"
-        if not ignore.exists():
-            ignore.write_text("*\n")
-        for name, text in _SHADOW_FILES.items():
-            file = self._shadow / name
-            # Not written again: git of another process may read it at this moment.
-            if not file.exists() or file.read_text() != text:
-                file.write_text(text)
+        with locked_home(home):
+            project = home / PROJECT_FILE
+            if not project.exists():
+                write_whole(project, f"{self._settings.project_id}\n")
+            ignore = home / ".gitignore"
+            if not ignore.exists():
+                write_whole(ignore, "*\n")
+            for name, text in _SHADOW_FILES.items():
+                file = self._shadow / name
+                if not file.exists() or file.read_text() != text:
+                    write_whole(file, text)
 
     def scratch_folder(self, prefix: str) -> AbstractContextManager[Path]:
         """Create a folder in the home for the time of a `with` block. Raises StorageError."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from .. import syncing
-from .files import NewFile, exists, open_top, read_head, replace_files, usable
+from .files import NewFile, exists, lock, open_top, read_head, replace_files, usable
 
 MARK: Final = ".synced.json"
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
@@ -61,6 +61,7 @@ def sync(runs_dir: Path, folders: Sequence[Path], mark: SyncMark) -> None:
     """Sync every file of the folders, and then set the mark. Raises MirrorUnusableError."""
     sync_all(folders)
     with usable(runs_dir), open_top(runs_dir) as top:
+        lock(top)
         text = json.dumps(asdict(mark)).encode()
         replace_files(top, [NewFile(top, MARK, text)], durably=True)
 

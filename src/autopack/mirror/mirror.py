@@ -68,6 +68,7 @@ class Mirror:
             self.runs_dir.mkdir(parents=True, exist_ok=True)
             with open_top(self.runs_dir) as top:
                 lock(top)
+                remove_leftovers(top)
                 if not exists(top, ".gitignore"):
                     replace_files(top, [NewFile(top, ".gitignore", _IGNORE_ALL)])
         self.check()

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from ..gitrepo.quarantine import locked
 
+_LOCK = ".lock"
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerFolder:
@@ -39,14 +41,15 @@ def enter(home: Path) -> Iterator[WorkerFolder]:
     workspaces.mkdir(exist_ok=True)
     with locked(home / "lock"):  # so that a new folder is not removed before it is locked
         _clear(workspaces)
-        folder = Path(tempfile.mkdtemp(dir=workspaces))
-        lock = os.open(_lock_of(folder), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock, path = tempfile.mkstemp(_LOCK, dir=workspaces)  # first: by it the folder is found
         fcntl.flock(lock, fcntl.LOCK_EX)
+        folder = Path(path.removesuffix(_LOCK))
+        folder.mkdir(mode=0o700)
     try:
         yield WorkerFolder(folder, lock)
     finally:
         remove(folder)
-        _lock_of(folder).unlink(missing_ok=True)
+        Path(path).unlink(missing_ok=True)
         os.close(lock)
 
 
@@ -61,18 +64,15 @@ def remove(folder: Path) -> None:
 
 
 def _clear(workspaces: Path) -> None:
-    for lock in workspaces.glob("*.lock"):
-        descriptor = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            continue
-        else:
-            remove(lock.with_suffix(""))
-            lock.unlink()
-        finally:
-            os.close(descriptor)
-
-
-def _lock_of(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.lock")
+    for lock in workspaces.glob(f"*{_LOCK}"):
+        with suppress(FileNotFoundError):  # a worker that ends removes its own
+            descriptor = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            else:
+                remove(lock.with_suffix(""))
+                lock.unlink()
+            finally:
+                os.close(descriptor)
