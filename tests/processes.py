@@ -61,7 +61,8 @@ class ForkedProcess:
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with suppress(ProcessLookupError):  # it has ended, and the server has not told yet
+                os.kill(self.pid, number)
 
     def terminate(self) -> None:
         self.send_signal(signal.SIGTERM)
@@ -143,9 +144,10 @@ def running_fork_server() -> Iterator[ForkServer]:
         address = f"{folder}/socket"
         listener.bind(address)
         listener.listen()
+        root = TESTS.parent
         process = subprocess.Popen(
             [sys.executable, TESTS / "fork_server.py", str(listener.fileno())],
-            env={"PATH": os.environ["PATH"], "PYTHONPATH": str(TESTS.parent / "src")},
+            env={"PATH": os.environ["PATH"], "PYTHONPATH": f"{root / 'src'}:{root}"},
             stdin=subprocess.PIPE,
             pass_fds=[listener.fileno()],
         )

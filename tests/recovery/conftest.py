@@ -63,10 +63,20 @@ class Stage:
 
     def begin(self) -> None:
         """Start the service, which is not ready yet."""
-        assert self.settings.database_url is not None
         self.fate.unlink(missing_ok=True)
         self.log.write_text("")
-        environment = {
+        with self.log.open("a") as output:
+            self._process = self.fork_server.start(
+                "serve",
+                folder=self.settings.repo_path,
+                environment=self.whole_environment(),
+                output=output,
+                first=self.first,
+            )
+
+    def whole_environment(self) -> dict[str, str]:
+        assert self.settings.database_url is not None
+        return {
             "PATH": os.environ["PATH"],
             "HOME": os.environ.get("HOME", "/"),
             "AUTOPACK_REPO_PATH": str(self.settings.repo_path),
@@ -79,14 +89,6 @@ class Stage:
             "KILL_AT": str(self.fate),
             **self.environment,
         }
-        with self.log.open("a") as output:
-            self._process = self.fork_server.start(
-                "serve",
-                folder=self.settings.repo_path,
-                environment=environment,
-                output=output,
-                first=self.first,
-            )
 
     def await_start(self) -> None:
         wait_until(lambda: "  API " in self.log.read_text(), self.log.read_text)

@@ -135,11 +135,14 @@ def base_moved(stage: Stage, run: str) -> None:
     stage.repo.git("update-ref", "refs/heads/main", commit)
 
 
-APPROVAL: Json = {
-    "recommendation": "approve",
-    "issues_found": [{"issue_key": "untidy", "source": "audit", "category": "style"}],
-    "suggested_patches": [{"description": "Tidy up", "patch_content": new_file("src/tidy.txt")}],
-}
+def approval(run: str) -> tuple[str, Json]:
+    key, tidy = f"untidy_in_{run}", new_file("src/tidy.txt")
+    body = {
+        "recommendation": "approve",
+        "issues_found": [{"issue_key": key, "source": "audit", "category": "style"}],
+        "suggested_patches": [{"description": "Tidy up", "patch_content": tidy}],
+    }
+    return f"/runs/{run}/phases/P1/auditor_result", body
 
 
 @dataclass(frozen=True)
@@ -217,7 +220,7 @@ CHANGES = {
     ),
     "pending_patch_approved_with_a_fix_up": Change(
         prepare=patch_pending,
-        request=lambda run: (f"/runs/{run}/phases/P1/auditor_result", APPROVAL),
+        request=approval,
         status=200,
         undecided=("objects_written 2", "commit_written 2", "refs_prepared"),
         decided=("committed", "refs_moved", "file_renamed 2", "backlog_written", "mirrored"),
