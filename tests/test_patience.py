@@ -13,6 +13,8 @@ from sqlalchemy.exc import OperationalError
 
 from autopack.config import Settings
 from autopack.database import make_engine
+from autopack.jobs import connector
+from autopack.jobs.worker import Queue, Workers
 from autopack.patience import DatabaseSilentError, PatientConnection
 from autopack.services.availability import as_unavailable
 
@@ -26,16 +28,24 @@ class Line:
         self._server = server
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
-        self._open = threading.Event()
-        self._open.set()
+        self._gates: list[threading.Event] = []
+        self._renew()
         self._sockets = [self._listener]
         threading.Thread(target=self._accept, daemon=True).start()
 
-    def hold(self) -> None:
-        self._open.clear()
+    def hold(self, *, is_for_open: bool = False) -> None:
+        """Hold what comes from now on; with `is_for_open` only at what is connected now."""
+        self._gates[-1].clear()
+        if is_for_open:
+            self._renew()
 
     def release(self) -> None:
-        self._open.set()
+        for gate in self._gates:
+            gate.set()
+
+    def _renew(self) -> None:
+        self._gates.append(threading.Event())
+        self._gates[-1].set()
 
     def close(self) -> None:
         self.release()
@@ -52,12 +62,13 @@ class Line:
                 return
             self._sockets += near, far
             for one, other in ((near, far), (far, near)):
-                threading.Thread(target=self._carry, args=(one, other), daemon=True).start()
+                carrying = (one, other, self._gates[-1])
+                threading.Thread(target=self._carry, args=carrying, daemon=True).start()
 
-    def _carry(self, one: socket.socket, other: socket.socket) -> None:
+    def _carry(self, one: socket.socket, other: socket.socket, gate: threading.Event) -> None:
         try:
             while data := one.recv(65_536):
-                self._open.wait()
+                gate.wait()
                 other.sendall(data)
         except OSError:
             pass
@@ -138,3 +149,49 @@ def test_a_connection_that_left_the_pool_is_closed_without_an_error(
     connection.close()
     engine.dispose()
     assert caplog.text == ""
+
+
+class Ticks:
+    """A queue's periodic task, which counts its calls."""
+
+    def __init__(self) -> None:
+        self._ticks = threading.Semaphore(0)
+
+    def tick(self) -> None:
+        self._ticks.release()
+
+    def await_one(self) -> None:
+        while self._ticks.acquire(blocking=False):
+            pass
+        assert self._ticks.acquire(timeout=60)
+
+
+@pytest.fixture
+def ticks(line: tuple[Line, Engine], monkeypatch: pytest.MonkeyPatch) -> Iterator[Ticks]:
+    """A task that workers call each second over the line; they stop at the end of the test."""
+    monkeypatch.setattr(connector, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(connector, "POOL_WAIT_SECONDS", 0.5)
+    ticks = Ticks()
+    workers = Workers(
+        line[1], [Queue(name="clock", concurrency=1, every={"tick": (1, ticks.tick)})]
+    )
+    workers.start()
+    ticks.await_one()
+    yield ticks
+    stopping = threading.Thread(target=workers.stop, daemon=True)
+    stopping.start()
+    stopping.join(60)
+    assert not stopping.is_alive()
+
+
+@pytest.mark.campaigns  # psycopg waits for ten seconds for the end of each query
+def test_workers_stop_while_postgres_is_silent(line: tuple[Line, Engine], ticks: Ticks) -> None:
+    line[0].hold()
+
+
+@pytest.mark.campaigns
+def test_workers_work_on_over_new_connections_when_the_old_ones_are_silent_for_ever(
+    line: tuple[Line, Engine], ticks: Ticks
+) -> None:
+    line[0].hold(is_for_open=True)
+    ticks.await_one()

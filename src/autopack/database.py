@@ -31,7 +31,14 @@ from .migrating import (
     pending_steps,
     revision_of,
 )
-from .patience import DatabaseSilentError, PatientConnection, ping_within
+from .patience import (
+    CONNECT_SECONDS,
+    GONE_AFTER,
+    KEEPALIVES,
+    DatabaseSilentError,
+    PatientConnection,
+    ping_within,
+)
 
 if TYPE_CHECKING:
     from .embedded_postgres import EmbeddedPostgres
@@ -49,14 +56,12 @@ AUTOCOMMIT_POOL: Final = (20, 30)
 FURTHER_POOL: Final = (1, 5)
 FURTHER_AUTOCOMMIT_POOL: Final = (1, 13)
 POOL_WAIT_SECONDS: Final = 10
-CONNECT_SECONDS: Final = 5
 # A server that stops a statement answers with an error. Without an answer for so much longer, the
 # server counts as unavailable.
 GRACE_SECONDS: Final = 2
 # A process that is frozen, or whose machine has vanished, must not hold its locks for good. The
 # server ends its transaction after the first, and its session after 30 seconds without an answer.
 IDLE_TRANSACTION_SECONDS: Final = 300
-_GONE_AFTER: Final = {"idle": 10, "interval": 5, "count": 4}
 _GONE_MILLISECONDS: Final = 30_000
 # A change of the database's clock is followed within this time.
 CLOCK_SECONDS: Final = 10
@@ -219,7 +224,7 @@ def make_engine(
         "timezone": "UTC",
         "idle_in_transaction_session_timeout": IDLE_TRANSACTION_SECONDS * 1000,
         "tcp_user_timeout": _GONE_MILLISECONDS,
-        **{f"tcp_keepalives_{name}": value for name, value in _GONE_AFTER.items()},
+        **{f"tcp_keepalives_{name}": value for name, value in GONE_AFTER.items()},
     }
     options = " ".join(f"-c {name}={value}" for name, value in settings.items())
     given = address.query.get("options")
@@ -228,10 +233,7 @@ def make_engine(
     patient = type(
         "PatientConnection",
         (PatientConnection,),
-        {
-            "connect_seconds": CONNECT_SECONDS,
-            "answer_seconds": statement_seconds + GRACE_SECONDS,
-        },
+        {"answer_seconds": statement_seconds + GRACE_SECONDS},
     )
     pools = (FURTHER_POOL, FURTHER_AUTOCOMMIT_POOL) if is_further else (POOL, AUTOCOMMIT_POOL)
     pool_size, max_overflow = pools[is_autocommit]
@@ -249,8 +251,7 @@ def make_engine(
             "options": options,
             "application_name": "autopack",
             "connect_timeout": CONNECT_SECONDS,
-            # The same for a server whose machine has vanished.
-            **{f"keepalives_{name}": value for name, value in _GONE_AFTER.items()},
+            **KEEPALIVES,
             "connection_factory": patient,
         },
     )

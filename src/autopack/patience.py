@@ -19,6 +19,11 @@ from sqlalchemy import Connection
 from sqlalchemy.engine import Dialect
 from sqlalchemy.engine.interfaces import DBAPIConnection
 
+CONNECT_SECONDS: Final = 5
+#: When TCP asks a silent peer whether it is there, and gives it up.
+GONE_AFTER: Final = {"idle": 10, "interval": 5, "count": 4}
+#: The same as parameters of a connection to a server, whose machine may vanish.
+KEEPALIVES: Final = {f"keepalives_{name}": value for name, value in GONE_AFTER.items()}
 # After one caller waited in vain, other callers wait only so long, until the server answers again.
 SILENT_SECONDS: Final = 1.0
 # A pooled connection that answered so lately is asked nothing before it is used.
@@ -33,7 +38,7 @@ class DatabaseSilentError(psycopg2.OperationalError):
 class PatientConnection(extensions.connection):
     """A connection with a time limit for connecting and for each answer; None: no limit."""
 
-    connect_seconds: float = 5.0
+    connect_seconds: float = CONNECT_SECONDS
     answer_seconds: float | None = None
     is_server_silent: ClassVar[bool] = False
     answered_at: float = 0.0

@@ -9,19 +9,20 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Final
+from typing import Final
 
 import psycopg
 import structlog
-from procrastinate import App, PsycopgConnector
+from procrastinate import App
+from procrastinate.connector import BaseAsyncConnector
 from procrastinate.exceptions import UniqueViolation
 from procrastinate.jobs import Job, Status
 from procrastinate.retry import BaseRetryStrategy, RetryDecision
 from procrastinate.utils import utcnow
-from psycopg_pool import AsyncConnectionPool
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
+from .connector import PatientConnector, make_pool
 from .queue import TryAgainError
 
 logger = structlog.get_logger(__name__)
@@ -35,6 +36,7 @@ STALLED_SECONDS: Final = 30
 KEPT_HOURS: Final = 7 * 24
 RESTART_SECONDS: Final = 1.0
 LONGEST_WAIT_SECONDS: Final = 300
+ANSWER_SECONDS: Final = 10.0
 POOL_SIZE: Final = 4
 CONNECT_SECONDS: Final = 5
 POOL_WAIT_SECONDS: Final = 5.0
@@ -92,19 +94,8 @@ class Workers:
         # queries.
         threads = sum(queue.concurrency for queue in self._queues) + 2
         self._loop.set_default_executor(ThreadPoolExecutor(threads, thread_name_prefix="job"))
-        pool = AsyncConnectionPool(
-            self._engine.url.set(drivername="postgresql").render_as_string(hide_password=False),
-            kwargs={"application_name": "autopack jobs", "connect_timeout": CONNECT_SECONDS},
-            configure=_without_transactions,
-            check=AsyncConnectionPool.check_connection,
-            min_size=1,
-            max_size=POOL_SIZE,
-            max_idle=IDLE_SECONDS,
-            timeout=POOL_WAIT_SECONDS,
-            open=False,
-        )
-        async with pool:
-            connector = PsycopgConnector()
+        async with make_pool(self._engine) as pool:
+            connector = PatientConnector()
             await connector.open_async(pool)
             workers = [
                 asyncio.create_task(self._keep(queue, self._app(queue, connector)))
@@ -132,6 +123,8 @@ class Workers:
                 )
             except Exception as error:
                 why = _one_line(error)
+            if self._stopping.is_set():  # it was cancelled, and could not sign off
+                return
             logger.warning("job_worker_restarts", queue=queue.name, why=why)
             await asyncio.sleep(RESTART_SECONDS)
             await asyncio.to_thread(self._revive)
@@ -143,7 +136,7 @@ class Workers:
         except SQLAlchemyError as error:
             logger.warning("database_away", why=type(error).__name__)
 
-    def _app(self, queue: Queue, connector: PsycopgConnector) -> App:
+    def _app(self, queue: Queue, connector: BaseAsyncConnector) -> App:
         app = App(connector=connector)
         for name, task in queue.tasks.items():
             app.task(name=name, queue=queue.name, retry=_Retrying())(task)
@@ -209,11 +202,6 @@ def _timed(name: str, call: Callable[[], None]) -> Callable[[int], None]:
     return run
 
 
-async def _without_transactions(connection: psycopg.AsyncConnection[Any]) -> None:
-    """Run each query of the engine in autocommit, without BEGIN and COMMIT."""
-    await connection.set_autocommit(True)
-
-
 class _HandOn(logging.Handler):
     """Passes the engine's warnings to the log, without a traceback for a lost database."""
 
@@ -226,7 +214,7 @@ class _HandOn(logging.Handler):
 
 
 def _hand_on_logs() -> None:
-    for name, level in (("procrastinate", logging.WARNING), ("psycopg.pool", logging.ERROR)):
+    for name, level in (("procrastinate", logging.WARNING), ("psycopg", logging.ERROR)):
         theirs = logging.getLogger(name)
         theirs.propagate = False
         theirs.handlers = [_HandOn(level)]
