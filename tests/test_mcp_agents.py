@@ -119,7 +119,7 @@ def test_agents_can_complete_runs_by_mcp_alone(served_here: ServedHere, git_repo
     assert sorted(claims) == sorted(wanted)  # no phase twice
     for number in range(RUNS):
         assert len(git_repo.git("rev-list", f"main..autonomous/many-{number}").split()) >= 2
-        run = httpx.get(f"{served_here.url}/runs/many-{number}", trust_env=False).json()
+        run = httpx.get(f"{served_here.url}/runs/many-{number}", trust_env=False, timeout=60).json()
         assert run["state"] == "DONE_SUCCESS"
         phases = [phase for tier in run["tiers"] for phase in tier["phases"]]
         assert [phase["builder_attempts_used"] for phase in phases] == [1, 1]

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -109,10 +110,10 @@ def test_a_service_can_be_used_killed_started_again_and_stopped(
     first = serve(folder, is_fresh=True)
     first.wait_for("Ctrl-C stops")
     assert f"serves {git_repo.path} (base: main)" in first.text
-    assert httpx.get(f"{first.url}/docs").status_code == 200
+    assert _get(f"{first.url}/docs").status_code == 200
 
     method, url, body = _next_step(first.text)
-    answer = httpx.request(method, url, json=body)
+    answer = httpx.request(method, url, json=body, timeout=PATIENCE_SECONDS)
     assert answer.status_code == 201, answer.text
     assert git_repo.git("status", "--porcelain") == ""
     assert (git_repo.path / ".autonomous_runs" / "first-run" / "run_summary.md").is_file()
@@ -122,10 +123,12 @@ def test_a_service_can_be_used_killed_started_again_and_stopped(
     first.process.wait()
     second = serve(git_repo.path)
     second.wait_for("Ctrl-C stops")
-    assert httpx.get(f"{second.url}/runs/first-run").json()["run_id"] == "first-run"
+    assert _get(f"{second.url}/runs/first-run").json()["run_id"] == "first-run"
 
     # A stream that is open when the service stops comes to its end, and is no reason to wait.
-    with httpx.stream("GET", f"{second.url}/events/stream", headers=STREAM) as response:
+    with httpx.stream(
+        "GET", f"{second.url}/events/stream", headers=STREAM, timeout=PATIENCE_SECONDS
+    ) as response:
         lines = response.iter_lines()
         assert next(lines).startswith("retry")
         assert second.end(signal.SIGTERM) == 0
@@ -139,7 +142,7 @@ def test_ctrl_c_stops_everything_even_while_a_client_is_connected(
 ) -> None:
     service = serve(git_repo.path)
     service.wait_for("Ctrl-C stops")
-    with httpx.Client(base_url=service.url) as client:
+    with httpx.Client(base_url=service.url, timeout=PATIENCE_SECONDS) as client:
         assert client.get("/health").json()["status"] == "healthy"
         assert service.end(signal.SIGINT) == 130
     assert _postgres_below(git_repo.path) == []
@@ -160,12 +163,12 @@ def test_several_processes_answer_and_one_that_is_killed_is_replaced(
     service = serve(git_repo.path, "--processes", "2", **own)
     service.wait_for("Ctrl-C stops")
     method, url, body = _next_step(service.text)
-    assert httpx.request(method, url, json=body).status_code == 201
+    assert httpx.request(method, url, json=body, timeout=PATIENCE_SECONDS).status_code == 201
     first, second = processes_of(service.process.pid)
     first.kill()
     first.wait(PATIENCE_SECONDS)
     for _ in range(5):  # the other one answers
-        assert httpx.get(f"{service.url}/runs/first-run").status_code == 200
+        assert _get(f"{service.url}/runs/first-run").status_code == 200
     service.wait_for("process_ended")
     assert any(
         json.loads(line)["exit_code"] == -9
@@ -175,7 +178,7 @@ def test_several_processes_answer_and_one_that_is_killed_is_replaced(
     while len(processes_of(service.process.pid)) < 2:
         assert service.process.poll() is None, service.text
     # What the killed one had counted is still counted, and its requests are not open for ever.
-    figures = httpx.get(f"{service.url}/metrics").text
+    figures = _get(f"{service.url}/metrics").text
     counted = re.findall(r"^autopack_http_requests_total{.*} ([0-9.]+)$", figures, re.MULTILINE)
     assert sum(map(float, counted)) == 6
     open_now = re.findall(r"^autopack_http_requests_in_flight{.*} (.+)$", figures, re.MULTILINE)
@@ -226,7 +229,7 @@ def test_several_processes_go_on_without_reader_and_descriptors_until_a_second_s
             itself.rlimit(psutil.RLIMIT_NOFILE, (3, before[1]))
             first.kill()
             first.wait(PATIENCE_SECONDS)
-            assert httpx.get(f"{url}/health/live").status_code == 200
+            assert _get(f"{url}/health/live").status_code == 200
             itself.rlimit(psutil.RLIMIT_NOFILE, before)
             while len(answering := processes_of(service.process.pid)) < 2:
                 assert process.poll() is None, service.text
@@ -364,13 +367,24 @@ def _next_step(text: str) -> tuple[str, str, object]:
     return words[2], words[3], json.loads(words[words.index("-d") + 1])
 
 
+def _get(url: str) -> httpx.Response:
+    return httpx.get(url, timeout=PATIENCE_SECONDS)
+
+
 def _suspend(process: psutil.Process) -> None:
     """Suspend a process, and wait until each of its threads stands still.
 
     SIGTERM ends a process that has no handler yet at once, as long as one of its threads runs.
     """
     process.suspend()
-    while {psutil.Process(thread.id).status() for thread in process.threads()} != {"stopped"}:
+
+    def stands_still() -> bool:
+        with suppress(psutil.NoSuchProcess):  # a thread may end before it stands still
+            states = {psutil.Process(thread.id).status() for thread in process.threads()}
+            return states == {psutil.STATUS_STOPPED}
+        return False
+
+    while not stands_still():
         pass
 
 

@@ -480,7 +480,8 @@ class Asked:
     def __call__(self, method: str, path: str, key: str, **given: Any) -> httpx.Response:
         headers = {"Authorization": f"Bearer {key}"}
         url = f"{self.url}{path}"
-        return httpx.request(method, url, headers=headers, trust_env=False, verify=False, **given)
+        with httpx.Client(trust_env=False, verify=False, timeout=60) as client:
+            return client.request(method, url, headers=headers, **given)
 
 
 @pytest.fixture

@@ -91,7 +91,10 @@ class Stage:
         }
 
     def await_start(self) -> None:
-        wait_until(lambda: "  API " in self.log.read_text(), self.log.read_text)
+        wait_until(
+            lambda: "  API " in self.log.read_text() or not self.is_running(), self.log.read_text
+        )
+        assert self.is_running(), self.log.read_text()
         if self.proxy is None:
             self.url = self.log.read_text().partition("  API ")[2].split()[0]
 
@@ -122,14 +125,15 @@ class Stage:
     def await_death(self) -> None:
         """Wait for the killed service's end."""
         assert self._process is not None
-        assert self._process.wait() == -signal.SIGKILL, self.log.read_text()
+        ended = self._process.wait(PATIENCE_SECONDS)
+        assert ended == -signal.SIGKILL, self.log.read_text()
         self._process = None
 
     def stop(self) -> None:
         """End the service as a service manager would."""
         self.terminate()
         if self._process is not None:
-            self._process.wait()
+            self._process.wait(PATIENCE_SECONDS)
             self._process = None
 
     def terminate(self) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from .conftest import PATIENCE_SECONDS
 from .test_parallel import all_at_once
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ pytestmark = [pytest.mark.e2e, pytest.mark.safety_critical]
 
 Json = dict[str, Any]
 PAUSE_SECONDS = 0.3
-PATIENCE_SECONDS = 60
 
 
 def plan(run_id: str, *categories: str) -> Json:
@@ -64,15 +64,23 @@ class Crew:
     given: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     complete: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
+    has_failed: bool = False  # then the others would wait for phases that nobody completes
 
     def agent(self, number: int) -> None:
+        try:
+            self._work(number)
+        except BaseException:
+            self.has_failed = True
+            raise
+
+    def _work(self, number: int) -> None:
         role = "auditor" if number % 5 < 2 else "builder"
         ask = {"role": role, "agent": f"agent-{number}"}
         deadline = time.monotonic() + PATIENCE_SECONDS
         with httpx.Client(
-            base_url=self.stage.url, timeout=60, trust_env=False, verify=False
+            base_url=self.stage.url, timeout=PATIENCE_SECONDS, trust_env=False, verify=False
         ) as client:
-            while self.complete < self.phases:
+            while self.complete < self.phases and not self.has_failed:
                 assert time.monotonic() < deadline, f"{self.complete} of {self.phases}"
                 claimed = client.post("/claim", json=ask)
                 if claimed.status_code == 204:

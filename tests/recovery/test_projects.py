@@ -167,7 +167,8 @@ def test_twenty_agents_on_two_projects_lose_nothing_when_the_service_is_killed(
 
         with ThreadPoolExecutor(20) as agents:
             ends = [agents.submit(agent, number) for number in range(20)]
-            assert half.wait(PATIENCE)
+            until(lambda: half.is_set() or any(each.done() and each.exception() for each in ends))
+            assert half.is_set(), [each.exception() for each in ends if each.done()]
             server.process.kill()
             server.process.wait()
             port = int(url.rpartition(":")[2])

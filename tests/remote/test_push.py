@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -297,7 +298,10 @@ def test_credentials_reach_the_remote_and_no_command_line_answer_or_log(
     remote = open_remote(server.url.replace("://", f"://ada:{SECRET}@") + "/bare.git")
     outcome = in_background(lambda: push(remote, commits))
     assert server.has_push.wait(PATIENCE_SECONDS)
-    lines = [" ".join(child.cmdline()) for child in children()]
+    lines = []
+    for child in children():
+        with suppress(psutil.NoSuchProcess):  # it has ended since
+            lines.append(" ".join(child.cmdline()))
     assert any("git-remote-http" in line or "remote-http" in line for line in lines)
     assert not any(SECRET in line for line in lines)
     server.may_push.set()

@@ -59,7 +59,8 @@ class Service:
 
     def status(self, run_id: str) -> dict[str, Any]:
         url = f"{self.url}/runs/{run_id}/integration_status"
-        answer: dict[str, Any] = httpx.get(url, trust_env=False, verify=False).json()["remote"]
+        response = httpx.get(url, trust_env=False, verify=False, timeout=60)
+        answer: dict[str, Any] = response.json()["remote"]
         return answer
 
     def build(self, run_id: str) -> None:

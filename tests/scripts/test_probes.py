@@ -312,7 +312,7 @@ def test_the_probes_pass_against_the_service_as_it_is(
     # Again, without access to the files, and with an external CI.
     outside = {"project_id": "Autopack", "ci": {"mode": "external"}}
     url = f"{live_server.url}/project/ruleset"
-    assert httpx.put(url, json=outside, trust_env=False).status_code == 200
+    assert httpx.put(url, json=outside, trust_env=False, timeout=60).status_code == 200
     without = probe("ci_promotion", **unreachable, PROBE_FILES="skip")
     assert without.returncode == 0, without.stderr
     assert re.search(r"[1-9]\d* checks of files skipped", without.stdout)
@@ -343,7 +343,8 @@ def test_a_probe_names_the_first_thing_that_is_not_true(
         assert head in line, line
         assert tail in line, line
         assert "PASS" not in done.stdout
-        live = httpx.get(f"{live_server.url}/runs?live=true", trust_env=False).json()["runs"]
+        url = f"{live_server.url}/runs?live=true"
+        live = httpx.get(url, trust_env=False, timeout=60).json()["runs"]
         assert live == [], f"{lie.name}: it left runs open"
 
 
