@@ -142,11 +142,33 @@ def test_the_same_failing_checks_twice_are_no_progress_and_go_to_the_auditor(api
     assert verdict(api, "green").json()["run_state"] == "DONE_SUCCESS"
 
 
-def test_a_green_run_of_zero_tests_is_red(api: Api) -> None:
+@pytest.mark.parametrize(
+    ("tests", "why"),
+    [
+        ({"total": 0}, "no test ran"),
+        ({"total": 2, "skipped": 2}, "no test ran"),
+        ({"total": 3, "passed": 2, "failed": 1}, "tests failed"),
+    ],
+)
+def test_a_green_verdict_is_red_if_its_counts_say_so(
+    api: Api, tests: dict[str, int], why: str
+) -> None:
     api.start()
     api.result()
-    answer = verdict(api, "green", tests={"total": 0}).json()
+    answer = verdict(api, "green", tests=tests).json()
     assert (answer["verdict"], answer["phase_state"]) == ("red", "QUEUED")
+    assert why in api.client.get("/runs/run-001/ci").json()["ci_runs"][0]["reason"]
+
+
+def test_a_green_verdict_may_count_skipped_tests_or_the_total_alone(api: Api) -> None:
+    api.start(phases=2)
+    for phase_id, tests in (
+        ("P0.0", {"total": 2, "passed": 1, "skipped": 1}),
+        ("P0.1", {"total": 2}),
+    ):
+        api.result(phase_id=phase_id)
+        answer = verdict(api, "green", phase_id=phase_id, tests=tests).json()
+        assert (answer["verdict"], answer["phase_state"]) == ("green", "COMPLETE")
 
 
 def test_what_did_not_run_ends_the_run_as_the_environments_fault(api: Api) -> None:

@@ -96,8 +96,12 @@ def test_lanes_are_claimed_at_once_and_their_results_are_commits_in_order_of_arr
     assert agents.reserved() == (1_500_000, 1_500_000)
     bases = {item["repository"]["base_commit"] for item in items}
     assert len(bases) == 1
-    for item in reversed(items):
-        build(agents, item)
+    answers = [build(agents, item) for item in reversed(items)]
+    assert [(each["next"]["phase_id"], each["next"]["agent"]) for each in answers] == [
+        ("a0", "builder@host-1"),
+        ("a0", "builder@host-1"),
+        ("a1", None),
+    ]
     assert states(api) | {"a1": "QUEUED"} == states(api)
     assert paths(api) == ["a/file.txt", "b/file.txt", "c/file.txt"]
     commits = api.commits()

@@ -240,10 +240,9 @@ class CheckRunner:
             return self._red(f"exit {status}{names}", log, counts)
         if unread is not None:
             return self._red(unread, log, counts)
-        if counts is not None and counts.failed:
-            return self._red(f"exit 0, but tests failed{_names(counts)}", log, counts)
-        if counts is not None and not has_run:
-            return self._red(f"no test ran: the reports {job.junit!r} count none", log, counts)
+        if counts is not None and (problem := counts.counts().problem):
+            which = _names(counts) or f": the reports {job.junit!r} count none"
+            return self._red(f"exit 0, but {problem}{which}", log, counts)
         return Outcome(
             verdict=Verdict.GREEN,
             reason="exit 0",

@@ -16,7 +16,6 @@ from .terminal import JsonOption, UrlOption, print_json, print_table
 
 app = command_app()
 
-MINUTES_FROM = 120  # seconds
 
 From = Annotated[
     str | None,

@@ -166,7 +166,7 @@ class LiveRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenPhase:
-    """The first phase of a live run that has not ended, which no agent holds or CI did not judge.
+    """The phase that a live run is about, if no agent holds it or CI did not judge it.
 
     `since`: the last event that let it wait. `ci_failed_at`: when its last CI run did not run.
     `base_problem`: why CI's command does not run on the commit that the run started from.

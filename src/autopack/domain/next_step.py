@@ -46,7 +46,7 @@ class RunAtHand(Protocol):
 
 
 class PhaseAtHand(Protocol):
-    """What a next step depends on, of the first phase that has not ended."""
+    """What a next step depends on, of the phase that a run is about (`order.first_at_hand`)."""
 
     @property
     def phase_id(self) -> str: ...
@@ -97,7 +97,7 @@ def next_step(
 ) -> NextStep:
     """Return what a run waits for, or what to do after its end.
 
-    `phase` is the first one that has not ended, and `agent` who has its lease; `failed` are the
+    `phase` is the one that the run is about, and `agent` who has its lease; `failed` are the
     phases that failed. A run that goes on after a failed phase can only end as failed (rules §2.3).
     """
     if run.state.is_final or phase is None:

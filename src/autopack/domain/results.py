@@ -182,6 +182,16 @@ class CheckCounts(Closed):
     failed: Count = 0
     skipped: Count = 0
 
+    @property
+    def problem(self) -> str | None:
+        """Why a run with these counts is not green, though it ended well; None: it is. (rules §6)
+
+        A report may give the total alone, so what was not skipped has run.
+        """
+        if self.failed:
+            return "tests failed"
+        return "no test ran" if self.total <= self.skipped else None
+
 
 class CiReport(Closed):
     """The report of a CI run."""
@@ -202,9 +212,10 @@ class CiReport(Closed):
     summary: Text | None = None
 
     def judged(self) -> tuple[Verdict, str]:
-        """Return the verdict that counts, and its reason: a run of zero tests is never green."""
-        if self.verdict is Verdict.GREEN and self.tests is not None and not self.tests.total:
-            return Verdict.RED, "no test ran"
+        """Return the verdict that counts, and its reason. (rules §6)"""
+        problem = self.tests and self.tests.problem
+        if self.verdict is Verdict.GREEN and problem:
+            return Verdict.RED, f"reported as green, but {problem}"
         checks = ", ".join(self.failing_checks[:5])
         return self.verdict, self.summary or checks or f"reported as {self.verdict}"
 

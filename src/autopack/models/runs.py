@@ -333,9 +333,9 @@ class Phase(HasIssues, Base):
     reviewed_by: Mapped[str | None]
     judged_by: Mapped[str | None]
     built_with: Mapped[str | None]
-    # Of every Builder whose patch is on the branch; who approved what the phase has now.
     evidence_required: Mapped[Json] = mapped_column(default=list, server_default=text("'[]'"))
     evidence: Mapped[Json] = mapped_column(default=list, server_default=text("'[]'"))
+    # Of every Builder whose patch is on the branch; who approved what the phase has now.
     builders: Mapped[Json] = mapped_column(default=list, server_default=text("'[]'"))
     builder_models: Mapped[Json] = mapped_column(default=list, server_default=text("'[]'"))
     approved_by: Mapped[Json] = mapped_column(default=list, server_default=text("'[]'"))

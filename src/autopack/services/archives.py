@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import stat
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,7 +28,6 @@ CHUNK: Final = 1 << 20
 MOST_MANIFEST_BYTES: Final = 16 << 20
 _BLOCK: Final = tarfile.BLOCKSIZE
 _END: Final = bytes(2 * _BLOCK)
-_SUM: Final = re.compile(r"([0-9a-f]{64})  ([\w.-]+)\n", re.ASCII)
 
 
 class ArchiveError(InvalidError):

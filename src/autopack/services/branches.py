@@ -111,7 +111,7 @@ def check_patch(
             run.head_commit,
             check.patch(),
             patching.policy_check_for(context.settings, run, phase),
-            base_commit=check.base_commit,
+            base_commit=check.base_commit or patching.began_at(run, phase, run.head_commit),
         )
     except patching.PATCH_FAULTS as error:
         return answer, error

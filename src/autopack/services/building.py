@@ -20,7 +20,7 @@ from ..domain.states import PhaseStatus
 from ..domain.terms import BuilderStatus, Role
 from ..gitrepo import PatchConflictError
 from ..models import Patch, Phase, Submission
-from ..store import submissions
+from ..store import progress, submissions
 from ..views.branches import RepairAnswer
 from ..views.results import BuilderResultAnswer, NextStep
 from . import patching
@@ -155,11 +155,14 @@ def _answer(
 
 
 def what_next(change: RunChange) -> NextStep:
-    """Return what the run waits for now, after a change that left no lease on its next phase."""
+    """Return what the run waits for now; beside other phases its next one may have an agent."""
     state = change.state
     failed = [each.phase_id for each in in_order(state.phases) if each.state is PhaseStatus.FAILED]
     current = first_at_hand(in_order(state.phases))
-    step = next_step(change.run, current, change.now, agent=None, failed=failed)
+    is_held = current is not None and current.lease_id is not None
+    leases = progress.list_leases(change.session, change.run.id) if is_held else []
+    agents = (each.agent for each in leases if current and each.phase_id == current.phase_id)
+    step = next_step(change.run, current, change.now, agent=next(agents, None), failed=failed)
     return NextStep.of(step)
 
 

@@ -1,11 +1,11 @@
 """A change of one run while it is made: its events, and its new git objects.
 
-A use case opens a change (opening.py), and then reads weigh → decide → act → settle:
+A use case opens a change (opening.py), and then reads weigh → act → decide → settle:
 
     action = weigh_…(change.state, given, change.now)  # what git must do
     …                                                  # git runs; no ref moves yet
     change.decide(given)                               # the events, and the state from them
-    settle(change)                                     # consequences, written to the tables
+    settle(change)                                     # consequences, in git and in the tables
 
 When the change is closed, it is committed to Postgres, and then branch and files follow
 (opening.py, after_commit.py).

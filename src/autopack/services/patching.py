@@ -22,7 +22,7 @@ from ..domain.outcomes import CommitKind, Outcome, PatchStatus
 from ..domain.patches import AppliedPatch, PendingPatch
 from ..domain.path_policy import DEFAULT_PROTECTED, PathPolicy, check_changes
 from ..domain.redaction import redacted
-from ..domain.run import PhaseState
+from ..domain.run import PhaseState, RunState
 from ..domain.secret_rules import redact_bytes
 from ..domain.terms import CiProfile
 from ..gitrepo import (
@@ -156,11 +156,10 @@ def _manifests(
             )
 
 
-def _began_at(change: RunChange, phase: Phase) -> str | None:
+def began_at(run: Run | RunState, phase: Phase | PhaseState, head: str) -> str | None:
     """Return the head when the attempt began, if other phases have changed the branch since."""
-    state = change.phase_state(phase.phase_id)
-    is_moved = change.state.is_parallel and state.attempt_commit != change.head
-    return state.attempt_commit if is_moved else None
+    is_moved = run.is_parallel and phase.attempt_commit != head
+    return phase.attempt_commit if is_moved else None
 
 
 def dry_apply(
@@ -171,7 +170,9 @@ def dry_apply(
     Also return its repairs. Raises one of PATCH_FAULTS.
     """
     inspection = _Inspection(change, phase)
-    base_commit = base_commit or _began_at(change, phase)
+    base_commit = base_commit or began_at(
+        change.state, change.phase_state(phase.phase_id), change.head
+    )
     with _telling_no_secrets():
         applied = change.context.repository.dry_apply(
             change.head, patch.content, inspection, base_commit=base_commit
@@ -194,7 +195,9 @@ def apply(
     Raises one of PATCH_FAULTS.
     """
     inspection = _Inspection(change, phase)
-    base_commit = base_commit or _began_at(change, phase)
+    base_commit = base_commit or began_at(
+        change.state, change.phase_state(phase.phase_id), change.head
+    )
     with _telling_no_secrets():
         applied = change.context.repository.apply(
             change.head,

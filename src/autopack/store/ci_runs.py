@@ -59,8 +59,10 @@ def find_phase(session: Session, ci_run_id: int) -> tuple[str, str] | None:
 
 
 def get_ci_run(session: RowSession, ci_run_id: int) -> CiRun:
+    """Return a run of CI. Raises NotFoundError, as its run may have been deleted by hand."""
     found = session.row(CI_RUNS, "WHERE id = %s", (ci_run_id,))
-    assert found is not None  # noqa: S101 - for the type checker: a job names it
+    if found is None:
+        raise NotFoundError(f"there is no CI run {ci_run_id}")
     return found
 
 

@@ -34,7 +34,7 @@ class PhasesOfRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PhaseUnderWay:
-    """The first phase of a run that has not ended, and who has its lease."""
+    """The phase that a run is about (`domain/order.py`, `first_at_hand`), and who has its lease."""
 
     phase_id: str
     tier_id: str

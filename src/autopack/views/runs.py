@@ -244,7 +244,7 @@ class TierMarks(Shape):
 
 
 class CurrentPhase(Shape):
-    """The first phase that has not ended."""
+    """The phase that a run is about: the first under way, else the first that is queued."""
 
     phase_id: str
     tier_id: str
