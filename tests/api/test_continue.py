@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from pydantic import SecretStr
+from tests.checker.alone import check_alone
 
 from autopack.config import Settings
 from autopack.domain.record_check import check_continued
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from tests.api.conftest import Api
 
 pytestmark = [pytest.mark.integration, pytest.mark.safety_critical]
-
-CHECKER = Path(__file__).resolve().parents[2] / "scripts" / "check_promotion.py"
 
 
 @pytest.fixture
@@ -39,22 +37,6 @@ def proceed(api: Api, run_id: str = "run-001", status: int = 201, **choice: Any)
 def cancel(api: Api, run_id: str = "run-001") -> None:
     body = {"reason": "the machine was full"}
     assert api.client.post(f"/runs/{run_id}/cancel", json=body).status_code == 200
-
-
-def offline(api: Api, run_id: str) -> JsonObject:
-    done = subprocess.run(
-        [
-            *(sys.executable, "-I", str(CHECKER), f"--run-id={run_id}", "--json"),
-            *(f"--branch=autonomous/{run_id}", f"--repository={api.repo.path}"),
-        ],
-        capture_output=True,
-        check=False,
-        text=True,
-    )
-    assert done.stderr == ""
-    verdict: JsonObject = json.loads(done.stdout)
-    assert verdict["eligible"] is (done.returncode == 0)
-    return verdict
 
 
 def record(api: Api, run_id: str) -> JsonObject:
@@ -87,7 +69,7 @@ def test_each_continuation_has_what_is_left_and_the_last_one_may_be_promoted(api
 
     promotion = api.client.get("/runs/run-001.3/promotion").json()
     assert (promotion["eligible"], promotion["reasons"]) == (True, [])
-    assert offline(api, "run-001.3")["reasons"] == []
+    assert check_alone(api.repo.path, "run-001.3")["reasons"] == []
     found = record(api, "run-001.3")
     assert found["continues"] == "run-001.2"
     assert found["continued_commit"] == api.run("run-001.2")["head_commit"]
@@ -97,7 +79,7 @@ def test_each_continuation_has_what_is_left_and_the_last_one_may_be_promoted(api
     assert "run-001.2" in page
 
     api.repo.git("merge", "--quiet", "--no-edit", "autonomous/run-001.3")
-    assert offline(api, "run-001.3")["reasons"] == []
+    assert check_alone(api.repo.path, "run-001.3")["reasons"] == []
 
 
 def test_commits_that_nothing_verified_are_left_behind(api: Api) -> None:
@@ -122,7 +104,7 @@ def test_without_a_verified_commit_it_starts_from_the_base_branch_of_today(api: 
     assert (run["base_commit"], run["token_cap"], run["continues"]) == (today, 77, "run-001")
     api.result("run-001.2")
     api.repo.git("branch", "--quiet", "--delete", "--force", "autonomous/run-001")
-    assert offline(api, "run-001.2")["reasons"] == []
+    assert check_alone(api.repo.path, "run-001.2")["reasons"] == []
     assert api.client.get("/runs/run-001.2/promotion").json()["eligible"] is True
 
 
@@ -150,7 +132,7 @@ def test_a_phase_that_was_skipped_by_hand_is_done_in_the_new_run(api: Api) -> No
     api.result("run-001.2", "P0.1")
     api.result("run-001.2", "P0.2")
     assert api.client.get("/runs/run-001.2/promotion").json()["eligible"] is True
-    assert offline(api, "run-001.2")["reasons"] == []
+    assert check_alone(api.repo.path, "run-001.2")["reasons"] == []
 
 
 def test_what_cannot_be_continued_says_why(api: Api) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from pydantic import SecretStr
+from tests.checker.alone import check_alone
 
 from autopack.config import Settings
 from autopack.domain.record_text import JsonObject
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.integration, pytest.mark.safety_critical]
 
-CHECKER = Path(__file__).resolve().parents[2] / "scripts" / "check_promotion.py"
 REQUESTS = {"manifest": "requirements.txt", "name": "requests", "before": None, "after": "==2.31"}
 MOVED = """\
 diff --git a/requirements.txt b/requirements.txt
@@ -63,20 +61,6 @@ def approve(api: Api, phase_id: str = "P0.0", notes: str = "seen") -> None:
     assert answer.status_code == 200, answer.text
 
 
-def offline(api: Api) -> JsonObject:
-    done = subprocess.run(
-        [
-            *(sys.executable, "-I", str(CHECKER), "--run-id=run-001", "--json"),
-            *("--branch=autonomous/run-001", f"--repository={api.repo.path}"),
-        ],
-        capture_output=True,
-        check=False,
-        text=True,
-    )
-    assert done.stderr == ""
-    return dict(json.loads(done.stdout))
-
-
 def test_a_phase_names_what_all_its_patches_add_and_change(api: Api) -> None:
     api.start(phases=2)
     assert api.result(patch=adding(api)).json()["phase_state"] == "COMPLETE"
@@ -93,7 +77,7 @@ def test_a_phase_names_what_all_its_patches_add_and_change(api: Api) -> None:
     assert "`left-pad` | new |" in api.file("run-001", "phases", "phase_1_P0.1.md")
     page = api.client.get("/dashboard/runs/run-001?phase=P0.1").text
     assert "<code>left-pad</code>" in page
-    verdict = offline(api)
+    verdict = check_alone(api.repo.path)
     assert (verdict["reasons"], verdict["eligible"]) == ([], True)
     assert not any("does not name" in warning for warning in verdict["warnings"])
 
@@ -121,7 +105,7 @@ def test_approved_dependencies_may_be_promoted(api: Api) -> None:
     assert api.result(patch=adding(api)).json()["phase_state"] == "GATE"
     approve(api)
     assert api.result(phase_id="P0.1").json()["run_state"] == "DONE_SUCCESS"
-    assert offline(api)["reasons"] == []
+    assert check_alone(api.repo.path)["reasons"] == []
 
 
 def test_other_dependencies_after_a_red_verdict_need_another_review(api: Api) -> None:
@@ -133,7 +117,7 @@ def test_other_dependencies_after_a_red_verdict_need_another_review(api: Api) ->
     assert api.result(patch=MOVED).json()["phase_state"] == "GATE"  # others than the approved
     approve(api, notes="seen again")
     judge(api, "green")
-    assert offline(api)["reasons"] == []
+    assert check_alone(api.repo.path)["reasons"] == []
 
 
 def test_a_later_try_without_other_dependencies_goes_on_to_ci(api: Api) -> None:
@@ -145,7 +129,7 @@ def test_a_later_try_without_other_dependencies_goes_on_to_ci(api: Api) -> None:
     mended = api.result(patch=api.new_file("src/mended.txt"))
     assert mended.json()["phase_state"] == "CI_RUNNING"
     judge(api, "green")
-    assert offline(api)["reasons"] == []
+    assert check_alone(api.repo.path)["reasons"] == []
 
 
 def judge(api: Api, verdict: str, **fields: Any) -> None:
@@ -187,7 +171,7 @@ def test_the_checker_finds_dependencies_that_no_event_names(
     api.start()
     monkeypatch.setattr(patching, "_manifests", lambda *_: ())
     assert api.result(patch=adding(api)).json()["run_state"] == "DONE_SUCCESS"
-    verdict = offline(api)
+    verdict = check_alone(api.repo.path)
     told = [*verdict["reasons"], *verdict["warnings"]]
     assert any("requests ==2.31" in each and "does not name" in each for each in told)
     assert verdict["eligible"] is not is_required

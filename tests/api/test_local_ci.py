@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -14,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pydantic import SecretStr
 from sqlalchemy import text
+from tests.checker.alone import check_alone
 
 from autopack.config import Settings
 from autopack.gitrepo import Repository
@@ -364,10 +362,7 @@ def test_a_green_verdict_without_a_sandbox_is_shown_everywhere_and_may_be_refuse
     assert event["data"]["sandbox"] == "none"
     page = (folder / "phases" / "phase_0_P0.0.md").read_text()
     assert "green, without a sandbox" in page
-    checker = Path(__file__).resolve().parents[2] / "scripts" / "check_promotion.py"
-    words = [sys.executable, "-I", str(checker), "--run-id=run-001", "--json"]
-    words += ["--branch=autonomous/run-001", f"--repository={api.repo.path}"]
-    found = json.loads(subprocess.run(words, capture_output=True, check=False).stdout)
+    found = check_alone(api.repo.path)
     assert (found["reasons"], found["warnings"]) == (told["reasons"], told["warnings"])
 
 

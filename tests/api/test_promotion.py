@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pydantic import SecretStr
 from sqlalchemy import text as sql
+from tests.checker.alone import check_alone
 
 from autopack.config import Settings
 
@@ -25,7 +23,6 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.integration, pytest.mark.safety_critical]
 
-CHECKER = Path(__file__).resolve().parents[2] / "scripts" / "check_promotion.py"
 Json = dict[str, Any]
 
 
@@ -34,23 +31,6 @@ def settings(settings: Settings, tmp_path: Path) -> Settings:
     bare = tmp_path / "remote.git"
     subprocess.run(["git", "init", "--quiet", "--bare", str(bare)], check=True)
     return settings.model_copy(update={"git_remote": SecretStr(str(bare))})
-
-
-def checked(api: Api, run_id: str, path: str | None = None) -> tuple[int, Json]:
-    """Run the checker as the promotion workflow does: isolated, on a clone's branches."""
-    done = subprocess.run(
-        [
-            *(sys.executable, "-I", str(CHECKER), f"--run-id={run_id}"),
-            *(f"--branch=autonomous/{run_id}", f"--repository={api.repo.path}", "--json"),
-        ],
-        capture_output=True,
-        check=False,
-        text=True,
-        env={**os.environ, "PATH": f"{path}:{os.environ['PATH']}"} if path else None,
-    )
-    assert done.stderr == ""
-    verdict: Json = json.loads(done.stdout)
-    return done.returncode, verdict
 
 
 def verdict(api: Api, run_id: str, said: str, phase_id: str = "P0.0") -> None:
@@ -255,13 +235,12 @@ def test_a_merge_is_rehearsed_with_the_base_of_today(api: Api) -> None:
         step(api)
         main = api.repo.git("rev-parse", "main")
         given = api.client.get("/runs/edited/promotion").json()
-        code, found = checked(api, "edited")
+        found = check_alone(api.repo.path, "edited")
         expected = {"result": result, "base_branch": "main", "base_commit": main, "files": files}
         assert given["rehearsal"] == found["rehearsal"] == expected, number
         reasons = [reason.format(main=main[:7])] if reason else []
         assert given["reasons"] == found["reasons"] == reasons
         assert given["eligible"] is found["eligible"] is (not reasons)
-        assert code == (1 if reasons else 0)
         summary = api.client.get("/reports/run_summary/edited").json()["promotion"]
         assert summary == {name: given[name] for name in summary}
         # The verdict of the run's end stays what it was.
@@ -269,8 +248,9 @@ def test_a_merge_is_rehearsed_with_the_base_of_today(api: Api) -> None:
         assert ("do not merge" in given["pull_request"]["body"]) is bool(reasons)
 
     stranger(api)
-    given, (code, found) = api.client.get("/runs/edited/promotion").json(), checked(api, "edited")
-    assert (given["eligible"], found["eligible"], code) == (False, False, 1)
+    given = api.client.get("/runs/edited/promotion").json()
+    found = check_alone(api.repo.path, "edited")
+    assert (given["eligible"], found["eligible"]) == (False, False)
     assert given["rehearsal"] is None
     assert "the run recorded" in given["reasons"][0]
     for ref, reason in (
@@ -280,7 +260,8 @@ def test_a_merge_is_rehearsed_with_the_base_of_today(api: Api) -> None:
         api.repo.git("update-ref", "-d", f"refs/heads/{ref}")
         given = api.client.get("/runs/edited/promotion").json()
         assert (given["eligible"], given["reasons"]) == (False, [reason])
-        assert checked(api, "edited")[1]["reasons"][0] == "there is no branch 'autonomous/edited'"
+        found = check_alone(api.repo.path, "edited")
+        assert found["reasons"][0] == "there is no branch 'autonomous/edited'"
 
 
 def test_an_old_git_makes_no_rehearsal_and_says_so(api: Api, tmp_path: Path) -> None:
@@ -296,8 +277,8 @@ def test_an_old_git_makes_no_rehearsal_and_says_so(api: Api, tmp_path: Path) -> 
         f'exec {git} "$@"\n'
     )
     old.chmod(0o755)
-    code, found = checked(api, "green", path=str(old.parent))
-    assert code == 1
+    found = check_alone(api.repo.path, "green", path=str(old.parent))
+    assert found["eligible"] is False
     assert found["rehearsal"] is None
     (reason,) = found["reasons"]
     assert reason.startswith("git 2.37 cannot rehearse the merge with 'main': git 2.38 or newer")
@@ -309,7 +290,8 @@ def test_a_run_without_a_record_may_not_be_merged(api: Api, app: FastAPI) -> Non
     app.state.context = replace(context, settings=unrecorded)
     api.start()
     api.result()
-    given, (_, found) = api.client.get("/runs/run-001/promotion").json(), checked(api, "run-001")
+    given = api.client.get("/runs/run-001/promotion").json()
+    found = check_alone(api.repo.path)
     assert api.run()["promotion_eligible_to_main"] is True
     assert given["eligible"] is found["eligible"] is False
     assert given["reasons"] == found["reasons"]
@@ -340,9 +322,8 @@ def test_a_record_that_does_not_satisfy_the_rules_is_refused_by_the_service_too(
             connection.execute(sql("UPDATE runs SET head_commit = :head"), {"head": commit})
         reason = "phase 'P0.0': builder_attempts_used is 1 in the record, 3 by its events"
         reasons = [reason] if new == forged else []
-        given, (_, found) = api.client.get("/runs/run-001/promotion").json(), checked(
-            api, "run-001"
-        )
+        given = api.client.get("/runs/run-001/promotion").json()
+        found = check_alone(api.repo.path)
         assert given["reasons"] == found["reasons"] == reasons
         assert given["eligible"] is found["eligible"] is (not reasons)
 
@@ -357,10 +338,10 @@ def test_the_checker_decides_as_the_service_does(api: Api, every: int) -> None:
         drive(api, drive.__name__)
     for drive, (is_eligible, reason) in family.items():
         given = api.client.get(f"/runs/{drive.__name__}/promotion").json()
-        code, found = checked(api, drive.__name__)
+        found = check_alone(api.repo.path, drive.__name__)
         assert found["reasons"] == given["reasons"], drive
         assert found["warnings"] == given["warnings"], drive
-        assert (found["eligible"], code) == (is_eligible, 0 if is_eligible else 1), drive
+        assert found["eligible"] is is_eligible, drive
         assert given["eligible"] is is_eligible
         assert any(each.startswith(reason) for each in given["reasons"]) or not reason, drive
         request = given["pull_request"]

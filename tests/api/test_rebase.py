@@ -5,12 +5,12 @@ from __future__ import annotations
 import base64
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from pydantic import SecretStr
+from tests.checker.alone import check_alone
 
 from autopack.config import Settings
 from autopack.domain.rebasing import rebase_plan
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.integration, pytest.mark.safety_critical]
 
-CHECKER = Path(__file__).resolve().parents[2] / "scripts" / "check_promotion.py"
 EDIT = """\
 diff --git a/src/P0.0.txt b/src/P0.0.txt
 --- a/src/P0.0.txt
@@ -52,22 +51,6 @@ def move_base(api: Api, path: str = "other.txt", text: str = "other\n") -> str:
     return api.repo.commit({path: text})
 
 
-def offline(api: Api, run_id: str) -> JsonObject:
-    done = subprocess.run(
-        [
-            *(sys.executable, "-I", str(CHECKER), f"--run-id={run_id}", "--json"),
-            *(f"--branch=autonomous/{run_id}", f"--repository={api.repo.path}"),
-        ],
-        capture_output=True,
-        check=False,
-        text=True,
-    )
-    assert done.stderr == ""
-    verdict: JsonObject = json.loads(done.stdout)
-    assert verdict["eligible"] is (done.returncode == 0)
-    return verdict
-
-
 def show(api: Api, spec: str) -> str:
     return api.repo.git("show", spec)
 
@@ -93,7 +76,7 @@ def test_a_rebased_run_has_the_same_patches_on_the_new_base_and_may_be_promoted(
     promotion = api.client.get("/runs/run-001.2/promotion").json()
     assert (promotion["eligible"], promotion["reasons"]) == (True, [])
     assert "**Rebases:** `run-001`" in promotion["pull_request"]["body"]
-    assert offline(api, "run-001.2")["reasons"] == []
+    assert check_alone(api.repo.path, "run-001.2")["reasons"] == []
     assert rebase(api, status=200)["created_at"] == run["created_at"]  # the same request
 
 
@@ -103,12 +86,12 @@ def test_a_rebase_of_a_rebase_is_checked_back_to_the_first_run(api: Api) -> None
     rebase(api)
     move_base(api, "third.txt")
     assert rebase(api, "run-001.2")["run_id"] == "run-001.3"
-    assert offline(api, "run-001.3")["reasons"] == []
+    assert check_alone(api.repo.path, "run-001.3")["reasons"] == []
     api.repo.git("branch", "-D", "autonomous/run-001")
     api.repo.git("tag", "-d", *api.repo.git("tag", "-l", "autonomous/run-001/*").split())
     api.repo.git("reflog", "expire", "--expire=now", "--all")
     api.repo.git("gc", "--quiet", "--prune=now")
-    [reason] = offline(api, "run-001.3")["reasons"]
+    [reason] = check_alone(api.repo.path, "run-001.3")["reasons"]
     assert reason.startswith("run 'run-001.2', which this one rebases: commit ")
     assert "is missing here" in reason
 
@@ -217,7 +200,7 @@ def test_a_commit_whose_change_the_base_has_is_made_again_as_an_empty_one(api: A
     run = rebase(api)
     assert run["state"] == "DONE_SUCCESS"
     assert show(api, "autonomous/run-001.2:src/P0.0.txt").endswith("And more.")
-    assert offline(api, "run-001.2")["reasons"] == []
+    assert check_alone(api.repo.path, "run-001.2")["reasons"] == []
     with api.client.app.state.context.reading() as session:  # type: ignore[attr-defined]
         rows = session.fetch(
             "SELECT difference IS NULL FROM commits WHERE kind = 'replay' ORDER BY position", ()
@@ -260,13 +243,13 @@ def test_ci_judges_the_rebased_branch_and_a_builder_mends_a_red_one(api: Api) ->
     mended = api.result("run-001.2", "rebase", api.new_file("src/mended.txt"))
     assert mended.json()["phase_state"] == "CI_RUNNING"
     assert judge(api, "green")["run_state"] == "DONE_SUCCESS"
-    assert offline(api, "run-001.2")["reasons"] == []
+    assert check_alone(api.repo.path, "run-001.2")["reasons"] == []
     rules["ci"] = {"mode": "none"}
     assert api.client.put("/project/ruleset", json=rules).status_code == 200
     move_base(api, "third.txt")
     assert rebase(api, "run-001.2")["state"] == "DONE_SUCCESS"
     assert len(api.commits("run-001.3")) == 3, "also those that were made again before"
-    assert offline(api, "run-001.3")["reasons"] == []
+    assert check_alone(api.repo.path, "run-001.3")["reasons"] == []
 
 
 def test_a_failed_rebase_is_not_continued_but_made_again(api: Api) -> None:
@@ -295,7 +278,7 @@ def test_new_dependencies_of_a_rebased_run_need_the_review_again(api: Api) -> No
     body = {"recommendation": "approve", "review_notes": "known"}
     answer = api.client.post("/runs/run-001.2/phases/rebase/auditor_result", json=body)
     assert answer.json()["phase_state"] == "COMPLETE", answer.text
-    assert offline(api, "run-001.2")["reasons"] == []
+    assert check_alone(api.repo.path, "run-001.2")["reasons"] == []
 
 
 @pytest.mark.parametrize("what", ["original", "left_out"])
@@ -325,7 +308,7 @@ def test_the_checker_refuses_a_rebase_that_is_not_of_the_named_run(
         monkeypatch.setattr(rebasing, "_accepted", lambda *given: accepted(*given)[:1])
         told = "of the rebased run is not made again"
     rebase(api)
-    assert any(told in reason for reason in offline(api, "run-001.2")["reasons"])
+    assert any(told in reason for reason in check_alone(api.repo.path, "run-001.2")["reasons"])
 
 
 def test_every_view_of_a_rebased_run_answers_and_a_backtest_comes_to_the_same(api: Api) -> None:
@@ -368,7 +351,7 @@ def test_a_continued_run_is_rebased_with_the_commits_of_the_run_that_failed(api:
     move_base(api)
     assert rebase(api, "run-001.2")["run_id"] == "run-001.3"
     assert show(api, "autonomous/run-001.3:src/P0.0.txt").endswith("And more.")
-    assert offline(api, "run-001.3")["reasons"] == []
+    assert check_alone(api.repo.path, "run-001.3")["reasons"] == []
     assert api.client.get("/runs/run-001.3/promotion").json()["reasons"] == []
 
 
@@ -386,7 +369,7 @@ def test_a_rebase_is_judged_as_strictly_as_the_run_was(
     move_base(api)
     assert rebase(api)["tiers"][0]["phases"][0]["ci_profile"] == "strict"
     judge(api, "green")
-    assert offline(api, "run-001.2")["reasons"] == []
+    assert check_alone(api.repo.path, "run-001.2")["reasons"] == []
 
     def lenient(*given: Any, **named: Any) -> Any:
         made = rebase_plan(*given, **named)
@@ -399,4 +382,4 @@ def test_a_rebase_is_judged_as_strictly_as_the_run_was(
     body["commit_sha"] = api.head("run-lenient")
     api.client.post("/runs/run-lenient/phases/rebase/ci_result", json=body)
     told = "phase 'rebase' is not strict, and a phase of the rebased run was"
-    assert offline(api, "run-lenient")["reasons"] == [told]
+    assert check_alone(api.repo.path, "run-lenient")["reasons"] == [told]

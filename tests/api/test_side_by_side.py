@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
-from subprocess import run as run_process
 from typing import TYPE_CHECKING
 
 import pytest
 from sqlalchemy import text
 from tests.api.test_local_ci import backtest_changes, rule, take, waiting, work
+from tests.checker.alone import check_alone
 from tests.lanes import LANES, lanes
 
 from autopack.domain.record_check import check_record
@@ -73,19 +72,6 @@ def judge(context: AppContext) -> None:
     take(context)
 
 
-def verify(api: Api) -> None:
-    """Expect the offline checker, as a script, to accept the run's branch."""
-    script = ROOT / "scripts" / "check_promotion.py"
-    done = run_process(
-        [sys.executable, script, "--run-id", "run-001", "--branch", "autonomous/run-001"],
-        cwd=api.repo.path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 def test_lanes_are_claimed_at_once_and_their_results_are_commits_in_order_of_arrival(
     api: Api, agents: Agents
 ) -> None:
@@ -113,7 +99,7 @@ def test_lanes_are_claimed_at_once_and_their_results_are_commits_in_order_of_arr
         build(agents, item, "more")
     assert api.run()["state"] == "DONE_SUCCESS"
     assert agents.reserved() == (0, 0)
-    verify(api)
+    assert check_alone(api.repo.path)["reasons"] == []
 
 
 def test_two_agents_that_claim_at_once_never_get_the_same_phase(api: Api, agents: Agents) -> None:
@@ -128,7 +114,7 @@ def test_two_agents_that_claim_at_once_never_get_the_same_phase(api: Api, agents
     assert api.run()["state"] == "DONE_SUCCESS"
     assert len(api.commits()) == 3
     assert paths(api) == ["a/file.txt", "b/file.txt", "c/file.txt"]
-    verify(api)
+    assert check_alone(api.repo.path)["reasons"] == []
 
 
 def test_a_claim_over_all_runs_gives_each_agent_a_lane(api: Api, agents: Agents) -> None:
@@ -168,7 +154,7 @@ def test_a_red_verdict_undoes_the_phase_alone_and_ci_judges_the_others_without_i
     assert paths(api) == ["a/good.txt", "b/file.txt", "c/file.txt"]
     assert backtest_changes(api) == []
     assert api.run()["promotion_eligible_to_main"] is True
-    verify(api)
+    assert check_alone(api.repo.path)["reasons"] == []
 
 
 def test_a_phase_that_fails_for_good_is_undone_and_the_lanes_beside_it_go_on(

@@ -23,6 +23,7 @@ from typing import Any, cast
 import pygit2
 import pytest
 from tests.checker import stories
+from tests.checker.alone import SCRIPT, compiled
 from tests.checker.stories import RUN, STRATEGY, Branches, GitDrive, Story, finish, walk
 
 from autopack.checker.objects import Git
@@ -42,7 +43,6 @@ from autopack.services.rehearsal import rehearse
 pytestmark = [pytest.mark.integration, pytest.mark.safety_critical]
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / "scripts" / "check_promotion.py"
 OLD = ROOT / "tests" / "api" / "records"
 OLD_VERDICTS: dict[str, Any] = json.loads((OLD / "verdicts.json").read_text())
 WALKS = 45
@@ -1056,7 +1056,7 @@ def test_the_script_stands_alone(
     alone = tmp_path / "empty"
     alone.mkdir()
     words = [f"--run-id={RUN}", f"--branch={branch_name(RUN)}"]
-    command = [sys.executable, "-I", "-S", str(SCRIPT), *words]
+    command = [sys.executable, "-I", "-S", compiled(), *words]
     command.append(f"--repository={story.branches.path}")
     done = subprocess.run(command, cwd=alone, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (code, "")
