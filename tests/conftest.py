@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,6 +52,7 @@ hypothesis.settings.load_profile("autopack")
 
 ROOT = Path(__file__).resolve().parents[1]
 TEMPLATE_LOCK = 721_001
+FORK_SERVER = "AUTOPACK_TEST_FORK_SERVER"  # names the one of all workers
 MEMORY_NEEDED = 5 << 30  # of it, up to 2 GB for files
 # Files whose tests take many seconds each: each worker begins with its share of them, so that at
 # the end no worker runs one while the others have nothing to do.
@@ -78,6 +79,8 @@ USUAL_SETTINGS = Settings(_env_file=None, testing=True, jobs="outside")
 def pytest_configure(config: pytest.Config) -> None:
     """Put temporary files into a folder of this session only, in memory where there is room.
 
+    For several workers, start one fork server: it takes two seconds of CPU time to import.
+
     Every start of pytest closes pytest's usual folder to other users. For root, Postgres runs as
     another user and may need to traverse that folder at that moment.
     """
@@ -92,6 +95,10 @@ def pytest_configure(config: pytest.Config) -> None:
             folder.chmod(0o711)
             os.environ["TMPDIR"] = tempfile.tempdir = str(folder / "tmp")
             Path(tempfile.tempdir).mkdir()
+    if getattr(config.option, "numprocesses", None):
+        server = ExitStack()
+        config.add_cleanup(server.close)
+        os.environ[FORK_SERVER] = server.enter_context(running_fork_server()).address
 
 
 def has_room_in_memory(folder: Path) -> bool:
@@ -479,6 +486,9 @@ class LiveServer:
 @pytest.fixture(scope="session")
 def fork_server() -> Iterator[ForkServer]:
     """What starts processes of the command line in a moment."""
+    if FORK_SERVER in os.environ:
+        yield ForkServer(os.environ[FORK_SERVER])
+        return
     with running_fork_server() as server:
         yield server
 
