@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -62,8 +63,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     """A place for a server, which no longer runs when the test is over."""
     folder = tmp_path / "postgres"
     yield folder
-    for process in _postgres_in(folder):
-        process.kill()
+    _kill_postgres_in(folder)
 
 
 def _rows(session: Session) -> dict[str, list[dict[str, Any]]]:
@@ -435,8 +435,7 @@ class TestEmbeddedPostgres:
         settings = Settings(_env_file=None, home=tmp_path / "home", repo_path=tmp_path)
         with open_database(settings) as database:
             database.migrate()
-            for process in _postgres_in(settings.home / "postgres"):
-                process.kill()
+            _kill_postgres_in(settings.home / "postgres")
             deadline = time.monotonic() + 60
             while True:
                 try:
@@ -537,6 +536,12 @@ def _start_owner(folder: Path) -> subprocess.Popen[str]:
         assert process.poll() is None
     process.stdout.close()
     return process
+
+
+def _kill_postgres_in(folder: Path) -> None:
+    for process in _postgres_in(folder):
+        with suppress(psutil.NoSuchProcess):  # it has ended with its server
+            process.kill()
 
 
 def _postgres_in(folder: Path) -> list[psutil.Process]:

@@ -100,7 +100,8 @@ def serve(tmp_path: Path, fork_server: ForkServer) -> Iterator[Serve]:
             service.process.kill()
             service.process.wait()
     for process in _postgres_below(tmp_path):
-        process.kill()
+        with suppress(psutil.NoSuchProcess):  # it has ended with its server
+            process.kill()
 
 
 def test_a_service_can_be_used_killed_started_again_and_stopped(

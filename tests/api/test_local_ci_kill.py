@@ -7,6 +7,7 @@ import secrets
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -111,7 +112,8 @@ def test_a_killed_workers_ci_ends_with_it_and_is_done_again_by_another(
             wait_until(lambda: not processes_of(nap))
     finally:
         for pid in processes_of(nap):  # without a sandbox they outlive a worker that is killed
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it has ended with another one
+                os.kill(pid, signal.SIGKILL)
     (lent / "go_on").touch()
     context = app.state.context
     workers = Workers(context.engine, queues_of(context), stalled_seconds=STALLED_SECONDS)

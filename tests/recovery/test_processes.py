@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import psutil
@@ -83,7 +84,8 @@ class Builders(Campaign):
             self.stage.start()
         elif answering:
             for each in answering if what == "all" else [self.random.choice(answering)]:
-                each.kill()
+                with suppress(psutil.NoSuchProcess):  # it is the one of before, and is over now
+                    each.kill()
 
     def assert_none_left(self) -> None:
         """Stop the service, and see that none of its processes is left."""
