@@ -2189,8 +2189,12 @@ def branch_name(run_id: str) -> str:
     return f"autonomous/{run_id}"
 
 
+def head_ref(branch: str) -> str:
+    return f"refs/heads/{branch}"
+
+
 def branch_ref(run_id: str) -> str:
-    return f"refs/heads/{branch_name(run_id)}"
+    return head_ref(branch_name(run_id))
 
 
 def snapshot_name(run_id: str, tier_id: str, phase_id: str) -> str:
@@ -2204,6 +2208,16 @@ def snapshot_ref(name: str) -> str:
 def record_folder(run_id: str) -> str:
     """Return the folder of a run's record on its branch, independent of the runs directory."""
     return f"{RUNS_FOLDER}/{run_id}"
+
+
+def strategy_name(version: object) -> str:
+    """Return the name of a strategy's file in a run's folder."""
+    return f"project_implementation_strategy_v{version}.json"
+
+
+def ruleset_name(project_id: str) -> str:
+    """Return the name of a project's ruleset in the runs directory."""
+    return f"project_ruleset_{project_id}.json"
 
 
 def patch_name(sha256: str) -> str:
@@ -5059,7 +5073,7 @@ def _materials(record: JsonObject) -> Iterable[JsonObject]:
         if record.get(name) is not None:
             what = {"name": f"record of run {record[name]}"}
             yield {**what, "digest": {"gitCommit": record[commit]}}
-    strategy = f"project_implementation_strategy_v{record.get('strategy_version')}.json"
+    strategy = strategy_name(record.get("strategy_version"))
     for file in record["files"]:
         if file["path"] == strategy:
             yield {"name": strategy, "digest": {"sha256": file["sha256"]}}

@@ -436,7 +436,7 @@ class TestSeverity:
 def _severity_of(category: str, given: Severity | None = None) -> Severity:
     majors = compile_strategy(Ruleset(project_id="Autopack"), _plan()).major_categories
     report = IssueReport(issue_key="x", source="test", category=category, severity=given)
-    return base_severity(report, majors)
+    return base_severity(report.severity, report.category, majors)
 
 
 def _plan(scope: RunScope | None = None, tiers: int = 1) -> Plan:

@@ -22,6 +22,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, NoDecode, SettingsConfigDict
 
 from .domain.identifiers import identifier_problem
+from .domain.naming import ruleset_name
 from .domain.oidc import ProjectClaims, RoleClaims
 from .domain.retention import read_retention
 
@@ -452,7 +453,7 @@ def _project_of(settings: Settings) -> str:
         known = ""
     if known and identifier_problem(known) is None:
         return known
-    former = settings.autonomous_runs_dir / f"project_ruleset_{FORMER_PROJECT}.json"
+    former = settings.autonomous_runs_dir / ruleset_name(FORMER_PROJECT)
     if former.exists() or (settings.home / ".gitignore").exists():
         return FORMER_PROJECT
     name = repository_top(settings.repo_path).name.removesuffix(".git")

@@ -10,7 +10,7 @@ import pytest
 from autopack.domain import operating
 from autopack.domain.decision import PhaseNotNextError, RunOverError, WrongStateError
 from autopack.domain.events import PhaseQueued
-from autopack.domain.judging import retry_wait
+from autopack.domain.judging import wait_before_repeat
 from autopack.domain.reviewing import why_not_approvable
 from autopack.domain.run import CompletedBy, FailureCode
 from autopack.domain.states import IllegalTransitionError, PhaseStatus
@@ -575,19 +575,19 @@ class TestRepeatedCi:
     RED, NOT_RUN = Verdict.RED, Verdict.DID_NOT_RUN
 
     def test_a_red_run_is_repeated_at_once_as_often_as_the_profile_says(self) -> None:
-        assert retry_wait(self.RED, [], 2) == timedelta()
-        assert retry_wait(self.RED, [self.RED], 2) == timedelta()
-        assert retry_wait(self.RED, [self.RED, self.RED], 2) is None
-        assert retry_wait(self.RED, [], 0) is None
+        assert wait_before_repeat(self.RED, [], 2) == timedelta()
+        assert wait_before_repeat(self.RED, [self.RED], 2) == timedelta()
+        assert wait_before_repeat(self.RED, [self.RED, self.RED], 2) is None
+        assert wait_before_repeat(self.RED, [], 0) is None
 
     def test_a_run_that_did_not_run_is_repeated_twice_after_a_while(self) -> None:
-        assert retry_wait(self.NOT_RUN, [], 0) == timedelta(seconds=5)
-        assert retry_wait(self.NOT_RUN, [self.NOT_RUN], 0) == timedelta(seconds=30)
-        assert retry_wait(self.NOT_RUN, [self.NOT_RUN] * 2, 0) is None
+        assert wait_before_repeat(self.NOT_RUN, [], 0) == timedelta(seconds=5)
+        assert wait_before_repeat(self.NOT_RUN, [self.NOT_RUN], 0) == timedelta(seconds=30)
+        assert wait_before_repeat(self.NOT_RUN, [self.NOT_RUN] * 2, 0) is None
 
     def test_runs_of_another_verdict_use_none_of_its_repeats(self) -> None:
-        assert retry_wait(self.RED, [self.NOT_RUN, self.NOT_RUN], 1) == timedelta()
-        assert retry_wait(self.NOT_RUN, [self.RED, self.RED], 2) == timedelta(seconds=5)
+        assert wait_before_repeat(self.RED, [self.NOT_RUN, self.NOT_RUN], 1) == timedelta()
+        assert wait_before_repeat(self.NOT_RUN, [self.RED, self.RED], 2) == timedelta(seconds=5)
 
     def test_a_green_run_is_final(self) -> None:
-        assert retry_wait(Verdict.GREEN, [self.RED], 2) is None
+        assert wait_before_repeat(Verdict.GREEN, [self.RED], 2) is None

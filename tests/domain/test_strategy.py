@@ -253,15 +253,15 @@ class TestRunAndTiers:
 def test_an_unlabelled_issue_of_a_high_risk_category_is_major(category: str) -> None:
     majors = compiled({}).major_categories
     report = IssueReport(issue_key="k", source="ci", category=category)
-    assert base_severity(report, majors) == "major"
+    assert base_severity(report.severity, report.category, majors) == "major"
     labelled = report.model_copy(update={"severity": "minor"})
-    assert base_severity(labelled, majors) == "minor"
+    assert base_severity(labelled.severity, labelled.category, majors) == "minor"
 
 
 @pytest.mark.parametrize("category", ["docs", "tests", "debt_cleanup", "anything"])
 def test_an_unlabelled_issue_of_another_category_is_minor(category: str) -> None:
     report = IssueReport(issue_key="k", source="ci", category=category)
-    assert base_severity(report, compiled({}).major_categories) == "minor"
+    assert base_severity(report.severity, report.category, compiled({}).major_categories) == "minor"
 
 
 class TestRuleset:

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from ..ci import CheckRunner, Job, Outcome, environment_for
 from ..config import Settings
 from ..domain.errors import AutopackError
+from ..domain.naming import ruleset_name
 from ..domain.ruleset import CiCommand, Ruleset
 from ..domain.secret_rules import redact_bytes
 from ..domain.terms import CiProfile, Sandbox, Verdict
@@ -44,7 +45,7 @@ def read_ruleset(settings: Settings) -> tuple[Path, Ruleset | None]:
 
     Raises RulesetError.
     """
-    file = settings.autonomous_runs_dir / f"project_ruleset_{settings.project_id}.json"
+    file = settings.autonomous_runs_dir / ruleset_name(settings.project_id)
     try:
         return file, Ruleset.model_validate_json(file.read_bytes())
     except FileNotFoundError:

@@ -54,11 +54,13 @@ class IssueReport(Closed):
     description: Text | None = None
 
 
-def base_severity(report: IssueReport, major_categories: Collection[str]) -> Severity:
+def base_severity(
+    reported: Severity | None, category: str, major_categories: Collection[str]
+) -> Severity:
     """Return the reported severity, else the category's default."""
-    if report.severity is not None:
-        return report.severity
-    return Severity.MAJOR if report.category in major_categories else Severity.MINOR
+    if reported is not None:
+        return reported
+    return Severity.MAJOR if category in major_categories else Severity.MINOR
 
 
 def is_expected_key(issue_key: str, expected: Collection[str]) -> bool:

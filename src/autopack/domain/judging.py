@@ -132,7 +132,9 @@ def begin_run(decision: Decision, begun: CiRunBegun) -> None:
     )
 
 
-def retry_wait(verdict: Verdict, attempts: Sequence[Verdict], retries: int) -> timedelta | None:
+def wait_before_repeat(
+    verdict: Verdict, attempts: Sequence[Verdict], retries: int
+) -> timedelta | None:
     """Return how long to wait before CI runs again on the same commit; None: its verdict is final.
 
     `attempts` are the verdicts of the earlier runs. A red run is repeated as often as the profile

@@ -21,6 +21,7 @@ from .deadlines import Lapse, Tick
 from .deciding import Given, Undone, conclude, decide, weigh_auditor_result, weigh_builder_result
 from .errors import AutopackError
 from .issue_rules import IssueSeen, IssuesSeen
+from .issues import base_severity
 from .judging import CiRunBegun, CiRunWanted, CiVerdict
 from .operating import CANCELLED, BranchMoved, Cancel, Rollback, StatusByHand
 from .order import after_it, has_commits, to_undo
@@ -361,9 +362,7 @@ class _Replayer:
     def _weigh_again(self, event: e.IssueRecorded) -> IssueSeen:
         """Return an issue with its severity under this strategy's default for its category."""
         was_aged = event.effective_severity is not event.severity
-        by_default = event.reported_severity is None and event.category in self.major_categories
-        is_major = event.reported_severity is Severity.MAJOR or by_default
-        severity = Severity.MAJOR if is_major else Severity.MINOR
+        severity = base_severity(event.reported_severity, event.category, self.major_categories)
         return IssueSeen(
             issue_key=event.issue_key,
             category=event.category,

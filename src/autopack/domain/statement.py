@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from .events import canonical_json
-from .naming import patch_name
+from .naming import patch_name, strategy_name
 from .outcomes import CommitKind
 from .record_text import JsonObject, RecordError, parse_json, shape_problem
 
@@ -116,7 +116,7 @@ def _materials(record: JsonObject) -> Iterable[JsonObject]:
         if record.get(name) is not None:
             what = {"name": f"record of run {record[name]}"}
             yield {**what, "digest": {"gitCommit": record[commit]}}
-    strategy = f"project_implementation_strategy_v{record.get('strategy_version')}.json"
+    strategy = strategy_name(record.get("strategy_version"))
     for file in record["files"]:
         if file["path"] == strategy:
             yield {"name": strategy, "digest": {"sha256": file["sha256"]}}

@@ -19,6 +19,7 @@ from typing import Annotated, Any, Final
 from pydantic import AfterValidator, Field
 
 from .attention import AttentionKind
+from .backoff import doubling
 from .errors import ConflictError, InvalidError
 from .events import EVENT_KINDS, canonical_json, wire_time
 from .naming import branch_name
@@ -121,8 +122,7 @@ def wants_attention(kinds: Sequence[str]) -> bool:
 
 
 def retry_wait(attempts: int) -> timedelta:
-    """Return the wait after so many failed tries: twice as long each time, up to an hour."""
-    return min(FIRST_WAIT * (1 << min(attempts - 1, 16)), LONGEST_WAIT)
+    return doubling(FIRST_WAIT, LONGEST_WAIT, attempts)
 
 
 def cloud_event(

@@ -13,6 +13,7 @@ from threading import Lock
 
 from ..domain.errors import InvalidError
 from ..domain.identifiers import identifier_problem
+from ..domain.naming import PULL_REQUEST, RECORD, STATEMENT, ruleset_name, strategy_name
 from ..views.issues import BacklogEntryAnswer, IssueIndexAnswer
 from ..views.runs import RunDetail
 from . import documents, durability, incident, pages
@@ -41,10 +42,9 @@ _IGNORE_ALL = b"*\n"
 # Ids whose folder would have the name of a file of the project.
 _RESERVED = re.compile(r"project_(issue_backlog|ruleset_.*)\.json", re.IGNORECASE)
 _OURS = re.compile(
-    r"run_summary\.md|run_issue_index\.json|incident\.(md|json)"
-    r"|run\.json|statement\.json|pull_request\.md"
-    r"|project_implementation_strategy_v\d+\.json"
-    r"|tier_\d+_.+\.md|phase_\d+_.+\.md|phase_\d+_.+_issues\.json"
+    "|".join(map(re.escape, (SUMMARY, ISSUE_INDEX, RECORD, STATEMENT, PULL_REQUEST)))
+    + rf"|incident\.(md|json)|{strategy_name(r'[0-9]+')}"
+    + r"|tier_\d+_.+\.md|phase_\d+_.+\.md|phase_\d+_.+_issues\.json"
 )
 _DETAILS = re.compile(rf"(?!{re.escape(SUMMARY)})(?:{_OURS.pattern})")
 # File times are less exact than the service's clock.
@@ -228,7 +228,7 @@ class Mirror:
 
         Raises MirrorUnusableError.
         """
-        path = self.runs_dir / _ruleset_name(project_id)
+        path = self.runs_dir / _checked_ruleset_name(project_id)
         with usable(path):
             try:
                 return path.read_bytes()
@@ -239,7 +239,7 @@ class Mirror:
         self, project_id: str, content: bytes, *, only_if_absent: bool = False
     ) -> bool:
         """Write the operator's ruleset; return whether it was. Raises MirrorUnusableError."""
-        name = _ruleset_name(project_id)
+        name = _checked_ruleset_name(project_id)
         with self._locked_top() as top:
             if only_if_absent and exists(top, name):
                 return False
@@ -325,8 +325,8 @@ def _revision(folder: OpenFolder, name: str) -> int:
     return stamp.revision if stamp else 0
 
 
-def _ruleset_name(project_id: str) -> str:
+def _checked_ruleset_name(project_id: str) -> str:
     problem = identifier_problem(project_id)
     if problem:
         raise InvalidError(problem)
-    return f"project_ruleset_{project_id}.json"
+    return ruleset_name(project_id)

@@ -18,6 +18,7 @@ from typing import NamedTuple
 from ..domain.events import wire_time
 from ..domain.issues import IssueStatus
 from ..domain.money import short_usd
+from ..domain.naming import strategy_name
 from ..domain.order import first_at_hand
 from ..domain.run import CompletedBy, DebtStatus, FailureCode, has_ended_early
 from ..domain.states import Cleanliness, PhaseStatus, RunStatus, TierStatus
@@ -381,10 +382,8 @@ def _whereabouts(run: RunDetail) -> Iterable[tuple[str, str]]:
     yield "Last snapshot", code(run.last_snapshot or "")
     yield "Debt", DEBT_WORDS[run.debt_status]
     yield "Profile", f"{_words(run.safety_profile)}, {_words(run.run_scope)}"
-    yield "Strategy", (
-        f"[version {run.strategy_version}]"
-        f"(project_implementation_strategy_v{run.strategy_version}.json)"
-    )
+    version = run.strategy_version
+    yield "Strategy", f"[version {version}]({strategy_name(version)})"
     if run.started_by:
         yield "Started by", code(run.started_by)
     yield "Created", _time(run.created_at)

@@ -23,7 +23,7 @@ from ..domain.attention import (
 from ..domain.audit import AuditAction
 from ..domain.errors import UnavailableError
 from ..domain.events import SUPERVISOR
-from ..domain.naming import branch_ref
+from ..domain.naming import branch_ref, head_ref
 from ..models import Run
 from ..store import attention as store
 from ..views.attention import ActionAnswer, AttentionAnswer, AttentionItem, DismissalAnswer
@@ -144,7 +144,7 @@ def _today(context: AppContext, run: Run) -> tuple[tuple[str, ...], bool]:
     The result is kept for the commits of both branches, since a rehearsal starts three processes.
     """
     repository = context.repository
-    base = repository.read_ref(f"refs/heads/{run.base_branch}") or ""
+    base = repository.read_ref(head_ref(run.base_branch)) or ""
     head = repository.read_ref(branch_ref(run.run_id)) or ""
     key = (run.run_id, run.head_commit, head, base)
     if (known := context.rehearsals.pop(key, None)) is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..domain.errors import AutopackError, ConflictError
-from ..domain.naming import branch_ref
+from ..domain.naming import branch_ref, head_ref
 from ..domain.operating import Rollback, require_rollback
 from ..domain.order import first_at_hand
 from ..domain.outcomes import CommitKind
@@ -39,7 +39,7 @@ def integration_status(context: AppContext, run_id: str) -> IntegrationStatusAns
         remote = remote_status(context, session, run)
     repository = context.repository
     current = repository.read_ref(branch_ref(run_id))
-    base = repository.read_ref(f"refs/heads/{run.base_branch}")
+    base = repository.read_ref(head_ref(run.base_branch))
     if base is None:
         raise RepositoryUnusableError(f"there is no branch '{run.base_branch}' any more")
     common: dict[str, Any] = {

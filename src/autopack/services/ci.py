@@ -22,7 +22,7 @@ from ..domain.debt import mended_checks
 from ..domain.errors import AutopackError
 from ..domain.evidence import Evidence, is_refuted
 from ..domain.evidence_rules import CaseState, Judged
-from ..domain.judging import CiRunBegun, retry_wait
+from ..domain.judging import CiRunBegun, wait_before_repeat
 from ..domain.redaction import redacted
 from ..domain.results import MAX_LOG_TAIL
 from ..domain.ruleset import CiCommand, CiRules
@@ -384,7 +384,7 @@ def record_ci_outcome(
         run.evidence = list(evidence)
         rests_on = tuple(map(Evidence.read, evidence))
         run.ended_at = max(change.now, run.started_at or run.requested_at)
-        wait = retry_wait(
+        wait = wait_before_repeat(
             run.verdict,
             ci_runs.verdicts(earlier),
             # What evidence refutes was repeated when it was measured.

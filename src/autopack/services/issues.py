@@ -107,7 +107,7 @@ def _weigh(
     change: RunChange, phase: Phase, report: IssueReport
 ) -> tuple[IssueSeen, BacklogEntry | None]:
     run = change.run
-    severity = effective = base_severity(report, run.major_categories)
+    severity = effective = base_severity(report.severity, report.category, run.major_categories)
     is_expected = report.expected_fail and is_expected_key(report.issue_key, phase.expected_issues)
     entry: BacklogEntry | None = None
     if not is_expected:

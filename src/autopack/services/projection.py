@@ -11,7 +11,7 @@ from typing import Any, Final
 from ..domain import run_issues
 from ..domain.errors import AutopackError
 from ..domain.events import IssueRecorded, IssueResolved, canonical_json, event_document
-from ..domain.naming import STATEMENT, branch_ref, snapshot_ref
+from ..domain.naming import STATEMENT, branch_ref, snapshot_ref, strategy_name
 from ..domain.results import log_tail
 from ..domain.run import FailureCode
 from ..domain.run_issues import OpenIssue, RunIssue, index_of
@@ -190,9 +190,8 @@ def finished_files(
 
 
 def _strategy(session: RowSession, run: Run) -> dict[str, bytes]:
-    name = f"project_implementation_strategy_v{run.strategy_version}.json"
     # Postgres keeps no order.
-    return {name: encode_sorted(runs.get_strategy(session, run))}
+    return {strategy_name(run.strategy_version): encode_sorted(runs.get_strategy(session, run))}
 
 
 def _event(row: EventRow) -> dict[str, Any]:

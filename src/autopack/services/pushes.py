@@ -9,6 +9,7 @@ import structlog
 from sqlalchemy.orm import Session
 
 from .. import tracing
+from ..domain.backoff import doubling
 from ..domain.errors import AutopackError, UnavailableError
 from ..domain.naming import branch_ref, snapshot_ref
 from ..gitrepo import PushInterruptedError, Remote
@@ -22,8 +23,8 @@ from .rebuilding import require_objects
 
 logger = structlog.get_logger(__name__)
 
-FIRST_WAIT_SECONDS: Final = 2
-LONGEST_WAIT_SECONDS: Final = 300
+FIRST_WAIT: Final = timedelta(seconds=2)
+LONGEST_WAIT: Final = timedelta(minutes=5)
 QUEUE: Final = "pushes"
 TASK: Final = "push_branch"
 MOVED_HERE: Final = (
@@ -38,9 +39,7 @@ class PushesFailError(UnavailableError):
 
 
 def retry_wait(attempts: int) -> timedelta:
-    """Return the wait after so many failed tries: twice as long each time."""
-    doublings = min(attempts - 1, 16)
-    return timedelta(seconds=min(FIRST_WAIT_SECONDS * 2**doublings, LONGEST_WAIT_SECONDS))
+    return doubling(FIRST_WAIT, LONGEST_WAIT, attempts)
 
 
 def resume_pushes(context: AppContext) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ..domain.naming import branch_ref
+from ..domain.naming import branch_ref, head_ref
 from ..domain.outcomes import CommitKind
 from ..domain.rebasing import (
     PHASE_ID,
@@ -122,12 +122,12 @@ def _accepted_of(session: RowSession, run: Run) -> list[AcceptedCommit]:
 
 
 def _ref(base: Base) -> str:
-    return f"refs/heads/{base.branch}"
+    return head_ref(base.branch)
 
 
 def _base(context: AppContext, run: Run, wanted: RebaseWish) -> Base:
     """Return the base branch as it is now. Raises NotRebasableError, BaseMovedError."""
-    commit = context.repository.read_ref(f"refs/heads/{run.base_branch}")
+    commit = context.repository.read_ref(head_ref(run.base_branch))
     if commit is None:
         raise NotRebasableError(f"there is no branch '{run.base_branch}' any more")
     if wanted.base_commit not in (None, commit):

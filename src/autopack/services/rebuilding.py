@@ -14,7 +14,7 @@ from typing import Final
 import structlog
 
 from ..domain.errors import UnavailableError
-from ..domain.naming import branch_ref, snapshot_message, snapshot_ref
+from ..domain.naming import branch_ref, head_ref, snapshot_message, snapshot_ref
 from ..gitrepo import (
     CommitMissingError,
     RecordedCommit,
@@ -122,7 +122,7 @@ def _require_base(context: AppContext, session: RowSession, run: Run) -> None:
         require_objects(context, session, runs.get_run(session, run.continues))
     why = "there is no remote to fetch it from (AUTOPACK_GIT_REMOTE)"
     known = repository.base().commit
-    for wanted in (f"refs/heads/{run.base_branch}", run.base_commit):
+    for wanted in (head_ref(run.base_branch), run.base_commit):
         if repository.has_commit(run.base_commit):
             return
         if repository.remote is not None:

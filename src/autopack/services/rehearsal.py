@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..domain.errors import UnavailableError
-from ..domain.naming import branch_ref
+from ..domain.naming import branch_ref, head_ref
 from ..domain.rehearsal import (
     Rehearsal,
     RehearsalResult,
@@ -22,7 +22,7 @@ def rehearse(context: AppContext, run: Run) -> tuple[Rehearsal | None, tuple[str
     if git fails; each is a reason too. Needs at most two processes of git.
     """
     repository = context.repository
-    base = repository.read_ref(f"refs/heads/{run.base_branch}")
+    base = repository.read_ref(head_ref(run.base_branch))
     if base is None:
         return None, (missing_branch(run.base_branch, is_base=True),)
     head = repository.read_ref(branch_ref(run.run_id))

@@ -13,6 +13,7 @@ from ..domain.closed_paths import CLOSED
 from ..domain.document_diff import differences
 from ..domain.errors import InvalidError
 from ..domain.events import canonical_json
+from ..domain.naming import ruleset_name
 from ..domain.path_policy import DEFAULT_PROTECTED
 from ..domain.plan import Plan, check_plan, wants_debt_cleanup, with_debt_cleanup
 from ..domain.ruleset import CiRules, Ruleset
@@ -69,7 +70,7 @@ def _content(ruleset: Ruleset) -> bytes:
 
 def parse_ruleset(content: bytes, project_id: str) -> Ruleset:
     """Check a ruleset document. Raises InvalidRulesetError that names each field."""
-    name = f"project_ruleset_{project_id}.json"
+    name = ruleset_name(project_id)
     try:
         ruleset = Ruleset.model_validate_json(content, context=Problems())
     except ValidationError as error:

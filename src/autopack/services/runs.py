@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from ..domain.errors import UnavailableError
+from ..domain.naming import head_ref
 from ..domain.next_step import next_step
 from ..domain.operating import Cancel
 from ..domain.order import PhasesInRun, first_at_hand, waits_of
@@ -105,7 +106,7 @@ def _distances(
 
 def _gained(context: AppContext, branch: str, since: str) -> GainedCommits | None:
     try:
-        tip = context.repository.read_ref(f"refs/heads/{branch}")
+        tip = context.repository.read_ref(head_ref(branch))
         return context.repository.gained_since(tip, since) if tip else None
     except UnavailableError:  # a list of runs must not depend on git
         return None

@@ -216,7 +216,7 @@ def _sandbox_warning(context: AppContext, strategy: Strategy) -> list[str]:
     return [f"CI {what} on this machine: {checks.problem}{required}"]
 
 
-def _gates(context: AppContext, strategy: Strategy, commit: str) -> list[str]:
+def _scripts_of_ci(context: AppContext, strategy: Strategy, commit: str) -> list[str]:
     """Return the scripts that CI commands call, and that are not protected otherwise."""
     return sorted(ci_scripts(context, strategy.ci, commit) - {*strategy.paths.protected})
 
@@ -248,7 +248,10 @@ def _new_run(
         cleanup_after_tiers=strategy.safety.cleanup_after_tiers,
         major_categories=list(strategy.major_categories),
         portable_names=strategy.paths.portable_names,
-        protected_paths=[*strategy.paths.protected, *_gates(context, strategy, base.commit)],
+        protected_paths=[
+            *strategy.paths.protected,
+            *_scripts_of_ci(context, strategy, base.commit),
+        ],
         warnings=[
             *strategy.warnings,
             *_sandbox_warning(context, strategy),

@@ -15,6 +15,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from ..config import Settings, repository_top
+from ..domain.naming import ruleset_name
 from ..domain.ruleset import CiCommand, CiProfiles, CiRules, PathRules, Ruleset
 from ..domain.terms import CiMode, CiProfile
 from ..gitrepo import Repository
@@ -77,29 +78,29 @@ def set_up(
     top = repository_top(settings.repo_path)
     checks = Checks("its own command", command) if command else find_checks(top)
     ruleset = _ruleset(settings.project_id, mode, checks)
-    ruleset_file = settings.autonomous_runs_dir / f"project_ruleset_{settings.project_id}.json"
+    ruleset_file = settings.autonomous_runs_dir / ruleset_name(settings.project_id)
     is_inside = ruleset_file.is_relative_to(top)
-    ruleset_name = str(ruleset_file.relative_to(top) if is_inside else ruleset_file)
+    shown_ruleset = str(ruleset_file.relative_to(top) if is_inside else ruleset_file)
     files = _files(base_branch, checks)
     try:
-        for name in (*files, *([ruleset_name] if is_inside else ())):
+        for name in (*files, *([shown_ruleset] if is_inside else ())):
             require_no_link(top, name)  # before anything is written
-        if is_inside and is_taken(top, ruleset_name) and read_file(top, ruleset_name) is None:
-            raise LinkError(f"{ruleset_name} is not a regular file: nothing is written through it")
+        if is_inside and is_taken(top, shown_ruleset) and read_file(top, shown_ruleset) is None:
+            raise LinkError(f"{shown_ruleset} is not a regular file: nothing is written through it")
         done = {name: _write(top, name, text, is_dry_run) for name, text in files.items()}
         if done[PREFLIGHT] is Action.DIFFERS and _is_filled_by_init(top):
             done[PREFLIGHT] = _replace(top, PREFLIGHT, files[PREFLIGHT], is_dry_run)
         done[".gitignore"] = _ignore(top, is_dry_run)
         left_to_do = list(_to_commit(base_branch, done, has_remote=bool(remotes)))
         change = _change_of(settings, ruleset, is_replacing=command is not None)
-        done[ruleset_name] = _put_ruleset(settings, change, is_dry_run, is_applied=is_applied)
+        done[shown_ruleset] = _put_ruleset(settings, change, is_dry_run, is_applied=is_applied)
         if unit is not None:
             done[str(unit.file)] = _put_unit(unit, is_dry_run)
     except LinkError as error:
         raise SetUpError(str(error)) from error
     except OSError as error:
         raise SetUpError(f"cannot write {error.filename}: {error.strerror}") from error
-    left_to_do += _to_configure(ruleset, ruleset_name, change, done[ruleset_name])
+    left_to_do += _to_configure(ruleset, shown_ruleset, change, done[shown_ruleset])
     left_to_do += _to_install(settings, ruleset.ci.mode)
     left_to_do += _to_host(settings, base_branch, ruleset.ci.mode, remotes)
     if unit is not None:
