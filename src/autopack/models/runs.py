@@ -139,6 +139,11 @@ class Run(Base):
         return branch_name(self.run_id)
 
     @property
+    def has_record(self) -> bool:
+        """Whether the branch ends with the commit of the run's record."""
+        return self.head_commit != self.work_commit
+
+    @property
     def promotion(self) -> PromotionState:
         return promotion_state(self.state, is_eligible=self.promotion_eligible_to_main)
 

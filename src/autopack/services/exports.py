@@ -36,7 +36,7 @@ def export_run(context: AppContext, run_id: str, path: Path, revision: str) -> E
     repository = context.repository
     with one_moment(context) as session:
         run = runs.get_run(session, run_id)
-        if run.ended_at is None or run.head_commit == run.work_commit:
+        if not run.has_record:
             raise NotExportableError(f"run '{run_id}' has no record: it is not over")
         if run.details_removed_at is not None:
             raise NotExportableError(f"run '{run_id}' has no details any more: its branch has them")

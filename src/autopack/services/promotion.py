@@ -42,14 +42,13 @@ def promotion_verdict(context: AppContext, run: Run) -> PromotionVerdictAnswer:
     """
     if run.ended_at is None:
         verdict = judge_promotion(runs.read_state(run))
-    elif run.head_commit == run.work_commit:  # no record: the rehearsal says so
+    elif not run.has_record:  # the rehearsal says so
         verdict = PromotionVerdict(tuple(run.promotion_reasons), tuple(run.promotion_warnings))
     else:
         verdict = recorded_verdict(context.repository, run)
     rehearsal, today = rehearse(context, run)
     if run.imported_at is not None:
         today = (*run.promotion_reasons, *today)
-    has_record = run.ended_at is not None and run.head_commit != run.work_commit
     # Three judges, and each may only refuse: the rules at the run's end, the record as it stands on
     # the branch, and today's merge. Who signed is for the offline check: it reads the base branch.
     return PromotionVerdictAnswer(
@@ -57,13 +56,13 @@ def promotion_verdict(context: AppContext, run: Run) -> PromotionVerdictAnswer:
         reasons=[*verdict.reasons, *today],
         warnings=list(verdict.warnings),
         rehearsal=rehearsal,
-        checks=_checks(run, verdict, today, has_record=has_record),
-        is_signed=_is_signed(context, run) if has_record else None,
+        checks=_checks(run, verdict, today),
+        is_signed=_is_signed(context, run) if run.has_record else None,
     )
 
 
 def _checks(
-    run: Run, verdict: PromotionVerdict, today: Sequence[str], *, has_record: bool
+    run: Run, verdict: PromotionVerdict, today: Sequence[str]
 ) -> list[PromotionCheckAnswer]:
     """Return what was checked: the rules' conditions, the record, and today's merge.
 
@@ -72,7 +71,7 @@ def _checks(
     rules = judge_promotion(runs.read_state(run))
     against: dict[PromotionCheck, list[str]] = {
         PromotionCheck.RECORD: [
-            reason for reason in verdict.reasons if has_record and reason not in rules.reasons
+            reason for reason in verdict.reasons if run.has_record and reason not in rules.reasons
         ],
         PromotionCheck.MERGE: [*today],
     }
@@ -85,7 +84,7 @@ def _checks(
     for check, passed in PASSED.items():
         reasons = against.get(check, [])
         is_decided = check is PromotionCheck.MERGE or (
-            has_record if check is PromotionCheck.RECORD else is_over
+            run.has_record if check is PromotionCheck.RECORD else is_over
         )
         found.append(
             PromotionCheckAnswer(

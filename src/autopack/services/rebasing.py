@@ -82,7 +82,7 @@ def rebase_run(context: AppContext, run_id: str, wanted: RebaseWish) -> tuple[Ru
 
 def _require_recorded(context: AppContext, run: Run) -> None:
     """Refuse a run whose branch does not end in its record, which the new one would name."""
-    if run.head_commit == run.work_commit:
+    if not run.has_record:
         raise NotRebasableError(
             f"run '{run.run_id}' has no record on its branch (AUTOPACK_COMMIT_RUN_RECORD)"
         )

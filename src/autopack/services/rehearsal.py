@@ -36,7 +36,7 @@ def rehearse(context: AppContext, run: Run) -> tuple[Rehearsal | None, tuple[str
         why = f"the merge with '{run.base_branch}' cannot be rehearsed: {error.detail}"
         return None, (why,)
     reasons = rehearsal_reasons(rehearsal, run.trunk)
-    if run.ended_at is not None and run.head_commit == run.work_commit:
+    if run.ended_at is not None and not run.has_record:
         reasons += (missing_record(run.branch, run.run_id),)
     return rehearsal, reasons
 

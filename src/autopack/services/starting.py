@@ -107,7 +107,7 @@ class Origin:
 
 
 def _origin(run: Run) -> Origin:
-    if run.head_commit == run.work_commit:
+    if not run.has_record:
         raise NotContinuableError(
             f"run '{run.run_id}' has no record on its branch, which its continuation would name"
             " (AUTOPACK_COMMIT_RUN_RECORD)"

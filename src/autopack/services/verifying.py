@@ -40,7 +40,7 @@ def run_problems(repository: Repository, session: RowSession, run: Run) -> list[
         )
     elif found is not None and not repository.has_objects([found], since=run.base_commit):
         problems.append(f"objects of {run.branch} are missing")
-    if found is not None and run.head_commit != run.work_commit:
+    if found is not None and run.has_record:
         problems += _record_problems(repository, session, run)
     return problems
 
