@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from autopack.ci import CheckRunner, Job, Outcome, StoppedError, checks, usage
+from autopack.ci import CheckRunner, CommandOutcome, Job, StoppedError, checks, usage
 from autopack.config import Settings
 from autopack.domain.terms import Verdict
 from autopack.gitrepo import Repository
@@ -47,7 +47,7 @@ class Stage:
         seconds: float = 20,
         should_stop: Callable[[], bool] = lambda: False,
         **job: Any,
-    ) -> Outcome:
+    ) -> CommandOutcome:
         tree, objects = self.folder / "run" / "tree", self.folder / "objects"
         for folder in (tree, objects):
             folder.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from autopack.ci import CheckRunner, Job, Outcome
+from autopack.ci import CheckRunner, CommandOutcome, Job
 from autopack.config import Settings
 from autopack.domain.terms import Verdict
 
@@ -23,7 +23,7 @@ BOMB = '<!DOCTYPE x [<!ENTITY a "ha"><!ENTITY b "&a;&a;">]><testsuite>&b;</tests
 OUTSIDE = '<!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/passwd">]><testcase name="&a;"/>'
 
 
-def run(tree: Path, command: str, junit: str | None = None) -> Outcome:
+def run(tree: Path, command: str, junit: str | None = None) -> CommandOutcome:
     tree.mkdir(exist_ok=True)
     runner = CheckRunner(Settings(_env_file=None, repo_path=tree, ci_sandbox="none"))
     job = Job(

@@ -58,7 +58,7 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class CommandOutcome:
     """The result of a CI run."""
 
     verdict: Verdict
@@ -150,7 +150,7 @@ class CheckRunner:
         """Whether there is no sandbox, and the settings require one."""
         return self._is_required and self._sandbox.problem is not None
 
-    def run(self, job: Job, should_stop: Callable[[], bool]) -> Outcome:
+    def run(self, job: Job, should_stop: Callable[[], bool]) -> CommandOutcome:
         """Run a command until it ends or passes a limit. Raises StoppedError."""
         if self.is_refused:
             return self._did_not_run(
@@ -219,7 +219,7 @@ class CheckRunner:
 
     def _judge(
         self, job: Job, marks: Marks, stopped: str | None, status: int | None, log: bytes
-    ) -> Outcome:
+    ) -> CommandOutcome:
         counts: TestCounts | None = None
         unread: str | None = None
         if job.junit:
@@ -243,7 +243,7 @@ class CheckRunner:
         if counts is not None and (problem := counts.counts().problem):
             which = _names(counts) or f": the reports {job.junit!r} count none"
             return self._red(f"exit 0, but {problem}{which}", log, counts)
-        return Outcome(
+        return CommandOutcome(
             verdict=Verdict.GREEN,
             reason="exit 0",
             sandbox=self.sandbox,
@@ -252,8 +252,8 @@ class CheckRunner:
             cases=_cases(counts),
         )
 
-    def _red(self, reason: str, log: bytes, counts: TestCounts | None) -> Outcome:
-        return Outcome(
+    def _red(self, reason: str, log: bytes, counts: TestCounts | None) -> CommandOutcome:
+        return CommandOutcome(
             verdict=Verdict.RED,
             reason=reason,
             sandbox=self.sandbox,
@@ -263,8 +263,10 @@ class CheckRunner:
             cases=_cases(counts),
         )
 
-    def _did_not_run(self, reason: str, log: bytes) -> Outcome:
-        return Outcome(verdict=Verdict.DID_NOT_RUN, reason=reason, sandbox=self.sandbox, log=log)
+    def _did_not_run(self, reason: str, log: bytes) -> CommandOutcome:
+        return CommandOutcome(
+            verdict=Verdict.DID_NOT_RUN, reason=reason, sandbox=self.sandbox, log=log
+        )
 
 
 class _Watched:

@@ -15,7 +15,7 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from ..ci import CheckRunner, Job, Outcome, environment_for
+from ..ci import CheckRunner, CommandOutcome, Job, environment_for
 from ..config import Settings
 from ..domain.errors import AutopackError
 from ..domain.naming import ruleset_name
@@ -102,7 +102,7 @@ class Trial:
     commit: str
     profile: CiProfile
     command: str
-    outcome: Outcome
+    outcome: CommandOutcome
     hint: str | None
 
     @property
@@ -155,7 +155,7 @@ def try_commit(
             )
     except (AutopackError, WorkspaceError, OSError) as error:
         why = error.detail if isinstance(error, AutopackError) else str(error)
-        outcome = Outcome(
+        outcome = CommandOutcome(
             verdict=Verdict.DID_NOT_RUN,
             reason=f"the commit could not be checked out: {why}",
             sandbox=runner.sandbox,

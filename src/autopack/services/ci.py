@@ -17,7 +17,7 @@ from typing import Any, Final
 import structlog
 
 from .. import tracing
-from ..ci import Job, Outcome, StoppedError, environment_for
+from ..ci import CommandOutcome, Job, StoppedError, environment_for
 from ..domain.debt import mended_checks
 from ..domain.errors import AutopackError
 from ..domain.evidence import Evidence, is_refuted
@@ -211,7 +211,7 @@ def _expected(run: Run, phase: Phase) -> Iterator[str]:
 class Result:
     """The outcome of the command on the commit, the verdict that counts, and its evidence."""
 
-    outcome: Outcome
+    outcome: CommandOutcome
     judged: Judged
     evidence: tuple[Evidence, ...] = ()
 
@@ -257,7 +257,7 @@ def _make(context: AppContext, order: Order) -> Result | None:
         )
     except (AutopackError, WorkspaceError, OSError) as error:
         why = error.detail if isinstance(error, AutopackError) else str(error)
-        outcome = Outcome(
+        outcome = CommandOutcome(
             verdict=Verdict.DID_NOT_RUN,
             reason=f"the commit could not be checked out: {why}",
             sandbox=checks_of(context.settings).sandbox,
@@ -268,7 +268,7 @@ def _make(context: AppContext, order: Order) -> Result | None:
 
 
 def _weigh(
-    context: AppContext, order: Order, tree: str, outcome: Outcome
+    context: AppContext, order: Order, tree: str, outcome: CommandOutcome
 ) -> tuple[Judged, tuple[Evidence, ...]]:
     """Return the verdict after its evidence, and that. Raises NotMeasurableError, StoppedError."""
     head = measured(tree, outcome)
@@ -326,7 +326,7 @@ def _hand_over(context: AppContext, ci_run_id: int, result: Result) -> None:
         session.commit()
 
 
-def _named_passes(session: RowSession, ci_run_id: int, outcome: Outcome) -> list[str]:
+def _named_passes(session: RowSession, ci_run_id: int, outcome: CommandOutcome) -> list[str]:
     """Return the checks that passed of those that were red where the phase's issue was seen."""
     if outcome.verdict is not Verdict.GREEN or not outcome.cases:
         return []

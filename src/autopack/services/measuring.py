@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ..ci import Job, Outcome, environment_for, tools_hash
+from ..ci import CommandOutcome, Job, environment_for, tools_hash
 from ..domain.errors import AutopackError
 from ..domain.events import canonical_json
 from ..domain.evidence_rules import CaseState, Measured, merged
@@ -235,7 +235,7 @@ def _environment() -> Iterator[None]:
         raise NotMeasurableError(f"a tree could not be checked out: {why}") from error
 
 
-def measured(tree: str, outcome: Outcome) -> Measured:
+def measured(tree: str, outcome: CommandOutcome) -> Measured:
     """Return the outcome of a command on a tree as the rules read it."""
     return Measured(
         tree=tree,
