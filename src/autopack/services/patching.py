@@ -194,37 +194,18 @@ def apply(
 
     Raises one of PATCH_FAULTS.
     """
-    inspection = _Inspection(change, phase)
     base_commit = base_commit or began_at(
         change.state, change.phase_state(phase.phase_id), change.head
     )
-    with _telling_no_secrets():
-        applied = change.context.repository.apply(
-            change.head,
-            patch.content,
-            inspection,
-            base_commit=base_commit,
-            into=change.objects,
-        )
-    patch.files_changed = [file.shown_path for file in applied.changes]
-    commit = change.add_commit(
-        CommitKind.PATCH,
-        applied.tree,
-        _message(change, phase, submission, patch, title),
-        phase=phase,
+    given = submissions.PatchOnBranch(
+        message=_message(change, phase, submission, patch, title),
         patch_pk=patch.id,
-        is_merged=applied.merged,
-        has_own_difference=bool(applied.repairs),
+        submission_pk=submission.id,
+        sha256=patch.sha256,
+        content=patch.content,
     )
-    put = AppliedPatch(
-        submission_id=submission.id,
-        patch_sha256=patch.sha256,
-        commit=commit.sha,
-        tree=commit.tree,
-        parent=commit.parent,
-        dependencies=inspection.dependencies,
-    )
-    return put, applied.repairs
+    put, repairs, patch.files_changed = _put_on_branch(change, phase, given, base_commit)
+    return put, repairs
 
 
 def apply_again(change: RunChange, state: PhaseState) -> list[AppliedPatch]:
@@ -233,39 +214,46 @@ def apply_again(change: RunChange, state: PhaseState) -> list[AppliedPatch]:
     Raises one of PATCH_FAULTS.
     """
     phase = change.phase(state.phase_id)
-    made: list[AppliedPatch] = []
-    for patch in submissions.list_patches_after(
+    given = submissions.list_patches_after(
         change.session, change.run.id, phase.id, str(state.before_commit)
-    ):
-        inspection = _Inspection(change, phase)
-        with _telling_no_secrets():
-            applied = change.context.repository.apply(
-                change.head,
-                patch.content,
-                inspection,
-                base_commit=state.before_commit,
-                into=change.objects,
-            )
-        commit = change.add_commit(
-            CommitKind.PATCH,
-            applied.tree,
-            patch.message,
-            phase=phase,
-            patch_pk=patch.patch_pk,
-            is_merged=applied.merged,
-            has_own_difference=bool(applied.repairs),
+    )
+    return [_put_on_branch(change, phase, each, state.before_commit)[0] for each in given]
+
+
+def _put_on_branch(
+    change: RunChange, phase: Phase, given: submissions.PatchOnBranch, base_commit: str | None
+) -> tuple[AppliedPatch, tuple[Repair, ...], list[str]]:
+    """Put one patch on the branch as one commit; also return its repairs and the changed files.
+
+    Raises one of PATCH_FAULTS.
+    """
+    inspection = _Inspection(change, phase)
+    with _telling_no_secrets():
+        applied = change.context.repository.apply(
+            change.head,
+            given.content,
+            inspection,
+            base_commit=base_commit,
+            into=change.objects,
         )
-        made.append(
-            AppliedPatch(
-                submission_id=patch.submission_pk,
-                patch_sha256=patch.sha256,
-                commit=commit.sha,
-                tree=commit.tree,
-                parent=commit.parent,
-                dependencies=inspection.dependencies,
-            )
-        )
-    return made
+    commit = change.add_commit(
+        CommitKind.PATCH,
+        applied.tree,
+        given.message,
+        phase=phase,
+        patch_pk=given.patch_pk,
+        is_merged=applied.merged,
+        has_own_difference=bool(applied.repairs),
+    )
+    put = AppliedPatch(
+        submission_id=given.submission_pk,
+        patch_sha256=given.sha256,
+        commit=commit.sha,
+        tree=commit.tree,
+        parent=commit.parent,
+        dependencies=inspection.dependencies,
+    )
+    return put, applied.repairs, [file.shown_path for file in applied.changes]
 
 
 def refuse(submission: Submission, error: AutopackError) -> None:
