@@ -163,6 +163,11 @@ def github_dispatch(run_id: str | None, *, is_test: bool) -> bytes:
     return canonical_json({"event_type": GITHUB_EVENT, "client_payload": payload})
 
 
+def repositories_of(api: str) -> str:
+    """Return how each address of a repository begins in GitHub's API, which gets the token."""
+    return f"{api.rstrip('/')}/repos/"
+
+
 def require_github(wanted: NewWebhook, *, api: str, has_token: bool) -> None:
     """Check a webhook of the format `github`: the service's token must go nowhere else.
 
@@ -173,12 +178,9 @@ def require_github(wanted: NewWebhook, *, api: str, has_token: bool) -> None:
     if tuple(wanted.kinds) != GITHUB_KINDS:
         raise InvalidWebhookError("kinds: of the format 'github' are ['run_eligible'] alone")
     name = r"[A-Za-z0-9_][A-Za-z0-9._-]*"
-    if not re.fullmatch(
-        rf"{re.escape(api.rstrip('/'))}/repos/{name}/{name}/dispatches", wanted.url
-    ):
-        raise InvalidWebhookError(
-            f"url: of the format 'github' is {api.rstrip('/')}/repos/OWNER/NAME/dispatches"
-        )
+    top = repositories_of(api)
+    if not re.fullmatch(rf"{re.escape(top)}{name}/{name}/dispatches", wanted.url):
+        raise InvalidWebhookError(f"url: of the format 'github' is {top}OWNER/NAME/dispatches")
 
 
 def _slack(text: str) -> str:

@@ -327,7 +327,10 @@ def _hand_over(context: AppContext, ci_run_id: int, result: Result) -> None:
 
 
 def _named_passes(session: RowSession, ci_run_id: int, outcome: CommandOutcome) -> list[str]:
-    """Return the checks that passed of those that were red where the phase's issue was seen."""
+    """Return the checks that passed of those that were red where the phase's issue was seen.
+
+    A run may have ten thousand tests: only what can resolve an issue goes into the job's arguments.
+    """
     if outcome.verdict is not Verdict.GREEN or not outcome.cases:
         return []
     red = issues.list_red_checks_for(session, ci_run_id)

@@ -17,6 +17,7 @@ from ..domain.webhooks import (
     GIVE_UP_AFTER,
     MEDIA_TYPE,
     WebhookFormat,
+    repositories_of,
     retry_wait,
     signed_headers,
 )
@@ -115,7 +116,7 @@ def _send(context: AppContext, order: _Order) -> Reply | SendError:
 
 def _is_of_github(context: AppContext, url: str) -> bool:
     """Say whether the token may go to an address: the setting may have changed since."""
-    return url.startswith(f"{context.settings.github_api.rstrip('/')}/repos/")
+    return url.startswith(repositories_of(context.settings.github_api))
 
 
 def _note(context: AppContext, webhook_pk: int, order: _Order, found: Reply | SendError) -> bool:
