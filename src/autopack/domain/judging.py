@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Final
+from itertools import chain
+from typing import Final, Protocol
 
 from .building import fail_attempt
 from .consequences import end_failed
@@ -130,6 +131,26 @@ def begin_run(decision: Decision, begun: CiRunBegun) -> None:
             deadline_at=decision.in_seconds(seconds),
         )
     )
+
+
+class JudgedRun(Protocol):
+    """A run of CI with its verdict."""
+
+    @property
+    def verdict(self) -> Verdict | None: ...
+    @property
+    def profile(self) -> CiProfile: ...
+    @property
+    def failing_checks(self) -> Sequence[str]: ...
+
+
+def flaky_checks(verdict: Verdict, earlier: Iterable[JudgedRun]) -> tuple[str, ...]:
+    """Return what is green now and was red in an earlier run on the same commit. (rules §6)"""
+    if verdict is not Verdict.GREEN:
+        return ()
+    red = [each for each in earlier if each.verdict is Verdict.RED]
+    checks = (each.failing_checks or [f"profile_{each.profile}"] for each in red)
+    return tuple(dict.fromkeys(chain.from_iterable(checks)))
 
 
 def wait_before_repeat(

@@ -22,7 +22,7 @@ from ..domain.debt import mended_checks
 from ..domain.errors import AutopackError
 from ..domain.evidence import Evidence, is_refuted
 from ..domain.evidence_rules import CaseState, Judged
-from ..domain.judging import CiRunBegun, wait_before_repeat
+from ..domain.judging import CiRunBegun, flaky_checks, wait_before_repeat
 from ..domain.redaction import redacted
 from ..domain.results import MAX_LOG_TAIL
 from ..domain.ruleset import CiCommand, CiRules
@@ -371,17 +371,9 @@ def record_ci_outcome(
         if run.ended_at is not None:
             return
         earlier = ci_runs.list_earlier(change.session, run)
-        red_before = tuple(
-            dict.fromkeys(
-                check
-                for each in earlier
-                if each.verdict is Verdict.RED
-                for check in each.failing_checks or [f"profile_{each.profile}"]
-            )
-        )
         run.verdict = Verdict(verdict)
-        is_flaky = run.verdict is Verdict.GREEN and bool(red_before)
-        run.reason, run.is_flaky = reason, is_flaky
+        flaky = flaky_checks(run.verdict, earlier)
+        run.reason, run.is_flaky = reason, bool(flaky)
         run.sandbox = Sandbox(sandbox.partition(":")[0])  # an earlier version passed the reason too
         run.failing_checks, run.tests, run.log_tail = failing_checks, tests, log_tail
         run.evidence = list(evidence)
@@ -398,7 +390,7 @@ def record_ci_outcome(
                 change,
                 change.phase(phase_id),
                 run,
-                flaky_checks=red_before if is_flaky else (),
+                flaky_checks=flaky,
                 is_repeated=wait is not None,
                 passed=passed_checks,
             )
