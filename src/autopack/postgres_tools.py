@@ -43,7 +43,9 @@ class Address:
     password: str | None = None
 
     def environment(self) -> Mapping[str, str]:
-        known = {name: value for name, value in os.environ.items() if name != "PGOPTIONS"}
+        # Each program has its own name in Postgres: a restore that is killed is known by it.
+        left_out = ("PGOPTIONS", "PGAPPNAME")
+        known = {name: value for name, value in os.environ.items() if name not in left_out}
         known["LC_ALL"] = "C"
         if self.password is not None:
             known["PGPASSWORD"] = self.password

@@ -8,9 +8,11 @@ import random
 import shutil
 import stat
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psycopg2
 import pytest
 from sqlalchemy import make_url
 from starlette.testclient import TestClient
@@ -367,6 +369,17 @@ def test_a_backup_that_does_not_fit_is_refused_by_name(
 def test_a_database_with_a_service_is_not_restored_into(settings: Settings, backup: Path) -> None:
     with service(settings), pytest.raises(DatabaseInUseError, match="a service works on"):
         restore_backup(settings, backup, is_replacing=True)
+
+
+def test_a_restore_that_is_killed_is_not_repeated_while_its_program_still_works(
+    settings: Settings, backup: Path, database_url: str
+) -> None:
+    with (
+        closing(psycopg2.connect(database_url, application_name="pg_restore")),
+        pytest.raises(DatabaseInUseError, match="pg_restore of a restore that was killed"),
+    ):
+        restore_backup(settings, backup, is_replacing=True)
+    assert restore_backup(settings, backup, is_replacing=True).problems == 0
 
 
 def test_a_file_that_is_there_is_not_replaced_and_a_backup_is_for_its_owner_alone(

@@ -242,8 +242,8 @@ def alone(engine: Engine, *, is_replacing: bool, is_known: bool) -> Iterator[Non
     """Hold a database that may be restored into, so that no service starts meanwhile.
 
     `is_known`: this Autopack knows the present schema, and can remove it. Raises
-    DatabaseInUseError where a service works on the database, or it has rows and is not to be
-    replaced.
+    DatabaseInUseError where a service or an earlier restore works on the database, or it has rows
+    and is not to be replaced.
     """
     with Session(engine) as session:
         if nodes.is_served(session):
@@ -262,6 +262,11 @@ def alone(engine: Engine, *, is_replacing: bool, is_known: bool) -> Iterator[Non
         session.commit()
         if nodes.is_served(session, is_kept=True):
             raise DatabaseInUseError("a service works on this database: stop it first")
+        if store.is_being_restored(session.connection()):
+            raise DatabaseInUseError(
+                "the pg_restore of a restore that was killed still works on this database: call it"
+                " again in a moment"
+            )
         yield
 
 

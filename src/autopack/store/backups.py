@@ -82,6 +82,15 @@ def open_snapshot(engine: Engine) -> Iterator[Snapshot]:
         yield Snapshot(held, name)
 
 
+def is_being_restored(connection: Connection) -> bool:
+    """Say whether a pg_restore works on this database: it outlives a restore that is killed."""
+    query = text(
+        "SELECT EXISTS (SELECT FROM pg_stat_activity"
+        " WHERE datname = current_database() AND application_name = 'pg_restore')"
+    )
+    return bool(connection.execute(query).scalar_one())
+
+
 def work_in(connection: Connection) -> str | None:
     """Return what of a service's work the database has, for people; None for an unused one."""
     tables = set(inspect(connection).get_table_names())
