@@ -69,6 +69,9 @@ class RefLock:
         try:
             self._remove_empty_folder()
             os.write(self._descriptor, f"{oid}\n".encode())
+            # The bit as it is: some systems keep none, and refuse to set it.
+            bit = os.fstat(self._descriptor).st_mode & _OURS
+            os.fchmod(self._descriptor, self._ref_mode() | bit)
             os.fsync(self._descriptor)
         except OSError as error:
             raise self._unwritable(error) from error
@@ -80,8 +83,8 @@ class RefLock:
         except OSError as error:
             raise self._unwritable(error) from error
         self._is_moved = True
-        with suppress(OSError):  # the ref is moved; git takes it with any mode
-            os.fchmod(self._descriptor, self._mode() & 0o666)
+        with suppress(OSError):  # the ref is moved; the bit means nothing at it
+            os.fchmod(self._descriptor, self._ref_mode())
 
     def _create(self) -> int:
         deadline = time.monotonic() + _WAIT_SECONDS
@@ -113,6 +116,9 @@ class RefLock:
                 self._make_folder(os.path.dirname(folder))
                 return  # the next round of `_create` makes this one
             os.chmod(folder, self._mode())  # that of a shared repository has its group's rights
+
+    def _ref_mode(self) -> int:
+        return self._mode() & 0o666
 
     def _mode(self) -> int:
         return stat.S_IMODE(os.stat(self._top).st_mode)
