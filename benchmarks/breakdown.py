@@ -36,8 +36,8 @@ PARTS: Final[dict[str, list[tuple[str, str, str]]]] = {
         ("autopack.api.bodies", "BodyReader", "_read"),
     ],
     "statements": [
-        ("autopack.store.session", "RowSession", "fetch rows row joined next_ids send commit"),
-        ("autopack.store.session", "RowSession", "rollback close"),
+        ("autopack.store.session", "RowSession", "fetch fetch_parts rows row read next_ids"),
+        ("autopack.store.session", "RowSession", "send commit rollback close"),
     ],
     "rules": [
         ("autopack.services.change", "", "decide"),

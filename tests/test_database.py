@@ -157,7 +157,7 @@ class TestMigrations:
             assert state.cost_usd == 0
             assert state.cost_cap_usd is None
             assert state.phases[0].unavailable_reason is None
-            ((attempt, files, commits),) = submissions.list_attempts(session, [1])
+            ((attempt, files, commits),), _ = submissions.list_attempts_and_issues(session, [1])
             assert (files, commits) == ([], [])
             assert (attempt.tokens_used, attempt.cost_usd) == (5, None)
             assert (attempt.is_measured, attempt.reasoning_tokens) == (False, None)

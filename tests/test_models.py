@@ -642,7 +642,7 @@ class TestLoading:
         }
         assert set(lazy.values()) == {"raise"}, lazy
 
-    def test_a_run_comes_with_its_tiers_and_phases_in_two_statements(
+    def test_a_run_comes_with_its_tiers_and_phases_in_one_statement(
         self, session: RowSession, phase: Phase
     ) -> None:
         run = session.get_one(Run, phase.run_pk)
@@ -670,7 +670,7 @@ class TestLoading:
         order = [[p.phase_id for p in tier.phases] for tier in run.tiers]
         event.remove(engine, "before_cursor_execute", count)
         assert order == [["P1"], ["P21", "P22", "P23", "P24", "P25"]]
-        assert len(statements) == 2
+        assert len(statements) == 1
 
     def test_what_the_rules_changed_is_written_back_and_read_again(
         self, session: RowSession, phase: Phase

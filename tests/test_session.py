@@ -18,7 +18,7 @@ from autopack.models import CiRun, Phase, Run, Tier
 from autopack.store.ci_runs import CI_RUNS
 from autopack.store.issues import ISSUES
 from autopack.store.leases import LEASES, add_lease, end_leases
-from autopack.store.rows import PreparedJoin, PreparedSelect, differences
+from autopack.store.rows import Part, PreparedParts, PreparedSelect, derived, differences
 from autopack.store.runs import PHASES, RUNS, TIERS, add_run, attach, mark_mirrored
 from autopack.store.session import RowSession
 
@@ -227,19 +227,50 @@ def test_added_rows_get_their_ids_from_the_sequence_before_they_are_sent(
     assert found == [(key, f"T{key}") for key in keys]
 
 
-def test_a_joined_row_is_one_object_whose_change_is_written(session: RowSession) -> None:
+def test_rows_of_two_tables_come_in_one_trip_and_what_is_changed_in_them_is_written(
+    session: RowSession, sent: list[str]
+) -> None:
     session.begin_change()
     (tier,) = session.rows(TIERS, "")
     fields = {"run_pk": tier.run_pk, "tier_pk": tier.id, "phase_id": "P2", "phase_index": 1}
     session.put(PHASES, PHASES.new(**PHASE | fields))
     session.send()
-    joined = "LEFT JOIN phases ON phases.tier_pk = tiers.id WHERE tiers.id = %s"
-    in_order = PreparedJoin(TIERS, PHASES, f"{joined} ORDER BY phases.phase_index")
-    (again,), phases = session.joined(in_order, (tier.id,))
-    assert [phase.phase_id for phase in phases] == ["P1", "P2"]
+    sent.clear()
+    both = PreparedParts(
+        "both",
+        Part(TIERS.column_list, "tiers WHERE id = %s"),
+        Part(("count(*)::bigint",), "runs"),
+        Part(PHASES.column_list, "phases WHERE tier_pk = %s"),
+    )
+    tiers, counts, phases = session.fetch_parts(both, (tier.id, tier.id))
+    assert len(sent) == 1
+    (again,) = session.read(TIERS, tiers)
+    assert again is tier
+    assert counts == [(1,)]
+    assert {phase.phase_id for phase in session.read(PHASES, phases)} == {"P1", "P2"}
     again.tokens_used = 7
     session.commit()
     assert session.fetch("SELECT tokens_used FROM tiers") == [(7,)]
+
+
+def test_rows_with_equal_values_share_what_is_made_of_them_until_one_is_changed(
+    session: RowSession,
+) -> None:
+    made: list[str] = []
+
+    def shout(tier: Tier) -> str:
+        made.append(tier.name)
+        return tier.name.upper()
+
+    (first,) = session.rows(TIERS, "")
+    (second,) = session.rows(TIERS, "")
+    assert first is not second
+    assert derived(first, shout) is derived(second, shout)
+    assert len(made) == 1
+    second.name = "another"
+    assert [derived(second, shout), derived(second, shout)] == ["ANOTHER"] * 2
+    assert len(made) == 2
+    assert derived(first, shout) == first.name.upper()
 
 
 def test_a_select_is_prepared_once_for_a_connection_also_if_its_change_is_rolled_back(

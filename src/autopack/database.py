@@ -223,6 +223,8 @@ def make_engine(
         "statement_timeout": statement_seconds * 1000,
         "timezone": "UTC",
         "idle_in_transaction_session_timeout": IDLE_TRANSACTION_SECONDS * 1000,
+        # What is prepared looks up keys. Postgres would plan one with a list of keys each time.
+        "plan_cache_mode": "force_generic_plan",
         "tcp_user_timeout": _GONE_MILLISECONDS,
         **{f"tcp_keepalives_{name}": value for name, value in GONE_AFTER.items()},
     }

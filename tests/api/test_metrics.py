@@ -30,13 +30,13 @@ BUDGETS = {
     "/metrics/runs": 2,
     "/metrics/runs?status=DONE_SUCCESS": 2,
     "/metrics/runs?status=DONE_FAILED_ENVIRONMENT&limit=1000": 2,
-    "/metrics/tiers/{run_id}": 2,
+    "/metrics/tiers/{run_id}": 1,
     "/metrics/costs?by=agent": 1,
     "/metrics/quality": 2,
     "/reports/issue_backlog_summary": 3,
     "/reports/budget_analysis": 2,
-    "/reports/run_summary/{run_id}": 7,
-    "/runs/{run_id}/promotion": 4,
+    "/reports/run_summary/{run_id}": 6,
+    "/runs/{run_id}/promotion": 3,
 }
 
 

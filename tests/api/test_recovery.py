@@ -313,7 +313,7 @@ class TestALostDatabase:
     @pytest.mark.parametrize(
         ("moment", "status"),
         # By the second moment branch and files are as they should be: the mark alone is missing.
-        [("EXECUTE select_issues", 503), ("EXECUTE mark_mirrored", 200)],
+        [("EXECUTE select_attempts", 503), ("EXECUTE mark_mirrored", 200)],
     )
     def test_a_connection_cut_after_the_commit_is_rolled_forward(
         self, api: Api, app: FastAPI, settings: Settings, moment: str, status: int

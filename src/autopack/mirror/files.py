@@ -36,7 +36,7 @@ class MirrorUnusableError(UnavailableError):
 
     code: ClassVar[str] = "runs_dir_unusable"
 
-    def __init__(self, path: Path, error: OSError) -> None:
+    def __init__(self, path: Path | str, error: OSError) -> None:
         reason = error.strerror or type(error).__name__
         super().__init__(
             f"{path} cannot be written: {reason}. AUTONOMOUS_RUNS_DIR must name a folder that"
@@ -53,7 +53,7 @@ class OpenFolder:
     """A folder by its descriptor; the path is for messages alone."""
 
     descriptor: int
-    path: Path
+    path: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +65,12 @@ class NewFile:
     content: bytes
 
     @property
-    def path(self) -> Path:
-        return self.folder.path / self.name
+    def path(self) -> str:
+        return f"{self.folder.path}/{self.name}"
 
 
 @contextmanager
-def usable(path: Path) -> Iterator[None]:
+def usable(path: Path | str) -> Iterator[None]:
     """Turn errors of the file system into MirrorUnusableError with path and reason."""
     try:
         yield
@@ -83,7 +83,7 @@ def open_top(path: Path) -> Iterator[OpenFolder]:
     """Open the runs directory; the operator may use links for it. Raises OSError."""
     descriptor = os.open(path, _FOLDER)
     try:
-        yield OpenFolder(descriptor, path)
+        yield OpenFolder(descriptor, str(path))
     finally:
         os.close(descriptor)
 
@@ -99,7 +99,7 @@ def open_folder(parent: OpenFolder, name: str) -> Iterator[OpenFolder]:
             os.mkdir(name, dir_fd=parent.descriptor)
         descriptor = os.open(name, flags, dir_fd=parent.descriptor)
     try:
-        yield OpenFolder(descriptor, parent.path / name)
+        yield OpenFolder(descriptor, f"{parent.path}/{name}")
     finally:
         os.close(descriptor)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -75,7 +76,7 @@ class Mirror:
 
     def has_run(self, run_id: str) -> bool:
         """Return whether a run has its files, judged by the file that is written last."""
-        return (self.folder(run_id) / SUMMARY).is_file()
+        return os.path.isfile(f"{self._address(run_id)}/{SUMMARY}")
 
     def has_backlog(self) -> bool:
         """Return whether the project has its files; if not, the directory was removed."""
@@ -117,16 +118,20 @@ class Mirror:
 
     def folder(self, run_id: str) -> Path:
         """Return the run's folder. Raises InvalidError for an id that is not usable as a folder."""
+        return Path(self._address(run_id))
+
+    def _address(self, run_id: str) -> str:
+        """Return the path of the run's folder, without a `Path`, which takes as long as a file."""
         problem = identifier_problem(run_id)
         if problem is None and _RESERVED.fullmatch(run_id):
             problem = f"'{run_id}' is the name of a file beside the runs: choose another run_id"
         if problem:
             raise InvalidError(problem)
-        return self.runs_dir / run_id
+        return f"{self.runs_dir}/{run_id}"
 
-    def phase_issue_file(self, run_id: str, phase_index: int, phase_id: str) -> Path:
-        """Return the name of the phase's issue file, relative to the runs directory."""
-        return Path(run_id, "issues", pages.issues_name(phase_index, phase_id))
+    def phase_issue_file(self, run_id: str, phase_index: int, phase_id: str) -> str:
+        """Return the path of the phase's issue file."""
+        return f"{self._address(run_id)}/issues/{pages.issues_name(phase_index, phase_id)}"
 
     def write_run(
         self,
@@ -257,7 +262,7 @@ class Mirror:
     @contextmanager
     def _locked(self, run_id: str) -> Iterator[OpenFolder]:
         """Lock the run's folder, and remove files that a crash left in it."""
-        path = self.folder(run_id)
+        path = self._address(run_id)
         with self._top() as top, ExitStack() as opened:
             with usable(path):
                 folder = opened.enter_context(locked_folder(top, run_id))

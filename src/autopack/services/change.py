@@ -13,7 +13,7 @@ When the change is closed, it is committed to Postgres, and then branch and file
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Final
 
@@ -120,9 +120,18 @@ class RunChange:
     def read_issues(self) -> None:
         """Read the run's issues, once."""
         if not self._has_issues:
-            self._has_issues = True
-            found = issues.list_run_issues(self.session, self.run.id)
-            self.before, self.state = self.before.with_issues(found), self.state.with_issues(found)
+            self._know(issues.list_run_issues(self.session, self.run.id))
+
+    def read_reported(self, phase: Phase, keys: Sequence[str]) -> None:
+        """Read the run's issues, and the rows of keys that are reported in a phase, in one trip."""
+        found, rows = issues.list_run_issues_with_rows(self.session, self.run.id, phase.id, keys)
+        if not self._has_issues:
+            self._know(found)
+        self.known_issues |= {(phase.phase_id, row.issue_key): row for row in rows}
+
+    def _know(self, found: Sequence[RunIssue]) -> None:
+        self._has_issues = True
+        self.before, self.state = self.before.with_issues(found), self.state.with_issues(found)
 
     def index(self) -> IssueIndexAnswer:
         """Return the run's issues by key, after the settled change."""

@@ -64,11 +64,11 @@ def record_issue(
             ((seen, entry),) = weigh_issues(change, phase, [report])
             change.decide(IssuesSeen(phase_id=phase_id, issues=(seen,)))
             settle(change)
-            file = context.mirror.phase_issue_file(run_id, phase.phase_index, phase_id)
+            index = phase.phase_index
             turn.answer(
                 RecordIssueAnswer(
                     message=f"issue '{report.issue_key}' is recorded",
-                    phase_file=str(context.mirror.runs_dir / file),
+                    phase_file=context.mirror.phase_issue_file(run_id, index, phase_id),
                     run_index_entry=change.index().issues_by_key[report.issue_key],
                     project_backlog_entry=BacklogEntryAnswer.of(entry) if entry else None,
                 )
@@ -87,12 +87,8 @@ def weigh_issues(
     """
     ordered = sorted(reports, key=lambda report: report.issue_key)
     if ordered:
-        change.read_issues()
-    for report in ordered:
-        change.reports.append((phase.phase_id, report))
-        place = (phase.phase_id, report.issue_key)
-        if place in change.before.issues and place not in change.known_issues:
-            change.known_issues[place] = issues.get_issue(change.session, phase.id, place[1])
+        change.read_reported(phase, [report.issue_key for report in ordered])
+    change.reports += [(phase.phase_id, report) for report in ordered]
     return [_weigh(change, phase, report) for report in ordered]
 
 

@@ -9,11 +9,12 @@ from ..domain import events as kinds
 from ..domain.events import Event
 from ..domain.segments import FRAME_KINDS, SEGMENT_KINDS, Segment, segments_of
 from ..models import Phase, Run
-from ..store import ci_runs, issues, progress, runs, submissions
+from ..store import ci_runs, progress, runs, submissions
 from ..store.session import RowSession
 from ..views.issues import PhaseIssue
 from ..views.results import (
     AttemptAnswer,
+    AttemptDetail,
     AttemptIssue,
     AttemptPatch,
     AttemptsAnswer,
@@ -24,7 +25,7 @@ from ..views.results import (
 from ..views.runs import PhaseAnswer, PhaseReport
 from .ci import ci_commands, ci_run_answer
 from .context import AppContext
-from .projection import attempts_of
+from .projection import happened_in
 from .reading import reading_run
 
 
@@ -46,10 +47,10 @@ def report_with_timeline(
 def report_of(session: RowSession, run: Run, phase: Phase, events: Sequence[Event]) -> PhaseReport:
     """Return a phase of a loaded run with all that happened in it."""
     segments = _segments(run, events)[phase.phase_id]
-    attempts = _attempts(session, run, phase, events, segments)
+    happened = happened_in(session, [phase])[phase.id]
+    attempts = _attempts(session, run, phase, happened.attempts, events, segments)
     judged = ci_runs.list_of_phase(session, phase.id)
     commands = ci_commands(session, run)
-    found = issues.list_issues(session, [phase.id])
     leases = progress.list_leases(session, run.id) if phase.lease_id is not None else []
     return PhaseReport(
         run_id=run.run_id,
@@ -62,7 +63,7 @@ def report_of(session: RowSession, run: Run, phase: Phase, events: Sequence[Even
         ci_runs=[
             ci_run_answer(run.run_id, each, phase.phase_id, commands) for each in reversed(judged)
         ],
-        issues=[PhaseIssue.of(issue) for issue in found],
+        issues=[PhaseIssue.of(issue) for issue in happened.issues],
     )
 
 
@@ -72,7 +73,9 @@ def list_attempts(context: AppContext, run_id: str, phase_id: str) -> AttemptsAn
         run = runs.get_run(session, run_id)
         phase = runs.get_phase(run, phase_id)
         events = _events(session, run, phase)
-        attempts = _attempts(session, run, phase, events, _segments(run, events)[phase_id])
+        details = happened_in(session, [phase])[phase.id].attempts
+        segments = _segments(run, events)[phase_id]
+        attempts = _attempts(session, run, phase, details, events, segments)
     return AttemptsAnswer(run_id=run_id, phase_id=phase_id, attempts=attempts)
 
 
@@ -121,10 +124,10 @@ def _attempts(
     session: RowSession,
     run: Run,
     phase: Phase,
+    details: Sequence[AttemptDetail],
     events: Sequence[Event],
     segments: Sequence[Segment],
 ) -> list[AttemptAnswer]:
-    details = attempts_of(session, [phase]).get(phase.id, [])
     if not details:
         return []
     patches = submissions.list_patch_facts(session, phase.id)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from ..domain import run_issues
 from ..domain.errors import AutopackError
@@ -31,9 +31,10 @@ from ..mirror import (
     render_run,
     run_record,
 )
-from ..models import EventRow, Phase, Run
+from ..models import EventRow, Issue, Phase, Run
 from ..store import ci_runs, issues, nodes, runs, submissions
 from ..store.nodes import Shown
+from ..store.rows import derived
 from ..store.session import RowSession
 from ..views.issues import BacklogEntryAnswer, IssueIndexAnswer, PhaseIssue
 from ..views.results import AttemptDetail
@@ -205,7 +206,7 @@ def project_backlog(context: AppContext, session: RowSession) -> None:
 
     def read() -> list[BacklogEntryAnswer]:
         rows = issues.list_whole_backlog(session, project_id)
-        return [BacklogEntryAnswer.of(row) for row in rows]
+        return [derived(row, BacklogEntryAnswer.of) for row in rows]
 
     context.mirror.write_backlog(project_id, read)
 
@@ -233,6 +234,13 @@ def open_issues(
     return [replace(issue, description=texts.get(issue.issue_key)) for issue in gravest]
 
 
+class Happened(NamedTuple):
+    """The submissions to a phase, with the commits and CI's logs that came of them; its issues."""
+
+    attempts: list[AttemptDetail]
+    issues: list[Issue]
+
+
 def run_detail(session: RowSession, run: Run, *, detailed: Collection[str] | None) -> RunDetail:
     """Return a run with attempts and issues of the `detailed` phases, None: of all."""
     by_name = runs.phases_of(run)
@@ -241,58 +249,51 @@ def run_detail(session: RowSession, run: Run, *, detailed: Collection[str] | Non
         for name, phase in by_name.items()
         if (detailed is None or name in detailed) and run.event_sequence > 1
     ]
-    tried = [phase for phase in wanted if phase.state.is_final or _was_tried(phase)]
-    attempts = attempts_of(session, tried) if tried else {}
-    found: dict[int, list[PhaseIssue]] = {}
-    if wanted:
-        for issue in issues.list_issues(session, [phase.id for phase in wanted]):
-            found.setdefault(issue.phase_pk, []).append(PhaseIssue.shared(issue))
+    found = happened_in(session, wanted) if wanted else {}
     tiers = []
     for tier in run.tiers:
-        members = [_phase_detail(phase, attempts, found) for phase in tier.phases]
+        members = [_phase_detail(phase, found.get(phase.id)) for phase in tier.phases]
         tiers.append(TierDetail.of(tier, phases=members))
     return RunDetail.of(run, tiers=tiers, head_commit=run.work_commit)
 
 
-def _was_tried(phase: Phase) -> bool:
-    return phase.builder_attempts_used + phase.auditor_attempts_used > 0
+def _phase_detail(phase: Phase, found: Happened | None) -> PhaseDetail:
+    if found is None or not (found.attempts or found.issues):
+        return derived(phase, _plain_detail)
+    return _detail(phase, found.attempts, [derived(issue, PhaseIssue.of) for issue in found.issues])
 
 
-def _phase_detail(
-    phase: Phase,
-    attempts: dict[int, list[AttemptDetail]],
-    found: dict[int, list[PhaseIssue]],
-) -> PhaseDetail:
+def _plain_detail(phase: Phase) -> PhaseDetail:
+    return _detail(phase, [], [])
+
+
+def _detail(phase: Phase, attempts: list[AttemptDetail], found: list[PhaseIssue]) -> PhaseDetail:
     # The deadline of a lease moves with each heartbeat, which writes no file.
     deadline = None if phase.lease_id is not None else phase.deadline_at
-    tried, issues_found = attempts.get(phase.id), found.get(phase.id)
-    if tried is None and issues_found is None:
-        return PhaseDetail.shared(phase, deadline_at=deadline, attempts=[], issues=[])
-    return PhaseDetail.of(
-        phase, deadline_at=deadline, attempts=tried or [], issues=issues_found or []
-    )
+    return PhaseDetail.of(phase, deadline_at=deadline, attempts=attempts, issues=found)
 
 
-def attempts_of(session: RowSession, phases: Sequence[Phase]) -> dict[int, list[AttemptDetail]]:
-    """Return the submissions to each phase, with the commits and CI's logs that came of them."""
-    made = submissions.list_attempts(session, [phase.id for phase in phases])
-    if not made:
-        return {}
-    judged = [phase.id for phase in phases if phase.has_ci]
+def happened_in(session: RowSession, phases: Sequence[Phase]) -> dict[int, Happened]:
+    """Return what happened in each phase, by its key."""
+    found = {phase.id: Happened([], []) for phase in phases}
+    made, seen = submissions.list_attempts_and_issues(session, list(found))
+    judged = [phase.id for phase in phases if phase.has_ci] if made else []
     ci_tails = ci_runs.list_tails(session, judged) if judged else {}
-    attempts: dict[int, list[AttemptDetail]] = {}
     for row, files, commits in made:
-        report = AttemptDetail.of(
-            row,
-            commits=commits,
-            files_changed=files,
-            notes=row.body.get("notes") or row.body.get("review_notes"),
-            log_tail=log_tail(
-                row.body, [tail for sha in commits for tail in ci_tails.get(sha, ())]
-            ),
-            # A new ticket has an order of its own, one from Postgres another: files have one.
-            ticket=row.ticket and json.loads(canonical_json(row.ticket)),
-            confidence=row.body.get("confidence"),
+        found[row.phase_pk].attempts.append(
+            AttemptDetail.of(
+                row,
+                commits=commits,
+                files_changed=files,
+                notes=row.body.get("notes") or row.body.get("review_notes"),
+                log_tail=log_tail(
+                    row.body, [tail for sha in commits for tail in ci_tails.get(sha, ())]
+                ),
+                # A new ticket has an order of its own, one from Postgres another: files have one.
+                ticket=row.ticket and json.loads(canonical_json(row.ticket)),
+                confidence=row.body.get("confidence"),
+            )
         )
-        attempts.setdefault(row.phase_pk, []).append(report)
-    return attempts
+    for issue in seen:
+        found[issue.phase_pk].issues.append(issue)
+    return found

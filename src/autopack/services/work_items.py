@@ -31,7 +31,7 @@ from ..views.work import (
 )
 from .context import AppContext
 from .patching import most_files
-from .projection import attempts_of
+from .projection import happened_in
 
 AGED_ISSUES = 20
 
@@ -47,7 +47,7 @@ def work_item(
     """Return a phase as a work item, without a lease."""
     phase = runs.get_phase(run, state.phase_id)
     strategy = runs.get_strategy(session, run)
-    attempts = attempts_of(session, [phase]).get(phase.id, [])
+    happened = happened_in(session, [phase])[phase.id]
     remote = context.repository.remote
     aged = issues.list_needing_cleanup(
         session, run.project_id, limit=AGED_ISSUES, category=phase.task_category
@@ -70,11 +70,11 @@ def work_item(
         gate=_gate(context, strategy, run, phase),
         history=[
             *_earlier_attempts(session, run, phase.phase_id),
-            *(PastAttemptAnswer.of(attempt) for attempt in attempts),
+            *(PastAttemptAnswer.of(attempt) for attempt in happened.attempts),
         ],
         open_issues=[
             OpenIssueAnswer.of(issue)
-            for issue in issues.list_issues(session, [phase.id])
+            for issue in happened.issues
             if issue.status is IssueStatus.OPEN
         ],
         aged_issues=[entry.issue_key for entry in aged],
@@ -93,7 +93,7 @@ def _earlier_attempts(session: RowSession, run: Run, phase_id: str) -> list[Past
         phase = runs.phases_of(run).get(phase_id)
         if phase is None:
             continue
-        attempts = attempts_of(session, [phase]).get(phase.id, [])
+        attempts = happened_in(session, [phase])[phase.id].attempts
         earlier = [PastAttemptAnswer.of(each, run_id=run.run_id) for each in attempts]
         found = [*earlier, *found]
     return found

@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from operator import itemgetter
 from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Select, select, update
@@ -19,19 +20,12 @@ from ..domain.run_issues import RunIssue
 from ..domain.terms import Severity
 from ..models import BacklogEntry, Issue, Phase, Run, Sighting
 from ..views.issues import PlaceAnswer
-from .rows import Prepared, PreparedSelect, Rows
+from .rows import Part, Prepared, PreparedParts, PreparedSelect, Rows
 from .session import RowSession
 
-ISSUES: Final = Rows(Issue)
-BACKLOG: Final = Rows(BacklogEntry)
-_OF_PHASES: Final = PreparedSelect(ISSUES, "WHERE phase_pk = ANY(%s) ORDER BY id")
-_OF_KEY: Final = PreparedSelect(ISSUES, "WHERE phase_pk = %s AND issue_key = %s")
+ISSUES: Final = Rows(Issue, kept=1_000)
+BACKLOG: Final = Rows(BacklogEntry, kept=4_000)
 _WHOLE_BACKLOG: Final = PreparedSelect(BACKLOG, "WHERE project_id = %s ORDER BY id")
-
-
-def list_issues(session: RowSession, phase_pks: Sequence[int]) -> list[Issue]:
-    """Return the issues of phases, in the order in which they were first seen."""
-    return session.rows_by(_OF_PHASES, (list(phase_pks),))
 
 
 _RUN_ISSUE: Final = (
@@ -39,30 +33,43 @@ _RUN_ISSUE: Final = (
     *("is_expected", "is_open", "phase_id", "phase_index", "tier_id", "tier_index"),
 )
 
-_OF_RUN: Final = Prepared(
+_OF_RUN: Final = PreparedParts(
     "select_run_issues",
-    "SELECT i.issue_key::text, i.source::text, i.category::text, i.occurrence_count::bigint,"
-    " i.severity::text, i.effective_severity::text, i.is_expected, i.status = 'open',"
-    " p.phase_id::text, p.phase_index::bigint, p.tier_id::text, p.tier_index::bigint"
-    " FROM issues i JOIN phases p ON p.id = i.phase_pk WHERE i.run_pk = %s ORDER BY i.id",
+    Part(
+        (
+            *("i.id::bigint", "i.issue_key::text", "i.source::text", "i.category::text"),
+            *("i.occurrence_count::bigint", "i.severity::text", "i.effective_severity::text"),
+            *("i.is_expected::boolean", "(i.status = 'open')::boolean", "p.phase_id::text"),
+            *("p.phase_index::bigint", "p.tier_id::text", "p.tier_index::bigint"),
+        ),
+        "issues i JOIN phases p ON p.id = i.phase_pk WHERE i.run_pk = %s",
+    ),
+    Part(ISSUES.column_list, "issues WHERE phase_pk = %s AND issue_key = ANY(%s)"),
 )
 
 
 def list_run_issues(session: RowSession, run_pk: int) -> list[RunIssue]:
     """Return a run's issues in the order in which they were first seen."""
-    found = []
-    for row in session.fetch_by(_OF_RUN, (run_pk,)):
-        values = dict(zip(_RUN_ISSUE, row, strict=True))
-        for severity in ("severity", "effective_severity"):
-            values[severity] = Severity(values[severity])
-        found.append(RunIssue(**values))
-    return found
+    return list_run_issues_with_rows(session, run_pk, None, ())[0]
 
 
-def get_issue(session: RowSession, phase_pk: int, issue_key: str) -> Issue:
-    """Return a key's entry in a phase that has it; the caller holds the run's lock."""
-    (found,) = session.rows_by(_OF_KEY, (phase_pk, issue_key))
-    return found
+def list_run_issues_with_rows(
+    session: RowSession, run_pk: int, phase_pk: int | None, keys: Sequence[str]
+) -> tuple[list[RunIssue], list[Issue]]:
+    """Return a run's issues, and the rows of those keys that a phase of it has.
+
+    The caller holds the run's lock if it changes these rows.
+    """
+    found, rows = session.fetch_parts(_OF_RUN, (run_pk, phase_pk, list(keys)))
+    found.sort(key=itemgetter(0))
+    return [_run_issue(row) for row in found], session.read(ISSUES, rows)
+
+
+def _run_issue(row: Sequence[Any]) -> RunIssue:
+    values = dict(zip(_RUN_ISSUE, row[1:], strict=True))
+    for severity in ("severity", "effective_severity"):
+        values[severity] = Severity(values[severity])
+    return RunIssue(**values)
 
 
 def add_issue(session: RowSession, issue: Issue) -> Issue:
@@ -123,7 +130,7 @@ _SIGHTING: Final = Prepared(
             UNION SELECT run_pk, tier_id FROM new
         ) seen WHERE EXISTS (SELECT FROM new)
     )
-    SELECT ages.runs::bigint, ages.tiers::text[], {BACKLOG.typed_columns}
+    SELECT ages.runs::bigint, ages.tiers::text[], {BACKLOG.columns}
     FROM ages, backlog WHERE id = (SELECT id FROM entry)
 """,  # noqa: S608 - the names of columns alone
 )

@@ -8,13 +8,25 @@ to no session of SQLAlchemy; session.py reads and writes it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import is_dataclass
 from functools import cache, lru_cache
-from operator import attrgetter
-from typing import Any, Final, Generic, TypeVar, cast, get_args, get_origin, get_type_hints
+from itertools import accumulate, chain, pairwise
+from operator import attrgetter, itemgetter
+from typing import (
+    Any,
+    Final,
+    Generic,
+    NamedTuple,
+    TypeVar,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from psycopg2.extras import Json
+from pydantic_core import from_json
 from sqlalchemy import ColumnDefault, Enum, LargeBinary, Table
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql.psycopg2 import PGDialect_psycopg2
@@ -25,9 +37,11 @@ from ..models import Base
 
 Value = TypeVar("Value")
 Model = TypeVar("Model", bound=Base)
-Other = TypeVar("Other", bound=Base)
 Values = Sequence[Any] | Mapping[str, Any]
 
+# So many rows are added by a prepared statement: a change has a few events. It would cost more than
+# a plain one for the phases of a plan.
+_FEW: Final = 3
 _DIALECT: Final = PGDialect_psycopg2()  # type: ignore[no-untyped-call]  # SQLAlchemy gives no types
 
 
@@ -38,35 +52,39 @@ class Rows(Generic[Model]):
     SQLAlchemy session. Columns that the model defers are read if they are named.
     """
 
-    def __init__(self, model: type[Model], *deferred: str) -> None:
+    def __init__(self, model: type[Model], *deferred: str, kept: int = 0) -> None:
+        """`kept`: of how many rows the values are kept, as most are as they were when read again.
+
+        Such rows share the lists of their JSON columns, which are replaced and never changed.
+        """
         mapper = class_mapper(model, configure=False)
         self.table = cast("Table", model.__table__)
         self.name: Final = self.table.name
         read = [each for each in mapper.column_attrs if not each.deferred or each.key in deferred]
         self._names: Final = tuple(each.key for each in read)
         columns = [each.columns[0] for each in read]
-        self.width: Final = len(columns)
-        #: The columns that are read, for a SELECT on this table.
-        self.columns: Final = ", ".join(f'{self.name}."{column.name}"' for column in columns)
-        #: The same, each with its type, without the limits of that type.
-        self.typed_columns: Final = ", ".join(
-            f'{self.name}."{column.name}"::{_type_without_limits(column.type)}'
-            for column in columns
+        #: The columns that are read, each with a type without limits, for a SELECT on this table.
+        self.column_list: Final = tuple(
+            f'{self.name}."{column.name}"::{_read_as(column.type)}' for column in columns
         )
+        self.columns: Final = ", ".join(self.column_list)
         self._decoders: Final = [
             (position, decode)
             for position, column in enumerate(columns)
             if (decode := _decoder(column.type)) is not None
         ]
+        self._loaded: Final = lru_cache(maxsize=kept)(self._load) if kept else self._load
         self._all: Final = tuple(column.name for column in self.table.columns)
         self._json: Final = frozenset(
             column.name for column in self.table.columns if isinstance(column.type, JSONB)
         )
-        self._defaults: Final = {
+        defaults = {
             column.name: default.arg
             for column in self.table.columns
             if isinstance(default := column.default, ColumnDefault)
         }
+        self._made: Final = {name: make for name, make in defaults.items() if callable(make)}
+        self._blank: Final = {**dict.fromkeys(self._all), **defaults}
         properties = {
             name: value
             for kind in reversed(model.__mro__)
@@ -79,31 +97,37 @@ class Rows(Generic[Model]):
     def new(self, **values: Any) -> Model:
         """Make a new row; columns that are not given have their default, or NULL."""
         row: Any = object.__new__(self._class)
-        row.__dict__.update(dict.fromkeys(self._all))
-        for name, default in self._defaults.items():
-            row.__dict__[name] = default({}) if callable(default) else default
-        row.__dict__.update(values)
+        row.loaded = None
+        made = {name: make({}) for name, make in self._made.items()}
+        row.__dict__ = {**self._blank, **made, **values}
         return cast("Model", row)
 
     def read(self, values: Sequence[Any]) -> Model:
         """Make a row from the result of a SELECT of `columns`."""
         row: Any = object.__new__(self._class)
+        row.loaded = self._loaded(tuple(values))
+        row.__dict__ = dict(row.loaded.values)
+        return cast("Model", row)
+
+    def _load(self, values: tuple[Any, ...]) -> Loaded:
         decoded = list(values)
         for position, decode in self._decoders:
             if decoded[position] is not None:
                 decoded[position] = decode(decoded[position])
-        row.__dict__ = dict(zip(self._names, decoded, strict=True))
-        return cast("Model", row)
+        return Loaded(dict(zip(self._names, decoded, strict=True)))
 
     def insert(self, rows: Sequence[Model]) -> tuple[str | Prepared, Values]:
         """Return the statement that adds rows; all of them have an id, or none has."""
         has_ids = rows[0].__dict__.get("id") is not None
         names = tuple(name for name in self._all if name != "id" or has_ids)
-        values = [self.encode(name, row.__dict__[name]) for row in rows for name in names]
-        one = _insert(self.name, names)
-        if len(rows) == 1:
-            return one, values
-        return f"{one.statement}{f', {_marks(names)}' * (len(rows) - 1)}", values
+        read, is_json = itemgetter(*names), [name in self._json for name in names]
+        values = [
+            Json(value) if is_one and value is not None else value
+            for row in rows
+            for is_one, value in zip(is_json, read(row.__dict__), strict=True)
+        ]
+        adding = _insert(self.name, names, len(rows))
+        return adding if len(rows) <= _FEW else adding.statement, values
 
     def update(self, ids: Sequence[int], changed: dict[str, Any]) -> tuple[str | Prepared, Values]:
         """Return the statement that gives rows the same new values in some columns."""
@@ -149,25 +173,38 @@ class PreparedSelect(Prepared, Generic[Model]):
         self.rows: Final = rows
         super().__init__(
             f"select_{rows.name}",
-            f"SELECT {self._columns()} FROM {rows.name} {condition}",  # noqa: S608 - a literal in `store/`
+            f"SELECT {rows.columns} FROM {rows.name} {condition}",  # noqa: S608 - a literal in `store/`
         )
 
-    def _columns(self) -> str:
-        return self.rows.typed_columns
+
+class Part(NamedTuple):
+    """A SELECT among others of one statement."""
+
+    columns: Sequence[str]  # each with its type: `expression::type`
+    source: str  # what follows FROM
 
 
-class PreparedJoin(PreparedSelect[Model], Generic[Model, Other]):
-    """A prepared SELECT of the rows of two tables; its condition joins the second one.
+class PreparedParts(Prepared):
+    """A prepared statement that gives the rows of several SELECTs, as a round trip costs more.
 
-    A row of the first may have none of the second.
+    A row has the number of its part first, and NULL in the columns of all others. The parts see
+    one moment; rows are in no order.
     """
 
-    def __init__(self, first: Rows[Model], second: Rows[Other], condition: str) -> None:
-        self.second: Final = second
-        super().__init__(first, condition)
-
-    def _columns(self) -> str:
-        return f"{self.rows.typed_columns}, {self.second.typed_columns}"
+    def __init__(self, name: str, *parts: Part, before: str = "") -> None:
+        """`before` is what the parts may name, a `WITH`."""
+        ends = [*accumulate((len(part.columns) for part in parts), initial=1)]
+        #: Where a part's columns are in its rows.
+        self.places: Final = [slice(*place) for place in pairwise(ends)]
+        nulls = [
+            [f"NULL::{column.rpartition('::')[2]}" for column in part.columns] for part in parts
+        ]
+        selects = []
+        for number, part in enumerate(parts):
+            columns = [*nulls[:number], part.columns, *nulls[number + 1 :]]
+            listed = ", ".join(chain([str(number)], *columns))
+            selects.append(f"SELECT {listed} FROM {part.source}")  # noqa: S608 - as above
+        super().__init__(name, f"{before} {' UNION ALL '.join(selects)}")
 
 
 @lru_cache(maxsize=2_000)  # the rules change some dozen sets of columns
@@ -178,12 +215,13 @@ def _update(table: str, names: tuple[str, ...]) -> Prepared:
     return Prepared(f"update_{table}", statement)
 
 
-@cache
-def _insert(table: str, names: tuple[str, ...]) -> Prepared:
-    """Return the statement that adds one row."""
+@lru_cache(maxsize=200)
+def _insert(table: str, names: tuple[str, ...], count: int) -> Prepared:
+    """Return the statement that adds so many rows."""
     # An id is taken from its sequence beforehand, where it has to be known.
     head = f"{table} ({', '.join(map(_quoted, names))}) OVERRIDING SYSTEM VALUE"
-    statement = f"INSERT INTO {head} VALUES {_marks(names)}"  # noqa: S608 - names of the models
+    marks = ", ".join([_marks(names)] * count)
+    statement = f"INSERT INTO {head} VALUES {marks}"  # noqa: S608 - names of the models
     return Prepared(f"insert_{table}", statement)
 
 
@@ -203,10 +241,21 @@ def differences(row: object, loaded: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+class Loaded:
+    """The values that a row had, which stay, and what was made of them."""
+
+    __slots__ = ("derived", "values")
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self.values: Final = values
+        self.derived: Final[dict[object, Any]] = {}
+
+
 class _Row:
     """A row's attributes stand in its `__dict__`, under the names of its columns."""
 
-    __slots__ = ("__dict__",)
+    __slots__ = ("__dict__", "loaded")
+    loaded: Loaded | None
 
 
 def _decoder(kind: object) -> Callable[[Any], Any] | None:
@@ -214,11 +263,18 @@ def _decoder(kind: object) -> Callable[[Any], Any] | None:
         return {str(member.value): member for member in kind.enum_class}.__getitem__
     if isinstance(kind, LargeBinary):
         return bytes  # a memoryview, from psycopg2
+    if isinstance(kind, JSONB):
+        return from_json
     return None
 
 
-def _type_without_limits(kind: TypeEngine[Any]) -> str:
-    """Return a type for a cast that changes no value, such as `VARCHAR` for `VARCHAR(200)`."""
+def _read_as(kind: TypeEngine[Any]) -> str:
+    """Return the type as which a column is read, such as `VARCHAR` for `VARCHAR(200)`.
+
+    JSON is read as text, by which values that are kept are looked up.
+    """
+    if isinstance(kind, JSONB):
+        return "TEXT"
     return re.sub(r"\([\d, ]*\)", "", kind.compile(_DIALECT))
 
 
@@ -231,60 +287,40 @@ def read_off(kind: type[Value], row: object, **given: Any) -> Value:
 
     JSON lists become tuples, with objects of the domain where the field's type names their class.
     """
-    names, values = _values(kind, tuple(given), row)
-    return kind(**dict(zip(names, values, strict=True)), **given)
+    names, read, lists = _reader(kind, tuple(given))  # type: ignore[arg-type]  # a class is hashable
+    values = dict(zip(names, read(row), strict=True))
+    for name, read_item in lists:
+        values[name] = tuple(map(read_item, values[name]) if read_item else values[name])
+    return kind(**values, **given)
 
 
-def read_frozen(kind: type[Value], row: object) -> Value:
-    """Do what `read_off` does for a frozen dataclass; equal values give the same object.
+def derived(row: Model, derive: Callable[[Model], Value]) -> Value:
+    """Return what a pure function makes of a row's columns, which nothing changes.
 
-    From one change of a run to the next most of its phases are as they were, and to find one costs
-    a third of making it.
+    It is made once for the values that a row has, and for all rows that were read with equal values
+    that are `kept`: from one change of a run to the next most of its phases are as they were.
     """
-    names, values = _values(kind, (), row)
-    try:
-        made: Value = _made(cast("Hashable", kind), names, values)
-    except TypeError:  # a JSON object within: it cannot be looked up
-        return kind(**dict(zip(names, values, strict=True)))
-    return made
-
-
-@lru_cache(maxsize=5_000)
-def _made(kind: Any, names: tuple[str, ...], values: tuple[Any, ...]) -> Any:
-    return kind(**dict(zip(names, values, strict=True)))
-
-
-def _values(
-    kind: type[Any], given: tuple[str, ...], row: object
-) -> tuple[tuple[str, ...], tuple[Any, ...]]:
-    """Return the names of the fields that are not given, and a row's values for them."""
-    names, read, lists = _reader(kind, given)  # type: ignore[arg-type]  # a class is hashable
-    values = read(row)
-    if lists:
-        changed = list(values)
-        for position, read_item in lists:
-            found = changed[position]
-            changed[position] = tuple(map(read_item, found) if read_item else found)
-        values = tuple(changed)
-    return names, values
+    plain: Any = row
+    if plain.loaded is None or differences(row, plain.loaded.values):
+        plain.loaded = Loaded(dict(row.__dict__))
+    found = plain.loaded.derived.get(derive)
+    if found is None:
+        found = plain.loaded.derived[derive] = derive(row)
+    return cast("Value", found)
 
 
 @cache
 def _reader(kind: type[Any], given: tuple[str, ...]) -> tuple[
     tuple[str, ...],
     Callable[[object], tuple[Any, ...]],
-    tuple[tuple[int, Callable[[Any], Any] | None], ...],
+    tuple[tuple[str, Callable[[Any], Any] | None], ...],
 ]:
     """Return which attributes are read, a function that reads them, and which of them are lists.
 
     With each list stands what reads its members where they are JSON objects.
     """
     hints = {name: hint for name, hint in get_type_hints(kind).items() if name not in given}
-    lists = [
-        (place, _member(hint))
-        for place, hint in enumerate(hints.values())
-        if get_origin(hint) is tuple
-    ]
+    lists = [(name, _member(hint)) for name, hint in hints.items() if get_origin(hint) is tuple]
     return tuple(hints), attrgetter(*hints), tuple(lists)
 
 

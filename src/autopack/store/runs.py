@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import fields, replace
 from datetime import datetime
+from operator import attrgetter
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -43,7 +44,7 @@ from ..domain.states import PhaseStatus, RunStatus
 from ..domain.terms import Role
 from ..models import EventRow, Issue, NodeRun, Phase, Run, Tier
 from . import nodes
-from .rows import Prepared, PreparedJoin, PreparedSelect, Rows, read_frozen, read_off
+from .rows import Part, Prepared, PreparedParts, Rows, derived, read_off
 from .session import RowSession
 
 Position = tuple[datetime, int]
@@ -56,8 +57,8 @@ class RunBusyError(UnavailableError):
 
 
 RUNS: Final = Rows(Run)
-TIERS: Final = Rows(Tier)
-PHASES: Final = Rows(Phase)
+TIERS: Final = Rows(Tier, kept=300)
+PHASES: Final = Rows(Phase, kept=3_000)
 EVENTS: Final = Rows(EventRow)
 
 _LOCK: Final = f"SELECT pg_advisory_lock({RUN.number('%s')})"
@@ -65,15 +66,24 @@ _TRY_LOCK: Final = f"SELECT pg_try_advisory_lock({RUN.number('%s')})"
 _UNLOCK: Final = f"SELECT pg_advisory_unlock({RUN.number('%s')})"
 _LOCK_CLAIM_KEY: Final = f"SELECT pg_advisory_lock({CLAIM_KEY.number('%s')})"
 _UNLOCK_CLAIM_KEY: Final = f"SELECT pg_advisory_unlock({CLAIM_KEY.number('%s')})"
+
+
+def _whole(condition: str) -> PreparedParts:
+    """Return the SELECT of a run with its tiers and phases."""
+    return PreparedParts(
+        "select_run",
+        Part(RUNS.column_list, "found AS runs"),
+        Part(TIERS.column_list, "tiers WHERE run_pk = (SELECT id FROM found)"),
+        Part(PHASES.column_list, "phases WHERE run_pk = (SELECT id FROM found)"),
+        before=f"WITH found AS (SELECT {RUNS.columns} FROM runs WHERE {condition})",  # noqa: S608 - literals
+    )
+
+
 # The index is over lower(run_id); the name itself must match exactly.
-_BY_NAME: Final = PreparedSelect(RUNS, "WHERE lower(run_id) = %s AND run_id = %s")
-_BY_NAME_LOCKED: Final = PreparedSelect(RUNS, "WHERE lower(run_id) = %s AND run_id = %s FOR UPDATE")
-_GRAPH: Final = PreparedJoin(
-    TIERS,
-    PHASES,
-    "LEFT JOIN phases ON phases.tier_pk = tiers.id WHERE tiers.run_pk = %s"
-    " ORDER BY tiers.tier_index, phases.phase_index",
-)
+_BY_NAME: Final = _whole("lower(run_id) = %s AND run_id = %s")
+# Tiers and phases are as they were when the statement began: then the run's lock was held.
+_BY_NAME_LOCKED: Final = _whole("lower(run_id) = %s AND run_id = %s FOR UPDATE")
+_BY_ANY_CASE: Final = _whole("lower(run_id) = %s")
 _MARK_MIRRORED: Final = Prepared(
     "mark_mirrored",
     "UPDATE runs SET mirrored_revision = %s WHERE id = %s AND mirrored_revision < %s"
@@ -145,22 +155,22 @@ def _unlocking(session: RowSession, unlock: str, key: tuple[str]) -> Iterator[No
 
 def get_run(session: RowSession, run_id: str) -> Run:
     """Return a run with its tiers and phases. Raises NotFoundError."""
-    return _with_graph(session, _one(session.rows_by(_BY_NAME, _names(run_id)), run_id))
+    return _one(_find_whole(session, _BY_NAME, _names(run_id)), run_id)
 
 
 def lock_run(session: RowSession, run_id: str) -> Run:
     """Begin a transaction, and return a run with its tiers and phases, FOR UPDATE.
 
-    Raises NotFoundError.
+    The caller holds the run's lock, without which nothing changes tiers or phases. Raises
+    NotFoundError.
     """
     session.begin_change()
-    return _with_graph(session, _one(session.rows_by(_BY_NAME_LOCKED, _names(run_id)), run_id))
+    return _one(_find_whole(session, _BY_NAME_LOCKED, _names(run_id)), run_id)
 
 
 def find_run_by_any_case(session: RowSession, run_id: str) -> Run | None:
     """Return the run with this name in any letter case."""
-    run = session.row(RUNS, "WHERE lower(run_id) = %s", (run_id.lower(),))
-    return run if run is None else _with_graph(session, run)
+    return _find_whole(session, _BY_ANY_CASE, (run_id.lower(),))
 
 
 def list_runs(
@@ -442,10 +452,18 @@ def read_state(run: Run) -> RunState:
     return read_off(
         RunState,
         run,
-        tiers=tuple(read_frozen(TierState, tier) for tier in run.tiers),
-        phases=tuple(read_frozen(PhaseState, phase) for tier in run.tiers for phase in tier.phases),
+        tiers=tuple(derived(tier, _tier_state) for tier in run.tiers),
+        phases=tuple(derived(phase, _phase_state) for tier in run.tiers for phase in tier.phases),
         issues={},
     )
+
+
+def _tier_state(tier: Tier) -> TierState:
+    return read_off(TierState, tier)
+
+
+def _phase_state(phase: Phase) -> PhaseState:
+    return read_off(PhaseState, phase)
 
 
 def write_state(run: Run, state: RunState, before: RunState | None = None) -> None:
@@ -544,9 +562,16 @@ def _names(run_id: str) -> tuple[str, str]:
     return run_id.lower(), run_id
 
 
-def _with_graph(session: RowSession, run: Run) -> Run:
-    """Load a run's tiers and phases."""
-    attach(run, *session.joined(_GRAPH, (run.id,)))
+def _find_whole(session: RowSession, whole: PreparedParts, names: Sequence[str]) -> Run | None:
+    found, tiers, phases = session.fetch_parts(whole, names)
+    if not found:
+        return None
+    (run,) = session.read(RUNS, found)
+    attach(
+        run,
+        sorted(session.read(TIERS, tiers), key=attrgetter("tier_index")),
+        sorted(session.read(PHASES, phases), key=attrgetter("tier_index", "phase_index")),
+    )
     return run
 
 
@@ -575,10 +600,10 @@ def attach(run: Run, tiers: list[Tier], phases: list[Phase]) -> None:
         tier.phases = [phase for phase in phases if phase.tier_id == tier.tier_id]
 
 
-def _one(rows: list[Run], run_id: str) -> Run:
-    if not rows:
+def _one(run: Run | None, run_id: str) -> Run:
+    if run is None:
         raise NotFoundError(f"there is no run '{run_id}'")
-    return rows[0]
+    return run
 
 
 _NOT_COLUMNS: Final = frozenset({"tiers", "phases", "issues"})

@@ -19,9 +19,8 @@ from sqlalchemy.orm import Session
 
 from .rows import (
     Model,
-    Other,
     Prepared,
-    PreparedJoin,
+    PreparedParts,
     PreparedSelect,
     Rows,
     Values,
@@ -81,36 +80,32 @@ class RowSession(Session):
         The condition follows `FROM table`. It is a literal in `store/`; values are bound.
         """
         statement = f"SELECT {rows.columns} FROM {rows.name} {condition}"  # noqa: S608 - see above
-        return self._found(rows, map(rows.read, self.fetch(statement, values)))
+        return self.read(rows, self.fetch(statement, values))
 
     def rows_by(self, select: PreparedSelect[Model], values: Sequence[Any]) -> list[Model]:
         """Return the rows of a prepared SELECT; otherwise as `rows`."""
-        return self._found(select.rows, map(select.rows.read, self.fetch_by(select, values)))
+        return self.read(select.rows, self.fetch_by(select, values))
 
     def row(self, rows: Rows[Model], condition: str, values: Values = ()) -> Model | None:
         """Return the first row that a condition selects, or None."""
         found = self.rows(rows, condition, values)
         return found[0] if found else None
 
-    def joined(
-        self, join: PreparedJoin[Model, Other], values: Sequence[Any]
-    ) -> tuple[list[Model], list[Other]]:
-        """Return the rows of two tables that one prepared SELECT reads, each of them once."""
-        first, second = join.rows, join.second
-        firsts: dict[tuple[Any, ...], Model] = {}  # by their ids, which are read first
-        seconds = []
-        for each in self.fetch_by(join, values):
-            one, other = each[: first.width], each[first.width :]
-            if one[:1] not in firsts:
-                firsts[one[:1]] = first.read(one)
-            if other[0] is not None:
-                seconds.append(second.read(other))
-        return self._found(first, firsts.values()), self._found(second, seconds)
+    def fetch_parts(
+        self, parts: PreparedParts, values: Sequence[Any]
+    ) -> list[list[tuple[Any, ...]]]:
+        """Return the rows of each part of a statement."""
+        found: list[list[tuple[Any, ...]]] = [[] for _ in parts.places]
+        for row in self.fetch_by(parts, values):
+            found[row[0]].append(row[parts.places[row[0]]])
+        return found
 
-    def _found(self, rows: Rows[Model], found: Iterable[Model]) -> list[Model]:
+    def read(self, rows: Rows[Model], found: Iterable[Sequence[Any]]) -> list[Model]:
+        """Return fetched rows of a table; in a change, edits of these rows are written."""
+        read = map(rows.read, found)
         if self._is_begun or self._is_writing:
-            return [self.follow(rows, row) for row in found]
-        return list(found)
+            return [self.follow(rows, row) for row in read]
+        return list(read)
 
     def next_id(self, rows: Rows[Any]) -> int:
         """Take an id for a row that is to be added."""

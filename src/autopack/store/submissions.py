@@ -6,8 +6,11 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
+from itertools import chain
+from operator import attrgetter, itemgetter
 from typing import Any, Final, NamedTuple
 
+from pydantic_core import from_json
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
@@ -15,10 +18,11 @@ from ..domain.errors import NotFoundError
 from ..domain.outcomes import CommitKind, PatchOutcome, PatchStatus
 from ..domain.retention import DetailsRemovedError
 from ..domain.states import PhaseStatus
-from ..models import Commit, Patch, Phase, Reply, Run, Submission
+from ..models import Commit, Issue, Patch, Phase, Reply, Run, Submission
 from ..models.work import OF_ALL_RUNS
 from ..views.record import RecordedCommit
-from .rows import Prepared, PreparedSelect, Rows
+from .issues import ISSUES
+from .rows import Part, Prepared, PreparedParts, PreparedSelect, Rows
 from .session import RowSession
 
 SUBMISSIONS: Final = Rows(Submission)
@@ -46,17 +50,19 @@ _NEXT_SUBMISSION: Final = Prepared(
     " FROM generate_series(1, %s))"
     " FROM submissions WHERE phase_pk = %s AND role = %s",
 )
-# Together, as each round trip costs more than such a statement.
-_ATTEMPTS: Final = Prepared(
-    "select_attempts",
-    f"SELECT {SUBMISSIONS.typed_columns},"  # noqa: S608 - names of the models
-    " ARRAY(SELECT f.path FROM patches p"
-    " CROSS JOIN LATERAL jsonb_array_elements_text(p.files_changed) WITH ORDINALITY f(path, place)"
-    " WHERE p.submission_pk = submissions.id ORDER BY p.position, f.place),"
-    " ARRAY(SELECT c.sha::text FROM patches p JOIN commits c ON c.patch_pk = p.id"
+_FILES: Final = (
+    "ARRAY(SELECT p.files_changed::text FROM patches p"
+    " WHERE p.submission_pk = submissions.id ORDER BY p.position)::text[]"
+)
+_SHAS: Final = (
+    "ARRAY(SELECT c.sha FROM patches p JOIN commits c ON c.patch_pk = p.id"
     " AND c.run_pk = submissions.run_pk AND c.phase_pk = submissions.phase_pk"
-    " WHERE p.submission_pk = submissions.id ORDER BY c.position)"
-    " FROM submissions WHERE phase_pk = ANY(%s) ORDER BY id",
+    " WHERE p.submission_pk = submissions.id ORDER BY c.position)::text[]"
+)
+_ATTEMPTS_AND_ISSUES: Final = PreparedParts(
+    "select_attempts_and_issues",
+    Part((*SUBMISSIONS.column_list, _FILES, _SHAS), "submissions WHERE phase_pk = ANY(%s)"),
+    Part(ISSUES.column_list, "issues WHERE phase_pk = ANY(%s)"),
 )
 _LAST_POSITION: Final = Prepared(
     "last_commit", "SELECT coalesce(max(position), 0)::bigint FROM commits WHERE run_pk = %s"
@@ -115,11 +121,16 @@ class Attempt(NamedTuple):
     commits: list[str]
 
 
-def list_attempts(session: RowSession, phase_pks: Sequence[int]) -> list[Attempt]:
-    """Return the submissions to phases, oldest first."""
-    found = session.fetch_by(_ATTEMPTS, (list(phase_pks),))
-    width = SUBMISSIONS.width
-    return [Attempt(SUBMISSIONS.read(row[:width]), *row[width:]) for row in found]
+def list_attempts_and_issues(
+    session: RowSession, phase_pks: Sequence[int]
+) -> tuple[list[Attempt], list[Issue]]:
+    """Return the submissions to phases, oldest first, and their issues, as they were first seen."""
+    made, seen = session.fetch_parts(_ATTEMPTS_AND_ISSUES, [list(phase_pks)] * 2)
+    attempts = [
+        Attempt(SUBMISSIONS.read(values), [*chain.from_iterable(map(from_json, files))], shas)
+        for *values, files, shas in sorted(made, key=itemgetter(0))
+    ]
+    return attempts, sorted(session.read(ISSUES, seen), key=attrgetter("id"))
 
 
 def list_patches(session: RowSession, submission_pk: int) -> list[Patch]:

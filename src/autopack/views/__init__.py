@@ -6,11 +6,11 @@ request's body is a value of the domain, or a model beside its route in `api/`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from datetime import datetime
-from functools import cache, lru_cache
+from functools import cache
 from operator import attrgetter
-from typing import Annotated, Any, Self, cast, get_origin
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 
@@ -40,36 +40,6 @@ class Shape(BaseModel):
             return cls.model_validate(row)
         names, read = _reader(cls, frozenset(given))
         return cls.model_validate({**dict(zip(names, read(row), strict=True)), **given})
-
-    @classmethod
-    def shared(cls, row: object, **given: Any) -> Self:
-        """Return what `of` does; equal values give the same view, which must not be changed.
-
-        To find one costs a fifth of making it, and most phases of a run are as they were.
-        """
-        names, read = _reader(cls, frozenset(given))
-        values = [*read(row), *given.values()]
-        for place in _lists(cls, (*names, *given)):
-            values[place] = tuple(values[place])
-        try:
-            found: Self = _shared(cast("Hashable", cls), (*names, *given), tuple(values))
-        except TypeError:  # a JSON object within: it cannot be looked up
-            return cls.of(row, **given)
-        return found
-
-
-@cache
-def _lists(kind: type[Shape], names: tuple[str, ...]) -> tuple[int, ...]:
-    """Return which of these fields are lists, which cannot be looked up."""
-    fields = kind.model_fields
-    return tuple(
-        place for place, name in enumerate(names) if get_origin(fields[name].annotation) is list
-    )
-
-
-@lru_cache(maxsize=4_096)
-def _shared(kind: Any, names: tuple[str, ...], values: tuple[object, ...]) -> Any:
-    return kind.model_validate(dict(zip(names, values, strict=True)))
 
 
 @cache
