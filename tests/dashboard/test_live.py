@@ -235,6 +235,39 @@ class EndingFeed:
             yield None
 
 
+class LateFeed(EndingFeed):
+    """A feed that tells of events only from a moment after the page's first look."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_placed = asyncio.Event()
+
+    async def wait_for_place(self) -> None:
+        await self.is_placed.wait()
+
+
+def test_a_page_of_all_runs_shows_an_event_between_its_first_look_and_the_feeds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("autopack.dashboard.live.PAUSE_SECONDS", 0)
+
+    async def look() -> None:
+        feed: Any = LateFeed()
+        shown = Shown("home", "", "", "", may_act=False, query=RunQuery())
+        events = ["before"]
+        board = Board(shown, lambda: Picture(0, {"running": events[-1]}), feed, feed, "")
+        board.start()
+        first = await board.next(None)
+        events.append("between")
+        feed.is_placed.set()
+        second = await asyncio.wait_for(board.next(first), KEEP_ALIVE_SECONDS / 2)
+        assert second is not None
+        assert second.parts == {"running": "between"}
+        board.stop()
+
+    asyncio.run(look())
+
+
 def test_no_reader_waits_for_a_picture_when_the_service_ends() -> None:
     async def end() -> None:
         feed: Any = EndingFeed()

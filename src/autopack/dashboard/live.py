@@ -112,7 +112,8 @@ class Board:
     def start(self) -> None:
         loop = asyncio.get_running_loop()
         self._is_dirty.set()
-        self._tasks = [loop.create_task(self._follow()), loop.create_task(self._render())]
+        steps = (self._follow(), self._look_again(), self._render())
+        self._tasks = [loop.create_task(step) for step in steps]
 
     def stop(self) -> None:
         for task in self._tasks:
@@ -148,6 +149,15 @@ class Board:
                     return
         async with self._changed:  # the service ends: no reader waits for the next picture
             self._changed.notify_all()
+
+    async def _look_again(self) -> None:
+        """Draw a page of all runs again when it is sure that each event from then on will come.
+
+        The first look may be before that, and an event between the two would not be seen.
+        """
+        if not self.shown.run_id:  # a run's events are read from its picture's number on
+            await self._feed.wait_for_place()
+            self._is_dirty.set()
 
     async def _show_outage(self) -> None:
         """Say on the open pages that the database does not answer; they stay as they are."""

@@ -101,6 +101,10 @@ class Feed:
         """Whether the streams end, with the service."""
         return self._is_ending
 
+    async def wait_for_place(self) -> None:
+        """Wait until readers get each event from then on. It needs a reader that waits."""
+        await self._is_placed.wait()
+
     def require_room(self, caller: Caller) -> None:
         """Raises TooManyStreamsError, TooManyKeyStreamsError."""
         key, limits = caller.holder, caller.limits
