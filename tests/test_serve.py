@@ -232,7 +232,8 @@ def test_several_processes_go_on_without_reader_and_descriptors_until_a_second_s
             first.wait(PATIENCE_SECONDS)
             assert _get(f"{url}/health/live").status_code == 200
             itself.rlimit(psutil.RLIMIT_NOFILE, before)
-            while len(answering := processes_of(service.process.pid)) < 2:
+            # Until the new one has its handlers its first process may not have it on its list yet.
+            while sum(map(_has_handler, answering := processes_of(service.process.pid))) < 2:
                 assert process.poll() is None, service.text
             assert second in answering
             for each in answering:
@@ -373,27 +374,26 @@ def _get(url: str) -> httpx.Response:
 
 
 def _suspend(process: psutil.Process) -> None:
-    """Suspend a process, and wait until each of its threads stands still.
-
-    SIGTERM ends a process that has no handler yet at once, as long as one of its threads runs.
-    """
+    """Suspend a process, and wait until each of its threads stands still."""
     process.suspend()
-
-    def stands_still() -> bool:
-        with suppress(psutil.NoSuchProcess):  # a thread may end before it stands still
-            states = {psutil.Process(thread.id).status() for thread in process.threads()}
-            return states == {psutil.STATUS_STOPPED}
-        return False
-
-    while not stands_still():
+    while {psutil.Process(thread.id).status() for thread in process.threads()} != {"stopped"}:
         pass
+
+
+def _has_handler(process: psutil.Process) -> bool:
+    """Tell whether a process has a handler of SIGTERM."""
+    return _has_sigterm(process, "SigCgt")
 
 
 def _is_asked_to_end(process: psutil.Process) -> bool:
     """Tell whether SIGTERM waits for a suspended process."""
+    return _has_sigterm(process, "ShdPnd")
+
+
+def _has_sigterm(process: psutil.Process, signals: str) -> bool:
     status = Path(f"/proc/{process.pid}/status").read_text()
-    pending = int(re.findall(r"^ShdPnd:\s*(\w+)$", status, re.MULTILINE)[0], 16)
-    return bool(pending >> (signal.SIGTERM - 1) & 1)
+    found = int(re.findall(rf"^{signals}:\s*(\w+)$", status, re.MULTILINE)[0], 16)
+    return bool(found >> (signal.SIGTERM - 1) & 1)
 
 
 def _beside(fork_server: ForkServer, folder: Path, sent: bytes) -> subprocess.CompletedProcess[str]:
