@@ -75,7 +75,7 @@ def _whole(condition: str) -> PreparedParts:
         Part(RUNS.column_list, "found AS runs"),
         Part(TIERS.column_list, "tiers WHERE run_pk = (SELECT id FROM found)"),
         Part(PHASES.column_list, "phases WHERE run_pk = (SELECT id FROM found)"),
-        before=f"WITH found AS (SELECT {RUNS.columns} FROM runs WHERE {condition})",  # noqa: S608 - literals
+        before=f"WITH found AS (SELECT {RUNS.columns} FROM runs WHERE {condition})",  # noqa: S608 - names of the models, a literal
     )
 
 
