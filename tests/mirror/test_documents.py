@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from autopack.mirror.documents import encode, encode_sorted
@@ -26,6 +26,8 @@ def test_a_document_is_laid_out_as_json_dumps_does(document: dict[str, object]) 
     assert encode(document).decode() == json.dumps(document, indent=2) + "\n"
 
 
+@example({"\x7f": ""})  # ASCII, but escaped
+@example({"a": ["\xe9", "\u2028", "\ud800"]})
 @given(st.dictionaries(TEXT | st.text(max_size=3), VALUES | st.text(max_size=3), max_size=4))
 def test_a_strategy_has_the_bytes_that_json_dumps_makes(document: dict[str, object]) -> None:
     written = json.dumps(document, indent=2, sort_keys=True) + "\n"
