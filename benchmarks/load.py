@@ -3,7 +3,8 @@
     python benchmarks/load.py [--requests 400] [--clients 1 8 32] [--soak 20000]
                                [--processes 2]
 
-Each client has its own run. For each hot request: requests a second, and the milliseconds within
+Each client has its own run. All report issues of the same ten keys, then each of a key of its own:
+the difference is the wait for each other's entries of the backlog. For each hot request: requests a second, and the milliseconds within
 which half, 95 and 99 of a hundred are answered. The clients share the machine with the servers,
 which take turns, as a machine may change its speed within seconds.
 `--soak` then sends so many requests of all kinds from eight clients, and prints the memory of the
@@ -31,6 +32,7 @@ OPERATIONS: dict[str, Requests] = {
     "GET /runs/{id}": Work.reads,
     "update_status": Work.statuses,
     "record_issue": Work.issues,
+    "with own keys": Work.own_issues,
     "builder_result": Work.results,
 }
 # Of twenty requests: mostly reads and issues, as agents and a dashboard make them.

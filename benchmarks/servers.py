@@ -151,6 +151,11 @@ class Work:
             for n in range(count)
         ]
 
+    def own_issues(self, count: int) -> list[httpx.Request]:
+        path = f"/runs/{self.new_run()}/phases/P0/record_issue"
+        issue = {"issue_key": f"k-{self.name}", "source": "test", "category": "tests"}
+        return [self.post(path, issue) for _ in range(count)]
+
     def claims(self, count: int) -> list[httpx.Request]:
         """Take the first phase of a new run each time."""
         body = {"role": "builder", "agent": "bench@host"}

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from threading import Barrier
+from threading import Barrier, Event
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from sqlalchemy.event import listen
+
+from autopack.domain.events import IssueRecorded
+from autopack.services import building
+from autopack.services.context import utc_now
+from autopack.services.settling import settle
+from autopack.store import issues, runs
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
     from httpx2 import Response
     from tests.api.conftest import Api
+
+    from autopack.services.change import RunChange
 
 pytestmark = pytest.mark.integration
 
@@ -82,6 +93,49 @@ def test_two_runs_that_see_the_same_issues_in_turn_never_block_each_other(api: A
     assert {entry["age_in_runs"] for entry in backlog.values()} == {2}
     assert sum(entry["total_occurrences"] for entry in backlog.values()) >= 12
     assert seen >= 2
+
+
+def test_a_report_does_not_wait_while_another_run_that_saw_the_same_issue_is_at_its_patch(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api.start("slow")
+    api.start("quick")
+    is_settled, may_commit = Event(), Event()
+
+    def settle_slowly(change: RunChange) -> None:
+        settle(change)
+        is_settled.set()
+        assert may_commit.wait(60)
+
+    monkeypatch.setattr(building, "settle", settle_slowly)
+    report = {"issue_key": "a_failing_test", "source": "s", "category": "c"}
+    with ThreadPoolExecutor(2) as pool:
+        slow = pool.submit(api.result, "slow", suggested_issues=[report])
+        assert is_settled.wait(60)
+        quick = pool.submit(api.issue, run_id="quick")
+        try:
+            assert quick.result(timeout=30).status_code == 201
+        finally:
+            may_commit.set()
+    assert slow.result().status_code == 200
+    entry = api.client.get("/project/issues/backlog").json()["issues_by_key"]["a_failing_test"]
+    assert (entry["total_occurrences"], entry["age_in_runs"]) == (2, 2)
+
+
+def test_entries_that_a_change_counts_or_closes_are_locked_in_the_order_of_their_keys(
+    api: Api, app: FastAPI
+) -> None:
+    api.start()
+    for key in "abcd":
+        api.issue(key)
+    sent: list[str] = []
+    with app.state.context.writing() as session:
+        run = runs.lock_run(session, "run-001")
+        events = [event for _, event in runs.read_events(session, run.id)]
+        seen = {each.issue_key: each for each in events if isinstance(each, IssueRecorded)}
+        listen(session.connection(), "before_cursor_execute", lambda *call: sent.append(call[2]))
+        issues.write_backlog(session, run, [("T0", seen[key]) for key in "db"], "ca", utc_now())
+    assert re.findall("'([abcd])'", sent[0])[:4] == ["a", "b", "c", "d"]
 
 
 def test_of_twenty_starts_of_one_run_one_is_201_and_the_others_200(api: Api) -> None:

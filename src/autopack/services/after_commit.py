@@ -19,6 +19,7 @@ from ..store import runs
 from ..store.session import RowSession
 from .change import RunChange
 from .projection import project, project_backlog
+from .sightings import write_backlog
 
 logger = structlog.get_logger(__name__)
 
@@ -47,10 +48,12 @@ def commit_change(change: RunChange) -> None:
             tracing.step("commit"),
             change.context.repository.prepare_refs(change.ref_updates) as refs,
         ):
+            write_backlog(change)
             commit_for_good(change.session)
             after_commit(change.run, refs.commit)
     else:
         with tracing.step("commit"):
+            write_backlog(change)
             commit_for_good(change.session)
     if change.run.revision != change.revision_before:
         with tracing.step("files"):

@@ -21,9 +21,9 @@ from . import patching
 from .change import RunChange
 from .claiming import check_lease
 from .context import AppContext
-from .issues import seen_issues
 from .replies import Answer, changing_once, key_scope, once
 from .settling import settle
+from .sightings import seen_issues
 from .submitting import could_not_work, identify, record_submission, require_same_names
 
 _WITHOUT_PATCHES = (Recommendation.ESCALATE, Recommendation.UNAVAILABLE)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from datetime import datetime
 from typing import Final
 
 from ..domain.deciding import Decided, Given, decide, touches_issues
@@ -27,7 +28,7 @@ from ..domain.run import PhaseState
 from ..domain.run_issues import RunIssue
 from ..domain.sightings import Sighting
 from ..gitrepo import RefUpdate
-from ..models import Commit, Issue, Phase, Run
+from ..models import BacklogEntry, Commit, Issue, Phase, Run
 from ..store import issues, runs, submissions
 from ..store.session import RowSession
 from ..views.issues import IssueIndexAnswer
@@ -82,6 +83,8 @@ class RunChange:
         self.is_new_branch = False  # the branch is created by this change
         self.reports: list[tuple[str, IssueReport]] = []
         self.known_issues: dict[tuple[str, str], Issue] = {}  # the rows of reported keys, by place
+        self.cleaned_keys: list[str] = []  # keys of the backlog that this change closes
+        self.backlog_entries: dict[str, BacklogEntry] | None = None  # None: not counted yet
         self.placed_commits = 0
         self.record: tuple[RunDetail, Mapping[str, bytes]] | None = None
         self.first_head: Final = run.head_commit
@@ -122,12 +125,17 @@ class RunChange:
         if not self._has_issues:
             self._know(issues.list_run_issues(self.session, self.run.id))
 
-    def read_reported(self, phase: Phase, keys: Sequence[str]) -> None:
-        """Read the run's issues, and the rows of keys that are reported in a phase, in one trip."""
-        found, rows = issues.list_run_issues_with_rows(self.session, self.run.id, phase.id, keys)
+    def read_reported(self, phase: Phase, keys: Sequence[str]) -> Mapping[str, datetime]:
+        """Read the run's issues, and what is known of keys that are reported in a phase.
+
+        Returns since when a key needs cleanup, for each that does.
+        """
+        run = self.run
+        known = issues.read_known(self.session, run.project_id, run.id, phase.id, keys)
         if not self._has_issues:
-            self._know(found)
-        self.known_issues |= {(phase.phase_id, row.issue_key): row for row in rows}
+            self._know(known.of_run)
+        self.known_issues |= {(phase.phase_id, row.issue_key): row for row in known.rows}
+        return known.aged
 
     def _know(self, found: Sequence[RunIssue]) -> None:
         self._has_issues = True
@@ -170,10 +178,17 @@ class RunChange:
         self._shows_backlog = True
 
     @property
+    def sightings(self) -> list[IssueRecorded]:
+        """The reports that the project's backlog counts."""
+        return [
+            event
+            for event in self.events
+            if isinstance(event, IssueRecorded) and not event.is_expected
+        ]
+
+    @property
     def shows_backlog(self) -> bool:
-        return self._shows_backlog or any(
-            isinstance(event, IssueRecorded) and not event.is_expected for event in self.events
-        )
+        return self._shows_backlog or bool(self.cleaned_keys or self.sightings)
 
     @property
     def touched_phases(self) -> set[str]:

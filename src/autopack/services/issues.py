@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..domain.debt import LifeKind
 from ..domain.decision import require_live
-from ..domain.issue_rules import IssueSeen, IssuesSeen
-from ..domain.issues import (
-    BacklogOrder,
-    BacklogStatus,
-    IssueReport,
-    base_severity,
-    is_expected_key,
-    needs_cleanup,
-    severity_in_run,
-)
+from ..domain.issue_rules import IssuesSeen
+from ..domain.issues import BacklogOrder, BacklogStatus, IssueReport
 from ..domain.redaction import redacted
 from ..domain.terms import Severity
-from ..models import BacklogEntry, Phase
+from ..models import BacklogEntry
 from ..store import issues, runs
 from ..views.issues import (
     BacklogEntryAnswer,
@@ -31,12 +23,12 @@ from ..views.issues import (
     LifeAnswer,
     RecordIssueAnswer,
 )
-from .change import RunChange
 from .context import AppContext
 from .projection import project_backlog, run_index
 from .replies import Answer, changing_once, key_scope, once
 from .rulesets import read_ruleset
 from .settling import settle
+from .sightings import seen_issues, write_backlog
 
 MAX_PLACES = 20
 MAX_LIFE = 50
@@ -61,9 +53,11 @@ def record_issue(
             change = turn.change
             phase = change.phase(phase_id)
             require_live(change.state)
-            ((seen, entry),) = weigh_issues(change, phase, [report])
-            change.decide(IssuesSeen(phase_id=phase_id, issues=(seen,)))
+            change.decide(
+                IssuesSeen(phase_id=phase_id, issues=seen_issues(change, phase, [report]))
+            )
             settle(change)
+            entry = write_backlog(change).get(report.issue_key)
             index = phase.phase_index
             turn.answer(
                 RecordIssueAnswer(
@@ -74,82 +68,6 @@ def record_issue(
                 )
             )
     return turn.result()
-
-
-def weigh_issues(
-    change: RunChange, phase: Phase, reports: Iterable[IssueReport]
-) -> list[tuple[IssueSeen, BacklogEntry | None]]:
-    """Count reports in the backlog, and say how grave each is in this run. The one way for all.
-
-    An expected issue is not in the backlog. Keys are taken in their order, so that two runs that
-    see the same ones never wait for each other crosswise. What is known of them in this run is read
-    before: from then on, other runs that see them wait for the end of this change.
-    """
-    ordered = sorted(reports, key=lambda report: report.issue_key)
-    if ordered:
-        change.read_reported(phase, [report.issue_key for report in ordered])
-    change.reports += [(phase.phase_id, report) for report in ordered]
-    return [_weigh(change, phase, report) for report in ordered]
-
-
-def seen_issues(
-    change: RunChange, phase: Phase, reports: Iterable[IssueReport]
-) -> tuple[IssueSeen, ...]:
-    """Weigh the reports that come with a result."""
-    return tuple(seen for seen, _ in weigh_issues(change, phase, reports))
-
-
-def _weigh(
-    change: RunChange, phase: Phase, report: IssueReport
-) -> tuple[IssueSeen, BacklogEntry | None]:
-    run = change.run
-    severity = effective = base_severity(report.severity, report.category, run.major_categories)
-    is_expected = report.expected_fail and is_expected_key(report.issue_key, phase.expected_issues)
-    entry: BacklogEntry | None = None
-    if not is_expected:
-        entry = issues.sight(
-            change.session,
-            project_id=run.project_id,
-            issue_key=report.issue_key,
-            category=report.category,
-            severity=severity,
-            run_pk=run.id,
-            run_id=run.run_id,
-            tier_id=phase.tier_id,
-            now=change.now,
-        )
-        effective = _age(change, entry, severity)
-    seen = IssueSeen(
-        issue_key=report.issue_key,
-        category=report.category,
-        reported_severity=report.severity,
-        severity=severity,
-        effective_severity=effective,
-        source=report.source,
-        is_expected=is_expected,
-    )
-    return seen, entry
-
-
-def _age(change: RunChange, entry: BacklogEntry, severity: Severity) -> Severity:
-    """Let an entry age, and return how grave the issue is in this run."""
-    run = change.run
-    aged_at = entry.needs_cleanup_at if entry.status is BacklogStatus.NEEDS_CLEANUP else None
-    if entry.status is BacklogStatus.OPEN and needs_cleanup(
-        entry.base_severity,
-        age_in_runs=entry.age_in_runs,
-        age_in_tiers=entry.age_in_tiers,
-        after_runs=run.cleanup_after_runs,
-        after_tiers=run.cleanup_after_tiers,
-    ):
-        entry.status = BacklogStatus.NEEDS_CLEANUP
-        entry.needs_cleanup_at = change.now
-        issues.note(
-            *(change.session, run.project_id, entry.issue_key, LifeKind.AGED, change.now),
-            run_id=run.run_id,
-            reason=f"seen in {entry.age_in_runs} runs and {entry.age_in_tiers} tiers",
-        )
-    return severity_in_run(severity, aged_at=aged_at, began_at=run.created_at)
 
 
 def issue_index(context: AppContext, run_id: str) -> IssueIndexAnswer:

@@ -18,9 +18,9 @@ from ..store import ci_runs, issues, runs
 from ..views.results import CiResultAnswer
 from .change import RunChange
 from .context import AppContext
-from .issues import seen_issues
 from .replies import Answer, changing_once, key_scope, once
 from .settling import settle
+from .sightings import seen_issues
 from .submitting import require_same_names
 
 

@@ -260,7 +260,7 @@ def _resolve_cleaned(change: RunChange) -> None:
             reason=why,
         )
         if closing is not None:
-            issues.resolve_cleaned(change.session, run.project_id, phase.issue_key, change.now)
+            change.cleaned_keys.append(phase.issue_key)
         change.show_backlog()
 
 

@@ -10,17 +10,18 @@ from datetime import datetime
 from operator import itemgetter
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Select, select, update
+from sqlalchemy import ColumnElement, Select, select
 from sqlalchemy.orm import Session
 
 from ..domain.debt import LifeKind
 from ..domain.errors import NotFoundError
+from ..domain.events import IssueRecorded
 from ..domain.issues import BacklogOrder, BacklogStatus
 from ..domain.run_issues import RunIssue
 from ..domain.terms import Severity
 from ..models import BacklogEntry, Issue, Phase, Run, Sighting
 from ..views.issues import PlaceAnswer
-from .rows import Part, Prepared, PreparedParts, PreparedSelect, Rows
+from .rows import Part, Prepared, PreparedParts, PreparedSelect, Rows, Values
 from .session import RowSession
 
 ISSUES: Final = Rows(Issue, kept=1_000)
@@ -45,24 +46,39 @@ _OF_RUN: Final = PreparedParts(
         "issues i JOIN phases p ON p.id = i.phase_pk WHERE i.run_pk = %s",
     ),
     Part(ISSUES.column_list, "issues WHERE phase_pk = %s AND issue_key = ANY(%s)"),
+    Part(
+        ("issue_key::text", "needs_cleanup_at::timestamptz"),
+        "backlog WHERE project_id = %s AND issue_key = ANY(%s)"
+        f" AND status = '{BacklogStatus.NEEDS_CLEANUP}'",
+    ),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of keys before they are reported in a phase."""
+
+    of_run: list[RunIssue]  # all issues of the run, in the order in which they were first seen
+    rows: list[Issue]  # the entries of these keys in the phase
+    aged: dict[str, datetime]  # since when a key needs cleanup; others are not in it
 
 
 def list_run_issues(session: RowSession, run_pk: int) -> list[RunIssue]:
     """Return a run's issues in the order in which they were first seen."""
-    return list_run_issues_with_rows(session, run_pk, None, ())[0]
+    return read_known(session, "", run_pk, None, ()).of_run
 
 
-def list_run_issues_with_rows(
-    session: RowSession, run_pk: int, phase_pk: int | None, keys: Sequence[str]
-) -> tuple[list[RunIssue], list[Issue]]:
-    """Return a run's issues, and the rows of those keys that a phase of it has.
+def read_known(
+    session: RowSession, project_id: str, run_pk: int, phase_pk: int | None, keys: Sequence[str]
+) -> Known:
+    """Return what is known of keys of a phase, in one round trip.
 
-    The caller holds the run's lock if it changes these rows.
+    The caller holds the run's lock if it changes the rows. The backlog is not locked.
     """
-    found, rows = session.fetch_parts(_OF_RUN, (run_pk, phase_pk, list(keys)))
+    names = list(keys)
+    found, rows, aged = session.fetch_parts(_OF_RUN, (run_pk, phase_pk, names, project_id, names))
     found.sort(key=itemgetter(0))
-    return [_run_issue(row) for row in found], session.read(ISSUES, rows)
+    return Known([_run_issue(row) for row in found], session.read(ISSUES, rows), dict(aged))
 
 
 def _run_issue(row: Sequence[Any]) -> RunIssue:
@@ -96,9 +112,9 @@ def list_descriptions(session: Session, run_pk: int, keys: Collection[str]) -> d
     return {key: description or "" for key, description in session.execute(query)}
 
 
-# The first statement locks the entry until the transaction ends, so sightings of one key by several
-# runs follow each other and none is lost. The second one, which sees what was committed while the
-# first waited, adds the sighting, and counts the runs and tiers if it is a new one.
+# This locks the entry until the transaction ends, so sightings of one key by several runs follow
+# each other and none is lost. The next statement, which sees what was committed while this one
+# waited, adds the sightings, and counts runs and tiers of each key that has a new one.
 _SIGHT: Final = Prepared(
     "sight",
     """
@@ -116,47 +132,72 @@ _SIGHT: Final = Prepared(
             ELSE excluded.base_severity END
 """,
 )
-_SIGHTING: Final = Prepared(
-    "count_sighting",
+# LATERAL, so that the sightings of each key are found by their index, however many there are.
+_COUNT_SIGHTINGS: Final = Prepared(
+    "count_sightings",
     f"""
-    WITH entry AS (
-        SELECT id FROM backlog WHERE project_id = %s AND issue_key = %s
+    WITH seen AS (
+        SELECT DISTINCT known.id, given.tier_id
+        FROM unnest(%s::text[], %s::text[]) AS given (issue_key, tier_id)
+        JOIN backlog known ON known.project_id = %s AND known.issue_key = given.issue_key
     ), new AS (
-        INSERT INTO sightings (backlog_pk, run_pk, tier_id) SELECT id, %s, %s FROM entry
-        ON CONFLICT DO NOTHING RETURNING run_pk, tier_id
+        INSERT INTO sightings (backlog_pk, run_pk, tier_id) SELECT id, %s, tier_id FROM seen
+        ON CONFLICT DO NOTHING RETURNING backlog_pk, run_pk, tier_id
     ), ages AS (
-        SELECT count(DISTINCT run_pk) AS runs, array_agg(DISTINCT tier_id) AS tiers FROM (
-            SELECT run_pk, tier_id FROM sightings WHERE backlog_pk = (SELECT id FROM entry)
-            UNION SELECT run_pk, tier_id FROM new
-        ) seen WHERE EXISTS (SELECT FROM new)
+        SELECT fresh.backlog_pk, counted.*
+        FROM (SELECT DISTINCT backlog_pk FROM new) fresh CROSS JOIN LATERAL (
+            SELECT count(DISTINCT run_pk) AS runs, array_agg(DISTINCT tier_id) AS tiers FROM (
+                SELECT run_pk, tier_id FROM sightings WHERE backlog_pk = fresh.backlog_pk
+                UNION ALL SELECT run_pk, tier_id FROM new WHERE backlog_pk = fresh.backlog_pk
+            ) all_seen
+        ) counted
     )
     SELECT ages.runs::bigint, ages.tiers::text[], {BACKLOG.columns}
-    FROM ages, backlog WHERE id = (SELECT id FROM entry)
+    FROM backlog LEFT JOIN ages ON ages.backlog_pk = backlog.id
+    WHERE backlog.id = ANY(ARRAY(SELECT id FROM seen))
 """,  # noqa: S608 - the names of columns alone
 )
 
 
-def sight(
+_RESOLVE: Final = Prepared(
+    "resolve_in_backlog",
+    "UPDATE backlog SET status = 'resolved', resolved_at = %s"
+    " WHERE project_id = %s AND issue_key = %s",
+)
+
+
+def write_backlog(
     session: RowSession,
-    *,
-    project_id: str,
-    issue_key: str,
-    category: str,
-    severity: Severity,
-    run_pk: int,
-    run_id: str,
-    tier_id: str,
+    run: Run,
+    reports: Sequence[tuple[str, IssueRecorded]],
+    cleaned: Collection[str],
     now: datetime,
-) -> BacklogEntry:
-    """Count one sighting in the backlog and bring the ages up to date."""
-    seen = (project_id, issue_key, category, severity, run_id, run_id, now)
-    session.gather(_SIGHT, seen)
-    found = session.fetch_by(_SIGHTING, (project_id, issue_key, run_pk, tier_id))
-    ((runs, tiers, *values),) = found
-    entry = session.follow(BACKLOG, BACKLOG.read(values))
-    if tiers is not None:
-        entry.age_in_runs, entry.age_in_tiers, entry.tiers = runs, len(tiers), sorted(tiers)
-    return entry
+) -> list[BacklogEntry]:
+    """Count reports of a run, each with its tier, and resolve the keys that it has cleaned up.
+
+    Returns the entries of what was reported, with their ages up to date. Entries are locked in the
+    order of their keys, so that two runs never wait for each other crosswise.
+    """
+    project_id, run_id = run.project_id, run.run_id
+    steps: list[tuple[str, Prepared, Values]] = []
+    for _, each in reports:
+        known = (project_id, each.issue_key, each.category, each.severity)
+        steps.append((each.issue_key, _SIGHT, (*known, run_id, run_id, now)))
+    steps += [(key, _RESOLVE, (now, project_id, key)) for key in cleaned]
+    for _, statement, values in sorted(steps, key=itemgetter(0)):
+        session.gather(statement, values)
+    if not reports:
+        return []
+    keys, tiers = [each.issue_key for _, each in reports], [tier_id for tier_id, _ in reports]
+    found = session.fetch_by(_COUNT_SIGHTINGS, (keys, tiers, project_id, run.id))
+    entries = []
+    for runs, tiers_seen, *columns in found:
+        entry = session.follow(BACKLOG, BACKLOG.read(columns))
+        if runs is not None:
+            entry.age_in_runs, entry.age_in_tiers = runs, len(tiers_seen)
+            entry.tiers = sorted(tiers_seen)
+        entries.append(entry)
+    return entries
 
 
 def get_backlog_entry(session: Session, project_id: str, issue_key: str) -> BacklogEntry:
@@ -218,15 +259,6 @@ def _of_entry(entry: BacklogEntry) -> list[ColumnElement[bool]]:
         Issue.issue_key == entry.issue_key,
         Issue.is_expected.is_(False),
     ]
-
-
-def resolve_cleaned(session: Session, project_id: str, key: str, now: datetime) -> None:
-    """Resolve a key that a debt-cleanup phase has cleaned up."""
-    session.execute(
-        update(BacklogEntry)
-        .where(BacklogEntry.project_id == project_id, BacklogEntry.issue_key == key)
-        .values(status=BacklogStatus.RESOLVED, resolved_at=now)
-    )
 
 
 def note(
