@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import random
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from select import select
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -15,8 +18,9 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
+from autopack.mirror import Mirror
 from autopack.services.feed import Feed
-from autopack.store.feed import find_horizon, list_after
+from autopack.store.feed import Listener, find_horizon, list_after
 
 from .conftest import Api
 
@@ -185,6 +189,27 @@ def test_what_is_committed_late_is_not_passed_by(api: Api, app: FastAPI) -> None
     with engine.connect() as failing:
         failing.execute(add, {"run": "nobody"})
         assert look()[:2] == (4, True)
+
+
+@pytest.mark.parametrize("has_room", [True, False])
+def test_readers_are_told_of_a_change_after_its_commit_and_its_files(
+    api: Api, app: FastAPI, monkeypatch: pytest.MonkeyPatch, has_room: bool
+) -> None:
+    api.start()
+    write = Mirror.write_run
+    told_before: list[bool] = []
+    with closing(Listener(app.state.context.engine)) as listener:
+
+        def write_run(self: Mirror, *args: Any, **kwargs: Any) -> None:
+            told_before.append(listener.has_heard())
+            if not has_room:
+                raise OSError(errno.ENOSPC, "no space left")
+            write(self, *args, **kwargs)
+
+        monkeypatch.setattr(Mirror, "write_run", write_run)
+        assert api.issue().status_code == (201 if has_room else 503)
+        assert told_before == [False]
+        assert listener.has_heard() or select([listener.file_number], [], [], 60)[0]
 
 
 def test_beyond_the_limit_a_stream_is_refused(api: Api, app: FastAPI) -> None:

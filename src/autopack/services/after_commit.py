@@ -7,15 +7,16 @@ forward, under the run's lock: by the run's next request, the periodic job, or t
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import structlog
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, InvalidRequestError
 
 from .. import tracing
 from ..domain.errors import AutopackError, UnavailableError
 from ..domain.events import IssueRecorded, IssueResolved
 from ..models import Run
-from ..store import runs
+from ..store import feed, runs
 from ..store.session import RowSession
 from .change import RunChange
 from .projection import project, project_backlog
@@ -50,14 +51,14 @@ def commit_change(change: RunChange) -> None:
         ):
             write_backlog(change)
             commit_for_good(change.session)
-            after_commit(change.run, refs.commit)
+            after_commit(change.session, change.run, refs.commit)
     else:
         with tracing.step("commit"):
             write_backlog(change)
             commit_for_good(change.session)
     if change.run.revision != change.revision_before:
         with tracing.step("files"):
-            after_commit(change.run, lambda: _write_files(change))
+            after_commit(change.session, change.run, lambda: _write_files(change))
 
 
 def commit_for_good(session: RowSession) -> None:
@@ -73,15 +74,17 @@ def commit_for_good(session: RowSession) -> None:
         ) from error
 
 
-def after_commit(run: Run, step: Callable[[], None]) -> None:
+def after_commit(session: RowSession, run: Run, step: Callable[[], None]) -> None:
     """Do a step that comes after the commit: what fails in it is rolled forward later.
 
-    Raises ProjectionLaggingError.
+    Readers of the feed are told of the change all the same. Raises ProjectionLaggingError.
     """
     try:
         step()
     except Exception as error:  # whatever it is, the change is recorded
         why = error.detail if isinstance(error, AutopackError) else type(error).__name__
+        with suppress(DBAPIError, InvalidRequestError):  # it may be the database that failed
+            feed.announce(session)
         logger.warning("projection_lags", run_id=run.run_id, why=why, exc_info=True)
         raise ProjectionLaggingError(
             f"run '{run.run_id}' is recorded at revision {run.revision}, but branch or files do "

@@ -167,8 +167,8 @@ def start_as(context: AppContext, plan: Plan, origin: Origin | None) -> tuple[Ru
         branch = RefUpdate(branch_ref(run_id), run.base_commit, None)
         with context.repository.prepare_refs([branch]) as refs:
             commit_for_good(session)
-            after_commit(run, refs.commit)
-        after_commit(run, lambda: _write_files(context, session, run))
+            after_commit(session, run, refs.commit)
+        after_commit(session, run, lambda: _write_files(context, session, run))
     return shown(run, [], context.now()), True
 
 

@@ -21,8 +21,12 @@ from ..domain.events import EventRecord
 from ..domain.states import RunStatus
 from ..models import EventRow, Run
 from .rows import read_off
+from .session import RowSession
 
 PAGE: Final = 500
+# Tells listeners of new events. Not in the transaction that adds them: it holds a lock of all
+# databases until its commit is on the disk, so that changes would wait for each other there.
+ANNOUNCE: Final = "NOTIFY autopack_events"
 
 # The newest id first: a transaction without a lock at the second query writes only after that id.
 _NEWEST = text("SELECT last_value - (NOT is_called)::int FROM events_id_seq")
@@ -75,6 +79,12 @@ class FeedEvent:
             previous_hash=row.previous_hash,
             hash=row.hash,
         )
+
+
+def announce(session: RowSession) -> None:
+    """Tell the readers of the feed of events that were committed."""
+    session.gather_unsynced((ANNOUNCE, ()))
+    session.send()
 
 
 def find_horizon(session: Session) -> tuple[int, bool]:

@@ -232,7 +232,8 @@ def find_shown(session: RowSession, run: Run, node_id: str) -> Shown:
 def mark_shown(session: RowSession, run: Run, node_id: str) -> None:
     """Record that a node shows a run that another one changed last. (`runs.mark_mirrored`)"""
     # If it is lost, branch and files are brought up to date once more.
-    session.gather_unsynced(_INSERT_MARK, (run.id, run.revision, run.event_sequence, node_id))
+    values = (run.id, run.revision, run.event_sequence, node_id)
+    session.gather_unsynced((_INSERT_MARK, values))
 
 
 def leave_mark(session: RowSession, run: Run, shown: Shown) -> None:
@@ -322,7 +323,8 @@ def set_followed(session: RowSession, node_id: str, followed: Followed) -> None:
     """Note up to where a node has followed, by a transaction of its own."""
     # If it is lost, the same runs are looked at again.
     query = "UPDATE nodes SET position = %s, unseen_before = %s WHERE id = %s"
-    session.gather_unsynced(query, (followed.position, followed.unseen_before, node_id))
+    values = (followed.position, followed.unseen_before, node_id)
+    session.gather_unsynced((query, values))
     session.send()
 
 

@@ -44,6 +44,7 @@ from ..domain.states import PhaseStatus, RunStatus
 from ..domain.terms import Role
 from ..models import EventRow, Issue, NodeRun, Phase, Run, Tier
 from . import nodes
+from .feed import ANNOUNCE
 from .rows import Part, Prepared, PreparedParts, Rows, derived, read_off
 from .session import RowSession
 
@@ -371,12 +372,13 @@ def list_live_heads(session: Session, node_id: str) -> list[tuple[str, str]]:
 def mark_mirrored(session: RowSession, run: Run, node_id: str) -> None:
     """Record that branch and files of a node show the run, together with the release of the lock.
 
+    Readers of the feed are told then: what they do next finds branch and files as the events say.
     The mark is on the run's row for the node that changed it last, else beside it (store/nodes.py).
     """
     if run.mirrored_by == node_id:
         # If it is lost, the files are written again.
         values = (run.revision, run.id, run.revision, node_id)
-        session.gather_unsynced(_MARK_MIRRORED, values)
+        session.gather_unsynced((_MARK_MIRRORED, values), (ANNOUNCE, ()))
     else:
         nodes.mark_shown(session, run, node_id)
 

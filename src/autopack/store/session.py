@@ -135,13 +135,14 @@ class RowSession(Session):
             statement = self._execute(statement)
         self._gathered.append((statement, values))
 
-    def gather_unsynced(self, statement: str | Prepared, values: Values) -> None:
-        """Gather a statement as a transaction of its own that a power cut may lose.
+    def gather_unsynced(self, *statements: tuple[str | Prepared, Values]) -> None:
+        """Gather statements as a transaction of their own that a power cut may lose.
 
         Only outside of a change. Postgres does not wait for its disk.
         """
         self.gather("BEGIN; SET LOCAL synchronous_commit = off")
-        self.gather(statement, values)
+        for statement, values in statements:
+            self.gather(statement, values)
         self.gather("COMMIT")
 
     def put(self, rows: Rows[Model], row: Model) -> Model:
