@@ -4,9 +4,10 @@
                                [--processes 2]
 
 Each client has its own run. All report issues of the same ten keys, then each of a key of its own:
-the difference is the wait for each other's entries of the backlog. For each hot request: requests a second, and the milliseconds within
-which half, 95 and 99 of a hundred are answered. The clients share the machine with the servers,
-which take turns, as a machine may change its speed within seconds.
+the difference is the wait for each other's entries of the backlog. For each hot request: requests a
+second, and the milliseconds within which half, 95 and 99 of a hundred are answered. The clients
+share the machine with the servers, which take turns, as a machine may change its speed within
+seconds.
 `--soak` then sends so many requests of all kinds from eight clients, and prints the memory of the
 servers before and after. `--processes` are those of the service that answer; the floor has one.
 `src/autopack` must be importable.
