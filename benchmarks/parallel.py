@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from replay import BASE, git, serve
+from history import BASE, git, serve
 
 LANES, DEPTH, MOST = "abc", 4, 0.5
 

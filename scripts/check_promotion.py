@@ -876,12 +876,12 @@ class AutopackError(Exception):
 
     `detail` is one clear sentence that names the offending value and what would be accepted;
     `extra` contains further members of the problem document, such as `allowed` or `hunks`, all of
-    them JSON. `is_replay`: the same request was refused before, and this is the stored answer.
+    them JSON. `is_repeat`: the same request was refused before, and this is the stored answer.
     """
 
     kind: ClassVar[ErrorKind] = ErrorKind.INVALID
     code: ClassVar[str] = "invalid"
-    is_replay: ClassVar[bool] = False
+    is_repeat: ClassVar[bool] = False
 
     def __init__(self, detail: str, **extra: object) -> None:
         super().__init__(detail)
@@ -2349,7 +2349,7 @@ class RecordError(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RecordClaim:
+class RecordSubject:
     """What a record is said to be of. `base_branch` is where the branch is to go."""
 
     run_id: str
@@ -2370,7 +2370,9 @@ class Findings:
         return bool(condition)
 
 
-def read_record(findings: Findings, data: bytes, message: str, claim: RecordClaim) -> JsonObject:
+def read_record(
+    findings: Findings, data: bytes, message: str, subject: RecordSubject
+) -> JsonObject:
     """Return `run.json`, whose shape is as it must be. Raises RecordError."""
     try:
         record = parse_json(data)
@@ -2393,17 +2395,17 @@ def read_record(findings: Findings, data: bytes, message: str, claim: RecordClai
             f"{RECORD} is not what the record's commit says: it was changed",
         )
     if not findings.expect(
-        record["run_id"] == claim.run_id,
-        f"the record is of run '{record['run_id']}', not of '{claim.run_id}'",
+        record["run_id"] == subject.run_id,
+        f"the record is of run '{record['run_id']}', not of '{subject.run_id}'",
     ):
         raise RecordError("a record of another run says nothing of this one")
     findings.expect(
-        record["branch"] == claim.branch,
-        f"the record is of branch '{record['branch']}', not of '{claim.branch}'",
+        record["branch"] == subject.branch,
+        f"the record is of branch '{record['branch']}', not of '{subject.branch}'",
     )
     findings.expect(
-        record["base_branch"] == claim.base_branch,
-        f"the run started from '{record['base_branch']}', not from '{claim.base_branch}'",
+        record["base_branch"] == subject.base_branch,
+        f"the run started from '{record['base_branch']}', not from '{subject.base_branch}'",
     )
     return dict(record)
 
@@ -3612,7 +3614,7 @@ def evolve(state: RunState, event: Event) -> RunState:
         case PatchApplied():
             return _apply_patch(altered(state, head_commit=event.commit), event)
         case PatchReplayed():
-            return _replay_patch(altered(state, head_commit=event.commit), event)
+            return _rebase_patch(altered(state, head_commit=event.commit), event)
         case PatchHeld():
             return change_phase(
                 state,
@@ -3851,7 +3853,7 @@ def _apply_patch(state: RunState, event: PatchApplied) -> RunState:
     return change_phase(state, event.phase_id, **changes)
 
 
-def _replay_patch(state: RunState, event: PatchReplayed) -> RunState:
+def _rebase_patch(state: RunState, event: PatchReplayed) -> RunState:
     """Add a commit of another run to a phase, with its authors."""
     phase = state.phase(event.phase_id)
     builders, models = phase.builders, phase.builder_models
@@ -4727,20 +4729,20 @@ class CheckedRecord:
     warnings: tuple[str, ...]
 
 
-def check_record(data: bytes, message: str, claim: RecordClaim) -> CheckedRecord:
+def check_record(data: bytes, message: str, subject: RecordSubject) -> CheckedRecord:
     """Return every reason against a record, and what to look at; no reason: it may be promoted.
 
     `data` is `run.json`, `message` that of the commit which holds it. Raises nothing.
     """
-    return _checked(data, message, claim, Replay.run)
+    return _checked(data, message, subject, Replay.run)
 
 
-def check_copied(data: bytes, message: str, claim: RecordClaim) -> CheckedRecord:
+def check_copied(data: bytes, message: str, subject: RecordSubject) -> CheckedRecord:
     """Return every reason why a record is not what a service wrote: its seal, chain and replay.
 
     Says nothing about promotion, so a record of a failed run may be whole. Raises nothing.
     """
-    return _checked(data, message, claim, Replay.follow)
+    return _checked(data, message, subject, Replay.follow)
 
 
 def check_continued(data: bytes, message: str, record: JsonObject) -> CheckedRecord:
@@ -4750,10 +4752,10 @@ def check_continued(data: bytes, message: str, record: JsonObject) -> CheckedRec
     last of them ended. Raises nothing.
     """
     run_id = str(record["continues"])
-    claim = RecordClaim(
+    subject = RecordSubject(
         run_id=run_id, branch=branch_name(run_id), base_branch=record["base_branch"]
     )
-    return _checked(data, message, claim, Replay.run, continued_at=record["base_commit"])
+    return _checked(data, message, subject, Replay.run, continued_at=record["base_commit"])
 
 
 def check_rebased(data: bytes, message: str, record: JsonObject) -> CheckedRecord:
@@ -4762,16 +4764,16 @@ def check_rebased(data: bytes, message: str, record: JsonObject) -> CheckedRecor
     It must satisfy all that is asked of a run that is promoted itself. Raises nothing.
     """
     run_id = str(record["rebases"])
-    claim = RecordClaim(
+    subject = RecordSubject(
         run_id=run_id, branch=branch_name(run_id), base_branch=record["base_branch"]
     )
-    return check_record(data, message, claim)
+    return check_record(data, message, subject)
 
 
 def _checked(
     data: bytes,
     message: str,
-    claim: RecordClaim,
+    subject: RecordSubject,
     check: Callable[[Replay], object],
     *,
     continued_at: str | None = None,
@@ -4779,7 +4781,7 @@ def _checked(
     findings = Findings()
     record: JsonObject | None = None
     try:
-        record = read_record(findings, data, message, claim)
+        record = read_record(findings, data, message, subject)
         check_chain(findings, record["events"])
         check(Replay(findings, record, continued_at=continued_at))
     except RecordError as refused:
@@ -4789,7 +4791,7 @@ def _checked(
     )
 
 
-def replay_reasons(record: JsonObject, earlier: Iterable[JsonObject]) -> tuple[str, ...]:
+def rebase_reasons(record: JsonObject, earlier: Iterable[JsonObject]) -> tuple[str, ...]:
     """Compare the commits that a rebased run makes again with those of the earlier records.
 
     `earlier` are the records of the run that is rebased and of those that it continues, oldest
@@ -5448,10 +5450,10 @@ _RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 class BranchCheck:
     """One branch being checked: the reasons against it, as they are found."""
 
-    def __init__(self, git: Git, claim: RecordClaim) -> None:
+    def __init__(self, git: Git, subject: RecordSubject) -> None:
         self.git = git
-        self.claim = claim
-        self.run_id, self.branch, self.base = claim.run_id, claim.branch, claim.base_branch
+        self.subject = subject
+        self.run_id, self.branch, self.base = subject.run_id, subject.branch, subject.base_branch
         self.reasons: list[str] = []
         self.warnings: list[str] = []
         self.history: list[str] = []
@@ -5525,7 +5527,7 @@ class BranchCheck:
         if entry is None or entry[0] != PLAIN_FILE:
             raise RecordError(f"the record has no {RECORD}")
         data = self.git.read(entry[1], "blob")
-        checked = check_record(data, commit.message.decode("utf-8", "replace"), self.claim)
+        checked = check_record(data, commit.message.decode("utf-8", "replace"), self.subject)
         self.reasons += checked.reasons
         self.warnings += checked.warnings
         return checked.record
@@ -5703,7 +5705,7 @@ class BranchCheck:
         elif kind == CommitKind.REPLAY:
             self._check_changes(sha, parent.tree, commit.tree)
             self._check_dependencies(sha, parent.tree, commit.tree)
-            self._check_replay(sha, parent.tree, commit.tree)
+            self._check_merge_of_original(sha, parent.tree, commit.tree)
         elif kind in (CommitKind.UNDO, CommitKind.ROLLBACK):
             self.expect(commit.tree in trees, f"commit {sha} brings back no earlier tree")
         elif not self.expect(
@@ -5722,7 +5724,7 @@ class BranchCheck:
             self.reasons.append(f"commit {sha} changes {show(path)}, {problem}")
             break  # one is enough to refuse it
 
-    def _check_replay(self, sha: str, old: str, new: str) -> None:
+    def _check_merge_of_original(self, sha: str, old: str, new: str) -> None:
         """A commit that is made again is the three-way merge of the original. (rules §8.1)"""
         original = self.git.commit(self.originals.get(sha, ""))
         before = self.git.commit(original.parents[0]).tree
@@ -5828,8 +5830,10 @@ class BranchCheck:
             if not OBJECT_ID.match(at):
                 raise RecordError(f"the continued run's record {show(at)} is no object id")
             run_id = str(record["continues"])
-            claim = RecordClaim(run_id=run_id, branch=branch_name(run_id), base_branch=self.base)
-            earlier = BranchCheck(self.git, claim)
+            subject = RecordSubject(
+                run_id=run_id, branch=branch_name(run_id), base_branch=self.base
+            )
+            earlier = BranchCheck(self.git, subject)
             found = earlier.check_as_earlier(at, base_head, record, check_continued)
             what = f"run '{show(run_id)}', which this one continues: "
             self.reasons += [what + reason for reason in earlier.reasons]
@@ -5849,14 +5853,14 @@ class BranchCheck:
         at, run_id = str(record["rebased_commit"]), str(record["rebases"])
         if hops > MAX_CONTINUED:
             raise RecordError(f"more than {MAX_CONTINUED} runs rebase one another")
-        claim = RecordClaim(run_id=run_id, branch=branch_name(run_id), base_branch=self.base)
-        earlier = BranchCheck(self.git, claim)
+        subject = RecordSubject(run_id=run_id, branch=branch_name(run_id), base_branch=self.base)
+        earlier = BranchCheck(self.git, subject)
         found = earlier.check_as_earlier(at, base_head, record, check_rebased)
         if found is not None:
             earlier._check_continued(found, base_head)
             earlier._check_rebased(found, base_head, hops + 1)
             records = [*reversed(earlier.continued), found]
-            self.reasons += replay_reasons(record, records)
+            self.reasons += rebase_reasons(record, records)
         what = f"run '{show(run_id)}', which this one rebases: "
         self.reasons += [what + reason for reason in earlier.reasons]
 
@@ -5933,11 +5937,11 @@ class BranchCheck:
         self.reasons += rehearsal_reasons(self.rehearsal, record["base_commit"])
 
 
-def check_branch(repository: str, claim: RecordClaim) -> JsonObject:
+def check_branch(repository: str, subject: RecordSubject) -> JsonObject:
     """Return the verdict on a branch of a repository as a JSON document. Raises WrongUseError."""
     with tempfile.TemporaryDirectory(prefix="autopack-check-") as scratch:
         git = Git(repository, scratch)
-        checked = BranchCheck(git, claim)
+        checked = BranchCheck(git, subject)
         try:
             checked.run()
         except WrongUseError:
@@ -5996,9 +6000,9 @@ def main(arguments: list[str] | None = None, program: str | None = None) -> int:
     parser.add_argument("--repository", default=".", help="a clone that has both (.)")
     parser.add_argument("--json", action="store_true", help="write the verdict as JSON")
     given = parser.parse_args(arguments)
-    claim = RecordClaim(run_id=given.run_id, branch=given.branch, base_branch=given.base)
+    subject = RecordSubject(run_id=given.run_id, branch=given.branch, base_branch=given.base)
     try:
-        verdict = check_branch(given.repository, claim)
+        verdict = check_branch(given.repository, subject)
     except WrongUseError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return WRONG_USE

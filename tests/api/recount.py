@@ -485,7 +485,7 @@ def assert_same(expected: Any, found: Any, place: str = "run") -> None:
 def check_branch(
     repo: GitRepo, recount: Recount, patches: dict[str, bytes], head: str, records: int
 ) -> None:
-    """See that git holds what the events say, and that replaying the patches gives its trees.
+    """See that git holds what the events say, and that the patches, applied again, give its trees.
 
     A finished run has a record after its end, and after each rollback.
     """

@@ -732,7 +732,7 @@ class TestBacktest:
         assert run["replayed"]["tokens_used"] == 30
         assert run["skipped_inputs"] == 3
 
-    def test_a_plan_that_other_rules_would_refuse_parts_at_its_start_with_nothing_replayed(
+    def test_a_plan_that_other_rules_would_refuse_parts_at_its_start_and_is_not_decided_again(
         self, api: Api
     ) -> None:
         api.start(phases=2)

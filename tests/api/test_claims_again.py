@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import text
 from tests.api.test_claims import HELD, SECONDS, dump, moment
 from tests.api.test_concurrency import at_once
-from tests.api.test_idempotency import is_replay
+from tests.api.test_idempotency import is_repeat
 
 from autopack.store.leases import MOST_FURTHER_TOKENS
 
@@ -47,7 +47,7 @@ def test_a_claim_whose_answer_was_lost_gets_the_same_lease_again(
     lost = agents.ask(run_id=run_id, key="one")
     before = api.run(), agents.events()
     again = agents.ask(run_id=run_id, key="one")
-    assert (is_replay(lost), is_replay(again)) == (False, True)
+    assert (is_repeat(lost), is_repeat(again)) == (False, True)
     assert without_token(again) == without_token(lost)
     assert (api.run(), agents.events()) == before
     assert count(agents, "SELECT count(*) FROM leases") == 1
@@ -113,7 +113,7 @@ def test_a_lease_that_has_ended_is_not_given_again_and_nothing_else_is(
     for _ in range(2):
         late = agents.ask(run_id=run_id, key="one")
         api.refused(late, 409, "lease_lost", "P0.0", "new Idempotency-Key")
-        assert not is_replay(late)
+        assert not is_repeat(late)
     assert count(agents, "SELECT count(*) FROM leases WHERE ended_at IS NULL") == 0
     anew = agents.ask(run_id=run_id, key="two")
     if end == "cancel":
@@ -131,9 +131,9 @@ def test_a_key_that_found_nothing_may_ask_again(
         assert agents.ask("auditor", run_id, key="one").status_code == 204
     agents.build(agents.claim())
     found = agents.ask("auditor", run_id, key="one")
-    assert (found.status_code, is_replay(found)) == (200, False)
+    assert (found.status_code, is_repeat(found)) == (200, False)
     again = agents.ask("auditor", run_id, key="one")
-    assert is_replay(again)
+    assert is_repeat(again)
     assert without_token(again) == without_token(found)
     assert agents.review(token=again.json()["lease"]["token"]).status_code == 200
 
@@ -146,7 +146,7 @@ def test_a_claims_key_comes_with_one_body(api: Api, agents: Agents, run_id: str 
     for other in (*others, {"role": "auditor"}):
         refused = agents.ask(run_id=run_id, key="one", **other)
         api.refused(refused, 422, "idempotency_key_reused", "one")
-    assert is_replay(agents.ask(run_id=run_id, key="one"))
+    assert is_repeat(agents.ask(run_id=run_id, key="one"))
 
 
 def test_keys_of_a_run_are_for_claims_and_other_requests_together(api: Api, agents: Agents) -> None:
@@ -180,7 +180,7 @@ def test_of_claims_at_once_with_one_key_all_get_one_lease(
         api.start(name)
     answers = at_once([partial(agents.ask, run_id=run_id, key="one")] * 6)
     assert Counter(answer.status_code for answer in answers) == {200: 6}
-    assert Counter(map(is_replay, answers)) == {False: 1, True: 5}
+    assert Counter(map(is_repeat, answers)) == {False: 1, True: 5}
     assert len({(each.json()["run_id"], each.json()["phase_id"]) for each in answers}) == 1
     assert count(agents, "SELECT count(*) FROM leases") == 1
     for answer in answers:

@@ -174,8 +174,8 @@ def test_of_equal_results_of_one_phase_all_get_the_one_answer(api: Api) -> None:
     answers = at_once([api.result] * 8)
     assert {answer.status_code for answer in answers} == {200}
     assert len({answer.json()["submission_id"] for answer in answers}) == 1
-    replays = [answer.headers.get("idempotency-replayed") for answer in answers]
-    assert replays.count("true") == 7
+    repeats = [answer.headers.get("idempotency-replayed") for answer in answers]
+    assert repeats.count("true") == 7
     assert len(api.commits()) == 1
 
 

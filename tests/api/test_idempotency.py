@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.integration
 
 
-def is_replay(response: Response) -> bool:
+def is_repeat(response: Response) -> bool:
     return response.headers.get("idempotency-replayed") == "true"
 
 
@@ -26,8 +26,8 @@ def test_the_same_result_again_is_answered_again_and_is_no_second_attempt(api: A
     first = api.result(tokens_used=100)
     again = api.result(tokens_used=100)
 
-    assert (first.status_code, is_replay(first)) == (200, False)
-    assert (again.status_code, is_replay(again)) == (200, True)
+    assert (first.status_code, is_repeat(first)) == (200, False)
+    assert (again.status_code, is_repeat(again)) == (200, True)
     assert again.json() == first.json()
     assert len(api.commits()) == 1
     phase = api.phase()
@@ -52,8 +52,8 @@ def test_a_refusal_is_given_again_and_uses_no_second_try(api: Api) -> None:
     for attempts, patch, status in ((1, conflicting, 409), (2, "no patch at all", 422)):
         first = api.result(patch=patch)
         again = api.result(patch=patch)
-        assert (first.status_code, is_replay(first)) == (status, False)
-        assert (again.status_code, is_replay(again)) == (status, True)
+        assert (first.status_code, is_repeat(first)) == (status, False)
+        assert (again.status_code, is_repeat(again)) == (status, True)
         assert again.json() == first.json()
         assert again.headers["content-type"] == "application/problem+json"
         assert api.phase()["builder_attempts_used"] == attempts
@@ -63,7 +63,7 @@ def test_the_same_patch_after_another_attempt_is_a_new_attempt(api: Api) -> None
     api.start()
     api.result(patch="broken")
     api.result(patch="", status="failed")
-    assert not is_replay(api.result(patch="broken"))
+    assert not is_repeat(api.result(patch="broken"))
     assert api.phase()["builder_attempts_used"] == 3
 
 
@@ -71,7 +71,7 @@ def test_a_key_identifies_one_request(api: Api) -> None:
     api.start(phases=2)
     first = api.result(key="try-1")
     again = api.result(key="try-1")
-    assert (again.status_code, is_replay(again), again.json()) == (200, True, first.json())
+    assert (again.status_code, is_repeat(again), again.json()) == (200, True, first.json())
 
     other = api.result(key="try-1", notes="not the same")
     api.refused(other, 422, "idempotency_key_reused", "try-1")
@@ -87,7 +87,7 @@ def test_a_key_outlives_later_attempts(api: Api) -> None:
     first = api.result(patch="broken", key="try-1")
     api.result(patch="", status="failed")
     again = api.result(patch="broken", key="try-1")
-    assert (again.status_code, is_replay(again)) == (422, True)
+    assert (again.status_code, is_repeat(again)) == (422, True)
     assert again.json() == first.json()
     assert api.phase()["builder_attempts_used"] == 2
 
@@ -99,7 +99,7 @@ def test_a_new_key_is_a_new_request_even_with_an_equal_body(api: Api) -> None:
     for number in range(2):
         api.result(patch=api.new_file(f"src/{number}.txt"))
         sent = api.client.post(path, json=review, headers={"Idempotency-Key": f"review-{number}"})
-        assert (sent.status_code, is_replay(sent)) == (200, False)
+        assert (sent.status_code, is_repeat(sent)) == (200, False)
     phase = api.phase()
     assert (phase["builder_attempts_used"], phase["auditor_attempts_used"]) == (2, 2)
 
@@ -111,7 +111,7 @@ def test_a_new_lease_is_a_new_request_even_with_an_equal_body(api: Api) -> None:
         token = api.client.post("/runs/run-001/claim", json=claim).json()["lease"]["token"]
         first = api.result(patch="", status="failed", lease_token=token)
         again = api.result(patch="", status="failed", lease_token=token)
-        assert (first.status_code, is_replay(first), is_replay(again)) == (200, False, True)
+        assert (first.status_code, is_repeat(first), is_repeat(again)) == (200, False, True)
         api.refused(api.result(lease_token=token, patch="other"), 409, "lease_lost")
         assert api.phase()["builder_attempts_used"] == attempt + 1
 
@@ -120,7 +120,7 @@ def test_a_result_with_a_key_is_known_by_its_body_when_sent_again_without_one(ap
     api.start()
     first = api.result(patch="", status="failed", key="try-1")
     again = api.result(patch="", status="failed")
-    assert (is_replay(first), is_replay(again), again.json()) == (False, True, first.json())
+    assert (is_repeat(first), is_repeat(again), again.json()) == (False, True, first.json())
 
 
 def test_a_key_gets_its_refusal_again_when_state_and_lease_have_moved_on(api: Api) -> None:
@@ -128,13 +128,13 @@ def test_a_key_gets_its_refusal_again_when_state_and_lease_have_moved_on(api: Ap
     api.start(phases=2)
     early = api.result(phase_id="P0.1", key="early")
     problem = api.refused(early, 409, "phase_not_next")
-    assert not is_replay(early)
+    assert not is_repeat(early)
     api.result()
     again = api.result(phase_id="P0.1", key="early")
-    assert (again.status_code, is_replay(again), again.json()) == (409, True, problem)
+    assert (again.status_code, is_repeat(again), again.json()) == (409, True, problem)
     assert api.result(phase_id="P0.1", key="anew").status_code == 200
     again = api.result(phase_id="P0.1", key="early")
-    assert (again.status_code, is_replay(again), again.json()) == (409, True, problem)
+    assert (again.status_code, is_repeat(again), again.json()) == (409, True, problem)
 
 
 def test_a_key_keeps_a_refusal_and_no_want_of_a_moment(api: Api, app: FastAPI) -> None:
@@ -154,7 +154,7 @@ def test_a_key_keeps_a_refusal_and_no_want_of_a_moment(api: Api, app: FastAPI) -
         ask(ConflictError("never"))
     with pytest.raises(AutopackError, match="never") as again:
         ask(None)
-    assert again.value.is_replay
+    assert again.value.is_repeat
 
 
 def test_a_refused_request_changes_nothing_but_its_own_key(api: Api) -> None:
@@ -180,16 +180,16 @@ def test_keys_of_two_runs_do_not_meet(api: Api) -> None:
     for run_id in ("run-a", "run-b"):
         api.start(run_id)
         response = api.result(run_id, key="same-key")
-        assert (response.status_code, is_replay(response)) == (200, False)
+        assert (response.status_code, is_repeat(response)) == (200, False)
 
 
 def test_an_issue_with_a_key_counts_once_and_without_one_twice(api: Api) -> None:
     api.start()
     first = api.issue("with", key="sighting-1")
     again = api.issue("with", key="sighting-1")
-    assert (again.status_code, is_replay(again), again.json()) == (201, True, first.json())
+    assert (again.status_code, is_repeat(again), again.json()) == (201, True, first.json())
     for _ in range(2):
-        assert not is_replay(api.issue("without"))
+        assert not is_repeat(api.issue("without"))
 
     index = api.client.get("/runs/run-001/issues/index").json()["issues_by_key"]
     backlog = api.client.get("/project/issues/backlog").json()["issues_by_key"]

@@ -69,10 +69,10 @@ def test_a_claim_that_is_sent_again_holds_no_second_lease(
     team.make("codex", AccessRole.BUILDER, limits=KeyLimits(claims=1))
     assert team.ask("POST", "/runs/start", "operator", json=api.plan("run-002")).status_code == 201
     one, two = ({"Idempotency-Key": key} for key in ("one", "two"))
-    for replayed in (None, "true"):
+    for repeated in (None, "true"):
         given = team.ask("POST", "/claim", "codex", json=AGENT, headers=one)
         assert given.status_code == 200, given.text
-        assert given.headers.get("idempotency-replayed") == replayed
+        assert given.headers.get("idempotency-replayed") == repeated
     refused = team.ask("POST", "/claim", "codex", json=AGENT, headers=two)
     api.refused(refused, 429, "too_many_claims", "holds 1 leases")
     lease = {"lease_token": given.json()["lease"]["token"]}

@@ -159,14 +159,14 @@ def test_a_base_that_moves_during_the_rebase_changes_nothing(
 ) -> None:
     finish(api)
     move_base(api)
-    replay = Repository.replay
+    make_again = Repository.rebase
 
-    def replay_slowly(*arguments: Any) -> Any:
-        result = replay(*arguments)
+    def rebase_slowly(*arguments: Any) -> Any:
+        result = make_again(*arguments)
         move_base(api, "late.txt")
         return result
 
-    monkeypatch.setattr(Repository, "replay", replay_slowly)
+    monkeypatch.setattr(Repository, "rebase", rebase_slowly)
     api.refused(api.client.post("/runs/run-001/rebase", json={}), 409, "base_moved", "main")
     monkeypatch.undo()
     assert api.client.get("/runs/run-001.2").status_code == 404
@@ -288,10 +288,10 @@ def test_the_checker_refuses_a_rebase_that_is_not_of_the_named_run(
     """A service that was changed makes a commit of its own, or leaves one out."""
     finish(api)
     move_base(api)
-    replay = Repository.replay
+    make_again = Repository.rebase
 
     def forge(repository: Repository, onto: str, commits: list[tuple[str, str]]) -> Any:
-        made = replay(repository, onto, commits)
+        made = make_again(repository, onto, commits)
         assert isinstance(made, list)
         return made
 
@@ -301,7 +301,7 @@ def test_the_checker_refuses_a_rebase_that_is_not_of_the_named_run(
         return made
 
     if what == "original":
-        monkeypatch.setattr(Repository, "replay", other_tree)
+        monkeypatch.setattr(Repository, "rebase", other_tree)
         told = "is not what the commit that it makes again gives on its base"
     else:
         accepted = rebasing._accepted

@@ -23,7 +23,7 @@ def kinds(answer: dict[str, Any]) -> list[str]:
     return [repair["kind"] for repair in answer["repairs"]]
 
 
-def test_a_check_a_submission_and_its_replay_report_the_same_repairs(
+def test_a_check_a_submission_and_its_repeat_report_the_same_repairs(
     api: Api,
 ) -> None:
     api.start()

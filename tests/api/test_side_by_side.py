@@ -15,7 +15,7 @@ from tests.checker.alone import check_alone
 from tests.lanes import LANES, lanes
 
 from autopack.domain.record_check import check_record
-from autopack.domain.record_text import RecordClaim
+from autopack.domain.record_text import RecordSubject
 from autopack.gitrepo import PatchEmptyError
 from autopack.services import ci, patching
 from autopack.services.context import AppContext
@@ -283,10 +283,10 @@ def test_the_checker_expects_phases_to_start_in_the_order_of_the_graph(
 def check(record: Json) -> list[str]:
     data = json.dumps(record).encode()
     message = f"Record\n\nAutopack-Record-SHA256: {sha256(data).hexdigest()}\n"
-    claim = RecordClaim(
+    subject = RecordSubject(
         run_id="run-001", branch="autonomous/run-001", base_branch=record["base_branch"]
     )
-    return list(check_record(data, message, claim).reasons)
+    return list(check_record(data, message, subject).reasons)
 
 
 def test_the_same_result_twice_is_one_commit_though_others_came_between(

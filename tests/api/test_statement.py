@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from autopack.checker import branch
 from autopack.checker.branch import check_branch
 from autopack.config import Settings
-from autopack.domain.record_text import JsonObject, RecordClaim, RecordError
+from autopack.domain.record_text import JsonObject, RecordError, RecordSubject
 from autopack.domain.signatures import fingerprint, is_signed_by
 from autopack.domain.statement import read_envelope, signed_bytes
 from autopack.gitrepo import Repository
@@ -65,8 +65,8 @@ def statement(api: Api) -> JsonObject:
 
 
 def check(api: Api) -> JsonObject:
-    claim = RecordClaim(run_id="run-001", branch="autonomous/run-001", base_branch="main")
-    return check_branch(str(api.repo.path), claim)
+    subject = RecordSubject(run_id="run-001", branch="autonomous/run-001", base_branch="main")
+    return check_branch(str(api.repo.path), subject)
 
 
 def test_a_statement_says_what_was_made_of_what_by_whom(api: Api) -> None:

@@ -23,7 +23,7 @@ from autopack.config import Settings
 from autopack.domain.changes import MODE_FILE
 from autopack.domain.closed_paths import closed_problem
 from autopack.domain.naming import STATEMENT
-from autopack.domain.record_text import RecordClaim
+from autopack.domain.record_text import RecordSubject
 from autopack.domain.statement import payload_of, write_envelope
 from autopack.gitrepo import Repository, RepositoryUnusableError
 from autopack.services.rebuilding import require_objects
@@ -44,8 +44,8 @@ Json = dict[str, Any]
 
 
 def check(repository: str, run_id: str, branch: str, base: str) -> Json:
-    claim = RecordClaim(run_id=run_id, branch=branch, base_branch=base)
-    return check_branch(repository, claim)
+    subject = RecordSubject(run_id=run_id, branch=branch, base_branch=base)
+    return check_branch(repository, subject)
 
 
 class Forger:

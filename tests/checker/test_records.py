@@ -32,7 +32,7 @@ from autopack.config import Settings
 from autopack.domain.events import canonical_json
 from autopack.domain.naming import RECORD, RUNS_FOLDER, branch_name, branch_ref, patch_name
 from autopack.domain.record_check import CheckedRecord, check_record
-from autopack.domain.record_text import RecordClaim
+from autopack.domain.record_text import RecordSubject
 from autopack.domain.states import PhaseStatus, RunStatus, TierStatus
 from autopack.gitrepo import Repository
 from autopack.models import Run
@@ -993,9 +993,9 @@ RUN_MOVES = {
 }
 
 
-def checked(story: Story, check: Callable[..., Any], claim: Callable[..., Any]) -> CheckedRecord:
+def checked(story: Story, check: Callable[..., Any], subject: Callable[..., Any]) -> CheckedRecord:
     data = json.dumps(story.record).encode()
-    given = claim(run_id=RUN, branch=branch_name(RUN), base_branch="main")
+    given = subject(run_id=RUN, branch=branch_name(RUN), base_branch="main")
     return cast("CheckedRecord", check(data, "", given))
 
 
@@ -1018,11 +1018,11 @@ def test_a_move_is_refused_unless_the_rules_have_it(
             story = told(GREEN)
             story.event(kind).update(from_state=before.value, to_state=after.value)
             story.seal()
-            for check, claim in (
-                (check_record, RecordClaim),
-                (script().check_record, script().RecordClaim),
+            for check, subject in (
+                (check_record, RecordSubject),
+                (script().check_record, script().RecordSubject),
             ):
-                reasons = checked(story, check, claim).reasons
+                reasons = checked(story, check, subject).reasons
                 is_refused = any(f"{before} to {after}, which no rule" in each for each in reasons)
                 assert is_refused is (after not in moves.get(before, ())), (before, after)
 

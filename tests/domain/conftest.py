@@ -248,7 +248,7 @@ class Drive:
         found = claiming.find_claimable(self.run, asked, self.now)
         if found is None:
             return None
-        claimed = claiming.Claim(
+        claimed = claiming.PhaseClaim(
             phase_id=found.phase.phase_id,
             role=role,
             agent="codex",

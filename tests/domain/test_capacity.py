@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from autopack.domain import claiming
+from autopack.domain.backtest import decide_again
 from autopack.domain.capacity import Unavailable, accept_unavailable
 from autopack.domain.evolve import change_phase
-from autopack.domain.replay import replay
 from autopack.domain.results import log_tail
 from autopack.domain.run import FailureCode, PhaseState
 from autopack.domain.states import PhaseStatus
@@ -175,7 +175,7 @@ def test_tokens_that_an_unavailable_agent_used_count_against_every_cap(start: St
     assert drive.run.failure_code is FailureCode.TOKEN_CAP
 
 
-def test_a_lease_that_is_given_back_is_replayed_from_its_events(start: Start) -> None:
+def test_a_lease_that_is_given_back_is_decided_again_from_its_events(start: Start) -> None:
     begun = start(phase={**HELD, "max_builder_attempts": 1, "max_auditor_attempts": 1})
     state, drive = begun.run, begun
     claim(drive, account="mine")
@@ -185,7 +185,7 @@ def test_a_lease_that_is_given_back_is_replayed_from_its_events(start: Start) ->
     claim(drive, account="other")
     drive.now += timedelta(minutes=1)
     give_up(drive, tokens=3)
-    again = replay(state, list(enumerate(drive.events, start=1)), ())
+    again = decide_again(state, list(enumerate(drive.events, start=1)), ())
     assert (again.parting, again.skipped_inputs) == (None, 0)
     assert again.run.tokens_used == 10
     assert again.run.cost_usd == Decimal("0.25")

@@ -184,7 +184,7 @@ def states() -> st.SearchStrategy[dict[str, bytes | tuple[str, bytes]]]:
 
 
 @random_examples(5, 15, derandomize=True, walk=st.lists(states(), min_size=2, max_size=4))
-def test_a_branch_equals_the_replay_of_its_patches(
+def test_patches_of_a_history_give_its_trees(
     history: History, repository: Repository, walk: list[dict[str, bytes | tuple[str, bytes]]]
 ) -> None:
     commits = [history.commit(state) for state in walk]
@@ -199,7 +199,7 @@ def test_a_branch_equals_the_replay_of_its_patches(
         assert history.tree(head) == history.tree(new)
 
 
-def test_a_long_history_in_wide_and_deep_folders_replays_to_identical_trees(
+def test_a_long_history_in_wide_and_deep_folders_is_applied_to_identical_trees(
     history: History, repository: Repository
 ) -> None:
     dice = random.Random(4)

@@ -54,7 +54,7 @@ def assert_consistent(settings: Settings, run_id: str | None = None) -> None:
                 _assert_events(session, run)
                 _assert_commits(session, settings, run)
                 _assert_refs(refs, run)
-                _assert_replay(session, settings, run)
+                _assert_patches(session, settings, run)
             _assert_counts(session)
         heads = {name for name in refs if name.startswith("refs/heads/")}
         assert heads == {f"refs/heads/autonomous/{name}" for name in names}
@@ -120,7 +120,7 @@ def _assert_refs(refs: dict[str, str], run: Run) -> None:
     }
 
 
-def _assert_replay(session: Session, settings: Settings, run: Run) -> None:
+def _assert_patches(session: Session, settings: Settings, run: Run) -> None:
     """The accepted patches, put on the base by git itself one by one, give the branch's trees."""
     chain = _commits(session, run)
     applied = session.scalars(

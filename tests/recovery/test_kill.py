@@ -159,7 +159,7 @@ class Change:
     decided: tuple[str, ...]
     key: str = ""
     # Whether the first answer is given again; otherwise the request finds nothing left to do.
-    is_replayed: bool = True
+    is_repeated: bool = True
     see: Callable[[Stage, str], None] | None = None
 
 
@@ -200,7 +200,7 @@ CHANGES = {
         # The first commit restores the tree, the second has the patch of P2 again.
         undecided=("locked", "commit_written", "commit_written 2", "flushed", "refs_prepared"),
         decided=("committed", "refs_moved", "file_renamed 2", "mirrored"),
-        is_replayed=False,
+        is_repeated=False,
         see=others_go_on,
     ),
     "patch_refused": Change(
@@ -305,7 +305,7 @@ def test_a_change_cut_short_after_its_commit_is_finished_and_answered_as_the_fir
             assert answer.status_code == 200, f"{step}: {answer.text}"
         else:
             assert answer.status_code == change.status, f"{step}: {answer.text}"
-            assert ("Idempotency-Replayed" in answer.headers) is change.is_replayed, step
+            assert ("Idempotency-Replayed" in answer.headers) is change.is_repeated, step
         assert history(stage, run) == before, step
         if change.see is not None:
             change.see(stage, run)

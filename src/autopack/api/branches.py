@@ -14,7 +14,7 @@ from .bodies import StrictRoute
 from .errors import problem_document, problems
 from .examples import PATCH_CHECK, ROLLBACK, example
 from .inputs import Context, IdempotencyKey, RunId
-from .replay import replayed
+from .replies import reply
 
 router = APIRouter(tags=["branches"], route_class=StrictRoute)
 
@@ -93,4 +93,4 @@ def rollback(
 ) -> object:
     """Adds a commit with the snapshot's tree; the run becomes ineligible for promotion."""
     answer = branches.rollback(context, run_id, wanted.to_phase, wanted.reason, idempotency_key)
-    return replayed(response, answer)
+    return reply(response, answer)

@@ -13,7 +13,7 @@ from .bodies import StrictRoute
 from .errors import problems
 from .examples import CI_RESULT, example
 from .inputs import Context, IdempotencyKey, PhaseId, RunId
-from .replay import replayed
+from .replies import reply
 
 router = APIRouter(tags=["ci"], route_class=StrictRoute)
 
@@ -37,7 +37,7 @@ def ci_result(
     `green` completes the phase, `red` uses a try, `did_not_run` ends the run. A CI run of zero
     tests is red.
     """
-    return replayed(
+    return reply(
         response, judging.submit_ci_result(context, run_id, phase_id, report, idempotency_key)
     )
 

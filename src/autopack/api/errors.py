@@ -59,6 +59,7 @@ _CODES = {
     422: "invalid_body",
 }
 RETRY_AFTER = {"Retry-After": "1"}
+REPEATED = {"Idempotency-Replayed": "true"}
 # On every answer, unless it has its own.
 SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -204,8 +205,8 @@ def refusal_response(error: AutopackError) -> Response:
         headers["WWW-Authenticate"] = 'Bearer realm="autopack"'
     if isinstance(error, TooManyError):
         headers["Retry-After"] = str(error.retry_after)
-    if error.is_replay:
-        headers["Idempotency-Replayed"] = "true"
+    if error.is_repeat:
+        headers |= REPEATED
     return problem_response(status, error.code, error.detail, error.extra, headers)
 
 

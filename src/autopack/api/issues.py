@@ -28,7 +28,7 @@ from .inputs import (
     decode_cursor,
     encode_cursor,
 )
-from .replay import replayed
+from .replies import reply
 
 router = APIRouter(tags=["issues"], route_class=StrictRoute)
 
@@ -53,7 +53,7 @@ def record_issue(
     Every report counts; counts of issues are of distinct keys.
     """
     answer = issues.record_issue(context, run_id, phase_id, report, idempotency_key)
-    return replayed(response, answer)
+    return reply(response, answer)
 
 
 @router.get(

@@ -138,7 +138,7 @@ def backtest(
         Backtest, Body(openapi_examples=example(BACKTEST, "The newest runs, half the time"))
     ],
 ) -> BacktestAnswer:
-    """Replay finished runs under a ruleset; say whose outcome, cost or eligibility would change.
+    """Decide past runs again under a ruleset; say whose outcome, cost or eligibility would change.
 
     With `changed_only` the answer leaves the other runs out. The recorded answer of git on each
     patch is kept.

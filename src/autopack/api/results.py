@@ -18,7 +18,7 @@ from .bodies import StrictRoute
 from .errors import problems
 from .examples import AUDITOR_REQUEST, AUDITOR_RESULT, BUILDER_RESULT, example
 from .inputs import Context, IdempotencyKey, PhaseId, RunId
-from .replay import replayed
+from .replies import reply
 
 router = APIRouter(tags=["results"], route_class=StrictRoute)
 
@@ -49,7 +49,7 @@ def builder_result(
     else changes. The same body sent again gets the first answer.
     """
     answer = building.submit_builder_result(context, run_id, phase_id, report, idempotency_key)
-    return replayed(response, answer)
+    return reply(response, answer)
 
 
 @router.post(
@@ -74,7 +74,7 @@ def auditor_request(
     For a phase that is final the request has no effect on the rules.
     """
     answer = auditing.request_audit(context, run_id, phase_id, request, idempotency_key)
-    return replayed(response, answer)
+    return reply(response, answer)
 
 
 @router.post(
@@ -95,7 +95,7 @@ def auditor_result(
     the Builder; `escalate` fails it. Several patches are applied all or none.
     """
     answer = auditing.submit_auditor_result(context, run_id, phase_id, report, idempotency_key)
-    return replayed(response, answer)
+    return reply(response, answer)
 
 
 @router.get(

@@ -18,7 +18,7 @@ from .bodies import StrictRoute
 from .errors import problems
 from .examples import CLAIM, HEARTBEAT, RELEASE, example
 from .inputs import ClaimKey, Context, IdempotencyKey, PhaseId, RunId
-from .replay import mark_replay, replayed
+from .replies import mark_repeat, reply
 
 router = APIRouter(tags=["work"], route_class=StrictRoute)
 
@@ -89,7 +89,7 @@ def claim_any(
 def _answer(response: Response, claimed: Claimed) -> object:
     """Return the item, or 204 with the review that waits for another Auditor in a header."""
     if claimed.item is not None:
-        mark_replay(response, is_replay=claimed.is_replay)
+        mark_repeat(response, is_repeat=claimed.is_repeat)
         return claimed.item
     waits = claimed.waits and claimed.waits.encode("ascii", "backslashreplace").decode()
     return Response(status_code=204, headers={WAITS_HEADER: waits} if waits else None)
@@ -155,4 +155,4 @@ def release(
     so it is refused.
     """
     answer = claiming.release(context, run_id, phase_id, given_back, idempotency_key)
-    return replayed(response, answer)
+    return reply(response, answer)

@@ -39,9 +39,9 @@ from ..domain.record_check import (
     check_continued,
     check_rebased,
     check_record,
-    replay_reasons,
+    rebase_reasons,
 )
-from ..domain.record_text import JsonObject, RecordClaim, RecordError, show
+from ..domain.record_text import JsonObject, RecordError, RecordSubject, show
 from ..domain.rehearsal import (
     Rehearsal,
     RehearsalResult,
@@ -73,10 +73,10 @@ _RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 class BranchCheck:
     """One branch being checked: the reasons against it, as they are found."""
 
-    def __init__(self, git: Git, claim: RecordClaim) -> None:
+    def __init__(self, git: Git, subject: RecordSubject) -> None:
         self.git = git
-        self.claim = claim
-        self.run_id, self.branch, self.base = claim.run_id, claim.branch, claim.base_branch
+        self.subject = subject
+        self.run_id, self.branch, self.base = subject.run_id, subject.branch, subject.base_branch
         self.reasons: list[str] = []
         self.warnings: list[str] = []
         self.history: list[str] = []
@@ -150,7 +150,7 @@ class BranchCheck:
         if entry is None or entry[0] != PLAIN_FILE:
             raise RecordError(f"the record has no {RECORD}")
         data = self.git.read(entry[1], "blob")
-        checked = check_record(data, commit.message.decode("utf-8", "replace"), self.claim)
+        checked = check_record(data, commit.message.decode("utf-8", "replace"), self.subject)
         self.reasons += checked.reasons
         self.warnings += checked.warnings
         return checked.record
@@ -328,7 +328,7 @@ class BranchCheck:
         elif kind == CommitKind.REPLAY:
             self._check_changes(sha, parent.tree, commit.tree)
             self._check_dependencies(sha, parent.tree, commit.tree)
-            self._check_replay(sha, parent.tree, commit.tree)
+            self._check_merge_of_original(sha, parent.tree, commit.tree)
         elif kind in (CommitKind.UNDO, CommitKind.ROLLBACK):
             self.expect(commit.tree in trees, f"commit {sha} brings back no earlier tree")
         elif not self.expect(
@@ -347,7 +347,7 @@ class BranchCheck:
             self.reasons.append(f"commit {sha} changes {show(path)}, {problem}")
             break  # one is enough to refuse it
 
-    def _check_replay(self, sha: str, old: str, new: str) -> None:
+    def _check_merge_of_original(self, sha: str, old: str, new: str) -> None:
         """A commit that is made again is the three-way merge of the original. (rules §8.1)"""
         original = self.git.commit(self.originals.get(sha, ""))
         before = self.git.commit(original.parents[0]).tree
@@ -453,8 +453,10 @@ class BranchCheck:
             if not OBJECT_ID.match(at):
                 raise RecordError(f"the continued run's record {show(at)} is no object id")
             run_id = str(record["continues"])
-            claim = RecordClaim(run_id=run_id, branch=branch_name(run_id), base_branch=self.base)
-            earlier = BranchCheck(self.git, claim)
+            subject = RecordSubject(
+                run_id=run_id, branch=branch_name(run_id), base_branch=self.base
+            )
+            earlier = BranchCheck(self.git, subject)
             found = earlier.check_as_earlier(at, base_head, record, check_continued)
             what = f"run '{show(run_id)}', which this one continues: "
             self.reasons += [what + reason for reason in earlier.reasons]
@@ -474,14 +476,14 @@ class BranchCheck:
         at, run_id = str(record["rebased_commit"]), str(record["rebases"])
         if hops > MAX_CONTINUED:
             raise RecordError(f"more than {MAX_CONTINUED} runs rebase one another")
-        claim = RecordClaim(run_id=run_id, branch=branch_name(run_id), base_branch=self.base)
-        earlier = BranchCheck(self.git, claim)
+        subject = RecordSubject(run_id=run_id, branch=branch_name(run_id), base_branch=self.base)
+        earlier = BranchCheck(self.git, subject)
         found = earlier.check_as_earlier(at, base_head, record, check_rebased)
         if found is not None:
             earlier._check_continued(found, base_head)
             earlier._check_rebased(found, base_head, hops + 1)
             records = [*reversed(earlier.continued), found]
-            self.reasons += replay_reasons(record, records)
+            self.reasons += rebase_reasons(record, records)
         what = f"run '{show(run_id)}', which this one rebases: "
         self.reasons += [what + reason for reason in earlier.reasons]
 
@@ -558,11 +560,11 @@ class BranchCheck:
         self.reasons += rehearsal_reasons(self.rehearsal, record["base_commit"])
 
 
-def check_branch(repository: str, claim: RecordClaim) -> JsonObject:
+def check_branch(repository: str, subject: RecordSubject) -> JsonObject:
     """Return the verdict on a branch of a repository as a JSON document. Raises WrongUseError."""
     with tempfile.TemporaryDirectory(prefix="autopack-check-") as scratch:
         git = Git(repository, scratch)
-        checked = BranchCheck(git, claim)
+        checked = BranchCheck(git, subject)
         try:
             checked.run()
         except WrongUseError:

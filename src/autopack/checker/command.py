@@ -7,7 +7,7 @@ import json
 import sys
 from typing import Final
 
-from ..domain.record_text import RecordClaim
+from ..domain.record_text import RecordSubject
 from .branch import check_branch
 from .objects import WrongUseError
 
@@ -32,9 +32,9 @@ def main(arguments: list[str] | None = None, program: str | None = None) -> int:
     parser.add_argument("--repository", default=".", help="a clone that has both (.)")
     parser.add_argument("--json", action="store_true", help="write the verdict as JSON")
     given = parser.parse_args(arguments)
-    claim = RecordClaim(run_id=given.run_id, branch=given.branch, base_branch=given.base)
+    subject = RecordSubject(run_id=given.run_id, branch=given.branch, base_branch=given.base)
     try:
-        verdict = check_branch(given.repository, claim)
+        verdict = check_branch(given.repository, subject)
     except WrongUseError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return WRONG_USE

@@ -52,10 +52,10 @@ class WorkAsked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Claim:
+class PhaseClaim:
     """An agent takes a phase. The lease lapses at the deadline.
 
-    A replay gives no deadline: the record contains when the lease lapsed.
+    A backtest gives no deadline: the record contains when the lease lapsed.
     """
 
     phase_id: str
@@ -112,7 +112,7 @@ def lease_end(run: RunState, now: datetime, seconds: int) -> datetime:
     return min(now + timedelta(seconds=seconds), run.deadline_at)
 
 
-def accept_claim(decision: Decision, claim: Claim) -> None:
+def accept_claim(decision: Decision, claim: PhaseClaim) -> None:
     """Give a phase to an agent. The higher fence makes every earlier lease on it invalid.
 
     Raises RunOverError, LeaseLostError when the phase cannot be claimed now.

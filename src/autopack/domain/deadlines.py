@@ -28,7 +28,7 @@ class Tick:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lapse:
-    """A lease lapsed, according to a record; a replay has no clock of its own."""
+    """A lease lapsed, according to a record; a backtest has no clock of its own."""
 
     phase_id: str
     lease_id: int

@@ -15,7 +15,7 @@ from datetime import datetime
 from . import consequences
 from .building import BuilderResult, PatchAction, accept_result, weigh_result
 from .capacity import Unavailable, accept_unavailable
-from .claiming import Claim, WorkAsked, accept_claim, ask_for_work
+from .claiming import PhaseClaim, WorkAsked, accept_claim, ask_for_work
 from .deadlines import Lapse, Tick, accept_lapse, pass_time
 from .decision import Decision
 from .events import SUPERVISOR, Event, PhaseUndone
@@ -84,7 +84,7 @@ Given = (
     | CiRunBegun
     | BaseMeasured
     | WorkAsked
-    | Claim
+    | PhaseClaim
     | Tick
     | Lapse
     | Unavailable
@@ -130,7 +130,7 @@ def decide(state: RunState, given: Given, now: datetime, actor: str = SUPERVISOR
             note_base(decision, given)
         case WorkAsked():
             ask_for_work(decision, given)
-        case Claim():
+        case PhaseClaim():
             accept_claim(decision, given)
         case Tick():
             pass_time(decision, given)

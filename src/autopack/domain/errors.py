@@ -23,12 +23,12 @@ class AutopackError(Exception):
 
     `detail` is one clear sentence that names the offending value and what would be accepted;
     `extra` contains further members of the problem document, such as `allowed` or `hunks`, all of
-    them JSON. `is_replay`: the same request was refused before, and this is the stored answer.
+    them JSON. `is_repeat`: the same request was refused before, and this is the stored answer.
     """
 
     kind: ClassVar[ErrorKind] = ErrorKind.INVALID
     code: ClassVar[str] = "invalid"
-    is_replay: ClassVar[bool] = False
+    is_repeat: ClassVar[bool] = False
 
     def __init__(self, detail: str, **extra: object) -> None:
         super().__init__(detail)

@@ -97,7 +97,7 @@ def evolve(state: RunState, event: Event) -> RunState:
         case PatchApplied():
             return _apply_patch(altered(state, head_commit=event.commit), event)
         case PatchReplayed():
-            return _replay_patch(altered(state, head_commit=event.commit), event)
+            return _rebase_patch(altered(state, head_commit=event.commit), event)
         case PatchHeld():
             return change_phase(
                 state,
@@ -336,7 +336,7 @@ def _apply_patch(state: RunState, event: PatchApplied) -> RunState:
     return change_phase(state, event.phase_id, **changes)
 
 
-def _replay_patch(state: RunState, event: PatchReplayed) -> RunState:
+def _rebase_patch(state: RunState, event: PatchReplayed) -> RunState:
     """Add a commit of another run to a phase, with its authors."""
     phase = state.phase(event.phase_id)
     builders, models = phase.builders, phase.builder_models

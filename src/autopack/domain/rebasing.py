@@ -51,7 +51,7 @@ class RebaseWish(Closed):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReplayedPatch:
+class RebasedPatch:
     """A commit of the rebased run, made again on this run's branch."""
 
     original: str
@@ -69,7 +69,7 @@ class Rebase:
     """All accepted patches of another run are on the branch of this one, in their order."""
 
     from_run: str
-    patches: tuple[ReplayedPatch, ...]
+    patches: tuple[RebasedPatch, ...]
 
 
 def require_rebasable(run: RunState) -> None:

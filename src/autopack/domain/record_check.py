@@ -20,8 +20,8 @@ from .record_replay import Replay
 from .record_text import (
     Findings,
     JsonObject,
-    RecordClaim,
     RecordError,
+    RecordSubject,
     check_chain,
     read_record,
     show,
@@ -39,20 +39,20 @@ class CheckedRecord:
     warnings: tuple[str, ...]
 
 
-def check_record(data: bytes, message: str, claim: RecordClaim) -> CheckedRecord:
+def check_record(data: bytes, message: str, subject: RecordSubject) -> CheckedRecord:
     """Return every reason against a record, and what to look at; no reason: it may be promoted.
 
     `data` is `run.json`, `message` that of the commit which holds it. Raises nothing.
     """
-    return _checked(data, message, claim, Replay.run)
+    return _checked(data, message, subject, Replay.run)
 
 
-def check_copied(data: bytes, message: str, claim: RecordClaim) -> CheckedRecord:
+def check_copied(data: bytes, message: str, subject: RecordSubject) -> CheckedRecord:
     """Return every reason why a record is not what a service wrote: its seal, chain and replay.
 
     Says nothing about promotion, so a record of a failed run may be whole. Raises nothing.
     """
-    return _checked(data, message, claim, Replay.follow)
+    return _checked(data, message, subject, Replay.follow)
 
 
 def check_continued(data: bytes, message: str, record: JsonObject) -> CheckedRecord:
@@ -62,10 +62,10 @@ def check_continued(data: bytes, message: str, record: JsonObject) -> CheckedRec
     last of them ended. Raises nothing.
     """
     run_id = str(record["continues"])
-    claim = RecordClaim(
+    subject = RecordSubject(
         run_id=run_id, branch=branch_name(run_id), base_branch=record["base_branch"]
     )
-    return _checked(data, message, claim, Replay.run, continued_at=record["base_commit"])
+    return _checked(data, message, subject, Replay.run, continued_at=record["base_commit"])
 
 
 def check_rebased(data: bytes, message: str, record: JsonObject) -> CheckedRecord:
@@ -74,16 +74,16 @@ def check_rebased(data: bytes, message: str, record: JsonObject) -> CheckedRecor
     It must satisfy all that is asked of a run that is promoted itself. Raises nothing.
     """
     run_id = str(record["rebases"])
-    claim = RecordClaim(
+    subject = RecordSubject(
         run_id=run_id, branch=branch_name(run_id), base_branch=record["base_branch"]
     )
-    return check_record(data, message, claim)
+    return check_record(data, message, subject)
 
 
 def _checked(
     data: bytes,
     message: str,
-    claim: RecordClaim,
+    subject: RecordSubject,
     check: Callable[[Replay], object],
     *,
     continued_at: str | None = None,
@@ -91,7 +91,7 @@ def _checked(
     findings = Findings()
     record: JsonObject | None = None
     try:
-        record = read_record(findings, data, message, claim)
+        record = read_record(findings, data, message, subject)
         check_chain(findings, record["events"])
         check(Replay(findings, record, continued_at=continued_at))
     except RecordError as refused:
@@ -101,7 +101,7 @@ def _checked(
     )
 
 
-def replay_reasons(record: JsonObject, earlier: Iterable[JsonObject]) -> tuple[str, ...]:
+def rebase_reasons(record: JsonObject, earlier: Iterable[JsonObject]) -> tuple[str, ...]:
     """Compare the commits that a rebased run makes again with those of the earlier records.
 
     `earlier` are the records of the run that is rebased and of those that it continues, oldest

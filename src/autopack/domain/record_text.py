@@ -111,7 +111,7 @@ class RecordError(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RecordClaim:
+class RecordSubject:
     """What a record is said to be of. `base_branch` is where the branch is to go."""
 
     run_id: str
@@ -132,7 +132,9 @@ class Findings:
         return bool(condition)
 
 
-def read_record(findings: Findings, data: bytes, message: str, claim: RecordClaim) -> JsonObject:
+def read_record(
+    findings: Findings, data: bytes, message: str, subject: RecordSubject
+) -> JsonObject:
     """Return `run.json`, whose shape is as it must be. Raises RecordError."""
     try:
         record = parse_json(data)
@@ -155,17 +157,17 @@ def read_record(findings: Findings, data: bytes, message: str, claim: RecordClai
             f"{RECORD} is not what the record's commit says: it was changed",
         )
     if not findings.expect(
-        record["run_id"] == claim.run_id,
-        f"the record is of run '{record['run_id']}', not of '{claim.run_id}'",
+        record["run_id"] == subject.run_id,
+        f"the record is of run '{record['run_id']}', not of '{subject.run_id}'",
     ):
         raise RecordError("a record of another run says nothing of this one")
     findings.expect(
-        record["branch"] == claim.branch,
-        f"the record is of branch '{record['branch']}', not of '{claim.branch}'",
+        record["branch"] == subject.branch,
+        f"the record is of branch '{record['branch']}', not of '{subject.branch}'",
     )
     findings.expect(
-        record["base_branch"] == claim.base_branch,
-        f"the run started from '{record['base_branch']}', not from '{claim.base_branch}'",
+        record["base_branch"] == subject.base_branch,
+        f"the run started from '{record['base_branch']}', not from '{subject.base_branch}'",
     )
     return dict(record)
 

@@ -24,9 +24,9 @@ from .history import GainedCommits
 from .node import Generations, NodeIdentity, renew_home
 from .objects import CollisionError
 from .push import Remote
+from .rebase import RebaseConflict, RebasedCommit
 from .refs import PreparedRefs, RecordedRef, RefUpdate, is_branch_name
 from .remaking import RecordedCommit, RecordedTag, Remaking
-from .replay import ReplayConflict, Replayed
 from .repository import Base, DiffStat, MergeResult, Repository
 
 __all__ = [
@@ -53,6 +53,8 @@ __all__ = [
     "PreparedRefs",
     "PushFailedError",
     "PushInterruptedError",
+    "RebaseConflict",
+    "RebasedCommit",
     "RecordedCommit",
     "RecordedRef",
     "RecordedTag",
@@ -63,8 +65,6 @@ __all__ = [
     "Remaking",
     "Remote",
     "RemoteMovedError",
-    "ReplayConflict",
-    "Replayed",
     "Repository",
     "RepositoryUnusableError",
     "is_branch_name",

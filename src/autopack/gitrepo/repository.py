@@ -49,10 +49,10 @@ from .pointers import Pointers, find_pointers
 from .process import GitResult, GitRunner
 from .push import Remote
 from .quarantine import Quarantine, open_quarantine, remove_leftovers, scratch_folder
+from .rebase import RebaseConflict, RebasedCommit, rebase
 from .refs import PreparedRefs, RecordedRef, Refs, RefUpdate, is_branch_name
 from .remaking import Remaking
 from .repair import read_patch
-from .replay import ReplayConflict, Replayed, replay
 from .signing import Signer
 from .tracked import TRUST, require_untracked
 
@@ -387,22 +387,22 @@ class Repository:
         self._store(rehearsal.loose, into)
         return rehearsal.applied
 
-    def replay(
+    def rebase(
         self, onto: str, commits: Sequence[tuple[str, str]]
-    ) -> list[Replayed] | ReplayConflict:
+    ) -> list[RebasedCommit] | RebaseConflict:
         """Make commits, each given with its parent, again on another commit, three-way.
 
         The new objects are durable when this returns; after a conflict nothing is stored.
         """
         with self.quarantine() as quarantine:
-            result = replay(quarantine, onto, commits)
-            if isinstance(result, ReplayConflict):
+            result = rebase(quarantine, onto, commits)
+            if isinstance(result, RebaseConflict):
                 return result
             made, loose = result
             self.objects.install(loose)
         return made
 
-    def change_set(self, onto: str, made: Replayed) -> ChangeSet:
+    def change_set(self, onto: str, made: RebasedCommit) -> ChangeSet:
         """Return what a commit that was made again changes, of the tree that it stands on."""
         links = self.objects.links
         before = links.of_tree(onto)

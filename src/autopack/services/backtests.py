@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from ..domain.backtest import decide_again
 from ..domain.errors import InvalidError
 from ..domain.plan import InvalidPlanError, Plan, check_plan
-from ..domain.replay import replay
 from ..domain.ruleset import Ruleset
 from ..domain.starting import starting_state
 from ..domain.strategy import compile_strategy
@@ -35,7 +35,7 @@ def backtest(
     *,
     is_changed_only: bool = False,
 ) -> BacktestAnswer:
-    """Replay finished runs under a ruleset: the named ones, else the newest. (rules §9)
+    """Decide finished runs again under a ruleset: the named ones, else the newest. (rules §9)
 
     Raises InvalidRulesetError, NotFoundError, InvalidError for a run that is not over.
     """
@@ -78,17 +78,17 @@ def _compare(
             assumed_patches=0,
         )
     strategy = compile_strategy(ruleset, plan)
-    outcome = replay(
+    outcome = decide_again(
         starting_state(plan, strategy, run.created_at, run.base_commit),
         runs.read_events(session, run.id),
         strategy.major_categories,
     )
-    replayed = EndingAnswer.of(outcome.run)
-    changes = _changes(recorded, replayed)
+    again = EndingAnswer.of(outcome.run)
+    changes = _changes(recorded, again)
     return ComparisonAnswer(
         run_id=run.run_id,
         recorded=recorded,
-        replayed=replayed,
+        replayed=again,
         changes=list(changes.values()),
         change_kinds=list(changes),
         parted_at=PartingAnswer.of(outcome.parting) if outcome.parting else None,
@@ -106,16 +106,16 @@ def _plan_of(document: dict[str, Any]) -> Plan:
     return Plan.model_validate({**document, "phases": phases})
 
 
-def _changes(recorded: EndingAnswer, replayed: EndingAnswer) -> dict[ChangeKind, str]:
+def _changes(recorded: EndingAnswer, again: EndingAnswer) -> dict[ChangeKind, str]:
     changes = {}
-    if recorded.state is not replayed.state or recorded.failure_code is not replayed.failure_code:
-        changes[ChangeKind.OUTCOME] = f"outcome: {_named(recorded)}, would be {_named(replayed)}"
-    if recorded.tokens_used != replayed.tokens_used:
-        used = f"{recorded.tokens_used} tokens, would be {replayed.tokens_used}"
+    if recorded.state is not again.state or recorded.failure_code is not again.failure_code:
+        changes[ChangeKind.OUTCOME] = f"outcome: {_named(recorded)}, would be {_named(again)}"
+    if recorded.tokens_used != again.tokens_used:
+        used = f"{recorded.tokens_used} tokens, would be {again.tokens_used}"
         changes[ChangeKind.COST] = f"cost: {used}"
-    if recorded.promotion_eligible_to_main != replayed.promotion_eligible_to_main:
+    if recorded.promotion_eligible_to_main != again.promotion_eligible_to_main:
         was = "eligible" if recorded.promotion_eligible_to_main else "not eligible"
-        would = "eligible" if replayed.promotion_eligible_to_main else "not eligible"
+        would = "eligible" if again.promotion_eligible_to_main else "not eligible"
         changes[ChangeKind.PROMOTION] = f"promotion: {was}, would be {would}"
     return changes
 

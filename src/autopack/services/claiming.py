@@ -78,13 +78,13 @@ class Release(Closed):
 class Claimed:
     """The work item of a claim, None when there is none now.
 
-    `waits`: which review waits for another Auditor than this one, and why. `is_replay`: the same
+    `waits`: which review waits for another Auditor than this one, and why. `is_repeat`: the same
     claim got the lease before.
     """
 
     item: WorkItemAnswer | None
     waits: str | None = None
-    is_replay: bool = False
+    is_repeat: bool = False
 
 
 def claim(
@@ -301,7 +301,7 @@ def _claim(
         with opened as change:
             given = identity.find(change)
             if given is not None:
-                return Claimed(_take_again(change, **given.body), is_replay=True), change
+                return Claimed(_take_again(change, **given.body), is_repeat=True), change
             item = _take(change, wanted, identity)
             settle(change)
     except ProjectionLaggingError:
@@ -357,7 +357,7 @@ def _take(change: RunChange, wanted: Claim, identity: Once) -> WorkItemAnswer | 
         ),
     )
     change.decide(
-        claiming.Claim(
+        claiming.PhaseClaim(
             phase_id=phase.phase_id,
             role=role,
             agent=wanted.agent,

@@ -53,7 +53,7 @@ class AppContext:
     def now_in(self, run: Run) -> datetime:
         """Return a moment after the run's last change, even when the clock was set back since.
 
-        So no event is older than its predecessor, nothing ends before it began, and a replay can
+        So no event is older than its predecessor, nothing ends before it began, and a backtest can
         tell one change from the next.
         """
         return max(self.now(), run.updated_at + timedelta(microseconds=1))

@@ -9,7 +9,7 @@ from typing import Final
 from ..domain.naming import RECORD, branch_name, branch_ref, record_folder, snapshot_ref
 from ..domain.printable import one_line
 from ..domain.record_check import check_copied
-from ..domain.record_text import JsonObject, RecordClaim
+from ..domain.record_text import JsonObject, RecordSubject
 from ..gitrepo import GitFailedError
 from ..gitrepo.quarantine import Quarantine
 from ..gitrepo.repository import Repository
@@ -103,12 +103,12 @@ def _check_record(archive: Archive, branch: _Branch, manifest: RunManifest) -> J
         raise ArchiveError(f"{RECORD} is not the one of the last commit")
     if not has_few_values(branch.record, MOST_RECORD_VALUES):
         raise ArchiveError(f"{RECORD} has more than {MOST_RECORD_VALUES} values")
-    claim = RecordClaim(
+    subject = RecordSubject(
         run_id=manifest.run_id,
         branch=branch_name(manifest.run_id),
         base_branch=manifest.base_branch,
     )
-    checked = check_copied(branch.record, branch.last_message, claim)
+    checked = check_copied(branch.record, branch.last_message, subject)
     if checked.record is None or checked.reasons:
         raise ArchiveError(f"the record is refused: {one_line(checked.reasons[0])[:500]}")
     return checked.record

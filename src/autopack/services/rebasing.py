@@ -17,9 +17,9 @@ from ..domain.rebasing import (
     NotRebasableError,
     Rebase,
     RebaseConflictError,
+    RebasedPatch,
     RebaseRefusedError,
     RebaseWish,
-    ReplayedPatch,
     conflict_text,
     rebase_plan,
     refused_text,
@@ -29,10 +29,10 @@ from ..domain.redaction import redacted
 from ..gitrepo import (
     Base,
     PatchPolicyError,
+    RebaseConflict,
+    RebasedCommit,
     RefMovedError,
     RefUpdate,
-    ReplayConflict,
-    Replayed,
 )
 from ..models import Run
 from ..store import runs, submissions
@@ -63,12 +63,12 @@ def rebase_run(context: AppContext, run_id: str, wanted: RebaseWish) -> tuple[Ru
         session.commit()
     base = _base(context, earlier, wanted)
     plan = rebase_plan(state, earlier.safety_profile, wanted, onto=base.commit, branch=base.branch)
-    replayed = _replay(context, base, commits)
+    rebased = _rebased(context, base, commits)
 
-    def replay(change: RunChange) -> None:
-        _put(change, earlier, base, commits, replayed)
+    def put_commits(change: RunChange) -> None:
+        _put(change, earlier, base, commits, rebased)
 
-    origin = Origin(earlier.run_id, earlier.head_commit, base, None, replay)
+    origin = Origin(earlier.run_id, earlier.head_commit, base, None, put_commits)
     try:
         return start_as(context, plan, origin)
     except RefMovedError as error:
@@ -146,9 +146,11 @@ def _base(context: AppContext, run: Run, wanted: RebaseWish) -> Base:
     return Base(run.base_branch, commit)
 
 
-def _replay(context: AppContext, base: Base, commits: Sequence[AcceptedCommit]) -> list[Replayed]:
-    result = context.repository.replay(base.commit, [(each.parent, each.sha) for each in commits])
-    if isinstance(result, ReplayConflict):
+def _rebased(
+    context: AppContext, base: Base, commits: Sequence[AcceptedCommit]
+) -> list[RebasedCommit]:
+    result = context.repository.rebase(base.commit, [(each.parent, each.sha) for each in commits])
+    if isinstance(result, RebaseConflict):
         failed = commits[result.position]
         where = f"{base.branch} at {base.commit[:12]}"
         raise RebaseConflictError(
@@ -165,17 +167,17 @@ def _put(
     earlier: Run,
     base: Base,
     commits: Sequence[AcceptedCommit],
-    replayed: Sequence[Replayed],
+    rebased: Sequence[RebasedCommit],
 ) -> None:
     """Put the commits on the new branch, if the base and the earlier run are as they were."""
     if runs.get_run(change.session, earlier.run_id).head_commit != earlier.head_commit:
         raise NotRebasableError(f"run '{earlier.run_id}' was changed meanwhile: rebase again")
-    _require_allowed(change, base, commits, replayed)
+    _require_allowed(change, base, commits, rebased)
     change.ref_updates.append(RefUpdate.check(_ref(base), base.commit))
     phase = change.phase(PHASE_ID)
     read = change.context.repository.read_blob
     patches = []
-    for commit, made in zip(commits, replayed, strict=True):
+    for commit, made in zip(commits, rebased, strict=True):
         row = change.add_commit(
             CommitKind.REPLAY,
             made.tree,
@@ -184,7 +186,7 @@ def _put(
             is_merged=made.is_merged,
         )
         patches.append(
-            ReplayedPatch(
+            RebasedPatch(
                 original=commit.sha,
                 from_phase=commit.phase_id,
                 commit=row.sha,
@@ -199,7 +201,10 @@ def _put(
 
 
 def _require_allowed(
-    change: RunChange, base: Base, commits: Sequence[AcceptedCommit], replayed: Sequence[Replayed]
+    change: RunChange,
+    base: Base,
+    commits: Sequence[AcceptedCommit],
+    rebased: Sequence[RebasedCommit],
 ) -> None:
     """Refuse what today's ruleset and base protect, as for a patch. Raises RebaseRefusedError.
 
@@ -208,7 +213,7 @@ def _require_allowed(
     context, phase = change.context, change.phase(PHASE_ID)
     opened = runs.get_strategy(change.session, change.run)["paths"]["opened"]
     onto = context.repository.tree_of(base.commit)
-    for commit, made in zip(commits, replayed, strict=True):
+    for commit, made in zip(commits, rebased, strict=True):
         require_allowed = policy_check_for(
             *(context.settings, change.run, phase), opened=opened.get(commit.task_category, ())
         )

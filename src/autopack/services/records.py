@@ -12,9 +12,9 @@ from ..domain.record_check import (
     check_continued,
     check_rebased,
     check_record,
-    replay_reasons,
+    rebase_reasons,
 )
-from ..domain.record_text import JsonObject, RecordClaim
+from ..domain.record_text import JsonObject, RecordSubject
 from ..gitrepo import Repository
 from ..models import Run
 
@@ -25,7 +25,7 @@ def recorded_verdict(repository: Repository, run: Run) -> PromotionVerdict:
     Reads two objects of git, in-process. The commit's id, which is in the run's row, covers the
     files beside `run.json`; `rehearse` checks that the branch exists.
     """
-    claim = RecordClaim(run_id=run.run_id, branch=run.branch, base_branch=run.base_branch)
+    subject = RecordSubject(run_id=run.run_id, branch=run.branch, base_branch=run.base_branch)
     path = f"{record_folder(run.run_id)}/{RECORD}"
     try:
         data = repository.read_file(run.head_commit, path)
@@ -34,7 +34,7 @@ def recorded_verdict(repository: Repository, run: Run) -> PromotionVerdict:
         return PromotionVerdict((f"the record cannot be read: {error.detail}",), ())
     if data is None:
         return PromotionVerdict((f"the record has no {RECORD}",), ())
-    checked = check_record(data, message, claim)
+    checked = check_record(data, message, subject)
     reasons = checked.reasons
     if run.trunk_commit is not None and checked.record is not None:
         reasons += _Earlier(repository).continued(checked.record)
@@ -72,7 +72,7 @@ class _Earlier:
         what = f"run '{record['rebases']}', which this one rebases: "
         reasons = tuple(what + reason for reason in found)
         if earlier is not None:
-            reasons += replay_reasons(record, [*reversed(self.continued_records), earlier])
+            reasons += rebase_reasons(record, [*reversed(self.continued_records), earlier])
         return reasons
 
     def _check(

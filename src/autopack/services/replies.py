@@ -29,7 +29,7 @@ class Answer:
     """The answer of a use case, and whether it is new."""
 
     body: dict[str, Any]
-    is_replay: bool = False
+    is_repeat: bool = False
 
 
 class IdempotencyKeyReusedError(InvalidError):
@@ -79,7 +79,7 @@ class Once:
             yield
         except AutopackError as refusal:
             is_answer = refusal.kind is not ErrorKind.UNAVAILABLE
-            is_known = refusal.is_replay or isinstance(refusal, IdempotencyKeyReusedError)
+            is_known = refusal.is_repeat or isinstance(refusal, IdempotencyKeyReusedError)
             if self._key is not None and is_answer and not is_known:
                 change.session.rollback()
                 self._keep(change.session, run_pk, self.scopes[:1], refusal, now)
@@ -187,11 +187,11 @@ def lease_scope(token: str | None) -> str | None:
 
 def _given_before(reply: Reply) -> Answer:
     if reply.error_kind is None:
-        return Answer(reply.body, is_replay=True)
+        return Answer(reply.body, is_repeat=True)
     # A stored refusal has only kind and code; a new class gets these of the first one.
     recorded = type(
         "RecordedRefusalError",
         (AutopackError,),
-        {"kind": ErrorKind(reply.error_kind), "code": reply.body["code"], "is_replay": True},
+        {"kind": ErrorKind(reply.error_kind), "code": reply.body["code"], "is_repeat": True},
     )
     raise recorded(reply.body["detail"], **reply.body["extra"])

@@ -89,19 +89,19 @@ class Origin:
     """The run that a new one continues or rebases, and the commit of its record.
 
     `base` is None if nothing of a continued run is verified. `trunk` is where the first of the
-    continued runs started. `replay` puts the commits of a rebased run on the new branch.
+    continued runs started. `put_commits` puts the commits of a rebased run on the new branch.
     """
 
     run_id: str
     record: str
     base: Base | None
     trunk: str | None
-    replay: Callable[[RunChange], None] | None = None
+    put_commits: Callable[[RunChange], None] | None = None
 
     @property
     def document(self) -> dict[str, str | None]:
         """What belongs to the plan's hash, by which the same request is known again."""
-        if self.replay is None:
+        if self.put_commits is None:
             return {"continues": self.run_id}
         return {"rebases": self.run_id, "onto": self.base.commit if self.base else None}
 
@@ -157,10 +157,10 @@ def start_as(context: AppContext, plan: Plan, origin: Origin | None) -> tuple[Ru
             attention.close_continued(session, origin.run_id, run.created_at, by=by)
         # Tags of another service, as in a clone, would end the run at a snapshot.
         context.repository.require_free_ref(snapshot_ref(branch_name(run_id)))
-        if origin is not None and origin.replay is not None:
+        if origin is not None and origin.put_commits is not None:
             change = RunChange(context, session, run, context.caller.actor)
             change.is_new_branch = True
-            origin.replay(change)
+            origin.put_commits(change)
             settle(change)
             commit_change(change)
             return shown(run, [], context.now()), True
@@ -232,8 +232,8 @@ def _new_run(
     """Create the rows: the description from plan and strategy, the rest from the run's state."""
     now = context.now()
     base = (origin and origin.base) or context.repository.base()
-    continued = origin if origin and origin.replay is None else None
-    rebased = origin if origin and origin.replay is not None else None
+    continued = origin if origin and origin.put_commits is None else None
+    rebased = origin if origin and origin.put_commits is not None else None
     run = runs.RUNS.new(
         project_id=context.settings.project_id,
         run_id=plan.run.run_id,

@@ -140,9 +140,9 @@ class _Calls:
             body = given.body if isinstance(given, Answer) else given
             document = tool.answer.model_validate(body).model_dump(mode="json")
         except Exception as error:
-            is_replay = isinstance(error, AutopackError) and error.is_replay
-            return _result(failure_document(error), is_replay=is_replay, is_error=True)
-        return _result(document, is_replay=isinstance(given, Answer) and given.is_replay)
+            is_repeat = isinstance(error, AutopackError) and error.is_repeat
+            return _result(failure_document(error), is_repeat=is_repeat, is_error=True)
+        return _result(document, is_repeat=isinstance(given, Answer) and given.is_repeat)
 
     async def list_resources(
         self, context: Context, params: types.PaginatedRequestParams | None
@@ -251,13 +251,13 @@ def _described(name: str, tool: Tool) -> types.Tool:
 
 
 def _result(
-    document: dict[str, Any], *, is_replay: bool = False, is_error: bool = False
+    document: dict[str, Any], *, is_repeat: bool = False, is_error: bool = False
 ) -> types.CallToolResult:
     return types.CallToolResult(
         content=[types.TextContent(text=json.dumps(document, ensure_ascii=False))],
         structured_content=document,
         is_error=is_error,
-        meta={"idempotency_replayed": True} if is_replay else None,
+        meta={"idempotency_replayed": True} if is_repeat else None,
     )
 
 

@@ -138,7 +138,7 @@ def claim_work(context: AppContext, call: ClaimWork) -> object:
         why = f": {claimed.waits}" if claimed.waits else ""
         return {"work": None, "message": f"no work now; ask again in some seconds{why}"}
     message = f"phase '{item.phase_id}' of run '{item.run_id}'"
-    return Answer({"work": item, "message": message}, claimed.is_replay)
+    return Answer({"work": item, "message": message}, claimed.is_repeat)
 
 
 def heartbeat(context: AppContext, call: KeepLease) -> object:

@@ -1,13 +1,13 @@
-"""Replay a repository's first-parent history through the service, and compare every tree.
+"""Submit a repository's first-parent history through the service, and compare every tree.
 
-    python benchmarks/replay.py [REPOSITORY] [--commits 400] [--seed 1]
+    python benchmarks/history.py [REPOSITORY] [--commits 400] [--seed 1]
 
 Each commit's diff becomes a Builder's result, posted over HTTP to a service on a bare clone; the
 tree of the resulting commit is compared with the original's. Without a REPOSITORY one is generated
 that has commits of every kind. The built-in protected paths are opened by the ruleset; what the
 policy still refuses (submodules, secrets, links that lead outside), or what passes a limit, is
-counted by its reason, and the replay continues in a new run from the commit itself. `src/autopack`
-must be importable.
+counted by its reason, and a new run continues from the commit itself. `src/autopack` must
+be importable.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ import httpx
 from autopack.domain.path_policy import DEFAULT_PROTECTED
 
 PHASES_A_RUN = 100
-BASE = "replay-base"
+BASE = "history-base"
 EMPTY_BLOB = "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"
 LARGE = 500_000
 Tree = dict[bytes, tuple[bytes, bytes]]  # path: mode and content
@@ -287,8 +287,8 @@ class Outcome:
     empty: int = 0
 
 
-class Replay:
-    """The replay of one history: one run after another, each from the end of the last."""
+class Walk:
+    """One history, commit by commit: one run after another, each from the end of the last."""
 
     def __init__(self, client: httpx.Client, repository: Path) -> None:
         self.client = client
@@ -333,10 +333,10 @@ class Replay:
 
     def _start_run(self) -> None:
         self.outcome.runs += 1
-        self._run, self._phase = f"replay-{self.outcome.runs:04}", 0
+        self._run, self._phase = f"history-{self.outcome.runs:04}", 0
         plan: dict[str, Any] = {
             "run": {"run_id": self._run, "max_phases": PHASES_A_RUN},
-            "tiers": [{"tier_id": "T", "tier_index": 0, "name": "Replay"}],
+            "tiers": [{"tier_id": "T", "tier_index": 0, "name": "History"}],
             "phases": [
                 {"phase_id": f"P{n}", "phase_index": n, "tier_id": "T", "name": f"Commit {n}"}
                 for n in range(PHASES_A_RUN)
@@ -388,7 +388,7 @@ def main() -> int:
     parser.add_argument("--commits", type=int, default=400)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="autopack-replay-") as name:
+    with tempfile.TemporaryDirectory(prefix="autopack-history-") as name:
         folder = Path(name)
         source = options.repository
         if source is None:
@@ -399,12 +399,12 @@ def main() -> int:
         git(clone, "update-ref", f"refs/heads/{BASE}", "HEAD")
         first, steps = history(clone, options.commits)
         with serve(folder, clone) as client:
-            replay = Replay(client, clone)
-            replay.start_from(first)
+            walk = Walk(client, clone)
+            walk.start_from(first)
             for step in steps:
-                replay.step(step)
-        report(replay.outcome, f"{options.repository or 'generated'}: {len(steps)} commits")
-    return 1 if replay.outcome.different or replay.outcome.troubles else 0
+                walk.step(step)
+        report(walk.outcome, f"{options.repository or 'generated'}: {len(steps)} commits")
+    return 1 if walk.outcome.different or walk.outcome.troubles else 0
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from .threeway import tree_of, write_commit
 
 
 @dataclass(frozen=True, slots=True)
-class Replayed:
+class RebasedCommit:
     """A commit made again: its tree, and what it changes there.
 
     `is_merged` is false where it stands on the very tree that it stood on before.
@@ -25,21 +25,21 @@ class Replayed:
 
 
 @dataclass(frozen=True, slots=True)
-class ReplayConflict:
+class RebaseConflict:
     """The commit at `position` does not merge; `paths` are in conflict, as printable text."""
 
     position: int
     paths: tuple[str, ...]
 
 
-def replay(
+def rebase(
     quarantine: Quarantine, onto: str, commits: Sequence[tuple[str, str]]
-) -> tuple[list[Replayed], Loose] | ReplayConflict:
+) -> tuple[list[RebasedCommit], Loose] | RebaseConflict:
     """Make commits again on the commit `onto`, in order; each is given with its parent.
 
     Everything that is new stays in quarantine; the files of the objects are returned.
     """
-    made: list[Replayed] = []
+    made: list[RebasedCommit] = []
     loose: Loose = {}
     ours = tree_of(quarantine, onto)
     for position, (parent, commit) in enumerate(commits):
@@ -49,7 +49,7 @@ def replay(
         if is_merged:
             merged = _merge(quarantine, before, ours, theirs)
             if isinstance(merged, tuple):
-                return ReplayConflict(position, merged)
+                return RebaseConflict(position, merged)
             tree = merged
         changes = difference(quarantine, ours, tree)
         result = quarantine.draft(ours)
@@ -57,7 +57,7 @@ def replay(
         root, trees = result.write()
         loose |= trees
         loose |= quarantine.take({each.new_oid for each in changes if each.new_oid is not None})
-        made.append(Replayed(root, changes, is_merged))
+        made.append(RebasedCommit(root, changes, is_merged))
         ours = root
     return made, loose
 

@@ -16,7 +16,7 @@ from typing import TypeVar
 from . import events as e
 from .building import BuilderResult, PatchAction
 from .capacity import Unavailable
-from .claiming import Claim, LeaseLostError, WorkAsked
+from .claiming import LeaseLostError, PhaseClaim, WorkAsked
 from .deadlines import Lapse, Tick
 from .deciding import Given, Undone, conclude, decide, weigh_auditor_result, weigh_builder_result
 from .errors import AutopackError
@@ -26,7 +26,7 @@ from .judging import CiRunBegun, CiRunWanted, CiVerdict
 from .operating import CANCELLED, BranchMoved, Cancel, Rollback, StatusByHand
 from .order import after_it, has_commits, to_undo
 from .patches import AppliedPatch, PendingPatch, RefusedPatch
-from .rebasing import Rebase, ReplayedPatch
+from .rebasing import Rebase, RebasedPatch
 from .reviewing import RefusedReview, Review, ReviewWish
 from .run import FailureCode, RunState
 from .states import PhaseStatus, RunStatus
@@ -39,7 +39,7 @@ Kind = TypeVar("Kind", bound=e.Event)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parting:
-    """The first difference between the replay and the record."""
+    """The first difference between the backtest and the record."""
 
     sequence: int
     at: datetime
@@ -47,8 +47,8 @@ class Parting:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Replay:
-    """The result of a replay."""
+class Backtest:
+    """The result of a recorded run under another strategy."""
 
     run: RunState
     parting: Parting | None
@@ -56,15 +56,15 @@ class Replay:
     assumed_patches: int
 
 
-def replay(
+def decide_again(
     run: RunState, events: Sequence[tuple[int, e.Event]], major_categories: Collection[str]
-) -> Replay:
+) -> Backtest:
     """Decide a recorded run again, from its starting state under another strategy. (rules §9)
 
     `events` are the record's, each with its sequence, in order. The events of one change have one
     time.
     """
-    replayer = _Replayer(run, major_categories)
+    tested = _Backtester(run, major_categories)
     recorded = _Recorded(run.state, {phase.phase_id: phase.state for phase in run.phases})
     parting: Parting | None = None
     for at, group in groupby(events, key=lambda numbered: numbered[1].at):
@@ -72,16 +72,16 @@ def replay(
         if not numbered:
             continue
         change = [event for _, event in numbered]
-        replayer.take(change)
+        tested.take(change)
         recorded.read(change)
-        detail = recorded.difference(replayer.run)
+        detail = recorded.difference(tested.run)
         if detail is not None and parting is None:
             parting = Parting(sequence=numbered[0][0], at=at, detail=detail)
-    return Replay(
-        run=replayer.run,
+    return Backtest(
+        run=tested.run,
         parting=parting,
-        skipped_inputs=replayer.skipped_inputs,
-        assumed_patches=replayer.assumed_patches,
+        skipped_inputs=tested.skipped_inputs,
+        assumed_patches=tested.assumed_patches,
     )
 
 
@@ -101,7 +101,7 @@ class _Recorded:
                     self.run = event.to_state
 
     def difference(self, run: RunState) -> str | None:
-        """Return where a replayed run differs in its states; None: nowhere."""
+        """Return where the backtest differs in its states; None: nowhere."""
         for phase in run.phases:
             recorded = self.phases[phase.phase_id]
             if recorded is not phase.state:
@@ -117,16 +117,14 @@ def _rebase(events: Sequence[e.PatchReplayed]) -> Rebase:
     return Rebase(
         from_run="",
         patches=tuple(
-            ReplayedPatch(
-                **{each.name: getattr(event, each.name) for each in fields(ReplayedPatch)}
-            )
+            RebasedPatch(**{each.name: getattr(event, each.name) for each in fields(RebasedPatch)})
             for event in events
         ),
     )
 
 
 @dataclass(slots=True)
-class _Replayer:
+class _Backtester:
     run: RunState
     major_categories: Collection[str]
     skipped_inputs: int = 0
@@ -158,7 +156,7 @@ class _Replayer:
                     (other.phase_id, _assumed(0, number))
                     for number, other in enumerate(after_it(self.run, mine))
                 )
-                undone = Undone(phase_id=mine.phase_id, commit="replayed", tree="", again=again)
+                undone = Undone(phase_id=mine.phase_id, commit="assumed", tree="", again=again)
                 self.run = decide(self.run, undone, now).state
 
     def _conclude(self, before: RunState, now: datetime) -> None:
@@ -180,7 +178,7 @@ class _Replayer:
         elif auditor is not None:
             yield self._review(auditor, events, now)
         elif granted is not None:
-            yield Claim(
+            yield PhaseClaim(
                 phase_id=granted.phase_id,
                 role=granted.role,
                 agent=granted.agent,
@@ -207,9 +205,9 @@ class _Replayer:
         wish = _first(events, e.ReviewRequested)
         rolled_back = _first(events, e.RunRolledBack)
         ended = _first(events, e.RunEnded)
-        replayed = [each for each in events if isinstance(each, e.PatchReplayed)]
-        if replayed:
-            yield _rebase(replayed)
+        rebased = [each for each in events if isinstance(each, e.PatchReplayed)]
+        if rebased:
+            yield _rebase(rebased)
         elif issues:
             yield IssuesSeen(phase_id=_phase_of(events, e.IssueRecorded), issues=issues)
         elif wish is not None:
@@ -325,7 +323,7 @@ class _Replayer:
         return replace(review, patches=patches)
 
     def _verdict(self, event: e.CiVerdictReceived, events: Sequence[e.Event]) -> CiVerdict:
-        """Read a verdict; in a replay it is on another commit."""
+        """Read a verdict; in a backtest it is on another commit."""
         phase = self.run.phase(event.phase_id)
         if phase.state is not PhaseStatus.CI_RUNNING:
             raise AutopackError("the phase waits for no verdict under these rules")
@@ -376,9 +374,9 @@ class _Replayer:
 
 def _assumed(submission_id: int, number: int = 0) -> AppliedPatch:
     """Return an applied patch without a real commit, for a patch that is assumed to apply."""
-    name = f"replayed:{submission_id}:{number}"
+    name = f"assumed:{submission_id}:{number}"
     return AppliedPatch(
-        submission_id=submission_id, patch_sha256="", commit=name, tree="", parent="replayed"
+        submission_id=submission_id, patch_sha256="", commit=name, tree="", parent="assumed"
     )
 
 
