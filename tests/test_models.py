@@ -24,7 +24,6 @@ from autopack.domain.run import DebtStatus, FailureCode
 from autopack.domain.states import Cleanliness, PhaseStatus, RunStatus, TierStatus
 from autopack.domain.terms import CiProfile, Complexity, Role, RunScope, SafetyProfile, Severity
 from autopack.models import (
-    Audit,
     BacklogEntry,
     Base,
     CiRun,
@@ -35,12 +34,13 @@ from autopack.models import (
     Patch,
     Phase,
     Reply,
+    ReviewRequest,
     Run,
     Sighting,
     Submission,
     Tier,
 )
-from autopack.store import leases, runs, submissions
+from autopack.store import leases, replies, runs
 from autopack.store.session import RowSession
 
 pytestmark = pytest.mark.integration
@@ -213,7 +213,9 @@ def one_of_each(session: Session, phase: Phase) -> dict[str, object]:
             committed_at=NOON,
             patch_pk=patch.id,
         ),
-        Audit(**of_phase, is_advisory=False, requested_at=NOON, submission_pk=submission.id),
+        ReviewRequest(
+            **of_phase, is_advisory=False, requested_at=NOON, submission_pk=submission.id
+        ),
         CiRun(**of_phase, commit_sha=SHA, profile=CiProfile.NORMAL, attempt=1, requested_at=NOON),
         Reply(**of_run, scope="s", fingerprint="f", body={}, created_at=NOON),
         Issue(
@@ -555,7 +557,7 @@ class TestShape:
         ("find", "index"),
         [
             (lambda session: leases.find_lease(session, 1, "token"), "uq_leases_open_phase_pk"),
-            (lambda session: submissions.find_run_of(session, "any:key"), "ix_replies_of_all_runs"),
+            (lambda session: replies.find_run_of(session, "any:key"), "ix_replies_of_all_runs"),
         ],
         ids=["a lease by a token", "the run of a claim's key"],
     )

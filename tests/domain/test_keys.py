@@ -17,7 +17,7 @@ from autopack.domain.access import (
     Caller,
     MissingRoleError,
 )
-from autopack.domain.audit import AuditAction, Deed, first_broken, hash_of
+from autopack.domain.audit_log import AuditAction, Deed, first_broken, hash_of
 from autopack.domain.events import GENESIS_HASH
 from autopack.domain.keys import LENGTH, expiry, is_well_formed, make_key, without_keys
 from autopack.domain.secret_rules import redact

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Body, Depends, Path, Request
 from ..domain.access import AccessRole
 from ..domain.keys import NewKey
 from ..domain.values import Identifier
-from ..services import audit, keys
+from ..services import audit_log, keys
 from ..services.keys import Keyring
 from ..views.keys import (
     AuditPage,
@@ -119,5 +119,5 @@ def list_deeds(context: Context, limit: PageLimit = 100, cursor: Cursor = None) 
     Each entry carries the hash of the one before it.
     """
     after = decode_cursor(cursor, int)[0] if cursor else 0
-    page, more = audit.list_deeds(context, after=after, limit=limit)
+    page, more = audit_log.list_deeds(context, after=after, limit=limit)
     return AuditPage(entries=page, next_cursor=None if more is None else encode_cursor(more))

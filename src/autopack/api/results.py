@@ -7,7 +7,7 @@ from typing import Annotated, Final
 from fastapi import APIRouter, Body, Path, Response
 
 from ..domain.results import AuditorReport, AuditRequest, BuilderReport
-from ..services import auditing, building, phase_reports
+from ..services import building, phase_reports, reviewing
 from ..views.results import (
     AttemptsAnswer,
     AuditorResultAnswer,
@@ -73,7 +73,7 @@ def auditor_request(
 
     For a phase that is final the request has no effect on the rules.
     """
-    answer = auditing.request_audit(context, run_id, phase_id, request, idempotency_key)
+    answer = reviewing.request_audit(context, run_id, phase_id, request, idempotency_key)
     return reply(response, answer)
 
 
@@ -94,7 +94,7 @@ def auditor_result(
     """`approve` applies a pending patch, then the Auditor's own; `revise` sends the phase back to
     the Builder; `escalate` fails it. Several patches are applied all or none.
     """
-    answer = auditing.submit_auditor_result(context, run_id, phase_id, report, idempotency_key)
+    answer = reviewing.submit_auditor_result(context, run_id, phase_id, report, idempotency_key)
     return reply(response, answer)
 
 

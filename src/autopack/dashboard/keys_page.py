@@ -9,7 +9,7 @@ from fastapi.responses import HTMLResponse
 
 from ..api.inputs import Context, Cursor, decode_cursor, encode_cursor
 from ..api.keys import KeyName
-from ..services import audit, keys
+from ..services import audit_log, keys
 from ..services.keys import Keyring
 from .rendering import HOME
 from .routes import InPage, PageRoute, back_to
@@ -23,7 +23,7 @@ DEEDS_A_PAGE: Final = 50
 def show_keys(context: Context, page: InPage, cursor: Cursor = None) -> HTMLResponse:
     """Show every key, and what was done to keys and policy, newest first."""
     before = decode_cursor(cursor, int)[0] if cursor else None
-    deeds = audit.last_deeds(context, DEEDS_A_PAGE, before=before)
+    deeds = audit_log.last_deeds(context, DEEDS_A_PAGE, before=before)
     return page.render(
         "keys.html",
         here="keys",

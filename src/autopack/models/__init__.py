@@ -13,11 +13,20 @@ from .pushes import Push
 from .rulesets import RulesetVersion
 from .runs import Phase, Run, Tier
 from .webhooks import Delivery, ToldAttention, Webhook
-from .work import Audit, CiLog, CiRun, Commit, Lease, Measurement, Patch, Reply, Submission
+from .work import (
+    CiLog,
+    CiRun,
+    Commit,
+    Lease,
+    Measurement,
+    Patch,
+    Reply,
+    ReviewRequest,
+    Submission,
+)
 
 __all__ = [
     "ApiKey",
-    "Audit",
     "AuditEntry",
     "BacklogEntry",
     "Base",
@@ -41,6 +50,7 @@ __all__ = [
     "Push",
     "Reply",
     "RetentionProgress",
+    "ReviewRequest",
     "RulesetVersion",
     "Run",
     "ServedRepository",

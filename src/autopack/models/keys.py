@@ -8,7 +8,7 @@ from sqlalchemy import ARRAY, CheckConstraint, Text, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from ..domain.access import AccessRole
-from ..domain.audit import AuditAction
+from ..domain.audit_log import AuditAction
 from .base import Base, Id, Json, one_of
 
 _ROLES = ", ".join(f"'{role}'" for role in AccessRole)

@@ -145,8 +145,8 @@ class Commit(Base):
     )
 
 
-class Audit(Base):
-    """A review that was requested."""
+class ReviewRequest(Base):
+    """A review that was requested; the API calls it an audit, as its table does."""
 
     __tablename__ = "audits"
 

@@ -20,14 +20,14 @@ from ..domain.attention import (
     dismissed_run,
     needs,
 )
-from ..domain.audit import AuditAction
+from ..domain.audit_log import AuditAction
 from ..domain.errors import UnavailableError
 from ..domain.events import SUPERVISOR
 from ..domain.naming import branch_ref, head_ref
 from ..models import Run
 from ..store import attention as store
 from ..views.attention import ActionAnswer, AttentionAnswer, AttentionItem, DismissalAnswer
-from .audit import note
+from .audit_log import note
 from .context import AppContext
 from .reading import one_moment
 from .rehearsal import rehearse

@@ -20,7 +20,8 @@ from ..domain.states import PhaseStatus
 from ..domain.terms import BuilderStatus, Role
 from ..gitrepo import PatchConflictError
 from ..models import Patch, Phase, Submission
-from ..store import progress, submissions
+from ..store import progress
+from ..store.patches import new_patch
 from ..views.branches import RepairAnswer
 from ..views.results import BuilderResultAnswer, NextStep
 from . import patching
@@ -59,7 +60,7 @@ def submit_builder_result(
             require_buildable(change.state, phase_id)
             if content is not None:
                 patching.require_free_branch(change)
-            patches = [submissions.new_patch(1, content, PatchStatus.REFUSED)] if content else []
+            patches = [new_patch(1, content, PatchStatus.REFUSED)] if content else []
             submission = record_submission(change, phase, report, patches, lease)
             refusal, repairs = _decide(change, phase, report, submission, patches)
             patching.keep_no_secrets(patches)

@@ -29,7 +29,8 @@ from ..domain.run_issues import RunIssue
 from ..domain.sightings import Sighting
 from ..gitrepo import RefUpdate
 from ..models import BacklogEntry, Commit, Issue, Phase, Run
-from ..store import issues, runs, submissions
+from ..store import issues, runs
+from ..store.commits import COMMITS
 from ..store.session import RowSession
 from ..views.issues import IssueIndexAnswer
 from ..views.runs import RunDetail
@@ -234,7 +235,7 @@ class RunChange:
         )
         if has_own_difference:
             self.objects.install()  # git makes the difference
-        commit = submissions.COMMITS.new(
+        commit = COMMITS.new(
             run_pk=self.run.id,
             kind=kind,
             sha=sha,

@@ -28,7 +28,7 @@ from ..domain.run import PhaseState
 from ..domain.terms import Role
 from ..domain.values import Closed, Text, Word
 from ..models import Lease, Phase
-from ..store import leases, runs, submissions
+from ..store import leases, replies, runs
 from ..store.session import RowSession
 from ..views.work import HeartbeatAnswer, LeaseAnswer, ReleaseAnswer, WorkItemAnswer
 from .after_commit import ProjectionLaggingError
@@ -117,7 +117,7 @@ def claim_any(context: AppContext, wanted: Claim, idempotency_key: str | None = 
         if scope is None:
             return _claim_next(context, session, wanted, identity)
         with runs.claim_key_lock(session, scope):
-            run_id = submissions.find_run_of(session, scope)
+            run_id = replies.find_run_of(session, scope)
             if run_id is None:
                 return _claim_next(context, session, wanted, identity)
             with runs.run_lock(session, run_id):

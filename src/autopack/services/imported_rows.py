@@ -14,7 +14,8 @@ from ..domain.ruleset import CiRules
 from ..gitrepo import is_branch_name
 from ..models import Phase, Run, Tier
 from ..store import exports as store
-from ..store import runs, submissions
+from ..store import runs
+from ..store.commits import list_commits
 from ..store.session import RowSession
 from ..views.exports import RunManifest
 from .archives import CHUNK, Archive, Member
@@ -124,7 +125,7 @@ def check_rows(
         _ = event.told
     hashes = [event.hash for event in events]
     recorded = [each["hash"] for each in record["events"]]
-    commits = submissions.list_commits(session, run.id)
+    commits = list_commits(session, run.id)
     phases = {each["phase_id"]: each for each in record["phases"]}
     tiers = {each["tier_id"]: each for each in record["tiers"]}
     mine = runs.phases_of(run)

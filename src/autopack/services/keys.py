@@ -12,7 +12,7 @@ from threading import Lock
 from typing import Final, Literal
 
 from ..domain.access import AccessRole, Caller, WrongProjectError
-from ..domain.audit import AuditAction
+from ..domain.audit_log import AuditAction
 from ..domain.errors import ConflictError, ForbiddenError
 from ..domain.keys import ROTATION_OVERLAP, SESSION_LIFETIME, NewKey, digest_of, make_key
 from ..domain.limits import Limits
@@ -20,7 +20,7 @@ from ..models import ApiKey, BrowserSession
 from ..store import keys
 from ..store.session import RowSession
 from ..views.keys import KeyAnswer, SecretKeyAnswer
-from .audit import note
+from .audit_log import note
 from .context import AppContext
 
 # A key that another process revoked is answered for so long at most.

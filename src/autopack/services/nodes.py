@@ -22,7 +22,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
 from .. import __version__
-from ..domain.audit import AuditAction
+from ..domain.audit_log import AuditAction
 from ..domain.errors import ConflictError, NotFoundError
 from ..gitrepo import Generations, NodeIdentity, Repository, renew_home
 from ..models import ServedRepository
@@ -30,7 +30,7 @@ from ..store import nodes
 from ..store.feed import Listener
 from ..store.nodes import ALIVE_SECONDS, NodeState
 from ..views.service import NodeAnswer
-from .audit import note
+from .audit_log import note
 from .availability import OUTAGES
 from .context import AppContext
 from .following import follow_events

@@ -36,7 +36,7 @@ from ..gitrepo import (
     PolicyCheck,
 )
 from ..models import Patch, Phase, Run, Submission
-from ..store import submissions
+from ..store.patches import PatchOnBranch, list_patches_after
 from .change import RunChange
 
 # Refusals because of the patch's content: they use a try. A patch above a limit, or an error of the
@@ -197,7 +197,7 @@ def apply(
     base_commit = base_commit or began_at(
         change.state, change.phase_state(phase.phase_id), change.head
     )
-    given = submissions.PatchOnBranch(
+    given = PatchOnBranch(
         message=_message(change, phase, submission, patch, title),
         patch_pk=patch.id,
         submission_pk=submission.id,
@@ -214,14 +214,12 @@ def apply_again(change: RunChange, state: PhaseState) -> list[AppliedPatch]:
     Raises one of PATCH_FAULTS.
     """
     phase = change.phase(state.phase_id)
-    given = submissions.list_patches_after(
-        change.session, change.run.id, phase.id, str(state.before_commit)
-    )
+    given = list_patches_after(change.session, change.run.id, phase.id, str(state.before_commit))
     return [_put_on_branch(change, phase, each, state.before_commit)[0] for each in given]
 
 
 def _put_on_branch(
-    change: RunChange, phase: Phase, given: submissions.PatchOnBranch, base_commit: str | None
+    change: RunChange, phase: Phase, given: PatchOnBranch, base_commit: str | None
 ) -> tuple[AppliedPatch, tuple[Repair, ...], list[str]]:
     """Put one patch on the branch as one commit; also return its repairs and the changed files.
 

@@ -9,7 +9,8 @@ from ..domain import events as kinds
 from ..domain.events import Event
 from ..domain.segments import FRAME_KINDS, SEGMENT_KINDS, Segment, segments_of
 from ..models import Phase, Run
-from ..store import ci_runs, progress, runs, submissions
+from ..store import ci_runs, progress, runs
+from ..store.patches import get_patch, list_patch_facts
 from ..store.session import RowSession
 from ..views.issues import PhaseIssue
 from ..views.results import (
@@ -108,7 +109,7 @@ def read_patch(context: AppContext, run_id: str, patch_id: int) -> bytes:
     Secrets in a refused patch were redacted before it was stored.
     """
     with context.reading() as session:
-        return submissions.get_patch(session, runs.get_run_pk(session, run_id), patch_id)
+        return get_patch(session, runs.get_run_pk(session, run_id), patch_id)
 
 
 def _events(session: RowSession, run: Run, phase: Phase) -> list[Event]:
@@ -130,7 +131,7 @@ def _attempts(
 ) -> list[AttemptAnswer]:
     if not details:
         return []
-    patches = submissions.list_patch_facts(session, phase.id)
+    patches = list_patch_facts(session, phase.id)
     begun = {each.submission_id: each.started_at for each in segments}
     # A result of an agent that could not work is no attempt for the rules: its event names none.
     begun_by_end = {each.ended_at: each.started_at for each in segments if each.outcome}

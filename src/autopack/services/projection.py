@@ -33,6 +33,7 @@ from ..mirror import (
 )
 from ..models import EventRow, Issue, Phase, Run
 from ..store import ci_runs, issues, nodes, runs, submissions
+from ..store.commits import list_commits, list_recorded_commits
 from ..store.nodes import Shown
 from ..store.rows import derived
 from ..store.session import RowSession
@@ -88,7 +89,7 @@ def _bring_objects(
             if at is not None:
                 return [at]
     require_objects(context, session, run, durably=False)
-    return [run.base_commit, *(commit.sha for commit in submissions.list_commits(session, run.id))]
+    return [run.base_commit, *(commit.sha for commit in list_commits(session, run.id))]
 
 
 def _roll_refs_forward(context: AppContext, run: Run, recorded: Collection[str]) -> None:
@@ -179,7 +180,7 @@ def finished_files(
     files |= render_run(report, None, index_answer(run, found))
     render = run_record(
         report,
-        commits=submissions.list_recorded_commits(session, run.id),
+        commits=list_recorded_commits(session, run.id),
         ci_runs=ci_runs.list_of_run(session, run.id),
         events=[_event(row) for row in runs.list_events(session, run.id, after=0, limit=None)],
     )

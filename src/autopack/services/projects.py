@@ -23,7 +23,7 @@ from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.orm import Session
 
 from ..config import Settings
-from ..domain.audit import AuditAction
+from ..domain.audit_log import AuditAction
 from ..domain.errors import UnavailableError
 from ..domain.projects import (
     ConnectionsExhaustedError,
@@ -45,7 +45,7 @@ from ..models import Project
 from ..store import projects as store
 from ..store.session import RowSession
 from ..views.projects import ProjectAnswer
-from .audit import note
+from .audit_log import note
 from .context import AppContext
 from .nodes import ServedElsewhereError, require_history
 

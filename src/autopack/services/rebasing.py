@@ -35,9 +35,9 @@ from ..gitrepo import (
     RefUpdate,
 )
 from ..models import Run
-from ..store import runs, submissions
+from ..store import runs
+from ..store.commits import AcceptedCommit, list_accepted_commits
 from ..store.session import RowSession
-from ..store.submissions import AcceptedCommit
 from ..views.runs import RunAnswer
 from .change import RunChange, require_details
 from .context import AppContext
@@ -107,7 +107,7 @@ def _accepted_of(session: RowSession, run: Run) -> list[AcceptedCommit]:
     The phase of a rebased run has no category of its own; its first commits are those of the run
     that it rebases, in their order.
     """
-    found = submissions.list_accepted_commits(session, run.id)
+    found = list_accepted_commits(session, run.id)
     if run.rebases is None:
         return found
     originals = iter(_accepted(session, runs.get_run(session, run.rebases)))

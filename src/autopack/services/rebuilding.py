@@ -23,7 +23,8 @@ from ..gitrepo import (
     RepositoryUnusableError,
 )
 from ..models import Commit, Phase, Run
-from ..store import runs, submissions
+from ..store import runs
+from ..store.commits import list_changes, list_commits, list_commits_since
 from ..store.session import RowSession
 from .context import AppContext
 
@@ -52,7 +53,7 @@ def require_objects(
     if repository.has_commit(run.head_commit) and has_all():
         return
     _require_base(context, session, run)
-    commits = submissions.list_commits(session, run.id)
+    commits = list_commits(session, run.id)
     # First only what another node has made since; objects that a disk lost are the rare case.
     new = [commit for commit in commits if not repository.has_commit(commit.sha)]
     with suppress(RepositoryUnusableError):  # what they stand on is damaged
@@ -81,7 +82,7 @@ def add_objects(context: AppContext, session: RowSession, run: Run) -> str | Non
     at = repository.read_ref(branch_ref(run.run_id))
     if at is None or not repository.has_commit(at):
         return None
-    later = submissions.list_commits_since(session, run, at)
+    later = list_commits_since(session, run, at)
     if later is None or (later[-1].sha if later else at) != run.head_commit:
         return None
     # A commit is put into the repository after all that it stands on.
@@ -149,7 +150,7 @@ def _make(
 ) -> None:
     for at in range(0, len(commits), AT_ONCE):
         part = commits[at : at + AT_ONCE]
-        changes = submissions.list_changes(session, [commit.id for commit in part])
+        changes = list_changes(session, [commit.id for commit in part])
         for commit in part:
             recorded = RecordedCommit(
                 sha=commit.sha,

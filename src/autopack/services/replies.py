@@ -13,7 +13,7 @@ from ..domain.errors import AutopackError, ErrorKind, InvalidError
 from ..domain.events import canonical_json
 from ..models import Reply
 from ..models.work import OF_ALL_RUNS
-from ..store import submissions
+from ..store import replies
 from ..store.leases import hash_token
 from ..store.session import RowSession
 from ..views import Shape
@@ -55,7 +55,7 @@ class Once:
         """
         if not self.scopes:
             return None
-        reply = submissions.find_reply(change.session, change.run.id, self.scopes[0])
+        reply = replies.find_reply(change.session, change.run.id, self.scopes[0])
         if reply is None:
             return None
         if reply.fingerprint == self.fingerprint:
@@ -113,7 +113,7 @@ class Once:
             body = {"code": answer.code, "detail": answer.detail, "extra": dict(answer.extra)}
         else:
             kind, body = None, dict(answer)
-        submissions.keep_reply(
+        replies.keep_reply(
             session,
             run_pk,
             scopes,

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ..domain.audit import AuditAction
+from ..domain.audit_log import AuditAction
 from ..domain.closed_paths import CLOSED
 from ..domain.document_diff import differences
 from ..domain.errors import InvalidError
@@ -29,7 +29,7 @@ from ..views.project import (
     RulesetDiffAnswer,
     RulesetVersionAnswer,
 )
-from .audit import note
+from .audit_log import note
 from .context import AppContext
 
 

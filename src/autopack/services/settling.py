@@ -37,8 +37,10 @@ from ..gitrepo import CollisionError, RefUpdate, RepositoryUnusableError
 from ..jobs.queue import defer
 from ..mirror import RECORD, patch_name
 from ..models import Issue, Phase
-from ..store import ci_runs, issues, leases, nodes, runs, submissions
+from ..store import ci_runs, issues, leases, nodes, runs
+from ..store.commits import add_commits
 from ..store.nodes import Shown
+from ..store.patches import list_accepted_patches
 from . import patching
 from .change import RunChange, require_details
 from .projection import Signatures, finished_files
@@ -366,7 +368,7 @@ def _place_commits(change: RunChange) -> None:
     commits = change.commits[change.placed_commits :]
     if not commits:
         return
-    submissions.add_commits(change.session, change.run.id, commits)
+    add_commits(change.session, change.run.id, commits)
     change.placed_commits += len(commits)
     change.run.head_commit = commits[-1].sha
     if commits[-1].kind is not CommitKind.RECORD:
@@ -395,7 +397,7 @@ def _record(change: RunChange) -> None:
         return signatures
 
     report, files = finished_files(session, run, sign)
-    patches = submissions.list_accepted_patches(session, run.id, MAX_RECORDED_PATCH_BYTES)
+    patches = list_accepted_patches(session, run.id, MAX_RECORDED_PATCH_BYTES)
     recorded = {**files, **{patch_name(name): content for name, content in patches.items()}}
     message = record_message(
         run.run_id,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Literal
 
 from ..domain.access import WrongProjectError
-from ..domain.audit import AuditAction
+from ..domain.audit_log import AuditAction
 from ..domain.webhooks import (
     TEST_TYPE,
     InvalidWebhookError,
@@ -24,7 +24,7 @@ from ..outbound import AddressError, parse_address, resolve
 from ..store import feed
 from ..store import webhooks as store
 from ..views.webhooks import DeliveryAnswer, SecretWebhookAnswer, WebhookAnswer
-from .audit import note
+from .audit_log import note
 from .context import AppContext
 from .deliveries import queue_delivery
 from .notifications import Message, new_delivery

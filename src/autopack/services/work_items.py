@@ -14,7 +14,7 @@ from ..domain.path_policy import DEFAULT_PROTECTED
 from ..domain.run import PhaseState, RunState
 from ..domain.terms import EvidenceKind, Role
 from ..models import Phase, Run
-from ..store import audits, issues, runs, submissions
+from ..store import issues, patches, review_requests, runs, submissions
 from ..store.session import RowSession
 from ..views.dependencies import DependencyAnswer
 from ..views.work import (
@@ -164,11 +164,11 @@ def _review(
     context: AppContext, session: RowSession, run: Run, phase: Phase, state: PhaseState
 ) -> ReviewAnswer:
     """Return what to review: the pending patch, or the phase's commits on the branch."""
-    audit = audits.find_open_audit(session, phase.id)
+    asked = review_requests.find_open_request(session, phase.id)
     review = ReviewAnswer(
-        audit_id=audit.id if audit else None,
-        review_focus=audit.review_focus if audit else None,
-        auditor_profile=(audit.auditor_profile if audit else None) or phase.auditor_profile,
+        audit_id=asked.id if asked else None,
+        review_focus=asked.review_focus if asked else None,
+        auditor_profile=(asked.auditor_profile if asked else None) or phase.auditor_profile,
         is_pending=state.pending_submission_id is not None,
         approvals_needed=state.approvals_needed,
         approved_by=list(state.approved_by),
@@ -182,7 +182,7 @@ def _review(
         probe_results=[],
     )
     if state.pending_submission_id is not None:
-        held = submissions.list_patches(session, state.pending_submission_id)
+        held = patches.list_patches(session, state.pending_submission_id)
         content = b"".join(patch.content for patch in held)
     elif phase.start_commit is not None and phase.commit is not None:
         before = phase.before_commit or phase.start_commit

@@ -10,7 +10,7 @@ from sqlalchemy import exists, select, text
 from sqlalchemy.orm import Session, undefer
 
 from ..advisory_locks import RULESET
-from ..domain.audit import AuditAction
+from ..domain.audit_log import AuditAction
 from ..models import AuditEntry, RulesetVersion
 
 _LOCK: Final = text(f"SELECT pg_advisory_xact_lock({RULESET.number(':name')})")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal
 
 from ..domain.access import AccessRole
-from ..domain.audit import AuditAction
+from ..domain.audit_log import AuditAction
 from ..domain.limits import KeyLimits
 from . import Shape, WireTime
 

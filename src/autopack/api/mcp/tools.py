@@ -13,7 +13,7 @@ from ...domain.results import AuditorReport, BuilderReport, PatchCheck
 from ...domain.terms import Severity
 from ...domain.values import Closed, Identifier, Text, Word
 from ...services import attention as attention_service
-from ...services import auditing, building, claiming, runs
+from ...services import building, claiming, reviewing, runs
 from ...services import issues as issue_services
 from ...services.claiming import Claim, Release
 from ...services.context import AppContext
@@ -190,7 +190,7 @@ def submit_auditor_result(context: AppContext, call: SubmitAuditorResult) -> obj
     back with `review_notes`; `escalate` fails the phase.
     """
     report = _part(call, AuditorReport)
-    return auditing.submit_auditor_result(
+    return reviewing.submit_auditor_result(
         context, call.run_id, call.phase_id, report, call.idempotency_key
     )
 

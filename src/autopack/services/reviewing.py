@@ -14,8 +14,9 @@ from ..domain.results import AuditorReport, AuditRequest
 from ..domain.reviewing import RefusedReview, Review, ReviewWish, require_reviewable
 from ..domain.states import PhaseStatus
 from ..domain.terms import Recommendation, Role
-from ..models import Audit, Patch, Phase, Submission
-from ..store import audits, submissions
+from ..models import Patch, Phase, ReviewRequest, Submission
+from ..store import review_requests, submissions
+from ..store.patches import list_patches, new_patch
 from ..views.results import AuditorResultAnswer, AuditRequestAnswer, PatchRepairAnswer
 from . import patching
 from .change import RunChange
@@ -68,9 +69,9 @@ def request_audit(
                     f"tier_id: phase '{phase_id}' is in tier '{phase.tier_id}', "
                     f"not in '{request.tier_id}'"
                 )
-            audit = audits.add_audit(
+            asked = review_requests.add_review_request(
                 change.session,
-                audits.AUDITS.new(
+                review_requests.REVIEW_REQUESTS.new(
                     run_pk=change.run.id,
                     phase_pk=phase.id,
                     review_focus=request.review_focus,
@@ -84,15 +85,15 @@ def request_audit(
             settle(change)
             turn.answer(
                 AuditRequestAnswer(
-                    message=f"review {audit.id} of phase '{phase_id}' is "
+                    message=f"review {asked.id} of phase '{phase_id}' is "
                     + (
                         "recorded as advisory: the phase is final"
-                        if audit.is_advisory
+                        if asked.is_advisory
                         else "asked for"
                     ),
-                    audit_id=audit.id,
-                    review_focus=audit.review_focus,
-                    auditor_profile=audit.auditor_profile,
+                    audit_id=asked.id,
+                    review_focus=asked.review_focus,
+                    auditor_profile=asked.auditor_profile,
                 )
             )
     return turn.result()
@@ -122,7 +123,7 @@ def submit_auditor_result(
         if turn.is_new:
             change = turn.change
             phase = change.phase(phase_id)
-            audit = _audit(change, phase, report.audit_id)
+            asked = _answered_request(change, phase, report.audit_id)
             refusal: AutopackError | None = None
             repairs: list[PatchRepairAnswer] = []
             if phase.state.is_final:
@@ -135,10 +136,10 @@ def submit_auditor_result(
                 submission = record_submission(change, phase, report, patches, lease)
                 refusal, repairs = _decide(change, phase, report, submission, patches)
                 patching.keep_no_secrets(patches)
-            if audit is not None and refusal is None and not is_unavailable:
+            if asked is not None and refusal is None and not is_unavailable:
                 # A refused review, or one of an unavailable Auditor, may be sent again.
-                audit.answered_at = change.now
-                audit.submission_pk = submission.id
+                asked.answered_at = change.now
+                asked.submission_pk = submission.id
             commits = [each.sha for each in change.commits if each.patch_pk is not None]
             settle(change)
             if refusal is not None:
@@ -178,21 +179,22 @@ def _own_patches(report: AuditorReport) -> list[Patch]:
             raise InvalidError(
                 f"suggested_patches[{index}]: needs patch_content or patch_content_base64"
             )
-        patches.append(
-            submissions.new_patch(index + 1, content, PatchStatus.REFUSED, suggested.description)
-        )
+        patches.append(new_patch(index + 1, content, PatchStatus.REFUSED, suggested.description))
     return patches
 
 
-def _audit(change: RunChange, phase: Phase, audit_id: int | None) -> Audit | None:
+def _answered_request(
+    change: RunChange, phase: Phase, audit_id: int | None
+) -> ReviewRequest | None:
+    """Return the request that a review answers, if there is one. Raises AuditAnsweredError."""
     if audit_id is None:
-        return audits.find_open_audit(change.session, phase.id)
-    audit = audits.find_audit(change.session, phase.id, audit_id)
-    if audit is None:
+        return review_requests.find_open_request(change.session, phase.id)
+    asked = review_requests.find_review_request(change.session, phase.id, audit_id)
+    if asked is None:
         raise NotFoundError(f"audit_id: phase '{phase.phase_id}' has no audit {audit_id}")
-    if audit.answered_at is not None:
+    if asked.answered_at is not None:
         raise AuditAnsweredError(f"audit_id: audit {audit_id} was answered already")
-    return audit
+    return asked
 
 
 def _decide(
@@ -286,4 +288,4 @@ def _held(
     if report.recommendation is not Recommendation.APPROVE or held_id is None:
         return None, []
     submission = submissions.get_submission(change.session, held_id)
-    return submission, submissions.list_patches(change.session, submission.id)
+    return submission, list_patches(change.session, submission.id)

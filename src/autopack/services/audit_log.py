@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..domain.audit import AuditAction, Deed, first_broken
-from ..store import keys
+from ..domain.audit_log import AuditAction, Deed, first_broken
+from ..store import audit_log as store
 from ..store.session import RowSession
 from ..views.keys import AuditEntryAnswer
 from .context import AppContext
@@ -21,7 +21,7 @@ def note(
 ) -> None:
     """Add what the caller does to the log, in the transaction that does it."""
     deed = Deed(context.now(), context.caller.actor, action, subject, data)
-    keys.append_deed(session, deed)
+    store.append_deed(session, deed)
 
 
 def list_deeds(
@@ -29,7 +29,7 @@ def list_deeds(
 ) -> tuple[list[AuditEntryAnswer], int | None]:
     """Return a page of the log, oldest first, and after which number the next one begins."""
     with context.reading() as session:
-        rows = keys.list_deeds(session, after=after, limit=limit + 1)
+        rows = store.list_deeds(session, after=after, limit=limit + 1)
     page = rows[:limit]
     more = page[-1].sequence if len(rows) > limit else None
     return [AuditEntryAnswer.of(row) for row in page], more
@@ -38,7 +38,7 @@ def list_deeds(
 def first_broken_entry(context: AppContext) -> int | None:
     """Return the number of the first entry that does not follow from those before it, or None."""
     with context.reading() as session:
-        return first_broken(keys.stream_deeds(session))
+        return first_broken(store.stream_deeds(session))
 
 
 def last_deeds(
@@ -46,4 +46,4 @@ def last_deeds(
 ) -> list[AuditEntryAnswer]:
     """Return the last entries of the log, or the last before a number, oldest first."""
     with context.reading() as session:
-        return [AuditEntryAnswer.of(row) for row in keys.last_deeds(session, limit, before)]
+        return [AuditEntryAnswer.of(row) for row in store.last_deeds(session, limit, before)]
