@@ -2951,7 +2951,7 @@ class Outcome(StrEnum):
     """What the service did with a submission."""
 
     APPLIED = "applied"
-    HELD = "held"
+    HELD = "held"  # its patch is pending
     EMPTY = "empty"
     FAILED = "failed"
     CONFLICT = "conflict"
@@ -2965,7 +2965,7 @@ class Outcome(StrEnum):
 
 
 class PatchStatus(StrEnum):
-    """What was done with a patch when it came; it is stored, and a held patch stays pending."""
+    """What was done with a patch when it came; it is stored, so of a pending patch too."""
 
     APPLIED = "applied"
     PENDING = "pending"

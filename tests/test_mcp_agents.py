@@ -179,8 +179,8 @@ async def _one_run(url: str, repo: GitRepo) -> None:
         phase = {"run_id": "run-001", "phase_id": "schema"}
         await agent.call("record_issue", **phase, **issue, category="test_gap", severity="minor")
         patch = new_file("src/schema.sql")
-        held = await agent.submit(schema, patch)
-        assert (held["phase_state"], held["next"]["action"]) == ("GATE", "audit")
+        pending = await agent.submit(schema, patch)
+        assert (pending["phase_state"], pending["next"]["action"]) == ("GATE", "audit")
         assert await agent.claim("builder", "run-001") is None
 
         own = await agent.call("claim_work", role="auditor", agent="ada")

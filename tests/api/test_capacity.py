@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.integration
 
 Json = dict[str, Any]
-HELD = {"task_category": "debt_cleanup"}  # its patches wait for an Auditor
+NEEDS_APPROVAL = {"task_category": "debt_cleanup"}  # its patches wait for an Auditor
 LIMIT = "You've hit your usage limit"
 
 
@@ -88,8 +88,8 @@ class TestRelease:
         kinds = [event["kind"] for event in agents.events()]
         assert kinds.count("AgentUnavailable") == 1
 
-    def test_of_a_review_leaves_its_patch_held(self, api: Api, agents: Agents) -> None:
-        api.start(phase=HELD)
+    def test_of_a_review_leaves_its_patch_pending(self, api: Api, agents: Agents) -> None:
+        api.start(phase=NEEDS_APPROVAL)
         agents.build(agents.claim())
         item = agents.claim("auditor")
         assert give_back(api, item, reason=LIMIT).json()["phase_state"] == "GATE"
@@ -99,7 +99,7 @@ class TestRelease:
         assert agents.review(token=again["lease"]["token"]).json()["phase_state"] == "COMPLETE"
 
     def test_of_a_review_says_until_when_the_run_waits(self, api: Api, agents: Agents) -> None:
-        api.start(phase=HELD)
+        api.start(phase=NEEDS_APPROVAL)
         agents.build(agents.claim())
         reviewed_until = datetime.fromisoformat(api.run()["next"]["until"])
         back = agents.now + timedelta(minutes=7)
@@ -146,7 +146,7 @@ class TestUnavailableResults:
         assert "**Waits:** for an agent until" in page
 
     def test_of_an_auditor_are_recorded_and_no_try(self, api: Api, agents: Agents) -> None:
-        api.start(phase=HELD)
+        api.start(phase=NEEDS_APPROVAL)
         agents.build(agents.claim())
         token = agents.claim("auditor")["lease"]["token"]
         assert agents.review("unavailable", token).json()["phase_state"] == "GATE"

@@ -29,7 +29,7 @@ STALE = (
     "diff --git a/src/app.py b/src/app.py\n--- a/src/app.py\n+++ b/src/app.py\n"
     "@@ -1 +1 @@\n-VALUE = 41\n+VALUE = 42\n"
 )
-HELD = {"task_category": "debt_cleanup"}  # its patches wait for an Auditor
+NEEDS_APPROVAL = {"task_category": "debt_cleanup"}  # its patches wait for an Auditor
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ class TestClaim:
     def test_a_builder_and_then_an_auditor_take_a_phase_to_its_end(
         self, api: Api, agents: Agents
     ) -> None:
-        api.start(phase=HELD)
+        api.start(phase=NEEDS_APPROVAL)
         agents.nothing_for("auditor")
         item = agents.claim()
         assert api.phase()["state"] == "EXECUTING"
@@ -143,7 +143,7 @@ class TestLease:
         assert api.head() == api.run()["base_commit"]
 
     def test_is_for_its_phase_and_its_role_alone(self, api: Api, agents: Agents) -> None:
-        api.start(phases=2, phase=HELD)
+        api.start(phases=2, phase=NEEDS_APPROVAL)
         item = agents.claim()
         token = item["lease"]["token"]
         elsewhere = api.result(phase_id="P0.1", lease_token=token)
@@ -155,7 +155,7 @@ class TestLease:
         assert agents.review(token=review["lease"]["token"]).status_code == 200
 
     def test_that_another_holds_keeps_results_out(self, api: Api, agents: Agents) -> None:
-        api.start(phase=HELD)
+        api.start(phase=NEEDS_APPROVAL)
         item = agents.claim()
         before = api.run()
         until = item["lease"]["expires_at"][:16]
@@ -167,7 +167,7 @@ class TestLease:
         assert agents.review(token=review["lease"]["token"]).status_code == 200
 
     def test_is_not_needed_while_no_agent_holds_one(self, api: Api, agents: Agents) -> None:
-        api.start(phases=2, phase=HELD)
+        api.start(phases=2, phase=NEEDS_APPROVAL)
         assert api.result().status_code == 200
         assert agents.review().status_code == 200
         agents.claim()
@@ -354,7 +354,7 @@ class TestHeartbeat:
 
 class TestReservation:
     def test_lasts_as_long_as_the_lease(self, api: Api, agents: Agents) -> None:
-        api.start(phases=3, phase=HELD, token_cap=900_000)
+        api.start(phases=3, phase=NEEDS_APPROVAL, token_cap=900_000)
         item = agents.claim()
         assert item["lease"]["tokens_reserved"] == 400_000
         assert agents.reserved() == (400_000, 400_000)
@@ -438,7 +438,7 @@ class TestClaimOverAllRuns:
 
     def test_finds_what_waits_for_an_auditor(self, api: Api, agents: Agents) -> None:
         api.start("run-a")
-        api.start("run-b", phase=HELD)
+        api.start("run-b", phase=NEEDS_APPROVAL)
         agents.build(agents.claim(run_id="run-b"))
         item = agents.claim("auditor", None)
         assert (item["role"], item["run_id"]) == ("auditor", "run-b")
@@ -529,7 +529,7 @@ class TestWorkItem:
         assert issue["evidence_refs"] == ["a.py:1"]
 
     def test_of_an_auditor_has_the_pending_patch(self, api: Api, agents: Agents) -> None:
-        api.start(phase=HELD)
+        api.start(phase=NEEDS_APPROVAL)
         ask = {"review_focus": "security", "auditor_profile": "paranoid"}
         api.client.post("/runs/run-001/phases/P0.0/auditor_request", json=ask)
         patch = api.new_file("src/held.txt")
@@ -572,7 +572,7 @@ class TestWorkItem:
         assert api.repo.git("write-tree") == api.repo.git("rev-parse", f"{api.head()}^{{tree}}")
 
     def test_gives_a_patch_that_is_no_text_in_base64(self, api: Api, agents: Agents) -> None:
-        api.start(phase=HELD)
+        api.start(phase=NEEDS_APPROVAL)
         patch = api.new_file("src/latin.txt", "caf\0").encode().replace(b"\0", b"\xe9")
         encoded = base64.b64encode(patch).decode()
         built = agents.build(agents.claim(), patch="", patch_content_base64=encoded)
@@ -582,7 +582,7 @@ class TestWorkItem:
         assert base64.b64decode(review["patch_content_base64"]) == patch
 
     def test_gives_a_builder_the_auditors_notes(self, api: Api, agents: Agents) -> None:
-        api.start(phase=HELD)
+        api.start(phase=NEEDS_APPROVAL)
         agents.build(agents.claim())
         review = agents.claim("auditor")
         agents.review("revise", review["lease"]["token"])
@@ -595,7 +595,7 @@ class TestWorkItem:
     def test_can_be_seen_beforehand_and_nothing_changes(
         self, api: Api, agents: Agents, engine: Engine
     ) -> None:
-        api.start(phases=2, phase=HELD)
+        api.start(phases=2, phase=NEEDS_APPROVAL)
         for role in ("builder", "auditor"):
             before, rows = api.run(), dump(engine)
             seen = agents.peek(role).json()
@@ -628,7 +628,7 @@ class TestSecrecy:
         engine: Engine,
         capfd: pytest.CaptureFixture[str],
     ) -> None:
-        api.start(phases=3, phase=HELD)
+        api.start(phases=3, phase=NEEDS_APPROVAL)
         said = []
         item = agents.claim()
         said.append(api.client.get("/runs/run-001/next_phase").text)
@@ -663,7 +663,7 @@ class TestSecrecy:
 
 class TestBacktest:
     def test_under_the_same_rules_nothing_differs(self, api: Api, agents: Agents) -> None:
-        api.start("done", phases=2, phase=HELD)
+        api.start("done", phases=2, phase=NEEDS_APPROVAL)
         for _ in range(2):
             item = agents.claim(run_id="done")
             agents.wait(seconds=600)
@@ -673,7 +673,7 @@ class TestBacktest:
             review = agents.claim("auditor", "done")
             place = {"run_id": "done", "phase_id": review["phase_id"]}
             assert agents.review(token=review["lease"]["token"], **place).status_code == 200
-        api.start("lapsed", phase=HELD, max_duration_minutes=600)
+        api.start("lapsed", phase=NEEDS_APPROVAL, max_duration_minutes=600)
         agents.beat(agents.claim(run_id="lapsed"), 30)
         agents.wait(seconds=SECONDS)
         agents.build(agents.claim(run_id="lapsed"))

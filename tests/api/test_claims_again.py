@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import text
-from tests.api.test_claims import HELD, SECONDS, dump, moment
+from tests.api.test_claims import NEEDS_APPROVAL, SECONDS, dump, moment
 from tests.api.test_concurrency import at_once
 from tests.api.test_idempotency import is_repeat
 
@@ -126,7 +126,7 @@ def test_a_lease_that_has_ended_is_not_given_again_and_nothing_else_is(
 def test_a_key_that_found_nothing_may_ask_again(
     api: Api, agents: Agents, run_id: str | None
 ) -> None:
-    api.start(phase=HELD)
+    api.start(phase=NEEDS_APPROVAL)
     for _ in range(2):
         assert agents.ask("auditor", run_id, key="one").status_code == 204
     agents.build(agents.claim())

@@ -46,8 +46,8 @@ def test_a_patch_that_needed_no_repair_has_no_repairs(api: Api) -> None:
 
 def test_a_review_names_the_patch_of_each_repair(api: Api) -> None:
     api.start(phase={"task_category": "schema_change", "complexity": "high"})
-    held = api.result(patch=fenced(api, "src/a.txt"), status="needs_review").json()
-    assert (held["commit_sha"], kinds(held)) == (None, ["fence"])
+    pending = api.result(patch=fenced(api, "src/a.txt"), status="needs_review").json()
+    assert (pending["commit_sha"], kinds(pending)) == (None, ["fence"])
     suggested = [
         {"patch_content": api.new_file("src/b.txt")},
         {"patch_content": api.new_file("src/c.txt").replace("new file mode 100644\n", "")},

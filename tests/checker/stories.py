@@ -339,7 +339,7 @@ def green(branches: Branches) -> GitDrive:
 
 
 def reviewed(branches: Branches) -> GitDrive:
-    """A held patch and a fix-up of the Auditor's, who resolves what was seen."""
+    """A pending patch and a fix-up of the Auditor's, who resolves what was seen."""
     drive = begin(branches, start(phase={"auto_apply": False}))
     drive.count_issues(minors=1)
     drive.build(tokens=3)
@@ -350,7 +350,7 @@ def reviewed(branches: Branches) -> GitDrive:
 
 
 def reviewed_and_judged(branches: Branches) -> GitDrive:
-    """A held patch that a review lets pass, and CI after it."""
+    """A pending patch that a review lets pass, and CI after it."""
     drive = begin(branches, start(phase={"auto_apply": False, "has_ci": True}))
     drive.count_issues(minors=1)
     drive.build()

@@ -139,12 +139,13 @@ class Drive:
         tokens: int = 0,
         cost: Decimal = ZERO_USD,
         has_patch: bool = True,
+        patch: str | None = None,
         conflict: str | None = None,
         minors: int = 0,
         actor: str = SUPERVISOR,
         model: str | None = None,
     ) -> PhaseState:
-        """Post a Builder's result; `conflict` names a patch that git refuses.
+        """Post a Builder's result; `patch` names the patch, `conflict` one that git refuses.
 
         `minors` is how many minor issues the result suggests.
         """
@@ -158,7 +159,7 @@ class Drive:
                 status=status,
                 tokens=tokens,
                 cost=cost,
-                patch_sha256=(conflict or f"{submission_id}") if has_patch else None,
+                patch_sha256=(patch or conflict or f"{submission_id}") if has_patch else None,
                 model=model,
                 issues=tuple(minor_issue(f"seen-{number}") for number in range(minors)),
             )
@@ -197,8 +198,8 @@ class Drive:
 
         def step(decision: Decision) -> None:
             phase = decision.phase(phase_id)
-            held = phase.pending_submission_id if recommendation == "approve" else None
-            is_held = held is not None
+            pending = phase.pending_submission_id if recommendation == "approve" else None
+            is_pending = pending is not None
             submission_id = self.submissions + 1
             review = Review(
                 phase_id=phase_id,
@@ -213,12 +214,12 @@ class Drive:
             weighed = reviewing.weigh_review(Decision(decision.state, decision.now, actor), review)
             self.submissions = submission_id
             patches: tuple[AppliedPatch, ...] | RefusedReview | None = None
-            if weighed.is_wanted and is_held and not pending_applies:
-                patches = RefusedReview("it no longer applies", is_held=True)
+            if weighed.is_wanted and is_pending and not pending_applies:
+                patches = RefusedReview("it no longer applies", is_pending=True)
             elif weighed.is_wanted and not own_apply:
-                patches = RefusedReview("the fix-up conflicts", is_held=False)
+                patches = RefusedReview("the fix-up conflicts", is_pending=False)
             elif weighed.is_wanted:
-                senders = [held] if held is not None else []
+                senders = [pending] if pending is not None else []
                 senders += [submission_id] * own_patches
                 patches = tuple(map(self._commit, senders))
             reviewing.accept_review(decision, replace(review, patches=patches))

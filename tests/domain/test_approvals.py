@@ -21,7 +21,7 @@ UNNAMED = "local:auditor@host"
 GATE, QUEUED, COMPLETE = PhaseStatus.GATE, PhaseStatus.QUEUED, PhaseStatus.COMPLETE
 
 
-def held(**phase: object) -> Drive:
+def pending(**phase: object) -> Drive:
     """Begin a phase that needs two approvals and whose patch is pending."""
     fields = {"approvals_needed": 2, "auto_apply": False, "max_auditor_attempts": 1, **phase}
     drive = start(phase=fields)
@@ -34,7 +34,7 @@ def kinds(drive: Drive) -> list[str]:
 
 
 def test_a_phase_passes_with_its_last_approval_and_its_patch_is_pending_until_then() -> None:
-    drive = held()
+    drive = pending()
     phase = drive.review("approve", actor=ONE)
     assert (phase.state, phase.approved_by, phase.commit) == (GATE, (ONE,), None)
     assert phase.pending_submission_id is not None
@@ -46,7 +46,7 @@ def test_a_phase_passes_with_its_last_approval_and_its_patch_is_pending_until_th
 
 
 def test_one_approval_is_enough_by_default() -> None:
-    drive = held(approvals_needed=1)
+    drive = pending(approvals_needed=1)
     phase = drive.review("approve", actor=ONE)
     assert (phase.state, phase.approved_by) == (COMPLETE, (ONE,))
     assert "ApprovalGiven" not in kinds(drive)
@@ -54,7 +54,7 @@ def test_one_approval_is_enough_by_default() -> None:
 
 @pytest.mark.parametrize("actor", [ONE, UNNAMED])
 def test_an_auditor_approves_once_and_may_still_reject(actor: str) -> None:
-    drive = held()
+    drive = pending()
     before = drive.review("approve", actor=actor)
     with pytest.raises(AlreadyApprovedError, match="needs the approval of 1 more"):
         drive.review("approve", actor=actor)
@@ -65,7 +65,7 @@ def test_an_auditor_approves_once_and_may_still_reject(actor: str) -> None:
 
 
 def test_the_key_counts_whatever_role_or_name_comes_with_it() -> None:
-    drive = held()
+    drive = pending()
     drive.review("approve", actor="key:claude:auditor")
     with pytest.raises(AlreadyApprovedError):
         drive.review("approve", actor="key:claude:operator")
@@ -85,7 +85,7 @@ def test_two_approvals_are_of_two_auditors_whatever_the_builder_must_be(
 
 @pytest.mark.parametrize("rejection", ["revise", "escalate"])
 def test_any_rejection_counts_as_with_one_auditor(rejection: str) -> None:
-    drive = held()
+    drive = pending()
     drive.review("approve", actor=ONE)
     phase = drive.review(rejection, actor=TWO)
     assert phase.state is (QUEUED if rejection == "revise" else PhaseStatus.FAILED)
@@ -93,7 +93,7 @@ def test_any_rejection_counts_as_with_one_auditor(rejection: str) -> None:
 
 
 def test_a_new_patch_needs_all_approvals_anew() -> None:
-    drive = held(max_auditor_attempts=3)
+    drive = pending(max_auditor_attempts=3)
     drive.review("approve", actor=ONE)
     drive.review("revise", actor=TWO)
     assert drive.phase("P1").approved_by == ()
@@ -104,7 +104,7 @@ def test_a_new_patch_needs_all_approvals_anew() -> None:
 
 
 def test_an_auditors_own_patch_is_applied_at_once_and_ends_the_approvals_before_it() -> None:
-    drive = held(max_auditor_attempts=3)
+    drive = pending(max_auditor_attempts=3)
     drive.review("approve", actor=ONE)
     phase = drive.review("approve", own_patches=1, actor=TWO)
     assert (phase.state, phase.approved_by) == (GATE, (TWO,))
@@ -116,7 +116,7 @@ def test_an_auditors_own_patch_is_applied_at_once_and_ends_the_approvals_before_
 
 
 def test_approvals_with_patches_end_when_the_tries_are_used() -> None:
-    drive = held(max_auditor_attempts=2, max_builder_attempts=1)
+    drive = pending(max_auditor_attempts=2, max_builder_attempts=1)
     drive.review("approve", own_patches=1, actor=ONE)
     phase = drive.review("approve", own_patches=1, actor=TWO)
     assert phase.state is PhaseStatus.FAILED
@@ -124,7 +124,7 @@ def test_approvals_with_patches_end_when_the_tries_are_used() -> None:
 
 
 def test_after_a_red_verdict_nothing_is_approved() -> None:
-    drive = held(has_ci=True, max_auditor_attempts=3, max_builder_attempts=1)
+    drive = pending(has_ci=True, max_auditor_attempts=3, max_builder_attempts=1)
     drive.review("approve", actor=ONE)
     assert drive.review("approve", actor=TWO).state is PhaseStatus.CI_RUNNING
     phase = drive.red()
@@ -134,7 +134,7 @@ def test_after_a_red_verdict_nothing_is_approved() -> None:
 
 
 def test_each_approval_gives_the_next_review_its_whole_time_and_a_lapse_keeps_it() -> None:
-    drive = held(max_auditor_attempts=2)
+    drive = pending(max_auditor_attempts=2)
     drive.wait(minutes=40)
     phase = drive.review("approve", actor=ONE)
     assert phase.deadline_at == NOON + timedelta(minutes=100)
@@ -145,7 +145,7 @@ def test_each_approval_gives_the_next_review_its_whole_time_and_a_lapse_keeps_it
 
 
 def test_a_review_is_offered_to_auditors_who_have_not_approved() -> None:
-    drive = held(independence=Independence.AGENT)
+    drive = pending(independence=Independence.AGENT)
     drive.review("approve", actor=ONE)
 
     def offered(actor: str) -> PhaseState | None:
@@ -179,14 +179,14 @@ def test_who_built_what_is_on_the_branch_does_not_review_it_though_another_built
 
 
 def test_a_builder_whose_patch_was_discarded_may_review_the_next() -> None:
-    drive = held(independence=Independence.AGENT, approvals_needed=1, max_auditor_attempts=2)
+    drive = pending(independence=Independence.AGENT, approvals_needed=1, max_auditor_attempts=2)
     drive.review("revise", actor=ONE)
     drive.build(actor="key:other:builder")
     assert drive.review("approve", actor="key:codex:auditor").state is COMPLETE
 
 
 def test_three_approvals_come_in_any_order() -> None:
-    drive = held(approvals_needed=3)
+    drive = pending(approvals_needed=3)
     for actor in (THREE, ONE):
         assert drive.review("approve", actor=actor).state is GATE
     assert drive.review("approve", actor=TWO).approved_by == (THREE, ONE, TWO)

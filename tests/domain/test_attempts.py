@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.unit
 
-HELD = {"auto_apply": False}
+NEEDS_APPROVAL = {"auto_apply": False}
 SUCCESS, NEEDS_REVIEW = BuilderStatus.SUCCESS, BuilderStatus.NEEDS_REVIEW
 
 
@@ -91,10 +91,10 @@ class TestBuilder:
         assert drive.review("revise").state == "QUEUED"
         assert drive.build().state == "COMPLETE"
 
-    def test_a_patch_that_may_not_be_applied_at_once_is_held_for_the_auditor(
+    def test_a_patch_that_may_not_be_applied_at_once_is_pending_for_the_auditor(
         self, start: Start
     ) -> None:
-        drive = start(phase=HELD)
+        drive = start(phase=NEEDS_APPROVAL)
         head = drive.run.head_commit
         phase = drive.build()
         assert phase.state == "GATE"
@@ -105,7 +105,7 @@ class TestBuilder:
     def test_a_patch_that_needs_a_review_without_auditor_tries_is_a_failed_attempt(
         self, start: Start
     ) -> None:
-        drive = start(phase={**HELD, "max_auditor_attempts": 0})
+        drive = start(phase={**NEEDS_APPROVAL, "max_auditor_attempts": 0})
         assert drive.build().state == "QUEUED"
         drive.build()
         assert drive.build().state == "FAILED"
@@ -202,13 +202,23 @@ class TestEscalation:
         assert drive.phase("P1").builder_attempts_used == 3
         assert "BuilderTriesSpent" in {e.kind for e in drive.events}
 
+    def test_a_second_try_with_the_same_patch_that_no_auditor_can_approve_ends_the_builder_tries(
+        self, start: Start
+    ) -> None:
+        drive = start(
+            phase={**NEEDS_APPROVAL, "max_builder_attempts": 9, "max_auditor_attempts": 0}
+        )
+        tries = [drive.build(patch=name).state for name in ("a", "b", "b")]
+        assert tries == ["QUEUED", "QUEUED", "FAILED"]
+        assert drive.phase("P1").builder_attempts_used == 3
+
     def test_failures_without_a_signature_are_not_equal(self, start: Start) -> None:
         drive = start(phase={"max_builder_attempts": 9})
         assert {drive.fail().state for _ in range(5)} == {"QUEUED"}
 
 
-def held(start: Start) -> Drive:
-    drive = start(phase=HELD)
+def pending(start: Start) -> Drive:
+    drive = start(phase=NEEDS_APPROVAL)
     drive.build()
     return drive
 
@@ -221,8 +231,10 @@ def spent(start: Start, **phase: object) -> Drive:
 
 
 class TestReview:
-    def test_approval_applies_the_held_patch_and_then_the_auditors_own(self, start: Start) -> None:
-        drive = held(start)
+    def test_approval_applies_the_pending_patch_and_then_the_auditors_own(
+        self, start: Start
+    ) -> None:
+        drive = pending(start)
         phase = drive.review("approve", own_patches=2)
         assert phase.state == "COMPLETE"
         assert phase.pending_submission_id is None
@@ -231,7 +243,7 @@ class TestReview:
         assert phase.auditor_attempts_used == 1
 
     def test_an_approval_is_judged_by_ci(self, start: Start) -> None:
-        drive = start(phase={**HELD, "has_ci": True})
+        drive = start(phase={**NEEDS_APPROVAL, "has_ci": True})
         drive.build()
         assert drive.review("approve").state == "CI_RUNNING"
 
@@ -265,10 +277,10 @@ class TestReview:
         assert phase.state == "CI_RUNNING"
         assert phase.verdict is None  # the new head has none
 
-    def test_revision_discards_what_is_held_and_returns_the_phase_with_the_notes(
+    def test_revision_discards_what_is_pending_and_returns_the_phase_with_the_notes(
         self, start: Start
     ) -> None:
-        drive = held(start)
+        drive = pending(start)
         phase = drive.review("revise")
         assert phase.state == "QUEUED"
         assert phase.pending_submission_id is None
@@ -289,26 +301,26 @@ class TestReview:
         assert drive.review("revise").state == "FAILED"
 
     def test_escalation_fails_the_phase_and_applies_nothing(self, start: Start) -> None:
-        drive = held(start)
+        drive = pending(start)
         phase = drive.review("escalate", own_patches=1)
         assert phase.state == "FAILED"
         assert drive.commits == 0
         assert phase.pending_submission_id is None
         assert phase.failure_reason == "the Auditor escalated: hopeless"
 
-    def test_a_held_patch_that_no_longer_applies_costs_the_builder_and_not_the_auditor(
+    def test_a_pending_patch_that_no_longer_applies_costs_the_builder_and_not_the_auditor(
         self, start: Start
     ) -> None:
-        drive = held(start)
+        drive = pending(start)
         phase = drive.review("approve", pending_applies=False)
         assert phase.state == "QUEUED"
         assert phase.pending_submission_id is None
         assert (phase.builder_attempts_used, phase.auditor_attempts_used) == (1, 0)
 
-    def test_a_held_patch_that_no_longer_applies_with_builder_tries_spent_stays_in_review(
+    def test_a_pending_patch_that_no_longer_applies_with_builder_tries_spent_stays_in_review(
         self, start: Start
     ) -> None:
-        drive = start(phase={**HELD, "max_builder_attempts": 1})
+        drive = start(phase={**NEEDS_APPROVAL, "max_builder_attempts": 1})
         drive.build()
         phase = drive.review("approve", pending_applies=False)
         assert phase.state == "GATE"
@@ -316,10 +328,10 @@ class TestReview:
         assert drive.review("approve").state == "GATE"
         assert drive.review("approve").state == "FAILED"
 
-    def test_a_fix_up_that_does_not_apply_costs_the_auditor_and_leaves_the_held_patch(
+    def test_a_fix_up_that_does_not_apply_costs_the_auditor_and_leaves_the_pending_patch(
         self, start: Start
     ) -> None:
-        drive = held(start)
+        drive = pending(start)
         phase = drive.review("approve", own_patches=1, own_apply=False)
         assert phase.state == "GATE"
         assert phase.pending_submission_id is not None
@@ -327,14 +339,14 @@ class TestReview:
         assert drive.commits == 0
 
     def test_a_fix_up_needs_an_applied_patch_to_go_on(self, start: Start) -> None:
-        drive = held(start)
+        drive = pending(start)
         phase = drive.review("revise", own_patches=1)
         assert phase.state == "GATE"
         assert phase.auditor_attempts_used == 1
         assert drive.commits == 0
 
     def test_an_auditors_tokens_spend_the_incident_cap_too(self, start: Start) -> None:
-        drive = held(start)
+        drive = pending(start)
         assert drive.review("revise", tokens=1_001).state == "GATE"
         assert drive.review("revise").state == "FAILED"
 
@@ -432,7 +444,7 @@ class TestByHand:
 
     @pytest.mark.parametrize("current", ["GATE", "CI_RUNNING"])
     def test_a_refused_return_names_every_legal_state(self, start: Start, current: str) -> None:
-        drive = start(phase={"max_builder_attempts": 1, **HELD, "has_ci": True})
+        drive = start(phase={"max_builder_attempts": 1, **NEEDS_APPROVAL, "has_ci": True})
         drive.build()
         if current == "CI_RUNNING":
             drive.review("approve")
@@ -442,8 +454,8 @@ class TestByHand:
         assert refusal.value.extra["allowed"] == sorted(legal)
 
     @pytest.mark.parametrize("wanted", ["QUEUED", "CI_RUNNING", "COMPLETE", "FAILED", "SKIPPED"])
-    def test_a_held_patch_does_not_outlive_the_gate(self, start: Start, wanted: str) -> None:
-        phase = held(start).set_status(PhaseStatus(wanted))
+    def test_a_pending_patch_does_not_outlive_the_gate(self, start: Start, wanted: str) -> None:
+        phase = pending(start).set_status(PhaseStatus(wanted))
         assert phase.pending_submission_id is None
 
     def test_sent_to_review_by_hand_has_a_deadline_too(self, start: Start) -> None:
@@ -521,7 +533,7 @@ class TestTime:
         assert drive.phase("P1").state == "GATE"
 
     def test_a_lapsed_audit_uses_an_auditor_try_and_opens_the_next(self, start: Start) -> None:
-        drive = held(start)
+        drive = pending(start)
         drive.wait(minutes=60)
         phase = drive.phase("P1")
         assert phase.state == "GATE"
@@ -530,7 +542,7 @@ class TestTime:
         assert phase.pending_submission_id is not None
 
     def test_when_no_audit_is_left_the_builder_tries_again(self, start: Start) -> None:
-        drive = start(phase={**HELD, "max_auditor_attempts": 1})
+        drive = start(phase={**NEEDS_APPROVAL, "max_auditor_attempts": 1})
         drive.build()
         drive.wait(minutes=60)
         phase = drive.phase("P1")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.unit
 
 BUILDER, AUDITOR = Role.BUILDER, Role.AUDITOR
-HELD = {"auto_apply": False}
+NEEDS_APPROVAL = {"auto_apply": False}
 LIMIT = "usage limit reached"
 
 
@@ -87,7 +87,7 @@ def test_the_wait_for_capacity_is_over_when_a_result_comes_without_a_claim(start
 def test_an_auditor_that_could_not_work_uses_no_try_and_gets_its_whole_time_again(
     start: Start,
 ) -> None:
-    drive = start(phase={**HELD, "max_auditor_attempts": 1}, audit_minutes=10)
+    drive = start(phase={**NEEDS_APPROVAL, "max_auditor_attempts": 1}, audit_minutes=10)
     drive.build()
     claim(drive, AUDITOR)
     phase = give_up(drive, AUDITOR, minutes=30)
@@ -102,7 +102,7 @@ def test_an_auditor_that_could_not_work_uses_no_try_and_gets_its_whole_time_agai
 
 def test_a_review_is_not_awaited_beyond_the_end_of_the_run(start: Start) -> None:
     """However far off the time is that an Auditor names, its own time counts from the run's end."""
-    drive = start(phase=HELD, audit_minutes=10)
+    drive = start(phase=NEEDS_APPROVAL, audit_minutes=10)
     drive.build()
     claim(drive, AUDITOR)
     phase = give_up(drive, AUDITOR, minutes=60 * 24 * 365)
@@ -176,7 +176,7 @@ def test_tokens_that_an_unavailable_agent_used_count_against_every_cap(start: St
 
 
 def test_a_lease_that_is_given_back_is_decided_again_from_its_events(start: Start) -> None:
-    begun = start(phase={**HELD, "max_builder_attempts": 1, "max_auditor_attempts": 1})
+    begun = start(phase={**NEEDS_APPROVAL, "max_builder_attempts": 1, "max_auditor_attempts": 1})
     state, drive = begun.run, begun
     claim(drive, account="mine")
     drive.now += timedelta(minutes=1)  # what happens at one time is one decision

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.unit
 
-HELD = {"auto_apply": False}
+NEEDS_APPROVAL = {"auto_apply": False}
 SECONDS = 900
 BUILDER, AUDITOR = Role.BUILDER, Role.AUDITOR
 
@@ -82,7 +82,7 @@ class TestClaim:
         assert phase.builder_attempts_used == 0
 
     def test_an_auditor_leaves_its_phase_in_the_gate(self, start: Start) -> None:
-        drive = start(phase=HELD)
+        drive = start(phase=NEEDS_APPROVAL)
         before = drive.build()
         phase = must_claim(drive, AUDITOR)
         assert phase.state == "GATE"
@@ -91,7 +91,7 @@ class TestClaim:
         assert phase.deadline_at == drive.now + timedelta(seconds=SECONDS)
 
     def test_a_phase_under_a_lease_is_not_given_to_another_agent(self, start: Start) -> None:
-        drive = start({"T1": ("P1", "P2")}, phase=HELD)
+        drive = start({"T1": ("P1", "P2")}, phase=NEEDS_APPROVAL)
         must_claim(drive)
         assert claim(drive) is None
         drive.build()
@@ -215,7 +215,7 @@ class TestReservation:
     def test_is_released_at_every_end_of_an_auditors_lease(
         self, start: Start, end: Callable[[Drive], Any]
     ) -> None:
-        drive = start(phase=HELD)
+        drive = start(phase=NEEDS_APPROVAL)
         drive.build()
         must_claim(drive, AUDITOR)
         end(drive)
@@ -243,7 +243,7 @@ class TestLapse:
         assert must_claim(drive).fence > phase.fence
 
     def test_of_an_auditor_uses_one_auditor_try_and_raises_the_fence(self, start: Start) -> None:
-        drive = start(phase=HELD)
+        drive = start(phase=NEEDS_APPROVAL)
         drive.build()
         held = must_claim(drive, AUDITOR)
         drive.wait(seconds=SECONDS)

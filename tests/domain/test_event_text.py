@@ -156,8 +156,8 @@ TOLD: list[tuple[Event, str, EventOutcome]] = [
         WORKING,
     ),
     (
-        of(events.PhaseGated, reason="the patch is held"),
-        "Came to the gate: the patch is held.",
+        of(events.PhaseGated, reason="the patch is pending"),
+        "Came to the gate: the patch is pending.",
         WAITING,
     ),
     (of(events.PhaseCiStarted), "Went to CI.", WORKING),
@@ -248,7 +248,7 @@ TOLD: list[tuple[Event, str, EventOutcome]] = [
     ),
     (
         of(events.PatchHeld, submission_id=7),
-        "The patch applies, and is held for a review.",
+        "The patch applies, and is pending until a review.",
         WAITING,
     ),
     (
@@ -276,7 +276,7 @@ TOLD: list[tuple[Event, str, EventOutcome]] = [
     (of(events.ReviewFailed, reason="it lapsed"), "The review had no result: it lapsed.", BAD),
     (
         of(events.PendingPatchDiscarded, reason="it conflicts"),
-        "The held patch was discarded: it conflicts.",
+        "The pending patch was discarded: it conflicts.",
         BAD,
     ),
     (of(events.ApprovalGiven), "An Auditor approved it; it needs another's approval too.", GOOD),

@@ -136,6 +136,6 @@ def patch(
         ),
     ],
 ) -> Response:
-    """A patch on the branch, held, discarded or refused; secrets in a refused one are redacted."""
+    """A patch: applied, pending, discarded or refused; secrets in a refused one are redacted."""
     content = phase_reports.read_patch(context, run_id, patch_id)
     return Response(content, media_type="text/x-diff; charset=utf-8")

@@ -282,13 +282,15 @@ class _Backtester:
         if refused is not None:
             is_forgiven = _first(events, e.TryReturned) is not None
             return replace(result, patch=RefusedPatch(refused.reason or "", is_forgiven))
-        is_held = action is PatchAction.HOLD or (
+        is_pending = action is PatchAction.KEEP_PENDING or (
             action is not PatchAction.APPLY and _first(events, e.PatchHeld) is not None
         )
-        is_hopeless = is_held and not self.run.phase(event.phase_id).auditor_tries_left
+        is_hopeless = is_pending and not self.run.phase(event.phase_id).auditor_tries_left
         if not (is_hopeless or _first(events, e.PatchApplied) or _first(events, e.PatchHeld)):
             self.assumed_patches += 1  # git was not asked then; assume that the patch applies
-        return replace(result, patch=PendingPatch() if is_held else _assumed(event.submission_id))
+        return replace(
+            result, patch=PendingPatch() if is_pending else _assumed(event.submission_id)
+        )
 
     def _review(
         self, event: e.AuditorResultReceived, events: Sequence[e.Event], now: datetime
@@ -313,13 +315,13 @@ class _Backtester:
             return review
         refused = _first(events, e.ReviewRefused)
         if refused is not None:
-            is_held = _first(events, e.PendingPatchDiscarded) is not None
-            return replace(review, patches=RefusedReview(refused.reason or "", is_held))
-        held = self.run.phase(event.phase_id).pending_submission_id
+            is_pending = _first(events, e.PendingPatchDiscarded) is not None
+            return replace(review, patches=RefusedReview(refused.reason or "", is_pending))
+        pending = self.run.phase(event.phase_id).pending_submission_id
         own = range(len(event.patch_sha256s))
         patches = tuple(_assumed(event.submission_id, number) for number in own)
-        if held is not None and event.recommendation == "approve":
-            patches = (_assumed(held), *patches)
+        if pending is not None and event.recommendation == "approve":
+            patches = (_assumed(pending), *patches)
         return replace(review, patches=patches)
 
     def _verdict(self, event: e.CiVerdictReceived, events: Sequence[e.Event]) -> CiVerdict:

@@ -39,7 +39,7 @@ class PatchAction(StrEnum):
 
     NOTHING = "nothing"
     APPLY = "apply"
-    HOLD = "hold"
+    KEEP_PENDING = "keep_pending"
     APPLY_UNLESS_NEW_DEPENDENCIES = "apply_unless_new_dependencies"
 
 
@@ -90,13 +90,13 @@ def weigh_result(decision: Decision, result: BuilderResult) -> PatchAction:
         return PatchAction.NOTHING
     phase = decision.phase(phase_id)
     if not phase.auto_apply:
-        return PatchAction.HOLD
+        return PatchAction.KEEP_PENDING
     if is_alone(decision.state, phase_id):
         return PatchAction.APPLY
     # What waits for an Auditor is unfinished: beside other phases it is not put on the branch.
     why_review = _why_review(decision.state, phase, result.status)
     if why_review is not None:
-        return PatchAction.HOLD
+        return PatchAction.KEEP_PENDING
     is_asked = decision.state.dependencies_need_review
     return PatchAction.APPLY_UNLESS_NEW_DEPENDENCIES if is_asked else PatchAction.APPLY
 
@@ -118,10 +118,9 @@ def accept_result(decision: Decision, result: BuilderResult) -> None:
             if refused.is_conflict and forgive_conflict(decision, phase_id):
                 decision.record(PhaseQueued(phase_id=phase_id, reason=detail))
                 return
-            signature = f"patch:{result.patch_sha256}"
-            fail_attempt(decision, phase_id, detail, signature=signature)
+            fail_attempt(decision, phase_id, detail, signature=_patch_signature(result))
         case PendingPatch() as pending:
-            _hold(decision, result, pending)
+            _keep_pending(decision, result, pending)
         case AppliedPatch() as applied:
             record_applied(decision, phase_id, applied)
             _gate(decision, result, applied)
@@ -148,6 +147,10 @@ def fail_attempt(
             )
         )
     give_next_try(decision, phase_id, reason)
+
+
+def _patch_signature(result: BuilderResult) -> str:
+    return f"patch:{result.patch_sha256}"
 
 
 def give_next_try(decision: Decision, phase_id: str, reason: str) -> None:
@@ -240,7 +243,7 @@ def _gate(decision: Decision, result: BuilderResult, applied: AppliedPatch) -> N
         pass_gate(decision, phase_id)
 
 
-def _hold(decision: Decision, result: BuilderResult, pending: PendingPatch) -> None:
+def _keep_pending(decision: Decision, result: BuilderResult, pending: PendingPatch) -> None:
     """Keep a patch that applies pending until the Auditor approves it."""
     phase_id = result.phase_id
     reason = "patches of this task category need the Auditor's approval"
@@ -250,7 +253,7 @@ def _hold(decision: Decision, result: BuilderResult, pending: PendingPatch) -> N
         reason = f"{why}, and other phases are under way"
     if not decision.phase(phase_id).auditor_tries_left:
         hopeless = "the patch needs a review and no Auditor try is left"
-        fail_attempt(decision, phase_id, hopeless)
+        fail_attempt(decision, phase_id, hopeless, signature=_patch_signature(result))
         return
     decision.record(
         PatchHeld(

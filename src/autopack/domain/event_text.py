@@ -147,7 +147,7 @@ def _of_work(event: kinds.PhaseEvent) -> Told:
             what = f"Commit {event.original[:_SHA]} of phase {event.from_phase} is made again"
             return f"{what} as {event.commit[:_SHA]}.", EventOutcome.GOOD
         case kinds.PatchHeld():
-            return "The patch applies, and is held for a review.", EventOutcome.WAITING
+            return "The patch applies, and is pending until a review.", EventOutcome.WAITING
         case kinds.PatchRefused():
             return _because("The patch was refused", event.reason), EventOutcome.BAD
         case kinds.PhaseUndone():
@@ -177,7 +177,7 @@ def _of_review(event: kinds.PhaseEvent) -> Told | None:
         case kinds.ReviewFailed():
             return _because("The review had no result", event.reason), EventOutcome.BAD
         case kinds.PendingPatchDiscarded():
-            return _because("The held patch was discarded", event.reason), EventOutcome.BAD
+            return _because("The pending patch was discarded", event.reason), EventOutcome.BAD
         case kinds.PhaseApproved():
             count = len(event.commits)
             with_commits = f", with {count} commit{'s' * (count != 1)}" if count else ""

@@ -53,7 +53,7 @@ class RefusedReview:
     """Git or the path policy refuses a patch of a review: the pending one, or an Auditor's own."""
 
     detail: str
-    is_held: bool
+    is_pending: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,8 +164,8 @@ def accept_review(decision: Decision, review: Review) -> None:
         raise ValueError("git was not asked about the patches")  # an error in the use case
     if isinstance(review.patches, RefusedReview):
         _refuse(decision, review, review.patches.detail)
-        if review.patches.is_held:
-            _drop_held(decision, phase_id, review.patches.detail)
+        if review.patches.is_pending:
+            _discard_pending(decision, phase_id, review.patches.detail)
         else:
             fail_review(decision, phase_id, review.patches.detail)
         return
@@ -297,7 +297,7 @@ def _refuse(decision: Decision, review: Review, detail: str) -> None:
     )
 
 
-def _drop_held(decision: Decision, phase_id: str, reason: str) -> None:
+def _discard_pending(decision: Decision, phase_id: str, reason: str) -> None:
     """Discard a pending patch that no longer applies; the Builder's attempt failed.
 
     The Auditor made no error, so its try is returned.

@@ -130,7 +130,7 @@ def _put(
     """
     if action is not PatchAction.APPLY:
         pending, repairs = patching.dry_apply(change, phase, patch, report.base_commit)
-        if action is PatchAction.HOLD or pending.dependencies:
+        if action is PatchAction.KEEP_PENDING or pending.dependencies:
             submission.outcome, patch.status = Outcome.HELD, PatchStatus.PENDING
             return pending, repairs
     applied, repairs = patching.apply(
@@ -160,8 +160,8 @@ def what_next(change: RunChange) -> NextStep:
     state = change.state
     failed = [each.phase_id for each in in_order(state.phases) if each.state is PhaseStatus.FAILED]
     current = first_at_hand(in_order(state.phases))
-    is_held = current is not None and current.lease_id is not None
-    leases = progress.list_leases(change.session, change.run.id) if is_held else []
+    has_agent = current is not None and current.lease_id is not None
+    leases = progress.list_leases(change.session, change.run.id) if has_agent else []
     agents = (each.agent for each in leases if current and each.phase_id == current.phase_id)
     step = next_step(change.run, current, change.now, agent=next(agents, None), failed=failed)
     return NextStep.of(step)

@@ -253,9 +253,9 @@ def _put(
     review, None for the pending one.
     """
     before = len(change.commits)
-    held, held_patches = _held(change, phase, report)
+    pending, pending_patches = _pending(change, phase, report)
     wanted: list[tuple[Submission, str, int | None, Patch]] = [
-        (held or submission, phase.name, None, patch) for patch in held_patches
+        (pending or submission, phase.name, None, patch) for patch in pending_patches
     ]
     own_title = f"Review of {phase.name}"
     wanted += [(submission, own_title, index, patch) for index, patch in enumerate(patches)]
@@ -267,25 +267,25 @@ def _put(
             put, mended = patching.apply(change, phase, sender, patch, title=title)
         except patching.PATCH_FAULTS as error:
             change.drop_commits(before)
-            is_held = index is None
-            if is_held:
+            is_pending = index is None
+            if is_pending:
                 patching.refuse(sender, error)
-            return RefusedReview(error.detail, is_held), [], error
+            return RefusedReview(error.detail, is_pending), [], error
         applied.append(put)
         repairs += [PatchRepairAnswer.of(repair, patch=index) for repair in mended]
-    for patch in [*held_patches, *patches]:
+    for patch in [*pending_patches, *patches]:
         patch.status = PatchStatus.APPLIED
-    if held is not None:
-        held.outcome = Outcome.APPLIED
+    if pending is not None:
+        pending.outcome = Outcome.APPLIED
     return tuple(applied), repairs, None
 
 
-def _held(
+def _pending(
     change: RunChange, phase: Phase, report: AuditorReport
 ) -> tuple[Submission | None, list[Patch]]:
     """Return the Builder's pending submission with its patches, if this review applies it."""
-    held_id = change.phase_state(phase.phase_id).pending_submission_id
-    if report.recommendation is not Recommendation.APPROVE or held_id is None:
+    pending_id = change.phase_state(phase.phase_id).pending_submission_id
+    if report.recommendation is not Recommendation.APPROVE or pending_id is None:
         return None, []
-    submission = submissions.get_submission(change.session, held_id)
+    submission = submissions.get_submission(change.session, pending_id)
     return submission, list_patches(change.session, submission.id)

@@ -38,8 +38,8 @@ def get_run(context: AppContext, run_id: str) -> RunAnswer:
 
 def answer_of(session: RowSession, run: Run, now: datetime) -> RunAnswer:
     """Return a run with its tiers and phases, and the leases that its phases name."""
-    is_held = any(phase.lease_id is not None for tier in run.tiers for phase in tier.phases)
-    return shown(run, progress.list_leases(session, run.id) if is_held else [], now)
+    is_claimed = any(phase.lease_id is not None for tier in run.tiers for phase in tier.phases)
+    return shown(run, progress.list_leases(session, run.id) if is_claimed else [], now)
 
 
 def list_runs(

@@ -182,8 +182,8 @@ def _review(
         probe_results=[],
     )
     if state.pending_submission_id is not None:
-        held = patches.list_patches(session, state.pending_submission_id)
-        content = b"".join(patch.content for patch in held)
+        pending = patches.list_patches(session, state.pending_submission_id)
+        content = b"".join(patch.content for patch in pending)
     elif phase.start_commit is not None and phase.commit is not None:
         before = phase.before_commit or phase.start_commit
         content = context.repository.diff(before, phase.commit)

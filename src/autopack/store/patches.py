@@ -54,7 +54,7 @@ class PatchFacts:
 def list_patch_facts(session: RowSession, phase_pk: int) -> dict[int, list[PatchFacts]]:
     """Return the patches of each submission to a phase, in their order."""
     facts: dict[int, list[PatchFacts]] = {}
-    # The row of a held patch stays as it was when the patch came; what became of it is elsewhere.
+    # A pending patch's row stays as it was when the patch came; what became of it is elsewhere.
     query = (
         "SELECT p.id, p.submission_pk, p.sha256, CASE WHEN p.status <> 'pending' THEN p.status"
         " WHEN EXISTS (SELECT FROM commits c WHERE c.run_pk = s.run_pk AND c.patch_pk = p.id)"
