@@ -528,7 +528,7 @@ def _place(change: DependencyChange) -> tuple[str, str | None]:
 
 
 def _changes_in(path: str, before: bytes | None, after: bytes | None) -> list[DependencyChange]:
-    manifest = _shown(path, 200)
+    manifest = _excerpt(path, 200)
     try:
         new: Mapping[str, Entry] = read_manifest(path, after) if after is not None else {}
     except ManifestError as error:
@@ -540,8 +540,8 @@ def _changes_in(path: str, before: bytes | None, after: bytes | None) -> list[De
     return [
         DependencyChange(
             manifest=manifest,
-            name=_shown(name),
-            before=_shown(old[name].version) if name in old else None,
+            name=_excerpt(name),
+            before=_excerpt(old[name].version) if name in old else None,
             after=_after(old.get(name), new[name]) if name in new else None,
         )
         for name in sorted(old.keys() | new.keys())
@@ -551,11 +551,11 @@ def _changes_in(path: str, before: bytes | None, after: bytes | None) -> list[De
 
 def _after(old: Entry | None, new: Entry) -> str:
     is_same = old is not None and old.version == new.version
-    version = _shown(new.version)
+    version = _excerpt(new.version)
     return f"{version}, from another source or with another hash" if is_same else version
 
 
-def _shown(text: str, most: int = _MAX_TEXT) -> str:
+def _excerpt(text: str, most: int = _MAX_TEXT) -> str:
     """Return a foreign text as a piece of one line."""
     text = "".join(letter if letter.isprintable() else "?" for letter in text) or "any"
     return text if len(text) <= most else text[:most] + "…"
@@ -2501,8 +2501,8 @@ MODE_SUBMODULE = 0o160000
 DIFF_COMMAND = "git diff --no-ext-diff --no-color --no-textconv --src-prefix=a/ --dst-prefix=b/ -U3"
 
 
-def shown(path: str) -> str:
-    """Return a path as printable text, for any bytes."""
+def path_text(path: str) -> str:
+    """Return a path of any bytes as text."""
     return path.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
@@ -2510,7 +2510,7 @@ def shown(path: str) -> str:
 class FileChange:
     """One path before and after. A rename is a deletion and an addition.
 
-    `path` contains bytes that are not UTF-8 as surrogate escapes; `shown_path` is printable. A side
+    `path` contains bytes that are not UTF-8 as surrogate escapes; `path_text` is for people. A side
     that does not exist has mode 0 and no object.
     """
 
@@ -2521,8 +2521,8 @@ class FileChange:
     new_oid: str | None
 
     @property
-    def shown_path(self) -> str:
-        return shown(self.path)
+    def path_text(self) -> str:
+        return path_text(self.path)
 
 
 @dataclass(frozen=True, slots=True)

@@ -599,7 +599,7 @@ def test_all_runs_that_a_node_lacked_are_tried_again_at_once_when_the_first_ones
     start(client, *names)
     tend_node(second)
     with second.writing() as session:
-        store.forget_shown(session, names, second.node_id, "the files were removed")
+        store.reset_checkpoints(session, names, second.node_id, "the files were removed")
         session.commit()
     assert node_of(client, second)["lacking_runs"] == 5
     monkeypatch.setattr(following, "RUNS_AT_ONCE", 2)

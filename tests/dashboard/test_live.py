@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import create_engine, make_url, text
 from tests.conftest import ServedHere
 
-from autopack.dashboard.live import Board, Picture, Shown
+from autopack.dashboard.live import Board, BoardKey, Picture
 from autopack.dashboard.pages import RunQuery
 from autopack.dashboard.rendering import HOME
 from autopack.services.feed import KEEP_ALIVE_SECONDS
@@ -253,9 +253,9 @@ def test_a_page_of_all_runs_shows_an_event_between_its_first_look_and_the_feeds(
 
     async def look() -> None:
         feed: Any = LateFeed()
-        shown = Shown("home", "", "", "", may_act=False, query=RunQuery())
+        key = BoardKey("home", "", "", "", may_act=False, query=RunQuery())
         events = ["before"]
-        board = Board(shown, lambda: Picture(0, {"running": events[-1]}), feed, feed, "")
+        board = Board(key, lambda: Picture(0, {"running": events[-1]}), feed, feed, "")
         board.start()
         first = await board.next(None)
         events.append("between")
@@ -271,8 +271,8 @@ def test_a_page_of_all_runs_shows_an_event_between_its_first_look_and_the_feeds(
 def test_no_reader_waits_for_a_picture_when_the_service_ends() -> None:
     async def end() -> None:
         feed: Any = EndingFeed()
-        shown = Shown("run", "run-1", "P0", "", may_act=False, query=RunQuery())
-        board = Board(shown, lambda: Picture(1), feed, feed, "")
+        key = BoardKey("run", "run-1", "P0", "", may_act=False, query=RunQuery())
+        board = Board(key, lambda: Picture(1), feed, feed, "")
         board.start()
         first = await board.next(None)
         waiting = asyncio.create_task(board.next(first))
@@ -289,8 +289,8 @@ def test_readers_who_leave_while_the_picture_changes_hold_up_no_other() -> None:
 
     async def leave(moment: int) -> None:
         feed: Any = EndingFeed()
-        shown = Shown("run", "run-1", "P0", "", may_act=False, query=RunQuery())
-        board = Board(shown, lambda: Picture(1), feed, feed, "")
+        key = BoardKey("run", "run-1", "P0", "", may_act=False, query=RunQuery())
+        board = Board(key, lambda: Picture(1), feed, feed, "")
         readers = [asyncio.create_task(board.next(None)) for _ in range(4)]
         await asyncio.sleep(0)
         changing = [asyncio.create_task(board._show(Picture(number))) for number in range(2)]

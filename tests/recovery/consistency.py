@@ -49,7 +49,7 @@ def assert_consistent(settings: Settings, run_id: str | None = None) -> None:
             looked_at = [name for name in names if name not in of_others]
             for name in looked_at:
                 run = runs.get_run(session, name)
-                shown = nodes.find_shown(session, run, node_id).revision
+                shown = nodes.find_checkpoint(session, run, node_id).revision
                 assert shown == run.revision, f"{name} lags"
                 _assert_events(session, run)
                 _assert_commits(session, settings, run)

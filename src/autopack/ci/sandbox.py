@@ -81,8 +81,8 @@ class Sandbox:
             _run("chown", "-hR", f"{uid}:{uid}", str(tree))
         words = [
             *self._walls(limits, status),
-            *_shown("--bind", tree, place),
-            *_shown("--ro-bind", objects, OBJECTS),
+            *_mounted("--bind", tree, place),
+            *_mounted("--ro-bind", objects, OBJECTS),
             *self._within(tree, place),
             *("--remount-ro", "/dev", "--remount-ro", "/", "--chdir", str(place), "--"),
             *self._as_nobody(uid),
@@ -149,7 +149,7 @@ class Sandbox:
             else:
                 yield from ("--ro-bind-try", link, link)
         for name in _ETC:
-            yield from _shown("--ro-bind-try", Path("/etc", name))
+            yield from _mounted("--ro-bind-try", Path("/etc", name))
         yield from ("--proc", "/proc", "--dev", "/dev")
         for folder in ("/dev/shm", "/tmp"):  # noqa: S108 - the sandbox's own
             size = min(limits.disk_bytes, limits.memory_bytes)
@@ -158,7 +158,7 @@ class Sandbox:
         yield from ("--perms", "0777", "--dir", _HOME)
         for path in self._readable:
             if not path.is_relative_to(self._top):
-                yield from _shown("--ro-bind-try", path)
+                yield from _mounted("--ro-bind-try", path)
         for path in self._hidden():
             if path.is_dir():
                 yield from ("--perms", "0755", "--tmpfs", str(path))
@@ -219,7 +219,7 @@ class Sandbox:
         return {"PATH": ":".join([*bins, _PATH]), "LANG": "C.UTF-8", "CI": "true"}
 
 
-def _shown(how: str, path: Path, place: Path | None = None) -> Iterator[str]:
+def _mounted(how: str, path: Path, place: Path | None = None) -> Iterator[str]:
     """Mount a path at a place, or at its own path; bwrap would make the parents inaccessible."""
     place = place or path
     for parent in reversed(place.parents[:-1]):

@@ -78,7 +78,7 @@ class Connection:
             self._url = self._url.copy_with(raw_path=path.encode())
         key = api_key
         if key is None:
-            key = find_key(self.address) or find_key(_shown(self._service))
+            key = find_key(self.address) or find_key(_without_password(self._service))
         if key:
             usable_key(key, "the key")
         self.retries = retries
@@ -94,7 +94,7 @@ class Connection:
     @property
     def address(self) -> str:
         """The service's address without a password that may be in it."""
-        return _shown(self._url)
+        return _without_password(self._url)
 
     @property
     def is_in_clear(self) -> bool:
@@ -126,7 +126,7 @@ class Connection:
         is_of_service = path == PROJECTS or path.startswith(f"{PROJECTS}/")
         request = self._http.build_request(
             method,
-            f"{_shown(self._service)}{path}" if is_of_service else path,
+            f"{_without_password(self._service)}{path}" if is_of_service else path,
             params={name: value for name, value in (query or {}).items() if value is not None},
             headers=_headers(body, key),
             content=None if body is None else _encoded(body),
@@ -175,7 +175,7 @@ class Connection:
         return UnreachableError(_one_line(f"{self.address} gave no answer: {reason}"))
 
 
-def _shown(url: httpx.URL) -> str:
+def _without_password(url: httpx.URL) -> str:
     port = "" if url.port is None else f":{url.port}"
     host = f"[{url.host}]" if ":" in url.host else url.host
     return f"{url.scheme}://{host}{port}{url.path.rstrip('/')}"

@@ -49,7 +49,7 @@ _AGES: Final = re.compile(r"(?<=>)[^<]*(?=</time>)")
 # What grows with the time besides them is no reason to send a page to a browser that reconnects.
 _GROWS: Final = re.compile(r'<svg class="fall".*?</svg>', re.DOTALL)
 HOME_PARTS: Final = ("attention", "summary", "running", "ended", "nodes")
-# An event's id: the number of the page's last event, and a digest of what is shown.
+# An event's id: the number of the page's last event, and a digest of what it shows.
 _ID: Final = r"^[0-9]{1,15}(-[0-9a-f]{8})?$"
 
 
@@ -58,7 +58,7 @@ class UnknownPageError(InvalidError):
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class BoardKey:
     """What one board shows. Browsers with the same values share it."""
 
     page: str
@@ -96,9 +96,9 @@ class Board:
     """Renders a page's parts for all browsers that show it."""
 
     def __init__(
-        self, shown: Shown, draw: Callable[[], Picture], feed: Feed, view: View, outage: str
+        self, key: BoardKey, draw: Callable[[], Picture], feed: Feed, view: View, outage: str
     ) -> None:
-        self.shown = shown
+        self.key = key
         self.readers = 0
         self.picture: Picture | None = None
         self._draw = draw
@@ -133,7 +133,7 @@ class Board:
 
     async def _follow(self) -> None:
         last = None
-        if self.shown.run_id:  # its events have numbers of their own, not the feed's positions
+        if self.key.run_id:  # its events have numbers of their own, not the feed's positions
             async with self._changed:
                 await self._changed.wait_for(lambda: self.picture is not None)
             last = self.picture.number if self.picture else 0
@@ -155,7 +155,7 @@ class Board:
 
         The first look may be before that, and an event between the two would not be seen.
         """
-        if not self.shown.run_id:  # a run's events are read from its picture's number on
+        if not self.key.run_id:  # a run's events are read from its picture's number on
             await self._feed.wait_for_place()
             self._is_dirty.set()
 
@@ -179,11 +179,11 @@ class Board:
             try:
                 picture = await run_in_threadpool(self._draw)
             except UNREADABLE as error:
-                logger.warning("page_not_drawn", page=self.shown.page, why=str(error))
+                logger.warning("page_not_drawn", page=self.key.page, why=str(error))
                 self._is_dirty.set()  # again, after the pause
                 await self._show_outage()
             except Exception:  # an error of one page must not end its stream for good
-                logger.exception("page_not_drawn", page=self.shown.page)
+                logger.exception("page_not_drawn", page=self.key.page)
             else:
                 await self._show(picture)
             await asyncio.sleep(PAUSE_SECONDS)
@@ -193,13 +193,13 @@ class Boards:
     """The boards of all pages that are open now."""
 
     def __init__(self) -> None:
-        self._boards: dict[Shown, Board] = {}
+        self._boards: dict[BoardKey, Board] = {}
 
     def take(self, board: Board) -> Board:
         """Return the board for a page: the one that there is, or this one, which then starts."""
-        found = self._boards.get(board.shown)
+        found = self._boards.get(board.key)
         if found is None:
-            found = self._boards[board.shown] = board
+            found = self._boards[board.key] = board
             board.start()
         found.readers += 1
         return found
@@ -208,7 +208,7 @@ class Boards:
         board.readers -= 1
         if not board.readers:
             board.stop()
-            self._boards.pop(board.shown, None)
+            self._boards.pop(board.key, None)
 
 
 @router.get(f"{HOME}/stream")
@@ -229,7 +229,7 @@ async def stream(
     feed: Feed = request.app.state.feed
     feed.require_room(context.caller)
     shown_by = Page(request, context.now())
-    shown = Shown(
+    key = BoardKey(
         page,
         run or "",
         phase,
@@ -237,29 +237,29 @@ async def stream(
         shown_by.may_act,
         RunQuery(text, state, promotion, since),
     )
-    board = await _board(context, feed, shown, shown_by.values())
+    board = await _board(context, feed, key, shown_by.values())
     start = after if last_event_id is None else last_event_id
     return EventSourceResponse(_events(request, feed, board, start), headers=HEADERS)
 
 
-async def _board(context: AppContext, feed: Feed, shown: Shown, values: dict[str, Any]) -> Board:
+async def _board(context: AppContext, feed: Feed, key: BoardKey, values: dict[str, Any]) -> Board:
     """Make the board of a page. Raises NotFoundError, UnknownPageError."""
     outage = ENVIRONMENT.get_template("outage.html").render(values)
-    if shown.page == "run" and shown.run_id:
-        view: View = await run_in_threadpool(RunView, context, shown.run_id)
-        return Board(shown, lambda: _draw_run(context, shown, values), feed, view, outage)
-    if shown.page == "home":
+    if key.page == "run" and key.run_id:
+        view: View = await run_in_threadpool(RunView, context, key.run_id)
+        return Board(key, lambda: _draw_run(context, key, values), feed, view, outage)
+    if key.page == "home":
         view = AllView(context, feed)
-        return Board(shown, lambda: _draw_home(context, feed, values), feed, view, outage)
-    if shown.page == "runs":
+        return Board(key, lambda: _draw_home(context, feed, values), feed, view, outage)
+    if key.page == "runs":
         view = AllView(context, feed)
-        return Board(shown, lambda: _draw_runs(context, feed, shown, values), feed, view, outage)
+        return Board(key, lambda: _draw_runs(context, feed, key, values), feed, view, outage)
     raise UnknownPageError("page: is one of 'home', 'runs' and 'run', 'run' with the run's id")
 
 
-def _draw_run(context: AppContext, shown: Shown, values: dict[str, Any]) -> Picture:
+def _draw_run(context: AppContext, key: BoardKey, values: dict[str, Any]) -> Picture:
     now = context.now()
-    found = run_values(context, shown.run_id, shown.phase_id or None, now)
+    found = run_values(context, key.run_id, key.phase_id or None, now)
     values = with_parts(values | found | {"now": now})
     lines = [
         (event.sequence, fragment("run.html", "feed", values | {"feed": [event]}))
@@ -282,10 +282,10 @@ def _draw_home(context: AppContext, feed: Feed, values: dict[str, Any]) -> Pictu
     return Picture(number, parts, ages=True)
 
 
-def _draw_runs(context: AppContext, feed: Feed, shown: Shown, values: dict[str, Any]) -> Picture:
+def _draw_runs(context: AppContext, feed: Feed, key: BoardKey, values: dict[str, Any]) -> Picture:
     now = context.now()
     number = feed.position
-    found = runs_values(context, shown.query, now, None)
+    found = runs_values(context, key.query, now, None)
     values = with_parts(values | found | {"now": now})
     return Picture(number, {"runs": fragment("runs.html", "runs", values)}, ages=True)
 

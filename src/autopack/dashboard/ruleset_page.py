@@ -47,7 +47,7 @@ def show_versions(context: Context, page: InPage, cursor: Cursor = None) -> HTML
         versions=versions,
         is_later=before is not None,
         older=None if more is None else encode_cursor(more),
-        shown=shown,
+        value_text=value_text,
         pretty=lambda document: json.dumps(document, indent=2),
     )
 
@@ -145,11 +145,11 @@ def _render(
         text=escape(text),
         problem=problem,
         change=change,
-        shown=shown,
+        value_text=value_text,
     )
 
 
-def shown(value: Any) -> str:
+def value_text(value: Any) -> str:
     """Return a value of a ruleset for people."""
     match value:
         case None:

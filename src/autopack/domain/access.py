@@ -202,7 +202,7 @@ class Caller:
         return self._acting((AccessRole(role), AccessRole.OPERATOR), f"a claim as {role}")
 
     @property
-    def shown(self) -> str:
+    def label(self) -> str:
         return f"key '{self.key}'" if self.subject is None else f"the token of '{self.subject}'"
 
     def _acting(self, accepted: tuple[AccessRole, ...], what: str) -> Caller:
@@ -210,9 +210,9 @@ class Caller:
         if role is AccessRole.OPERATOR:
             role = accepted[0]  # an operator does an agent's work in the agent's role
         if role is None:
-            held = ", ".join(each for each in AccessRole if each in self.roles)
+            own = ", ".join(each for each in AccessRole if each in self.roles)
             raise MissingRoleError(
-                f"{what} needs the role {' or '.join(accepted)}; {self.shown} has {held}",
+                f"{what} needs the role {' or '.join(accepted)}; {self.label} has {own}",
                 allowed=list(accepted),
             )
         return replace(self, role=role)

@@ -16,8 +16,8 @@ MODE_SUBMODULE = 0o160000
 DIFF_COMMAND = "git diff --no-ext-diff --no-color --no-textconv --src-prefix=a/ --dst-prefix=b/ -U3"
 
 
-def shown(path: str) -> str:
-    """Return a path as printable text, for any bytes."""
+def path_text(path: str) -> str:
+    """Return a path of any bytes as text."""
     return path.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
@@ -25,7 +25,7 @@ def shown(path: str) -> str:
 class FileChange:
     """One path before and after. A rename is a deletion and an addition.
 
-    `path` contains bytes that are not UTF-8 as surrogate escapes; `shown_path` is printable. A side
+    `path` contains bytes that are not UTF-8 as surrogate escapes; `path_text` is for people. A side
     that does not exist has mode 0 and no object.
     """
 
@@ -36,8 +36,8 @@ class FileChange:
     new_oid: str | None
 
     @property
-    def shown_path(self) -> str:
-        return shown(self.path)
+    def path_text(self) -> str:
+        return path_text(self.path)
 
 
 @dataclass(frozen=True, slots=True)

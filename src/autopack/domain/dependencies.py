@@ -112,7 +112,7 @@ def _place(change: DependencyChange) -> tuple[str, str | None]:
 
 
 def _changes_in(path: str, before: bytes | None, after: bytes | None) -> list[DependencyChange]:
-    manifest = _shown(path, 200)
+    manifest = _excerpt(path, 200)
     try:
         new: Mapping[str, Entry] = read_manifest(path, after) if after is not None else {}
     except ManifestError as error:
@@ -124,8 +124,8 @@ def _changes_in(path: str, before: bytes | None, after: bytes | None) -> list[De
     return [
         DependencyChange(
             manifest=manifest,
-            name=_shown(name),
-            before=_shown(old[name].version) if name in old else None,
+            name=_excerpt(name),
+            before=_excerpt(old[name].version) if name in old else None,
             after=_after(old.get(name), new[name]) if name in new else None,
         )
         for name in sorted(old.keys() | new.keys())
@@ -135,11 +135,11 @@ def _changes_in(path: str, before: bytes | None, after: bytes | None) -> list[De
 
 def _after(old: Entry | None, new: Entry) -> str:
     is_same = old is not None and old.version == new.version
-    version = _shown(new.version)
+    version = _excerpt(new.version)
     return f"{version}, from another source or with another hash" if is_same else version
 
 
-def _shown(text: str, most: int = _MAX_TEXT) -> str:
+def _excerpt(text: str, most: int = _MAX_TEXT) -> str:
     """Return a foreign text as a piece of one line."""
     text = "".join(letter if letter.isprintable() else "?" for letter in text) or "any"
     return text if len(text) <= most else text[:most] + "…"

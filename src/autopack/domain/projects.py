@@ -99,7 +99,7 @@ def require_unbound(caller: Caller) -> None:
     """Refuse a caller whose key is for one project. Raises WrongProjectError."""
     if caller.project_id is not None:
         raise WrongProjectError(
-            f"projects are managed by callers for all projects; {caller.shown} is bound to the"
+            f"projects are managed by callers for all projects; {caller.label} is bound to the"
             f" project '{caller.project_id}'"
         )
 
@@ -113,7 +113,7 @@ def project_for(caller: Caller, named: str | None, default: str, served: Collect
     bound = caller.project_id
     if bound is not None and bound not in served:
         raise WrongProjectError(
-            f"{caller.shown} is bound to the project '{bound}', which is not served here"
+            f"{caller.label} is bound to the project '{bound}', which is not served here"
         )
     wanted = named or bound or default
     if wanted not in served or bound not in (None, wanted):

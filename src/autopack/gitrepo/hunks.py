@@ -229,9 +229,9 @@ def _place(image: HunkImages, file: FileLines, expected: int, taken: _Taken) -> 
     missing = next((line for line in old if line not in present), None)
     reason = "The lines of the hunk are in another order or number now."
     if missing is not None and LEFT_OUT.match(missing[:-1]):
-        reason = f"{_shown(missing)} stands for lines that were left out; write each of them."
+        reason = f"{_quoted(missing)} stands for lines that were left out; write each of them."
     elif missing is not None:
-        reason = f"The old line {_shown(missing)} is not here any more."
+        reason = f"The old line {_quoted(missing)} is not here any more."
     return HunkPlace(HunkStatus.REFUSED, *traces, reason)
 
 
@@ -265,7 +265,7 @@ def _is_crlf(lines: Sequence[bytes]) -> bool:
     return sum(line.endswith(b"\r\n") for line in lines) * 2 > len(lines)
 
 
-def _shown(line: bytes) -> str:
+def _quoted(line: bytes) -> str:
     text = line.rstrip(b"\n").decode(errors="backslashreplace")
     return repr(text if len(text) <= 80 else f"{text[:80]}…")
 

@@ -107,6 +107,6 @@ def _write_files(change: RunChange) -> None:
             phases=change.touched_phases if is_whole else None,
             index=change.index() if has_issues or not is_whole else None,
         )
-    if change.shows_backlog:
+    if change.touches_backlog:
         project_backlog(context, session)
     runs.mark_mirrored(session, run, context.node_id)

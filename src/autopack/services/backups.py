@@ -30,7 +30,7 @@ from ..mirror import Mirror
 from ..models import Run
 from ..store import backups as store
 from ..store import nodes, runs
-from ..store.nodes import Shown
+from ..store.nodes import Checkpoint
 from ..store.session import RowSession
 from ..views.backups import BackupAnswer, BackupManifest, RestoreAnswer, RestoredRun
 from .archives import Archive, ArchiveError, chunks_of, new_archive, open_archive
@@ -312,7 +312,7 @@ def _rebuild_run(context: AppContext, run_id: str, *, has_branch: bool) -> Resto
         try:
             context.mirror.remove_files(run_id)
             if has_branch or run.ended_at is None or is_behind(context, session, run):
-                roll_forward(context, session, run, Shown(0))
+                roll_forward(context, session, run, Checkpoint(0))
             else:  # a person removed the branch of a finished run, as after a merge
                 project(context, session, run, phases=None, index=None)
                 runs.mark_mirrored(session, run, context.node_id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..domain.changes import path_text
 from ..domain.errors import AutopackError, ConflictError
 from ..domain.naming import branch_ref, head_ref
 from ..domain.operating import Rollback, require_rollback
@@ -23,7 +24,7 @@ from ..views.branches import (
 from . import patching
 from .context import AppContext
 from .pushes import remote_status
-from .reading import get_shown_run
+from .reading import get_current_run
 from .replies import Answer, changing_once, key_scope, once
 from .settling import settle
 
@@ -34,7 +35,7 @@ class NoSnapshotError(ConflictError):
 
 def integration_status(context: AppContext, run_id: str) -> IntegrationStatusAnswer:
     """Compare a run's branch with the base branch, by a real merge in memory."""
-    run = get_shown_run(context, run_id)
+    run = get_current_run(context, run_id)
     with context.reading() as session:
         remote = remote_status(context, session, run)
     repository = context.repository
@@ -73,17 +74,17 @@ def integration_status(context: AppContext, run_id: str) -> IntegrationStatusAns
         exists=True,
         commits_ahead_of_main=ahead,
         commits_behind_main=behind,
-        files_changed=[_shown(path) for path in difference.files],
+        files_changed=[path_text(path) for path in difference.files],
         insertions=difference.insertions,
         deletions=difference.deletions,
         mergeable=merge.mergeable,
-        conflicts=[_shown(path) for path in merge.conflicts],
+        conflicts=[path_text(path) for path in merge.conflicts],
     )
 
 
 def diff(context: AppContext, run_id: str, phase_id: str | None) -> bytes:
     """Return the difference of a run's branch from its base, or the changes of one phase."""
-    run = get_shown_run(context, run_id)
+    run = get_current_run(context, run_id)
     if phase_id is None:
         return context.repository.diff(run.base_commit, run.work_commit)
     return phase_diff(context, runs.get_phase(run, phase_id))
@@ -103,7 +104,7 @@ def check_patch(
 
     The refusal that a submission would get is part of the answer.
     """
-    run = get_shown_run(context, run_id)
+    run = get_current_run(context, run_id)
     phase = runs.get_phase(run, check.phase_id) if check.phase_id else _next_phase(run)
     answer = PatchCheckAnswer(phase_id=phase.phase_id, head=run.head_commit, applies=False)
     try:
@@ -120,7 +121,7 @@ def check_patch(
         applies=True,
         merged=applied.merged,
         repairs=[RepairAnswer.of(repair) for repair in applied.repairs],
-        files_changed=[file.shown_path for file in applied.changes],
+        files_changed=[file.path_text for file in applied.changes],
         insertions=applied.insertions,
         deletions=applied.deletions,
     )
@@ -170,8 +171,3 @@ def rollback(
 def _next_phase(run: Run) -> Phase:
     phases = [phase for tier in run.tiers for phase in tier.phases]
     return first_at_hand(phases) or phases[-1]
-
-
-def _shown(path: str) -> str:
-    """Return a path of any bytes as text."""
-    return path.encode(errors="surrogateescape").decode(errors="backslashreplace")

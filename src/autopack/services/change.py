@@ -89,8 +89,8 @@ class RunChange:
         self.placed_commits = 0
         self.record: tuple[RunDetail, Mapping[str, bytes]] | None = None
         self.first_head: Final = run.head_commit
-        self._shown: set[str] = set()
-        self._shows_backlog = False
+        self._named_phases: set[str] = set()
+        self._is_backlog_touched = False
         self._has_issues = False
         self._index: tuple[Mapping[tuple[str, str], Sighting], IssueIndexAnswer] | None = None
 
@@ -170,13 +170,13 @@ class RunChange:
             phase_index=phase.phase_index,
         )
 
-    def show(self, phase_id: str) -> None:
+    def touch(self, phase_id: str) -> None:
         """Mark a phase's file to be written, although no event names the phase."""
-        self._shown.add(phase_id)
+        self._named_phases.add(phase_id)
 
-    def show_backlog(self) -> None:
+    def touch_backlog(self) -> None:
         """Mark the project's backlog to be written, although no issue was reported."""
-        self._shows_backlog = True
+        self._is_backlog_touched = True
 
     @property
     def sightings(self) -> list[IssueRecorded]:
@@ -188,14 +188,14 @@ class RunChange:
         ]
 
     @property
-    def shows_backlog(self) -> bool:
-        return self._shows_backlog or bool(self.cleaned_keys or self.sightings)
+    def touches_backlog(self) -> bool:
+        return self._is_backlog_touched or bool(self.cleaned_keys or self.sightings)
 
     @property
     def touched_phases(self) -> set[str]:
         """The phases whose files must be written."""
         told = {event.phase_id for event in self.events if isinstance(event, PhaseEvent)}
-        return told | self._shown
+        return told | self._named_phases
 
     @property
     def head(self) -> str:

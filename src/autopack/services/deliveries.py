@@ -131,7 +131,7 @@ def _note(context: AppContext, webhook_pk: int, order: _Order, found: Reply | Se
         delivery.error = error
         delivery.status = found.status if isinstance(found, Reply) else None
         delivery.answer = (
-            _shown(context, found.text, order.secret) if isinstance(found, Reply) else None
+            _excerpt(context, found.text, order.secret) if isinstance(found, Reply) else None
         )
         if error is None:
             delivery.delivered_at, delivery.next_try_at = now, None
@@ -168,7 +168,7 @@ def _problem(found: Reply | SendError) -> str | None:
     return f"the answer was {found.status}"
 
 
-def _shown(context: AppContext, text: str, secret: str) -> str:
+def _excerpt(context: AppContext, text: str, secret: str) -> str:
     """Return the beginning of an answer as people may see it, without what was sent as a secret."""
     token = context.settings.github_token
     for each in (secret, token.get_secret_value() if token else ""):

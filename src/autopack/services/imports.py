@@ -21,7 +21,7 @@ from ..domain.naming import branch_name, branch_ref, snapshot_ref
 from ..domain.printable import one_line
 from ..models import Run
 from ..store import feed, runs
-from ..store.nodes import Shown
+from ..store.nodes import Checkpoint
 from ..views.exports import ImportAnswer, RunManifest
 from .archives import Archive, ArchiveError, open_archive
 from .context import AppContext
@@ -89,7 +89,7 @@ def import_run(context: AppContext, path: Path, revisions: Collection[str]) -> I
             repository.bundles.read(archive.open(BUNDLE), max_bytes=archive.size(BUNDLE))
             session.commit()
             run = runs.lock_run(session, run_id)
-            roll_forward(context, session, run, Shown(0))
+            roll_forward(context, session, run, Checkpoint(0))
             session.commit()
             feed.announce(session)
             return ImportAnswer(

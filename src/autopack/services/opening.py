@@ -24,7 +24,7 @@ from ..domain.operating import BranchMoved
 from ..gitrepo import RefMovedError, RefNameTakenError, RepositoryUnusableError
 from ..models import Run
 from ..store import nodes, runs
-from ..store.nodes import Shown
+from ..store.nodes import Checkpoint
 from ..store.session import RowSession
 from .after_commit import commit_change
 from .change import RunChange
@@ -107,14 +107,14 @@ def up_to_date(context: AppContext, session: RowSession, run_id: str) -> Run:
     Raises RefMovedError when it finds here that another process moved the branch.
     """
     run = runs.lock_run(session, run_id)
-    shown = nodes.find_shown(session, run, context.node_id)
-    is_lagging = shown.revision < run.revision
+    checkpoint = nodes.find_checkpoint(session, run, context.node_id)
+    is_lagging = checkpoint.revision < run.revision
     # A run that is over has its end: only a change that moves its branch again looks where it is.
     if is_lagging or (
         run.ended_at is None and is_branch_elsewhere(context, run_id, run.head_commit)
     ):
         with _ending_if_moved(context, session, run_id, is_raised=not is_lagging):
-            _roll_forward(context, session, run, shown if is_lagging else None)
+            _roll_forward(context, session, run, checkpoint if is_lagging else None)
         session.commit()  # committed separately: it stays done if the request is refused
         run = runs.lock_run(session, run_id)
     if _is_overdue(run, context.now_in(run)):
@@ -137,11 +137,11 @@ def _heal(context: AppContext, session: RowSession, run_id: str) -> None:
 
 
 def _roll_forward(
-    context: AppContext, session: RowSession, run: Run, lagging: Shown | None
+    context: AppContext, session: RowSession, run: Run, lagging: Checkpoint | None
 ) -> None:
     """Roll forward. If nothing lags, an unusable repository does not stop other work."""
     try:
-        roll_forward(context, session, run, lagging or Shown(0))
+        roll_forward(context, session, run, lagging or Checkpoint(0))
     except UnavailableError as error:
         if lagging is not None:
             raise
@@ -168,7 +168,7 @@ def _ending_if_moved(
         session.rollback()
         change = RunChange(context, session, runs.lock_run(session, run_id), SUPERVISOR)
         change.decide(BranchMoved(error.detail))
-        change.show_backlog()  # lagging files must be written too
+        change.touch_backlog()  # lagging files must be written too
         settle(change)
         commit_change(change)
         session.commit()

@@ -34,7 +34,7 @@ from ..mirror import (
 from ..models import EventRow, Issue, Phase, Run
 from ..store import ci_runs, issues, nodes, runs, submissions
 from ..store.commits import list_commits, list_recorded_commits
-from ..store.nodes import Shown
+from ..store.nodes import Checkpoint
 from ..store.rows import derived
 from ..store.session import RowSession
 from ..views.issues import BacklogEntryAnswer, IssueIndexAnswer, PhaseIssue
@@ -60,17 +60,19 @@ def is_branch_elsewhere(context: AppContext, run_id: str, head: str) -> bool:
         return False
 
 
-def roll_forward(context: AppContext, session: RowSession, run: Run, shown: Shown) -> None:
+def roll_forward(
+    context: AppContext, session: RowSession, run: Run, checkpoint: Checkpoint
+) -> None:
     """Bring objects, branch, tags and files of a run to what Postgres says.
 
-    Of a run that is known up to an event (`shown`), only what changed since. Raises RefMovedError
-    when a ref is where this run never put it. A run that ended because of that leaves such a ref
-    alone for good; the same ref may be unmoved, and late, on another node.
+    Of a run with a checkpoint, only what changed since. Raises RefMovedError when a ref is where
+    this run never put it. A run that ended because of that leaves such a ref alone for good; the
+    same ref may be unmoved, and late, on another node.
     """
     # Without its details nothing of a run can be rebuilt, so its refs are left to the repository.
     if run.details_removed_at is None:
-        _roll_refs_forward(context, run, _bring_objects(context, session, run, shown))
-    _project_since(context, session, run, shown)
+        _roll_refs_forward(context, run, _bring_objects(context, session, run, checkpoint))
+    _project_since(context, session, run, checkpoint)
     # Of a run without late events, nothing else would cause files and objects to be written again
     # after a power cut.
     mark = context.mirror.synced_event()
@@ -80,10 +82,10 @@ def roll_forward(context: AppContext, session: RowSession, run: Run, shown: Show
 
 
 def _bring_objects(
-    context: AppContext, session: RowSession, run: Run, shown: Shown
+    context: AppContext, session: RowSession, run: Run, checkpoint: Checkpoint
 ) -> Collection[str]:
     """Make the missing objects of a run; return the commits at which its branch may be."""
-    if shown.event_sequence is not None:
+    if checkpoint.event_sequence is not None:
         with suppress(RepositoryUnusableError):  # what this node has is damaged
             at = add_objects(context, session, run)
             if at is not None:
@@ -107,9 +109,11 @@ def _roll_refs_forward(context: AppContext, run: Run, recorded: Collection[str])
             context.repository.roll_refs_forward([each])
 
 
-def _project_since(context: AppContext, session: RowSession, run: Run, shown: Shown) -> None:
+def _project_since(
+    context: AppContext, session: RowSession, run: Run, checkpoint: Checkpoint
+) -> None:
     """Write the files that the changes since an event have written on their own nodes."""
-    since = shown.event_sequence
+    since = checkpoint.event_sequence
     if since is None or run.ended_at is not None or not context.mirror.has_run(run.run_id):
         project(context, session, run, phases=None, index=run_index(session, run))
         project_backlog(context, session)
@@ -129,7 +133,7 @@ def is_behind(context: AppContext, session: RowSession, run: Run) -> bool:
 
     Costs a statement only if another node made that change.
     """
-    return nodes.find_shown(session, run, context.node_id).revision < run.revision
+    return nodes.find_checkpoint(session, run, context.node_id).revision < run.revision
 
 
 def project(

@@ -25,7 +25,7 @@ def one_moment(context: AppContext) -> Iterator[RowSession]:
             yield session
 
 
-def get_shown_run(context: AppContext, run_id: str) -> Run:
+def get_current_run(context: AppContext, run_id: str) -> Run:
     """Return a run whose branch is about to be read, after this node shows its last change.
 
     Raises NotFoundError, and UnavailableError where this node cannot show it.

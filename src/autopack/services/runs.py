@@ -33,13 +33,13 @@ def get_run(context: AppContext, run_id: str) -> RunAnswer:
         if run.ended_at is not None or context.now() < run.deadline_at:
             return answer_of(session, run, context.now())
     with changing(context, run_id) as change:
-        return shown(change.run, [], change.now)
+        return run_answer(change.run, [], change.now)
 
 
 def answer_of(session: RowSession, run: Run, now: datetime) -> RunAnswer:
     """Return a run with its tiers and phases, and the leases that its phases name."""
     is_claimed = any(phase.lease_id is not None for tier in run.tiers for phase in tier.phases)
-    return shown(run, progress.list_leases(session, run.id) if is_claimed else [], now)
+    return run_answer(run, progress.list_leases(session, run.id) if is_claimed else [], now)
 
 
 def list_runs(
@@ -117,10 +117,10 @@ def cancel_run(context: AppContext, run_id: str, reason: str) -> RunAnswer:
     with changing(context, run_id) as change:
         change.decide(Cancel(redact(reason)))
         settle(change)
-    return shown(change.run, [], change.now)
+    return run_answer(change.run, [], change.now)
 
 
-def shown(run: Run, leases: Sequence[LeaseState], now: datetime) -> RunAnswer:
+def run_answer(run: Run, leases: Sequence[LeaseState], now: datetime) -> RunAnswer:
     """Return a run with its tiers and phases; `leases` are those of its phases."""
     phases = [phase for tier in run.tiers for phase in tier.phases]
     current = first_at_hand(phases)

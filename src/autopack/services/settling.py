@@ -39,7 +39,7 @@ from ..mirror import RECORD, patch_name
 from ..models import Issue, Phase
 from ..store import ci_runs, issues, leases, nodes, runs
 from ..store.commits import add_commits
-from ..store.nodes import Shown
+from ..store.nodes import Checkpoint
 from ..store.patches import list_accepted_patches
 from . import patching
 from .change import RunChange, require_details
@@ -96,7 +96,7 @@ def _own_marks(change: RunChange) -> None:
     if run.mirrored_by != change.context.node_id:
         if run.mirrored_by is not None and run.mirrored_revision == change.revision_before:
             told = run.event_sequence - len(change.events)
-            nodes.leave_mark(change.session, run, Shown(change.revision_before, told))
+            nodes.keep_checkpoint(change.session, run, Checkpoint(change.revision_before, told))
         run.mirrored_by = change.context.node_id
         run.mirrored_revision = change.revision_before
 
@@ -263,7 +263,7 @@ def _resolve_cleaned(change: RunChange) -> None:
         )
         if closing is not None:
             change.cleaned_keys.append(phase.issue_key)
-        change.show_backlog()
+        change.touch_backlog()
 
 
 def _closing(change: RunChange, phase: Phase) -> tuple[Closing | None, str]:

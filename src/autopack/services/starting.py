@@ -36,7 +36,7 @@ from .opening import locked_session, up_to_date
 from .projection import is_behind, project
 from .rulesets import ci_scripts, current_ruleset, plan_under
 from .runners import checks_of
-from .runs import answer_of, shown
+from .runs import answer_of, run_answer
 from .settling import settle
 
 
@@ -163,13 +163,13 @@ def start_as(context: AppContext, plan: Plan, origin: Origin | None) -> tuple[Ru
             origin.put_commits(change)
             settle(change)
             commit_change(change)
-            return shown(run, [], context.now()), True
+            return run_answer(run, [], context.now()), True
         branch = RefUpdate(branch_ref(run_id), run.base_commit, None)
         with context.repository.prepare_refs([branch]) as refs:
             commit_for_good(session)
             after_commit(session, run, refs.commit)
         after_commit(session, run, lambda: _write_files(context, session, run))
-    return shown(run, [], context.now()), True
+    return run_answer(run, [], context.now()), True
 
 
 def _write_files(context: AppContext, session: RowSession, run: Run) -> None:

@@ -69,7 +69,7 @@ def record_submission(
         role, status = Role.AUDITOR, str(report.recommendation)
     agent = report.agent or (lease.agent if lease else None)
     change.name_agent(agent)
-    change.show(phase.phase_id)
+    change.touch(phase.phase_id)
     model = report.model or (lease.model if lease else None)
     cost, price = _cost(change, report, model)
     return submissions.add_submission(

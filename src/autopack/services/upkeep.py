@@ -63,7 +63,7 @@ def _distrust_files(context: AppContext) -> None:
     with context.writing() as session:
         # Changes that were not complete when the mark was set may have events before the mark's.
         changed = runs.list_changed_since(session, event - EVENTS_UNDER_WAY)
-        nodes.forget_shown(session, changed, context.node_id, "the machine was stopped")
+        nodes.reset_checkpoints(session, changed, context.node_id, "the machine was stopped")
         session.commit()
     logger.warning("files_written_again", runs=len(changed), why="the machine was stopped")
 
@@ -87,7 +87,7 @@ def _find_lost_files(context: AppContext) -> None:
             return
         known = runs.list_mirrored(session, context.node_id, None)
         lost = [run_id for run_id in known if not context.mirror.has_run(run_id)]
-        nodes.forget_shown(session, lost, context.node_id, "the files were removed")
+        nodes.reset_checkpoints(session, lost, context.node_id, "the files were removed")
         session.commit()
     logger.warning("files_lost", runs=len(lost))
 

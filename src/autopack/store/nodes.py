@@ -39,7 +39,7 @@ EVENTS_COUNTED: Final = 10_000
 # A node without a sign of life for so long counts as stopped, and leaves the list after the other.
 ALIVE_SECONDS: Final = 20
 KEPT_DAYS: Final = 7
-_INSERT_MARK: Final = (
+_INSERT_CHECKPOINT: Final = (
     "INSERT INTO node_runs (run_pk, node_id, revision, event_sequence)"
     " SELECT %s, id, %s, %s FROM nodes WHERE id = %s"  # none, if the node was removed just now
     " ON CONFLICT (run_pk, node_id) DO UPDATE"
@@ -137,7 +137,7 @@ def has_others(session: Session, node_id: str, *, alive_seconds: float) -> bool:
 def lock_node(session: Session, node_id: str) -> NodeState | None:
     """Return a node, whose signs of life wait until the end of the transaction; None: unknown."""
     # By a statement of its own, so that the next one sees what was committed while this one waited.
-    # A change that leaves this node's mark (`leave_mark`) has its run, and must not wait for it.
+    # A change that keeps this node's checkpoint has its run, and must not wait for it.
     locked = select(Node.id).where(Node.id == node_id).with_for_update(key_share=True)
     found = session.scalars(locked)
     if found.one_or_none() is None:
@@ -164,11 +164,11 @@ def remove_silent(session: Session) -> list[str]:
 
 
 def _remove_marks(session: Session, node_ids: Sequence[str]) -> None:
-    """Remove the marks of nodes on the rows of runs; those beside them go with the nodes.
+    """Remove the checkpoints of nodes on the rows of runs; those beside them go with the nodes.
 
     With a node its generation goes, by which an old backup of its home would be found
-    (services/nodes.py). So a node that comes back must trust no mark. No run
-    counts as lagging because of a node that is gone: the others show it by their own marks.
+    (services/nodes.py). So a node that comes back must trust no checkpoint. No run
+    counts as lagging because of a node that is gone: the others show it by their own checkpoints.
     """
     theirs = update(Run).where(Run.mirrored_by.in_(node_ids))
     theirs = theirs.values(mirrored_by=None, mirrored_revision=Run.revision)
@@ -209,8 +209,8 @@ def try_turn(session: Session, node_id: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """What branch and files of a node show of a run: its state at a revision, 0 for none.
+class Checkpoint:
+    """Up to where branch and files of a node show a run: its state at a revision, 0 for none.
 
     `event_sequence` is the run's last event then, or an earlier one. None: it is not known, or a
     change by this node has not reached its branch or files.
@@ -220,29 +220,29 @@ class Shown:
     event_sequence: int | None = None
 
 
-def find_shown(session: RowSession, run: Run, node_id: str) -> Shown:
-    """Return what a node shows of a run. No statement for a run that this node changed last."""
+def find_checkpoint(session: RowSession, run: Run, node_id: str) -> Checkpoint:
+    """Return up to where a node shows a run. No statement for a run that this node changed last."""
     if run.mirrored_by == node_id:
-        return Shown(run.mirrored_revision)
+        return Checkpoint(run.mirrored_revision)
     query = "SELECT revision, event_sequence FROM node_runs WHERE run_pk = %s AND node_id = %s"
     found = session.fetch(query, (run.id, node_id))
-    return Shown(*found[0]) if found else Shown(0)
+    return Checkpoint(*found[0]) if found else Checkpoint(0)
 
 
-def mark_shown(session: RowSession, run: Run, node_id: str) -> None:
+def reach_checkpoint(session: RowSession, run: Run, node_id: str) -> None:
     """Record that a node shows a run that another one changed last. (`runs.mark_mirrored`)"""
     # If it is lost, branch and files are brought up to date once more.
     values = (run.id, run.revision, run.event_sequence, node_id)
-    session.gather_unsynced((_INSERT_MARK, values))
+    session.gather_unsynced((_INSERT_CHECKPOINT, values))
 
 
-def leave_mark(session: RowSession, run: Run, shown: Shown) -> None:
-    """Keep what the node shows whose mark is on the run's row, before another node's replaces it.
+def keep_checkpoint(session: RowSession, run: Run, checkpoint: Checkpoint) -> None:
+    """Keep the checkpoint that is on the run's row, before another node's replaces it.
 
     So that node writes only what changes from here on. It is part of the change.
     """
-    values = (run.id, shown.revision, shown.event_sequence, run.mirrored_by)
-    session.gather(_INSERT_MARK, values)
+    values = (run.id, checkpoint.revision, checkpoint.event_sequence, run.mirrored_by)
+    session.gather(_INSERT_CHECKPOINT, values)
 
 
 _MARK_REMOVED: Final = (
@@ -285,12 +285,12 @@ _FORGET: Final = text("""
 """)
 
 
-def forget_shown(session: Session, run_ids: Sequence[str], node_id: str, why: str) -> None:
+def reset_checkpoints(session: Session, run_ids: Sequence[str], node_id: str, why: str) -> None:
     """Mark runs so that a node brings their branches and files up to date again."""
     chosen = Run.run_id.in_(run_ids)
     mine = update(Run).where(chosen, Run.mirrored_by == node_id).values(mirrored_revision=0)
     session.execute(mine.execution_options(synchronize_session=False))
-    # Of runs that this node changed last, an earlier mark; another node may change them next.
+    # Of runs that this node changed last, an earlier checkpoint; another node may change them next.
     pks = select(Run.id).where(chosen, Run.mirrored_by == node_id)
     earlier = update(NodeRun).where(NodeRun.node_id == node_id, NodeRun.run_pk.in_(pks))
     earlier = earlier.values(revision=0, event_sequence=None)

@@ -380,7 +380,7 @@ def mark_mirrored(session: RowSession, run: Run, node_id: str) -> None:
         values = (run.revision, run.id, run.revision, node_id)
         session.gather_unsynced((_MARK_MIRRORED, values), (ANNOUNCE, ()))
     else:
-        nodes.mark_shown(session, run, node_id)
+        nodes.reach_checkpoint(session, run, node_id)
 
 
 def phases_of(run: Run) -> dict[str, Phase]:
