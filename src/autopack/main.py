@@ -47,6 +47,7 @@ from .api.csv_text import describe_csv
 from .api.docs import mount_docs
 from .api.errors import install_error_handlers
 from .api.guard import describe_access
+from .api.head import HeadLimits
 from .api.json_text import JsonLimits, Limit
 from .api.mcp.endpoint import McpEndpoint, mount_mcp
 from .api.monitoring import TraceMiddleware, Traffic, TrafficMiddleware
@@ -155,8 +156,7 @@ def create_app(
         hosts=settings.allowed_hosts,
         auth=settings.auth,
         max_body_bytes=settings.max_body_bytes,
-        max_header_bytes=settings.max_header_bytes,
-        max_header_fields=settings.max_header_fields,
+        head_limits=_head_limits(settings),
         stalled_seconds=settings.stalled_seconds,
     )
     app.add_middleware(TraceMiddleware)
@@ -251,11 +251,14 @@ def _verifier(settings: Settings) -> TokenVerifier | None:
 def wire_protocol(settings: Settings) -> type[WireProtocol]:
     """Return the server's HTTP protocol with the limits of the settings."""
     return protocol_with(
-        max_header_bytes=settings.max_header_bytes,
-        max_header_fields=settings.max_header_fields,
+        head_limits=_head_limits(settings),
         stalled_seconds=settings.stalled_seconds,
         max_connections=settings.max_connections,
     )
+
+
+def _head_limits(settings: Settings) -> HeadLimits:
+    return HeadLimits(max_bytes=settings.max_header_bytes, max_fields=settings.max_header_fields)
 
 
 def _json_limits(settings: Settings) -> JsonLimits:

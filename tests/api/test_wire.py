@@ -14,6 +14,7 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 
 from autopack.api.access import AccessMiddleware
+from autopack.api.head import HeadLimits
 from autopack.api.wire import (
     STEP_BYTES,
     WireProtocol,
@@ -50,8 +51,7 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
 async def served(*, stalled_seconds: float = 60, connections: int = 50) -> AsyncIterator[Any]:
     """Serve `echo` behind our protocol; yield what connects."""
     protocol = protocol_with(
-        max_header_bytes=MAX_HEAD,
-        max_header_fields=10,
+        head_limits=HeadLimits(max_bytes=MAX_HEAD, max_fields=10),
         stalled_seconds=stalled_seconds,
         max_connections=connections,
     )
@@ -235,8 +235,7 @@ def behind_the_door(stalled_seconds: float) -> AccessMiddleware:
         hosts=["*"],
         auth="disabled",
         max_body_bytes=100_000,
-        max_header_bytes=1_000,
-        max_header_fields=10,
+        head_limits=HeadLimits(max_bytes=1_000, max_fields=10),
         stalled_seconds=stalled_seconds,
     )
 

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ..domain.access import Caller
 from .credentials import Credentials
 from .errors import RETRY_AFTER, SECURITY_HEADERS, problem_response
+from .head import HeadLimits
 from .places import enter_project
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -54,16 +55,14 @@ class AccessMiddleware:
         hosts: Collection[str],
         auth: Literal["loopback", "disabled", "required"],
         max_body_bytes: int,
-        max_header_bytes: int,
-        max_header_fields: int,
+        head_limits: HeadLimits,
         stalled_seconds: float,
     ) -> None:
         self.app = app
         self.hosts = frozenset(hosts)
         self.auth = auth
         self.max_body_bytes = max_body_bytes
-        self.max_header_bytes = max_header_bytes
-        self.max_header_fields = max_header_fields
+        self.head_limits = head_limits
         self.stalled_seconds = stalled_seconds
         self._held_bytes = 0
         self._credentials = Credentials()
@@ -141,13 +140,9 @@ class AccessMiddleware:
 
     def _head_problem(self, scope: Scope) -> str | None:
         fields = scope["headers"]
-        if len(fields) > self.max_header_fields:
-            return f"more than {self.max_header_fields} header fields (AUTOPACK_MAX_HEADER_FIELDS)"
         size = len(scope.get("raw_path") or b"") + len(scope["query_string"])
         size += sum(len(name) + len(value) for name, value in fields)
-        if size > self.max_header_bytes:
-            return f"a head of more than {self.max_header_bytes} bytes (AUTOPACK_MAX_HEADER_BYTES)"
-        return None
+        return self.head_limits.problem(size=size, fields=len(fields))
 
 
 class _Body:

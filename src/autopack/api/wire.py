@@ -20,6 +20,7 @@ from uvicorn.protocols.http.httptools_impl import (
 from uvicorn.server import ServerState
 
 from .errors import SECURITY_HEADERS, problem_response
+from .head import HeadLimits
 
 # Files besides connections: 80 to Postgres, and pipes to git for each of 40 threads.
 RESERVED_FILES: Final = 500
@@ -48,8 +49,7 @@ def connections_within(files: int) -> int:
 class WireProtocol(HttpToolsProtocol):
     """Refuses heads that are too large, closes stalled connections, and limits their number."""
 
-    max_header_bytes: ClassVar[int] = 64_000
-    max_header_fields: ClassVar[int] = 100
+    head_limits: ClassVar[HeadLimits] = HeadLimits()
     stalled_seconds: ClassVar[float] = 30
     max_connections: ClassVar[int | None] = None
 
@@ -100,12 +100,10 @@ class WireProtocol(HttpToolsProtocol):
             super().data_received(step)
             # Exact to one step: where a message begins within a step is not known.
             self._overhead = 0 if self._has_advanced else self._overhead + len(step)
-            if self._field_count > self.max_header_fields:
-                most = f"{self.max_header_fields} header fields (AUTOPACK_MAX_HEADER_FIELDS)"
-                self._refuse(431, "headers_too_large", f"more than {most}")
-            elif self._is_in_message and self._overhead > self.max_header_bytes:
-                most = f"{self.max_header_bytes} bytes (AUTOPACK_MAX_HEADER_BYTES)"
-                self._refuse(431, "headers_too_large", f"a head of more than {most}")
+            size = self._overhead if self._is_in_message else 0
+            problem = self.head_limits.problem(size=size, fields=self._field_count)
+            if problem:
+                self._refuse(431, "headers_too_large", problem)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -118,12 +116,12 @@ class WireProtocol(HttpToolsProtocol):
         self._field_count += 1
         # uvicorn would add the trailers of a body to the headers, behind a proxy's back: a proxy
         # that checks or removes a header does not look for it there.
-        if self._field_count <= self.max_header_fields and not self._is_head_whole:
+        if self._field_count <= self.head_limits.max_fields and not self._is_head_whole:
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self._is_head_whole = True
-        if self._field_count <= self.max_header_fields:
+        if self._field_count <= self.head_limits.max_fields:
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -134,7 +132,7 @@ class WireProtocol(HttpToolsProtocol):
         self._is_in_message = False
         self._has_advanced = True
         self._stop_waiting()
-        if self._field_count <= self.max_header_fields:
+        if self._field_count <= self.head_limits.max_fields:
             super().on_message_complete()
 
     def on_response_complete(self) -> None:
@@ -215,8 +213,7 @@ def _waiting_of(state: ServerState) -> dict[WireProtocol, None]:
 
 def protocol_with(
     *,
-    max_header_bytes: int,
-    max_header_fields: int,
+    head_limits: HeadLimits,
     stalled_seconds: float,
     max_connections: int | None,
 ) -> type[WireProtocol]:
@@ -225,8 +222,7 @@ def protocol_with(
     class Configured(WireProtocol):
         pass
 
-    Configured.max_header_bytes = max_header_bytes
-    Configured.max_header_fields = max_header_fields
+    Configured.head_limits = head_limits
     Configured.stalled_seconds = stalled_seconds
     Configured.max_connections = max_connections
     return Configured
