@@ -30,6 +30,8 @@ from ..domain.events import wire_time
 from ..domain.money import short_usd
 from ..domain.printable import lines_of
 from ..domain.run import has_ended_early
+from ..domain.state_words import PHASE_WORDS, TIER_WORDS
+from ..domain.states import PhaseStatus
 from ..domain.times import duration
 
 HOME: Final = "/dashboard"
@@ -77,16 +79,19 @@ def exact(moment: datetime) -> str:
 
 def rail_words(tiers: Sequence[Any]) -> str:
     """Return the states of all phases as one sentence, for those who cannot see the icons."""
-    counts: dict[str, int] = {}
+    counts: dict[PhaseStatus, int] = {}
     for tier in tiers:
         for phase in tier.phases:
             counts[phase.state] = counts.get(phase.state, 0) + 1
-    words = [f"{number} {state.lower().replace('_', ' ')}" for state, number in counts.items()]
+    words = [f"{number} {PHASE_WORDS[state]}" for state, number in counts.items()]
     return "phases: " + (", ".join(words) or "none")
 
 
 def _finalize(value: Any) -> Any:
     return clean(value) if type(value) is str else value
+
+
+_WORDS: Final = dict[str, str]((*PHASE_WORDS.items(), *TIER_WORDS.items()))
 
 
 def _environment() -> Environment:
@@ -112,6 +117,7 @@ def _environment() -> Environment:
         version=__version__,
         static=f"{HOME}/static/{assets_version()}",
         BUDGET_SHARE=BUDGET_SHARE,
+        WORDS=_WORDS,
     )
     return environment
 

@@ -21,7 +21,8 @@ from ..domain.money import short_usd
 from ..domain.naming import strategy_name
 from ..domain.order import first_at_hand
 from ..domain.run import CompletedBy, DebtStatus, FailureCode, has_ended_early
-from ..domain.states import Cleanliness, PhaseStatus, RunStatus, TierStatus
+from ..domain.state_words import PHASE_WORDS, TIER_WORDS
+from ..domain.states import Cleanliness, PhaseStatus, RunStatus
 from ..domain.terms import Independence, Sandbox, Verdict
 from ..domain.times import duration
 from ..views.issues import PhaseIssue
@@ -43,22 +44,6 @@ RUN_WORDS = {
     RunStatus.DONE_FAILED_POLICY_VIOLATION: "Failed: policy was violated",
     RunStatus.DONE_FAILED_REQUIRES_HUMAN_REVIEW: "Failed: needs a person's review",
     RunStatus.DONE_FAILED_ENVIRONMENT: "Failed: the environment is broken",
-}
-PHASE_WORDS = {
-    PhaseStatus.QUEUED: "queued",
-    PhaseStatus.EXECUTING: "executing",
-    PhaseStatus.GATE: "in review",
-    PhaseStatus.CI_RUNNING: "CI running",
-    PhaseStatus.COMPLETE: "complete",
-    PhaseStatus.FAILED: "failed",
-    PhaseStatus.SKIPPED: "skipped",
-}
-TIER_WORDS = {
-    TierStatus.PENDING: "pending",
-    TierStatus.IN_PROGRESS: "in progress",
-    TierStatus.COMPLETE: "complete",
-    TierStatus.FAILED: "failed",
-    TierStatus.SKIPPED: "skipped",
 }
 VERDICT_WORDS = {
     None: "none yet",
@@ -182,6 +167,11 @@ def _run_words(run: RunDetail) -> str:
     return RUN_WORDS[run.state]
 
 
+def _begun(words: str) -> str:
+    """Return words as the begin of a sentence; `capitalize` would make `in CI` to `In ci`."""
+    return words[:1].upper() + words[1:]
+
+
 def tier_page(run: RunDetail, tier: TierDetail) -> bytes:
     """Render `tiers/tier_<tier_index>_<tier_id>.md`."""
     done = sum(phase.state is PhaseStatus.COMPLETE for phase in tier.phases)
@@ -197,7 +187,7 @@ def tier_page(run: RunDetail, tier: TierDetail) -> bytes:
     return _page(
         run,
         f"# Tier {inline(tier.tier_id)}: {inline(tier.name)}",
-        f"**{_tier_words(tier).capitalize()}** (`{tier.state}`), {_cleanliness(tier)}."
+        f"**{_begun(_tier_words(tier))}** (`{tier.state}`), {_cleanliness(tier)}."
         f" Part of [run {inline(run.run_id)}](../run_summary.md).",
         bullets(inline(reason) for reason in tier.cleanliness_reasons),
         quote(tier.description) if tier.description else "",
@@ -213,7 +203,7 @@ def phase_page(run: RunDetail, tier: TierDetail, phase: PhaseDetail) -> bytes:
     return _page(
         run,
         f"# Phase {inline(phase.phase_id)}: {inline(phase.name)}",
-        f"**{PHASE_WORDS[phase.state].capitalize()}** (`{phase.state}`){_by_hand(phase)}."
+        f"**{_begun(PHASE_WORDS[phase.state])}** (`{phase.state}`){_by_hand(phase)}."
         f" Part of [tier {inline(tier.tier_id)}](../tiers/{tier_name(tier)})"
         f" of [run {inline(run.run_id)}](../run_summary.md).",
         quote(phase.failure_reason) if phase.failure_reason else "",
@@ -323,7 +313,7 @@ def _tier_words(tier: TierDetail) -> str:
 
 def _tier_overview(tier: TierDetail) -> Iterable[str]:
     yield (f"### [{inline(tier.tier_id)}](tiers/{tier_name(tier)}): {inline(tier.name, _CELL)}")
-    yield f"{_tier_words(tier).capitalize()}, {_cleanliness(tier)}."
+    yield f"{_begun(_tier_words(tier))}, {_cleanliness(tier)}."
     yield bullets(inline(reason) for reason in tier.cleanliness_reasons)
     yield _phase_table(tier.phases, "phases/")
 

@@ -12,13 +12,14 @@ from collections.abc import Iterable, Sequence
 from ..domain.money import measured_text, short_usd
 from ..domain.run import CompletedBy, DebtStatus
 from ..domain.run_issues import OpenIssue
+from ..domain.state_words import PHASE_WORDS
 from ..domain.states import PhaseStatus
 from ..domain.terms import Verdict
 from ..views.promotion import PullRequestAnswer
 from ..views.runs import PhaseDetail, RunDetail
 from .dependencies import dependency_section
 from .markdown import NONE, bullets, code, inline, plain, table
-from .pages import DEBT_WORDS, PHASE_WORDS, RUN_WORDS, verdict_words
+from .pages import DEBT_WORDS, RUN_WORDS, verdict_words
 
 MAX_TITLE = 120
 MAX_PHASES = 100  # GitHub accepts 65,536 characters
