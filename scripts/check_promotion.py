@@ -4852,6 +4852,9 @@ Standard library alone: `scripts/check_promotion.py` is made from this module am
 
 
 MAX_NAMED_FILES: Final = 10
+# The first with `merge-tree --write-tree`, which merges in memory.
+OLDEST_GIT: Final = (2, 38)
+GIT_NEEDED: Final = "git {}.{} or newer".format(*OLDEST_GIT)
 
 
 class RehearsalResult(StrEnum):
@@ -5442,7 +5445,6 @@ has: the branch's commits and trees, the record's files, its signature, today's 
 MAX_FILES: Final = 20_000
 MAX_REASONS: Final = 100
 MAX_CONTINUED: Final = 100
-OLDEST_MERGING_GIT: Final = (2, 38)  # the first with `merge-tree --write-tree`
 SSH_SIGNATURE: Final = b"\ngpgsig -----BEGIN SSH SIGNATURE-----\n"
 _RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 
@@ -5913,10 +5915,10 @@ class BranchCheck:
         done = self.git.run("merge-tree", *options, base_head, head)
         if done.returncode not in (0, 1):
             version = self.git.version()
-            if version < OLDEST_MERGING_GIT:
+            if version < OLDEST_GIT:
                 raise RecordError(
                     f"git {version[0]}.{version[1]} cannot rehearse the merge with '{self.base}':"
-                    f" git {OLDEST_MERGING_GIT[0]}.{OLDEST_MERGING_GIT[1]} or newer is needed"
+                    f" {GIT_NEEDED} is needed"
                 )
             words = done.stderr.decode("utf-8", "replace").strip() or "git does not say why"
             raise RecordError(f"the merge with '{self.base}' cannot be rehearsed: {words}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tests.dying import killed_after_each_call
 
+from autopack.domain.rehearsal import GIT_NEEDED
 from autopack.gitrepo import Base, RefUpdate, Repository, RepositoryUnusableError
 
 if TYPE_CHECKING:
@@ -174,9 +176,16 @@ def test_a_git_that_is_too_old_is_refused(
     (tmp_path / "bin/git").write_text(f"#!/bin/sh\necho {words}\n")
     (tmp_path / "bin/git").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    assert "2.38" in unusable(open_repository, git_repo.path)
+    assert GIT_NEEDED in unusable(open_repository, git_repo.path)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "not installed" in unusable(open_repository, git_repo.path)
+
+
+def test_documents_name_the_same_oldest_git() -> None:
+    root = Path(__file__).parents[2]
+    texts = [path.read_text() for path in (root / "CONTRIBUTING.md", *root.glob("docs/*.md"))]
+    told = {version for text in texts for version in re.findall(r"\bgit (\d+\.\d+)", text)}
+    assert {f"git {version} or newer" for version in told} == {GIT_NEEDED}
 
 
 def test_a_repository_that_was_removed_is_reported_as_missing(

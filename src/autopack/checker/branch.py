@@ -43,6 +43,8 @@ from ..domain.record_check import (
 )
 from ..domain.record_text import JsonObject, RecordError, RecordSubject, show
 from ..domain.rehearsal import (
+    GIT_NEEDED,
+    OLDEST_GIT,
     Rehearsal,
     RehearsalResult,
     missing_branch,
@@ -65,7 +67,6 @@ from .objects import (
 MAX_FILES: Final = 20_000
 MAX_REASONS: Final = 100
 MAX_CONTINUED: Final = 100
-OLDEST_MERGING_GIT: Final = (2, 38)  # the first with `merge-tree --write-tree`
 SSH_SIGNATURE: Final = b"\ngpgsig -----BEGIN SSH SIGNATURE-----\n"
 _RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 
@@ -536,10 +537,10 @@ class BranchCheck:
         done = self.git.run("merge-tree", *options, base_head, head)
         if done.returncode not in (0, 1):
             version = self.git.version()
-            if version < OLDEST_MERGING_GIT:
+            if version < OLDEST_GIT:
                 raise RecordError(
                     f"git {version[0]}.{version[1]} cannot rehearse the merge with '{self.base}':"
-                    f" git {OLDEST_MERGING_GIT[0]}.{OLDEST_MERGING_GIT[1]} or newer is needed"
+                    f" {GIT_NEEDED} is needed"
                 )
             words = done.stderr.decode("utf-8", "replace").strip() or "git does not say why"
             raise RecordError(f"the merge with '{self.base}' cannot be rehearsed: {words}")

@@ -13,6 +13,9 @@ from enum import StrEnum
 from typing import Final
 
 MAX_NAMED_FILES: Final = 10
+# The first with `merge-tree --write-tree`, which merges in memory.
+OLDEST_GIT: Final = (2, 38)
+GIT_NEEDED: Final = "git {}.{} or newer".format(*OLDEST_GIT)
 
 
 class RehearsalResult(StrEnum):

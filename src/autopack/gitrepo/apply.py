@@ -83,7 +83,7 @@ class Resolution:
 
 
 @dataclass(frozen=True, slots=True)
-class Rehearsal:
+class Quarantined:
     """An applied patch, and the files of the objects that it created."""
 
     applied: AppliedPatch
@@ -94,14 +94,14 @@ class RefusedError(Exception):
     """git refuses the patch at this head; the text is git's own reason."""
 
 
-def rehearse(
+def apply_in_quarantine(
     quarantine: Quarantine,
     patch: bytes,
     scanned: ScannedPatch,
     tree: str,
     check_policy: PolicyCheck,
     resolve: Callable[[str], Resolution],
-) -> Rehearsal:
+) -> Quarantined:
     """Apply a patch to a tree in quarantine and check the result by the policy.
 
     `patch` is what was sent, `scanned` what git receives of it. Where git refuses the patch,
@@ -133,7 +133,7 @@ def rehearse(
     applied = AppliedPatch(
         root, changes, scanned.insertions, scanned.deletions, merged, tuple(repairs)
     )
-    return Rehearsal(applied, blobs | loose)
+    return Quarantined(applied, blobs | loose)
 
 
 def apply_to_tree(

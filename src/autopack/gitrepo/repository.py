@@ -16,16 +16,17 @@ from pathlib import Path
 
 from ..config import PROJECT_FILE, Settings
 from ..domain.changes import MODE_ABSENT, MODE_FILE, FileChange
+from ..domain.rehearsal import GIT_NEEDED, OLDEST_GIT
 from ..domain.statement import Signature
 from .apply import (
     AppliedPatch,
     ChangeSet,
     PolicyCheck,
+    Quarantined,
     RefusedError,
-    Rehearsal,
     Resolution,
+    apply_in_quarantine,
     apply_to_tree,
-    rehearse,
 )
 from .bundles import Bundles
 from .conflict import resolve
@@ -56,7 +57,6 @@ from .repair import read_patch
 from .signing import Signer
 from .tracked import TRUST, require_untracked
 
-_OLDEST_GIT = (2, 38)  # the first with `merge-tree --write-tree`
 # No limits for a patch that was accepted before.
 _UNLIMITED = {
     name: sys.maxsize
@@ -355,7 +355,9 @@ class Repository:
     ) -> AppliedPatch:
         """Do all that `apply` does, but store nothing. Raises the errors of `apply`."""
         with self.quarantine() as quarantine:
-            return self._rehearse(quarantine, head, patch, check_policy, base_commit).applied
+            return self._apply_in_quarantine(
+                quarantine, head, patch, check_policy, base_commit
+            ).applied
 
     def new_objects(self) -> NewObjects:
         """Return where a change can put its objects, to install them together."""
@@ -383,9 +385,9 @@ class Repository:
         if into is not None:
             into.install()
         with self.quarantine() as quarantine:
-            rehearsal = self._rehearse(quarantine, head, patch, check_policy, base_commit)
-        self._store(rehearsal.loose, into)
-        return rehearsal.applied
+            made = self._apply_in_quarantine(quarantine, head, patch, check_policy, base_commit)
+        self._store(made.loose, into)
+        return made.applied
 
     def rebase(
         self, onto: str, commits: Sequence[tuple[str, str]]
@@ -545,14 +547,14 @@ class Repository:
         """Open a temporary object folder for git, with the repository's objects as alternates."""
         return open_quarantine(self._scratch, self.objects, self._runner, self._environment())
 
-    def _rehearse(
+    def _apply_in_quarantine(
         self,
         quarantine: Quarantine,
         head: str,
         patch: bytes,
         check_policy: PolicyCheck,
         base_commit: str | None,
-    ) -> Rehearsal:
+    ) -> Quarantined:
         tree = self.tree_of(head)
         files = HeadFiles(quarantine, tree)
         scanned = read_patch(patch, self._settings, files)
@@ -561,7 +563,7 @@ class Repository:
         def resolve_conflict(reason: str) -> Resolution:
             return resolve(quarantine, head, scanned, reason, base_commit, self._settings)
 
-        return rehearse(quarantine, patch, scanned, tree, check_policy, resolve_conflict)
+        return apply_in_quarantine(quarantine, patch, scanned, tree, check_policy, resolve_conflict)
 
     def _sign(self, lines: list[str], message: str) -> str | None:
         return self.signer.sign(object_text(lines, message)) if self.signer else None
@@ -656,15 +658,15 @@ def find_git_dir(settings: Settings) -> Path:
 def _found(settings: Settings) -> tuple[GitRunner, Path, bool]:
     executable = shutil.which("git")
     if executable is None:
-        raise RepositoryUnusableError("git is not installed: install git 2.38 or newer.")
+        raise RepositoryUnusableError(f"git is not installed: install {GIT_NEEDED}.")
     runner = GitRunner(executable, settings.git_timeout_seconds, settings.git_memory_bytes)
     if not os.path.isdir(settings.repo_path):  # unlike Path's, it says no where it may not look
         raise RepositoryUnusableError(
             f"{settings.repo_path} is not a folder: set AUTOPACK_REPO_PATH to a git repository."
         )
     words, version = _version(runner)
-    if version < _OLDEST_GIT:
-        raise RepositoryUnusableError(f"{words} is too old: install git 2.38 or newer.")
+    if version < OLDEST_GIT:
+        raise RepositoryUnusableError(f"{words} is too old: install {GIT_NEEDED}.")
     return runner, *discover(runner, settings.repo_path)
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ..domain.errors import AutopackError
 from ..domain.paths import matches
+from ..domain.rehearsal import GIT_NEEDED
 from .address import AddressError, RemoteAddress, parse_address
 from .errors import GitFailedError, RepositoryUnusableError
 from .process import GitResult, GitRunner
@@ -98,7 +99,7 @@ class ObjectCache:
     def __init__(self, folder: Path, ssh_auth_sock: str | None = None) -> None:
         executable = shutil.which("git")
         if executable is None:
-            raise WorkspaceError("git is not installed: install git 2.38 or newer.")
+            raise WorkspaceError(f"git is not installed: install {GIT_NEEDED}.")
         self._folder = folder
         self._ssh_auth_sock = ssh_auth_sock
         self._runner = GitRunner(executable, FETCH_SECONDS, MEMORY_BYTES, has_own_group=True)
