@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from enum import StrEnum
-from typing import Final
+from typing import Final, Protocol
 
+from .states import PhaseStatus
 from .terms import Complexity, Severity
 from .values import Closed, IssueKey, Several, Text, Word
 
@@ -61,6 +62,24 @@ def base_severity(
     if reported is not None:
         return reported
     return Severity.MAJOR if category in major_categories else Severity.MINOR
+
+
+class Expecting(Protocol):
+    """A phase of a plan, with the issues that the plan lets pass there."""
+
+    @property
+    def state(self) -> PhaseStatus: ...
+    @property
+    def expected_issues(self) -> Sequence[str]: ...
+
+
+def expected_in(phase: Expecting, phases: Iterable[Expecting]) -> tuple[str, ...]:
+    """Return the keys that the plan lets pass in a phase: its own, and those of complete phases.
+
+    A test that an earlier phase changed as planned is not this one's fault. (rules §6.1)
+    """
+    expecting = (each for each in phases if each is phase or each.state is PhaseStatus.COMPLETE)
+    return tuple(key for each in expecting for key in each.expected_issues)
 
 
 def is_expected_key(issue_key: str, expected: Collection[str]) -> bool:

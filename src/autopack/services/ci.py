@@ -22,12 +22,12 @@ from ..domain.debt import mended_checks
 from ..domain.errors import AutopackError
 from ..domain.evidence import Evidence, is_refuted
 from ..domain.evidence_rules import CaseState, Judged
+from ..domain.issues import expected_in
 from ..domain.judging import CiRunBegun, flaky_checks, wait_before_repeat
 from ..domain.redaction import redacted
 from ..domain.results import MAX_LOG_TAIL
 from ..domain.ruleset import CiCommand, CiRules
 from ..domain.secret_rules import redact, redact_bytes
-from ..domain.states import PhaseStatus
 from ..domain.terms import CiMode, CiProfile, EvidenceKind, Sandbox, Verdict
 from ..gitrepo.checkout import checked_out
 from ..gitrepo.workspace import WorkspaceError
@@ -36,6 +36,7 @@ from ..models import CiRun, Phase, Run
 from ..store import ci_runs, issues, runs
 from ..store.session import RowSession
 from ..views.results import CiRunAnswer, CiRunsAnswer
+from .change import RunChange
 from .context import AppContext
 from .evidence import Inquiry, documents, gather
 from .judging import weigh_verdict
@@ -188,23 +189,13 @@ def _begin(context: AppContext, ci_run_id: int) -> Order | None:
             base_commit=whole.base_commit,
             start_commit=phase.before_commit or phase.start_commit or whole.base_commit,
             evidence=tuple(map(EvidenceKind, phase.evidence_required)),
-            expected_issues=tuple(_expected(whole, phase)),
+            expected_issues=expected_in(phase, runs.phases_of(whole).values()),
             must_fail_before=strategy["phases"][phase_id].get("must_fail_before", False),
         )
         run.started_at = max(context.now(), run.requested_at)
         _queue(session, BEGIN_TASK, ci_run_id)
         session.commit()
     return order
-
-
-def _expected(run: Run, phase: Phase) -> Iterator[str]:
-    """Yield the issues that the plan lets pass: of this phase, and of those that are complete.
-
-    A test that an earlier phase changed as planned is not this one's fault.
-    """
-    for each in runs.phases_of(run).values():
-        if each is phase or each.state is PhaseStatus.COMPLETE:
-            yield from each.expected_issues
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -370,34 +361,34 @@ def record_ci_outcome(
         run = ci_runs.get_ci_run(change.session, ci_run_id)
         if run.ended_at is not None:
             return
-        earlier = ci_runs.list_earlier(change.session, run)
-        run.verdict = Verdict(verdict)
-        flaky = flaky_checks(run.verdict, earlier)
-        run.reason, run.is_flaky = reason, bool(flaky)
+        given = run.verdict = Verdict(verdict)
+        run.reason = reason
         run.sandbox = Sandbox(sandbox.partition(":")[0])  # an earlier version passed the reason too
         run.failing_checks, run.tests, run.log_tail = failing_checks, tests, log_tail
         run.evidence = list(evidence)
-        rests_on = tuple(map(Evidence.read, evidence))
         run.ended_at = max(change.now, run.started_at or run.requested_at)
-        wait = wait_before_repeat(
-            run.verdict,
-            ci_runs.verdicts(earlier),
-            # What evidence refutes was repeated when it was measured.
-            0 if is_refuted(rests_on) else _rules(change.session, change.run, run).retries,
-        )
-        change.decide(
-            weigh_verdict(
-                change,
-                change.phase(phase_id),
-                run,
-                flaky_checks=flaky,
-                is_repeated=wait is not None,
-                passed=passed_checks,
-            )
-        )
-        if wait is not None:
-            request_ci_run(change, phase_id, at=change.now + wait if wait else None)
+        _judge(change, change.phase(phase_id), run, given, passed_checks)
         settle(change)
+
+
+def _judge(
+    change: RunChange, phase: Phase, run: CiRun, given: Verdict, passed: Sequence[str]
+) -> None:
+    """Decide on the verdict of a CI run, and request the next one where it must be repeated."""
+    earlier = ci_runs.list_earlier(change.session, run)
+    flaky = flaky_checks(given, earlier)
+    run.is_flaky = bool(flaky)
+    # What evidence refutes was repeated when it was measured.
+    refuted = is_refuted(tuple(map(Evidence.read, run.evidence)))
+    retries = 0 if refuted else _rules(change.session, change.run, run).retries
+    wait = wait_before_repeat(given, ci_runs.verdicts(earlier), retries)
+    is_repeated = wait is not None
+    verdict = weigh_verdict(
+        change, phase, run, flaky_checks=flaky, is_repeated=is_repeated, passed=passed
+    )
+    change.decide(verdict)
+    if is_repeated:
+        request_ci_run(change, phase.phase_id, at=change.now + wait if wait else None)
 
 
 def _is_wanted(context: AppContext, ci_run_id: int) -> bool:

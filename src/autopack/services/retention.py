@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Final
@@ -68,53 +69,66 @@ def retain(
     `keep_turn`: of periodic work. It rests after each run, and notes its progress for monitoring.
     """
     before = context.now() - age
-    removed = size = damaged = failed = 0
+    removed = size = 0
+    kept = _Kept()
     place: store.OldRun | None = None
     with context.reading() as session:
         old_runs = store.count_old(session, before)
     while not context.stopping.is_set():
         if keep_turn is not None:
-            _note(context, max(0, old_runs.due - removed), failed)
+            _note(context, max(0, old_runs.due - removed), kept.failed)
         with context.reading() as session:
             batch = store.list_settled(session, before, place, BATCH)
             sizes = store.count_bytes(session, [run.id for run in batch]) if batch else 0
         if not batch:
             break
         place = batch[-1]
-        found = 0
-        emptied: list[int] = []
+        found: list[int] = []
         for old in batch:
             began = time.monotonic()
-            try:
-                if is_dry_run:
-                    found += _is_recorded(context, old)
-                elif _remove(context, old, before):
-                    emptied.append(old.id)
-            except RunBusyError as error:
-                logger.info("details_kept", run_id=old.run_id, why=error.detail)
-            except (AutopackError, DBAPIError) as error:
-                failed += 1
-                damaged += isinstance(error, RecordDamagedError)
-                logger.warning("details_kept", run_id=old.run_id, why=str(error))
+            if _take(context, old, before, is_dry_run=is_dry_run, kept=kept):
+                found.append(old.id)
             if keep_turn is not None:
                 keep_turn()
                 rest = min(time.monotonic() - began, _LONGEST_REST_SECONDS)
                 if context.stopping.wait(rest):
                     break
-        if emptied:
-            _mark(context, emptied)
-        found += len(emptied)
-        removed += found
-        size += sizes if found == len(batch) else sizes * found // len(batch)
+        if found and not is_dry_run:
+            _mark(context, found)
+        removed += len(found)
+        size += sizes if len(found) == len(batch) else sizes * len(found) // len(batch)
     return RetentionAnswer(
         before=before,
         is_dry_run=is_dry_run,
         runs=removed,
         bytes=size,
         kept_not_settled=old_runs.not_settled,
-        kept_without_record=old_runs.without_record + damaged,
+        kept_without_record=old_runs.without_record + kept.damaged,
         kept_in_use=old_runs.in_use,
     )
+
+
+@dataclass
+class _Kept:
+    """How many runs keep their details because of an error, and of these because of the record."""
+
+    failed: int = 0
+    damaged: int = 0
+
+
+def _take(
+    context: AppContext, old: store.OldRun, before: datetime, *, is_dry_run: bool, kept: _Kept
+) -> bool:
+    """Remove the details of one run, or see whether they would be; count an error, and go on."""
+    try:
+        return _is_recorded(context, old) if is_dry_run else _remove(context, old, before)
+    except RunBusyError as error:
+        logger.info("details_kept", run_id=old.run_id, why=error.detail)
+    except (AutopackError, DBAPIError) as error:
+        kept.failed += 1
+        kept.damaged += isinstance(error, RecordDamagedError)
+        logger.warning("details_kept", run_id=old.run_id, why=str(error))
+    return False
 
 
 def _note(context: AppContext, due: int, failed: int) -> None:

@@ -23,7 +23,7 @@ from ..domain.states import PhaseStatus
 from ..domain.strategy import Strategy
 from ..domain.terms import CiMode
 from ..gitrepo import Base, RefUpdate
-from ..models import Phase, Run
+from ..models import Phase, Run, Tier
 from ..store import attention, issues, runs
 from ..store.session import RowSession
 from ..views.issues import IssueIndexAnswer
@@ -104,6 +104,17 @@ class Origin:
         if self.put_commits is None:
             return {"continues": self.run_id}
         return {"rebases": self.run_id, "onto": self.base.commit if self.base else None}
+
+    @property
+    def columns(self) -> dict[str, str | None]:
+        """What the row of the new run says of the run that it comes from."""
+        if self.put_commits is not None:
+            return {"rebases": self.run_id, "rebased_commit": self.record}
+        return {
+            "continues": self.run_id,
+            "continued_commit": self.record,
+            "trunk_commit": self.trunk if self.base else None,
+        }
 
 
 def _origin(run: Run) -> Origin:
@@ -232,8 +243,6 @@ def _new_run(
     """Create the rows: the description from plan and strategy, the rest from the run's state."""
     now = context.now()
     base = (origin and origin.base) or context.repository.base()
-    continued = origin if origin and origin.put_commits is None else None
-    rebased = origin if origin and origin.put_commits is not None else None
     run = runs.RUNS.new(
         project_id=context.settings.project_id,
         run_id=plan.run.run_id,
@@ -259,11 +268,6 @@ def _new_run(
         ],
         base_branch=base.branch,
         base_commit=base.commit,
-        continues=continued and continued.run_id,
-        continued_commit=continued and continued.record,
-        trunk_commit=continued.trunk if continued and continued.base else None,
-        rebases=rebased and rebased.run_id,
-        rebased_commit=rebased and rebased.record,
         work_commit=base.commit,
         event_sequence=0,
         event_hash=GENESIS_HASH,
@@ -272,7 +276,15 @@ def _new_run(
         mirrored_by=context.node_id,
         created_at=now,
         updated_at=now,
+        **(origin.columns if origin else {}),
     )
+    runs.attach(run, *_new_parts(plan, strategy))
+    runs.write_state(run, starting_state(plan, strategy, now, base.commit))
+    return runs.add_run(session, run)
+
+
+def _new_parts(plan: Plan, strategy: Strategy) -> tuple[list[Tier], list[Phase]]:
+    """Create the rows of tiers and phases, in the order of their indexes."""
     tiers = [
         runs.TIERS.new(tier_id=tier.tier_id, name=tier.name, description=tier.description)
         for tier in sorted(plan.tiers, key=lambda tier: tier.tier_index)
@@ -283,9 +295,7 @@ def _new_run(
         for phase in sorted(plan.phases, key=lambda phase: phase.phase_index)
         if phase.tier_id == tier.tier_id
     ]
-    runs.attach(run, tiers, phases)
-    runs.write_state(run, starting_state(plan, strategy, now, base.commit))
-    return runs.add_run(session, run)
+    return tiers, phases
 
 
 def _new_phase(phase: PlanPhase, strategy: Strategy) -> Phase:
