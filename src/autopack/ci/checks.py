@@ -32,8 +32,8 @@ SLOW_SHARE: Final = 5
 END_SECONDS: Final = 10
 CHUNK: Final = 65_536
 MAX_LINE: Final = 500
-GATE: Final = "preflight: "  # how the lines of scripts/preflight_gate.sh begin
-GATE_LINES: Final = 3
+PREFLIGHT: Final = "preflight: "  # how the lines of scripts/preflight_gate.sh begin
+PREFLIGHT_LINES: Final = 3
 # With less than this free, the machine counts as out of disk or memory.
 FREE_DISK_BYTES: Final = 128 * 1024 * 1024
 FREE_MEMORY_BYTES: Final = 64 * 1024 * 1024
@@ -448,10 +448,10 @@ def last_words(log: bytes) -> str:
     a count.
     """
     lines = _last_lines(log)
-    if not lines or not lines[-1].startswith(GATE):
+    if not lines or not lines[-1].startswith(PREFLIGHT):
         return _as_reason(lines[-1:])
-    own = [line for line in lines if not line.startswith(GATE)]
-    return _as_reason(own[-GATE_LINES:] or lines[-1:])
+    own = [line for line in lines if not line.startswith(PREFLIGHT)]
+    return _as_reason(own[-PREFLIGHT_LINES:] or lines[-1:])
 
 
 def _last_lines(log: bytes) -> list[str]:

@@ -350,7 +350,7 @@ def _laid_out(repository: Repository, base: Base) -> Iterator[Finding]:
     missing = sorted({*wanted} - repository.files_in(base.commit, wanted))
     uncommitted = [name for name in missing if (repository_top(repository.path) / name).is_file()]
     if not missing:
-        detail = f"gate, checker and workflow are on {base.branch}"
+        detail = f"preflight gate, checker and workflow are on {base.branch}"
         yield Finding("promotion", "ok", detail)
     elif missing == uncommitted:
         detail = f"not committed on {base.branch}: {', '.join(missing)}"

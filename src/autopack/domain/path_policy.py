@@ -22,7 +22,7 @@ from .links import LinkTable, link_problems, seen_through
 from .paths import Globs, Names, folded, globs, names_of, windows_problem
 from .secret_rules import MAX_STEPS, FoundSecret, Steps, TooManyStepsError, find_secrets, plain_text
 
-_CI: Final = (
+_CI_PATHS: Final = (
     ".github/workflows/**",
     ".github/actions/**",
     "**/action.y*ml",  # an action that the repository defines, in any folder
@@ -45,7 +45,7 @@ _CI: Final = (
     ".semaphore/**",
     ".teamcity/**",
 )
-_REVIEW: Final = (
+_REVIEW_PATHS: Final = (
     "scripts/check_promotion.py",
     "CODEOWNERS",
     "docs/CODEOWNERS",
@@ -55,7 +55,7 @@ _REVIEW: Final = (
     ".forgejo/CODEOWNERS",
     ".bitbucket/CODEOWNERS",
 )
-_CHECKOUT: Final = (
+_CHECKOUT_PATHS: Final = (
     ".gitmodules",
     ".lfsconfig",
     "**/.gitattributes",
@@ -68,7 +68,7 @@ _CHECKOUT: Final = (
     "**/mise.toml",
     "**/.mise.toml",
 )
-_AGENTS: Final = (
+_AGENT_PATHS: Final = (
     "**/CLAUDE*.md",
     "**/AGENTS*.md",
     "**/GEMINI.md",
@@ -96,7 +96,13 @@ _AGENTS: Final = (
     "**/.devcontainer/**",
     "**/.devcontainer.json",
 )
-DEFAULT_PROTECTED: Final = (*CLOSED, *_CI, *_REVIEW, *_CHECKOUT, *_AGENTS)
+DEFAULT_PROTECTED: Final = (
+    *CLOSED,
+    *_CI_PATHS,
+    *_REVIEW_PATHS,
+    *_CHECKOUT_PATHS,
+    *_AGENT_PATHS,
+)
 
 _MODES = (MODE_ABSENT, MODE_FILE, MODE_EXECUTABLE, MODE_LINK)
 

@@ -26,7 +26,7 @@ _STALE_SECONDS = 60
 # A lock of ours has the sticky bit, which means nothing else at a file, from its beginning. It is
 # stale as soon as no process has its flock: wherever a process is killed, it blocks no ref. git's
 # locks have no flock: their age makes them stale. So it is where a file system keeps no such bit.
-_OURS = stat.S_ISVTX
+_LOCK_BIT = stat.S_ISVTX
 
 
 class RefLock:
@@ -70,7 +70,7 @@ class RefLock:
             self._remove_empty_folder()
             os.write(self._descriptor, f"{oid}\n".encode())
             # The bit as it is: some systems keep none, and refuse to set it.
-            bit = os.fstat(self._descriptor).st_mode & _OURS
+            bit = os.fstat(self._descriptor).st_mode & _LOCK_BIT
             os.fchmod(self._descriptor, self._ref_mode() | bit)
             os.fsync(self._descriptor)
         except OSError as error:
@@ -91,7 +91,7 @@ class RefLock:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         while True:
             try:
-                descriptor = os.open(self._lock, flags, 0o666 | _OURS)
+                descriptor = os.open(self._lock, flags, 0o666 | _LOCK_BIT)
                 if _hold(descriptor):
                     return descriptor
             except FileNotFoundError:
@@ -161,7 +161,7 @@ def remove_stale(path: str, *, age: float = _STALE_SECONDS) -> bool:
         flock(descriptor, LOCK_EX | LOCK_NB)  # so that of two that find it only one removes it
         found = os.fstat(descriptor)
         seconds = time.time() - found.st_mtime
-        is_young = seconds < age and not found.st_mode & _OURS
+        is_young = seconds < age and not found.st_mode & _LOCK_BIT
         if is_young or not os.path.samestat(found, os.stat(path)):
             return False
         os.unlink(path)

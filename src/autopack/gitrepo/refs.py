@@ -19,7 +19,7 @@ from .ref_lock import RefLock, remove_stale
 
 _OID = re.compile(r"[0-9a-f]{40}\Z")
 _BRANCHES = "refs/heads/"
-_OURS = ("refs/heads/autonomous/", "refs/tags/autonomous/", "refs/autopack/")
+_RUN_REFS = ("refs/heads/autonomous/", "refs/tags/autonomous/", "refs/autopack/")
 _COMPONENT = re.compile(r"(?!.*(?:\.\.|\.lock\Z))\w(?:[\w.-]*[\w-])?\Z", re.ASCII)
 # As `git check-ref-format --branch`: no part is empty, begins with a dot or ends in `.lock`.
 _BRANCH = re.compile(
@@ -196,7 +196,7 @@ class Refs:
 
     def remove_left_locks(self) -> None:
         """Remove the locks of processes of Autopack that were killed."""
-        for prefix in _OURS:
+        for prefix in _RUN_REFS:
             for folder, _, names in os.walk(self._git_dir / prefix):
                 for name in names:
                     if name.endswith(".lock"):
@@ -210,7 +210,7 @@ def is_branch_name(name: str) -> bool:
 
 
 def is_ours(ref: str) -> bool:
-    prefix = next((prefix for prefix in _OURS if ref.startswith(prefix)), None)
+    prefix = next((prefix for prefix in _RUN_REFS if ref.startswith(prefix)), None)
     return prefix is not None and all(
         _COMPONENT.match(part) for part in ref.removeprefix(prefix).split("/")
     )

@@ -1,4 +1,4 @@
-"""Set up a project's repository: the gate, the checker, the workflows, a ruleset."""
+"""Set up a project's repository: the preflight gate, the checker, the workflows, a ruleset."""
 
 from .checks import Checks, find_checks, hidden_packages
 from .project import Action, SetUp, SetUpError, set_up

@@ -24,10 +24,10 @@ from .checks import NOTHING, Checks, find_checks, hidden_packages
 from .placing import LinkError, append, is_taken, read_file, require_no_link, write_new
 from .unit import Unit
 
-GATE: Final = "scripts/preflight_gate.sh"
+PREFLIGHT_GATE: Final = "scripts/preflight_gate.sh"
 PROMOTION: Final = ".github/workflows/promotion.yml"
 PREFLIGHT: Final = ".github/workflows/preflight.yml"
-SCRIPTS: Final = (GATE, "scripts/check_promotion.py", "scripts/post_verdict.py")
+SCRIPTS: Final = (PREFLIGHT_GATE, "scripts/check_promotion.py", "scripts/post_verdict.py")
 IGNORED: Final = ("/.autonomous_runs/", "/.autopack/")
 JUNIT: Final = ".preflight/junit.xml"
 RETRIES: Final = 2
@@ -202,17 +202,18 @@ def _ruleset(project_id: str, mode: CiMode, checks: Checks | None) -> Ruleset:
 
 
 def _ci_command(profile: CiProfile, checks: Checks) -> CiCommand:
-    """Return the gate's command. It does not retry: the service does, to find flaky tests."""
+    """Return the command of the preflight gate, once: the service retries, to find flaky tests."""
     settings = f"CI_PROFILE={profile} MAX_ATTEMPTS=1"
     if checks.command is not None:
         settings += f" PREFLIGHT_COMMAND={shlex.quote(checks.command)}"
-        return CiCommand(command=f"{settings} bash {GATE}", retries=RETRIES)
+        return CiCommand(command=f"{settings} bash {PREFLIGHT_GATE}", retries=RETRIES)
     settings += f" PREFLIGHT_JUNIT={JUNIT}"
-    return CiCommand(command=f"{settings} bash {GATE}", retries=RETRIES, junit=JUNIT)
+    return CiCommand(command=f"{settings} bash {PREFLIGHT_GATE}", retries=RETRIES, junit=JUNIT)
 
 
 _OWN_COMMAND: Final = re.compile(
-    rf"CI_PROFILE=\w+ MAX_ATTEMPTS=1 PREFLIGHT_(?:COMMAND|JUNIT)=.* bash {re.escape(GATE)}"
+    r"CI_PROFILE=\w+ MAX_ATTEMPTS=1 PREFLIGHT_(?:COMMAND|JUNIT)=.* bash "
+    + re.escape(PREFLIGHT_GATE)
 )
 
 
