@@ -29,6 +29,7 @@ _CONFIG = {
     "core.fsync": "reference",
     "core.filesRefLockTimeout": "500",
     "gc.auto": "0",
+    "maintenance.auto": "false",  # else each fetch starts a process that finds nothing to do
     "protocol.allow": "never",
     # Packs are mapped in pieces, so that one larger than the memory limit can be read.
     "core.packedGitWindowSize": "32m",

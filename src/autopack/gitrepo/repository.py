@@ -70,6 +70,7 @@ _SHADOW_FILES = {
 _PROBE_BYTES = 65_536  # for patches of ordinary size
 _ON_BRANCH = "ref: refs/heads/"
 _UNSERVED = r"^(extensions\.(partialclone|refstorage)|remote\..*\.promisor)$"
+_UNSERVED_NAMES = re.compile(rb"extensions|promisor", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -688,22 +689,16 @@ def discover(runner: GitRunner, path: Path) -> tuple[Path, bool]:
             folder=path,
             environment=TRUST,
         )
-        configured = runner.run(
-            "config",
-            "--local",
-            "--get-regexp",
-            _UNSERVED,
-            folder=path,
-            environment=TRUST,
-            allowed=(0, 1),
+        is_bare, object_format, git_dir = answer.stdout.decode(errors="surrogateescape").split(
+            "\n", 2
         )
+        found = Path(git_dir.removesuffix("\n"))
+        settings = _unserved_settings(runner, path) if _may_be_unserved(found) else ""
     except GitFailedError as error:
         raise RepositoryUnusableError(
             f"{path} is not a git repository that can be served: {error.detail}."
             " Run `git init` there, or set AUTOPACK_REPO_PATH."
         ) from error
-    is_bare, object_format, git_dir = answer.stdout.decode(errors="surrogateescape").split("\n", 2)
-    settings = configured.stdout.decode(errors="replace").lower()
     if object_format != "sha1":
         raise RepositoryUnusableError(
             f"{path} is a {object_format.upper()} repository; only SHA-1 ones are served."
@@ -718,7 +713,24 @@ def discover(runner: GitRunner, path: Path) -> tuple[Path, bool]:
             f"{path} keeps its refs as a reftable; only the files format is served"
             " (`git refs migrate --ref-format=files`)."
         )
-    return Path(git_dir.removesuffix("\n")), is_bare == "true"
+    return found, is_bare == "true"
+
+
+def _may_be_unserved(git_dir: Path) -> bool:
+    """Say whether git has to be asked for settings that refuse a repository.
+
+    Most configurations have none of these names, and no process of git is needed to see that.
+    """
+    try:
+        return _UNSERVED_NAMES.search((git_dir / "config").read_bytes()) is not None
+    except OSError:
+        return True
+
+
+def _unserved_settings(runner: GitRunner, path: Path) -> str:
+    asked = ("config", "--local", "--get-regexp", _UNSERVED)
+    found = runner.run(*asked, folder=path, environment=TRUST, allowed=(0, 1))
+    return found.stdout.decode(errors="replace").lower()
 
 
 def _branch_of(head: Path) -> str | None:

@@ -388,7 +388,11 @@ def _lay_out(
     tree.mkdir()
     ours, theirs = _places(git_dir, tree), _places(tree / ".git", tree)
     for places in (ours, theirs):
-        runner.run("init", "--quiet", "--template=", folder=tree, environment=places)
+        runner.run(
+            *("init", "--quiet", "--template=", f"--initial-branch={branch}"),
+            folder=tree,
+            environment=places,
+        )
         own = Path(places["GIT_DIR"])
         (own / "info").mkdir(exist_ok=True)
         (own / "info" / "attributes").write_text(_ATTRIBUTES)
@@ -408,9 +412,7 @@ def _lay_out(
             allowed=(0, 1, 128),
         ).status
     )
-    head = f"refs/heads/{branch}"
-    runner.run("update-ref", head, commit, folder=tree, environment=theirs)
-    runner.run("symbolic-ref", "HEAD", head, folder=tree, environment=theirs)
+    runner.run("update-ref", f"refs/heads/{branch}", commit, folder=tree, environment=theirs)
     shutil.copyfile(git_dir / "index", tree / ".git" / "index")
     return Workspace(runner, tree, git_dir, is_staged=is_staged)
 
