@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import IO
 
 import psutil
+from tests.waiting import PATIENCE_SECONDS
 
 TESTS = Path(__file__).resolve().parent
-PATIENCE_SECONDS = 180
 
 
 class ForkedProcess:

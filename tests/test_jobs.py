@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
@@ -18,6 +17,7 @@ from procrastinate.jobs import Job
 from pydantic import SecretStr
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
+from tests.waiting import PATIENCE_SECONDS, wait_until
 
 from autopack.config import Settings
 from autopack.database import make_engine
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).resolve().parents[1]
-PATIENCE_SECONDS = 60
 
 
 @pytest.fixture
@@ -261,14 +260,6 @@ def test_a_folder_that_cannot_be_written_is_named_in_one_line_at_the_start(
     assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
     assert f"{file} cannot be written: " in result.stderr
     assert "Traceback" not in result.stdout
-
-
-def wait_until(condition: Callable[[], bool], explain: Callable[[], str] = str) -> None:
-    """Wait for what is sure to come true."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, explain()
-        time.sleep(0.02)
 
 
 def _environment(settings: Settings) -> dict[str, str]:

@@ -17,8 +17,8 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from tests.outbound.receiver import Receiver
-from tests.recovery.conftest import wait_until
 from tests.recovery.consistency import assert_consistent
+from tests.waiting import wait_until
 
 from autopack.background import UPKEEP_SECONDS
 from autopack.config import Settings

@@ -12,7 +12,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ import httpx
 import psutil
 import pytest
 from tests.processes import answering as processes_of
+from tests.waiting import PATIENCE_SECONDS, wait_until
 
 from autopack.cli.answering import Answering
 from autopack.config import Settings
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).resolve().parents[1]
-PATIENCE_SECONDS = 180
 
 
 @dataclass
@@ -53,11 +52,13 @@ class Service:
         return str(re.findall(r"^  API +(\S+)$", self.text, re.MULTILINE)[0])
 
     def wait_for(self, words: str) -> None:
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while words not in self.text:
-            assert self.process.poll() is None, self.text
-            assert time.monotonic() < deadline, self.text
-            time.sleep(0.05)
+        def is_told() -> bool:
+            is_alive = self.process.poll() is None  # before its last words are read
+            text = self.text
+            assert words in text or is_alive, text
+            return words in text
+
+        wait_until(is_told, lambda: self.text)
 
     def end(self, number: signal.Signals) -> int:
         self.process.send_signal(number)

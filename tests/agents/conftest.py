@@ -15,6 +15,7 @@ import pytest
 from tests.agents import clients
 from tests.agents.clients import AGENTS, Agent
 from tests.agents.model_server import MODEL, ModelServer, Script, serve_model
+from tests.waiting import PATIENCE_SECONDS
 
 from autopack.client import Autopack
 
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from tests.conftest import GitRepo, LiveServer
 
     from autopack.config import Settings
-
-PATIENCE_SECONDS = 240
 
 
 @dataclass

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from typing import TYPE_CHECKING
 
 import httpx
 import pytest
 from tests.api.test_keys import AGENT, Asked, Team, api, call_tool, live, team  # noqa: F401
+from tests.waiting import wait_until
 
 from autopack.domain.access import AccessRole
 from autopack.domain.limits import KeyLimits
@@ -143,13 +143,12 @@ def test_a_key_has_so_many_streams_open_at_a_time(
                     assert second.status_code == 429
                     assert second.headers["retry-after"]
                     assert json.loads(second.read())["code"] == "too_many_key_streams"
-        deadline = time.monotonic() + 60
-        while True:  # until the service notices that the first one is closed
+
+        def may_open() -> bool:
             with client.stream("GET", "/runs/run-001/events") as third:
-                if third.status_code == 200:
-                    break
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+                return third.status_code == 200
+
+        wait_until(may_open)  # until the service notices that the first one is closed
 
 
 def test_whoami_and_the_list_tell_the_limits(

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import secrets
 import signal
-import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.waiting import PATIENCE_SECONDS, wait_until
 
 from autopack.background import queues_of
 from autopack.config import Settings
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.integration, pytest.mark.safety_critical]
 
-PATIENCE_SECONDS = 120
 STALLED_SECONDS = 3
 WORKER = f"""\
 import signal
@@ -37,13 +35,6 @@ with open_context(load_settings()) as context:
     Workers(context.engine, queues_of(context), stalled_seconds={STALLED_SECONDS}).start()
     signal.pause()
 """
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def processes_of(token: str) -> list[int]:

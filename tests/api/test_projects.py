@@ -24,6 +24,7 @@ from tests.api.conftest import Api
 from tests.api.test_oidc import AUDIENCE, Issuer, serving
 from tests.conftest import GitRepo, ServedHere, make_git_repo, serve_here
 from tests.outbound.receiver import Receiver
+from tests.waiting import PATIENCE_SECONDS
 
 from autopack import main
 from autopack.api.places import Places
@@ -42,7 +43,6 @@ pytestmark = pytest.mark.integration
 Json = dict[str, Any]
 STREAM = {"Accept": "text/event-stream"}
 DEFAULT = "Autopack"
-PATIENCE = 240.0  # seconds; far beyond what a test needs
 
 
 def refused(response: httpx.Response, status: int, code: str, *words: str) -> None:
@@ -841,7 +841,7 @@ class TestTroubleOfAnother:
         def start(settings: Settings, stack: ExitStack) -> AppContext:
             if settings.project_id == "alpha":
                 is_opening.set()
-                may_open.wait(PATIENCE)
+                may_open.wait(PATIENCE_SECONDS)
             return opened(settings, stack)
 
         monkeypatch.setattr(main, "_open_further", start)
@@ -849,7 +849,7 @@ class TestTroubleOfAnother:
         with ThreadPoolExecutor() as pool:
             wanted = {"repository": str(service.repos["alpha"].path)}
             changed = pool.submit(service.operator.put, "/projects/alpha", json=wanted)
-            assert is_opening.wait(PATIENCE)
+            assert is_opening.wait(PATIENCE_SECONDS)
             assert service.operator.get("/projects/beta/runs").status_code == 200
             assert service.operator.get("/runs").status_code == 200
             may_open.set()

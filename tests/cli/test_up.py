@@ -7,8 +7,7 @@ import shlex
 import signal
 import socket
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 import httpx
 import psutil
 import pytest
+from tests.waiting import PATIENCE_SECONDS, wait_until
 
 from autopack.cli.app import main
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from tests.processes import ForkedProcess, ForkServer
 
 FORKED_CHILDREN = Path(__file__).resolve().with_name("forked_children.py")
-PATIENCE_SECONDS = 90
 PLAN = """
 run: {run_id: greet}
 tiers: [{tier_id: T1, tier_index: 0, name: First}]
@@ -102,14 +101,14 @@ def stage(
             process.kill()
 
 
-def _wait(condition: Callable[[], bool], process: ForkedProcess | None = None) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        ended = process is not None and process.poll() is not None
-        said = process.communicate()[0] if ended and process is not None else ""
-        assert not ended, said
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+def wait_for(file: Path, process: ForkedProcess) -> None:
+    """Wait until an agent has begun, which a process that has ended can start no more."""
+
+    def has_begun() -> bool:
+        assert process.poll() is None, process.communicate()[0]
+        return file.exists()
+
+    wait_until(has_begun)
 
 
 @pytest.mark.e2e
@@ -119,7 +118,7 @@ def test_one_command_works_on_a_plan_stops_by_ctrl_c_and_continues(stage: Stage)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         stage.environment["AUTOPACK_PORT"] = str(taken.getsockname()[1])
         process = stage.start()
-        _wait(begun.exists, process)
+        wait_for(begun, process)
         process.send_signal(signal.SIGINT)
         said, _ = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 130, said
@@ -146,11 +145,11 @@ def test_one_command_works_on_a_plan_stops_by_ctrl_c_and_continues(stage: Stage)
 def test_nothing_is_left_of_a_command_that_was_killed(stage: Stage) -> None:
     (stage.folder / "hang").touch()
     process = stage.start(has_fresh_children=True)
-    _wait((stage.folder / "begun").exists, process)
+    wait_for(stage.folder / "begun", process)
     assert len(stage.processes()) >= 4  # the command, service, worker and agent
     process.kill()
     process.communicate()
-    _wait(lambda: stage.processes() == [])
+    wait_until(lambda: stage.processes() == [])
 
 
 @pytest.mark.e2e

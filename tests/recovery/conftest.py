@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ import httpx
 import psutil
 import pytest
 from tests.processes import answering
+from tests.waiting import PATIENCE_SECONDS, wait_until
 
 from autopack.config import Settings
 from autopack.gitrepo import Repository
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from tests.processes import ForkedProcess, ForkServer
 
 KILLING = Path(__file__).resolve().with_name("killing.py")
-PATIENCE_SECONDS = 180  # the machine may be busy with other tests
 Json = dict[str, Any]
 
 
@@ -186,11 +185,3 @@ def stage(
     stage.start()
     yield stage
     stage.stop()
-
-
-def wait_until(condition: Callable[[], bool], explain: Callable[[], str]) -> None:
-    """Wait for a condition that is sure to come true. Fails with an explanation."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, explain()
-        time.sleep(0.01)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import httpx
 import pytest
+from tests.waiting import PATIENCE_SECONDS, wait_until
 
-from .conftest import PATIENCE_SECONDS, wait_until
 from .test_kill import CHANGES, history, issue, plan, waiting_for_ci
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+from tests.waiting import PATIENCE_SECONDS
 
-from .conftest import PATIENCE_SECONDS
 from .test_parallel import all_at_once
 
 if TYPE_CHECKING:

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.conftest import GitRepo
+from tests.waiting import wait_until
 
 from autopack.config import Settings
 from autopack.embedded_postgres import EmbeddedPostgres
 from autopack.gitrepo import Repository
 
-from .conftest import Stage, wait_until
+from .conftest import Stage
 from .test_full_disks import Disk, disk_at, new_file
 from .test_nodes import ask, assert_equal, head, made_nodes, plan, stages_of
 from .test_parallel import result

@@ -17,10 +17,11 @@ import httpx
 import psycopg2
 import pytest
 from tests.conftest import GitRepo
+from tests.waiting import PATIENCE_SECONDS, wait_until
 
 from autopack.contexts import as_node, beside_database, retain
 
-from .conftest import PATIENCE_SECONDS, Stage, wait_until
+from .conftest import Stage
 from .test_parallel import result
 
 if TYPE_CHECKING:

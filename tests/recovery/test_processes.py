@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 import psutil
 import pytest
+from tests.waiting import PATIENCE_SECONDS, wait_until
 
-from .conftest import PATIENCE_SECONDS, Stage, wait_until
+from .conftest import Stage
 from .test_nodes import Campaign, Stream
 from .test_parallel import PHASES, plan, result
 

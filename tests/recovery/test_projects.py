@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -20,6 +19,7 @@ from tests.api.conftest import Api
 from tests.conftest import GitRepo, make_git_repo, serve_here, start_server, stop_server
 from tests.outbound.receiver import Receiver
 from tests.processes import ForkServer
+from tests.waiting import PATIENCE_SECONDS, wait_until
 
 from autopack.background import jobs_process
 from autopack.config import Settings
@@ -29,15 +29,7 @@ from autopack.main import create_app
 pytestmark = [pytest.mark.e2e, pytest.mark.safety_critical]
 
 Json = dict[str, Any]
-PATIENCE = 240.0  # seconds; far beyond what a test needs, as a machine may stand still
 DEFAULT, FURTHER = "", "/projects/shop"
-
-
-def until(happened: Callable[[], object]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not happened():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.05)
 
 
 def with_remote(repo: GitRepo, bare: Path) -> Path:
@@ -65,7 +57,7 @@ def test_each_project_has_its_pushes_webhooks_and_deadlines(
     with (
         serve_here(app, settings) as server,
         Receiver() as receiver,
-        httpx.Client(base_url=server.url, timeout=PATIENCE) as client,
+        httpx.Client(base_url=server.url, timeout=PATIENCE_SECONDS) as client,
     ):
         wanted = {"name": "shop", "repository": str(shop.path), "git_remote": "backup"}
         must(client.post("/projects", json=wanted))
@@ -96,16 +88,16 @@ def test_each_project_has_its_pushes_webhooks_and_deadlines(
             return bool(run["tiers"][0]["phases"][1]["state"] == "QUEUED" and not run["leases"])
 
         for at, name in ((DEFAULT, "default"), (FURTHER, "shop")):
-            until(lambda at=at, name=name: has_lapsed(at, name))  # type: ignore[misc]
+            wait_until(lambda at=at, name=name: has_lapsed(at, name))  # type: ignore[misc]
             ref = f"refs/heads/autonomous/run-{name}"
             listed = ["git", "--git-dir", str(bare[at]), "for-each-ref", "--format=%(refname)"]
-            until(lambda listed=listed, ref=ref: ref in out(listed))  # type: ignore[misc]
+            wait_until(lambda listed=listed, ref=ref: ref in out(listed))  # type: ignore[misc]
             other = "shop" if name == "default" else "default"
             assert f"run-{other}" not in out(listed)
-        until(lambda: {m.path for m in receiver.messages} >= {"/default", "/shop"})
+        wait_until(lambda: {m.path for m in receiver.messages} >= {"/default", "/shop"})
         for message in receiver.messages:
             assert f"run-{message.path[1:]}".encode() in message.body
-        until(lambda: must(client.get("/projects/shop/health"))["status"] == "healthy")
+        wait_until(lambda: must(client.get("/projects/shop/health"))["status"] == "healthy")
 
 
 def test_a_process_for_jobs_alone_takes_up_a_project_that_is_added(
@@ -116,10 +108,10 @@ def test_a_process_for_jobs_alone_takes_up_a_project_that_is_added(
     with (
         serve_here(app, settings) as server,
         jobs_process(settings, (), None),
-        httpx.Client(base_url=server.url, timeout=PATIENCE) as client,
+        httpx.Client(base_url=server.url, timeout=PATIENCE_SECONDS) as client,
     ):
         must(client.post("/projects", json={"name": "shop", "repository": str(shop.path)}))
-        until(lambda: client.get("/projects/shop/health").json()["status"] == "healthy")
+        wait_until(lambda: client.get("/projects/shop/health").json()["status"] == "healthy")
         assert must(client.get("/health"))["projects"].keys() == {"Autopack", "shop"}
 
 
@@ -140,7 +132,7 @@ def test_twenty_agents_on_two_projects_lose_nothing_when_the_service_is_killed(
     server = start_server(fork_server, settings, tmp_path / "first.log")
     url = server.url
     try:
-        with httpx.Client(base_url=url, timeout=PATIENCE) as client:
+        with httpx.Client(base_url=url, timeout=PATIENCE_SECONDS) as client:
             wanted = {"name": "shop", "repository": str(shop.path)}
             must(client.post("/projects", json=wanted))
             for at in repos:
@@ -153,8 +145,8 @@ def test_twenty_agents_on_two_projects_lose_nothing_when_the_service_is_killed(
         def agent(number: int) -> None:
             at = (DEFAULT, FURTHER)[number % 2]
             name = f"agent-{number}"
-            with httpx.Client(base_url=url, timeout=PATIENCE) as client:
-                end = time.monotonic() + PATIENCE
+            with httpx.Client(base_url=url, timeout=PATIENCE_SECONDS) as client:
+                end = time.monotonic() + PATIENCE_SECONDS
                 while time.monotonic() < end:
                     try:
                         if work(client, at, name, acknowledged[at]):
@@ -167,7 +159,9 @@ def test_twenty_agents_on_two_projects_lose_nothing_when_the_service_is_killed(
 
         with ThreadPoolExecutor(20) as agents:
             ends = [agents.submit(agent, number) for number in range(20)]
-            until(lambda: half.is_set() or any(each.done() and each.exception() for each in ends))
+            wait_until(
+                lambda: half.is_set() or any(each.done() and each.exception() for each in ends)
+            )
             assert half.is_set(), [each.exception() for each in ends if each.done()]
             server.process.kill()
             server.process.wait()
@@ -175,7 +169,7 @@ def test_twenty_agents_on_two_projects_lose_nothing_when_the_service_is_killed(
             server = start_server(fork_server, settings, tmp_path / "second.log", port)
             for each in ends:
                 each.result()
-        with httpx.Client(base_url=url, timeout=PATIENCE) as client:
+        with httpx.Client(base_url=url, timeout=PATIENCE_SECONDS) as client:
             for at, repo in repos.items():
                 run = must(client.get(f"{at}/runs/run-001"))
                 assert run["state"] == "DONE_SUCCESS", run["failure_reason"]

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.test_compose import PROXY, REPLICAS
+from tests.waiting import wait_until
 
 from autopack.contexts import beside_database, create_key
 from autopack.domain.access import AccessRole
 from autopack.domain.keys import NewKey
 
-from .conftest import Stage, wait_until
+from .conftest import Stage
 from .networks import Network, made_network
 from .test_nodes import RUNS, Campaign, ask, assert_equal, endure, plan, running, stages_of
 from .test_parallel import result

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.lanes import LANES, lanes
+from tests.waiting import wait_until
 
-from .conftest import Stage, wait_until
+from .conftest import Stage
 from .test_parallel import all_at_once, result
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-PATIENCE_SECONDS = 60
+from tests.waiting import PATIENCE_SECONDS
+
 PUSH = "git-receive-pack"
 
 

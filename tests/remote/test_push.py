@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 import pytest
+from tests.waiting import PATIENCE_SECONDS
 
 from autopack.gitrepo import (
     PushFailedError,
@@ -21,7 +22,7 @@ from autopack.gitrepo import (
 )
 
 from .conftest import Bare, OpenRemote
-from .git_server import PATIENCE_SECONDS, GitServer, basic, git_server
+from .git_server import GitServer, basic, git_server
 
 if TYPE_CHECKING:
     from tests.conftest import GitRepo

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pydantic import SecretStr
 from sqlalchemy import event, text
+from tests.waiting import PATIENCE_SECONDS
 
 from autopack.config import Settings
 from autopack.contexts import as_node, open_context
@@ -28,7 +29,7 @@ from autopack.services.pushes import (
 from autopack.store import nodes
 
 from .conftest import Bare
-from .git_server import PATIENCE_SECONDS, GitServer
+from .git_server import GitServer
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+from tests.waiting import PATIENCE_SECONDS, wait_until
 
 from autopack.cli.address import told_address
 from autopack.config import Settings
 
 from .conftest import Bare
-from .git_server import PATIENCE_SECONDS, GitServer, basic
+from .git_server import GitServer, basic
 from .test_pushes import BRANCH, new_file
 
 if TYPE_CHECKING:
@@ -39,12 +39,12 @@ class Service:
 
     def wait(self) -> Service:
         """Wait until it answers."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while not (url := told_address(self.log.read_text())):
+
+        def address() -> str | None:
             assert self.process.poll() is None, self.log.read_text()
-            assert time.monotonic() < deadline, self.log.read_text()
-            time.sleep(0.02)
-        self.url = url
+            return told_address(self.log.read_text())
+
+        self.url = wait_until(address, self.log.read_text)
         return self
 
     def kill(self) -> None:
@@ -75,10 +75,10 @@ class Service:
         self.post(f"/runs/{run_id}/phases/P0/builder_result", result)
 
     def wait_until_pushed(self, run_id: str) -> None:
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while not self.status(run_id)["is_up_to_date"]:
-            assert time.monotonic() < deadline, (self.status(run_id), self.log.read_text())
-            time.sleep(0.02)
+        wait_until(
+            lambda: bool(self.status(run_id)["is_up_to_date"]),
+            lambda: f"{self.status(run_id)} {self.log.read_text()}",
+        )
 
 
 Start = Callable[..., Service]

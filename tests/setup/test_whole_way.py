@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pydantic import SecretStr
 from tests.scripts.workflows import Workflow, pull_requests, put_stand_in_gh
+from tests.waiting import wait_until
 
 from autopack.cli.app import main
 from autopack.config import Settings
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.e2e
 
-PATIENCE_SECONDS = 60
 RUN, BRANCH = "run-001", "autonomous/run-001"
 # A shell project: its own folder, its own checks, no Python, no pytest.
 PROJECT: dict[str, str | bytes | None] = {
@@ -202,10 +201,10 @@ def _post(client: TestClient, path: str, body: object) -> Any:
 
 
 def _wait(client: TestClient, what: str, is_so: Callable[[Any], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not is_so(found := client.get(f"/runs/{RUN}/{what}".rstrip("/")).json()):
-        assert time.monotonic() < deadline, found
-        time.sleep(0.02)
+    def found() -> Any:
+        return client.get(f"/runs/{RUN}/{what}".rstrip("/")).json()
+
+    wait_until(lambda: is_so(found()), lambda: str(found()))
 
 
 @contextmanager

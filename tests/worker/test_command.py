@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+from tests.waiting import PATIENCE_SECONDS, wait_until
 
 from autopack.worker.command import TAIL_BYTES, AgentCommand
 
 pytestmark = pytest.mark.integration
 
-PATIENCE_SECONDS = 60
 # Ignores SIGTERM, forks, and puts one of its children out of reach of its process group.
 STUBBORN = """\
 import os, signal, sys, time
@@ -61,10 +60,10 @@ def test_stopping_also_ends_processes_that_ignore_it_or_left_the_session(
 ) -> None:
     pids = tmp_path / "pids"
     command = start(tmp_path, lock, "python3", "-c", STUBBORN, str(pids))
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not pids.exists() or len(pids.read_text().splitlines()) < 3:
-        assert time.monotonic() < deadline, command.stderr
-        time.sleep(0.01)
+    wait_until(
+        lambda: pids.exists() and len(pids.read_text().splitlines()) >= 3,
+        lambda: str(command.stderr),
+    )
     assert command.finish() == 128 + 9
     assert [pid for pid in map(int, pids.read_text().split()) if psutil.pid_exists(pid)] == []
 

@@ -9,8 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +19,7 @@ import pytest
 from sqlalchemy import create_engine, text
 from tests.conftest import start_server, stop_server
 from tests.processes import ForkedProcess, ForkServer
+from tests.waiting import PATIENCE_SECONDS, wait_until
 
 from autopack.client import Autopack
 from autopack.config import Settings
@@ -35,7 +35,6 @@ pytestmark = [pytest.mark.e2e, pytest.mark.safety_critical]
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-PATIENCE_SECONDS = 90
 BUILDER, AUDITOR = (
     shlex.join([sys.executable, str(HERE / name)]) for name in ("builder.py", "auditor.py")
 )
@@ -147,9 +146,9 @@ def test_a_worker_that_is_killed_amid_its_work_loses_nothing(stage: Stage) -> No
     stage.start()
     stall = stage.folder / "stall"
     victim = stage.work(STALL=str(stall))
-    wait_until(stall.exists, "the victim took no work")
+    wait_until(stall.exists, lambda: "the victim took no work")
     survivor = stage.work()
-    wait_until(lambda: len(list(rooms(stage))) == 2, "the survivor did not start")
+    wait_until(lambda: len(list(rooms(stage))) == 2, lambda: "the survivor did not start")
     victim.send_signal(signal.SIGKILL)
     victim.wait()
     stage.end_leases()
@@ -183,13 +182,6 @@ def assert_promotable(stage: Stage) -> None:
 
 def rooms(stage: Stage) -> Iterator[Path]:
     return (stage.folder / ".cache" / "autopack-worker" / "work").glob("*.lock")
-
-
-def wait_until(condition: Callable[[], bool], problem: str) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, problem
-        time.sleep(0.05)
 
 
 def run(*command: str, folder: Path | None = None) -> str:
