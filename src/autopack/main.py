@@ -60,7 +60,7 @@ from .contexts import as_node, open_context
 from .dashboard.live import Boards
 from .dashboard.mount import mount_dashboard
 from .domain.errors import UnavailableError
-from .domain.limits import Limits, Rates
+from .domain.limits import CallerLimits, Rates
 from .logs import configure_logging, trace
 from .migrating import DatabaseError
 from .services.context import AppContext
@@ -239,7 +239,7 @@ def _verifier(settings: Settings) -> TokenVerifier | None:
             settings.project_id: settings.oidc_claims or {},
             **(settings.oidc_project_claims or {}),
         },
-        limits=Limits(
+        limits=CallerLimits(
             requests_per_minute=settings.key_requests_per_minute,
             streams=settings.key_streams,
             claims=settings.key_claims,

@@ -43,7 +43,7 @@ from autopack.domain.naming import (
     patch_name,
     record_message,
 )
-from autopack.domain.operating import Rollback, roll_back
+from autopack.domain.operating import RollbackCommit, roll_back
 from autopack.domain.order import first_at_hand, in_order
 from autopack.domain.outcomes import CommitKind
 from autopack.domain.patches import AppliedPatch
@@ -151,7 +151,7 @@ class GitDrive(Drive):
         commit = self.branches.commit(
             self.branches.tree_of(self.branches.base), "Roll back\n", self.run.head_commit
         )
-        given = Rollback(to_phase=phase_id, commit=commit, reason="no good")
+        given = RollbackCommit(to_phase=phase_id, commit=commit, reason="no good")
         self.decide(lambda decision: roll_back(decision, given))
 
 

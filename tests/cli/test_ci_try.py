@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from autopack.ci.sandbox import Sandbox
+from autopack.ci.sandbox import Bubblewrap
 from autopack.cli.app import main
 from autopack.config import Settings
 from autopack.setup import hidden_packages
@@ -127,7 +127,7 @@ def test_packages_that_the_sandbox_hides_are_named_with_the_setting(
     assert setting in _run(capsys, "init", "--ci-command=sh check.sh", "--dry-run")[0]
     monkeypatch.delenv("AUTOPACK_CI_SANDBOX")
     settings = Settings(_env_file=None, repo_path=project.path)
-    if (problem := Sandbox(settings).problem) is not None:
+    if (problem := Bubblewrap(settings).problem) is not None:
         pytest.skip(f"no sandbox on this machine: {problem}")
     _put_command(project, "ls .venv")
     assert setting in _run(capsys, "ci", "try", exit_code=1)[0]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from autopack.ci.sandbox import Sandbox
+from autopack.ci.sandbox import Bubblewrap
 from autopack.cli.app import main
 from autopack.config import Settings
 
@@ -145,7 +145,7 @@ def test_it_holds_in_the_sandbox_too(
 ) -> None:
     monkeypatch.delenv("AUTOPACK_CI_SANDBOX")
     settings = Settings(_env_file=None, repo_path=project.path)
-    if (problem := Sandbox(settings).problem) is not None:
+    if (problem := Bubblewrap(settings).problem) is not None:
         pytest.skip(f"no sandbox on this machine: {problem}")
     _put(project, RUN_ALL)
     found = terminal.json("gate", "prove")

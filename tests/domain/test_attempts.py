@@ -498,7 +498,7 @@ class TestRollback:
         drive.build()
         assert drive.run.promotion_eligible_to_main
 
-        given = operating.Rollback(to_phase="P1", commit="f" * 40, reason="changed my mind")
+        given = operating.RollbackCommit(to_phase="P1", commit="f" * 40, reason="changed my mind")
         run = drive.decide(lambda decision: operating.roll_back(decision, given))
         assert run.state == "DONE_SUCCESS"
         assert run.head_commit == "f" * 40

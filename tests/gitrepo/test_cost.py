@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pytest
 
 from autopack.config import Settings
-from autopack.gitrepo import AppliedPatch, PatchTooLargeError, Repository
+from autopack.gitrepo import ApplicablePatch, PatchTooLargeError, Repository
 from autopack.gitrepo.hunks import FileLines, HunkStatus, find_image, place_hunks
 from autopack.gitrepo.patch import PatchText, ScannedHunk
 from autopack.gitrepo.scan import scan_patch
@@ -98,7 +98,7 @@ def test_a_hunk_at_its_named_line_is_not_searched_elsewhere(
     assert dry_apply(repository, old, history.patch(old, changed)).tree == history.tree(changed)
 
 
-def dry_apply(repository: Repository, head: str, patch: bytes) -> AppliedPatch:
+def dry_apply(repository: Repository, head: str, patch: bytes) -> ApplicablePatch:
     return repository.dry_apply(head, patch, lambda changes: None)
 
 

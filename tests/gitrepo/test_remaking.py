@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from autopack.gitrepo import RecordedCommit, RecordedTag, Repository, RepositoryUnusableError
+from autopack.gitrepo import Repository, RepositoryUnusableError, StoredCommit, StoredTag
 
 from .conftest import History, State
 
@@ -51,7 +51,7 @@ BY_PYTHON: dict[str, State] = {
 BY_GIT: dict[str, State] = {"a binary file": changed(data_bin=bytes(256))}
 
 
-def recorded(history: History, repository: Repository, after: State) -> RecordedCommit:
+def recorded(history: History, repository: Repository, after: State) -> StoredCommit:
     """Return what is recorded of a commit that leads to a state; its objects are nowhere."""
     old, new = history.commit(BEFORE), history.commit(after)
     patch, tree = history.patch(old, new, "-M"), history.tree(new)
@@ -60,7 +60,7 @@ def recorded(history: History, repository: Repository, after: State) -> Recorded
     history.repo.git("repack", "-adq")
     history.repo.git("prune", "--expire=now")
     assert not repository.has_commit(sha)
-    return RecordedCommit(sha, old, tree, "Do it", AT, None, patch)
+    return StoredCommit(sha, old, tree, "Do it", AT, None, patch)
 
 
 @pytest.fixture
@@ -99,14 +99,14 @@ def test_commits_and_a_tag_are_made_on_commits_that_are_not_in_the_repository_ye
     patch = b"diff --git a/text.txt b/text.txt\n" + lines
     tree = history.tree(history.commit(changed(text_txt=b"second\n")))
     sha = repository.write_commit(parents=[first.sha], tree=tree, message="Again", at=AT)
-    second = RecordedCommit(sha, first.sha, tree, "Again", AT, None, patch)
+    second = StoredCommit(sha, first.sha, tree, "Again", AT, None, patch)
     oid = repository.write_tag(name="autonomous/run/p1", commit=sha, message="Again", at=AT)
     for each in (sha, oid):
         (git_repo.path / ".git/objects" / each[:2] / each[2:]).unlink()
     remaking = repository.remaking(durably=True)
     remaking.commit(first)
     remaking.commit(second)
-    remaking.tag(RecordedTag(oid, "autonomous/run/p1", sha, "Again", AT, None))
+    remaking.tag(StoredTag(oid, "autonomous/run/p1", sha, "Again", AT, None))
     remaking.install()
     git_repo.git("fsck", "--strict", "--no-dangling", oid)
     assert git_repo.git("show", f"{oid}^{{commit}}:text.txt") == "second"

@@ -16,7 +16,7 @@ from tests.campaigns import random_examples
 
 from autopack.domain.changes import DIFF_COMMAND, RepairKind
 from autopack.gitrepo import (
-    AppliedPatch,
+    ApplicablePatch,
     PatchAlreadyAppliedError,
     PatchConflictError,
     PatchEmptyError,
@@ -89,10 +89,10 @@ class Branch:
     repository: Repository
     head: str
 
-    def apply(self, patch: bytes) -> AppliedPatch:
+    def apply(self, patch: bytes) -> ApplicablePatch:
         return self.repository.apply(self.head, patch, lambda changes: None)
 
-    def content(self, applied: AppliedPatch, path: str) -> bytes:
+    def content(self, applied: ApplicablePatch, path: str) -> bytes:
         command = ["git", "cat-file", "blob", f"{applied.tree}:{path}"]
         folder = self.history.repo.path
         return subprocess.run(command, cwd=folder, capture_output=True, check=True).stdout

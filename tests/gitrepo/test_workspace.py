@@ -13,8 +13,8 @@ import pytest
 
 from autopack.gitrepo.workspace import (
     FetchError,
-    Limits,
     ObjectCache,
+    PatchLimits,
     TooMuchChangedError,
     Workspace,
     WorkspaceError,
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.integration
 
-LIMITS = Limits(files=20, bytes=100_000)
+LIMITS = PatchLimits(files=20, bytes=100_000)
 BINARY = bytes(range(256)) * 20
 
 

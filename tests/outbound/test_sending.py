@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from autopack.outbound import AddressError, Reply, SendError, parse_address, resolve, send
+from autopack.outbound import AddressError, HttpReply, SendError, parse_address, resolve, send
 from autopack.outbound.address import is_public
 
 from .receiver import Receiver
@@ -26,7 +26,7 @@ NAME = "hooks.example.test"
 BODY = b'{"a": 1}'
 
 
-def post(url: str, *, is_private_allowed: bool = True, seconds: float = 5.0) -> Reply:
+def post(url: str, *, is_private_allowed: bool = True, seconds: float = 5.0) -> HttpReply:
     address = parse_address(url, is_private_allowed=is_private_allowed)
     return send(address, {}, BODY, is_private_allowed=is_private_allowed, seconds=seconds)
 
@@ -142,7 +142,7 @@ def test_the_origin_of_an_address_leaves_out_what_may_be_secret() -> None:
 
 
 def test_a_message_comes_to_its_path_with_its_host(receiver: Receiver) -> None:
-    assert post(receiver.url) == Reply(204, "")
+    assert post(receiver.url) == HttpReply(204, "")
     (message,) = receiver.messages
     assert message.path == "/hook?key=s3cr3t"
     assert message.headers["host"] == f"127.0.0.1:{receiver.port}"

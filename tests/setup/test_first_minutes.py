@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from autopack.ci.sandbox import Sandbox
+from autopack.ci.sandbox import Bubblewrap
 from autopack.config import Settings
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def test_from_a_foreign_repository_to_an_eligible_branch(git_repo: GitRepo, tmp_
     git_repo.git("rm", "--quiet", "-r", ".")
     git_repo.commit(FILES, "Start the cart")
     (git_repo.path / ".venv").symlink_to(sys.prefix)
-    problem = Sandbox(Settings(_env_file=None, repo_path=git_repo.path)).problem
+    problem = Bubblewrap(Settings(_env_file=None, repo_path=git_repo.path)).problem
     if problem is not None:
         pytest.skip(f"no sandbox on this machine: {problem}")
     (tmp_path / "plan.yaml").write_text(PLAN)

@@ -25,7 +25,7 @@ from ..services.availability import OUTAGES
 from ..services.keys import Keyring
 from ..services.oidc import TokenVerifier
 from .errors import outage_response, problem_response, refusal_response
-from .places import Place, path_in, places_of
+from .places import Place, is_within, path_in, places_of
 
 # Threads that look keys up: a flood of unknown ones leaves the others to requests.
 LOOKUPS: Final = 4
@@ -128,7 +128,7 @@ def _session_in(scope: Scope, headers: Headers) -> bytes | None:
     change that names no origin is no browser's.
     """
     is_read = scope["type"] == "http" and scope["method"] in ("GET", "HEAD")
-    if not is_read and (headers.get("origin") is None or not _is_within(path_in(scope), DASHBOARD)):
+    if not is_read and (headers.get("origin") is None or not is_within(path_in(scope), DASHBOARD)):
         return None
     secret = session_cookie(headers)
     return secret.encode() if secret else None
@@ -151,7 +151,7 @@ def _sign_in_or_refusal(scope: Scope, headers: Headers) -> Response:
     """Return the way to the sign-in page, for a browser that opens a page."""
     path = path_in(scope)
     is_page = scope["type"] == "http" and "text/html" in headers.get("accept", "")
-    if is_page and (path == "/" or _is_within(path, DASHBOARD)):
+    if is_page and (path == "/" or is_within(path, DASHBOARD)):
         root = str(scope.get("root_path", "")).rstrip("/")
         query = scope.get("query_string", b"").decode("latin-1")
         to = f"{path}?{query}" if query else path
@@ -176,7 +176,3 @@ def _is_public(scope: Scope) -> bool:
     if path == SIGN_IN:
         return scope["method"] in ("GET", "HEAD", "POST")
     return scope["method"] in ("GET", "HEAD") and (path in _PAGES or path.startswith(_FILES))
-
-
-def _is_within(path: str, folder: str) -> bool:
-    return path == folder or path.startswith(f"{folder}/")

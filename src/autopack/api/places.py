@@ -263,7 +263,7 @@ class ProjectDoor:
         if caller is not None and (is_bound or scope.get("project")) and not _is_list_of_all(scope):
             places = places_of(scope)
             try:
-                if scope.get("project") is not None and _is_list(path_in(scope)):
+                if scope.get("project") is not None and is_within(path_in(scope), PATH):
                     raise ProjectNotFoundError(path_in(scope))  # projects have no projects
                 place = await places.place_for(caller, scope.get("project"))
             except AutopackError as error:
@@ -296,11 +296,12 @@ async def _answer_in(
 
 def _is_list_of_all(scope: Scope) -> bool:
     """Tell whether a path is one of the list of projects, which only the service itself has."""
-    return scope.get("project") is None and _is_list(path_in(scope))
+    return scope.get("project") is None and is_within(path_in(scope), PATH)
 
 
-def _is_list(path: str) -> bool:
-    return path == PATH or path.startswith(f"{PATH}/")
+def is_within(path: str, folder: str) -> bool:
+    """Tell whether a path is a folder's, or of what is in it."""
+    return path == folder or path.startswith(f"{folder}/")
 
 
 def path_in(scope: Scope) -> str:

@@ -55,8 +55,7 @@ async def list_projects(context: Context, places: InPlaces) -> ProjectsAnswer:
 )
 async def get_project(context: Context, places: InPlaces, project: ProjectName) -> ProjectAnswer:
     """A project that is not there, and one that the caller's key is not for, are the same 404."""
-    await places.refresh()
-    return await run_in_threadpool(projects.get_project, context, project, places.problems)
+    return await _now(context, places, project)
 
 
 @router.post(

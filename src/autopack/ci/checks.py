@@ -19,11 +19,10 @@ from ..config import Settings
 from ..domain.evidence_rules import CaseState
 from ..domain.results import CheckCounts
 from ..domain.secret_rules import redact
-from ..domain.terms import CiProfile, Verdict
-from ..domain.terms import Sandbox as SandboxKind
+from ..domain.terms import CiProfile, Sandbox, Verdict
 from . import usage
 from .junit import MAX_CASES, Marks, ReportError, TestCounts, count_tests, mark_reports
-from .sandbox import OBJECTS, Limits, Sandbox, Start
+from .sandbox import OBJECTS, Bubblewrap, ProcessLimits, Start
 from .usage import UnmeasurableError
 
 WATCH_SECONDS: Final = 0.25
@@ -63,7 +62,7 @@ class CommandOutcome:
 
     verdict: Verdict
     reason: str
-    sandbox: SandboxKind
+    sandbox: Sandbox
     log: bytes = b""
     tests: CheckCounts | None = None
     failing_checks: tuple[str, ...] = ()
@@ -126,19 +125,19 @@ class CheckRunner:
     """Runs CI commands on this machine; any number of threads may."""
 
     def __init__(self, settings: Settings) -> None:
-        self._sandbox = Sandbox(settings)
+        self._sandbox = Bubblewrap(settings)
         self._is_required = settings.ci_sandbox == "required"
         self._log_bytes = settings.ci_log_bytes
-        self._limits = Limits(
+        self._limits = ProcessLimits(
             memory_bytes=settings.ci_memory_bytes,
             disk_bytes=settings.ci_disk_bytes,
             processes=settings.ci_processes,
         )
 
     @property
-    def sandbox(self) -> SandboxKind:
+    def sandbox(self) -> Sandbox:
         """The kind of sandbox in which commands run here."""
-        return SandboxKind.BUBBLEWRAP if self.problem is None else SandboxKind.NONE
+        return Sandbox.BUBBLEWRAP if self.problem is None else Sandbox.NONE
 
     @property
     def problem(self) -> str | None:
@@ -278,7 +277,7 @@ class _Watched:
         first: int | None,
         start: Start,
         job: Job,
-        limits: Limits,
+        limits: ProcessLimits,
         log: Log,
     ) -> None:
         self.log = log

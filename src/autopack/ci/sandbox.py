@@ -33,7 +33,7 @@ _PROBE_SECONDS: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ProcessLimits:
     """The limits for all processes of one CI run."""
 
     memory_bytes: int
@@ -51,7 +51,7 @@ class Start:
     is_contained: bool
 
 
-class Sandbox:
+class Bubblewrap:
     """Bubblewrap on this machine; `problem` says why it cannot be used."""
 
     def __init__(self, settings: Settings) -> None:
@@ -71,7 +71,7 @@ class Sandbox:
         tree: Path,
         objects: Path,
         environment: Mapping[str, str],
-        limits: Limits,
+        limits: ProcessLimits,
         status: int,
     ) -> Start:
         """Return how to run a shell command in the sandbox; bwrap writes its report to `status`."""
@@ -98,7 +98,7 @@ class Sandbox:
         return Start(words, inner, tree, is_contained=True)
 
     def outside(
-        self, command: str, tree: Path, environment: Mapping[str, str], limits: Limits
+        self, command: str, tree: Path, environment: Mapping[str, str], limits: ProcessLimits
     ) -> Start:
         """Return how to run a shell command without a sandbox."""
         home = tree.parent / "home"
@@ -117,7 +117,7 @@ class Sandbox:
             if path is None:
                 return f"{name} is not installed"
         self._has_sizes = " --size " in _run(str(self._bwrap), "--help")[1]
-        limits = Limits(1 << 30, 1 << 20, 64)
+        limits = ProcessLimits(1 << 30, 1 << 20, 64)
         words = [
             *self._walls(limits, None),
             *("--remount-ro", "/", "--"),
@@ -130,7 +130,7 @@ class Sandbox:
             return f"bwrap cannot be used: {' '.join(output.split())[:300] or f'exit {status}'}"
         return None
 
-    def _walls(self, limits: Limits, status: int | None) -> Iterator[str]:
+    def _walls(self, limits: ProcessLimits, status: int | None) -> Iterator[str]:
         """Return the mounts of every CI run."""
         yield str(self._bwrap)
         if self._is_root:
@@ -205,7 +205,7 @@ class Sandbox:
             yield from (str(self._setpriv), "--reuid", str(uid), "--regid", str(uid))
             yield from ("--clear-groups", "--inh-caps=-all", "--no-new-privs", "--")
 
-    def _limited(self, limits: Limits, *, with_processes: bool) -> Iterator[str]:
+    def _limited(self, limits: ProcessLimits, *, with_processes: bool) -> Iterator[str]:
         if self._prlimit is None:
             return
         yield self._prlimit

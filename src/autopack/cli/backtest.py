@@ -72,9 +72,9 @@ def _rows(run: ComparisonAnswer) -> Iterator[Row]:
     was, would = run.recorded, run.replayed
     found: list[tuple[str, str, str]] = []
     if would is None:
-        found.append(("outcome", _outcome(was), "; ".join(run.changes)))
+        found.append(("outcome", was.words, "; ".join(run.changes)))
     else:
-        found.append(("outcome", _outcome(was), _outcome(would)))
+        found.append(("outcome", was.words, would.words))
         found.append(("tokens", f"{was.tokens_used:,}", f"{would.tokens_used:,}"))
         found.append(("promotion", _eligibility(was), _eligibility(would)))
     name = run.run_id
@@ -85,10 +85,6 @@ def _rows(run: ComparisonAnswer) -> Iterator[Row]:
     yield name, "parting", "", _parting(run)
     if run.skipped_inputs:
         yield "", "refused", "", f"{run.skipped_inputs} of its requests"
-
-
-def _outcome(ending: EndingAnswer) -> str:
-    return f"{ending.state} ({ending.failure_code})" if ending.failure_code else ending.state
 
 
 def _eligibility(ending: EndingAnswer) -> str:

@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from ..ci.sandbox import Sandbox
+from ..ci.sandbox import Bubblewrap
 from ..client import ApiError, Autopack, ClientError, UnreachableError
 from ..client.connection import named_url
 from ..config import Settings, SettingsError, load_settings, misspelt_settings, repository_top
@@ -330,7 +330,7 @@ def _proved(prover: Prover, base: Trial) -> Iterator[Finding]:
 
 
 def _sandbox(settings: Settings) -> Finding:
-    problem = Sandbox(settings).problem
+    problem = Bubblewrap(settings).problem
     if problem is None:
         return Finding("sandbox", "ok", "CI commands run in bubblewrap")
     if settings.ci_sandbox == "none":

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from ..ci.sandbox import Sandbox
+from ..ci.sandbox import Bubblewrap
 from ..config import Settings, SettingsError, repository_top
 from ..domain.errors import UnavailableError
 from ..gitrepo.repository import Repository
@@ -128,7 +128,7 @@ def _announce(settings: Settings, branch: str, url: str, *, is_demo: bool) -> No
         f"  Data     {database}; {settings.home}; {settings.autonomous_runs_dir}",
         is_now=True,
     )
-    if (problem := Sandbox(settings).problem) is not None:
+    if (problem := Bubblewrap(settings).problem) is not None:
         how = "does not run" if settings.ci_sandbox == "required" else "runs without a sandbox"
         say(f"  CI       {how}: {problem}", is_now=True)
     if is_demo:

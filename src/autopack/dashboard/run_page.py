@@ -20,7 +20,7 @@ from ..domain.states import PhaseStatus, RunStatus
 from ..domain.times import duration, whole_minutes_used
 from ..services import run_pages
 from ..services.context import AppContext
-from ..services.run_pages import RunPage
+from ..services.run_pages import RunAndPhase
 from ..views.promotion import PromotionVerdictAnswer
 from ..views.results import TimelineAnswer
 from ..views.runs import PhaseAnswer, RunAnswer
@@ -185,7 +185,7 @@ def _next_detail(run: RunAnswer, promotion: PromotionVerdictAnswer) -> str:
     return run.next.detail
 
 
-def _snapshots(run: RunAnswer, found: RunPage) -> list[str]:
+def _snapshots(run: RunAnswer, found: RunAndPhase) -> list[str]:
     """Return the phases to whose end the branch can be reset."""
     try:
         require_rollback(run)

@@ -13,7 +13,7 @@ from typing import Final
 
 from .errors import ForbiddenError
 from .events import SUPERVISOR
-from .limits import Limits
+from .limits import CallerLimits
 from .terms import Role
 
 
@@ -164,7 +164,7 @@ class Caller:
     role: AccessRole | None = None
     name: str | None = None
     host: str | None = None
-    limits: Limits | None = None
+    limits: CallerLimits | None = None
     subject: str | None = None
 
     @property

@@ -23,7 +23,7 @@ from .errors import AutopackError
 from .issue_rules import IssueSeen, IssuesSeen
 from .issues import base_severity
 from .judging import CiRunBegun, CiRunWanted, CiVerdict
-from .operating import CANCELLED, BranchMoved, Cancel, Rollback, StatusByHand
+from .operating import CANCELLED, BranchMoved, Cancel, RollbackCommit, StatusByHand
 from .order import after_it, has_commits, to_undo
 from .patches import AppliedPatch, PendingPatch, RefusedPatch
 from .rebasing import Rebase, RebasedPatch
@@ -47,7 +47,7 @@ class Parting:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Backtest:
+class BacktestOutcome:
     """The result of a recorded run under another strategy."""
 
     run: RunState
@@ -58,7 +58,7 @@ class Backtest:
 
 def decide_again(
     run: RunState, events: Sequence[tuple[int, e.Event]], major_categories: Collection[str]
-) -> Backtest:
+) -> BacktestOutcome:
     """Decide a recorded run again, from its starting state under another strategy. (rules §9)
 
     `events` are the record's, each with its sequence, in order. The events of one change have one
@@ -77,7 +77,7 @@ def decide_again(
         detail = recorded.difference(tested.run)
         if detail is not None and parting is None:
             parting = Parting(sequence=numbered[0][0], at=at, detail=detail)
-    return Backtest(
+    return BacktestOutcome(
         run=tested.run,
         parting=parting,
         skipped_inputs=tested.skipped_inputs,
@@ -213,7 +213,7 @@ class _Backtester:
         elif wish is not None:
             yield ReviewWish(wish.phase_id)
         elif rolled_back is not None:
-            yield Rollback(
+            yield RollbackCommit(
                 to_phase=rolled_back.phase_id,
                 commit=rolled_back.commit,
                 reason=rolled_back.reason or "",

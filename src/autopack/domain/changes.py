@@ -16,7 +16,7 @@ MODE_SUBMODULE = 0o160000
 DIFF_COMMAND = "git diff --no-ext-diff --no-color --no-textconv --src-prefix=a/ --dst-prefix=b/ -U3"
 
 
-def path_text(path: str) -> str:
+def printable_path(path: str) -> str:
     """Return a path of any bytes as text."""
     return path.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
@@ -25,8 +25,8 @@ def path_text(path: str) -> str:
 class FileChange:
     """One path before and after. A rename is a deletion and an addition.
 
-    `path` contains bytes that are not UTF-8 as surrogate escapes; `path_text` is for people. A side
-    that does not exist has mode 0 and no object.
+    `path` contains bytes that are not UTF-8 as surrogate escapes. A side that does not exist has
+    mode 0 and no object.
     """
 
     path: str
@@ -36,8 +36,8 @@ class FileChange:
     new_oid: str | None
 
     @property
-    def path_text(self) -> str:
-        return path_text(self.path)
+    def printable_path(self) -> str:
+        return printable_path(self.path)
 
 
 @dataclass(frozen=True, slots=True)

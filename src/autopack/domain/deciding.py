@@ -33,7 +33,7 @@ from .judging import (
 from .operating import (
     BranchMoved,
     Cancel,
-    Rollback,
+    RollbackCommit,
     StatusByHand,
     cancel,
     end_moved,
@@ -91,7 +91,7 @@ Given = (
     | IssuesSeen
     | StatusByHand
     | Cancel
-    | Rollback
+    | RollbackCommit
     | BranchMoved
     | Undone
     | Entangled
@@ -144,7 +144,7 @@ def decide(state: RunState, given: Given, now: datetime, actor: str = SUPERVISOR
             set_status(decision, given)
         case Cancel():
             cancel(decision, given)
-        case Rollback():
+        case RollbackCommit():
             roll_back(decision, given)
         case BranchMoved():
             end_moved(decision, given)

@@ -36,7 +36,7 @@ class KeyLimits(Closed):
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class CallerLimits:
     """The limits that hold for a caller."""
 
     requests_per_minute: int

@@ -52,7 +52,7 @@ class Cancel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rollback:
+class RollbackCommit:
     """An operator resets the branch to a phase's snapshot, by the new commit `commit`."""
 
     to_phase: str
@@ -192,7 +192,7 @@ def require_rollback(run: _EndedRun) -> None:
         )
 
 
-def roll_back(decision: Decision, given: Rollback) -> None:
+def roll_back(decision: Decision, given: RollbackCommit) -> None:
     """Record that the branch was reset to a snapshot: the run is no longer eligible. (rules §8)"""
     require_rollback(decision.state)
     decision.record(

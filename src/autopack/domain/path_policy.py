@@ -15,7 +15,7 @@ from .changes import (
     MODE_SUBMODULE,
     FileChange,
     Violation,
-    path_text,
+    printable_path,
 )
 from .closed_paths import CLOSED, leads_into_git_dir
 from .links import LinkTable, link_problems, seen_through
@@ -175,7 +175,7 @@ def check_changes(changes: Changes, policy: PathPolicy) -> list[Violation]:
     """Return every reason why the policy refuses a change; empty: it is allowed. (docs/paths.md)"""
     if len(changes.files) > policy.max_files:
         detail = f"changes {len(changes.files)} files; at most {policy.max_files} are accepted"
-        return [Violation(changes.files[0].path_text, "too_many_files", detail)]
+        return [Violation(changes.files[0].printable_path, "too_many_files", detail)]
     protection = _Protection.of(policy, changes.links)
     found = [each for change in changes.files for each in _check_path(change, policy, protection)]
     if found:  # contents are read only where no path is refused: that is the most expensive check
@@ -191,7 +191,7 @@ def _check_path(
     change: FileChange, policy: PathPolicy, protection: _Protection
 ) -> Iterator[Violation]:
     def refuse(rule: str, detail: str) -> Violation:
-        return Violation(change.path_text, rule, detail)
+        return Violation(change.printable_path, rule, detail)
 
     for mode in (change.old_mode, change.new_mode):
         if mode not in _MODES:
@@ -227,7 +227,7 @@ def _check_links(changes: Changes, protection: _Protection) -> Iterator[Violatio
         return "which is protected" if protection.covers(end) else None
 
     for path, problem in link_problems(before, after, problem_at):
-        yield Violation(path_text(path), "link", problem)
+        yield Violation(printable_path(path), "link", problem)
     for change in changes.files if after else ():
         names = names_of(change.path)
         above = (after.link_at(names[:end]) for end in range(1, len(names) + 1))
@@ -235,8 +235,8 @@ def _check_links(changes: Changes, protection: _Protection) -> Iterator[Violatio
         if link is None or change.new_mode == MODE_ABSENT:
             continue
         if change.old_mode == MODE_ABSENT or link not in before.targets:
-            detail = f"would be written through the link {path_text(link)} on some systems"
-            yield Violation(change.path_text, "through_link", detail)
+            detail = f"would be written through the link {printable_path(link)} on some systems"
+            yield Violation(change.printable_path, "through_link", detail)
 
 
 def _check_names(changes: Changes) -> Iterator[Violation]:
@@ -256,13 +256,13 @@ def _check_names(changes: Changes) -> Iterator[Violation]:
             return None
         reason = windows_problem(name)
         if reason is not None:
-            return f"{path_text(path)} {reason}"
+            return f"{printable_path(path)} {reason}"
         twins = [each for each in by_fold(folder)[folded(name)] if each != name]
         if not twins:
             return None
         return (
-            f"{path_text(path)} differs from {path_text(twins[0])} beside it by case or Unicode"
-            " form alone, which Windows and macOS cannot tell apart"
+            f"{printable_path(path)} differs from {printable_path(twins[0])} beside it by case or"
+            " Unicode form alone, which Windows and macOS cannot tell apart"
         )
 
     for change in changes.files:
@@ -272,7 +272,7 @@ def _check_names(changes: Changes) -> Iterator[Violation]:
         for at, name in enumerate(names):
             detail = problem("/".join(names[:at]), name)
             if detail is not None:
-                yield Violation(change.path_text, "portable_name", detail)
+                yield Violation(change.printable_path, "portable_name", detail)
                 break
 
 
@@ -304,11 +304,11 @@ def _check_contents(changes: Changes) -> Iterator[Violation]:
             detail = f"holds what looks like a {found.sort} on line {line}"
             yield Violation(path, "secret", detail, line=line)
 
-    path = changes.files[0].path_text
+    path = changes.files[0].printable_path
     try:
         is_found = False
         for change in changes.files:
-            path = change.path_text
+            path = change.printable_path
             if change.new_oid is None or change.new_oid == change.old_oid:
                 continue
             for violation in held(path, plain_text(changes.read(change.new_oid))):
@@ -318,7 +318,7 @@ def _check_contents(changes: Changes) -> Iterator[Violation]:
         paths = "\n".join(change.path for change in new).encode(errors="surrogateescape")
         for found in added(paths):
             is_found = True
-            path = new[paths.count(b"\n", 0, found.start)].path_text
+            path = new[paths.count(b"\n", 0, found.start)].printable_path
             yield Violation(path, "secret", f"has a name that looks like a {found.sort}")
         if not is_found:  # the patch's text is stored too, with its lines between the files
             path = "(patch)"

@@ -1,6 +1,6 @@
 """The only code that runs git. Input is a patch, output a commit or a refusal."""
 
-from .apply import AppliedPatch, ChangeSet, PolicyCheck
+from .apply import ApplicablePatch, ChangeSet, PolicyCheck
 from .errors import (
     BranchCheckedOutError,
     CommitMissingError,
@@ -26,11 +26,11 @@ from .objects import CollisionError
 from .push import Remote
 from .rebase import RebaseConflict, RebasedCommit
 from .refs import PreparedRefs, RecordedRef, RefUpdate, is_branch_name
-from .remaking import RecordedCommit, RecordedTag, Remaking
+from .remaking import Remaking, StoredCommit, StoredTag
 from .repository import Base, DiffStat, MergeResult, Repository
 
 __all__ = [
-    "AppliedPatch",
+    "ApplicablePatch",
     "Base",
     "BranchCheckedOutError",
     "ChangeSet",
@@ -55,9 +55,7 @@ __all__ = [
     "PushInterruptedError",
     "RebaseConflict",
     "RebasedCommit",
-    "RecordedCommit",
     "RecordedRef",
-    "RecordedTag",
     "RefLockedError",
     "RefMovedError",
     "RefNameTakenError",
@@ -67,6 +65,8 @@ __all__ = [
     "RemoteMovedError",
     "Repository",
     "RepositoryUnusableError",
+    "StoredCommit",
+    "StoredTag",
     "is_branch_name",
     "renew_home",
 ]

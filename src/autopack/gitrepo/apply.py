@@ -59,7 +59,7 @@ PolicyCheck = Callable[[ChangeSet], None]
 
 
 @dataclass(frozen=True, slots=True)
-class AppliedPatch:
+class ApplicablePatch:
     """A patch that applies and passed the policy. `merged`: by a three-way merge.
 
     `repairs` is what was repaired in it.
@@ -86,7 +86,7 @@ class Resolution:
 class Quarantined:
     """An applied patch, and the files of the objects that it created."""
 
-    applied: AppliedPatch
+    applied: ApplicablePatch
     loose: Loose
 
 
@@ -130,7 +130,7 @@ def apply_in_quarantine(
     after = links.of_changed_tree(root, before, changes, read)
     check_policy(ChangeSet(changes, patch, before, after, read, quarantine.draft(tree), result))
     blobs = quarantine.take({each.new_oid for each in changes if each.new_oid is not None})
-    applied = AppliedPatch(
+    applied = ApplicablePatch(
         root, changes, scanned.insertions, scanned.deletions, merged, tuple(repairs)
     )
     return Quarantined(applied, blobs | loose)

@@ -35,6 +35,8 @@ class BundleError(GitFailedError):
 
 
 class Readable(Protocol):
+    """What has bytes, one part after the other."""
+
     def read(self, size: int = -1, /) -> bytes: ...
 
 

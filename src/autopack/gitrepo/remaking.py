@@ -27,7 +27,7 @@ class _NotHereError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class RecordedCommit:
+class StoredCommit:
     """A commit of a branch as it was recorded; `patch` leads to it from its parent.
 
     Without a patch its tree is an earlier one of the branch.
@@ -43,7 +43,7 @@ class RecordedCommit:
 
 
 @dataclass(frozen=True, slots=True)
-class RecordedTag:
+class StoredTag:
     """An annotated tag as it was recorded."""
 
     oid: str
@@ -78,7 +78,7 @@ class Remaking:
         self._contents: Loose = {}
         self._histories: Loose = {}
 
-    def commit(self, recorded: RecordedCommit) -> None:
+    def commit(self, recorded: StoredCommit) -> None:
         """Make a commit again on its parent. Raises RepositoryUnusableError."""
         patch = recorded.patch
         if patch is not None and self._apply(recorded.parent, patch) != recorded.tree:
@@ -91,7 +91,7 @@ class Remaking:
         _require_same(f"commit {recorded.sha}", recorded.sha, oid)
         self._histories[oid] = loose
 
-    def tag(self, recorded: RecordedTag) -> None:
+    def tag(self, recorded: StoredTag) -> None:
         """Make a tag again. Raises RepositoryUnusableError."""
         oid, loose = encode_tag(
             *(recorded.name, recorded.commit, recorded.message, recorded.at, recorded.signature)

@@ -19,7 +19,7 @@ from ..domain.changes import MODE_ABSENT, MODE_FILE, FileChange
 from ..domain.rehearsal import GIT_NEEDED, OLDEST_GIT
 from ..domain.statement import Signature
 from .apply import (
-    AppliedPatch,
+    ApplicablePatch,
     ChangeSet,
     PolicyCheck,
     Quarantined,
@@ -353,7 +353,7 @@ class Repository:
 
     def dry_apply(
         self, head: str, patch: bytes, check_policy: PolicyCheck, *, base_commit: str | None = None
-    ) -> AppliedPatch:
+    ) -> ApplicablePatch:
         """Do all that `apply` does, but store nothing. Raises the errors of `apply`."""
         with self.quarantine() as quarantine:
             return self._apply_in_quarantine(
@@ -372,7 +372,7 @@ class Repository:
         *,
         base_commit: str | None = None,
         into: NewObjects | None = None,
-    ) -> AppliedPatch:
+    ) -> ApplicablePatch:
         """Apply a patch to a commit; without `into` its objects are durable when this returns.
 
         What is in `into` already is installed first: the patch may be for a commit in it.

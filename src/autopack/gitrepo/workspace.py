@@ -57,7 +57,7 @@ class TooMuchChangedError(WorkspaceError):
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class PatchLimits:
     """The service's limits for one patch."""
 
     files: int
@@ -86,7 +86,7 @@ class TreeEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class FileChange:
+class ChangedFile:
     """A file in two trees; None where a tree does not have it."""
 
     old: TreeEntry | None
@@ -238,7 +238,7 @@ class Workspace:
             found[path] = TreeEntry(mode, oid)
         return found
 
-    def differences(self, old: str, new: str) -> dict[str, FileChange]:
+    def differences(self, old: str, new: str) -> dict[str, ChangedFile]:
         """Return the files in which two commits differ, by path. Raises AutopackError."""
         options = ("diff-tree", "-r", "-z", "--raw", "--no-renames", "--no-abbrev")
         listed = self._run(*options, old, new).stdout.decode(errors="surrogateescape")
@@ -246,7 +246,7 @@ class Workspace:
         found = {}
         for about, path in zip(fields[::2], fields[1::2], strict=True):
             old_mode, new_mode, old_oid, new_oid, _ = about[1:].split(" ")
-            found[path] = FileChange(_entry(old_mode, old_oid), _entry(new_mode, new_oid))
+            found[path] = ChangedFile(_entry(old_mode, old_oid), _entry(new_mode, new_oid))
         return found
 
     def changed_lines(self, old: TreeEntry, new: TreeEntry) -> frozenset[int]:
@@ -299,7 +299,7 @@ class Workspace:
         self._base = tree
         return tree
 
-    def harvest(self, limits: Limits, *, opened: Sequence[str] = ()) -> Harvest:
+    def harvest(self, limits: PatchLimits, *, opened: Sequence[str] = ()) -> Harvest:
         """Return the changes: files created, changed and deleted, without files that git ignores.
 
         Commits of the agent count by the files that they leave. Nested repositories are left out,
@@ -313,7 +313,7 @@ class Workspace:
         except AutopackError as error:  # git ran out of its time or memory
             raise TooMuchChangedError(error.detail) from error
 
-    def _harvest(self, limits: Limits, opened: Sequence[str]) -> Harvest:
+    def _harvest(self, limits: PatchLimits, opened: Sequence[str]) -> Harvest:
         if not self.tree.is_dir():
             raise WorkspaceError("the work tree is gone")
         made = self._paths("ls-files", "--others", "--exclude-standard", "-z")
@@ -362,7 +362,7 @@ class Workspace:
                 paths.append(top)
         return paths
 
-    def _require_few(self, paths: Sequence[str], limits: Limits) -> None:
+    def _require_few(self, paths: Sequence[str], limits: PatchLimits) -> None:
         if len(paths) <= limits.files:
             return
         tops = [path.partition("/")[0] for path in paths]

@@ -28,7 +28,7 @@ class SendError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class HttpReply:
     """The answer's status, and the beginning of its text."""
 
     status: int
@@ -42,7 +42,7 @@ def send(
     *,
     is_private_allowed: bool,
     seconds: float = SEND_SECONDS,
-) -> Reply:
+) -> HttpReply:
     """Post a body and return the beginning of the answer, whatever its status.
 
     The host's name is looked up once. Raises SendError.
@@ -62,7 +62,7 @@ def send(
         text = answer.read(READ_BYTES).decode(errors="replace")
         if connection.is_cut:  # an end in the middle of the head passes for the head's end
             raise TimeoutError
-        return Reply(answer.status, text)
+        return HttpReply(answer.status, text)
     except (OSError, http.client.HTTPException, ValueError) as error:
         if connection.is_cut:
             raise SendError(f"no answer within {seconds:g} s") from None

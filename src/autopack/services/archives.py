@@ -16,10 +16,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Protocol
+from typing import Any, BinaryIO, Final
 
 from ..domain.errors import ConflictError, InvalidError, UnavailableError
 from ..domain.printable import one_line
+from ..gitrepo.bundles import Readable
 
 MANIFEST: Final = "manifest.json"
 SUMS: Final = "SHA256SUMS"
@@ -46,12 +47,6 @@ class ArchiveNotWrittenError(UnavailableError):
     """The archive could not be written, and no part of it is left."""
 
     code = "archive_not_written"
-
-
-class Readable(Protocol):
-    """What has bytes, one part after the other."""
-
-    def read(self, size: int = -1, /) -> bytes: ...
 
 
 class ArchiveWriter:

@@ -109,7 +109,7 @@ def _plan_of(document: dict[str, Any]) -> Plan:
 def _changes(recorded: EndingAnswer, again: EndingAnswer) -> dict[ChangeKind, str]:
     changes = {}
     if recorded.state is not again.state or recorded.failure_code is not again.failure_code:
-        changes[ChangeKind.OUTCOME] = f"outcome: {_named(recorded)}, would be {_named(again)}"
+        changes[ChangeKind.OUTCOME] = f"outcome: {recorded.words}, would be {again.words}"
     if recorded.tokens_used != again.tokens_used:
         used = f"{recorded.tokens_used} tokens, would be {again.tokens_used}"
         changes[ChangeKind.COST] = f"cost: {used}"
@@ -118,7 +118,3 @@ def _changes(recorded: EndingAnswer, again: EndingAnswer) -> dict[ChangeKind, st
         would = "eligible" if again.promotion_eligible_to_main else "not eligible"
         changes[ChangeKind.PROMOTION] = f"promotion: {was}, would be {would}"
     return changes
-
-
-def _named(ending: EndingAnswer) -> str:
-    return f"{ending.state} ({ending.failure_code})" if ending.failure_code else ending.state

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..domain.changes import path_text
+from ..domain.changes import printable_path
 from ..domain.errors import AutopackError, ConflictError
 from ..domain.naming import branch_ref, head_ref
-from ..domain.operating import Rollback, require_rollback
+from ..domain.operating import RollbackCommit, require_rollback
 from ..domain.order import first_at_hand
 from ..domain.outcomes import CommitKind
 from ..domain.results import PatchCheck
@@ -74,11 +74,11 @@ def integration_status(context: AppContext, run_id: str) -> IntegrationStatusAns
         exists=True,
         commits_ahead_of_main=ahead,
         commits_behind_main=behind,
-        files_changed=[path_text(path) for path in difference.files],
+        files_changed=[printable_path(path) for path in difference.files],
         insertions=difference.insertions,
         deletions=difference.deletions,
         mergeable=merge.mergeable,
-        conflicts=[path_text(path) for path in merge.conflicts],
+        conflicts=[printable_path(path) for path in merge.conflicts],
     )
 
 
@@ -121,7 +121,7 @@ def check_patch(
         applies=True,
         merged=applied.merged,
         repairs=[RepairAnswer.of(repair) for repair in applied.repairs],
-        files_changed=[file.path_text for file in applied.changes],
+        files_changed=[file.printable_path for file in applied.changes],
         insertions=applied.insertions,
         deletions=applied.deletions,
     )
@@ -155,7 +155,7 @@ def rollback(
                 f"Autopack-Run: {run_id}\nAutopack-Phase: {to_phase}\n",
                 phase=phase,
             )
-            change.decide(Rollback(to_phase=to_phase, commit=commit.sha, reason=reason))
+            change.decide(RollbackCommit(to_phase=to_phase, commit=commit.sha, reason=reason))
             settle(change)
             turn.answer(
                 RollbackAnswer(

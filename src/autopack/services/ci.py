@@ -40,7 +40,7 @@ from .change import RunChange
 from .context import AppContext
 from .evidence import Inquiry, documents, gather
 from .judging import weigh_verdict
-from .measuring import Bench, Limit, NotMeasurableError, Question, measured
+from .measuring import Bench, NotMeasurableError, Question, TimeLimit, measured
 from .opening import changing
 from .rebuilding import require_commit
 from .runners import checks_of
@@ -286,7 +286,7 @@ def _weigh(
         start_commit=order.start_commit,
         head=head,
         seconds=outcome.seconds,
-        limit=Limit.of(order.rules.all_evidence_seconds(), "the time for all evidence"),
+        limit=TimeLimit.of(order.rules.all_evidence_seconds(), "the time for all evidence"),
         failing_checks=outcome.failing_checks,
         expected_issues=order.expected_issues,
         must_fail_before=order.must_fail_before,

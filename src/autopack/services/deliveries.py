@@ -22,7 +22,7 @@ from ..domain.webhooks import (
     signed_headers,
 )
 from ..jobs.queue import defer
-from ..outbound import AddressError, Reply, SendError, parse_address, send
+from ..outbound import AddressError, HttpReply, SendError, parse_address, send
 from ..store import webhooks as store
 from ..store.session import RowSession
 from .context import AppContext
@@ -90,7 +90,7 @@ def _begin(context: AppContext, webhook_pk: int) -> _Order | None:
     return order
 
 
-def _send(context: AppContext, order: _Order) -> Reply | SendError:
+def _send(context: AppContext, order: _Order) -> HttpReply | SendError:
     is_event = order.format is WebhookFormat.CLOUDEVENTS
     headers = {
         "Content-Type": MEDIA_TYPE if is_event else "application/json",
@@ -119,7 +119,9 @@ def _is_of_github(context: AppContext, url: str) -> bool:
     return url.startswith(repositories_of(context.settings.github_api))
 
 
-def _note(context: AppContext, webhook_pk: int, order: _Order, found: Reply | SendError) -> bool:
+def _note(
+    context: AppContext, webhook_pk: int, order: _Order, found: HttpReply | SendError
+) -> bool:
     """Store the result of a try; return whether the next message may follow at once."""
     now = context.now()
     error = _problem(found)
@@ -129,9 +131,9 @@ def _note(context: AppContext, webhook_pk: int, order: _Order, found: Reply | Se
             return False
         delivery = store.lock_delivery(session, webhook_pk, order.message_id)
         delivery.error = error
-        delivery.status = found.status if isinstance(found, Reply) else None
+        delivery.status = found.status if isinstance(found, HttpReply) else None
         delivery.answer = (
-            _excerpt(context, found.text, order.secret) if isinstance(found, Reply) else None
+            _excerpt(context, found.text, order.secret) if isinstance(found, HttpReply) else None
         )
         if error is None:
             delivery.delivered_at, delivery.next_try_at = now, None
@@ -158,7 +160,7 @@ def _note(context: AppContext, webhook_pk: int, order: _Order, found: Reply | Se
     return False
 
 
-def _problem(found: Reply | SendError) -> str | None:
+def _problem(found: HttpReply | SendError) -> str | None:
     if isinstance(found, SendError):
         return str(found)
     if 200 <= found.status < 300:

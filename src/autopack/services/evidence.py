@@ -30,7 +30,7 @@ from ..domain.ruleset import CiBaseline, CiRules, DeafGate
 from ..domain.terms import EvidenceKind, EvidenceResult, Verdict
 from ..gitrepo.workspace import TreeEntry, Workspace
 from .context import AppContext
-from .measuring import Bench, Changes, Limit, OverBudgetError, Question
+from .measuring import Bench, Changes, OverBudgetError, Question, TimeLimit
 
 HANG_SECONDS: Final = 10
 
@@ -52,7 +52,7 @@ class Inquiry:
     start_commit: str
     head: Measured
     seconds: float
-    limit: Limit
+    limit: TimeLimit
     # The issues that this phase and the complete ones may raise, by their keys.
     expected_issues: tuple[str, ...]
     must_fail_before: bool
@@ -68,7 +68,7 @@ class Inquiry:
 
     def bench(self) -> Bench:
         """Return what measures trees for one kind of evidence, within its budget."""
-        own = Limit.of(self.question.rules.evidence_seconds(self.seconds), "its budget")
+        own = TimeLimit.of(self.question.rules.evidence_seconds(self.seconds), "its budget")
         return Bench(self.context, self.question, self.should_stop, own=own, shared=self.limit)
 
 

@@ -15,7 +15,7 @@ from ..domain.access import AccessRole, Caller, WrongProjectError
 from ..domain.audit_log import AuditAction
 from ..domain.errors import ConflictError, ForbiddenError
 from ..domain.keys import ROTATION_OVERLAP, SESSION_LIFETIME, NewKey, digest_of, make_key
-from ..domain.limits import Limits
+from ..domain.limits import CallerLimits
 from ..models import ApiKey, BrowserSession
 from ..store import keys
 from ..store.session import RowSession
@@ -252,7 +252,7 @@ class Keyring:
             return None, None
         roles = frozenset(AccessRole(role) for role in key.roles)
         settings = self._context.settings
-        limits = Limits(
+        limits = CallerLimits(
             requests_per_minute=key.limits.get(
                 "requests_per_minute", settings.key_requests_per_minute
             ),

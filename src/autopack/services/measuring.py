@@ -50,14 +50,14 @@ class Question:
 
 
 @dataclass(slots=True)
-class Limit:
+class TimeLimit:
     """A time until which something may be measured."""
 
     why: str  # a line for the entry of what was not measured
     at: float  # by the monotonic clock
 
     @classmethod
-    def of(cls, seconds: float, whose: str) -> Limit:
+    def of(cls, seconds: float, whose: str) -> TimeLimit:
         return cls(f"over {whose} of {seconds:.0f} seconds", time.monotonic() + seconds)
 
     @property
@@ -78,8 +78,8 @@ class Bench:
         question: Question,
         should_stop: Callable[[], bool],
         *,
-        own: Limit | None = None,
-        shared: Limit | None = None,
+        own: TimeLimit | None = None,
+        shared: TimeLimit | None = None,
     ) -> None:
         self._context = context
         self._question = question
@@ -184,7 +184,7 @@ class Bench:
                 )
             yield checkout
 
-    def _left(self) -> tuple[float, Limit | None]:
+    def _left(self) -> tuple[float, TimeLimit | None]:
         """Return how many seconds the command may take, and which limit says so; None: its own.
 
         Raises OverBudgetError.

@@ -16,7 +16,7 @@ import structlog
 
 from ..domain.access import Caller
 from ..domain.errors import UnavailableError
-from ..domain.limits import Limits
+from ..domain.limits import CallerLimits
 from ..domain.oidc import (
     MAX_SUBJECT,
     RoleClaims,
@@ -103,7 +103,7 @@ class TokenVerifier:
     issuer: str
     audience: str
     claims: Mapping[str, RoleClaims]  # by project, the default one first
-    limits: Limits
+    limits: CallerLimits
     keys: IssuerKeys
 
     def verify(self, token: str, named: str | None) -> tuple[Caller, float]:

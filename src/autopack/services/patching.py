@@ -177,7 +177,7 @@ def dry_apply(
         applied = change.context.repository.dry_apply(
             change.head, patch.content, inspection, base_commit=base_commit
         )
-    patch.files_changed = [file.path_text for file in applied.changes]
+    patch.files_changed = [file.printable_path for file in applied.changes]
     return PendingPatch(inspection.dependencies), applied.repairs
 
 
@@ -251,7 +251,7 @@ def _put_on_branch(
         parent=commit.parent,
         dependencies=inspection.dependencies,
     )
-    return put, applied.repairs, [file.path_text for file in applied.changes]
+    return put, applied.repairs, [file.printable_path for file in applied.changes]
 
 
 def refuse(submission: Submission, error: AutopackError) -> None:

@@ -17,10 +17,10 @@ from ..domain.errors import UnavailableError
 from ..domain.naming import branch_ref, head_ref, snapshot_message, snapshot_ref
 from ..gitrepo import (
     CommitMissingError,
-    RecordedCommit,
-    RecordedTag,
     Remaking,
     RepositoryUnusableError,
+    StoredCommit,
+    StoredTag,
 )
 from ..models import Commit, Phase, Run
 from ..store import runs
@@ -152,7 +152,7 @@ def _make(
         part = commits[at : at + AT_ONCE]
         changes = list_changes(session, [commit.id for commit in part])
         for commit in part:
-            recorded = RecordedCommit(
+            recorded = StoredCommit(
                 sha=commit.sha,
                 parent=commit.parent,
                 tree=commit.tree,
@@ -170,10 +170,10 @@ def _make(
     remaking.install()
 
 
-def _snapshot(run: Run, phase: Phase) -> RecordedTag | None:
+def _snapshot(run: Run, phase: Phase) -> StoredTag | None:
     if not (phase.snapshot_tag and phase.snapshot_commit and phase.snapshot_oid and phase.ended_at):
         return None
-    return RecordedTag(
+    return StoredTag(
         oid=phase.snapshot_oid,
         name=phase.snapshot_tag,
         commit=phase.snapshot_commit,

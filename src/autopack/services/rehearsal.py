@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..domain.changes import path_text
+from ..domain.changes import printable_path
 from ..domain.errors import UnavailableError
 from ..domain.naming import branch_ref, head_ref
 from ..domain.rehearsal import (
@@ -51,4 +51,4 @@ def _rehearse(context: AppContext, run: Run, head: str, base: str) -> Rehearsal:
     merge = context.repository.try_merge(base, head)
     if merge.mergeable:
         return came_to(RehearsalResult.CLEAN)
-    return came_to(RehearsalResult.CONFLICT, tuple(map(path_text, merge.conflicts)))
+    return came_to(RehearsalResult.CONFLICT, tuple(map(printable_path, merge.conflicts)))

@@ -30,7 +30,7 @@ LATEST_EVENTS = 50
 
 
 @dataclass(frozen=True, slots=True)
-class RunPage:
+class RunAndPhase:
     """A run, and one of its phases in detail.
 
     Attempts and CI runs are newest first, as are `latest`, the last events. `moves` are the states
@@ -51,7 +51,7 @@ class RunPage:
     not_continuable: str | None
 
 
-def read_run_page(context: AppContext, run_id: str, phase_id: str | None) -> RunPage:
+def read_run_page(context: AppContext, run_id: str, phase_id: str | None) -> RunAndPhase:
     """Read a run with one phase in detail; without an id the one to look at first.
 
     That is the latest phase that failed, else the one under way, else the last one. Raises
@@ -59,7 +59,7 @@ def read_run_page(context: AppContext, run_id: str, phase_id: str | None) -> Run
     """
     with reading_run(context, run_id) as (session, run):
         report, timeline = report_with_timeline(session, run, _chosen(run, phase_id))
-        return RunPage(
+        return RunAndPhase(
             run=answer_of(session, run, context.now()),
             timeline=timeline,
             phase=report.phase,

@@ -25,6 +25,11 @@ class EndingAnswer(Shape):
     tokens_used: int
     promotion_eligible_to_main: bool
 
+    @property
+    def words(self) -> str:
+        """The state, and why the run failed."""
+        return f"{self.state} ({self.failure_code})" if self.failure_code else self.state
+
 
 class PartingAnswer(Shape):
     sequence: int

@@ -23,8 +23,8 @@ from ..gitrepo.workspace import (
     TREE,
     FetchError,
     Harvest,
-    Limits,
     ObjectCache,
+    PatchLimits,
     TooMuchChangedError,
     Workspace,
     WorkspaceError,
@@ -588,7 +588,7 @@ def _spent(metered: Metered | None, answer: Path) -> tuple[int, Decimal | None]:
 
 def _harvest(workspace: Workspace, item: WorkItemAnswer) -> tuple[Harvest, str | None]:
     """Return what the agent has changed, or why it cannot be submitted."""
-    limits = Limits(item.gate.max_patch_files, item.gate.max_patch_bytes)
+    limits = PatchLimits(item.gate.max_patch_files, item.gate.max_patch_bytes)
     try:
         return workspace.harvest(limits, opened=item.gate.opened_paths), None
     except TooMuchChangedError as error:
