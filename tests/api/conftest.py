@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from pydantic import SecretStr
 from sqlalchemy import text
 
 from autopack.config import Settings
@@ -24,6 +26,13 @@ Json = dict[str, Any]
 NO_RECORD = ("--invert-grep", "--grep=^Autopack-Record-SHA256: ")
 LEASE_SECONDS = 900
 PROBLEM_MEMBERS = {"type", "title", "status", "detail", "code"}
+
+
+def with_remote(settings: Settings, folder: Path) -> Settings:
+    """Return the settings of a service that pushes to a new bare repository in a folder."""
+    bare = folder / "remote.git"
+    subprocess.run(["git", "init", "--quiet", "--bare", str(bare)], check=True)
+    return settings.model_copy(update={"git_remote": SecretStr(str(bare))})
 
 
 @dataclass

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from pydantic import SecretStr
+from tests.api.conftest import with_remote
 from tests.checker.alone import check_alone
 
 from autopack.config import Settings
@@ -23,9 +22,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.safety_critical]
 
 @pytest.fixture
 def settings(settings: Settings, tmp_path: Path) -> Settings:
-    bare = tmp_path / "remote.git"
-    subprocess.run(["git", "init", "--quiet", "--bare", str(bare)], check=True)
-    return settings.model_copy(update={"git_remote": SecretStr(str(bare))})
+    return with_remote(settings, tmp_path)
 
 
 def proceed(api: Api, run_id: str = "run-001", status: int = 201, **choice: Any) -> JsonObject:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from pydantic import SecretStr
+from tests.api.conftest import with_remote
 from tests.checker.alone import check_alone
 
 from autopack.config import Settings
@@ -33,9 +32,7 @@ diff --git a/requirements.txt b/requirements.txt
 
 @pytest.fixture
 def settings(settings: Settings, tmp_path: Path) -> Settings:
-    bare = tmp_path / "remote.git"
-    subprocess.run(["git", "init", "--quiet", "--bare", str(bare)], check=True)
-    return settings.model_copy(update={"git_remote": SecretStr(str(bare))})
+    return with_remote(settings, tmp_path)
 
 
 def require_reviews(api: Api, ci: str = "none") -> None:

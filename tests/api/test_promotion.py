@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from pydantic import SecretStr
 from sqlalchemy import text as sql
+from tests.api.conftest import with_remote
 from tests.checker.alone import check_alone
 
 from autopack.config import Settings
@@ -28,9 +27,7 @@ Json = dict[str, Any]
 
 @pytest.fixture
 def settings(settings: Settings, tmp_path: Path) -> Settings:
-    bare = tmp_path / "remote.git"
-    subprocess.run(["git", "init", "--quiet", "--bare", str(bare)], check=True)
-    return settings.model_copy(update={"git_remote": SecretStr(str(bare))})
+    return with_remote(settings, tmp_path)
 
 
 def verdict(api: Api, run_id: str, said: str, phase_id: str = "P0.0") -> None:

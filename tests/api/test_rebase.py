@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
-import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from pydantic import SecretStr
+from tests.api.conftest import with_remote
 from tests.checker.alone import check_alone
 
 from autopack.config import Settings
@@ -219,9 +218,7 @@ def test_a_base_that_has_all_changes_needs_no_rebase(api: Api) -> None:
 
 @pytest.fixture
 def settings(settings: Settings, tmp_path: Path) -> Settings:
-    bare = tmp_path / "remote.git"
-    subprocess.run(["git", "init", "--quiet", "--bare", str(bare)], check=True)
-    return settings.model_copy(update={"git_remote": SecretStr(str(bare))})
+    return with_remote(settings, tmp_path)
 
 
 def judge(api: Api, verdict: str) -> JsonObject:

@@ -10,7 +10,6 @@ import difflib
 import hashlib
 import os
 import re
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -21,7 +20,7 @@ import pytest
 from hypothesis import HealthCheck, event, example, given
 from hypothesis import settings as walking
 from hypothesis import strategies as st
-from pydantic import SecretStr
+from tests.api.conftest import with_remote
 
 from autopack.config import Settings
 
@@ -957,9 +956,7 @@ EXAMPLES = int(os.environ.get("WALKS", "0"))
 @pytest.fixture
 def settings(settings: Settings, tmp_path: Path) -> Settings:
     """Have a remote, without which no run starts whose CI is elsewhere."""
-    bare = tmp_path / "remote.git"
-    subprocess.run(["git", "init", "--quiet", "--bare", str(bare)], check=True)
-    return settings.model_copy(update={"git_remote": SecretStr(str(bare))})
+    return with_remote(settings, tmp_path)
 
 
 @pytest.mark.parametrize("examples", [1, pytest.param(8, marks=pytest.mark.campaigns)])
