@@ -4840,6 +4840,24 @@ def accepted_commits(record: JsonObject) -> list[str]:
     ]
 
 
+# ---- autopack/domain/listing.py ------------------------------------------------------------------
+
+"""Names in a sentence.
+
+Standard library alone: `scripts/check_promotion.py` is made from this module among others.
+"""
+
+
+def listed(names: Sequence[str], most: int, *, count: int | None = None) -> str:
+    """Return the first names, and how many there are beside them: `a, b and 3 more`.
+
+    `count` is how many there are, if not all of them are in `names`.
+    """
+    first = names[:most]
+    left = (len(names) if count is None else count) - len(first)
+    return ", ".join(first) + (f" and {left} more" if left > 0 else "")
+
+
 # ---- autopack/domain/rehearsal.py ----------------------------------------------------------------
 
 """The result that a merge of a run's branch with today's base branch would have.
@@ -4885,9 +4903,7 @@ def rehearsal_reasons(rehearsal: Rehearsal, started_from: str) -> tuple[str, ...
                 f"'{rehearsal.base_branch}' (any more)",
             )
         case RehearsalResult.CONFLICT:
-            named = ", ".join(rehearsal.files[:MAX_NAMED_FILES])
-            more = len(rehearsal.files) - MAX_NAMED_FILES
-            files = f"{named} and {more} more" if more > 0 else named
+            files = listed(rehearsal.files, MAX_NAMED_FILES)
             return (f"does not merge with {where}: {files}",)
 
 

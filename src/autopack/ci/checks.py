@@ -17,6 +17,7 @@ from typing import Final
 
 from ..config import Settings
 from ..domain.evidence_rules import CaseState
+from ..domain.listing import listed
 from ..domain.results import CheckCounts
 from ..domain.secret_rules import redact
 from ..domain.terms import CiProfile, Sandbox, Verdict
@@ -504,5 +505,4 @@ def _cases(counts: TestCounts | None) -> Mapping[str, CaseState] | None:
 def _names(counts: TestCounts | None) -> str:
     if counts is None or not counts.failing:
         return ""
-    more = f" and {counts.failed - 5} more" if counts.failed > 5 else ""
-    return f": {', '.join(counts.failing[:5])}{more}"
+    return f": {listed(counts.failing, 5, count=counts.failed)}"

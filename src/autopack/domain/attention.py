@@ -17,6 +17,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from .errors import ConflictError, NotFoundError
+from .listing import listed
 from .money import short_usd
 from .naming import branch_name
 from .printable import one_line
@@ -515,14 +516,13 @@ def _push_failing(now: Situation, _at: datetime) -> Iterator[Need]:
 
 def _issues_aged(now: Situation, _at: datetime) -> Iterator[Need]:
     if (aged := now.issues) is not None:
-        keys = [_clipped(key) for key in aged.keys[:NAMED_ISSUES]]
-        more = f" and {aged.count - len(keys)} more" if aged.count > len(keys) else ""
+        keys = listed([_clipped(key) for key in aged.keys], NAMED_ISSUES, count=aged.count)
         what = "1 issue is" if aged.count == 1 else f"{aged.count} issues are"
         yield Need(
             kind=AttentionKind.ISSUES_AGED,
             urgency=Urgency.NOTICE,
             since=aged.since,
-            text=f"{what} old enough for a cleanup: {', '.join(keys)}{more}",
+            text=f"{what} old enough for a cleanup: {keys}",
             evidence="/project/issues/backlog?status=needs_cleanup",
             action=Action(
                 label="Clean up in the next multi-tier run, or resolve by hand",

@@ -18,7 +18,6 @@ from .events import (
     BuilderTriesSpent,
     PatchHeld,
     PatchRefused,
-    PhaseFailed,
     PhaseGated,
     PhaseQueued,
     PhaseStarted,
@@ -28,7 +27,7 @@ from .issue_rules import IssueSeen, see_issues
 from .money import ZERO_USD
 from .order import is_alone
 from .patches import AppliedPatch, PendingPatch, RefusedPatch, record_applied
-from .reviewing import enter_review, forgive_conflict, pass_gate
+from .reviewing import enter_review, fail_without_try, forgive_conflict, pass_gate
 from .run import PhaseState, RunState
 from .states import PhaseStatus
 from .terms import BuilderStatus, Role
@@ -165,11 +164,7 @@ def give_next_try(decision: Decision, phase_id: str, reason: str) -> None:
         decision.record(PhaseGated(phase_id=phase_id, reason=f"Builder tries are spent: {reason}"))
         enter_review(decision, phase_id, "Builder tries are spent")
     else:
-        decision.record(
-            PhaseFailed(
-                phase_id=phase_id, reason=f"{reason}; no try is left ({phase.budgets_text})"
-            )
-        )
+        fail_without_try(decision, phase_id, reason)
 
 
 def require_buildable(run: RunState, phase_id: str) -> None:

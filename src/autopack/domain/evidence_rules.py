@@ -13,9 +13,10 @@ from enum import StrEnum
 from .evidence import MAX_EVIDENCE_CHECKS, MAX_EVIDENCE_TEXT, Evidence, counted, is_refuted
 from .faults import Fault
 from .issues import is_expected_key, weakened_test_key
+from .listing import listed
 from .terms import EvidenceKind, EvidenceResult, Verdict
 
-_SHOWN_CHECKS = 5
+_MOST_NAMED = 5
 
 
 class CaseState(StrEnum):
@@ -127,8 +128,7 @@ def entry(
 
 def named(number: int, noun: str, checks: Sequence[str]) -> str:
     """Say how many there are, and the first names: `2 checks were red before: a, b`."""
-    more = f" and {len(checks) - _SHOWN_CHECKS} more" if len(checks) > _SHOWN_CHECKS else ""
-    names = f": {', '.join(checks[:_SHOWN_CHECKS])}{more}" if checks else ""
+    names = f": {listed(checks, _MOST_NAMED)}" if checks else ""
     return f"{number} {noun}{names}"
 
 

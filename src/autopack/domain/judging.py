@@ -25,6 +25,7 @@ from .events import (
 from .evidence import MAX_EVIDENCE_CHECKS, Evidence
 from .independence import require_judge
 from .issue_rules import IssueSeen, resolve_for_ci, see_issues
+from .listing import listed
 from .order import unjudged_before
 from .run import CompletedBy, FailureCode, RunState
 from .states import PhaseStatus
@@ -203,10 +204,9 @@ def reason_of(run: RunState, phase_id: str, verdict: Verdict, reason: str) -> st
     names = [f"'{each.phase_id}'" for each in unjudged_before(run, run.phase(phase_id))]
     if not names:
         return reason
-    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
     return (
         f"{reason}; the fault may also be in phases before it that were completed by hand and that"
-        f" no CI has judged: {', '.join(names[:MAX_NAMED])}{more}"
+        f" no CI has judged: {listed(names, MAX_NAMED)}"
     )
 
 

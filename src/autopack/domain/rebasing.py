@@ -14,6 +14,7 @@ from .decision import Decision
 from .dependencies import DependencyChange
 from .errors import ConflictError
 from .events import PatchReplayed, PhaseGated, PhaseStarted
+from .listing import listed
 from .plan import Plan
 from .run import RunState
 from .states import RunStatus
@@ -92,8 +93,7 @@ def rebase_plan(
 ) -> Plan:
     """Return the plan of the new run: one phase, whose CI is strict if any phase's was."""
     is_strict = any(phase.ci_profile is CiProfile.STRICT for phase in run.phases)
-    names = [phase.phase_id for phase in run.phases]
-    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    names = listed([phase.phase_id for phase in run.phases], MAX_NAMED)
     return Plan.model_validate(
         {
             "run": {
@@ -110,8 +110,8 @@ def rebase_plan(
                     "name": f"Rebase {run.run_id} onto {branch} at {onto[:12]}",
                     "description": f"The patches of run {run.run_id} are on the branch already,"
                     f" made again on {branch} at {onto}; its phases are"
-                    f" {', '.join(names[:MAX_NAMED])}{more}. If CI is red, make the branch work on"
-                    " the new base, and change nothing else.",
+                    f" {names}. If CI is red, make the branch work on the new base, and change"
+                    " nothing else.",
                     "complexity": Complexity.HIGH if is_strict else Complexity.MEDIUM,
                 }
             ],
@@ -163,9 +163,8 @@ def refused_text(from_phase: str, commit: str, why: str) -> str:
 
 def conflict_text(from_phase: str, commit: str, where: str, paths: Sequence[str]) -> str:
     """Say which patch does not merge with the new base, and where."""
-    named = ", ".join(paths[:MAX_NAMED]) or "the whole tree"
-    more = f" and {len(paths) - MAX_NAMED} more" if len(paths) > MAX_NAMED else ""
+    named = listed(paths, MAX_NAMED) or "the whole tree"
     return (
-        f"commit {commit[:12]} of phase '{from_phase}' does not merge with {where}: {named}{more};"
+        f"commit {commit[:12]} of phase '{from_phase}' does not merge with {where}: {named};"
         " nothing was changed"
     )

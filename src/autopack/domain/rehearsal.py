@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from .listing import listed
+
 MAX_NAMED_FILES: Final = 10
 # The first with `merge-tree --write-tree`, which merges in memory.
 OLDEST_GIT: Final = (2, 38)
@@ -46,9 +48,7 @@ def rehearsal_reasons(rehearsal: Rehearsal, started_from: str) -> tuple[str, ...
                 f"'{rehearsal.base_branch}' (any more)",
             )
         case RehearsalResult.CONFLICT:
-            named = ", ".join(rehearsal.files[:MAX_NAMED_FILES])
-            more = len(rehearsal.files) - MAX_NAMED_FILES
-            files = f"{named} and {more} more" if more > 0 else named
+            files = listed(rehearsal.files, MAX_NAMED_FILES)
             return (f"does not merge with {where}: {files}",)
 
 

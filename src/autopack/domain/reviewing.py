@@ -187,10 +187,7 @@ def _approve(decision: Decision, phase_id: str, commits: tuple[str, ...]) -> Non
     decision.record(ApprovalGiven(phase_id=phase_id, commits=commits))
     phase = decision.phase(phase_id)
     reason = f"{len(phase.approved_by)} of {phase.approvals_needed} Auditors have approved"
-    if phase.auditor_tries_left:
-        await_review(decision, phase_id, reason)
-    else:  # its own patches used the last try
-        fail_review(decision, phase_id, f"{reason}, and no Auditor try is left")
+    enter_review(decision, phase_id, reason)  # its own patches may have used the last try
 
 
 def ask_for_review(decision: Decision, wish: ReviewWish) -> None:
@@ -230,8 +227,14 @@ def fail_review(decision: Decision, phase_id: str, reason: str) -> None:
     elif phase.builder_tries_left:
         decision.record(PhaseQueued(phase_id=phase_id, reason=reason))
     else:
-        reason = f"{reason}; no try is left ({phase.budgets_text})"
-        decision.record(PhaseFailed(phase_id=phase_id, reason=reason))
+        fail_without_try(decision, phase_id, reason)
+
+
+def fail_without_try(decision: Decision, phase_id: str, reason: str) -> None:
+    """Fail a phase in which no role has a try left. (rules §2.1)"""
+    budgets = decision.phase(phase_id).budgets_text
+    reason = f"{reason}; no try is left ({budgets})"
+    decision.record(PhaseFailed(phase_id=phase_id, reason=reason))
 
 
 def pass_gate(decision: Decision, phase_id: str) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ..domain.changes import MODE_SUBMODULE
+from ..domain.listing import listed
 from .errors import GitFailedError, GitTimeoutError, PatchTooLargeError
 from .objects import TreeDraft
 from .process import GitResult
@@ -99,8 +100,7 @@ def _lfs_files(commit: str, patterns: list[bytes], git: Callable[..., GitResult]
 
 
 def _names(paths: tuple[str, ...]) -> str:
-    shown = ", ".join(path.encode(errors="backslashreplace").decode() for path in paths[:3])
-    return f"{shown} and {len(paths) - 3} more" if len(paths) > 3 else shown
+    return listed([path.encode(errors="backslashreplace").decode() for path in paths], 3)
 
 
 def _text(path: bytes) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from ..domain.listing import listed
 from ..domain.money import measured_text, short_usd
 from ..domain.run import CompletedBy, DebtStatus
 from ..domain.run_issues import OpenIssue
@@ -184,8 +185,7 @@ def _figures(run: RunDetail, phases: Sequence[PhaseDetail]) -> Iterable[tuple[st
     ):
         named = dict.fromkeys(actor for actor in actors if actor is not None)
         if named:
-            more = f" and {len(named) - MAX_ACTORS} more" if len(named) > MAX_ACTORS else ""
-            yield what, ", ".join(code(each, _NAME) for each in [*named][:MAX_ACTORS]) + more
+            yield what, listed([code(each, _NAME) for each in named], MAX_ACTORS)
     if run.continues is not None:
         yield "Continues", f"{code(run.continues)}, recorded at {run.continued_commit}"
     if run.rebases is not None:

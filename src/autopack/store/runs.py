@@ -373,7 +373,7 @@ def mark_mirrored(session: RowSession, run: Run, node_id: str) -> None:
     """Record that branch and files of a node show the run, together with the release of the lock.
 
     Readers of the feed are told then: what they do next finds branch and files as the events say.
-    The mark is on the run's row for the node that changed it last, else beside it (store/nodes.py).
+    The checkpoint of the node that changed it last is on the run's row, others are beside it.
     """
     if run.mirrored_by == node_id:
         # If it is lost, the files are written again.

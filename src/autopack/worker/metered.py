@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 
+from ..domain.listing import listed
 from ..meter.providers import ProviderError, agent_variables, without_keys
 from ..meter.wire import Provider
 from ..views.work import WorkItemAnswer
@@ -129,9 +130,8 @@ def spent_line(spent: Spent) -> str:
 
 def _money(cost: Decimal, unpriced: Sequence[str]) -> str:
     if unpriced:
-        names = [model or "a model whose name is not known" for model in unpriced[:3]]
-        more = f" and {len(unpriced) - 3} more" if len(unpriced) > 3 else ""
-        return f"cost unknown: the ruleset has no price of {', '.join(names)}{more}"
+        names = [model or "a model whose name is not known" for model in unpriced]
+        return f"cost unknown: the ruleset has no price of {listed(names, 3)}"
     return f"{cost} USD"
 
 

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AwareDatetime, Field, ValidationError
 
 from ..domain.issues import IssueReport
+from ..domain.listing import listed
 from ..domain.results import MAX_SUGGESTED_ISSUES
 from ..domain.terms import BuilderStatus, Recommendation
 from ..domain.values import MAX_TEXT, Closed, Count, IssueKey, Text, Usd, Word
@@ -274,8 +275,7 @@ def _left_out(ended: Ended) -> str | None:
     }
     return _text(
         *(
-            f"Left out, since {why}: {', '.join(paths[:MAX_NAMED])}"
-            + (f" and {len(paths) - MAX_NAMED} more." if len(paths) > MAX_NAMED else ".")
+            f"Left out, since {why}: {listed(paths, MAX_NAMED)}."
             for why, paths in reasons.items()
             if paths
         )
