@@ -84,11 +84,11 @@ build "a workflow may not be touched" P2 422 "$(new_file .github/workflows/probe
 expect "a workflow may not be touched" code patch_policy
 phase_is "policy costs a try" 1 QUEUED 1 0
 TWO=$(new_file "$FOLDER/two.txt" two)
-build "a contract's patch is held" P2 200 "$TWO"
-expect "a contract's patch is held" commit_sha null
+build "a contract's patch is pending" P2 200 "$TWO"
+expect "a contract's patch is pending" commit_sha null
 expect "an audit is next" next.action audit
 phase_is "it waits in the gate" 1 GATE 2 0
-branch_is "a held patch is on no branch" 1
+branch_is "a pending patch is on no branch" 1
 ask "a review is asked for" POST "/runs/$RUN/phases/P2/auditor_request" 202 \
     "{\"review_focus\": \"the contract\", \"tier_id\": \"T1\"}"
 expect "the profile comes from the strategy" auditor_profile schema_review

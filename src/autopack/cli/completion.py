@@ -32,7 +32,7 @@ def complete_phases(ctx: typer.Context, incomplete: str) -> list[str]:
 
     def phases(service: Autopack) -> list[str]:
         run = service.get_run(str(run_id))
-        return [phase.phase_id for tier in run.tiers for phase in tier.phases]
+        return [phase.phase_id for phase in run.phases]
 
     run_id = ctx.params.get("run_id") or _word_after(ctx.info_name)
     return _beginning(incomplete, phases, ctx) if run_id else []

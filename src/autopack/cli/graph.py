@@ -18,19 +18,18 @@ class GraphFormat(StrEnum):
 
 def draw(run: RunAnswer, wanted: GraphFormat) -> Iterator[str]:
     """Return the lines of a run's graph in a format: one a phase or an edge."""
-    phases = [phase for tier in run.tiers for phase in tier.phases]
     return {
         GraphFormat.TEXT: _text,
         GraphFormat.MERMAID: _mermaid,
         GraphFormat.DOT: _dot,
     }[
         wanted
-    ](run, phases)
+    ](run, run.phases)
 
 
 def document(run: RunAnswer) -> dict[str, object]:
     """Return the graph for programs: phases with what they directly depend on and wait for."""
-    phases = [phase for tier in run.tiers for phase in tier.phases]
+    phases = run.phases
     edges = edges_of(phases)
     return {
         "run_id": run.run_id,

@@ -63,7 +63,7 @@ def _parts(run: RunAnswer, *, is_folded: bool) -> Iterator[RenderableType]:
 
 def _budgets(run: RunAnswer) -> Table:
     minutes = whole_minutes_used(run.created_at, run.ended_at or datetime.now(UTC))
-    phases = [phase for tier in run.tiers for phase in tier.phases]
+    phases = run.phases
     grid = Table.grid(padding=(0, 2))
     done = sum(phase.state is PhaseStatus.COMPLETE for phase in phases)
     grid.add_row("phases", _bar(done, len(phases), "green"), _ends(phases))

@@ -165,7 +165,7 @@ def waterfalls(timeline: TimelineAnswer, run: RunAnswer, now: datetime) -> dict[
 
 def _sentence(run: RunAnswer, promotion: PromotionVerdictAnswer) -> str:
     """Describe in a sentence how far the run is or how it ended, and whether it may be merged."""
-    states = [phase.state for tier in run.tiers for phase in tier.phases]
+    states = [phase.state for phase in run.phases]
     complete = f"{states.count(PhaseStatus.COMPLETE)} of {len(states)} phases complete"
     if run.ended_at is None:
         return f"{complete}: {run.next.detail}"
@@ -193,8 +193,7 @@ def _snapshots(run: RunAnswer, found: RunAndPhase) -> list[str]:
         return []
     return [
         phase.phase_id
-        for tier in run.tiers
-        for phase in tier.phases
+        for phase in run.phases
         if phase.state is PhaseStatus.COMPLETE and phase.snapshot_tag is not None
     ]
 
@@ -255,7 +254,7 @@ def _budgets(run: RunAnswer, now: datetime) -> list[Budget]:
 
 def _dearest(run: RunAnswer) -> str:
     """Name the phase that cost most, where one cost more than the others."""
-    phases = [phase for tier in run.tiers for phase in tier.phases]
+    phases = run.phases
     first, *others = sorted(phases, key=lambda phase: phase.cost_usd, reverse=True)
     if not others or first.cost_usd == others[0].cost_usd:
         return ""

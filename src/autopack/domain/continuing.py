@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
-from typing import Annotated, Any, Final
+from collections.abc import Collection, Iterable, Mapping
+from datetime import datetime
+from typing import Annotated, Any, Final, Protocol
 
 from pydantic import Field
 
@@ -52,6 +53,34 @@ def require_continuable(run: RunState) -> None:
     reasons = judge_continued(run).reasons
     if reasons:
         raise NotContinuableError(f"{name} cannot be continued: {'; '.join(reasons)}")
+
+
+class Snapshotted(Protocol):
+    """A phase, and the commit of its snapshot."""
+
+    @property
+    def state(self) -> PhaseStatus: ...
+    @property
+    def ended_at(self) -> datetime | None: ...
+    @property
+    def tier_index(self) -> int: ...
+    @property
+    def phase_index(self) -> int: ...
+    @property
+    def snapshot_commit(self) -> str | None: ...
+
+
+def verified_commit(phases: Iterable[Snapshotted]) -> str | None:
+    """Return the commit of the phase that completed last; None if no phase is complete.
+
+    What completed before it is on the branch before it. (rules §2.5)
+    """
+    complete = [
+        (phase.ended_at, phase.tier_index, phase.phase_index, phase.snapshot_commit)
+        for phase in phases
+        if phase.state is PhaseStatus.COMPLETE and phase.ended_at is not None
+    ]
+    return max(complete)[-1] if complete else None
 
 
 def continued_plan(document: Mapping[str, Any], run: RunState, wanted: Continuation) -> Plan:

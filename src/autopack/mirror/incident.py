@@ -28,7 +28,7 @@ def incident_pack(run: RunDetail) -> IncidentPack | None:
     """
     if run.failure_code is None or run.failure_reason is None or run.ended_at is None:
         return None
-    phases = [phase for tier in run.tiers for phase in tier.phases]
+    phases = run.phases
     return IncidentPack.of(
         run,
         phases=[_troubled(phase) for phase in phases if is_troubled(phase.state, phase.started_at)],

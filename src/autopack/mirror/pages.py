@@ -123,7 +123,7 @@ def verdict_words(phase: PhaseDetail | PhaseInTable) -> str:
 
 def run_page(run: RunDetail) -> bytes:
     """Render `run_summary.md`."""
-    phases = [phase for tier in run.tiers for phase in tier.phases]
+    phases = run.phases
     done = sum(phase.state is PhaseStatus.COMPLETE for phase in phases)
     spent = (run.ended_at or run.updated_at) - run.created_at
     allowed = timedelta(minutes=run.max_duration_minutes)

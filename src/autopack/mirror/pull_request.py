@@ -41,7 +41,7 @@ def pull_request(
     open_issues: Sequence[OpenIssue],
 ) -> PullRequestAnswer:
     """Return a run's pull request; if the run is not eligible, it starts with the reasons."""
-    phases = [phase for tier in run.tiers for phase in tier.phases]
+    phases = run.phases
     blocks = (
         _opening(run, phases),
         "## Verdict",

@@ -124,7 +124,7 @@ def run_record(
 
     A statement is about the record without the statement's own file, so a run needs both.
     """
-    phases = [phase for tier in run.tiers for phase in tier.phases]
+    phases = run.phases
     head = {
         "schema_version": SCHEMA_VERSION,
         **_read(run, _RUN),

@@ -169,5 +169,5 @@ def rollback(
 
 
 def _next_phase(run: Run) -> Phase:
-    phases = [phase for tier in run.tiers for phase in tier.phases]
+    phases = run.phases
     return first_at_hand(phases) or phases[-1]

@@ -50,7 +50,7 @@ def tiers_of(run: Run) -> list[TierMetricsAnswer]:
 
 def phases_of(run: Run) -> list[PhaseMetricsAnswer]:
     """Return the figures of a loaded run's phases."""
-    return [_phase(phase) for tier in run.tiers for phase in tier.phases]
+    return [_phase(phase) for phase in run.phases]
 
 
 def _tier(tier: Tier) -> TierMetricsAnswer:

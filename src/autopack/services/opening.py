@@ -151,10 +151,8 @@ def _roll_forward(
 def _is_overdue(run: Run, now: datetime) -> bool:
     if run.ended_at is not None:
         return False
-    deadlines = [run.deadline_at]
-    for tier in run.tiers:
-        deadlines += [phase.deadline_at for phase in tier.phases if phase.deadline_at]
-    return min(deadlines) <= now
+    deadlines = [phase.deadline_at for phase in run.phases if phase.deadline_at]
+    return min([run.deadline_at, *deadlines]) <= now
 
 
 @contextmanager

@@ -101,7 +101,7 @@ def read_changes(context: AppContext, run_id: str, phase_id: str) -> bytes:
 
 
 def _chosen(run: Run, phase_id: str | None) -> Phase:
-    phases: Sequence[Phase] = [phase for tier in run.tiers for phase in tier.phases]
+    phases: Sequence[Phase] = run.phases
     if phase_id is not None:
         return runs.get_phase(run, phase_id)
     failed = [phase for phase in phases if phase.state is PhaseStatus.FAILED]

@@ -38,7 +38,7 @@ def get_run(context: AppContext, run_id: str) -> RunAnswer:
 
 def answer_of(session: RowSession, run: Run, now: datetime) -> RunAnswer:
     """Return a run with its tiers and phases, and the leases that its phases name."""
-    is_claimed = any(phase.lease_id is not None for tier in run.tiers for phase in tier.phases)
+    is_claimed = any(phase.lease_id is not None for phase in run.phases)
     return run_answer(run, progress.list_leases(session, run.id) if is_claimed else [], now)
 
 
@@ -122,7 +122,7 @@ def cancel_run(context: AppContext, run_id: str, reason: str) -> RunAnswer:
 
 def run_answer(run: Run, leases: Sequence[LeaseState], now: datetime) -> RunAnswer:
     """Return a run with its tiers and phases; `leases` are those of its phases."""
-    phases = [phase for tier in run.tiers for phase in tier.phases]
+    phases = run.phases
     current = first_at_hand(phases)
     agents = {lease.phase_id: lease.agent for lease in leases}
     step = next_step(

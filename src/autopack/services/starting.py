@@ -11,6 +11,7 @@ from ..domain.continuing import (
     NotContinuableError,
     continued_plan,
     require_continuable,
+    verified_commit,
 )
 from ..domain.errors import ConflictError
 from ..domain.events import GENESIS_HASH, RunStarted, canonical_json
@@ -19,7 +20,6 @@ from ..domain.plan import DebtPhase, Plan, PlanPhase
 from ..domain.run import RunState
 from ..domain.run_terms import terms_sha256
 from ..domain.starting import starting_state
-from ..domain.states import PhaseStatus
 from ..domain.strategy import Strategy
 from ..domain.terms import CiMode
 from ..gitrepo import Base, RefUpdate
@@ -123,14 +123,7 @@ def _origin(run: Run) -> Origin:
             f"run '{run.run_id}' has no record on its branch, which its continuation would name"
             " (AUTOPACK_COMMIT_RUN_RECORD)"
         )
-    ended = [
-        (phase.ended_at, phase.tier_index, phase.phase_index, phase.snapshot_commit)
-        for tier in run.tiers
-        for phase in tier.phases
-        if phase.state is PhaseStatus.COMPLETE and phase.ended_at is not None
-    ]
-    # Of the phase that completed last: what completed before it is on the branch before it.
-    verified = max(ended)[-1] if ended else None
+    verified = verified_commit(run.phases)
     return Origin(
         run_id=run.run_id,
         record=run.head_commit,

@@ -385,7 +385,7 @@ def mark_mirrored(session: RowSession, run: Run, node_id: str) -> None:
 
 def phases_of(run: Run) -> dict[str, Phase]:
     """Return a loaded run's phases by name."""
-    return {phase.phase_id: phase for tier in run.tiers for phase in tier.phases}
+    return {phase.phase_id: phase for phase in run.phases}
 
 
 def get_phase(run: Run, phase_id: str) -> Phase:
@@ -455,7 +455,7 @@ def read_state(run: Run) -> RunState:
         RunState,
         run,
         tiers=tuple(derived(tier, _tier_state) for tier in run.tiers),
-        phases=tuple(derived(phase, _phase_state) for tier in run.tiers for phase in tier.phases),
+        phases=tuple(derived(phase, _phase_state) for phase in run.phases),
         issues={},
     )
 

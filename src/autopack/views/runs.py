@@ -294,6 +294,11 @@ class RunAnswer(RunSummaryAnswer):
     waits: list[PhaseWaitAnswer]
     tiers: list[TierAnswer]
 
+    @property
+    def phases(self) -> list[PhaseAnswer]:
+        """The phases of all tiers, in order."""
+        return [phase for tier in self.tiers for phase in tier.phases]
+
 
 class RunDetail(RunSummaryAnswer):
     """A run in its files.
@@ -310,6 +315,11 @@ class RunDetail(RunSummaryAnswer):
     dependencies_need_review: bool
     is_parallel: bool
     tiers: list[TierDetail]
+
+    @property
+    def phases(self) -> list[PhaseDetail]:
+        """The phases of all tiers, in order."""
+        return [phase for tier in self.tiers for phase in tier.phases]
 
 
 class RunPage(Shape):

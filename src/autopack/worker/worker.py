@@ -250,7 +250,7 @@ class Worker:
         run = self._ask(partial(self._service.get_run, self._orders.run_id))
         reason = f": {run.failure_reason}" if run.failure_reason else ""
         self._tell(Step("run_over", f"{run.run_id} is {run.state}{reason}"))
-        phases = [phase for tier in run.tiers for phase in tier.phases]
+        phases = run.phases
         if run.tokens_used == 0 and any(phase.builder_attempts_used for phase in phases):
             self._tell(Step("warning", NO_TOKENS))
         return Ending.SUCCESS if run.state == "DONE_SUCCESS" else Ending.FAILURE
