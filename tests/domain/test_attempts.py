@@ -490,7 +490,7 @@ class TestRollback:
     def test_a_branch_that_another_process_moved_is_not_overwritten(self, start: Start) -> None:
         drive = start()
         drive.end_failed(FailureCode.BRANCH_MOVED, "moved")
-        with pytest.raises(operating.BranchNotOursError):
+        with pytest.raises(operating.BranchMovedError):
             operating.require_rollback(drive.run)
 
     def test_a_rolled_back_run_is_not_eligible_any_more(self, start: Start) -> None:

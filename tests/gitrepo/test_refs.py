@@ -35,7 +35,7 @@ from autopack.gitrepo import (
 )
 from autopack.gitrepo.process import GitRunner
 from autopack.gitrepo.ref_lock import RefLock
-from autopack.gitrepo.refs import is_branch_name, is_ours
+from autopack.gitrepo.refs import is_branch_name, is_run_ref
 
 if TYPE_CHECKING:
     from tests.conftest import GitRepo
@@ -495,7 +495,7 @@ def test_a_value_that_is_no_id_is_refused(repository: Repository, oid: str) -> N
 @example("a.lock")
 def test_whatever_counts_as_ours_git_takes_and_keeps_within_our_folders(name: str) -> None:
     ref = f"refs/heads/autonomous/{name}"
-    if is_ours(ref):
+    if is_run_ref(ref):
         assert Path(os.path.normpath(ref)) == Path(ref)
         done = subprocess.run(["git", "check-ref-format", ref], check=False)
         assert done.returncode == 0

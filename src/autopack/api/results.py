@@ -73,7 +73,7 @@ def auditor_request(
 
     For a phase that is final the request has no effect on the rules.
     """
-    answer = reviewing.request_audit(context, run_id, phase_id, request, idempotency_key)
+    answer = reviewing.request_review(context, run_id, phase_id, request, idempotency_key)
     return reply(response, answer)
 
 

@@ -80,7 +80,7 @@ class Stop:
     """Why a command was ended: it passed its own limit, or the machine ran out of a resource."""
 
     reason: str
-    is_ours: bool = False
+    is_shortage: bool = False
 
 
 class Log:
@@ -190,7 +190,7 @@ class CheckRunner:
             finally:
                 watched.end()
             status = _status(report.read(), process, is_contained=start.is_contained)
-        if stopped is not None and stopped.is_ours:
+        if stopped is not None and stopped.is_shortage:
             return self._did_not_run(stopped.reason, watched.log.content())
         outcome = replace(
             self._judge(
@@ -382,7 +382,7 @@ class _Watched:
             return Stop(str(error))
         if passed is not None:
             return Stop(passed)
-        return Stop(shortage, is_ours=True) if shortage is not None else None
+        return Stop(shortage, is_shortage=True) if shortage is not None else None
 
     def _passed_limit(self, now: float, *, is_thorough: bool) -> str | None:
         limits = self._limits

@@ -121,5 +121,5 @@ def _is_by_tls(request: Request) -> bool:
 
 def _way(path: str) -> str:
     """Return a page of ours to go on to; anything else is the overview."""
-    is_ours = path == HOME or path.startswith(f"{HOME}/")
-    return path if is_ours and "\\" not in path and not path.startswith(SIGN_IN) else HOME
+    is_a_page = path == HOME or path.startswith(f"{HOME}/")
+    return path if is_a_page and "\\" not in path and not path.startswith(SIGN_IN) else HOME

@@ -31,7 +31,7 @@ class RunNotOverError(ConflictError):
     code = "run_not_over"
 
 
-class BranchNotOursError(ConflictError):
+class BranchMovedError(ConflictError):
     code = "branch_moved"
 
 
@@ -180,14 +180,14 @@ class _EndedRun(Protocol):
 def require_rollback(run: _EndedRun) -> None:
     """Refuse a rollback of a run that is not over, or whose branch another process moved.
 
-    Raises RunNotOverError, BranchNotOursError.
+    Raises RunNotOverError, BranchMovedError.
     """
     if not run.state.is_final:
         raise RunNotOverError(
             f"run '{run.run_id}' is {run.state}; only a run that is over can be rolled back"
         )
     if run.failure_code is FailureCode.BRANCH_MOVED:
-        raise BranchNotOursError(
+        raise BranchMovedError(
             f"the branch of run '{run.run_id}' was moved by another process and is left alone"
         )
 

@@ -12,7 +12,7 @@ from typing import Final, Protocol
 
 from .errors import GitFailedError
 from .process import GitProcess, GitRunner, redact
-from .refs import is_ours
+from .refs import is_run_ref
 
 _CHUNK: Final = 1 << 20
 # Operators ask for bundles of whole repositories, so these limits are not those of a request.
@@ -169,7 +169,7 @@ class Bundles:
 
     def remove_refs(self, refs: Mapping[str, str]) -> None:
         """Remove refs of runs that are at these values; other refs are never removed."""
-        self._update([f"delete {ref} {oid}\n" for ref, oid in refs.items() if is_ours(ref)])
+        self._update([f"delete {ref} {oid}\n" for ref, oid in refs.items() if is_run_ref(ref)])
 
     def _update(self, commands: Sequence[str]) -> None:
         if not commands:

@@ -131,7 +131,7 @@ class Refs:
         ref of another name space.
         """
         for update in updates:
-            if not (update.is_check or is_ours(update.ref)):
+            if not (update.is_check or is_run_ref(update.ref)):
                 raise ValueError(f"{update.ref!r} is not a ref of a run")
             if not all(_OID.match(oid) for oid in (update.new, update.old or _NONE)):
                 raise ValueError(f"{update.ref} would be moved between values that are not ids")
@@ -209,7 +209,7 @@ def is_branch_name(name: str) -> bool:
     return _BRANCH.match(name) is not None and max(map(len, parts)) <= _LONGEST_PART
 
 
-def is_ours(ref: str) -> bool:
+def is_run_ref(ref: str) -> bool:
     prefix = next((prefix for prefix in _RUN_REFS if ref.startswith(prefix)), None)
     return prefix is not None and all(
         _COMPONENT.match(part) for part in ref.removeprefix(prefix).split("/")

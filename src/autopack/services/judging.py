@@ -24,7 +24,7 @@ from .sightings import seen_issues
 from .submitting import require_same_names
 
 
-class CiIsOursError(ConflictError):
+class CiIsLocalError(ConflictError):
     code = "ci_is_local"
 
 
@@ -37,7 +37,7 @@ def submit_ci_result(
 ) -> Answer:
     """Accept one verdict on the commit that a phase waits for. (rules §6)
 
-    Raises WrongStateError, WrongCommitError, WrongProfileError, RunOverError, CiIsOursError.
+    Raises WrongStateError, WrongCommitError, WrongProfileError, RunOverError, CiIsLocalError.
     """
     require_same_names(run_id, phase_id, report.run_id, report.phase_id)
     identity = once(
@@ -133,7 +133,7 @@ def weigh_verdict(
 
 def _require_outside_ci(change: RunChange, phase_id: str) -> None:
     if runs.get_strategy(change.session, change.run)["ci"]["mode"] == CiMode.LOCAL:
-        raise CiIsOursError(
+        raise CiIsLocalError(
             f"phase '{phase_id}' is judged by this service's own CI (ci.mode 'local'); no "
             "verdict from outside is accepted"
         )

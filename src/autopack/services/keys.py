@@ -94,7 +94,7 @@ def list_keys(context: AppContext) -> list[KeyAnswer]:
     """Return every key that there is or was, oldest first; to a bound caller those bound alike."""
     now = context.now()
     with context.reading() as session:
-        return [_answer(key, now) for key in keys.list_keys(session) if _is_ours(context, key)]
+        return [_answer(key, now) for key in keys.list_keys(session) if _may_see(context, key)]
 
 
 def revoke_key(context: AppContext, name: str) -> KeyAnswer:
@@ -129,12 +129,12 @@ def rotate_key(context: AppContext, name: str) -> SecretKeyAnswer:
 
 def _lock(context: AppContext, session: RowSession, name: str) -> ApiKey:
     key = keys.lock_key(session, name)
-    if not _is_ours(context, key):
+    if not _may_see(context, key):
         raise keys.no_such_key(name)
     return key
 
 
-def _is_ours(context: AppContext, key: ApiKey) -> bool:
+def _may_see(context: AppContext, key: ApiKey) -> bool:
     """Tell whether the caller may see a key: one for one project sees none that is for all.
 
     By a new secret of such a key it would reach every project.

@@ -43,7 +43,7 @@ class AuditAnsweredError(ConflictError):
     code = "audit_answered"
 
 
-def request_audit(
+def request_review(
     context: AppContext,
     run_id: str,
     phase_id: str,
@@ -80,23 +80,21 @@ def request_audit(
                     requested_at=change.now,
                 ),
             )
-            if not phase.state.is_final:
+            if not asked.is_advisory:
                 change.decide(ReviewWish(phase_id))
             settle(change)
-            turn.answer(
-                AuditRequestAnswer(
-                    message=f"review {asked.id} of phase '{phase_id}' is "
-                    + (
-                        "recorded as advisory: the phase is final"
-                        if asked.is_advisory
-                        else "asked for"
-                    ),
-                    audit_id=asked.id,
-                    review_focus=asked.review_focus,
-                    auditor_profile=asked.auditor_profile,
-                )
-            )
+            turn.answer(_request_answer(phase_id, asked))
     return turn.result()
+
+
+def _request_answer(phase_id: str, asked: ReviewRequest) -> AuditRequestAnswer:
+    became = "recorded as advisory: the phase is final" if asked.is_advisory else "asked for"
+    return AuditRequestAnswer(
+        message=f"review {asked.id} of phase '{phase_id}' is {became}",
+        audit_id=asked.id,
+        review_focus=asked.review_focus,
+        auditor_profile=asked.auditor_profile,
+    )
 
 
 def submit_auditor_result(

@@ -269,8 +269,8 @@ async def _in_thread(use_case: Callable[[], ResultT]) -> ResultT:
         raise
     except Exception as error:
         problem = failure_document(error)
-        is_ours = problem["status"] >= 500
-        code = types.INTERNAL_ERROR if is_ours else types.INVALID_PARAMS
+        is_server_error = problem["status"] >= 500
+        code = types.INTERNAL_ERROR if is_server_error else types.INVALID_PARAMS
         raise MCPError(code, problem["detail"], problem) from None
 
 
