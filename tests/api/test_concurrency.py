@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from threading import Barrier, Event
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from autopack.services.change import RunChange
 
 pytestmark = pytest.mark.integration
+
+REPORT = {"issue_key": "a_failing_test", "source": "test", "category": "test_failure"}
 
 
 def at_once(calls: Sequence[Callable[[], Response]]) -> list[Response]:
@@ -95,11 +99,9 @@ def test_two_runs_that_see_the_same_issues_in_turn_never_block_each_other(api: A
     assert seen >= 2
 
 
-def test_a_report_does_not_wait_while_another_run_that_saw_the_same_issue_is_at_its_patch(
-    api: Api, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    api.start("slow")
-    api.start("quick")
+@contextmanager
+def before_commit(module: ModuleType, request: Callable[[], Response]) -> Iterator[None]:
+    """Let a request that is settled in this module commit its change after the block."""
     is_settled, may_commit = Event(), Event()
 
     def settle_slowly(change: RunChange) -> None:
@@ -107,19 +109,45 @@ def test_a_report_does_not_wait_while_another_run_that_saw_the_same_issue_is_at_
         is_settled.set()
         assert may_commit.wait(60)
 
-    monkeypatch.setattr(building, "settle", settle_slowly)
-    report = {"issue_key": "a_failing_test", "source": "s", "category": "c"}
-    with ThreadPoolExecutor(2) as pool:
-        slow = pool.submit(api.result, "slow", suggested_issues=[report])
-        assert is_settled.wait(60)
-        quick = pool.submit(api.issue, run_id="quick")
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(1) as pool:
+        patch.setattr(module, "settle", settle_slowly)
+        slow = pool.submit(request)
         try:
-            assert quick.result(timeout=30).status_code == 201
+            assert is_settled.wait(60)
+            patch.undo()
+            yield
         finally:
             may_commit.set()
-    assert slow.result().status_code == 200
-    entry = api.client.get("/project/issues/backlog").json()["issues_by_key"]["a_failing_test"]
-    assert (entry["total_occurrences"], entry["age_in_runs"]) == (2, 2)
+        assert slow.result().status_code == 200
+
+
+def test_a_report_does_not_wait_while_another_run_that_saw_the_same_issue_is_at_its_patch(
+    api: Api,
+) -> None:
+    api.start("slow")
+    api.start("quick")
+    slow = partial(api.result, "slow", suggested_issues=[REPORT])
+    with ThreadPoolExecutor(1) as pool, before_commit(building, slow):
+        quick = pool.submit(api.issue, run_id="quick")
+        assert quick.result(timeout=30).status_code == 201
+    assert (backlog_entry(api)["total_occurrences"], backlog_entry(api)["age_in_runs"]) == (2, 2)
+
+
+def test_an_issue_ages_when_the_report_that_makes_it_age_is_committed(api: Api) -> None:
+    """A run that starts before cannot know that the issue needs cleanup, so there it is minor."""
+    for run_id in ("first", "second", "slow"):
+        api.start(run_id)
+    for run_id in ("first", "second"):
+        api.issue(run_id=run_id)
+    with before_commit(building, partial(api.result, "slow", suggested_issues=[REPORT])):
+        api.start("quick")
+    assert backlog_entry(api)["status"] == "needs_cleanup"
+    answer = api.issue(run_id="quick").json()
+    assert answer["run_index_entry"]["effective_severity"] == "minor"
+
+
+def backlog_entry(api: Api) -> Any:
+    return api.client.get("/project/issues/backlog").json()["issues_by_key"]["a_failing_test"]
 
 
 def test_entries_that_a_change_counts_or_closes_are_locked_in_the_order_of_their_keys(
@@ -134,7 +162,7 @@ def test_entries_that_a_change_counts_or_closes_are_locked_in_the_order_of_their
         events = [event for _, event in runs.read_events(session, run.id)]
         seen = {each.issue_key: each for each in events if isinstance(each, IssueRecorded)}
         listen(session.connection(), "before_cursor_execute", lambda *call: sent.append(call[2]))
-        issues.write_backlog(session, run, [("T0", seen[key]) for key in "db"], "ca", utc_now())
+        issues.count_in_backlog(session, run, [("T0", seen[key]) for key in "db"], "ca", utc_now())
     assert re.findall("'([abcd])'", sent[0])[:4] == ["a", "b", "c", "d"]
 
 

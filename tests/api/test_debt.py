@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,9 @@ from tests.api.conftest import with_remote
 
 from autopack.config import Settings
 from autopack.domain.record_text import JsonObject
+from autopack.services import judging
+
+from .test_concurrency import before_commit
 
 if TYPE_CHECKING:
     from tests.api.conftest import Api
@@ -53,13 +57,18 @@ def age(api: Api, **report: Any) -> None:
 
 def clean(api: Api, run_id: str, **verdict: Any) -> JsonObject:
     """Let a run's cleanup phase end with a green verdict that says so much."""
+    clean_up(api, run_id)
+    return judge(api, run_id, "DEBT-1", "green", **verdict)
+
+
+def clean_up(api: Api, run_id: str) -> None:
+    """Let a run wait for the verdict on its cleanup phase."""
     api.start(run_id, run_scope="multi_tier")
     api.result(run_id)
     judge(api, run_id, "P0.0", "green")
     api.result(run_id, "DEBT-1", patch=api.new_file(f"src/{run_id}.txt"))
     body = {"recommendation": "approve", "review_notes": "seen"}
     api.client.post(f"/runs/{run_id}/phases/DEBT-1/auditor_result", json=body)
-    return judge(api, run_id, "DEBT-1", "green", **verdict)
 
 
 def issue(api: Api) -> JsonObject:
@@ -104,6 +113,21 @@ def test_an_issue_lives_from_its_first_sighting_until_a_check_closes_it(api: Api
     page = api.client.get(f"/dashboard/issues/{KEY}").text
     for words in ("Closed by a check", "Reopened", "Needs cleanup", CHECK, "Cleanup phases"):
         assert words in page
+
+
+def test_a_cleanup_also_closes_what_another_run_reports_until_its_commit(api: Api) -> None:
+    """So the issue's page does not say that it was opened again after it was closed."""
+    age(api)
+    clean_up(api, "clean")
+    api.start("other", run_scope="single_tier")
+    verdict = {"commit_sha": api.head("clean"), "verdict": "green", "passed_checks": [CHECK]}
+    send = partial(api.client.post, "/runs/clean/phases/DEBT-1/ci_result", json=verdict)
+    with before_commit(judging, send):
+        api.issue(KEY, run_id="other")
+    assert life(api) == [("aged", "age-2", []), ("closed", "clean", [CHECK])]
+    found = issue(api)
+    assert (found["status"], found["total_occurrences"]) == ("resolved", 4)
+    assert found["resolved_at"] == found["life"][0]["at"] > found["last_seen_at"]
 
 
 @pytest.mark.parametrize(

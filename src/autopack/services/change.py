@@ -18,6 +18,7 @@ from dataclasses import fields
 from datetime import datetime
 from typing import Final
 
+from ..domain.debt import Closing
 from ..domain.deciding import Decided, Given, decide, touches_issues
 from ..domain.errors import ConflictError
 from ..domain.events import Event, IssueRecorded, PhaseEvent
@@ -84,7 +85,8 @@ class RunChange:
         self.is_new_branch = False  # the branch is created by this change
         self.reports: list[tuple[str, IssueReport]] = []
         self.known_issues: dict[tuple[str, str], Issue] = {}  # the rows of reported keys, by place
-        self.cleaned_keys: list[str] = []  # keys of the backlog that this change closes
+        # Keys of the backlog that this change closes: the phase that cleaned up, and the proof.
+        self.cleaned: dict[str, tuple[str, Closing]] = {}
         self.backlog_entries: dict[str, BacklogEntry] | None = None  # None: not counted yet
         self.placed_commits = 0
         self.record: tuple[RunDetail, Mapping[str, bytes]] | None = None
@@ -189,7 +191,7 @@ class RunChange:
 
     @property
     def touches_backlog(self) -> bool:
-        return self._is_backlog_touched or bool(self.cleaned_keys or self.sightings)
+        return self._is_backlog_touched or bool(self.cleaned or self.sightings)
 
     @property
     def touched_phases(self) -> set[str]:

@@ -20,7 +20,7 @@ from ..domain.identifiers import identifier_problem
 from ..domain.naming import branch_name, branch_ref, snapshot_ref
 from ..domain.printable import one_line
 from ..models import Run
-from ..store import feed, runs
+from ..store import runs
 from ..store.nodes import Checkpoint
 from ..views.exports import ImportAnswer, RunManifest
 from .archives import Archive, ArchiveError, open_archive
@@ -91,7 +91,6 @@ def import_run(context: AppContext, path: Path, revisions: Collection[str]) -> I
             run = runs.lock_run(session, run_id)
             roll_forward(context, session, run, Checkpoint(0))
             session.commit()
-            feed.announce(session)
             return ImportAnswer(
                 run_id=run_id, state=run.state, head_commit=run.head_commit, is_new=True
             )

@@ -246,28 +246,26 @@ def _tag_snapshots(change: RunChange) -> None:
 
 
 def _resolve_cleaned(change: RunChange) -> None:
-    """Resolve the aged issues whose cleanup a check proves. (rules §7.1)"""
+    """Say which aged issues the commit closes: those whose cleanup a check proves. (rules §7.1)"""
     run = change.run
     for phase in _completed(change):
         if phase.issue_key is None:
             continue
-        closing, why = _closing(change, phase)
+        closing = _closing(change, phase)
+        if isinstance(closing, Closing):
+            change.cleaned[phase.issue_key] = phase.phase_id, closing
+            continue
         issues.note(
-            *(change.session, run.project_id, phase.issue_key),
-            LifeKind.NOT_CLOSED if closing is None else LifeKind.CLOSED,
-            change.now,
+            *(change.session, run.project_id, phase.issue_key, LifeKind.NOT_CLOSED, change.now),
             run_id=run.run_id,
             phase_id=phase.phase_id,
-            checks=() if closing is None else closing.checks,
-            reason=why,
+            reason=closing,
         )
-        if closing is not None:
-            change.cleaned_keys.append(phase.issue_key)
         change.touch_backlog()
 
 
-def _closing(change: RunChange, phase: Phase) -> tuple[Closing | None, str]:
-    """Return what proves the cleanup of a complete phase, and how, or why nothing does."""
+def _closing(change: RunChange, phase: Phase) -> Closing | str:
+    """Return what proves the cleanup of a complete phase, or why nothing does."""
     verdict = next(
         (
             each
@@ -277,9 +275,9 @@ def _closing(change: RunChange, phase: Phase) -> tuple[Closing | None, str]:
         None,
     )
     if verdict is None or phase.verdict is not Verdict.GREEN:
-        return None, "the phase is complete without a green verdict"
+        return "the phase is complete without a green verdict"
     closing = closing_of(verdict.evidence, verdict.mended_checks)
-    return closing, closing.reason if closing else "no check is known to have failed before"
+    return closing or "no check is known to have failed before"
 
 
 def _want_push(change: RunChange) -> None:

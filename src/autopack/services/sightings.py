@@ -62,25 +62,43 @@ def _seen(
 
 
 def write_backlog(change: RunChange) -> Mapping[str, BacklogEntry]:
-    """Count a settled change in the project's backlog, once; return the reported entries by key.
+    """Count and close what a settled change says of the project's backlog, once.
 
-    Other runs that see these keys wait from here until the commit, so nothing but the answer may
-    come between.
+    Returns the entries by key. Other runs that see these keys wait from here until the commit, so
+    nothing but the answer may come between.
     """
     if change.backlog_entries is None:
         reports = [(change.phase(each.phase_id).tier_id, each) for each in change.sightings]
         entries = []
-        if reports or change.cleaned_keys:
-            entries = issues.write_backlog(
-                change.session, change.run, reports, change.cleaned_keys, change.now
+        if reports or change.cleaned:
+            entries = issues.count_in_backlog(
+                change.session, change.run, reports, change.cleaned.keys(), change.now
             )
+        # The entries are locked, so it is after all that others have done to them, or have seen.
+        now = change.context.now_in(change.run)
         for entry in entries:
-            _age(change, entry)
+            if entry.issue_key in change.cleaned:
+                _close(change, entry, now)
+            else:
+                _age(change, entry, now)
         change.backlog_entries = {entry.issue_key: entry for entry in entries}
     return change.backlog_entries
 
 
-def _age(change: RunChange, entry: BacklogEntry) -> None:
+def _close(change: RunChange, entry: BacklogEntry, now: datetime) -> None:
+    """Close an entry that a phase has cleaned up. (rules §7.1)"""
+    phase_id, closing = change.cleaned[entry.issue_key]
+    entry.status, entry.resolved_at = BacklogStatus.RESOLVED, now
+    issues.note(
+        *(change.session, entry.project_id, entry.issue_key, LifeKind.CLOSED, now),
+        run_id=change.run.run_id,
+        phase_id=phase_id,
+        checks=closing.checks,
+        reason=closing.reason,
+    )
+
+
+def _age(change: RunChange, entry: BacklogEntry, now: datetime) -> None:
     """Let an entry age. In the run that makes it age, its issue stays as grave as it was."""
     run = change.run
     if entry.status is BacklogStatus.OPEN and needs_cleanup(
@@ -91,9 +109,9 @@ def _age(change: RunChange, entry: BacklogEntry) -> None:
         after_tiers=run.cleanup_after_tiers,
     ):
         entry.status = BacklogStatus.NEEDS_CLEANUP
-        entry.needs_cleanup_at = change.now
+        entry.needs_cleanup_at = now
         issues.note(
-            *(change.session, run.project_id, entry.issue_key, LifeKind.AGED, change.now),
+            *(change.session, run.project_id, entry.issue_key, LifeKind.AGED, now),
             run_id=run.run_id,
             reason=f"seen in {entry.age_in_runs} runs and {entry.age_in_tiers} tiers",
         )

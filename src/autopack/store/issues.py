@@ -34,6 +34,11 @@ _RUN_ISSUE: Final = (
     *("is_expected", "is_open", "phase_id", "phase_index", "tier_id", "tier_index"),
 )
 
+# The entry of a key that is given. LATERAL and LIMIT, so that it is found by its index: a join may
+# read all of a project's backlog, or all that needs cleanup.
+_ENTRY: Final = (
+    "SELECT * FROM backlog WHERE project_id = %s AND issue_key = given.issue_key LIMIT 1"
+)
 _OF_RUN: Final = PreparedParts(
     "select_run_issues",
     Part(
@@ -47,9 +52,9 @@ _OF_RUN: Final = PreparedParts(
     ),
     Part(ISSUES.column_list, "issues WHERE phase_pk = %s AND issue_key = ANY(%s)"),
     Part(
-        ("issue_key::text", "needs_cleanup_at::timestamptz"),
-        "backlog WHERE project_id = %s AND issue_key = ANY(%s)"
-        f" AND status = '{BacklogStatus.NEEDS_CLEANUP}'",
+        ("known.issue_key::text", "known.needs_cleanup_at::timestamptz"),
+        f"unnest(%s::text[]) AS given (issue_key) CROSS JOIN LATERAL ({_ENTRY}) known"
+        f" WHERE known.status = '{BacklogStatus.NEEDS_CLEANUP}'",
     ),
 )
 
@@ -76,7 +81,7 @@ def read_known(
     The caller holds the run's lock if it changes the rows. The backlog is not locked.
     """
     names = list(keys)
-    found, rows, aged = session.fetch_parts(_OF_RUN, (run_pk, phase_pk, names, project_id, names))
+    found, rows, aged = session.fetch_parts(_OF_RUN, (run_pk, phase_pk, names, names, project_id))
     found.sort(key=itemgetter(0))
     return Known([_run_issue(row) for row in found], session.read(ISSUES, rows), dict(aged))
 
@@ -133,15 +138,17 @@ _SIGHT: Final = Prepared(
 """,
 )
 # LATERAL, so that the sightings of each key are found by their index, however many there are.
+# A cleaned key is given without a tier: its entry is only read.
 _COUNT_SIGHTINGS: Final = Prepared(
     "count_sightings",
     f"""
     WITH seen AS (
         SELECT DISTINCT known.id, given.tier_id
         FROM unnest(%s::text[], %s::text[]) AS given (issue_key, tier_id)
-        JOIN backlog known ON known.project_id = %s AND known.issue_key = given.issue_key
+        CROSS JOIN LATERAL ({_ENTRY}) known
     ), new AS (
-        INSERT INTO sightings (backlog_pk, run_pk, tier_id) SELECT id, %s, tier_id FROM seen
+        INSERT INTO sightings (backlog_pk, run_pk, tier_id)
+        SELECT id, %s, tier_id FROM seen WHERE tier_id IS NOT NULL
         ON CONFLICT DO NOTHING RETURNING backlog_pk, run_pk, tier_id
     ), ages AS (
         SELECT fresh.backlog_pk, counted.*
@@ -157,38 +164,34 @@ _COUNT_SIGHTINGS: Final = Prepared(
     WHERE backlog.id = ANY(ARRAY(SELECT id FROM seen))
 """,  # noqa: S608 - the names of columns alone
 )
-
-
-_RESOLVE: Final = Prepared(
-    "resolve_in_backlog",
-    "UPDATE backlog SET status = 'resolved', resolved_at = %s"
-    " WHERE project_id = %s AND issue_key = %s",
+_LOCK_ENTRY: Final = Prepared(
+    "lock_in_backlog",
+    "SELECT FROM backlog WHERE project_id = %s AND issue_key = %s FOR NO KEY UPDATE",
 )
 
 
-def write_backlog(
+def count_in_backlog(
     session: RowSession,
     run: Run,
     reports: Sequence[tuple[str, IssueRecorded]],
     cleaned: Collection[str],
     now: datetime,
 ) -> list[BacklogEntry]:
-    """Count reports of a run, each with its tier, and resolve the keys that it has cleaned up.
+    """Count reports of a run, each with its tier; return their entries, and those of cleaned keys.
 
-    Returns the entries of what was reported, with their ages up to date. Entries are locked in the
-    order of their keys, so that two runs never wait for each other crosswise.
+    Ages are up to date. The entries are locked until the end of the transaction, in the order of
+    their keys, so that two runs never wait for each other crosswise.
     """
     project_id, run_id = run.project_id, run.run_id
     steps: list[tuple[str, Prepared, Values]] = []
     for _, each in reports:
         known = (project_id, each.issue_key, each.category, each.severity)
         steps.append((each.issue_key, _SIGHT, (*known, run_id, run_id, now)))
-    steps += [(key, _RESOLVE, (now, project_id, key)) for key in cleaned]
+    steps += [(key, _LOCK_ENTRY, (project_id, key)) for key in cleaned]
     for _, statement, values in sorted(steps, key=itemgetter(0)):
         session.gather(statement, values)
-    if not reports:
-        return []
-    keys, tiers = [each.issue_key for _, each in reports], [tier_id for tier_id, _ in reports]
+    keys = [*(each.issue_key for _, each in reports), *cleaned]
+    tiers = [*(tier_id for tier_id, _ in reports), *(None for _ in cleaned)]
     found = session.fetch_by(_COUNT_SIGHTINGS, (keys, tiers, project_id, run.id))
     entries = []
     for runs, tiers_seen, *columns in found:
