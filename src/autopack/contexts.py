@@ -15,7 +15,7 @@ from .mirror import Mirror
 
 # What the command line does beside the database, it imports from here.
 from .services.audit_log import first_broken_entry as first_broken_entry
-from .services.audit_log import last_deeds as last_deeds
+from .services.audit_log import last_entries as last_entries
 from .services.context import AppContext as AppContext  # the command line names it
 from .services.keys import create_key as create_key
 from .services.keys import list_keys as list_keys

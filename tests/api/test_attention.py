@@ -79,8 +79,8 @@ def test_a_failed_run_needs_a_person_until_an_operator_dismisses_it(
     assert closed.json()["closed_by"].startswith("local:operator@")
     assert listed(api) == {}
     assert api.client.post("/attention/run_failed:run-001/dismiss").json() == closed.json()
-    deeds = api.client.get("/audit").json()["entries"]
-    assert [(each["action"], each["subject"]) for each in deeds] == [
+    entries = api.client.get("/audit").json()["entries"]
+    assert [(each["action"], each["subject"]) for each in entries] == [
         ("attention_dismissed", "run-001")
     ]
 

@@ -367,8 +367,8 @@ def test_a_removed_webhook_is_told_nothing(hooks: Hooks) -> None:
     deliver_webhook(hooks.app.state.context, 1)  # its job may be queued still
     assert hooks.work() == []
     assert hooks.api.client.get("/webhooks").json() == {"webhooks": []}
-    deeds = hooks.api.client.get("/audit").json()["entries"]
-    assert [each["action"] for each in deeds] == ["webhook_created", "webhook_removed"]
+    entries = hooks.api.client.get("/audit").json()["entries"]
+    assert [each["action"] for each in entries] == ["webhook_created", "webhook_removed"]
 
 
 def test_no_secret_is_told_a_second_time(hooks: Hooks, capsys: pytest.CaptureFixture[str]) -> None:

@@ -100,7 +100,7 @@ def test_keys_and_what_was_done_to_them_are_shown(api: Api, app: FastAPI) -> Non
 def test_the_audit_log_is_shown_in_pages(
     api: Api, app: FastAPI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("autopack.dashboard.keys_page.DEEDS_A_PAGE", 2)
+    monkeypatch.setattr("autopack.dashboard.keys_page.ENTRIES_A_PAGE", 2)
     for number in range(3):
         create_key(app.state.context, NewKey(name=f"key-{number}", roles=(AccessRole.VIEWER,)))
     page = api.client.get(f"{HOME}/keys")

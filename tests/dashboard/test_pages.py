@@ -118,8 +118,8 @@ def test_an_operator_removes_a_node_that_is_gone_but_none_that_is_alive(
     done = api.client.post(gone, follow_redirects=False)
     assert (done.status_code, done.headers["location"]) == (303, f"{HOME}#h-nodes")
     assert [node["id"] for node in api.client.get("/nodes").json()["nodes"]] == [this]
-    deeds = api.client.get("/audit").json()["entries"]
-    assert (deeds[-1]["action"], deeds[-1]["subject"]) == ("node_removed", "n2")
+    entries = api.client.get("/audit").json()["entries"]
+    assert (entries[-1]["action"], entries[-1]["subject"]) == ("node_removed", "n2")
 
 
 def test_home_shows_what_runs_and_what_ended(api: Api) -> None:

@@ -17,7 +17,7 @@ from autopack.domain.access import (
     Caller,
     MissingRoleError,
 )
-from autopack.domain.audit_log import AuditAction, Deed, first_broken, hash_of
+from autopack.domain.audit_log import AuditAction, AuditEvent, first_broken, hash_of
 from autopack.domain.events import GENESIS_HASH
 from autopack.domain.keys import LENGTH, expiry, is_well_formed, make_key, without_keys
 from autopack.domain.secret_rules import redact
@@ -140,9 +140,11 @@ def test_an_entry_of_the_audit_log_that_was_changed_or_removed_shows() -> None:
     entries: list[Entry] = []
     previous = GENESIS_HASH
     for sequence in range(1, 5):
-        deed = Deed(NOON, "local", AuditAction.KEY_CREATED, f"k{sequence}", {"roles": ["ci"]})
-        digest = hash_of(sequence, deed, previous)
-        parts = (deed.at, deed.actor, deed.action, deed.subject, dict(deed.data))
+        event = AuditEvent(
+            NOON, "local", AuditAction.KEY_CREATED, f"k{sequence}", {"roles": ["ci"]}
+        )
+        digest = hash_of(sequence, event, previous)
+        parts = (event.at, event.actor, event.action, event.subject, dict(event.data))
         entries.append(Entry(sequence, *parts, previous, digest))
         previous = digest
     assert first_broken([]) is None

@@ -119,5 +119,5 @@ def list_deeds(context: Context, limit: PageLimit = 100, cursor: Cursor = None) 
     Each entry carries the hash of the one before it.
     """
     after = decode_cursor(cursor, int)[0] if cursor else 0
-    page, more = audit_log.list_deeds(context, after=after, limit=limit)
+    page, more = audit_log.list_entries(context, after=after, limit=limit)
     return AuditPage(entries=page, next_cursor=None if more is None else encode_cursor(more))

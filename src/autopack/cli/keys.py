@@ -132,11 +132,11 @@ def audit(
 
     Ends with 1 when an entry does not follow from those before it.
     """
-    from ..contexts import first_broken_entry, last_deeds
+    from ..contexts import first_broken_entry, last_entries
 
     with _beside_database() as context:
         broken = first_broken_entry(context)
-        entries = last_deeds(context, limit)
+        entries = last_entries(context, limit)
     if json:
         shown = [entry.model_dump(mode="json") for entry in entries]
         print_json({"first_broken": broken, "entries": shown})

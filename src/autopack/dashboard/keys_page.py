@@ -16,21 +16,21 @@ from .routes import InPage, PageRoute, back_to
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
 
-DEEDS_A_PAGE: Final = 50
+ENTRIES_A_PAGE: Final = 50
 
 
 @router.get(f"{HOME}/keys", name="GET /keys")
 def show_keys(context: Context, page: InPage, cursor: Cursor = None) -> HTMLResponse:
     """Show every key, and what was done to keys and policy, newest first."""
     before = decode_cursor(cursor, int)[0] if cursor else None
-    deeds = audit_log.last_deeds(context, DEEDS_A_PAGE, before=before)
+    entries = audit_log.last_entries(context, ENTRIES_A_PAGE, before=before)
     return page.render(
         "keys.html",
         here="keys",
         json=("/keys", "/audit"),
         keys=keys.list_keys(context),
-        deeds=deeds[::-1],
-        older=encode_cursor(deeds[0].sequence) if deeds and deeds[0].sequence > 1 else None,
+        entries=entries[::-1],
+        older=encode_cursor(entries[0].sequence) if entries and entries[0].sequence > 1 else None,
         is_later=before is not None,
         auth=context.settings.auth,
         may_revoke=context.caller.key is not None,

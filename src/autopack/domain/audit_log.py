@@ -29,8 +29,8 @@ class AuditAction(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Deed:
-    """What was done, to what, by whom; `data` is JSON and holds no key."""
+class AuditEvent:
+    """What was event, to what, by whom; `data` is JSON and holds no key."""
 
     at: datetime
     actor: str
@@ -60,15 +60,15 @@ class Sealed(Protocol):
     def hash(self) -> str: ...
 
 
-def hash_of(sequence: int, deed: Deed, previous_hash: str) -> str:
+def hash_of(sequence: int, event: AuditEvent, previous_hash: str) -> str:
     """Return the hash of an entry, which covers the hash of the one before it."""
     document = {
         "sequence": sequence,
-        "at": wire_time(deed.at),
-        "actor": deed.actor,
-        "action": deed.action,
-        "subject": deed.subject,
-        "data": dict(deed.data),
+        "at": wire_time(event.at),
+        "actor": event.actor,
+        "action": event.action,
+        "subject": event.subject,
+        "data": dict(event.data),
         "previous_hash": previous_hash,
     }
     return hashlib.sha256(canonical_json(document)).hexdigest()
@@ -82,8 +82,10 @@ def first_broken(entries: Iterable[Sealed]) -> int | None:
     """
     previous = GENESIS_HASH
     for sequence, entry in enumerate(entries, 1):
-        deed = Deed(entry.at, entry.actor, AuditAction(entry.action), entry.subject, entry.data)
-        digest = hash_of(sequence, deed, previous)
+        event = AuditEvent(
+            entry.at, entry.actor, AuditAction(entry.action), entry.subject, entry.data
+        )
+        digest = hash_of(sequence, event, previous)
         if (entry.sequence, entry.previous_hash, entry.hash) != (sequence, previous, digest):
             return sequence
         previous = entry.hash

@@ -142,7 +142,7 @@ class RefLock:
 
 
 def _hold(descriptor: int) -> bool:
-    """Take the flock of a new lock; return False if somebody removed the lock before."""
+    """Take the flock of a new lock; return False if another process removed it before."""
     with suppress(OSError):  # a file system without flock, where no lock is known to be stale
         flock(descriptor, LOCK_EX)  # `remove_stale` may look at it for a moment
     if os.fstat(descriptor).st_nlink:

@@ -281,7 +281,7 @@ def check_lease(change: RunChange, phase: Phase, role: Role, token: str | None) 
 def _identify(context: AppContext, wanted: Claim, scope: str | None) -> Once:
     """Identify a claim by its key; one without a key is new always.
 
-    A lease is for whom it was given to, so nobody else gets it by the same words and key.
+    A lease is for the agent that got it, so no other one gets it by the same words and key.
     """
     request = {"claim": wanted.model_dump(mode="json"), "holder": context.caller.holder}
     return once("claim", request, [scope])

@@ -173,7 +173,7 @@ def _remove(context: AppContext, old: store.OldRun, before: datetime) -> bool:
 def _mark(context: AppContext, run_pks: list[int]) -> None:
     """Record that the files of runs are removed, when they are off the disk too.
 
-    Else a power cut would bring them back, and nobody would remove them again. Runs without the
+    Else a power cut would bring them back, and nothing would remove them again. Runs without the
     mark lag, so the upkeep removes their files.
     """
     try:

@@ -206,7 +206,7 @@ def current_ruleset(context: AppContext, session: RowSession) -> tuple[Ruleset, 
     digest, _ = _digest(ruleset)
     latest = rulesets.get_latest(session, ruleset.project_id)
     if latest is not None and latest.sha256 != digest:
-        # This node may have followed the latest since the file was read: nobody does from here on.
+        # This node may have followed the latest since the file was read: it does not from here on.
         latest = _lock(session, context)
         ruleset = read_ruleset(context)
         digest, _ = _digest(ruleset)
@@ -216,7 +216,7 @@ def current_ruleset(context: AppContext, session: RowSession) -> tuple[Ruleset, 
 
 
 def _lock(session: RowSession, context: AppContext) -> RulesetVersion | None:
-    """Return the latest version; nobody adds one, and this node follows none, until the commit."""
+    """Return the latest version; no node adds one, and this one follows none, until the commit."""
     latest = rulesets.lock_latest(session, context.settings.project_id)
     nodes.lock_ruleset(session, context.node_id)
     return latest

@@ -9,7 +9,7 @@ from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from ..advisory_locks import AUDIT_LOG
-from ..domain.audit_log import Deed, hash_of
+from ..domain.audit_log import AuditEvent, hash_of
 from ..domain.events import GENESIS_HASH
 from ..models import AuditEntry
 
@@ -17,7 +17,7 @@ PAGE: Final = 1_000
 _LOCK: Final = text(f"SELECT pg_advisory_xact_lock({AUDIT_LOG.number})")
 
 
-def append_deed(session: Session, deed: Deed) -> AuditEntry:
+def append_entry(session: Session, event: AuditEvent) -> AuditEntry:
     """Add an entry to the log; until the transaction's end no other process can add one."""
     session.execute(_LOCK)
     last = session.execute(
@@ -26,25 +26,25 @@ def append_deed(session: Session, deed: Deed) -> AuditEntry:
     sequence, previous = (last.sequence + 1, last.hash) if last else (1, GENESIS_HASH)
     entry = AuditEntry(
         sequence=sequence,
-        at=deed.at,
-        actor=deed.actor,
-        action=deed.action,
-        subject=deed.subject,
-        data=dict(deed.data),
+        at=event.at,
+        actor=event.actor,
+        action=event.action,
+        subject=event.subject,
+        data=dict(event.data),
         previous_hash=previous,
-        hash=hash_of(sequence, deed, previous),
+        hash=hash_of(sequence, event, previous),
     )
     session.add(entry)
     return entry
 
 
-def list_deeds(session: Session, *, after: int, limit: int) -> Sequence[AuditEntry]:
+def list_entries(session: Session, *, after: int, limit: int) -> Sequence[AuditEntry]:
     """Return entries of the log in their order, those after a number."""
     query = select(AuditEntry).where(AuditEntry.sequence > after)
     return session.scalars(query.order_by(AuditEntry.sequence).limit(limit)).all()
 
 
-def last_deeds(session: Session, limit: int, before: int | None = None) -> Sequence[AuditEntry]:
+def last_entries(session: Session, limit: int, before: int | None = None) -> Sequence[AuditEntry]:
     """Return the last entries of the log, or the last before a number, in their order."""
     query = select(AuditEntry).order_by(AuditEntry.sequence.desc()).limit(limit)
     if before is not None:
@@ -52,10 +52,10 @@ def last_deeds(session: Session, limit: int, before: int | None = None) -> Seque
     return session.scalars(query).all()[::-1]
 
 
-def stream_deeds(session: Session) -> Iterator[AuditEntry]:
+def stream_entries(session: Session) -> Iterator[AuditEntry]:
     """Yield the whole log in its order, a page at a time."""
     after = 0
-    while page := list_deeds(session, after=after, limit=PAGE):
+    while page := list_entries(session, after=after, limit=PAGE):
         yield from page
         after = page[-1].sequence
         session.expunge_all()

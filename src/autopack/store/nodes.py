@@ -190,7 +190,7 @@ def find_ruleset(session: Session, node_id: str) -> str | None:
 
 
 def lock_ruleset(session: Session, node_id: str) -> str | None:
-    """Return what `find_ruleset` does; nobody else sets it until the end of the transaction."""
+    """Return what `find_ruleset` does; no other process sets it until the transaction ends."""
     query = select(Node.ruleset_sha256).where(Node.id == node_id)
     return session.scalars(query.with_for_update(key_share=True)).one_or_none()
 
