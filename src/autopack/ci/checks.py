@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from ..config import Settings
+from ..domain.errors import AutopackError
 from ..domain.evidence_rules import CaseState
 from ..domain.listing import listed
 from ..domain.results import CheckCounts
@@ -73,6 +74,13 @@ class CommandOutcome:
     exit_status: int | None = None
     is_overdue: bool = False
     seconds: float = 0.0
+
+    @classmethod
+    def without_checkout(cls, error: Exception, sandbox: Sandbox) -> CommandOutcome:
+        """Return that the command did not run, as there is no tree of the commit."""
+        why = error.detail if isinstance(error, AutopackError) else str(error)
+        reason = f"the commit could not be checked out: {why}"
+        return cls(verdict=Verdict.DID_NOT_RUN, reason=reason, sandbox=sandbox)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from ..views.issues import BacklogEntryAnswer, BacklogIssueAnswer
 from .command import NO, CommandError, command_app
 from .completion import complete_issues, complete_runs
 from .service import asking
-from .terminal import JsonOption, UrlOption, print_json, print_table, say
+from .terminal import CursorOption, JsonOption, LimitOption, UrlOption, print_json, print_table, say
 
 app = command_app()
 
@@ -41,8 +41,8 @@ def list_issues(
     order: Annotated[
         BacklogOrder | None, typer.Option(help="first_seen, pressing, last_seen or often.")
     ] = None,
-    limit: Annotated[int, typer.Option(help="How many.")] = 100,
-    cursor: Annotated[str | None, typer.Option(help="`next_cursor` of the page before.")] = None,
+    limit: LimitOption = 100,
+    cursor: CursorOption = None,
     json: JsonOption = False,
     url: UrlOption = None,
 ) -> None:

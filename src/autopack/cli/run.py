@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,7 +17,10 @@ from .graph import GraphFormat, draw
 from .graph import document as graph_document
 from .service import asking, read_document
 from .terminal import (
+    CursorOption,
     JsonOption,
+    LimitOption,
+    PlanArgument,
     RawOption,
     UrlOption,
     make_console,
@@ -33,10 +35,12 @@ PATIENT_RETRIES = 7
 
 app = command_app()
 
+Reason = Annotated[str, typer.Option(help="The reason, for the record.")]
+
 
 @app.command()
 def start(
-    plan: Annotated[Path, typer.Argument(help="A plan's file, JSON or YAML.")],
+    plan: PlanArgument,
     watch: Annotated[bool, typer.Option("--watch", help="Then watch it until it is over.")] = False,
     json: JsonOption = False,
     url: UrlOption = None,
@@ -60,8 +64,8 @@ def list_runs(
     text: Annotated[
         str | None, typer.Option(help="Only runs with this text in their id, a phase or an issue.")
     ] = None,
-    limit: Annotated[int, typer.Option(help="How many.")] = 100,
-    cursor: Annotated[str | None, typer.Option(help="`next_cursor` of the page before.")] = None,
+    limit: LimitOption = 100,
+    cursor: CursorOption = None,
     json: JsonOption = False,
     url: UrlOption = None,
 ) -> None:
@@ -139,7 +143,7 @@ def events(
 @app.command()
 def cancel(
     run_id: RunId,
-    reason: Annotated[str, typer.Option(help="The reason, for the record.")] = "",
+    reason: Reason = "",
     json: JsonOption = False,
     url: UrlOption = None,
 ) -> None:
@@ -218,7 +222,7 @@ def rollback(
             metavar="PHASE_ID", help="The phase to go back to.", autocompletion=complete_phases
         ),
     ],
-    reason: Annotated[str, typer.Option(help="The reason, for the record.")] = "",
+    reason: Reason = "",
     json: JsonOption = False,
     url: UrlOption = None,
 ) -> None:

@@ -12,7 +12,7 @@ from ..client import ApiError
 from ..domain.strategy import Strategy
 from .command import CommandError, command_app
 from .service import asking, read_document
-from .terminal import JsonOption, UrlOption, print_json, print_table, say
+from .terminal import JsonOption, PlanArgument, UrlOption, print_json, print_table, say
 
 app = command_app()
 ruleset_app = command_app()
@@ -39,7 +39,7 @@ def show(json: JsonOption = False, url: UrlOption = None) -> None:
 
 @app.command()
 def dry_run(
-    plan: Annotated[Path, typer.Argument(help="A plan's file, JSON or YAML.")],
+    plan: PlanArgument,
     ruleset: Annotated[Path | None, typer.Option(help="Another ruleset's file.")] = None,
     json: JsonOption = False,
     url: UrlOption = None,

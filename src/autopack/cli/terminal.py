@@ -12,6 +12,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from io import TextIOWrapper
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -36,6 +37,9 @@ UrlOption = Annotated[
         help="The service (AUTOPACK_URL, API_URL, http://localhost:8000).",
     ),
 ]
+LimitOption = Annotated[int, typer.Option(help="How many.")]
+CursorOption = Annotated[str | None, typer.Option(help="`next_cursor` of the page before.")]
+PlanArgument = Annotated[Path, typer.Argument(help="A plan's file, JSON or YAML.")]
 WIDE: Final = 500  # without a terminal, lines are not wrapped
 GAP: Final = 2  # between two columns
 STYLES: Final = {

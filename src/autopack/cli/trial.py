@@ -154,12 +154,7 @@ def try_commit(
                 should_stop=lambda: False,
             )
     except (AutopackError, WorkspaceError, OSError) as error:
-        why = error.detail if isinstance(error, AutopackError) else str(error)
-        outcome = CommandOutcome(
-            verdict=Verdict.DID_NOT_RUN,
-            reason=f"the commit could not be checked out: {why}",
-            sandbox=runner.sandbox,
-        )
+        outcome = CommandOutcome.without_checkout(error, runner.sandbox)
     is_green = outcome.verdict is Verdict.GREEN
     is_walled = outcome.sandbox is Sandbox.BUBBLEWRAP
     hint = hidden_packages(settings) if is_walled and not is_green else None

@@ -31,9 +31,9 @@ from .command import FINE, NO, UNAVAILABLE, CommandError, command_app
 from .run import PATIENT_RETRIES
 from .service import asking, read_document
 from .settings import read_settings
-from .terminal import JsonOption, busy, hint, make_console, print_json, say
+from .terminal import JsonOption, PlanArgument, busy, hint, make_console, print_json, say
 from .trial import RulesetError, read_ruleset
-from .work import INTERRUPTED, agents_for
+from .work import INTERRUPTED, AuditorOption, BuilderOption, agents_for
 
 HOST: Final = "127.0.0.1"
 LOG: Final = "up.log"
@@ -54,13 +54,9 @@ class _Interrupted(BaseException):
 
 @app.command()
 def up(
-    plan: Annotated[Path, typer.Argument(help="A plan's file, JSON or YAML.")],
-    builder: Annotated[
-        str | None, typer.Option(metavar="COMMAND", help="Builds: a command, or a known agent.")
-    ] = None,
-    auditor: Annotated[
-        str | None, typer.Option(metavar="COMMAND", help="Reviews: a command, or a known agent.")
-    ] = None,
+    plan: PlanArgument,
+    builder: BuilderOption = None,
+    auditor: AuditorOption = None,
     port: Annotated[
         int | None,
         typer.Option(

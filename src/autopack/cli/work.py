@@ -32,15 +32,18 @@ _INTERPRETERS = re.compile(r"(ba|da|z|k)?sh|python[\d.]*|node|perl|ruby|deno|bun
 
 app = command_app()
 
+BuilderOption = Annotated[
+    str | None, typer.Option(metavar="COMMAND", help="Builds: a command, or a known agent.")
+]
+AuditorOption = Annotated[
+    str | None, typer.Option(metavar="COMMAND", help="Reviews: a command, or a known agent.")
+]
+
 
 @app.command()
 def work(
-    builder: Annotated[
-        str | None, typer.Option(metavar="COMMAND", help="Builds: a command, or a known agent.")
-    ] = None,
-    auditor: Annotated[
-        str | None, typer.Option(metavar="COMMAND", help="Reviews: a command, or a known agent.")
-    ] = None,
+    builder: BuilderOption = None,
+    auditor: AuditorOption = None,
     agent: Annotated[
         str | None,
         typer.Option(metavar="AGENT", help="Builds: aider, claude, codex, gemini or opencode."),

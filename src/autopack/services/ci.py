@@ -247,12 +247,7 @@ def _make(context: AppContext, order: Order) -> Result | None:
             verdict=Verdict.DID_NOT_RUN, reason=f"its evidence could not be measured: {error}"
         )
     except (AutopackError, WorkspaceError, OSError) as error:
-        why = error.detail if isinstance(error, AutopackError) else str(error)
-        outcome = CommandOutcome(
-            verdict=Verdict.DID_NOT_RUN,
-            reason=f"the commit could not be checked out: {why}",
-            sandbox=checks_of(context.settings).sandbox,
-        )
+        outcome = CommandOutcome.without_checkout(error, checks_of(context.settings).sandbox)
         judged = Judged(verdict=outcome.verdict, reason=outcome.reason)
     log.info("ci_ended", verdict=judged.verdict, reason=judged.reason)
     return Result(outcome=outcome, judged=judged, evidence=evidence)
