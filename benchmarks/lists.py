@@ -32,7 +32,6 @@ from typing import Any
 import httpx
 import psutil
 from sqlalchemy import Connection, Engine, event, text
-from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
 from autopack.config import Settings
@@ -40,6 +39,7 @@ from autopack.database import init_db, make_engine
 from autopack.embedded_postgres import EmbeddedPostgres
 from autopack.main import create_app
 from autopack.store.figures import count_ended
+from autopack.store.session import RowSession
 
 LIVE_RUNS = 20
 RUNS_A_KEY = 20
@@ -301,7 +301,7 @@ def settle(engine: Engine) -> None:
     """Add up the figures, as upkeep would; vacuum and analyze, as autovacuum would."""
     counted = 1
     while counted:
-        with Session(engine) as session:
+        with RowSession(engine, is_writing=True) as session:
             counted = count_ended(session, datetime.now(UTC) + timedelta(hours=1))
             session.commit()
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 from sqlalchemy import Connection, Engine, text
-from sqlalchemy.orm import Session
 
 from autopack.domain.run import FailureCode
 from autopack.domain.states import RunStatus
 from autopack.store.counts import UNFOLDED, fold_counts
+from autopack.store.session import RowSession
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -62,7 +62,7 @@ def are_right(engine: Engine) -> bool:
 
 
 def fold(engine: Engine) -> None:
-    with Session(engine) as session:
+    with RowSession(engine, is_writing=True) as session:
         fold_counts(session)
         session.commit()
 

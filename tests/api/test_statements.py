@@ -45,7 +45,7 @@ _STATEMENT = re.compile(
 )
 
 BUDGETS = {
-    "start": Cost(8, 18),
+    "start": Cost(7, 18),
     "start again": Cost(2, 5),
     "read": Cost(1, 1),
     "list": Cost(3, 3),

@@ -225,7 +225,8 @@ def _day(day: date, counts: _Counts) -> DayAnswer:
 def count_ended_runs(context: AppContext) -> None:
     """Add the figures of runs that are over to those of their days, some at a time."""
     for _ in range(MOST_BATCHES):
-        with context.writing() as session:
+        with context.autocommitting() as session:
+            session.begin_change()
             is_done = figures.count_ended(session, context.now()) < figures.BATCH
             session.commit()
         if is_done:

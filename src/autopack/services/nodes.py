@@ -25,10 +25,9 @@ from .. import __version__
 from ..domain.audit_log import AuditAction
 from ..domain.errors import ConflictError, NotFoundError
 from ..gitrepo import Generations, NodeIdentity, Repository, renew_home
-from ..models import ServedRepository
 from ..store import nodes
 from ..store.feed import Listener
-from ..store.nodes import ALIVE_SECONDS, NodeState
+from ..store.nodes import ALIVE_SECONDS, NodeState, Served
 from ..views.service import NodeAnswer
 from .audit_log import note
 from .availability import OUTAGES
@@ -63,7 +62,7 @@ def require_history(context: AppContext) -> None:
     """Check that the database's runs are of this repository. Raises ServedElsewhereError."""
     with context.writing() as session:
         known = nodes.lock_repository(session)
-        if known is not None and nodes.has_runs(session):
+        if known is not None and known.has_runs:
             _require_shared_history(known, context.repository)
 
 
@@ -74,10 +73,11 @@ def register(context: AppContext, address: str | None = None) -> AppContext:
     database knows of the old node is not true for these folders. Raises ServedElsewhereError.
     """
     repository = context.repository
-    with context.writing() as session:
+    with context.autocommitting() as session:
+        session.begin_change()
         known = nodes.lock_repository(session)
         mine = repository.node_identity()
-        if known is not None and nodes.has_runs(session):
+        if known is not None and known.has_runs:
             _require_shared_history(known, repository)
         else:
             roots = list(repository.root_commits())
@@ -106,7 +106,7 @@ def _renewed(context: AppContext) -> NodeIdentity:
     return context.repository.node_identity()
 
 
-def _require_shared_history(known: ServedRepository, repository: Repository) -> None:
+def _require_shared_history(known: Served, repository: Repository) -> None:
     roots = repository.root_commits()
     is_comparable = roots and known.root_commits  # a shallow clone has none
     if is_comparable and not {*roots} & {*known.root_commits}:
@@ -215,10 +215,9 @@ class NodeMember:
             self._connection.invalidate()
             self._connection.close()
             self._connection = connection
-        with context.writing() as session:
+        with context.autocommitting() as session:
             generation = nodes.note_alive(session, context.node_id)
             has_others = nodes.has_others(session, context.node_id, alive_seconds=ALIVE_SECONDS)
-            session.commit()
         if generation is None:  # it was removed from the list while it seemed to be gone
             register(context, self._address)
         elif not context.repository.node_identity().generations().has(generation):

@@ -20,8 +20,8 @@ from ..domain.ruleset import CiRules, Ruleset
 from ..domain.strategy import Strategy, compile_strategy, require_evidence
 from ..domain.terms import CiMode, CiProfile, EvidenceKind
 from ..domain.values import MAX_PROBLEMS, Problems
-from ..models import RulesetVersion
 from ..store import issues, nodes, rulesets
+from ..store.rulesets import LatestVersion
 from ..store.session import RowSession
 from ..views.project import (
     FieldChangeAnswer,
@@ -177,12 +177,12 @@ def ci_scripts(context: AppContext, ci: CiRules, commit: str) -> set[str]:
 
 def strategy_version(session: RowSession, context: AppContext, ruleset: Ruleset) -> int:
     """Return the version number of strategies of this ruleset; it is a new one if it differs."""
-    latest = rulesets.get_latest(session, ruleset.project_id)
+    latest = rulesets.find_latest_version(session, ruleset.project_id)
     return _version_after(session, context, ruleset, latest)
 
 
 def _version_after(
-    session: RowSession, context: AppContext, ruleset: Ruleset, latest: RulesetVersion | None
+    session: RowSession, context: AppContext, ruleset: Ruleset, latest: LatestVersion | None
 ) -> int:
     digest, document = _digest(ruleset)
     if latest is None or latest.sha256 != digest:
@@ -204,7 +204,7 @@ def current_ruleset(context: AppContext, session: RowSession) -> tuple[Ruleset, 
     """
     ruleset = read_ruleset(context)
     digest, _ = _digest(ruleset)
-    latest = rulesets.get_latest(session, ruleset.project_id)
+    latest = rulesets.find_latest_version(session, ruleset.project_id)
     if latest is not None and latest.sha256 != digest:
         # This node may have followed the latest since the file was read: it does not from here on.
         latest = _lock(session, context)
@@ -215,7 +215,7 @@ def current_ruleset(context: AppContext, session: RowSession) -> tuple[Ruleset, 
     return ruleset, _version_after(session, context, ruleset, latest)
 
 
-def _lock(session: RowSession, context: AppContext) -> RulesetVersion | None:
+def _lock(session: RowSession, context: AppContext) -> LatestVersion | None:
     """Return the latest version; no node adds one, and this one follows none, until the commit."""
     latest = rulesets.lock_latest(session, context.settings.project_id)
     nodes.lock_ruleset(session, context.node_id)
@@ -224,7 +224,8 @@ def _lock(session: RowSession, context: AppContext) -> RulesetVersion | None:
 
 def follow_ruleset(context: AppContext) -> None:
     """Replace this node's ruleset file if another node has put a newer version in force."""
-    with context.writing() as session:
+    with context.autocommitting() as session:
+        session.begin_change()
         # Before the file is read: else what a request notes of a newer one would be overwritten.
         known = nodes.lock_ruleset(session, context.node_id)
         content = context.mirror.read_ruleset(context.settings.project_id)
@@ -234,7 +235,7 @@ def follow_ruleset(context: AppContext) -> None:
             digest, _ = _digest(parse_ruleset(content, context.settings.project_id))
         except InvalidRulesetError:
             return  # the operator is editing it
-        latest = rulesets.get_latest(session, context.settings.project_id)
+        latest = rulesets.find_latest_version(session, context.settings.project_id)
         if latest is None:
             if known is None:  # a default that was written here must not look edited later
                 nodes.set_ruleset(session, context.node_id, digest)

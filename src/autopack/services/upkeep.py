@@ -38,8 +38,10 @@ def start_up(context: AppContext) -> None:
     """
     context.mirror.prepare()
     _distrust_files(context)
-    _find_lost_files(context)
+    _find_lost_runs(context)
     try:
+        if not context.mirror.has_backlog():  # the folder is new, or was removed
+            restore_ruleset(context)
         read_ruleset(context)
         follow_ruleset(context)
     except AutopackError as error:
@@ -69,10 +71,7 @@ def _distrust_files(context: AppContext) -> None:
 
 
 def _find_lost_files(context: AppContext) -> None:
-    """Mark runs as lagging whose files were removed, and write the project's own files again.
-
-    Checks the latest runs; if one of them has no files, checks all runs.
-    """
+    """Mark runs as lagging whose files were removed, and write the project's own files again."""
     try:
         if not context.mirror.has_backlog():
             restore_ruleset(context)
@@ -81,10 +80,19 @@ def _find_lost_files(context: AppContext) -> None:
     except AutopackError as error:
         logger.warning("files_not_restored", why=error.detail)
         return
-    with context.writing() as session:
+    _find_lost_runs(context)
+
+
+def _find_lost_runs(context: AppContext) -> None:
+    """Mark runs as lagging whose files were removed.
+
+    Checks the latest runs; if one of them has no files, checks all runs.
+    """
+    with context.reading() as session:
         latest = runs.list_mirrored(session, context.node_id, LATEST_RUNS)
-        if all(context.mirror.has_run(run_id) for run_id in latest):
-            return
+    if all(context.mirror.has_run(run_id) for run_id in latest):
+        return
+    with context.writing() as session:
         known = runs.list_mirrored(session, context.node_id, None)
         lost = [run_id for run_id in known if not context.mirror.has_run(run_id)]
         nodes.reset_checkpoints(session, lost, context.node_id, "the files were removed")
@@ -106,7 +114,8 @@ def keep_up(context: AppContext) -> None:
 
 def _tend_runs(context: AppContext, keep_turn: Callable[[], None]) -> None:
     """Do what one node does for all: deadlines, merges, counts and figures."""
-    with context.writing() as session:
+    with context.autocommitting() as session:
+        session.begin_change()
         counts.fold_counts(session)
         for place in nodes.remove_silent(session):
             logger.warning("node_removed", place=place, why="no sign of life for days")
@@ -117,7 +126,7 @@ def _tend_runs(context: AppContext, keep_turn: Callable[[], None]) -> None:
     with context.reading() as session:
         overdue = runs.list_overdue(session, context.now(), BATCH)
     _bring_up_to_date(context, overdue, keep_turn)
-    with context.writing() as session:
+    with context.autocommitting() as session:
         pulses.note_completed(session, PULSE)
         session.commit()
 

@@ -18,6 +18,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from ..domain.figures import STEP, Grouping, Subject
+from .session import RowSession
 
 # CI and pushes of a run can go on for a moment after its end.
 COUNTED_AFTER: Final = timedelta(minutes=10)
@@ -211,9 +212,9 @@ _ADDED: Final = (
     f" GROUP BY day, {_TEXTS}, step"
 )
 # Another statement chooses and marks the runs before, so that this one sees all their rows.
-_MARK: Final = text("""UPDATE runs SET is_counted = true WHERE id IN (
-        SELECT id FROM runs WHERE NOT is_counted AND ended_at < :before
-        ORDER BY id LIMIT :batch FOR UPDATE SKIP LOCKED) RETURNING id""")
+_MARK: Final = """UPDATE runs SET is_counted = true WHERE id IN (
+        SELECT id FROM runs WHERE NOT is_counted AND ended_at < %s
+        ORDER BY id LIMIT %s FOR UPDATE SKIP LOCKED) RETURNING id"""
 _ADD: Final = text(
     f"""WITH chosen AS ({_CHOSEN} id = ANY(:runs)), facts AS ({_FACTS}), added AS ({_ADDED})
     INSERT INTO figures AS f
@@ -297,14 +298,11 @@ _COUNTED: Final = (
 )
 
 
-def count_ended(session: Session, now: datetime) -> int:
+def count_ended(session: RowSession, now: datetime) -> int:
     """Add up the figures of some runs that are over; return how many runs. The caller commits."""
-    connection = session.connection()
-    marked = (
-        connection.execute(_MARK, {"before": now - COUNTED_AFTER, "batch": BATCH}).scalars().all()
-    )
+    marked = [run_pk for (run_pk,) in session.fetch(_MARK, (now - COUNTED_AFTER, BATCH))]
     if marked:
-        connection.execute(_ADD, {"runs": list(marked)})
+        session.execute(_ADD, {"runs": marked})
     return len(marked)
 
 

@@ -16,7 +16,6 @@ from sqlalchemy import (
     Text,
     column,
     delete,
-    exists,
     func,
     select,
     text,
@@ -26,19 +25,20 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from ..advisory_locks import NODE, REGISTRATION, SERVING
-from ..models import EventRow, Node, NodeRun, Run, ServedRepository
+from ..models import EventRow, Node, NodeRun, Run
 from .session import RowSession
 
-_GUARD = text(f"SELECT pg_advisory_xact_lock({REGISTRATION.number})")
+_GUARD: Final = f"SELECT pg_advisory_xact_lock({REGISTRATION.number})"
 _TRY_ALONE = text(f"SELECT pg_try_advisory_xact_lock({SERVING.number})")
 _SHARE = text(f"SELECT pg_advisory_lock_shared({SERVING.number})")
 _LEAVE = text("SELECT pg_advisory_unlock_all()")
-_TURN = text(f"SELECT pg_try_advisory_xact_lock({NODE.number(':key')})")
+_TURN: Final = f"SELECT pg_try_advisory_xact_lock({NODE.number('%s')})"
 # More events than are read at once; what a node lacks of them is counted up to here.
 EVENTS_COUNTED: Final = 10_000
 # A node without a sign of life for so long counts as stopped, and leaves the list after the other.
 ALIVE_SECONDS: Final = 20
 KEPT_DAYS: Final = 7
+_RULESET: Final = "SELECT ruleset_sha256 FROM nodes WHERE id = %s"
 _INSERT_CHECKPOINT: Final = (
     "INSERT INTO node_runs (run_pk, node_id, revision, event_sequence)"
     " SELECT %s, id, %s, %s FROM nodes WHERE id = %s"  # none, if the node was removed just now
@@ -51,21 +51,32 @@ _INSERT_CHECKPOINT: Final = (
 # Who serves
 
 
-def lock_repository(session: Session) -> ServedRepository | None:
+@dataclass(frozen=True, slots=True)
+class Served:
+    """The one repository of a database's runs (models/nodes.py), and whether it has any."""
+
+    place: str
+    root_commits: list[str]
+    has_runs: bool
+
+
+def lock_repository(session: RowSession) -> Served | None:
     """Return the served repository; no other node registers until the end of the transaction."""
-    session.execute(_GUARD)
-    return session.scalars(select(ServedRepository)).one_or_none()
+    session.gather(_GUARD)
+    found = session.fetch(
+        "SELECT place, root_commits, EXISTS (SELECT FROM runs) FROM served_repository"
+    )
+    return Served(*found[0]) if found else None
 
 
-def has_runs(session: Session) -> bool:
-    return bool(session.scalars(select(exists().select_from(Run))).one())
-
-
-def put_repository(session: Session, *, place: str, root_commits: list[str]) -> None:
+def put_repository(session: RowSession, *, place: str, root_commits: list[str]) -> None:
     """Set the repository that the database belongs to."""
-    values = {"place": place, "root_commits": root_commits, "since": func.now()}
-    statement = insert(ServedRepository).values(id=1, **values)
-    session.execute(statement.on_conflict_do_update(index_elements=["id"], set_=values))
+    session.gather(
+        "INSERT INTO served_repository (id, place, root_commits, since) VALUES (1, %s, %s, now())"
+        " ON CONFLICT (id) DO UPDATE SET place = excluded.place,"
+        " root_commits = excluded.root_commits, since = excluded.since",
+        (place, root_commits),
+    )
 
 
 def is_served(session: Session, *, is_kept: bool = False) -> bool:
@@ -91,13 +102,13 @@ def leave(session: Session) -> None:
     session.execute(_LEAVE)
 
 
-def find_generation(session: Session, node_id: str) -> str | None:
+def find_generation(session: RowSession, node_id: str) -> str | None:
     """Return the generation of a node; None for one that is not in the list."""
-    return session.scalars(select(Node.generation).where(Node.id == node_id)).one_or_none()
+    return _text(session.fetch("SELECT generation FROM nodes WHERE id = %s", (node_id,)))
 
 
 def put_node(
-    session: Session,
+    session: RowSession,
     node_id: str,
     *,
     place: str,
@@ -106,32 +117,30 @@ def put_node(
     generation: str,
 ) -> None:
     """Add a node, or describe its newest process. A job process leaves a service's address."""
-    values = {
-        "place": place,
-        "version": version,
-        "generation": generation,
-        "started_at": func.now(),
-        "heartbeat_at": func.now(),
-    }
-    if address is not None:
-        values["address"] = address
-    # A new node has to look at every run.
-    statement = insert(Node).values(id=node_id, position=0, **values)
-    session.execute(statement.on_conflict_do_update(index_elements=["id"], set_=values))
+    session.gather(
+        "INSERT INTO nodes"
+        " (id, place, address, version, generation, started_at, heartbeat_at, position)"
+        " VALUES (%s, %s, %s, %s, %s, now(), now(), 0)"  # a new node has to look at every run
+        " ON CONFLICT (id) DO UPDATE SET place = excluded.place, version = excluded.version,"
+        " address = coalesce(excluded.address, nodes.address), generation = excluded.generation,"
+        " started_at = excluded.started_at, heartbeat_at = excluded.heartbeat_at",
+        (node_id, place, address, version, generation),
+    )
 
 
-def note_alive(session: Session, node_id: str) -> str | None:
+def note_alive(session: RowSession, node_id: str) -> str | None:
     """Record a sign of life, and return the node's generation; None if it is not in the list."""
-    statement = update(Node).where(Node.id == node_id).values(heartbeat_at=func.now())
-    statement = statement.execution_options(synchronize_session=False)
-    return session.scalars(statement.returning(Node.generation)).one_or_none()
+    statement = "UPDATE nodes SET heartbeat_at = now() WHERE id = %s RETURNING generation"
+    return _text(session.fetch(statement, (node_id,)))
 
 
-def has_others(session: Session, node_id: str, *, alive_seconds: float) -> bool:
+def has_others(session: RowSession, node_id: str, *, alive_seconds: float) -> bool:
     """Return whether another node gave a sign of life within so many seconds."""
-    since = func.now() - func.make_interval(0, 0, 0, 0, 0, 0, alive_seconds)
-    others = exists().where(Node.id != node_id, Node.heartbeat_at >= since)
-    return bool(session.scalars(select(others)).one())
+    query = (
+        "SELECT FROM nodes WHERE id <> %s AND heartbeat_at >= now() - make_interval(secs => %s)"
+        " LIMIT 1"
+    )
+    return bool(session.fetch(query, (node_id, alive_seconds)))
 
 
 def lock_node(session: Session, node_id: str) -> NodeState | None:
@@ -151,11 +160,13 @@ def remove_node(session: Session, node_id: str) -> None:
     session.execute(delete(Node).where(Node.id == node_id))
 
 
-def remove_silent(session: Session) -> list[str]:
+def remove_silent(session: RowSession) -> list[str]:
     """Remove the nodes without a sign of life for days; return their places."""
-    before = func.now() - func.make_interval(0, 0, 0, KEPT_DAYS)
-    locked = select(Node.id, Node.place).where(Node.heartbeat_at < before)
-    silent = session.execute(locked.with_for_update(key_share=True, skip_locked=True)).all()
+    silent = session.fetch(
+        "SELECT id, place FROM nodes WHERE heartbeat_at < now() - make_interval(days => %s)"
+        " FOR NO KEY UPDATE SKIP LOCKED",
+        (KEPT_DAYS,),
+    )
     if silent:
         node_ids = [node_id for node_id, _ in silent]
         _remove_marks(session, node_ids)
@@ -184,25 +195,29 @@ def distrust(session: Session, node_id: str) -> None:
     session.execute(update(Node).where(Node.id == node_id).values(everything))
 
 
-def find_ruleset(session: Session, node_id: str) -> str | None:
+def find_ruleset(session: RowSession, node_id: str) -> str | None:
     """Return the SHA-256 of the version that a node's ruleset file is of, if it is known."""
-    return session.scalars(select(Node.ruleset_sha256).where(Node.id == node_id)).one_or_none()
+    return _text(session.fetch(_RULESET, (node_id,)))
 
 
-def lock_ruleset(session: Session, node_id: str) -> str | None:
+def lock_ruleset(session: RowSession, node_id: str) -> str | None:
     """Return what `find_ruleset` does; no other process sets it until the transaction ends."""
-    query = select(Node.ruleset_sha256).where(Node.id == node_id)
-    return session.scalars(query.with_for_update(key_share=True)).one_or_none()
+    return _text(session.fetch(f"{_RULESET} FOR NO KEY UPDATE", (node_id,)))
 
 
-def set_ruleset(session: Session, node_id: str, sha256: str) -> None:
-    statement = update(Node).where(Node.id == node_id).values(ruleset_sha256=sha256)
-    session.execute(statement.execution_options(synchronize_session=False))
+def set_ruleset(session: RowSession, node_id: str, sha256: str) -> None:
+    session.gather("UPDATE nodes SET ruleset_sha256 = %s WHERE id = %s", (sha256, node_id))
 
 
-def try_turn(session: Session, node_id: str) -> bool:
+def try_turn(session: RowSession, node_id: str) -> bool:
     """Try to get the lock of a node's background work, until the end of the transaction."""
-    return bool(session.scalars(_TURN, {"key": NODE.text_of(node_id)}).one())
+    ((has_turn,),) = session.fetch(_TURN, (NODE.text_of(node_id),))
+    return bool(has_turn)
+
+
+def _text(found: Sequence[tuple[str | None, ...]]) -> str | None:
+    """Return the one value of a row; None without a row."""
+    return found[0][0] if found else None
 
 
 # What the branch and files of a run show

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Final
 
 from sqlalchemy import func, select, text
-from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from ..advisory_locks import PERIODIC_WORK
 from ..models import Pulse
+from .session import RowSession
 
 # A frozen process loses its turn after so long without `keep_turn`; less than the silence after
 # which the service counts as unhealthy (services/health.py).
@@ -31,13 +31,12 @@ def keep_turn(session: Session) -> None:
     session.execute(text("SELECT 1"))
 
 
-def note_completed(session: Session, name: str) -> None:
+def note_completed(session: RowSession, name: str) -> None:
     """Record that periodic work was completed now, by the database's clock."""
-    statement = insert(Pulse).values(name=name, beaten_at=func.now())
-    session.execute(
-        statement.on_conflict_do_update(
-            index_elements=["name"], set_={"beaten_at": statement.excluded.beaten_at}
-        )
+    session.gather(
+        "INSERT INTO pulses (name, beaten_at) VALUES (%s, now())"
+        " ON CONFLICT (name) DO UPDATE SET beaten_at = excluded.beaten_at",
+        (name,),
     )
 
 

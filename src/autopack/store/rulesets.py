@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import exists, select, text
+from sqlalchemy import exists, select
 from sqlalchemy.orm import Session, undefer
 
 from ..advisory_locks import RULESET
 from ..domain.audit_log import AuditAction
 from ..models import AuditEntry, RulesetVersion
+from .session import RowSession
 
-_LOCK: Final = text(f"SELECT pg_advisory_xact_lock({RULESET.number(':name')})")
+_LOCK: Final = f"SELECT pg_advisory_xact_lock({RULESET.number('%s')})"
 
 
-def lock_latest(session: Session, project_id: str) -> RulesetVersion | None:
+@dataclass(frozen=True, slots=True)
+class LatestVersion:
+    """The latest version of a project's ruleset, without its document."""
+
+    version: int
+    sha256: str
+
+
+def lock_latest(session: RowSession, project_id: str) -> LatestVersion | None:
     """Return the project's latest version; no other is added until the end of the transaction."""
-    session.execute(_LOCK, {"name": RULESET.text_of(project_id)})
-    return get_latest(session, project_id)
+    session.gather(_LOCK, (RULESET.text_of(project_id),))
+    return find_latest_version(session, project_id)
 
 
 def add_version(
@@ -90,12 +100,11 @@ def list_authors(session: Session, project_id: str, versions: Sequence[int]) -> 
     return {version: actor for version, actor in session.execute(query)}
 
 
-def get_latest(session: Session, project_id: str) -> RulesetVersion | None:
-    """Return the project's latest version without its document; None before the first."""
-    query = (
-        select(RulesetVersion)
-        .where(RulesetVersion.project_id == project_id)
-        .order_by(RulesetVersion.version.desc())
-        .limit(1)
+def find_latest_version(session: RowSession, project_id: str) -> LatestVersion | None:
+    """Return the project's latest version; None before the first."""
+    found = session.fetch(
+        "SELECT version, sha256 FROM ruleset_versions WHERE project_id = %s"
+        " ORDER BY version DESC LIMIT 1",
+        (project_id,),
     )
-    return session.scalars(query).one_or_none()
+    return LatestVersion(*found[0]) if found else None

@@ -12,7 +12,6 @@ from typing import Any, Final
 from sqlalchemy import (
     ColumnElement,
     TextClause,
-    case,
     exists,
     func,
     or_,
@@ -42,7 +41,7 @@ from ..domain.run import FAILURE_STATES, PhaseState, RunState, TierState
 from ..domain.run_filter import RunFilter
 from ..domain.states import PhaseStatus, RunStatus
 from ..domain.terms import Role
-from ..models import EventRow, Issue, NodeRun, Phase, Run, Tier
+from ..models import EventRow, Issue, Phase, Run, Tier
 from . import nodes
 from .feed import ANNOUNCE
 from .rows import Part, Prepared, PreparedParts, Rows, derived, read_off
@@ -289,32 +288,28 @@ _LOCK_WITH_WORK: Final = f"""
     LIMIT 1"""  # noqa: S608 - the number is SQL of advisory_locks, values are parameters
 
 
-def list_lagging(session: Session, node_id: str, limit: int) -> list[str]:
+def list_lagging(session: RowSession, node_id: str, limit: int) -> list[str]:
     """Return runs that a node changed last and that it does not show, in any order.
 
     Some may lag for good.
     """
-    return list(
-        session.scalars(
-            select(Run.run_id)
-            .where(Run.mirrored_revision < Run.revision, Run.mirrored_by == node_id)
-            .order_by(func.random())
-            .limit(limit)
-        )
+    found = session.fetch(
+        "SELECT run_id FROM runs WHERE mirrored_revision < revision AND mirrored_by = %s"
+        " ORDER BY random() LIMIT %s",
+        (node_id, limit),
     )
+    return [run_id for (run_id,) in found]
 
 
-def list_mirrored(session: Session, node_id: str, limit: int | None) -> list[str]:
+def list_mirrored(session: RowSession, node_id: str, limit: int | None) -> list[str]:
     """Return runs whose files a node shows, newest first."""
-    shown = case((Run.mirrored_by == node_id, Run.mirrored_revision), else_=NodeRun.revision)
-    query = (
-        select(Run.run_id)
-        .outerjoin(NodeRun, (NodeRun.run_pk == Run.id) & (NodeRun.node_id == node_id))
-        .where(shown == Run.revision)
-        .order_by(Run.created_at.desc(), Run.id.desc())
-        .limit(limit)
+    found = session.fetch(
+        "SELECT r.run_id FROM runs r LEFT JOIN node_runs s ON s.run_pk = r.id AND s.node_id = %s"
+        " WHERE CASE WHEN r.mirrored_by = %s THEN r.mirrored_revision ELSE s.revision END"
+        " = r.revision ORDER BY r.created_at DESC, r.id DESC LIMIT %s",
+        (node_id, node_id, limit),
     )
-    return list(session.scalars(query))
+    return [run_id for (run_id,) in found]
 
 
 def list_names(session: RowSession) -> list[str]:
@@ -342,15 +337,15 @@ def list_changed_since(session: RowSession, event_id: int) -> list[str]:
     return [name for (name,) in session.fetch(f"{statement} WHERE e.id > %s", (event_id,))]
 
 
-def list_overdue(session: Session, now: datetime, limit: int) -> list[str]:
+def list_overdue(session: RowSession, now: datetime, limit: int) -> list[str]:
     """Return live runs in which a deadline has passed."""
-    overdue_runs = select(Run.run_id).where(Run.ended_at.is_(None), Run.deadline_at <= now)
-    overdue_phases = (
-        select(Run.run_id)
-        .join(Phase, Phase.run_pk == Run.id)
-        .where(Run.ended_at.is_(None), Phase.deadline_at.is_not(None), Phase.deadline_at <= now)
+    found = session.fetch(
+        "SELECT run_id FROM runs WHERE ended_at IS NULL AND deadline_at <= %s"
+        " UNION SELECT r.run_id FROM runs r JOIN phases p ON p.run_pk = r.id"
+        " WHERE r.ended_at IS NULL AND p.deadline_at IS NOT NULL AND p.deadline_at <= %s LIMIT %s",
+        (now, now, limit),
     )
-    return list(session.scalars(overdue_runs.union(overdue_phases).limit(limit)))
+    return [run_id for (run_id,) in found]
 
 
 def touch(session: Session) -> None:
@@ -358,15 +353,15 @@ def touch(session: Session) -> None:
     session.execute(select(Run.id).limit(1))
 
 
-def list_live_heads(session: Session, node_id: str) -> list[tuple[str, str]]:
+def list_live_heads(session: RowSession, node_id: str) -> list[tuple[str, str]]:
     """Return the runs that are not over and that a node shows, with the heads of their branches."""
-    query = (
-        select(Run.run_id, Run.head_commit)
-        .outerjoin(NodeRun, (NodeRun.run_pk == Run.id) & (NodeRun.node_id == node_id))
-        .where(Run.ended_at.is_(None))
-        .where(or_(Run.mirrored_by == node_id, NodeRun.revision == Run.revision))
+    found = session.fetch(
+        "SELECT r.run_id, r.head_commit FROM runs r"
+        " LEFT JOIN node_runs s ON s.run_pk = r.id AND s.node_id = %s"
+        " WHERE r.ended_at IS NULL AND (r.mirrored_by = %s OR s.revision = r.revision)",
+        (node_id, node_id),
     )
-    return [(run_id, head) for run_id, head in session.execute(query)]
+    return [(run_id, head) for run_id, head in found]
 
 
 def mark_mirrored(session: RowSession, run: Run, node_id: str) -> None:
