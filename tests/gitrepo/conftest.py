@@ -42,7 +42,7 @@ class History:
                 stream.append(b"M %b inline %b\ndata %d\n" % (mode.encode(), name, len(data)))
                 stream += data, b"\n"
         self.repo.git("fast-import", "--quiet", "--force", stdin=b"".join(stream))
-        return self.repo.git("rev-parse", ref)
+        return (self.repo.path / ".git" / ref).read_text().strip()
 
     def patch(self, old: str, new: str, *options: str) -> bytes:
         """Return git's own patch from one commit to another, byte for byte."""

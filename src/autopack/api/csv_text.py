@@ -63,17 +63,17 @@ def as_csv(request: Request, answer: Response, field: str) -> Response:
 
 def describe_csv(app: FastAPI) -> None:
     """Let OpenAPI name CSV beside JSON at every list."""
+    amend(app, _add_csv)
+
+
+def _add_csv(schema: Schema) -> None:
     lists = {kind.__name__ for kind in _kinds(Shape) if rows_field(kind) is not None}
-
-    def add_csv(schema: Schema) -> None:
-        for operations in schema["paths"].values():
-            answer = operations.get("get", {}).get("responses", {}).get("200", {})
-            content = answer.get("content", {})
-            shape = content.get("application/json", {}).get("schema", {}).get("$ref", "")
-            if shape.rpartition("/")[2] in lists:
-                content[MEDIA_TYPE] = {"schema": {"type": "string"}}
-
-    amend(app, add_csv)
+    for operations in schema["paths"].values():
+        answer = operations.get("get", {}).get("responses", {}).get("200", {})
+        content = answer.get("content", {})
+        shape = content.get("application/json", {}).get("schema", {}).get("$ref", "")
+        if shape.rpartition("/")[2] in lists:
+            content[MEDIA_TYPE] = {"schema": {"type": "string"}}
 
 
 def _kinds(kind: type[Shape]) -> Iterator[type[Shape]]:

@@ -7,7 +7,7 @@ import hashlib
 import re
 from pathlib import Path
 
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import APIRouter, FastAPI, HTTPException, Request
 from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
 from fastapi.responses import FileResponse, HTMLResponse, Response
 
@@ -26,6 +26,9 @@ POLICY = (
 )
 
 
+router = APIRouter(include_in_schema=False)
+
+
 def mount_docs(app: FastAPI) -> None:
     """Serve Swagger UI at `/docs`, ReDoc at `/redoc`, and their files at `/docs/static/`.
 
@@ -34,52 +37,57 @@ def mount_docs(app: FastAPI) -> None:
     """
     if app.docs_url is not None or app.redoc_url is not None:
         raise ValueError("make the application with docs_url=None, redoc_url=None")
+    app.router.routes += router.routes
 
-    @app.get("/docs", include_in_schema=False)
-    def swagger_ui(request: Request) -> HTMLResponse:
-        prefix = _prefix(request)
-        return _with_policy(
-            get_swagger_ui_html(
-                openapi_url=f"{prefix}{app.openapi_url}",
-                title=f"{app.title}: API",
-                swagger_js_url=f"{prefix}/docs/static/swagger-ui-bundle.js",
-                swagger_css_url=f"{prefix}/docs/static/swagger-ui.css",
-                swagger_favicon_url=f"{prefix}/docs/static/favicon.svg",
-                swagger_ui_parameters={
-                    "displayRequestDuration": True,
-                    "tryItOutEnabled": True,
-                    "validatorUrl": None,  # off: it sends the service's address to swagger.io
-                },
-            )
+
+@router.get("/docs")
+def swagger_ui(request: Request) -> HTMLResponse:
+    app, prefix = request.app, _prefix(request)
+    return _with_policy(
+        get_swagger_ui_html(
+            openapi_url=f"{prefix}{app.openapi_url}",
+            title=f"{app.title}: API",
+            swagger_js_url=f"{prefix}/docs/static/swagger-ui-bundle.js",
+            swagger_css_url=f"{prefix}/docs/static/swagger-ui.css",
+            swagger_favicon_url=f"{prefix}/docs/static/favicon.svg",
+            swagger_ui_parameters={
+                "displayRequestDuration": True,
+                "tryItOutEnabled": True,
+                "validatorUrl": None,  # off: it sends the service's address to swagger.io
+            },
         )
+    )
 
-    @app.get("/redoc", include_in_schema=False)
-    def redoc(request: Request) -> HTMLResponse:
-        prefix = _prefix(request)
-        return _with_policy(
-            get_redoc_html(
-                openapi_url=f"{prefix}{app.openapi_url}",
-                title=f"{app.title}: API reference",
-                redoc_js_url=f"{prefix}/docs/static/redoc.standalone.js",
-                redoc_favicon_url=f"{prefix}/docs/static/favicon.svg",
-                with_google_fonts=False,
-            )
+
+@router.get("/redoc")
+def redoc(request: Request) -> HTMLResponse:
+    app, prefix = request.app, _prefix(request)
+    return _with_policy(
+        get_redoc_html(
+            openapi_url=f"{prefix}{app.openapi_url}",
+            title=f"{app.title}: API reference",
+            redoc_js_url=f"{prefix}/docs/static/redoc.standalone.js",
+            redoc_favicon_url=f"{prefix}/docs/static/favicon.svg",
+            with_google_fonts=False,
         )
+    )
 
-    @app.get("/docs/static/{name}", include_in_schema=False)
-    def static_file(name: str) -> Response:
-        if name not in MEDIA_TYPES:
-            raise HTTPException(404)
-        # Starlette adds an ETag, so the browser revalidates after an update of Autopack.
-        return FileResponse(
-            STATIC / name,
-            media_type=MEDIA_TYPES[name],
-            headers={"Cache-Control": "max-age=3600", "X-Content-Type-Options": "nosniff"},
-        )
 
-    @app.get("/favicon.ico", include_in_schema=False)
-    def favicon() -> Response:
-        return static_file("favicon.svg")
+@router.get("/docs/static/{name}")
+def static_file(name: str) -> Response:
+    if name not in MEDIA_TYPES:
+        raise HTTPException(404)
+    # Starlette adds an ETag, so the browser revalidates after an update of Autopack.
+    return FileResponse(
+        STATIC / name,
+        media_type=MEDIA_TYPES[name],
+        headers={"Cache-Control": "max-age=3600", "X-Content-Type-Options": "nosniff"},
+    )
+
+
+@router.get("/favicon.ico")
+def favicon() -> Response:
+    return static_file("favicon.svg")
 
 
 def _prefix(request: Request) -> str:

@@ -122,7 +122,8 @@ def _places(path: Path) -> list[Path]:
 
 def _tracked_at(runner: GitRunner, place: Path) -> list[_Tracked]:
     """Return what repositories track at a path: the repository around it, or within it."""
-    trees = dict.fromkeys(_work_tree(runner, each) for each in (place.parent, place))
+    folders = (place.parent, place) if _may_be_repository(place) else (place.parent,)
+    trees = dict.fromkeys(_work_tree(runner, each) for each in folders)
     return [each for tree in trees if tree for each in _entries(runner, tree.top, place)]
 
 
