@@ -406,6 +406,29 @@ def spare_database_url(postgres_url: str, template_database: str) -> Iterator[st
     _execute(postgres_url, f'DROP DATABASE "{name}" WITH (FORCE)')
 
 
+Explain = Callable[..., str]
+
+
+@pytest.fixture
+def explain(spare_database_url: str) -> Iterator[Explain]:
+    """Return Postgres' plan for a statement with its values, `without` some ways to scan or sort.
+
+    In a database without statistics. What an automatic ANALYZE leaves in a worker's database
+    depends on the tests before, and after one of empty tables all indexes cost the same.
+    """
+    engine = make_engine(_database_settings(spare_database_url).database_url or "", 60)
+
+    def plan(statement: str, values: Any = None, *, without: Sequence[str]) -> str:
+        with engine.connect() as connection:
+            for way in without:
+                connection.exec_driver_sql(f"SET LOCAL enable_{way} = off")
+            found = connection.exec_driver_sql(f"EXPLAIN {statement}", values)
+            return "\n".join(str(line) for (line,) in found)
+
+    yield plan
+    engine.dispose()
+
+
 @pytest.fixture
 def settings(tmp_path: Path, git_repo: GitRepo, database_url: str) -> Settings:
     """Settings of a new service: repository, folders, database. The schema is at head already.

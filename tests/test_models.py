@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import CheckConstraint, Engine, event, inspect, select, text
@@ -42,6 +42,9 @@ from autopack.models import (
 )
 from autopack.store import leases, replies, runs
 from autopack.store.session import RowSession
+
+if TYPE_CHECKING:
+    from tests.conftest import Explain
 
 pytestmark = pytest.mark.integration
 
@@ -566,12 +569,9 @@ class TestShape:
         ],
     )
     def test_what_is_asked_often_is_answered_from_an_index(
-        self, session: Session, query: str, index: str
+        self, explain: Explain, query: str, index: str
     ) -> None:
-        for way in ("seqscan", "bitmapscan", "sort"):
-            execute(session, f"SET LOCAL enable_{way} = off")
-        plan = "\n".join(execute(session, f"EXPLAIN {query}").scalars())
-        assert index in plan
+        assert index in explain(query, without=["seqscan", "bitmapscan", "sort"])
 
     @pytest.mark.parametrize(
         ("find", "index"),

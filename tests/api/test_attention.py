@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from fastapi import FastAPI
     from tests.api.conftest import Agents, Api
+    from tests.conftest import Explain
 
     from autopack.config import Settings
 
@@ -463,12 +464,7 @@ def test_the_number_of_statements_does_not_grow_with_the_runs(api: Api, app: Fas
     assert len(counted) == first == 7
 
 
-FORGET_STATISTICS = """
-SELECT pg_clear_relation_stats(schemaname, tablename) FROM pg_tables WHERE schemaname = 'public'
-"""
-
-
-def test_reads_by_indexes_that_hold_what_is_open(api: Api, app: FastAPI) -> None:
+def test_reads_by_indexes_that_hold_what_is_open(api: Api, app: FastAPI, explain: Explain) -> None:
     statements: list[tuple[str, Any]] = []
     engine = app.state.context.engine
 
@@ -478,16 +474,9 @@ def test_reads_by_indexes_that_hold_what_is_open(api: Api, app: FastAPI) -> None
     event.listen(engine, "before_cursor_execute", note)
     api.client.get("/attention")
     event.remove(engine, "before_cursor_execute", note)
-    with engine.connect() as connection:
-        connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
-        # What an automatic ANALYZE of empty tables found would make all indexes cost the same.
-        if (connection.dialect.server_version_info or (0,)) >= (18,):
-            connection.exec_driver_sql(FORGET_STATISTICS)
-        plans = "\n".join(
-            str(line)
-            for statement, values in statements
-            for (line,) in connection.exec_driver_sql(f"EXPLAIN {statement}", values)
-        )
+    plans = "\n".join(
+        explain(statement, values, without=["seqscan"]) for statement, values in statements
+    )
     for index in (
         "ix_runs_unclosed_ended_at",
         "ix_runs_live_deadline_at",

@@ -10,13 +10,15 @@ import pytest
 
 from autopack.store import issues
 
-from .test_attention import FORGET_STATISTICS
-
 if TYPE_CHECKING:
     from fastapi import FastAPI
     from tests.api.conftest import Agents, Api, Json
 
 pytestmark = pytest.mark.integration
+
+FORGET_STATISTICS = """
+SELECT pg_clear_relation_stats(schemaname, tablename) FROM pg_tables WHERE schemaname = 'public'
+"""
 
 
 def test_an_issue_was_last_seen_at_its_latest_report_in_any_order_of_commits(
