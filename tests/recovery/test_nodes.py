@@ -120,6 +120,11 @@ def head(stage: Stage, run_id: str) -> str:
     return stage.repo.git("for-each-ref", "--format=%(objectname)", ref)
 
 
+def await_following(node: Stage) -> None:
+    """Wait until a node shows all changes of the others."""
+    wait_until(lambda: not node.is_behind(), node.log.read_text)
+
+
 def assert_equal(nodes: list[Stage]) -> None:
     """See that all nodes come to show the same, and that this is what is recorded."""
     heads = {run_id: nodes[0].must("GET", f"/runs/{run_id}")["head_commit"] for run_id in RUNS}
@@ -129,7 +134,7 @@ def assert_equal(nodes: list[Stage]) -> None:
 
     wait_until(is_level, lambda: str([[head(node, run_id) for run_id in RUNS] for node in nodes]))
     for node in nodes:
-        wait_until(lambda node=node: not node.is_behind(), node.log.read_text)  # type: ignore[misc]
+        await_following(node)
         node.assert_consistent()
 
 
@@ -399,7 +404,7 @@ def test_every_node_removes_its_own_files_of_a_run_whose_details_were_removed(
     for node in nodes:
         for run_id in RUNS:
             await_summary_alone(node, run_id)
-        wait_until(lambda node=node: not node.is_behind(), node.log.read_text)  # type: ignore[misc]
+        await_following(node)
     assert ask(first.settings, REVISIONS) == before
 
 

@@ -7,6 +7,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,13 +88,18 @@ def test_each_project_has_its_pushes_webhooks_and_deadlines(
             run = must(client.get(f"{at}/runs/run-{name}"))
             return bool(run["tiers"][0]["phases"][1]["state"] == "QUEUED" and not run["leases"])
 
+        def pushed_to(at: str) -> str:
+            git_dir = str(bare[at])
+            return out(["git", "--git-dir", git_dir, "for-each-ref", "--format=%(refname)"])
+
+        def is_pushed(at: str, ref: str) -> bool:
+            return ref in pushed_to(at)
+
         for at, name in ((DEFAULT, "default"), (FURTHER, "shop")):
-            wait_until(lambda at=at, name=name: has_lapsed(at, name))  # type: ignore[misc]
-            ref = f"refs/heads/autonomous/run-{name}"
-            listed = ["git", "--git-dir", str(bare[at]), "for-each-ref", "--format=%(refname)"]
-            wait_until(lambda listed=listed, ref=ref: ref in out(listed))  # type: ignore[misc]
+            wait_until(partial(has_lapsed, at, name))
+            wait_until(partial(is_pushed, at, f"refs/heads/autonomous/run-{name}"))
             other = "shop" if name == "default" else "default"
-            assert f"run-{other}" not in out(listed)
+            assert f"run-{other}" not in pushed_to(at)
         wait_until(lambda: {m.path for m in receiver.messages} >= {"/default", "/shop"})
         for message in receiver.messages:
             assert f"run-{message.path[1:]}".encode() in message.body

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 
 from ..api.bodies import read_body
 from ..api.credentials import SESSION_COOKIE, SIGN_IN, session_cookie
-from ..api.places import Place, places_of
+from ..api.places import Place, is_within, places_of
 from ..domain.keys import SESSION_LIFETIME, digest_of
 from ..domain.limits import Rates
 from ..services.context import utc_now
@@ -121,5 +121,8 @@ def _is_by_tls(request: Request) -> bool:
 
 def _way(path: str) -> str:
     """Return a page of ours to go on to; anything else is the overview."""
-    is_a_page = path == HOME or path.startswith(f"{HOME}/")
-    return path if is_a_page and "\\" not in path and not path.startswith(SIGN_IN) else HOME
+    return (
+        path
+        if is_within(path, HOME) and "\\" not in path and not path.startswith(SIGN_IN)
+        else HOME
+    )

@@ -30,7 +30,7 @@ class AuditAction(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class AuditEvent:
-    """What was event, to what, by whom; `data` is JSON and holds no key."""
+    """What was done, to what, by whom; `data` is JSON and holds no key."""
 
     at: datetime
     actor: str

@@ -40,8 +40,7 @@ def start_up(context: AppContext) -> None:
     _distrust_files(context)
     _find_lost_runs(context)
     try:
-        if not context.mirror.has_backlog():  # the folder is new, or was removed
-            restore_ruleset(context)
+        _restore_lost_ruleset(context)
         read_ruleset(context)
         follow_ruleset(context)
     except AutopackError as error:
@@ -73,14 +72,21 @@ def _distrust_files(context: AppContext) -> None:
 def _find_lost_files(context: AppContext) -> None:
     """Mark runs as lagging whose files were removed, and write the project's own files again."""
     try:
-        if not context.mirror.has_backlog():
-            restore_ruleset(context)
+        if _restore_lost_ruleset(context):
             with context.reading() as session:
                 project_backlog(context, session)
     except AutopackError as error:
         logger.warning("files_not_restored", why=error.detail)
         return
     _find_lost_runs(context)
+
+
+def _restore_lost_ruleset(context: AppContext) -> bool:
+    """Write the ruleset again if the project's folder is new, or was removed; say whether it is."""
+    is_lost = not context.mirror.has_backlog()
+    if is_lost:
+        restore_ruleset(context)
+    return is_lost
 
 
 def _find_lost_runs(context: AppContext) -> None:

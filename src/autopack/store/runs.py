@@ -44,7 +44,7 @@ from ..domain.terms import Role
 from ..models import EventRow, Issue, Phase, Run, Tier
 from . import nodes
 from .feed import ANNOUNCE
-from .rows import Part, Prepared, PreparedParts, Rows, derived, read_off
+from .rows import Part, Prepared, PreparedParts, PreparedSelect, Rows, derived, read_off
 from .session import RowSession
 
 Position = tuple[datetime, int]
@@ -75,7 +75,7 @@ def _whole(condition: str) -> PreparedParts:
         Part(RUNS.column_list, "found AS runs"),
         Part(TIERS.column_list, "tiers WHERE run_pk = (SELECT id FROM found)"),
         Part(PHASES.column_list, "phases WHERE run_pk = (SELECT id FROM found)"),
-        before=f"WITH found AS (SELECT {RUNS.columns} FROM runs WHERE {condition})",  # noqa: S608 - names of the models, a literal
+        before=f"WITH found AS ({PreparedSelect(RUNS, f'WHERE {condition}').statement})",
     )
 
 
