@@ -52,7 +52,7 @@ EOF
 )"
 BASE=$(value_at "the run" base_commit)
 expect "docs are applied at once" 'tiers[0].phases[0].auto_apply' true
-expect "contracts are held" 'tiers[0].phases[1].auto_apply' false
+expect "contracts wait for a review" 'tiers[0].phases[1].auto_apply' false
 branch_is "the branch is there, with nothing on it" 0
 expect "the branch is there" exists true
 
@@ -110,7 +110,7 @@ expect "an advisory review changes nothing" phase_state COMPLETE
 ask "attempts can be read" GET "/runs/$RUN/phases/P2/attempts" 200
 expect "every attempt is there" 'attempts.#' 5
 expect "the refused attempt" 'attempts[0].outcome' refused
-expect "the held attempt is applied" 'attempts[1].outcome' applied
+expect "the pending attempt is applied" 'attempts[1].outcome' applied
 expect "the refused review" 'attempts[2].outcome' conflict
 expect "the approval" 'attempts[3].outcome' approved
 expect "the advice" 'attempts[4].outcome' advisory

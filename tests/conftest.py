@@ -39,6 +39,7 @@ from autopack.config import Settings
 from autopack.database import init_db, make_engine
 
 from .processes import ForkedProcess, ForkServer, running_fork_server
+from .waiting import wait_until
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -413,13 +414,19 @@ Explain = Callable[..., str]
 def explain(spare_database_url: str) -> Iterator[Explain]:
     """Return Postgres' plan for a statement with its values, `without` some ways to scan or sort.
 
+    What is executed `before` it is rolled back.
+
     In a database without statistics. What an automatic ANALYZE leaves in a worker's database
     depends on the tests before, and after one of empty tables all indexes cost the same.
     """
     engine = make_engine(_database_settings(spare_database_url).database_url or "", 60)
 
-    def plan(statement: str, values: Any = None, *, without: Sequence[str]) -> str:
+    def plan(
+        statement: str, values: Any = None, *, without: Sequence[str], before: Sequence[str] = ()
+    ) -> str:
         with engine.connect() as connection:
+            for each in before:
+                connection.exec_driver_sql(each)
             for way in without:
                 connection.exec_driver_sql(f"SET LOCAL enable_{way} = off")
             found = connection.exec_driver_sql(f"EXPLAIN {statement}", values)
@@ -607,13 +614,16 @@ def start_server(
             "serve", folder=settings.repo_path, environment=environment, output=output
         )
     server = LiveServer("", process, log)
-    deadline = time.monotonic() + 60
-    while not (url := told_address(log.read_text())):
-        if process.poll() is not None or time.monotonic() > deadline:
-            stop_server(server)
-            raise AssertionError(f"the server did not start:\n{log.read_text()}")
-        time.sleep(0.02)
-    server.url = url
+
+    def address() -> str | None:
+        assert process.poll() is None, f"the server did not start:\n{log.read_text()}"
+        return told_address(log.read_text())
+
+    try:
+        server.url = wait_until(address, log.read_text)
+    except AssertionError:
+        stop_server(server)
+        raise
     return server
 
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from procrastinate.jobs import Job
-from pydantic import SecretStr
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
+from tests.api.conftest import with_remote
 from tests.waiting import PATIENCE_SECONDS, wait_until
 
 from autopack.config import Settings
@@ -194,9 +194,7 @@ class TestInTheService:
 class TestInAProcessOfItsOwn:
     @pytest.fixture
     def settings(self, settings: Settings, tmp_path: Path) -> Settings:
-        remote = tmp_path / "remote.git"
-        subprocess.run(["git", "init", "--quiet", "--bare", remote], check=True)
-        return settings.model_copy(update={"git_remote": SecretStr(str(remote))})
+        return with_remote(settings, tmp_path)
 
     @pytest.mark.e2e
     def test_the_service_leaves_upkeep_and_pushes_to_it_and_says_when_it_is_away(

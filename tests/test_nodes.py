@@ -295,9 +295,9 @@ def test_a_node_that_is_gone_is_removed_with_its_marks(
         assert not session.fetch("SELECT FROM node_runs WHERE node_id = %s", (gone,))
         [mark] = session.fetch("SELECT mirrored_by, mirrored_revision = revision FROM runs")
     assert mark == (None, True), "no run waits for a node that is gone"
-    deed = client.get("/audit").json()["entries"][-1]
-    assert (deed["action"], deed["subject"]) == ("node_removed", gone)
-    assert deed["data"] == {"place": removed.json()["place"]}
+    entry = client.get("/audit").json()["entries"][-1]
+    assert (entry["action"], entry["subject"]) == ("node_removed", gone)
+    assert entry["data"] == {"place": removed.json()["place"]}
     assert client.delete(f"/nodes/{gone}").status_code == 404
 
 

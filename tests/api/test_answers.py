@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from openapi_schema_validator import OAS31Validator
-from pydantic import SecretStr
+from tests.api.conftest import with_remote
 
 from autopack.api import examples
 from autopack.api.answers import FILE, recorded_answers
@@ -26,7 +25,6 @@ pytestmark = pytest.mark.integration
 
 Json = dict[str, Any]
 WRITE = "AUTOPACK_TEST_WRITE_ANSWERS"
-REMOTE = "remote.git"
 RUN = "/runs/{run_id}"
 PLAIN = {"Content-Type": "text/plain"}
 PHASE = f"{RUN}/phases/{{phase_id}}"
@@ -35,9 +33,7 @@ PHASE = f"{RUN}/phases/{{phase_id}}"
 @pytest.fixture
 def settings(settings: Settings, tmp_path: Path) -> Settings:
     """A service with a remote, which an external CI needs."""
-    bare = tmp_path / REMOTE
-    subprocess.run(["git", "init", "--quiet", "--bare", str(bare)], check=True)
-    return settings.model_copy(update={"git_remote": SecretStr(str(bare))})
+    return with_remote(settings, tmp_path)
 
 
 class Recorder:
@@ -74,7 +70,7 @@ class Recorder:
             (self._api.repo.path, "/srv/project"),
             (self._api.runs_dir, "/srv/project/.autonomous_runs"),
             (f'"{socket.gethostname()}:', '"host-1:'),
-            (self._api.repo.path.parent / REMOTE, "https://git.example.org/project.git"),
+            (self._api.repo.path.parent / "remote.git", "https://git.example.org/project.git"),
         ):
             text = text.replace(str(place), shown)
         answer: Json = json.loads(text)

@@ -532,7 +532,7 @@ class TestWorkItem:
         api.start(phase=NEEDS_APPROVAL)
         ask = {"review_focus": "security", "auditor_profile": "paranoid"}
         api.client.post("/runs/run-001/phases/P0.0/auditor_request", json=ask)
-        patch = api.new_file("src/held.txt")
+        patch = api.new_file("src/pending.txt")
         probe = {"probe_type": "pytest", "exit_code": 0, "stdout": "3 passed"}
         agents.build(agents.claim(), patch=patch, notes="tried hard", probe_results=[probe])
         item = agents.claim("auditor")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from pydantic import SecretStr
+from tests.api.conftest import with_remote
 from tests.api.test_actors import keyed  # noqa: F401 - a fixture
 from tests.api.test_keys import Team, call_tool, team  # noqa: F401 - fixtures
 
@@ -209,9 +208,7 @@ class TestExternalCi:
     @pytest.fixture
     def settings(self, settings: Settings, tmp_path: Path) -> Settings:
         """A service with a remote, from which CI could fetch."""
-        bare = tmp_path / "remote.git"
-        subprocess.run(["git", "init", "--quiet", "--bare", str(bare)], check=True)
-        return settings.model_copy(update={"git_remote": SecretStr(str(bare))})
+        return with_remote(settings, tmp_path)
 
     def test_neither_the_builder_nor_an_auditor_judges(
         self,

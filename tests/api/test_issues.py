@@ -11,14 +11,19 @@ import pytest
 from autopack.store import issues
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
     from tests.api.conftest import Agents, Api, Json
+    from tests.conftest import Explain
+
+    from autopack.store.rows import Prepared
 
 pytestmark = pytest.mark.integration
 
-FORGET_STATISTICS = """
-SELECT pg_clear_relation_stats(schemaname, tablename) FROM pg_tables WHERE schemaname = 'public'
-"""
+ADD_KEYS = (
+    "INSERT INTO backlog (project_id, issue_key, category, base_severity, status,"
+    " age_in_runs, age_in_tiers, total_occurrences, first_seen_run, last_seen_run,"
+    " last_seen_at, tiers) SELECT 'p', 'key-' || n, 'c', 'minor', 'needs_cleanup', 1, 1, 1,"
+    " 'r', 'r', now(), '[]' FROM generate_series(1, 2000) n"
+)
 
 
 def test_an_issue_was_last_seen_at_its_latest_report_in_any_order_of_commits(
@@ -128,26 +133,21 @@ def test_an_unknown_issue_is_404_by_its_name(api: Api) -> None:
         api.refused(api.client.get(path), 404, "not_found", repr(key))
 
 
+@pytest.mark.parametrize(
+    ("statement", "values"),
+    [
+        (issues._OF_RUN, "NULL, NULL, '{}', '{a}', 'p'"),
+        (issues._COUNT_SIGHTINGS, "'{a}', '{T0}', 'p', NULL"),
+    ],
+    ids=["what is known", "the count"],
+)
 def test_a_report_finds_its_keys_by_their_index_and_not_among_all_of_the_backlog(
-    api: Api, app: FastAPI
+    explain: Explain, statement: Prepared, values: str
 ) -> None:
     """Also before Postgres has statistics of the rows."""
-    with app.state.context.engine.connect() as connection:
-        connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
-        if (connection.dialect.server_version_info or (0,)) >= (18,):
-            connection.exec_driver_sql(FORGET_STATISTICS)
-        connection.exec_driver_sql(
-            "INSERT INTO backlog (project_id, issue_key, category, base_severity, status,"
-            " age_in_runs, age_in_tiers, total_occurrences, first_seen_run, last_seen_run,"
-            " last_seen_at, tiers) SELECT 'p', 'key-' || n, 'c', 'minor', 'needs_cleanup', 1, 1, 1,"
-            " 'r', 'r', now(), '[]' FROM generate_series(1, 2000) n"
-        )
-        for statement, values in (
-            (issues._OF_RUN, "NULL, NULL, '{}', '{a}', 'p'"),
-            (issues._COUNT_SIGHTINGS, "'{a}', '{T0}', 'p', NULL"),
-        ):
-            connection.exec_driver_sql(f"PREPARE looked_up AS {statement.text}")
-            explain = f"EXPLAIN EXECUTE looked_up ({values})"
-            plan = "\n".join(connection.exec_driver_sql(explain).scalars())
-            connection.exec_driver_sql("DEALLOCATE looked_up")
-            assert set(re.findall(r"\w+_backlog_\w+", plan)) == {"uq_backlog_project_id_issue_key"}
+    plan = explain(
+        f"EXECUTE looked_up ({values})",
+        before=[ADD_KEYS, f"PREPARE looked_up AS {statement.text}"],
+        without=["seqscan"],
+    )
+    assert set(re.findall(r"\w+_backlog_\w+", plan)) == {"uq_backlog_project_id_issue_key"}

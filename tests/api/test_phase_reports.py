@@ -26,7 +26,7 @@ def test_a_phase_shows_each_attempt_with_its_patch_its_issues_and_its_time(
     item = agents.claim()
     agents.wait(minutes=3)
     issue = {"issue_key": "auth__open", "source": "test", "category": "auth"}
-    patch = api.new_file("src/held.txt")
+    patch = api.new_file("src/pending.txt")
     agents.build(item, patch=patch, suggested_issues=[issue], tokens_used=500)
     agents.claim("auditor")
     agents.wait(minutes=1)
@@ -48,7 +48,7 @@ def test_a_phase_shows_each_attempt_with_its_patch_its_issues_and_its_time(
     ]
     (sent,) = held["patches"]
     assert sent["status"] == "discarded"
-    assert sent["files_changed"] == ["src/held.txt"]
+    assert sent["files_changed"] == ["src/pending.txt"]
     assert sent["size_bytes"] == len(patch)
     assert api.client.get(sent["content"]).text == patch
     assert (reviewed["confidence"], reviewed["outcome"]) == ("high", "revised")

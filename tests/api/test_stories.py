@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from pydantic import SecretStr
+from tests.api.conftest import with_remote
 
 from autopack.config import Settings
 
@@ -33,9 +32,7 @@ STALE = (
 @pytest.fixture
 def settings(settings: Settings, tmp_path: Path) -> Settings:
     """A service that may use an external CI, as it has a remote."""
-    host = tmp_path / "host.git"
-    subprocess.run(["git", "init", "--quiet", "--bare", str(host)], check=True)
-    return settings.model_copy(update={"git_remote": SecretStr(str(host))})
+    return with_remote(settings, tmp_path)
 
 
 def read(api: Api, page: str, *sections: str) -> str:

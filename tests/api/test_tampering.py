@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from pydantic import SecretStr
+from tests.api.conftest import with_remote
 
 from autopack.checker.branch import check_branch
 from autopack.config import Settings
@@ -461,12 +461,8 @@ def make_key(folder: Path, name: str) -> Path:
 
 @pytest.fixture
 def settings(settings: Settings, tmp_path: Path) -> Settings:
-    bare = tmp_path / "remote.git"
-    subprocess.run(["git", "init", "--quiet", "--bare", str(bare)], check=True)
     key = make_key(tmp_path, "key")
-    return settings.model_copy(
-        update={"git_remote": SecretStr(str(bare)), "signing_key": key},
-    )
+    return with_remote(settings, tmp_path).model_copy(update={"signing_key": key})
 
 
 @pytest.fixture

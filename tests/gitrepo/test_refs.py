@@ -250,7 +250,7 @@ def lock_and_die(repository: Repository, commit: str) -> None:
     assert (repository.git_dir / f"{BRANCH}.lock").exists()
 
 
-def test_the_locks_of_a_killed_process_block_nobody(
+def test_the_locks_of_a_killed_process_block_no_other_process(
     repository: Repository, commits: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     lock_and_die(repository, commits[0])

@@ -33,7 +33,7 @@ Json = dict[str, Any]
 DEFAULT, FURTHER = "", "/projects/shop"
 
 
-def with_remote(repo: GitRepo, bare: Path) -> Path:
+def add_remote(repo: GitRepo, bare: Path) -> Path:
     subprocess.run(["git", "init", "--quiet", "--bare", str(bare)], check=True)
     repo.git("remote", "add", "backup", str(bare))
     return bare
@@ -50,8 +50,8 @@ def test_each_project_has_its_pushes_webhooks_and_deadlines(
 ) -> None:
     shop = make_git_repo(tmp_path / "shop")
     bare = {
-        DEFAULT: with_remote(git_repo, tmp_path / "default.git"),
-        FURTHER: with_remote(shop, tmp_path / "shop.git"),
+        DEFAULT: add_remote(git_repo, tmp_path / "default.git"),
+        FURTHER: add_remote(shop, tmp_path / "shop.git"),
     }
     changes = {"jobs": "inside", "webhook_private": True, "git_remote": SecretStr("backup")}
     app = create_app(settings.model_copy(update=changes))
