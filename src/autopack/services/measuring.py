@@ -99,7 +99,7 @@ class Bench:
             if kept is not None:
                 return kept
         found = self._measure(commit, lambda _: {}, self._question.rules.retries)
-        assert found is not None  # noqa: S101 - for the type checker: the change above is not None
+        assert found is not None  # noqa: S101 - for the type checker: the change gives `{}`
         return found
 
     def measure_changed(

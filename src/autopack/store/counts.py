@@ -24,7 +24,6 @@ def fold_counts(session: RowSession) -> None:
 
 
 def _fold(counts: Table) -> str:
-    # All that is put in is names of the models and a number of this module; there are no values.
     kinds = ", ".join(each.name for each in counts.c if isinstance(each.type, Text))
     added = [each.name for each in counts.c if not isinstance(each.type, Text)]
     sums = [f"sum({name})" for name in added]
@@ -33,7 +32,7 @@ def _fold(counts: Table) -> str:
             WHERE (SELECT count(*) FROM {counts.name}) > {UNFOLDED} RETURNING *)
         INSERT INTO {counts.name} ({kinds}, {", ".join(added)})
         SELECT {kinds}, {", ".join(sums)} FROM gone GROUP BY {kinds}
-        HAVING {" OR ".join(f"{each} <> 0" for each in sums)}"""  # noqa: S608 - see above
+        HAVING {" OR ".join(f"{each} <> 0" for each in sums)}"""  # noqa: S608 - names of the models
 
 
 _FOLDS = (_fold(run_counts), _fold(backlog_counts))

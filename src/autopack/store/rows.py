@@ -203,8 +203,7 @@ class PreparedParts(Prepared):
         for number, part in enumerate(parts):
             columns = [*nulls[:number], part.columns, *nulls[number + 1 :]]
             listed = ", ".join(chain([str(number)], *columns))
-            # All of a part is literals of `store/` and names of the models; values are bound.
-            selects.append(f"SELECT {listed} FROM {part.source}")  # noqa: S608 - see above
+            selects.append(f"SELECT {listed} FROM {part.source}")  # noqa: S608 - literals and names
         super().__init__(name, f"{before} {' UNION ALL '.join(selects)}")
 
 
