@@ -18,7 +18,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +44,9 @@ from .waiting import wait_until
 if TYPE_CHECKING:
     from fastapi import FastAPI
     from starlette.testclient import TestClient
+
+    from autopack.gitrepo import Repository
+    from autopack.gitrepo.process import GitRunner
 
 # No example is judged by its time: the machine may stall, and is shared.
 hypothesis.settings.register_profile(
@@ -180,6 +183,33 @@ class GitRepo:
         self.git("commit", "--quiet", "--allow-empty", "--message", message)
         return self._head()
 
+    def put_commits(
+        self, ref: str, *changes: Mapping[str, str | bytes | None], after: str | None = None
+    ) -> list[str]:
+        """Put a commit on a ref for each change of files (None: delete), after a commit or HEAD.
+
+        One process makes all of them. It touches neither index nor work tree.
+        """
+        after = after or self._head()
+        stream: list[bytes] = []
+        for mark, files in enumerate(changes, 1):
+            self._commits += 1
+            about = f"commit {ref}\nmark :{mark}\ncommitter {self._committer()}\ndata 13\n"
+            stream.append(
+                f"{about}Change files\nfrom {after if mark == 1 else f':{mark - 1}'}\n".encode()
+            )
+            for name, content in files.items():
+                if content is None:
+                    stream.append(f"D {name}\n".encode())
+                    continue
+                data = content.encode() if isinstance(content, str) else content
+                stream.append(f"M 100644 inline {name}\ndata {len(data)}\n".encode() + data + b"\n")
+        stream += [f"get-mark :{mark}\n".encode() for mark in range(1, len(changes) + 1)]
+        return self.git("fast-import", "--quiet", "--force", stdin=b"".join(stream)).split()
+
+    def _committer(self) -> str:
+        return f"Ada Example <ada@example.org> {1_767_268_800 + self._commits} +0000"
+
     def _head(self) -> str:
         """Return the commit of the branch checked out, which a new commit puts into a file."""
         folder = self.path / ".git"
@@ -259,6 +289,58 @@ def certificates_loaded_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ssl.create_default_context", load_file_once)
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def repositories_found_once() -> Iterator[None]:
+    """Let git look once at repositories that it cannot tell apart, and once for a history's roots.
+
+    Each start of an application asks for both. Nearly all repositories here are copies of one: a
+    plain `.git` with the same configuration. The roots of a commit are always the same.
+    """
+    from autopack.gitrepo import repository, workspace
+
+    discover, root_commits = repository.discover, repository.Repository.root_commits
+    plain: set[tuple[GitRunner, bytes]] = set()
+    roots: dict[str, tuple[str, ...]] = {}
+
+    def discover_once(runner: GitRunner, path: Path) -> tuple[Path, bool]:
+        folder = path / ".git"
+        key = (runner, _plain_configuration(folder))
+        here = Path(os.path.realpath(folder)), False
+        if key[1] and key in plain:
+            return here
+        found = discover(runner, path)
+        if found == here:
+            plain.add(key)
+        return found
+
+    def root_commits_once(self: Repository) -> tuple[str, ...]:
+        if (self.git_dir / "shallow").exists():
+            return root_commits(self)
+        commit = self.base().commit
+        if commit not in roots:
+            roots[commit] = root_commits(self)
+        return roots[commit]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(repository, "discover", discover_once)
+        patch.setattr(workspace, "discover", discover_once)
+        patch.setattr(repository.Repository, "root_commits", root_commits_once)
+        yield
+
+
+def _plain_configuration(folder: Path) -> bytes:
+    """Return the configuration of a git directory on a branch; nothing if it is of another kind."""
+    names = ("objects", "refs")
+    try:
+        is_plain = folder.is_dir() and not folder.is_symlink()
+        is_plain = is_plain and all((folder / name).is_dir() for name in names)
+        is_plain = is_plain and not (folder / "commondir").exists()
+        is_plain = is_plain and (folder / "HEAD").read_bytes().startswith(b"ref: refs/heads/")
+        return (folder / "config").read_bytes() if is_plain else b""
+    except OSError:
+        return b""
 
 
 @pytest.fixture(autouse=True)

@@ -84,10 +84,10 @@ def script() -> ModuleType:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def patches_are_applied_once() -> Iterator[None]:
-    """Let each checker put a patch on a tree once, and remember the tree that git made of it.
+def git_is_asked_once() -> Iterator[None]:
+    """Let each checker put a patch on a tree once, and ask once where a repository's objects are.
 
-    The stories share their patches, and three of four git commands of a check are for them.
+    The stories share their patches and their repository. Most git commands of a check are for them.
     """
 
     def remembering(apply: Callable[[Any, str, bytes], str | None]) -> Callable[..., str | None]:
@@ -100,9 +100,22 @@ def patches_are_applied_once() -> Iterator[None]:
 
         return apply_once
 
+    def locating(ask: Callable[..., Any]) -> Callable[..., Any]:
+        answers: dict[Path, Any] = {}
+
+        def ask_once(git: Any, *arguments: str) -> Any:
+            if arguments != ("rev-parse", "--git-path", "objects"):
+                return ask(git, *arguments)
+            if git.repository not in answers:
+                answers[git.repository] = ask(git, *arguments)
+            return answers[git.repository]
+
+        return ask_once
+
     with pytest.MonkeyPatch.context() as patch:
         for git in (Git, script().Git):
             patch.setattr(git, "apply", remembering(git.apply))
+            patch.setattr(git, "_theirs", locating(git._theirs))
         yield
 
 

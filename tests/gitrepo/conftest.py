@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pygit2
 import pytest
 
 from autopack.config import Settings
@@ -51,7 +52,9 @@ class History:
         return done.stdout
 
     def tree(self, commit: str) -> str:
-        return self.repo.git("rev-parse", f"{commit}^{{tree}}")
+        kind, data = pygit2.Odb(self.repo.path / ".git" / "objects").read(commit)
+        assert kind == pygit2.enums.ObjectType.COMMIT
+        return data[len("tree ") :][:40].decode()
 
 
 def path_bytes(path: str) -> bytes:
@@ -66,7 +69,8 @@ def open_repository(tmp_path: Path) -> OpenRepository:
     """Open the repository at a path, with settings other than the default where given."""
 
     def open_at(path: Path, **settings: object) -> Repository:
-        values = {"repo_path": path, "home": tmp_path / "home", **settings}
+        folders = {"home": tmp_path / "home", "autonomous_runs_dir": tmp_path / "runs"}
+        values = {"repo_path": path, **folders, **settings}
         return Repository.open(Settings.model_validate(values))
 
     return open_at

@@ -15,12 +15,10 @@ import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from autopack.config import Settings
 from autopack.gitrepo import Repository
 from autopack.gitrepo.apply import ChangeSet
 from autopack.gitrepo.errors import PatchAlreadyAppliedError, PatchConflictError
@@ -61,23 +59,20 @@ class Branch:
         self.head = self.commit(files)
 
     def commit(self, files: State) -> str:
-        gone = [name for name, content in files.items() if content is None]
-        if gone:
-            self._repo.git("rm", "-q", "--", *gone)
-        return self._repo.commit({name: each for name, each in files.items() if each is not None})
+        return self._repo.put_commits("refs/heads/main", files)[0]
+
+    def commit_aside(self, files: State, after: str) -> str:
+        """Commit after another commit than the branch's head."""
+        return self._repo.put_commits("refs/heads/aside", files, after=after)[0]
 
     def commit_elsewhere(self, files: State) -> str:
         """Commit on a branch that shares no history with this one."""
-        self._repo.git("checkout", "-q", "--orphan", "elsewhere")
-        commit = self.commit(files)
-        self._repo.git("checkout", "-q", "main")
-        return commit
+        alone = self._repo.git("commit-tree", "-m", "Start anew", f"{self.head}^{{tree}}")
+        return self.commit_aside(files, alone)
 
     def patch(self, files: State, *options: str) -> bytes:
         """What the agent sends, having changed these files."""
-        self._repo.git("checkout", "-q", "--detach", self.base)
-        work = self.commit(files)
-        self._repo.git("checkout", "-q", "main")
+        work = self.commit_aside(files, self.base)
         patch = self._repo.git("diff", "-M", *options, self.base, work)
         return patch.encode(errors="surrogateescape") + b"\n"
 
@@ -100,9 +95,8 @@ class Branch:
 
 
 @pytest.fixture
-def branch(tmp_path: Path, git_repo: GitRepo) -> Branch:
-    settings = Settings(_env_file=None, repo_path=git_repo.path, home=tmp_path / "home")
-    return Branch(Repository.open(settings), git_repo)
+def branch(repository: Repository, git_repo: GitRepo) -> Branch:
+    return Branch(repository, git_repo)
 
 
 def sent(error: PatchConflictError) -> Ticket:
@@ -201,12 +195,10 @@ def test_of_several_commits_with_these_ids_the_latest_is_the_base(branch: Branch
     assert branch.ticket(patch)["base"] == latest != branch.base
 
 
-def test_the_base_of_a_series_is_that_of_its_first_patch(branch: Branch, git_repo: GitRepo) -> None:
+def test_the_base_of_a_series_is_that_of_its_first_patch(branch: Branch) -> None:
     start, first = branch.base, changed(SOURCE, EDIT)
     one = branch.patch({STEPS: first})
-    git_repo.git("checkout", "-q", "--detach", start)
-    branch.base = branch.commit({STEPS: first})
-    git_repo.git("checkout", "-q", "main")
+    branch.base = branch.commit_aside({STEPS: first}, start)
     other = branch.patch({STEPS: changed(first, FURTHER_DOWN)})
     branch.drift({STEPS: changed(SOURCE, SAME_LINE)})
     assert branch.ticket(one + other)["base"] == start

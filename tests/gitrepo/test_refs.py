@@ -56,7 +56,7 @@ def test_git_that_works_on_a_patch_reaches_no_other_repository(git_repo: GitRepo
 
 @pytest.fixture
 def commits(git_repo: GitRepo) -> list[str]:
-    return [git_repo.commit({"a": f"{number}\n"}) for number in range(4)]
+    return git_repo.put_commits("refs/heads/main", *({"a": f"{number}\n"} for number in range(4)))
 
 
 def move(repository: Repository, *updates: RefUpdate) -> None:

@@ -30,6 +30,7 @@ from autopack.store.session import RowSession
 # A page that did not change keeps the revision of its last change.
 REVISION = re.compile(rb'(?<=<!-- autopack revision=)\d+|(?<=^  "revision": )\d+', re.MULTILINE)
 _COMMIT_FORMAT = "%H%x00%P%x00%T%x00%ct%x00%B"
+_MADE: dict[tuple[str, bytes], str] = {}  # what git made of a tree by a patch, in any repository
 
 
 def assert_consistent(settings: Settings, run_id: str | None = None) -> None:
@@ -179,6 +180,12 @@ class _Scratch:
         self._tree = ""  # what the index has
 
     def apply(self, tree: str, patch: bytes) -> str:
+        """Return the tree that git makes; of the patches that many stories share, it makes one."""
+        if (tree, patch) not in _MADE:
+            _MADE[tree, patch] = self._apply(tree, patch)
+        return _MADE[tree, patch]
+
+    def _apply(self, tree: str, patch: bytes) -> str:
         if tree != self._tree:
             self._git("read-tree", tree)
         self._git("apply", "--cached", "--whitespace=nowarn", "-", stdin=patch)

@@ -37,11 +37,12 @@ SECRET = "s3cr3t-p4ss"
 @pytest.fixture
 def commits(git_repo: GitRepo) -> list[str]:
     """Three commits of a run's branch, beside `main`; no ref of the repository names them."""
-    base = git_repo.git("rev-parse", "main")
-    git_repo.git("switch", "--quiet", "--detach", "main")
-    made = [git_repo.commit({f"src/{number}.txt": "new\n"}) for number in range(3)]
-    git_repo.git("switch", "--quiet", "main")
-    return [base, *made]
+    ref = git_repo.path / ".git/refs/made"
+    made = git_repo.put_commits(
+        "refs/made", *({f"src/{number}.txt": "new\n"} for number in range(3))
+    )
+    ref.unlink()
+    return [(git_repo.path / ".git/refs/heads/main").read_text().strip(), *made]
 
 
 @pytest.fixture
