@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import partial
 from threading import Barrier, Event
 from types import ModuleType
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy.event import listen
 
+from autopack.domain.debt import Closing
 from autopack.domain.events import IssueRecorded
 from autopack.services import building
 from autopack.services.context import utc_now
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.integration
 
 REPORT = {"issue_key": "a_failing_test", "source": "test", "category": "test_failure"}
+SUGGESTED: dict[str, Any] = {"suggested_issues": [REPORT]}
 
 
 def at_once(calls: Sequence[Callable[[], Response]]) -> list[Response]:
@@ -146,6 +149,37 @@ def test_an_issue_ages_when_the_report_that_makes_it_age_is_committed(api: Api) 
     assert answer["run_index_entry"]["effective_severity"] == "minor"
 
 
+def test_an_entry_is_locked_in_the_round_trip_of_the_commit_alone(api: Api, app: FastAPI) -> None:
+    """Else other runs that see the issue would wait for this run's Python."""
+    sent: list[str] = []
+    engine = app.state.context.autocommit
+    listen(engine, "before_cursor_execute", lambda *call: sent.append(call[2]))
+    api.start()
+    for report in (api.issue, partial(api.issue, "another"), partial(api.result, **SUGGESTED)):
+        sent.clear()
+        report()
+        (commit,) = [text for text in sent if "EXECUTE sight_" in text]
+        before, after = commit.split("EXECUTE sight_")
+        assert "EXECUTE update_runs_" in before
+        assert re.findall("EXECUTE ([a-z_]+)_", after) == ["count_sightings"]
+        assert after.endswith("; COMMIT")
+
+
+def test_an_issue_is_not_closed_before_another_run_has_last_seen_it(api: Api, app: FastAPI) -> None:
+    """Else that report, which the closing waited for, would pass for one that came after it."""
+    api.start()
+    api.issue("seen")
+    seen_at = api.client.get("/project/issues/seen").json()["last_seen_at"]
+    with app.state.context.writing() as session:
+        run = runs.lock_run(session, "run-001")
+        closing = {"seen": ("P0.0", Closing(("tests",), "it passes now"))}
+        issues.count_in_backlog(session, run, [], closing, utc_now() - timedelta(minutes=1))
+        session.commit()
+    entry = api.client.get("/project/issues/seen").json()
+    assert (entry["status"], entry["resolved_at"]) == ("resolved", seen_at)
+    assert [(each["kind"], each["at"]) for each in entry["life"]] == [("closed", seen_at)]
+
+
 def backlog_entry(api: Api) -> Any:
     return api.client.get("/project/issues/backlog").json()["issues_by_key"]["a_failing_test"]
 
@@ -162,7 +196,10 @@ def test_entries_that_a_change_counts_or_closes_are_locked_in_the_order_of_their
         events = [event for _, event in runs.read_events(session, run.id)]
         seen = {each.issue_key: each for each in events if isinstance(each, IssueRecorded)}
         listen(session.connection(), "before_cursor_execute", lambda *call: sent.append(call[2]))
-        issues.count_in_backlog(session, run, [("T0", seen[key]) for key in "db"], "ca", utc_now())
+        reports = [("T0", seen[key]) for key in "db"]
+        closings = {key: ("P0.0", Closing(("tests",), "it passes now")) for key in "ca"}
+        issues.count_in_backlog(session, run, reports, closings, utc_now())
+        session.send()
     assert re.findall("'([abcd])'", sent[0])[:4] == ["a", "b", "c", "d"]
 
 

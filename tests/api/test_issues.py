@@ -138,8 +138,9 @@ def test_an_unknown_issue_is_404_by_its_name(api: Api) -> None:
     [
         (issues._OF_RUN, "NULL, NULL, '{}', '{a}', 'p'"),
         (issues._COUNT_SIGHTINGS, "'{a}', '{T0}', 'p', NULL"),
+        (issues._GIVEN_ENTRIES, "'{a}', 'p'"),
     ],
-    ids=["what is known", "the count"],
+    ids=["what is known", "the count", "what was counted"],
 )
 def test_a_report_finds_its_keys_by_their_index_and_not_among_all_of_the_backlog(
     explain: Explain, statement: Prepared, values: str

@@ -16,6 +16,7 @@ from autopack.config import Settings
 from autopack.database import make_engine
 from autopack.main import create_app
 from autopack.mirror.files import MirrorUnusableError
+from autopack.store import issues
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -247,6 +248,72 @@ class TestAFullDisk:
         no_room.undo()
         keep_up(app.state.context)
         assert "RUN_CREATED" in api.file("run-001", "run_summary.md")
+
+
+class TestACountedReport:
+    """It makes its issue age, and its service falls before it has decided that."""
+
+    KEY = "seen-in-three-runs"
+
+    @pytest.fixture
+    def counted(self, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+        for run_id in ("first", "second", "run-001"):
+            api.start(run_id)
+        for run_id in ("first", "second"):
+            api.issue(run_id=run_id)
+        with monkeypatch.context() as patch:
+            patch.setattr(issues, "list_entries", self._fall)
+            api.refused(api.issue(key=self.KEY), 503, "projection_lagging", "RuntimeError")
+        assert entry_of(api)["status"] == "open"
+
+    @staticmethod
+    def _fall(*arguments: Any) -> None:
+        raise RuntimeError
+
+    def test_the_next_start_lets_it_age_once(
+        self, api: Api, counted: None, settings: Settings
+    ) -> None:
+        for _ in range(2):
+            with restarted(settings):
+                pass
+        entry = entry_of(api)
+        assert (entry["status"], entry["age_in_runs"]) == ("needs_cleanup", 3)
+        assert [(each["kind"], each["run_id"]) for each in entry["life"]] == [("aged", "run-001")]
+        backlog = api.document("project_issue_backlog.json")["issues_by_key"]
+        assert backlog["a_failing_test"]["status"] == "needs_cleanup"
+
+    def test_the_request_again_gets_its_answer_with_the_entry_and_keeps_it(
+        self, api: Api, counted: None
+    ) -> None:
+        again = api.issue(key=self.KEY)
+        assert again.headers["idempotency-replayed"] == "true"
+        entry = again.json()["project_backlog_entry"]
+        assert (entry["status"], entry["total_occurrences"]) == ("needs_cleanup", 3)
+        api.issue(run_id="first")
+        assert api.issue(key=self.KEY).json() == again.json()
+
+    def test_what_was_reopened_by_hand_since_stays_open(
+        self, api: Api, counted: None, settings: Settings
+    ) -> None:
+        for word in ("resolve", "reopen"):
+            api.client.post(f"/project/issues/a_failing_test/{word}").raise_for_status()
+        with restarted(settings):
+            pass
+        assert entry_of(api)["status"] == "open"
+
+    def test_another_runs_report_lets_it_age_likewise(
+        self, api: Api, counted: None, settings: Settings
+    ) -> None:
+        answer = api.issue(run_id="first").json()
+        assert answer["project_backlog_entry"]["status"] == "needs_cleanup"
+        with restarted(settings):
+            pass
+        assert [each["run_id"] for each in entry_of(api)["life"]] == ["first"]
+
+
+def entry_of(api: Api) -> Json:
+    found: Json = api.client.get("/project/issues/a_failing_test").json()
+    return found
 
 
 class TestALostDatabase:

@@ -22,8 +22,8 @@ from autopack.gitrepo.refs import PreparedRefs
 from autopack.gitrepo.repository import Repository
 from autopack.mirror import files
 from autopack.mirror.mirror import Mirror
-from autopack.services import nodes
-from autopack.store import leases, runs
+from autopack.services import nodes, sightings
+from autopack.store import issues, leases, runs
 from autopack.store.session import RowSession
 
 Function = Callable[..., Any]
@@ -131,6 +131,9 @@ def watch(fate: Fate) -> None:
         (RefLock, "move", lambda f: after(fate, "ref_moved", f)),
         (PreparedRefs, "commit", lambda f: before(fate, "committed", f)),
         (PreparedRefs, "commit", lambda f: after(fate, "refs_moved", f)),
+        (issues, "list_entries", lambda f: before(fate, "counted", f)),
+        (issues, "lock_entries", lambda f: after(fate, "entries_locked", f)),
+        (sightings, "let_age", lambda f: after(fate, "aged", f)),
         (Mirror, "write_run", lambda f: before(fate, "files_begun", f)),
         (Mirror, "write_run", lambda f: after(fate, "files_written", f)),
         (Mirror, "write_backlog", lambda f: after(fate, "backlog_written", f)),

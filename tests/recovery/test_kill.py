@@ -54,8 +54,29 @@ def result(run: str, phase_id: str, patch: str) -> tuple[str, Json]:
 
 def issue(run: str) -> tuple[str, Json]:
     # A key of its own: one that is seen in many runs becomes major.
-    body = {"issue_key": f"seen_in_{run}", "source": "test", "category": "test_failure"}
+    return report(run, f"seen_in_{run}")
+
+
+def report(run: str, key: str) -> tuple[str, Json]:
+    body = {"issue_key": key, "source": "test", "category": "test_failure"}
     return f"/runs/{run}/phases/P1/record_issue", body
+
+
+def seen_in_two_runs(stage: Stage, run: str) -> None:
+    """The next run that reports the key makes it age."""
+    for name in (f"{run}-a", f"{run}-b", run):
+        stage.must("POST", "/runs/start", plan(name, "P1"))
+        if name != run:
+            stage.must("POST", *report(name, f"seen_before_{run}"))
+
+
+def has_aged(stage: Stage, run: str) -> None:
+    """It has aged once, whether the service decided that before or after it was killed."""
+    entry = stage.must("GET", f"/project/issues/seen_before_{run}")
+    assert (entry["status"], entry["total_occurrences"]) == ("needs_cleanup", 3)
+    assert [(each["kind"], each["run_id"]) for each in entry["life"]] == [("aged", run)]
+    again = stage.must("POST", *report(run, f"seen_before_{run}"))
+    assert again["project_backlog_entry"]["total_occurrences"] == 4
 
 
 def started(stage: Stage, run: str) -> None:
@@ -230,8 +251,17 @@ CHANGES = {
         request=issue,
         status=201,
         undecided=("locked",),
-        decided=("files_begun", "file_renamed", "files_written", "backlog_written"),
+        decided=("counted", "files_begun", "file_renamed", "files_written", "backlog_written"),
         key="issue-1",
+    ),
+    "issue_aged": Change(
+        prepare=seen_in_two_runs,
+        request=lambda run: report(run, f"seen_before_{run}"),
+        status=201,
+        undecided=(),
+        decided=("counted", "entries_locked", "aged", "files_begun", "projected"),
+        key="issue-2",
+        see=has_aged,
     ),
     "rolled_back": Change(
         prepare=ended,

@@ -1,7 +1,8 @@
 """What comes after a commit to Postgres: refs move, files are written.
 
 The commit is the moment when a change happened. A step after it that fails is not undone but rolled
-forward, under the run's lock: by the run's next request, the periodic job, or the next start.
+forward, under the run's lock: by the run's next request, the periodic job, or the next start. So is
+the aging of what the change has reported.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from ..store import feed, runs
 from ..store.session import RowSession
 from .change import RunChange
 from .projection import project, project_backlog
-from .sightings import write_backlog
+from .sightings import follow_backlog, write_backlog
 
 logger = structlog.get_logger(__name__)
 
@@ -94,6 +95,7 @@ def after_commit(session: RowSession, run: Run, step: Callable[[], None]) -> Non
 
 def _write_files(change: RunChange) -> None:
     context, session, run = change.context, change.session, change.run
+    follow_backlog(change)
     has_issues = any(isinstance(each, IssueRecorded | IssueResolved) for each in change.events)
     if change.record is not None:
         context.mirror.write_files(*change.record)

@@ -87,7 +87,7 @@ class RunChange:
         self.known_issues: dict[tuple[str, str], Issue] = {}  # the rows of reported keys, by place
         # Keys of the backlog that this change closes: the phase that cleaned up, and the proof.
         self.cleaned: dict[str, tuple[str, Closing]] = {}
-        self.backlog_entries: dict[str, BacklogEntry] | None = None  # None: not counted yet
+        self.backlog_entries: dict[str, BacklogEntry] = {}  # of the reports, after the commit
         self.placed_commits = 0
         self.record: tuple[RunDetail, Mapping[str, bytes]] | None = None
         self.first_head: Final = run.head_commit

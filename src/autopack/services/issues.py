@@ -13,6 +13,7 @@ from ..domain.redaction import redacted
 from ..domain.terms import Severity
 from ..models import BacklogEntry
 from ..store import issues, runs
+from ..store.session import RowSession
 from ..views.issues import (
     BacklogEntryAnswer,
     BacklogIssueAnswer,
@@ -23,12 +24,13 @@ from ..views.issues import (
     LifeAnswer,
     RecordIssueAnswer,
 )
+from .change import RunChange
 from .context import AppContext
 from .projection import project_backlog, run_index
 from .replies import Answer, changing_once, key_scope, once
 from .rulesets import read_ruleset
 from .settling import settle
-from .sightings import seen_issues, write_backlog
+from .sightings import seen_issues
 
 MAX_PLACES = 20
 MAX_LIFE = 50
@@ -57,17 +59,25 @@ def record_issue(
                 IssuesSeen(phase_id=phase_id, issues=seen_issues(change, phase, [report]))
             )
             settle(change)
-            entry = write_backlog(change).get(report.issue_key)
             index = phase.phase_index
             turn.answer(
                 RecordIssueAnswer(
                     message=f"issue '{report.issue_key}' is recorded",
                     phase_file=context.mirror.phase_issue_file(run_id, index, phase_id),
                     run_index_entry=change.index().issues_by_key[report.issue_key],
-                    project_backlog_entry=BacklogEntryAnswer.of(entry) if entry else None,
-                )
+                    project_backlog_entry=None,  # if it is not counted
+                ),
+                late="project_backlog_entry" if change.sightings else None,
             )
+        turn.complete("project_backlog_entry", lambda session: _entry(session, turn.change, report))
     return turn.result()
+
+
+def _entry(session: RowSession, change: RunChange, report: IssueReport) -> BacklogEntryAnswer:
+    """Return a reported key's entry as the change left it, else as it is."""
+    key = report.issue_key
+    known = change.backlog_entries or issues.list_entries(session, change.run.project_id, [key])
+    return BacklogEntryAnswer.of(known[key])
 
 
 def issue_index(context: AppContext, run_id: str) -> IssueIndexAnswer:

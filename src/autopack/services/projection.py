@@ -40,6 +40,7 @@ from ..store.session import RowSession
 from ..views.issues import BacklogEntryAnswer, IssueIndexAnswer, PhaseIssue
 from ..views.results import AttemptDetail
 from ..views.runs import PhaseDetail, RunDetail, TierDetail
+from .aging import let_age
 from .context import AppContext
 from .rebuilding import add_objects, require_objects
 
@@ -63,12 +64,14 @@ def is_branch_elsewhere(context: AppContext, run_id: str, head: str) -> bool:
 def roll_forward(
     context: AppContext, session: RowSession, run: Run, checkpoint: Checkpoint
 ) -> None:
-    """Bring objects, branch, tags and files of a run to what Postgres says.
+    """Bring objects, branch, tags and files of a run to what Postgres says, and let issues age.
 
     Of a run with a checkpoint, only what changed since. Raises RefMovedError when a ref is where
     this run never put it. A run that ended because of that leaves such a ref alone for good; the
     same ref may be unmoved, and late, on another node.
     """
+    session.commit()  # aging is a change of its own
+    let_age(context, session, run, issues.list_to_weigh(session, run))
     # Without its details nothing of a run can be rebuilt, so its refs are left to the repository.
     if run.details_removed_at is None:
         _roll_refs_forward(context, run, _bring_objects(context, session, run, checkpoint))

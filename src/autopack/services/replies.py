@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -19,7 +19,7 @@ from ..store.session import RowSession
 from ..views import Shape
 from .change import RunChange
 from .context import AppContext
-from .opening import changing
+from .opening import changing_locked, locked_session
 
 _KEY: Final = "key:"
 
@@ -132,14 +132,38 @@ class Turn:
     _given: Answer | None
     _body: dict[str, Any] = field(default_factory=dict)
     _refusal: AutopackError | None = None
+    _late: tuple[str, Callable[[RowSession], Shape | None]] | None = None
 
     @property
     def is_new(self) -> bool:
         return self._given is None
 
-    def answer(self, view: Shape) -> None:
-        """Set the answer, which is returned after the change is committed."""
-        self._body = view.model_dump(mode="json")
+    def answer(self, view: Shape, *, late: str | None = None) -> None:
+        """Set the answer, which is returned after the change is committed.
+
+        `late` names a field that is not known before; `complete` says how to read it.
+        """
+        self._body = view.model_dump(mode="json", exclude={late} if late else None)
+
+    def complete(self, late: str, read: Callable[[RowSession], Shape | None]) -> None:
+        """Let a field be read after the commit, where the answer lacks it.
+
+        So does an answer whose service was killed right after the commit: it was given to no
+        client. The repeated request gets what is read then.
+        """
+        self._late = late, read
+
+    def finish(self, session: RowSession, identity: Once) -> None:
+        """Read the field that comes after the commit. The run is still locked."""
+        body = self._given.body if self._given else self._body
+        if self._refusal is not None or self._late is None or self._late[0] in body:
+            return
+        name, read = self._late
+        shape = read(session)
+        late = {name: shape and shape.model_dump(mode="json")}
+        body.update(late)
+        if identity.scopes:
+            replies.complete_reply(session, self.change.run.id, identity.scopes, late)
 
     def refuse(self, refusal: AutopackError) -> None:
         """Commit the change, and then refuse the request: it has used a try."""
@@ -158,11 +182,14 @@ def changing_once(context: AppContext, run_id: str, identity: Once) -> Iterator[
 
     Its answer is stored in the transaction of the change. Raises a stored refusal.
     """
-    with changing(context, run_id) as change, identity.keeping_refusals(change):
-        turn = Turn(change, identity.find(change))
-        yield turn
-        if turn.is_new:
-            identity.keep(change, turn._refusal or turn._body)
+    with locked_session(context, run_id) as session:
+        opened = changing_locked(context, session, run_id)
+        with opened as change, identity.keeping_refusals(change):
+            turn = Turn(change, identity.find(change))
+            yield turn
+            if turn.is_new:
+                identity.keep(change, turn._refusal or turn._body)
+        turn.finish(session, identity)
 
 
 def once(operation: str, request: Mapping[str, Any], scopes: Sequence[str | None]) -> Once:

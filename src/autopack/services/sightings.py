@@ -1,8 +1,9 @@
 """Reports of issues within a change: how grave they are in its run, and their count in the backlog.
 
-All runs of a project share the backlog's entries. A change only reads them to decide, and locks
-them when all else is done, right before its commit: else runs that see the same keys would wait for
-each other's rules, and for each other's git. (docs/decisions/backlog.md, rules §7)
+All runs of a project share the backlog's entries. A change only reads them to decide, and counts in
+the round trip of its commit: else runs that see the same keys would wait for each other's rules,
+and for each other's git. Whether the counts make an entry age is decided after it (aging.py).
+(docs/decisions/backlog.md, rules §7)
 """
 
 from __future__ import annotations
@@ -10,18 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 
-from ..domain.debt import LifeKind
 from ..domain.issue_rules import IssueSeen
-from ..domain.issues import (
-    BacklogStatus,
-    IssueReport,
-    base_severity,
-    is_expected_key,
-    needs_cleanup,
-    severity_in_run,
-)
-from ..models import BacklogEntry, Phase
+from ..domain.issues import IssueReport, base_severity, is_expected_key, severity_in_run
+from ..models import Phase
 from ..store import issues
+from .aging import let_age
 from .change import RunChange
 
 
@@ -61,57 +55,25 @@ def _seen(
     )
 
 
-def write_backlog(change: RunChange) -> Mapping[str, BacklogEntry]:
-    """Count and close what a settled change says of the project's backlog, once.
+def write_backlog(change: RunChange) -> None:
+    """Count and close what a settled change says of the project's backlog, with its commit.
 
-    Returns the entries by key. Other runs that see these keys wait from here until the commit, so
-    nothing but the answer may come between.
+    Other runs that see these keys wait from then until the commit has ended: it must be sent next.
     """
-    if change.backlog_entries is None:
-        reports = [(change.phase(each.phase_id).tier_id, each) for each in change.sightings]
-        entries = []
-        if reports or change.cleaned:
-            entries = issues.count_in_backlog(
-                change.session, change.run, reports, change.cleaned.keys(), change.now
-            )
-        # The entries are locked, so it is after all that others have done to them, or have seen.
-        now = change.context.now_in(change.run)
-        for entry in entries:
-            if entry.issue_key in change.cleaned:
-                _close(change, entry, now)
-            else:
-                _age(change, entry, now)
-        change.backlog_entries = {entry.issue_key: entry for entry in entries}
-    return change.backlog_entries
-
-
-def _close(change: RunChange, entry: BacklogEntry, now: datetime) -> None:
-    """Close an entry that a phase has cleaned up. (rules §7.1)"""
-    phase_id, closing = change.cleaned[entry.issue_key]
-    entry.status, entry.resolved_at = BacklogStatus.RESOLVED, now
-    issues.note(
-        *(change.session, entry.project_id, entry.issue_key, LifeKind.CLOSED, now),
-        run_id=change.run.run_id,
-        phase_id=phase_id,
-        checks=closing.checks,
-        reason=closing.reason,
-    )
-
-
-def _age(change: RunChange, entry: BacklogEntry, now: datetime) -> None:
-    """Let an entry age. In the run that makes it age, its issue stays as grave as it was."""
-    run = change.run
-    if entry.status is BacklogStatus.OPEN and needs_cleanup(
-        entry.base_severity,
-        age_in_runs=entry.age_in_runs,
-        age_in_tiers=entry.age_in_tiers,
-        after_runs=run.cleanup_after_runs,
-        after_tiers=run.cleanup_after_tiers,
-    ):
-        entry.status = BacklogStatus.NEEDS_CLEANUP
-        entry.needs_cleanup_at = now
-        issues.note(
-            *(change.session, run.project_id, entry.issue_key, LifeKind.AGED, now),
-            run_id=run.run_id,
-            reason=f"seen in {entry.age_in_runs} runs and {entry.age_in_tiers} tiers",
+    if change.sightings or change.cleaned:
+        change.session.gather_rows()  # these rows are written before the entries are locked
+        issues.count_in_backlog(
+            change.session,
+            change.run,
+            [(change.phase(each.phase_id).tier_id, each) for each in change.sightings],
+            change.cleaned,
+            change.context.now_in(change.run),
         )
+
+
+def follow_backlog(change: RunChange) -> None:
+    """Let the entries age that a committed change has reported, and keep how they are then."""
+    if change.sightings:
+        keys = {each.issue_key for each in change.sightings}
+        entries = issues.list_entries(change.session, change.run.project_id, keys)
+        change.backlog_entries = let_age(change.context, change.session, change.run, entries)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from operator import itemgetter
@@ -13,7 +13,7 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, Select, select
 from sqlalchemy.orm import Session
 
-from ..domain.debt import LifeKind
+from ..domain.debt import Closing, LifeKind
 from ..domain.errors import NotFoundError
 from ..domain.events import IssueRecorded
 from ..domain.issues import BacklogOrder, BacklogStatus
@@ -118,7 +118,7 @@ def list_descriptions(session: Session, run_pk: int, keys: Collection[str]) -> d
 
 
 # This locks the entry until the transaction ends, so sightings of one key by several runs follow
-# each other and none is lost. The next statement, which sees what was committed while this one
+# each other and none is lost. `_COUNT_SIGHTINGS`, which sees what was committed while this one
 # waited, adds the sightings, and counts runs and tiers of each key that has a new one.
 _SIGHT: Final = Prepared(
     "sight",
@@ -138,7 +138,6 @@ _SIGHT: Final = Prepared(
 """,
 )
 # LATERAL, so that the sightings of each key are found by their index, however many there are.
-# A cleaned key is given without a tier: its entry is only read.
 _COUNT_SIGHTINGS: Final = Prepared(
     "count_sightings",
     f"""
@@ -148,59 +147,98 @@ _COUNT_SIGHTINGS: Final = Prepared(
         CROSS JOIN LATERAL ({_ENTRY}) known
     ), new AS (
         INSERT INTO sightings (backlog_pk, run_pk, tier_id)
-        SELECT id, %s, tier_id FROM seen WHERE tier_id IS NOT NULL
+        SELECT id, %s, tier_id FROM seen
         ON CONFLICT DO NOTHING RETURNING backlog_pk, run_pk, tier_id
     ), ages AS (
         SELECT fresh.backlog_pk, counted.*
         FROM (SELECT DISTINCT backlog_pk FROM new) fresh CROSS JOIN LATERAL (
             SELECT count(DISTINCT run_pk) AS runs, array_agg(DISTINCT tier_id) AS tiers FROM (
-                SELECT run_pk, tier_id FROM sightings WHERE backlog_pk = fresh.backlog_pk
+                SELECT run_pk, tier_id COLLATE "C" AS tier_id FROM sightings
+                WHERE backlog_pk = fresh.backlog_pk
                 UNION ALL SELECT run_pk, tier_id FROM new WHERE backlog_pk = fresh.backlog_pk
             ) all_seen
         ) counted
     )
-    SELECT ages.runs::bigint, ages.tiers::text[], {BACKLOG.columns}
-    FROM backlog LEFT JOIN ages ON ages.backlog_pk = backlog.id
-    WHERE backlog.id = ANY(ARRAY(SELECT id FROM seen))
-""",  # noqa: S608 - the names of columns alone
+    UPDATE backlog SET age_in_runs = ages.runs, age_in_tiers = cardinality(ages.tiers),
+        tiers = to_jsonb(ages.tiers)
+    FROM ages WHERE ages.backlog_pk = backlog.id
+""",  # noqa: S608 - literals
 )
-_LOCK_ENTRY: Final = Prepared(
-    "lock_in_backlog",
-    "SELECT FROM backlog WHERE project_id = %s AND issue_key = %s FOR NO KEY UPDATE",
+# Not before the last sighting: another run's report, which came first, would pass for a later one.
+_CLOSE: Final = Prepared(
+    "close_in_backlog",
+    f"""
+    WITH closed AS (
+        UPDATE backlog SET status = '{BacklogStatus.RESOLVED}',
+            resolved_at = greatest(%s, last_seen_at)
+        WHERE project_id = %s AND issue_key = %s RETURNING id, resolved_at
+    )
+    INSERT INTO issue_events (backlog_pk, kind, at, run_id, phase_id, checks, reason)
+    SELECT id, '{LifeKind.CLOSED}', resolved_at, %s, %s, %s::jsonb, %s FROM closed
+""",  # noqa: S608 - literals
 )
+_GIVEN_ENTRIES: Final = PreparedSelect(
+    BACKLOG,
+    f"""WHERE id = ANY(ARRAY(SELECT known.id FROM unnest(%s::text[]) AS given (issue_key)
+        CROSS JOIN LATERAL ({_ENTRY}) known))""",  # noqa: S608 - literals
+)
+# A hand that reopens an issue has the last word, until the next report.
+_TO_WEIGH: Final = f"""WHERE id IN (SELECT backlog_pk FROM sightings WHERE run_pk = %s)
+    AND status = '{BacklogStatus.OPEN}' AND last_seen_run = %s AND NOT EXISTS (
+        SELECT FROM issue_events e WHERE e.backlog_pk = backlog.id AND e.at > last_seen_at)"""  # noqa: S608 - literals
 
 
 def count_in_backlog(
     session: RowSession,
     run: Run,
     reports: Sequence[tuple[str, IssueRecorded]],
-    cleaned: Collection[str],
+    closings: Mapping[str, tuple[str, Closing]],
     now: datetime,
-) -> list[BacklogEntry]:
-    """Count reports of a run, each with its tier; return their entries, and those of cleaned keys.
+) -> None:
+    """Count reports of a run, each with its tier, and close keys, each by its phase and the proof.
 
-    Ages are up to date. The entries are locked until the end of the transaction, in the order of
-    their keys, so that two runs never wait for each other crosswise.
+    Goes with the next statement that is sent, which should be the commit: from then on the entries
+    are locked, in the order of their keys, so that two runs never wait for each other crosswise.
     """
     project_id, run_id = run.project_id, run.run_id
     steps: list[tuple[str, Prepared, Values]] = []
     for _, each in reports:
         known = (project_id, each.issue_key, each.category, each.severity)
         steps.append((each.issue_key, _SIGHT, (*known, run_id, run_id, now)))
-    steps += [(key, _LOCK_ENTRY, (project_id, key)) for key in cleaned]
+    for key, (phase_id, closing) in closings.items():
+        proof = (run_id, phase_id, json.dumps(closing.checks), closing.reason)
+        steps.append((key, _CLOSE, (now, project_id, key, *proof)))
     for _, statement, values in sorted(steps, key=itemgetter(0)):
         session.gather(statement, values)
-    keys = [*(each.issue_key for _, each in reports), *cleaned]
-    tiers = [*(tier_id for tier_id, _ in reports), *(None for _ in cleaned)]
-    found = session.fetch_by(_COUNT_SIGHTINGS, (keys, tiers, project_id, run.id))
-    entries = []
-    for runs, tiers_seen, *columns in found:
-        entry = session.follow(BACKLOG, BACKLOG.read(columns))
-        if runs is not None:
-            entry.age_in_runs, entry.age_in_tiers = runs, len(tiers_seen)
-            entry.tiers = sorted(tiers_seen)
-        entries.append(entry)
-    return entries
+    if reports:
+        keys, tiers = [each.issue_key for _, each in reports], [tier_id for tier_id, _ in reports]
+        session.gather(_COUNT_SIGHTINGS, (keys, tiers, project_id, run.id))
+
+
+def list_entries(
+    session: RowSession, project_id: str, keys: Collection[str]
+) -> dict[str, BacklogEntry]:
+    """Return the entries of these keys that are in the backlog."""
+    found = session.rows_by(_GIVEN_ENTRIES, (list(keys), project_id))
+    return {entry.issue_key: entry for entry in found}
+
+
+def list_to_weigh(session: RowSession, run: Run) -> dict[str, BacklogEntry]:
+    """Return the open entries of the backlog to which the last that happened is this run's report.
+
+    A service that was killed after such a report may not have decided whether they have aged.
+    """
+    found = session.rows(BACKLOG, _TO_WEIGH, (run.id, run.run_id))
+    return {entry.issue_key: entry for entry in found}
+
+
+def lock_entries(session: RowSession, entries: Iterable[BacklogEntry]) -> list[BacklogEntry]:
+    """Lock entries, in the order of their keys, and read them as they are now.
+
+    Edits of them are written with the commit.
+    """
+    condition = 'WHERE id = ANY(%s) ORDER BY issue_key COLLATE "C" FOR NO KEY UPDATE'
+    return session.rows(BACKLOG, condition, ([entry.id for entry in entries],))
 
 
 def get_backlog_entry(session: Session, project_id: str, issue_key: str) -> BacklogEntry:

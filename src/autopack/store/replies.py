@@ -22,6 +22,11 @@ _KEEP_REPLY: Final = Prepared(
 )
 
 
+_COMPLETE_REPLY: Final = (
+    "UPDATE replies SET body = body || %s WHERE run_pk = %s AND scope = ANY(%s)"
+)
+
+
 def find_reply(session: RowSession, run_pk: int, scope: str) -> Reply | None:
     """Return the stored answer of a scope."""
     found = session.rows_by(_OF_SCOPE, (run_pk, scope))
@@ -49,3 +54,11 @@ def keep_reply(
     """Store an answer; a later one of the same scope replaces it."""
     values = (run_pk, fingerprint, error_kind, REPLIES.encode("body", dict(body)), now)
     session.gather(_KEEP_REPLY, (*values, list(scopes)))
+
+
+def complete_reply(
+    session: RowSession, run_pk: int, scopes: Sequence[str], late: Mapping[str, Any]
+) -> None:
+    """Add to a stored answer what is known only after its commit; a power cut may lose it."""
+    values = (REPLIES.encode("body", dict(late)), run_pk, list(scopes))
+    session.gather_unsynced((_COMPLETE_REPLY, values))

@@ -168,7 +168,7 @@ class RowSession(Session):
 
     def send(self) -> None:
         """Send the gathered statements, and all rows that were added or changed."""
-        self._gather_rows()
+        self.gather_rows()
         if self._gathered:
             self._send([])
 
@@ -180,7 +180,7 @@ class RowSession(Session):
         """Send everything and commit, in one round trip if there is no mapped object to flush."""
         if self.new or self.dirty or self.deleted:
             self.flush()
-        self._gather_rows()
+        self.gather_rows()
         if self._is_begun:
             self._gathered.append(("COMMIT", ()))
         if self._gathered:
@@ -219,7 +219,7 @@ class RowSession(Session):
         self._is_begun = False
         self._followed.clear()
 
-    def _gather_rows(self) -> None:
+    def gather_rows(self) -> None:
         """Gather the INSERTs of added rows in their order, then the UPDATEs of changed ones."""
         added, self._added = self._added, []
         for rows, group in groupby(added, key=itemgetter(0)):
