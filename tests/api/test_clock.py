@@ -70,6 +70,17 @@ def test_a_run_goes_its_whole_way_while_the_clock_is_set_back_at_each_look(
     assert metrics["duration_minutes"] >= 0
 
 
+def test_an_issue_that_was_resolved_by_a_clock_that_is_behind_is_not_seen_again(
+    api: Api, falling: Falling
+) -> None:
+    api.start()
+    api.issue()
+    api.client.post("/project/issues/a_failing_test/resolve").raise_for_status()
+    issue = api.client.get("/project/issues/a_failing_test").json()
+    assert issue["resolved_at"] > issue["last_seen_at"]
+    assert [each["kind"] for each in issue["life"]] == ["resolved"]
+
+
 def test_the_lease_of_an_agent_lasts_its_time_when_the_clock_is_set_back(
     api: Api, app: FastAPI
 ) -> None:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,6 +17,7 @@ from autopack.config import Settings
 from autopack.database import make_engine
 from autopack.main import create_app
 from autopack.mirror.files import MirrorUnusableError
+from autopack.services.context import utc_now
 from autopack.store import issues
 
 if TYPE_CHECKING:
@@ -292,14 +294,27 @@ class TestACountedReport:
         api.issue(run_id="first")
         assert api.issue(key=self.KEY).json() == again.json()
 
+    @pytest.mark.parametrize("behind", [timedelta(), timedelta(seconds=1)])
     def test_what_was_reopened_by_hand_since_stays_open(
-        self, api: Api, counted: None, settings: Settings
+        self, api: Api, app: FastAPI, counted: None, settings: Settings, behind: timedelta
     ) -> None:
+        """Also when the clock of the process that reopened it is behind."""
+        app.state.context = replace(app.state.context, now=lambda: utc_now() - behind)
         for word in ("resolve", "reopen"):
             api.client.post(f"/project/issues/a_failing_test/{word}").raise_for_status()
         with restarted(settings):
             pass
         assert entry_of(api)["status"] == "open"
+
+    def test_what_a_hand_closed_while_the_report_was_under_way_ages(
+        self, api: Api, counted: None, settings: Settings
+    ) -> None:
+        """The report waited for the closing, which its own time does not tell."""
+        api.client.post("/project/issues/a_failing_test/resolve").raise_for_status()
+        sql(settings, "UPDATE backlog SET status = 'open', resolved_at = NULL")
+        with restarted(settings):
+            pass
+        assert entry_of(api)["status"] == "needs_cleanup"
 
     def test_another_runs_report_lets_it_age_likewise(
         self, api: Api, counted: None, settings: Settings

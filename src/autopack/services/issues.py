@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 from ..domain.debt import LifeKind
@@ -192,9 +193,11 @@ def _set_backlog_status(
 ) -> BacklogEntryAnswer:
     with context.writing() as session:
         entry = issues.lock_backlog_entry(session, context.settings.project_id, issue_key)
+        # After the last sighting, also by a clock that is behind: else that would seem to follow.
+        now = max(context.now(), entry.last_seen_at + timedelta(microseconds=1))
         if wanted is BacklogStatus.RESOLVED:
             kind = None if entry.status is wanted else LifeKind.RESOLVED
-            entry.status, entry.resolved_at = wanted, entry.resolved_at or context.now()
+            entry.status, entry.resolved_at = wanted, entry.resolved_at or now
         elif entry.status is BacklogStatus.RESOLVED:
             kind = LifeKind.REOPENED
             entry.status, entry.resolved_at = wanted, None
@@ -202,7 +205,7 @@ def _set_backlog_status(
             kind = None
         if kind is not None:
             place = (entry.project_id, issue_key)
-            issues.note(session, *place, kind, context.now(), actor=context.caller.actor)
+            issues.note(session, *place, kind, now, actor=context.caller.actor)
         session.commit()
     with context.reading() as session:
         project_backlog(context, session)

@@ -182,10 +182,12 @@ _GIVEN_ENTRIES: Final = PreparedSelect(
     f"""WHERE id = ANY(ARRAY(SELECT known.id FROM unnest(%s::text[]) AS given (issue_key)
         CROSS JOIN LATERAL ({_ENTRY}) known))""",  # noqa: S608 - literals
 )
-# A hand that reopens an issue has the last word, until the next report.
+# A hand that reopens an issue has the last word, until the next report. What closed an open issue
+# came before the report, whatever their times are: the report may have waited for it.
 _TO_WEIGH: Final = f"""WHERE id IN (SELECT backlog_pk FROM sightings WHERE run_pk = %s)
     AND status = '{BacklogStatus.OPEN}' AND last_seen_run = %s AND NOT EXISTS (
-        SELECT FROM issue_events e WHERE e.backlog_pk = backlog.id AND e.at > last_seen_at)"""  # noqa: S608 - literals
+        SELECT FROM issue_events e WHERE e.backlog_pk = backlog.id
+            AND e.kind = '{LifeKind.REOPENED}' AND e.at > last_seen_at)"""  # noqa: S608 - literals
 
 
 def count_in_backlog(
@@ -224,7 +226,7 @@ def list_entries(
 
 
 def list_to_weigh(session: RowSession, run: Run) -> dict[str, BacklogEntry]:
-    """Return the open entries of the backlog to which the last that happened is this run's report.
+    """Return the open entries that this run has reported last, and no hand has reopened since.
 
     A service that was killed after such a report may not have decided whether they have aged.
     """
