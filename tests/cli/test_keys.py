@@ -267,7 +267,7 @@ def test_projects_are_managed_and_chosen_by_an_option_or_the_environment(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-    dropped_projects: None,
+    copied_databases: None,
 ) -> None:
     def told(*arguments: str) -> str:
         assert main(arguments) == 0, capsys.readouterr().err

@@ -29,7 +29,7 @@ def test_all_open_projects_are_upgraded_and_one_that_cannot_be_stops_no_other(
     terminal: Terminal,
     settings: Settings,
     tmp_path: Path,
-    dropped_projects: None,
+    copied_databases: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     configure(monkeypatch, settings)

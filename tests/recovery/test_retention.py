@@ -301,7 +301,7 @@ def test_monitoring_sees_what_a_pass_removed_and_what_it_could_not(
 
 
 def test_a_further_project_is_cleared_up_too(
-    settings: Settings, git_repo: GitRepo, tmp_path: Path, dropped_projects: None
+    settings: Settings, git_repo: GitRepo, tmp_path: Path, copied_databases: None
 ) -> None:
     from tests.conftest import make_git_repo
 
