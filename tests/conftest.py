@@ -398,7 +398,7 @@ def template_database(postgres_url: str) -> str:
             cursor.execute("SELECT pg_advisory_lock(%s)", (TEMPLATE_LOCK,))
             cursor.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,))
             if cursor.fetchone() is None:
-                cursor.execute(f'CREATE DATABASE "{name}" TEMPLATE template0')
+                cursor.execute(_creation(name, "template0"))
                 init_db(_database_settings(_with_database(postgres_url, name)))
     finally:
         connection.close()
@@ -412,7 +412,7 @@ def worker_database(
     """One database for all tests of this worker, and an engine to empty it with."""
     # The worker comes first: names of projects' databases begin with the first part of this one.
     name = f"autopack_{worker_id}_{template_database.rpartition('_')[2]}"
-    _execute(postgres_url, f'CREATE DATABASE "{name}" TEMPLATE "{template_database}"')
+    _execute(postgres_url, _creation(name, template_database))
     url = _with_database(postgres_url, name)
     address = Settings(_env_file=None, database_url=url).database_url or ""
     engine = make_engine(address, 120)  # a machine that stalls must fail no test's end
@@ -456,7 +456,7 @@ def copied_databases(
 
     def copy(autocommit: Engine, name: str) -> None:
         with autocommit.connect() as connection:
-            connection.exec_driver_sql(f'CREATE DATABASE "{name}" TEMPLATE "{template_database}"')
+            connection.exec_driver_sql(_creation(name, template_database))
 
     monkeypatch.setattr("autopack.store.projects.create_database", copy)
 
@@ -475,7 +475,7 @@ def _databases_of_projects(url: str) -> list[str]:
 def empty_database_url(postgres_url: str, tmp_path: Path) -> Iterator[str]:
     """Address of a database without tables, for tests of migrations."""
     name = f"autopack_test_empty_{os.getpid()}_{time.monotonic_ns()}"
-    _execute(postgres_url, f'CREATE DATABASE "{name}" TEMPLATE template0')
+    _execute(postgres_url, _creation(name, "template0"))
     yield _with_database(postgres_url, name)
     _execute(postgres_url, f'DROP DATABASE "{name}" WITH (FORCE)')
 
@@ -484,7 +484,7 @@ def empty_database_url(postgres_url: str, tmp_path: Path) -> Iterator[str]:
 def spare_database_url(postgres_url: str, template_database: str) -> Iterator[str]:
     """Address of a database at head for this test alone, so that the test may migrate it."""
     name = f"autopack_test_spare_{os.getpid()}_{time.monotonic_ns()}"
-    _execute(postgres_url, f'CREATE DATABASE "{name}" TEMPLATE "{template_database}"')
+    _execute(postgres_url, _creation(name, template_database))
     yield _with_database(postgres_url, name)
     _execute(postgres_url, f'DROP DATABASE "{name}" WITH (FORCE)')
 
@@ -731,7 +731,7 @@ BEGIN
     FOR name IN
         SELECT c.oid::regclass FROM pg_class c
         WHERE c.relkind = 'r' AND c.relnamespace = 'public'::regnamespace
-          AND c.relname <> 'alembic_version'
+          AND c.relname <> 'alembic_version' AND pg_relation_size(c.oid) > 0
     LOOP
         EXECUTE format('SELECT EXISTS (SELECT FROM %s)', name) INTO has_rows;
         IF has_rows THEN dirty := dirty || name::text; END IF;
@@ -752,8 +752,8 @@ BEGIN
     FOREACH name IN ARRAY dirty LOOP
         EXECUTE format('DELETE FROM %s', name);
     END LOOP;
-    PERFORM setval(c.oid::regclass, 1, false) FROM pg_class c
-    WHERE c.relkind = 'S' AND c.relnamespace = 'public'::regnamespace;
+    PERFORM setval(seqrelid::regclass, 1, false) FROM pg_sequence
+    WHERE pg_sequence_last_value(seqrelid) IS NOT NULL;
 END $$
 """
 
@@ -801,6 +801,14 @@ def _database_settings(url: str) -> Settings:
 
 def _with_database(url: str, name: str) -> str:
     return make_url(url).set(database=name).render_as_string(hide_password=False)
+
+
+def _creation(name: str, template: str) -> str:
+    """Return the statement that copies a database, by its files.
+
+    By the log, as is usual, to copy and to drop it takes Postgres more than twice the CPU time.
+    """
+    return f'CREATE DATABASE "{name}" TEMPLATE "{template}" STRATEGY file_copy'
 
 
 def _execute(url: str, *statements: str) -> None:
