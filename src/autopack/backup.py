@@ -117,13 +117,9 @@ def restore_backup(
                 is_default=its.is_default,
                 node_id=repository.node_identity().node_id,
             )
+            backups.restore_ruleset(context, archive, is_replacing=is_replacing)
             with as_node(context) as context:
-                found = backups.rebuild(
-                    context,
-                    archive,
-                    is_replacing=is_replacing,
-                    told=lambda done: told(done, manifest.runs),
-                )
+                found = backups.rebuild(context, archive, lambda done: told(done, manifest.runs))
             revision = database.status().revision or ""
     return backups.restore_answer(path, manifest, revision, refs, found)
 

@@ -8,7 +8,7 @@ import random
 import shutil
 import stat
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from starlette.testclient import TestClient
 from autopack.backup import make_backup, restore_backup
 from autopack.checker.command import main as check
 from autopack.config import Settings
-from autopack.contexts import of_project
+from autopack.contexts import as_node, of_project
 from autopack.database import open_database
 from autopack.domain.errors import AutopackError
 from autopack.main import create_app
@@ -33,13 +33,18 @@ from autopack.services.archives import (
     new_archive,
 )
 from autopack.services.backups import MEMBERS, DatabaseInUseError, open_backup
+from autopack.services.upkeep import tend_node
 from autopack.store.projects import drop_database
 
 from .consistency import REVISION, assert_consistent
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tests.conftest import GitRepo
     from tests.processes import ForkServer
+
+    from autopack.services.context import AppContext
 
 pytestmark = [pytest.mark.integration, pytest.mark.safety_critical]
 
@@ -249,6 +254,32 @@ def test_the_clone_of_the_backup_gets_its_refs_and_files_back(
     report = restore_backup(restored, backup)
     assert (report.problems, report.set_aside) == (0, {})
     assert state_of(restored, git_repo) == before
+
+
+def test_a_ruleset_that_no_run_has_used_comes_back_although_the_node_looks_after_itself_at_once(
+    settings: Settings, tmp_path: Path, spare_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The nodes of the backup make the restoring process follow them, as soon as it is a member."""
+    with service(settings) as client:
+        work(client)
+    ruleset = settings.autonomous_runs_dir / "project_ruleset_Autopack.json"
+    edited = ruleset.read_bytes() + b"\n"
+    ruleset.write_bytes(edited)
+    make_backup(settings, tmp_path / "edited.tar")
+    shutil.rmtree(settings.home)
+    shutil.rmtree(settings.autonomous_runs_dir)
+
+    @contextmanager
+    def as_quick_node(context: AppContext) -> Iterator[AppContext]:
+        with as_node(context) as member:
+            tend_node(member)
+            yield member
+
+    monkeypatch.setattr("autopack.backup.as_node", as_quick_node)
+    url = Settings(_env_file=None, database_url=spare_database_url).database_url
+    restored = settings.model_copy(update={"database_url": url})
+    assert restore_backup(restored, tmp_path / "edited.tar").problems == 0
+    assert ruleset.read_bytes() == edited
 
 
 def test_work_after_the_backup_is_set_aside_and_the_older_state_returns(

@@ -280,8 +280,22 @@ def restore_rows(engine: Engine, archive: Archive, load: LoadDump) -> None:
     load(chunks_of(archive.open(DUMP)))
 
 
+def restore_ruleset(context: AppContext, archive: Archive, *, is_replacing: bool) -> None:
+    """Put the operator's ruleset file back.
+
+    Call it before the process is a member of its node, which writes a missing file again by the
+    version of the last run: the operator may have edited the file since.
+    """
+    context.mirror.prepare()
+    ruleset = archive.open(RULESET).read()
+    if ruleset:
+        context.mirror.write_ruleset(
+            context.settings.project_id, ruleset, only_if_absent=not is_replacing
+        )
+
+
 def rebuild(
-    context: AppContext, archive: Archive, *, is_replacing: bool, told: Callable[[int], None]
+    context: AppContext, archive: Archive, told: Callable[[int], None]
 ) -> list[RestoredRun]:
     """Rebuild what is lost of branches and files from Postgres, and verify every run.
 
@@ -289,12 +303,6 @@ def rebuild(
     others.
     """
     refs = _read_refs(archive)
-    context.mirror.prepare()
-    ruleset = archive.open(RULESET).read()
-    if ruleset:
-        context.mirror.write_ruleset(
-            context.settings.project_id, ruleset, only_if_absent=not is_replacing
-        )
     with context.reading() as session:
         project_backlog(context, session)
         names = runs.list_names(session)
