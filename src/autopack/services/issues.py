@@ -193,7 +193,7 @@ def _set_backlog_status(
 ) -> BacklogEntryAnswer:
     with context.writing() as session:
         entry = issues.lock_backlog_entry(session, context.settings.project_id, issue_key)
-        # After the last sighting, also by a clock that is behind: else that would seem to follow.
+        # By a clock that is behind, the last sighting would pass for a later one.
         now = max(context.now(), entry.last_seen_at + timedelta(microseconds=1))
         if wanted is BacklogStatus.RESOLVED:
             kind = None if entry.status is wanted else LifeKind.RESOLVED
