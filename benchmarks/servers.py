@@ -200,7 +200,9 @@ def running(command: Sequence[str], log: Path, environment: Row, path: str) -> I
         client = httpx.Client(
             base_url=f"http://127.0.0.1:{port}",
             timeout=120,
-            limits=httpx.Limits(),  # else 12 of 32 clients would connect again each time
+            # As many as there are clients: else 12 of 32 would connect again each time. The floor
+            # closes an idle connection after 5 seconds, just when a client may use it again.
+            limits=httpx.Limits(keepalive_expiry=2),
             trust_env=False,
         )
         deadline = time.monotonic() + 120

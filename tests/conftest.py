@@ -45,9 +45,6 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
     from starlette.testclient import TestClient
 
-    from autopack.gitrepo import Repository
-    from autopack.gitrepo.process import GitRunner
-
 # No example is judged by its time: the machine may stall, and is shared.
 hypothesis.settings.register_profile(
     "autopack", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
@@ -289,58 +286,6 @@ def certificates_loaded_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ssl.create_default_context", load_file_once)
         yield
-
-
-@pytest.fixture(autouse=True, scope="session")
-def repositories_found_once() -> Iterator[None]:
-    """Let git look once at repositories that it cannot tell apart, and once for a history's roots.
-
-    Each start of an application asks for both. Nearly all repositories here are copies of one: a
-    plain `.git` with the same configuration. The roots of a commit are always the same.
-    """
-    from autopack.gitrepo import repository, workspace
-
-    discover, root_commits = repository.discover, repository.Repository.root_commits
-    plain: set[tuple[GitRunner, bytes]] = set()
-    roots: dict[str, tuple[str, ...]] = {}
-
-    def discover_once(runner: GitRunner, path: Path) -> tuple[Path, bool]:
-        folder = path / ".git"
-        key = (runner, _plain_configuration(folder))
-        here = Path(os.path.realpath(folder)), False
-        if key[1] and key in plain:
-            return here
-        found = discover(runner, path)
-        if found == here:
-            plain.add(key)
-        return found
-
-    def root_commits_once(self: Repository) -> tuple[str, ...]:
-        if (self.git_dir / "shallow").exists():
-            return root_commits(self)
-        commit = self.base().commit
-        if commit not in roots:
-            roots[commit] = root_commits(self)
-        return roots[commit]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(repository, "discover", discover_once)
-        patch.setattr(workspace, "discover", discover_once)
-        patch.setattr(repository.Repository, "root_commits", root_commits_once)
-        yield
-
-
-def _plain_configuration(folder: Path) -> bytes:
-    """Return the configuration of a git directory on a branch; nothing if it is of another kind."""
-    names = ("objects", "refs")
-    try:
-        is_plain = folder.is_dir() and not folder.is_symlink()
-        is_plain = is_plain and all((folder / name).is_dir() for name in names)
-        is_plain = is_plain and not (folder / "commondir").exists()
-        is_plain = is_plain and (folder / "HEAD").read_bytes().startswith(b"ref: refs/heads/")
-        return (folder / "config").read_bytes() if is_plain else b""
-    except OSError:
-        return b""
 
 
 @pytest.fixture(autouse=True)

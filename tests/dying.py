@@ -8,16 +8,26 @@ import sys
 from collections.abc import Callable, Iterator
 from itertools import count
 from types import FrameType
+from typing import Final
+
+import pytest
 
 _OUTSIDE = {"posix", "fcntl", "_io", "io", "_posixsubprocess", "_socket", "psycopg2.extensions"}
 
 
-def killed_after_each_call(function: Callable[[], object]) -> Iterator[int]:
-    """Run a function in processes that kill themselves after 0, 1, 2 ... calls of the system.
+#: Of a test that is killed after each call, and of its part that runs with all tests.
+EACH_CALL: Final = pytest.mark.parametrize(
+    "every", [pytest.param(1, marks=pytest.mark.campaigns), 7]
+)
 
-    Yields that number after each death, and at last, when none has died, that of all calls.
+
+def killed_after_calls(function: Callable[[], object], every: int = 1) -> Iterator[int]:
+    """Run a function in processes that kill themselves after 0, 1, 2 ... times `every` calls.
+
+    These are calls of the system. Yields their number after each death, and at last, when none has
+    died, one that is not smaller than that of all calls.
     """
-    for calls in count():
+    for calls in count(step=every):
         child = os.fork()
         if not child:
             status = 1

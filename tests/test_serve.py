@@ -105,6 +105,7 @@ def serve(tmp_path: Path, fork_server: ForkServer) -> Iterator[Serve]:
             process.kill()
 
 
+@pytest.mark.campaigns
 def test_a_service_can_be_used_killed_started_again_and_stopped(
     serve: Serve, git_repo: GitRepo
 ) -> None:

@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 from autopack.api.access import AccessMiddleware
 from autopack.api.head import HeadLimits
 from autopack.api.wire import (
+    IDLE_SECONDS,
     STEP_BYTES,
     WireProtocol,
     connections_within,
@@ -48,11 +49,14 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 @asynccontextmanager
-async def served(*, stalled_seconds: float = 60, connections: int = 50) -> AsyncIterator[Any]:
+async def served(
+    *, stalled_seconds: float = 60, idle_seconds: float = IDLE_SECONDS, connections: int = 50
+) -> AsyncIterator[Any]:
     """Serve `echo` behind our protocol; yield what connects."""
     protocol = protocol_with(
         head_limits=HeadLimits(max_bytes=MAX_HEAD, max_fields=10),
         stalled_seconds=stalled_seconds,
+        idle_seconds=idle_seconds,
         max_connections=connections,
     )
     config = uvicorn.Config(echo, http=protocol, log_level="critical", lifespan="off")
@@ -181,13 +185,29 @@ async def test_a_stalled_head_is_408_and_a_silent_connection_is_closed() -> None
 
 @story
 async def test_blank_lines_do_not_keep_a_connection() -> None:
-    async with served(stalled_seconds=0.05) as connect:
+    async with served(idle_seconds=0.05) as connect:
         reader, writer = await connect()
         writer.write(HEAD + b"\r\n")
         assert (await reader.readline()).startswith(b"HTTP/1.1 200")
         while not connect.made[0].transport.is_closing():
             writer.write(b"\r\n")
             await asyncio.sleep(0.01)
+        writer.close()
+
+
+@story
+async def test_an_idle_connection_stays_longer_than_clients_and_proxies_keep_it() -> None:
+    """Else it could be closed just as they send the next request."""
+    async with served(stalled_seconds=0.05) as connect:
+        reader, writer = await connect()
+        for _ in range(2):
+            writer.write(HEAD + b"\r\n")
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 OK")
+            silent, end = await connect()
+            assert await silent.read() == b"", "it has never sent anything, and is closed"
+            end.close()
+        timer = connect.made[0].timeout_keep_alive_task
+        assert timer.when() - asyncio.get_running_loop().time() > 90
         writer.close()
 
 

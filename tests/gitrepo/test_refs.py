@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from tests.dying import killed_after_each_call
+from tests.dying import killed_after_calls
 
 from autopack.config import Settings
 from autopack.gitrepo import (
@@ -269,7 +269,7 @@ def test_a_process_blocks_no_ref_wherever_in_a_move_it_is_killed(
             lock.write(commits[0])
             lock.move()
 
-    for _ in killed_after_each_call(move):
+    for _ in killed_after_calls(move):
         move()
     assert repository.read_ref(BRANCH) == commits[0]
     mode = stat.S_IMODE((repository.git_dir / BRANCH).stat().st_mode)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.dying import killed_after_each_call
+from tests.dying import EACH_CALL, killed_after_calls
 
 from autopack.domain.rehearsal import GIT_NEEDED
 from autopack.gitrepo import Base, RefUpdate, Repository, RepositoryUnusableError
@@ -232,11 +232,12 @@ def test_scratch_that_a_killed_service_left_is_cleared_at_the_start(
     assert [path.name for path in scratch.iterdir()] == ["patch-young"]
 
 
+@EACH_CALL
 def test_wherever_a_first_start_is_killed_the_home_gets_its_files_whole(
-    repository: Repository, settings: Settings
+    repository: Repository, settings: Settings, every: int
 ) -> None:
     home = settings.home
-    for _ in killed_after_each_call(lambda: repository._write_home(home)):
+    for _ in killed_after_calls(lambda: repository._write_home(home), every):
         repository._write_home(home)
         assert (home / ".gitignore").read_text() == "*\n"
         assert (home / "project_id").read_text() != ""

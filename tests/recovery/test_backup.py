@@ -181,6 +181,7 @@ def test_everything_comes_back_into_an_empty_repository_and_an_empty_database(
         submit(client, "live", "P1", "more.txt")
 
 
+@pytest.mark.campaigns
 def test_a_further_project_comes_back_when_its_database_and_folders_are_lost(
     settings: Settings,
     git_repo: GitRepo,
@@ -309,6 +310,7 @@ def test_work_after_the_backup_is_set_aside_and_the_older_state_returns(
         assert must(client, "/runs/live")["state"] == "DONE_SUCCESS"
 
 
+@pytest.mark.campaigns
 def test_a_backup_of_a_service_at_work_has_every_patch_that_was_acknowledged_before(
     settings: Settings, git_repo: GitRepo, tmp_path: Path, empty_database_url: str
 ) -> None:

@@ -45,6 +45,7 @@ def must(answer: httpx.Response) -> Json:
     return found
 
 
+@pytest.mark.campaigns
 def test_each_project_has_its_pushes_webhooks_and_deadlines(
     settings: Settings, git_repo: GitRepo, tmp_path: Path, dropped_projects: None
 ) -> None:

@@ -72,7 +72,8 @@ def git_repo(git_repo: GitRepo, tmp_path: Path) -> GitRepo:
     return git_repo
 
 
-@pytest.mark.parametrize("mode", ["local", pytest.param("external", marks=pytest.mark.campaigns)])
+@pytest.mark.campaigns
+@pytest.mark.parametrize("mode", ["local", "external"])
 def test_from_init_to_a_pull_request(
     mode: str,
     git_repo: GitRepo,

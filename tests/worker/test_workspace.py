@@ -5,19 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.dying import killed_after_each_call
+from tests.dying import EACH_CALL, killed_after_calls
 
 from autopack.worker import workspace
 
 pytestmark = pytest.mark.integration
 
 
-def test_the_next_worker_removes_what_one_left_wherever_it_was_killed(tmp_path: Path) -> None:
+@EACH_CALL
+def test_the_next_worker_removes_what_one_left_wherever_it_was_killed(
+    tmp_path: Path, every: int
+) -> None:
     def work() -> None:
         with workspace.enter(tmp_path) as mine, mine.desk() as desk:
             (desk / "file").touch()
 
-    for calls in killed_after_each_call(work):
+    for calls in killed_after_calls(work, every):
         with workspace.enter(tmp_path) as mine:
             own = {mine.folder, mine.folder.with_name(f"{mine.folder.name}.lock")}
             assert {*(tmp_path / "work").iterdir()} == own, calls

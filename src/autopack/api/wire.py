@@ -29,6 +29,10 @@ STEP_BYTES: Final = 65_536
 # After a refusal, incoming bytes are read and dropped for so long: closing at once would reset the
 # connection, and the client would not see the answer.
 LINGER_SECONDS: Final = 1.0
+# How long an idle connection stays: longer than clients and proxies keep theirs (httpx 5 seconds,
+# nginx 60, Go 90). Else one of them could send a request just as it is closed, and would not know
+# whether it was done.
+IDLE_SECONDS: Final = 300
 
 
 def raise_file_limit() -> int:
@@ -51,6 +55,7 @@ class WireProtocol(HttpToolsProtocol):
 
     head_limits: ClassVar[HeadLimits] = HeadLimits()
     stalled_seconds: ClassVar[float] = 30
+    idle_seconds: ClassVar[float] = IDLE_SECONDS
     max_connections: ClassVar[int | None] = None
 
     def __init__(
@@ -61,6 +66,7 @@ class WireProtocol(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
+        self.timeout_keep_alive = self.idle_seconds  # type: ignore[assignment]  # any number does
         # All connections that wait for their client, the longest wait first.
         self._waiting: dict[WireProtocol, None] = _waiting_of(server_state)
         self._timer: asyncio.TimerHandle | None = None
@@ -137,9 +143,12 @@ class WireProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        is_idle = self._is_in_message or self.cycle.response_complete
-        if is_idle and not self.transport.is_closing():
+        if self.transport.is_closing():
+            return
+        if self._is_in_message:
             self._wait()
+        elif self.cycle.response_complete:
+            self._wait(self.idle_seconds)
 
     def _should_upgrade(self) -> bool:
         """Speak HTTP/1.1 alone: a wish for another protocol is ignored, as its standard allows."""
@@ -151,11 +160,12 @@ class WireProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         self._refuse(400, "malformed_request", "this is not an HTTP request")
 
-    def _wait(self) -> None:
-        """Start the time limit for the client's next bytes."""
+    def _wait(self, seconds: float | None = None) -> None:
+        """Start the time limit for the client's next bytes; None: that of a request under way."""
         self._stop_waiting()
         self._waiting[self] = None
-        self._timer = self.loop.call_later(self.stalled_seconds, self._tell_stalled)
+        seconds = self.stalled_seconds if seconds is None else seconds
+        self._timer = self.loop.call_later(seconds, self._tell_stalled)
 
     def _stop_waiting(self) -> None:
         self._waiting.pop(self, None)
@@ -216,6 +226,7 @@ def protocol_with(
     head_limits: HeadLimits,
     stalled_seconds: float,
     max_connections: int | None,
+    idle_seconds: float = IDLE_SECONDS,
 ) -> type[WireProtocol]:
     """Return the protocol class with these limits."""
 
@@ -225,4 +236,5 @@ def protocol_with(
     Configured.head_limits = head_limits
     Configured.stalled_seconds = stalled_seconds
     Configured.max_connections = max_connections
+    Configured.idle_seconds = idle_seconds
     return Configured
