@@ -107,11 +107,18 @@ def new_file(path: str) -> str:
     )
 
 
-def test_agents_can_complete_runs_by_mcp_alone(served_here: ServedHere, git_repo: GitRepo) -> None:
+def test_an_agent_can_complete_a_run_by_mcp_alone(
+    served_here: ServedHere, git_repo: GitRepo
+) -> None:
     git_repo.commit({"src/app.py": "first\nVALUE = 1\nlast\n"})
     start(served_here, plan("run-001", ("change", "docs"), ("schema", "schema_contract_change")))
     anyio.run(_one_run, served_here.url, git_repo)
 
+
+@pytest.mark.campaigns
+def test_many_agents_complete_runs_by_mcp_and_none_takes_a_phase_of_another(
+    served_here: ServedHere, git_repo: GitRepo
+) -> None:
     for number in range(RUNS):
         start(served_here, plan(f"many-{number}", ("one", "docs"), ("two", "docs")))
     claims = anyio.run(_many_agents, served_here.url)
