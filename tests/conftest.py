@@ -191,7 +191,8 @@ class GitRepo:
         stream: list[bytes] = []
         for mark, files in enumerate(changes, 1):
             self._commits += 1
-            about = f"commit {ref}\nmark :{mark}\ncommitter {self._committer()}\ndata 13\n"
+            who = f"Ada Example <ada@example.org> {self._date()}"
+            about = f"commit {ref}\nmark :{mark}\ncommitter {who}\ndata 13\n"
             stream.append(
                 f"{about}Change files\nfrom {after if mark == 1 else f':{mark - 1}'}\n".encode()
             )
@@ -204,8 +205,9 @@ class GitRepo:
         stream += [f"get-mark :{mark}\n".encode() for mark in range(1, len(changes) + 1)]
         return self.git("fast-import", "--quiet", "--force", stdin=b"".join(stream)).split()
 
-    def _committer(self) -> str:
-        return f"Ada Example <ada@example.org> {1_767_268_800 + self._commits} +0000"
+    def _date(self) -> str:
+        """Return the time of the next commit: each is a second later."""
+        return f"{1_767_268_800 + self._commits} +0000"
 
     def _head(self) -> str:
         """Return the commit of the branch checked out, which a new commit puts into a file."""
@@ -217,7 +219,7 @@ class GitRepo:
         return head if branch == head else (folder / branch).read_text().strip()
 
     def _environment(self) -> dict[str, str]:
-        date = f"2026-01-01T12:{self._commits // 60 % 60:02}:{self._commits % 60:02}+00:00"
+        date = self._date()
         return {
             "PATH": os.environ["PATH"],
             "HOME": "/nonexistent",

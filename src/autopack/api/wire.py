@@ -66,7 +66,7 @@ class WireProtocol(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self.timeout_keep_alive = self.idle_seconds  # type: ignore[assignment]  # any number does
+        self.timeout_keep_alive = IDLE_SECONDS  # uvicorn's own timer, beside `_timer`
         # All connections that wait for their client, the longest wait first.
         self._waiting: dict[WireProtocol, None] = _waiting_of(server_state)
         self._timer: asyncio.TimerHandle | None = None

@@ -121,8 +121,5 @@ def _is_by_tls(request: Request) -> bool:
 
 def _way(path: str) -> str:
     """Return a page of ours to go on to; anything else is the overview."""
-    return (
-        path
-        if is_within(path, HOME) and "\\" not in path and not path.startswith(SIGN_IN)
-        else HOME
-    )
+    is_a_page = is_within(path, HOME) and "\\" not in path
+    return path if is_a_page and not path.startswith(SIGN_IN) else HOME

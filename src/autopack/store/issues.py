@@ -162,32 +162,31 @@ _COUNT_SIGHTINGS: Final = Prepared(
     UPDATE backlog SET age_in_runs = ages.runs, age_in_tiers = cardinality(ages.tiers),
         tiers = to_jsonb(ages.tiers)
     FROM ages WHERE ages.backlog_pk = backlog.id
-""",  # noqa: S608 - literals
+""",  # noqa: S608 - `_ENTRY` is a literal
 )
 # Not before the last sighting: another run's report, which came first, would pass for a later one.
 _CLOSE: Final = Prepared(
     "close_in_backlog",
-    f"""
+    """
     WITH closed AS (
-        UPDATE backlog SET status = '{BacklogStatus.RESOLVED}',
-            resolved_at = greatest(%s, last_seen_at)
+        UPDATE backlog SET status = 'resolved', resolved_at = greatest(%s, last_seen_at)
         WHERE project_id = %s AND issue_key = %s RETURNING id, resolved_at
     )
     INSERT INTO issue_events (backlog_pk, kind, at, run_id, phase_id, checks, reason)
-    SELECT id, '{LifeKind.CLOSED}', resolved_at, %s, %s, %s::jsonb, %s FROM closed
-""",  # noqa: S608 - literals
+    SELECT id, 'closed', resolved_at, %s, %s, %s::jsonb, %s FROM closed
+""",
 )
 _GIVEN_ENTRIES: Final = PreparedSelect(
     BACKLOG,
     f"""WHERE id = ANY(ARRAY(SELECT known.id FROM unnest(%s::text[]) AS given (issue_key)
-        CROSS JOIN LATERAL ({_ENTRY}) known))""",  # noqa: S608 - literals
+        CROSS JOIN LATERAL ({_ENTRY}) known))""",  # noqa: S608 - `_ENTRY` is a literal
 )
 # A hand that reopens an issue has the last word, until the next report. What closed an open issue
 # came before the report, whatever their times are: the report may have waited for it.
-_TO_WEIGH: Final = f"""WHERE id IN (SELECT backlog_pk FROM sightings WHERE run_pk = %s)
-    AND status = '{BacklogStatus.OPEN}' AND last_seen_run = %s AND NOT EXISTS (
+_TO_WEIGH: Final = """WHERE id IN (SELECT backlog_pk FROM sightings WHERE run_pk = %s)
+    AND status = 'open' AND last_seen_run = %s AND NOT EXISTS (
         SELECT FROM issue_events e WHERE e.backlog_pk = backlog.id
-            AND e.kind = '{LifeKind.REOPENED}' AND e.at > last_seen_at)"""  # noqa: S608 - literals
+            AND e.kind = 'reopened' AND e.at > last_seen_at)"""
 
 
 def count_in_backlog(
@@ -314,19 +313,18 @@ def note(
     run_id: str | None = None,
     phase_id: str | None = None,
     actor: str | None = None,
-    checks: Sequence[str] = (),
     reason: str | None = None,
 ) -> None:
-    """Keep what happened to an issue of the backlog; a key that is not there has no life."""
+    """Keep what happened to an issue of the backlog; a key that is not there has no life.
+
+    That it was closed is kept where it is (`count_in_backlog`), with the checks that prove it.
+    """
     session.gather(
         "INSERT INTO issue_events"
         " (backlog_pk, kind, at, run_id, phase_id, actor, checks, reason)"
-        " SELECT id, %s, %s, %s, %s, %s, %s::jsonb, %s FROM backlog"
+        " SELECT id, %s, %s, %s, %s, %s, '[]', %s FROM backlog"
         " WHERE project_id = %s AND issue_key = %s",
-        (
-            *(str(kind), at, run_id, phase_id, actor, json.dumps(list(checks)), reason),
-            *(project_id, issue_key),
-        ),
+        (str(kind), at, run_id, phase_id, actor, reason, project_id, issue_key),
     )
 
 
